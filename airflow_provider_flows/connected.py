@@ -1,0 +1,138 @@
+"""What every hook stands on: an Airflow connection, its service, and the two doors through which conversations are held.
+
+It has no words for what can be asked of a service (hooks.py has) and keeps nothing between calls but the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_flows import connection as conn
+from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.retry import Retry, once, patiently
+
+if TYPE_CHECKING:
+    import requests
+    from airflow.sdk import Connection
+
+    from airflow_provider_flows.flow.exchange import Conversation, T
+    from airflow_provider_flows.flow.services import Service
+    from airflow_provider_flows.transport.asynchronous import AsyncTransport
+    from airflow_provider_flows.transport.settings import Settings
+
+
+class ConnectedHook(BaseHook):
+    """A hook that knows its connection and can hold conversations with its service.
+
+    :param flows_conn_id: the Airflow connection to use.
+    """
+
+    conn_name_attr = "flows_conn_id"
+    default_conn_name = "flows_default"
+    conn_type = "flows"
+    hook_name = "Flows"
+    default_host: ClassVar[str] = ""
+    fields: ClassVar[Mapping[str, conn.Field]] = {}
+
+    def __init__(self, flows_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        """Keep the connection's id; nothing is looked up or opened yet."""
+        super().__init__(**kwargs)
+        self.flows_conn_id = flows_conn_id
+        self._connection: Connection | None = None
+        self._session: requests.Session | None = None
+
+    def make_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # subclasses need it
+        """Make the service that this hook talks to.
+
+        :param extra: the connection's extra, checked, with defaults.
+        """
+        message = f"{type(self).__name__} serves no service; ask FlowsHook.get_hook({self.flows_conn_id!r}) for the right hook"
+        raise FlowInputError(message)
+
+    @classmethod
+    def get_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
+        """Give the hook of a connection, by its connection type.
+
+        :raises FlowInputError: the connection is not of a type that runs flows.
+        """
+        return cls._hook_of(cls.get_connection(conn_id), hook_params)
+
+    @classmethod
+    async def aget_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
+        """Give the hook of a connection, without blocking the event loop."""
+        connection = await cls.aget_connection(conn_id)
+        # the first look at Airflow's registry of connection types reads every provider's metadata: not on the loop
+        return await asyncio.to_thread(cls._hook_of, connection, hook_params)
+
+    @classmethod
+    def _hook_of(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
+        hook = connection.get_hook(hook_params=hook_params)
+        if not isinstance(hook, cls):
+            message = (
+                f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, which runs no flows; "
+                "flows_conn_id must name one of type generio or promptchainer"
+            )
+            raise FlowInputError(message)
+        hook._connection = connection  # noqa: SLF001  # it was looked up just now; a look-up is dear
+        return hook
+
+    @property
+    def connection(self) -> Connection:
+        """The Airflow connection, looked up once."""
+        if self._connection is None:
+            self._connection = self.get_connection(self.flows_conn_id)
+        return self._connection
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The connection's extra, checked, with defaults."""
+        return conn.extra_of(self.connection, self.fields)
+
+    @property
+    def service(self) -> Service:
+        """The service, as this connection wants it."""
+        return self.make_service(self.extra)
+
+    @property
+    def settings(self) -> Settings:
+        """What the transports need to know of this connection."""
+        return conn.settings_of(self.connection, self.extra, default_host=self.default_host, credentials=self.service.headers)
+
+    def get_conn(self) -> requests.Session:
+        """Give the one `requests` session of this hook; credentials are added to each request, not to the session."""
+        if self._session is None:
+            from airflow_provider_flows.transport.blocking import new_session
+
+            self._session = new_session(self.settings)
+        return self._session
+
+    def hold(self, conversation: Conversation[T], settings: Settings | None = None) -> T:
+        """Hold a conversation over `requests`, blocking."""
+        from airflow_provider_flows.transport.blocking import BlockingTransport, hold
+
+        return hold(conversation, BlockingTransport(settings or self.settings, self.get_conn()).send)
+
+    def patient(self, conversation: Conversation[T]) -> T:
+        """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
+        return self.hold(patiently(conversation, Retry(attempts=1 + self.extra["retries"])))
+
+    @asynccontextmanager
+    async def async_transport(self) -> AsyncIterator[AsyncTransport]:
+        """Open the async door: an `aiohttp` session for the running loop, closed at the end."""
+        from airflow_provider_flows.transport.asynchronous import AsyncTransport, new_session
+
+        settings = self.settings
+        async with await new_session(settings) as session:
+            yield AsyncTransport(settings, session)
+
+    async def ahold(self, conversation: Conversation[T]) -> T:
+        """Hold a conversation over `aiohttp`, each request asked once."""
+        from airflow_provider_flows.transport.asynchronous import hold
+
+        async with self.async_transport() as transport:
+            return await hold(once(conversation), transport.send)

@@ -1,0 +1,241 @@
+"""Requests, responses and conversations as plain values, and the one place where a response becomes a value or an error.
+
+It does no I/O and knows no service: the transports send, flow/services says what to send, retry.py says what to send again.
+
+A conversation is a generator: it yields a `Request` and is sent the `Response` (or is thrown the `FlowServiceError` that
+kept it from coming), or yields a `Pause` and is sent None when the time is over; what it returns is its result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from airflow_provider_flows.flow.errors import (
+    FlowAuthError,
+    FlowConflict,
+    FlowInvalid,
+    FlowMalformed,
+    FlowNotFound,
+    FlowRateLimited,
+    FlowServiceError,
+)
+
+T = TypeVar("T")
+MAX_REDIRECTS = 5
+SHOWN = 200  # characters of a service's own words that go into a message
+
+
+class Resend(Enum):
+    """When a request may be sent a second time."""
+
+    ALWAYS = "doing it twice is doing it once"
+    IF_REFUSED = "only when it never arrived, or when the service said that it did nothing (429)"
+    IF_NEVER_ARRIVED = "only when it never arrived: doing it twice costs money"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request, without host, without credentials.
+
+    `path` is relative to the connection's host and quoted already, or an absolute URL; the credentials go with a request only to
+    the connection's own host. `json` is sent as the body unless it is None. `file` marks an answer that is a file, so that the
+    bound on JSON answers does not apply.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    json: Any = field(default=None, repr=False)
+    resend: Resend = Resend.ALWAYS
+    file: bool = False
+
+    def __str__(self) -> str:
+        """Give method and path, never a query (a signed URL's query is a secret) and never the body."""
+        return f"{self.method} {self.path.partition('?')[0]}"
+
+    @property
+    def body(self) -> bytes | None:
+        """The JSON body's bytes (UTF-8), or None."""
+        return None if self.json is None else json.dumps(self.json, allow_nan=False).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came back: the status, the headers with lower-case names, the whole body, and the URL that was asked."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = field(default=b"", repr=False)
+    url: str = field(default="", repr=False)  # not shown: a signed URL is a secret
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status says success (2xx)."""
+        return 200 <= self.status < 300
+
+    def retry_after(self, now: float) -> float | None:
+        """Seconds that the service asks to wait (header Retry-After, seconds or a date), or None; nonsense counts as absent.
+
+        :param now: the present in epoch seconds, for a date.
+        """
+        told = self.headers.get("retry-after", "").strip()
+        try:
+            seconds = float(told) if told[:1].isdigit() else parsedate_to_datetime(told).timestamp() - now
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return max(0.0, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Nothing to send for so many seconds."""
+
+    seconds: float
+
+
+Step = Request | Pause
+Conversation = Generator[Step, Response | None, T]
+
+
+def ask(request: Request) -> Conversation[Response]:
+    """Hold the smallest conversation: one request, one response."""
+    response = yield request
+    if response is None:
+        message = f"{request} was answered as if it were a pause: the driver of this conversation is broken"
+        raise TypeError(message)
+    return response
+
+
+def through(conversation: Conversation[T], asking: Callable[[Request], Conversation[Response]]) -> Conversation[T]:
+    """Hold a conversation in which each request is asked by `asking`, for example again and again, or along redirects.
+
+    :param conversation: any conversation that has not begun.
+    :param asking: what becomes of one request: a conversation that returns its response or raises a `FlowServiceError`.
+    """
+    try:
+        step = next(conversation)
+        while True:
+            if isinstance(step, Pause):
+                step = conversation.send((yield step))
+                continue
+            try:
+                response = yield from asking(step)
+            except FlowServiceError as error:
+                step = conversation.throw(error)
+            else:
+                step = conversation.send(response)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def along_redirects(request: Request) -> Conversation[Response]:
+    """Ask, and follow redirects of a GET; the transport leaves the credentials behind at another host.
+
+    A redirect of anything else is handed back as it is: it would be sent again as something else, or twice.
+    """
+    for _ in range(MAX_REDIRECTS):
+        response = yield from ask(request)
+        target = response.headers.get("location")
+        if request.method != "GET" or response.status not in {301, 302, 303, 307, 308} or not target:
+            return response
+        request = replace(request, path=urljoin(response.url, target), query={})
+    message = f"{request} is redirected more than {MAX_REDIRECTS} times; check the host of the connection"
+    raise FlowMalformed(message, status=response.status)
+
+
+def same_origin(one: str, other: str) -> bool:
+    """Whether two URLs share scheme, host and port, so that credentials for the one may go to the other."""
+    default = {"http": 80, "https": 443}
+    first, second = urlsplit(one), urlsplit(other)
+    return (first.scheme, first.hostname, first.port or default.get(first.scheme)) == (
+        second.scheme,
+        second.hostname,
+        second.port or default.get(second.scheme),
+    )
+
+
+def read_json(request: Request, response: Response) -> Any:
+    """Read a response into a JSON value, or raise what it means.
+
+    :raises FlowServiceError: any answer that is not a success, as the type the status stands for.
+    :raises FlowMalformed: a success whose body is not JSON (whatever its content type says, vendor-api P-10).
+    """
+    check(request, response)
+    if not response.body.strip():
+        return None
+    try:
+        value = json.loads(response.body, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise FlowMalformed(malformed(request, response, "is not JSON"), status=response.status) from error
+    if isinstance(value, dict) and value.get("success") is False:
+        message = f"{request} was answered with success: false. The service says: {reason(response)}"
+        raise FlowServiceError(message, status=response.status)
+    return value
+
+
+def malformed(request: Request, response: Response, why: str) -> str:
+    """Word the message of a `FlowMalformed`: what was asked, why the answer cannot be read, and how it begins."""
+    shown = response.body[:SHOWN].decode("utf-8", "replace")
+    return f"The answer to {request} {why} (HTTP {response.status}, {len(response.body)} bytes). It begins: {shown!r}"
+
+
+MOVED = "The service redirects; a changing request is not sent on. Check the host of the connection."
+MEANINGS: dict[int, tuple[type[FlowServiceError], str]] = {
+    **dict.fromkeys((301, 302, 303, 307, 308), (FlowServiceError, MOVED)),
+    400: (FlowInvalid, "The service refuses the request; check the arguments named below."),
+    401: (FlowAuthError, "The service does not accept the key; check the connection's password."),
+    402: (FlowServiceError, "The account's quota or credit seems to be used up."),
+    403: (
+        FlowAuthError,
+        "The service does not allow this with the connection's key; check the password and its rights.",
+    ),
+    404: (FlowNotFound, "The service knows nothing by that name or id; check it, and the connection's host."),
+    409: (FlowConflict, "This cannot be done in the flow run's present state."),
+    413: (FlowInvalid, "The inputs are larger than the service takes."),
+    415: (FlowInvalid, "The flow does not take an input of this media type."),
+    422: (FlowInvalid, "The service refuses the request; check the arguments named below."),
+    425: (FlowConflict, "It is too early for this; the flow run is not that far yet."),
+    429: (FlowRateLimited, "The service asks for fewer requests."),
+}
+
+
+def check(request: Request, response: Response, now: float | None = None) -> None:
+    """Raise what a response's status stands for, unless it is a success.
+
+    :raises FlowServiceError: or the subclass of the status (vendor-api 1.8); the message carries the service's own reason.
+    """
+    if response.ok:
+        return
+    kind, hint = MEANINGS.get(response.status, (FlowServiceError, "The service could not answer; try again later."))
+    moment = datetime.now(tz=UTC).timestamp() if now is None else now
+    message = f"{request} was answered with HTTP {response.status}. {hint} The service says: {reason(response)}"
+    raise kind(message, status=response.status, retry_after=response.retry_after(moment))
+
+
+def reason(response: Response) -> str:
+    """Find the service's own words in an error answer: `detail` (text, list, object), `message`, `error`, or its start."""
+    try:
+        told = json.loads(response.body)
+    except (ValueError, RecursionError):
+        told = response.body.decode("utf-8", "replace")
+    if isinstance(told, dict):
+        told = next((told[key] for key in ("detail", "message", "error", "details") if told.get(key)), told)
+    items = told if isinstance(told, list) else [told]
+    words = "; ".join(_words(item) for item in items).strip()
+    return " ".join(words.split())[: 3 * SHOWN] or "(nothing)"
+
+
+def _words(item: Any) -> str:
+    """Word one item of FastAPI's detail list (`loc`, `msg`), or anything else."""
+    if isinstance(item, dict) and "msg" in item:
+        places = item.get("loc") if isinstance(item.get("loc"), list) else []
+        return f"{'.'.join(str(part) for part in places or [])}: {item['msg']}"
+    return item if isinstance(item, str) else json.dumps(item, default=str)

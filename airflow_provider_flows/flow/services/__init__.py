@@ -1,0 +1,108 @@
+"""What a service can do, as conversations: the class that one module a service fills in.
+
+It holds no service's paths or words; those stand in the module of that service and nowhere else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_provider_flows.flow.errors import FlowInputError
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.data_uri import Content
+    from airflow_provider_flows.flow.definition import FlowDefinition
+    from airflow_provider_flows.flow.exchange import Conversation
+    from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
+
+Inputs = Sequence["FlowInput"] | Mapping[str, Any]  # a list of inputs, or a mapping of variables
+
+
+class Service(ABC):
+    """One service that runs flows.
+
+    Only `headers`, `check` and `start` are demanded. A service whose runs have an id also gives `get_run`; what a service
+    does not offer raises `FlowInputError` and says so.
+    """
+
+    name: ClassVar[str]
+    steps: ClassVar[bool] = False  # whether a run is made, filled and started by separate requests
+
+    @abstractmethod
+    def headers(self, token: str) -> dict[str, str]:
+        """Give the headers that carry the credentials."""
+
+    @abstractmethod
+    def check(self) -> Conversation[str]:
+        """Ask the service whether it takes the key; returns what to tell the user.
+
+        :raises FlowServiceError: the service refuses the key or cannot be asked.
+        """
+
+    @abstractmethod
+    def start(self, flow: str, inputs: Inputs, parameters: Any, additional: Any) -> Conversation[FlowRun]:
+        """Start a flow run with everything it needs, in as few requests as the service allows."""
+
+    def checked(self, inputs: Inputs) -> list[FlowInput]:
+        """Give the inputs as they are added one by one.
+
+        :raises FlowInputError: they are none that this service takes; nothing was sent.
+        """
+        raise self._cannot("take inputs one by one")
+
+    def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
+        """Make a flow run that does not run yet and costs nothing yet."""
+        raise self._cannot("make a flow run without starting it")
+
+    def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
+        """Add an input to a run that was made but not started; returns the input's asset id if the service tells it."""
+        raise self._cannot("add inputs to a flow run")
+
+    def begin(self, flow_run_id: str) -> Conversation[None]:
+        """Start a run that was made before."""
+        raise self._cannot("start a flow run that was made before")
+
+    def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
+        """Read a run as it is now."""
+        raise self._cannot("look at a flow run: a run has no id there and is over when its start is answered")
+
+    def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
+        """Read the account's runs, those in `state` if it is given."""
+        raise self._cannot("list flow runs")
+
+    def abort(self, flow_run_id: str) -> Conversation[None]:
+        """Ask that a run be stopped; it may take a moment until it is."""
+        raise self._cannot("abort a flow run")
+
+    def delete(self, flow_run_id: str) -> Conversation[None]:
+        """Delete a run with all its inputs and outputs, for ever."""
+        raise self._cannot("delete a flow run")
+
+    def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
+        """Read a run's inputs, in the form of outputs."""
+        raise self._cannot("list a flow run's inputs")
+
+    def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
+        """Read one input's content."""
+        raise self._cannot("give a flow run's inputs back")
+
+    def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
+        """Read the outputs of a run that is final."""
+        raise self._cannot("list a flow run's outputs")
+
+    def download_output(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
+        """Read one output's content."""
+        raise self._cannot("download a flow run's outputs")
+
+    def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
+        """Read what a flow takes and gives."""
+        raise self._cannot("tell a flow's definition")
+
+    def list_definitions(self) -> Conversation[list[FlowDefinition]]:
+        """Read the definitions of all flows."""
+        raise self._cannot("list its flows")
+
+    def _cannot(self, what: str) -> FlowInputError:
+        return FlowInputError(f"The service {self.name} cannot {what}.")

@@ -1,0 +1,213 @@
+"""Generio Flows: its paths and request bodies, each endpoint a conversation.
+
+How its answers are read stands in generio_answers.py; nothing else knows the service.
+
+Source of every path and body: the vendor's reference, https://docs.generio.ai, in its newest wording ("docs C").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
+
+from airflow_provider_flows.flow import data_uri
+from airflow_provider_flows.flow.errors import FlowConflict, FlowInputError, FlowNotFound
+from airflow_provider_flows.flow.exchange import Request, Resend, ask, check, read_json, reason
+from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.flow.services import Inputs, Service
+from airflow_provider_flows.flow.services import generio_answers as answers
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.data_uri import Content
+    from airflow_provider_flows.flow.definition import FlowDefinition
+    from airflow_provider_flows.flow.exchange import Conversation
+
+MOST_PAGES = 1000
+
+
+class Generio(Service):
+    """The Generio Flows API."""
+
+    name: ClassVar[str] = "generio"
+    steps: ClassVar[bool] = True
+
+    def headers(self, token: str) -> dict[str, str]:
+        """Bearer token, on every call (docs C, all pages)."""
+        return {"Authorization": f"Bearer {token}"}
+
+    def check(self) -> Conversation[str]:
+        """GET /flows?filter_by=running: the account's own runs, so it needs the key; where that is missing, GET /templates."""
+        try:
+            yield from _value(Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value}))
+        except FlowNotFound:
+            yield from _value(Request("GET", "/templates"))
+        return "Generio answers and takes the key."
+
+    def start(self, flow: str, inputs: Inputs, parameters: Any, additional: Any) -> Conversation[FlowRun]:
+        """POST /flows with inputs: one request, and the run starts by itself. It is never sent twice: it costs money."""
+        body = {
+            **_making(flow, parameters, additional),
+            "inputs": [_escaped(item).as_json() for item in self.checked(inputs)],
+        }
+        return (yield from _made(Request("POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED), flow))
+
+    def checked(self, inputs: Inputs) -> list[FlowInput]:
+        """Refuse a mapping, and nothing at all: without an input a run would never start."""
+        if isinstance(inputs, Mapping):
+            message = "inputs must be a list of prompts and files for a Generio flow; a mapping of variables is for PromptChainer"
+            raise FlowInputError(message)
+        if not inputs:
+            message = "inputs must hold at least one prompt or file: without one a Generio flow run would never start"
+            raise FlowInputError(message)
+        return list(inputs)
+
+    def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
+        """POST /flows without inputs: the run is made, does not start and costs nothing."""
+        request = Request("POST", "/flows", json=_making(flow, parameters, additional), resend=Resend.IF_REFUSED)
+        return (yield from _made(request, flow))
+
+    def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
+        """POST /flows/{id}/inputs; on 404 or 405 once /flows/{id}/input with `file_data`, as the oldest docs have it (G-09)."""
+        path, body = f"{_path(flow_run_id)}/inputs", _escaped(item).as_json()
+        request = Request("POST", path, json=body, resend=Resend.IF_REFUSED)
+        response = yield from ask(request)
+        if response.status in {404, 405}:
+            old_body = {"file_data": body.pop("data"), **body}
+            older = Request("POST", path.removesuffix("s"), json=old_body, resend=Resend.IF_REFUSED)
+            second = yield from ask(older)
+            request, response = (older, second) if second.ok else (request, response)
+        return answers.asset_id(read_json(request, response))
+
+    def begin(self, flow_run_id: str) -> Conversation[None]:
+        """PATCH /flows/{id} with action start; a run that is not in state created has started already (G-17)."""
+        request = Request("PATCH", _path(flow_run_id), json={"action": "start"}, resend=Resend.IF_REFUSED)
+        yield from self._change(flow_run_id, request, lambda state: state is not FlowState.CREATED)
+
+    def abort(self, flow_run_id: str) -> Conversation[None]:
+        """PATCH /flows/{id} with action abort; a run that is aborting or final needs none."""
+        request = Request("PATCH", _path(flow_run_id), json={"action": "abort"})
+        yield from self._change(flow_run_id, request, lambda state: state.final or state is FlowState.ABORTING)
+
+    def _change(self, flow_run_id: str, request: Request, there: Callable[[FlowState], bool]) -> Conversation[None]:
+        """Ask for a change of state; a refusal is settled by reading the run: it may be there already (vendor-api 1.12.9).
+
+        :raises FlowConflict: the run is in a state that does not allow it, whichever status said so.
+        """
+        response = yield from ask(request)
+        if response.status not in {400, 409, 422, 425}:
+            check(request, response)
+            return
+        run = yield from self.get_run(flow_run_id)
+        if not there(run.state):
+            message = f"{request} was refused (HTTP {response.status}): the run is {run.state_word}. {reason(response)}"
+            raise FlowConflict(message, status=response.status)
+
+    def delete(self, flow_run_id: str) -> Conversation[None]:
+        """DELETE /flows/{id}; only a run in state created or a final one takes it."""
+        request = Request("DELETE", _path(flow_run_id))
+        check(request, (yield from ask(request)))
+
+    def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
+        """GET /flows/{id}: https://docs.generio.ai, "Get flow details"."""
+        request = Request("GET", _path(flow_run_id))
+        response = yield from ask(request)
+        return answers.read_run(request, response, read_json(request, response), known_id=flow_run_id)
+
+    def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
+        """GET /flows. What `filter_by` and paging really do is not known (G-06, G-08): filtered here again, pages followed."""
+        query = {"sort_by": "created_at"} | ({"filter_by": state.value} if state else {})
+        request: Request | None = Request("GET", "/flows", query)
+        found: dict[str, FlowRun] = {}
+        for _ in range(MOST_PAGES):
+            if request is None:
+                break
+            response = yield from ask(request)
+            value = read_json(request, response)
+            new = {run.flow_run_id: run for run in answers.read_runs(request, response, value)}
+            grown = not new.keys() <= found.keys()
+            found |= new
+            request = answers.next_page(request, value, len(found)) if grown else None
+        return [run for run in found.values() if state in {None, run.state}]
+
+    def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
+        """GET /flows/{id}/inputs."""
+        return (yield from _assets(flow_run_id, "inputs", include_data=include_data))
+
+    def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
+        """GET /flows/{id}/inputs/{asset_id}."""
+        return (yield from _content(f"{_path(flow_run_id)}/inputs/{quote(asset_id, safe='')}"))
+
+    def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
+        """GET /flows/{id}/outputs; only a final run has them."""
+        return (yield from _assets(flow_run_id, "outputs", include_data=include_data))
+
+    def download_output(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
+        """GET /flows/{id}/outputs/{asset_id}: a data URI in JSON, or the raw file (G-02)."""
+        return (yield from _content(f"{_path(flow_run_id)}/outputs/{quote(asset_id, safe='')}"))
+
+    def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
+        """GET /templates, and the one with this name or id (G-26).
+
+        :raises FlowNotFound: there is none; the message lists those there are.
+        """
+        known = yield from self.list_definitions()
+        for definition in known:
+            if flow in {definition.flow, definition.name}:
+                return definition
+        names = ", ".join(sorted(definition.name or definition.flow for definition in known))
+        message = f"Generio has no flow {flow!r}. It has: {names or 'none'}."
+        raise FlowNotFound(message, status=404)
+
+    def list_definitions(self) -> Conversation[list[FlowDefinition]]:
+        """GET /templates."""
+        request = Request("GET", "/templates")
+        response = yield from ask(request)
+        return answers.read_definitions(request, response, read_json(request, response))
+
+
+def _path(flow_run_id: str) -> str:
+    if not flow_run_id or flow_run_id in {".", ".."}:
+        message = f"flow_run_id must be a flow run's id, not {flow_run_id!r}"
+        raise FlowInputError(message)
+    return f"/flows/{quote(flow_run_id, safe='')}"
+
+
+def _making(flow: str, parameters: Any, additional: Any) -> dict[str, Any]:
+    """Give the body of POST /flows: `template`, and what there is of `parameters` and `additional`."""
+    told = {"parameters": parameters, "additional": additional}
+    return {"template": flow, **{key: value for key, value in told.items() if value is not None}}
+
+
+def _escaped(item: FlowInput) -> FlowInput:
+    """Give the input as it is sent: a prompt that merely begins like a data URI gets a leading blank (vendor-api G-15)."""
+    if item.data[:5].lower() != "data:":
+        return item
+    try:
+        data_uri.decode(item.data)
+    except ValueError:
+        return FlowInput(" " + item.data, item.additional)
+    return item
+
+
+def _value(request: Request) -> Conversation[Any]:
+    return read_json(request, (yield from ask(request)))
+
+
+def _made(request: Request, flow: str) -> Conversation[FlowRun]:
+    response = yield from ask(request)
+    return answers.read_run(request, response, read_json(request, response), known_flow=flow)
+
+
+def _assets(flow_run_id: str, kind: str, *, include_data: bool) -> Conversation[list[FlowOutput]]:
+    # true and false in lower case: whether the service reads a string or a Boolean is not known (G-25)
+    request = Request("GET", f"{_path(flow_run_id)}/{kind}", {"include_data": str(include_data).lower()}, file=include_data)
+    response = yield from ask(request)
+    return answers.read_assets(request, response, read_json(request, response), kind)
+
+
+def _content(path: str) -> Conversation[Content]:
+    request = Request("GET", path, file=True)
+    response = yield from ask(request)
+    check(request, response)
+    return answers.read_content(request, response)

@@ -1,0 +1,260 @@
+"""Generio Flows: how its answers are read, tolerant wherever its documentation is of two minds (vendor-api part 3, G rows).
+
+It sends nothing; generio.py says what is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urljoin
+
+from airflow_provider_flows.flow import data_uri
+from airflow_provider_flows.flow.data_uri import Content
+from airflow_provider_flows.flow.definition import FlowDefinition
+from airflow_provider_flows.flow.errors import FlowMalformed
+from airflow_provider_flows.flow.exchange import SHOWN, malformed
+from airflow_provider_flows.flow.run import (
+    ERROR,
+    PENDING,
+    READY,
+    FlowOutput,
+    FlowRun,
+    FlowState,
+    read_progress,
+    read_time,
+)
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.exchange import Request, Response
+
+ASSET_IDS = ("asset_id", "id", "_id")  # G-01
+RUN_IDS = ("flow_id", "id", "_id")
+STATUSES = {  # G-03: whatever is not listed is pending
+    **dict.fromkeys(("ready", "available", "completed", "done"), READY),
+    **dict.fromkeys(("error", "failed"), ERROR),
+}
+
+
+def _first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    return next((value[key] for key in keys if value.get(key) not in (None, "")), None)
+
+
+def _refuse(request: Request, response: Response, why: str) -> NoReturn:
+    raise FlowMalformed(malformed(request, response, why), status=response.status)
+
+
+def _identifier(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    found = _first(value, keys)
+    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else None
+
+
+def asset_id(value: Any) -> str | None:
+    """Find the asset id in the answer to an added input; it is not documented, so it may be absent."""
+    return _identifier(value, ASSET_IDS) if isinstance(value, Mapping) else None
+
+
+def read_run(
+    request: Request, response: Response, value: Any, *, known_id: str | None = None, known_flow: str | None = None
+) -> FlowRun:
+    """Read one flow run; all it must have is an id, or a state where the id is known (G-16).
+
+    :raises FlowMalformed: it is no object, or has neither.
+    """
+    if isinstance(value, Mapping) and isinstance(value.get("flow"), Mapping):
+        value = value["flow"]
+    if not isinstance(value, Mapping):
+        _refuse(request, response, "is not a JSON object")
+    flow_run_id = _identifier(value, RUN_IDS) or known_id
+    word = _first(value, ("state", "status"))  # G-28
+    if flow_run_id is None:
+        _refuse(request, response, "has no flow_id")
+    if known_id is not None and word is None:
+        _refuse(request, response, "has no state")
+    return _run(value, known_id or flow_run_id, "created" if word is None else str(word), known_flow)
+
+
+def _run(value: Mapping[str, Any], flow_run_id: str, word: str, known_flow: str | None) -> FlowRun:
+    state = FlowState.of(word)
+    return FlowRun(
+        flow_run_id=flow_run_id,
+        service="generio",
+        flow=_flow_name(value) or known_flow,
+        state=state,
+        state_word=state.value if state is not FlowState.UNKNOWN else word[:SHOWN],
+        progress=1.0 if state is FlowState.COMPLETED else read_progress(value.get("progress")),
+        created_at=read_time(value.get("created_at")),
+        started_at=read_time(value.get("started_at")),
+        finished_at=read_time(value.get("finished_at")),
+        parameters=value.get("parameters"),
+        additional=value.get("additional"),
+        error=_error(value, state),
+        raw=value,
+    )
+
+
+def _flow_name(value: Mapping[str, Any]) -> str | None:
+    told = _first(value, ("template", "template_name", "template_id"))
+    if isinstance(told, Mapping):
+        told = _first(told, ("name", "template_name", "template_id", "id"))
+    return str(told) if isinstance(told, (str, int)) else None
+
+
+def _error(value: Mapping[str, Any], state: FlowState) -> str | None:
+    """Find a reason; no field for it is documented, and `message` may as well be the sibling API's friendly wrapper (1.8)."""
+    keys = ("error", "error_message", "reason", "details", "detail")
+    told = _first(value, (*keys, "message") if state is FlowState.FAILED else keys)
+    if told is None or told is False:
+        return None
+    return (told if isinstance(told, str) else json.dumps(told, default=str))[: 10 * SHOWN]
+
+
+def _rows(value: Any, keys: Iterable[str]) -> list[Any] | None:
+    """Find the list in an answer: the bare array, or under one of the keys."""
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in keys if isinstance(value.get(key), list)), None)
+    return value if isinstance(value, list) else None
+
+
+def read_runs(request: Request, response: Response, value: Any) -> list[FlowRun]:
+    """Read a list of runs; rows without id are passed over, a row without state is of unknown state (G-06: maybe projected)."""
+    rows = _rows(value, ("flows", "items", "data", "results"))
+    if rows is None:
+        _refuse(request, response, "holds no list of flow runs")
+    found = ((_identifier(row, RUN_IDS), row) for row in rows if isinstance(row, Mapping))
+    return [_run(row, key, str(_first(row, ("state", "status")) or "unknown"), None) for key, row in found if key]
+
+
+def next_page(request: Request, value: Any, seen: int) -> Request | None:
+    """Make the request for the next page from whatever hint the answer holds (G-08), None without one."""
+    if not isinstance(value, Mapping):
+        return None
+    following = _first(value, ("next", "next_page", "next_url"))
+    if isinstance(following, str):
+        return replace(request, path=urljoin(request.path, following), query={} if "?" in following else request.query)
+    total, page, pages = (value.get(key) for key in ("total", "page", "pages"))
+    if isinstance(page, int) and isinstance(pages, int) and page < pages:
+        return replace(request, query={**request.query, "page": str(page + 1)})
+    if isinstance(total, int) and seen < total:
+        return replace(request, query={**request.query, "offset": str(seen)})
+    return None
+
+
+def read_assets(request: Request, response: Response, value: Any, kind: str) -> list[FlowOutput]:
+    """Read a list of inputs or outputs; rows without id are passed over.
+
+    :param kind: the envelope's key, `inputs` or `outputs`.
+    """
+    rows = _rows(value, (kind, "assets", "items", "data"))
+    if rows is None:
+        _refuse(request, response, f"holds no list of {kind}")
+    seen: dict[str, FlowOutput] = {}
+    for row in rows:
+        asset = _asset({"asset_id": row} if isinstance(row, str) else row) if isinstance(row, (str, Mapping)) else None
+        if asset is not None and asset.asset_id is not None:
+            seen.setdefault(asset.asset_id, asset)
+    return list(seen.values())
+
+
+def _asset(row: Mapping[str, Any]) -> FlowOutput | None:
+    key = _identifier(row, ASSET_IDS)
+    if key is None:
+        return None
+    data, word = _first(row, ("data", "file_data")), _first(row, ("status", "state"))
+    error = _first(row, ("error", "error_message", "details", "message"))
+    absent = READY if data is not None else PENDING
+    kind = _first(row, ("media_type", "mime_type", "content_type", "type"))
+    return FlowOutput(
+        name=str(_first(row, ("name", "file_name", "filename")) or key),
+        asset_id=key,
+        status=absent if word is None else STATUSES.get(str(word).strip().lower(), PENDING),
+        media_type=data_uri.normal_media_type(kind) if isinstance(kind, str) and "/" in kind else _media_type(data),
+        additional=row.get("additional"),
+        value=data if isinstance(data, str) else None,
+        error=None if error is None else str(error)[:SHOWN],
+    )
+
+
+def _media_type(data: Any) -> str | None:
+    """Tell the media type of a data URI without decoding it."""
+    if not isinstance(data, str) or not data.startswith("data:"):
+        return None
+    return data_uri.normal_media_type(data[5:].partition(",")[0])
+
+
+def read_content(request: Request, response: Response) -> Content:
+    """Read a download (G-02, vendor-api 1.12.7): raw GLB, else a data URI in JSON, else a bare data URI.
+
+    Any other raw body is taken as the file when its first bytes say what it is. The content type is never trusted alone.
+
+    :raises FlowMalformed: none of these, or a data URI or GLB that is cut short.
+    """
+    body = response.body
+    start = body.lstrip()[:1]
+    try:
+        if start in {b"{", b'"'}:
+            content = _from_json(json.loads(body))
+        elif body.lstrip()[:5].lower() == b"data:":
+            content = data_uri.decode(body.decode("ascii", "strict"))
+        else:
+            content = Content(body, data_uri.sniff(body))
+    except (ValueError, RecursionError) as error:
+        raise FlowMalformed(malformed(request, response, f"holds no whole file ({error})"), status=response.status) from error
+    kind = data_uri.sniff(content.data) or content.media_type
+    if kind is None:
+        _refuse(request, response, "is no file that is known")
+    if kind == data_uri.GLB and not data_uri.whole_glb(content.data):
+        _refuse(request, response, "holds a GLB that is cut short or has a wrong length in its header")
+    return Content(content.data, kind)
+
+
+def _from_json(value: Any) -> Content:
+    for key in ("data", "file_data"):
+        if isinstance(value, Mapping) and value.get(key) is not None:
+            value = value[key]
+    if not isinstance(value, str):
+        message = "JSON without a data URI"
+        raise ValueError(message)  # noqa: TRY004  # the caller turns every ValueError into a FlowMalformed
+    return data_uri.decode(value) if value.lstrip()[:5].lower() == "data:" else Content(value.encode(), "text/plain")
+
+
+def read_definitions(request: Request, response: Response, value: Any) -> list[FlowDefinition]:
+    """Read the templates; the names of an item's fields are not documented (vendor-api 1.6), so many are tried."""
+    rows = _rows(value, ("templates", "items", "data"))
+    if rows is None:
+        _refuse(request, response, "holds no list of templates")
+    return [made for row in rows if isinstance(row, Mapping) if (made := _definition(row)) is not None]
+
+
+def _definition(row: Mapping[str, Any]) -> FlowDefinition | None:
+    flow = _identifier(row, ("template_id", "id", "_id", "name"))
+    if flow is None:
+        return None
+    name, description = row.get("name"), row.get("description")
+    return FlowDefinition(
+        flow=flow,
+        service="generio",
+        name=str(name) if name else None,
+        description=str(description) if description else None,
+        inputs=_names(_first(row, ("input_types", "inputs"))),
+        parameters=_parameters(row.get("parameters")),
+        outputs=_names(_first(row, ("output_types", "outputs"))),
+        raw=row,
+    )
+
+
+def _names(told: Any) -> tuple[str, ...]:
+    told = [told] if isinstance(told, str) else told
+    if not isinstance(told, list):
+        return ()
+    names = (_first(item, ("type", "mime_type", "name")) if isinstance(item, Mapping) else item for item in told)
+    return tuple(data_uri.normal_media_type(name) or name for name in names if isinstance(name, str))
+
+
+def _parameters(told: Any) -> dict[str, Any]:
+    """Read parameters from a list of `{name, ...}` or a mapping by name."""
+    if isinstance(told, list):
+        return {str(item["name"]): item for item in told if isinstance(item, Mapping) and item.get("name")}
+    return {str(key): item for key, item in told.items()} if isinstance(told, Mapping) else {}

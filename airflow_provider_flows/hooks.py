@@ -1,0 +1,220 @@
+"""The hooks: what can be asked of a service, in this provider's words, over an Airflow connection.
+
+They know no paths and no states (flow/services do); how a conversation is held stands in connected.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows import connection as conn
+from airflow_provider_flows.connected import ConnectedHook
+from airflow_provider_flows.flow.errors import FlowError, FlowInputError
+from airflow_provider_flows.flow.exchange import Request, ask, check
+from airflow_provider_flows.flow.retry import once
+from airflow_provider_flows.flow.schedule import Schedule, seconds
+from airflow_provider_flows.flow.waiting import Wait
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.data_uri import Content
+    from airflow_provider_flows.flow.definition import FlowDefinition
+    from airflow_provider_flows.flow.exchange import Conversation
+    from airflow_provider_flows.flow.run import FlowOutput, FlowRun, FlowState
+    from airflow_provider_flows.flow.services import Service
+    from airflow_provider_flows.flow.starting import Keep, Order, Record
+    from airflow_provider_flows.flow.waiting import Tell
+
+TEST_SECONDS = 5.0  # Airflow runs the Test button inside its web server
+
+
+class FlowsHook(ConnectedHook):
+    """What every service's hook does; `FlowsHook.get_hook(conn_id)` gives the hook of that connection's type.
+
+    A third service is added by a subclass with its own connection type, default host, fields and `make_service`,
+    registered as any Airflow connection type is.
+
+    :param flows_conn_id: the Airflow connection to use.
+    """
+
+    def start(
+        self,
+        flow: str | Order,
+        inputs: Any = None,
+        parameters: Mapping[str, Any] | None = None,
+        additional: Any = None,
+        *,
+        keep: Keep | None = None,
+    ) -> FlowRun:
+        """Start a flow run.
+
+        :param flow: the flow's name or id; or an order that `order` has made of all four arguments.
+        :param inputs: what it works on, in the forms that `RunFlowOperator` documents.
+        :param parameters: how it works.
+        :param additional: the caller's own metadata, stored with the run (Generio).
+        :param keep: called with the run as soon as it has an id, before anything is paid; without it one request does it all.
+        :raises FlowInputError: an argument cannot be sent; no run was made.
+        :raises FlowServiceError: the service refused.
+        """
+        from airflow_provider_flows.flow import starting
+
+        order = flow if isinstance(flow, starting.Order) else self.order(flow, inputs, parameters, additional)
+        if keep is not None:
+            return self.patient(starting.start(self.service, order, keep))
+        return self.patient(self.service.start(order.flow, order.inputs, order.parameters, order.additional))
+
+    def pick_up(self, order: Order, record: Record | None, lineage: int) -> FlowRun | None:
+        """Give the flow run that an earlier try left, None if a new one must be started (flow/starting.py)."""
+        from airflow_provider_flows.flow.starting import picked_up
+
+        return self.patient(picked_up(self.service, order, record, lineage))
+
+    def order(self, flow: Any, inputs: Any, parameters: Any, additional: Any) -> Order:
+        """Read the arguments of a start; files are opened here, nothing is sent.
+
+        :raises FlowInputError: an argument that cannot be sent.
+        """
+        from airflow_provider_flows.flow.starting import Order
+        from airflow_provider_flows.inputs import read_inputs
+
+        if not isinstance(flow, str) or not flow.strip():
+            message = f"flow must be the name or id of a flow, not {flow!r}"
+            raise FlowInputError(message)
+        if parameters is not None and not isinstance(parameters, Mapping):
+            message = f"parameters must be a mapping such as {{'quality': 'low'}}, not {type(parameters).__name__}"
+            raise FlowInputError(message)
+        return Order(flow.strip(), read_inputs(inputs), parameters, additional)
+
+    def get_run(self, flow_run_id: str) -> FlowRun:
+        """Read a flow run as it is now."""
+        return self.patient(self.service.get_run(flow_run_id))
+
+    def list_runs(self, state: FlowState | None = None) -> list[FlowRun]:
+        """Read the account's flow runs, those in `state` if it is given."""
+        return self.patient(self.service.list_runs(state))
+
+    def abort(self, flow_run_id: str) -> None:
+        """Ask that a flow run be stopped; one that is stopping or final already is left as it is."""
+        self.patient(self.service.abort(flow_run_id))
+
+    def delete(self, flow_run_id: str) -> None:
+        """Delete a flow run with all its inputs and outputs, for ever; it must not be under way."""
+        self.patient(self.service.delete(flow_run_id))
+
+    def add_input(self, flow_run_id: str, item: Any) -> str | None:
+        """Add one input to a flow run that was made and not started; gives its asset id if the service tells it."""
+        from airflow_provider_flows.inputs import read_inputs
+
+        read = read_inputs([item])
+        if not isinstance(read, Sequence) or len(read) != 1:
+            message = "add_input takes one input"
+            raise FlowInputError(message)
+        return self.patient(self.service.add_input(flow_run_id, read[0]))
+
+    def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
+        """List a flow run's inputs."""
+        return self.patient(self.service.list_inputs(flow_run_id, include_data=include_data))
+
+    def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
+        """List a final flow run's outputs."""
+        return self.patient(self.service.list_outputs(flow_run_id, include_data=include_data))
+
+    def settled_outputs(self, flow_run_id: str) -> list[FlowOutput]:
+        """List a final flow run's outputs, waiting for about half a minute for those that are still pending."""
+        from airflow_provider_flows.outputs import settled_outputs
+
+        return self.patient(settled_outputs(self.service, flow_run_id))
+
+    def download_output(self, flow_run_id: str, asset_id: str) -> Content:
+        """Download one output."""
+        return self.patient(self.service.download_output(flow_run_id, asset_id))
+
+    def download_link(self, url: str) -> Content:
+        """Download what an output links to; the credentials do not go there unless it is the service's own host."""
+        return self.patient(_linked(Request("GET", url.strip(), file=True)))
+
+    def get_definition(self, flow: str) -> FlowDefinition:
+        """Read what a flow takes and gives."""
+        return self.patient(self.service.get_definition(flow))
+
+    def list_definitions(self) -> list[FlowDefinition]:
+        """Read the definitions of all flows."""
+        return self.patient(self.service.list_definitions())
+
+    def waiting_for(self, flow_run_id: str, schedule: Schedule, tell: Tell | None = None) -> Wait:
+        """Give the wait for a flow run, for whichever driver is to hold it.
+
+        :param tell: takes a logging level and a line; this hook's log if it is not given.
+        """
+        return Wait(flow_run_id, self.service.get_run, schedule=schedule, clock=time.time, tell=tell or self.log.log)
+
+    def wait(
+        self,
+        flow_run_id: str,
+        poll_interval: float | timedelta = 5,
+        max_poll_interval: float | timedelta = 60,
+        timeout: float | timedelta | None = None,
+    ) -> FlowRun:
+        """Wait, blocking, until a flow run is final; a run that failed is given back, not raised.
+
+        :param timeout: seconds or timedelta from now, None for ever.
+        :raises FlowTimeout: the time is over; the run goes on.
+        """
+        limit = seconds("timeout", timeout)
+        schedule = Schedule(
+            seconds("poll_interval", poll_interval) or 0.0,
+            seconds("max_poll_interval", max_poll_interval) or 0.0,
+            None if limit is None else time.time() + limit,
+        )
+        return self.hold(once(self.waiting_for(flow_run_id, schedule).until_final()))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask the service whether it takes the key; tells a wrong key from a host that cannot be reached."""
+        try:
+            settings = self.settings
+            hurried = replace(settings, connect_timeout=TEST_SECONDS, read_timeout=TEST_SECONDS)
+            return True, self.hold(once(self.service.check()), hurried)
+        except FlowError as error:
+            return False, str(error)
+
+
+def _linked(request: Request) -> Conversation[Content]:
+    """Download a file that lies at an absolute URL."""
+    from airflow_provider_flows.flow.data_uri import Content, normal_media_type
+
+    response = yield from ask(request)
+    check(request, response)
+    return Content(response.body, normal_media_type(response.headers.get("content-type")))
+
+
+class GenerioHook(FlowsHook):
+    """Generio Flows, https://flows.generio.ai: connection type `generio`, password = API token."""
+
+    conn_type = "generio"
+    hook_name = "Generio"
+    default_host = "https://flows.generio.ai"
+    fields = conn.GENERIO_FIELDS
+
+    def make_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # Generio has no options of its own
+        """Make the Generio service."""
+        from airflow_provider_flows.flow.services.generio import Generio
+
+        return Generio()
+
+
+class PromptChainerHook(FlowsHook):
+    """PromptChainer, https://api.promptchainer.io: connection type `promptchainer`, password = API key."""
+
+    conn_type = "promptchainer"
+    hook_name = "PromptChainer"
+    default_host = "https://api.promptchainer.io"
+    fields = conn.PROMPTCHAINER_FIELDS
+
+    def make_service(self, extra: Mapping[str, Any]) -> Service:
+        """Make the PromptChainer service."""
+        from airflow_provider_flows.flow.services.promptchainer import PromptChainer
+
+        return PromptChainer(extra["test_flow"])

@@ -1,0 +1,176 @@
+"""The sensor: waits for a flow run that somebody else started, in reschedule mode unless told otherwise.
+
+It starts and aborts nothing; when it looks is flow/schedule.py's answer, what it tells is flow/waiting.py's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+    conf,
+)
+
+from airflow_provider_flows.ending import end
+from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
+from airflow_provider_flows.flow.retry import once
+from airflow_provider_flows.flow.schedule import Schedule, seconds
+from airflow_provider_flows.triggers import FlowRunTrigger, outcome
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_flows.flow.run import FlowRun
+    from airflow_provider_flows.flow.waiting import Wait
+    from airflow_provider_flows.hooks import FlowsHook
+
+HARMLESS_SECONDS = 15.0  # Airflow may fail a task that comes back from a reschedule sooner than this
+RESCHEDULE_SECONDS = (60.0, 300.0)  # each look is a worker process
+OTHER_SECONDS = (5.0, 60.0)
+
+
+class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
+    """The sensor's `timeout` passed: a FlowTimeout for you, and for Airflow an AirflowSensorTimeout, which is not retried."""
+
+
+class FlowRunSensor(BaseSensorOperator):
+    """Wait until a flow run is final; returns the same dict as `RunFlowOperator`.
+
+    :param flow_run_id: the flow run to wait for. (templated)
+    :param flows_conn_id: the Airflow connection; its type picks the service. (templated)
+    :param poll_interval: seconds or timedelta; the most often that it looks. Airflow's `poke_interval` is taken for it if that is
+        given instead; else 60 s in reschedule mode and 5 s otherwise.
+    :param max_poll_interval: seconds or timedelta; the least often that it looks; 300 s in reschedule mode, 60 s otherwise.
+    :param mode: `reschedule` (no worker slot between looks), or `poke`.
+    :param deferrable: wait in the triggerer instead; `mode` then has no meaning.
+    :param output_path: where files are written, as with `RunFlowOperator`. (templated)
+    :param output_conn_id: the Airflow connection of that storage. (templated)
+    """
+
+    template_fields: Sequence[str] = ("flow_run_id", "flows_conn_id", "output_path", "output_conn_id")
+    ui_color = "#e4def5"
+
+    def __init__(
+        self,
+        *,
+        flow_run_id: str,
+        flows_conn_id: str = "flows_default",
+        poll_interval: float | timedelta | None = None,
+        max_poll_interval: float | timedelta | None = None,
+        mode: str = "reschedule",
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        output_path: str | None = None,
+        output_conn_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        usual = RESCHEDULE_SECONDS if mode == "reschedule" and not deferrable else OTHER_SECONDS
+        most = seconds("poll_interval", kwargs.get("poke_interval") if poll_interval is None else poll_interval)
+        kwargs["poke_interval"] = usual[0] if most is None else most
+        super().__init__(mode=mode, **kwargs)
+        self.flow_run_id = flow_run_id
+        self.flows_conn_id = flows_conn_id
+        self.poll_interval = self.poke_interval
+        least = seconds("max_poll_interval", max_poll_interval)
+        self.max_poll_interval = max(self.poll_interval, usual[1]) if least is None else least
+        self.deferrable = deferrable
+        self.output_path = output_path
+        self.output_conn_id = output_conn_id
+        self._wait: Wait | None = None
+        Schedule(self.poll_interval, self.max_poll_interval)  # refuses intervals that cannot be kept, at parse time
+        if self.reschedule and not deferrable and self.poll_interval < HARMLESS_SECONDS:
+            self.log.warning(
+                "poll_interval of %s is %s s in reschedule mode. Airflow may fail a task that comes back so soon; take at "
+                "least %s s, or deferrable=True",
+                self.task_id,
+                self.poll_interval,
+                HARMLESS_SECONDS,
+            )
+
+    def execute(self, context: Context) -> Any:
+        """Wait in the mode that was asked for."""
+        with self._as_airflow_means():
+            if not self.deferrable:
+                return super().execute(context)
+            deadline = time.time() + self.timeout
+            wait = self._waiting(self._hook(), deadline)
+            run = self._hook().hold(once(wait.look()))
+            if run is not None and run.final:
+                return self._ended(context, run)
+        self.defer(
+            trigger=FlowRunTrigger(self.flows_conn_id, self.flow_run_id, self.poll_interval, self.max_poll_interval, deadline),
+            method_name=self.execute_complete.__name__,
+        )
+        raise AssertionError  # not reached: defer() raises
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
+        with self._as_airflow_means():
+            return self._ended(context, outcome(event))
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once."""
+        if self._wait is None:
+            self._wait = self._waiting(self._hook(), None)
+        run = self._hook().hold(once(self._wait.look()))
+        if run is None or not run.final:
+            return PokeReturnValue(is_done=False)
+        return PokeReturnValue(is_done=True, xcom_value=self._ended(context, run))
+
+    def _get_next_poke_interval(
+        self,
+        started_at: datetime | float,  # noqa: ARG002  # the signature is Airflow's
+        run_duration: Callable[[], float],
+        poke_count: int,  # noqa: ARG002
+    ) -> float:
+        """Give the seconds until the next look, in both modes.
+
+        The one private name of Airflow's that is overridden, for there is no public way to choose the date of a reschedule;
+        tests/test_sensors.py notices when it changes.
+        """
+        left = max(0.0, self.timeout - run_duration())
+        return min(self.poll_interval if self._wait is None else self._wait.pause(), left)
+
+    def _hook(self) -> FlowsHook:
+        from airflow_provider_flows.hooks import FlowsHook
+
+        return FlowsHook.get_hook(self.flows_conn_id)
+
+    def _waiting(self, hook: FlowsHook, deadline: float | None) -> Wait:
+        if not isinstance(self.flow_run_id, str) or not self.flow_run_id.strip():
+            message = f"flow_run_id must be the id of a flow run, not {self.flow_run_id!r}; did the task before push it?"
+            raise FlowInputError(message)
+        schedule = Schedule(self.poll_interval, self.max_poll_interval, deadline)
+        return hook.waiting_for(self.flow_run_id.strip(), schedule, self.log.log)
+
+    def _ended(self, context: Context, run: FlowRun) -> dict[str, Any]:
+        return end(context, self._hook(), run, self.output_path, self.output_conn_id)
+
+    @contextmanager
+    def _as_airflow_means(self) -> Iterator[None]:
+        """Give the sensor's own arguments their meaning in all modes: `timeout`, `soft_fail`, `never_fail`."""
+        try:
+            yield
+        except (AirflowSensorTimeout, FlowTimeout) as error:
+            if self.soft_fail or self.never_fail:
+                message = f"Skipping, for the time is over: {error}"
+                raise AirflowSkipException(message) from error
+            message = f"The flow run {self.flow_run_id} was not final within the sensor's timeout of {self.timeout} s. {error}"
+            raise FlowSensorTimeout(message) from error
+        except FlowRunFailed as error:
+            if self.soft_fail or self.never_fail:
+                message = f"Skipping, for the flow run did not complete: {error}"
+                raise AirflowSkipException(message) from error
+            raise
+        except FlowError as error:
+            if self.never_fail:
+                message = f"Skipping, for never_fail is set: {error}"
+                raise AirflowSkipException(message) from error
+            raise

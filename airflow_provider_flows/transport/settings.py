@@ -1,0 +1,64 @@
+"""Where and how to send: host, credentials, timeouts, TLS, and the bounds on an answer.
+
+It does not read Airflow connections (connection.py does) and sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from airflow_provider_flows.flow.errors import FlowMalformed, FlowUnreachable
+from airflow_provider_flows.flow.exchange import Request, same_origin
+
+CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What both transports need to know.
+
+    :param base_url: scheme, host, port and perhaps a path prefix, without a slash at the end.
+    :param credentials: the headers with the key; sent to `base_url`'s own host only, and never shown.
+    :param connect_timeout: seconds until a connection must stand.
+    :param read_timeout: seconds that the service may be silent.
+    :param verify: whether the service's certificate is checked, or the path of a CA bundle to check it with.
+    :param max_answer_bytes: the largest answer that is not a file.
+    """
+
+    base_url: str
+    credentials: Mapping[str, str] = field(repr=False)
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    verify: bool | str = True
+    max_answer_bytes: int = 64 * 1024 * 1024
+
+    def url(self, request: Request) -> str:
+        """Give the absolute URL of a request, without its query."""
+        return self.base_url + request.path if request.path.startswith("/") else request.path
+
+    def headers(self, request: Request) -> dict[str, str]:
+        """Give the headers of a request: the credentials only where the host is the connection's own."""
+        headers = {"Content-Type": "application/json"} if request.json is not None else {}
+        return {**headers, **(self.credentials if same_origin(self.url(request), self.base_url) else {})}
+
+    def bounded(self, request: Request, size: int) -> None:
+        """Refuse an answer that has grown too large.
+
+        :raises FlowMalformed: more than `max_answer_bytes`, and it is not a file.
+        """
+        if size > self.max_answer_bytes and not request.file:
+            message = (
+                f"The answer to {request} is larger than {self.max_answer_bytes} bytes. If that is right, raise "
+                "max_answer_mib in the connection's extra."
+            )
+            raise FlowMalformed(message)
+
+    def unreachable(self, request: Request, error: BaseException, *, may_have_arrived: bool) -> FlowUnreachable:
+        """Word what kept a request from being answered; never the error's own text with its URL, which may be signed."""
+        doubt = "The service may have acted on it." if may_have_arrived else "It did not arrive."
+        message = (
+            f"{request} got no answer from {self.base_url if same_origin(self.url(request), self.base_url) else 'another host'}"
+            f" ({type(error).__name__}). {doubt} Check the connection's host and the network."
+        )
+        return FlowUnreachable(message, may_have_arrived=may_have_arrived)

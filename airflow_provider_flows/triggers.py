@@ -1,0 +1,93 @@
+"""The trigger: waits in the triggerer for a flow run to be final, and tells its task what it saw.
+
+It fetches nothing and ends no task; operators.py and sensors.py do that with what `outcome` makes of the event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from airflow.providers.common.compat.sdk import conf
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_flows.flow.errors import FlowError, error_from_dict
+from airflow_provider_flows.flow.run import FlowRun
+from airflow_provider_flows.flow.schedule import Schedule
+
+
+class FlowRunTrigger(BaseTrigger):
+    """Waits until a flow run is final, or its deadline has passed, or the service says something that ends the wait.
+
+    Its arguments lie in Airflow's database as plain JSON: ids and numbers only.
+
+    :param flows_conn_id: the Airflow connection to use.
+    :param flow_run_id: the flow run to wait for.
+    :param poll_interval: seconds; the most often that it looks.
+    :param max_poll_interval: seconds; the least often that it looks.
+    :param deadline: epoch seconds at which the wait ends, None for never.
+    """
+
+    def __init__(
+        self,
+        flows_conn_id: str,
+        flow_run_id: str,
+        poll_interval: float = 5.0,
+        max_poll_interval: float = 60.0,
+        deadline: float | None = None,
+        **_later: Any,  # a trigger that a newer version stored must not fail in an older triggerer
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
+        self.flows_conn_id = flows_conn_id
+        self.flow_run_id = flow_run_id
+        self.poll_interval = poll_interval
+        self.max_poll_interval = max_poll_interval
+        self.deadline = deadline
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give the class path and the arguments."""
+        names = ("flows_conn_id", "flow_run_id", "poll_interval", "max_poll_interval", "deadline")
+        return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield one event: `{"run": ...}` or `{"error": ...}`; `outcome` reads it."""
+        began = time.monotonic()
+        event = await self._event()
+        await asyncio.sleep(settling_seconds() - (time.monotonic() - began))
+        yield TriggerEvent(event)
+
+    async def _event(self) -> dict[str, Any]:
+        from airflow_provider_flows.hooks import FlowsHook
+
+        try:
+            hook = await FlowsHook.aget_hook(self.flows_conn_id)
+            schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
+            wait = hook.waiting_for(self.flow_run_id, schedule, self.log.log)
+            run = await hook.ahold(wait.until_final())
+        except FlowError as error:
+            return {"error": error.as_dict()}
+        return {"run": run.as_event()}
+
+
+def settling_seconds() -> float:
+    """Give the seconds that must lie between a deferral and its event.
+
+    A task that comes back before its executor reported the end of its process is failed by the scheduler ("finished with state
+    success, but the task instance's state attribute is queued"); the report is late by up to `[workers] min_heartbeat_interval`.
+    """
+    return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 1.0
+
+
+def outcome(event: Mapping[str, Any] | None) -> FlowRun:
+    """Read a `FlowRunTrigger`'s event: the run, final, or the very error that a blocking wait would have raised.
+
+    :raises FlowError: what ended the wait, or that the event is none of this trigger's.
+    """
+    if isinstance(event, Mapping) and isinstance(event.get("run"), Mapping):
+        return FlowRun.from_event(event["run"])
+    if isinstance(event, Mapping) and isinstance(event.get("error"), Mapping):
+        raise error_from_dict(event["error"])
+    message = f"The task was resumed with an event that no FlowRunTrigger makes: {event!r}. Clear the task to start again."
+    raise FlowError(message)
