@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
+ON_KILL_SECONDS = 15.0  # all that a kill may take
 OVER = frozenset({"failed", "success", "skipped", "removed", "upstream_failed"})
 
 

@@ -18,7 +18,7 @@ from airflow_provider_flows.ending import end
 from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
 from airflow_provider_flows.flow.retry import once
 from airflow_provider_flows.flow.schedule import Schedule, seconds
-from airflow_provider_flows.kills import is_over
+from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
 from airflow_provider_flows.memory import RUN_ID_KEY, Memory
 from airflow_provider_flows.triggers import FlowRunTrigger, outcome
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.flow.starting import Order
     from airflow_provider_flows.hooks import FlowsHook
-
-ON_KILL_SECONDS = 20.0
 
 
 class RunFlowOperator(BaseOperator):
@@ -183,7 +181,12 @@ class RunFlowOperator(BaseOperator):
                 return run
         self.defer(
             trigger=FlowRunTrigger(
-                self.flows_conn_id, flow_run_id, schedule.poll_interval, schedule.max_poll_interval, schedule.deadline
+                self.flows_conn_id,
+                flow_run_id,
+                schedule.poll_interval,
+                schedule.max_poll_interval,
+                schedule.deadline,
+                abort_on_kill=self.abort_on_kill,
             ),
             method_name=self.execute_complete.__name__,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -16,6 +16,10 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_flows.flow.errors import FlowError, error_from_dict
 from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.flow.schedule import Schedule
+from airflow_provider_flows.kills import ON_KILL_SECONDS, ais_over
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.hooks import FlowsHook
 
 
 class FlowRunTrigger(BaseTrigger):
@@ -28,6 +32,7 @@ class FlowRunTrigger(BaseTrigger):
     :param poll_interval: seconds; the most often that it looks.
     :param max_poll_interval: seconds; the least often that it looks.
     :param deadline: epoch seconds at which the wait ends, None for never.
+    :param abort_on_kill: whether the flow run is aborted when its task is really over (Airflow 3.3 and later tell).
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class FlowRunTrigger(BaseTrigger):
         poll_interval: float = 5.0,
         max_poll_interval: float = 60.0,
         deadline: float | None = None,
+        *,
+        abort_on_kill: bool = False,
         **_later: Any,  # a trigger that a newer version stored must not fail in an older triggerer
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
@@ -45,10 +52,12 @@ class FlowRunTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.max_poll_interval = max_poll_interval
         self.deadline = deadline
+        self.abort_on_kill = abort_on_kill
+        self._told = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Give the class path and the arguments."""
-        names = ("flows_conn_id", "flow_run_id", "poll_interval", "max_poll_interval", "deadline")
+        names = ("flows_conn_id", "flow_run_id", "poll_interval", "max_poll_interval", "deadline", "abort_on_kill")
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -56,13 +65,30 @@ class FlowRunTrigger(BaseTrigger):
         began = time.monotonic()
         event = await self._event()
         await asyncio.sleep(settling_seconds() - (time.monotonic() - began))
+        self._told = True
         yield TriggerEvent(event)
 
-    async def _event(self) -> dict[str, Any]:
+    async def on_kill(self) -> None:
+        """Abort the flow run if the task is really over; in doubt do nothing, the next try goes on with the run."""
+        if self._told or not self.abort_on_kill:
+            return
+        try:
+            async with asyncio.timeout(ON_KILL_SECONDS):
+                if await ais_over(self.task_instance):
+                    hook = await self._hook()
+                    await hook.ahold(hook.service.abort(self.flow_run_id))
+                    self.log.info("The task was killed; flow run %s is aborted", self.flow_run_id)
+        except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
+            self.log.exception("The flow run %s could not be aborted; look at it at the service", self.flow_run_id)
+
+    async def _hook(self) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
 
+        return await FlowsHook.aget_hook(self.flows_conn_id)
+
+    async def _event(self) -> dict[str, Any]:
         try:
-            hook = await FlowsHook.aget_hook(self.flows_conn_id)
+            hook = await self._hook()
             schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
             wait = hook.waiting_for(self.flow_run_id, schedule, self.log.log)
             run = await hook.ahold(wait.until_final())

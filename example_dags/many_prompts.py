@@ -1,0 +1,42 @@
+"""Lesson 5: as many models as there are prompts, all at once, with dynamic task mapping and no worker slot while they wait.
+
+It shows `.partial().expand()`, and a task that reads what all of them returned. It needs a connection `flows_default` of type
+Generio.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import DAG, task
+
+from airflow_provider_flows.operators import RunFlowOperator
+
+with DAG(
+    dag_id="many_prompts",
+    schedule=None,
+    params={"prompts": ["A teapot", "A wooden boat", "A lighthouse"], "output_path": "file:///tmp/flows"},
+    tags=["flows"],
+    doc_md=__doc__,
+) as dag:
+
+    @task
+    def prompts(params: dict[str, Any] | None = None) -> list[str]:
+        """Give the prompts; in your DAG they may come from a table or a file."""
+        return list((params or {})["prompts"])
+
+    models = RunFlowOperator.partial(
+        task_id="make_model",
+        flow="model_generate_fromprompt",
+        parameters={"quality": "low"},
+        deferrable=True,
+        output_path="{{ params.output_path }}",
+        retries=2,  # a retry goes on with the same flow run: nothing is paid twice
+    ).expand(inputs=prompts())
+
+    @task
+    def summary(runs: list[dict[str, Any]]) -> dict[str, int]:
+        """Give the size of every file that was made."""
+        return {output["uri"]: output["size"] for run in runs for output in run["outputs"]}
+
+    summary(models.output)
