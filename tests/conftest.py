@@ -1,0 +1,45 @@
+"""Gives the tests an Airflow of their own: a folder that is thrown away, set before Airflow is first imported.
+
+It has no fixtures for the package's own parts; those stand beside the tests that use them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tools.airflow_settings import own_environment
+
+if "airflow" in sys.modules:
+    # Airflow reads its settings once, at its first import: it would work on the developer's own database.
+    raise pytest.UsageError("Airflow was imported before tests/conftest.py could give it a folder of its own")
+
+_HOME = Path(tempfile.mkdtemp(prefix="flows-tests-"))
+(_HOME / "dags").mkdir()
+for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+    del os.environ[_name]
+os.environ.update(own_environment(_HOME, _HOME / "dags"))
+
+
+def pytest_unconfigure() -> None:
+    """Throw the folder away."""
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def airflow_home() -> Path:
+    """Name the folder of the Airflow that this test session has for itself."""
+    return _HOME
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    """Create an empty metadata database, for tests that talk to it without `run_dag`."""
+    from tests.airflow_run import ensure_database
+
+    ensure_database()

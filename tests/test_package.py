@@ -1,0 +1,110 @@
+"""Tests of what is shipped: the wheel, the source distribution, their metadata, and the pins that development uses.
+
+What is inside the modules is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import email
+import email.message
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import airflow_provider_flows
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "airflow_provider_flows"
+PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+")
+NOT_OURS = re.compile(r"__pycache__|\.py[cod]$|\.DS_Store|(^|/)\.[^/]+(/|$)")
+
+
+@dataclass(frozen=True)
+class Built:
+    """The two archives, opened: their files, and the wheel's metadata."""
+
+    wheel: set[str]
+    sdist: set[str]
+    metadata: email.message.Message
+    entry_points: ConfigParser
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Build the source distribution, and the wheel from it, as a release does."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    info = f"{PACKAGE}-{airflow_provider_flows.__version__}"
+    with zipfile.ZipFile(wheel) as archive:
+        entry_points = ConfigParser()
+        entry_points.read_string(archive.read(f"{info}.dist-info/entry_points.txt").decode())
+        metadata = email.message_from_bytes(archive.read(f"{info}.dist-info/METADATA"))
+        in_wheel = set(archive.namelist())
+    with tarfile.open(sdist) as archive:
+        in_sdist = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    return Built(in_wheel, in_sdist, metadata, entry_points)
+
+
+def test_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
+    """The wheel holds every file of the package, its data and its type marker, and no stray file."""
+    ours = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / PACKAGE).rglob("*")
+        if path.is_file() and not NOT_OURS.search(str(path.relative_to(ROOT)))
+    }
+    shipped = {name for name in built.wheel if ".dist-info/" not in name}
+    assert shipped == ours
+    assert f"{PACKAGE}/py.typed" in shipped
+    assert any(name.startswith(f"{PACKAGE}/emulator/") and name.endswith(".json") for name in shipped)
+
+
+def test_sdist_holds_what_is_needed_to_work_on_the_package(built: Built) -> None:
+    """The source distribution holds the package, its tests, examples, tools and papers, and no stray file."""
+    needed = {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Makefile", f"{PACKAGE}/py.typed"}
+    assert needed <= built.sdist
+    folders = {name.partition("/")[0] for name in built.sdist if "/" in name}
+    assert {PACKAGE, "tests", "tools", "example_dags", "constraints"} <= folders
+    assert folders <= {PACKAGE, "tests", "tools", "example_dags", "constraints", "docs", "benchmarks"}
+    assert not {name for name in built.sdist if NOT_OURS.search(name)} - {".gitignore"}
+
+
+def test_metadata_tells_what_the_package_is_and_needs(built: Built) -> None:
+    """The metadata names the distribution, its version and licence, the Python and the Airflow that it needs."""
+    metadata = built.metadata
+    assert metadata["Name"] == "airflow-provider-flows"
+    assert metadata["Version"] == airflow_provider_flows.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier", [])
+    assert set(metadata.get_all("Provides-Extra", [])) == {"emulator", "images"}
+    required = metadata.get_all("Requires-Dist", [])
+    assert "apache-airflow>=3.1" in required
+    assert not [requirement for requirement in required if "@" in requirement]
+
+
+def test_entry_points_lead_to_what_exists(built: Built) -> None:
+    """Airflow and pytest find the provider and the emulator's fixtures by the wheel's entry points."""
+    assert dict(built.entry_points["apache_airflow_provider"]) == {"provider_info": f"{PACKAGE}.provider_info:get_provider_info"}
+    assert dict(built.entry_points["pytest11"]) == {"flows_emulator": f"{PACKAGE}.emulator.pytest_plugin"}
+    assert f"{PACKAGE}/provider_info.py" in built.wheel
+    assert f"{PACKAGE}/emulator/pytest_plugin.py" in built.wheel
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "constraints").iterdir()), ids=lambda path: path.name)
+def test_constraints_hold_names_and_versions_only(file: Path) -> None:
+    """A constraints file pins versions by name, and says nothing of where a package comes from."""
+    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    assert lines
+    assert [line for line in lines if not PIN.fullmatch(line)] == []
+    names = [line.partition("==")[0].lower() for line in lines]
+    assert len(names) == len(set(names))

@@ -1,0 +1,140 @@
+"""A small client of Airflow's public REST API, for those who drive an Airflow from a test or a script.
+
+It starts nothing and knows no database: what it tells is what any user of that Airflow could see.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+_LOOK_EVERY = 0.2
+_TIMEOUT = 30
+_FINAL = frozenset({"success", "failed"})
+
+
+class AirflowApi:
+    """What one Airflow tells and does over its REST API, version 2."""
+
+    def __init__(self, address: str, user: str, password: str) -> None:
+        """Keep the address and the user; the first call logs in."""
+        self.address = address
+        self._credentials = {"username": user, "password": password}
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy or a netrc of the machine has no say on the loopback
+
+    def healthy(self, parts: Iterable[str], since: datetime) -> bool:
+        """Tell whether parts of Airflow are healthy, each with a sign of life not older than `since`."""
+        try:
+            response = self._session.get(f"{self.address}/api/v2/monitor/health", timeout=_TIMEOUT)
+            response.raise_for_status()
+        except requests.RequestException:
+            return False
+        told = response.json()
+        return all(_alive(told[part], told[part].get(f"latest_{part}_heartbeat"), since) for part in parts)
+
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> str:
+        """Start a run of a DAG and return its id."""
+        body = {"logical_date": None, "conf": conf or {}} | ({"dag_run_id": run_id} if run_id else {})
+        return str(self.call("POST", f"dags/{_q(dag_id)}/dagRuns", json=body).json()["dag_run_id"])
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """Tell the state of a DAG run."""
+        return str(self.call("GET", f"dags/{_q(dag_id)}/dagRuns/{_q(run_id)}").json()["state"])
+
+    def wait(self, dag_id: str, run_id: str, timeout: float) -> str:
+        """Wait until a DAG run has ended and return its state."""
+        deadline = time.monotonic() + timeout
+        while (state := self.run_state(dag_id, run_id)) not in _FINAL:
+            if time.monotonic() > deadline:
+                tasks = {ti["task_id"]: ti["state"] for ti in self.task_instances(dag_id, run_id)}
+                raise TimeoutError(f"{dag_id} {run_id} is still {state} after {timeout:.0f} s: {tasks}")
+            time.sleep(_LOOK_EVERY)
+        return state
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """List the task instances of a run, as the API tells them (the first hundred)."""
+        path = f"dags/{_q(dag_id)}/dagRuns/{_q(run_id)}/taskInstances"
+        return list(self.call("GET", path, params={"limit": 100}).json()["task_instances"])
+
+    def task_state(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str | None:
+        """Tell the state of one task instance; None while it has none."""
+        path = _task(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
+        state = self.call("GET", path).json()["state"]
+        return None if state is None else str(state)
+
+    def wait_for_task(  # noqa: PLR0917 - the ids of a task in Airflow's own order
+        self, dag_id: str, run_id: str, task_id: str, states: set[str], timeout: float, map_index: int = -1
+    ) -> str:
+        """Wait until a task instance is in one of the states and return which."""
+        deadline = time.monotonic() + timeout
+        while (state := self.task_state(dag_id, run_id, task_id, map_index)) not in states:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{dag_id}.{task_id} is {state}, not one of {sorted(states)}, after {timeout:.0f} s")
+            time.sleep(_LOOK_EVERY)
+        return str(state)
+
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """Read the log of one try of a task instance, one JSON object a line."""
+        path = f"{_task(dag_id, run_id, task_id)}/logs/{try_number}"
+        params = {"full_content": "true", "map_index": str(map_index)}
+        return self.call("GET", path, params=params, headers={"Accept": "application/x-ndjson"}).text
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """Read one XCom of a task instance; a plain value comes back as it was pushed, any other in Airflow's JSON."""
+        # Not `deserialize`: with it the API takes the text "7" for a number.
+        path = f"{_task(dag_id, run_id, task_id)}/xcomEntries/{_q(key)}"
+        params = {"map_index": str(map_index), "deserialize": "false", "stringify": "false"}
+        return self.call("GET", path, params=params).json()["value"]
+
+    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
+        """Mark a task instance, as the button "Mark as" does."""
+        path = _task(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
+        self.call("PATCH", path, json={"new_state": state})
+
+    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
+        """Clear tasks of a run (all of them when none is named), so that they run again."""
+        body: dict[str, Any] = {"dry_run": False, "dag_run_id": run_id, "only_failed": False}
+        if task_ids:
+            body["task_ids"] = list(task_ids)
+        self.call("POST", f"dags/{_q(dag_id)}/clearTaskInstances", json=body)
+
+    def pause(self, dag_id: str) -> None:
+        """Pause a DAG."""
+        self.call("PATCH", f"dags/{_q(dag_id)}", json={"is_paused": True})
+
+    def unpause(self, dag_id: str) -> None:
+        """Let a DAG run again."""
+        self.call("PATCH", f"dags/{_q(dag_id)}", json={"is_paused": False})
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Ask anything of the API; an answer that is an error raises, with what Airflow said."""
+        if "Authorization" not in self._session.headers:
+            self._log_in()
+        response = self._session.request(method, f"{self.address}/api/v2/{path}", timeout=_TIMEOUT, **options)
+        if not response.ok:
+            raise RuntimeError(f"{method} {path}: {response.status_code} {response.text[:2000]}")
+        return response
+
+    def _log_in(self) -> None:
+        response = self._session.post(f"{self.address}/auth/token", json=self._credentials, timeout=_TIMEOUT)
+        response.raise_for_status()
+        self._session.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
+
+
+def _alive(told: dict[str, Any], heartbeat: str | None, since: datetime) -> bool:
+    # Airflow takes a process that died for healthy as long as its last sign of life is fresh.
+    return told["status"] == "healthy" and heartbeat is not None and datetime.fromisoformat(heartbeat) >= since
+
+
+def _q(part: str) -> str:
+    return quote(part, safe="")
+
+
+def _task(dag_id: str, run_id: str, task_id: str) -> str:
+    return f"dags/{_q(dag_id)}/dagRuns/{_q(run_id)}/taskInstances/{_q(task_id)}"

@@ -1,0 +1,82 @@
+"""`make airflow`: a whole Airflow with the examples and the emulator, to look at and to play with until Ctrl-C.
+
+Its folder `.airflow/` stays, with runs and connections, from one time to the next; it is not meant for production.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from tools.airflow_stack import Stack
+from tools.processes import ProcessDied, exit_on_sigterm
+from tools.stand_in import StandIn
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / ".airflow"
+_PORT = 8080  # where people look for an Airflow; any other if it is taken
+_LOOK_EVERY = 1.0
+
+
+def main() -> int:
+    """Start everything, say where it is, and wait for Ctrl-C."""
+    exit_on_sigterm()
+    emulator = StandIn(FOLDER / "processes" / "emulator.log")
+    stack = Stack(
+        FOLDER,
+        ROOT / "example_dags",
+        # People press Test on the connection's page; Airflow has the button switched off unless told.
+        environment={"AIRFLOW__CORE__TEST_CONNECTION": "Enabled", "FLOWS_DEMO_OUTPUT": str(FOLDER / "output")},
+        dag_processor=True,
+        port=_PORT,
+    )
+    try:
+        print("Starting the emulator and Airflow; this takes about half a minute.", flush=True)
+        emulator.start()
+        with stack:
+            _connect(stack, emulator)
+            _tell(stack, emulator)
+            _watch(stack, emulator)
+    except KeyboardInterrupt:
+        print("\nStopped.")
+        return 0
+    except (ProcessDied, TimeoutError) as error:
+        print(f"Airflow could not be kept running: {error}", file=sys.stderr)
+        return 1
+    finally:
+        emulator.stop()
+
+
+def _connect(stack: Stack, emulator: StandIn) -> None:
+    """Write the connections into the metadata database, where the Connections page shows them."""
+    file = FOLDER / "connections.json"
+    file.write_text(json.dumps(emulator.connections(), indent=2))
+    stack.airflow("connections", "import", "--overwrite", str(file))
+
+
+def _tell(stack: Stack, emulator: StandIn) -> None:
+    print(f"""
+Airflow is up:  {stack.address}
+  user          {stack.user}
+  password      {stack.password}
+  connections   {", ".join(emulator.connections())}
+  emulator      {emulator.address}
+  outputs       {stack.environment["FLOWS_DEMO_OUTPUT"]}
+  logs          {stack.logs}
+
+Ctrl-C stops everything.""", flush=True)  # fmt: skip
+
+
+def _watch(stack: Stack, emulator: StandIn) -> NoReturn:
+    """Stay until Ctrl-C, or until something that is needed has died."""
+    while True:
+        emulator.check()
+        stack.check()
+        time.sleep(_LOOK_EVERY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
