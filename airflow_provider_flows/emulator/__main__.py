@@ -1,0 +1,85 @@
+"""The command `python -m airflow_provider_flows.emulator`: an emulator as a process of its own.
+
+It only reads the command line; the emulator does the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_flows.emulator.emulator import Emulator, MissingExtraError
+from airflow_provider_flows.emulator.switches import Switches, check, choices, names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; return the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        switches = Switches(**dict(arguments.switch))
+        emulator = Emulator(arguments.key, arguments.run_seconds, arguments.port, arguments.host, switches)
+        for path in arguments.graph:
+            emulator.add_graph(path.stem, json.loads(path.read_text(encoding="utf-8")))
+        emulator.start()
+    except (OSError, ValueError, MissingExtraError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    stopping = _on_signals()
+    settings = " ".join(f"{name}='{value}'" for name, value in emulator.connections.items())
+    sys.stdout.write(f"Generio and PromptChainer, emulated at {emulator.url}; connect with: export {settings}\n")
+    sys.stdout.flush()
+    stopping.wait()
+    emulator.stop()
+    return 0
+
+
+def _on_signals() -> threading.Event:
+    """Return an event that is set when the process is asked to end."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_flows.emulator",
+        description="A stand-in for Generio and PromptChainer on one port.",
+        epilog="Switches: " + "; ".join(f"{name} ({choices(name)})" for name in names()),
+    )
+    parser.add_argument("--port", type=int, default=8084, help="0 means any free one (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
+    parser.add_argument("--key", default="emulator", help="the only key that is let in (default: %(default)s)")
+    parser.add_argument("--run-seconds", type=float, default=6.0, help="how long a run takes (default: %(default)s)")
+    parser.add_argument(
+        "--graph", type=Path, action="append", default=[], metavar="FILE",
+        help="a PromptChainer flow graph; its id is the file's name without .json; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--switch", type=_switch, action="append", default=[], metavar="NAME=VALUE",
+        help="how to read a doubt of the documentation; may be repeated",
+    )  # fmt: skip
+    return parser
+
+
+def _switch(text: str) -> tuple[str, Any]:
+    name, _, written = text.partition("=")
+    try:
+        value = json.loads(written)
+    except ValueError:
+        value = written
+    try:
+        check(name, value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

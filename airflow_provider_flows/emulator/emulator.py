@@ -1,0 +1,169 @@
+"""The emulator as users hold it: begin, end, set, ask.
+
+It imports no web framework and no mesh library before it is started.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from airflow_provider_flows.emulator.faults import ArmedFault, Fault
+from airflow_provider_flows.emulator.graphs import FlowGraph
+from airflow_provider_flows.emulator.plans import Plan
+from airflow_provider_flows.emulator.records import RecordedRequest
+from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
+from airflow_provider_flows.emulator.switches import Switches
+from airflow_provider_flows.emulator.world import World
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.emulator.server import Server
+
+NEEDED = ("fastapi", "uvicorn", "numpy", "trimesh", "fast_simplification", "PIL")
+
+
+class MissingExtraError(ImportError):
+    """The libraries that the emulator needs are not installed."""
+
+
+class Emulator:
+    """A stand-in for Generio and PromptChainer on one port; a context manager."""
+
+    def __init__(
+        self,
+        key: str = "emulator",
+        run_seconds: float = 6.0,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        switches: Switches | None = None,
+    ) -> None:
+        self._world = World(key, run_seconds, switches or Switches())
+        self._wanted = (host, port)
+        self._address: tuple[str, int] | None = None
+        self._server: Server | None = None
+
+    def start(self) -> Self:
+        """Begin to serve."""
+        if self._server is not None:
+            raise RuntimeError(f"The emulator is already running at {self.url}")
+        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        if missing:
+            message = f"The emulator needs {', '.join(missing)}: install them with pip install 'airflow-provider-flows[emulator]'"
+            raise MissingExtraError(message)
+        # Only now, because these cost time, and memory for good.
+        from airflow_provider_flows.emulator import app
+        from airflow_provider_flows.emulator.server import Server
+
+        server = Server(lambda find_connection: app.build(self._world, find_connection))
+        self._address = server.start(*self._wanted)
+        self._server = server
+        return self
+
+    def stop(self) -> None:
+        """End; what happened can still be asked for."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End."""
+        self.stop()
+
+    def __repr__(self) -> str:
+        """Tell where it is, and not the key."""
+        return f"<Emulator at {self.url if self._address else 'no address yet'}>"
+
+    @property
+    def url(self) -> str:
+        """Where both services are."""
+        if self._address is None:
+            raise RuntimeError("The emulator has not been started")
+        host, port = self._address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def key(self) -> str:
+        """The only key that is let in."""
+        return self._world.key
+
+    @property
+    def run_seconds(self) -> float:
+        """How long the flow runs take that start from now on."""
+        return self._world.run_seconds
+
+    @run_seconds.setter
+    def run_seconds(self, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError(f"A flow run cannot take {seconds} s")
+        self._world.run_seconds = seconds
+
+    @property
+    def switches(self) -> Switches:
+        """The readings of the documentation that are played."""
+        return self._world.switches
+
+    @property
+    def connections(self) -> dict[str, str]:
+        """The environment variables that make the Airflow connections to it."""
+        return connections(self.url, self.key)
+
+    def fault(self, fault: Fault) -> ArmedFault:
+        """Let the matching requests go wrong."""
+        return self._world.faults.add(fault)
+
+    def clear_faults(self) -> None:
+        """Let everything go right again."""
+        self._world.faults.clear()
+
+    def plan(self, plan: Plan) -> None:
+        """Say how the flow runs go that are created next."""
+        self._world.plans.add(plan)
+
+    def advance(self, seconds: float) -> None:
+        """Push the emulator's clock forward: runs go on, URLs expire."""
+        self._world.clock.advance(seconds)
+
+    @property
+    def requests(self) -> tuple[RecordedRequest, ...]:
+        """What was asked, oldest first."""
+        return self._world.records.all()
+
+    @property
+    def runs(self) -> Mapping[str, GenerioRun]:
+        """Generio's flow runs by id, without deleted ones."""
+        with self._world.lock:
+            return dict(self._world.runs)
+
+    @property
+    def paid_runs(self) -> list[GenerioRun | ChainRun]:
+        """The flow runs of both services that were ever started, deleted ones among them."""
+        return list(self._world.paid)
+
+    @property
+    def started(self) -> int:
+        """How many flow runs were ever started."""
+        return len(self._world.paid)
+
+    def add_graph(self, flow_id: str, graph: dict[str, Any]) -> None:
+        """Add a flow of PromptChainer's, or replace one."""
+        self._world.graphs[flow_id] = FlowGraph.read(graph)
+
+    def reset(self) -> None:
+        """Go back to how it was when it was made."""
+        self._world.reset()
+
+
+def connections(url: str, key: str) -> dict[str, str]:
+    """Return the environment variables that make the Airflow connections to an emulator."""
+    names = {"FLOWS": "generio", "GENERIO": "generio", "PROMPTCHAINER": "promptchainer"}
+    return {
+        f"AIRFLOW_CONN_{name}_DEFAULT": json.dumps({"conn_type": kind, "host": url, "password": key})
+        for name, kind in names.items()
+    }

@@ -1,0 +1,178 @@
+"""Flow runs as the emulator remembers them: what was given, when it began, what comes out.
+
+Which requests are allowed is the rules' affair, and how a run looks on the wire the views'.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
+
+from airflow_provider_flows.emulator import work
+from airflow_provider_flows.emulator.clock import Clock
+from airflow_provider_flows.emulator.media import Media
+from airflow_provider_flows.emulator.plans import Plan
+from airflow_provider_flows.emulator.templates import Template
+from airflow_provider_flows.emulator.timeline import PROCESSING_SHARE, Course, Moment, look
+
+_PROCESS = secrets.token_hex(5)
+_COUNTER = itertools.count(secrets.randbelow(1 << 20))
+
+
+def new_id() -> str:
+    """Return 24 hex digits in the way of a MongoDB ObjectId: seconds, process, counter."""
+    return f"{int(time.time()):08x}{_PROCESS}{next(_COUNTER) & 0xFFFFFF:06x}"
+
+
+@dataclass(eq=False)
+class InputAsset:
+    """One input of a flow run."""
+
+    media: Media = field(repr=False)
+    additional: object = None
+    asset_id: str = field(default_factory=new_id)
+
+    @property
+    def data(self) -> str:
+        """What was sent, written as the API writes it."""
+        return self.media.data
+
+
+@dataclass(eq=False)
+class OutputAsset:
+    """One output of a flow run; its file is made when it is first asked for."""
+
+    source: InputAsset
+    template: Template = field(repr=False)
+    parameters: dict[str, Any]
+    error: str | None = None
+    asset_id: str = field(default_factory=new_id)
+    _content: bytes | None = field(default=None, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def additional(self) -> object:
+        """The caller's own data, copied from the input."""
+        return self.source.additional
+
+    @property
+    def content(self) -> bytes:
+        """The file, made once."""
+        with self._lock:
+            if self._content is None:
+                self._content = work.make(self.template.name, self.source.media.content, self.parameters)
+            return self._content
+
+
+@dataclass(eq=False)
+class GenerioRun:
+    """One flow run of Generio's."""
+
+    spec: Template = field(repr=False)
+    given: dict[str, Any]
+    additional: object
+    plan: Plan
+    clock: Clock = field(repr=False)
+    flow_run_id: str = field(default_factory=new_id)
+    inputs: list[InputAsset] = field(default_factory=list)
+    course: Course = field(default_factory=Course)
+    error: str | None = None
+    deleted: bool = False
+    service: str = "generio"
+
+    def __post_init__(self) -> None:
+        """Note the time."""
+        self.created_at = self.clock.now()
+        self._outputs: list[OutputAsset] = []
+
+    @property
+    def template(self) -> str:
+        """The template's name."""
+        return self.spec.name
+
+    @property
+    def flow(self) -> str:
+        """The template's name, in this package's word."""
+        return self.spec.name
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What was given, with the template's defaults in the gaps."""
+        return self.spec.defaults() | self.given
+
+    @property
+    def moment(self) -> Moment:
+        """State, progress and end, as of now."""
+        return look(self.course, self.clock.now())
+
+    @property
+    def state(self) -> str:
+        """The state as of now."""
+        return self.moment.state
+
+    @property
+    def ever_started(self) -> bool:
+        """Whether anybody had to pay for it."""
+        return self.course.started_at is not None
+
+    @property
+    def outputs(self) -> list[OutputAsset]:
+        """What there is of outputs as of now: nothing before the end."""
+        moment = self.moment
+        if moment.state == "completed":
+            return self._outputs
+        if not moment.final or not self.plan.partial_outputs:
+            return []
+        return self._outputs
+
+    @property
+    def settled(self) -> bool:
+        """Whether the outputs too have had time to become ready, where that takes a while."""
+        finished = self.moment.finished_at
+        return finished is not None and self.clock.now() >= finished + PROCESSING_SHARE * self.course.seconds
+
+    def start(self, seconds: float, broken: str | None) -> None:
+        """Begin; ``broken`` says why it is bound to fail, if it is."""
+        outcome = "failed" if broken else self.plan.outcome
+        if outcome == "failed":
+            self.error = broken or self.plan.error or "The flow run failed"
+        if self.plan.run_seconds is not None:
+            seconds = self.plan.run_seconds
+        whole = len(self.inputs) if outcome == "completed" else (len(self.inputs) + 1) // 2
+        self._outputs = [
+            OutputAsset(source, self.spec, self.parameters, None if number < whole else self.error or "Not made")
+            for number, source in enumerate(self.inputs)
+        ]
+        self.course = Course(seconds, outcome, self.plan.unknown_state, started_at=self.clock.now())
+
+    def abort(self, way: str) -> None:
+        """Begin to end early."""
+        self.course = replace(self.course, aborted_at=self.clock.now(), abort=way)
+
+
+@dataclass(eq=False)
+class ChainRun:
+    """One flow run of PromptChainer's; the service gives it no id, this one is for tests."""
+
+    flow: str
+    inputs: Mapping[str, str]
+    created_at: float
+    flow_run_id: str = field(default_factory=new_id)
+    # Hidden, because a signed URL opens a picture to whoever reads it.
+    outputs: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    state: str = "running"
+    error: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    additional: object = None
+    ever_started: bool = True
+    service: str = "promptchainer"
+
+    @property
+    def template(self) -> str:
+        """The flow's id, under the name that Generio's flow runs have too."""
+        return self.flow

@@ -1,0 +1,94 @@
+"""A bare HTTP client to the emulator, and readers of what it gives.
+
+It uses nothing of the provider: what is tested is what goes over the socket.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import time
+from typing import Any
+
+import requests
+from PIL import Image
+
+from airflow_provider_flows.emulator import Emulator
+
+SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"
+
+
+class Caller:
+    """Talks HTTP to the emulator; paths begin with a slash."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
+        self.session = requests.Session()
+        self.session.headers.update({"Authorization": f"Bearer {emulator.key}", "x-api-key": emulator.key})
+
+    def call(self, method: str, path: str, **more: Any) -> requests.Response:
+        """Send a request, and return the answer whatever it is."""
+        return self.session.request(method, self.emulator.url + path, timeout=20, **more)
+
+    def get(self, path: str, **more: Any) -> Any:
+        """Return the JSON of a GET that succeeds."""
+        answer = self.call("GET", path, **more)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def create(self, *inputs: str, template: str = "model_generate_fromprompt", **more: Any) -> str:
+        """Create a flow run and return its id."""
+        items = [{"data": data, "additional": {"number": number}} for number, data in enumerate(inputs)]
+        answer = self.call("POST", "/flows", json={"template": template, "inputs": items or None, **more})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["flow_id"])
+
+    def finish(self, *inputs: str, **more: Any) -> str:
+        """Create a flow run, let its time pass, and return its id."""
+        flow_id = self.create(*inputs, **more)
+        self.emulator.advance(60)
+        return flow_id
+
+    def wait(self, flow_id: str, *states: str) -> dict[str, Any]:
+        """Poll until the flow run is in one of the states."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            shown: dict[str, Any] = self.get(f"/flows/{flow_id}")
+            if shown["state"] in (states or ("completed", "failed", "aborted")):
+                return shown
+            time.sleep(0.02)
+        raise AssertionError(f"Never {states}: {shown}")
+
+    def run_chain(self, flow_id: str = SAMPLE_FLOW, **variables: str) -> requests.Response:
+        """Run a flow of PromptChainer's; without variables, the sample flow's."""
+        given = variables or {"color": "Red", "item": "Ball"}
+        return self.call("POST", f"/api/flows/run/{flow_id}", json={"variables": given})
+
+
+def read_glb(content: bytes) -> dict[str, Any]:
+    """Return the JSON chunk of a GLB, having checked the frame around it."""
+    magic, version, length, size, kind = struct.unpack("<4sII I4s", content[:20])
+    assert (magic, version, length, kind) == (b"glTF", 2, len(content), b"JSON")
+    shown: dict[str, Any] = json.loads(content[20 : 20 + size])
+    return shown
+
+
+def triangles(content: bytes) -> int:
+    """Count the triangles of a GLB."""
+    shown = read_glb(content)
+    parts = [part for mesh in shown["meshes"] for part in mesh["primitives"]]
+    return int(sum(shown["accessors"][part["indices"]]["count"] // 3 for part in parts))
+
+
+def data_uri(media_type: str, content: bytes) -> str:
+    """Write a data URI."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (48, 32)) -> bytes:
+    """Draw a small picture with bright and dark parts."""
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, kind)
+    return buffer.getvalue()

@@ -1,0 +1,34 @@
+"""Fixtures for the emulator's tests: one emulator for the session, reset for each test, and a client to it.
+
+What the client can do stands in caller.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_provider_flows.emulator import Emulator
+from tests.emulator.caller import Caller
+
+
+@pytest.fixture(scope="session")
+def _emulator() -> Iterator[Emulator]:
+    with Emulator(run_seconds=0.3) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(_emulator: Emulator) -> Emulator:
+    """Give a test the session's emulator as if it were new."""
+    _emulator.reset()
+    return _emulator
+
+
+@pytest.fixture
+def caller(emulator: Emulator) -> Iterator[Caller]:
+    """Give a test a client with the key."""
+    made = Caller(emulator)
+    yield made
+    made.session.close()
