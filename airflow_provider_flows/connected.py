@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.flow.errors import FlowInputError
@@ -66,12 +67,24 @@ class ConnectedHook(BaseHook):
     async def aget_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
         """Give the hook of a connection, without blocking the event loop."""
         connection = await cls.aget_connection(conn_id)
-        # the first look at Airflow's registry of connection types reads every provider's metadata: not on the loop
-        return await asyncio.to_thread(cls._hook_of, connection, hook_params)
+        return await asyncio.to_thread(cls._ready_hook_of, connection, hook_params)
+
+    @classmethod
+    def _ready_hook_of(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
+        """Do what is slow the first time and must not be done on the loop.
+
+        That is the import of aiohttp (a quarter of a second), and the look at Airflow's registry of connection types, which reads
+        every provider's metadata.
+        """
+        import_module("airflow_provider_flows.transport.asynchronous")
+        return cls._hook_of(connection, hook_params)
 
     @classmethod
     def _hook_of(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
-        hook = connection.get_hook(hook_params=hook_params)
+        try:
+            hook = connection.get_hook(hook_params=hook_params)
+        except AirflowException:  # a type that no installed provider knows
+            hook = None
         if not isinstance(hook, cls):
             message = (
                 f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, which runs no flows; "
@@ -127,7 +140,12 @@ class ConnectedHook(BaseHook):
         from airflow_provider_flows.transport.asynchronous import AsyncTransport, new_session
 
         settings = self.settings
-        async with await new_session(settings) as session:
+        try:
+            opened = await new_session(settings)
+        except OSError as error:
+            message = f"The certificates in {settings.verify} cannot be read: {error}"
+            raise FlowInputError(message) from error
+        async with opened as session:
             yield AsyncTransport(settings, session)
 
     async def ahold(self, conversation: Conversation[T]) -> T:

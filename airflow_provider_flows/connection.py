@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -103,7 +104,24 @@ def _boolean(given: Any) -> bool:
     return given if isinstance(given, bool) else {"true": True, "1": True, "false": False, "0": False}[str(given).lower()]
 
 
-_KINDS: dict[str, Callable[[Any], Any]] = {"number": float, "integer": int, "boolean": _boolean, "string": str}
+def _number(given: Any) -> float:
+    return float("nan") if isinstance(given, bool) else float(given)
+
+
+def _integer(given: Any) -> int:
+    number = _number(given)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def _string(given: Any) -> str:
+    if not isinstance(given, str):
+        raise TypeError
+    return given.strip()
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {"number": _number, "integer": _integer, "boolean": _boolean, "string": _string}
 
 
 def base_url(connection: Connection, default: str) -> str:
@@ -111,7 +129,7 @@ def base_url(connection: Connection, default: str) -> str:
 
     :raises FlowInputError: no host can be read from it, or its scheme is neither http nor https.
     """
-    host = (connection.host or "").strip().rstrip("/") or default
+    host = (connection.host or "").strip() or default
     url = host if "://" in host else f"https://{host}"
     try:
         parts = urlsplit(url)
@@ -122,7 +140,7 @@ def base_url(connection: Connection, default: str) -> str:
         message = f"The host of connection {connection.conn_id!r} must be a host name, or an http(s) address such as {default}"
         raise FlowInputError(message)
     port = f":{connection.port}" if connection.port and not parts.port else ""
-    return f"{parts.scheme}://{parts.netloc}{port}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc}{port}{parts.path.rstrip('/')}"
 
 
 def token_of(connection: Connection) -> str:
@@ -150,12 +168,24 @@ def settings_of(
     :param extra: what `extra_of` gave.
     :param credentials: turns the key into headers.
     """
-    from_environment = next((os.environ[name] for name in CA_BUNDLES if os.environ.get(name)), True)
     return Settings(
         base_url=base_url(connection, default_host),
         credentials=credentials(token_of(connection)),
         connect_timeout=extra["connect_timeout"],
         read_timeout=extra["read_timeout"],
-        verify=(extra["ca_bundle"] or from_environment) if extra["verify"] else False,
+        verify=_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
         max_answer_bytes=int(extra["max_answer_mib"] * 1024 * 1024),
     )
+
+
+def _bundle(conn_id: str, named: str | None) -> str | bool:
+    """Give the CA bundle that the connection names, else the environment's, else True for the usual certificates.
+
+    :raises FlowInputError: it is not there.
+    """
+    found = [(f"ca_bundle in the extra of connection {conn_id!r}", named), *((name, os.environ.get(name)) for name in CA_BUNDLES)]
+    where, bundle = next(((where, bundle) for where, bundle in found if bundle), ("", None))
+    if bundle is not None and not Path(bundle).exists():
+        message = f"{where} must be the path of a file with certificates; there is nothing at {bundle}"
+        raise FlowInputError(message)
+    return bundle or True

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.outputs import fetch
-
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
@@ -27,6 +25,8 @@ def end(context: Context, hook: FlowsHook, run: FlowRun, output_path: str | None
     :raises FlowRunFailed: the run failed; FlowRunAborted if somebody aborted it.
     :raises FlowServiceError: an output could not be fetched.
     """
+    from airflow_provider_flows.outputs import fetch  # needed at the end only: importing the operators stays cheap
+
     told = fetch(hook, run.completed_or_raise(), output_path, output_conn_id).as_dict()
     context["ti"].xcom_push(OUTPUTS_KEY, told["outputs"])
     return told

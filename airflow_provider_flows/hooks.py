@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.connected import ConnectedHook
-from airflow_provider_flows.flow.errors import FlowError, FlowInputError
+from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowNotFound
 from airflow_provider_flows.flow.exchange import Request, ask, check
 from airflow_provider_flows.flow.retry import once
 from airflow_provider_flows.flow.schedule import Schedule, seconds
@@ -78,7 +78,7 @@ class FlowsHook(ConnectedHook):
         :raises FlowInputError: an argument that cannot be sent.
         """
         from airflow_provider_flows.flow.starting import Order
-        from airflow_provider_flows.inputs import read_inputs
+        from airflow_provider_flows.inputs import read_inputs, sendable
 
         if not isinstance(flow, str) or not flow.strip():
             message = f"flow must be the name or id of a flow, not {flow!r}"
@@ -86,6 +86,8 @@ class FlowsHook(ConnectedHook):
         if parameters is not None and not isinstance(parameters, Mapping):
             message = f"parameters must be a mapping such as {{'quality': 'low'}}, not {type(parameters).__name__}"
             raise FlowInputError(message)
+        sendable("parameters", parameters)
+        sendable("additional", additional)
         return Order(flow.strip(), read_inputs(inputs), parameters, additional)
 
     def get_run(self, flow_run_id: str) -> FlowRun:
@@ -134,6 +136,9 @@ class FlowsHook(ConnectedHook):
 
     def download_link(self, url: str) -> Content:
         """Download what an output links to; the credentials do not go there unless it is the service's own host."""
+        from airflow.providers.common.compat.sdk import mask_secret
+
+        mask_secret(url.strip().partition("?")[2])  # the libraries below write whole URLs into a debug log
         return self.patient(_linked(Request("GET", url.strip(), file=True)))
 
     def get_definition(self, flow: str) -> FlowDefinition:
@@ -186,6 +191,9 @@ def _linked(request: Request) -> Conversation[Content]:
     from airflow_provider_flows.flow.data_uri import Content, normal_media_type
 
     response = yield from ask(request)
+    if response.status in {401, 403, 404, 410}:
+        message = f"The link {request.path.partition('?')[0]} is not valid any more (HTTP {response.status}). Run the flow again."
+        raise FlowNotFound(message, status=response.status)
     check(request, response)
     return Content(response.body, normal_media_type(response.headers.get("content-type")))
 

@@ -6,6 +6,7 @@ It sends nothing and does not decide what a service takes (flow/services do).
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -57,17 +58,19 @@ _KNOWN = frozenset({"data", "uri", "additional", "name", "asset_id", "status", "
 def _item(where: str, item: Any) -> FlowInput:
     if isinstance(item, str):
         return FlowInput(_text(where, item))
-    if isinstance(item, os.PathLike):
+    if isinstance(item, os.PathLike) or callable(getattr(item, "open", None)):  # an ObjectStoragePath is no os.PathLike
         return FlowInput(_file(where, item))
     if isinstance(item, Mapping) and _is_item(item):
         uri, data = item.get("uri"), item.get("data")
         if (uri is None) == (data is None):
             message = f"{where} must have either 'data' or 'uri', not both"
             raise FlowInputError(message)
-        if uri is None and not isinstance(data, str):
-            message = f"{where}['data'] must be text, not {type(data).__name__}"
+        if not isinstance(data if uri is None else uri, str):
+            key, value = ("data", data) if uri is None else ("uri", uri)
+            message = f"{where}[{key!r}] must be text, not {type(value).__name__}"
             raise FlowInputError(message)
-        return FlowInput(_file(where, uri) if uri is not None else str(data), item.get("additional"))
+        sendable(f"{where}['additional']", item.get("additional"))
+        return FlowInput(_file(where, uri) if uri is not None else _data(where, str(data)), item.get("additional"))
     named = f"a dict with {sorted(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
     message = f"{where} must be {FORMS}, not {named}"
     raise FlowInputError(message)
@@ -82,10 +85,39 @@ def _text(where: str, text: str) -> str:
             f"{'file://' + text if text.startswith('/') else 'file:///...'}; for a prompt that looks like this, {{'data': ...}}"
         )
         raise FlowInputError(message)
+    return _data(where, text)
+
+
+def _data(where: str, text: str) -> str:
+    """Give a prompt as it is, and a data URI in the one form that is documented (vendor-api G-10, G-12)."""
     if not text.strip():
         message = f"{where} is blank; it must be {FORMS}"
         raise FlowInputError(message)
-    return text
+    if text.lstrip()[:5].lower() != "data:":
+        return text
+    try:
+        return _sent(where, data_uri.decode(text))
+    except ValueError:  # a prompt that merely begins like a data URI
+        return text
+
+
+def _sent(where: str, content: Content) -> str:
+    """Give a file as it is sent: a text is a prompt (G-15), a BMP becomes a PNG (G-11), the rest is a data URI."""
+    if content.media_type == "text/plain":
+        return content.data.decode()
+    return data_uri.encode(_as_png(where, content) if content.media_type == "image/bmp" else content)
+
+
+def sendable(where: str, value: Any) -> None:
+    """Refuse what JSON cannot hold, before anything is sent.
+
+    :raises FlowInputError: naming the argument.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"{where} cannot be sent as JSON: {error}"
+        raise FlowInputError(message) from error
 
 
 def _file(where: str, named: Any) -> str:
@@ -107,8 +139,11 @@ def _file(where: str, named: Any) -> str:
     if media_type is None:
         message = f"{where}: neither its content nor its name tells what {name} is; give it a usual name such as chair.png"
         raise FlowInputError(message)
-    content = Content(data, media_type)
-    return data_uri.encode(_as_png(where, content) if media_type == "image/bmp" else content)
+    try:
+        return _sent(where, Content(data, media_type))
+    except UnicodeDecodeError as error:
+        message = f"{where} names a text file that is not UTF-8 ({name}): {error}"
+        raise FlowInputError(message) from error
 
 
 def _as_png(where: str, bitmap: Content) -> Content:

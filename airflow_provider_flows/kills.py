@@ -40,7 +40,7 @@ def _question(ti: Any) -> dict[str, Any]:
 
 
 def _ended(states: Mapping[str, Any], ti: Any) -> bool:
-    """Read `{run_id: {task_id or task_id_<map_index>: state}}`; a task that is not there any more is over, no answer is not."""
+    """Read `{run_id: {task_id or task_id_<map_index>: state}}`; what Airflow does not tell is not over."""
     if ti.run_id not in states:
         return False
     of_run = states[ti.run_id]

@@ -8,12 +8,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.flow.starting import Record
-
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_flows.flow.starting import Order
+    from airflow_provider_flows.flow.starting import Order, Record
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,9 @@ class Memory:
                 "This Airflow has no task state store (3.3 and later have one): a retry of this task will not know the flow "
                 "run that it starts now, and will start another one"
             )
-        self.record = None if self._store is None else Record.from_dict(self._store.get(KEY))
+        from airflow_provider_flows.flow.starting import Record  # needed here only: importing the operators stays cheap
+
+        self.record: Record | None = None if self._store is None else Record.from_dict(self._store.get(KEY))
 
     @property
     def lineage(self) -> int:
@@ -56,6 +56,8 @@ class Memory:
         :param findable: whether the service can tell of the run by this id; otherwise a retry could do nothing with it.
         """
         if self._store is not None and findable:
+            from airflow_provider_flows.flow.starting import Record
+
             self.record = Record(flow_run_id, self._order.fingerprint, self.lineage, deadline)
             self._store.set(KEY, self.record.as_dict())
         self._ti.xcom_push(RUN_ID_KEY, flow_run_id)

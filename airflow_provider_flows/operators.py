@@ -20,7 +20,6 @@ from airflow_provider_flows.flow.retry import once
 from airflow_provider_flows.flow.schedule import Schedule, seconds
 from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
 from airflow_provider_flows.memory import RUN_ID_KEY, Memory
-from airflow_provider_flows.triggers import FlowRunTrigger, outcome
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -118,6 +117,8 @@ class RunFlowOperator(BaseOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
+        from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
+
         hook = self._hook()
         flow_run_id = context["ti"].xcom_pull(task_ids=self.task_id, key=RUN_ID_KEY, map_indexes=context["ti"].map_index)
         with self._stopping_when_late(hook, flow_run_id):
@@ -168,6 +169,8 @@ class RunFlowOperator(BaseOperator):
         if not self.durable:
             keep(run)
         self.log.info("Started the %s", run)
+        if run.final:
+            self.log.info("The %s is %s", run, run.state_word)
         return run
 
     def _waited(self, hook: FlowsHook, flow_run_id: str, schedule: Schedule) -> FlowRun:
@@ -179,15 +182,10 @@ class RunFlowOperator(BaseOperator):
             run = hook.hold(once(wait.look()))
             if run is not None and run.final:
                 return run
+        from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
+
         self.defer(
-            trigger=FlowRunTrigger(
-                self.flows_conn_id,
-                flow_run_id,
-                schedule.poll_interval,
-                schedule.max_poll_interval,
-                schedule.deadline,
-                abort_on_kill=self.abort_on_kill,
-            ),
+            trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill),
             method_name=self.execute_complete.__name__,
         )
         raise AssertionError  # not reached: defer() raises

@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 from airflow_provider_flows.flow import data_uri
@@ -24,13 +24,29 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.data_uri import Content
     from airflow_provider_flows.flow.exchange import Conversation
     from airflow_provider_flows.flow.services import Service
-    from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
 
 LOOKS_AT_PENDING = 10
 LONGEST_NAME = 100
 RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
+
+
+class Downloads(Protocol):
+    """What of a hook is needed to fetch outputs."""
+
+    @property
+    def service(self) -> Service:
+        """The service, which says whether it lists outputs."""
+
+    def settled_outputs(self, flow_run_id: str) -> list[FlowOutput]:
+        """List a final run's outputs."""
+
+    def download_output(self, flow_run_id: str, asset_id: str) -> Content:
+        """Download one output."""
+
+    def download_link(self, url: str) -> Content:
+        """Download what an output links to."""
 
 
 def settled_outputs(service: Service, flow_run_id: str) -> Conversation[list[FlowOutput]]:
@@ -43,13 +59,15 @@ def settled_outputs(service: Service, flow_run_id: str) -> Conversation[list[Flo
     raise AssertionError  # not reached: the last look returns
 
 
-def fetch(hook: FlowsHook, run: FlowRun, output_path: str | None, output_conn_id: str | None) -> FlowRun:
+def fetch(hook: Downloads, run: FlowRun, output_path: str | None, output_conn_id: str | None) -> FlowRun:
     """Give the run with its outputs, every file among them written below `output_path` if that is given.
 
     :param output_path: any ObjectStoragePath; None leaves the files at the service.
     :raises FlowServiceError: an output could not be listed or downloaded; what was written before stays, whole.
     """
-    outputs = run.outputs or tuple(hook.settled_outputs(run.flow_run_id))
+    outputs = run.outputs
+    if not outputs and hook.service.offers("list_outputs"):  # a service without it has told all outputs with the run
+        outputs = tuple(hook.settled_outputs(run.flow_run_id))
     for output in outputs:
         if output.status == ERROR:
             log.warning("The output %s of the %s is not there: %s", output.name, run, output.error or "no reason was given")
@@ -77,7 +95,7 @@ def folder_of(run: FlowRun, output_path: str, output_conn_id: str | None) -> Obj
     return ObjectStoragePath(output_path, conn_id=output_conn_id) / safe_name(run.flow_run_id)
 
 
-def _fetched(hook: FlowsHook, run: FlowRun, output: FlowOutput, folder: ObjectStoragePath, name: str) -> FlowOutput:
+def _fetched(hook: Downloads, run: FlowRun, output: FlowOutput, folder: ObjectStoragePath, name: str) -> FlowOutput:
     """Download one output if it is a file, and write it."""
     if output.status in {ERROR, PENDING}:
         return output

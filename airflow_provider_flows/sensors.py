@@ -23,7 +23,6 @@ from airflow_provider_flows.ending import end
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.flow.retry import once
 from airflow_provider_flows.flow.schedule import Schedule, seconds
-from airflow_provider_flows.triggers import FlowRunTrigger, outcome
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 HARMLESS_SECONDS = 15.0  # Airflow may fail a task that comes back from a reschedule sooner than this
 RESCHEDULE_SECONDS = (60.0, 300.0)  # each look is a worker process
 OTHER_SECONDS = (5.0, 60.0)
+MEMORY_KEY = "flow_wait"
 
 
 class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
@@ -99,27 +99,30 @@ class FlowRunSensor(BaseSensorOperator):
         with self._as_airflow_means():
             if not self.deferrable:
                 return super().execute(context)
-            deadline = time.time() + self.timeout
-            wait = self._waiting(self._hook(), deadline)
-            run = self._hook().hold(once(wait.look()))
+            hook = self._hook()
+            wait = self._waiting(hook, time.time() + self.timeout)
+            run = hook.hold(once(wait.look()))
             if run is not None and run.final:
                 return self._ended(context, run)
-        self.defer(
-            trigger=FlowRunTrigger(self.flows_conn_id, self.flow_run_id, self.poll_interval, self.max_poll_interval, deadline),
-            method_name=self.execute_complete.__name__,
-        )
+        from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
+
+        self.defer(trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait), method_name=self.execute_complete.__name__)
         raise AssertionError  # not reached: defer() raises
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
+        from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
+
         with self._as_airflow_means():
             return self._ended(context, outcome(event))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
+        hook = self._hook()
         if self._wait is None:
-            self._wait = self._waiting(self._hook(), None)
-        run = self._hook().hold(once(self._wait.look()))
+            self._wait = self._waiting(hook, None)
+        with self._remembered(context, self._wait):
+            run = hook.hold(once(self._wait.look()))
         if run is None or not run.final:
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._ended(context, run))
@@ -149,6 +152,25 @@ class FlowRunSensor(BaseSensorOperator):
             raise FlowInputError(message)
         schedule = Schedule(self.poll_interval, self.max_poll_interval, deadline)
         return hook.waiting_for(self.flow_run_id.strip(), schedule, self.log.log)
+
+    @contextmanager
+    def _remembered(self, context: Context, wait: Wait) -> Iterator[None]:
+        """Let the wait go on where the look before it left it, for in reschedule mode each look is a process of its own.
+
+        The memory is that of one try: it outlives retries and Clears, whose logs begin anew.
+        """
+        store: Any = context.get("task_state_store") if self.reschedule else None
+        if store is None:
+            yield
+            return
+        number = context["ti"].try_number
+        before = store.get(MEMORY_KEY) or {}
+        if before.get("try_number") == number:
+            wait.recall(before)
+        yield
+        after = {**wait.memory, "try_number": number}
+        if after != before:
+            store.set(MEMORY_KEY, after)
 
     def _ended(self, context: Context, run: FlowRun) -> dict[str, Any]:
         return end(context, self._hook(), run, self.output_path, self.output_conn_id)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -19,7 +20,10 @@ from airflow_provider_flows.flow.schedule import Schedule
 from airflow_provider_flows.kills import ON_KILL_SECONDS, ais_over
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.flow.waiting import Wait
     from airflow_provider_flows.hooks import FlowsHook
+
+_KILLS: set[asyncio.Task[None]] = set()  # an event loop alone would forget a task that nobody holds
 
 
 class FlowRunTrigger(BaseTrigger):
@@ -33,6 +37,7 @@ class FlowRunTrigger(BaseTrigger):
     :param max_poll_interval: seconds; the least often that it looks.
     :param deadline: epoch seconds at which the wait ends, None for never.
     :param abort_on_kill: whether the flow run is aborted when its task is really over (Airflow 3.3 and later tell).
+    :param memory: what the look before the deferral saw and told (`Wait.memory`), so that nothing is told twice.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class FlowRunTrigger(BaseTrigger):
         deadline: float | None = None,
         *,
         abort_on_kill: bool = False,
+        memory: Mapping[str, Any] | None = None,
         **_later: Any,  # a trigger that a newer version stored must not fail in an older triggerer
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
@@ -53,12 +59,28 @@ class FlowRunTrigger(BaseTrigger):
         self.max_poll_interval = max_poll_interval
         self.deadline = deadline
         self.abort_on_kill = abort_on_kill
+        self.memory = None if memory is None else dict(memory)
         self._told = False
+
+    @classmethod
+    def going_on(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
+        """Make the trigger that goes on with a wait where a worker leaves it."""
+        plan = wait.schedule
+        return cls(
+            flows_conn_id,
+            wait.flow_run_id,
+            plan.poll_interval,
+            plan.max_poll_interval,
+            plan.deadline,
+            abort_on_kill=abort_on_kill,
+            memory=wait.memory,
+        )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Give the class path and the arguments."""
         names = ("flows_conn_id", "flow_run_id", "poll_interval", "max_poll_interval", "deadline", "abort_on_kill")
-        return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
+        arguments = {name: getattr(self, name) for name in names} | ({"memory": self.memory} if self.memory else {})
+        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event: `{"run": ...}` or `{"error": ...}`; `outcome` reads it."""
@@ -72,6 +94,15 @@ class FlowRunTrigger(BaseTrigger):
         """Abort the flow run if the task is really over; in doubt do nothing, the next try goes on with the run."""
         if self._told or not self.abort_on_kill:
             return
+        # A task of its own, because Airflow cancels the trigger anew every second until it is gone, this method with it.
+        kill = asyncio.create_task(self._abort_if_over())
+        _KILLS.add(kill)
+        kill.add_done_callback(_KILLS.discard)
+        while not kill.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(kill)
+
+    async def _abort_if_over(self) -> None:
         try:
             async with asyncio.timeout(ON_KILL_SECONDS):
                 if await ais_over(self.task_instance):
@@ -91,6 +122,8 @@ class FlowRunTrigger(BaseTrigger):
             hook = await self._hook()
             schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
             wait = hook.waiting_for(self.flow_run_id, schedule, self.log.log)
+            if self.memory:
+                wait.recall(self.memory)
             run = await hook.ahold(wait.until_final())
         except FlowError as error:
             return {"error": error.as_dict()}

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from airflow_provider_flows.flow.errors import (
@@ -87,10 +88,15 @@ class Response:
         """
         told = self.headers.get("retry-after", "").strip()
         try:
-            seconds = float(told) if told[:1].isdigit() else parsedate_to_datetime(told).timestamp() - now
+            seconds = float(told) if told[:1].isdigit() else _epoch(parsedate_to_datetime(told)) - now
         except (ValueError, TypeError, OverflowError):
             return None
         return max(0.0, seconds)
+
+
+def _epoch(moment: datetime) -> float:
+    """Give epoch seconds; the dates of HTTP are in UTC, also where they do not say so."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +119,50 @@ def ask(request: Request) -> Conversation[Response]:
     return response
 
 
+class Talk(Generic[T]):
+    """A conversation under way, as a driver sees it: the step to do next, or None and the result."""
+
+    result: T
+
+    def __init__(self, conversation: Conversation[T]) -> None:
+        """Begin the conversation, up to its first step."""
+        self._conversation = conversation
+        self.step: Step | None = None
+        self._go_on(partial(next, conversation))
+
+    def answered(self, response: Response | None) -> None:
+        """Hand over what came back, None after a pause."""
+        self._go_on(partial(self._conversation.send, response))
+
+    def failed(self, error: FlowServiceError) -> None:
+        """Tell what kept the answer from coming."""
+        self._go_on(partial(self._conversation.throw, error))
+
+    def _go_on(self, resume: Callable[[], Step]) -> None:
+        try:
+            self.step = resume()
+        except StopIteration as stop:
+            self.step, self.result = None, stop.value
+
+
 def through(conversation: Conversation[T], asking: Callable[[Request], Conversation[Response]]) -> Conversation[T]:
     """Hold a conversation in which each request is asked by `asking`, for example again and again, or along redirects.
 
     :param conversation: any conversation that has not begun.
     :param asking: what becomes of one request: a conversation that returns its response or raises a `FlowServiceError`.
     """
-    try:
-        step = next(conversation)
-        while True:
-            if isinstance(step, Pause):
-                step = conversation.send((yield step))
-                continue
-            try:
-                response = yield from asking(step)
-            except FlowServiceError as error:
-                step = conversation.throw(error)
-            else:
-                step = conversation.send(response)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+    talk = Talk(conversation)
+    while talk.step is not None:
+        if isinstance(talk.step, Pause):
+            talk.answered((yield talk.step))
+            continue
+        try:
+            response = yield from asking(talk.step)
+        except FlowServiceError as error:
+            talk.failed(error)
+        else:
+            talk.answered(response)
+    return talk.result
 
 
 def along_redirects(request: Request) -> Conversation[Response]:
@@ -146,7 +175,10 @@ def along_redirects(request: Request) -> Conversation[Response]:
         target = response.headers.get("location")
         if request.method != "GET" or response.status not in {301, 302, 303, 307, 308} or not target:
             return response
-        request = replace(request, path=urljoin(response.url, target), query={})
+        try:
+            request = replace(request, path=urljoin(response.url, target), query={})
+        except ValueError as error:
+            raise FlowMalformed(malformed(request, response, "redirects to no address"), status=response.status) from error
     message = f"{request} is redirected more than {MAX_REDIRECTS} times; check the host of the connection"
     raise FlowMalformed(message, status=response.status)
 
@@ -154,12 +186,13 @@ def along_redirects(request: Request) -> Conversation[Response]:
 def same_origin(one: str, other: str) -> bool:
     """Whether two URLs share scheme, host and port, so that credentials for the one may go to the other."""
     default = {"http": 80, "https": 443}
-    first, second = urlsplit(one), urlsplit(other)
-    return (first.scheme, first.hostname, first.port or default.get(first.scheme)) == (
-        second.scheme,
-        second.hostname,
-        second.port or default.get(second.scheme),
-    )
+    try:
+        first, second = (
+            (parts.scheme, parts.hostname, parts.port or default.get(parts.scheme)) for parts in map(urlsplit, (one, other))
+        )
+    except ValueError:  # a port or an address that is none
+        return False
+    return first == second
 
 
 def read_json(request: Request, response: Response) -> Any:
@@ -175,10 +208,27 @@ def read_json(request: Request, response: Response) -> Any:
         value = json.loads(response.body, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise FlowMalformed(malformed(request, response, "is not JSON"), status=response.status) from error
+    _refuse_hidden(request, response, value)
+    return value
+
+
+def acknowledge(request: Request, response: Response) -> None:
+    """Take a success whose body nobody needs, and which may be anything.
+
+    :raises FlowServiceError: any answer that is not a success, also one that says so in its body only (vendor-api 1.8).
+    """
+    check(request, response)
+    try:
+        value = json.loads(response.body)
+    except (ValueError, RecursionError):
+        return
+    _refuse_hidden(request, response, value)
+
+
+def _refuse_hidden(request: Request, response: Response, value: Any) -> None:
     if isinstance(value, dict) and value.get("success") is False:
         message = f"{request} was answered with success: false. The service says: {reason(response)}"
         raise FlowServiceError(message, status=response.status)
-    return value
 
 
 def malformed(request: Request, response: Response, why: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.flow.errors import FlowConflict, FlowError, FlowNotFound, FlowUnreachable
+from airflow_provider_flows.flow.errors import FlowConflict, FlowError, FlowNotFound, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.flow.run import FlowRun, FlowState
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ class Order:
     def fingerprint(self) -> str:
         """A digest of all that makes this order another one; it tells nothing of the content."""
         items = dict(self.inputs) if isinstance(self.inputs, Mapping) else [item.as_json() for item in self.inputs]
-        told = json.dumps([self.flow, items, self.parameters, self.additional], sort_keys=True, default=str)
+        # over JSON first: keys become text there, and only text can be sorted
+        plain = json.loads(json.dumps([self.flow, items, self.parameters, self.additional], default=str))
+        told = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -95,11 +97,11 @@ def start(service: Service, order: Order, keep: Keep) -> Conversation[FlowRun]:
 
 
 def _begin(service: Service, flow_run_id: str) -> Conversation[None]:
-    """Start a filled run; an answer that was lost is settled by looking, never by sending again blindly."""
+    """Start a filled run; an answer that was lost, or is a gateway's, is settled by looking, never by sending again blindly."""
     try:
         yield from service.begin(flow_run_id)
-    except FlowUnreachable as error:
-        if not error.may_have_arrived:
+    except FlowServiceError as error:
+        if not error.passing or (isinstance(error, FlowUnreachable) and not error.may_have_arrived):
             raise
         run = yield from service.get_run(flow_run_id)
         if run.state is FlowState.CREATED:

@@ -6,9 +6,9 @@ When to look is schedule.py's answer; nothing here sleeps or sends, so every mod
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.errors import FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.exchange import Pause
@@ -48,6 +48,16 @@ class Wait:
         self._missed: FlowServiceError | None = None
         self._misses = 0
         self._narrator = Narrator(tell)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What a wait that goes on in another process must know so as to tell nothing twice, as plain JSON values."""
+        return {"since": self._since, "misses": self._misses, **self._narrator.memory}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from where the wait that gave this memory was."""
+        self._since, self._misses = float(memory["since"]), int(memory["misses"])
+        self._narrator.recall(memory)
 
     def until_final(self) -> Conversation[FlowRun]:
         """Look until the run is final.
@@ -109,6 +119,15 @@ class Narrator:
         self._tenths = 0
         self._in_trouble = False
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What was told last."""
+        return {"state_word": self._state_word, "tenths": self._tenths, "in_trouble": self._in_trouble}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from what was told last."""
+        self._state_word, self._tenths, self._in_trouble = memory["state_word"], memory["tenths"], memory["in_trouble"]
+
     def seen(self, run: FlowRun, now: float, waiting_since: float) -> None:
         """Tell what is new about the run."""
         if self._in_trouble:
@@ -122,7 +141,8 @@ class Narrator:
             end = expected_end(run, now)
             ends = "unknown" if end is None else f"{datetime.fromtimestamp(end, tz=UTC):%H:%M:%S} UTC"
             elapsed = age(run, now, waiting_since)
-            self._tell(logging.INFO, f"The {run} is at {int(run.progress * 100 + 1e-9)}% after {elapsed:.0f} s; expected end: {ends}")
+            percent = int(run.progress * 100 + 1e-9)
+            self._tell(logging.INFO, f"The {run} is at {percent}% after {elapsed:.0f} s; expected end: {ends}")
         self._tenths = max(tenths, self._tenths)
 
     def miss(self, flow_run_id: str, error: FlowServiceError, misses: int) -> None:

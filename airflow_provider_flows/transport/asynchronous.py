@@ -6,37 +6,31 @@ It knows no service; redirects and retries are conversations of their own (flow/
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING
 
 import aiohttp
-import certifi
 from yarl import URL
 
 from airflow_provider_flows.flow.errors import FlowServiceError
-from airflow_provider_flows.flow.exchange import Pause, Request, Response
+from airflow_provider_flows.flow.exchange import Pause, Request, Response, Talk
+from airflow_provider_flows.transport import environment
 from airflow_provider_flows.transport.settings import CHUNK, Settings
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation, T
 
+# where no connection ever stood, the service cannot have seen the request; ValueError: no address at all
+NEVER_ARRIVED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError, ValueError)
+
 
 async def new_session(settings: Settings) -> aiohttp.ClientSession:
-    """Make a session with the TLS settings, bound to the running loop; proxies of the environment work (`trust_env`)."""
+    """Make a session with the TLS settings, bound to the running loop."""
     # loading certificates reads files and takes tens of milliseconds: not on the triggerer's loop, and only for https
-    context = await asyncio.to_thread(_tls, settings.verify) if settings.base_url.startswith("https:") else True
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context), trust_env=True, auto_decompress=True)
-
-
-def _tls(verify: str | bool) -> ssl.SSLContext | bool:  # noqa: FBT001  # as Settings has it
-    if verify is False:
-        return False
-    bundle = certifi.where() if verify is True else verify  # what `requests` trusts, so that both transports agree
-    if Path(bundle).is_dir():
-        return ssl.create_default_context(capath=bundle)
-    return ssl.create_default_context(cafile=bundle)
+    https = settings.base_url.startswith("https:")
+    context = await asyncio.to_thread(environment.tls, settings.verify) if https else True
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context), auto_decompress=True)
 
 
 class AsyncTransport:
@@ -46,9 +40,8 @@ class AsyncTransport:
         """Take the session; whoever made it closes it."""
         self._settings = settings
         self._session = session
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, connect=None, sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
-        )
+        self._proxy = cache(environment.proxy)
+        self._timeout = aiohttp.ClientTimeout(sock_connect=settings.connect_timeout, sock_read=settings.read_timeout)
 
     async def send(self, request: Request) -> Response:
         """Send one request and read its whole answer.
@@ -58,24 +51,25 @@ class AsyncTransport:
         """
         settings = self._settings
         try:
+            url = URL(settings.url(request), encoded=True)  # ids are quoted already; a signed URL must not be quoted again
+            proxy, proxy_headers = self._proxy(url.scheme, url.host or "")
             async with self._session.request(
                 request.method,
-                # ids are quoted already, and a signed URL must not be quoted again
-                URL(settings.url(request), encoded=True).update_query(request.query),
+                url.update_query(request.query) if request.query else url,
                 data=request.body,
                 headers=settings.headers(request),
                 timeout=self._timeout,
+                proxy=proxy,
+                proxy_headers=proxy_headers,
                 allow_redirects=False,
             ) as answer:
                 body = bytearray()
                 async for chunk in answer.content.iter_chunked(CHUNK):
                     body += chunk
                     settings.bounded(request, len(body))
-                headers = {name.lower(): value for name, value in answer.headers.items()}
-                return Response(answer.status, headers, bytes(body), str(answer.url))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            never = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL))
-            raise settings.unreachable(request, error, may_have_arrived=not never) from None
+                return settings.answer(answer.status, answer.headers.items(), bytes(body), str(answer.url))
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
+            raise settings.unreachable(request, error, may_have_arrived=not isinstance(error, NEVER_ARRIVED)) from None
 
 
 async def hold(
@@ -84,17 +78,16 @@ async def hold(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
     """Hold a conversation to its end: send what it yields, hand it what comes back."""
-    try:
-        step = next(conversation)
-        while True:
-            try:
-                came = await send(step) if isinstance(step, Request) else None
-                if isinstance(step, Pause):
-                    await sleep(step.seconds)
-            except FlowServiceError as error:
-                step = conversation.throw(error)
-            else:
-                step = conversation.send(came)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+    talk = Talk(conversation)
+    while talk.step is not None:
+        if isinstance(talk.step, Pause):
+            await sleep(talk.step.seconds)
+            talk.answered(None)
+            continue
+        try:
+            response = await send(talk.step)
+        except FlowServiceError as error:
+            talk.failed(error)
+        else:
+            talk.answered(response)
+    return talk.result

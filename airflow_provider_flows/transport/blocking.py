@@ -5,19 +5,23 @@ It knows no service; redirects and retries are conversations of their own (flow/
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import requests
+import urllib3
 from requests import exceptions as trouble
 
 from airflow_provider_flows.flow.errors import FlowServiceError
-from airflow_provider_flows.flow.exchange import Pause, Request, Response
+from airflow_provider_flows.flow.exchange import Pause, Request, Response, Talk
 from airflow_provider_flows.transport.settings import CHUNK, Settings
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation, T
+
+NEVER_ARRIVED = (trouble.ConnectTimeout, trouble.ProxyError, trouble.InvalidURL, trouble.InvalidSchema, trouble.MissingSchema)
 
 
 def new_session(settings: Settings) -> requests.Session:
@@ -52,7 +56,7 @@ class BlockingTransport:
                 timeout=(settings.connect_timeout, settings.read_timeout),
                 # a CA bundle of the environment would win over the session's own `verify`, so it is said again here
                 verify=None if settings.verify is True else settings.verify,
-                auth=_no_netrc,
+                auth=lambda prepared: prepared,  # else a ~/.netrc of the machine would replace our credentials
                 allow_redirects=False,
                 stream=True,
             ) as answer:
@@ -60,43 +64,33 @@ class BlockingTransport:
                 for chunk in answer.iter_content(CHUNK):
                     body += chunk
                     settings.bounded(request, len(body))
-                headers = {name.lower(): value for name, value in answer.headers.items()}
-                return Response(answer.status_code, headers, bytes(body), answer.url)
-        except trouble.RequestException as error:
+                return settings.answer(answer.status_code, answer.headers.items(), bytes(body), answer.url)
+        except (OSError, ValueError) as error:  # RequestException is an OSError; others are of bad addresses and CA bundles
             raise settings.unreachable(request, error, may_have_arrived=_may_have_arrived(error)) from None
 
 
-def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keep `requests` from replacing our credentials by what a ~/.netrc of the machine says."""
-    return request
-
-
-def _may_have_arrived(error: trouble.RequestException) -> bool:
-    """Whether the service may have seen the request: not if no connection ever stood."""
-    if isinstance(error, (trouble.ConnectTimeout, trouble.ProxyError, trouble.SSLError, trouble.InvalidURL)):
+def _may_have_arrived(error: Exception) -> bool:
+    """Whether the service may have seen the request: not if no connection ever stood, or none was ever tried."""
+    if isinstance(error, NEVER_ARRIVED) or not isinstance(error, trouble.RequestException):
         return False
-    cause = error.args[0] if error.args else None
-    reason = getattr(cause, "reason", None)  # urllib3's MaxRetryError names what happened
-    return type(reason).__name__ not in {"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"}
+    reason = getattr(error.args[0] if error.args else None, "reason", None)  # urllib3's MaxRetryError names what happened
+    if isinstance(reason, urllib3.exceptions.SSLError):  # one that comes after the handshake says nothing of what was seen
+        return not isinstance(reason.args[0], ssl.SSLCertVerificationError)
+    return not isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
 
 
-def hold(
-    conversation: Conversation[T],
-    send: Callable[[Request], Response],
-    sleep: Callable[[float], None] = time.sleep,
-) -> T:
+def hold(conversation: Conversation[T], send: Callable[[Request], Response], sleep: Callable[[float], None] = time.sleep) -> T:
     """Hold a conversation to its end: send what it yields, hand it what comes back."""
-    try:
-        step = next(conversation)
-        while True:
-            try:
-                came = send(step) if isinstance(step, Request) else None
-                if isinstance(step, Pause):
-                    sleep(step.seconds)
-            except FlowServiceError as error:
-                step = conversation.throw(error)
-            else:
-                step = conversation.send(came)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+    talk = Talk(conversation)
+    while talk.step is not None:
+        if isinstance(talk.step, Pause):
+            sleep(talk.step.seconds)
+            talk.answered(None)
+            continue
+        try:
+            response = send(talk.step)
+        except FlowServiceError as error:
+            talk.failed(error)
+        else:
+            talk.answered(response)
+    return talk.result

@@ -5,11 +5,11 @@ It does not read Airflow connections (connection.py does) and sends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from airflow_provider_flows.flow.errors import FlowMalformed, FlowUnreachable
-from airflow_provider_flows.flow.exchange import Request, same_origin
+from airflow_provider_flows.flow.exchange import Request, Response, same_origin
 
 CHUNK = 64 * 1024
 
@@ -54,11 +54,19 @@ class Settings:
             )
             raise FlowMalformed(message)
 
+    def answer(self, status: int, headers: Iterable[tuple[str, str]], body: bytes, url: str) -> Response:
+        """Make the response; a refusal that repeats the key must not bring it into an error's text."""
+        if status >= 400:
+            for told in self.credentials.values():
+                body = body.replace(told.rpartition(" ")[2].encode(), b"***")
+        return Response(status, {name.lower(): value for name, value in headers}, body, url)
+
     def unreachable(self, request: Request, error: BaseException, *, may_have_arrived: bool) -> FlowUnreachable:
         """Word what kept a request from being answered; never the error's own text with its URL, which may be signed."""
         doubt = "The service may have acted on it." if may_have_arrived else "It did not arrive."
         message = (
             f"{request} got no answer from {self.base_url if same_origin(self.url(request), self.base_url) else 'another host'}"
-            f" ({type(error).__name__}). {doubt} Check the connection's host and the network."
+            f" ({type(error).__name__}). {doubt} Check the connection's host"
+            f"{', its certificate settings' if self.url(request).startswith('https:') else ''} and the network."
         )
         return FlowUnreachable(message, may_have_arrived=may_have_arrived)

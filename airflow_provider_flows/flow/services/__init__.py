@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
 
 from airflow_provider_flows.flow.errors import FlowInputError
 
@@ -104,5 +105,24 @@ class Service(ABC):
         """Read the definitions of all flows."""
         raise self._cannot("list its flows")
 
+    def offers(self, method: str) -> bool:
+        """Whether this service fills in a method of this class that is not demanded."""
+        return getattr(type(self), method) is not getattr(Service, method)
+
     def _cannot(self, what: str) -> FlowInputError:
         return FlowInputError(f"The service {self.name} cannot {what}.")
+
+
+def segment(name: str, value: str) -> str:
+    """Quote an id as one segment of a path.
+
+    :raises FlowInputError: it is empty, or would lead elsewhere; `name` says which argument it is.
+    """
+    try:
+        quoted = quote(value, safe="")
+    except UnicodeEncodeError:
+        quoted = ""
+    if quoted in {"", ".", ".."}:
+        message = f"{name} must be an id, not {value!r}"
+        raise FlowInputError(message)
+    return quoted

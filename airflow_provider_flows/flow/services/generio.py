@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import quote
 
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.errors import FlowConflict, FlowInputError, FlowNotFound
-from airflow_provider_flows.flow.exchange import Request, Resend, ask, check, read_json, reason
+from airflow_provider_flows.flow.exchange import Request, Resend, acknowledge, ask, check, read_json, reason
 from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
-from airflow_provider_flows.flow.services import Inputs, Service
+from airflow_provider_flows.flow.services import Inputs, Service, segment
 from airflow_provider_flows.flow.services import generio_answers as answers
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
 
 MOST_PAGES = 1000
+NOT_NOW = frozenset({400, 409, 422, 425})  # what may stand for "not in this state" (vendor-api 1.8)
 
 
 class Generio(Service):
@@ -38,10 +38,12 @@ class Generio(Service):
 
     def check(self) -> Conversation[str]:
         """GET /flows?filter_by=running: the account's own runs, so it needs the key; where that is missing, GET /templates."""
-        try:
-            yield from _value(Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value}))
-        except FlowNotFound:
-            yield from _value(Request("GET", "/templates"))
+        request = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
+        response = yield from ask(request)
+        if response.status in {404, 405}:
+            request = Request("GET", "/templates")
+            response = yield from ask(request)
+        read_json(request, response)
         return "Generio answers and takes the key."
 
     def start(self, flow: str, inputs: Inputs, parameters: Any, additional: Any) -> Conversation[FlowRun]:
@@ -50,7 +52,7 @@ class Generio(Service):
             **_making(flow, parameters, additional),
             "inputs": [_escaped(item).as_json() for item in self.checked(inputs)],
         }
-        return (yield from _made(Request("POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED), flow))
+        return (yield from _made(Request("POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED), flow, FlowState.STARTING))
 
     def checked(self, inputs: Inputs) -> list[FlowInput]:
         """Refuse a mapping, and nothing at all: without an input a run would never start."""
@@ -65,7 +67,7 @@ class Generio(Service):
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """POST /flows without inputs: the run is made, does not start and costs nothing."""
         request = Request("POST", "/flows", json=_making(flow, parameters, additional), resend=Resend.IF_REFUSED)
-        return (yield from _made(request, flow))
+        return (yield from _made(request, flow, FlowState.CREATED))
 
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
         """POST /flows/{id}/inputs; on 404 or 405 once /flows/{id}/input with `file_data`, as the oldest docs have it (G-09)."""
@@ -95,8 +97,8 @@ class Generio(Service):
         :raises FlowConflict: the run is in a state that does not allow it, whichever status said so.
         """
         response = yield from ask(request)
-        if response.status not in {400, 409, 422, 425}:
-            check(request, response)
+        if response.status not in NOT_NOW:
+            acknowledge(request, response)
             return
         run = yield from self.get_run(flow_run_id)
         if not there(run.state):
@@ -106,7 +108,7 @@ class Generio(Service):
     def delete(self, flow_run_id: str) -> Conversation[None]:
         """DELETE /flows/{id}; only a run in state created or a final one takes it."""
         request = Request("DELETE", _path(flow_run_id))
-        check(request, (yield from ask(request)))
+        acknowledge(request, (yield from ask(request)))
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """GET /flows/{id}: https://docs.generio.ai, "Get flow details"."""
@@ -115,36 +117,55 @@ class Generio(Service):
         return answers.read_run(request, response, read_json(request, response), known_id=flow_run_id)
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
-        """GET /flows. What `filter_by` and paging really do is not known (G-06, G-08): filtered here again, pages followed."""
-        query = {"sort_by": "created_at"} | ({"filter_by": state.value} if state else {})
+        """GET /flows, newest first. What `filter_by` and paging really do is not known (G-06, G-07, G-08): done here again."""
+        query = {"sort_by": "created_at"}
+        found, told = yield from self._pages(query | ({"filter_by": state.value} if state else {}))
+        if state and not told:  # `filter_by` took the states away: it selects fields, not runs
+            found, _ = yield from self._pages(query)
+        wanted = (run for run in found if state in {None, run.state})
+        return sorted(wanted, key=lambda run: run.created_at.timestamp() if run.created_at else 0.0, reverse=True)
+
+    def _pages(self, query: dict[str, str]) -> Conversation[tuple[list[FlowRun], bool]]:
+        """Read the list, page after page while there are new rows; also tell whether every row told an id and a state."""
         request: Request | None = Request("GET", "/flows", query)
         found: dict[str, FlowRun] = {}
+        told = True
         for _ in range(MOST_PAGES):
             if request is None:
                 break
             response = yield from ask(request)
             value = read_json(request, response)
             new = {run.flow_run_id: run for run in answers.read_runs(request, response, value)}
+            told = told and answers.tells_states(value)
             grown = not new.keys() <= found.keys()
             found |= new
             request = answers.next_page(request, value, len(found)) if grown else None
-        return [run for run in found.values() if state in {None, run.state}]
+        return list(found.values()), told
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """GET /flows/{id}/inputs."""
-        return (yield from _assets(flow_run_id, "inputs", include_data=include_data))
+        request = _listing(flow_run_id, "inputs", include_data=include_data)
+        response = yield from ask(request)
+        return answers.read_assets(request, response, read_json(request, response), "inputs", include_data=include_data)
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """GET /flows/{id}/inputs/{asset_id}."""
-        return (yield from _content(f"{_path(flow_run_id)}/inputs/{quote(asset_id, safe='')}"))
+        return (yield from _content(f"{_path(flow_run_id)}/inputs/{segment('asset_id', asset_id)}"))
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
-        """GET /flows/{id}/outputs; only a final run has them."""
-        return (yield from _assets(flow_run_id, "outputs", include_data=include_data))
+        """GET /flows/{id}/outputs; only a final run has them, and a refusal is settled by reading the run (G-22)."""
+        request = _listing(flow_run_id, "outputs", include_data=include_data)
+        response = yield from ask(request)
+        if response.status in NOT_NOW:
+            run = yield from self.get_run(flow_run_id)
+            if not run.final:
+                message = f"{request} was refused (HTTP {response.status}): the run is {run.state_word}, outputs come at its end"
+                raise FlowConflict(message, status=response.status)
+        return answers.read_assets(request, response, read_json(request, response), "outputs", include_data=include_data)
 
     def download_output(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """GET /flows/{id}/outputs/{asset_id}: a data URI in JSON, or the raw file (G-02)."""
-        return (yield from _content(f"{_path(flow_run_id)}/outputs/{quote(asset_id, safe='')}"))
+        return (yield from _content(f"{_path(flow_run_id)}/outputs/{segment('asset_id', asset_id)}"))
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
         """GET /templates, and the one with this name or id (G-26).
@@ -167,10 +188,7 @@ class Generio(Service):
 
 
 def _path(flow_run_id: str) -> str:
-    if not flow_run_id or flow_run_id in {".", ".."}:
-        message = f"flow_run_id must be a flow run's id, not {flow_run_id!r}"
-        raise FlowInputError(message)
-    return f"/flows/{quote(flow_run_id, safe='')}"
+    return f"/flows/{segment('flow_run_id', flow_run_id)}"
 
 
 def _making(flow: str, parameters: Any, additional: Any) -> dict[str, Any]:
@@ -190,20 +208,14 @@ def _escaped(item: FlowInput) -> FlowInput:
     return item
 
 
-def _value(request: Request) -> Conversation[Any]:
-    return read_json(request, (yield from ask(request)))
-
-
-def _made(request: Request, flow: str) -> Conversation[FlowRun]:
+def _made(request: Request, flow: str, unsaid: FlowState) -> Conversation[FlowRun]:
     response = yield from ask(request)
-    return answers.read_run(request, response, read_json(request, response), known_flow=flow)
+    return answers.read_run(request, response, read_json(request, response), known_flow=flow, unsaid=unsaid)
 
 
-def _assets(flow_run_id: str, kind: str, *, include_data: bool) -> Conversation[list[FlowOutput]]:
+def _listing(flow_run_id: str, kind: str, *, include_data: bool) -> Request:
     # true and false in lower case: whether the service reads a string or a Boolean is not known (G-25)
-    request = Request("GET", f"{_path(flow_run_id)}/{kind}", {"include_data": str(include_data).lower()}, file=include_data)
-    response = yield from ask(request)
-    return answers.read_assets(request, response, read_json(request, response), kind)
+    return Request("GET", f"{_path(flow_run_id)}/{kind}", {"include_data": str(include_data).lower()}, file=include_data)
 
 
 def _content(path: str) -> Conversation[Content]:

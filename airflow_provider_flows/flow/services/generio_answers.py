@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 ASSET_IDS = ("asset_id", "id", "_id")  # G-01
 RUN_IDS = ("flow_id", "id", "_id")
+RUN_LISTS = ("flows", "items", "data", "results")
+STATE_WORDS = ("state", "status")  # G-28
 STATUSES = {  # G-03: whatever is not listed is pending
     **dict.fromkeys(("ready", "available", "completed", "done"), READY),
     **dict.fromkeys(("error", "failed"), ERROR),
@@ -57,10 +59,17 @@ def asset_id(value: Any) -> str | None:
 
 
 def read_run(
-    request: Request, response: Response, value: Any, *, known_id: str | None = None, known_flow: str | None = None
+    request: Request,
+    response: Response,
+    value: Any,
+    *,
+    known_id: str | None = None,
+    known_flow: str | None = None,
+    unsaid: FlowState = FlowState.CREATED,
 ) -> FlowRun:
     """Read one flow run; all it must have is an id, or a state where the id is known (G-16).
 
+    :param unsaid: the state of a run that was just made, where the answer does not tell it.
     :raises FlowMalformed: it is no object, or has neither.
     """
     if isinstance(value, Mapping) and isinstance(value.get("flow"), Mapping):
@@ -68,12 +77,12 @@ def read_run(
     if not isinstance(value, Mapping):
         _refuse(request, response, "is not a JSON object")
     flow_run_id = _identifier(value, RUN_IDS) or known_id
-    word = _first(value, ("state", "status"))  # G-28
+    word = _first(value, STATE_WORDS)
     if flow_run_id is None:
         _refuse(request, response, "has no flow_id")
     if known_id is not None and word is None:
         _refuse(request, response, "has no state")
-    return _run(value, known_id or flow_run_id, "created" if word is None else str(word), known_flow)
+    return _run(value, known_id or flow_run_id, unsaid.value if word is None else str(word), known_flow)
 
 
 def _run(value: Mapping[str, Any], flow_run_id: str, word: str, known_flow: str | None) -> FlowRun:
@@ -120,11 +129,17 @@ def _rows(value: Any, keys: Iterable[str]) -> list[Any] | None:
 
 def read_runs(request: Request, response: Response, value: Any) -> list[FlowRun]:
     """Read a list of runs; rows without id are passed over, a row without state is of unknown state (G-06: maybe projected)."""
-    rows = _rows(value, ("flows", "items", "data", "results"))
+    rows = _rows(value, RUN_LISTS)
     if rows is None:
         _refuse(request, response, "holds no list of flow runs")
     found = ((_identifier(row, RUN_IDS), row) for row in rows if isinstance(row, Mapping))
-    return [_run(row, key, str(_first(row, ("state", "status")) or "unknown"), None) for key, row in found if key]
+    return [_run(row, key, str(_first(row, STATE_WORDS) or "unknown"), None) for key, row in found if key]
+
+
+def tells_states(value: Any) -> bool:
+    """Whether every row of a list of flow runs has an id and a state; not so where `filter_by` selects fields (G-06)."""
+    rows = _rows(value, RUN_LISTS) or []
+    return all(isinstance(row, Mapping) and _identifier(row, RUN_IDS) and _first(row, STATE_WORDS) for row in rows)
 
 
 def next_page(request: Request, value: Any, seen: int) -> Request | None:
@@ -132,20 +147,31 @@ def next_page(request: Request, value: Any, seen: int) -> Request | None:
     if not isinstance(value, Mapping):
         return None
     following = _first(value, ("next", "next_page", "next_url"))
-    if isinstance(following, str):
-        return replace(request, path=urljoin(request.path, following), query={} if "?" in following else request.query)
+    if isinstance(following, str) and ("/" in following or following.startswith("?")):
+        return _at(request, following)
     total, page, pages = (value.get(key) for key in ("total", "page", "pages"))
     if isinstance(page, int) and isinstance(pages, int) and page < pages:
-        return replace(request, query={**request.query, "page": str(page + 1)})
+        following = page + 1
+    if isinstance(following, int) and not isinstance(following, bool):
+        return replace(request, query={**request.query, "page": str(following)})
     if isinstance(total, int) and seen < total:
         return replace(request, query={**request.query, "offset": str(seen)})
     return None
 
 
-def read_assets(request: Request, response: Response, value: Any, kind: str) -> list[FlowOutput]:
+def _at(request: Request, address: str) -> Request | None:
+    """Make the request for the next page's address, None if it is none."""
+    try:
+        return replace(request, path=urljoin(request.path, address), query={} if "?" in address else request.query)
+    except ValueError:
+        return None
+
+
+def read_assets(request: Request, response: Response, value: Any, kind: str, *, include_data: bool) -> list[FlowOutput]:
     """Read a list of inputs or outputs; rows without id are passed over.
 
     :param kind: the envelope's key, `inputs` or `outputs`.
+    :param include_data: whether content was asked for; what comes unasked is not kept, it may be large.
     """
     rows = _rows(value, (kind, "assets", "items", "data"))
     if rows is None:
@@ -154,7 +180,7 @@ def read_assets(request: Request, response: Response, value: Any, kind: str) -> 
     for row in rows:
         asset = _asset({"asset_id": row} if isinstance(row, str) else row) if isinstance(row, (str, Mapping)) else None
         if asset is not None and asset.asset_id is not None:
-            seen.setdefault(asset.asset_id, asset)
+            seen.setdefault(asset.asset_id, asset if include_data else replace(asset, value=None))
     return list(seen.values())
 
 

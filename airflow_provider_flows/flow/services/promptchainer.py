@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 from airflow_provider_flows.flow import data_uri
@@ -27,7 +27,7 @@ from airflow_provider_flows.flow.errors import (
 )
 from airflow_provider_flows.flow.exchange import Request, Resend, ask, malformed, read_json
 from airflow_provider_flows.flow.run import ERROR, READY, FlowOutput, FlowRun, FlowState, read_time
-from airflow_provider_flows.flow.services import Inputs, Service
+from airflow_provider_flows.flow.services import Inputs, Service, segment
 
 if TYPE_CHECKING:
     from pendulum import DateTime
@@ -65,7 +65,7 @@ class PromptChainer(Service):
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
         """GET /api/flows/getFlowInfo/{id}: an array of `{name, type}`; a graph, or a wrapped array, is read as well (P-03)."""
-        request = Request("GET", f"/api/flows/getFlowInfo/{quote(flow, safe='')}")
+        request = Request("GET", f"/api/flows/getFlowInfo/{segment('flow', flow)}")
         response = yield from ask(request)
         value = read_json(request, response)
         if isinstance(value, Mapping) and isinstance(value.get("nodes"), list):
@@ -92,7 +92,7 @@ class PromptChainer(Service):
             raise FlowInputError(message)
         definition = yield from self.get_definition(flow)
         definition.check_variables(variables)
-        path = f"/api/flows/run/{quote(flow, safe='')}"
+        path = f"/api/flows/run/{segment('flow', flow)}"
         request = Request("POST", path, json={"variables": variables}, resend=Resend.IF_NEVER_ARRIVED)
         began = _now()
         response = yield from ask(request)
@@ -128,7 +128,7 @@ def _rows(request: Request, response: Response, value: Any) -> list[Mapping[str,
 def read_outputs(rows: list[Mapping[str, Any]]) -> tuple[FlowOutput, ...]:
     """Read the outputs in their order, duplicates too; a row of another type is passed over where types are told (P-12)."""
     named = (row for row in rows if row.get("type") in (None, "output"))
-    return tuple(_output(str(row.get("name", "")), row.get("output")) for row in named)
+    return tuple(_output(str(row.get("name") or ""), row.get("output")) for row in named)
 
 
 def _output(name: str, told: Any) -> FlowOutput:

@@ -1,0 +1,218 @@
+"""Tests of how an Airflow connection is read: hosts, every spelling of a connection, its extra, and what is wrong with it.
+
+The connections are Airflow's own, from environment variables.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import Connection
+
+from airflow_provider_flows.connection import CA_BUNDLES, GENERIO_FIELDS, PROMPTCHAINER_FIELDS, base_url, extra_of, token_of
+from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
+from airflow_provider_flows.provider_info import get_provider_info
+
+DEFAULT = "https://flows.generio.ai"
+
+
+@pytest.fixture(autouse=True)
+def _no_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away the CA bundles of the machine."""
+    for name in CA_BUNDLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def connection(**fields: Any) -> Connection:
+    """Make a connection of Airflow's."""
+    return Connection(conn_id="c", conn_type="generio", **({"password": "key"} | fields))
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "expected"),
+    [
+        (None, None, DEFAULT),
+        ("", None, DEFAULT),
+        ("  ", None, DEFAULT),
+        ("flows.example", None, "https://flows.example"),
+        ("flows.example/", None, "https://flows.example"),
+        ("flows.example", 8443, "https://flows.example:8443"),
+        ("flows.example:8443", None, "https://flows.example:8443"),
+        ("http://127.0.0.1:8084", None, "http://127.0.0.1:8084"),
+        ("http://127.0.0.1:8084/", 1, "http://127.0.0.1:8084"),
+        ("http://127.0.0.1", 8084, "http://127.0.0.1:8084"),
+        ("HTTPS://Flows.Example", None, "https://Flows.Example"),
+        ("https://gateway.example/generio/", None, "https://gateway.example/generio"),
+        ("http://[::1]:8084", None, "http://[::1]:8084"),
+    ],
+)
+def test_host_may_carry_scheme_and_port(host: str | None, port: int | None, expected: str) -> None:
+    """A host is a name or an address with scheme, port and path; without a scheme it is https."""
+    assert base_url(connection(host=host, port=port), DEFAULT) == expected
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["ftp://x", "http://", "https://u:secret@x", "http://x?y=secret", "http://x:notaport", "http://[::1", "http://x:99999"],
+)
+def test_host_that_is_none_is_refused(host: str) -> None:
+    """A host that cannot be used is an error that names the connection and repeats no secret."""
+    with pytest.raises(FlowInputError, match="host of connection 'c'") as caught:
+        base_url(connection(host=host), DEFAULT)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", [None, "", "  ", "two words", "line\nbreak", "schlüssel", "tab\there"])
+def test_key_that_is_none_is_refused(password: str | None) -> None:
+    """A missing key, or one that no header can carry, is an error that names the field and does not show the key."""
+    with pytest.raises(FlowInputError, match="password field") as caught:
+        token_of(connection(password=password))
+    assert not password or not password.strip() or password not in str(caught.value)
+
+
+def test_blanks_around_a_key_are_dropped() -> None:
+    """A key that was copied with its line end works."""
+    assert token_of(connection(password=" key\n")) == "key"
+
+
+EXTRA = {"read_timeout": 7, "verify": False}
+WHOLE = {"conn_type": "generio", "host": "http://127.0.0.1:8084", "password": "k%", "extra": EXTRA}
+APART = {"conn_type": "generio", "host": "127.0.0.1", "port": 8084, "password": "k%", "extra": json.dumps(EXTRA)}
+SPELLINGS = {
+    "JSON": json.dumps(WHOLE),
+    "JSON, extra as text": json.dumps(APART),
+    "URI": "generio://http://:k%25@127.0.0.1:8084?read_timeout=7&verify=false",
+    "URI, https": "generio://:k%25@127.0.0.1:8084/?read_timeout=7.0&verify=False",
+    "URI, host quoted": "generio://:k%25@http%3A%2F%2F127.0.0.1%3A8084/?read_timeout=7&verify=0",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_of_a_connection_is_read(monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+    """JSON and URI, as Airflow documents them for environment variables and the command line, mean the same."""
+    monkeypatch.setenv("AIRFLOW_CONN_SPELT", SPELLINGS[spelling])
+    settings = GenerioHook("spelt").settings
+    assert settings.base_url.partition("://")[2] == "127.0.0.1:8084"
+    assert settings.base_url.startswith("http://") or spelling in {"URI, https", "JSON, extra as text"}
+    assert settings.credentials == {"Authorization": "Bearer k%"}
+    assert (settings.read_timeout, settings.verify) == (7.0, False)
+
+
+def test_form_writes_what_is_read() -> None:
+    """What the form saves, nulls and blanks for empty fields among it, is read into the defaults."""
+    for table in (GENERIO_FIELDS, PROMPTCHAINER_FIELDS):
+        expected = {name: field.default for name, field in table.items()}
+        assert extra_of(connection(extra=json.dumps(dict.fromkeys(table))), table) == expected
+        assert extra_of(connection(extra=json.dumps(dict.fromkeys(table, ""))), table) == expected
+        assert extra_of(connection(extra=None), table) == expected
+        assert extra_of(connection(extra='{"unknown": 1}'), table) == expected
+
+
+def test_defaults_of_timeouts_are_the_services() -> None:
+    """Every request has a connect and a read timeout; a chain, which is one long request, has five minutes."""
+    assert (GENERIO_FIELDS["connect_timeout"].default, GENERIO_FIELDS["read_timeout"].default) == (10, 60)
+    assert PROMPTCHAINER_FIELDS["read_timeout"].default == 300
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("read_timeout", value) for value in ("soon", 0, -1, True, [], {}, "nan", "inf")),
+        *(("retries", value) for value in (-1, 1.5, "many", True, float("inf"))),
+        *(("verify", value) for value in ("maybe", 2, [])),
+        *(("ca_bundle", value) for value in (5, {}, True)),
+        ("max_answer_mib", 0),
+    ],
+)
+def test_bad_extra_names_the_field(name: str, value: Any) -> None:
+    """A field with a wrong value is an error that names the field, the connection and what it must be."""
+    with pytest.raises(FlowInputError, match=f"{name} in the extra of connection 'c' must be a "):
+        extra_of(connection(extra=json.dumps({name: value})), GENERIO_FIELDS)
+
+
+@pytest.mark.parametrize("extra", ["[]", "5", "{", "text"])
+def test_extra_that_is_no_object_is_refused(extra: str) -> None:
+    """An extra that is no JSON object is an error that shows what one looks like."""
+    with pytest.raises(FlowInputError, match="connection 'c' must be a JSON object"):
+        extra_of(Connection(conn_id="c", conn_type="generio", extra=extra), GENERIO_FIELDS)
+
+
+def test_bundle_of_the_connection_comes_first_then_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`ca_bundle` wins over REQUESTS_CA_BUNDLE, `verify` off over both, and with none of them the usual certificates count."""
+    ours, theirs = tmp_path / "ours.pem", tmp_path / "theirs.pem"
+    ours.touch()
+    theirs.touch()
+    assert settings({}).verify is True
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(theirs))
+    assert settings({}).verify == str(theirs)
+    assert settings({"ca_bundle": str(ours)}).verify == str(ours)
+    assert settings({"ca_bundle": str(ours), "verify": False}).verify is False
+
+
+def test_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A bundle that does not exist is an error that says who named it: the connection's field or the variable."""
+    with pytest.raises(FlowInputError, match="ca_bundle in the extra of connection 'c'"):
+        settings({"ca_bundle": str(tmp_path / "gone.pem")})
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "gone.pem"))
+    with pytest.raises(FlowInputError, match="REQUESTS_CA_BUNDLE must be the path"):
+        settings({})
+
+
+def settings(extra: dict[str, Any]) -> Any:
+    """Give the settings of a hook with this extra."""
+    hook = GenerioHook("c")
+    hook._connection = connection(extra=json.dumps(extra))
+    return hook.settings
+
+
+@pytest.mark.parametrize("kind", [FlowsHook, GenerioHook, PromptChainerHook])
+def test_hook_is_found_by_the_connections_type(flow_emulator: Emulator, kind: type[FlowsHook]) -> None:
+    """`FlowsHook.get_hook` gives the hook of the connection's type, through Airflow's own registry."""
+    assert flow_emulator.url
+    assert type(FlowsHook.get_hook("flows_default")) is GenerioHook
+    assert type(FlowsHook.get_hook("promptchainer_default")) is PromptChainerHook
+    assert kind.conn_name_attr == "flows_conn_id"
+
+
+def test_connection_of_another_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that runs no flows is an error that names its type and the right ones."""
+    monkeypatch.setenv("AIRFLOW_CONN_FILES", '{"conn_type": "fs"}')
+    with pytest.raises(FlowInputError, match=r"'fs', which runs no flows.*generio or promptchainer"):
+        FlowsHook.get_hook("files")
+
+
+def test_test_button_tells_a_wrong_key_from_a_wrong_host(flow_emulator: Emulator) -> None:
+    """Test says whether the key is taken, refused, or whether nobody answers, and never raises."""
+    for kind in (GenerioHook, PromptChainerHook):
+        hook = kind(f"{kind.conn_type}_default")
+        assert hook.test_connection()[0], hook.test_connection()
+        hook.connection.password = "wrong"
+        good, told = hook.test_connection()
+        assert not good
+        assert "password" in told
+        hook.connection.host = "http://127.0.0.1:9"
+        good, told = hook.test_connection()
+        assert not good
+        assert "got no answer" in told
+    assert flow_emulator.requests
+
+
+@pytest.mark.parametrize("absent", [404, 405])
+def test_test_button_does_without_the_list(flow_emulator: Emulator, absent: int) -> None:
+    """A Generio without a list of runs is asked for its templates instead."""
+    flow_emulator.switches.update({"list_endpoint": absent})
+    assert GenerioHook("generio_default").test_connection()[0]
+
+
+def test_form_has_a_field_for_each_that_is_read() -> None:
+    """Provider info declares each field that is read, with the default that holds."""
+    forms = {told["connection-type"]: told["conn-fields"] for told in get_provider_info()["connection-types"]}
+    for kind, table in (("generio", GENERIO_FIELDS), ("promptchainer", PROMPTCHAINER_FIELDS)):
+        assert {name: shown["schema"].get("default") for name, shown in forms[kind].items()} == {
+            name: field.default for name, field in table.items()
+        }

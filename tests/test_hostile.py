@@ -1,0 +1,154 @@
+"""Property tests: whatever bytes a service or a proxy answers, every reader gives a value or one of this provider's errors.
+
+The answers are hypothesis's; the conversations are held by the package's own driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_flows.flow.data_uri import Content, decode, encode
+from airflow_provider_flows.flow.errors import FlowError
+from airflow_provider_flows.flow.exchange import Conversation, Response
+from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.flow.services.generio import Generio
+from airflow_provider_flows.flow.services.promptchainer import PromptChainer, expiry, image_type, read_graph
+from airflow_provider_flows.outputs import file_names, safe_name
+from tests.scripted import Script
+
+G, P = Generio(), PromptChainer()
+KEYS = [
+    "flow_id",
+    "id",
+    "_id",
+    "asset_id",
+    "state",
+    "status",
+    "progress",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "template",
+    "flow",
+    "flows",
+    "outputs",
+    "inputs",
+    "data",
+    "file_data",
+    "error",
+    "message",
+    "detail",
+    "success",
+    "next",
+    "total",
+    "page",
+    "pages",
+    "templates",
+    "parameters",
+    "name",
+    "type",
+    "output",
+    "nodes",
+    "edges",
+    "variable",
+    "label",
+    "items",
+    "msg",
+    "loc",
+    "additional",
+]
+WORDS = [*["completed", "failed", "running", "output", "variable", "variableNode", "outputNode", "ready", "data:,", "http://["]]
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(WORDS)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=6),
+    max_leaves=25,
+)
+BODIES = VALUES.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=100) | st.just(b"glTF\x02\x00\x00\x00\xff")
+HEADERS = st.dictionaries(st.sampled_from(["retry-after", "location", "content-type"]), st.text(max_size=30), max_size=2)
+ANSWERS = st.builds(Response, st.sampled_from([200, 200, 200, 204, 302, 400, 404, 409, 422, 429, 503]), HEADERS, BODIES)
+CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
+    "check": G.check,
+    "create": lambda: G.create("t", None, None),
+    "start": lambda: G.start("t", [FlowInput("p")], None, None),
+    "add_input": lambda: G.add_input("r", FlowInput("p")),
+    "begin": lambda: G.begin("r"),
+    "abort": lambda: G.abort("r"),
+    "delete": lambda: G.delete("r"),
+    "get_run": lambda: G.get_run("r"),
+    "list_runs": lambda: G.list_runs(FlowState.RUNNING),
+    "list_inputs": lambda: G.list_inputs("r"),
+    "get_input": lambda: G.get_input("r", "a"),
+    "list_outputs": lambda: G.list_outputs("r", include_data=True),
+    "download_output": lambda: G.download_output("r", "a"),
+    "get_definition": lambda: G.get_definition("t"),
+    "chain's check": P.check,
+    "chain's info": lambda: P.get_definition("f"),
+    "chain's run": lambda: P.start("f", {}, None, None),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(answers=st.lists(ANSWERS, min_size=1, max_size=3))
+def test_any_answer_is_a_value_or_an_error_of_ours(name: str, answers: list[Response]) -> None:
+    """No answer, however malformed, raises anything but a FlowError, and what is read can go to XCom."""
+    with contextlib.suppress(FlowError):
+        read = Script(*answers, endless=True).hold(CONVERSATIONS[name]())
+        for run in [read] if isinstance(read, FlowRun) else []:
+            json.dumps(run.as_dict())
+            assert FlowRun.from_event(json.loads(json.dumps(run.as_event()))).state is run.state
+            assert 0.0 <= run.progress <= 1.0
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(graph=st.dictionaries(st.sampled_from(["nodes", "edges"]), VALUES))
+def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) -> None:
+    """No exported graph, however broken, raises anything but a FlowError."""
+    with contextlib.suppress(FlowError):
+        read_graph(graph, "f")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(
+    text=st.text(max_size=200)
+    | st.text(max_size=60).map(lambda rest: f"data:{rest}")
+    | st.text(max_size=60).map(lambda rest: f"https://{rest}")
+)
+def test_any_text_is_looked_at_safely(text: str) -> None:
+    """Any text can be asked whether it is a data URI, an image's URL, or a file name."""
+    with contextlib.suppress(ValueError):
+        content = decode(text)
+        assert decode(encode(content)).data == content.data
+    if image_type(text) is not None:
+        expiry(text)
+    assert "/" not in safe_name(text)
+    assert safe_name(text) not in {"", ".", ".."}
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(data=st.binary(max_size=300))
+def test_data_uri_gives_back_what_it_was_given(data: bytes) -> None:
+    """Any bytes come out of a data URI as they went in."""
+    assert decode(encode(Content(data, "image/png"))) == Content(data, "image/png")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(names=st.lists(st.text(max_size=12), max_size=12))
+def test_file_names_are_never_shared(names: list[str]) -> None:
+    """However outputs are called, no two of them get the same file, whatever the store makes of case."""
+    found = [name.lower() for name in file_names([FlowOutput(name) for name in names])]
+    assert len(set(found)) == len(names)

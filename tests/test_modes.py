@@ -1,0 +1,198 @@
+"""Tests that every way of waiting tells one story: scenario by mode, each cell a real DAG run against the emulator.
+
+What each mode has for itself (reschedule dates, triggers, kills) is tested in test_sensors.py, test_triggers.py, test_kills.py.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.flow.errors import FlowRunAborted, FlowRunFailed, FlowTimeout
+from airflow_provider_flows.sensors import FlowSensorTimeout
+from tests.modes import MODES, OPERATORS, bearer, wait_in
+
+SECONDS = 100.0  # how long a flow run takes on the emulator's clock, which the looks move on
+RUN = "The generio flow run ID (flow model_generate_fromprompt)"
+BEGUN = [f"info: {RUN} is starting", f"info: {RUN} is running", f"info: {RUN} is at N% after N s; expected end: T"]
+PROGRESS = f"info: {RUN} is at N% after N s; expected end: T"
+TO_THE_END = (20.0, 90.0)  # after the first look it is running at 11 %, after the second one it is over
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator that the looks move on, and triggers that need not wait before their event goes."""
+    flow_emulator.run_seconds = SECONDS
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
+    return flow_emulator
+
+
+def served(emulator: Emulator, flow_run_id: str) -> bytes:
+    """Download the run's one output as anybody would."""
+    path = f"{emulator.url}/flows/{flow_run_id}/outputs"
+    (output,) = requests.get(path, headers=bearer(emulator), timeout=10).json()["outputs"]
+    answer = requests.get(f"{path}/{output['asset_id']}", headers=bearer(emulator), timeout=10).json()
+    return b64decode(answer["data"].partition(",")[2])
+
+
+def told_by(mode: str, *lines: str) -> list[str]:
+    """Give the lines that a wait tells in this mode: an operator also says what it started."""
+    return [f"info: Started the {RUN.removeprefix('The ')}", *lines] if mode in OPERATORS else list(lines)
+
+
+def same(returned: dict[str, Any] | None) -> dict[str, Any]:
+    """Give what a task returned without what differs from run to run: ids, times and the place of the file."""
+    assert returned is not None
+    outputs = [{**output, "name": "", "asset_id": "", "uri": output["uri"].rpartition(".")[2]} for output in returned["outputs"]]
+    moments = dict.fromkeys(("created_at", "started_at", "finished_at"), "")
+    assert all(returned[key].endswith("+00:00") for key in moments)
+    return {**returned, "flow_run_id": "", "outputs": outputs, **moments}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_completed(emulator: Emulator, tmp_path: Path, mode: str) -> None:
+    """A completed run gives the same dict and the same lines in every mode, and its file is there."""
+    # the first two looks see the same, though they may be made by two processes
+    story = wait_in(mode, emulator, (0.0, *TO_THE_END), output_path=str(tmp_path))
+
+    assert story.state == "success"
+    returned = story.returned
+    assert returned is not None
+    content = served(emulator, story.flow_run_id)
+    assert returned["flow_run_id"] == story.flow_run_id
+    assert same(returned) == {
+        "flow_run_id": "",
+        "flow": "model_generate_fromprompt",
+        "service": "generio",
+        "state": "completed",
+        "progress": 1.0,
+        "created_at": "",
+        "started_at": "",
+        "finished_at": "",
+        "duration": SECONDS,
+        "outputs": [
+            {
+                "name": "",
+                "asset_id": "",
+                "status": "ready",
+                "media_type": "model/gltf-binary",
+                "additional": None,
+                "uri": "glb",
+                "size": len(content),
+                "sha256": sha256(content).hexdigest(),
+            }
+        ],
+    }
+    file = Path(returned["outputs"][0]["uri"].removeprefix("file://"))
+    assert file.read_bytes() == content
+    stored = f"info: The output ID is in {tmp_path}/ID/ID.glb (N bytes)"
+    told = [line.replace("file://", "") for line in story.lines]
+    assert told == [*told_by(mode, *BEGUN, f"info: {RUN} is completed after 100.0 s"), stored]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
+    """A run that fails fails the task with FlowRunFailed, the service's reason and the run itself in every mode."""
+    emulator.plan(Plan(outcome="failed", error="The mesh has no faces"))
+
+    story = wait_in(mode, emulator, TO_THE_END)
+
+    assert story.state == "failed"
+    assert type(story.error) is FlowRunFailed
+    assert story.error.run is not None
+    assert story.error.run.flow_run_id == story.flow_run_id
+    assert story.plain(str(story.error)) == (
+        f"{RUN} failed. The service says: The mesh has no faces. Look at the run at the service, then run the task again."
+    )
+    assert story.lines == told_by(mode, *BEGUN, f"info: {RUN} is failed after 100.0 s")
+    assert "The mesh has no faces" in story.result.log
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_aborted_by_somebody(emulator: Emulator, mode: str) -> None:
+    """A run that somebody aborts at the service fails the task with FlowRunAborted in every mode."""
+    emulator.plan(Plan(outcome="aborted"))
+
+    story = wait_in(mode, emulator, TO_THE_END)
+
+    assert story.state == "failed"
+    assert type(story.error) is FlowRunAborted
+    assert story.plain(str(story.error)).startswith(f"{RUN} was aborted at the service.")
+    assert story.lines == told_by(mode, *BEGUN, f"info: {RUN} is aborted after 100.0 s")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_unknown_state_word(emulator: Emulator, mode: str) -> None:
+    """A state word that nobody knows is warned of once, and every mode goes on waiting to the good end."""
+    emulator.plan(Plan(unknown_state="polishing"))
+
+    story = wait_in(mode, emulator, (28.0, 20.0, 5.0, 30.0, 30.0))  # the middle third is looked at twice
+
+    assert story.state == "success"
+    unknown = f"warning: {RUN} is in state 'polishing', which this provider does not know; the wait goes on"
+    lines = [line for line in story.lines if line != PROGRESS]
+    assert lines == told_by(
+        mode,
+        f"info: {RUN} is starting",
+        f"info: {RUN} is running",
+        unknown,
+        f"info: {RUN} is running",
+        f"info: {RUN} is completed after 100.0 s",
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_unreachable_for_a_while(emulator: Emulator, mode: str) -> None:
+    """A service that is away for some looks is warned of, and every mode goes on waiting to the good end."""
+    emulator.fault(Fault(method="GET", path="/flows/*", skip=1, times=1, reset="before"))
+    emulator.fault(Fault(method="GET", path="/flows/*", skip=1, times=2, status=503))
+
+    story = wait_in(mode, emulator, (20.0, 0.0, 0.0, 0.0, 90.0))
+
+    assert story.state == "success"
+    lines = [line.partition("; the wait goes on: ")[0] for line in story.lines]
+    assert lines == told_by(
+        mode,
+        f"info: {RUN} is starting",
+        "warning: The flow run ID could not be looked at (1 in a row)",
+        "warning: The flow run ID could not be looked at (2 in a row)",
+        f"info: {RUN} can be seen again",
+        f"info: {RUN} is running",
+        PROGRESS,
+        f"info: {RUN} is completed after 100.0 s",
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_deadline_passed(emulator: Emulator, mode: str) -> None:
+    """A deadline that passes is a FlowTimeout in every mode; the operator's run is aborted, the sensor's goes on."""
+    story = wait_in(mode, emulator, (20.0,), timeout=0.5)
+
+    assert story.state == "failed"
+    assert isinstance(story.error, FlowTimeout)
+    assert type(story.error) is (FlowTimeout if mode in OPERATORS else FlowSensorTimeout)
+    assert story.flow_run_id in str(story.error)
+    assert "longer timeout" in str(story.error) or "timeout of 0.5 s" in str(story.error)
+    ended = emulator.runs[story.flow_run_id].state in {"aborting", "aborted"}
+    assert ended is (mode in OPERATORS)
+    assert story.lines == told_by(mode, *BEGUN)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_already_final_when_first_looked_at(emulator: Emulator, mode: str) -> None:
+    """A run that is over at the first look is looked at once, and no mode waits for anything."""
+    emulator.plan(Plan(run_seconds=0.0))
+
+    story = wait_in(mode, emulator)
+
+    assert story.state == "success"
+    assert story.lines == told_by(mode, f"info: {RUN} is completed after 0.0 s")
+    path = f"/flows/{story.flow_run_id}"
+    assert [asked.path for asked in emulator.requests if asked.method == "GET"] == [path, f"{path}/outputs"]
+    assert "running trigger in line" not in story.result.log

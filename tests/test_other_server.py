@@ -1,0 +1,123 @@
+"""Tests that the package works with any server that speaks the documented API, and that its secrets stay where they are.
+
+One run of the real command `airflow dags test`, in an Airflow of its own, with a DAG that has every mode in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.other_server import FLOW, MODEL, SECONDS, OtherServer
+from tools.airflow_settings import own_environment
+from tools.airflow_stack import AIRFLOW
+
+PROMPT = "A prompt that nobody else may read"
+DAG = """
+import os
+from airflow.sdk import DAG
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
+
+often = {"poll_interval": 0.2, "max_poll_interval": 0.4, "output_path": os.environ["OUTPUT"]}
+with DAG("every_mode", schedule=None):
+    given = {"flow": os.environ["FLOW"], "inputs": [{"data": os.environ["PROMPT"], "additional": {"order": 17}}]}
+    RunFlowOperator(task_id="blocking", **given, **often)
+    RunFlowOperator(task_id="deferrable", deferrable=True, **given, **often)
+    elsewhere = RunFlowOperator(task_id="elsewhere", wait_for_completion=False, durable=False, **given)
+    flow_run_id = "{{ ti.xcom_pull('elsewhere')['flow_run_id'] }}"
+    modes = {"reschedule": {}, "poke": {"mode": "poke"}, "sensor_deferrable": {"deferrable": True}}
+    elsewhere >> [FlowRunSensor(task_id=name, flow_run_id=flow_run_id, **mode, **often) for name, mode in modes.items()]
+"""
+MODES = ["blocking", "deferrable", "reschedule", "poke", "sensor_deferrable"]
+
+
+@dataclass
+class Ran:
+    """What one run of the command left behind."""
+
+    home: Path
+    printed: str
+    key: str
+    returned: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Run the DAG once."""
+    home = tmp_path_factory.mktemp("other")
+    (home / "dags").mkdir()
+    (home / "dags" / "every_mode.py").write_text(DAG)
+    with OtherServer() as server:
+        connection = {"conn_type": "generio", "host": server.url, "password": server.key}
+        environment = own_environment(home, home / "dags") | {
+            "AIRFLOW_CONN_FLOWS_DEFAULT": json.dumps(connection),
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "0",
+            "FLOW": FLOW,
+            "PROMPT": PROMPT,
+            "OUTPUT": f"file://{home / 'output'}",
+        }
+        printed = ""
+        for arguments in (("db", "migrate"), ("dags", "test", "every_mode")):
+            done = subprocess.run([*AIRFLOW, *arguments], env=environment, capture_output=True, text=True, check=False)
+            printed += done.stdout + done.stderr
+            assert done.returncode == 0, printed[-3000:]
+    with sqlite3.connect(home / "airflow.db") as database:
+        rows = database.execute("select task_id, value from xcom where key = 'return_value'").fetchall()
+    return Ran(home, printed, server.key, {task_id: _plain(json.loads(value)) for task_id, value in rows})
+
+
+def _plain(value: Any) -> Any:
+    """Read an XCom that Airflow has written as JSON in JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
+    """Against a server that is not ours, each mode returns the documented dict, with its file written whole."""
+    returned = ran.returned[mode]
+
+    (output,) = returned.pop("outputs")
+    moments = {key: returned.pop(key) for key in ("flow_run_id", "created_at", "started_at", "finished_at")}
+    assert returned == {"flow": FLOW, "service": "generio", "state": "completed", "progress": 1.0, "duration": SECONDS}
+    assert all(moments.values())
+    file = Path(output.pop("uri").removeprefix("file://"))
+    assert file.read_bytes() == MODEL
+    assert file.parent.name == moments["flow_run_id"]
+    assert output == {
+        "name": "0123",
+        "asset_id": "0123",
+        "status": "ready",
+        "media_type": "model/gltf-binary",
+        "additional": {"order": 17},
+        "size": len(MODEL),
+        "sha256": hashlib.sha256(MODEL).hexdigest(),
+    }
+
+
+def test_the_key_is_nowhere(ran: Ran) -> None:
+    """After runs in every mode, at log level DEBUG, the key is in no log, XCom, rendered field, trigger or file."""
+    files = [path for path in ran.home.rglob("*") if path.is_file()]
+    assert ran.home / "airflow.db" in files
+
+    # At DEBUG Airflow prints the very message by which it tells itself to mask a secret.
+    lines = [line for line in ran.printed.splitlines() if "MaskSecret" not in line]
+    assert [line for line in lines if ran.key in line] == []
+    assert [path for path in files if ran.key.encode() in path.read_bytes()] == []
+
+
+def test_the_inputs_are_in_no_log(ran: Ran) -> None:
+    """What the inputs hold is in no line that this package writes, nor is any line of a request or its headers."""
+    own = [line for line in ran.printed.splitlines() if "airflow_provider_flows" in line and "Rendered" not in line]
+
+    assert any("Started the generio flow run" in line for line in own)
+    assert not any(PROMPT in line for line in own)
+    assert "Bearer" not in ran.printed

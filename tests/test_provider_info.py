@@ -1,0 +1,136 @@
+"""Tests of what Airflow is told about this provider, asked of Airflow itself: discovery, connection forms, the Test button.
+
+What the fields of a connection do is tested with the hooks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module, resources
+from typing import Any
+
+import jsonschema
+import pytest
+from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+from airflow.models.connection import Connection
+from airflow.sdk import BaseHook
+
+from airflow_provider_flows import __version__
+from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
+from airflow_provider_flows.provider_info import get_provider_info
+from tools.processes import free_port
+
+HOOKS: dict[str, type[FlowsHook]] = {"generio": GenerioHook, "promptchainer": PromptChainerHook}
+
+
+def airflow(*arguments: str) -> list[dict[str, Any]]:
+    """Run an `airflow` command in a process of its own, and give the JSON that it prints."""
+    command = [sys.executable, "-m", "airflow", *arguments, "--output", "json"]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
+    rows: list[dict[str, Any]] = json.loads(done.stdout[done.stdout.index("[") :])
+    return rows
+
+
+def test_it_fits_airflows_schema() -> None:
+    """The provider's metadata is valid against the schema that Airflow itself checks it with."""
+    schema = json.loads(resources.files("airflow").joinpath("provider_info.schema.json").read_text())
+
+    jsonschema.validate(get_provider_info(), schema)
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_airflow_lists_the_provider() -> None:
+    """`airflow providers list` shows the package with its version."""
+    (row,) = [row for row in airflow("providers", "list") if row["package_name"] == "airflow-provider-flows"]
+
+    assert row["version"] == __version__
+    assert "Generio" in row["description"]
+    assert "PromptChainer" in row["description"]
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_airflow_lists_the_hooks() -> None:
+    """`airflow providers hooks` shows both connection types, and Airflow can import their hooks."""
+    found = {row["connection_type"]: row for row in airflow("providers", "hooks")}
+
+    for name, hook in HOOKS.items():
+        assert found[name]["class"] == f"{hook.__module__}.{hook.__qualname__}"
+        assert found[name]["conn_id_attribute_name"] == "flows_conn_id"
+        assert found[name]["hook_name"] == hook.hook_name
+        assert found[name]["package_name"] == "airflow-provider-flows"
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_connection_form(name: str) -> None:
+    """The connection form shows host and key under the service's words, and exactly the fields that the hook reads."""
+    (form,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == name]
+    hook = HOOKS[name]
+
+    standard = form.standard_fields
+    assert standard is not None
+    assert all(field is not None and field.hidden for field in (standard.login, standard.url_schema, standard.port))
+    assert standard.host is not None
+    assert (standard.host.title, standard.host.placeholder) == ("Host", hook.default_host)
+    assert standard.password is not None
+    assert standard.password.title == {"generio": "API token", "promptchainer": "API key"}[name]
+    assert standard.password.placeholder
+    shown = form.extra_fields
+    assert shown is not None
+    assert set(shown) == set(hook.fields)
+    for key, field in hook.fields.items():
+        assert shown[key]["schema"]["title"] == field.label
+        assert shown[key]["value"] == field.default
+        assert shown[key]["description"] == field.description
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_field_of_the_form_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each field of the form that is filled in with nonsense is refused by its name: the hook reads it."""
+    for field in (entry for entry, shown in HOOKS[name].fields.items() if shown.kind != "string"):
+        extra = {field: "nonsense"}
+        monkeypatch.setenv("AIRFLOW_CONN_FORM", json.dumps({"conn_type": name, "password": "k" * 8, "extra": extra}))
+        done, told = FlowsHook.get_hook("form").test_connection()
+        assert not done
+        assert field in told
+
+
+def test_declared_classes_are_there() -> None:
+    """Every module and class that the metadata names can be imported."""
+    info = get_provider_info()
+
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        for entry in info[kind]:
+            assert all(import_module(module) for module in entry["python-modules"])
+    for entry in info["connection-types"]:
+        module, _, name = entry["hook-class-name"].rpartition(".")
+        hook = getattr(import_module(module), name)
+        assert issubclass(hook, BaseHook)
+        assert (hook.conn_type, hook.hook_name) == (entry["connection-type"], entry["hook-name"])
+
+
+@pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated")  # Airflow's own web server goes that way
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_test_button(flow_emulator: Emulator, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test tells a right key from a wrong one and from a host that refuses, and never shows the key."""
+    extra = json.dumps({"test_flow": "clibnwpno000bmc0k9hvv3y7f"} if name == "promptchainer" else {})
+
+    def tested(host: str, password: str) -> tuple[bool, str]:
+        """Do what Airflow's web server does when somebody presses Test: the connection goes by the environment, as a URI."""
+        connection = Connection(conn_id="tested", conn_type=name, host=host, password=password, extra=extra)
+        monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
+        done, told = connection.test_connection()
+        assert password == flow_emulator.key or password not in told
+        return done, told
+
+    nobody = f"http://127.0.0.1:{free_port()}"
+    assert tested(flow_emulator.url, flow_emulator.key) == (True, f"{HOOKS[name].hook_name} answers and takes the key.")
+    done, told = tested(flow_emulator.url, "wrong-key-of-mine")
+    assert not done
+    assert "does not accept the key" in told
+    done, told = tested(nobody, "wrong-key-of-mine")
+    assert not done
+    assert nobody in told

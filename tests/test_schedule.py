@@ -1,0 +1,152 @@
+"""Tests of when a wait looks: the promise in Schedule's docstring, by simulation over many shapes of progress.
+
+No time passes: the clock is a number, and a run is a function of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pendulum
+import pytest
+
+from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.run import FlowRun, FlowState
+from airflow_provider_flows.flow.schedule import LONGEST_RETRY_AFTER, Schedule, age, expected_end, seconds
+from tests.scripted import NOON
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "smooth": lambda part: part,
+    "late": lambda _: 0.0,
+    "slow start": lambda part: part**3,
+    "slow end": lambda part: min(0.99, part**0.2),
+    "steps": lambda part: int(part * 4) / 4,
+    "too soon": lambda part: min(0.99, part * 3),
+    "back and forth": lambda part: abs((part * 7) % 1 - 0.5),
+    "full at once": lambda _: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run that takes `lasts` seconds; `skew` is how far the service's clock is ahead, `told` whether it tells any time."""
+
+    lasts: float
+    shape: str
+    skew: float = 0.0
+    told: bool = True
+
+    def at(self, now: float) -> FlowRun:
+        """Show the run at a moment."""
+        passed = now - NOON
+        over = passed >= self.lasts
+        begun = pendulum.from_timestamp(NOON + self.skew) if self.told else None
+        progress = 1.0 if over else SHAPES[self.shape](passed / self.lasts)
+        return FlowRun(
+            "r", "generio", state=FlowState.COMPLETED if over else FlowState.RUNNING, progress=progress, started_at=begun
+        )
+
+
+def looks(schedule: Schedule, course: Course) -> list[float]:
+    """Look until the run is over, and give the moments since its start."""
+    now, moments = NOON, []
+    while True:
+        moments.append(now - NOON)
+        run = course.at(now)
+        if run.final:
+            return moments
+        now += schedule.next_look(run, now, NOON)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("lasts", [0.5, 3, 47, 61, 299, 3_600, 100_000])
+@pytest.mark.parametrize("told", [True, False])
+def test_news_is_late_by_no_more_than_promised(shape: str, lasts: float, told: bool) -> None:  # noqa: FBT001
+    """However a run goes, its end is seen within poll_interval or a tenth of its age, and within max_poll_interval."""
+    for jitter in (0.0, 0.5, 1.0, random.Random(7).random()):  # noqa: S311
+        schedule = Schedule(5, 60, jitter=lambda jitter=jitter: jitter)  # type: ignore[misc]
+        moments = looks(schedule, Course(lasts, shape, told=told))
+        assert moments[-1] - lasts <= min(60, max(5, lasts / 10)) + 1e-6
+
+
+@pytest.mark.parametrize("skew", [-86_400.0, 86_400.0, 3.0])
+def test_service_with_a_wrong_clock_costs_no_more_than_the_most(skew: float) -> None:
+    """A service whose clock is a day off delays news by max_poll_interval at the most."""
+    moments = looks(Schedule(5, 60, jitter=lambda: 0.0), Course(600, "smooth", skew))
+    assert moments[-1] - 600 <= 60
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_never_looks_more_often_than_told(shape: str) -> None:
+    """Two looks are never nearer than poll_interval less its jitter of a tenth."""
+    moments = looks(Schedule(5, 60, jitter=lambda: 1.0), Course(3_600, shape))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    assert min(gaps) >= 4.5
+    assert max(gaps) <= 60
+
+
+def test_an_hour_is_waited_for_with_few_looks() -> None:
+    """A run of an hour is looked at less than a hundred and twenty times, not the 720 of a fixed interval."""
+    assert len(looks(Schedule(5, 60, jitter=lambda: 0.0), Course(3_600, "late"))) < 120
+
+
+def test_known_end_is_met() -> None:
+    """A run whose progress tells its end is looked at just then."""
+    moments = looks(Schedule(5, 600, jitter=lambda: 0.0), Course(1_000, "smooth"))
+    assert moments[-1] == pytest.approx(1_000, abs=5)
+
+
+def test_deadline_is_met_to_the_second() -> None:
+    """The last look is at the deadline, never after it."""
+    schedule = Schedule(5, 60, deadline=NOON + 12, jitter=lambda: 0.0)
+    assert schedule.next_look(Course(99, "late").at(NOON + 10), NOON + 10, NOON) == 2
+    assert schedule.next_look(None, NOON + 20, NOON) == 0
+    assert not schedule.expired(NOON + 11.9)
+    assert schedule.expired(NOON + 12)
+    assert not Schedule().expired(1e12)
+
+
+def test_looks_that_bring_nothing_come_less_and_less_often() -> None:
+    """After misses the pause doubles from poll_interval to max_poll_interval, however many there were."""
+    schedule = Schedule(5, 60, jitter=lambda: 0.0)
+    assert [schedule.after_a_miss(misses, NOON, None) for misses in (1, 2, 3, 4, 5, 9_999)] == [5, 10, 20, 40, 60, 60]
+
+
+def test_retry_after_is_kept_but_for_the_deadline() -> None:
+    """A pause that the service asks for is kept, up to an hour, and never beyond the deadline."""
+    schedule = Schedule(5, 60, jitter=lambda: 0.0)
+    assert schedule.after_a_miss(1, NOON, 300.0) == 300
+    assert schedule.after_a_miss(1, NOON, 1.0) == 5
+    assert schedule.after_a_miss(1, NOON, float("inf")) == LONGEST_RETRY_AFTER
+    assert Schedule(5, 60, NOON + 100).after_a_miss(1, NOON, 300.0) == 100
+
+
+def test_age_and_end_are_told_by_the_run() -> None:
+    """A run's age goes by its own start, and where that lies ahead by the wait; no progress tells no end."""
+    assert age(Course(9, "late", skew=-30).at(NOON), NOON, NOON) == 30
+    assert age(Course(9, "late", skew=30).at(NOON), NOON, NOON - 7) == 7
+    assert expected_end(Course(100, "smooth").at(NOON + 25), NOON + 25) == NOON + 100
+    assert expected_end(Course(100, "late").at(NOON + 25), NOON + 25) is None
+
+
+@pytest.mark.parametrize("value", [-1, "5", float("nan"), float("inf"), True, timedelta(seconds=-1), [5]])
+def test_duration_that_is_none_is_refused_by_name(value: object) -> None:
+    """Durations are seconds or timedeltas; anything else is an error that names the argument."""
+    with pytest.raises(FlowInputError, match="poll_interval must be seconds"):
+        seconds("poll_interval", value)  # type: ignore[arg-type]
+
+
+def test_durations_are_read() -> None:
+    """Seconds and timedeltas mean the same, None stays None."""
+    assert (seconds("x", 5), seconds("x", timedelta(minutes=1)), seconds("x", None)) == (5.0, 60.0, None)
+
+
+@pytest.mark.parametrize(("most", "least"), [(0, 60), (-1, 60), (61, 60)])
+def test_intervals_that_cannot_be_kept_are_refused(most: float, least: float) -> None:
+    """poll_interval must be positive, and not more than max_poll_interval."""
+    with pytest.raises(FlowInputError, match="poll_interval"):
+        Schedule(most, least)

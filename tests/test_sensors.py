@@ -1,0 +1,232 @@
+"""Tests of FlowRunSensor in real DAG runs against the emulator: when it looks, and what Airflow's own arguments mean.
+
+That its modes tell one story is shown in test_modes.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskreschedule import TaskReschedule
+from airflow.sdk import DAG, BaseSensorOperator
+from airflow.sdk.exceptions import AirflowSensorTimeout
+from airflow.utils.session import create_session
+from sqlalchemy import select
+
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.flow.errors import FlowInputError, FlowNotFound, FlowRunFailed, FlowTimeout
+from airflow_provider_flows.sensors import FlowRunSensor, FlowSensorTimeout
+from tests.airflow_run import run_dag
+from tests.modes import OFTEN, SENSORS, TASK, looks, moving_on, start_elsewhere
+
+NOBODY = "0" * 24  # an id that no flow run has
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs take long, and triggers that need not wait before their event goes."""
+    flow_emulator.run_seconds = 1000
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
+    return flow_emulator
+
+
+def test_signature_and_defaults_are_those_of_the_design() -> None:
+    """The sensor takes the arguments that the design promises, by keyword, and its mode is reschedule by default."""
+    taken = inspect.signature(FlowRunSensor.__init__).parameters
+    own = {name: parameter for name, parameter in taken.items() if name not in {"self", "kwargs"}}
+
+    assert {parameter.kind for parameter in own.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {name: parameter.default for name, parameter in own.items()} == {
+        "flow_run_id": inspect.Parameter.empty,
+        "flows_conn_id": "flows_default",
+        "poll_interval": None,
+        "max_poll_interval": None,
+        "mode": "reschedule",
+        "deferrable": False,
+        "output_path": None,
+        "output_conn_id": None,
+    }
+    assert set(FlowRunSensor.template_fields) == {"flow_run_id", "flows_conn_id", "output_path", "output_conn_id"}
+
+
+@pytest.mark.parametrize(
+    ("given", "intervals"),
+    [
+        ({}, (60, 300)),
+        ({"mode": "poke"}, (5, 60)),
+        ({"deferrable": True}, (5, 60)),
+        ({"poke_interval": 20}, (20, 300)),
+        ({"poke_interval": timedelta(minutes=10)}, (600, 600)),
+        ({"poll_interval": timedelta(seconds=30), "max_poll_interval": 40, "poke_interval": 20}, (30, 40)),
+    ],
+)
+def test_intervals(given: dict[str, Any], intervals: tuple[float, float]) -> None:
+    """It looks every 60 s in reschedule mode and every 5 s otherwise, unless `poll_interval` or `poke_interval` says else."""
+    sensor = FlowRunSensor(task_id="wait", flow_run_id=NOBODY, **given)
+
+    assert (sensor.poll_interval, sensor.max_poll_interval) == intervals
+    assert sensor.poke_interval == sensor.poll_interval
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"poll_interval": 0}, "poll_interval"),
+        ({"poll_interval": "often"}, "poll_interval"),
+        ({"poll_interval": 50, "max_poll_interval": 40}, "max_poll_interval"),
+        ({"max_poll_interval": float("inf")}, "max_poll_interval"),
+        ({"timeout": -1}, "timeout"),
+        ({"mode": "sleep"}, "mode"),
+        ({"soft_fail": True, "never_fail": True}, "soft_fail"),
+    ],
+)
+def test_bad_arguments_are_named_at_parse_time(given: dict[str, Any], named: str) -> None:
+    """An argument that cannot be kept is refused when the DAG file is read, by its name."""
+    with pytest.raises((FlowInputError, ValueError), match=named):
+        FlowRunSensor(task_id="wait", flow_run_id=NOBODY, **given)
+
+
+def test_short_intervals_in_reschedule_mode_are_warned_of(capfd: pytest.CaptureFixture[str]) -> None:
+    """An interval at which Airflow itself may fail the task is warned of in reschedule mode, and only there."""
+    for number, given in enumerate(({}, {"mode": "poke"}, {"deferrable": True})):
+        FlowRunSensor(task_id=f"short_{number}", flow_run_id=NOBODY, poll_interval=5, **given)
+
+    warnings = [line for line in "".join(capfd.readouterr()).splitlines() if "in reschedule mode" in line]
+    assert len(warnings) == 1
+    assert "short_0" in warnings[0]
+
+
+def test_the_private_name_of_airflow_is_still_there() -> None:
+    """Airflow's sensor still asks `_get_next_poke_interval` with the arguments that ours overrides."""
+    airflows = inspect.signature(BaseSensorOperator._get_next_poke_interval)
+    ours = inspect.signature(FlowRunSensor._get_next_poke_interval)
+
+    assert list(ours.parameters) == list(airflows.parameters) == ["self", "started_at", "run_duration", "poke_count"]
+
+
+def test_date_of_a_reschedule_comes_from_the_schedule(emulator: Emulator) -> None:
+    """In reschedule mode the next look is dated by the run's age, and the worker is let go at once instead of sleeping."""
+    with DAG("sensor_reschedule", schedule=None) as dag:
+        FlowRunSensor(task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=2)
+
+    with moving_on(emulator, [1000]):
+        result = run_dag(dag)
+
+    assert result.state == "success"
+    with create_session() as session:
+        mine = (TaskInstance.dag_id == dag.dag_id, TaskInstance.run_id == result.run_id)
+        (row,) = session.scalars(select(TaskReschedule).join(TaskInstance, TaskReschedule.ti_id == TaskInstance.id).where(*mine))
+    assert 1.7 < (row.reschedule_date - row.end_date).total_seconds() <= 2.0  # 0.1 if Airflow's own answer were used
+    assert row.duration < 1.0
+    assert looks(emulator) == 2
+
+
+def test_pauses_of_poke_mode_come_from_the_schedule(emulator: Emulator) -> None:
+    """In poke mode the same schedule tells how long it sleeps between two looks."""
+    with DAG("sensor_poke", schedule=None) as dag:
+        FlowRunSensor(task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=1, mode="poke")
+
+    with moving_on(emulator, [1000]):
+        assert run_dag(dag).state == "success"
+
+    first, second = (asked.at for asked in emulator.requests if asked.method == "GET" and not asked.path.endswith("outputs"))
+    assert 0.9 <= second - first < 1.4
+
+
+def _aged(emulator: Emulator) -> str:
+    """Give a flow run that began 200 s ago, by its own word."""
+    flow_run_id = start_elsewhere(emulator)
+    run = emulator.runs[flow_run_id]
+    run.course = replace(run.course, started_at=time.time() - 200)
+    return flow_run_id
+
+
+@pytest.mark.parametrize("mode", SENSORS)
+def test_soft_fail_and_never_fail_skip(emulator: Emulator, mode: str) -> None:
+    """`soft_fail` skips on a timeout and on a run that failed, `never_fail` on every error, in every mode."""
+    emulator.plan(Plan(outcome="failed", run_seconds=0, times=2))
+    failed = [start_elsewhere(emulator), start_elsewhere(emulator)]
+    running = start_elsewhere(emulator)
+    with DAG("sensor_skips", schedule=None, default_args=OFTEN) as dag:
+        SENSORS[mode](task_id="soft_failed", flow_run_id=failed[0], soft_fail=True)
+        SENSORS[mode](task_id="soft_late", flow_run_id=running, soft_fail=True, timeout=0.2)
+        SENSORS[mode](task_id="soft_unknown", flow_run_id=NOBODY, soft_fail=True)
+        SENSORS[mode](task_id="never_failed", flow_run_id=failed[1], never_fail=True)
+        SENSORS[mode](task_id="never_late", flow_run_id=running, never_fail=True, timeout=0.2)
+        SENSORS[mode](task_id="never_unknown", flow_run_id=NOBODY, never_fail=True)
+
+    result = run_dag(dag)
+
+    skipped = ["soft_failed", "soft_late", "never_failed", "never_late", "never_unknown"]
+    assert result.states == {**dict.fromkeys(skipped, "skipped"), "soft_unknown": "failed"}
+    assert type(result.errors["soft_unknown"]) is FlowNotFound
+
+
+@pytest.mark.parametrize("mode", ["sensor, reschedule", "sensor, poke"])
+def test_silent_fail_goes_on(emulator: Emulator, mode: str) -> None:
+    """`silent_fail` logs a look that failed and goes on with the wait, as Airflow says."""
+    emulator.fault(Fault(method="GET", path="/flows/*", status=404))
+    emulator.plan(Plan(run_seconds=0))
+    with DAG("sensor_silent", schedule=None) as dag:
+        SENSORS[mode](task_id="wait", flow_run_id=start_elsewhere(emulator), silent_fail=True, **OFTEN)
+
+    result = run_dag(dag)
+
+    assert result.state == "success"
+    assert "Sensor poke failed" in result.log
+
+
+@pytest.mark.parametrize("mode", SENSORS)
+def test_timeout_is_not_retried_and_failure_is(emulator: Emulator, mode: str) -> None:
+    """For Airflow a sensor's timeout is an AirflowSensorTimeout, which no retry follows; a failed run is retried as ever."""
+    emulator.plan(Plan(outcome="failed", run_seconds=0))
+    failed, running = start_elsewhere(emulator), start_elsewhere(emulator)
+    with DAG("sensor_retries", schedule=None, default_args={"retries": 1, "retry_delay": timedelta(0), **OFTEN}) as dag:
+        SENSORS[mode](task_id="late", flow_run_id=running, timeout=0.2)
+        SENSORS[mode](task_id="failed", flow_run_id=failed)
+
+    result = run_dag(dag)
+
+    assert result.states == {"late": "failed", "failed": "failed"}
+    assert type(result.errors["late"]) is FlowSensorTimeout
+    assert isinstance(result.errors["late"], FlowTimeout)
+    assert isinstance(result.errors["late"], AirflowSensorTimeout)
+    assert type(result.errors["failed"]) is FlowRunFailed
+    assert sum(asked.path.endswith(failed) for asked in emulator.requests) == 2
+    assert emulator.runs[running].state in {"starting", "running"}
+
+
+@pytest.mark.parametrize("mode", SENSORS)
+def test_template_and_mapping(emulator: Emulator, mode: str) -> None:
+    """The flow run's id may be a template, and may be mapped over."""
+    emulator.run_seconds = 0
+    ids = [start_elsewhere(emulator) for _ in range(3)]
+    with DAG("sensor_mapped", schedule=None) as dag:
+        SENSORS[mode](task_id=TASK, flow_run_id="{{ dag_run.conf['id'] }}", flows_conn_id="{{ 'generio' }}_default", **OFTEN)
+        given = getattr(SENSORS[mode], "keywords", {})
+        FlowRunSensor.partial(task_id="mapped", **given, **OFTEN).expand(flow_run_id=ids[1:])
+
+    result = run_dag(dag, conf={"id": ids[0]})
+
+    assert result.state == "success"
+    returned = [result.xcoms[name]["return_value"]["flow_run_id"] for name in (TASK, "mapped[0]", "mapped[1]")]
+    assert returned == ids
+
+
+@pytest.mark.parametrize("mode", SENSORS)
+def test_id_that_is_none_is_named(emulator: Emulator, mode: str) -> None:
+    """A flow run id that the task before did not push is a FlowInputError that says so, and nothing is asked."""
+    with DAG("sensor_no_id", schedule=None, render_template_as_native_obj=True) as dag:
+        SENSORS[mode](task_id="wait", flow_run_id="{{ ti.xcom_pull('nobody') }}", **OFTEN)
+
+    error = run_dag(dag).errors["wait"]
+
+    assert type(error) is FlowInputError
+    assert "flow_run_id must be the id of a flow run, not None" in str(error)
+    assert emulator.requests == ()

@@ -1,0 +1,152 @@
+"""Tests in one real Airflow: API server, scheduler with LocalExecutor and triggerer, at Airflow's default settings.
+
+All runs are started together at the beginning, for what takes long here is waiting; each test then looks at its own.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.emulator import Emulator, Plan
+from tests.modes import start_elsewhere
+from tools.airflow_stack import Stack
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
+
+SLOW = 600.0  # seconds; a flow run that is still under way when its task is killed
+KEY = "a-key-that-nobody-else-may-read"
+WITHIN = 100.0  # seconds
+DAGS = """
+from airflow.sdk import DAG
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
+
+chair = {"flow": "model_generate_fromprompt", "inputs": "A chair", "parameters": {"quality": "low"}}
+for name, deferrable in {
+    "deferrable": True, "blocking": False, "failing": True, "killed_blocking": False, "killed_deferrable": True
+}.items():
+    with DAG(name, schedule=None) as dag:
+        RunFlowOperator(task_id="run", deferrable=deferrable, **chair)
+    globals()[name] = dag
+with DAG("reschedule", schedule=None) as reschedule:
+    FlowRunSensor(task_id="run", flow_run_id="{{ dag_run.conf['flow_run_id'] }}", poll_interval=15)
+"""
+
+
+@dataclass
+class Played:
+    """The Airflow, the services, and one run of each DAG."""
+
+    airflow: Stack
+    emulator: Emulator
+    runs: dict[str, str]
+    flow_runs: dict[str, str]
+    """The flow runs of the DAGs whose flow run does not simply complete."""
+
+    def ended(self, dag_id: str) -> str:
+        """Wait for the end of a DAG's run and give its state."""
+        return self.airflow.wait(dag_id, self.runs[dag_id], WITHIN)
+
+    def returned(self, dag_id: str) -> dict[str, Any]:
+        """Give what the DAG's task returned."""
+        found: dict[str, Any] = self.airflow.xcom(dag_id, self.runs[dag_id], "run")
+        return found
+
+    def log(self, dag_id: str) -> str:
+        """Give the log of the DAG's task as the user interface shows it."""
+        return self.airflow.log(dag_id, self.runs[dag_id], "run")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """Start everything: the DAGs whose flow runs have plans first, one by one, for plans are used up in order."""
+    home = tmp_path_factory.mktemp("stack")
+    dags = home / "dags"
+    dags.mkdir()
+    (dags / "waits.py").write_text(textwrap.dedent(DAGS))
+    with Emulator(key=KEY, run_seconds=8) as emulator, Stack(home, dags, environment=emulator.connections) as airflow:
+        runs: dict[str, str] = {}
+        flow_runs: dict[str, str] = {}
+        plans = {
+            "failing": Plan(outcome="failed", error="The mesh has no faces"),
+            "killed_blocking": Plan(run_seconds=SLOW),
+            "killed_deferrable": Plan(run_seconds=SLOW),
+        }
+        for dag_id, plan in plans.items():
+            emulator.plan(plan)
+            before = set(emulator.runs)
+            runs[dag_id] = _triggered(airflow, dag_id)
+            flow_runs[dag_id] = _soon(lambda seen=before: next(iter(set(emulator.runs) - seen), None))
+        runs["reschedule"] = _triggered(airflow, "reschedule", {"flow_run_id": start_elsewhere(emulator)})
+        runs |= {dag_id: _triggered(airflow, dag_id) for dag_id in ("deferrable", "blocking")}
+        yield Played(airflow, emulator, runs, flow_runs)
+
+
+def _triggered(airflow: Stack, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+    """Trigger a DAG, again where SQLite was locked for once: what several processes write to it comes one after the other."""
+    for _ in range(5):
+        try:
+            return airflow.trigger(dag_id, conf)
+        except RuntimeError as error:
+            if "Database error" not in str(error):
+                raise
+            time.sleep(1)
+    return airflow.trigger(dag_id, conf)
+
+
+def _soon(found: Callable[[], Any]) -> Any:
+    """Wait until something is found."""
+    deadline = time.monotonic() + WITHIN
+    while not (result := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return result
+
+
+@pytest.mark.parametrize("dag_id", ["deferrable", "reschedule", "blocking"])
+def test_every_way_of_waiting_runs_to_green(played: Played, dag_id: str) -> None:
+    """A deferrable task, a reschedule sensor and a blocking task run to green in an Airflow that nobody tuned."""
+    assert played.ended(dag_id) == "success", played.log(dag_id)
+    returned = played.returned(dag_id)
+    assert (returned["state"], returned["progress"]) == ("completed", 1.0)
+    assert returned["outputs"][0]["status"] == "ready"
+    assert f"flow run {returned['flow_run_id']} (flow model_generate_fromprompt) is completed after 8.0 s" in played.log(dag_id)
+
+
+def test_failing_flow_run_is_red_with_its_reason(played: Played) -> None:
+    """A task whose flow run fails is red, and its log holds the service's reason."""
+    assert played.ended("failing") == "failed"
+    log = played.log("failing")
+    assert "FlowRunFailed" in log
+    assert "The service says: The mesh has no faces." in log
+
+
+@pytest.mark.parametrize(("dag_id", "while_it_is"), [("killed_blocking", "running"), ("killed_deferrable", "deferred")])
+def test_killed_task_aborts_its_flow_run(played: Played, dag_id: str, while_it_is: str) -> None:
+    """A task that somebody marks as failed, in a worker or in the triggerer, aborts its flow run at the service."""
+    run_id, flow_run = played.runs[dag_id], played.emulator.runs[played.flow_runs[dag_id]]
+    played.airflow.wait_for_task(dag_id, run_id, "run", {while_it_is}, WITHIN)
+    _soon(lambda: flow_run.state in {"running", "starting"})
+    _soon(lambda: f"{flow_run.flow_run_id} (flow model_generate_fromprompt) is starting" in played.log(dag_id))
+
+    played.airflow.set_task_state(dag_id, run_id, "run", "failed")
+
+    _soon(lambda: flow_run.state in {"aborting", "aborted"})
+    assert played.ended(dag_id) == "failed"
+    _soon(lambda: f"flow run {flow_run.flow_run_id} is aborted" in played.log(dag_id))
+
+
+def test_the_key_is_nowhere(played: Played) -> None:
+    """After all that, the key is in no file of this Airflow: no log, no XCom, no rendered field, no trigger's arguments."""
+    for dag_id in played.runs:
+        played.ended(dag_id)
+
+    files = [path for path in played.airflow.home.rglob("*") if path.is_file()]
+    assert played.airflow.home / "airflow.db" in files
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
