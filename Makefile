@@ -7,9 +7,10 @@ PIP_INSTALL := $(PYTHON) -m pip --disable-pip-version-check install --quiet --co
 # Written last: a set-up that was interrupted has no stamp and is done again.
 STAMP := $(VENV)/.complete
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format airflow build clean
+.PHONY: help demo test chaos lint format airflow build clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -19,6 +20,9 @@ demo: $(STAMP)  ## make a 3D model in a real Airflow, against an emulated servic
 
 test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" passes on to pytest
 	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+chaos: $(STAMP)  ## let processes of a real Airflow die; CHAOS_ARGS="--list" passes on
+	@$(PYTHON) -m tests.chaos $(CHAOS_ARGS)
 
 lint: $(STAMP)  ## check style and types
 	@$(PYTHON) -m ruff check .

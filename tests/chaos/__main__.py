@@ -1,0 +1,80 @@
+"""The command `python -m tests.chaos`: plays all scenarios and prints what was expected and what was seen.
+
+It only reads the command line; the exit code is 1 if anything was not as expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.chaos.report import Row, play_all, table, write
+from tests.chaos.scenarios import every, quick
+from tests.chaos.stage import Stage
+from tools.processes import exit_on_sigterm
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play, print, and return the exit code."""
+    options = _parser().parse_args(argv)
+    exit_on_sigterm()
+    scenarios = quick() if options.quick else list(every())
+    wanted = [one for one in scenarios if not options.only or any(part in one.name for part in options.only)]
+    if options.list or not wanted:
+        _say("\n".join(one.name for one in wanted) or "No scenario is called that.")
+        return 0 if wanted else 2
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        home = options.home or Path(folder)
+        with Stage(home, wanted, parallelism=options.parallelism, outage=options.outage) as stage:
+            _say(f"Airflow is up after {time.monotonic() - began:.0f} s; {len(wanted)} scenarios")
+            rows = play_all(stage, _tell)
+            _keep_logs(stage, rows)
+    _say("\n" + table(rows))
+    bad = [row for row in rows if not row.ok]
+    _say(f"\n{len(rows) - len(bad)} of {len(rows)} as expected, in {time.monotonic() - began:.0f} s")
+    for path in options.report:
+        write(rows, path)
+    return 1 if bad else 0
+
+
+def _tell(row: Row) -> None:
+    _say(f"{'ok ' if row.ok else 'NOT'} {row.seconds:6.1f} s  {row.scenario}" + ("" if row.ok else f"  [{row.seen}]"))
+
+
+def _keep_logs(stage: Stage, rows: Sequence[Row]) -> None:
+    """Write beside the stage's other files what tells why a row is not as expected."""
+    cases = {scenario.name: stage.case(scenario) for scenario in stage.scenarios}
+    for row in rows:
+        if not row.ok:
+            case = cases[row.scenario]
+            told = "\n".join([row.seen, *row.requests, case.all_logs()])
+            (stage.home / f"{case.tag}.txt").write_text(told)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Lets the processes of a real Airflow die.")
+    parser.add_argument("--quick", action="store_true", help="play the few scenarios of `make test` only")
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="only scenarios whose name has this in it")
+    parser.add_argument("--list", action="store_true", help="list the scenarios and play none")
+    parser.add_argument(
+        "--report", type=Path, action="append", default=[], metavar="FILE",
+        help="write the table there too, as JSON or as Markdown by the name's ending; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--home", type=Path, metavar="FOLDER", help="keep all logs and files there (default: thrown away)")
+    parser.add_argument("--outage", type=float, default=60.0, help="seconds that the service is away (default: %(default)s)")
+    parser.add_argument("--parallelism", type=int, default=6, help="tasks at a time (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
