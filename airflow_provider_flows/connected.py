@@ -6,15 +6,16 @@ It has no words for what can be asked of a service (hooks.py has) and keeps noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 
 from airflow_provider_flows import connection as conn
-from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.errors import FlowInputError, FlowServiceError
 from airflow_provider_flows.flow.retry import Retry, once, patiently
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class ConnectedHook(BaseHook):
     @classmethod
     async def aget_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
         """Give the hook of a connection, without blocking the event loop."""
-        connection = await cls.aget_connection(conn_id)
+        connection = await get_async_connection(conn_id, cls)
         return await asyncio.to_thread(cls._ready_hook_of, connection, hook_params)
 
     @classmethod
@@ -87,8 +88,9 @@ class ConnectedHook(BaseHook):
             hook = None
         if not isinstance(hook, cls):
             message = (
-                f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, which runs no flows; "
-                "flows_conn_id must name one of type generio or promptchainer"
+                f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, which runs no flows here; "
+                "flows_conn_id must name one of type generio or promptchainer, and this provider must be installed in this "
+                "environment (airflow providers list)"
             )
             raise FlowInputError(message)
         hook._connection = connection  # noqa: SLF001  # it was looked up just now; a look-up is dear
@@ -128,7 +130,17 @@ class ConnectedHook(BaseHook):
         """Hold a conversation over `requests`, blocking."""
         from airflow_provider_flows.transport.blocking import BlockingTransport, hold
 
-        return hold(conversation, BlockingTransport(settings or self.settings, self.get_conn()).send)
+        with self._named():
+            return hold(conversation, BlockingTransport(settings or self.settings, self.get_conn()).send)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the connection in what a service refuses: with several of them one would have to guess."""
+        try:
+            yield
+        except FlowServiceError as error:
+            error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
+            raise
 
     def patient(self, conversation: Conversation[T]) -> T:
         """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
@@ -153,4 +165,5 @@ class ConnectedHook(BaseHook):
         from airflow_provider_flows.transport.asynchronous import hold
 
         async with self.async_transport() as transport:
-            return await hold(once(conversation), transport.send)
+            with self._named():
+                return await hold(once(conversation), transport.send)

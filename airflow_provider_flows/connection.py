@@ -95,7 +95,7 @@ def _read(conn_id: str, name: str, field: Field, given: Any) -> Any:
         value = None
     if value is None or (field.minimum is not None and not field.minimum <= value < float("inf")):
         least = "" if field.minimum is None else f" of at least {field.minimum}"
-        message = f"{name} in the extra of connection {conn_id!r} must be a {field.kind}{least}, not {given!r}"
+        message = f"{name} in the extra of connection {conn_id!r} must be of type {field.kind}{least}, not {given!r}"
         raise FlowInputError(message)
     return value
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.connected import ConnectedHook
+from airflow_provider_flows.flow.data_uri import sniff
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowNotFound
 from airflow_provider_flows.flow.exchange import Request, ask, check
 from airflow_provider_flows.flow.retry import once
@@ -47,6 +48,7 @@ class FlowsHook(ConnectedHook):
         parameters: Mapping[str, Any] | None = None,
         additional: Any = None,
         *,
+        record: Record | None = None,
         keep: Keep | None = None,
     ) -> FlowRun:
         """Start a flow run.
@@ -55,22 +57,35 @@ class FlowsHook(ConnectedHook):
         :param inputs: what it works on, in the forms that `RunFlowOperator` documents.
         :param parameters: how it works.
         :param additional: the caller's own metadata, stored with the run (Generio).
-        :param keep: called with the run as soon as it has an id, before anything is paid; without it one request does it all.
+        :param record: what is to be kept of this start, and `keep` the function that keeps it (flow/starting.py); without them
+            as few requests as the service allows do it all.
         :raises FlowInputError: an argument cannot be sent; no run was made.
         :raises FlowServiceError: the service refused.
         """
         from airflow_provider_flows.flow import starting
 
         order = flow if isinstance(flow, starting.Order) else self.order(flow, inputs, parameters, additional)
-        if keep is not None:
-            return self.patient(starting.start(self.service, order, keep))
+        if record is not None and keep is not None:
+            return self.patient(starting.start(self.service, order, record, keep))
         return self.patient(self.service.start(order.flow, order.inputs, order.parameters, order.additional))
 
-    def pick_up(self, order: Order, record: Record | None, lineage: int) -> FlowRun | None:
+    def pick_up(self, order: Order, record: Record | None, lineage: int, *, abort: bool = True) -> FlowRun | None:
         """Give the flow run that an earlier try left, None if a new one must be started (flow/starting.py)."""
         from airflow_provider_flows.flow.starting import picked_up
 
-        return self.patient(picked_up(self.service, order, record, lineage))
+        return self.patient(picked_up(self.service, order, record, lineage, abort=abort))
+
+    def stop(self, flow_run_id: str) -> None:
+        """Stop a flow run wherever it is: delete one that never ran, abort one under way, leave a final one alone."""
+        from airflow_provider_flows.flow.starting import stopped
+
+        self.patient(stopped(self.service, flow_run_id))
+
+    def see_off(self, flow_run_id: str) -> FlowRun | None:
+        """Stop a flow run and wait for about ten seconds until it is final; None if it is gone."""
+        from airflow_provider_flows.flow.starting import seen_off
+
+        return self.patient(seen_off(self.service, flow_run_id))
 
     def order(self, flow: Any, inputs: Any, parameters: Any, additional: Any) -> Order:
         """Read the arguments of a start; files are opened here, nothing is sent.
@@ -116,6 +131,18 @@ class FlowsHook(ConnectedHook):
             raise FlowInputError(message)
         return self.patient(self.service.add_input(flow_run_id, read[0]))
 
+    def create(self, flow: str, parameters: Mapping[str, Any] | None = None, additional: Any = None) -> FlowRun:
+        """Make a flow run that does not run yet and costs nothing yet; `add_input` fills it, `begin` starts it."""
+        return self.patient(self.service.create(flow, parameters, additional))
+
+    def begin(self, flow_run_id: str) -> None:
+        """Start a flow run that was made before."""
+        self.patient(self.service.begin(flow_run_id))
+
+    def get_input(self, flow_run_id: str, asset_id: str) -> Content:
+        """Download one input."""
+        return self.patient(self.service.get_input(flow_run_id, asset_id))
+
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
         """List a flow run's inputs."""
         return self.patient(self.service.list_inputs(flow_run_id, include_data=include_data))
@@ -134,12 +161,18 @@ class FlowsHook(ConnectedHook):
         """Download one output."""
         return self.patient(self.service.download_output(flow_run_id, asset_id))
 
-    def download_link(self, url: str) -> Content:
-        """Download what an output links to; the credentials do not go there unless it is the service's own host."""
+    def download_link(self, url: str) -> Content | None:
+        """Download the picture that an output links to, None if it may not be fetched or is none.
+
+        The credentials do not go there unless it is the service's own host.
+        """
         from airflow.providers.common.compat.sdk import mask_secret
 
+        if not self.settings.may_follow(url):
+            return None
         mask_secret(url.strip().partition("?")[2])  # the libraries below write whole URLs into a debug log
-        return self.patient(_linked(Request("GET", url.strip(), file=True)))
+        content = self.patient(_linked(Request("GET", url.strip())))
+        return content if (sniff(content.data) or "").startswith("image/") else None
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Read what a flow takes and gives."""
@@ -169,11 +202,7 @@ class FlowsHook(ConnectedHook):
         :raises FlowTimeout: the time is over; the run goes on.
         """
         limit = seconds("timeout", timeout)
-        schedule = Schedule(
-            seconds("poll_interval", poll_interval) or 0.0,
-            seconds("max_poll_interval", max_poll_interval) or 0.0,
-            None if limit is None else time.time() + limit,
-        )
+        schedule = Schedule.of(poll_interval, max_poll_interval, None if limit is None else time.time() + limit)
         return self.hold(once(self.waiting_for(flow_run_id, schedule).until_final()))
 
     def test_connection(self) -> tuple[bool, str]:

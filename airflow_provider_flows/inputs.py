@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.services import Inputs
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # one word with a scheme, and nothing else
-_PATH = re.compile(r"(?:~|\.{1,2})?/\S*|[A-Za-z]:[\\/]\S*")  # one word that only a path looks like
+# one word that only a path looks like, or the name of a file of a kind that flows take
+_PATH = re.compile(r"(?:~|\.{1,2})?/\S*|[A-Za-z]:[\\/]\S*|\S+\.(?:png|jpe?g|tiff?|webp|bmp|gif|glb|gltf)", re.IGNORECASE)
 FORMS = "a prompt, the URI of a file (file:///..., s3://...), a pathlib.Path, or a dict with 'data' or 'uri'"
 
 

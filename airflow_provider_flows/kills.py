@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
-ON_KILL_SECONDS = 15.0  # all that a kill may take
-OVER = frozenset({"failed", "success", "skipped", "removed", "upstream_failed"})
+ON_KILL_SECONDS = 19.0  # all that a kill may take; Airflow's first answer in a new triggerer alone may take ten
+# `restarting` is a running task that somebody cleared: its next try starts anew
+OVER = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
 
 
 def is_over(ti: RuntimeTaskInstanceProtocol) -> bool:
@@ -40,10 +41,12 @@ def _question(ti: Any) -> dict[str, Any]:
 
 
 def _ended(states: Mapping[str, Any], ti: Any) -> bool:
-    """Read `{run_id: {task_id or task_id_<map_index>: state}}`; what Airflow does not tell is not over."""
-    if ti.run_id not in states:
-        return False
-    of_run = states[ti.run_id]
+    """Read `{run_id: {task_id or task_id_<map_index>: state}}`, which holds what there is of that which was asked for.
+
+    So a task instance that is not in it is gone (it or its DAG run was deleted), and over; one without a state, None, was
+    cleared or is about to run again, and is not over.
+    """
+    of_run = states.get(ti.run_id, {})
     keys = [ti.task_id, f"{ti.task_id}_{ti.map_index}"]
-    found = next((of_run[key] for key in keys if key in of_run), None)
-    return found is not None and str(getattr(found, "value", found)) in OVER
+    found = [of_run[key] for key in keys if key in of_run]
+    return not found or str(getattr(found[0], "value", found[0])) in OVER

@@ -1,12 +1,17 @@
-"""What a task remembers over its tries: the flow run that it started, until when it may take, and for which order.
+"""What a task remembers over its tries: what it ordered, until when it may take, and the flow run that it started.
 
 It decides nothing (flow/starting.py does); it reads and writes Airflow's task state store, where Airflow has one.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import conf
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -17,6 +22,7 @@ log = logging.getLogger(__name__)
 
 KEY = "flow_run"
 RUN_ID_KEY = "flow_run_id"
+TOO_LARGE = "It was too large to be kept when an earlier try ended before its time. Clear the task to run the flow again."
 
 
 class Memory:
@@ -30,7 +36,6 @@ class Memory:
         self._ti = context["ti"]
         self._store: Any = context.get("task_state_store") if durable else None
         self._order = order
-        self.durable = durable
         if durable and self._store is None:
             log.warning(
                 "This Airflow has no task state store (3.3 and later have one): a retry of this task will not know the flow "
@@ -39,25 +44,71 @@ class Memory:
         from airflow_provider_flows.flow.starting import Record  # needed here only: importing the operators stays cheap
 
         self.record: Record | None = None if self._store is None else Record.from_dict(self._store.get(KEY))
+        self._earlier = self.record
 
     @property
     def lineage(self) -> int:
         """What all tries of one run of the task share, and what a Clear raises (airflow/models: clear_task_instances)."""
         return int(self._ti.max_tries or 0)
 
+    @property
+    def serves_a_next_try(self) -> bool:
+        """Whether this try's failure would be followed by one that goes on with the same run."""
+        return self._store is not None and int(self._ti.try_number) <= self.lineage
+
+    @property
+    def fits(self) -> bool:
+        """Whether an earlier try of this very order left a record."""
+        return self.record is not None and self.record.fits(self._order, self.lineage)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether an earlier try of this very order may have made a run that nobody was told of."""
+        return self.record is not None and self.fits and self.record.flow_run_id is None
+
+    def fresh(self, deadline: float | None) -> Record:
+        """Make the record of a new start.
+
+        :param deadline: epoch seconds, or None.
+        """
+        from airflow_provider_flows.flow.starting import Record
+
+        return Record(self._order.fingerprint, self.lineage, deadline)
+
     def deadline(self, fresh: float | None) -> float | None:
         """Give the deadline fixed by the first try of this order, else the fresh one (epoch seconds)."""
-        record = self.record
-        return record.deadline if record is not None and record.fits(self._order, self.lineage) else fresh
+        return self.record.deadline if self.record is not None and self.fits else fresh
 
-    def keep(self, flow_run_id: str, deadline: float | None, *, findable: bool) -> None:
-        """Make the run's id safe: for the next try, and for whoever looks into XCom while the task waits.
+    def keep(self, record: Record | None) -> None:
+        """Make a record safe for the next try, and its run's id for whoever looks into XCom while the task waits.
 
-        :param findable: whether the service can tell of the run by this id; otherwise a retry could do nothing with it.
+        :param record: None where this try made no run: then what the tries before it kept holds again.
         """
-        if self._store is not None and findable:
-            from airflow_provider_flows.flow.starting import Record
+        self.record = record = self._earlier if record is None else record
+        if self._store is not None and record is None:
+            self._store.delete(KEY)
+        elif self._store is not None and record is not None:
+            self._store.set(KEY, _fitting(record, conf.getint("state_store", "max_value_storage_bytes", fallback=0)).as_dict())
+        if record is not None and record.flow_run_id is not None:
+            self._ti.xcom_push(RUN_ID_KEY, record.flow_run_id)
 
-            self.record = Record(flow_run_id, self._order.fingerprint, self.lineage, deadline)
-            self._store.set(KEY, self.record.as_dict())
-        self._ti.xcom_push(RUN_ID_KEY, flow_run_id)
+
+def _fitting(record: Record, limit: int) -> Record:
+    """Give the record with as much of a kept answer as the store takes, the smallest outputs first; say what is left out.
+
+    :param limit: bytes; 0 for none.
+    """
+    size: Callable[[Any], int] = lambda value: len(json.dumps(value))  # noqa: E731  # a name for one expression
+    if record.answer is None or limit <= 0 or size(record.as_dict()) <= limit:
+        return record
+    outputs = [dict(output) for output in record.answer["outputs"]]
+    for output in sorted(outputs, key=size, reverse=True):
+        if size(replace(record, answer={**record.answer, "outputs": outputs}).as_dict()) <= limit:
+            break
+        output.update(value=None, status="error", error=TOO_LARGE, link=False)
+        log.warning(
+            "The output %s is too large for Airflow's task state store ([state_store] max_value_storage_bytes). Should this "
+            "task be killed before its end, its retry does not run the flow again, but lacks this output",
+            output["name"],
+        )
+    return replace(record, answer={**record.answer, "outputs": outputs})

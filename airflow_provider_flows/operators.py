@@ -6,27 +6,30 @@ How a start, a wait and a fetch go stands in flow/starting.py, flow/waiting.py a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator, conf
 
 from airflow_provider_flows.ending import end
 from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
 from airflow_provider_flows.flow.retry import once
+from airflow_provider_flows.flow.run import FlowState
 from airflow_provider_flows.flow.schedule import Schedule, seconds
 from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
-from airflow_provider_flows.memory import RUN_ID_KEY, Memory
+from airflow_provider_flows.memory import Memory
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_flows.flow.run import FlowRun
-    from airflow_provider_flows.flow.starting import Order
+    from airflow_provider_flows.flow.starting import Order, Record
     from airflow_provider_flows.hooks import FlowsHook
+
+GOES_ON = "The flow run goes on (abort_on_kill=False)."
 
 
 class RunFlowOperator(BaseOperator):
@@ -43,7 +46,7 @@ class RunFlowOperator(BaseOperator):
     :param wait_for_completion: whether the task ends with the run, or as soon as the run is started.
     :param deferrable: whether it waits in the triggerer, without a worker slot.
     :param poll_interval: seconds or timedelta; the most often that it looks.
-    :param max_poll_interval: seconds or timedelta; the least often that it looks.
+    :param max_poll_interval: seconds or timedelta; the least often that it looks (never less than `poll_interval`).
     :param timeout: seconds or timedelta from the first start, over all retries; None for no limit.
     :param output_path: where files are written, any ObjectStoragePath, below it a folder a run; None leaves them at the
         service. (templated)
@@ -83,7 +86,7 @@ class RunFlowOperator(BaseOperator):
         abort_on_kill: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**_with_retry_policy(kwargs))
         self.flow = flow
         self.inputs = inputs
         self.parameters = parameters
@@ -99,30 +102,45 @@ class RunFlowOperator(BaseOperator):
         self.durable = durable
         self.abort_on_kill = abort_on_kill
         self._under_way: tuple[Any, str] | None = None
+        Schedule.of(poll_interval, max_poll_interval)  # refuses what cannot be kept, at parse time
+        seconds("timeout", timeout)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the flow run, or pick it up where an earlier try left it; then wait in the way that was asked for."""
-        self._schedule(None)  # refuses bad intervals before anything is paid
         limit = seconds("timeout", self.timeout)
         hook = self._hook()
         order = hook.order(self.flow, self.inputs, self.parameters, self.additional)
+        if self.wait_for_completion:
+            from airflow_provider_flows.outputs import checked_path  # dear, and needed when a task runs only
+
+            checked_path(self.output_path, self.output_conn_id)
         memory = Memory(context, order, durable=self.durable)
         deadline = memory.deadline(None if limit is None else time.time() + limit)
-        run = self._started(hook, order, memory, deadline)
+        run = self._started(hook, order, memory, deadline, context["ti"])
         self._under_way = (context["ti"], run.flow_run_id)
         if not self.wait_for_completion:
             return run.as_dict()
-        final = run if run.final else self._waited(hook, run.flow_run_id, self._schedule(deadline))
+        final = (
+            run
+            if run.final
+            else self._waited(
+                hook, run.flow_run_id, Schedule.of(self.poll_interval, self.max_poll_interval, deadline), context["ti"], memory
+            )
+        )
         return end(context, hook, final, self.output_path, self.output_conn_id)
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None, *, stop: bool = True) -> dict[str, Any]:
+        """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait.
+
+        :param stop: whether a run whose time is over is to be stopped; otherwise the next try goes on with it.
+        """
         from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
 
         hook = self._hook()
-        flow_run_id = context["ti"].xcom_pull(task_ids=self.task_id, key=RUN_ID_KEY, map_indexes=context["ti"].map_index)
-        with self._stopping_when_late(hook, flow_run_id):
+        try:
             run = outcome(event)
+        except FlowTimeout as error:
+            run = self._late(hook, str((event or {})["flow_run_id"]), error, stop=stop)
         return end(context, hook, run, self.output_path, self.output_conn_id)
 
     def on_kill(self) -> None:
@@ -130,79 +148,123 @@ class RunFlowOperator(BaseOperator):
         if self._under_way is None or not self.abort_on_kill:
             return
         # A thread, because Airflow calls this from a signal handler, which may have interrupted a talk with the supervisor.
-        thread = Thread(target=self._abort_if_over, args=self._under_way, daemon=True)
+        thread = Thread(target=self._stop_if_over, args=self._under_way, daemon=True)
         thread.start()
         thread.join(ON_KILL_SECONDS)
 
-    def _abort_if_over(self, ti: Any, flow_run_id: str) -> None:
+    def _stop_if_over(self, ti: Any, flow_run_id: str) -> None:
         try:
             if is_over(ti):
-                self._hook().abort(flow_run_id)
-                self.log.info("The task was killed; flow run %s is aborted", flow_run_id)
+                self._hook().stop(flow_run_id)
+                self.log.info("The task was killed; flow run %s is stopped", flow_run_id)
             else:
                 self.log.info("The task is not over for Airflow; flow run %s goes on", flow_run_id)
         except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
-            self.log.exception("The flow run %s could not be aborted; look at it at the service", flow_run_id)
+            self.log.exception("The flow run %s could not be stopped; look at it at the service", flow_run_id)
 
     def _hook(self) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
 
         return FlowsHook.get_hook(self.flows_conn_id)
 
-    def _schedule(self, deadline: float | None) -> Schedule:
-        most = seconds("poll_interval", self.poll_interval) or 0.0
-        return Schedule(most, max(most, seconds("max_poll_interval", self.max_poll_interval) or 0.0), deadline)
-
-    def _started(self, hook: FlowsHook, order: Order, memory: Memory, deadline: float | None) -> FlowRun:
-        run = hook.pick_up(order, memory.record, memory.lineage)
+    def _started(self, hook: FlowsHook, order: Order, memory: Memory, deadline: float | None, ti: Any) -> FlowRun:
+        run = hook.pick_up(order, memory.record, memory.lineage, abort=self.abort_on_kill)
         if run is not None:
             self.log.info("An earlier try started the %s; it is %s, and this try goes on with it", run, run.state_word)
             return run
+        if memory.record is not None and memory.record.flow_run_id is not None and not memory.fits:
+            self.log.info(
+                "Flow run %s is of an earlier request (the task was cleared, or its arguments changed): %s, and a new one starts",
+                memory.record.flow_run_id,
+                "it is stopped" if self.abort_on_kill else "it is left alone",
+            )
         if deadline is not None and time.time() >= deadline:
             message = f"The timeout of this task was over before a flow run of {order.flow} was started; none was started."
             raise FlowTimeout(message)
+        if memory.in_doubt and not hook.service.steps:
+            self.log.warning(
+                "An earlier try sent flow %s to %s and its answer never came: it may have run before, and this try runs it again",
+                order.flow,
+                hook.service.name,
+            )
 
-        def keep(made: FlowRun) -> None:
-            memory.keep(made.flow_run_id, deadline, findable=hook.service.steps)
+        def keep(record: Record | None) -> None:
+            memory.keep(record)
+            if record is not None and record.flow_run_id is not None and hook.service.steps:
+                self._under_way = (ti, record.flow_run_id)
 
-        run = hook.start(order, keep=keep if self.durable else None)
+        record = memory.fresh(deadline)
+        run = hook.start(order, record=record if self.durable else None, keep=keep)
         if not self.durable:
-            keep(run)
+            keep(replace(record, flow_run_id=run.flow_run_id))
         self.log.info("Started the %s", run)
         if run.final:
             self.log.info("The %s is %s", run, run.state_word)
         return run
 
-    def _waited(self, hook: FlowsHook, flow_run_id: str, schedule: Schedule) -> FlowRun:
+    def _waited(self, hook: FlowsHook, flow_run_id: str, schedule: Schedule, ti: Any, memory: Memory) -> FlowRun:
         """Wait here, or look once and, if the run is not final yet, go to the triggerer."""
+        stop = True
+        if self.deferrable and self.execution_timeout is not None:
+            # Airflow does not keep execution_timeout while a task is deferred, so the deadline does
+            this_try = ti.start_date.timestamp() + self.execution_timeout.total_seconds()
+            if schedule.deadline is None or this_try < schedule.deadline:
+                schedule, stop = replace(schedule, deadline=this_try), not memory.serves_a_next_try
         wait = hook.waiting_for(flow_run_id, schedule, self.log.log)
-        with self._stopping_when_late(hook, flow_run_id):
-            if not self.deferrable:
-                return hook.hold(once(wait.until_final()))
-            run = hook.hold(once(wait.look()))
-            if run is not None and run.final:
-                return run
+        try:
+            run = hook.hold(once(wait.look() if self.deferrable else wait.until_final()))
+        except FlowTimeout as error:
+            return self._late(hook, flow_run_id, error, stop=stop)
+        except AirflowTaskTimeout:  # Airflow's execution_timeout, which has no words of ours: the log has them
+            if memory.serves_a_next_try:
+                self.log.warning("The execution_timeout is over; the next try goes on with flow run %s", flow_run_id)
+                raise
+            return self._late(hook, flow_run_id, FlowTimeout("The execution_timeout of the task is over."), stop=True)
+        if run is not None and run.final:
+            return run
         from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
 
         self.defer(
             trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill),
             method_name=self.execute_complete.__name__,
+            kwargs=None if stop else {"stop": False},
         )
         raise AssertionError  # not reached: defer() raises
 
-    @contextmanager
-    def _stopping_when_late(self, hook: FlowsHook, flow_run_id: str) -> Iterator[None]:
-        """Abort the run when the deadline has passed, and say so in the error."""
+    def _late(self, hook: FlowsHook, flow_run_id: str, error: FlowTimeout, *, stop: bool) -> FlowRun:
+        """Give the run if it completed in the last moment; else stop it, and say in the error what became of it.
+
+        :param stop: whether it is to be stopped; otherwise the next try goes on with it.
+        :raises FlowTimeout: it did not complete.
+        """
         try:
-            yield
-        except FlowTimeout as error:
-            if not self.abort_on_kill:
-                message = f"{error} The flow run goes on (abort_on_kill=False)."
-                raise FlowTimeout(message) from error
-            try:
-                hook.abort(flow_run_id)
-            except FlowError as trouble:
-                message = f"{error} It could not be aborted: {trouble}"
-                raise FlowTimeout(message) from error
-            message = f"{error} It was aborted."
-            raise FlowTimeout(message) from error
+            run = hook.see_off(flow_run_id) if stop and self.abort_on_kill else hook.get_run(flow_run_id)
+        except FlowError as trouble:
+            fate = f"The flow run could not be reached, look at it at the service: {trouble}"
+        else:
+            if run is not None and run.state is FlowState.COMPLETED:
+                self.log.info("The time was over, but the %s is completed", run)
+                return run
+            fate = _fate(run, stop=stop, abort_on_kill=self.abort_on_kill)
+        message = f"{error} {fate}"
+        raise FlowTimeout(message, lasting=stop) from error
+
+
+def _fate(run: FlowRun | None, *, stop: bool, abort_on_kill: bool) -> str:
+    """Word what became of a run whose time is over."""
+    if run is None:
+        return "The flow run is gone from the service."
+    if run.final:
+        return f"The flow run is {run.state_word}."
+    if not stop:
+        return "The flow run goes on; the next try goes on with it."
+    return f"The flow run was asked to stop; it is {run.state_word} still." if abort_on_kill else GOES_ON
+
+
+def _with_retry_policy(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Give the operator's arguments with our retry policy, unless they have one, or this Airflow (before 3.3) knows none."""
+    try:
+        from airflow_provider_flows.retries import FlowsRetryPolicy
+    except ImportError:
+        return arguments
+    return {"retry_policy": FlowsRetryPolicy(), **arguments}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 from airflow_provider_flows.flow import data_uri
+from airflow_provider_flows.flow.errors import FlowConflict, FlowInputError, FlowNotFound
 from airflow_provider_flows.flow.exchange import Pause
-from airflow_provider_flows.flow.run import ERROR, PENDING, FlowOutput, FlowRun
-from airflow_provider_flows.flow.services.promptchainer import expiry
+from airflow_provider_flows.flow.run import ERROR, PENDING, READY, FlowOutput, FlowRun
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -45,8 +45,8 @@ class Downloads(Protocol):
     def download_output(self, flow_run_id: str, asset_id: str) -> Content:
         """Download one output."""
 
-    def download_link(self, url: str) -> Content:
-        """Download what an output links to."""
+    def download_link(self, url: str) -> Content | None:
+        """Download the picture that an output links to, None if it may not be fetched or is none."""
 
 
 def settled_outputs(service: Service, flow_run_id: str) -> Conversation[list[FlowOutput]]:
@@ -72,7 +72,7 @@ def fetch(hook: Downloads, run: FlowRun, output_path: str | None, output_conn_id
         if output.status == ERROR:
             log.warning("The output %s of the %s is not there: %s", output.name, run, output.error or "no reason was given")
         elif output.status == PENDING:
-            log.warning("The output %s of the %s is still not ready; it is listed without a file", output.name, run)
+            log.warning("The output %s of the %s is not called ready; it is fetched if it can be", output.name, run)
     if output_path is None:
         _warn_of_links(outputs)
         return run.with_outputs(outputs)
@@ -84,7 +84,7 @@ def fetch(hook: Downloads, run: FlowRun, output_path: str | None, output_conn_id
 def _warn_of_links(outputs: Iterable[FlowOutput]) -> None:
     for output in outputs:
         if output.link and output.value:
-            until = expiry(output.value) or "a moment that it does not tell"
+            until = output.expires_at or "a moment that it does not tell"
             log.warning("The output %s is a link that ends at %s. Set output_path to keep the file itself", output.name, until)
 
 
@@ -95,14 +95,47 @@ def folder_of(run: FlowRun, output_path: str, output_conn_id: str | None) -> Obj
     return ObjectStoragePath(output_path, conn_id=output_conn_id) / safe_name(run.flow_run_id)
 
 
+def checked_path(output_path: str | None, output_conn_id: str | None) -> None:
+    """Find out before anything is paid whether files can be written where they are to go.
+
+    :raises FlowInputError: no filesystem serves that URI, or a local folder cannot be made.
+    """
+    if output_path is None:
+        return
+    from airflow.sdk import ObjectStoragePath
+
+    try:
+        path = ObjectStoragePath(output_path, conn_id=output_conn_id)
+        local = path.fs and path.protocol in {"", "file"}
+        if local:
+            path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        message = (
+            f"output_path {output_path!r} cannot be written to: {error}. Check its URI, its connection (output_conn_id), and "
+            "that the package of its filesystem is installed. No flow run was started."
+        )
+        raise FlowInputError(message) from error
+
+
 def _fetched(hook: Downloads, run: FlowRun, output: FlowOutput, folder: ObjectStoragePath, name: str) -> FlowOutput:
     """Download one output if it is a file, and write it."""
-    if output.status in {ERROR, PENDING}:
+    if output.status == ERROR:
         return output
     if output.link and output.value:
         content = hook.download_link(output.value)
+        if content is None:
+            log.warning(
+                "The output %s looks like a link to a picture, but is none that may be fetched; its text is kept", output.name
+            )
+            return output
     elif output.value is None and output.asset_id is not None:
-        content = hook.download_output(run.flow_run_id, output.asset_id)
+        try:
+            content = hook.download_output(run.flow_run_id, output.asset_id)
+        except (FlowConflict, FlowNotFound) as error:
+            if output.status != PENDING:
+                raise
+            log.warning("The output %s is still not ready; it is listed without a file: %s", output.name, error)
+            return output
     else:
         return output
     media_type = data_uri.sniff(content.data) or content.media_type or output.media_type
@@ -111,6 +144,7 @@ def _fetched(hook: Downloads, run: FlowRun, output: FlowOutput, folder: ObjectSt
     log.info("The output %s is in %s (%d bytes)", output.name, path, len(content.data))
     return replace(
         output,
+        status=READY,
         media_type=media_type,
         value=None,
         uri=uri_of(path),

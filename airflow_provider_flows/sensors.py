@@ -48,7 +48,8 @@ class FlowRunSensor(BaseSensorOperator):
     :param flows_conn_id: the Airflow connection; its type picks the service. (templated)
     :param poll_interval: seconds or timedelta; the most often that it looks. Airflow's `poke_interval` is taken for it if that is
         given instead; else 60 s in reschedule mode and 5 s otherwise.
-    :param max_poll_interval: seconds or timedelta; the least often that it looks; 300 s in reschedule mode, 60 s otherwise.
+    :param max_poll_interval: seconds or timedelta; the least often that it looks, never less than `poll_interval`; 300 s in
+        reschedule mode, 60 s otherwise.
     :param mode: `reschedule` (no worker slot between looks), or `poke`.
     :param deferrable: wait in the triggerer instead; `mode` then has no meaning.
     :param output_path: where files are written, as with `RunFlowOperator`. (templated)
@@ -71,20 +72,19 @@ class FlowRunSensor(BaseSensorOperator):
         output_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
+        _refuse_what_has_no_meaning(kwargs, deferrable=deferrable)
         usual = RESCHEDULE_SECONDS if mode == "reschedule" and not deferrable else OTHER_SECONDS
         most = seconds("poll_interval", kwargs.get("poke_interval") if poll_interval is None else poll_interval)
         kwargs["poke_interval"] = usual[0] if most is None else most
         super().__init__(mode=mode, **kwargs)
         self.flow_run_id = flow_run_id
         self.flows_conn_id = flows_conn_id
-        self.poll_interval = self.poke_interval
-        least = seconds("max_poll_interval", max_poll_interval)
-        self.max_poll_interval = max(self.poll_interval, usual[1]) if least is None else least
+        schedule = Schedule.of(self.poke_interval, usual[1] if max_poll_interval is None else max_poll_interval)
+        self.poll_interval, self.max_poll_interval = schedule.poll_interval, schedule.max_poll_interval
         self.deferrable = deferrable
         self.output_path = output_path
         self.output_conn_id = output_conn_id
         self._wait: Wait | None = None
-        Schedule(self.poll_interval, self.max_poll_interval)  # refuses intervals that cannot be kept, at parse time
         if self.reschedule and not deferrable and self.poll_interval < HARMLESS_SECONDS:
             self.log.warning(
                 "poll_interval of %s is %s s in reschedule mode. Airflow may fail a task that comes back so soon; take at "
@@ -196,3 +196,14 @@ class FlowRunSensor(BaseSensorOperator):
                 message = f"Skipping, for never_fail is set: {error}"
                 raise AirflowSkipException(message) from error
             raise
+
+
+def _refuse_what_has_no_meaning(arguments: Mapping[str, Any], *, deferrable: bool) -> None:
+    """Refuse those of Airflow's sensor arguments that this sensor could not keep, rather than ignore them."""
+    for name in ("exponential_backoff", "max_wait"):
+        if arguments.get(name):
+            message = f"{name} has no meaning here: the sensor looks more rarely by itself, up to max_poll_interval; set that"
+            raise FlowInputError(message)
+    if deferrable and arguments.get("silent_fail"):
+        message = "silent_fail has no meaning with deferrable=True: looks that fail are waited out anyway. Leave one of them away"
+        raise FlowInputError(message)

@@ -61,6 +61,7 @@ class FlowRunTrigger(BaseTrigger):
         self.abort_on_kill = abort_on_kill
         self.memory = None if memory is None else dict(memory)
         self._told = False
+        self._opened: FlowsHook | None = None
 
     @classmethod
     def going_on(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
@@ -83,7 +84,7 @@ class FlowRunTrigger(BaseTrigger):
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and yield one event: `{"run": ...}` or `{"error": ...}`; `outcome` reads it."""
+        """Wait, and yield one event: `flow_run_id` and either `run` or `error`; `outcome` reads it."""
         began = time.monotonic()
         event = await self._event()
         await asyncio.sleep(settling_seconds() - (time.monotonic() - began))
@@ -95,27 +96,31 @@ class FlowRunTrigger(BaseTrigger):
         if self._told or not self.abort_on_kill:
             return
         # A task of its own, because Airflow cancels the trigger anew every second until it is gone, this method with it.
-        kill = asyncio.create_task(self._abort_if_over())
+        kill = asyncio.create_task(self._stop_if_over())
         _KILLS.add(kill)
         kill.add_done_callback(_KILLS.discard)
         while not kill.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(kill)
 
-    async def _abort_if_over(self) -> None:
+    async def _stop_if_over(self) -> None:
+        from airflow_provider_flows.flow.starting import stopped
+
         try:
             async with asyncio.timeout(ON_KILL_SECONDS):
                 if await ais_over(self.task_instance):
                     hook = await self._hook()
-                    await hook.ahold(hook.service.abort(self.flow_run_id))
-                    self.log.info("The task was killed; flow run %s is aborted", self.flow_run_id)
+                    await hook.ahold(stopped(hook.service, self.flow_run_id))
+                    self.log.info("The task was killed; flow run %s is stopped", self.flow_run_id)
         except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
-            self.log.exception("The flow run %s could not be aborted; look at it at the service", self.flow_run_id)
+            self.log.exception("The flow run %s could not be stopped; look at it at the service", self.flow_run_id)
 
     async def _hook(self) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
 
-        return await FlowsHook.aget_hook(self.flows_conn_id)
+        if self._opened is None:  # kept for `on_kill`: a look-up takes seconds in a triggerer that has just started
+            self._opened = await FlowsHook.aget_hook(self.flows_conn_id)
+        return self._opened
 
     async def _event(self) -> dict[str, Any]:
         try:
@@ -126,8 +131,8 @@ class FlowRunTrigger(BaseTrigger):
                 wait.recall(self.memory)
             run = await hook.ahold(wait.until_final())
         except FlowError as error:
-            return {"error": error.as_dict()}
-        return {"run": run.as_event()}
+            return {"flow_run_id": self.flow_run_id, "error": error.as_dict()}
+        return {"flow_run_id": self.flow_run_id, "run": run.as_event()}
 
 
 def settling_seconds() -> float:

@@ -5,8 +5,8 @@ It does not decide which answer is which error (exchange.py does) nor what may b
 FlowError
 ├── FlowInputError          you: an argument cannot be sent; found before any request
 ├── FlowRunFailed           the flow run: it ended in `failed`; carries the run
-├── FlowRunAborted          the flow run: somebody aborted it; carries the run
-├── FlowTimeout             the clock: the deadline passed before the run was final
+│   └── FlowRunAborted      the flow run: somebody aborted it
+├── FlowTimeout             the clock: the deadline passed before the run was final (the sensor's is a FlowSensorTimeout)
 └── FlowServiceError        the service: it answered with something else than success
     ├── FlowAuthError       401, 403: the key is wrong, expired or not allowed
     ├── FlowNotFound        404: no such flow, flow run or output
@@ -50,7 +50,11 @@ class FlowRunAborted(FlowRunFailed):
 
 
 class FlowTimeout(FlowError):
-    """The deadline passed before the flow run reached a final state."""
+    """The deadline passed before the flow run reached a final state; `lasting` tells whether it holds for a retry as well."""
+
+    def __init__(self, message: str, *, lasting: bool = True) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class FlowServiceError(FlowError):
@@ -65,6 +69,11 @@ class FlowServiceError(FlowError):
     def passing(self) -> bool:
         """Whether the same request may well succeed later, with nothing changed by the user."""
         return self.status is not None and (self.status >= 500 or self.status == 408)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the service may have done what it was asked, although it did not say so."""
+        return self.passing
 
     def as_dict(self) -> dict[str, Any]:
         """Give type, message and status as a plain dict."""
@@ -95,6 +104,11 @@ class FlowRateLimited(FlowServiceError):
         """It passes by itself."""
         return True
 
+    @property
+    def in_doubt(self) -> bool:
+        """It says that it did nothing."""
+        return False
+
 
 class FlowUnreachable(FlowServiceError):
     """No answer came back; `may_have_arrived` tells whether the service may have acted on the request all the same."""
@@ -107,6 +121,11 @@ class FlowUnreachable(FlowServiceError):
     def passing(self) -> bool:
         """It passes by itself."""
         return True
+
+    @property
+    def in_doubt(self) -> bool:
+        """It may have arrived, or it is known that it did not."""
+        return self.may_have_arrived
 
 
 class FlowMalformed(FlowServiceError):

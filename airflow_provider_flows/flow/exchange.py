@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from airflow_provider_flows.flow.bounded_json import parse
 from airflow_provider_flows.flow.errors import (
     FlowAuthError,
     FlowConflict,
@@ -75,6 +76,13 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
     url: str = field(default="", repr=False)  # not shown: a signed URL is a secret
+    hidden: tuple[str, ...] = field(default=(), repr=False)  # the key, for an answer that repeats it
+
+    def shown(self, text: str) -> str:
+        """Give a part of the answer as it may be shown."""
+        for secret in self.hidden:
+            text = text.replace(secret, "***")
+        return text
 
     @property
     def ok(self) -> bool:
@@ -205,9 +213,9 @@ def read_json(request: Request, response: Response) -> Any:
     if not response.body.strip():
         return None
     try:
-        value = json.loads(response.body, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        raise FlowMalformed(malformed(request, response, "is not JSON"), status=response.status) from error
+        value = parse(response.body)
+    except ValueError as error:
+        raise FlowMalformed(malformed(request, response, f"cannot be read as JSON ({error})"), status=response.status) from error
     _refuse_hidden(request, response, value)
     return value
 
@@ -219,8 +227,8 @@ def acknowledge(request: Request, response: Response) -> None:
     """
     check(request, response)
     try:
-        value = json.loads(response.body)
-    except (ValueError, RecursionError):
+        value = parse(response.body)
+    except ValueError:
         return
     _refuse_hidden(request, response, value)
 
@@ -233,7 +241,7 @@ def _refuse_hidden(request: Request, response: Response, value: Any) -> None:
 
 def malformed(request: Request, response: Response, why: str) -> str:
     """Word the message of a `FlowMalformed`: what was asked, why the answer cannot be read, and how it begins."""
-    shown = response.body[:SHOWN].decode("utf-8", "replace")
+    shown = response.shown(response.body[: 2 * SHOWN].decode("utf-8", "replace"))[:SHOWN]
     return f"The answer to {request} {why} (HTTP {response.status}, {len(response.body)} bytes). It begins: {shown!r}"
 
 
@@ -273,14 +281,14 @@ def check(request: Request, response: Response, now: float | None = None) -> Non
 def reason(response: Response) -> str:
     """Find the service's own words in an error answer: `detail` (text, list, object), `message`, `error`, or its start."""
     try:
-        told = json.loads(response.body)
-    except (ValueError, RecursionError):
+        told = parse(response.body)
+    except ValueError:
         told = response.body.decode("utf-8", "replace")
     if isinstance(told, dict):
         told = next((told[key] for key in ("detail", "message", "error", "details") if told.get(key)), told)
     items = told if isinstance(told, list) else [told]
     words = "; ".join(_words(item) for item in items).strip()
-    return " ".join(words.split())[: 3 * SHOWN] or "(nothing)"
+    return response.shown(" ".join(words.split()))[: 3 * SHOWN] or "(nothing)"
 
 
 def _words(item: Any) -> str:

@@ -6,7 +6,7 @@ It does not know how any service words these (flow/services reads them) nor how 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class FlowOutput:
     sha256: str | None = None
     error: str | None = None
     link: bool = False  # `value` is a URL of the output, perhaps signed, not the output itself
+    expires_at: str | None = None  # ISO 8601; when the link ends
 
     def as_dict(self) -> dict[str, Any]:
         """Give the XCom form: name, asset_id, status, media_type, additional and either value or uri, size, sha256."""
@@ -169,6 +170,15 @@ class FlowRun:
     def as_event(self) -> dict[str, Any]:
         """Give what a trigger tells its task: the dict without outputs (they are fetched by the task), with the reason."""
         return {**self.as_dict(), "outputs": [], "state_word": self.state_word, "error": self.error}
+
+    def as_kept(self) -> dict[str, Any]:
+        """Give all that a retry needs to end its task with this run, outputs and all, as plain JSON values."""
+        return {**self.as_event(), "outputs": [asdict(output) for output in self.outputs]}
+
+    @classmethod
+    def from_kept(cls, told: Mapping[str, Any]) -> FlowRun:
+        """Read what `as_kept` wrote."""
+        return cls.from_event(told).with_outputs(tuple(FlowOutput(**output) for output in told["outputs"]))
 
     @classmethod
     def from_event(cls, told: Mapping[str, Any]) -> FlowRun:

@@ -53,6 +53,17 @@ class Schedule:
     deadline: float | None = None
     jitter: Callable[[], float] = random.random
 
+    @classmethod
+    def of(
+        cls, poll_interval: float | timedelta, max_poll_interval: float | timedelta, deadline: float | None = None
+    ) -> Schedule:
+        """Make a schedule of what a user wrote; a `max_poll_interval` below `poll_interval` is raised to it.
+
+        :raises FlowInputError: an interval that cannot be kept; the message names it.
+        """
+        most = seconds("poll_interval", poll_interval) or 0.0
+        return cls(most, max(most, seconds("max_poll_interval", max_poll_interval) or 0.0), deadline)
+
     def __post_init__(self) -> None:
         """Refuse intervals that cannot be kept."""
         if self.poll_interval <= 0:

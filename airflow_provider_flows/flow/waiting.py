@@ -10,13 +10,18 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.flow.errors import FlowServiceError, FlowTimeout
+from airflow_provider_flows.flow.errors import FlowAuthError, FlowNotFound, FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.exchange import Pause
 from airflow_provider_flows.flow.run import FlowRun, FlowState
 from airflow_provider_flows.flow.schedule import Schedule, age, expected_end
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
+
+# a key that is being changed, a run that is not visible yet just after it was made: these get some looks to settle
+SETTLING = (FlowAuthError, FlowNotFound)
+REFUSALS = 3
+TOLD_POINTS = 0.1 - 1e-9  # progress is told when it has moved by ten points
 
 Tell = Callable[[int, str], None]  # a logging level and a line
 
@@ -47,16 +52,18 @@ class Wait:
         self._since = clock()
         self._missed: FlowServiceError | None = None
         self._misses = 0
+        self._refusals = 0
         self._narrator = Narrator(tell)
 
     @property
     def memory(self) -> dict[str, Any]:
         """What a wait that goes on in another process must know so as to tell nothing twice, as plain JSON values."""
-        return {"since": self._since, "misses": self._misses, **self._narrator.memory}
+        return {"since": self._since, "misses": self._misses, "refusals": self._refusals, **self._narrator.memory}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Go on from where the wait that gave this memory was."""
         self._since, self._misses = float(memory["since"]), int(memory["misses"])
+        self._refusals = int(memory.get("refusals", 0))
         self._narrator.recall(memory)
 
     def until_final(self) -> Conversation[FlowRun]:
@@ -74,18 +81,19 @@ class Wait:
     def look(self) -> Conversation[FlowRun | None]:
         """Look once; None if nothing could be seen, which is no reason to give up.
 
-        :raises FlowServiceError: an answer that will not get better by waiting.
+        :raises FlowServiceError: an answer that will not get better by waiting; 401, 403 and 404 get three looks.
         """
         try:
             run = yield from self._get_run(self.flow_run_id)
         except FlowServiceError as error:
-            if not error.passing:
+            self._refusals += isinstance(error, SETTLING)
+            if not error.passing and not (isinstance(error, SETTLING) and self._refusals < REFUSALS):
                 raise
             self._misses += 1
             self._missed = error
             self._narrator.miss(self.flow_run_id, error, self._misses)
             return None
-        self._misses, self._missed = 0, None
+        self._misses, self._refusals, self._missed = 0, 0, None
         self.run = run
         self._narrator.seen(run, self._clock(), self._since)
         return run
@@ -116,17 +124,18 @@ class Narrator:
         """Begin with nothing told."""
         self._tell = tell
         self._state_word: str | None = None
-        self._tenths = 0
+        self._progress = 0.0  # as told last
         self._in_trouble = False
 
     @property
     def memory(self) -> dict[str, Any]:
         """What was told last."""
-        return {"state_word": self._state_word, "tenths": self._tenths, "in_trouble": self._in_trouble}
+        return {"state_word": self._state_word, "progress": self._progress, "in_trouble": self._in_trouble}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Go on from what was told last."""
-        self._state_word, self._tenths, self._in_trouble = memory["state_word"], memory["tenths"], memory["in_trouble"]
+        self._state_word, self._in_trouble = memory.get("state_word"), bool(memory.get("in_trouble"))
+        self._progress = float(memory.get("progress", 0.0))
 
     def seen(self, run: FlowRun, now: float, waiting_since: float) -> None:
         """Tell what is new about the run."""
@@ -136,14 +145,13 @@ class Narrator:
         if run.state_word != self._state_word:
             self._state_word = run.state_word
             self._tell_state(run)
-        tenths = int(run.progress * 10 + 1e-9)
-        if tenths > self._tenths and not run.final:
+        if run.progress - self._progress >= TOLD_POINTS and not run.final:
+            self._progress = run.progress
             end = expected_end(run, now)
             ends = "unknown" if end is None else f"{datetime.fromtimestamp(end, tz=UTC):%H:%M:%S} UTC"
             elapsed = age(run, now, waiting_since)
             percent = int(run.progress * 100 + 1e-9)
             self._tell(logging.INFO, f"The {run} is at {percent}% after {elapsed:.0f} s; expected end: {ends}")
-        self._tenths = max(tenths, self._tenths)
 
     def miss(self, flow_run_id: str, error: FlowServiceError, misses: int) -> None:
         """Tell that a look failed: the first time, and whenever the row of misses has doubled."""

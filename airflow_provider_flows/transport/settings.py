@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from airflow_provider_flows.flow.errors import FlowMalformed, FlowUnreachable
 from airflow_provider_flows.flow.exchange import Request, Response, same_origin
@@ -55,18 +57,31 @@ class Settings:
             raise FlowMalformed(message)
 
     def answer(self, status: int, headers: Iterable[tuple[str, str]], body: bytes, url: str) -> Response:
-        """Make the response; a refusal that repeats the key must not bring it into an error's text."""
-        if status >= 400:
-            for told in self.credentials.values():
-                body = body.replace(told.rpartition(" ")[2].encode(), b"***")
-        return Response(status, {name.lower(): value for name, value in headers}, body, url)
+        """Make the response; one that repeats the key must not bring it into an error's text."""
+        hidden = tuple(told.rpartition(" ")[2] for told in self.credentials.values())
+        return Response(status, {name.lower(): value for name, value in headers}, body, url, hidden)
+
+    def may_follow(self, link: str) -> bool:
+        """Whether a link that came out of a flow may be fetched: on the service's own host, or by https from a public one.
+
+        What a flow writes is untrusted: it must not make a worker fetch what lies inside its network.
+        """
+        try:
+            parts = urlsplit(link.strip())
+            host = ip_address(parts.hostname or "")
+        except ValueError:  # a name, as it should be
+            host = None
+        if same_origin(link.strip(), self.base_url):
+            return True
+        inside = (parts.hostname or "localhost").rpartition(".")[2] in {"localhost", "local", "internal"}
+        return parts.scheme == "https" and not inside and (host is None or host.is_global)
 
     def unreachable(self, request: Request, error: BaseException, *, may_have_arrived: bool) -> FlowUnreachable:
         """Word what kept a request from being answered; never the error's own text with its URL, which may be signed."""
-        doubt = "The service may have acted on it." if may_have_arrived else "It did not arrive."
+        doubt = "The service may have acted on it. " if may_have_arrived and request.method != "GET" else ""
         message = (
             f"{request} got no answer from {self.base_url if same_origin(self.url(request), self.base_url) else 'another host'}"
-            f" ({type(error).__name__}). {doubt} Check the connection's host"
+            f" ({type(error).__name__}). {doubt}Check the connection's host"
             f"{', its certificate settings' if self.url(request).startswith('https:') else ''} and the network."
         )
         return FlowUnreachable(message, may_have_arrived=may_have_arrived)

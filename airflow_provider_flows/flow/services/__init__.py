@@ -6,7 +6,7 @@ It holds no service's paths or words; those stand in the module of that service 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
@@ -43,8 +43,13 @@ class Service(ABC):
         """
 
     @abstractmethod
-    def start(self, flow: str, inputs: Inputs, parameters: Any, additional: Any) -> Conversation[FlowRun]:
-        """Start a flow run with everything it needs, in as few requests as the service allows."""
+    def start(
+        self, flow: str, inputs: Inputs, parameters: Any, additional: Any, about: Callable[[], None] = lambda: None
+    ) -> Conversation[FlowRun]:
+        """Start a flow run with everything it needs, in as few requests as the service allows.
+
+        :param about: called when all is checked and the next request is the one that may cost money.
+        """
 
     def checked(self, inputs: Inputs) -> list[FlowInput]:
         """Give the inputs as they are added one by one.

@@ -46,12 +46,15 @@ class Generio(Service):
         read_json(request, response)
         return "Generio answers and takes the key."
 
-    def start(self, flow: str, inputs: Inputs, parameters: Any, additional: Any) -> Conversation[FlowRun]:
+    def start(
+        self, flow: str, inputs: Inputs, parameters: Any, additional: Any, about: Callable[[], None] = lambda: None
+    ) -> Conversation[FlowRun]:
         """POST /flows with inputs: one request, and the run starts by itself. It is never sent twice: it costs money."""
         body = {
             **_making(flow, parameters, additional),
             "inputs": [_escaped(item).as_json() for item in self.checked(inputs)],
         }
+        about()
         return (yield from _made(Request("POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED), flow, FlowState.STARTING))
 
     def checked(self, inputs: Inputs) -> list[FlowInput]:
@@ -210,7 +213,12 @@ def _escaped(item: FlowInput) -> FlowInput:
 
 def _made(request: Request, flow: str, unsaid: FlowState) -> Conversation[FlowRun]:
     response = yield from ask(request)
-    return answers.read_run(request, response, read_json(request, response), known_flow=flow, unsaid=unsaid)
+    try:
+        value = read_json(request, response)
+    except FlowNotFound as error:
+        message = f"flow {flow!r} is not known to Generio; list_definitions() of the hook tells what is. {error}"
+        raise FlowNotFound(message, status=error.status) from None
+    return answers.read_run(request, response, value, known_flow=flow, unsaid=unsaid)
 
 
 def _listing(flow_run_id: str, kind: str, *, include_data: bool) -> Request:

@@ -8,7 +8,7 @@ Source: the vendor's documentation, https://docs.promptchainer.io (pages "Get Fl
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -79,7 +79,9 @@ class PromptChainer(Service):
             raw=value,
         )
 
-    def start(self, flow: str, inputs: Inputs, parameters: Any, additional: Any) -> Conversation[FlowRun]:
+    def start(
+        self, flow: str, inputs: Inputs, parameters: Any, additional: Any, about: Callable[[], None] = lambda: None
+    ) -> Conversation[FlowRun]:
         """Check the variables against getFlowInfo, then POST /api/flows/run/{id}: its answer is the finished run.
 
         The POST is sent again only if it cannot have arrived: every arrival may cost credits.
@@ -94,6 +96,7 @@ class PromptChainer(Service):
         definition.check_variables(variables)
         path = f"/api/flows/run/{segment('flow', flow)}"
         request = Request("POST", path, json={"variables": variables}, resend=Resend.IF_NEVER_ARRIVED)
+        about()
         began = _now()
         response = yield from ask(request)
         rows = _rows(request, response, read_json(request, response))
@@ -138,7 +141,14 @@ def _output(name: str, told: Any) -> FlowOutput:
         return FlowOutput(name, status=ERROR, value="", error="The output came back empty.")  # P-08
     text = told if isinstance(told, str) else json.dumps(told)
     image = image_type(text)
-    return FlowOutput(name, status=READY, media_type=image or "text/plain", value=text, link=image is not None)
+    return FlowOutput(
+        name,
+        status=READY,
+        media_type=image or "text/plain",
+        value=text,
+        link=image is not None,
+        expires_at=expiry(text) if image else None,
+    )
 
 
 def image_type(text: str) -> str | None:
