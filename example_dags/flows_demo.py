@@ -21,11 +21,12 @@ with DAG(
     tags=["flows"],
     doc_md=__doc__,
 ) as dag:
-    # A flow is started by its name. A string among the inputs is a prompt; everything below is templated.
+    # A flow is started by its name. What comes from others is said to be a prompt (`data`), so that it can never name a file.
+    # Everything below is templated.
     make_chair = RunFlowOperator(
         task_id="make_chair",
         flow="model_generate_fromprompt",
-        inputs=["{{ params.prompt }}"],
+        inputs=[{"data": "{{ params.prompt }}"}],
         parameters={"quality": "high"},
         poll_interval=1,
         output_path=OUTPUT,

@@ -11,7 +11,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_flows.operators import RunFlowOperator
 
-# A file is named by a pathlib.Path or by a URI (file:///..., s3://...). A plain string would be a prompt.
+# A file is named by a pathlib.Path or by a URI (file:///..., s3://...). Any other string is a prompt.
 CHAIR = Path(__file__).parent / "images" / "chair.png"
 
 with DAG(

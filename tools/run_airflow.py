@@ -6,6 +6,7 @@ Its folder `.airflow/` stays, with runs and connections, from one time to the ne
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,17 +20,19 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".airflow"
 _PORT = 8080  # where people look for an Airflow; any other if it is taken
 _LOOK_EVERY = 1.0
+OUTPUT = "file:///tmp/flows"  # where the examples write to, unless a DAG run is told otherwise
 
 
 def main() -> int:
     """Start everything, say where it is, and wait for Ctrl-C."""
     exit_on_sigterm()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
     emulator = StandIn(FOLDER / "processes" / "emulator.log")
     stack = Stack(
         FOLDER,
         ROOT / "example_dags",
         # People press Test on the connection's page; Airflow has the button switched off unless told.
-        environment={"AIRFLOW__CORE__TEST_CONNECTION": "Enabled", "FLOWS_DEMO_OUTPUT": str(FOLDER / "output")},
+        environment={"AIRFLOW__CORE__TEST_CONNECTION": "Enabled", "FLOWS_DEMO_OUTPUT": OUTPUT},
         dag_processor=True,
         port=_PORT,
     )
