@@ -131,7 +131,7 @@ def test_defaults_of_timeouts_are_the_services() -> None:
 )
 def test_bad_extra_names_the_field(name: str, value: Any) -> None:
     """A field with a wrong value is an error that names the field, the connection and what it must be."""
-    with pytest.raises(FlowInputError, match=f"{name} in the extra of connection 'c' must be a "):
+    with pytest.raises(FlowInputError, match=f"{name} in the extra of connection 'c' must be of type "):
         extra_of(connection(extra=json.dumps({name: value})), GENERIO_FIELDS)
 
 

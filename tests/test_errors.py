@@ -46,7 +46,7 @@ GENERIO_CALLS: dict[str, Callable[[GenerioHook], Any]] = {
     "list_outputs": lambda hook: hook.list_outputs(NO_ID),
     "download_output": lambda hook: hook.download_output(NO_ID, NO_ID),
     "list_definitions": lambda hook: hook.list_definitions(),
-    "wait": lambda hook: hook.wait(NO_ID),
+    "wait": lambda hook: hook.wait(NO_ID, 0.1, 0.2),
 }
 
 
@@ -64,12 +64,12 @@ def hook(flow_emulator: Emulator) -> GenerioHook:
 def test_wrong_token_ends_it_at_once(
     flow_emulator: Emulator, hook: GenerioHook, capfd: pytest.CaptureFixture[str], name: str, code: int
 ) -> None:
-    """Whatever is asked, a wrong token is FlowAuthError after one request, which names the password and shows no token."""
+    """A wrong token is FlowAuthError after one request, in a wait after three; it names the password and shows no token."""
     flow_emulator.switches.update({"auth_failure": code})
     hook.connection.password = TOKEN
     with pytest.raises(FlowAuthError, match="password") as caught:
         GENERIO_CALLS[name](hook)
-    assert len(flow_emulator.requests) == 1
+    assert len(flow_emulator.requests) == (3 if name == "wait" else 1)
     assert TOKEN not in f"{caught.value!r} {caught.getrepr()} {capfd.readouterr()}"
     assert caught.value.status == code
 

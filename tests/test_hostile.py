@@ -8,19 +8,24 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
+from airflow.sdk.serde import serialize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_flows.flow.bounded_json import DEEPEST
 from airflow_provider_flows.flow.data_uri import Content, decode, encode
 from airflow_provider_flows.flow.errors import FlowError
 from airflow_provider_flows.flow.exchange import Conversation, Response
 from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.flow.services.generio import Generio
 from airflow_provider_flows.flow.services.promptchainer import PromptChainer, expiry, image_type, read_graph
+from airflow_provider_flows.flow.starting import Order, Record, picked_up
 from airflow_provider_flows.outputs import file_names, safe_name
+from airflow_provider_flows.transport.settings import Settings
 from tests.scripted import Script
 
 G, P = Generio(), PromptChainer()
@@ -114,6 +119,48 @@ def test_any_answer_is_a_value_or_an_error_of_ours(name: str, answers: list[Resp
             assert 0.0 <= run.progress <= 1.0
 
 
+DEPTHS = [DEEPEST - 2, DEEPEST + 1, 900, 20_000]
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_depth_is_bounded(name: str, status: int) -> None:
+    """JSON nested as deep as anybody likes is an error of ours or a value that Airflow can write, whichever field it is in."""
+    for depth in DEPTHS:
+        for deep in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+            inner = ",".join(f'"{key}": {deep}' for key in ("error", "detail", "additional", "parameters", "output"))
+            row = f'{{"flow_id": "r", "state": "failed", "type": "output", "name": "n", {inner}}}'
+            for body in (deep, row, f'{{"flows": [{row}], "outputs": [{row}]}}'):
+                with contextlib.suppress(FlowError):
+                    read = Script(Response(status, {}, body.encode()), endless=True).hold(CONVERSATIONS[name]())
+                    assert len(body) < 100 * DEEPEST or not isinstance(read, FlowRun)
+                    for run in [read] if isinstance(read, FlowRun) else []:
+                        assert serialize(run.as_dict())
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_numbers_that_no_database_takes_are_none(word: str) -> None:
+    """What is not a finite number, however it is written, is read as nothing, so that an XCom of it can be stored."""
+    body = f'{{"flow_id": "r", "state": "completed", "progress": {word}, "created_at": {word}, "additional": [{word}]}}'
+    run = Script(Response(200, {}, body.encode())).hold(G.get_run("r"))
+    assert (run.progress, run.created_at, run.additional) == (1.0, None, [None])
+    json.dumps(run.as_dict(), allow_nan=False)
+
+
+ORDER = Order("f", [FlowInput("p")])
+OURS = {"fingerprint": ORDER.fingerprint, "lineage": 0, "token": "t", "flow_run_id": "r"}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(kept=VALUES | st.fixed_dictionaries({field.name: VALUES | st.just(OURS.get(field.name)) for field in fields(Record)}))
+def test_any_record_is_read_or_none(kept: Any) -> None:
+    """Whatever lies in the state store under our key, of another version or by another hand, breaks no start."""
+    record = Record.from_dict(json.loads(json.dumps(kept)))
+    with contextlib.suppress(FlowError):
+        script = Script(Response(200, {}, b'{"flow_id": "r", "state": "running"}'), endless=True)
+        script.hold(picked_up(G, ORDER, record, 0))
+
+
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(graph=st.dictionaries(st.sampled_from(["nodes", "edges"]), VALUES))
 def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) -> None:
@@ -126,10 +173,11 @@ def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) ->
 @given(
     text=st.text(max_size=200)
     | st.text(max_size=60).map(lambda rest: f"data:{rest}")
-    | st.text(max_size=60).map(lambda rest: f"https://{rest}")
+    | (st.text(max_size=60) | st.text("[]:@/.1x", max_size=9)).map(lambda rest: f"https://{rest}")
 )
 def test_any_text_is_looked_at_safely(text: str) -> None:
-    """Any text can be asked whether it is a data URI, an image's URL, or a file name."""
+    """Any text can be asked whether it is a data URI, an image's URL, one that may be fetched, or a file name."""
+    assert not Settings("https://h", {}).may_follow(text) or text.lstrip().lower().startswith("https://")
     with contextlib.suppress(ValueError):
         content = decode(text)
         assert decode(encode(content)).data == content.data

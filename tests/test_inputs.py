@@ -60,7 +60,7 @@ def memory() -> Any:
 @pytest.mark.parametrize(
     "prompt",
     [
-        "A modern office chair", " chair ", "chair.png", "s3 is a store",
+        "A modern office chair", " chair ", "a chair.png", "s3 is a store",
         "see https://example.org for a chair", "and/or", "1/2 a chair",
         "/imagine a chair", "data: the new oil", "C: the note", "a://b c", "größe 3\nin zwei Zeilen", "://", "~ a chair",
     ],
@@ -71,7 +71,18 @@ def test_prompt_is_sent_as_it_is(prompt: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/data/chair.png", "./chair.png", "../chair.png", "~/chair.png", "C:\\chair.png", "C:/chair.png", "/"]
+    "path",
+    [
+        "/data/chair.png",
+        "./chair.png",
+        "../chair.png",
+        "~/chair.png",
+        "C:\\chair.png",
+        "C:/chair.png",
+        "/",
+        "chair.png",
+        "models/chair.GLB",
+    ],
 )
 def test_string_that_looks_like_a_path_is_refused(path: str) -> None:
     """A string that only a path looks like is refused with what to write instead; as `data` it is a prompt all the same."""

@@ -5,7 +5,12 @@ What it does when the task is really over needs a real supervisor: test_stack.py
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from datetime import timedelta
+from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -16,36 +21,59 @@ from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import GetTaskStates
 
-from airflow_provider_flows.emulator import Emulator, Plan
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.kills import is_over
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.airflow_run import run_dag
-from tests.modes import FLOW, OFTEN, own_lines
+from tests.modes import FLOW, OFTEN, looks, own_lines
+
+CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
+
+
+def aborts(emulator: Emulator) -> int:
+    """Count the requests that ask for an abort."""
+    return sum(asked.method == "PATCH" and asked.json == {"action": "abort"} for asked in emulator.requests)
 
 
 def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None:
-    """on_kill while Airflow says that the task is running aborts nothing, and the retry goes on with the same flow run."""
-    flow_emulator.plan(Plan(run_seconds=3))
+    """on_kill, called at a SIGTERM while Airflow says that the task is running, aborts nothing."""
+    flow_emulator.plan(Plan(run_seconds=2))
+    before = signal.getsignal(signal.SIGTERM)
     with DAG("kill_running", schedule=None) as dag:
-        RunFlowOperator(
-            task_id="run",
-            flow=FLOW,
-            inputs="A chair",
-            parameters={"quality": "low"},
-            execution_timeout=timedelta(seconds=2),  # Airflow calls on_kill when it is over
-            retries=3,
-            retry_delay=timedelta(0),
-            **OFTEN,
-        )
+        RunFlowOperator(task_id="run", **CHAIR, **OFTEN)
+
+    def evict() -> None:
+        while looks(flow_emulator) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = Thread(target=evict)
+    thread.start()
+    result = run_dag(dag)
+    thread.join()
+    signal.signal(signal.SIGTERM, before)
+
+    assert result.state == "success", result.log
+    flow_run_id = result.xcoms["run"]["return_value"]["flow_run_id"]
+    assert f"info: The task is not over for Airflow; flow run {flow_run_id} goes on" in own_lines(result.log)
+    assert (flow_emulator.started, aborts(flow_emulator)) == (1, 0)
+
+
+def test_kill_during_the_fetch_leaves_the_run_to_the_retry(flow_emulator: Emulator, tmp_path: Path) -> None:
+    """An execution_timeout while files are fetched aborts nothing and leaves no part of a file; the retry takes the same run."""
+    flow_emulator.run_seconds = 0
+    flow_emulator.fault(Fault("GET", "*/outputs/*", delay=10))
+    given = {"execution_timeout": timedelta(seconds=3), "retries": 1, "retry_delay": timedelta(0)}
+    with DAG("kill_fetching", schedule=None) as dag:
+        RunFlowOperator(task_id="run", output_path=str(tmp_path), **CHAIR, **OFTEN, **given)
 
     result = run_dag(dag)
 
     assert isinstance(result.errors["run"], AirflowTaskTimeout)
-    assert result.state == "success"
-    flow_run_id = result.xcoms["run"]["return_value"]["flow_run_id"]
-    assert f"info: The task is not over for Airflow; flow run {flow_run_id} goes on" in own_lines(result.log)
-    assert flow_emulator.started == 1
-    assert not any(asked.method == "PATCH" and asked.json == {"action": "abort"} for asked in flow_emulator.requests)
+    assert result.state == "success", result.log
+    (output,) = result.xcoms["run"]["return_value"]["outputs"]
+    assert [f"file://{path}" for path in tmp_path.rglob("*") if path.is_file()] == [output["uri"]]
+    assert (flow_emulator.started, aborts(flow_emulator)) == (1, 0)
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -63,9 +91,12 @@ def test_airflow_tells_which_tasks_are_over() -> None:
 
         @task(trigger_rule="all_done")
         def ask(ti: Any = None) -> dict[str, bool]:
+            def place(ti: Any) -> dict[str, Any]:
+                names = ("dag_id", "run_id", "task_id", "map_index", "get_task_states")
+                return {name: getattr(ti, name) for name in names}
+
             def over(task_id: str, map_index: int = -1) -> bool:
-                place = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": task_id, "map_index": map_index}
-                return is_over(SimpleNamespace(**place, get_task_states=ti.get_task_states))
+                return is_over(SimpleNamespace(**{**place(ti), "task_id": task_id, "map_index": map_index}))
 
             return {
                 "itself": is_over(ti),
@@ -73,7 +104,8 @@ def test_airflow_tells_which_tasks_are_over() -> None:
                 "mapped done": over("divide", 0),
                 "mapped failed": over("divide", 1),
                 "not begun": over("later"),
-                "unknown": over("nothing"),
+                "gone": over("nothing"),
+                "gone with its DAG run": is_over(SimpleNamespace(**{**place(ti), "run_id": "no such run"})),
             }
 
         @task
@@ -88,7 +120,8 @@ def test_airflow_tells_which_tasks_are_over() -> None:
         "mapped done": True,
         "mapped failed": True,
         "not begun": False,
-        "unknown": False,
+        "gone": True,
+        "gone with its DAG run": True,
     }
 
 

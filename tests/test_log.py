@@ -60,7 +60,7 @@ def test_first_and_last_line(emulator: Emulator) -> None:
 def test_neither_key_nor_inputs_are_told(emulator: Emulator, mode: str) -> None:
     """Even where the service refuses the key and repeats it, key and inputs are in no line and in no error, in any mode."""
     said = json.dumps({"detail": f"The key {KEY} has expired"}).encode()
-    emulator.fault(Fault(method="GET", path="/flows/*", skip=2, status=401, body=said))
+    emulator.fault(Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=said))
 
     story = wait_in(mode, emulator, (20.0,))
 

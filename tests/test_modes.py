@@ -172,6 +172,8 @@ def test_unreachable_for_a_while(emulator: Emulator, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_deadline_passed(emulator: Emulator, mode: str) -> None:
     """A deadline that passes is a FlowTimeout in every mode; the operator's run is aborted, the sensor's goes on."""
+    emulator.switches.abort = "instant"
+
     story = wait_in(mode, emulator, (20.0,), timeout=0.5)
 
     assert story.state == "failed"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import time
 from datetime import timedelta
 from threading import Thread
@@ -21,6 +22,7 @@ from sqlalchemy import select
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.starting import TOKEN_KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.airflow_run import run_dag
 from tests.modes import FLOW, OFTEN, looks, own_lines
@@ -85,9 +87,10 @@ def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any)
     result = run_dag(dag)
 
     assert result.state == "success", result.log
-    assert bodies(emulator, "POST", "/flows") == [
-        {"template": FLOW, "parameters": LOW, "additional": {"dag": "operator_templates"}}
-    ]
+    (made,) = bodies(emulator, "POST", "/flows")
+    mark = made["additional"].pop(TOKEN_KEY)
+    assert made == {"template": FLOW, "parameters": LOW, "additional": {"dag": "operator_templates"}}
+    assert re.fullmatch(r"[0-9a-f]{32}", mark)
     assert bodies(emulator, "POST", "/inputs") == [
         {"data": "A gnome"},
         {"data": "Another gnome", "additional": {"of": "run"}},
@@ -208,10 +211,15 @@ BAD: dict[str, dict[str, Any]] = {
     "inputs": {"inputs": 42},
     "inputs[1]": {"inputs": ["A chair", None]},
     "parameters": {"parameters": ["low"]},
-    "poll_interval": {"poll_interval": "often"},
-    "max_poll_interval": {"max_poll_interval": -1},
-    "timeout": {"timeout": float("nan")},
 }
+NEVER = {"poll_interval": "often", "max_poll_interval": -1, "timeout": float("nan")}
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_bad_times_are_named_at_parse_time(name: str) -> None:
+    """An interval or a timeout that cannot be kept is refused when the DAG file is read, by its name."""
+    with pytest.raises(FlowInputError, match=f"^{name} must be"):
+        RunFlowOperator(task_id="run", flow=FLOW, **{name: NEVER[name]})
 
 
 def test_bad_arguments_are_named_and_nothing_is_sent(emulator: Emulator) -> None:
@@ -253,9 +261,9 @@ def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: 
 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_wrong_key_ends_the_wait(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """A service that answers 401 in the middle of the wait ends it, with the very same error in both modes."""
+    """A service that answers 401 at three looks in a row ends the wait, with the very same error in both modes."""
     emulator.plan(Plan(run_seconds=60))
-    emulator.fault(Fault(method="GET", path="/flows/*", skip=2, status=401, body=b'{"detail": "expired"}'))
+    emulator.fault(Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=b'{"detail": "expired"}'))
     with DAG(f"operator_401_{deferrable}", schedule=None) as dag:
         RunFlowOperator(task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN)
 
@@ -264,3 +272,28 @@ def test_wrong_key_ends_the_wait(emulator: Emulator, deferrable: bool) -> None: 
     assert type(error).__name__ == "FlowAuthError"
     assert "expired" in str(error)
     assert "check the connection's password" in str(error)
+    assert looks(emulator) == 5
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
+    """Two refusals in a row, one of them perhaps in a worker and one in a triggerer, are waited out."""
+    emulator.fault(Fault(method="GET", path="/flows/*", times=2, status=401))
+    with DAG(f"operator_rotated_{deferrable}", schedule=None) as dag:
+        RunFlowOperator(task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN)
+
+    assert run_dag(dag).state == "success"
+
+
+@pytest.mark.parametrize("service", ["generio", "promptchainer"])
+def test_wrong_key_at_the_start_is_told_by_the_first_request(emulator: Emulator, service: str) -> None:
+    """A key that is wrong from the beginning is a FlowAuthError after one request, and is not tried again."""
+    emulator.fault(Fault(times=None, status=401, body=b'{"detail": "expired"}'))
+    given = {"flow": FLOW, "inputs": "A chair"} if service == "generio" else {"flow": SAMPLE_FLOW, "inputs": {"color": "red"}}
+    with DAG(f"operator_401_{service}", schedule=None) as dag:
+        RunFlowOperator(task_id="run", flows_conn_id=f"{service}_default", retries=3, retry_delay=timedelta(0), **given)
+
+    error = run_dag(dag).errors["run"]
+
+    assert type(error).__name__ == "FlowAuthError"
+    assert len(emulator.requests) == 1

@@ -114,6 +114,21 @@ def test_the_key_is_nowhere(ran: Ran) -> None:
     assert [path for path in files if ran.key.encode() in path.read_bytes()] == []
 
 
+def test_everywhere_that_was_searched_holds_something(ran: Ran) -> None:
+    """What is searched for the key was really written: XComs, rendered fields, and a record of each start in the state store."""
+    with sqlite3.connect(ran.home / "airflow.db") as database:
+        (rendered,) = database.execute("select count(*) from rendered_task_instance_fields").fetchone()
+        store = database.execute("select task_id, key, value from task_state_store").fetchall()
+    assert set(ran.returned) == {*MODES, "elsewhere"}
+    assert rendered == len(ran.returned)
+    records = {task_id: json.loads(value) for task_id, key, value in store if key == "flow_run"}
+    assert set(records) == {"blocking", "deferrable"}  # `elsewhere` is not durable
+    assert all(record["flow_run_id"] for record in records.values())
+    # a record holds neither key nor content, in whatever spelling
+    text = json.dumps(store)
+    assert not any(secret in text for secret in (ran.key, PROMPT, "Bearer"))
+
+
 def test_the_inputs_are_in_no_log(ran: Ran) -> None:
     """What the inputs hold is in no line that this package writes, nor is any line of a request or its headers."""
     own = [line for line in ran.printed.splitlines() if "airflow_provider_flows" in line and "Rendered" not in line]

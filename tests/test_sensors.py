@@ -79,7 +79,9 @@ def test_intervals(given: dict[str, Any], intervals: tuple[float, float]) -> Non
     [
         ({"poll_interval": 0}, "poll_interval"),
         ({"poll_interval": "often"}, "poll_interval"),
-        ({"poll_interval": 50, "max_poll_interval": 40}, "max_poll_interval"),
+        ({"exponential_backoff": True}, "exponential_backoff"),
+        ({"max_wait": 60}, "max_wait"),
+        ({"deferrable": True, "silent_fail": True}, "silent_fail"),
         ({"max_poll_interval": float("inf")}, "max_poll_interval"),
         ({"timeout": -1}, "timeout"),
         ({"mode": "sleep"}, "mode"),
@@ -170,8 +172,8 @@ def test_soft_fail_and_never_fail_skip(emulator: Emulator, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["sensor, reschedule", "sensor, poke"])
 def test_silent_fail_goes_on(emulator: Emulator, mode: str) -> None:
-    """`silent_fail` logs a look that failed and goes on with the wait, as Airflow says."""
-    emulator.fault(Fault(method="GET", path="/flows/*", status=404))
+    """`silent_fail` logs a refusal that would have ended the wait and goes on, as Airflow says."""
+    emulator.fault(Fault(method="GET", path="/flows/*", times=4, status=404))
     emulator.plan(Plan(run_seconds=0))
     with DAG("sensor_silent", schedule=None) as dag:
         SENSORS[mode](task_id="wait", flow_run_id=start_elsewhere(emulator), silent_fail=True, **OFTEN)

@@ -139,7 +139,7 @@ def test_killed_task_aborts_its_flow_run(played: Played, dag_id: str, while_it_i
 
     _soon(lambda: flow_run.state in {"aborting", "aborted"})
     assert played.ended(dag_id) == "failed"
-    _soon(lambda: f"flow run {flow_run.flow_run_id} is aborted" in played.log(dag_id))
+    _soon(lambda: f"flow run {flow_run.flow_run_id} is stopped" in played.log(dag_id))
 
 
 def test_the_key_is_nowhere(played: Played) -> None:

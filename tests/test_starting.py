@@ -5,18 +5,26 @@ What the operator keeps and hands in is a plain function and a plain record here
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.flow.errors import FlowError, FlowInvalid, FlowServiceError, FlowUnreachable
-from airflow_provider_flows.flow.run import FlowInput, FlowRun, FlowState
+from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowState
 from airflow_provider_flows.flow.services.generio import Generio
-from airflow_provider_flows.flow.starting import Order, Record, picked_up, start
-from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.flow.services.promptchainer import PromptChainer
+from airflow_provider_flows.flow.starting import (
+    TOKEN_KEY,
+    Order,
+    Record,
+    picked_up,
+    start,
+)
+from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
+from tests.orders import CHAINED, FLOW, ORDER, RECORD, begun
 from tests.scripted import Script, answer, methods, silence
-
-FLOW = "model_generate_fromprompt"
-ORDER = Order(FLOW, [FlowInput("a chair"), FlowInput("a table", {"n": 2})], {"quality": "low"}, {"order": 17})
 
 
 @pytest.fixture
@@ -33,28 +41,33 @@ def steps(emulator: Emulator) -> list[str]:
 
 
 def test_start_is_made_in_steps(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """The run is made, then kept, then filled one input at a time, then started; until then nothing is paid."""
-    kept: list[tuple[str, int]] = []
-    run = hook.start(ORDER, keep=lambda made: kept.append((made.flow_run_id, flow_emulator.started)))
+    """The intention is kept, the run made, its id kept, then it is filled one by one, and started; until then nothing is paid."""
+    kept: list[tuple[Record | None, int, int]] = []
+    run = begun(hook, lambda record: kept.append((record, len(flow_emulator.requests), flow_emulator.started)))
     assert steps(flow_emulator) == ["POST /flows", "POST /flows/ID/inputs", "POST /flows/ID/inputs", "PATCH /flows/ID"]
-    assert flow_emulator.requests[0].json == {"template": FLOW, "parameters": {"quality": "low"}, "additional": {"order": 17}}
+    additional = {"order": 17, TOKEN_KEY: "mark"}
+    assert flow_emulator.requests[0].json == {"template": FLOW, "parameters": {"quality": "low"}, "additional": additional}
     assert [request.json for request in flow_emulator.requests[1:3]] == [
         {"data": "a chair"},
         {"data": "a table", "additional": {"n": 2}},
     ]
-    assert kept == [(run.flow_run_id, 0)]
+    assert kept == [(RECORD, 0, 0), (replace(RECORD, flow_run_id=run.flow_run_id), 1, 0)]
     assert (run.state, flow_emulator.started) == (FlowState.STARTING, 1)
 
 
-def test_id_is_kept_before_anything_else_is_sent(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A worker that dies while keeping the id leaves a run that never ran."""
+@pytest.mark.parametrize("keeps", [0, 1])
+def test_nothing_is_sent_before_it_is_kept(flow_emulator: Emulator, hook: GenerioHook, keeps: int) -> None:
+    """A worker that dies while keeping the intention has sent nothing; while keeping the id, it leaves a run that never ran."""
+    kept: list[Record | None] = []
 
-    def die(_: FlowRun) -> None:
-        raise KeyboardInterrupt
+    def die(record: Record | None) -> None:
+        if len(kept) == keeps:
+            raise KeyboardInterrupt
+        kept.append(record)
 
     with pytest.raises(KeyboardInterrupt):
-        hook.start(ORDER, keep=die)
-    assert steps(flow_emulator) == ["POST /flows"]
+        begun(hook, die)
+    assert steps(flow_emulator) == ["POST /flows"][:keeps]
     assert flow_emulator.started == 0
 
 
@@ -62,7 +75,7 @@ def test_id_is_kept_before_anything_else_is_sent(flow_emulator: Emulator, hook: 
 def test_lost_answer_of_start_is_settled_by_looking(flow_emulator: Emulator, hook: GenerioHook, fault: Fault) -> None:
     """Where the service started the run and its answer was lost, a GET finds that out, and start is not sent twice."""
     flow_emulator.fault(fault)
-    hook.start(ORDER, keep=lambda _: None)
+    begun(hook)
     assert steps(flow_emulator)[-2:] == ["PATCH /flows/ID", "GET /flows/ID"]
     assert flow_emulator.started == 1
 
@@ -71,7 +84,7 @@ def test_lost_answer_of_start_is_settled_by_looking(flow_emulator: Emulator, hoo
 def test_start_that_did_not_arrive_is_sent_again(flow_emulator: Emulator, hook: GenerioHook, fault: Fault) -> None:
     """Where the look finds the run not started, start is sent once more."""
     flow_emulator.fault(fault)
-    hook.start(ORDER, keep=lambda _: None)
+    begun(hook)
     assert steps(flow_emulator)[-3:] == ["PATCH /flows/ID", "GET /flows/ID", "PATCH /flows/ID"]
     assert flow_emulator.started == 1
 
@@ -80,7 +93,7 @@ def test_refused_input_leaves_no_run_behind(flow_emulator: Emulator, hook: Gener
     """A run whose input the service refuses is deleted again, and the error is the service's."""
     order = Order("model_generate_fromimage", [FlowInput("no image at all")])
     with pytest.raises(FlowInvalid, match="data URI"):
-        hook.start(order, keep=lambda _: None)
+        begun(hook, order=order)
     assert steps(flow_emulator)[-1] == "DELETE /flows/ID"
     assert (flow_emulator.runs, flow_emulator.started) == ({}, 0)
 
@@ -91,7 +104,7 @@ def test_refused_start_leaves_no_run_behind(flow_emulator: Emulator, hook: Gener
     flow_emulator.switches.update({"quota": quota})
     hook.connection.extra = '{"retries": 0}'
     with pytest.raises(FlowServiceError):
-        hook.start(ORDER, keep=lambda _: None)
+        begun(hook)
     assert (flow_emulator.runs, flow_emulator.started) == ({}, 0)
 
 
@@ -99,7 +112,7 @@ def test_refusal_inside_a_success_is_a_refusal(flow_emulator: Emulator, hook: Ge
     """A start that is answered with 200 and success: false did not start."""
     flow_emulator.switches.update({"envelope": "hidden_errors", "quota": 402})
     with pytest.raises(FlowServiceError, match="Generation quota used up"):
-        hook.start(ORDER, keep=lambda _: None)
+        begun(hook)
     assert flow_emulator.started == 0
 
 
@@ -107,7 +120,7 @@ def test_lost_answer_of_create_makes_no_second_run(flow_emulator: Emulator, hook
     """A run that was made, but whose id was lost, is not made again: it costs nothing, and a second might."""
     flow_emulator.fault(Fault("POST", "/flows", reset="after"))
     with pytest.raises(FlowUnreachable):
-        hook.start(ORDER, keep=lambda _: None)
+        begun(hook)
     assert steps(flow_emulator) == ["POST /flows"]
     assert flow_emulator.started == 0
 
@@ -118,10 +131,10 @@ def test_lost_input_deletes_the_run(flow_emulator: Emulator, hook: GenerioHook, 
     flow_emulator.fault(Fault("POST", "*/inputs", status=code, headers={"Retry-After": "0"}))
     hook.connection.extra = '{"retries": 1}'
     if code == 429:
-        assert len(hook.list_inputs(hook.start(ORDER, keep=lambda _: None).flow_run_id)) == 2
+        assert len(hook.list_inputs(begun(hook).flow_run_id)) == 2
     else:
         with pytest.raises(FlowServiceError):
-            hook.start(ORDER, keep=lambda _: None)
+            begun(hook)
         assert flow_emulator.runs == {}
 
 
@@ -133,57 +146,68 @@ def test_one_request_does_it_all_without_keeping(flow_emulator: Emulator, hook: 
     assert run.state is FlowState.STARTING
 
 
-TABLE = [
-    # state of the run, same order, same lineage -> picked up, what is asked of the service beside GET
-    ("created", True, True, False, ["DELETE"]),
-    ("created", False, False, False, ["DELETE"]),
-    ("starting", True, True, True, []),
-    ("running", True, True, True, []),
-    ("aborting", True, True, True, []),
-    ("never seen", True, True, True, []),
-    ("completed", True, True, True, []),
-    ("failed", True, True, False, []),
-    ("aborted", True, True, False, []),
-    ("running", True, False, False, ["PATCH"]),
-    ("running", False, True, False, ["PATCH"]),
-    ("completed", True, False, False, []),
-    ("completed", False, True, False, []),
+@pytest.fixture
+def chain(flow_emulator: Emulator) -> PromptChainerHook:
+    """Give a hook to a PromptChainer whose runs take no time, which asks everything once."""
+    flow_emulator.run_seconds = 0
+    found = PromptChainerHook("promptchainer_default")
+    found.connection.extra = '{"retries": 0}'
+    return found
+
+
+def test_answer_of_a_service_without_ids_is_kept_whole(flow_emulator: Emulator, chain: PromptChainerHook) -> None:
+    """The intention is kept right before the one request that costs, then the answer; a retry reads it and asks nobody."""
+    kept: list[Record | None] = []
+    asked: list[list[str]] = []
+
+    def keep(record: Record | None) -> None:
+        kept.append(record)
+        asked.append([request.method for request in flow_emulator.requests])
+
+    run = begun(chain, keep, CHAINED)
+
+    assert asked == [["GET"], ["GET", "POST"]]
+    assert kept[0] == RECORD
+    last = Record.from_dict(json.loads(json.dumps(kept[1].as_dict() if kept[1] else None)))
+    assert last is not None
+    assert last.flow_run_id == run.flow_run_id
+    flow_emulator.reset()
+    again = chain.pick_up(CHAINED, replace(last, fingerprint=CHAINED.fingerprint), 0)
+    assert again is not None
+    assert again.as_dict() == run.as_dict()
+    assert all(isinstance(output, FlowOutput) for output in again.outputs)
+    assert [output.link for output in again.outputs] == [output.link for output in run.outputs]
+    assert chain.pick_up(CHAINED, last, 7) is None
+    assert flow_emulator.requests == ()
+
+
+DOUBTS = [
+    # what goes wrong with the POST, whether a run may be there, how many there are
+    (Fault("POST", reset="after"), True, 1),
+    (Fault("POST", reset="before"), True, 0),
+    (Fault("POST", truncate=3), True, 1),
+    (Fault("POST", body=b"<html>"), True, 1),
+    *((Fault("POST", status=code), True, 0) for code in (408, 500, 502, 503, 504)),
+    *((Fault("POST", status=code), False, 0) for code in (400, 401, 402, 403, 404, 409, 413, 422, 429)),
 ]
 
 
-@pytest.mark.parametrize(("state", "order", "lineage", "taken", "then"), TABLE)
-def test_what_an_earlier_try_left_is_settled(*, state: str, order: bool, lineage: bool, taken: bool, then: list[str]) -> None:
-    """A run of the same request is gone on with, one that never ran is deleted, one of another request is aborted."""
-    record = Record("r", ORDER.fingerprint if order else "other", 0 if lineage else 1)
-    script = Script(answer({"flow_id": "r", "state": state}), answer({}))
-    run = script.hold(picked_up(Generio(), ORDER, record, 0))
-    assert (run is not None) == taken
-    assert [request.method for request in script.requests] == ["GET", *then]
+@pytest.mark.parametrize(("fault", "doubt", "started"), DOUBTS, ids=str)
+def test_what_is_kept_after_a_lost_answer(
+    flow_emulator: Emulator, chain: PromptChainerHook, *, fault: Fault, doubt: bool, started: int
+) -> None:
+    """The intention stays where a run may have been made, and is forgotten where it is certain that none was."""
+    flow_emulator.fault(fault)
+    kept: list[Record | None] = []
+    with pytest.raises(FlowServiceError):
+        begun(chain, kept.append, CHAINED)
+    assert kept == ([RECORD] if doubt else [RECORD, None])
+    assert flow_emulator.started == started
 
 
-def test_run_that_is_gone_is_forgotten() -> None:
-    """A record whose run the service does not know any more means a new start, and no record asks nothing."""
-    assert Script(answer({}, 404)).hold(picked_up(Generio(), ORDER, Record("r", "", 0), 0)) is None
-    assert Script().hold(picked_up(Generio(), ORDER, None, 0)) is None
-
-
-def test_service_that_cannot_tell_starts_nothing() -> None:
-    """While the service cannot be asked about the earlier run, no other is started."""
-    with pytest.raises(FlowUnreachable):
-        Script(silence()).hold(picked_up(Generio(), ORDER, Record("r", "", 0), 0))
-
-
-def test_run_that_ended_before_it_could_be_aborted_is_no_trouble(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A run of another order that ends in the same moment is simply let go."""
-    flow_emulator.plan(Plan(run_seconds=0))
-    run = hook.start(ORDER)
-    assert hook.pick_up(ORDER, Record(run.flow_run_id, "other", 0), 0) is None
-    assert (
-        Script(answer({"state": "running"}), answer({}, 409), answer({"state": "created"})).hold(
-            picked_up(Generio(), ORDER, Record("r", "other", 0), 0)
-        )
-        is None
-    )
+def test_doubtful_attempt_is_run_again() -> None:
+    """A record without an answer gives no run; the service is asked nothing, for it could not tell."""
+    assert Script().hold(picked_up(PromptChainer(), CHAINED, replace(RECORD, fingerprint=CHAINED.fingerprint), 0)) is None
 
 
 def test_fingerprint_tells_orders_apart_and_nothing_else() -> None:
@@ -202,16 +226,17 @@ def test_fingerprint_tells_orders_apart_and_nothing_else() -> None:
     assert len(Order("f", [], {1: "a", "b": 2}).fingerprint) == 64
 
 
-@pytest.mark.parametrize("told", [None, {}, {"flow_run_id": "r"}, {"newer": 1}, [], "x", 5])
+@pytest.mark.parametrize("told", [None, {}, {"flow_run_id": "r"}, {**RECORD.as_dict(), "newer": 1}, [], "x", 5])
 def test_record_that_cannot_be_read_is_none(told: object) -> None:
     """Whatever another version may have kept is read as no record, not as an error."""
     assert Record.from_dict(told) is None
-    record = Record("r", "f", 3, 12.5)
-    assert Record.from_dict(record.as_dict()) == record
+    record = Record("f", 3, 12.5, flow_run_id="r")
+    assert Record.from_dict(json.loads(json.dumps(record.as_dict()))) == record
+    assert record.token != Record("f", 3, 12.5).token
 
 
 def test_error_that_led_to_tidying_up_is_the_one_told() -> None:
     """Where even deleting the run fails, the first error is raised."""
     script = Script(answer({"flow_id": "r"}), answer({"detail": "too big"}, 413), silence())
     with pytest.raises(FlowError, match="too big"):
-        script.hold(start(Generio(), Order(FLOW, [FlowInput("p")]), lambda _: None))
+        script.hold(start(Generio(), Order(FLOW, [FlowInput("p")]), RECORD, lambda _: None))

@@ -15,6 +15,7 @@ from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowConflict, FlowError, FlowNotFound
 from airflow_provider_flows.flow.exchange import Response
 from airflow_provider_flows.flow.run import FlowInput, FlowState
+from airflow_provider_flows.flow.starting import Record
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.transport.settings import Settings
 from tests.scripted import Script, answer
@@ -84,7 +85,7 @@ def fields(hook: GenerioHook, _: Emulator) -> Any:
 
 def add(hook: GenerioHook, _: Emulator) -> Any:
     """Make a run in steps."""
-    run = hook.start("model_generate_fromprompt", ["a", "b"], keep=lambda _: None)
+    run = hook.start("model_generate_fromprompt", ["a", "b"], record=Record("", 0), keep=lambda _: None)
     return len(hook.list_inputs(run.flow_run_id))
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.flow.errors import FlowMalformed, FlowUnreachable
-from airflow_provider_flows.flow.exchange import Request, Response, read_json
+from airflow_provider_flows.flow.errors import FlowAuthError, FlowMalformed, FlowUnreachable
+from airflow_provider_flows.flow.exchange import Request, Response, check, read_json
 from airflow_provider_flows.flow.retry import Retry, patiently
 from tests.doors import DOORS, TOKEN, Door, one, plain_environment, settings_for, unreachable
 from tests.servers import Reply, Rude, Seen, Station, nobody, reset, say
@@ -123,9 +123,13 @@ class TestWhatComesBack:
             assert len(door(settings_for(station.url, max_answer_bytes=1_000_000), one(file)).body) == 4_000_000
 
     def test_refusal_that_repeats_the_key_is_blanked(self, door: Door) -> None:
-        """A service that repeats the key in its refusal does not get it into the response."""
+        """A service that repeats the key in its refusal does not get it into what is shown of the response."""
         with Station(lambda seen: Reply(401, body=f"no: {seen.headers['authorization']}".encode())) as station:
-            assert door(settings_for(station.url), one(GET)).body == b"no: Bearer ***"
+            response = door(settings_for(station.url), one(GET))
+        assert response.shown(response.body.decode()) == "no: Bearer ***"
+        with pytest.raises(FlowAuthError, match=r"no: Bearer \*\*\*"):
+            check(GET, response)
+        assert TOKEN not in repr(response)
 
 
 class TestTrouble:

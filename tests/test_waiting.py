@@ -5,6 +5,7 @@ Both drivers hold it, over scripted answers, with a clock that goes on only when
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from airflow_provider_flows.flow.errors import (
     FlowAuthError,
+    FlowConflict,
+    FlowInvalid,
     FlowNotFound,
     FlowServiceError,
     FlowTimeout,
@@ -73,14 +76,59 @@ def test_failed_look_is_no_failed_run(kind: str, trouble: Response | FlowService
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [(401, FlowAuthError), (403, FlowAuthError), (404, FlowNotFound), (402, FlowServiceError)]
+    ("code", "error"), [(402, FlowServiceError), (400, FlowInvalid), (409, FlowConflict), (415, FlowInvalid), (422, FlowInvalid)]
 )
 def test_answer_that_will_not_get_better_ends_the_wait(code: int, error: type[FlowServiceError]) -> None:
-    """A refused key or an unknown run ends the wait at once."""
+    """A refusal that has nothing to settle ends the wait at once."""
     told = Told(state("running"), answer({"detail": "no"}, code))
     with pytest.raises(error):
         told.hold()
     assert len(told.script.requests) == 2
+
+
+SETTLING = [(401, FlowAuthError), (403, FlowAuthError), (404, FlowNotFound)]
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+@pytest.mark.parametrize(("code", "error"), SETTLING)
+def test_refusal_that_may_settle_gets_three_looks(kind: str, code: int, error: type[FlowServiceError]) -> None:
+    """A refused key or an unknown run ends the wait when three looks in a row met it."""
+    told = Told(state("running"), *[answer({"detail": "no"}, code)] * 3)
+    with pytest.raises(error, match="no"):
+        told.hold(kind)
+    assert told.script.pauses == [5, 5, 10]
+
+
+def test_key_that_is_changed_in_time_ends_nothing() -> None:
+    """A good look between refusals begins the count anew, however many they are."""
+    told = Told(*[answer({}, 404), answer({}, 401), state("running")] * 3, answer({}, 403), state("completed"))
+    assert told.hold().final
+    assert len(told.script.requests) == 11
+
+
+def test_refusals_between_other_trouble_count_on() -> None:
+    """A look that brought nothing is no good look: three refusals with trouble between them end the wait."""
+    told = Told(state("running"), answer({}, 401), answer({}, 503), answer({}, 401), silence(), answer({}, 401))
+    with pytest.raises(FlowAuthError):
+        told.hold()
+
+
+def test_refusals_are_counted_on_in_another_process() -> None:
+    """A wait that goes on elsewhere remembers how often it was refused, also where the memory is of an older version."""
+    first = Told(answer({}, 404), answer({}, 404))
+    for _ in range(2):
+        assert first.script.hold(once(first.wait.look())) is None
+    memory = json.loads(json.dumps(first.wait.memory))
+    second = Told(answer({}, 404))
+    second.wait.recall(memory)
+    with pytest.raises(FlowNotFound):
+        second.hold()
+
+    for name in ("refusals", "progress"):
+        del memory[name]
+    third = Told(answer({}, 404), state("completed"))
+    third.wait.recall(memory)
+    assert third.hold().final
 
 
 def test_retry_after_is_honoured_by_the_wait() -> None:
@@ -134,12 +182,12 @@ def test_state_is_told_when_it_changes() -> None:
 
 
 def test_progress_is_told_every_ten_points() -> None:
-    """Each ten points of progress are told once, with the elapsed time and the expected end; a step back tells nothing."""
+    """Progress is told when it has moved on by ten points, with elapsed time and expected end; a step back tells nothing."""
     seen = (0.0, 0.05, 0.1, 0.12, 0.19, 0.29, 0.1, 0.3, 0.75, 0.75, 0.99, 1.0)
     told = Told(*(state("running", progress=progress) for progress in seen), state("completed"))
     told.hold()
     lines = [line for line in told.of(logging.INFO) if "%" in line]
-    assert [line.split(" at ")[1].split("%")[0] for line in lines] == ["10", "29", "30", "75", "99", "100"]
+    assert [line.split(" at ")[1].split("%")[0] for line in lines] == ["10", "29", "75", "99"]
     assert lines[0].endswith("after 10 s; expected end: 12:01:40 UTC")
     assert len(told.lines) == len(lines) + 2
 

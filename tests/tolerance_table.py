@@ -133,7 +133,7 @@ def state(word: str, **fields: Any) -> dict[str, Any]:
 
 def started(script: Script) -> Any:
     """Start by the start protocol and give the run's state."""
-    return script.hold(starting.start(G, starting.Order("t", [FlowInput("p")]), lambda _: None)).state
+    return script.hold(starting.start(G, starting.Order("t", [FlowInput("p")]), starting.Record("", 0), lambda _: None)).state
 
 
 def graph(*models: str) -> dict[str, Any]:

@@ -68,6 +68,9 @@ class Settings:
         """
         try:
             parts = urlsplit(link.strip())
+        except ValueError:
+            return False
+        try:
             host = ip_address(parts.hostname or "")
         except ValueError:  # a name, as it should be
             host = None
