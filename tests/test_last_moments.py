@@ -52,8 +52,11 @@ def test_run_that_may_have_started_is_left_to_the_next_try(flow_emulator: Emulat
     assert flow_emulator.started == 1
 
 
-def test_run_that_completed_in_the_last_moment_is_brought_home(flow_emulator: Emulator, tmp_path: Path) -> None:
+def test_run_that_completed_in_the_last_moment_is_brought_home(
+    flow_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A deferred task whose deadline passed although its run then completed ends green, with the files."""
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "1")  # the event is held back for as long, and a second
     flow_emulator.run_seconds = 0.6
     with DAG("last_moment", schedule=None) as dag:
         RunFlowOperator(

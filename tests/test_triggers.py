@@ -158,7 +158,7 @@ async def test_error_travels_as_it_is(flow_emulator: Emulator, monkeypatch: pyte
     """An error in the triggerer is raised in the worker as the very same type, with message and status."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
 
-    event = await anext(FlowRunTrigger("flows_default", "0" * 24).run())
+    event = await anext(FlowRunTrigger("flows_default", "0" * 24, poll_interval=0.1).run())
     payload = deserialize(json.loads(json.dumps(serialize(event.payload))))  # as Airflow stores it
 
     with pytest.raises(FlowNotFound, match="was answered with HTTP 404") as caught:

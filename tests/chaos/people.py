@@ -23,7 +23,7 @@ WAITING = {"blocking": "running", "deferrable": "deferred"}
 
 
 def clears() -> Iterator[Scenario]:
-    """Give the clears of a green and of a waiting task."""
+    """Give the clears of a green, a red and a waiting task."""
     for mode in MODES:
 
         def green(case: Case, mode: str = mode) -> dict[str, Any]:
@@ -41,10 +41,19 @@ def clears() -> Iterator[Scenario]:
             case.ended(mode, run_id)
             return case.facts(mode, run_id)
 
+        def red(case: Case, mode: str = mode) -> dict[str, Any]:
+            marked_while_waiting(case, mode, "failed")
+            ((_, run_id),) = case.triggered
+            case.clear(mode, run_id)
+            case.until(lambda: len(case.book.started) == 2)
+            case.ended(mode, run_id)
+            return case.facts(mode, run_id)
+
         again = {"starts": 2, "task": "success", "runs": "2 completed", "files": "4 whole"}
         instead = {"starts": 2, "task": "success", "runs": "1 aborted, 1 completed", "files": "2 whole"}
         yield Scenario(f"clear after success, {mode}", again, green)
         yield Scenario(f"clear while it waits, {mode}", instead, waiting, plans=ENDLESS)
+        yield Scenario(f"clear after mark failed, {mode}", instead, red, plans=ENDLESS)
 
 
 def marks() -> Iterator[Scenario]:

@@ -1,0 +1,56 @@
+"""Tests of a task's memory where Airflow has no store for it; what it does with one is shown in test_retries.py.
+
+The context is a plain one without `task_state_store`, as Airflow before 3.3 gives it.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.flow.run import FlowInput
+from airflow_provider_flows.flow.starting import Order
+from airflow_provider_flows.memory import RUN_ID_KEY, Memory
+
+ORDER = Order("model_generate_fromprompt", [FlowInput("a chair")])
+
+
+@pytest.fixture
+def pushed() -> dict[str, Any]:
+    """Take what is pushed to XCom."""
+    return {}
+
+
+@pytest.fixture
+def context(pushed: dict[str, Any]) -> Any:
+    """Give the context of a task's only try, without a store."""
+    return {"ti": SimpleNamespace(max_tries=3, try_number=1, xcom_push=pushed.__setitem__)}
+
+
+def test_without_a_store_one_warning_says_what_is_missing(context: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A durable task on an Airflow without the store is told, once, that a retry will start another run."""
+    with caplog.at_level(logging.WARNING):
+        memory = Memory(context, ORDER, durable=True)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "no task state store (3.3 and later have one)" in line
+    assert not memory.serves_a_next_try
+
+
+def test_without_a_store_the_start_is_the_same_and_nothing_is_remembered(context: Any, pushed: dict[str, Any]) -> None:
+    """What is kept goes to XCom, for whoever looks while the task waits; the next try finds nothing."""
+    memory = Memory(context, ORDER, durable=True)
+    record = memory.fresh(None)
+    memory.keep(record)
+    assert pushed == {}
+    memory.keep(type(record)(record.fingerprint, record.lineage, flow_run_id="6b02"))
+    assert pushed == {RUN_ID_KEY: "6b02"}
+    assert Memory(context, ORDER, durable=True).record is None
+
+
+def test_who_wants_no_memory_is_not_warned(context: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """With durable=False nothing is said of a store."""
+    Memory(context, ORDER, durable=False)
+    assert not caplog.records
