@@ -127,11 +127,18 @@ class ConnectedHook(BaseHook):
         return self._session
 
     def hold(self, conversation: Conversation[T], settings: Settings | None = None) -> T:
-        """Hold a conversation over `requests`, blocking."""
+        """Hold a conversation over `requests`, blocking, each request asked once."""
+        return self._held(once(conversation), settings or self.settings)
+
+    def patient(self, conversation: Conversation[T]) -> T:
+        """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
+        return self._held(patiently(conversation, Retry(attempts=1 + self.extra["retries"])), self.settings)
+
+    def _held(self, conversation: Conversation[T], settings: Settings) -> T:
         from airflow_provider_flows.transport.blocking import BlockingTransport, hold
 
         with self._named():
-            return hold(conversation, BlockingTransport(settings or self.settings, self.get_conn()).send)
+            return hold(conversation, BlockingTransport(settings, self.get_conn()).send)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -141,10 +148,6 @@ class ConnectedHook(BaseHook):
         except FlowServiceError as error:
             error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
             raise
-
-    def patient(self, conversation: Conversation[T]) -> T:
-        """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
-        return self.hold(patiently(conversation, Retry(attempts=1 + self.extra["retries"])))
 
     @asynccontextmanager
     async def async_transport(self) -> AsyncIterator[AsyncTransport]:

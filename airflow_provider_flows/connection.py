@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_flows.flow.errors import FlowInputError
-from airflow_provider_flows.transport.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
+
+    from airflow_provider_flows.transport.settings import Settings
 
 # bundles of trusted certificates that the environment may name; `requests` knows the first two, OpenSSL the third
 CA_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
@@ -168,6 +169,8 @@ def settings_of(
     :param extra: what `extra_of` gave.
     :param credentials: turns the key into headers.
     """
+    from airflow_provider_flows.transport.settings import Settings  # not for whoever only wants the table of fields
+
     return Settings(
         base_url=base_url(connection, default_host),
         credentials=credentials(token_of(connection)),

@@ -16,7 +16,6 @@ from airflow_provider_flows.connected import ConnectedHook
 from airflow_provider_flows.flow.data_uri import sniff
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowNotFound
 from airflow_provider_flows.flow.exchange import Request, ask, check
-from airflow_provider_flows.flow.retry import once
 from airflow_provider_flows.flow.schedule import Schedule, seconds
 from airflow_provider_flows.flow.waiting import Wait
 
@@ -203,14 +202,14 @@ class FlowsHook(ConnectedHook):
         """
         limit = seconds("timeout", timeout)
         schedule = Schedule.of(poll_interval, max_poll_interval, None if limit is None else time.time() + limit)
-        return self.hold(once(self.waiting_for(flow_run_id, schedule).until_final()))
+        return self.hold(self.waiting_for(flow_run_id, schedule).until_final())
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service whether it takes the key; tells a wrong key from a host that cannot be reached."""
         try:
             settings = self.settings
             hurried = replace(settings, connect_timeout=TEST_SECONDS, read_timeout=TEST_SECONDS)
-            return True, self.hold(once(self.service.check()), hurried)
+            return True, self.hold(self.service.check(), hurried)
         except FlowError as error:
             return False, str(error)
 

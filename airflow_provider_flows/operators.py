@@ -16,11 +16,8 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator
 
 from airflow_provider_flows.ending import end
 from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
-from airflow_provider_flows.flow.retry import once
-from airflow_provider_flows.flow.run import FlowState
 from airflow_provider_flows.flow.schedule import Schedule, seconds
 from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
-from airflow_provider_flows.memory import Memory
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.flow.starting import Order, Record
     from airflow_provider_flows.hooks import FlowsHook
+    from airflow_provider_flows.memory import Memory
 
 GOES_ON = "The flow run goes on (abort_on_kill=False)."
 
@@ -114,6 +112,8 @@ class RunFlowOperator(BaseOperator):
             from airflow_provider_flows.outputs import checked_path  # dear, and needed when a task runs only
 
             checked_path(self.output_path, self.output_conn_id)
+        from airflow_provider_flows.memory import Memory  # needed when a task runs only
+
         memory = Memory(context, order, durable=self.durable)
         deadline = memory.deadline(None if limit is None else time.time() + limit)
         run = self._started(hook, order, memory, deadline, context["ti"])
@@ -212,7 +212,7 @@ class RunFlowOperator(BaseOperator):
                 schedule, stop = replace(schedule, deadline=this_try), not memory.serves_a_next_try
         wait = hook.waiting_for(flow_run_id, schedule, self.log.log)
         try:
-            run = hook.hold(once(wait.look() if self.deferrable else wait.until_final()))
+            run = hook.hold(wait.look() if self.deferrable else wait.until_final())
         except FlowTimeout as error:
             return self._late(hook, flow_run_id, error, stop=stop)
         except AirflowTaskTimeout:  # Airflow's execution_timeout, which has no words of ours: the log has them
@@ -242,7 +242,7 @@ class RunFlowOperator(BaseOperator):
         except FlowError as trouble:
             fate = f"The flow run could not be reached, look at it at the service: {trouble}"
         else:
-            if run is not None and run.state is FlowState.COMPLETED:
+            if run is not None and run.completed:
                 self.log.info("The time was over, but the %s is completed", run)
                 return run
             fate = _fate(run, stop=stop, abort_on_kill=self.abort_on_kill)

@@ -21,7 +21,6 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_flows.ending import end
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
-from airflow_provider_flows.flow.retry import once
 from airflow_provider_flows.flow.schedule import Schedule, seconds
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class FlowRunSensor(BaseSensorOperator):
                 return super().execute(context)
             hook = self._hook()
             wait = self._waiting(hook, time.time() + self.timeout)
-            run = hook.hold(once(wait.look()))
+            run = hook.hold(wait.look())
             if run is not None and run.final:
                 return self._ended(context, run)
         from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
@@ -122,7 +121,7 @@ class FlowRunSensor(BaseSensorOperator):
         if self._wait is None:
             self._wait = self._waiting(hook, None)
         with self._remembered(context, self._wait):
-            run = hook.hold(once(self._wait.look()))
+            run = hook.hold(self._wait.look())
         if run is None or not run.final:
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._ended(context, run))

@@ -125,6 +125,11 @@ class FlowRun:
         return self.state.final
 
     @property
+    def completed(self) -> bool:
+        """Whether the run ended well."""
+        return self.state is FlowState.COMPLETED
+
+    @property
     def duration(self) -> float | None:
         """Seconds from start to end, None while either is unknown."""
         if self.started_at is None or self.finished_at is None:
