@@ -28,21 +28,16 @@ TOO_LARGE = "It was too large to be kept when an earlier try ended before its ti
 class Memory:
     """The memory of one task instance; without a store (Airflow < 3.3), or when it is not wanted, it forgets."""
 
-    def __init__(self, context: Context, order: Order, *, durable: bool) -> None:
+    def __init__(self, context: Context, *, durable: bool) -> None:
         """Read what an earlier try kept.
 
         :param durable: whether anything is to be remembered at all.
         """
         self._ti = context["ti"]
         self._store: Any = context.get("task_state_store") if durable else None
-        self._order = order
-        if durable and self._store is None:
-            log.warning(
-                "This Airflow has no task state store (3.3 and later have one): a retry of this task will not know the flow "
-                "run that it starts now, and will start another one"
-            )
         from airflow_provider_flows.flow.starting import Record  # needed here only: importing the operators stays cheap
 
+        self._durable = durable
         self.record: Record | None = None if self._store is None else Record.from_dict(self._store.get(KEY))
         self._earlier = self.record
 
@@ -56,28 +51,41 @@ class Memory:
         """Whether this try's failure would be followed by one that goes on with the same run."""
         return self._store is not None and int(self._ti.try_number) <= self.lineage
 
-    @property
-    def fits(self) -> bool:
+    def fits(self, order: Order) -> bool:
         """Whether an earlier try of this very order left a record."""
-        return self.record is not None and self.record.fits(self._order, self.lineage)
+        return self.record is not None and self.record.fits(order, self.lineage)
 
-    @property
-    def in_doubt(self) -> bool:
+    def in_doubt(self, order: Order) -> bool:
         """Whether an earlier try of this very order may have made a run that nobody was told of."""
-        return self.record is not None and self.fits and self.record.flow_run_id is None
+        return self.record is not None and self.fits(order) and self.record.flow_run_id is None
 
-    def fresh(self, deadline: float | None) -> Record:
-        """Make the record of a new start.
+    def fresh(self, order: Order, deadline: float | None) -> Record:
+        """Make the record of a new start; say what is missing where something is to be remembered and this Airflow cannot.
 
         :param deadline: epoch seconds, or None.
         """
+        if self._durable and self._store is None:
+            log.warning(
+                "This Airflow has no task state store (3.3 and later have one): a retry of this task will not know the flow "
+                "run that it starts now, and will start another one"
+            )
         from airflow_provider_flows.flow.starting import Record
 
-        return Record(self._order.fingerprint, self.lineage, deadline)
+        return Record(order.fingerprint, self.lineage, deadline)
 
-    def deadline(self, fresh: float | None) -> float | None:
+    def deadline(self, order: Order, fresh: float | None) -> float | None:
         """Give the deadline fixed by the first try of this order, else the fresh one (epoch seconds)."""
-        return self.record.deadline if self.record is not None and self.fits else fresh
+        return self.record.deadline if self.record is not None and self.fits(order) else fresh
+
+    def outlives(self, now: float) -> bool:
+        """Whether a next try goes on with the run at this moment (epoch seconds): one is left, and so is time for it."""
+        over = self.record is not None and self.record.deadline is not None and now >= self.record.deadline
+        return self.serves_a_next_try and not over
+
+    def forget(self) -> None:
+        """Drop an answer that was kept; a run with an id at the service is remembered, for a Clear that must know it."""
+        if self._store is not None and self.record is not None and self.record.answer is not None:
+            self._store.delete(KEY)
 
     def keep(self, record: Record | None) -> None:
         """Make a record safe for the next try, and its run's id for whoever looks into XCom while the task waits.

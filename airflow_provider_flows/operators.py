@@ -100,6 +100,7 @@ class RunFlowOperator(BaseOperator):
         self.durable = durable
         self.abort_on_kill = abort_on_kill
         self._under_way: tuple[Any, str] | None = None
+        self._memory: Memory | None = None
         Schedule.of(poll_interval, max_poll_interval)  # refuses what cannot be kept, at parse time
         seconds("timeout", timeout)
 
@@ -112,36 +113,37 @@ class RunFlowOperator(BaseOperator):
             from airflow_provider_flows.outputs import checked_path  # dear, and needed when a task runs only
 
             checked_path(self.output_path, self.output_conn_id)
-        from airflow_provider_flows.memory import Memory  # needed when a task runs only
-
-        memory = Memory(context, order, durable=self.durable)
-        deadline = memory.deadline(None if limit is None else time.time() + limit)
-        run = self._started(hook, order, memory, deadline, context["ti"])
-        self._under_way = (context["ti"], run.flow_run_id)
-        if not self.wait_for_completion:
-            return run.as_dict()
-        final = (
-            run
-            if run.final
-            else self._waited(
-                hook, run.flow_run_id, Schedule.of(self.poll_interval, self.max_poll_interval, deadline), context["ti"], memory
-            )
-        )
+        memory = self._recalled(context)
+        deadline = memory.deadline(order, None if limit is None else time.time() + limit)
+        try:
+            run = self._started(hook, order, memory, deadline, context["ti"])
+            self._under_way = (context["ti"], run.flow_run_id)
+            if not self.wait_for_completion:
+                return run.as_dict()
+            schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
+            final = run if run.final else self._waited(hook, run.flow_run_id, schedule, context["ti"], memory)
+        except AirflowTaskTimeout:  # Airflow's execution_timeout
+            late = self._cut_off(hook, memory)
+            if late is None:
+                raise
+            final = late
         return end(context, hook, final, self.output_path, self.output_conn_id)
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None, *, stop: bool = True) -> dict[str, Any]:
-        """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait.
-
-        :param stop: whether a run whose time is over is to be stopped; otherwise the next try goes on with it.
-        """
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
         from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
 
         hook = self._hook()
         try:
             run = outcome(event)
         except FlowTimeout as error:
-            run = self._late(hook, str((event or {})["flow_run_id"]), error, stop=stop)
+            run = self._late(hook, str((event or {})["flow_run_id"]), error, self._recalled(context))
         return end(context, hook, run, self.output_path, self.output_conn_id)
+
+    def forget(self) -> None:
+        """Drop what was kept for a retry and is of no use when the task has succeeded; Airflow's listener calls this."""
+        if self._memory is not None:
+            self._memory.forget()
 
     def on_kill(self) -> None:
         """Abort the flow run if the task is really over; in doubt do nothing, the next try goes on with the run."""
@@ -167,12 +169,18 @@ class RunFlowOperator(BaseOperator):
 
         return FlowsHook.get_hook(self.flows_conn_id)
 
+    def _recalled(self, context: Context) -> Memory:
+        from airflow_provider_flows.memory import Memory  # needed when a task runs only
+
+        self._memory = Memory(context, durable=self.durable)
+        return self._memory
+
     def _started(self, hook: FlowsHook, order: Order, memory: Memory, deadline: float | None, ti: Any) -> FlowRun:
         run = hook.pick_up(order, memory.record, memory.lineage, abort=self.abort_on_kill)
         if run is not None:
             self.log.info("An earlier try started the %s; it is %s, and this try goes on with it", run, run.state_word)
             return run
-        if memory.record is not None and memory.record.flow_run_id is not None and not memory.fits:
+        if memory.record is not None and memory.record.flow_run_id is not None and not memory.fits(order):
             self.log.info(
                 "Flow run %s is of an earlier request (the task was cleared, or its arguments changed): %s, and a new one starts",
                 memory.record.flow_run_id,
@@ -181,7 +189,7 @@ class RunFlowOperator(BaseOperator):
         if deadline is not None and time.time() >= deadline:
             message = f"The timeout of this task was over before a flow run of {order.flow} was started; none was started."
             raise FlowTimeout(message)
-        if memory.in_doubt and not hook.service.steps:
+        if memory.in_doubt(order) and not hook.service.steps:
             self.log.warning(
                 "An earlier try sent flow %s to %s and its answer never came: it may have run before, and this try runs it again",
                 order.flow,
@@ -193,7 +201,7 @@ class RunFlowOperator(BaseOperator):
             if record is not None and record.flow_run_id is not None and hook.service.steps:
                 self._under_way = (ti, record.flow_run_id)
 
-        record = memory.fresh(deadline)
+        record = memory.fresh(order, deadline)
         run = hook.start(order, record=record if self.durable else None, keep=keep)
         if not self.durable:
             keep(replace(record, flow_run_id=run.flow_run_id))
@@ -204,22 +212,15 @@ class RunFlowOperator(BaseOperator):
 
     def _waited(self, hook: FlowsHook, flow_run_id: str, schedule: Schedule, ti: Any, memory: Memory) -> FlowRun:
         """Wait here, or look once and, if the run is not final yet, go to the triggerer."""
-        stop = True
         if self.deferrable and self.execution_timeout is not None:
             # Airflow does not keep execution_timeout while a task is deferred, so the deadline does
             this_try = ti.start_date.timestamp() + self.execution_timeout.total_seconds()
-            if schedule.deadline is None or this_try < schedule.deadline:
-                schedule, stop = replace(schedule, deadline=this_try), not memory.serves_a_next_try
+            schedule = replace(schedule, deadline=min(this_try, schedule.deadline or this_try))
         wait = hook.waiting_for(flow_run_id, schedule, self.log.log)
         try:
             run = hook.hold(wait.look() if self.deferrable else wait.until_final())
         except FlowTimeout as error:
-            return self._late(hook, flow_run_id, error, stop=stop)
-        except AirflowTaskTimeout:  # Airflow's execution_timeout, which has no words of ours: the log has them
-            if memory.serves_a_next_try:
-                self.log.warning("The execution_timeout is over; the next try goes on with flow run %s", flow_run_id)
-                raise
-            return self._late(hook, flow_run_id, FlowTimeout("The execution_timeout of the task is over."), stop=True)
+            return self._late(hook, flow_run_id, error, memory)
         if run is not None and run.final:
             return run
         from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
@@ -227,16 +228,30 @@ class RunFlowOperator(BaseOperator):
         self.defer(
             trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill),
             method_name=self.execute_complete.__name__,
-            kwargs=None if stop else {"stop": False},
         )
         raise AssertionError  # not reached: defer() raises
 
-    def _late(self, hook: FlowsHook, flow_run_id: str, error: FlowTimeout, *, stop: bool) -> FlowRun:
+    def _cut_off(self, hook: FlowsHook, memory: Memory) -> FlowRun | None:
+        """Leave the run to the next try when execution_timeout is over in a worker, or end it as any deadline does.
+
+        None if Airflow's own error is all there is to say: a try is left, or no run is known.
+        """
+        flow_run_id = memory.record.flow_run_id if memory.record else None
+        if flow_run_id is None or not hook.service.offers("get_run"):
+            return None
+        if memory.outlives(time.time()):
+            self.log.warning("The execution_timeout is over; the next try goes on with flow run %s", flow_run_id)
+            return None
+        return self._late(hook, flow_run_id, FlowTimeout("The execution_timeout of the task is over."), memory)
+
+    def _late(self, hook: FlowsHook, flow_run_id: str, error: FlowTimeout, memory: Memory) -> FlowRun:
         """Give the run if it completed in the last moment; else stop it, and say in the error what became of it.
 
-        :param stop: whether it is to be stopped; otherwise the next try goes on with it.
+        A run that the next try goes on with is not stopped.
+
         :raises FlowTimeout: it did not complete.
         """
+        stop = not memory.outlives(time.time())
         try:
             run = hook.see_off(flow_run_id) if stop and self.abort_on_kill else hook.get_run(flow_run_id)
         except FlowError as trouble:

@@ -68,11 +68,13 @@ def test_timeout_tells_what_became_of_the_run(emulator: Emulator, ending: str) -
     assert (run.state == "aborted") is (ending == "aborted")
 
 
-def test_execution_timeout_is_each_trys(emulator: Emulator) -> None:
+@BOTH
+def test_execution_timeout_is_each_trys(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """Its end leaves the flow run to the next try, which goes on with it; after the last try the run is stopped."""
     emulator.run_seconds = 60
     began = time.time()
-    ended = tried("retries_execution_timeout", **CHAIR, execution_timeout=timedelta(seconds=3))
+    given = {"execution_timeout": timedelta(seconds=3), "deferrable": deferrable}
+    ended = tried(f"retries_execution_timeouts_{deferrable}", **CHAIR, **given)
     assert (ended.tries, ended.state, emulator.started) == (2, "failed", 1)
     assert type(ended.error) is errors.FlowTimeout
     assert "The flow run is aborted." in str(ended.error)
@@ -92,3 +94,13 @@ def test_execution_timeout_of_the_last_try_stops_the_run(emulator: Emulator, def
     assert (ended.tries, ended.state, emulator.started) == (1, "failed", 1)
     assert type(ended.error) is errors.FlowTimeout
     assert "The flow run is aborted." in str(ended.error)
+
+
+def test_execution_timeout_during_the_inputs_leaves_no_run(emulator: Emulator) -> None:
+    """A run that was made and not yet started when the last try's time was over is deleted."""
+    emulator.fault(Fault("POST", "/flows/*", delay=5))
+    ended = tried("retries_execution_timeout_inputs", **CHAIR, execution_timeout=timedelta(seconds=2), retries=0)
+    assert (ended.tries, ended.state, emulator.started) == (1, "failed", 0)
+    assert type(ended.error) is errors.FlowTimeout
+    assert "The flow run is gone from the service." in str(ended.error)
+    assert not emulator.runs

@@ -33,7 +33,8 @@ def context(pushed: dict[str, Any]) -> Any:
 def test_without_a_store_one_warning_says_what_is_missing(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A durable task on an Airflow without the store is told, once, that a retry will start another run."""
     with caplog.at_level(logging.WARNING):
-        memory = Memory(context, ORDER, durable=True)
+        memory = Memory(context, durable=True)
+        memory.fresh(ORDER, None)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "no task state store (3.3 and later have one)" in line
     assert not memory.serves_a_next_try
@@ -41,16 +42,16 @@ def test_without_a_store_one_warning_says_what_is_missing(context: Any, caplog: 
 
 def test_without_a_store_the_start_is_the_same_and_nothing_is_remembered(context: Any, pushed: dict[str, Any]) -> None:
     """What is kept goes to XCom, for whoever looks while the task waits; the next try finds nothing."""
-    memory = Memory(context, ORDER, durable=True)
-    record = memory.fresh(None)
+    memory = Memory(context, durable=True)
+    record = memory.fresh(ORDER, None)
     memory.keep(record)
     assert pushed == {}
     memory.keep(type(record)(record.fingerprint, record.lineage, flow_run_id="6b02"))
     assert pushed == {RUN_ID_KEY: "6b02"}
-    assert Memory(context, ORDER, durable=True).record is None
+    assert Memory(context, durable=True).record is None
 
 
 def test_who_wants_no_memory_is_not_warned(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     """With durable=False nothing is said of a store."""
-    Memory(context, ORDER, durable=False)
+    Memory(context, durable=False).fresh(ORDER, None)
     assert not caplog.records
