@@ -6,23 +6,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from tests.chaos.__main__ import _chosen, _parser
 from tests.chaos.case import Scenario
 from tests.chaos.report import Row, play_all
-from tests.chaos.scenarios import QUICK, quick
+from tests.chaos.scenarios import QUICK, every, quick
+from tests.chaos.services import Other
 from tests.chaos.stage import Stage
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
 OUTAGE = 15.0  # seconds
+# What depends most on how the service answers: the list that is searched, the run that is deleted, and the one that is aborted.
+ELSEWHERE = {"kill after POST /flows, blocking", "mark failed while deferred"}
+
+
+def played() -> list[Scenario]:
+    """Give the quick scenarios, and a few against a server that is not ours."""
+    elsewhere = [one for one in every() if one.name in ELSEWHERE]
+    return quick() + [replace(one, name=f"{one.name}, another server", server=Other) for one in elsewhere]
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Start Airflow, the emulator and the proxies, once."""
-    with Stage(tmp_path_factory.mktemp("chaos"), quick(), outage=OUTAGE) as stage:
+    """Start Airflow, the services and the proxies, once."""
+    with Stage(tmp_path_factory.mktemp("chaos"), played(), outage=OUTAGE) as stage:
         yield stage
 
 
@@ -32,7 +43,7 @@ def rows(stage: Stage) -> dict[str, Row]:
     return {row.scenario: row for row in play_all(stage)}
 
 
-@pytest.mark.parametrize("scenario", quick(), ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", played(), ids=lambda scenario: scenario.name)
 def test_what_is_seen_is_what_is_expected(stage: Stage, rows: dict[str, Row], scenario: Scenario) -> None:
     """A process that dies, a service that is away or a person who clears or marks a task costs no flow run and leaves none."""
     row = rows[scenario.name]
@@ -41,5 +52,14 @@ def test_what_is_seen_is_what_is_expected(stage: Stage, rows: dict[str, Row], sc
 
 
 def test_all_quick_scenarios_are_there(rows: dict[str, Row]) -> None:
-    """Each name on the list of quick scenarios is the name of a scenario."""
-    assert set(rows) == QUICK
+    """Each name on the lists above and in scenarios.py is the name of a scenario."""
+    assert set(rows) == QUICK | {f"{name}, another server" for name in ELSEWHERE}
+
+
+def test_what_a_running_server_cannot_be_told_is_listed() -> None:
+    """Against a server that takes no orders each scenario is either played or in the table with the reason why it is not."""
+    wanted, left_out = _chosen(_parser().parse_args(["--url", "http://127.0.0.1:1", "--key", "k", "--flow", "f"]))
+
+    assert {one.name for one in wanted} | {row.scenario for row in left_out} == {one.name for one in every()}
+    assert not any(one.plans or one.slow or one.conn_type != "generio" for one in wanted)
+    assert all(row.ok is None and row.seen.startswith("not played: ") for row in left_out)

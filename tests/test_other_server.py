@@ -1,6 +1,7 @@
 """Tests that the package works with any server that speaks the documented API, and that its secrets stay where they are.
 
-One run of the real command `airflow dags test`, in an Airflow of its own, with a DAG that has every mode in it.
+One run of the real command `airflow dags test`, in an Airflow of its own, with a DAG that has every mode in it; and what the
+server itself must do for the scenarios of tests/chaos to mean anything.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import hashlib
 import json
 import sqlite3
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from tests.other_server import FLOW, MODEL, SECONDS, OtherServer
+from tests.other_runs import FLOW, model
+from tests.other_server import SECONDS, OtherServer
 from tools.airflow_settings import own_environment
 from tools.airflow_stack import AIRFLOW
 
@@ -90,16 +94,16 @@ def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
     assert returned == {"flow": FLOW, "service": "generio", "state": "completed", "progress": 1.0, "duration": SECONDS}
     assert all(moments.values())
     file = Path(output.pop("uri").removeprefix("file://"))
-    assert file.read_bytes() == MODEL
+    assert file.read_bytes() == model(PROMPT)
     assert file.parent.name == moments["flow_run_id"]
     assert output == {
-        "name": "0123",
-        "asset_id": "0123",
+        "name": output["asset_id"],
+        "asset_id": output["asset_id"],
         "status": "ready",
         "media_type": "model/gltf-binary",
         "additional": {"order": 17},
-        "size": len(MODEL),
-        "sha256": hashlib.sha256(MODEL).hexdigest(),
+        "size": len(model(PROMPT)),
+        "sha256": hashlib.sha256(model(PROMPT)).hexdigest(),
     }
 
 
@@ -136,3 +140,95 @@ def test_the_inputs_are_in_no_log(ran: Ran) -> None:
     assert any("Started the generio flow run" in line for line in own)
     assert not any(PROMPT in line for line in own)
     assert "Bearer" not in ran.printed
+
+
+@dataclass
+class Asker:
+    """Somebody who asks the server without any code of the package."""
+
+    server: OtherServer
+
+    def ask(self, method: str, path: str, key: str | None = None, **options: Any) -> requests.Response:
+        """Ask once."""
+        with requests.Session() as session:
+            session.trust_env = False
+            session.headers.update({"Authorization": f"Bearer {key or self.server.key}"})
+            return session.request(method, self.server.url + path, timeout=10, **options)
+
+    def made(self, **more: Any) -> str:
+        """Make a flow run and give its path."""
+        told = self.ask("POST", "/flows", json={"template": FLOW, "additional": {"tag": "mine"}, **more}).json()
+        return f"/flows/{told['flow_id']}"
+
+    def start(self, path: str) -> requests.Response:
+        """Start a flow run."""
+        return self.ask("PATCH", path, json={"action": "start"})
+
+
+@pytest.fixture
+def asker() -> Iterator[Asker]:
+    """Ask a server whose flow runs take as long as its clock is not pushed."""
+    with OtherServer(seconds=1000) as server:
+        yield Asker(server)
+
+
+def test_a_run_is_paid_for_when_it_starts_and_once(asker: Asker) -> None:
+    """To make a run, to fill it and to be refused costs nothing; a deleted run stays paid for."""
+    run = asker.made()
+    asker.ask("POST", f"{run}/inputs", json={"data": PROMPT})
+    assert asker.server.paid("mine") == 0
+
+    assert asker.start(run).status_code == 200
+    assert asker.start(run).status_code == 400
+    assert asker.server.paid("mine") == 1
+    assert asker.server.paid("another's") == 0
+
+    asker.server.advance(1001)
+    asker.ask("DELETE", run)
+    assert asker.ask("GET", run).status_code == 404
+    assert asker.server.paid("mine") == 1
+
+
+def test_what_a_state_forbids(asker: Asker) -> None:
+    """A run that goes on takes no input and no deletion, and shows no outputs; one that is over cannot be aborted."""
+    run = asker.made(inputs=[{"data": PROMPT}])
+    assert asker.ask("POST", f"{run}/inputs", json={"data": PROMPT}).status_code == 400
+    assert asker.ask("DELETE", run).status_code == 400
+    assert asker.ask("GET", f"{run}/outputs").status_code == 425
+
+    asker.server.advance(1001)
+    assert asker.ask("PATCH", run, json={"action": "abort"}).status_code == 400
+
+
+def test_runs_go_as_they_are_told(asker: Asker) -> None:
+    """The next run takes its own time and fails if it is told to; the one after that is as usual."""
+    asker.server.expect(seconds=10, error="No.")
+    told, usual = asker.made(inputs=[{"data": "a"}]), asker.made(inputs=[{"data": "b"}])
+    assert asker.ask("GET", told).json()["state"] == "running"
+
+    asker.server.advance(11)
+    assert asker.ask("GET", told).json()["state"] == "failed"
+    assert asker.ask("GET", usual).json()["state"] == "running"
+
+
+def test_several_inputs_make_a_file_each_and_one_more(asker: Asker) -> None:
+    """The outputs are one for each input, with its metadata, and one of all of them, each a file of its own."""
+    run = asker.made(inputs=[{"data": "a", "additional": 1}, {"data": "b", "additional": 2}])
+    asker.server.advance(1001)
+
+    rows = asker.ask("GET", f"{run}/outputs").json()["outputs"]
+    assert [row["additional"] for row in rows] == [1, 2, None]
+    files = [asker.ask("GET", f"{run}/outputs/{row['id']}").content for row in rows]
+    assert files == [model("a"), model("b"), model("a and b")]
+
+
+def test_the_list_is_read_in_the_other_way(asker: Asker) -> None:
+    """`filter_by` selects fields, as the older documentation has it, so a state that is asked for is not even told."""
+    asker.made()
+    assert [set(row) for row in asker.ask("GET", "/flows?filter_by=created").json()] == [{"flow_id"}]
+    assert [row["state"] for row in asker.ask("GET", "/flows").json()] == ["created"]
+
+
+def test_another_key_is_refused(asker: Asker) -> None:
+    """Nothing is told to somebody else."""
+    assert asker.ask("GET", "/flows", key="guessed").status_code == 403

@@ -10,11 +10,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tests.chaos.report import Row, play_all, table, write
+from tests.chaos.case import Scenario
+from tests.chaos.report import Row, not_played, play_all, table, write
 from tests.chaos.scenarios import every, quick
+from tests.chaos.services import Emulated, Other, Running, Server
 from tests.chaos.stage import Stage
+from tests.chaos.upheavals import MANY
 from tools.processes import exit_on_sigterm
 
 
@@ -22,24 +26,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Play, print, and return the exit code."""
     options = _parser().parse_args(argv)
     exit_on_sigterm()
-    scenarios = quick() if options.quick else list(every())
-    wanted = [one for one in scenarios if not options.only or any(part in one.name for part in options.only)]
+    wanted, left_out = _chosen(options)
     if options.list or not wanted:
-        _say("\n".join(one.name for one in wanted) or "No scenario is called that.")
+        names = [one.name for one in wanted] + [f"{row.scenario} ({row.seen})" for row in left_out]
+        _say("\n".join(names) or "No scenario is called that.")
         return 0 if wanted else 2
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         home = options.home or Path(folder)
-        with Stage(home, wanted, parallelism=options.parallelism, outage=options.outage) as stage:
-            _say(f"Airflow is up after {time.monotonic() - began:.0f} s; {len(wanted)} scenarios")
+        with Stage(home, wanted, parallelism=options.parallelism, outage=options.outage, many=options.many) as stage:
+            where = options.url or f"the server {options.server!r}"
+            _say(f"Airflow is up after {time.monotonic() - began:.0f} s; {len(wanted)} scenarios against {where}")
             rows = play_all(stage, _tell)
             _keep_logs(stage, rows)
-    _say("\n" + table(rows))
-    bad = [row for row in rows if not row.ok]
-    _say(f"\n{len(rows) - len(bad)} of {len(rows)} as expected, in {time.monotonic() - began:.0f} s")
+    _say("\n" + table(rows + left_out))
+    good = sum(row.ok is True for row in rows)
+    _say(f"\n{good} of {len(rows)} against {where} as expected, in {time.monotonic() - began:.0f} s")
     for path in options.report:
-        write(rows, path)
-    return 1 if bad else 0
+        write(rows + left_out, path)
+    return 0 if good == len(rows) else 1
+
+
+def _chosen(options: argparse.Namespace) -> tuple[list[Scenario], list[Row]]:
+    """Give the scenarios that are wanted, and the rows of those that cannot be played against a server that runs anyway."""
+    server = _server(options)
+    scenarios = quick() if options.quick else every(options.many)
+    wanted = [one for one in scenarios if not options.only or any(part in one.name for part in options.only)]
+    left_out = [not_played(one) for one in wanted if options.url and one.order]
+    return [replace(one, server=server) for one in wanted if not (options.url and one.order)], left_out
+
+
+def _server(options: argparse.Namespace) -> Server:
+    """Give what makes the service that was asked for."""
+    if options.url:
+        return lambda _log, _seconds: Running(options.url, options.key, options.flow)
+    return {"emulator": Emulated, "other": Other}[options.server]
 
 
 def _tell(row: Row) -> None:
@@ -72,6 +93,24 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--home", type=Path, metavar="FOLDER", help="keep all logs and files there (default: thrown away)")
     parser.add_argument("--outage", type=float, default=60.0, help="seconds that the service is away (default: %(default)s)")
+    parser.add_argument(
+        "--many",
+        type=int,
+        default=MANY,
+        help="tasks that are deferred when something befalls the triggerer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--server",
+        choices=("emulator", "other"),
+        default="emulator",
+        help="what is played against: our emulator or the independent tests/other_server.py (default: %(default)s)",
+    )
+    running = parser.add_argument_group(
+        "a server that runs already, and speaks Generio's API; its flow runs should take 5 to 60 s"
+    )
+    running.add_argument("--url", help="its address; what cannot be brought about there is not played")
+    running.add_argument("--key", default="", help="its key")
+    running.add_argument("--flow", default=Emulated.flow, help="a flow that takes prompts (default: %(default)s)")
     parser.add_argument("--parallelism", type=int, default=6, help="tasks at a time (default: %(default)s)")
     return parser
 

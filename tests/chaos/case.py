@@ -9,14 +9,15 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tests.chaos import victims
-from tests.chaos.proxy import Deed, Moment, Proxy, When
-from tests.chaos.services import CHAIN, Service
+from tests.chaos.proxy import ROW, Deed, Moment, Proxy, When
+from tests.chaos.services import Emulated, Plan, Server, Service
 
 if TYPE_CHECKING:
     from tests.chaos.stage import Stage
@@ -38,14 +39,26 @@ class Scenario:
     play: Callable[[Case], dict[str, Any]]
     alone: bool = False
     """Whether it disturbs all others, for it stops a process that all of them need."""
-    service: Literal["emulator", "slow", "other"] = "emulator"
+    slow: bool = False
+    """Whether flow runs take for ever until the service's clock is pushed forward, so that the service is its own."""
     conn_type: str = "generio"
-    plans: tuple[dict[str, Any], ...] = ()
+    plans: tuple[Plan, ...] = ()
+    """How the flow runs go, in the order in which they are created."""
+    server: Server = Emulated
 
     @property
     def tag(self) -> str:
         """The name as one word, for connections, folders and runs."""
         return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")
+
+    @property
+    def order(self) -> str | None:
+        """What must be told to the service although its API has no word for it, so that not every service can be told."""
+        if self.conn_type != "generio":
+            return "our flow of PromptChainer's"
+        if self.slow:
+            return "to push its clock forward"
+        return "how long a flow run takes, or that it fails" if self.plans else None
 
 
 @dataclass
@@ -105,7 +118,7 @@ class Case:
 
     def trigger(self, dag: str, **more: Any) -> str:
         """Start a run of one of the DAGs and give its id."""
-        flow = CHAIN if self.scenario.conn_type == "promptchainer" else self.service.flow
+        flow = self.service.chain if self.scenario.conn_type == "promptchainer" else self.service.flow
         told = {"proxy": self.proxy.url, "conn": self.conn_id, "tag": self.tag, "flow": flow}
         conf = told | {"output": f"file://{self.output}"} | more
         run_id = self.told(lambda: self.stage.airflow.trigger(f"chaos_{dag}", conf))
@@ -121,7 +134,8 @@ class Case:
     def started_elsewhere(self) -> str:
         """Start a flow run that no task has started, and give its id."""
         body = {"template": self.service.flow, "inputs": [{"data": "A chair"}], "additional": {"tag": self.tag}}
-        flow_run_id = str(self.service.ask("POST", "/flows", json=body).json()["flow_id"])
+        with ROW:
+            flow_run_id = str(self.service.ask("POST", "/flows", json=body).json()["flow_id"])
         self.book.created.append(flow_run_id)
         self.book.started.append(flow_run_id)
         return flow_run_id
@@ -181,7 +195,7 @@ class Case:
     def facts(self, dag: str, run_id: str) -> dict[str, Any]:
         """Tell what can be told of any scenario when it is over."""
         starts: int | str = len(self.book.started)
-        paid = self.service.paid(self.tag) if self.scenario.conn_type == "generio" else None
+        paid = self.service.paid(self.tag, self.scenario.conn_type)
         if paid not in {None, starts}:
             starts = f"{starts} (the service says {paid})"
         return {
@@ -193,13 +207,19 @@ class Case:
         }
 
     def files(self) -> str:
-        """Put into words what lies in the output folder."""
+        """Put into words what lies in the output folder; "all" are as many files as the service has outputs."""
         files = [path for path in self.output.rglob("*") if path.is_file()]
         temporary = [path for path in files if path.name.startswith(".") or path.suffix == ".part"]
         whole = [path for path in files if path not in temporary and _whole(path)]
-        broken = len(files) - len(temporary) - len(whole)
-        counted = {"whole": len(whole), "broken": broken, "temporary": len(temporary)}
-        return ", ".join(f"{number} {kind}" for kind, number in counted.items() if number) or "none"
+        there = Counter(path.parent.name for path in whole)
+        every = [run for run, number in there.items() if number == self.service.outputs(run)]
+        counted = {
+            "broken": len(files) - len(temporary) - len(whole),
+            "temporary": len(temporary),
+            "of an incomplete set": sum(there.values()) - sum(there[run] for run in every),
+        }
+        told = [f"all of {len(every)} run{'s' * (len(every) > 1)}"] if every else []
+        return ", ".join(told + [f"{number} {kind}" for kind, number in counted.items() if number]) or "none"
 
     def all_logs(self) -> str:
         """Give the logs of all tries, for whoever has to find out what went wrong."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tests.chaos.case import RUN, Case, Scenario
 from tests.chaos.proxy import CHAINS, When
+from tests.chaos.services import Plan
 
 WORDS = {"midway": "in the middle of", "before": "before", "after": "after"}
 MODES = ("blocking", "deferrable")
@@ -48,17 +49,15 @@ LATER: tuple[tuple[Place, When], ...] = (
 )
 
 
-def killed_at(place: Place, when: When, mode: str, service: Literal["emulator", "other"] = "emulator") -> Scenario:
+def killed_at(place: Place, when: When, mode: str) -> Scenario:
     """Kill the task's process at a request: the retry must end with the one flow run."""
 
     def play(case: Case) -> dict[str, Any]:
         case.arm(case.kill_task, place.method, place.path, when, place.nth)
         return case.played(mode)
 
-    where = "" if service == "emulator" else ", another server"
-    expected = {"killed": 1, "starts": 1, "task": "success", "runs": "1 completed"}
-    files = {"files": "2 whole" if service == "emulator" else "1 whole"}
-    return Scenario(f"kill {WORDS[when]} {place.name}, {mode}{where}", expected | files, play, service=service)
+    expected = {"killed": 1, "starts": 1, "task": "success", "runs": "1 completed", "files": "all of 1 run"}
+    return Scenario(f"kill {WORDS[when]} {place.name}, {mode}", expected, play)
 
 
 def kills() -> Iterator[Scenario]:
@@ -72,15 +71,6 @@ def kills() -> Iterator[Scenario]:
                 yield killed_at(place, when, mode)
 
 
-def kills_elsewhere() -> Iterator[Scenario]:
-    """Give the kills of the start protocol, and one of the fetching, against a server that is not ours."""
-    for place in STARTING:
-        yield killed_at(place, "before", "blocking", "other")
-        yield killed_at(place, "after", "blocking", "other")
-    yield killed_at(STARTING[-1], "after", "deferrable", "other")
-    yield killed_at(BODY, "midway", "blocking", "other")
-
-
 def twice_killed() -> Scenario:
     """Kill the first try at the start and the second at the fetching."""
 
@@ -89,7 +79,7 @@ def twice_killed() -> Scenario:
             case.arm(case.kill_task, place.method, place.path, "after")
         return case.played("blocking")
 
-    expected = {"killed": 2, "starts": 1, "task": "success", "runs": "1 completed", "files": "2 whole"}
+    expected = {"killed": 2, "starts": 1, "task": "success", "runs": "1 completed", "files": "all of 1 run"}
     return Scenario("kill after PATCH start and again after a download, blocking", expected, play)
 
 
@@ -127,5 +117,5 @@ def controls() -> Iterator[Scenario]:
         def failing(case: Case, mode: str = mode) -> dict[str, Any]:
             return case.played(mode)
 
-        expected = {"starts": 2, "task": "success", "runs": "1 completed, 1 failed", "files": "2 whole"}
-        yield Scenario(f"the flow run fails, {mode}", expected, failing, plans=({"outcome": "failed", "error": "No."},))
+        expected = {"starts": 2, "task": "success", "runs": "1 completed, 1 failed", "files": "all of 1 run"}
+        yield Scenario(f"the flow run fails, {mode}", expected, failing, plans=(Plan(error="No."),))

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.chaos.case import RUN, Case, Scenario
 from tests.chaos.deaths import MODES
+from tests.chaos.services import Plan
 
 EXPECTED = {"starts": 1, "task": "success", "runs": "1 completed"}
 
@@ -36,8 +37,8 @@ def outages() -> Iterator[Scenario]:
             case.until(lambda: case.proxy.away)
             return _back_later(case, mode, run_id)
 
-        expected = EXPECTED | {"files": "2 whole"}
-        yield Scenario(f"the service is away during the wait, {mode}", expected, waiting, plans=({"run_seconds": 30.0},))
+        expected = EXPECTED | {"files": "all of 1 run"}
+        yield Scenario(f"the service is away during the wait, {mode}", expected, waiting, plans=(Plan(30.0),))
         yield Scenario(f"the service is away at the start, {mode}", expected, starting)
         yield Scenario(f"the service is away at the downloads, {mode}", expected, fetching)
 
@@ -47,7 +48,7 @@ def outages() -> Iterator[Scenario]:
         case.until(lambda: case.book.requests)
         return _back_later(case, "sensor", run_id)
 
-    expected = EXPECTED | {"files": "1 whole"}
+    expected = EXPECTED | {"files": "all of 1 run"}
     yield Scenario("the service is away during the wait, reschedule sensor", expected, sensor)
 
 

@@ -27,7 +27,8 @@ class Row:
     scenario: str
     expected: str
     seen: str
-    ok: bool
+    ok: bool | None
+    """None for a scenario that was not played."""
     seconds: float
     requests: tuple[str, ...] = ()
 
@@ -66,6 +67,11 @@ def play(stage: Stage, scenario: Scenario) -> Row:
     return Row(scenario.name, _words(scenario.expected), _words(shown), ok, lasted, requests)
 
 
+def not_played(scenario: Scenario) -> Row:
+    """Give the row of a scenario that the service cannot be told what it needs for."""
+    return Row(scenario.name, _words(scenario.expected), f"not played: the service cannot be told {scenario.order}", None, 0.0)
+
+
 def _words(facts: dict[str, Any]) -> str:
     return "; ".join(f"{key}: {value}" for key, value in facts.items())
 
@@ -73,7 +79,8 @@ def _words(facts: dict[str, Any]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """Write the rows as a table in Markdown."""
     head = ("scenario", "expected", "seen", "ok")
-    lines = [(row.scenario, row.expected, "as expected" if row.ok else row.seen, "yes" if row.ok else "NO") for row in rows]
+    verdicts = {True: "yes", False: "NO", None: "-"}
+    lines = [(row.scenario, row.expected, "as expected" if row.ok else row.seen, verdicts[row.ok]) for row in rows]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
     ruled = [head, tuple("-" * width for width in widths), *lines]
     return "\n".join(

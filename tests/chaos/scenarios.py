@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.chaos.case import Scenario
-from tests.chaos.deaths import chains, controls, kills, kills_elsewhere, twice_killed
+from tests.chaos.deaths import chains, controls, kills, twice_killed
 from tests.chaos.outages import outages
 from tests.chaos.people import clears, evictions, halves, marks
-from tests.chaos.upheavals import upheavals
+from tests.chaos.upheavals import MANY, upheavals
 
 
-def every() -> Iterator[Scenario]:
-    """Give all scenarios."""
+def every(many: int = MANY) -> Iterator[Scenario]:
+    """Give all scenarios.
+
+    :param many: how many tasks are deferred when something befalls the triggerer.
+    """
     yield from outages()  # first, because they take the longest
     yield from evictions()
     yield from clears()
@@ -23,10 +26,9 @@ def every() -> Iterator[Scenario]:
     yield from halves()
     yield from kills()
     yield twice_killed()
-    yield from kills_elsewhere()
     yield from controls()
     yield from chains()
-    yield from upheavals()
+    yield from upheavals(many)
 
 
 QUICK = frozenset(

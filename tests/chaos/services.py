@@ -1,30 +1,40 @@
-"""The services that the scenarios are played against: the emulator in a process of its own, and a server that is not ours.
+"""The services that the scenarios are played against: the emulator in a process of its own, and servers that are not ours.
 
-What is true of a flow run is asked over the documented API; the emulator's own word of what was paid is a second witness.
+What is true of a flow run is asked over the documented API; a service's own word of what was paid is a second witness.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import requests
 
-from tests.other_server import FLOW, OtherServer, _Handler
+from tests.other_runs import FLOW
+from tests.other_server import CHAIN, OtherServer
 from tools.stand_in import StandIn
 
 TIMEOUT = 30
-CHAIN = "clibnwpno000bmc0k9hvv3y7f"  # a flow of PromptChainer's that comes with the emulator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a flow run goes: how many seconds it takes, if it is not what is usual, and the error that it ends with, if any."""
+
+    seconds: float | None = None
+    error: str | None = None
 
 
 class Service(ABC):
     """One service that speaks Generio's documented API."""
 
-    flow: ClassVar[str]
-    outputs: ClassVar[int]
-    """How many files a run of two inputs makes."""
+    flow: str
+    chain: str = ""
+    """A flow of PromptChainer's."""
     url: str
     key: str
 
@@ -36,13 +46,17 @@ class Service(ABC):
     def stop(self) -> None:
         """End."""
 
-    def plan(self, plan: dict[str, Any]) -> None:
+    @abstractmethod
+    def plan(self, plan: Plan) -> None:
         """Say how the flow run goes that is created next."""
-        raise NotImplementedError
 
-    def paid(self, tag: str) -> int | None:  # noqa: ARG002  # a service that does not say
+    @abstractmethod
+    def advance(self, seconds: float) -> None:
+        """Push the service's clock forward."""
+
+    @abstractmethod
+    def paid(self, tag: str, conn_type: str) -> int | None:
         """Tell how many flow runs with this tag the service takes money for; None if it does not say."""
-        return None
 
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:
         """Ask anything of the service, not through a proxy."""
@@ -64,12 +78,22 @@ class Service(ABC):
         counted = Counter(self.state(flow_run_id) for flow_run_id in dict.fromkeys(flow_run_ids))
         return ", ".join(f"{number} {state}" for state, number in sorted(counted.items()) if state != "gone") or "none"
 
+    def outputs(self, flow_run_id: str) -> int:
+        """Tell how many outputs a flow run has."""
+        answer = self.ask("GET", f"/flows/{flow_run_id}/outputs")
+        answer.raise_for_status()
+        return len(answer.json()["outputs"])
+
+
+Server = Callable[[Path, float], Service]
+"""Makes a service, from where its log goes and how long its flow runs take."""
+
 
 class Emulated(Service):
     """The emulator as a process of its own."""
 
     flow = "model_generate_fromprompt"
-    outputs = 2
+    chain = "clibnwpno000bmc0k9hvv3y7f"
 
     def __init__(self, log: Path, run_seconds: float) -> None:
         """Choose the port."""
@@ -85,58 +109,75 @@ class Emulated(Service):
         """End the process."""
         self._program.stop()
 
-    def plan(self, plan: dict[str, Any]) -> None:
+    def plan(self, plan: Plan) -> None:
         """Hand it to the emulator."""
-        self.ask("POST", "/_emulator/plans", json=plan).raise_for_status()
-
-    def paid(self, tag: str) -> int:
-        """Count by the tag in `additional`."""
-        paid = self.ask("GET", "/_emulator/runs").json()["paid_runs"]
-        return sum((run["additional"] or {}).get("tag") == tag for run in paid)
+        told = {"run_seconds": plan.seconds, "outcome": "failed" if plan.error else "completed", "error": plan.error}
+        self.ask("POST", "/_emulator/plans", json=told).raise_for_status()
 
     def advance(self, seconds: float) -> None:
         """Push the emulator's clock forward."""
         self.ask("PATCH", "/_emulator/settings", json={"advance": seconds}).raise_for_status()
 
+    def paid(self, tag: str, conn_type: str) -> int | None:
+        """Count by the tag in `additional`; the emulator does not tell what a chain was given."""
+        if conn_type != "generio":
+            return None
+        paid = self.ask("GET", "/_emulator/runs").json()["paid_runs"]
+        return [(run["additional"] or {}).get("tag") for run in paid].count(tag)
+
 
 class Other(Service):
-    """The independent server of tests/other_server.py, which gets what a kill needs besides: DELETE, GET /flows, `additional`."""
+    """The independent server of tests/other_server.py, in a thread."""
 
     flow = FLOW
-    outputs = 1
+    chain = CHAIN
 
-    def __init__(self) -> None:
+    def __init__(self, _log: Path, run_seconds: float) -> None:
         """Take a free port."""
-        self._server = _WithDelete()
+        self._server = OtherServer(run_seconds)
         self.url = self._server.url
         self.key = self._server.key
 
     def start(self) -> None:
-        """Begin to answer, in a thread."""
+        """Begin to answer."""
         self._server.__enter__()
 
     def stop(self) -> None:
         """End."""
         self._server.__exit__(None, None, None)
 
+    def plan(self, plan: Plan) -> None:
+        """Hand it to the server."""
+        self._server.expect(seconds=plan.seconds, error=plan.error)
 
-class _WithDelete(OtherServer):
-    def __init__(self) -> None:
-        super().__init__()
-        self._http.RequestHandlerClass.do_DELETE = _Handler.answer  # type: ignore[attr-defined]  # the handler is made there
-        self._http.daemon_threads = True
+    def advance(self, seconds: float) -> None:
+        """Push its clock forward."""
+        self._server.advance(seconds)
 
-    def answer(self, method: str, path: list[str], body: dict[str, Any]) -> Any:
-        """Answer here what is missing there."""
-        if method == "DELETE" and len(path) == 2:
-            return {} if self.runs.pop(path[1], None) else None
-        if (method, path) == ("GET", ["flows"]):
-            return {"flows": [self.shown(flow_id) for flow_id in list(self.runs)]}
-        told = super().answer(method, path, body)
-        if (method, path) == ("POST", ["flows"]):
-            self.runs[told["flow_id"]]["additional"] = body.get("additional")
-        return told
+    def paid(self, tag: str, conn_type: str) -> int:  # noqa: ARG002  # it counts both kinds in the same way
+        """Count by the tag, in `additional` or among a chain's variables."""
+        return self._server.paid(tag)
 
-    def shown(self, flow_id: str) -> dict[str, Any]:
-        """Add the caller's own metadata."""
-        return super().shown(flow_id) | {"additional": self.runs[flow_id].get("additional")}
+
+class Running(Service):
+    """A server that runs anyway, and is told nothing but what the API has a word for."""
+
+    def __init__(self, url: str, key: str, flow: str) -> None:
+        """Keep how to reach it, and a flow that takes prompts."""
+        self.url, self.key, self.flow = url.rstrip("/"), key, flow
+
+    def start(self) -> None:
+        """Leave it as it is."""
+
+    def stop(self) -> None:
+        """Leave it as it is."""
+
+    def plan(self, plan: Plan) -> None:
+        """Do nothing: runs go as they go there."""
+
+    def advance(self, seconds: float) -> None:
+        """Refuse; its clock is its own."""
+        raise NotImplementedError(f"the clock of {self.url} cannot be pushed {seconds} s forward")
+
+    def paid(self, tag: str, conn_type: str) -> None:
+        """Tell nothing: no page of the API does."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.chaos.case import Case, Scenario
-from tests.chaos.services import Emulated, Other, Service
+from tests.chaos.services import Plan, Server, Service
 from tools.airflow_stack import Stack
 from tools.processes import Program
 
@@ -64,40 +65,45 @@ def _warm(case: Case) -> dict[str, Any]:
     return {"waits": waits}
 
 
-WARMING_UP = Scenario("warming up", {"waits": True}, _warm, plans=({"run_seconds": 3600.0},))
+WARMING_UP = Scenario("warming up", {"waits": True}, _warm, plans=(Plan(3600.0),))
 
 
 class Stage(AbstractContextManager["Stage"]):
     """All that the scenarios need, from `with` to the end of the block."""
 
-    def __init__(self, home: Path, scenarios: Iterable[Scenario], *, parallelism: int = 6, outage: float = 60.0) -> None:
+    def __init__(
+        self, home: Path, scenarios: Iterable[Scenario], *, parallelism: int = 6, outage: float = 60.0, many: int = 50
+    ) -> None:
         """Prepare; nothing is started yet.
 
         :param outage: seconds that the service is away in the scenarios that take it away.
+        :param many: how many tasks the DAG of many has.
         """
         self.home = home.resolve()
         self.home.mkdir(parents=True, exist_ok=True)
         self.scenarios = list(scenarios)
+        self._warming_up = replace(WARMING_UP, server=self.scenarios[0].server)
         self.outage = outage
         self.schedulers: set[int] = set()
         self.over = threading.Event()
         """Set when the play is broken off: whoever waits gives up."""
         self._parallelism = parallelism
-        self._services: dict[str, Service] = {}
+        self._many = many
+        self._services: dict[tuple[Server, str], Service] = {}
         self._exits = ExitStack()
         self._cases: dict[str, Case] = {}
 
     def __enter__(self) -> Self:
         """Start the services, the proxies and Airflow."""
         with self._exits as exits:
-            for scenario in [WARMING_UP, *self.scenarios]:
+            for scenario in [self._warming_up, *self.scenarios]:
                 self._cases[scenario.tag] = case = Case(self, scenario, self._service(scenario))
                 exits.enter_context(case.proxy)
             connections = {f"AIRFLOW_CONN_{case.conn_id.upper()}": case.connection for case in self._cases.values()}
             self.airflow = Airflow(
                 self.home / "airflow",
                 DAGS,
-                environment=SETTINGS | connections,
+                environment=SETTINGS | connections | {"CHAOS_MANY": str(self._many)},
                 tuned=True,
                 parallelism=self._parallelism,
                 start_timeout=240,
@@ -114,8 +120,8 @@ class Stage(AbstractContextManager["Stage"]):
 
     def _warm_up(self) -> None:
         """Play one task, so that a setting or a package that is broken is told at once."""
-        case = self.case(WARMING_UP)
-        seen = WARMING_UP.play(case)
+        case = self.case(self._warming_up)
+        seen = _warm(case)
         if seen != WARMING_UP.expected:
             raise RuntimeError(f"not even a task that nothing disturbs comes to its wait:\n{case.all_logs()[-6000:]}")
 
@@ -125,16 +131,12 @@ class Stage(AbstractContextManager["Stage"]):
 
     def _service(self, scenario: Scenario) -> Service:
         """Give the service of a scenario; one whose runs take for ever is its own, for its clock is pushed forward."""
-        name = scenario.tag if scenario.service == "slow" else scenario.service
-        if name not in self._services:
-            service = _new_service(scenario, self.home / "services" / f"{name}.log")
+        name = scenario.tag if scenario.slow else "shared"
+        key = (scenario.server, name)
+        if key not in self._services:
+            log = self.home / "services" / f"{name}.log"
+            service = scenario.server(log, LONG_SECONDS if scenario.slow else RUN_SECONDS)
             self._exits.callback(service.stop)
             service.start()
-            self._services[name] = service
-        return self._services[name]
-
-
-def _new_service(scenario: Scenario, log: Path) -> Service:
-    if scenario.service == "other":
-        return Other()
-    return Emulated(log, LONG_SECONDS if scenario.service == "slow" else RUN_SECONDS)
+            self._services[key] = service
+        return self._services[key]

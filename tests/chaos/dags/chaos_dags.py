@@ -5,6 +5,7 @@ What becomes of their runs is for tests/chaos to bring about and to judge.
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -60,7 +61,7 @@ with DAG("chaos_chain", schedule=None, max_active_runs=100, max_active_tasks=100
     RunFlowOperator(
         task_id="run",
         flow="{{ dag_run.conf['flow'] }}",
-        inputs={"color": "red", "item": "chair"},
+        inputs={"color": "red", "item": "{{ dag_run.conf['tag'] }}"},
         flows_conn_id=WHERE["flows_conn_id"],
         post_execute=tell_the_end,
         **RETRIES,
@@ -75,4 +76,4 @@ with DAG("chaos_many", schedule=None, max_active_runs=100, max_active_tasks=100)
         timeout=None,
         **OFTEN,
         **RETRIES,
-    ).expand(inputs=[[f"Chair number {number}"] for number in range(50)])
+    ).expand(inputs=[[f"Chair number {number}"] for number in range(int(os.environ["CHAOS_MANY"]))])
