@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -74,8 +75,7 @@ class ConnectedHook(BaseHook):
     def _ready_hook_of(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
         """Do what is slow the first time and must not be done on the loop.
 
-        That is the import of aiohttp (a quarter of a second), and the look at Airflow's registry of connection types, which reads
-        every provider's metadata.
+        That is the look at Airflow's registry of connection types, which reads every provider's metadata, and aiohttp's import.
         """
         import_module("airflow_provider_flows.transport.asynchronous")
         return cls._hook_of(connection, hook_params)
@@ -103,17 +103,17 @@ class ConnectedHook(BaseHook):
             self._connection = self.get_connection(self.flows_conn_id)
         return self._connection
 
-    @property
+    @cached_property
     def extra(self) -> dict[str, Any]:
         """The connection's extra, checked, with defaults."""
         return conn.extra_of(self.connection, self.fields)
 
-    @property
+    @cached_property
     def service(self) -> Service:
         """The service, as this connection wants it."""
         return self.make_service(self.extra)
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
         """What the transports need to know of this connection."""
         return conn.settings_of(self.connection, self.extra, default_host=self.default_host, credentials=self.service.headers)
@@ -137,11 +137,11 @@ class ConnectedHook(BaseHook):
     def _held(self, conversation: Conversation[T], settings: Settings) -> T:
         from airflow_provider_flows.transport.blocking import BlockingTransport, hold
 
-        with self._named():
+        with self.named():
             return hold(conversation, BlockingTransport(settings, self.get_conn()).send)
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def named(self) -> Iterator[None]:
         """Name the connection in what a service refuses: with several of them one would have to guess."""
         try:
             yield
@@ -168,5 +168,5 @@ class ConnectedHook(BaseHook):
         from airflow_provider_flows.transport.asynchronous import hold
 
         async with self.async_transport() as transport:
-            with self._named():
+            with self.named():
                 return await hold(once(conversation), transport.send)

@@ -59,6 +59,9 @@ def fields(read_timeout: float) -> dict[str, Field]:
         "retries": Field("Retries", "How often a request that may be repeated is sent again.", "integer", 3, 0),
         "verify": Field("Verify TLS", "Whether the service's certificate is checked.", "boolean", default=True),
         "ca_bundle": Field("CA bundle", "Path of a file with the certificates to trust instead of the usual ones.", "string"),
+        "max_requests_per_second": Field(
+            "Most requests per second", "The bound on one triggerer's requests; empty for none.", "number", None, 0.01
+        ),
         "max_answer_mib": Field("Largest answer", "MiB; the bound on an answer that is not a file.", "number", 64, 0.001),
     }
 

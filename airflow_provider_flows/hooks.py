@@ -181,12 +181,16 @@ class FlowsHook(ConnectedHook):
         """Read the definitions of all flows."""
         return self.patient(self.service.list_definitions())
 
-    def waiting_for(self, flow_run_id: str, schedule: Schedule, tell: Tell | None = None) -> Wait:
+    def waiting_for(self, flow_run_id: str, schedule: Schedule, tell: Tell | None = None, apart: float = 0.0) -> Wait:
         """Give the wait for a flow run, for whichever driver is to hold it.
 
         :param tell: takes a logging level and a line; this hook's log if it is not given.
+        :param apart: seconds that lie between two lines about progress at the least.
         """
-        return Wait(flow_run_id, self.service.get_run, schedule=schedule, clock=time.time, tell=tell or self.log.log)
+        from airflow_provider_flows.metrics import WaitMeter
+
+        look, heard = self.service.get_run, tell or self.log.log
+        return Wait(flow_run_id, look, schedule=schedule, clock=time.time, tell=heard, meter=WaitMeter(), apart=apart)
 
     def wait(
         self,

@@ -6,15 +6,18 @@ It fetches nothing and ends no task; operators.py and sensors.py do that with wh
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from contextvars import copy_context
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_flows.flow.errors import FlowError, error_from_dict
+from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, error_from_dict
 from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.flow.schedule import Schedule
 from airflow_provider_flows.kills import ON_KILL_SECONDS, ais_over
@@ -22,6 +25,9 @@ from airflow_provider_flows.kills import ON_KILL_SECONDS, ais_over
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.waiting import Wait
     from airflow_provider_flows.hooks import FlowsHook
+
+log = logging.getLogger(__name__)  # one for all: to make a logger for each trigger takes longer than a look
+PROGRESS_SECONDS = 30.0  # between two lines about progress: each line costs a triggerer half a millisecond of CPU
 
 _KILLS: set[asyncio.Task[None]] = set()  # an event loop alone would forget a task that nobody holds
 
@@ -61,7 +67,7 @@ class FlowRunTrigger(BaseTrigger):
         self.abort_on_kill = abort_on_kill
         self.memory = None if memory is None else dict(memory)
         self._told = False
-        self._opened: FlowsHook | None = None
+        self._opened: FlowsHook | None = None  # kept for `on_kill`: a look-up takes seconds in a triggerer that has just started
 
     @classmethod
     def going_on(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
@@ -105,36 +111,54 @@ class FlowRunTrigger(BaseTrigger):
 
     async def _stop_if_over(self) -> None:
         from airflow_provider_flows.flow.starting import stopped
+        from airflow_provider_flows.hooks import FlowsHook
 
         try:
             async with asyncio.timeout(ON_KILL_SECONDS):
                 if await ais_over(self.task_instance):
-                    hook = await self._hook()
+                    hook = self._opened or await FlowsHook.aget_hook(self.flows_conn_id)
                     await hook.ahold(stopped(hook.service, self.flow_run_id))
                     self.log.info("The task was killed; flow run %s is stopped", self.flow_run_id)
         except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
             self.log.exception("The flow run %s could not be stopped; look at it at the service", self.flow_run_id)
 
-    async def _hook(self) -> FlowsHook:
-        from airflow_provider_flows.hooks import FlowsHook
-
-        if self._opened is None:  # kept for `on_kill`: a look-up takes seconds in a triggerer that has just started
-            self._opened = await FlowsHook.aget_hook(self.flows_conn_id)
-        return self._opened
-
     async def _event(self) -> dict[str, Any]:
         try:
-            hook = await self._hook()
-            schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
-            wait = hook.waiting_for(self.flow_run_id, schedule, self.log.log)
-            if self.memory:
-                wait.recall(self.memory)
-            run = await hook.ahold(wait.until_final())
+            run = await self._final()
         except FlowError as error:
             return {"flow_run_id": self.flow_run_id, "error": error.as_dict()}
         return {"flow_run_id": self.flow_run_id, "run": run.as_event()}
 
+    async def _final(self) -> FlowRun:
+        """Wait in the watch that all triggers of the connection share; a key that is refused is read anew."""
+        from airflow_provider_flows.lookups import hook_of  # dear, and needed when a trigger runs only
 
+        self._opened = hook = await hook_of(self.flows_conn_id)
+        from airflow_provider_flows.watch import Watch  # by now it is imported, which takes too long on the loop
+
+        # the watch belongs to no trigger, and what is told in its context would not reach this one's log
+        context = copy_context()
+        schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
+        wait = hook.waiting_for(self.flow_run_id, schedule, lambda *line: context.run(log.log, *line), PROGRESS_SECONDS)
+        if self.memory:
+            wait.recall(self.memory)
+        while True:
+            try:
+                with hook.named():
+                    return await Watch.of(hook).until_final(wait)
+            except FlowAuthError:
+                try:
+                    latest = await hook_of(self.flows_conn_id, instead_of=hook)
+                except Exception:  # noqa: BLE001  # why the connection cannot be read now matters less than the refusal
+                    latest = hook
+                if latest.settings == hook.settings:
+                    raise
+            self.log.info("The key of connection %s was changed; the wait goes on with the new one", self.flows_conn_id)
+            self._opened = hook = latest
+            wait.reprieved()
+
+
+@cache  # Airflow's configuration is read anew each time that it is asked, which takes as long as a look
 def settling_seconds() -> float:
     """Give the seconds that must lie between a deferral and its event.
 

@@ -43,3 +43,11 @@ def airflow_database() -> None:
     from tests.airflow_run import ensure_database
 
     ensure_database()
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings() -> None:
+    """Let each test's own Airflow settings count: a triggerer reads some of them once only."""
+    triggers = sys.modules.get("airflow_provider_flows.triggers")
+    if triggers is not None:
+        triggers.settling_seconds.cache_clear()

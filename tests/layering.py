@@ -20,10 +20,10 @@ NESTING = 3
 # A module may import from its own layer and from those before it. What is in none of them is on top.
 LAYERS = (
     ("flow",),
-    ("transport", "connection", "kills", "memory"),
+    ("transport", "connection", "kills", "memory", "metrics"),
     ("connected",),
     ("inputs", "outputs"),
-    ("hooks", "watch"),
+    ("hooks", "watch", "lookups", "subscriber"),
     ("triggers",),
 )
 _TOP = len(LAYERS)

@@ -6,6 +6,7 @@ No time passes: the clock is a number, and a run is a function of it.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ import pendulum
 import pytest
 
 from airflow_provider_flows.flow.errors import FlowInputError
-from airflow_provider_flows.flow.run import FlowRun, FlowState
-from airflow_provider_flows.flow.schedule import LONGEST_RETRY_AFTER, Schedule, age, expected_end, seconds
+from airflow_provider_flows.flow.run import FlowRun, FlowState, read_time
+from airflow_provider_flows.flow.schedule import LONGEST_RETRY_AFTER, Forecast, Schedule, age, expected_end, seconds
 from tests.scripted import NOON
 
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -150,3 +151,84 @@ def test_intervals_that_cannot_be_kept_are_refused(most: float, least: float) ->
     """poll_interval must be positive, and not more than max_poll_interval."""
     with pytest.raises(FlowInputError, match="poll_interval"):
         Schedule(most, least)
+
+
+def forecast_looks(schedule: Schedule, course: Course) -> list[float]:
+    """Look until the run is over, remembering what the looks let expect, and give the moments since its start."""
+    now, moments, forecast = NOON, [], Forecast()
+    while True:
+        moments.append(now - NOON)
+        run = course.at(now)
+        if run.final:
+            return moments
+        forecast = forecast.after(run, now, 0.9 * schedule.poll_interval)
+        now += schedule.next_look(run, now, NOON, forecast)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("lasts", [0.5, 3, 47, 61, 299, 3_600, 100_000])
+@pytest.mark.parametrize("told", [True, False])
+def test_memory_of_forecasts_keeps_the_promise(shape: str, lasts: float, told: bool) -> None:  # noqa: FBT001
+    """With forecasts remembered, news of steady runs and silent ones are as late as promised at the most, others' by the most."""
+    for jitter in (0.0, 0.5, 1.0):
+        schedule = Schedule(5, 60, jitter=lambda jitter=jitter: jitter)  # type: ignore[misc]
+        moments = forecast_looks(schedule, Course(lasts, shape, told=told))
+        gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+        promised = max(5, lasts / 10) if shape in {"smooth", "late", "full at once"} or not told else 60
+        assert moments[-1] - lasts <= min(60, promised) + 1e-6
+        assert all(4.5 - 1e-6 <= gap <= 60 + 1e-6 for gap in gaps)
+
+
+@pytest.mark.parametrize("lasts", [60, 600, 7_200])
+def test_steady_run_is_looked_at_rarely_in_the_middle(lasts: float) -> None:
+    """A run whose progress is steady is looked at a fraction as often as one that tells nothing, and met at its very end."""
+    schedule = Schedule(5, 3_600, jitter=lambda: 0.5)
+    steady = forecast_looks(schedule, Course(lasts, "smooth"))
+    assert len(steady) < len(forecast_looks(schedule, Course(lasts, "late"))) * 0.75
+    assert steady[-1] - lasts <= 0.02 * lasts + 1
+    assert len(steady) <= 8 + lasts / 25
+
+
+def test_forecast_is_made_by_progress_that_has_changed() -> None:
+    """A look that sees no change, no run, or comes too soon leaves the forecast as it is; the one before is remembered."""
+    course, first = Course(100, "smooth"), Forecast().after(Course(100, "smooth").at(NOON + 10), NOON + 10)
+    assert (first.end, first.earlier, first.made) == (NOON + 100, None, NOON + 10)
+    assert first.after(course.at(NOON + 10), NOON + 50) is first
+    assert first.after(None, NOON + 50) is first
+    assert first.after(course.at(NOON + 12), NOON + 12, apart=4.5) is first
+    second = first.after(course.at(NOON + 20), NOON + 20, apart=4.5)
+    assert second == Forecast(0.2, NOON + 20, NOON + 100, NOON + 100)
+
+
+def test_forecasts_that_agree_are_steady() -> None:
+    """Two ends are one if they differ by a tenth of the time that is left; an end that is past, or is the first, is not."""
+    assert Forecast(0.5, NOON, NOON + 100, NOON + 109).steady(NOON)
+    assert not Forecast(0.5, NOON, NOON + 100, NOON + 111).steady(NOON)
+    assert not Forecast(0.5, NOON, NOON + 100, NOON + 100).steady(NOON + 101)
+    assert not Forecast(0.5, NOON, NOON + 100, None).steady(NOON)
+    assert not Forecast(0.5, NOON, None, NOON + 100).steady(NOON)
+
+
+def test_landing_is_a_little_after_the_expected_end() -> None:
+    """Near its expected end a run is left alone until just after it, within the intervals and the deadline; earlier it is not."""
+    schedule, run = Schedule(5, 60, jitter=lambda: 0.0), Course(20, "smooth").at(NOON + 12)
+    steady, first = Forecast(0.6, NOON + 12, NOON + 20, NOON + 20), Forecast(0.6, NOON + 12, NOON + 20, None)
+    landed = schedule.landing(run, NOON + 12, NOON, steady)
+    assert landed is not None
+    assert 8 < landed < 9
+    assert schedule.landing(run, NOON + 12, NOON, first) is None
+    assert schedule.landing(run, NOON + 12, NOON, Forecast()) is None
+    assert schedule.landing(run, NOON + 20, NOON, steady) is None
+    assert schedule.next_look(run, NOON + 12, NOON, steady) == landed
+    assert Schedule(5, 60, NOON + 15, jitter=lambda: 0.0).next_look(run, NOON + 12, NOON, steady) == 3
+
+
+@pytest.mark.parametrize(
+    ("started", "progress"), [("0001-01-01T00:00:00Z", 0.1), (NOON - 1, 1e-300), (NOON - 1, 5e-324), (-1e9, 1e-12)]
+)
+def test_absurd_progress_breaks_no_schedule(started: object, progress: float) -> None:
+    """A start in the year 1 or a progress next to nothing lets expect nothing sensible, and breaks nothing."""
+    run = FlowRun("r", "generio", state=FlowState.RUNNING, progress=progress, started_at=read_time(started))
+    forecast = Forecast().after(run, NOON)
+    assert 0 < Schedule(5, 60).next_look(run, NOON, NOON, forecast) <= 60
+    assert forecast.end is None or math.isfinite(forecast.end)

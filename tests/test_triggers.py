@@ -131,6 +131,7 @@ async def test_event_does_not_go_at_once(flow_emulator: Emulator, monkeypatch: p
     """Even of a run that is over at the first look, the event goes only when the worker's end must have been reported."""
     assert settling_seconds() == 6.0  # at Airflow's default settings
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
+    settling_seconds.cache_clear()
     flow_emulator.run_seconds = 0
     flow_run_id = start_elsewhere(flow_emulator)
     began = time.monotonic()

@@ -24,7 +24,7 @@ from airflow_provider_flows.flow.retry import once
 from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.flow.schedule import Schedule
 from airflow_provider_flows.flow.services.generio import Generio
-from airflow_provider_flows.flow.waiting import Wait
+from airflow_provider_flows.flow.waiting import Meter, Wait
 from tests.scripted import NOON, Script, answer, silence
 
 HTML = answer(b"<html><body>502 Bad Gateway</body></html>")
@@ -40,12 +40,25 @@ def state(word: str, **more: Any) -> Response:
 class Told:
     """A wait over a script, and the lines that the log got."""
 
-    def __init__(self, *answers: Response | FlowServiceError, deadline: float | None = None, endless: bool = False) -> None:
+    def __init__(
+        self,
+        *answers: Response | FlowServiceError,
+        deadline: float | None = None,
+        endless: bool = False,
+        apart: float = 0.0,
+        meter: Meter | None = None,
+    ) -> None:
         self.script = Script(*answers, endless=endless)
         self.lines: list[tuple[int, str]] = []
         schedule = Schedule(5, 60, deadline, jitter=lambda: 0.0)
         self.wait = Wait(
-            "r", Generio().get_run, schedule=schedule, clock=self.script.clock, tell=lambda *line: self.lines.append(line)
+            "r",
+            Generio().get_run,
+            schedule=schedule,
+            clock=self.script.clock,
+            tell=lambda *line: self.lines.append(line),
+            meter=meter,
+            apart=apart,
         )
 
     def hold(self, kind: str = "blocking") -> FlowRun:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.errors import FlowInputError
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 PART_OF_AGE = 10  # news may be late by a tenth of the run's age
 JITTER = 0.1  # intervals are shortened by up to a tenth, so that runs started together spread out
+STEADY = 0.1  # two forecasts of the end agree if they differ by no more than this part of the time that is left
+EXACT = 0.02  # and if by no more than this, the run is left alone until then
+PART_LEFT_ALONE = 0.5  # of the time that is left, where they agree less exactly
+NEAR = 2  # poll intervals before its expected end it is left alone until then all the same
+MARGIN = (0.05, 0.01)  # a look at the expected end comes later by these parts of poll_interval and of the time until then
+FORESEEABLE = 10 * 366 * 86_400.0  # seconds; an end beyond them is none, but an absurd start or progress
 LONGEST_RETRY_AFTER = 3600.0  # seconds; whoever asks for more is asked again after this
 
 
@@ -36,11 +42,58 @@ def seconds(name: str, value: float | timedelta | None) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the looks so far let expect of a run's end.
+
+    :param progress: the progress of which it was made, 0.0 to 1.0.
+    :param made: epoch seconds at which that progress was first seen; a look that sees no change tells nothing new.
+    :param end: epoch seconds of the end that is expected, None if nothing tells.
+    :param earlier: the end that was expected before that.
+    """
+
+    progress: float = 0.0
+    made: float = 0.0
+    end: float | None = None
+    earlier: float | None = None
+
+    @classmethod
+    def recalled(cls, memory: Any) -> Forecast:
+        """Read what `asdict` made of one, perhaps in another version; what cannot be one is as good as none."""
+        try:
+            told = {field.name: memory[field.name] for field in fields(cls)}
+        except (TypeError, KeyError):
+            return cls()
+        good = all(
+            isinstance(value, (int, float)) or (value is None and name in {"end", "earlier"}) for name, value in told.items()
+        )
+        return cls(**told) if good else cls()
+
+    def after(self, run: FlowRun | None, now: float, apart: float = 0.0) -> Forecast:
+        """Give the forecast after another look.
+
+        :param apart: seconds that must lie between two forecasts; those of one moment would agree about anything.
+        """
+        if run is None or run.progress == self.progress or now - self.made < apart:
+            return self
+        return Forecast(run.progress, now, expected_end(run, now), self.end)
+
+    def steady(self, now: float, within: float = STEADY) -> bool:
+        """Whether this forecast and the one before it name the same end, so that the run's progress is steady.
+
+        :param within: the part of the time that is left by which they may differ.
+        """
+        if self.end is None or self.earlier is None:
+            return False
+        return abs(self.earlier - self.end) <= within * (self.end - now)
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """How often to look, and until when.
 
     The promise: news is late by at most `poll_interval` or a tenth of the run's age, whichever is more, and never by more than
-    `max_poll_interval`.
+    `max_poll_interval`. Where progress is steady, so that forecast after forecast names the same end, the run is left alone until
+    then or for half of the time, as they agree, and looked at when it is expected to be over.
 
     :param poll_interval: seconds; the most often that it looks (a jitter takes off up to a tenth).
     :param max_poll_interval: seconds; the least often that it looks.
@@ -76,18 +129,39 @@ class Schedule:
             )
             raise FlowInputError(message)
 
-    def next_look(self, run: FlowRun | None, now: float, waiting_since: float) -> float:
+    def next_look(self, run: FlowRun | None, now: float, waiting_since: float, forecast: Forecast | None = None) -> float:
         """Give the seconds until the next look, never beyond the deadline.
 
         :param run: the run as last seen, None if it was not seen yet.
         :param now: epoch seconds.
         :param waiting_since: epoch seconds; stands in for the run's age where the run tells no time.
+        :param forecast: what the looks so far let expect; without it, what this one does.
         """
-        delay = max(self.poll_interval, age(run, now, waiting_since) / PART_OF_AGE)
-        end = None if run is None else expected_end(run, now)
-        if end is not None and now < end < now + delay:
-            delay = max(self.poll_interval, end - now)
-        return self._within(delay, now)
+        forecast = forecast or Forecast().after(run, now)
+        landing = self.landing(run, now, waiting_since, forecast)
+        if landing is not None:
+            return self._until(now, landing)
+        usual = max(self.poll_interval, age(run, now, waiting_since) / PART_OF_AGE)
+        if forecast.end is None:
+            return self._within(usual, now)
+        left = forecast.end - now
+        if left <= 0:  # it may be over any moment
+            return self._within(min(usual, max(self.poll_interval, -left / 2)), now)
+        return self._within(max(usual, PART_LEFT_ALONE * left) if forecast.steady(now) else usual, now)
+
+    def landing(self, run: FlowRun | None, now: float, waiting_since: float, forecast: Forecast) -> float | None:
+        """Give the seconds until the look at which the run is expected to be over, None if the next look is not that one.
+
+        It comes a little after the expected end, for a look too soon costs a whole `poll_interval`.
+        """
+        left = 0.0 if forecast.end is None else forecast.end - now
+        if not 0 < left <= self.max_poll_interval:
+            return None
+        near = NEAR * self.poll_interval if forecast.steady(now) else self.poll_interval
+        if left > near and not forecast.steady(now, EXACT) and left > age(run, now, waiting_since) / PART_OF_AGE:
+            return None
+        late = (MARGIN[0] * self.poll_interval + MARGIN[1] * left) * (1 + self.jitter())
+        return min(self.max_poll_interval, max(self.poll_interval * (1 - JITTER), left + late))
 
     def after_a_miss(self, misses: int, now: float, retry_after: float | None) -> float:
         """Give the seconds until the next look after so many looks in a row that brought nothing.
@@ -122,4 +196,5 @@ def expected_end(run: FlowRun, now: float) -> float | None:
     if run.started_at is None or not 0 < run.progress < 1:
         return None
     elapsed = now - run.started_at.timestamp()
-    return None if elapsed <= 0 else now + elapsed * (1 - run.progress) / run.progress
+    left = elapsed * (1 - run.progress) / run.progress
+    return now + left if elapsed > 0 and left < FORESEEABLE else None

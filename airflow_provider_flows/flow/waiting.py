@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowNotFound, FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.exchange import Pause
 from airflow_provider_flows.flow.run import FlowRun, FlowState
-from airflow_provider_flows.flow.schedule import Schedule, age, expected_end
+from airflow_provider_flows.flow.schedule import JITTER, Forecast, Schedule, age
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
@@ -24,6 +25,16 @@ REFUSALS = 3
 TOLD_POINTS = 0.1 - 1e-9  # progress is told when it has moved by ten points
 
 Tell = Callable[[int, str], None]  # a logging level and a line
+
+
+class Meter:
+    """What is counted of waits, for whoever keeps statistics; this one keeps none."""
+
+    def looked(self) -> None:
+        """Count a look at one run."""
+
+    def ended(self, run: FlowRun, waited: float, late: float | None) -> None:
+        """Note that a run was seen to be final, so many seconds after the wait began and after its end (None: not known)."""
 
 
 class Wait:
@@ -37,34 +48,55 @@ class Wait:
         schedule: Schedule,
         clock: Callable[[], float],
         tell: Tell,
+        meter: Meter | None = None,
+        apart: float = 0.0,
     ) -> None:
         """Prepare the wait; nothing is asked yet.
 
         :param get_run: the service's conversation that reads a run by its id.
         :param clock: gives epoch seconds.
         :param tell: takes the lines for the log; never a secret, never an input's content.
+        :param meter: is told of looks and of the end.
+        :param apart: seconds that lie between two lines about progress at the least.
         """
         self.flow_run_id = flow_run_id
         self.schedule = schedule
         self.run: FlowRun | None = None
+        self.lands = False  # whether the run is expected to be over after the last pause that was given
         self._get_run = get_run
         self._clock = clock
         self._since = clock()
         self._missed: FlowServiceError | None = None
         self._misses = 0
         self._refusals = 0
-        self._narrator = Narrator(tell)
+        self._forecast = Forecast()
+        self._recalled = False
+        self._meter = meter or Meter()
+        self._narrator = Narrator(tell, apart)
 
     @property
     def memory(self) -> dict[str, Any]:
         """What a wait that goes on in another process must know so as to tell nothing twice, as plain JSON values."""
-        return {"since": self._since, "misses": self._misses, "refusals": self._refusals, **self._narrator.memory}
+        counted = {"since": self._since, "misses": self._misses, "refusals": self._refusals}
+        return {**counted, "forecast": asdict(self._forecast), **self._narrator.memory}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Go on from where the wait that gave this memory was."""
         self._since, self._misses = float(memory["since"]), int(memory["misses"])
         self._refusals = int(memory.get("refusals", 0))
+        self._forecast = Forecast.recalled(memory.get("forecast"))
         self._narrator.recall(memory)
+        self._recalled = True
+
+    def first_pause(self) -> float:
+        """Give the seconds until the first look: none, but for a wait that goes on after a look in another process."""
+        if not self._recalled:
+            return 0.0
+        return self.schedule.next_look(self.run, self._clock(), self._since, self._forecast)
+
+    def seconds_left(self) -> float | None:
+        """Give the seconds until the deadline, 0 when it has passed, None without one."""
+        return None if self.schedule.deadline is None else max(0.0, self.schedule.deadline - self._clock())
 
     def until_final(self) -> Conversation[FlowRun]:
         """Look until the run is final.
@@ -83,6 +115,7 @@ class Wait:
 
         :raises FlowServiceError: an answer that will not get better by waiting; 401, 403 and 404 get three looks.
         """
+        self._meter.looked()
         try:
             run = yield from self._get_run(self.flow_run_id)
         except FlowServiceError as error:
@@ -93,10 +126,27 @@ class Wait:
             self._missed = error
             self._narrator.miss(self.flow_run_id, error, self._misses)
             return None
+        self.seen(run)
+        run = self.run or run
+        return run if run.final or self._forecast.end is None else replace(run, expected_at=self._forecast.end)
+
+    def seen(self, run: FlowRun, now: float | None = None) -> None:
+        """Take notice of the run as it was seen, whoever looked.
+
+        :param now: epoch seconds at which it was, if that is not just now.
+        """
+        now = self._clock() if now is None else now
         self._misses, self._refusals, self._missed = 0, 0, None
-        self.run = run
-        self._narrator.seen(run, self._clock(), self._since)
-        return run
+        self.run = run = _completed_by(run, self.run)
+        self._forecast = self._forecast.after(run, now, self.schedule.poll_interval * (1 - JITTER))
+        self._narrator.seen(run, now, self._since, self._forecast.end)
+        if run.final:
+            late = None if run.finished_at is None else max(0.0, now - run.finished_at.timestamp())
+            self._meter.ended(run, now - self._since, late)
+
+    def reprieved(self) -> None:
+        """Forget the refusals so far: whoever holds the wait has changed what was refused."""
+        self._refusals = 0
 
     def pause(self) -> float:
         """Give the seconds until the next look.
@@ -104,25 +154,43 @@ class Wait:
         :raises FlowTimeout: the deadline has passed.
         """
         now = self._clock()
+        self.lands = False
         if self.schedule.expired(now):
-            raise FlowTimeout(self._too_late())
+            raise self.too_late()
         if self._missed is not None:
             return self.schedule.after_a_miss(self._misses, now, self._missed.retry_after)
-        return self.schedule.next_look(self.run, now, self._since)
+        delay = self.schedule.next_look(self.run, now, self._since, self._forecast)
+        self.lands = self._forecast.end is not None and now < self._forecast.end <= now + delay
+        return delay
 
-    def _too_late(self) -> str:
+    def too_late(self) -> FlowTimeout:
+        """Make the error that says that the deadline has passed, and what was seen of the run."""
         named = f"flow run {self.flow_run_id}" if self.run is None else str(self.run)
         seen = "It was never seen" if self.run is None else f"It was last seen {self.run.state_word} at {self.run.progress:.0%}"
         missed = f"; the last look failed: {self._missed}" if self._missed else ""
-        return f"The deadline passed before the {named} was final. {seen}{missed}. Give it a longer timeout if it needs one."
+        message = f"The deadline passed before the {named} was final. {seen}{missed}. Give it a longer timeout if it needs one."
+        return FlowTimeout(message)
+
+
+def _completed_by(run: FlowRun, before: FlowRun | None) -> FlowRun:
+    """Add to a run what this look did not tell and the one before it did: a list may leave much out."""
+    if before is None or (run.flow and run.started_at):
+        return run
+    known = {name: getattr(run, name) or getattr(before, name) for name in ("flow", "created_at", "started_at")}
+    return replace(run, **known)
 
 
 class Narrator:
     """Tells the log what changed: the state, every ten points of progress, trouble and its end; nothing twice."""
 
-    def __init__(self, tell: Tell) -> None:
-        """Begin with nothing told."""
+    def __init__(self, tell: Tell, apart: float = 0.0) -> None:
+        """Begin with nothing told.
+
+        :param apart: seconds that lie between two lines about progress at the least.
+        """
         self._tell = tell
+        self._apart = apart
+        self._told_at = 0.0
         self._state_word: str | None = None
         self._progress = 0.0  # as told last
         self._in_trouble = False
@@ -137,18 +205,21 @@ class Narrator:
         self._state_word, self._in_trouble = memory.get("state_word"), bool(memory.get("in_trouble"))
         self._progress = float(memory.get("progress", 0.0))
 
-    def seen(self, run: FlowRun, now: float, waiting_since: float) -> None:
-        """Tell what is new about the run."""
+    def seen(self, run: FlowRun, now: float, waiting_since: float, expected_end: float | None) -> None:
+        """Tell what is new about the run.
+
+        :param now: epoch seconds, as are the others.
+        """
         if self._in_trouble:
             self._in_trouble = False
             self._tell(logging.INFO, f"The {run} can be seen again")
         if run.state_word != self._state_word:
             self._state_word = run.state_word
             self._tell_state(run)
-        if run.progress - self._progress >= TOLD_POINTS and not run.final:
-            self._progress = run.progress
-            end = expected_end(run, now)
-            ends = "unknown" if end is None else f"{datetime.fromtimestamp(end, tz=UTC):%H:%M:%S} UTC"
+        moved = run.progress - self._progress >= TOLD_POINTS
+        if moved and not run.final and now - self._told_at >= self._apart:
+            self._progress, self._told_at = run.progress, now
+            ends = "unknown" if expected_end is None else f"{datetime.fromtimestamp(expected_end, tz=UTC):%H:%M:%S} UTC"
             elapsed = age(run, now, waiting_since)
             percent = int(run.progress * 100 + 1e-9)
             self._tell(logging.INFO, f"The {run} is at {percent}% after {elapsed:.0f} s; expected end: {ends}")

@@ -30,7 +30,8 @@ async def new_session(settings: Settings) -> aiohttp.ClientSession:
     # loading certificates reads files and takes tens of milliseconds: not on the triggerer's loop, and only for https
     https = settings.base_url.startswith("https:")
     context = await asyncio.to_thread(environment.tls, settings.verify) if https else True
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context), auto_decompress=True)
+    connector = aiohttp.TCPConnector(ssl=context)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True)
 
 
 class AsyncTransport:

@@ -42,7 +42,8 @@ class Settings:
     def headers(self, request: Request) -> dict[str, str]:
         """Give the headers of a request: the credentials only where the host is the connection's own."""
         headers = {"Content-Type": "application/json"} if request.json is not None else {}
-        return {**headers, **(self.credentials if same_origin(self.url(request), self.base_url) else {})}
+        own = request.path.startswith("/") or same_origin(request.path, self.base_url)
+        return {**headers, **(self.credentials if own else {})}
 
     def bounded(self, request: Request, size: int) -> None:
         """Refuse an answer that has grown too large.

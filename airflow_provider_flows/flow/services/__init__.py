@@ -6,7 +6,7 @@ It holds no service's paths or words; those stand in the module of that service 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.data_uri import Content
     from airflow_provider_flows.flow.definition import FlowDefinition
     from airflow_provider_flows.flow.exchange import Conversation
+    from airflow_provider_flows.flow.listing import Glance
     from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
 
 Inputs = Sequence["FlowInput"] | Mapping[str, Any]  # a list of inputs, or a mapping of variables
@@ -77,6 +78,13 @@ class Service(ABC):
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
         """Read the account's runs, those in `state` if it is given."""
         raise self._cannot("list flow runs")
+
+    def glance(self, flow_run_ids: Collection[str]) -> Conversation[Glance]:
+        """Read, in as few requests as it takes, which of these runs are running, and how far they are.
+
+        A run that is not named may be over, or not running yet, or left out: only a look at itself can tell.
+        """
+        raise self._cannot("tell of many flow runs at once")
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
         """Ask that a run be stopped; it may take a moment until it is."""

@@ -7,12 +7,13 @@ Source of every path and body: the vendor's reference, https://docs.generio.ai, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.errors import FlowConflict, FlowInputError, FlowNotFound
-from airflow_provider_flows.flow.exchange import Request, Resend, acknowledge, ask, check, read_json, reason
+from airflow_provider_flows.flow.exchange import Pause, Request, Resend, acknowledge, ask, check, read_json, reason
+from airflow_provider_flows.flow.listing import Glance
 from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.flow.services import Inputs, Service, segment
 from airflow_provider_flows.flow.services import generio_answers as answers
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
 
 MOST_PAGES = 1000
+A_TURN = 200  # rows of a long list that are read before others have their turn
 NOT_NOW = frozenset({400, 409, 422, 425})  # what may stand for "not in this state" (vendor-api 1.8)
 
 
@@ -127,6 +129,27 @@ class Generio(Service):
             found, _ = yield from self._pages(query)
         wanted = (run for run in found if state in {None, run.state})
         return sorted(wanted, key=lambda run: run.created_at.timestamp() if run.created_at else 0.0, reverse=True)
+
+    def glance(self, flow_run_ids: Collection[str]) -> Conversation[Glance]:
+        """GET /flows?filter_by=running, page after page: of all that it lists, these runs, if it says that they are running."""
+        request: Request | None = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
+        found: dict[str, FlowRun] = {}
+        seen: set[str] = set()
+        pages = 0
+        while request is not None and pages <= len(flow_run_ids):  # with more requests than runs it would be of no use
+            response = yield from ask(request)
+            value = read_json(request, response)
+            rows = answers.rows_by_id(request, response, value)
+            for number, key in enumerate(key for key in rows if key in flow_run_ids):
+                if (run := answers.running(key, rows[key])) is not None:
+                    found[key] = run
+                if number % A_TURN == A_TURN - 1:
+                    yield Pause(0.0)
+            grown = not rows.keys() <= seen
+            seen |= rows.keys()
+            pages += 1
+            request = answers.next_page(request, value, len(seen)) if grown else None
+        return Glance(found, seen, pages, whole=request is None)
 
     def _pages(self, query: dict[str, str]) -> Conversation[tuple[list[FlowRun], bool]]:
         """Read the list, page after page while there are new rows; also tell whether every row told an id and a state."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin
 
 from airflow_provider_flows.flow import data_uri
-from airflow_provider_flows.flow.data_uri import Content
 from airflow_provider_flows.flow.definition import FlowDefinition
 from airflow_provider_flows.flow.errors import FlowMalformed
 from airflow_provider_flows.flow.exchange import SHOWN, malformed
@@ -41,7 +40,11 @@ STATUSES = {  # G-03: whatever is not listed is pending
 
 
 def _first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    return next((value[key] for key in keys if value.get(key) not in (None, "")), None)
+    for key in keys:
+        found = value.get(key)
+        if found is not None and found != "":
+            return found
+    return None
 
 
 def _refuse(request: Request, response: Response, why: str) -> NoReturn:
@@ -99,7 +102,7 @@ def _run(value: Mapping[str, Any], flow_run_id: str, word: str, known_flow: str 
         finished_at=read_time(value.get("finished_at")),
         parameters=value.get("parameters"),
         additional=value.get("additional"),
-        error=_error(value, state),
+        error=_error(value, state) if state.final else None,
         raw=value,
     )
 
@@ -129,11 +132,22 @@ def _rows(value: Any, keys: Iterable[str]) -> list[Any] | None:
 
 def read_runs(request: Request, response: Response, value: Any) -> list[FlowRun]:
     """Read a list of runs; rows without id are passed over, a row without state is of unknown state (G-06: maybe projected)."""
+    rows = rows_by_id(request, response, value)
+    return [_run(row, key, str(_first(row, STATE_WORDS) or "unknown"), None) for key, row in rows.items()]
+
+
+def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Mapping[str, Any]]:
+    """Read a list of runs no further than to the ids of its rows."""
     rows = _rows(value, RUN_LISTS)
     if rows is None:
         _refuse(request, response, "holds no list of flow runs")
-    found = ((_identifier(row, RUN_IDS), row) for row in rows if isinstance(row, Mapping))
-    return [_run(row, key, str(_first(row, STATE_WORDS) or "unknown"), None) for key, row in found if key]
+    return {key: row for row in rows if isinstance(row, Mapping) and (key := _identifier(row, RUN_IDS))}
+
+
+def running(key: str, row: Mapping[str, Any]) -> FlowRun | None:
+    """Read a row of a list of runs, if it says that the run is running."""
+    word = str(_first(row, STATE_WORDS))
+    return _run(row, key, word, None) if FlowState.of(word) is FlowState.RUNNING else None
 
 
 def tells_states(value: Any) -> bool:
@@ -210,7 +224,7 @@ def _media_type(data: Any) -> str | None:
     return data_uri.normal_media_type(data[5:].partition(",")[0])
 
 
-def read_content(request: Request, response: Response) -> Content:
+def read_content(request: Request, response: Response) -> data_uri.Content:
     """Read a download (G-02, vendor-api 1.12.7): raw GLB, else a data URI in JSON, else a bare data URI.
 
     Any other raw body is taken as the file when its first bytes say what it is. The content type is never trusted alone.
@@ -225,7 +239,7 @@ def read_content(request: Request, response: Response) -> Content:
         elif body.lstrip()[:5].lower() == b"data:":
             content = data_uri.decode(body.decode("ascii", "strict"))
         else:
-            content = Content(body, data_uri.sniff(body))
+            content = data_uri.Content(body, data_uri.sniff(body))
     except (ValueError, RecursionError) as error:
         raise FlowMalformed(malformed(request, response, f"holds no whole file ({error})"), status=response.status) from error
     kind = data_uri.sniff(content.data) or content.media_type
@@ -233,17 +247,17 @@ def read_content(request: Request, response: Response) -> Content:
         _refuse(request, response, "is no file that is known")
     if kind == data_uri.GLB and not data_uri.whole_glb(content.data):
         _refuse(request, response, "holds a GLB that is cut short or has a wrong length in its header")
-    return Content(content.data, kind)
+    return data_uri.Content(content.data, kind)
 
 
-def _from_json(value: Any) -> Content:
+def _from_json(value: Any) -> data_uri.Content:
     for key in ("data", "file_data"):
         if isinstance(value, Mapping) and value.get(key) is not None:
             value = value[key]
     if not isinstance(value, str):
         message = "JSON without a data URI"
         raise ValueError(message)  # noqa: TRY004  # the caller turns every ValueError into a FlowMalformed
-    return data_uri.decode(value) if value.lstrip()[:5].lower() == "data:" else Content(value.encode(), "text/plain")
+    return data_uri.decode(value) if value.lstrip()[:5].lower() == "data:" else data_uri.Content(value.encode(), "text/plain")
 
 
 def read_definitions(request: Request, response: Response, value: Any) -> list[FlowDefinition]:

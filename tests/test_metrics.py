@@ -1,0 +1,203 @@
+"""Tests of the statistics: which names reach the backend that Airflow is configured with, and that the numbers are right.
+
+The backend is Airflow's own, given through the way that Airflow itself uses, or chosen by its settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import Stats
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from tests.flow_station import FlowStation, Told
+from tests.servers import Reply, Station
+from tests.watching import aged, all_ended, alone, ended, hurry, until
+
+Tags = dict[str, Any]
+
+
+class Backend:
+    """Keeps what is counted; it has those methods of Airflow's backends that are used."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self.kept: list[tuple[str, float, Tags]] = []
+
+    def _keep(self, name: str, value: float, tags: Tags | None) -> None:
+        with self._lock:
+            self.kept.append((name, value, tags or {}))
+
+    def incr(self, stat: str, count: int = 1, rate: float = 1, *, tags: Tags | None = None) -> None:  # noqa: ARG002
+        """Count."""
+        self._keep(stat, count, tags)
+
+    def gauge(self, stat: str, value: float, rate: float = 1, *, tags: Tags | None = None) -> None:  # noqa: ARG002
+        """Show."""
+        self._keep(stat, value, tags)
+
+    def timing(self, stat: str, dt: float, *, tags: Tags | None = None) -> None:
+        """Time."""
+        self._keep(stat, dt, tags)
+
+    def of(self, name: str) -> list[tuple[float, Tags]]:
+        """Give what was kept by one name."""
+        return [(value, tags) for kept, value, tags in self.kept if kept == f"flows.{name}"]
+
+    def sum(self, name: str) -> float:
+        """Add up."""
+        return sum(value for value, _ in self.of(name))
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    """Give Airflow a backend, and take it away again."""
+    from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
+
+    backend = Backend()
+    Stats.initialize(factory=lambda: backend, export_legacy_names=False)  # type: ignore[arg-type, return-value]
+    yield backend
+    Stats.initialize(factory=get_stats_factory(), export_legacy_names=False)
+
+
+@pytest.fixture
+def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlowStation]:
+    """Give a server, with the connection `flows_default` to it."""
+    hurry(monkeypatch)
+    with FlowStation() as station:
+        station.connect(monkeypatch)
+        yield station
+
+
+async def test_looks_and_lists_are_counted(station: FlowStation, backend: Backend) -> None:
+    """`flows.polls` and `flows.list_polls` are the numbers of requests that the service saw."""
+    await all_ended(station.make(20, 1.5))
+    assert backend.sum("polls") == len(station.looks())
+    assert backend.sum("list_polls") == len(station.lists()) > 0
+
+
+async def test_waits_are_timed(station: FlowStation, backend: Backend) -> None:
+    """`flows.wait_time` is told once a run, by service, flow and state; `flows.lateness` is the time since the run's end."""
+    station.make(3, 0.5, "good")
+    station.make(2, 0.5, "bad", end="failed")
+    await all_ended(station.runs)
+
+    by_state = {"completed": 3, "failed": 2}
+    times = backend.of("wait_time")
+    assert len(times) == 5
+    for state, how_many in by_state.items():
+        assert [tags for _, tags in times if tags["state"] == state] == [
+            {"service": "generio", "flow": "t", "state": state}
+        ] * how_many
+    assert all(400 < value < 5_000 for value, _ in times)
+    assert len(backend.of("lateness")) == 5
+    assert all(0 <= value < 3_000 for value, _ in backend.of("lateness"))
+
+
+async def test_pause_for_the_rate_limit_is_counted_once(station: FlowStation, backend: Backend) -> None:
+    """`flows.rate_limit_pauses` counts how often the connection was braked, not how many waits that concerned."""
+    refused: list[float] = []
+
+    def look(key: str, _: Any) -> Told:
+        if refused and time.time() > refused[0] + 0.2:
+            return Told(station.row(key))
+        refused.append(time.time())
+        return Told({}, 429, {"Retry-After": "1"})
+
+    station.listing, station.look = lambda _: Told({}, 404), look
+    await all_ended(station.make(20, 0.2))
+    assert len(refused) > 1
+    assert backend.sum("rate_limit_pauses") == 1
+
+
+async def test_watched_runs_are_shown_and_none_at_the_end(station: FlowStation, backend: Backend) -> None:
+    """`flows.watched` follows the number of runs that are waited for, down to none."""
+    ids = station.make(12, 2.5)
+    await all_ended(ids)
+    assert await alone()
+    shown = backend.of("watched")
+    assert max(value for value, _ in shown) == 12
+    assert shown[-1][0] == 0
+
+
+async def test_watched_runs_are_right_after_a_change_of_the_key(
+    station: FlowStation, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While waits go on with a new key they are shown, though the watch with the old key has ended."""
+    tasks = [asyncio.create_task(ended(key)) for key in station.make(5, 60)]
+    assert await until(lambda: len(station.asked) > 5)
+    station.keys = {"new"}
+    station.connect(monkeypatch, key="new")
+    aged()
+    await until(lambda: len([asked for asked in station.asked if asked.key == "new"]) > 15)
+    await asyncio.sleep(1.2)
+
+    assert backend.of("watched")[-1][0] == 5
+
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_watched_runs_of_two_connections_end_at_none(
+    station: FlowStation, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two connections share a watch, none of them is left showing runs that nobody waits for any more."""
+    station.connect(monkeypatch, "same")
+    first = asyncio.create_task(ended(station.make(1, 1.5, "first")[0]))
+    assert await until(lambda: backend.of("watched"))
+    await ended(station.make(1, 2.5, "second")[0], conn_id="same")
+    assert (await first).completed
+    assert await alone()
+    assert backend.of("watched")[-1][0] == 0
+
+
+# A process that is configured as a triggerer is, and imports what a triggerer imports.
+IN_A_TRIGGERER = """
+import asyncio, sys
+import airflow.jobs.triggerer_job_runner
+from airflow_provider_flows.triggers import FlowRunTrigger
+
+async def main():
+    await asyncio.gather(*(anext(FlowRunTrigger("flows_default", key, 0.1, 0.1).run()) for key in sys.argv[1:]))
+    await asyncio.sleep(0.1)
+
+asyncio.run(main())
+"""
+
+
+def test_statistics_of_a_triggerer_arrive(station: FlowStation) -> None:
+    """In a process that is configured to send metrics over OpenTelemetry, all names arrive at the collector."""
+    refused: list[str] = []
+
+    def look(key: str, _: Any) -> Told:
+        refused.append(key)
+        return Told({}, 429, {"Retry-After": "0.5"}) if len(refused) == 1 else Told(station.row(key))
+
+    station.look = look
+    ids = station.make(12, 0.5)
+    with Station(lambda _: Reply()) as collector:
+        settings = {
+            "AIRFLOW__METRICS__OTEL_ON": "True",
+            "AIRFLOW__METRICS__OTEL_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__OTEL_PORT": collector.url.rpartition(":")[2],
+            "AIRFLOW__METRICS__OTEL_INTERVAL_MILLISECONDS": "60000",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_TRIGGERER, *ids], env=os.environ | settings, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        sent = [ExportMetricsServiceRequest.FromString(seen.body) for seen in collector.seen]
+
+    scopes = [scope for one in sent for resource in one.resource_metrics for scope in resource.scope_metrics]
+    names = {metric.name.removeprefix("airflow.") for scope in scopes for metric in scope.metrics}
+    expected = {"polls", "list_polls", "watched", "lateness", "rate_limit_pauses", "wait_time"}
+    assert {f"flows.{name}" for name in expected} <= names
