@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -103,17 +102,17 @@ class ConnectedHook(BaseHook):
             self._connection = self.get_connection(self.flows_conn_id)
         return self._connection
 
-    @cached_property
+    @property
     def extra(self) -> dict[str, Any]:
         """The connection's extra, checked, with defaults."""
         return conn.extra_of(self.connection, self.fields)
 
-    @cached_property
+    @property
     def service(self) -> Service:
         """The service, as this connection wants it."""
         return self.make_service(self.extra)
 
-    @cached_property
+    @property
     def settings(self) -> Settings:
         """What the transports need to know of this connection."""
         return conn.settings_of(self.connection, self.extra, default_host=self.default_host, credentials=self.service.headers)

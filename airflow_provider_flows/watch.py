@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MOST_AT_ONCE = 32  # requests
 SOON = 0.5  # seconds; who comes or is due so soon is asked about together with who is due now
 EARLY = 0.9  # of a poll interval; so much too early a list is looked at rather than another one
-TICK = 0.05  # seconds; what is due within them is done in one go
+TICK = 0.05  # of a poll interval; what is due within it is done in one go
 GRACE = 2.0  # seconds that the last look, which begins at the deadline, may take
 A_TURN = 200  # runs of a list that are dealt with before others have their turn on the loop
 
@@ -62,6 +62,7 @@ class Watch:
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._list_under_way = False
+        self._tick = 1.0  # seconds
         self._shown = 0.0
         self._task: asyncio.Task[None] | None = None
         self._transport: AsyncTransport
@@ -86,6 +87,7 @@ class Watch:
         """
         subscriber = Subscriber(wait)
         self._subscribers[subscriber] = None
+        self._tick = min(self._tick, TICK * wait.schedule.poll_interval)
         together = len(self._subscribers) > 1  # then others may come in the same moment, and be asked about at once
         self._put(subscriber, time.monotonic() + max(wait.first_pause(), SOON if together and not subscriber.alone else 0.0))
         if self._task is None:
@@ -148,8 +150,8 @@ class Watch:
     async def _until_due(self) -> None:
         due = self._agenda.next()
         delay = None if due is None else due - time.monotonic()
-        if delay is not None and delay <= TICK:
-            await asyncio.sleep(TICK)
+        if delay is not None and delay <= self._tick:
+            await asyncio.sleep(self._tick)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(delay):
