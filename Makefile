@@ -8,9 +8,15 @@ PIP_INSTALL := $(PYTHON) -m pip --disable-pip-version-check install --quiet --co
 STAMP := $(VENV)/.complete
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
+# The benchmarks need other providers to compare with; these have no place in the environment that we develop in.
+BENCH_CONSTRAINTS := constraints/bench.txt
+BENCH_VENV := .venv-bench
+BENCH_PYTHON := $(BENCH_VENV)/bin/python
+BENCH_STAMP := $(BENCH_VENV)/.complete
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format airflow build clean
+.PHONY: help demo test chaos bench lint format airflow build clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -23,6 +29,9 @@ test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" passes on to pytest
 
 chaos: $(STAMP)  ## let processes of a real Airflow die; CHAOS_ARGS="--list" passes on
 	@$(PYTHON) -m tests.chaos $(CHAOS_ARGS)
+
+bench: $(BENCH_STAMP)  ## measure us beside other providers; BENCH_ARGS="triggers --quick" passes on
+	@$(BENCH_PYTHON) -m benchmarks $(BENCH_ARGS)
 
 lint: $(STAMP)  ## check style and types
 	@$(PYTHON) -m ruff check .
@@ -41,7 +50,7 @@ build: $(STAMP)  ## build the wheel and the source distribution into dist/
 	@$(PYTHON) -m build --no-isolation --outdir dist .
 
 clean:  ## remove everything that the targets made
-	rm -rf $(VENV) .airflow .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) bench.json .airflow .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -54,3 +63,10 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PIP_INSTALL) pip hatchling
 	@$(PIP_INSTALL) --no-build-isolation --group dev --editable '.[emulator,images]'
 	@touch $(STAMP)
+
+$(BENCH_STAMP): $(STAMP) $(BENCH_CONSTRAINTS)
+	@echo "Setting up $(BENCH_VENV): takes about a minute, once."; rm -f $(BENCH_STAMP) && $(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_PYTHON) -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) pip hatchling
+	@$(BENCH_PYTHON) -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) \
+	    --constraint $(BENCH_CONSTRAINTS) --no-build-isolation --group bench --editable .
+	@touch $(BENCH_STAMP)

@@ -1,0 +1,48 @@
+"""The command line of the benchmarks: which to run, how, and where the figures go.
+
+It measures nothing itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from os import getloadavg
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import Report, machine
+from tools.processes import exit_on_sigterm
+
+# by the name on the command line; the modules of benchmarks that are not asked for are imported for their options only
+BENCHMARKS = {"triggers": "triggers", "schedule": "schedule", "airflow": "whole_airflow", "imports": "import_time"}
+
+
+def main() -> None:
+    """Run benchmarks, print a table each, and write all figures as JSON."""
+    exit_on_sigterm()
+    modules: dict[str, Any] = {name: importlib.import_module(f"benchmarks.{module}") for name, module in BENCHMARKS.items()}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
+    parser.add_argument("names", nargs="*", metavar="benchmark", help=f"any of {' '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: to see that it works, not for figures")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the figures go (default: bench.json)")
+    for module in modules.values():
+        module.add_arguments(parser)
+    told = parser.parse_intermixed_args()
+    if unknown := set(told.names) - set(BENCHMARKS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    on = machine()
+    print(", ".join(f"{key} {value}" for key, value in on.items() if key != "packages"))
+    print(", ".join(f"{key} {value}" for key, value in on["packages"].items()), flush=True)
+    found: dict[str, Any] = {"machine": on, "command": vars(told) | {"json": str(told.json)}}
+    for name in told.names or BENCHMARKS:
+        report: Report = modules[name].run(told)
+        report.notes.append(f"load average at its end: {getloadavg()[0]:.1f}; what else ran here makes figures worse.")
+        print(report.shown(), flush=True)
+        found[report.name] = report.as_dict()
+        told.json.write_text(json.dumps(found, indent=1) + "\n")  # after each: a later one may be interrupted
+
+
+if __name__ == "__main__":
+    main()

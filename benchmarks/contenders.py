@@ -1,0 +1,86 @@
+"""Who waits for the flow runs: our trigger, dbt Cloud's trigger, and a plain loop with a session for each run.
+
+It measures nothing; a contender takes a run and gives how its wait ended.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.scripted_runs import ScriptedRun
+
+CONN_ID = "flows_bench"
+TOKEN = "benchmark"  # noqa: S105  # protects nothing
+PATIENCE = 3600.0  # seconds; no wait of a benchmark is to end by its own deadline
+
+# Gives one pair for a run: whether it was told to be completed, and what was told.
+Contender = Callable[[ScriptedRun], AsyncIterator[tuple[bool, str]]]
+
+
+def connection_environment(name: str, address: str) -> dict[str, str]:
+    """Give the environment variable with the contender's Airflow connection."""
+    host = urlsplit(address).netloc if name == "dbt" else address
+    told = {"conn_type": "dbt_cloud" if name == "dbt" else "generio", "host": host, "password": TOKEN}
+    return {f"AIRFLOW_CONN_{CONN_ID.upper()}": json.dumps(told)}
+
+
+def load(name: str, address: str, interval: float) -> Contender:
+    """Import a contender; it is done in the event loop, where a triggerer does it too."""
+    return {"ours": _ours, "dbt": _dbt, "plain": _plain}[name](address, interval)
+
+
+def _ours(_address: str, interval: float) -> Contender:
+    from airflow_provider_flows.triggers import FlowRunTrigger
+
+    async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
+        trigger = FlowRunTrigger(CONN_ID, run.flow_run_id, interval, max(interval, 60.0), time.time() + PATIENCE)
+        async for event in trigger.run():
+            told = event.payload
+            mine = told.get("flow_run_id") == run.flow_run_id
+            yield mine and (told.get("run") or {}).get("state") == "completed", str(told.get("error") or "")
+
+    return wait
+
+
+def _dbt(_address: str, interval: float) -> Contender:
+    from airflow.providers.dbt.cloud.hooks.dbt import DbtCloudHook
+    from airflow.providers.dbt.cloud.triggers.dbt import DbtCloudRunJobTrigger
+
+    original = DbtCloudHook.get_request_url_params
+
+    def without_tls(*arguments: Any, **more: Any) -> tuple[str, dict[str, Any]]:
+        url, params = original(*arguments, **more)
+        return url.replace("https://", "http://", 1), params
+
+    # Its address is https always. No contender pays for TLS here; one that opens a session for each poll would pay most.
+    DbtCloudHook.get_request_url_params = staticmethod(without_tls)
+
+    async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
+        trigger = DbtCloudRunJobTrigger(CONN_ID, run.number, time.time() + PATIENCE, interval, account_id=1)
+        async for event in trigger.run():
+            told = event.payload
+            yield told["run_id"] == run.number and told["status"] == "success", str(told["message"])
+
+    return wait
+
+
+def _plain(address: str, interval: float) -> Contender:
+    import asyncio
+
+    import aiohttp
+
+    async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session:
+            while True:
+                async with session.get(f"{address}/flows/{run.flow_run_id}") as answer:
+                    state = (await answer.json())["state"]
+                if state == "completed":
+                    break
+                await asyncio.sleep(interval)
+        yield True, state
+
+    return wait

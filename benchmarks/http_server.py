@@ -1,0 +1,71 @@
+"""The barest HTTP/1.1 server on asyncio: it reads requests, hands them on, and writes JSON answers.
+
+What is answered is the caller's affair. It does only what the benchmarks' clients need: it must never be what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+
+Answer = tuple[int, bytes]
+Answering = Callable[[str, str, bytes], Answer]  # method, target with query, body
+
+HEAD_END = b"\r\n\r\n"
+BACKLOG = 4096  # thousands of clients knock within the same second
+
+
+class Conversing(asyncio.Protocol):
+    """One connection of a client; requests on it are answered one after another."""
+
+    def __init__(self, answering: Answering, latency: float) -> None:
+        """Take what answers, and the seconds that an answer is held back."""
+        self._answering = answering
+        self._latency = latency
+        self._unread = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way back."""
+        self._transport = transport  # type: ignore[assignment]  # a stream's transport is a Transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer every request that has come whole."""
+        self._unread += data
+        while (end := self._unread.find(HEAD_END)) >= 0:
+            head = self._unread[:end]
+            start, stop = end + len(HEAD_END), end + len(HEAD_END) + _length(head)
+            if len(self._unread) < stop:
+                return
+            body, self._unread = self._unread[start:stop], self._unread[stop:]
+            method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
+            self._send(*self._answering(method, target, body), close=b"connection: close" in head.lower())
+
+    def _send(self, status: int, body: bytes, *, close: bool) -> None:
+        headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
+        message = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{headers}\r\n\r\n".encode() + body
+        if self._latency:
+            asyncio.get_running_loop().call_later(self._latency, self._write, message, close)
+        else:
+            self._write(message, close)
+
+    def _write(self, message: bytes, close: bool) -> None:  # noqa: FBT001  # call_later takes no keywords
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(message)
+        if close:
+            self._transport.close()
+
+
+async def serve(answering: Answering, host: str, port: int, latency: float) -> None:
+    """Serve until the process is ended."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Conversing(answering, latency), host, port, backlog=BACKLOG)
+    await server.serve_forever()
+
+
+def _length(head: bytes) -> int:
+    """Give the length of the body that a request's head announces."""
+    at = head.lower().find(b"\r\ncontent-length:")
+    return 0 if at < 0 else int(head[at + 17 :].split(b"\r\n", 1)[0])

@@ -1,0 +1,94 @@
+"""Benchmark 4: what importing our operators costs a process that has imported `airflow.sdk`, beside those of other providers.
+
+Each import is measured in a fresh process; a provider that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import Column, Report, ratio
+from tools.airflow_settings import own_environment
+
+OURS = "airflow_provider_flows.operators"
+PROVIDERS = "airflow.providers"
+MODULES = {
+    "ours": OURS,
+    "ours, with the sensor": f"{OURS}, airflow_provider_flows.sensors",
+    "http": f"{PROVIDERS}.http.operators.http",
+    "http, with the sensor": f"{PROVIDERS}.http.operators.http, {PROVIDERS}.http.sensors.http",
+    "dbt Cloud": f"{PROVIDERS}.dbt.cloud.operators.dbt",
+    "airbyte": f"{PROVIDERS}.airbyte.operators.airbyte",
+    "openai": f"{PROVIDERS}.openai.operators.openai",
+}
+# What any DAG file imports is imported before: `airflow.sdk` is lazy and would else be charged to whoever asks first.
+MEASURE = """
+import json, sys, time
+from airflow.sdk import DAG, BaseHook, BaseOperator, BaseSensorOperator, task
+before, cpu, wall = len(sys.modules), time.process_time(), time.perf_counter()
+import {modules}
+cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+print(json.dumps({{"cpu": cpu * 1000, "wall": wall * 1000, "modules": len(sys.modules) - before}}))
+"""
+COLUMNS = (
+    Column("operators of", "provider"),
+    Column("CPU ms", "cpu", ".1f"),
+    Column("least", "cpu_least", ".1f"),
+    Column("most", "cpu_most", ".1f"),
+    Column("wall ms", "wall", ".1f"),
+    Column("modules", "modules", ",.0f"),
+    Column("of ours", "of_ours", ".1f"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen."""
+    parser.add_argument_group("imports").add_argument("--repeat", type=int, help="imports of each (default: 15)")
+
+
+def run(told: argparse.Namespace) -> Report:
+    """Import everything several times, in turns, so that what disturbs the machine disturbs all."""
+    repeat = told.repeat or (3 if told.quick else 15)
+    report = Report("imports", f"Import of the operators, on top of airflow.sdk: median of {repeat} fresh processes", COLUMNS)
+    known = {name: modules for name, modules in MODULES.items() if _installed(modules)}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in known}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = own_environment(Path(folder), Path(folder))
+        for turn in range(repeat + 1):
+            for name, modules in known.items():
+                figures = _imported(modules, environment)
+                if turn:  # the first turn fills the machine's file cache, and writes Airflow's configuration
+                    found[name].append(figures)
+    report.rows = [_row(name, figures) for name, figures in found.items()]
+    ours = next(row["cpu"] for row in report.rows if row["provider"] == "ours")
+    report.rows = [{**row, "of_ours": ratio(row["cpu"], ours)} for row in report.rows]
+    return report
+
+
+def _row(name: str, figures: list[dict[str, float]]) -> dict[str, Any]:
+    cpu = [each["cpu"] for each in figures]
+    middle = {key: statistics.median(each[key] for each in figures) for key in ("cpu", "wall", "modules")}
+    return {"provider": name, **middle, "cpu_least": min(cpu), "cpu_most": max(cpu)}
+
+
+def _installed(modules: str) -> bool:
+    try:
+        return all(find_spec(module) for module in modules.split(", "))
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
+
+
+def _imported(modules: str, environment: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-c", MEASURE.format(modules=modules)]
+    done = subprocess.run(  # noqa: S603  # our own words
+        command, env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))

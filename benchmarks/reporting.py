@@ -1,0 +1,114 @@
+"""What a benchmark gives back, and how it is shown: one table, the targets beside what was reached, and the machine.
+
+It measures nothing and judges nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+
+PACKAGES = (
+    "apache-airflow",
+    "aiohttp",
+    "apache-airflow-providers-airbyte",
+    "apache-airflow-providers-dbt-cloud",
+    "apache-airflow-providers-http",
+    "apache-airflow-providers-openai",
+)
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: its heading, the figure's key, and how it is written."""
+
+    heading: str
+    key: str
+    form: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure is to reach, in words, beside what it was."""
+
+    what: str
+    reached: float
+    aim: str
+
+
+@dataclass(slots=True)
+class Report:
+    """The figures of one benchmark."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def shown(self) -> str:
+        """Give it for a terminal."""
+        lines = [f"\n{self.title}", *table(self.columns, self.rows)]
+        lines += [f"  target: {target.what}: {target.reached:.3g} (aim {target.aim})" for target in self.targets]
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it for JSON."""
+        return {
+            "title": self.title,
+            "rows": self.rows,
+            "targets": [asdict(target) for target in self.targets],
+            "notes": self.notes,
+        }
+
+
+def table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    """Give the lines of a table; a figure that a row has not is a dash."""
+    cells = [[column.heading for column in columns]]
+    cells += [[_cell(row.get(column.key), column.form) for column in columns] for row in rows]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+    text = [not any(isinstance(row.get(column.key), (int, float)) for row in rows) for column in columns]
+
+    def line(words: Sequence[str]) -> str:
+        return "  " + "  ".join(
+            word.ljust(width) if left else word.rjust(width) for word, width, left in zip(words, widths, text, strict=True)
+        )
+
+    return [line(cells[0]), "  " + "  ".join("-" * width for width in widths), *map(line, cells[1:])]
+
+
+def _cell(value: Any, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def ratio(mine: float, other: float) -> float | None:
+    """Give mine as a part of the other's, None of nothing."""
+    return mine / other if other else None
+
+
+def machine() -> dict[str, Any]:
+    """Tell what the figures were taken on, as far as it explains them."""
+    return {
+        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_before": round(psutil.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,158 @@
+"""Benchmark 2: how often the schedule looks at a run and how late its news is, beside fixed intervals, by a simulated clock.
+
+The wait is the real one (flow/waiting.py), held by the real driver; only time and the service are simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import pendulum
+
+from airflow_provider_flows.flow.exchange import Conversation, Pause, Request
+from airflow_provider_flows.flow.run import FlowRun, FlowState
+from airflow_provider_flows.flow.schedule import Schedule
+from airflow_provider_flows.flow.waiting import Wait
+from airflow_provider_flows.transport.blocking import hold
+from benchmarks.measures import mean, percentile
+from benchmarks.reporting import Column, Report, Target, ratio
+from benchmarks.scripted_runs import PROGRESS
+
+LENGTHS = {"1 min": 60.0, "10 min": 600.0, "2 h": 7200.0}
+JITTERED = 0.2  # each run is up to so much shorter or longer than its row says
+# What looks, and its interval and longest interval in seconds: the defaults of trigger and operator, and of the sensor.
+MODES = {"trigger 5-60": (5.0, 60.0), "reschedule 60-300": (60.0, 300.0)}
+LEAST_INTERVAL = 0.001  # seconds; news that is never late would need a fixed interval of none
+ORIGIN = 1_800_000_000.0  # epoch seconds; any will do
+COLUMNS = (
+    Column("mode", "mode"),
+    Column("run", "length"),
+    Column("progress", "progress"),
+    Column("looks", "looks", ".1f"),
+    Column("late mean", "late_mean", ".2f"),
+    Column("p99", "late_p99", ".2f"),
+    Column("max", "late_max", ".2f"),
+    Column("fixed: looks", "fixed_looks", ".1f"),
+    Column("late mean", "fixed_late", ".2f"),
+    Column("as late: every", "equal_interval", ".2f"),
+    Column("looks", "equal_looks", ".1f"),
+    Column("ours of that", "looks_of_equal", ".3f"),
+)
+NOTES = (
+    "fixed: a look every shortest interval of the mode. All times are seconds.",
+    "as late: the fixed interval whose news is as late as ours (2 x our mean lateness), and the looks that it takes.",
+    "percent: linear in whole percents; hasty, sluggish: misleading (90 % after a third of the time; 12 % at half time).",
+)
+
+
+@dataclass(slots=True)
+class Clock:
+    """A clock that goes on only when somebody sleeps."""
+
+    now: float = ORIGIN
+
+    def time(self) -> float:
+        """Give epoch seconds."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let the time pass."""
+        self.now += seconds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen."""
+    parser.add_argument_group("schedule").add_argument("--samples", type=int, help="runs to average over (default: 400)")
+
+
+def run(told: argparse.Namespace) -> Report:
+    """Simulate every mode, length and kind of progress."""
+    samples = told.samples or (50 if told.quick else 400)
+    title = f"Schedule: looks and lateness, mean of {samples} runs each, by simulated clock"
+    report = Report("schedule", title, COLUMNS, notes=list(NOTES))
+    for mode in MODES:
+        for length in LENGTHS:
+            report.rows += [_simulated(mode, length, progress, samples, told.seed) for progress in PROGRESS]
+    report.targets += _targets(report.rows)
+    return report
+
+
+def looks_until_final(schedule: Schedule, lasts: float, progress: str) -> tuple[int, float]:
+    """Wait for one run by the schedule; give the number of looks, and by how many seconds the news was late."""
+    clock, looks = Clock(), 0
+
+    def get_run(flow_run_id: str) -> Conversation[FlowRun]:
+        nonlocal looks
+        looks += 1
+        yield Pause(0.0)  # where the real one asks the service
+        return _seen(flow_run_id, clock.time() - ORIGIN, lasts, progress)
+
+    wait = Wait("run", get_run, schedule=schedule, clock=clock.time, tell=lambda _level, _line: None)
+    hold(wait.until_final(), _unasked, clock.sleep)
+    return looks, clock.time() - ORIGIN - lasts
+
+
+def fixed_looks(interval: float, lasts: Sequence[float]) -> tuple[float, float]:
+    """Give the mean number of looks and the mean lateness of a fixed interval, for runs that last so long."""
+    looks = [math.ceil(each / interval) for each in lasts]
+    late = [number * interval - each for number, each in zip(looks, lasts, strict=True)]
+    return mean(looks) + 1, mean(late)  # the first look is at the very begin, as ours is
+
+
+def _simulated(mode: str, length: str, progress: str, samples: int, seed: int) -> dict[str, Any]:
+    chance = random.Random(f"{seed} {length}")  # noqa: S311  # repeatable, not secret; the same runs for every mode
+    lasts = [LENGTHS[length] * chance.uniform(1 - JITTERED, 1 + JITTERED) for _ in range(samples)]
+    shortest, longest = MODES[mode]
+    schedule = Schedule(shortest, longest, jitter=random.Random(seed).random)  # noqa: S311  # repeatable, not secret
+    found = [looks_until_final(schedule, each, progress) for each in lasts]
+    looks, late = mean([number for number, _ in found]), [each for _, each in found]
+    fixed, fixed_late = fixed_looks(shortest, lasts)
+    equal = max(2 * mean(late), LEAST_INTERVAL)
+    equal_looks, _ = fixed_looks(equal, lasts)
+    return {
+        "mode": mode,
+        "length": length,
+        "progress": progress,
+        "looks": looks,
+        "late_mean": mean(late),
+        "late_p99": percentile(late, 0.99),
+        "late_max": max(late),
+        "fixed_looks": fixed,
+        "fixed_late": fixed_late,
+        "equal_interval": equal,
+        "equal_looks": equal_looks,
+        "looks_of_equal": ratio(looks, equal_looks),
+    }
+
+
+def _seen(flow_run_id: str, age: float, lasts: float, progress: str) -> FlowRun:
+    """Give the run as the service would tell it at this age."""
+    done = age >= lasts
+    state = FlowState.COMPLETED if done else FlowState.RUNNING
+    begun = pendulum.from_timestamp(ORIGIN)
+    return FlowRun(
+        flow_run_id=flow_run_id,
+        service="generio",
+        state=state,
+        state_word=state.value,
+        progress=1.0 if done else PROGRESS[progress](age / lasts),
+        created_at=begun,
+        started_at=begun,
+        finished_at=pendulum.from_timestamp(ORIGIN + lasts) if done else None,
+    )
+
+
+def _unasked(request: Request) -> NoReturn:
+    raise AssertionError(f"a simulated run asks no service: {request}")
+
+
+def _targets(rows: list[dict[str, Any]]) -> Iterator[Target]:
+    for row in rows:
+        if row["progress"] == "linear":
+            what = f"{row['mode']}, {row['length']}, linear: looks of a fixed interval as late"
+            yield Target(what, row["looks_of_equal"], "<= 0.2")

@@ -1,0 +1,64 @@
+"""Starts the benchmarks' own service as a process, and asks it when to begin and what it was asked.
+
+What it answers to others stands in flow_server.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+from tools.processes import LOOPBACK, Program, free_port, wait_until
+
+START_SECONDS = 30
+_OPENER = build_opener(ProxyHandler({}))  # a proxy of the machine has no say on the loopback
+
+
+class FlowServer(Program):
+    """The service on a free port; arguments go to its command line as `--name value`."""
+
+    def __init__(self, log: Path, **arguments: object) -> None:
+        """Choose the port."""
+        port = free_port()
+        self.address = f"http://{LOOPBACK}:{port}"
+        told = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "benchmarks.flow_server", "--port", str(port), *told]
+        super().__init__("the benchmarks' service", command, dict(os.environ), log)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        super().start()
+        wait_until(self._answers, [self], START_SECONDS, "The start of the benchmarks' service")
+
+    def report(self) -> dict[str, Any]:
+        """Tell the requests by kind, and the server's own CPU seconds."""
+        return ask(self.address, "report")
+
+    def _answers(self) -> bool:
+        try:
+            self.report()
+        except (URLError, ConnectionError):
+            return False
+        return True
+
+
+def begin(address: str, origin: float) -> None:
+    """Let the scripted runs begin at `origin` (epoch seconds) and count requests from now on."""
+    ask(address, f"begin?at={origin!r}")
+
+
+def ask(address: str, word: str) -> dict[str, Any]:
+    """Ask the service what is none of its clients' business."""
+    with _OPENER.open(f"{address}/_bench/{word}", timeout=START_SECONDS) as answer:
+        return dict(json.load(answer))
+
+
+def until(moment: float) -> float:
+    """Give the seconds until a moment in epoch seconds, not less than none."""
+    return max(0.0, moment - time.time())
