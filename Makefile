@@ -25,7 +25,7 @@ demo: $(STAMP)  ## make a 3D model in a real Airflow, against an emulated servic
 	@$(PYTHON) -m tools.demo
 
 test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" passes on to pytest
-	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## let processes of a real Airflow die; CHAOS_ARGS="--list" passes on
 	@$(PYTHON) -m tests.chaos $(CHAOS_ARGS)
