@@ -16,7 +16,7 @@ from airflow_provider_flows.connected import ConnectedHook
 from airflow_provider_flows.flow.data_uri import sniff
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowNotFound
 from airflow_provider_flows.flow.exchange import Request, ask, check
-from airflow_provider_flows.flow.schedule import Schedule, seconds
+from airflow_provider_flows.flow.schedule import Schedule, expected_end, seconds
 from airflow_provider_flows.flow.waiting import Wait
 
 if TYPE_CHECKING:
@@ -105,8 +105,9 @@ class FlowsHook(ConnectedHook):
         return Order(flow.strip(), read_inputs(inputs), parameters, additional)
 
     def get_run(self, flow_run_id: str) -> FlowRun:
-        """Read a flow run as it is now."""
-        return self.patient(self.service.get_run(flow_run_id))
+        """Read a flow run as it is now, with the end that its progress lets expect (`expected_end`)."""
+        run = self.patient(self.service.get_run(flow_run_id))
+        return run if run.final else replace(run, expected_at=expected_end(run, time.time()))
 
     def list_runs(self, state: FlowState | None = None) -> list[FlowRun]:
         """Read the account's flow runs, those in `state` if it is given."""

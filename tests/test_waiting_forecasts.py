@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from typing import Any
 
 import pytest
 
+from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.flow.retry import once
 from airflow_provider_flows.flow.run import FlowRun, FlowState
 from airflow_provider_flows.flow.waiting import Meter
+from airflow_provider_flows.hooks import GenerioHook
 from tests.scripted import NOON, silence
 from tests.test_waiting import Told, state
 
@@ -129,3 +132,17 @@ def test_list_that_tells_less_takes_nothing_away() -> None:
     assert (told.wait.run.flow, told.wait.run.progress) == ("chair", 0.2)
     assert told.wait.run.started_at is not None
     assert told.wait.memory["forecast"]["end"] == pytest.approx(NOON + 100)
+
+
+def test_run_that_the_hook_reads_tells_its_expected_end(flow_emulator: Emulator) -> None:
+    """`get_run` gives the run with the end that its progress lets expect; one that is over has none."""
+    flow_emulator.run_seconds = 3
+    hook = GenerioHook("generio_default")
+    run = hook.start("model_generate_fromprompt", "A chair")
+    time.sleep(1.5)
+    seen = hook.get_run(run.flow_run_id)
+    assert seen.expected_end is not None
+    assert seen.started_at is not None
+    assert 1.5 < (seen.expected_end - seen.started_at).total_seconds() < 6
+    assert hook.wait(run.flow_run_id, 0.5, 0.5).expected_end is None
+    assert hook.get_run(run.flow_run_id).expected_end is None
