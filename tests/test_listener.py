@@ -34,7 +34,7 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
     return flow_emulator
 
 
-def marked(word: str, dag_id: str, trigger: Callable[[str], BaseTrigger | None]) -> None:
+def marked(word: str, dag_id: str, trigger: Callable[[str], BaseTrigger | None], previous: str | None = None) -> None:
     """Start a flow run, let its task be deferred to no triggerer, and tell Airflow's listeners that somebody marked it."""
     with DAG(dag_id, schedule=None) as dag:
         RunFlowOperator(task_id="run", **CHAIR, wait_for_completion=False)
@@ -51,7 +51,7 @@ def marked(word: str, dag_id: str, trigger: Callable[[str], BaseTrigger | None])
             session.flush()
         error: dict[str, Any] = {"error": "marked"} if word == "failed" else {}
         hook = getattr(get_listener_manager().hook, f"on_task_instance_{word}")
-        hook(previous_state=None, task_instance=ti, **error)
+        hook(previous_state=previous, task_instance=ti, **error)
         session.rollback()
 
 
@@ -81,6 +81,13 @@ def test_left_alone(emulator: Emulator, trigger: Callable[[str], BaseTrigger | N
     time.sleep(0.5)
     assert "aborted" not in [run.state for run in emulator.runs.values()]
     assert [asked.method for asked in emulator.requests].count("PATCH") == 1  # the start's
+
+
+def test_failure_that_the_scheduler_finds_stops_nothing(emulator: Emulator) -> None:
+    """A task that nobody marked, but Airflow itself found to have failed, may be tried again: its run goes on."""
+    marked("failed", "listener_found", lambda run: FlowRunTrigger("generio_default", run, abort_on_kill=True), "running")
+    time.sleep(0.5)
+    assert "aborted" not in [run.state for run in emulator.runs.values()]
 
 
 def test_answer_is_kept_until_the_task_has_succeeded(emulator: Emulator) -> None:

@@ -21,33 +21,34 @@ TRIGGER = f"{PACKAGE}.triggers.FlowRunTrigger"
 
 
 @hookimpl
-def on_task_instance_success(task_instance: Any) -> None:
+def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     """Forget the answer that was kept until now; or stop the run of a deferred task that a person marked as success."""
     operators = sys.modules.get(f"{PACKAGE}.operators")  # where they were not imported, the task is none of ours
     task = getattr(task_instance, "task", None)
     if operators is not None and isinstance(task, operators.RunFlowOperator):
         task.forget()
-    _stop_what_it_waited_for(task_instance)
+    _stop_what_it_waited_for(previous_state, task_instance)
 
 
 @hookimpl
-def on_task_instance_failed(task_instance: Any) -> None:
+def on_task_instance_failed(previous_state: Any, task_instance: Any) -> None:
     """Stop the run of a deferred task that a person marked as failed."""
-    _stop_what_it_waited_for(task_instance)
+    _stop_what_it_waited_for(previous_state, task_instance)
 
 
 @hookimpl(optionalhook=True)  # Airflow before 3.2 does not have it
-def on_task_instance_skipped(task_instance: Any) -> None:
+def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
     """Stop the run of a deferred task that a person marked as skipped."""
-    _stop_what_it_waited_for(task_instance)
+    _stop_what_it_waited_for(previous_state, task_instance)
 
 
-def _stop_what_it_waited_for(task_instance: Any) -> None:
+def _stop_what_it_waited_for(previous_state: Any, task_instance: Any) -> None:
     """Stop the flow run of a deferred task, which no triggerer may know of yet: then its trigger is told of nothing.
 
-    Only the API server's task instance has its trigger; the worker's task ends with nothing deferred.
+    Only the API server tells no previous state, for it was a person who set the new one; a failure that the scheduler finds may
+    be followed by a retry, which goes on with the run. Only an ORM's task instance has its trigger; the worker's has none.
     """
-    trigger = getattr(task_instance, "trigger", None)
+    trigger = getattr(task_instance, "trigger", None) if previous_state is None else None
     if trigger is None or trigger.classpath != TRIGGER or not trigger.kwargs.get("abort_on_kill"):
         return
     # Airflow holds its database transaction open, and the person's click up, until this function returns
