@@ -164,8 +164,15 @@ class ConnectedHook(BaseHook):
 
     async def ahold(self, conversation: Conversation[T]) -> T:
         """Hold a conversation over `aiohttp`, each request asked once."""
+        return await self._aheld(once(conversation))
+
+    async def apatient(self, conversation: Conversation[T]) -> T:
+        """Hold a conversation over `aiohttp`, in which each request is sent again as often as it may be."""
+        return await self._aheld(patiently(conversation, Retry(attempts=1 + self.extra["retries"])))
+
+    async def _aheld(self, conversation: Conversation[T]) -> T:
         from airflow_provider_flows.transport.asynchronous import hold
 
         async with self.async_transport() as transport:
             with self.named():
-                return await hold(once(conversation), transport.send)
+                return await hold(conversation, transport.send)

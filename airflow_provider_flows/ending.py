@@ -1,4 +1,4 @@
-"""The one ending of operator and sensor in every mode: completed or raise, then the outputs, then the dict.
+"""The one ending of operator and sensor in every mode: completed or raise, then the outputs, then the dict; or too late.
 
 It neither waits nor decides where files go (outputs.py does).
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
 
 OUTPUTS_KEY = "outputs"
+GOES_ON = "The flow run goes on (abort_on_kill=False)."
 
 
 def end(context: Context, hook: FlowsHook, run: FlowRun, output_path: str | None, output_conn_id: str | None) -> dict[str, Any]:
@@ -30,3 +33,32 @@ def end(context: Context, hook: FlowsHook, run: FlowRun, output_path: str | None
     told = fetch(hook, run.completed_or_raise(), output_path, output_conn_id).as_dict()
     context["ti"].xcom_push(OUTPUTS_KEY, told["outputs"])
     return told
+
+
+def end_late(hook: FlowsHook, flow_run_id: str, error: FlowTimeout, *, stop: bool, abort_on_kill: bool) -> FlowRun:
+    """Give a run whose time is over if it completed in the last moment; else say in the error what became of it.
+
+    :param stop: whether it is to be stopped, if `abort_on_kill` allows; otherwise the next try goes on with it.
+    :raises FlowTimeout: it did not complete.
+    """
+    try:
+        run = hook.see_off(flow_run_id) if stop and abort_on_kill else hook.get_run(flow_run_id)
+    except FlowError as trouble:
+        fate = f"The flow run could not be reached, look at it at the service: {trouble}"
+    else:
+        if run is not None and run.completed:
+            return run
+        fate = _fate(run, stop=stop, abort_on_kill=abort_on_kill)
+    message = f"{error} {fate}"
+    raise FlowTimeout(message, lasting=stop) from error
+
+
+def _fate(run: FlowRun | None, *, stop: bool, abort_on_kill: bool) -> str:
+    """Word what became of a run whose time is over."""
+    if run is None:
+        return "The flow run is gone from the service."
+    if run.final:
+        return f"The flow run is {run.state_word}."
+    if not stop:
+        return "The flow run goes on; the next try goes on with it."
+    return f"The flow run was asked to stop; it is {run.state_word} still." if abort_on_kill else GOES_ON

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator, conf
 
-from airflow_provider_flows.ending import end
-from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
+from airflow_provider_flows.ending import end, end_late
+from airflow_provider_flows.flow.errors import FlowError, FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.schedule import Schedule, seconds
 from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.starting import Order, Record
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.memory import Memory
-
-GOES_ON = "The flow run goes on (abort_on_kill=False)."
 
 
 class RunFlowOperator(BaseOperator):
@@ -99,7 +97,9 @@ class RunFlowOperator(BaseOperator):
         self.output_conn_id = output_conn_id
         self.durable = durable
         self.abort_on_kill = abort_on_kill
-        self._under_way: tuple[Any, str] | None = None
+        self._ti: Any = None
+        self._flow_run_id: str | None = None  # of the run that is this try's to stop
+        self._killed = False
         self._memory: Memory | None = None
         Schedule.of(poll_interval, max_poll_interval)  # refuses what cannot be kept, at parse time
         seconds("timeout", timeout)
@@ -116,17 +116,20 @@ class RunFlowOperator(BaseOperator):
         memory = self._recalled(context)
         deadline = memory.deadline(order, None if limit is None else time.time() + limit)
         try:
-            run = self._started(hook, order, memory, deadline, context["ti"])
-            self._under_way = (context["ti"], run.flow_run_id)
+            run = self._started(hook, order, memory, deadline)
+            self._flow_run_id = run.flow_run_id
             if not self.wait_for_completion:
                 return run.as_dict()
             schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
-            final = run if run.final else self._waited(hook, run.flow_run_id, schedule, context["ti"], memory)
+            final = run if run.final else self._waited(hook, run.flow_run_id, schedule, memory)
         except AirflowTaskTimeout:  # Airflow's execution_timeout
-            late = self._cut_off(hook, memory)
+            late = self._cut_off(hook, memory, order)
             if late is None:
                 raise
             final = late
+        except FlowServiceError:
+            self._give_up(hook, memory)
+            raise
         return end(context, hook, final, self.output_path, self.output_conn_id)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -134,10 +137,14 @@ class RunFlowOperator(BaseOperator):
         from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
 
         hook = self._hook()
+        self._flow_run_id = str((event or {}).get("flow_run_id"))
         try:
             run = outcome(event)
         except FlowTimeout as error:
-            run = self._late(hook, str((event or {})["flow_run_id"]), error, self._recalled(context))
+            run = self._late(hook, self._flow_run_id, error, self._recalled(context))
+        except FlowServiceError:
+            self._give_up(hook, self._recalled(context))
+            raise
         return end(context, hook, run, self.output_path, self.output_conn_id)
 
     def forget(self) -> None:
@@ -147,22 +154,24 @@ class RunFlowOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Abort the flow run if the task is really over; in doubt do nothing, the next try goes on with the run."""
-        if self._under_way is None or not self.abort_on_kill:
+        if self._ti is None or not self.abort_on_kill:
             return
         # A thread, because Airflow calls this from a signal handler, which may have interrupted a talk with the supervisor.
-        thread = Thread(target=self._stop_if_over, args=self._under_way, daemon=True)
+        thread = Thread(target=self._stop_if_over, daemon=True)
         thread.start()
         thread.join(ON_KILL_SECONDS)
 
-    def _stop_if_over(self, ti: Any, flow_run_id: str) -> None:
+    def _stop_if_over(self) -> None:
         try:
-            if is_over(ti):
-                self._hook().stop(flow_run_id)
-                self.log.info("The task was killed; flow run %s is stopped", flow_run_id)
-            else:
-                self.log.info("The task is not over for Airflow; flow run %s goes on", flow_run_id)
+            if not is_over(self._ti):
+                self.log.info("The task is not over for Airflow; flow run %s goes on", self._flow_run_id)
+                return
+            self._killed = True  # before the id is looked at: who keeps an id looks at this afterwards
+            if self._flow_run_id is not None:
+                self._hook().stop(self._flow_run_id)
+                self.log.info("The task was killed; flow run %s is stopped", self._flow_run_id)
         except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
-            self.log.exception("The flow run %s could not be stopped; look at it at the service", flow_run_id)
+            self.log.exception("The flow run %s could not be stopped; look at it at the service", self._flow_run_id)
 
     def _hook(self) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
@@ -172,20 +181,14 @@ class RunFlowOperator(BaseOperator):
     def _recalled(self, context: Context) -> Memory:
         from airflow_provider_flows.memory import Memory  # needed when a task runs only
 
+        self._ti = context["ti"]
         self._memory = Memory(context, durable=self.durable)
         return self._memory
 
-    def _started(self, hook: FlowsHook, order: Order, memory: Memory, deadline: float | None, ti: Any) -> FlowRun:
-        run = hook.pick_up(order, memory.record, memory.lineage, abort=self.abort_on_kill)
+    def _started(self, hook: FlowsHook, order: Order, memory: Memory, deadline: float | None) -> FlowRun:
+        run = self._picked_up(hook, order, memory)
         if run is not None:
-            self.log.info("An earlier try started the %s; it is %s, and this try goes on with it", run, run.state_word)
             return run
-        if memory.record is not None and memory.record.flow_run_id is not None and not memory.fits(order):
-            self.log.info(
-                "Flow run %s is of an earlier request (the task was cleared, or its arguments changed): %s, and a new one starts",
-                memory.record.flow_run_id,
-                "it is stopped" if self.abort_on_kill else "it is left alone",
-            )
         if deadline is not None and time.time() >= deadline:
             message = f"The timeout of this task was over before a flow run of {order.flow} was started; none was started."
             raise FlowTimeout(message)
@@ -199,7 +202,10 @@ class RunFlowOperator(BaseOperator):
         def keep(record: Record | None) -> None:
             memory.keep(record)
             if record is not None and record.flow_run_id is not None and hook.service.steps:
-                self._under_way = (ti, record.flow_run_id)
+                self._flow_run_id = record.flow_run_id
+            if self._killed:
+                message = f"The task was killed while a flow run of {order.flow} was being started; it is not started."
+                raise FlowError(message)
 
         record = memory.fresh(order, deadline)
         run = hook.start(order, record=record if self.durable else None, keep=keep)
@@ -210,11 +216,28 @@ class RunFlowOperator(BaseOperator):
             self.log.info("The %s is %s", run, run.state_word)
         return run
 
-    def _waited(self, hook: FlowsHook, flow_run_id: str, schedule: Schedule, ti: Any, memory: Memory) -> FlowRun:
+    def _picked_up(self, hook: FlowsHook, order: Order, memory: Memory) -> FlowRun | None:
+        """Give the run that an earlier try left, if this one goes on with it; a kill meanwhile stops it."""
+        known = memory.record.flow_run_id if memory.record is not None else None
+        if memory.fits(order) and hook.service.steps:
+            self._flow_run_id = known
+        run = hook.pick_up(order, memory.record, memory.lineage, abort=self.abort_on_kill)
+        self._flow_run_id = run.flow_run_id if run is not None else None
+        if run is not None:
+            self.log.info("An earlier try started the %s; it is %s, and this try goes on with it", run, run.state_word)
+        elif known is not None and not memory.fits(order):
+            fate = "it is stopped" if self.abort_on_kill else "it is left alone"
+            told = (
+                "Flow run %s is of an earlier request (the task was cleared, or its arguments changed): %s, and a new one starts"
+            )
+            self.log.info(told, known, fate)
+        return run
+
+    def _waited(self, hook: FlowsHook, flow_run_id: str, schedule: Schedule, memory: Memory) -> FlowRun:
         """Wait here, or look once and, if the run is not final yet, go to the triggerer."""
         if self.deferrable and self.execution_timeout is not None:
             # Airflow does not keep execution_timeout while a task is deferred, so the deadline does
-            this_try = ti.start_date.timestamp() + self.execution_timeout.total_seconds()
+            this_try = self._ti.start_date.timestamp() + self.execution_timeout.total_seconds()
             schedule = replace(schedule, deadline=min(this_try, schedule.deadline or this_try))
         wait = hook.waiting_for(flow_run_id, schedule, self.log.log)
         try:
@@ -231,12 +254,12 @@ class RunFlowOperator(BaseOperator):
         )
         raise AssertionError  # not reached: defer() raises
 
-    def _cut_off(self, hook: FlowsHook, memory: Memory) -> FlowRun | None:
+    def _cut_off(self, hook: FlowsHook, memory: Memory, order: Order) -> FlowRun | None:
         """Leave the run to the next try when execution_timeout is over in a worker, or end it as any deadline does.
 
-        None if Airflow's own error is all there is to say: a try is left, or no run is known.
+        None if Airflow's own error is all there is to say: a try is left, or no run of this order is known.
         """
-        flow_run_id = memory.record.flow_run_id if memory.record else None
+        flow_run_id = memory.record.flow_run_id if memory.record is not None and memory.fits(order) else None
         if flow_run_id is None or not hook.service.offers("get_run"):
             return None
         if memory.outlives(time.time()):
@@ -244,36 +267,20 @@ class RunFlowOperator(BaseOperator):
             return None
         return self._late(hook, flow_run_id, FlowTimeout("The execution_timeout of the task is over."), memory)
 
-    def _late(self, hook: FlowsHook, flow_run_id: str, error: FlowTimeout, memory: Memory) -> FlowRun:
-        """Give the run if it completed in the last moment; else stop it, and say in the error what became of it.
-
-        A run that the next try goes on with is not stopped.
-
-        :raises FlowTimeout: it did not complete.
-        """
-        stop = not memory.outlives(time.time())
+    def _give_up(self, hook: FlowsHook, memory: Memory) -> None:
+        """Stop the run when what the service says has ended the last try, for nobody waits for it any more."""
+        if self._flow_run_id is None or not self.abort_on_kill or memory.outlives(time.time()) or not hook.service.steps:
+            return
         try:
-            run = hook.see_off(flow_run_id) if stop and self.abort_on_kill else hook.get_run(flow_run_id)
-        except FlowError as trouble:
-            fate = f"The flow run could not be reached, look at it at the service: {trouble}"
-        else:
-            if run is not None and run.completed:
-                self.log.info("The time was over, but the %s is completed", run)
-                return run
-            fate = _fate(run, stop=stop, abort_on_kill=self.abort_on_kill)
-        message = f"{error} {fate}"
-        raise FlowTimeout(message, lasting=stop) from error
+            hook.stop(self._flow_run_id)
+        except FlowError as error:
+            self.log.warning("Flow run %s could not be stopped; look at it at the service: %s", self._flow_run_id, error)
 
-
-def _fate(run: FlowRun | None, *, stop: bool, abort_on_kill: bool) -> str:
-    """Word what became of a run whose time is over."""
-    if run is None:
-        return "The flow run is gone from the service."
-    if run.final:
-        return f"The flow run is {run.state_word}."
-    if not stop:
-        return "The flow run goes on; the next try goes on with it."
-    return f"The flow run was asked to stop; it is {run.state_word} still." if abort_on_kill else GOES_ON
+    def _late(self, hook: FlowsHook, flow_run_id: str, error: FlowTimeout, memory: Memory) -> FlowRun:
+        stop = not memory.outlives(time.time())  # a run that the next try goes on with is not stopped
+        run = end_late(hook, flow_run_id, error, stop=stop, abort_on_kill=self.abort_on_kill)
+        self.log.info("The time was over, but the %s is completed", run)
+        return run
 
 
 def _with_retry_policy(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class FlowRunTrigger(BaseTrigger):
             async with asyncio.timeout(ON_KILL_SECONDS):
                 if await ais_over(self.task_instance):
                     hook = self._opened or await FlowsHook.aget_hook(self.flows_conn_id)
-                    await hook.ahold(stopped(hook.service, self.flow_run_id))
+                    await hook.apatient(stopped(hook.service, self.flow_run_id))
                     self.log.info("The task was killed; flow run %s is stopped", self.flow_run_id)
         except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
             self.log.exception("The flow run %s could not be stopped; look at it at the service", self.flow_run_id)

@@ -25,7 +25,7 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
 def test_timeout_runs_on_over_the_tries(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """The deadline is fixed by the first start: a second try has what is left of it, and there is no third."""
     emulator.run_seconds = 60
-    emulator.fault(Fault("GET", "/flows/*", status=402))
+    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
     given = {"timeout": 6, "retries": 3, "retry_delay": timedelta(seconds=2), "deferrable": deferrable}
     ended = tried(f"retries_timeout_{deferrable}", **CHAIR, **given)
     assert (ended.tries, ended.state, emulator.started) == (2, "failed", 1)

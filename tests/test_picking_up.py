@@ -72,9 +72,17 @@ def test_run_of_another_request_may_be_left_alone(state: str, then: list[str]) -
 
 
 def test_run_that_is_gone_is_forgotten() -> None:
-    """A record whose run the service does not know any more means a new start, and no record asks nothing."""
-    assert Script(answer({}, 404)).hold(picked_up(Generio(), ORDER, replace(RECORD, flow_run_id="r"), 0)) is None
+    """A record whose run the service does not know at three looks means a new start, and no record asks nothing."""
+    assert Script(*[answer({}, 404)] * 3).hold(picked_up(Generio(), ORDER, replace(RECORD, flow_run_id="r"), 0)) is None
     assert Script().hold(picked_up(Generio(), ORDER, None, 0)) is None
+
+
+def test_run_that_is_not_visible_for_once_is_taken_up() -> None:
+    """One answer that the earlier run is not known is no reason to start, and pay for, another."""
+    script = Script(answer({}, 404), answer({"flow_id": "r", "state": "running"}))
+    run = script.hold(picked_up(Generio(), ORDER, replace(RECORD, flow_run_id="r"), 0))
+    assert run is not None
+    assert run.flow_run_id == "r"
 
 
 def test_service_that_cannot_tell_starts_nothing() -> None:
@@ -130,7 +138,8 @@ STOPS: list[tuple[list[str | int], list[str]]] = [
     (["running", ""], ["GET", "PATCH"]),
     (["aborting"], ["GET"]),
     (["completed"], ["GET"]),
-    ([404], ["GET"]),
+    ([404, 404, 404], ["GET"] * 3),
+    ([404, "running", ""], ["GET", "GET", "PATCH"]),
     (["created", 404], ["GET", "DELETE"]),
     # it was started between the look and the deletion
     (["created", 409, "running", ""], ["GET", "DELETE", "GET", "PATCH"]),

@@ -126,7 +126,7 @@ def test_failure_in_the_fetch_takes_the_same_run_up(emulator: Emulator, tmp_path
 def test_failure_in_the_wait_takes_the_same_run_up(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """A try whose wait was ended by a refusal is followed by one that waits for the same flow run."""
     emulator.run_seconds = 2
-    emulator.fault(Fault("GET", "/flows/*", skip=1, status=402))
+    emulator.fault(Fault("GET", "/flows/*", skip=1, status=402, times=3))
     ended = tried(f"retries_wait_{deferrable}", **CHAIR, deferrable=deferrable)
     assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
 
@@ -143,7 +143,7 @@ def test_not_durable_starts_another(emulator: Emulator) -> None:
 def test_changed_inputs_start_another(emulator: Emulator, abort: bool) -> None:  # noqa: FBT001
     """A try whose inputs are others than the last one's starts a new flow run, and aborts the old one unless it may not."""
     emulator.plan(Plan(run_seconds=60))
-    emulator.fault(Fault("GET", "/flows/*", status=402))
+    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
     given = {**CHAIR, "inputs": "Chair number {{ ti.try_number }}", "abort_on_kill": abort}
     ended = tried(f"retries_changed_{abort}", **given)
     assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)

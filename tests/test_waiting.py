@@ -88,24 +88,22 @@ def test_failed_look_is_no_failed_run(kind: str, trouble: Response | FlowService
     assert told.script.pauses == [5, 5, 10, 20]
 
 
-@pytest.mark.parametrize(
-    ("code", "error"), [(402, FlowServiceError), (400, FlowInvalid), (409, FlowConflict), (415, FlowInvalid), (422, FlowInvalid)]
-)
-def test_answer_that_will_not_get_better_ends_the_wait(code: int, error: type[FlowServiceError]) -> None:
-    """A refusal that has nothing to settle ends the wait at once."""
-    told = Told(state("running"), answer({"detail": "no"}, code))
-    with pytest.raises(error):
-        told.hold()
-    assert len(told.script.requests) == 2
-
-
-SETTLING = [(401, FlowAuthError), (403, FlowAuthError), (404, FlowNotFound)]
+REFUSED = [
+    (400, FlowInvalid),
+    (401, FlowAuthError),
+    (402, FlowServiceError),
+    (403, FlowAuthError),
+    (404, FlowNotFound),
+    (409, FlowConflict),
+    (415, FlowInvalid),
+    (422, FlowInvalid),
+]
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
-@pytest.mark.parametrize(("code", "error"), SETTLING)
-def test_refusal_that_may_settle_gets_three_looks(kind: str, code: int, error: type[FlowServiceError]) -> None:
-    """A refused key or an unknown run ends the wait when three looks in a row met it."""
+@pytest.mark.parametrize(("code", "error"), REFUSED)
+def test_refusal_gets_three_looks(kind: str, code: int, error: type[FlowServiceError]) -> None:
+    """A refused key, an unknown run or any other refusal ends the wait when three looks met it."""
     told = Told(state("running"), *[answer({"detail": "no"}, code)] * 3)
     with pytest.raises(error, match="no"):
         told.hold(kind)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TOKEN_KEY = "airflow_start"  # noqa: S105  # a name among the caller's metadata, no secret
 NOT_TAKEN_UP = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
+PAUSES_UNTIL_GONE = (0.5, 1.0)  # seconds
 PAUSES_UNTIL_STOPPED = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)  # seconds
 
 
@@ -102,8 +103,8 @@ def start(service: Service, order: Order, record: Record, keep: Keep) -> Convers
     items = service.checked(order.inputs)
     keep(record)
     run = yield from service.create(order.flow, order.parameters, marked(order.additional, record.token))
-    keep(replace(record, flow_run_id=run.flow_run_id))
     try:
+        keep(replace(record, flow_run_id=run.flow_run_id))
         for item in items:
             yield from service.add_input(run.flow_run_id, item)
     except FlowError:
@@ -175,7 +176,7 @@ def picked_up(
         yield from _swept(service, record)
         return None
     try:
-        run = yield from service.get_run(record.flow_run_id)
+        run = yield from _found(service, record.flow_run_id)
     except FlowNotFound:
         return None
     if fits and run.state not in NOT_TAKEN_UP:
@@ -183,6 +184,19 @@ def picked_up(
     if run.state is FlowState.CREATED or abort:
         yield from stopped(service, run.flow_run_id)
     return None
+
+
+def _found(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
+    """Read a run that was there; only when several looks say so is it gone, for a run may not be visible everywhere at once.
+
+    :raises FlowNotFound: it is gone.
+    """
+    for pause in PAUSES_UNTIL_GONE:
+        try:
+            return (yield from service.get_run(flow_run_id))
+        except FlowNotFound:
+            yield Pause(pause)
+    return (yield from service.get_run(flow_run_id))
 
 
 def _swept(service: Service, record: Record) -> Conversation[None]:
@@ -205,7 +219,7 @@ def stopped(service: Service, flow_run_id: str) -> Conversation[None]:
     """
     for last in (False, True):  # the run may move on between the look and the request
         try:
-            run = yield from service.get_run(flow_run_id)
+            run = yield from _found(service, flow_run_id)
             if run.state is FlowState.CREATED:
                 yield from service.delete(flow_run_id)
             elif not run.final and run.state is not FlowState.ABORTING:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.flow.errors import FlowAuthError, FlowNotFound, FlowServiceError, FlowTimeout
+from airflow_provider_flows.flow.errors import FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.exchange import Pause
 from airflow_provider_flows.flow.run import FlowRun, FlowState
 from airflow_provider_flows.flow.schedule import JITTER, Forecast, Schedule, age
@@ -19,9 +19,7 @@ from airflow_provider_flows.flow.schedule import JITTER, Forecast, Schedule, age
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
 
-# a key that is being changed, a run that is not visible yet just after it was made: these get some looks to settle
-SETTLING = (FlowAuthError, FlowNotFound)
-REFUSALS = 3
+REFUSALS = 3  # looks: a key may be being changed, a run not visible yet, a gateway confused; what persists ends the wait
 TOLD_POINTS = 0.1 - 1e-9  # progress is told when it has moved by ten points
 
 Tell = Callable[[int, str], None]  # a logging level and a line
@@ -113,14 +111,14 @@ class Wait:
     def look(self) -> Conversation[FlowRun | None]:
         """Look once; None if nothing could be seen, which is no reason to give up.
 
-        :raises FlowServiceError: an answer that will not get better by waiting; 401, 403 and 404 get three looks.
+        :raises FlowServiceError: the third answer that will not get better by waiting (401, 404, ...).
         """
         self._meter.looked()
         try:
             run = yield from self._get_run(self.flow_run_id)
         except FlowServiceError as error:
-            self._refusals += isinstance(error, SETTLING)
-            if not error.passing and not (isinstance(error, SETTLING) and self._refusals < REFUSALS):
+            self._refusals += not error.passing
+            if not error.passing and self._refusals >= REFUSALS:
                 raise
             self._misses += 1
             self._missed = error

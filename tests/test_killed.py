@@ -1,0 +1,162 @@
+"""Tests of kills and time-outs in the moments in which a try does not know its flow run yet, or knows another one's.
+
+The operator is run as a worker runs it, with a task instance that answers as Airflow's does; whole Airflows are in tests/chaos.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowTaskTimeout
+
+from airflow_provider_flows.emulator import Emulator, Fault
+from airflow_provider_flows.flow.errors import FlowError, FlowServiceError
+from airflow_provider_flows.flow.starting import Record, stopped
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.memory import KEY
+from airflow_provider_flows.operators import RunFlowOperator
+from tests.tries import CHAIR, set_up
+
+
+class Store(dict[str, Any]):
+    """A task state store that takes plain JSON only."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a value."""
+        self[key] = json.loads(json.dumps(value))
+
+    def delete(self, key: str) -> None:
+        """Drop a value."""
+        self.pop(key, None)
+
+
+def context(store: Store, try_number: int = 1, max_tries: int = 0, state: str = "failed") -> Any:
+    """Give what Airflow hands to a try, whose task is said to be in a state."""
+    ti = SimpleNamespace(
+        dag_id="d", task_id="t", run_id="r", map_index=-1, max_tries=max_tries, try_number=try_number,
+        xcom_push=lambda *_: None, start_date=datetime.now(UTC), get_task_states=lambda **_: {"r": {"t": state}},
+    )  # fmt: skip
+    return {"ti": ti, "task_state_store": store}
+
+
+@contextmanager
+def alarm(seconds: float, rings: Callable[[], None]) -> Iterator[None]:
+    """Interrupt what goes on, as Airflow does for SIGTERM and execution_timeout."""
+    before = signal.signal(signal.SIGALRM, lambda *_: rings())
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def ring() -> None:
+    """Raise what Airflow raises when execution_timeout is over."""
+    raise AirflowTaskTimeout("execution_timeout")
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs go on until they are stopped."""
+    set_up(flow_emulator, monkeypatch).run_seconds = 3600
+    return flow_emulator
+
+
+def states(emulator: Emulator) -> list[str]:
+    """Give the states of all runs."""
+    return [str(run.state) for run in emulator.runs.values()]
+
+
+def kept(order: Any, lineage: int) -> Store:
+    """Start a run and give the store that its try leaves behind."""
+    found: list[Any] = []
+    GenerioHook("generio_default").start(order, record=Record(order.fingerprint, lineage), keep=found.append)
+    return Store({KEY: found[-1].as_dict()})
+
+
+def test_kill_while_the_run_is_being_made_starts_nothing(emulator: Emulator) -> None:
+    """A task that is marked while POST /flows is under way deletes the run that was made, and starts none."""
+    emulator.fault(Fault("POST", "/flows", delay=1.5))
+    operator = RunFlowOperator(task_id="t", **CHAIR)
+    with alarm(0.7, operator.on_kill), pytest.raises(FlowError, match="was killed while"):
+        operator.execute(context(Store()))
+    assert (emulator.started, states(emulator)) == (0, [])
+
+
+def test_kill_during_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> None:
+    """A retry that is marked before it has looked at the run of the try before it stops that run."""
+    operator = RunFlowOperator(task_id="t", **CHAIR)
+    order = GenerioHook("generio_default").order(CHAIR["flow"], CHAIR["inputs"], CHAIR["parameters"], None)
+    store = kept(order, 3)
+    emulator.fault(Fault("GET", "/flows/*", delay=1.5))
+
+    def killed() -> None:
+        operator.on_kill()
+        raise KeyboardInterrupt
+
+    with alarm(0.7, killed), pytest.raises(KeyboardInterrupt):
+        operator.execute(context(store, 2, 3))
+    assert states(emulator) == ["aborted"]
+
+
+def test_kill_that_is_none_leaves_the_start_alone(emulator: Emulator) -> None:
+    """An eviction while POST /flows is under way, of a task that goes on for Airflow, disturbs nothing."""
+    emulator.run_seconds = 0
+    emulator.fault(Fault("POST", "/flows", delay=1.0))
+    operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1)
+    with alarm(0.5, operator.on_kill):
+        assert operator.execute(context(Store(), state="running"))["state"] == "completed"
+    assert emulator.started == 1
+
+
+@pytest.mark.parametrize("max_tries", [1, 4])
+def test_time_that_is_over_while_another_order_is_looked_at(emulator: Emulator, max_tries: int) -> None:
+    """execution_timeout during the look at the run from before a Clear is no reason to take that run for this task's."""
+    emulator.run_seconds = 0
+    order = GenerioHook("generio_default").order(CHAIR["flow"], "Something else", CHAIR["parameters"], None)
+    store = kept(order, 0)
+    time.sleep(0.2)
+    emulator.fault(Fault("GET", "/flows/*", delay=3))
+    with alarm(0.7, ring), pytest.raises(AirflowTaskTimeout):
+        RunFlowOperator(task_id="t", **CHAIR).execute(context(store, 2, max_tries))
+    assert emulator.started == 1
+
+
+def test_last_try_that_the_service_ends_leaves_no_run_going(emulator: Emulator) -> None:
+    """When answers of the service end the last try, the run is stopped, for nobody waits for it any more."""
+    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1, max_poll_interval=0.2)
+    with pytest.raises(FlowServiceError):
+        operator.execute(context(Store()))
+    assert states(emulator) == ["aborted"]
+
+
+def test_a_try_that_the_service_ends_leaves_the_run_to_the_next(emulator: Emulator) -> None:
+    """While another try is left, it goes on with the run."""
+    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1, max_poll_interval=0.2)
+    with pytest.raises(FlowServiceError):
+        operator.execute(context(Store(), 1, 2))
+    assert "aborted" not in states(emulator)
+
+
+@pytest.mark.parametrize("status", [503, 404])
+def test_stop_from_a_triggerer_gets_over_one_odd_answer(flow_emulator: Emulator, status: int) -> None:
+    """One 503, or one answer that the run is not known, does not leave a run going that a triggerer was to stop."""
+    flow_emulator.run_seconds = 3600
+    flow_emulator.switches.abort = "instant"
+    hook = GenerioHook("generio_default")
+    run = hook.start(CHAIR["flow"], CHAIR["inputs"], CHAIR["parameters"])
+    flow_emulator.fault(Fault("GET", "/flows/*", status=status))
+    asyncio.run(hook.apatient(stopped(hook.service, run.flow_run_id)))
+    assert states(flow_emulator) == ["aborted"]
