@@ -6,8 +6,9 @@ The way of the data: a DAG author's `RunFlowOperator` (operators) turns its argu
 asks the `FlowsHook` of its connection (hooks, connection) to hold *conversations*: generators that yield requests and are sent
 responses (flow/exchange), one for each thing a service can do (flow/services), one that starts (flow/starting) and one that
 waits (flow/waiting, flow/schedule). Two transports carry them (transport/blocking in workers, transport/asynchronous in the
-triggerer, where a `FlowRunTrigger` waits). Whatever waited, the same `FlowRun` (flow/run) comes back, its outputs are written to
-object storage (outputs), and one plain dict goes to XCom. `FlowRunSensor` (sensors) waits for runs that somebody else started.
+triggerer, where all `FlowRunTrigger`s of a connection share one `Watch` (watch)). Whatever waited, the same `FlowRun` (flow/run)
+comes back, its outputs are written to object storage (outputs), and one plain dict goes to XCom. `FlowRunSensor` (sensors) waits
+for runs that somebody else started.
 """
 
 from __future__ import annotations
