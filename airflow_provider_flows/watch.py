@@ -113,7 +113,7 @@ class Watch:
         try:
             async with self.hook.async_transport() as self._transport, asyncio.TaskGroup() as group:
                 await self._look_in_time(group)
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the watch must be told to all who wait in it
             trouble = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
             if not isinstance(error, Exception):
                 raise
