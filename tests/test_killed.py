@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,13 +53,15 @@ def context(store: Store, try_number: int = 1, max_tries: int = 0, state: str = 
 @contextmanager
 def alarm(seconds: float, rings: Callable[[], None]) -> Iterator[None]:
     """Interrupt what goes on, as Airflow does for SIGTERM and execution_timeout."""
-    before = signal.signal(signal.SIGALRM, lambda *_: rings())
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGUSR1, lambda *_: rings())  # pytest-timeout has SIGALRM
+    timer = Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        timer.cancel()
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def ring() -> None:
@@ -87,7 +91,7 @@ def kept(order: Any, lineage: int) -> Store:
 def test_kill_while_the_run_is_being_made_starts_nothing(emulator: Emulator) -> None:
     """A task that is marked while POST /flows is under way deletes the run that was made, and starts none."""
     emulator.fault(Fault("POST", "/flows", delay=1.5))
-    operator = RunFlowOperator(task_id="t", **CHAIR)
+    operator = RunFlowOperator(task_id="t", **CHAIR, timeout=20)
     with alarm(0.7, operator.on_kill), pytest.raises(FlowError, match="was killed while"):
         operator.execute(context(Store()))
     assert (emulator.started, states(emulator)) == (0, [])
@@ -95,7 +99,7 @@ def test_kill_while_the_run_is_being_made_starts_nothing(emulator: Emulator) -> 
 
 def test_kill_during_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> None:
     """A retry that is marked before it has looked at the run of the try before it stops that run."""
-    operator = RunFlowOperator(task_id="t", **CHAIR)
+    operator = RunFlowOperator(task_id="t", **CHAIR, timeout=20)
     order = GenerioHook("generio_default").order(CHAIR["flow"], CHAIR["inputs"], CHAIR["parameters"], None)
     store = kept(order, 3)
     emulator.fault(Fault("GET", "/flows/*", delay=1.5))
@@ -128,7 +132,7 @@ def test_time_that_is_over_while_another_order_is_looked_at(emulator: Emulator, 
     time.sleep(0.2)
     emulator.fault(Fault("GET", "/flows/*", delay=3))
     with alarm(0.7, ring), pytest.raises(AirflowTaskTimeout):
-        RunFlowOperator(task_id="t", **CHAIR).execute(context(store, 2, max_tries))
+        RunFlowOperator(task_id="t", **CHAIR, timeout=20).execute(context(store, 2, max_tries))
     assert emulator.started == 1
 
 
