@@ -188,10 +188,10 @@ class FlowsHook(ConnectedHook):
         :param tell: takes a logging level and a line; this hook's log if it is not given.
         :param apart: seconds that lie between two lines about progress at the least.
         """
-        from airflow_provider_flows.metrics import WaitMeter
+        from airflow_provider_flows.metrics import METER
 
         look, heard = self.service.get_run, tell or self.log.log
-        return Wait(flow_run_id, look, schedule=schedule, clock=time.time, tell=heard, meter=WaitMeter(), apart=apart)
+        return Wait(flow_run_id, look, schedule=schedule, clock=time.time, tell=heard, meter=METER, apart=apart)
 
     def wait(
         self,

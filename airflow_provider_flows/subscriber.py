@@ -24,6 +24,8 @@ UNCHANGED = 20  # lists in a row that saw a run not move, after which it is look
 class Subscriber:
     """One wait, and the place where its end is told."""
 
+    __slots__ = ("_progress", "_unchanged", "alone", "end", "look", "wait")
+
     def __init__(self, wait: Wait) -> None:
         self.wait = wait
         self.end: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MOST_AT_ONCE = 32  # requests
 SOON = 0.5  # seconds; who comes or is due so soon is asked about together with who is due now
 EARLY = 0.9  # of a poll interval; so much too early a list is looked at rather than another one
-TICK = 0.05  # of a poll interval; what is due within it is done in one go
+TICK = 0.1  # of a poll interval; what is due within it is done in one go
 GRACE = 2.0  # seconds that the last look, which begins at the deadline, may take
 A_TURN = 200  # runs of a list that are dealt with before others have their turn on the loop
 
@@ -209,8 +209,11 @@ class Watch:
         async def send(request: Request) -> Response:
             nonlocal at
             metrics.listed()
-            response = await self._send(request, LIST_SECONDS)
-            at = time.time()  # to read a long list takes a while, in which its runs go on
+            await self._admitted()
+            asked = time.time()
+            async with asyncio.timeout(LIST_SECONDS):
+                response = await self._sent(request)
+            at = (asked + time.time()) / 2  # a long list takes a while to be made, sent and read, and its runs go on meanwhile
             return response
 
         glance, gone = Glance(), set[str]()
@@ -258,16 +261,20 @@ class Watch:
         if subscriber in self._subscribers:
             self._put(subscriber, time.monotonic() + delay)
 
-    async def _send(self, request: Request, most: float | None = None) -> Response:
-        """Send a request when the gate lets it through; one after the other asks it.
+    async def _send(self, request: Request) -> Response:
+        """Send a request when the gate lets it through."""
+        await self._admitted()
+        return await self._sent(request)
 
-        :param most: seconds that the answer may take, besides the connection's own limits.
-        """
+    async def _admitted(self) -> None:
+        """Wait at the gate; one after the other asks it."""
         async with self._turn:
             while delay := self._gate.delay(time.monotonic()):  # noqa: ASYNC110  # a moment is waited for, not an event
                 await asyncio.sleep(delay)
-        async with asyncio.timeout(most):
-            response = await self._transport.send(request)
+
+    async def _sent(self, request: Request) -> Response:
+        """Send a request, and tell the gate of the answer."""
+        response = await self._transport.send(request)
         if self._gate.answered(response.status, response.retry_after(time.time()), time.monotonic()):
             metrics.braked()
         return response

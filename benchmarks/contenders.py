@@ -34,10 +34,20 @@ def load(name: str, address: str, interval: float) -> Contender:
 
 
 def _ours(_address: str, interval: float) -> Contender:
+    """Give our trigger, made as the operator makes it: after a look that saw the run begin."""
+    from airflow_provider_flows.flow.run import FlowRun, FlowState
+    from airflow_provider_flows.flow.schedule import Schedule
+    from airflow_provider_flows.flow.services.generio import Generio
+    from airflow_provider_flows.flow.waiting import Wait
     from airflow_provider_flows.triggers import FlowRunTrigger
 
+    service = Generio()
+
     async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
-        trigger = FlowRunTrigger(CONN_ID, run.flow_run_id, interval, max(interval, 60.0), time.time() + PATIENCE)
+        schedule = Schedule(interval, max(interval, 60.0), time.time() + PATIENCE)
+        begun = Wait(run.flow_run_id, service.get_run, schedule=schedule, clock=time.time, tell=lambda *_: None)
+        begun.seen(FlowRun(run.flow_run_id, service.name, state=FlowState.STARTING, state_word=FlowState.STARTING.value))
+        trigger = FlowRunTrigger.going_on(CONN_ID, begun)
         async for event in trigger.run():
             told = event.payload
             mine = told.get("flow_run_id") == run.flow_run_id

@@ -11,11 +11,11 @@ import resource
 import sys
 from collections.abc import Sequence
 
-TICK = 0.02  # seconds
+TICK = 0.05  # seconds
 
 
 class LoopLag:
-    """Measures how late a running event loop is: a callback every 20 ms notes by how much it was overdue."""
+    """Measures how late a running event loop is: a callback every 50 ms notes by how much it was overdue."""
 
     def __init__(self) -> None:
         """Begin with nothing seen; it must be made in the loop."""

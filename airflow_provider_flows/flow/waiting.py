@@ -28,6 +28,8 @@ Tell = Callable[[int, str], None]  # a logging level and a line
 class Meter:
     """What is counted of waits, for whoever keeps statistics; this one keeps none."""
 
+    __slots__ = ()
+
     def looked(self) -> None:
         """Count a look at one run."""
 
@@ -35,8 +37,29 @@ class Meter:
         """Note that a run was seen to be final, so many seconds after the wait began and after its end (None: not known)."""
 
 
+NO_METER = Meter()
+
+
 class Wait:
     """One wait for one flow run: what was seen last, what was told of it, and how many looks in a row brought nothing."""
+
+    # thousands live in one triggerer, where each object more is one more for the garbage collector to walk over, on the loop
+    __slots__ = (
+        "_clock",
+        "_forecast",
+        "_get_run",
+        "_meter",
+        "_missed",
+        "_misses",
+        "_narrator",
+        "_recalled",
+        "_refusals",
+        "_since",
+        "flow_run_id",
+        "lands",
+        "run",
+        "schedule",
+    )
 
     def __init__(
         self,
@@ -69,7 +92,7 @@ class Wait:
         self._refusals = 0
         self._forecast = Forecast()
         self._recalled = False
-        self._meter = meter or Meter()
+        self._meter = meter or NO_METER
         self._narrator = Narrator(tell, apart)
 
     @property
@@ -180,6 +203,8 @@ def _completed_by(run: FlowRun, before: FlowRun | None) -> FlowRun:
 
 class Narrator:
     """Tells the log what changed: the state, every ten points of progress, trouble and its end; nothing twice."""
+
+    __slots__ = ("_apart", "_in_trouble", "_progress", "_state_word", "_tell", "_told_at")
 
     def __init__(self, tell: Tell, apart: float = 0.0) -> None:
         """Begin with nothing told.

@@ -145,9 +145,21 @@ def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Ma
 
 
 def running(key: str, row: Mapping[str, Any]) -> FlowRun | None:
-    """Read a row of a list of runs, if it says that the run is running."""
+    """Read a row of a list of runs, if it says that the run is running, as far as a wait needs it; there may be thousands."""
     word = str(_first(row, STATE_WORDS))
-    return _run(row, key, word, None) if FlowState.of(word) is FlowState.RUNNING else None
+    if FlowState.of(word) is not FlowState.RUNNING:
+        return None
+    started = read_time(row.get("started_at"))
+    return FlowRun(
+        flow_run_id=key,
+        service="generio",
+        flow=_flow_name(row),
+        state=FlowState.RUNNING,
+        state_word=FlowState.RUNNING.value,
+        progress=read_progress(row.get("progress")),
+        created_at=None if started else read_time(row.get("created_at")),
+        started_at=started,
+    )
 
 
 def tells_states(value: Any) -> bool:
