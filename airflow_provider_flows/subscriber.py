@@ -6,8 +6,6 @@ It looks at nothing itself; watch.py does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.flow.errors import FlowError
@@ -24,23 +22,15 @@ UNCHANGED = 20  # lists in a row that saw a run not move, after which it is look
 class Subscriber:
     """One wait, and the place where its end is told."""
 
-    __slots__ = ("_progress", "_unchanged", "alone", "end", "look", "wait")
+    __slots__ = ("_progress", "_unchanged", "alone", "end", "wait", "worker")
 
     def __init__(self, wait: Wait) -> None:
         self.wait = wait
         self.end: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
         self.alone = self._is_hurried(0.0)  # whether nothing but a look at the run itself will do
-        self.look: asyncio.Task[None] | None = None
+        self.worker: asyncio.Task[None] | None = None  # who looks just now
         self._progress = 0.0
         self._unchanged = 0
-
-    @contextmanager
-    def hurt_alone(self) -> Iterator[None]:
-        """Tell whatever goes wrong to this subscriber, and to nobody else."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001  # it may be anything, and the others' waits must go on
-            self.fail(error)
 
     def fail(self, error: BaseException | None) -> None:
         """End the wait with an error; one that is no FlowError is worded as what it means for the run."""

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_provider_flows import metrics
 from airflow_provider_flows.flow.agenda import Agenda
 from airflow_provider_flows.flow.errors import FlowRateLimited, FlowServiceError
-from airflow_provider_flows.flow.gate import Gate
 from airflow_provider_flows.flow.listing import Glance, Listing
 from airflow_provider_flows.flow.retry import once
+from airflow_provider_flows.gated import GatedTransport
 from airflow_provider_flows.subscriber import LIST_SECONDS, Subscriber
 from airflow_provider_flows.transport.asynchronous import hold
 
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Request, Response
     from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.flow.waiting import Wait
-    from airflow_provider_flows.transport.asynchronous import AsyncTransport
 
-MOST_AT_ONCE = 32  # requests
+MOST_AT_ONCE = 32  # looks
 SOON = 0.5  # seconds; who comes or is due so soon is asked about together with who is due now
 EARLY = 0.9  # of a poll interval; so much too early a list is looked at rather than another one
 TICK = 0.1  # of a poll interval; what is due within it is done in one go
@@ -39,8 +38,6 @@ GRACE = 2.0  # seconds that the last look, which begins at the deadline, may tak
 A_TURN = 200  # runs of a list that are dealt with before others have their turn on the loop
 
 _WATCHES: WeakKeyDictionary[asyncio.AbstractEventLoop, list[Watch]] = WeakKeyDictionary()
-
-Look = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Watch:
@@ -54,18 +51,18 @@ class Watch:
         self.hook = hook
         self._kind = (type(hook), hook.settings, hook.extra)
         self._service = hook.service
-        self._gate = Gate(hook.extra.get("max_requests_per_second"))
-        self._turn = asyncio.Lock()  # at the gate
         self._listing = Listing()
         self._subscribers: dict[Subscriber, None] = {}  # a dict keeps their order, so that all have their turn
         self._agenda: Agenda[Subscriber] = Agenda()
+        self._deadlines: Agenda[Subscriber] = Agenda()
+        self._due: deque[Subscriber | list[Subscriber]] = deque()  # looks at one run, or at a list for many
+        self._workers: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._list_under_way = False
         self._tick = 1.0  # seconds
         self._shown = 0.0
         self._task: asyncio.Task[None] | None = None
-        self._transport: AsyncTransport
+        self._transport: GatedTransport
 
     @classmethod
     def of(cls, hook: ConnectedHook) -> Watch:
@@ -89,29 +86,31 @@ class Watch:
         self._subscribers[subscriber] = None
         self._tick = min(self._tick, TICK * wait.schedule.poll_interval)
         together = len(self._subscribers) > 1  # then others may come in the same moment, and be asked about at once
-        self._put(subscriber, time.monotonic() + max(wait.first_pause(), SOON if together and not subscriber.alone else 0.0))
+        now = time.monotonic()
+        self._put(self._agenda, subscriber, now + max(wait.first_pause(), SOON if together and not subscriber.alone else 0.0))
+        if (left := wait.seconds_left()) is not None:
+            self._put(self._deadlines, subscriber, now + left + GRACE)
         if self._task is None:
             # in a context of its own: it must not log as the trigger that happened to be first
             self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
-        left = wait.seconds_left()
         try:
-            async with asyncio.timeout(None if left is None else left + GRACE):
-                return await subscriber.end
-        except TimeoutError:
-            raise wait.too_late() from None
+            return await subscriber.end
         finally:
             del self._subscribers[subscriber]
             self._agenda.drop(subscriber)
+            self._deadlines.drop(subscriber)
             self._listing.over(wait.flow_run_id)
-            if subscriber.look is not None:
-                subscriber.look.cancel()
-            self._wake.set()
+            if subscriber.worker is not None:
+                subscriber.worker.cancel()
+            if not self._subscribers:
+                self._wake.set()
 
     async def _run(self) -> None:
         """Hold the session open while somebody waits, and tell everybody if anything breaks."""
         trouble: BaseException | None = None
         try:
-            async with self.hook.async_transport() as self._transport, asyncio.TaskGroup() as group:
+            async with self.hook.async_transport() as transport, asyncio.TaskGroup() as group:
+                self._transport = GatedTransport(transport, self.hook.extra.get("max_requests_per_second"))
                 await self._look_in_time(group)
         except BaseException as error:  # whatever ends the watch must be told to all who wait in it
             trouble = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
@@ -123,24 +122,41 @@ class Watch:
                 subscriber.fail(trouble)
 
     async def _look_in_time(self, group: asyncio.TaskGroup) -> None:
-        """Make looks as they become due, until nobody waits."""
-        under_way: set[asyncio.Task[None]] = set()
+        """Let looks be made as they become due, and deadlines be told, until nobody waits."""
         while self._subscribers:
-            if time.monotonic() - self._shown >= 1:
-                self._shown = time.monotonic()
+            now = time.monotonic()
+            if now - self._shown >= 1:
+                self._shown = now
                 _show()
             self._wake.clear()
-            for subscriber, look in self._due_looks():
-                await self._slots.acquire()
-                under_way.add(task := group.create_task(look()))
-                task.add_done_callback(under_way.discard)
-                task.add_done_callback(lambda _: self._slots.release())
-                if subscriber is not None:
-                    subscriber.look = task
+            for subscriber in self._deadlines.take(now):  # here, and not by whoever looks: a look may hang
+                subscriber.fail(subscriber.wait.too_late())
+            if not self._due:
+                self._due.extend(self._due_looks(now))
+            for _ in range(min(len(self._due), MOST_AT_ONCE - len(self._workers))):
+                self._workers.add(group.create_task(self._work()))
             await self._until_due()
         self._leave()  # at once: whoever comes from now on needs a watch that goes on
-        for task in under_way:
-            task.cancel()
+        for worker in self._workers:
+            worker.cancel()
+
+    async def _work(self) -> None:
+        """Make the looks that are due, one after the other, until none is left."""
+        me = asyncio.current_task()
+        assert me is not None  # noqa: S101  # for mypy; it runs in a task
+        try:
+            while self._due:
+                due = self._due.popleft()
+                if not isinstance(due, Subscriber):
+                    await self._look_at_all(due)
+                elif due in self._subscribers:
+                    due.worker = me
+                    await self._look(due)
+                    due.worker = None
+        finally:
+            if len(self._workers) == MOST_AT_ONCE:  # then whoever became due waits for a place
+                self._wake.set()
+            self._workers.discard(me)
 
     def _leave(self) -> None:
         with suppress(ValueError):
@@ -148,7 +164,8 @@ class Watch:
             _show()
 
     async def _until_due(self) -> None:
-        due = self._agenda.next()
+        agendas = (self._deadlines,) if len(self._workers) == MOST_AT_ONCE else (self._agenda, self._deadlines)
+        due = min((moment for agenda in agendas if (moment := agenda.next()) is not None), default=None)
         delay = None if due is None else due - time.monotonic()
         if delay is not None and delay <= self._tick:
             await asyncio.sleep(self._tick)
@@ -157,15 +174,14 @@ class Watch:
             async with asyncio.timeout(delay):
                 await self._wake.wait()
 
-    def _put(self, subscriber: Subscriber, due: float) -> None:
-        before = self._agenda.next()
-        self._agenda.put(subscriber, due)
+    def _put(self, agenda: Agenda[Subscriber], subscriber: Subscriber, due: float) -> None:
+        before = agenda.next()
+        agenda.put(subscriber, due)
         if before is None or due < before:
             self._wake.set()
 
-    def _due_looks(self) -> Iterator[tuple[Subscriber | None, Look]]:
+    def _due_looks(self, now: float) -> Iterator[Subscriber | list[Subscriber]]:
         """Give the looks that are due: one at a list for all whom it may tell of where that pays, else one at each run."""
-        now = time.monotonic()
         due = self._agenda.take(now)
         together = [subscriber for subscriber in due if not subscriber.alone]
         if together and self._list_under_way:  # it was asked before they were due, and need not tell of them: the next one will
@@ -176,7 +192,7 @@ class Watch:
             together += [subscriber for subscriber in soon if not subscriber.alone]
             if len(together) >= worth:
                 self._list_under_way = True
-                yield None, partial(self._look_at_all, together)
+                yield together
             else:
                 together = []
             for subscriber in soon.keys() - set(together):
@@ -184,23 +200,23 @@ class Watch:
         else:
             together = []
         told = set(together)
-        for subscriber in due:
-            if subscriber not in told and subscriber in self._subscribers:
-                yield subscriber, partial(self._look, subscriber)
+        yield from (subscriber for subscriber in due if subscriber not in told)
 
     def _worth(self, now: float) -> float:
         return self._listing.worth(now) if self._service.offers("glance") else float("inf")
 
     async def _look(self, subscriber: Subscriber) -> None:
-        """Look at one run."""
-        with subscriber.hurt_alone():
-            run = await hold(once(subscriber.wait.look()), self._send)
+        """Look at one run; whatever goes wrong is told to its subscriber, and to nobody else."""
+        try:
+            run = await hold(once(subscriber.wait.look()), self._transport.send)
             if run is not None:
                 self._listing.looked(run, time.monotonic())
             if run is None or not run.final:
                 self._reschedule(subscriber)
             elif not subscriber.end.done():
                 subscriber.end.set_result(run)
+        except Exception as error:  # noqa: BLE001  # it may be anything, and the others' waits must go on
+            subscriber.fail(error)
 
     async def _look_at_all(self, waiting: Sequence[Subscriber]) -> None:
         """Look at the list; who waits for it and is not named there is looked at alone, as is who was named there before."""
@@ -209,10 +225,10 @@ class Watch:
         async def send(request: Request) -> Response:
             nonlocal at
             metrics.listed()
-            await self._admitted()
+            await self._transport.admitted()
             asked = time.time()
             async with asyncio.timeout(LIST_SECONDS):
-                response = await self._sent(request)
+                response = await self._transport.sent(request)
             at = (asked + time.time()) / 2  # a long list takes a while to be made, sent and read, and its runs go on meanwhile
             return response
 
@@ -247,37 +263,21 @@ class Watch:
             self._listing.absent(subscriber.wait.flow_run_id)
             self._look_alone(subscriber)
             return
-        with subscriber.hurt_alone():
+        try:
             subscriber.wait.seen(run, at)
             self._reschedule(subscriber)
+        except Exception as error:  # noqa: BLE001  # as in a look
+            subscriber.fail(error)
 
     def _look_alone(self, subscriber: Subscriber) -> None:
         subscriber.alone = True
         if subscriber in self._subscribers:
-            self._put(subscriber, time.monotonic())
+            self._put(self._agenda, subscriber, time.monotonic())
 
     def _reschedule(self, subscriber: Subscriber) -> None:
         delay = subscriber.pause(self._listing)
         if subscriber in self._subscribers:
-            self._put(subscriber, time.monotonic() + delay)
-
-    async def _send(self, request: Request) -> Response:
-        """Send a request when the gate lets it through."""
-        await self._admitted()
-        return await self._sent(request)
-
-    async def _admitted(self) -> None:
-        """Wait at the gate; one after the other asks it."""
-        async with self._turn:
-            while delay := self._gate.delay(time.monotonic()):  # noqa: ASYNC110  # a moment is waited for, not an event
-                await asyncio.sleep(delay)
-
-    async def _sent(self, request: Request) -> Response:
-        """Send a request, and tell the gate of the answer."""
-        response = await self._transport.send(request)
-        if self._gate.answered(response.status, response.retry_after(time.time()), time.monotonic()):
-            metrics.braked()
-        return response
+            self._put(self._agenda, subscriber, time.monotonic() + delay)
 
 
 def _show() -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     ("transport", "connection", "kills", "memory", "metrics"),
     ("connected",),
     ("inputs", "outputs"),
-    ("hooks", "watch", "lookups", "subscriber"),
+    ("hooks", "watch", "lookups", "subscriber", "gated"),
     ("triggers",),
 )
 _TOP = len(LAYERS)
