@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -107,9 +108,9 @@ class ConnectedHook(BaseHook):
         """The connection's extra, checked, with defaults."""
         return conn.extra_of(self.connection, self.fields)
 
-    @property
+    @cached_property
     def service(self) -> Service:
-        """The service, as this connection wants it."""
+        """The service, as this connection wants it; made once, for thousands of waits may ask for it."""
         return self.make_service(self.extra)
 
     @property
@@ -145,8 +146,12 @@ class ConnectedHook(BaseHook):
         try:
             yield
         except FlowServiceError as error:
-            error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
+            self.name_in(error)
             raise
+
+    def name_in(self, error: FlowServiceError) -> None:
+        """Name the connection in an error."""
+        error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
 
     @asynccontextmanager
     async def async_transport(self) -> AsyncIterator[AsyncTransport]:

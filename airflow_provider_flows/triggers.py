@@ -10,14 +10,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, error_from_dict
+from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, FlowServiceError, error_from_dict
 from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.flow.schedule import Schedule
 from airflow_provider_flows.kills import ON_KILL_SECONDS, ais_over
@@ -67,6 +67,7 @@ class FlowRunTrigger(BaseTrigger):
         self.abort_on_kill = abort_on_kill
         self.memory = None if memory is None else dict(memory)
         self._told = False
+        self._context: Context | None = None  # in which its lines are told
         self._opened: FlowsHook | None = None  # kept for `on_kill`: a look-up takes seconds in a triggerer that has just started
 
     @classmethod
@@ -92,10 +93,14 @@ class FlowRunTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event: `flow_run_id` and either `run` or `error`; `outcome` reads it."""
         began = time.monotonic()
-        event = await self._event()
+        told: dict[str, Any]
+        try:
+            told = {"run": (await self._final()).as_event()}
+        except FlowError as error:
+            told = {"error": error.as_dict()}
         await asyncio.sleep(settling_seconds() - (time.monotonic() - began))
         self._told = True
-        yield TriggerEvent(event)
+        yield TriggerEvent({"flow_run_id": self.flow_run_id, **told})
 
     async def on_kill(self) -> None:
         """Abort the flow run if the task is really over; in doubt do nothing, the next try goes on with the run."""
@@ -122,13 +127,6 @@ class FlowRunTrigger(BaseTrigger):
         except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
             self.log.exception("The flow run %s could not be stopped; look at it at the service", self.flow_run_id)
 
-    async def _event(self) -> dict[str, Any]:
-        try:
-            run = await self._final()
-        except FlowError as error:
-            return {"flow_run_id": self.flow_run_id, "error": error.as_dict()}
-        return {"flow_run_id": self.flow_run_id, "run": run.as_event()}
-
     async def _final(self) -> FlowRun:
         """Wait in the watch that all triggers of the connection share; a key that is refused is read anew."""
         from airflow_provider_flows.lookups import hook_of  # dear, and needed when a trigger runs only
@@ -136,26 +134,37 @@ class FlowRunTrigger(BaseTrigger):
         self._opened = hook = await hook_of(self.flows_conn_id)
         from airflow_provider_flows.watch import Watch  # by now it is imported, which takes too long on the loop
 
-        # the watch belongs to no trigger, and what is told in its context would not reach this one's log
-        context = copy_context()
+        self._context = copy_context()
         schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
-        wait = hook.waiting_for(self.flow_run_id, schedule, lambda *line: context.run(log.log, *line), PROGRESS_SECONDS)
+        wait = hook.waiting_for(self.flow_run_id, schedule, self._tell, PROGRESS_SECONDS)
         if self.memory:
             wait.recall(self.memory)
+            self.memory = None  # the wait has it now; thousands of waits keep as little as they can
         while True:
             try:
-                with hook.named():
-                    return await Watch.of(hook).until_final(wait)
-            except FlowAuthError:
-                try:
-                    latest = await hook_of(self.flows_conn_id, instead_of=hook)
-                except Exception:  # noqa: BLE001  # why the connection cannot be read now matters less than the refusal
-                    latest = hook
+                return await Watch.of(hook).until_final(wait)
+            except FlowServiceError as error:
+                hook.name_in(error)
+                latest = await _latest(hook) if isinstance(error, FlowAuthError) else hook
                 if latest.settings == hook.settings:
                     raise
             self.log.info("The key of connection %s was changed; the wait goes on with the new one", self.flows_conn_id)
             self._opened = hook = latest
             wait.reprieved()
+
+    def _tell(self, level: int, line: str) -> None:
+        """Tell a line as this trigger: the watch belongs to none, and what is told in its context would not reach this log."""
+        (self._context or copy_context()).run(log.log, level, line)
+
+
+async def _latest(hook: FlowsHook) -> FlowsHook:
+    """Look a hook's connection up anew; where that fails, the old hook: the service's refusal matters more than why."""
+    from airflow_provider_flows.lookups import hook_of
+
+    try:
+        return await hook_of(hook.flows_conn_id, instead_of=hook)
+    except Exception:  # noqa: BLE001  # whatever it is
+        return hook
 
 
 @cache  # Airflow's configuration is read anew each time that it is asked, which takes as long as a look

@@ -43,11 +43,15 @@ def _ours(_address: str, interval: float) -> Contender:
 
     service = Generio()
 
-    async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
+    def deferred(run: ScriptedRun) -> FlowRunTrigger:
+        """Give the trigger, and leave nothing of the worker's behind: in an Airflow that is another process."""
         schedule = Schedule(interval, max(interval, 60.0), time.time() + PATIENCE)
         begun = Wait(run.flow_run_id, service.get_run, schedule=schedule, clock=time.time, tell=lambda *_: None)
         begun.seen(FlowRun(run.flow_run_id, service.name, state=FlowState.STARTING, state_word=FlowState.STARTING.value))
-        trigger = FlowRunTrigger.going_on(CONN_ID, begun)
+        return FlowRunTrigger.going_on(CONN_ID, begun)
+
+    async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
+        trigger = deferred(run)
         async for event in trigger.run():
             told = event.payload
             mine = told.get("flow_run_id") == run.flow_run_id

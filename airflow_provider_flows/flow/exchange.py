@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -136,19 +135,19 @@ class Talk(Generic[T]):
         """Begin the conversation, up to its first step."""
         self._conversation = conversation
         self.step: Step | None = None
-        self._go_on(partial(next, conversation))
+        self._go_on(conversation.send, None)
 
     def answered(self, response: Response | None) -> None:
         """Hand over what came back, None after a pause."""
-        self._go_on(partial(self._conversation.send, response))
+        self._go_on(self._conversation.send, response)
 
     def failed(self, error: FlowServiceError) -> None:
         """Tell what kept the answer from coming."""
-        self._go_on(partial(self._conversation.throw, error))
+        self._go_on(self._conversation.throw, error)
 
-    def _go_on(self, resume: Callable[[], Step]) -> None:
+    def _go_on(self, resume: Callable[[Any], Step], told: Any) -> None:
         try:
-            self.step = resume()
+            self.step = resume(told)
         except StopIteration as stop:
             self.step, self.result = None, stop.value
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.run import epoch
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.run import FlowRun
@@ -58,15 +59,18 @@ class Forecast:
 
     @classmethod
     def recalled(cls, memory: Any) -> Forecast:
-        """Read what `asdict` made of one, perhaps in another version; what cannot be one is as good as none."""
+        """Read what `memory` gave, perhaps in another version; what cannot be one is as good as none."""
         try:
-            told = {field.name: memory[field.name] for field in fields(cls)}
+            progress, made, end, earlier = (memory[name] for name in ("progress", "made", "end", "earlier"))
         except (TypeError, KeyError):
             return cls()
-        good = all(
-            isinstance(value, (int, float)) or (value is None and name in {"end", "earlier"}) for name, value in told.items()
-        )
-        return cls(**told) if good else cls()
+        good = all(isinstance(value, (int, float)) for value in (progress, made, end or 0.0, earlier or 0.0))
+        return cls(progress, made, end, earlier) if good else cls()
+
+    @property
+    def memory(self) -> dict[str, float | None]:
+        """The forecast as plain JSON values."""
+        return {"progress": self.progress, "made": self.made, "end": self.end, "earlier": self.earlier}
 
     def after(self, run: FlowRun | None, now: float, apart: float = 0.0) -> Forecast:
         """Give the forecast after another look.
@@ -187,7 +191,7 @@ class Schedule:
 def age(run: FlowRun | None, now: float, waiting_since: float) -> float:
     """Give a run's age in seconds, by its own timestamps, or by how long it is waited for where these lie in the future."""
     begun = None if run is None else (run.started_at or run.created_at)
-    by_run = -1.0 if begun is None else now - begun.timestamp()
+    by_run = -1.0 if begun is None else now - epoch(begun)
     return by_run if by_run >= 0 else max(0.0, now - waiting_since)
 
 
@@ -195,6 +199,6 @@ def expected_end(run: FlowRun, now: float) -> float | None:
     """Give the epoch seconds at which a run with this progress will be done if it goes on like this, None if nothing tells."""
     if run.started_at is None or not 0 < run.progress < 1:
         return None
-    elapsed = now - run.started_at.timestamp()
+    elapsed = now - epoch(run.started_at)
     left = elapsed * (1 - run.progress) / run.progress
     return now + left if elapsed > 0 and left < FORESEEABLE else None

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.errors import FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.exchange import Pause
-from airflow_provider_flows.flow.run import FlowRun, FlowState
+from airflow_provider_flows.flow.run import FlowRun, FlowState, epoch
 from airflow_provider_flows.flow.schedule import JITTER, Forecast, Schedule, age
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Wait:
     def memory(self) -> dict[str, Any]:
         """What a wait that goes on in another process must know so as to tell nothing twice, as plain JSON values."""
         counted = {"since": self._since, "misses": self._misses, "refusals": self._refusals}
-        return {**counted, "forecast": asdict(self._forecast), **self._narrator.memory}
+        return {**counted, "forecast": self._forecast.memory, **self._narrator.memory}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Go on from where the wait that gave this memory was."""
@@ -162,7 +162,7 @@ class Wait:
         self._forecast = self._forecast.after(run, now, self.schedule.poll_interval * (1 - JITTER))
         self._narrator.seen(run, now, self._since, self._forecast.end)
         if run.final:
-            late = None if run.finished_at is None else max(0.0, now - run.finished_at.timestamp())
+            late = None if run.finished_at is None else max(0.0, now - epoch(run.finished_at))
             self._meter.ended(run, now - self._since, late)
 
     def reprieved(self) -> None:

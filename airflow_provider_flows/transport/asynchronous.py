@@ -16,7 +16,7 @@ from yarl import URL
 from airflow_provider_flows.flow.errors import FlowServiceError
 from airflow_provider_flows.flow.exchange import Pause, Request, Response, Talk
 from airflow_provider_flows.transport import environment
-from airflow_provider_flows.transport.settings import CHUNK, Settings
+from airflow_provider_flows.transport.settings import Settings
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation, T
@@ -65,7 +65,7 @@ class AsyncTransport:
                 allow_redirects=False,
             ) as answer:
                 body = bytearray()
-                async for chunk in answer.content.iter_chunked(CHUNK):
+                while chunk := await answer.content.readany():
                     body += chunk
                     settings.bounded(request, len(body))
                 return settings.answer(answer.status, answer.headers.items(), bytes(body), str(answer.url))
