@@ -22,14 +22,16 @@ _LOOKUPS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Lookup]] = Wea
 
 
 class _Lookup:
-    """One look-up, under way or done; when it is done it holds no task, which would hold its event loop."""
+    """One look-up, under way or done; when it is done it holds no task and no event, which would hold its event loop."""
 
     def __init__(self, flows_conn_id: str) -> None:
         self.began = time.monotonic()
         self.hook: FlowsHook | None = None
+        self._trouble: BaseException | None = None
+        self._done: asyncio.Event | None = asyncio.Event()
         # a task of its own: whoever asks first may be cancelled, the others wait for the same answer
-        self._task: asyncio.Task[FlowsHook] | None = asyncio.get_running_loop().create_task(
-            _look_up(flows_conn_id), context=Context()
+        self._task: asyncio.Task[None] | None = asyncio.get_running_loop().create_task(
+            self._look_up(flows_conn_id), context=Context()
         )
 
     @property
@@ -40,19 +42,27 @@ class _Lookup:
     @property
     def failed(self) -> bool:
         """Whether it brought nothing."""
-        return self._task is None and self.hook is None
+        return self._done is None and self.hook is None
 
     async def result(self) -> FlowsHook:
         """Wait for it."""
-        if self.hook is not None:
-            return self.hook
-        assert self._task is not None  # noqa: S101  # one that failed is never asked again
-        try:
-            self.hook = await asyncio.shield(self._task)
-        finally:
-            if self._task is None or self._task.done():
-                self._task = None
+        if self._done is not None:
+            await self._done.wait()
+        if self.hook is None:
+            raise self._trouble or asyncio.CancelledError
         return self.hook
+
+    async def _look_up(self, flows_conn_id: str) -> None:
+        try:
+            self.hook = await _looked_up(flows_conn_id)
+        except BaseException as error:  # whatever it is, all who wait must be told
+            self._trouble = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            if self._done is not None:
+                self._done.set()
+            self._task = self._done = None
 
 
 async def hook_of(flows_conn_id: str, instead_of: FlowsHook | None = None) -> FlowsHook:
@@ -75,7 +85,7 @@ def _doubted(known: _Lookup, instead_of: FlowsHook | None) -> bool:
     return known.hook.settings == instead_of.settings
 
 
-async def _look_up(flows_conn_id: str) -> FlowsHook:
+async def _looked_up(flows_conn_id: str) -> FlowsHook:
     hooks = await asyncio.to_thread(import_module, "airflow_provider_flows.hooks")
     await asyncio.to_thread(import_module, "airflow_provider_flows.watch")  # with aiohttp: a quarter of a second
     found: FlowsHook = await hooks.FlowsHook.aget_hook(flows_conn_id)

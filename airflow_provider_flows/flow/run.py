@@ -39,12 +39,10 @@ class FlowState(StrEnum):
     @classmethod
     def of(cls, word: object) -> FlowState:
         """Read a service's word, whatever its case; one that nobody knows is UNKNOWN."""
-        try:
-            return cls(str(word).strip().lower())
-        except ValueError:
-            return cls.UNKNOWN
+        return _BY_WORD.get(str(word).strip().lower(), cls.UNKNOWN)
 
 
+_BY_WORD: dict[str, FlowState] = {state.value: state for state in FlowState}
 _FINAL = frozenset({FlowState.COMPLETED, FlowState.FAILED, FlowState.ABORTED})
 
 READY, ERROR, PENDING = "ready", "error", "pending"  # an output's status, in our words (vendor-api G-03)
