@@ -34,7 +34,7 @@ def load(name: str, address: str, interval: float) -> Contender:
 
 
 def _ours(_address: str, interval: float) -> Contender:
-    """Give our trigger, made as the operator makes it: after a look that saw the run begin."""
+    """Give our trigger, made as a triggerer makes it: of what a worker stored after a look that saw the run begin."""
     from airflow_provider_flows.flow.run import FlowRun, FlowState
     from airflow_provider_flows.flow.schedule import Schedule
     from airflow_provider_flows.flow.services.generio import Generio
@@ -42,16 +42,13 @@ def _ours(_address: str, interval: float) -> Contender:
     from airflow_provider_flows.triggers import FlowRunTrigger
 
     service = Generio()
-
-    def deferred(run: ScriptedRun) -> FlowRunTrigger:
-        """Give the trigger, and leave nothing of the worker's behind: in an Airflow that is another process."""
-        schedule = Schedule(interval, max(interval, 60.0), time.time() + PATIENCE)
-        begun = Wait(run.flow_run_id, service.get_run, schedule=schedule, clock=time.time, tell=lambda *_: None)
-        begun.seen(FlowRun(run.flow_run_id, service.name, state=FlowState.STARTING, state_word=FlowState.STARTING.value))
-        return FlowRunTrigger.going_on(CONN_ID, begun)
+    schedule = Schedule(interval, max(interval, 60.0), time.time() + PATIENCE)
+    begun = Wait("any", service.get_run, schedule=schedule, clock=time.time, tell=lambda *_: None)
+    begun.seen(FlowRun("any", service.name, state=FlowState.STARTING, state_word=FlowState.STARTING.value))
+    _, stored = FlowRunTrigger.going_on(CONN_ID, begun).serialize()
 
     async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
-        trigger = deferred(run)
+        trigger = FlowRunTrigger(**{**stored, "flow_run_id": run.flow_run_id, "deadline": time.time() + PATIENCE})
         async for event in trigger.run():
             told = event.payload
             mine = told.get("flow_run_id") == run.flow_run_id
