@@ -98,7 +98,8 @@ class FlowRunTrigger(BaseTrigger):
             told = {"run": (await self._final()).as_event()}
         except FlowError as error:
             told = {"error": error.as_dict()}
-        await asyncio.sleep(settling_seconds() - (time.monotonic() - began))
+        if (early := settling_seconds() - (time.monotonic() - began)) > 0:
+            await asyncio.sleep(early)
         self._told = True
         yield TriggerEvent({"flow_run_id": self.flow_run_id, **told})
 

@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from airflow_provider_flows.flow.agenda import Agenda
+from airflow_provider_flows.flow.agenda import MOST_OUT_OF_DATE, Agenda
 from airflow_provider_flows.flow.gate import CLOSED_SECONDS, FIRST_GAP, Gate
 from airflow_provider_flows.flow.listing import AGAIN, FEWEST, PAGES_A_LOOK, ROWS_A_LOOK, Glance, Listing
 from airflow_provider_flows.flow.run import FlowRun, FlowState
@@ -55,6 +55,17 @@ def test_agenda_has_one_place_for_each() -> None:
     assert agenda.take(7.0) == {"a": 7.0}
     agenda.put("b", 8.0)
     assert agenda.take(8.0) == {"b": 8.0}
+
+
+def test_agenda_keeps_nothing_of_who_is_gone() -> None:
+    """Thousands who come and are dropped long before their moments, as waits with far deadlines are, leave no trace."""
+    agenda: Agenda[int] = Agenda()
+    agenda.put(-1, 1e9)
+    for member in range(20 * MOST_OUT_OF_DATE):
+        agenda.put(member, 1e6 + member)
+        agenda.drop(member)
+    assert len(agenda._heap) <= MOST_OUT_OF_DATE + 2
+    assert agenda.take(1e9) == {-1: 1e9}
 
 
 def test_agenda_is_as_right_as_a_plain_dict() -> None:
