@@ -16,7 +16,8 @@ import pendulum
 import pytest
 
 from airflow_provider_flows.flow.errors import FlowInputError
-from airflow_provider_flows.flow.run import FlowRun, FlowState, read_time
+from airflow_provider_flows.flow.moments import read_time
+from airflow_provider_flows.flow.run import FlowRun, FlowState
 from airflow_provider_flows.flow.schedule import LONGEST_RETRY_AFTER, Forecast, Schedule, age, expected_end, seconds
 from tests.scripted import NOON
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.errors import FlowInputError
-from airflow_provider_flows.flow.run import epoch
+from airflow_provider_flows.flow.moments import epoch
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.run import FlowRun

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.errors import FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.exchange import Pause
-from airflow_provider_flows.flow.run import FlowRun, FlowState, epoch
+from airflow_provider_flows.flow.moments import epoch
+from airflow_provider_flows.flow.run import FlowRun, FlowState
 from airflow_provider_flows.flow.schedule import JITTER, Forecast, Schedule, age
 
 if TYPE_CHECKING:
