@@ -6,8 +6,9 @@ It has no words for what can be asked of a service (hooks.py has) and keeps noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from copy import copy
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.services import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
+
+LEAST_ATTEMPTS = 3  # at a file that does not come whole
 
 
 class ConnectedHook(BaseHook):
@@ -133,6 +136,27 @@ class ConnectedHook(BaseHook):
     def patient(self, conversation: Conversation[T]) -> T:
         """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
         return self._held(patiently(conversation, Retry(attempts=1 + self.extra["retries"])), self.settings)
+
+    def stubborn(self, conversation: Callable[[], Conversation[T]]) -> T:
+        """Hold a conversation that only reads, and hold it anew when what came was broken: a few times in any case."""
+        retry = Retry(attempts=max(LEAST_ATTEMPTS, 1 + self.extra["retries"]))
+        return self._held(patiently(retry.until_whole(conversation), retry), self.settings)
+
+    @contextmanager
+    def twin(self) -> Iterator[Self]:
+        """Give this hook once more, with a session of its own, for another thread."""
+        other = copy(self)
+        other._session = None  # noqa: SLF001  # it is one of us
+        try:
+            yield other
+        finally:
+            other.close()
+
+    def close(self) -> None:
+        """Close the session, if there is one; the next call opens another."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def _held(self, conversation: Conversation[T], settings: Settings) -> T:
         from airflow_provider_flows.transport.blocking import BlockingTransport, hold

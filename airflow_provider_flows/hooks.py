@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.connected import ConnectedHook
-from airflow_provider_flows.flow.data_uri import sniff
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowNotFound
 from airflow_provider_flows.flow.exchange import Request, ask, check
+from airflow_provider_flows.flow.incoming import Picture
 from airflow_provider_flows.flow.schedule import Schedule, expected_end, seconds
 from airflow_provider_flows.flow.waiting import Wait
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
     from airflow_provider_flows.flow.run import FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.flow.services import Service
+    from airflow_provider_flows.flow.sink import Target
     from airflow_provider_flows.flow.starting import Keep, Order, Record
     from airflow_provider_flows.flow.waiting import Tell
 
@@ -49,6 +50,7 @@ class FlowsHook(ConnectedHook):
         *,
         record: Record | None = None,
         keep: Keep | None = None,
+        input_conn_id: str | None = None,
     ) -> FlowRun:
         """Start a flow run.
 
@@ -58,12 +60,13 @@ class FlowsHook(ConnectedHook):
         :param additional: the caller's own metadata, stored with the run (Generio).
         :param record: what is to be kept of this start, and `keep` the function that keeps it (flow/starting.py); without them
             as few requests as the service allows do it all.
+        :param input_conn_id: the Airflow connection of the storage that files among the inputs lie in.
         :raises FlowInputError: an argument cannot be sent; no run was made.
         :raises FlowServiceError: the service refused.
         """
         from airflow_provider_flows.flow import starting
 
-        order = flow if isinstance(flow, starting.Order) else self.order(flow, inputs, parameters, additional)
+        order = flow if isinstance(flow, starting.Order) else self.order(flow, inputs, parameters, additional, input_conn_id)
         if record is not None and keep is not None:
             return self.patient(starting.start(self.service, order, record, keep))
         return self.patient(self.service.start(order.flow, order.inputs, order.parameters, order.additional))
@@ -86,8 +89,8 @@ class FlowsHook(ConnectedHook):
 
         return self.patient(seen_off(self.service, flow_run_id))
 
-    def order(self, flow: Any, inputs: Any, parameters: Any, additional: Any) -> Order:
-        """Read the arguments of a start; files are opened here, nothing is sent.
+    def order(self, flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None = None) -> Order:
+        """Read the arguments of a start; files are read once here, nothing is sent.
 
         :raises FlowInputError: an argument that cannot be sent.
         """
@@ -102,7 +105,7 @@ class FlowsHook(ConnectedHook):
             raise FlowInputError(message)
         sendable("parameters", parameters)
         sendable("additional", additional)
-        return Order(flow.strip(), read_inputs(inputs), parameters, additional)
+        return Order(flow.strip(), read_inputs(inputs, input_conn_id), parameters, additional)
 
     def get_run(self, flow_run_id: str) -> FlowRun:
         """Read a flow run as it is now, with the end that its progress lets expect (`expected_end`)."""
@@ -121,11 +124,11 @@ class FlowsHook(ConnectedHook):
         """Delete a flow run with all its inputs and outputs, for ever; it must not be under way."""
         self.patient(self.service.delete(flow_run_id))
 
-    def add_input(self, flow_run_id: str, item: Any) -> str | None:
+    def add_input(self, flow_run_id: str, item: Any, input_conn_id: str | None = None) -> str | None:
         """Add one input to a flow run that was made and not started; gives its asset id if the service tells it."""
         from airflow_provider_flows.inputs import read_inputs
 
-        read = read_inputs([item])
+        read = read_inputs([item], input_conn_id)
         if not isinstance(read, Sequence) or len(read) != 1:
             message = "add_input takes one input"
             raise FlowInputError(message)
@@ -141,7 +144,7 @@ class FlowsHook(ConnectedHook):
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:
         """Download one input."""
-        return self.patient(self.service.get_input(flow_run_id, asset_id))
+        return self.stubborn(lambda: self.service.get_input(flow_run_id, asset_id))
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
         """List a flow run's inputs."""
@@ -158,21 +161,28 @@ class FlowsHook(ConnectedHook):
         return self.patient(settled_outputs(self.service, flow_run_id))
 
     def download_output(self, flow_run_id: str, asset_id: str) -> Content:
-        """Download one output."""
-        return self.patient(self.service.download_output(flow_run_id, asset_id))
+        """Download one output, whole, into memory."""
+        return self.stubborn(lambda: self.service.download_output(flow_run_id, asset_id))
 
-    def download_link(self, url: str) -> Content | None:
-        """Download the picture that an output links to, None if it may not be fetched or is none.
+    def save_output(self, flow_run_id: str, asset_id: str, target: Target) -> str | None:
+        """Download one output into `target` (flow/sink.py), a piece at a time; gives its media type.
+
+        :raises FlowServiceError: the output could not be read, or not all of it; what is in the target is worth nothing then.
+        """
+        return self.stubborn(lambda: self.service.save_output(flow_run_id, asset_id, target))
+
+    def save_link(self, url: str, target: Target) -> str | None:
+        """Download the picture that an output links to; gives its media type, None if it may not be fetched or is no picture.
 
         The credentials do not go there unless it is the service's own host.
         """
         from airflow.providers.common.compat.sdk import mask_secret
 
-        if not self.settings.may_follow(url):
+        settings = self.settings
+        if not settings.may_follow(url):
             return None
         mask_secret(url.strip().partition("?")[2])  # the libraries below write whole URLs into a debug log
-        content = self.patient(_linked(Request("GET", url.strip())))
-        return content if (sniff(content.data) or "").startswith("image/") else None
+        return self.patient(_linked(url.strip(), target, settings.max_answer_bytes))
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Read what a flow takes and gives."""
@@ -219,16 +229,16 @@ class FlowsHook(ConnectedHook):
             return False, str(error)
 
 
-def _linked(request: Request) -> Conversation[Content]:
-    """Download a file that lies at an absolute URL."""
-    from airflow_provider_flows.flow.data_uri import Content, normal_media_type
-
+def _linked(url: str, target: Target, most: int) -> Conversation[str | None]:
+    """Download a picture that lies at an absolute URL, None if it is none."""
+    picture = Picture(target, most)
+    request = Request("GET", url, into=picture)
     response = yield from ask(request)
     if response.status in {401, 403, 404, 410}:
-        message = f"The link {request.path.partition('?')[0]} is not valid any more (HTTP {response.status}). Run the flow again."
+        message = f"The link {url.partition('?')[0]} is not valid any more (HTTP {response.status}). Run the flow again."
         raise FlowNotFound(message, status=response.status)
     check(request, response)
-    return Content(response.body, normal_media_type(response.headers.get("content-type")))
+    return picture.finish_if_one(request, response)
 
 
 class GenerioHook(FlowsHook):

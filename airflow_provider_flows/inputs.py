@@ -1,22 +1,20 @@
-"""From what a DAG author writes as `inputs` to what is sent: which string is a prompt and which names a file, and reading files.
+"""From what a DAG author writes as `inputs` to what is sent: which string is a prompt or a file, which dict another run's.
 
-It sends nothing and does not decide what a service takes (flow/services do).
+It reads no files (sources.py does), sends nothing and does not decide what a service takes (flow/services do).
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow import data_uri
-from airflow_provider_flows.flow.data_uri import Content
 from airflow_provider_flows.flow.errors import FlowInputError
-from airflow_provider_flows.flow.run import FlowInput
+from airflow_provider_flows.flow.run import ERROR, PENDING, FlowInput, Source
+from airflow_provider_flows.sources import file_data, file_text, in_memory
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.services import Inputs
@@ -24,62 +22,126 @@ if TYPE_CHECKING:
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # one word with a scheme, and nothing else
 # one word that only a path looks like, or the name of a file of a kind that flows take
 _PATH = re.compile(r"(?:~|\.{1,2})?/\S*|[A-Za-z]:[\\/]\S*|\S+\.(?:png|jpe?g|tiff?|webp|bmp|gif|glb|gltf)", re.IGNORECASE)
-FORMS = "a prompt, the URI of a file (file:///..., s3://...), a pathlib.Path, or a dict with 'data' or 'uri'"
+FORMS = (
+    "a prompt, the URI of a file (file:///..., s3://...), a pathlib.Path, a dict with 'data' or 'uri', or what such a "
+    "task returned"
+)
+_RUN = frozenset({"flow_run_id", "outputs"})  # keys of the dict that a task returns (FlowRun.as_dict)
+_OUTPUT = frozenset({"name", "asset_id", "status", "media_type"})  # keys that each output in it has (FlowOutput.as_dict)
+_KNOWN = _OUTPUT | {"data", "uri", "additional", "size", "sha256"}  # what one who writes an input by hand may use
 
 
-def read_inputs(inputs: Any) -> Inputs:
-    """Read the `inputs` of an operator or hook; files are opened here, and nothing was sent when this raises.
+def read_inputs(inputs: Any, conn_id: str | None = None) -> Inputs:
+    """Read the `inputs` of an operator or hook; files are read once here, and nothing was sent when this raises.
 
     * a string that is one URI (`scheme://...` without white space) names a file, read through ObjectStoragePath;
       any other string is a prompt, sent as it is; one that can only be meant as a path is refused;
     * a `pathlib.Path` or ObjectStoragePath names a file;
     * a dict with `data` (a prompt, or a data URI) or `uri` (a file), and perhaps `additional`, is one input with metadata;
-      so an output of another flow run, which has a `uri`, can be given as it is;
-    * any other mapping holds variables (PromptChainer).
+    * an output of another flow run stands for its file or its text, and the dict that such a task returns for all its outputs;
+    * any other mapping holds variables (PromptChainer), whose values may be outputs that are texts.
 
+    :param conn_id: the Airflow connection of the storage that file URIs lie in.
     :raises FlowInputError: naming the item, what was wrong with it, and what would do.
     """
-    if isinstance(inputs, Mapping) and not _is_item(inputs):
-        return {str(name): value for name, value in inputs.items()}
+    if isinstance(inputs, Mapping) and not _is_item(inputs) and not _is_run(inputs):
+        return {str(name): _variable(f"inputs[{name!r}]", value, conn_id) for name, value in inputs.items()}
     if inputs is None:
         return []
-    several = isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes))
-    return [_item(f"inputs[{index}]", item) for index, item in enumerate(inputs if several else [inputs])]
+    items = enumerate(inputs if _is_list(inputs) else [inputs])
+    return [_item(where, item, conn_id) for index, given in items for where, item in _each(f"inputs[{index}]", given)]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _is_item(value: Mapping[str, Any]) -> bool:
     """Whether a mapping is one input; variables that happen to be called `data` or `uri` are told apart by their company."""
-    return bool(value.keys() & {"data", "uri"}) and value.keys() <= _KNOWN
+    return _is_output(value) or (bool(value.keys() & {"data", "uri"}) and value.keys() <= _KNOWN)
 
 
-# the keys of an input, and those of an output, which may be given as an input
-_KNOWN = frozenset({"data", "uri", "additional", "name", "asset_id", "status", "media_type", "size", "sha256"})
+def _is_output(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.keys() >= _OUTPUT
 
 
-def _item(where: str, item: Any) -> FlowInput:
+def _is_run(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.keys() >= _RUN and _is_list(value["outputs"])
+
+
+def _each(where: str, given: Any) -> Iterator[tuple[str, Any]]:
+    """Give a flow run's outputs one by one, and a list of them (as mapped tasks give it); anything else as it is."""
+    outputs = given["outputs"] if _is_run(given) else given
+    if _is_run(given) and not outputs:
+        message = (
+            f"{where} is the flow run {given['flow_run_id']}, which had no outputs when its task ended ({given.get('state')}). "
+            "A task whose outputs another one takes must wait for its flow run"
+        )
+        raise FlowInputError(message)
+    if _is_run(given) or (_is_list(given) and given and all(map(_is_output, given))):
+        named = f"{where}['outputs']" if _is_run(given) else where
+        yield from ((f"{named}[{index}]", output) for index, output in enumerate(outputs))
+    else:
+        yield where, given
+
+
+def _item(where: str, item: Any, conn_id: str | None) -> FlowInput:
     if isinstance(item, str):
-        return FlowInput(_text(where, item))
+        return FlowInput(_text(where, item, conn_id))
     if isinstance(item, os.PathLike) or callable(getattr(item, "open", None)):  # an ObjectStoragePath is no os.PathLike
-        return FlowInput(_file(where, item))
+        return FlowInput(file_data(where, item, conn_id))
     if isinstance(item, Mapping) and _is_item(item):
-        uri, data = item.get("uri"), item.get("data")
-        if (uri is None) == (data is None):
-            message = f"{where} must have either 'data' or 'uri', not both"
-            raise FlowInputError(message)
-        if not isinstance(data if uri is None else uri, str):
-            key, value = ("data", data) if uri is None else ("uri", uri)
-            message = f"{where}[{key!r}] must be text, not {type(value).__name__}"
-            raise FlowInputError(message)
         sendable(f"{where}['additional']", item.get("additional"))
-        return FlowInput(_file(where, uri) if uri is not None else _data(where, str(data)), item.get("additional"))
+        uri, data = _told(where, item)
+        return FlowInput(_data(where, data) if uri is None else file_data(where, uri, conn_id), item.get("additional"))
     named = f"a dict with {sorted(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
     message = f"{where} must be {FORMS}, not {named}"
     raise FlowInputError(message)
 
 
-def _text(where: str, text: str) -> str:
+def _told(where: str, item: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Give the URI of a dict's file, or None and its text."""
+    if _is_output(item):
+        return _made(where, item)
+    uri, data = item.get("uri"), item.get("data")
+    if (uri is None) == (data is None):
+        message = f"{where} must have either 'data' or 'uri', not both"
+        raise FlowInputError(message)
+    key, value = ("data", data) if uri is None else ("uri", uri)
+    if not isinstance(value, str):
+        message = f"{where}[{key!r}] must be text, not {type(value).__name__}"
+        raise FlowInputError(message)
+    return uri, str(data)
+
+
+def _made(where: str, output: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Give the URI of the file that an output is, or None and the text that it is; a link, which ends, is neither."""
+    uri, value = output.get("uri"), output.get("value")
+    named = f"{where} is the output {output['name']!r} of another flow run, "
+    if output["status"] == ERROR:
+        reason = output.get("error") or "no reason was given"
+        message = f"{named}which was not made ({reason}). Leave it out, or run it again"
+        raise FlowInputError(message)
+    if isinstance(uri, str):
+        return uri, ""
+    if isinstance(value, str) and str(output["media_type"] or "text/").startswith("text/"):
+        return None, value
+    why = "was not ready when its task ended" if output["status"] == PENDING else "has no file: it stayed at the service"
+    message = f"{named}which {why}. Set output_path on the task that ran it, and run that again"
+    raise FlowInputError(message)
+
+
+def _variable(where: str, value: Any, conn_id: str | None) -> Any:
+    """Give the text of an output, or of a dict with `data` or `uri`; whether another value will do is for the service to say."""
+    if not isinstance(value, Mapping) or not _is_item(value):
+        return value
+    uri, data = _told(where, value)
+    return data if uri is None else file_text(where, uri, conn_id)
+
+
+def _text(where: str, text: str, conn_id: str | None) -> str | Source:
     if _URI.fullmatch(text.strip()):
-        return _file(where, text.strip())
+        return file_data(where, text.strip(), conn_id)
     if _PATH.fullmatch(text.strip()):
         message = (
             f"{where} is a string that looks like a path. For a file write pathlib.Path({text!r}) or a URI such as "
@@ -97,16 +159,9 @@ def _data(where: str, text: str) -> str:
     if text.lstrip()[:5].lower() != "data:":
         return text
     try:
-        return _sent(where, data_uri.decode(text))
+        return in_memory(where, data_uri.decode(text))
     except ValueError:  # a prompt that merely begins like a data URI
         return text
-
-
-def _sent(where: str, content: Content) -> str:
-    """Give a file as it is sent: a text is a prompt (G-15), a BMP becomes a PNG (G-11), the rest is a data URI."""
-    if content.media_type == "text/plain":
-        return content.data.decode()
-    return data_uri.encode(_as_png(where, content) if content.media_type == "image/bmp" else content)
 
 
 def sendable(where: str, value: Any) -> None:
@@ -119,48 +174,3 @@ def sendable(where: str, value: Any) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         message = f"{where} cannot be sent as JSON: {error}"
         raise FlowInputError(message) from error
-
-
-def _file(where: str, named: Any) -> str:
-    """Read a file into a data URI whose media type is told by its content first, then by its name."""
-    from airflow.sdk import ObjectStoragePath  # heavy, and only needed where there is a file
-
-    name = named.as_posix() if isinstance(named, PurePath) else str(named)
-    try:
-        path = ObjectStoragePath(name)
-        with path.open("rb") as file:
-            data = file.read()
-    except (OSError, ValueError, ImportError) as error:
-        message = f"{where} names a file that cannot be read ({name}): {error}"
-        raise FlowInputError(message) from error
-    if not data:
-        message = f"{where} names an empty file ({name})"
-        raise FlowInputError(message)
-    media_type = data_uri.sniff(data, path.name)
-    if media_type is None:
-        message = f"{where}: neither its content nor its name tells what {name} is; give it a usual name such as chair.png"
-        raise FlowInputError(message)
-    try:
-        return _sent(where, Content(data, media_type))
-    except UnicodeDecodeError as error:
-        message = f"{where} names a text file that is not UTF-8 ({name}): {error}"
-        raise FlowInputError(message) from error
-
-
-def _as_png(where: str, bitmap: Content) -> Content:
-    """Convert a BMP, which the newest documentation takes no more (vendor-api G-11), with Pillow if it is installed."""
-    try:
-        from PIL import Image
-    except ImportError:
-        message = (
-            f"{where} is a BMP image, which the service does not take. Save it as PNG, or install "
-            "airflow-provider-flows[images], which converts it"
-        )
-        raise FlowInputError(message) from None
-    png = io.BytesIO()
-    try:
-        Image.open(io.BytesIO(bitmap.data)).save(png, "PNG")
-    except OSError as error:
-        message = f"{where} is a BMP image that cannot be read: {error}"
-        raise FlowInputError(message) from error
-    return Content(png.getvalue(), "image/png")

@@ -16,7 +16,13 @@ from benchmarks.reporting import Report, machine
 from tools.processes import exit_on_sigterm
 
 # by the name on the command line; the modules of benchmarks that are not asked for are imported for their options only
-BENCHMARKS = {"triggers": "triggers", "schedule": "schedule", "airflow": "whole_airflow", "imports": "import_time"}
+BENCHMARKS = {
+    "triggers": "triggers",
+    "schedule": "schedule",
+    "airflow": "whole_airflow",
+    "imports": "import_time",
+    "files": "files",
+}
 
 
 def main() -> None:

@@ -22,12 +22,14 @@ LAYERS = (
     ("flow",),
     ("transport", "connection", "kills", "memory", "metrics"),
     ("connected",),
+    ("sources", "naming", "abreast", "writing"),
+    ("delivery",),
     ("inputs", "outputs"),
     ("hooks", "watch", "lookups", "subscriber", "gated"),
     ("triggers",),
 )
 _TOP = len(LAYERS)
-_ALLOWED_IN_FLOW = sys.stdlib_module_names | {"pendulum"}
+_ALLOWED_IN_FLOW = sys.stdlib_module_names | {"pendulum", "pybase64"}
 _SERVICES = f"{PACKAGE}.flow.services."
 _MAY_SLEEP = ("transport", "watch", "emulator")
 _BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
@@ -117,7 +119,7 @@ def _forbidden(module: str, target: str) -> str | None:
 
 def _forbidden_library(part: str, library: str) -> str | None:
     if part == "flow" and library not in _ALLOWED_IN_FLOW:
-        return "flow/ knows the standard library and pendulum only"
+        return "flow/ knows the standard library, pendulum and pybase64 only"
     if part in {"transport", "emulator"} and library == "airflow":
         return f"{part}/ knows nothing of Airflow"
     return None

@@ -13,6 +13,8 @@ from typing import Any
 from airflow_provider_flows.flow.errors import FlowServiceError, FlowUnreachable
 from airflow_provider_flows.flow.exchange import Conversation, Request, Response, T
 from airflow_provider_flows.transport import asynchronous, blocking
+from airflow_provider_flows.transport.receiving import Receiving
+from airflow_provider_flows.transport.settings import Settings
 
 NOON = 1_765_800_000.0  # epoch seconds at which scripted clocks begin
 
@@ -51,7 +53,11 @@ class Script:
         given = self._answers[0] if last else self._answers.pop(0)
         if isinstance(given, FlowServiceError):
             raise given
-        return given
+        if request.into is None:
+            return given
+        coming = Receiving(Settings("https://service.test", {}), request, given.status, given.headers.items())
+        coming.take(given.body)
+        return coming.response(given.url)
 
     def sleep(self, seconds: float) -> None:
         """Let the clock go on."""

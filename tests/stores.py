@@ -1,4 +1,4 @@
-"""Object stores for tests, attached to Airflow the public way: fsspec's memory, and one whose writes break off.
+"""Object stores for tests, attached to Airflow the public way: fsspec's memory, one whose writes break off, one with a key.
 
 They are real fsspec file systems; nothing of the package is replaced.
 """
@@ -29,20 +29,97 @@ class FragileFileSystem(MemoryFileSystem):
     protocol = "fragile"
     store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way
     pseudo_dirs = [""]  # noqa: RUF012
+    kind: type[MemoryFile] = FragileFile
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a file; one that is written is there at once, as on a disk."""
         if "w" not in mode:
             return super()._open(path, mode, **kwargs)
-        made = FragileFile(self, path)
+        made = self.kind(self, path)
         self.store[path] = made
         return made
 
 
+class FaultyFile(MemoryFile):
+    """A file that gives one piece and then no more."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read a little, then fail as a store does that goes away."""
+        if self.tell():
+            raise OSError(5, "The store went away: https://key:s3cret@store.test/a.png?sig=s3cret")
+        return super().read(size)
+
+
+class KeptFileSystem(MemoryFileSystem):
+    """A store in memory that is its own, and is reached by one Airflow connection only; it can be made to go away."""
+
+    protocol = "memory"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+    faulty = False
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        """Open a file."""
+        opened = super()._open(path, mode, **kwargs)
+        return FaultyFile(self, path, opened.getvalue()) if self.faulty else opened
+
+
+def kept_by(conn_id: str) -> KeptFileSystem:
+    """Give the store that a connection leads to, empty: `memory://` with that connection, and not without."""
+    files: Any = attach(protocol="memory", conn_id=conn_id, fs=KeptFileSystem(skip_instance_cache=True)).fs
+    files.store.clear()
+    files.faulty = False
+    return files  # type: ignore[no-any-return]
+
+
+class ClosingFile(MemoryFile):
+    """A file that takes everything, and fails when it is closed, as one does whose last block is sent then."""
+
+    def close(self) -> None:
+        """Fail."""
+        raise OSError(28, "No space left on device")
+
+
+class ForgetfulFile(MemoryFile):
+    """A file that loses what it is given after the first four bytes, and says nothing of it."""
+
+    def write(self, data: Any) -> int:
+        """Keep a little."""
+        super().write(bytes(data)[: max(0, 4 - self.tell())])
+        return len(data)
+
+    def close(self) -> None:
+        """Leave it where it is."""
+
+
+class ClosingFileSystem(FragileFileSystem):
+    """A store in memory on which no file can be closed."""
+
+    protocol = "closing"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    kind = ClosingFile
+
+
+class ForgetfulFileSystem(FragileFileSystem):
+    """A store in memory that keeps less than it took."""
+
+    protocol = "forgetful"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    kind = ForgetfulFile
+
+
+OWN: dict[str, type[FragileFileSystem]] = {
+    "fragile": FragileFileSystem,
+    "closing": ClosingFileSystem,
+    "forgetful": ForgetfulFileSystem,
+}
+
+
 def attached(protocol: str) -> Any:
     """Attach a store to Airflow and give its file system, empty."""
-    fsspec.register_implementation("fragile", FragileFileSystem, clobber=True)
-    register_implementation("fragile", MemoryPath, clobber=True)
+    for name, kind in OWN.items():
+        fsspec.register_implementation(name, kind, clobber=True)
+        register_implementation(name, MemoryPath, clobber=True)
     files = fsspec.filesystem(protocol)
     attach(protocol=protocol, fs=files)
     files.store.clear()

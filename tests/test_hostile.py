@@ -24,7 +24,7 @@ from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, Flow
 from airflow_provider_flows.flow.services.generio import Generio
 from airflow_provider_flows.flow.services.promptchainer import PromptChainer, expiry, image_type, read_graph
 from airflow_provider_flows.flow.starting import Order, Record, picked_up
-from airflow_provider_flows.outputs import file_names, safe_name
+from airflow_provider_flows.naming import file_names, safe_name
 from airflow_provider_flows.transport.settings import Settings
 from tests.scripted import Script
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.flow.body import Body, body_of
 from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.flow.run import FlowInput
 from airflow_provider_flows.hooks import GenerioHook
@@ -36,7 +38,8 @@ def sent(inputs: Any) -> list[str]:
     """Give what is sent for each input."""
     read = read_inputs(inputs)
     assert isinstance(read, list)
-    return [item.data for item in read]
+    body = body_of([item.as_json() for item in read])
+    return [item["data"] for item in json.loads(b"".join(body) if isinstance(body, Body) else body)]
 
 
 def uri(media_type: str, content: bytes) -> str:
@@ -137,7 +140,10 @@ def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
         "name": "chair", "asset_id": "a", "status": "ready", "media_type": "model/gltf-binary", "additional": {"n": 1},
         "uri": "memory://out/chair.glb", "size": 7, "sha256": "0",
     }  # fmt: skip
-    assert read_inputs([output]) == [FlowInput(uri("model/gltf-binary", HEADS["model/gltf-binary"]), {"n": 1})]
+    assert sent([output]) == sent(output) == [uri("model/gltf-binary", HEADS["model/gltf-binary"])]
+    (read,) = read_inputs(output)
+    assert isinstance(read, FlowInput)
+    assert read.additional == {"n": 1}
 
 
 @pytest.mark.parametrize(
@@ -264,6 +270,7 @@ def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: E
     assert flow_emulator.requests == ()
 
 
-def test_content_of_inputs_is_in_no_repr() -> None:
+def test_content_of_inputs_is_in_no_repr(tmp_path: Path) -> None:
     """An input's content does not reach a log by way of its repr."""
-    assert "secret" not in repr(read_inputs(["secret chair"]))
+    (tmp_path / "a.png").write_bytes(HEADS["image/png"] + b"secret")
+    assert "secret" not in repr(read_inputs(["secret chair", tmp_path / "a.png"]))

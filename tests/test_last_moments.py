@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
+from airflow_provider_flows.delivery import Delivery
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.flow.errors import FlowMalformed, FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.run import FlowOutput, FlowState
@@ -123,7 +124,7 @@ def test_output_that_nobody_calls_ready_is_fetched_all_the_same(
     with Station(reply) as station:
         station_hook(station, monkeypatch)
         hook = Hurried("station")
-        run = fetch(hook, hook.get_run("r1"), tmp_path.as_uri(), None)
+        run = fetch(hook, hook.get_run("r1"), Delivery(tmp_path.as_uri()))
     assert [output.status for output in run.outputs] == ["ready"]
     (file,) = tmp_path.glob("*/*.glb")
     assert file.read_bytes() == glb
@@ -133,7 +134,7 @@ def test_text_that_names_an_address_inside_is_not_fetched(monkeypatch: pytest.Mo
     """A flow's text that looks like a picture's URL on a machine inside the network stays text; nothing is asked there."""
     with Station() as inside, Station(lambda seen: Reply(body=chain_answer(seen, f"{inside.url}/admin/x.png"))) as station:
         hook = station_hook(station, monkeypatch, "promptchainer")
-        run = fetch(hook, hook.start("c", {}), tmp_path.as_uri(), None)
+        run = fetch(hook, hook.start("c", {}), Delivery(tmp_path.as_uri()))
         assert run.outputs[0].value == f"{inside.url}/admin/x.png"
         assert not inside.seen
     assert not list(tmp_path.glob("*/*"))
@@ -148,7 +149,7 @@ def test_link_to_something_else_than_a_picture_is_kept_as_text(monkeypatch: pyte
     with Station(reply) as station:
         hook = station_hook(station, monkeypatch, "promptchainer")
         assert isinstance(hook, PromptChainerHook)
-        run = fetch(hook, hook.start("c", {}), tmp_path.as_uri(), None)
+        run = fetch(hook, hook.start("c", {}), Delivery(tmp_path.as_uri()))
     assert run.state is FlowState.COMPLETED
     assert run.outputs[0].uri is None
     assert not list(tmp_path.glob("*/*"))

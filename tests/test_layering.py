@@ -30,8 +30,8 @@ def test_modules_and_functions_are_of_a_readable_size(folder: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source", "reason"),
     [
-        ("flow.run", "import requests", "standard library and pendulum only"),
-        ("flow.run", "def f():\n    from airflow.sdk import conf", "standard library and pendulum only"),
+        ("flow.run", "import requests", "standard library, pendulum and pybase64 only"),
+        ("flow.run", "def f():\n    from airflow.sdk import conf", "standard library, pendulum and pybase64 only"),
         ("flow.run", "from .services.generio import Generio", "nothing in flow/ knows a service"),
         ("flow.services.generio", "from ...hooks import FlowsHook", "hooks is above flow"),
         ("transport.blocking", "import airflow.sdk", "knows nothing of Airflow"),

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import gzip
 import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowMalformed, FlowUnreachable
-from airflow_provider_flows.flow.exchange import Request, Response, check, read_json
-from airflow_provider_flows.flow.retry import Retry, patiently
+from airflow_provider_flows.flow.exchange import Conversation, Request, Response, check, read_json
+from airflow_provider_flows.flow.retry import Retry, once, patiently
+from airflow_provider_flows.flow.sink import Kept
 from tests.doors import DOORS, TOKEN, Door, one, plain_environment, settings_for, unreachable
 from tests.servers import Reply, Rude, Seen, Station, nobody, reset, say
 
@@ -105,7 +107,7 @@ class TestWhatComesBack:
     def test_answer_is_whole(self, door: Door) -> None:
         """Status, lower-case headers and the body come back, whatever the status."""
         with Station(lambda _: Reply(418, {"X-Tea": "Pot"}, b"\x00\xff" * 100_000)) as station:
-            response = door(settings_for(station.url), one(Request("GET", "/flows", file=True)))
+            response = door(settings_for(station.url), one(Request("GET", "/flows")))
         assert (response.status, response.headers["x-tea"], response.body) == (418, "Pot", b"\x00\xff" * 100_000)
 
     def test_compressed_answer_is_unpacked(self, door: Door) -> None:
@@ -119,8 +121,9 @@ class TestWhatComesBack:
         with Station(lambda _: Reply(headers={"Content-Encoding": "gzip"}, body=packed)) as station:
             with pytest.raises(FlowMalformed, match="max_answer_mib"):
                 door(settings_for(station.url, max_answer_bytes=1_000_000), one(GET))
-            file = Request("GET", "/file", file=True)
-            assert len(door(settings_for(station.url, max_answer_bytes=1_000_000), one(file)).body) == 4_000_000
+            kept = Kept()
+            door(settings_for(station.url, max_answer_bytes=1_000_000), one(Request("GET", "/file", into=kept)))
+            assert len(kept.data) == 4_000_000
 
     def test_refusal_that_repeats_the_key_is_blanked(self, door: Door) -> None:
         """A service that repeats the key in its refusal does not get it into what is shown of the response."""
@@ -130,6 +133,84 @@ class TestWhatComesBack:
         with pytest.raises(FlowAuthError, match=r"no: Bearer \*\*\*"):
             check(GET, response)
         assert TOKEN not in repr(response)
+
+
+class Counted(Kept):
+    """A sink that counts answers, and wants no more than so many bytes."""
+
+    def __init__(self, most: int = 10**9) -> None:
+        super().__init__()
+        self.most = most
+        self.begun: list[tuple[int, str | None]] = []
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """Keep that an answer begins."""
+        super().begin(status, headers)
+        self.begun.append((status, headers.get("x-tea")))
+
+    def feed(self, chunk: bytes) -> bool:
+        """Keep it; say whether more is wanted."""
+        super().feed(chunk)
+        return len(self.data) < self.most
+
+
+class TestWhatASinkTakes:
+    """The body of a success goes to the request's sink, piece by piece, and is bounded by nothing but the sink."""
+
+    def test_body_goes_to_the_sink(self, door: Door) -> None:
+        """The sink gets all of it, unpacked, and is told the head; the response keeps the start, for messages."""
+        body = bytes(range(256)) * 20_000
+        reply = Reply(headers={"Content-Encoding": "gzip", "X-Tea": "Pot"}, body=gzip.compress(body))
+        sink = Counted()
+        with Station(lambda _: reply) as station:
+            response = door(settings_for(station.url, max_answer_bytes=1_000), one(Request("GET", "/file", into=sink)))
+        assert (bytes(sink.data), sink.begun) == (body, [(200, "Pot")])
+        assert (response.body, response.taken) == (body[:400], len(body))
+
+    @pytest.mark.parametrize("first", [CUT, say(b"HTTP/1.1 503 Away\r\nContent-Length: 3\r\n\r\noff"), reset])
+    def test_answer_that_is_asked_for_again_begins_anew(self, door: Door, first: Callable[[socket.socket], None]) -> None:
+        """Of an answer that broke off, or was none, nothing is left in the sink when the next one is whole."""
+        acts = iter([first, say(OK + b"Content-Length: 5\r\n\r\nwhole")])
+        sink = Counted()
+
+        def act(connection: socket.socket) -> None:
+            next(acts)(connection)
+
+        with Rude(act) as rude:
+            door(settings_for(rude.url), patiently(one(Request("GET", "/file", into=sink)), Retry()))
+        assert bytes(sink.data) == b"whole"
+        assert sink.begun[-1] == (200, None)
+        assert {status for status, _ in sink.begun} == {200}
+
+    def test_redirect_is_followed_into_the_sink(self, door: Door) -> None:
+        """What stands in the redirect itself is not the file."""
+        replies = {"/file": Reply(302, {"Location": "/there"}, b"elsewhere"), "/there": Reply(body=b"file")}
+        sink = Counted()
+        with Station(lambda seen: replies[seen.path]) as station:
+            door(settings_for(station.url), once(one(Request("GET", "/file", into=sink))))
+        assert (bytes(sink.data), sink.begun) == (b"file", [(200, None)])
+
+    def test_refusal_is_bounded_and_no_file(self, door: Door) -> None:
+        """A refusal's body never gets to the sink, and has the bound that any answer has."""
+        sink = Counted()
+        with Station(lambda _: Reply(404, body=b"no" * 1_000)) as station:
+            assert door(settings_for(station.url), one(Request("GET", "/file", into=sink))).body == b"no" * 1_000
+            with pytest.raises(FlowMalformed, match="max_answer_mib"):
+                door(settings_for(station.url, max_answer_bytes=1_000), one(Request("GET", "/file", into=sink)))
+        assert (sink.begun, bytes(sink.data)) == ([], b"")
+
+    def test_sink_that_has_enough_ends_the_reading(self, door: Door) -> None:
+        """No more is read than is wanted, and the session goes on with the next request."""
+        with Station(lambda _: Reply(body=b"x" * 20_000_000)) as station:
+            both = [Counted(1), Counted(1)]
+
+            def two() -> Conversation[list[Response]]:
+                first = yield from one(Request("GET", "/file", into=both[0]))
+                return [first, (yield from one(Request("GET", "/file", into=both[1])))]
+
+            taken = [response.taken for response in door(settings_for(station.url), two())]
+        assert [len(sink.data) for sink in both] == taken
+        assert all(told is not None and told < 1_000_000 for told in taken)
 
 
 class TestTrouble:

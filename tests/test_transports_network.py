@@ -13,7 +13,8 @@ import pytest
 import trustme
 
 from airflow_provider_flows.flow.errors import FlowMalformed, FlowUnreachable
-from airflow_provider_flows.flow.exchange import Request, along_redirects
+from airflow_provider_flows.flow.exchange import Request
+from airflow_provider_flows.flow.retry import along_redirects
 from tests.doors import DOORS, TOKEN, Door, one, plain_environment, settings_for, unreachable
 from tests.servers import Reply, Rude, Station, forward, nobody, reset, say
 

@@ -5,12 +5,14 @@ It opens no file and sends nothing; inputs.py and outputs.py do the first, the s
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from mimetypes import guess_extension, guess_type
-from urllib.parse import unquote_to_bytes
+
+from pybase64 import b64encode
+
+from airflow_provider_flows.flow.decoding import Base64, Percent, Write
 
 GLB = "model/gltf-binary"
 GLB_MAGIC = b"glTF"
@@ -23,6 +25,7 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"BM", "image/bmp"),
     (b"GIF8", "image/gif"),
 )
+KNOWN = frozenset({kind for _, kind in MAGIC} | {"image/webp"})  # what `sniff` tells by content
 SYNONYMS = {
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
@@ -31,6 +34,8 @@ SYNONYMS = {
 }
 EXTENSIONS = {GLB: ".glb", "image/jpeg": ".jpg", "image/tiff": ".tiff", "text/plain": ".txt", "image/webp": ".webp"}
 _HEAD = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<rest>(?:;[^;,]*)*),", re.IGNORECASE | re.ASCII)
+_SWAPPED = b"base64;"
+LONGEST_HEAD = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,32 @@ def extension(media_type: str | None) -> str:
     return EXTENSIONS.get(media_type or "") or guess_extension(media_type or "") or ".bin"
 
 
+def head(media_type: str | None) -> str:
+    """Give what stands before the base64, exactly as documented (vendor-api G-10): `data:<type>;base64,`."""
+    return f"data:{media_type or 'application/octet-stream'};base64,"
+
+
 def encode(content: Content) -> str:
-    """Write a data URI, exactly as documented (vendor-api G-10): `data:<type>;base64,<padded standard base64>`."""
-    return f"data:{content.media_type or 'application/octet-stream'};base64,{base64.b64encode(content.data).decode()}"
+    """Write a data URI: its head, then padded standard base64."""
+    return head(content.media_type) + b64encode(content.data).decode()
+
+
+def encoded(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Write base64 as `encode` does, a chunk at a time."""
+    left = b""
+    for chunk in chunks:
+        whole = left + chunk if left else chunk
+        cut = len(whole) - len(whole) % 3
+        left = whole[cut:]
+        if cut:
+            yield b64encode(whole[:cut] if left else whole)
+    if left:
+        yield b64encode(left)
+
+
+def size(media_type: str | None, content: int) -> int:
+    """Give the length of the data URI of so many bytes."""
+    return len(head(media_type)) + 4 * -(-content // 3)
 
 
 def decode(text: str) -> Content:
@@ -72,30 +100,53 @@ def decode(text: str) -> Content:
 
     :raises ValueError: it is not a data URI, or its base64 is broken or cut short.
     """
-    text = text.strip()
-    head = _HEAD.match(text)
-    if head is None:
-        message = "not a data URI"
-        raise ValueError(message)
-    payload, rest = text[head.end() :], head["rest"].lower()
-    swapped = payload[:7].lower() == "base64;"  # `data:image/png,base64;...`, printed in the docs by mistake (G-10)
-    media_type = normal_media_type(head["type"])
-    if not swapped and ";base64" not in rest:
-        return Content(unquote_to_bytes(payload), media_type or "text/plain")
-    return Content(decode_base64(payload[7:] if swapped else payload), media_type)
+    data = bytearray()
+    reading = Reading(data.extend)
+    reading.feed(text.encode())
+    reading.finish()
+    return Content(bytes(data), reading.media_type)
 
 
-def decode_base64(text: str) -> bytes:
-    """Read base64 in either alphabet, with white space, with or without padding.
+class Reading:
+    """A data URI read piece by piece, wherever it is cut, with the tolerance of `decode`.
 
-    :raises ValueError: a character that belongs to neither alphabet, or a length that no base64 has.
+    Every method raises ValueError if it is none, or is broken.
     """
-    plain = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
-    try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except binascii.Error as error:
-        message = f"broken base64: {error}"
-        raise ValueError(message) from error
+
+    def __init__(self, write: Write) -> None:
+        """Take what the decoded bytes are written to."""
+        self.media_type: str | None = None
+        self._write = write
+        self._head = b""
+        self._payload: Base64 | Percent | None = None
+
+    def feed(self, piece: bytes) -> None:
+        """Decode what is whole so far."""
+        if self._payload is not None:
+            self._payload.feed(piece)
+            return
+        self._head = (self._head + piece).lstrip()
+        if b"," in self._head[: -len(_SWAPPED)] or len(self._head) > LONGEST_HEAD:
+            self._begin()
+
+    def finish(self) -> None:
+        """Decode the rest."""
+        (self._payload or self._begin()).finish()
+
+    def _begin(self) -> Base64 | Percent:
+        """Read what stands before the payload, and decode what came with it."""
+        text, self._head = self._head, b""
+        head = _HEAD.match(text[:LONGEST_HEAD].decode("latin-1"))
+        if head is None:
+            message = "not a data URI"
+            raise ValueError(message)
+        payload, kind = text[head.end() :], normal_media_type(head["type"])
+        swapped = payload[: len(_SWAPPED)].lower() == _SWAPPED  # `data:image/png,base64;...`, in the docs by mistake (G-10)
+        plain = not swapped and ";base64" not in head["rest"].lower()
+        self.media_type = kind or "text/plain" if plain else kind
+        self._payload = Percent(self._write) if plain else Base64(self._write)
+        self._payload.feed(payload[len(_SWAPPED) :] if swapped else payload)
+        return self._payload
 
 
 def whole_glb(data: bytes) -> bool:

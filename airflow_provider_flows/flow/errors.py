@@ -3,7 +3,7 @@
 It does not decide which answer is which error (exchange.py does) nor what may be tried again (retry.py and waiting.py do).
 
 FlowError
-├── FlowInputError          you: an argument cannot be sent; found before any request
+├── FlowInputError          you: an argument cannot be sent; found before any request, or a file changed before it was sent
 ├── FlowRunFailed           the flow run: it ended in `failed`; carries the run
 │   └── FlowRunAborted      the flow run: somebody aborted it
 ├── FlowTimeout             the clock: the deadline passed before the run was final (the sensor's is a FlowSensorTimeout)
@@ -34,7 +34,14 @@ class FlowError(Exception):
 
 
 class FlowInputError(FlowError):
-    """An argument that cannot be sent, found before any request was made."""
+    """An argument that cannot be sent, or a file that is not what it was: nothing runs.
+
+    `lasting` tells whether it holds for a retry as well.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = True) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class FlowRunFailed(FlowError):

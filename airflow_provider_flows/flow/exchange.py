@@ -2,25 +2,27 @@
 
 It does no I/O and knows no service: the transports send, flow/services says what to send, retry.py says what to send again.
 
-A conversation is a generator: it yields a `Request` and is sent the `Response` (or is thrown the `FlowServiceError` that
-kept it from coming), or yields a `Pause` and is sent None when the time is over; what it returns is its result.
+A conversation is a generator: it yields a `Request` and is sent the `Response` (or is thrown the `FlowError` that kept
+it from coming), or yields a `Pause` and is sent None when the time is over; what it returns is its result.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import Any, Generic, TypeVar
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
+from airflow_provider_flows.flow.body import Body, body_of
 from airflow_provider_flows.flow.bounded_json import parse
 from airflow_provider_flows.flow.errors import (
     FlowAuthError,
     FlowConflict,
+    FlowError,
     FlowInvalid,
     FlowMalformed,
     FlowNotFound,
@@ -28,9 +30,12 @@ from airflow_provider_flows.flow.errors import (
     FlowServiceError,
 )
 
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.sink import Sink
+
 T = TypeVar("T")
-MAX_REDIRECTS = 5
 SHOWN = 200  # characters of a service's own words that go into a message
+START = 2 * SHOWN  # bytes of a body in which they are looked for
 
 
 class Resend(Enum):
@@ -46,8 +51,7 @@ class Request:
     """One HTTP request, without host, without credentials.
 
     `path` is relative to the connection's host and quoted already, or an absolute URL; the credentials go with a request only to
-    the connection's own host. `json` is sent as the body unless it is None. `file` marks an answer that is a file, so that the
-    bound on JSON answers does not apply.
+    the connection's own host. `json` is sent as the body unless it is None. `into` takes the body of a success, of any size.
     """
 
     method: str
@@ -55,27 +59,28 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     json: Any = field(default=None, repr=False)
     resend: Resend = Resend.ALWAYS
-    file: bool = False
+    into: Sink | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         """Give method and path, never a query (a signed URL's query is a secret) and never the body."""
         return f"{self.method} {self.path.partition('?')[0]}"
 
     @property
-    def body(self) -> bytes | None:
-        """The JSON body's bytes (UTF-8), or None."""
-        return None if self.json is None else json.dumps(self.json, allow_nan=False).encode()
+    def body(self) -> bytes | Body | None:
+        """The JSON body (UTF-8), or None; with files in it, one that is gone through a chunk at a time."""
+        return None if self.json is None else body_of(self.json)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back: the status, the headers with lower-case names, the whole body, and the URL that was asked."""
+    """What came back: the status, the headers with lower-case names, the body (its start if a sink took it), and the URL."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
     url: str = field(default="", repr=False)  # not shown: a signed URL is a secret
     hidden: tuple[str, ...] = field(default=(), repr=False)  # the key, for an answer that repeats it
+    taken: int | None = None  # bytes that a sink took
 
     def shown(self, text: str) -> str:
         """Give a part of the answer as it may be shown."""
@@ -141,7 +146,7 @@ class Talk(Generic[T]):
         """Hand over what came back, None after a pause."""
         self._go_on(self._conversation.send, response)
 
-    def failed(self, error: FlowServiceError) -> None:
+    def failed(self, error: FlowError) -> None:
         """Tell what kept the answer from coming."""
         self._go_on(self._conversation.throw, error)
 
@@ -156,7 +161,7 @@ def through(conversation: Conversation[T], asking: Callable[[Request], Conversat
     """Hold a conversation in which each request is asked by `asking`, for example again and again, or along redirects.
 
     :param conversation: any conversation that has not begun.
-    :param asking: what becomes of one request: a conversation that returns its response or raises a `FlowServiceError`.
+    :param asking: what becomes of one request: a conversation that returns its response or raises a `FlowError`.
     """
     talk = Talk(conversation)
     while talk.step is not None:
@@ -165,29 +170,11 @@ def through(conversation: Conversation[T], asking: Callable[[Request], Conversat
             continue
         try:
             response = yield from asking(talk.step)
-        except FlowServiceError as error:
+        except FlowError as error:
             talk.failed(error)
         else:
             talk.answered(response)
     return talk.result
-
-
-def along_redirects(request: Request) -> Conversation[Response]:
-    """Ask, and follow redirects of a GET; the transport leaves the credentials behind at another host.
-
-    A redirect of anything else is handed back as it is: it would be sent again as something else, or twice.
-    """
-    for _ in range(MAX_REDIRECTS):
-        response = yield from ask(request)
-        target = response.headers.get("location")
-        if request.method != "GET" or response.status not in {301, 302, 303, 307, 308} or not target:
-            return response
-        try:
-            request = replace(request, path=urljoin(response.url, target), query={})
-        except ValueError as error:
-            raise FlowMalformed(malformed(request, response, "redirects to no address"), status=response.status) from error
-    message = f"{request} is redirected more than {MAX_REDIRECTS} times; check the host of the connection"
-    raise FlowMalformed(message, status=response.status)
 
 
 def same_origin(one: str, other: str) -> bool:
@@ -240,8 +227,9 @@ def _refuse_hidden(request: Request, response: Response, value: Any) -> None:
 
 def malformed(request: Request, response: Response, why: str) -> str:
     """Word the message of a `FlowMalformed`: what was asked, why the answer cannot be read, and how it begins."""
-    shown = response.shown(response.body[: 2 * SHOWN].decode("utf-8", "replace"))[:SHOWN]
-    return f"The answer to {request} {why} (HTTP {response.status}, {len(response.body)} bytes). It begins: {shown!r}"
+    shown = response.shown(response.body[:START].decode("utf-8", "replace"))[:SHOWN]
+    size = len(response.body) if response.taken is None else response.taken
+    return f"The answer to {request} {why} (HTTP {response.status}, {size} bytes). It begins: {shown!r}"
 
 
 MOVED = "The service redirects; a changing request is not sent on. Check the host of the connection."

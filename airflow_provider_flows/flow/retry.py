@@ -1,4 +1,4 @@
-"""Which requests may be sent again, when, and how often.
+"""Which requests may be sent again, when, how often, and where a redirect leads.
 
 It is about single requests; that a wait goes on although a look failed is waiting.py's business.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
-from airflow_provider_flows.flow.errors import FlowUnreachable
-from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response, along_redirects, through
+from airflow_provider_flows.flow.errors import FlowMalformed, FlowUnreachable
+from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response, ask, malformed, through
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation, T
 
 REFUSED = frozenset({429})  # the service says that it did nothing
 AWAY = frozenset({502, 503, 504})  # somebody in between answered; it may or may not have arrived
+MAX_REDIRECTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,18 @@ class Retry:
             yield Pause(pause)
         raise AssertionError  # not reached: count() does not end
 
+    def until_whole(self, conversation: Callable[[], Conversation[T]]) -> Conversation[T]:
+        """Hold a conversation that changes nothing, and hold it anew while its answer cannot be read.
+
+        :raises FlowMalformed: the last attempt's.
+        """
+        for attempt in range(1, self.attempts):
+            try:
+                return (yield from conversation())
+            except FlowMalformed:
+                yield Pause(self._backoff(attempt))
+        return (yield from conversation())
+
     def _pause_after(self, request: Request, response: Response, attempt: int) -> float | None:
         """Give the pause before the request is sent again, None if its answer stands."""
         refused = response.status in REFUSED and request.resend is not Resend.IF_NEVER_ARRIVED
@@ -74,6 +88,24 @@ class Retry:
 
 def _again_after_silence(request: Request, error: FlowUnreachable) -> bool:
     return request.resend is Resend.ALWAYS or not error.may_have_arrived
+
+
+def along_redirects(request: Request) -> Conversation[Response]:
+    """Ask, and follow redirects of a GET; the transport leaves the credentials behind at another host.
+
+    A redirect of anything else is handed back as it is: it would be sent again as something else, or twice.
+    """
+    for _ in range(MAX_REDIRECTS):
+        response = yield from ask(request)
+        target = response.headers.get("location")
+        if request.method != "GET" or response.status not in {301, 302, 303, 307, 308} or not target:
+            return response
+        try:
+            request = replace(request, path=urljoin(response.url, target), query={})
+        except ValueError as error:
+            raise FlowMalformed(malformed(request, response, "redirects to no address"), status=response.status) from error
+    message = f"{request} is redirected more than {MAX_REDIRECTS} times; check the host of the connection"
+    raise FlowMalformed(message, status=response.status)
 
 
 def patiently(conversation: Conversation[T], retry: Retry) -> Conversation[T]:

@@ -5,15 +5,13 @@ It does not know how any service words these (flow/services reads them) nor how 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from airflow_provider_flows.flow.errors import FlowRunAborted, FlowRunFailed
+from airflow_provider_flows.flow.moments import epoch, read_time
 
 if TYPE_CHECKING:
     from pendulum import DateTime
@@ -48,11 +46,34 @@ _FINAL = frozenset({FlowState.COMPLETED, FlowState.FAILED, FlowState.ABORTED})
 READY, ERROR, PENDING = "ready", "error", "pending"  # an output's status, in our words (vendor-api G-03)
 
 
+@runtime_checkable
+class Source(Protocol):
+    """A file that is sent a chunk at a time, as it was when its digest (SHA-256, hexadecimal) was taken."""
+
+    @property
+    def media_type(self) -> str:
+        """What it is."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+
+    @property
+    def digest(self) -> str:
+        """What stands for its content."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give its bytes, each time from the beginning.
+
+        :raises FlowInputError: it has changed; this is raised in place of the last chunk.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class FlowInput:
-    """One thing a run works on: a prompt or a data URI in `data`, and the caller's metadata, which returns on its output."""
+    """One thing a run works on: a prompt, a data URI or a file; and the caller's metadata, which returns on its output."""
 
-    data: str = field(repr=False)  # content never reaches a log
+    data: str | Source = field(repr=False)  # content never reaches a log
     additional: Any = None
 
     def as_json(self) -> dict[str, Any]:
@@ -78,7 +99,7 @@ class FlowOutput:
     expires_at: str | None = None  # ISO 8601; when the link ends
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the XCom form: name, asset_id, status, media_type, additional and either value or uri, size, sha256."""
+        """Give the XCom form: name, asset_id, status, media_type, additional, and value or uri, size, sha256, or both."""
         told: dict[str, Any] = {
             "name": self.name,
             "asset_id": self.asset_id,
@@ -88,9 +109,9 @@ class FlowOutput:
         }
         if self.error:
             told["error"] = self.error
-        if self.uri is not None:
-            return {**told, "uri": self.uri, "size": self.size, "sha256": self.sha256}
-        return told if self.value is None else {**told, "value": self.value}
+        if self.value is not None:
+            told["value"] = self.value
+        return told if self.uri is None else {**told, "uri": self.uri, "size": self.size, "sha256": self.sha256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +186,9 @@ class FlowRun:
         return self
 
     def _reason(self) -> str:
-        return f"The service says: {self.error}." if self.error else "The service gives no reason."
+        reason = f"The service says: {self.error}." if self.error else "The service gives no reason."
+        files = [output.uri for output in self.outputs if output.uri is not None]
+        return f"{reason} Its partial outputs are in {', '.join(files)}." if files else reason
 
     def as_dict(self) -> dict[str, Any]:
         """Give the plain dict that operator and sensor return; timestamps are ISO 8601 in UTC, `duration` is seconds."""
@@ -216,18 +239,6 @@ def _iso(moment: DateTime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def epoch(moment: DateTime) -> float:
-    """Give a moment's epoch seconds; pendulum's `timestamp` takes four times as long, and a wait needs them at each look."""
-    return datetime.__sub__(moment, _first_moment()).total_seconds()
-
-
-@cache
-def _first_moment() -> DateTime:
-    import pendulum  # first used here: importing this module stays cheap
-
-    return pendulum.DateTime(1970, 1, 1, tzinfo=pendulum.UTC)
-
-
 def read_progress(told: object) -> float:
     """Read a progress into 0.0 to 1.0: missing or unreadable is 0.0, more than 1 is a percentage (vendor-api G-18)."""
     try:
@@ -236,32 +247,3 @@ def read_progress(told: object) -> float:
         return 0.0
     value = value / 100 if value > 1 else value
     return min(max(value, 0.0), 1.0) if value == value else 0.0  # noqa: PLR0124  # NaN is the one value unequal to itself
-
-
-_PLAIN = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3}(\d{3})?)?(Z|[+-]\d\d:\d\d)?")
-
-
-def read_time(told: object) -> DateTime | None:
-    """Read a timestamp into UTC: ISO 8601 with or without zone (then UTC), or epoch seconds or milliseconds; else None."""
-    import pendulum  # first used here: importing this module stays cheap
-
-    if told is None or isinstance(told, bool) or told == "":
-        return None
-    try:
-        if isinstance(told, (int, float)):
-            return pendulum.from_timestamp(told / 1000 if told > 1e11 else told)
-        return _read_text(str(told))
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-@lru_cache(maxsize=50_000)  # a run that is looked at again and again has the same timestamps each time
-def _read_text(told: str) -> DateTime | None:
-    import pendulum
-
-    if _PLAIN.fullmatch(told):  # what services send; pendulum's own parser takes ten times as long
-        at = datetime.fromisoformat(told)
-        at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-        return pendulum.DateTime(at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond, tzinfo=pendulum.UTC)
-    moment = pendulum.parse(told, tz="UTC", strict=False)
-    return moment.in_timezone("UTC") if isinstance(moment, pendulum.DateTime) else None

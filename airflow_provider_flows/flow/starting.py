@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from airflow_provider_flows.flow.errors import FlowConflict, FlowError, FlowNotFound, FlowServiceError
 from airflow_provider_flows.flow.exchange import Pause
-from airflow_provider_flows.flow.run import FlowRun, FlowState
+from airflow_provider_flows.flow.run import FlowRun, FlowState, Source
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
@@ -37,12 +37,16 @@ class Order:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that makes this order another one; it tells nothing of the content."""
+        """A digest of all that makes this order another one; it tells nothing of the content. A file counts by its own digest."""
         items = dict(self.inputs) if isinstance(self.inputs, Mapping) else [item.as_json() for item in self.inputs]
         # over JSON first: keys become text there, and only text can be sorted
-        plain = json.loads(json.dumps([self.flow, items, self.parameters, self.additional], default=str))
+        plain = json.loads(json.dumps([self.flow, items, self.parameters, self.additional], default=_plain))
         told = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return [value.media_type, value.digest] if isinstance(value, Source) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

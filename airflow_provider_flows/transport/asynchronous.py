@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import aiohttp
 from yarl import URL
 
-from airflow_provider_flows.flow.errors import FlowServiceError
+from airflow_provider_flows.flow.body import Body, may_be_read
+from airflow_provider_flows.flow.errors import FlowError
 from airflow_provider_flows.flow.exchange import Pause, Request, Response, Talk
-from airflow_provider_flows.transport import environment
+from airflow_provider_flows.transport import environment, uploads
+from airflow_provider_flows.transport.receiving import Receiving
 from airflow_provider_flows.transport.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,30 +49,31 @@ class AsyncTransport:
     async def send(self, request: Request) -> Response:
         """Send one request and read its whole answer.
 
-        :raises FlowUnreachable: no answer, or one that broke off.
-        :raises FlowMalformed: an answer beyond the bound.
+        :raises FlowError: as the other transport's `send` does.
         """
         settings = self._settings
+        sent: bytes | Body | None = None
         try:
+            sent = request.body
             url = URL(settings.url(request), encoded=True)  # ids are quoted already; a signed URL must not be quoted again
             proxy, proxy_headers = self._proxy(url.scheme, url.host or "")
             async with self._session.request(
                 request.method,
                 url.update_query(request.query) if request.query else url,
-                data=request.body,
-                headers=settings.headers(request),
+                data=uploads.streamed(sent),
+                headers=settings.headers(request) | uploads.length(sent),
                 timeout=self._timeout,
                 proxy=proxy,
                 proxy_headers=proxy_headers,
                 allow_redirects=False,
             ) as answer:
-                body = bytearray()
-                while chunk := await answer.content.readany():
-                    body += chunk
-                    settings.bounded(request, len(body))
-                return settings.answer(answer.status, answer.headers.items(), bytes(body), str(answer.url))
+                coming = Receiving(settings, request, answer.status, answer.headers.items())
+                await coming.take_from(answer.content.iter_any())
+                return coming.response(str(answer.url))
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
-            raise settings.unreachable(request, error, may_have_arrived=not isinstance(error, NEVER_ARRIVED)) from None
+            uploads.raise_own(error)
+            arrived = may_be_read(sent) and not isinstance(error, NEVER_ARRIVED)
+            raise settings.unreachable(request, error, may_have_arrived=arrived) from None
 
 
 async def hold(
@@ -87,7 +90,7 @@ async def hold(
             continue
         try:
             response = await send(talk.step)
-        except FlowServiceError as error:
+        except FlowError as error:
             talk.failed(error)
         else:
             talk.answered(response)

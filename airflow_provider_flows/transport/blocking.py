@@ -14,8 +14,10 @@ import requests
 import urllib3
 from requests import exceptions as trouble
 
-from airflow_provider_flows.flow.errors import FlowServiceError
+from airflow_provider_flows.flow.body import Body, may_be_read
+from airflow_provider_flows.flow.errors import FlowError
 from airflow_provider_flows.flow.exchange import Pause, Request, Response, Talk
+from airflow_provider_flows.transport.receiving import Receiving
 from airflow_provider_flows.transport.settings import CHUNK, Settings
 
 if TYPE_CHECKING:
@@ -43,15 +45,18 @@ class BlockingTransport:
         """Send one request and read its whole answer.
 
         :raises FlowUnreachable: no answer, or one that broke off.
+        :raises FlowInputError: a file in it has changed.
         :raises FlowMalformed: an answer beyond the bound.
         """
         settings = self._settings
+        sent: bytes | Body | None = None
         try:
+            sent = request.body
             with self._session.request(
                 request.method,
                 settings.url(request),
                 params=request.query or None,
-                data=request.body,
+                data=sent,
                 headers=settings.headers(request),
                 timeout=(settings.connect_timeout, settings.read_timeout),
                 # a CA bundle of the environment would win over the session's own `verify`, so it is said again here
@@ -60,13 +65,11 @@ class BlockingTransport:
                 allow_redirects=False,
                 stream=True,
             ) as answer:
-                body = bytearray()
-                for chunk in answer.iter_content(CHUNK):
-                    body += chunk
-                    settings.bounded(request, len(body))
-                return settings.answer(answer.status_code, answer.headers.items(), bytes(body), answer.url)
+                coming = Receiving(settings, request, answer.status_code, answer.headers.items())
+                all(map(coming.take, answer.iter_content(CHUNK)))  # to its end, or until no more is wanted
+                return coming.response(answer.url)
         except (OSError, ValueError) as error:  # RequestException is an OSError; others are of bad addresses and CA bundles
-            raise settings.unreachable(request, error, may_have_arrived=_may_have_arrived(error)) from None
+            raise settings.unreachable(request, error, may_have_arrived=_may_have_arrived(error) and may_be_read(sent)) from None
 
 
 def _may_have_arrived(error: Exception) -> bool:
@@ -89,7 +92,7 @@ def hold(conversation: Conversation[T], send: Callable[[Request], Response], sle
             continue
         try:
             response = send(talk.step)
-        except FlowServiceError as error:
+        except FlowError as error:
             talk.failed(error)
         else:
             talk.answered(response)

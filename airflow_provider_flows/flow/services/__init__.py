@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
     from airflow_provider_flows.flow.listing import Glance
     from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
+    from airflow_provider_flows.flow.sink import Target
 
 Inputs = Sequence["FlowInput"] | Mapping[str, Any]  # a list of inputs, or a mapping of variables
 
@@ -107,8 +108,15 @@ class Service(ABC):
         raise self._cannot("list a flow run's outputs")
 
     def download_output(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
-        """Read one output's content."""
+        """Read one output's content, whole, into memory."""
         raise self._cannot("download a flow run's outputs")
+
+    def save_output(self, flow_run_id: str, asset_id: str, target: Target) -> Conversation[str | None]:
+        """Read one output's content into `target`, best a piece at a time; returns its media type."""
+        content = yield from self.download_output(flow_run_id, asset_id)
+        target.restart()
+        target.write(content.data)
+        return content.media_type
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
         """Read what a flow takes and gives."""

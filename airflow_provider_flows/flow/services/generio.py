@@ -8,20 +8,24 @@ Source of every path and body: the vendor's reference, https://docs.generio.ai, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_flows.flow import data_uri
+from airflow_provider_flows.flow.data_uri import Content
 from airflow_provider_flows.flow.errors import FlowConflict, FlowInputError, FlowNotFound
-from airflow_provider_flows.flow.exchange import Pause, Request, Resend, acknowledge, ask, check, read_json, reason
+from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response, acknowledge, ask, check, read_json, reason
+from airflow_provider_flows.flow.incoming import Incoming
 from airflow_provider_flows.flow.listing import Glance
 from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.flow.services import Inputs, Service, segment
 from airflow_provider_flows.flow.services import generio_answers as answers
+from airflow_provider_flows.flow.sink import Kept
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.data_uri import Content
     from airflow_provider_flows.flow.definition import FlowDefinition
     from airflow_provider_flows.flow.exchange import Conversation
+    from airflow_provider_flows.flow.sink import Target
 
 MOST_PAGES = 1000
 A_TURN = 200  # rows of a long list that are read before others have their turn
@@ -170,8 +174,7 @@ class Generio(Service):
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """GET /flows/{id}/inputs."""
-        request = _listing(flow_run_id, "inputs", include_data=include_data)
-        response = yield from ask(request)
+        request, response = yield from _listed(flow_run_id, "inputs", include_data=include_data)
         return answers.read_assets(request, response, read_json(request, response), "inputs", include_data=include_data)
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
@@ -180,8 +183,7 @@ class Generio(Service):
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """GET /flows/{id}/outputs; only a final run has them, and a refusal is settled by reading the run (G-22)."""
-        request = _listing(flow_run_id, "outputs", include_data=include_data)
-        response = yield from ask(request)
+        request, response = yield from _listed(flow_run_id, "outputs", include_data=include_data)
         if response.status in NOT_NOW:
             run = yield from self.get_run(flow_run_id)
             if not run.final:
@@ -192,6 +194,10 @@ class Generio(Service):
     def download_output(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """GET /flows/{id}/outputs/{asset_id}: a data URI in JSON, or the raw file (G-02)."""
         return (yield from _content(f"{_path(flow_run_id)}/outputs/{segment('asset_id', asset_id)}"))
+
+    def save_output(self, flow_run_id: str, asset_id: str, target: Target) -> Conversation[str]:
+        """GET /flows/{id}/outputs/{asset_id}, a piece at a time."""
+        return (yield from _saved(f"{_path(flow_run_id)}/outputs/{segment('asset_id', asset_id)}", target))
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
         """GET /templates, and the one with this name or id (G-26).
@@ -225,7 +231,7 @@ def _making(flow: str, parameters: Any, additional: Any) -> dict[str, Any]:
 
 def _escaped(item: FlowInput) -> FlowInput:
     """Give the input as it is sent: a prompt that merely begins like a data URI gets a leading blank (vendor-api G-15)."""
-    if item.data[:5].lower() != "data:":
+    if not isinstance(item.data, str) or item.data[:5].lower() != "data:":
         return item
     try:
         data_uri.decode(item.data)
@@ -244,13 +250,24 @@ def _made(request: Request, flow: str, unsaid: FlowState) -> Conversation[FlowRu
     return answers.read_run(request, response, value, known_flow=flow, unsaid=unsaid)
 
 
-def _listing(flow_run_id: str, kind: str, *, include_data: bool) -> Request:
+def _listed(flow_run_id: str, kind: str, *, include_data: bool) -> Conversation[tuple[Request, Response]]:
     # true and false in lower case: whether the service reads a string or a Boolean is not known (G-25)
-    return Request("GET", f"{_path(flow_run_id)}/{kind}", {"include_data": str(include_data).lower()}, file=include_data)
+    query = {"include_data": str(include_data).lower()}
+    whole = Kept()  # with the files in it, it may be of any size
+    request = Request("GET", f"{_path(flow_run_id)}/{kind}", query, into=whole if include_data else None)
+    response = yield from ask(request)
+    return request, response if response.taken is None else replace(response, body=bytes(whole.data))
 
 
 def _content(path: str) -> Conversation[Content]:
-    request = Request("GET", path, file=True)
+    kept = Kept()
+    media_type = yield from _saved(path, kept)
+    return Content(bytes(kept.data), media_type)
+
+
+def _saved(path: str, target: Target) -> Conversation[str]:
+    incoming = Incoming(target)
+    request = Request("GET", path, into=incoming)
     response = yield from ask(request)
     check(request, response)
-    return answers.read_content(request, response)
+    return incoming.finish(request, response)

@@ -15,6 +15,7 @@ from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.definition import FlowDefinition
 from airflow_provider_flows.flow.errors import FlowMalformed
 from airflow_provider_flows.flow.exchange import SHOWN, malformed
+from airflow_provider_flows.flow.moments import read_time
 from airflow_provider_flows.flow.run import (
     ERROR,
     PENDING,
@@ -23,7 +24,6 @@ from airflow_provider_flows.flow.run import (
     FlowRun,
     FlowState,
     read_progress,
-    read_time,
 )
 
 if TYPE_CHECKING:
@@ -234,42 +234,6 @@ def _media_type(data: Any) -> str | None:
     if not isinstance(data, str) or not data.startswith("data:"):
         return None
     return data_uri.normal_media_type(data[5:].partition(",")[0])
-
-
-def read_content(request: Request, response: Response) -> data_uri.Content:
-    """Read a download (G-02, vendor-api 1.12.7): raw GLB, else a data URI in JSON, else a bare data URI.
-
-    Any other raw body is taken as the file when its first bytes say what it is. The content type is never trusted alone.
-
-    :raises FlowMalformed: none of these, or a data URI or GLB that is cut short.
-    """
-    body = response.body
-    start = body.lstrip()[:1]
-    try:
-        if start in {b"{", b'"'}:
-            content = _from_json(json.loads(body))
-        elif body.lstrip()[:5].lower() == b"data:":
-            content = data_uri.decode(body.decode("ascii", "strict"))
-        else:
-            content = data_uri.Content(body, data_uri.sniff(body))
-    except (ValueError, RecursionError) as error:
-        raise FlowMalformed(malformed(request, response, f"holds no whole file ({error})"), status=response.status) from error
-    kind = data_uri.sniff(content.data) or content.media_type
-    if kind is None:
-        _refuse(request, response, "is no file that is known")
-    if kind == data_uri.GLB and not data_uri.whole_glb(content.data):
-        _refuse(request, response, "holds a GLB that is cut short or has a wrong length in its header")
-    return data_uri.Content(content.data, kind)
-
-
-def _from_json(value: Any) -> data_uri.Content:
-    for key in ("data", "file_data"):
-        if isinstance(value, Mapping) and value.get(key) is not None:
-            value = value[key]
-    if not isinstance(value, str):
-        message = "JSON without a data URI"
-        raise ValueError(message)  # noqa: TRY004  # the caller turns every ValueError into a FlowMalformed
-    return data_uri.decode(value) if value.lstrip()[:5].lower() == "data:" else data_uri.Content(value.encode(), "text/plain")
 
 
 def read_definitions(request: Request, response: Response, value: Any) -> list[FlowDefinition]:

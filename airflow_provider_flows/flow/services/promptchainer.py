@@ -26,7 +26,8 @@ from airflow_provider_flows.flow.errors import (
     FlowServiceError,
 )
 from airflow_provider_flows.flow.exchange import Request, Resend, ask, malformed, read_json
-from airflow_provider_flows.flow.run import ERROR, READY, FlowOutput, FlowRun, FlowState, read_time
+from airflow_provider_flows.flow.moments import read_time
+from airflow_provider_flows.flow.run import ERROR, READY, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.flow.services import Inputs, Service, segment
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.flow.exchange import Conversation, Response
 
+SIGNATURES = frozenset({"sig", "signature", "x-amz-signature", "x-goog-signature"})  # a link that bears one is no page to read
 IMAGE_HOST = ".blob.core.windows.net"  # where the sample's images lie (the page's sample graph)
 NO_FLOW = "airflow-connection-test"
 
@@ -152,7 +154,10 @@ def _output(name: str, told: Any) -> FlowOutput:
 
 
 def image_type(text: str) -> str | None:
-    """Tell the media type if a text is nothing but an image's URL: by its `rsct`, its name, or its host (P-11)."""
+    """Tell the media type if a text is nothing but an image's URL: by its `rsct`, its name, its host, or its signature (P-11).
+
+    Whether it really is one shows when it is fetched.
+    """
     url = text.strip()
     if not url.lower().startswith(("https://", "http://")) or len(url.split()) != 1:
         return None
@@ -160,10 +165,12 @@ def image_type(text: str) -> str | None:
         parts = urlsplit(url)
     except ValueError:
         return None
-    told = parse_qs(parts.query).get("rsct", [""])[0] or data_uri.sniff(b"", PurePosixPath(parts.path).name) or ""
+    query = parse_qs(parts.query)
+    told = query.get("rsct", [""])[0] or data_uri.sniff(b"", PurePosixPath(parts.path).name) or ""
     if told.startswith("image/"):
         return data_uri.normal_media_type(told)
-    return "image/png" if (parts.hostname or "").endswith(IMAGE_HOST) else None
+    signed = any(name.lower() in SIGNATURES for name in query)
+    return "image/png" if signed or (parts.hostname or "").endswith(IMAGE_HOST) else None
 
 
 def expiry(url: str) -> str | None:

@@ -1,0 +1,65 @@
+"""How a file is sent as an input, by us over either transport, and plainly; file_process.py measures these.
+
+It starts no server and measures nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from pathlib import Path
+
+import requests
+from airflow.sdk import Connection
+
+from airflow_provider_flows.flow.run import FlowInput
+from airflow_provider_flows.flow.services.generio import Generio
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.inputs import read_inputs
+
+HEAD = b"\x89PNG\r\n\x1a\n"
+_BLOCK = os.urandom(1024 * 1024)
+
+
+def given(size: int, folder: Path) -> Path:
+    """Give a file of that size, which is written when it is asked for first."""
+    path = folder / f"{size}.png"
+    if not path.exists():
+        with path.open("wb") as file:
+            file.write(HEAD)
+            for start in range(len(HEAD), size, len(_BLOCK)):
+                file.write(_BLOCK[: size - start])
+    return path
+
+
+def sent(address: str, size: int, folder: Path) -> None:
+    """Send it as the operator does."""
+    hook = _hook(address)
+    hook.patient(Generio().add_input("r", _read(given(size, folder))))
+
+
+def sent_by_loop(address: str, size: int, folder: Path) -> None:
+    """Send it from an event loop."""
+    hook = _hook(address)
+    asyncio.run(hook.apatient(Generio().add_input("r", _read(given(size, folder)))))
+
+
+def plainly_sent(address: str, size: int, folder: Path) -> None:
+    """Send it as one does who does not think of memory."""
+    data = f"data:image/png;base64,{base64.b64encode(given(size, folder).read_bytes()).decode()}"
+    headers = {"Authorization": "Bearer none"}
+    requests.post(f"{address}/flows/r/inputs", json={"data": data}, headers=headers, timeout=600).raise_for_status()
+
+
+def _hook(address: str) -> GenerioHook:
+    hook = GenerioHook()
+    hook._connection = Connection(conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none")  # noqa: SLF001, S106
+    return hook
+
+
+def _read(path: Path) -> FlowInput:
+    (item,) = read_inputs(f"file://{path}")  # the pass for size and digest is part of our way
+    if isinstance(item, str):
+        raise TypeError(item)
+    return item
