@@ -1,38 +1,77 @@
 """The one ending of operator and sensor in every mode: completed or raise, then the outputs, then the dict; or too late.
 
-It neither waits nor decides where files go (outputs.py does).
+It neither waits nor decides where files go (delivery.py and outputs.py do).
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
+from airflow_provider_flows.flow.errors import FlowError, FlowNotFound, FlowTimeout
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_flows.delivery import Delivery
     from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
+
+log = logging.getLogger(__name__)
 
 OUTPUTS_KEY = "outputs"
 GOES_ON = "The flow run goes on (abort_on_kill=False)."
 
 
-def end(context: Context, hook: FlowsHook, run: FlowRun, output_path: str | None, output_conn_id: str | None) -> dict[str, Any]:
+def end(
+    context: Context, hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[FlowRun], None] | None = None
+) -> dict[str, Any]:
     """Give what a task returns for a run that is final.
 
     The outputs are pushed to XCom under a key of their own as well, so that `first.output["outputs"]` can be another task's
     inputs.
 
+    :param keep: keeps the run for a next try, which could not read it any more once it is deleted.
     :raises FlowRunFailed: the run failed; FlowRunAborted if somebody aborted it.
     :raises FlowServiceError: an output could not be fetched.
     """
+    from airflow_provider_flows.memory import FileMemory
     from airflow_provider_flows.outputs import fetch  # needed at the end only: importing the operators stays cheap
 
-    told = fetch(hook, run.completed_or_raise(), output_path, output_conn_id).as_dict()
+    files = FileMemory(context, run.flow_run_id)
+    if not run.completed and delivery.partial:
+        try:
+            run = fetch(hook, run, delivery, files)
+        except (FlowError, OSError) as error:  # that the run failed matters more
+            log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
+        context["ti"].xcom_push(OUTPUTS_KEY, run.as_dict()["outputs"])
+    run = fetch(hook, run.completed_or_raise(), delivery, files)
+    told = run.as_dict()
     context["ti"].xcom_push(OUTPUTS_KEY, told["outputs"])
+    if delivery.delete:
+        _delete(hook, run, delivery, keep)
     return told
+
+
+def _delete(hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[FlowRun], None] | None) -> None:
+    """Delete a run at the service once every output is a file in its place; in doubt leave it, nothing is lost then."""
+    from airflow_provider_flows.outputs import in_place
+
+    missing = [output.name for output in run.outputs if not in_place(output, delivery)]
+    if missing:
+        log.warning("The %s is not deleted, for these outputs are no files in their place: %s", run, ", ".join(missing))
+        return
+    if keep is not None:
+        keep(run)
+    try:
+        hook.delete(run.flow_run_id)
+    except FlowNotFound:
+        log.info("The %s was deleted before", run)
+    except FlowError as error:
+        log.warning("The %s could not be deleted; delete it at the service: %s", run, error)
+    else:
+        log.info("The %s is deleted at the service; all its files are in their place", run)
 
 
 def end_late(hook: FlowsHook, flow_run_id: str, error: FlowTimeout, *, stop: bool, abort_on_kill: bool) -> FlowRun:

@@ -1,4 +1,4 @@
-"""What a task remembers over its tries: what it ordered, until when it may take, and the flow run that it started.
+"""What a task remembers over its tries: what it ordered, until when it may take, its flow run, and the files that it wrote.
 
 It decides nothing (flow/starting.py does); it reads and writes Airflow's task state store, where Airflow has one.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,13 @@ from airflow.providers.common.compat.sdk import conf
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.flow.starting import Order, Record
 
 log = logging.getLogger(__name__)
 
 KEY = "flow_run"
+FILES_KEY = "flow_files"
 RUN_ID_KEY = "flow_run_id"
 TOO_LARGE = "It was too large to be kept when an earlier try ended before its time. Clear the task to run the flow again."
 
@@ -87,6 +89,11 @@ class Memory:
         if self._store is not None and self.record is not None and self.record.answer is not None:
             self._store.delete(KEY)
 
+    def keep_answer(self, run: FlowRun) -> None:
+        """Keep a run whole that the service will not be able to tell of a second time."""
+        if self.record is not None:
+            self.keep(replace(self.record, answer=run.as_kept()))
+
     def keep(self, record: Record | None) -> None:
         """Make a record safe for the next try, and its run's id for whoever looks into XCom while the task waits.
 
@@ -96,9 +103,39 @@ class Memory:
         if self._store is not None and record is None:
             self._store.delete(KEY)
         elif self._store is not None and record is not None:
-            self._store.set(KEY, _fitting(record, conf.getint("state_store", "max_value_storage_bytes", fallback=0)).as_dict())
+            self._store.set(KEY, _fitting(record, _limit()).as_dict())
         if record is not None and record.flow_run_id is not None:
             self._ti.xcom_push(RUN_ID_KEY, record.flow_run_id)
+
+
+class FileMemory:
+    """Which files of a flow run are whole in their place, so that a retry need not fetch them again; forgets without a store."""
+
+    def __init__(self, context: Context, flow_run_id: str) -> None:
+        """Read what an earlier try kept of this run."""
+        self._store: Any = context.get("task_state_store")
+        self._flow_run_id = flow_run_id
+        told: Any = None if self._store is None else self._store.get(FILES_KEY)
+        mine = isinstance(told, Mapping) and told.get("flow_run_id") == flow_run_id and isinstance(told.get("files"), Mapping)
+        self._files: dict[str, Any] = dict(told["files"]) if mine else {}
+
+    def known(self, asset_id: str) -> Mapping[str, Any] | None:
+        """Tell of an output's file `uri, size, sha256, media_type`, None if nothing is known of it."""
+        found = self._files.get(asset_id)
+        return found if isinstance(found, Mapping) else None
+
+    def note(self, asset_id: str, told: Mapping[str, Any]) -> None:
+        """Keep that of a file that is whole in its place, if the store takes so much."""
+        self._files[asset_id] = dict(told)
+        value = {"flow_run_id": self._flow_run_id, "files": self._files}
+        limit = _limit()
+        if self._store is not None and (limit <= 0 or len(json.dumps(value)) <= limit):
+            self._store.set(FILES_KEY, value)
+
+
+def _limit() -> int:
+    """Give the bytes that the store takes for one value, 0 for any number."""
+    return int(conf.getint("state_store", "max_value_storage_bytes", fallback=0))
 
 
 def _fitting(record: Record, limit: int) -> Record:

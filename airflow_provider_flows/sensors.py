@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
 from airflow_provider_flows.ending import end
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.flow.schedule import Schedule, seconds
@@ -53,6 +54,8 @@ class FlowRunSensor(BaseSensorOperator):
     :param deferrable: wait in the triggerer instead; `mode` then has no meaning.
     :param output_path: where files are written, as with `RunFlowOperator`. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
+    :param max_xcom_bytes: the largest text output that is returned whole, as with `RunFlowOperator`.
+    :param fetch_partial_outputs: whether the outputs of a run that failed or was aborted are fetched too; the error lists them.
     """
 
     template_fields: Sequence[str] = ("flow_run_id", "flows_conn_id", "output_path", "output_conn_id")
@@ -69,6 +72,8 @@ class FlowRunSensor(BaseSensorOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         output_path: str | None = None,
         output_conn_id: str | None = None,
+        max_xcom_bytes: int | None = MAX_XCOM_BYTES,
+        fetch_partial_outputs: bool = False,
         **kwargs: Any,
     ) -> None:
         _refuse_what_has_no_meaning(kwargs, deferrable=deferrable)
@@ -83,6 +88,9 @@ class FlowRunSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self.output_path = output_path
         self.output_conn_id = output_conn_id
+        self.max_xcom_bytes = max_xcom_bytes
+        self.fetch_partial_outputs = fetch_partial_outputs
+        self._delivery()
         self._wait: Wait | None = None
         if self.reschedule and not deferrable and self.poll_interval < HARMLESS_SECONDS:
             self.log.warning(
@@ -172,7 +180,10 @@ class FlowRunSensor(BaseSensorOperator):
             store.set(MEMORY_KEY, after)
 
     def _ended(self, context: Context, run: FlowRun) -> dict[str, Any]:
-        return end(context, self._hook(), run, self.output_path, self.output_conn_id)
+        return end(context, self._hook(), run, self._delivery())
+
+    def _delivery(self) -> Delivery:
+        return Delivery(self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs)
 
     @contextmanager
     def _as_airflow_means(self) -> Iterator[None]:

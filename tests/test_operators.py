@@ -56,6 +56,7 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
         "parameters": None,
         "additional": None,
         "flows_conn_id": "flows_default",
+        "input_conn_id": None,
         "wait_for_completion": True,
         "deferrable": False,
         "poll_interval": 5,
@@ -63,10 +64,13 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
         "timeout": timedelta(hours=1),
         "output_path": None,
         "output_conn_id": None,
+        "max_xcom_bytes": 48 * 1024,
+        "fetch_partial_outputs": False,
+        "delete_after_fetch": False,
         "durable": True,
         "abort_on_kill": True,
     }
-    templated = {"flow", "inputs", "parameters", "additional", "flows_conn_id", "output_path", "output_conn_id"}
+    templated = {"flow", "inputs", "parameters", "additional", "flows_conn_id", "input_conn_id", "output_path", "output_conn_id"}
     assert set(RunFlowOperator.template_fields) == templated
 
 

@@ -51,6 +51,8 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
         "deferrable": False,
         "output_path": None,
         "output_conn_id": None,
+        "max_xcom_bytes": 48 * 1024,
+        "fetch_partial_outputs": False,
     }
     assert set(FlowRunSensor.template_fields) == {"flow_run_id", "flows_conn_id", "output_path", "output_conn_id"}
 

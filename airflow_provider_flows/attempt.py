@@ -1,0 +1,167 @@
+"""One try of an operator's task: how it comes by its flow run, and what becomes of the run when the try ends badly.
+
+How a start goes stands in flow/starting.py, what is remembered in memory.py; it waits for nothing and fetches nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows.ending import end_late
+from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
+from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.sdk.types import Logger
+
+    from airflow_provider_flows.flow.run import FlowRun
+    from airflow_provider_flows.flow.starting import Order, Record
+    from airflow_provider_flows.hooks import FlowsHook
+
+
+class Attempt:
+    """One try of a task.
+
+    :param new_hook: gives a hook of the task's connection.
+    :param durable: whether a retry goes on with the same flow run.
+    :param abort_on_kill: whether the flow run is stopped when nobody waits for it any more.
+    :param log: the task's own.
+    """
+
+    def __init__(
+        self, context: Context, new_hook: Callable[[], FlowsHook], *, durable: bool, abort_on_kill: bool, log: Logger
+    ) -> None:
+        """Read what an earlier try kept."""
+        from airflow_provider_flows.memory import Memory  # needed when a task runs only
+
+        self.hook = new_hook()
+        self.memory = Memory(context, durable=durable)
+        self.flow_run_id: str | None = None  # of the run that is this try's to stop
+        self._ti: Any = context["ti"]
+        self._new_hook = new_hook
+        self._durable = durable
+        self._abort_on_kill = abort_on_kill
+        self._log = log
+        self._killed = False
+
+    @property
+    def began(self) -> float:
+        """When the try began, in epoch seconds."""
+        return float(self._ti.start_date.timestamp())
+
+    def started(self, order: Order, deadline: float | None) -> FlowRun:
+        """Give the run that an earlier try left, or start one.
+
+        :param deadline: epoch seconds, or None.
+        :raises FlowTimeout: it has passed already.
+        """
+        run = self._picked_up(order)
+        if run is None:
+            run = self._newly_started(order, deadline)
+        self.flow_run_id = run.flow_run_id
+        return run
+
+    def _newly_started(self, order: Order, deadline: float | None) -> FlowRun:
+        if deadline is not None and time.time() >= deadline:
+            message = f"The timeout of this task was over before a flow run of {order.flow} was started; none was started."
+            raise FlowTimeout(message)
+        if self.memory.in_doubt(order) and not self.hook.service.steps:
+            self._log.warning(
+                "An earlier try sent flow %s to %s and its answer never came: it may have run before, and this try runs it again",
+                order.flow,
+                self.hook.service.name,
+            )
+
+        def keep(record: Record | None) -> None:
+            self.memory.keep(record)
+            if record is not None and record.flow_run_id is not None and self.hook.service.steps:
+                self.flow_run_id = record.flow_run_id
+            if self._killed:
+                message = f"The task was killed while a flow run of {order.flow} was being started; it is not started."
+                raise FlowError(message)
+
+        record = self.memory.fresh(order, deadline)
+        run = self.hook.start(order, record=record if self._durable else None, keep=keep)
+        if not self._durable:
+            keep(replace(record, flow_run_id=run.flow_run_id))
+        self._log.info("Started the %s", run)
+        if run.final:
+            self._log.info("The %s is %s", run, run.state_word)
+        return run
+
+    def _picked_up(self, order: Order) -> FlowRun | None:
+        """Give the run that an earlier try left, if this one goes on with it; a kill meanwhile stops it."""
+        memory, known = self.memory, self.memory.record.flow_run_id if self.memory.record is not None else None
+        if memory.fits(order) and self.hook.service.steps:
+            self.flow_run_id = known
+        run = self.hook.pick_up(order, memory.record, memory.lineage, abort=self._abort_on_kill)
+        self.flow_run_id = run.flow_run_id if run is not None else None
+        if run is not None:
+            self._log.info("An earlier try started the %s; it is %s, and this try goes on with it", run, run.state_word)
+        elif known is not None and not memory.fits(order):
+            fate = "it is stopped" if self._abort_on_kill else "it is left alone"
+            told = (
+                "Flow run %s is of an earlier request (the task was cleared, or its arguments changed): %s, and a new one starts"
+            )
+            self._log.info(told, known, fate)
+        return run
+
+    def cut_off(self, order: Order) -> FlowRun | None:
+        """Leave the run to the next try when execution_timeout is over in a worker, or end it as any deadline does.
+
+        None if Airflow's own error is all there is to say: a try is left, or no run of this order is known.
+        """
+        record = self.memory.record
+        flow_run_id = record.flow_run_id if record is not None and self.memory.fits(order) else None
+        if flow_run_id is None or not self.hook.service.offers("get_run"):
+            return None
+        if self.memory.outlives(time.time()):
+            self._log.warning("The execution_timeout is over; the next try goes on with flow run %s", flow_run_id)
+            return None
+        self.flow_run_id = flow_run_id
+        return self.late(FlowTimeout("The execution_timeout of the task is over."))
+
+    def late(self, error: FlowTimeout) -> FlowRun:
+        """Give the run if it completed although its time is over.
+
+        :raises FlowTimeout: it did not; a run that the next try goes on with is not stopped.
+        """
+        stop = not self.memory.outlives(time.time())
+        run = end_late(self.hook, str(self.flow_run_id), error, stop=stop, abort_on_kill=self._abort_on_kill)
+        self._log.info("The time was over, but the %s is completed", run)
+        return run
+
+    def give_up(self) -> None:
+        """Stop the run when what the service says has ended the last try, for nobody waits for it any more."""
+        if self.flow_run_id is None or not self._abort_on_kill or self.memory.outlives(time.time()):
+            return
+        if not self.hook.service.steps:
+            return
+        try:
+            self.hook.stop(self.flow_run_id)
+        except FlowError as error:
+            self._log.warning("Flow run %s could not be stopped; look at it at the service: %s", self.flow_run_id, error)
+
+    def killed(self) -> None:
+        """Stop the run if the task is really over; in doubt do nothing, the next try goes on with it. Never raises."""
+        # A thread, because Airflow calls this from a signal handler, which may have interrupted a talk with the supervisor.
+        thread = Thread(target=self._stop_if_over, daemon=True)
+        thread.start()
+        thread.join(ON_KILL_SECONDS)
+
+    def _stop_if_over(self) -> None:
+        try:
+            if not is_over(self._ti):
+                self._log.info("The task is not over for Airflow; flow run %s goes on", self.flow_run_id)
+                return
+            self._killed = True  # before the id is looked at: who keeps an id looks at this afterwards
+            if self.flow_run_id is not None:
+                self._new_hook().stop(self.flow_run_id)  # not `hook`, which the main thread may be using
+                self._log.info("The task was killed; flow run %s is stopped", self.flow_run_id)
+        except Exception:  # noqa: BLE001  # a kill must not fail for any reason; the next try or a person finds the run
+            self._log.exception("The flow run %s could not be stopped; look at it at the service", self.flow_run_id)
