@@ -44,6 +44,7 @@ class Moment:
     nth: int = 1
     passed: int = 0
     done: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def comes(self, method: str, path: str) -> bool:
         """Count a request, and tell whether it is the one."""
@@ -198,10 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def _befell(self, moment: Moment) -> bool:
-        moment.done = moment.deed(self.client_address[1])
-        if moment.done:
+        with moment.lock:  # two downloads at once may both be the one that is meant; only one of them is
+            done = not moment.done and moment.deed(self.client_address[1])
+            moment.done = moment.done or done
+        if done:
             self._break_off()
-        return moment.done
+        return done
 
     def _answered(self, body: bytes) -> Answer:
         if self.path.startswith(OWN):
