@@ -33,6 +33,6 @@ with DAG(
     @task
     def show(run: dict[str, Any]) -> dict[str, str]:
         """Pick each output's text, or the place of its file."""
-        return {output["name"]: output.get("value") or output["uri"] for output in run["outputs"]}
+        return {output["name"]: output.get("uri") or output["value"] for output in run["outputs"]}
 
     show(texts.output)
