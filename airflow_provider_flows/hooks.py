@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.connected import ConnectedHook
+from airflow_provider_flows.flow.data_uri import Content
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowNotFound
-from airflow_provider_flows.flow.exchange import Request, ask, check
+from airflow_provider_flows.flow.exchange import Request, ask, check, following
 from airflow_provider_flows.flow.incoming import Picture
+from airflow_provider_flows.flow.links import secrets_of
 from airflow_provider_flows.flow.schedule import Schedule, expected_end, seconds
+from airflow_provider_flows.flow.sink import Kept
 from airflow_provider_flows.flow.waiting import Wait
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.data_uri import Content
     from airflow_provider_flows.flow.definition import FlowDefinition
     from airflow_provider_flows.flow.exchange import Conversation
     from airflow_provider_flows.flow.run import FlowOutput, FlowRun, FlowState
@@ -160,16 +162,20 @@ class FlowsHook(ConnectedHook):
 
         return self.patient(settled_outputs(self.service, flow_run_id))
 
-    def download_output(self, flow_run_id: str, asset_id: str) -> Content:
-        """Download one output, whole, into memory."""
-        return self.stubborn(lambda: self.service.download_output(flow_run_id, asset_id))
+    def download_output(self, flow_run_id: str, asset_id: str, media_type: str | None = None) -> Content:
+        """Download one output, whole, into memory; `media_type` as for `save_output`."""
+        kept = Kept()
+        kind = self.save_output(flow_run_id, asset_id, kept, media_type=media_type)
+        return Content(bytes(kept.data), kind)
 
-    def save_output(self, flow_run_id: str, asset_id: str, target: Target) -> str | None:
+    def save_output(self, flow_run_id: str, asset_id: str, target: Target, *, media_type: str | None = None) -> str | None:
         """Download one output into `target` (flow/sink.py), a piece at a time; gives its media type.
 
+        :param media_type: what the list of outputs told of it; a plain text is taken only if that is `text/...`.
         :raises FlowServiceError: the output could not be read, or not all of it; what is in the target is worth nothing then.
         """
-        return self.stubborn(lambda: self.service.save_output(flow_run_id, asset_id, target))
+        service, follow = self.service, self.settings.may_ask
+        return self.stubborn(lambda: following(service.save_output(flow_run_id, asset_id, target, media_type), follow))
 
     def save_link(self, url: str, target: Target) -> str | None:
         """Download the picture that an output links to; gives its media type, None if it may not be fetched or is no picture.
@@ -178,11 +184,12 @@ class FlowsHook(ConnectedHook):
         """
         from airflow.providers.common.compat.sdk import mask_secret
 
-        settings = self.settings
-        if not settings.may_follow(url):
+        for secret in secrets_of(url):
+            mask_secret(secret)  # the libraries below write whole URLs into a debug log
+        settings, link = self.settings, url.strip()
+        if not settings.may_ask(link):
             return None
-        mask_secret(url.strip().partition("?")[2])  # the libraries below write whole URLs into a debug log
-        return self.patient(_linked(url.strip(), target, settings.max_answer_bytes))
+        return self.stubborn(lambda: following(_linked(link, target, settings.max_answer_bytes), settings.may_ask))
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Read what a flow takes and gives."""
@@ -230,11 +237,14 @@ class FlowsHook(ConnectedHook):
 
 
 def _linked(url: str, target: Target, most: int) -> Conversation[str | None]:
-    """Download a picture that lies at an absolute URL, None if it is none."""
+    """Download a picture that lies at an absolute URL, None if it is none, or lies where nobody may be sent."""
     picture = Picture(target, most)
     request = Request("GET", url, into=picture)
     response = yield from ask(request)
-    if response.status in {401, 403, 404, 410}:
+    if 300 <= response.status < 400:  # it was not followed
+        return None
+    expired = response.status == 400 and b"expired" in response.body.lower()  # as S3 and Google's store say it
+    if expired or response.status in {401, 403, 404, 410}:
         message = f"The link {url.partition('?')[0]} is not valid any more (HTTP {response.status}). Run the flow again."
         raise FlowNotFound(message, status=response.status)
     check(request, response)

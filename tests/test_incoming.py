@@ -8,8 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from types import MappingProxyType
 from urllib.parse import quote_from_bytes
 
 import pytest
@@ -24,6 +27,7 @@ from airflow_provider_flows.flow.incoming import Incoming
 from airflow_provider_flows.flow.sink import Kept
 
 GET = Request("GET", "/flows/r/outputs/a")
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 MANY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 
@@ -89,11 +93,11 @@ def body(shape: str, content: bytes) -> bytes:
     return made if isinstance(made, bytes) else made.encode()
 
 
-def read(*pieces: bytes) -> tuple[str, bytes]:
+def read(*pieces: bytes, listed: str | None = None, headers: Mapping[str, str] = NO_HEADERS) -> tuple[str, bytes]:
     """Feed an answer's pieces, and give the media type and the bytes that came of it."""
     kept = Kept()
-    incoming = Incoming(kept)
-    incoming.begin(200, {})
+    incoming = Incoming(kept, listed)
+    incoming.begin(200, headers)
     for piece in pieces:
         if not incoming.feed(piece):
             break
@@ -115,6 +119,12 @@ def cut(whole: bytes, places: list[int]) -> list[bytes]:
     return [whole[start:end] for start, end in pairwise(at)] or [b""]
 
 
+def png(rest: bytes = b"noise") -> bytes:
+    """Make what has a PNG's beginning and end."""
+    return b"\x89PNG\r\n\x1a\n" + rest + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+
+
+GIF = b"GIF89a" + bytes(40)
 CONTENTS = st.binary(max_size=90).map(glb)
 PLACES = st.lists(st.integers(0, 10_000), max_size=12)
 
@@ -186,7 +196,7 @@ def test_spoilt_body_is_the_same_cut_or_not(
 
 @MANY
 @given(
-    text=st.text(max_size=60).filter(lambda text: not text.lstrip().lower().startswith("data:")),
+    text=st.text(min_size=1, max_size=60).filter(lambda text: not text.lstrip().lower().startswith("data:")),
     ascii_only=st.booleans(),
     places=PLACES,
 )
@@ -194,11 +204,15 @@ def test_spoilt_body_is_the_same_cut_or_not(
 def test_text_cut_anywhere_is_the_same_text(text: str, ascii_only: bool, places: list[int]) -> None:  # noqa: FBT001
     """A text in JSON comes out in UTF-8, with its escapes and pairs of surrogates resolved, wherever it is cut."""
     whole = json.dumps({"data": text}, ensure_ascii=ascii_only).encode()
-    assert read(*cut(whole, places))[1] == text.encode()
+    assert read(*cut(whole, places), listed="text/markdown") == ("text/markdown", text.encode())
 
 
 @MANY
-@given(content=st.binary(max_size=60), places=PLACES, kind=st.sampled_from(["", "image/x-own", "application/octet-stream"]))
+@given(
+    content=st.binary(min_size=1, max_size=60),
+    places=PLACES,
+    kind=st.sampled_from(["", "image/x-own", "application/octet-stream"]),
+)
 def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: str) -> None:
     """A file of any kind, in a data URI that names it, comes out as it was; the whole-text reader says the same."""
     uri = f"data:{kind or 'text/x-own'};base64,{payload(content)}"
@@ -223,6 +237,25 @@ def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: s
         (b'{"data": "data:,x"', "Expecting"),
         (b'{"data": "data:,x', "inside a string"),
         (b'{"data": "\xff\xff\xff\xff\xff"}', "utf-8"),
+        (b'{"data": ""}', "it is empty"),
+        (b'""', "it is empty"),
+        (b'{"data": "data:image/png;base64,"}', "it is empty"),
+        (b"data:,", "it is empty"),
+        (b'{"data": "Internal error, try later"}', "a text, and nothing told of one"),
+        (b'{"data": "not ready", "file_data": "nor here"}', "a text, and nothing told of one"),
+        (b'{"data": "' + b"x" * 70_000, "a text, and nothing told of one"),
+        (b'{"success": false, "message": "no", "data": "data:,x"}', "success: false"),
+        (b'{"data": "data:image/png;base64,AAAA"}', "called image/png"),
+        (b'{"data": "data:model/gltf-binary,<html>"}', "called model/gltf-binary"),
+        (b'{"data": "data:model/gltf-binary;base64,%s"}' % base64.b64encode(png()), "called model/gltf-binary"),
+        (b'{"data": "data:model/gltf-binary;base64,Z2xURg=="}', "cut short"),
+        (b'{"data": "data:x/y;base64,QUJDRA="}', "wrong padding"),
+        (b'{"data": "data:x/y;base64,QUJD===="}', "wrong padding"),
+        (b'{"data": "data:x/y;base64,="}', "wrong padding"),
+        (b"data:text/html,<html>", "without a length"),
+        (GIF, "without a length"),
+        (b"GIF8 years ago it rained", "no file that is known"),
+        (b"BMW makes cars, some of them", "no file that is known"),
         (b'{"data": ' + b"[" * 100, "levels deep"),
         (b"data:image/png;base64" + b"A" * 5000, "not a data URI"),
         (b" " * 70_000 + b"{}", "no file that is known"),
@@ -238,6 +271,14 @@ def test_what_is_wrong_is_said(wrong: bytes, why: str) -> None:
     assert "GET /flows/r/outputs/a" in str(caught.value)
     assert f"{len(wrong)} bytes" in str(caught.value)
     assert len(str(caught.value)) < 1_200
+
+
+def test_glb_that_does_not_end_is_stopped() -> None:
+    """As soon as more comes than a GLB's header tells, no more of it is wanted."""
+    incoming = Incoming(Kept())
+    incoming.begin(200, {})
+    assert incoming.feed(glb(b"abc"))
+    assert not incoming.feed(b"d")
 
 
 def test_answer_that_is_asked_for_again_begins_anew() -> None:

@@ -208,3 +208,23 @@ def test_inputs_of_the_table_are_exact() -> None:
     """G-14, G-19: an input's item is `data` and, only where there is one, `additional`."""
     assert FlowInput("p").as_json() == {"data": "p"}
     assert FlowInput("p", {"n": 1}).as_json() == {"data": "p", "additional": {"n": 1}}
+
+
+def test_row_without_an_id_is_an_output_that_failed() -> None:
+    """A list with rows that nobody can fetch is not taken for a complete one: each is listed, as failed."""
+    told = [{"asset_id": "a", "status": "ready"}, {"key": "b", "name": "table", "status": "ready", "data": "data:,x"}, None, 7]
+    listed = Script(answer({"outputs": told})).hold(G.list_outputs("r", include_data=True))
+    assert [(output.name, output.asset_id, output.status) for output in listed] == [
+        ("a", "a", "ready"), ("table", None, "error"), ("unnamed", None, "error"), ("unnamed", None, "error"),
+    ]  # fmt: skip
+    assert {output.error for output in listed[1:]} == {"the service's list tells no id of it"}
+
+
+def test_long_names_are_cut() -> None:
+    """A name of any length does not bring its length into XCom, and a chain's output with one is not called missing."""
+    name = "n" * 100_000
+    (output,) = Script(answer({"outputs": [{"asset_id": "a", "name": name}]})).hold(G.list_outputs("r"))
+    assert output.name == name[:200]
+    row = {"name": name, "type": "output", "output": "x"}
+    run = Script(answer([row]), answer([row])).hold(P.start("f", {}, None, None))
+    assert [(output.name, output.status) for output in run.outputs] == [(name[:200], "ready")]

@@ -22,10 +22,12 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"II*\x00", "image/tiff"),
     (b"MM\x00*", "image/tiff"),
-    (b"BM", "image/bmp"),
-    (b"GIF8", "image/gif"),
+    (b"II+\x00", "image/tiff"),  # a large one
+    (b"MM\x00+", "image/tiff"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
 )
-KNOWN = frozenset({kind for _, kind in MAGIC} | {"image/webp"})  # what `sniff` tells by content
+KNOWN = frozenset({kind for _, kind in MAGIC} | {"image/bmp", "image/webp"})  # what `sniff` tells by content
 SYNONYMS = {
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
@@ -58,6 +60,8 @@ def sniff(data: bytes, name: str = "") -> str | None:
     """Tell a file's media type by its first bytes, else by its name, else None."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
+    if data[:2] == b"BM" and data[6:10] == bytes(4):  # two letters alone may begin a text; here something is reserved
+        return "image/bmp"
     found = next((kind for magic, kind in MAGIC if data.startswith(magic)), None)
     return found or (GLB if name.lower().endswith(".glb") else normal_media_type(guess_type(name)[0]))
 
@@ -147,8 +151,3 @@ class Reading:
         self._payload = Percent(self._write) if plain else Base64(self._write)
         self._payload.feed(payload[len(_SWAPPED) :] if swapped else payload)
         return self._payload
-
-
-def whole_glb(data: bytes) -> bool:
-    """Whether a GLB's header (glTF 2.0: magic, version, length; 4 bytes each) names just the length it has."""
-    return len(data) >= 12 and int.from_bytes(data[8:12], "little") == len(data)  # the header's size

@@ -27,13 +27,13 @@ class Base64:
         """Take what the bytes are written to."""
         self._write = write
         self._rest = b""  # fewer than four signs
-        self._padded = False
+        self._padding = 0
 
     def feed(self, piece: bytes) -> None:
         """Decode what is whole so far."""
         signs = self._rest + piece
         whole = len(signs) & ~3
-        if self._padded or signs[whole - 1 : whole] == b"=":  # the one place where valid signs can be followed by others
+        if self._padding or signs[whole - 1 : whole] == b"=":  # the one place where valid signs can be followed by others
             self._feed_unusual(signs)
             return
         try:
@@ -47,18 +47,32 @@ class Base64:
     def _feed_unusual(self, signs: bytes) -> None:
         plain = signs.translate(_USUAL, BLANKS)
         bare = plain.rstrip(b"=")
-        if b"=" in bare or (self._padded and bare != self._rest):
+        if b"=" in bare or (self._padding and bare != self._rest):
             message = "broken base64: padding is not at its end"
             raise ValueError(message)
-        self._padded = self._padded or len(bare) < len(plain)
+        self._padding += len(plain) - len(bare)
         whole = len(bare) & ~3
         self._write(_strictly(bare[:whole]))
         self._rest = bare[whole:]
 
     def finish(self) -> None:
-        """Decode the last signs, which may lack their padding."""
-        rest = self._rest.translate(_USUAL, BLANKS).rstrip(b"=")
-        self._write(_strictly(rest + b"=" * (-len(rest) % 4)))
+        """Decode the last signs, which may lack their padding, but not have another one."""
+        if not self._padding:
+            self._feed_unusual(self._rest)
+        needed = -len(self._rest) % 4
+        if self._padding not in {0, needed}:
+            message = "broken base64: wrong padding"
+            raise ValueError(message)
+        self._write(_strictly(self._rest + b"=" * needed))
+
+
+def beginning(signs: bytes) -> bytes:
+    """Decode the first signs of what may be base64; nothing if it is none."""
+    plain = signs.translate(_USUAL, BLANKS)
+    try:
+        return b64decode(plain[: len(plain) & ~3], validate=True)
+    except binascii.Error:
+        return b""
 
 
 def _strictly(signs: bytes) -> bytes:

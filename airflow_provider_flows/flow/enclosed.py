@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
 from airflow_provider_flows.flow.bounded_json import DEEPEST, parse
 from airflow_provider_flows.flow.decoding import Write
@@ -19,13 +20,14 @@ _BACKSLASH = 0x5C
 
 
 class Enclosed:
-    """Finds the file's string by its place: the whole answer, under one of `KEYS`, or under two of them.
+    """Finds the strings that may be the file by their place: the whole answer, under one of `KEYS`, or under two of them.
 
     Every method raises ValueError for what is no such JSON.
     """
 
-    def __init__(self, write: Write) -> None:
-        """Take what the string's content is written to, as UTF-8, its escapes resolved."""
+    def __init__(self, begin: Callable[[], object], write: Write) -> None:
+        """Take what is told that such a string begins, and what its content is written to, as UTF-8, its escapes resolved."""
+        self._begin = begin
         self._write = write
         self._beside = bytearray()  # the JSON, with "" in the place of the file
         self._path: list[str | None] = []  # of every open object the key ("": it comes next), None of an array
@@ -46,7 +48,10 @@ class Enclosed:
         if self._state != self._between or self._rest:
             message = "it ends inside a string"
             raise ValueError(message)
-        parse(bytes(self._beside))
+        beside = parse(bytes(self._beside))
+        if isinstance(beside, dict) and beside.get("success") is False:
+            message = "success: false stands beside it"
+            raise ValueError(message)
         if not self._found:
             message = "JSON without a data URI"
             raise ValueError(message)
@@ -61,7 +66,10 @@ class Enclosed:
         sign = found[0]
         if sign == b'"':
             self._key_at = len(self._beside)
-            self._state = self._file if self._path_is_the_files() else self._other
+            self._state = self._other
+            if self._path_is_the_files():
+                self._state = self._file
+                self._begin()
         elif sign == b",":
             self._path[-1:] = [None if key is None else "" for key in self._path[-1:]]
         elif sign in b"{[":
@@ -97,11 +105,9 @@ class Enclosed:
         return end + 1
 
     def _file(self, data: bytes, at: int) -> int:
-        """Hand on the content of the file's string; one that comes a second time is passed over."""
+        """Hand on the content of a string in the file's place; there may be several, and who takes them has to choose."""
         end = _closing(data, at)
-        content = self._resolved(data[at:end] if end >= 0 else data[at:])
-        if not self._found:
-            self._write(content)
+        self._write(self._resolved(data[at:end] if end >= 0 else data[at:]))
         if end < 0:
             return len(data)
         if self._rest:

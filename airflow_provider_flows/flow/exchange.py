@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -52,6 +52,7 @@ class Request:
 
     `path` is relative to the connection's host and quoted already, or an absolute URL; the credentials go with a request only to
     the connection's own host. `json` is sent as the body unless it is None. `into` takes the body of a success, of any size.
+    `follow` says of a URL whether a redirect may lead there; without it, any may.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Request:
     json: Any = field(default=None, repr=False)
     resend: Resend = Resend.ALWAYS
     into: Sink | None = field(default=None, repr=False)
+    follow: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Give method and path, never a query (a signed URL's query is a secret) and never the body."""
@@ -177,16 +179,25 @@ def through(conversation: Conversation[T], asking: Callable[[Request], Conversat
     return talk.result
 
 
+def following(conversation: Conversation[T], follow: Callable[[str], bool]) -> Conversation[T]:
+    """Hold a conversation whose requests are redirected only to where they may be."""
+    return through(conversation, lambda request: ask(replace(request, follow=follow)))
+
+
 def same_origin(one: str, other: str) -> bool:
-    """Whether two URLs share scheme, host and port, so that credentials for the one may go to the other."""
+    """Whether two URLs share scheme, host and port, so that credentials for the one may go to the other.
+
+    A URL with a user or a backslash before its path shares nothing: libraries differ about its host.
+    """
     default = {"http": 80, "https": 443}
     try:
         first, second = (
             (parts.scheme, parts.hostname, parts.port or default.get(parts.scheme)) for parts in map(urlsplit, (one, other))
         )
+        odd = set("@\\") & set(urlsplit(one).netloc)
     except ValueError:  # a port or an address that is none
         return False
-    return first == second
+    return first == second and not odd
 
 
 def read_json(request: Request, response: Response) -> Any:
@@ -232,7 +243,7 @@ def malformed(request: Request, response: Response, why: str) -> str:
     return f"The answer to {request} {why} (HTTP {response.status}, {size} bytes). It begins: {shown!r}"
 
 
-MOVED = "The service redirects; a changing request is not sent on. Check the host of the connection."
+MOVED = "The service redirects to where this request is not sent on. Check the host of the connection."
 MEANINGS: dict[int, tuple[type[FlowServiceError], str]] = {
     **dict.fromkeys((301, 302, 303, 307, 308), (FlowServiceError, MOVED)),
     400: (FlowInvalid, "The service refuses the request; check the arguments named below."),

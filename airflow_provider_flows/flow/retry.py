@@ -91,7 +91,7 @@ def _again_after_silence(request: Request, error: FlowUnreachable) -> bool:
 
 
 def along_redirects(request: Request) -> Conversation[Response]:
-    """Ask, and follow redirects of a GET; the transport leaves the credentials behind at another host.
+    """Ask, and follow redirects of a GET, to where its request may be sent; the credentials stay behind at another host.
 
     A redirect of anything else is handed back as it is: it would be sent again as something else, or twice.
     """
@@ -101,9 +101,12 @@ def along_redirects(request: Request) -> Conversation[Response]:
         if request.method != "GET" or response.status not in {301, 302, 303, 307, 308} or not target:
             return response
         try:
-            request = replace(request, path=urljoin(response.url, target), query={})
+            there = urljoin(response.url, target)
         except ValueError as error:
             raise FlowMalformed(malformed(request, response, "redirects to no address"), status=response.status) from error
+        if request.follow is not None and not request.follow(there):
+            return response
+        request = replace(request, path=there, query={})
     message = f"{request} is redirected more than {MAX_REDIRECTS} times; check the host of the connection"
     raise FlowMalformed(message, status=response.status)
 

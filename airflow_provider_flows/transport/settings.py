@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from airflow_provider_flows.flow.errors import FlowMalformed, FlowUnreachable
 from airflow_provider_flows.flow.exchange import Request, Response, same_origin
+from airflow_provider_flows.transport.hosts import is_plain, is_public, resolves_to_public
 
 CHUNK = 256 * 1024  # a quarter of the calls, and a third less CPU, than with 64 KiB
 
@@ -63,22 +62,16 @@ class Settings:
         return Response(status, {name.lower(): value for name, value in headers}, hidden=hidden)
 
     def may_follow(self, link: str) -> bool:
-        """Whether a link that came out of a flow may be fetched: on the service's own host, or by https from a public one.
+        """Whether a flow's link may be fetched, by its text: on the service's own host, or by https from a public one.
 
         What a flow writes is untrusted: it must not make a worker fetch what lies inside its network.
         """
-        try:
-            parts = urlsplit(link.strip())
-        except ValueError:
-            return False
-        try:
-            host = ip_address(parts.hostname or "")
-        except ValueError:  # a name, as it should be
-            host = None
-        if same_origin(link.strip(), self.base_url):
-            return True
-        inside = (parts.hostname or "localhost").rpartition(".")[2] in {"localhost", "local", "internal"}
-        return parts.scheme == "https" and not inside and (host is None or host.is_global)
+        link = link.strip()
+        return is_plain(link) and (same_origin(link, self.base_url) or is_public(link))
+
+    def may_ask(self, link: str) -> bool:
+        """Whether such a link may be fetched also by the addresses that its host has now."""
+        return self.may_follow(link) and (same_origin(link.strip(), self.base_url) or resolves_to_public(link.strip()))
 
     def unreachable(self, request: Request, error: BaseException, *, may_have_arrived: bool) -> FlowUnreachable:
         """Word what kept a request from being answered; never the error's own text with its URL, which may be signed."""

@@ -107,13 +107,18 @@ class Service(ABC):
         """Read the outputs of a run that is final."""
         raise self._cannot("list a flow run's outputs")
 
-    def download_output(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
+    def download_output(self, flow_run_id: str, asset_id: str, media_type: str | None = None) -> Conversation[Content]:
         """Read one output's content, whole, into memory."""
         raise self._cannot("download a flow run's outputs")
 
-    def save_output(self, flow_run_id: str, asset_id: str, target: Target) -> Conversation[str | None]:
-        """Read one output's content into `target`, best a piece at a time; returns its media type."""
-        content = yield from self.download_output(flow_run_id, asset_id)
+    def save_output(
+        self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
+    ) -> Conversation[str | None]:
+        """Read one output's content into `target`, best a piece at a time; returns its media type.
+
+        :param media_type: what a list of outputs told of it.
+        """
+        content = yield from self.download_output(flow_run_id, asset_id, media_type)
         target.restart()
         target.write(content.data)
         return content.media_type

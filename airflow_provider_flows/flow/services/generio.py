@@ -179,7 +179,10 @@ class Generio(Service):
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """GET /flows/{id}/inputs/{asset_id}."""
-        return (yield from _content(f"{_path(flow_run_id)}/inputs/{segment('asset_id', asset_id)}"))
+        kept = Kept()
+        incoming = Incoming(kept, texts=True)  # a prompt is given back as it was sent
+        media_type = yield from _saved(f"{_path(flow_run_id)}/inputs/{segment('asset_id', asset_id)}", incoming)
+        return Content(bytes(kept.data), media_type)
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """GET /flows/{id}/outputs; only a final run has them, and a refusal is settled by reading the run (G-22)."""
@@ -191,13 +194,15 @@ class Generio(Service):
                 raise FlowConflict(message, status=response.status)
         return answers.read_assets(request, response, read_json(request, response), "outputs", include_data=include_data)
 
-    def download_output(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
+    def download_output(self, flow_run_id: str, asset_id: str, media_type: str | None = None) -> Conversation[Content]:
         """GET /flows/{id}/outputs/{asset_id}: a data URI in JSON, or the raw file (G-02)."""
-        return (yield from _content(f"{_path(flow_run_id)}/outputs/{segment('asset_id', asset_id)}"))
+        kept = Kept()
+        kind = yield from self.save_output(flow_run_id, asset_id, kept, media_type)
+        return Content(bytes(kept.data), kind)
 
-    def save_output(self, flow_run_id: str, asset_id: str, target: Target) -> Conversation[str]:
-        """GET /flows/{id}/outputs/{asset_id}, a piece at a time."""
-        return (yield from _saved(f"{_path(flow_run_id)}/outputs/{segment('asset_id', asset_id)}", target))
+    def save_output(self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None) -> Conversation[str]:
+        """GET /flows/{id}/outputs/{asset_id}, a piece at a time; a plain text only if the list told of one."""
+        return (yield from _saved(f"{_path(flow_run_id)}/outputs/{segment('asset_id', asset_id)}", Incoming(target, media_type)))
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
         """GET /templates, and the one with this name or id (G-26).
@@ -259,14 +264,7 @@ def _listed(flow_run_id: str, kind: str, *, include_data: bool) -> Conversation[
     return request, response if response.taken is None else replace(response, body=bytes(whole.data))
 
 
-def _content(path: str) -> Conversation[Content]:
-    kept = Kept()
-    media_type = yield from _saved(path, kept)
-    return Content(bytes(kept.data), media_type)
-
-
-def _saved(path: str, target: Target) -> Conversation[str]:
-    incoming = Incoming(target)
+def _saved(path: str, incoming: Incoming) -> Conversation[str]:
     request = Request("GET", path, into=incoming)
     response = yield from ask(request)
     check(request, response)

@@ -194,7 +194,7 @@ def _at(request: Request, address: str) -> Request | None:
 
 
 def read_assets(request: Request, response: Response, value: Any, kind: str, *, include_data: bool) -> list[FlowOutput]:
-    """Read a list of inputs or outputs; rows without id are passed over.
+    """Read a list of inputs or outputs; a row without an id is one that failed, for a list that leaves it out looks complete.
 
     :param kind: the envelope's key, `inputs` or `outputs`.
     :param include_data: whether content was asked for; what comes unasked is not kept, it may be large.
@@ -203,23 +203,24 @@ def read_assets(request: Request, response: Response, value: Any, kind: str, *, 
     if rows is None:
         _refuse(request, response, f"holds no list of {kind}")
     seen: dict[str, FlowOutput] = {}
-    for row in rows:
-        asset = _asset({"asset_id": row} if isinstance(row, str) else row) if isinstance(row, (str, Mapping)) else None
-        if asset is not None and asset.asset_id is not None:
-            seen.setdefault(asset.asset_id, asset if include_data else replace(asset, value=None))
+    for number, row in enumerate(rows):
+        asset = _asset({"asset_id": row} if isinstance(row, str) else row if isinstance(row, Mapping) else {})
+        key = f"id {asset.asset_id}" if asset.asset_id else f"row {number}"
+        seen.setdefault(key, asset if include_data else replace(asset, value=None))
     return list(seen.values())
 
 
-def _asset(row: Mapping[str, Any]) -> FlowOutput | None:
+def _asset(row: Mapping[str, Any]) -> FlowOutput:
     key = _identifier(row, ASSET_IDS)
-    if key is None:
-        return None
     data, word = _first(row, ("data", "file_data")), _first(row, ("status", "state"))
     error = _first(row, ("error", "error_message", "details", "message"))
     absent = READY if data is not None else PENDING
     kind = _first(row, ("media_type", "mime_type", "content_type", "type"))
+    name = str(_first(row, ("name", "file_name", "filename")) or key or "unnamed")[:SHOWN]
+    if key is None:
+        return FlowOutput(name, status=ERROR, error="the service's list tells no id of it")
     return FlowOutput(
-        name=str(_first(row, ("name", "file_name", "filename")) or key),
+        name=name,
         asset_id=key,
         status=absent if word is None else STATUSES.get(str(word).strip().lower(), PENDING),
         media_type=data_uri.normal_media_type(kind) if isinstance(kind, str) and "/" in kind else _media_type(data),

@@ -25,7 +25,8 @@ from airflow_provider_flows.flow.errors import (
     FlowNotFound,
     FlowServiceError,
 )
-from airflow_provider_flows.flow.exchange import Request, Resend, ask, malformed, read_json
+from airflow_provider_flows.flow.exchange import SHOWN, Request, Resend, ask, malformed, read_json
+from airflow_provider_flows.flow.links import SIGNATURES
 from airflow_provider_flows.flow.moments import read_time
 from airflow_provider_flows.flow.run import ERROR, READY, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.flow.services import Inputs, Service, segment
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.flow.exchange import Conversation, Response
 
-SIGNATURES = frozenset({"sig", "signature", "x-amz-signature", "x-goog-signature"})  # a link that bears one is no page to read
 IMAGE_HOST = ".blob.core.windows.net"  # where the sample's images lie (the page's sample graph)
 NO_FLOW = "airflow-connection-test"
 
@@ -133,7 +133,7 @@ def _rows(request: Request, response: Response, value: Any) -> list[Mapping[str,
 def read_outputs(rows: list[Mapping[str, Any]]) -> tuple[FlowOutput, ...]:
     """Read the outputs in their order, duplicates too; a row of another type is passed over where types are told (P-12)."""
     named = (row for row in rows if row.get("type") in (None, "output"))
-    return tuple(_output(str(row.get("name") or ""), row.get("output")) for row in named)
+    return tuple(_output(str(row.get("name") or "")[:SHOWN], row.get("output")) for row in named)
 
 
 def _output(name: str, told: Any) -> FlowOutput:
@@ -188,7 +188,8 @@ def _now() -> DateTime:
 def _finished(flow: str, outputs: tuple[FlowOutput, ...], promised: tuple[str, ...]) -> FlowRun:
     """Make the run: failed if nothing at all came out although something was promised, else completed."""
     there = {output.name for output in outputs}
-    lost = tuple(FlowOutput(name, status=ERROR, error="The output is missing.") for name in promised if name not in there)
+    names = (name[:SHOWN] for name in promised)
+    lost = tuple(FlowOutput(name, status=ERROR, error="The output is missing.") for name in names if name not in there)
     everything = outputs + lost
     failed = bool(everything) and all(output.status == ERROR for output in everything)
     state = FlowState.FAILED if failed else FlowState.COMPLETED
