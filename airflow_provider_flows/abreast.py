@@ -51,10 +51,12 @@ def abreast(
         finally:
             done.put(None)
 
-    threads = [Thread(target=copy_context().run, args=(work,), daemon=True) for _ in range(min(most, len(jobs)))]
+    threads: list[Thread] = []  # those that run
     try:
-        for thread in threads:
+        for _ in range(min(most, len(jobs))):
+            thread = Thread(target=copy_context().run, args=(work,), daemon=True)
             thread.start()
+            threads.append(thread)
         _take_all(done, len(threads), take)
     finally:
         stop.set()

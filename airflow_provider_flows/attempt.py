@@ -12,7 +12,8 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.ending import end_late
-from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
+from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowTimeout
+from airflow_provider_flows.flow.starting import EarlierOrder
 from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
 
 if TYPE_CHECKING:
@@ -48,11 +49,27 @@ class Attempt:
         self._abort_on_kill = abort_on_kill
         self._log = log
         self._killed = False
+        self._unreadable: FlowInputError | None = None
 
     @property
     def began(self) -> float:
         """When the try began, in epoch seconds."""
         return float(self._ti.start_date.timestamp())
+
+    def order(self, read: Callable[[], Order], flow: str) -> Order:
+        """Read what is to be started; a try that goes on with a run does not need its inputs any more, and they may be gone.
+
+        :raises FlowInputError: it cannot be read, and no try before this one has started it.
+        """
+        try:
+            return read()
+        except FlowInputError as error:
+            known = self.memory.of_this_lineage
+            if known is None or known.flow_run_id is None or not self.hook.service.steps:
+                raise
+            self._unreadable = error
+            self._log.warning("This try cannot read its inputs, so it can only go on with what was started: %s", error)
+            return EarlierOrder(flow, (), known=known.fingerprint)
 
     def started(self, order: Order, deadline: float | None) -> FlowRun:
         """Give the run that an earlier try left, or start one.
@@ -61,6 +78,8 @@ class Attempt:
         :raises FlowTimeout: it has passed already.
         """
         run = self._picked_up(order)
+        if run is None and self._unreadable is not None:
+            raise self._unreadable
         if run is None:
             run = self._newly_started(order, deadline)
         self.flow_run_id = run.flow_run_id

@@ -25,45 +25,51 @@ GOES_ON = "The flow run goes on (abort_on_kill=False)."
 
 
 def end(
-    context: Context, hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[FlowRun], None] | None = None
+    context: Context, hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[FlowRun], bool] | None = None
 ) -> dict[str, Any]:
     """Give what a task returns for a run that is final.
 
     The outputs are pushed to XCom under a key of their own as well, so that `first.output["outputs"]` can be another task's
-    inputs.
+    inputs; also those that could be had when another could not.
 
-    :param keep: keeps the run for a next try, which could not read it any more once it is deleted.
+    :param keep: keeps the run for a next try, which could not read it any more once it is deleted; gives whether it may be.
     :raises FlowRunFailed: the run failed; FlowRunAborted if somebody aborted it.
     :raises FlowServiceError: an output could not be fetched.
     """
     from airflow_provider_flows.memory import FileMemory
-    from airflow_provider_flows.outputs import fetch  # needed at the end only: importing the operators stays cheap
+    from airflow_provider_flows.outputs import gather  # needed at the end only: importing the operators stays cheap
 
     files = FileMemory(context, run.flow_run_id)
     if not run.completed and delivery.partial:
         try:
-            run = fetch(hook, run, delivery, files)
-        except (FlowError, OSError) as error:  # that the run failed matters more
+            run, _ = gather(hook, run, delivery, files)  # which output is not there, and why, is in the log
+            context["ti"].xcom_push(OUTPUTS_KEY, run.as_dict()["outputs"])
+        except Exception as error:  # noqa: BLE001  # whatever it is, that the run failed matters more
             log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
-        context["ti"].xcom_push(OUTPUTS_KEY, run.as_dict()["outputs"])
-    run = fetch(hook, run.completed_or_raise(), delivery, files)
+    run, trouble = gather(hook, run.completed_or_raise(), delivery, files)
     told = run.as_dict()
     context["ti"].xcom_push(OUTPUTS_KEY, told["outputs"])
+    if trouble is not None:
+        raise trouble
     if delivery.delete:
         _delete(hook, run, delivery, keep)
     return told
 
 
-def _delete(hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[FlowRun], None] | None) -> None:
+def _delete(hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[FlowRun], bool] | None) -> None:
     """Delete a run at the service once every output is a file in its place; in doubt leave it, nothing is lost then."""
-    from airflow_provider_flows.outputs import in_place
+    from airflow_provider_flows.filing import in_place
 
+    if not run.outputs:
+        log.warning("The %s is not deleted, for it has no outputs: they may be missing from its list only", run)
+        return
     missing = [output.name for output in run.outputs if not in_place(output, delivery)]
     if missing:
         log.warning("The %s is not deleted, for these outputs are no files in their place: %s", run, ", ".join(missing))
         return
-    if keep is not None:
-        keep(run)
+    if keep is not None and not _kept(run, keep):
+        log.warning("The %s is not deleted, for a retry may need it; delete it at the service", run)
+        return
     try:
         hook.delete(run.flow_run_id)
     except FlowNotFound:
@@ -72,6 +78,14 @@ def _delete(hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[F
         log.warning("The %s could not be deleted; delete it at the service: %s", run, error)
     else:
         log.info("The %s is deleted at the service; all its files are in their place", run)
+
+
+def _kept(run: FlowRun, keep: Callable[[FlowRun], bool]) -> bool:
+    try:
+        return keep(run)
+    except Exception as error:  # noqa: BLE001  # whatever the store raises: then nobody knows
+        log.warning("The %s could not be kept for a retry (%s)", run, type(error).__name__)
+        return False
 
 
 def end_late(hook: FlowsHook, flow_run_id: str, error: FlowTimeout, *, stop: bool, abort_on_kill: bool) -> FlowRun:

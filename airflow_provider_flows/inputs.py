@@ -5,6 +5,7 @@ It reads no files (sources.py does), sends nothing and does not decide what a se
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.flow.run import ERROR, PENDING, FlowInput, Source
-from airflow_provider_flows.sources import file_data, file_text, in_memory
+from airflow_provider_flows.sources import file_data, file_text, in_memory, shown
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.services import Inputs
@@ -93,7 +94,9 @@ def _item(where: str, item: Any, conn_id: str | None) -> FlowInput:
     if isinstance(item, Mapping) and _is_item(item):
         sendable(f"{where}['additional']", item.get("additional"))
         uri, data = _told(where, item)
-        return FlowInput(_data(where, data) if uri is None else file_data(where, uri, conn_id), item.get("additional"))
+        if uri is None:
+            return FlowInput(_data(where, data), item.get("additional"))
+        return FlowInput(_as_made(where, item, file_data(where, uri, conn_id)), item.get("additional"))
     named = f"a dict with {sorted(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
     message = f"{where} must be {FORMS}, not {named}"
     raise FlowInputError(message)
@@ -129,6 +132,20 @@ def _made(where: str, output: Mapping[str, Any]) -> tuple[str | None, str]:
     why = "was not ready when its task ended" if output["status"] == PENDING else "has no file: it stayed at the service"
     message = f"{named}which {why}. Set output_path on the task that ran it, and run that again"
     raise FlowInputError(message)
+
+
+def _as_made(where: str, item: Mapping[str, Any], content: str | Source) -> str | Source:
+    """Give a file that another task wrote, if it is still that; one that is converted here cannot be compared."""
+    if not item.get("sha256") or (isinstance(content, str) and content.startswith("data:")):
+        return content
+    digest = hashlib.sha256(content.encode()).hexdigest() if isinstance(content, str) else content.digest
+    if digest != item["sha256"]:
+        message = (
+            f"{where} names a file that is not what the task wrote that made it ({shown(str(item['uri']))}): its SHA-256 is "
+            "another one. No flow run was started. Run that task again, or give the file's URI alone if the change is meant"
+        )
+        raise FlowInputError(message)
+    return content
 
 
 def _variable(where: str, value: Any, conn_id: str | None) -> Any:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,11 @@ class Memory:
         """Whether this try's failure would be followed by one that goes on with the same run."""
         return self._store is not None and int(self._ti.try_number) <= self.lineage
 
+    @property
+    def of_this_lineage(self) -> Record | None:
+        """The record that an earlier try of this run of the task left, whatever it ordered."""
+        return self.record if self.record is not None and self.record.lineage == self.lineage else None
+
     def fits(self, order: Order) -> bool:
         """Whether an earlier try of this very order left a record."""
         return self.record is not None and self.record.fits(order, self.lineage)
@@ -89,10 +95,24 @@ class Memory:
         if self._store is not None and self.record is not None and self.record.answer is not None:
             self._store.delete(KEY)
 
-    def keep_answer(self, run: FlowRun) -> None:
-        """Keep a run whole that the service will not be able to tell of a second time."""
-        if self.record is not None:
-            self.keep(replace(self.record, answer=run.as_kept()))
+    def keep_answer(self, run: FlowRun) -> bool:
+        """Keep a run whole that the service will not be able to tell of a second time; gives whether it may forget it now.
+
+        One that does not fit into the store is not kept at all. Where nothing is remembered anyway, there is nothing to lose.
+        """
+        if self.record is None or self._store is None:
+            return True
+        record, limit = replace(self.record, answer=run.as_kept()), _limit()
+        if limit > 0 and _size(record.as_dict()) > limit:
+            log.warning(
+                "What is known of the %s is larger than %d bytes, which is all that Airflow's task state store takes "
+                "([state_store] max_value_storage_bytes), so that a retry could not go on without the service",
+                run,
+                limit,
+            )
+            return False
+        self.keep(record)
+        return True
 
     def keep(self, record: Record | None) -> None:
         """Make a record safe for the next try, and its run's id for whoever looks into XCom while the task waits.
@@ -115,7 +135,9 @@ class FileMemory:
         """Read what an earlier try kept of this run."""
         self._store: Any = context.get("task_state_store")
         self._flow_run_id = flow_run_id
-        told: Any = None if self._store is None else self._store.get(FILES_KEY)
+        told: Any = None
+        with _only_told():
+            told = None if self._store is None else self._store.get(FILES_KEY)
         mine = isinstance(told, Mapping) and told.get("flow_run_id") == flow_run_id and isinstance(told.get("files"), Mapping)
         self._files: dict[str, Any] = dict(told["files"]) if mine else {}
 
@@ -128,9 +150,23 @@ class FileMemory:
         """Keep that of a file that is whole in its place, if the store takes so much."""
         self._files[asset_id] = dict(told)
         value = {"flow_run_id": self._flow_run_id, "files": self._files}
-        limit = _limit()
-        if self._store is not None and (limit <= 0 or len(json.dumps(value)) <= limit):
-            self._store.set(FILES_KEY, value)
+        with _only_told():
+            limit = _limit()
+            if self._store is not None and (limit <= 0 or _size(value) <= limit):
+                self._store.set(FILES_KEY, value)
+
+
+@contextmanager
+def _only_told() -> Iterator[None]:
+    """Log whatever the store raises where it only saves work."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # whatever it is, the files are there
+        log.warning("Airflow's task state store does not work (%s); a retry may fetch files again", type(error).__name__)
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value))
 
 
 def _limit() -> int:
@@ -143,12 +179,11 @@ def _fitting(record: Record, limit: int) -> Record:
 
     :param limit: bytes; 0 for none.
     """
-    size: Callable[[Any], int] = lambda value: len(json.dumps(value))  # noqa: E731  # a name for one expression
-    if record.answer is None or limit <= 0 or size(record.as_dict()) <= limit:
+    if record.answer is None or limit <= 0 or _size(record.as_dict()) <= limit:
         return record
     outputs = [dict(output) for output in record.answer["outputs"]]
-    for output in sorted(outputs, key=size, reverse=True):
-        if size(replace(record, answer={**record.answer, "outputs": outputs}).as_dict()) <= limit:
+    for output in sorted((output for output in outputs if not output.get("uri")), key=_size, reverse=True):
+        if _size(replace(record, answer={**record.answer, "outputs": outputs}).as_dict()) <= limit:
             break
         output.update(value=None, status="error", error=TOO_LARGE, link=False)
         log.warning(

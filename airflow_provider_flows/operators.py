@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator
 
 from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
 from airflow_provider_flows.ending import end
-from airflow_provider_flows.flow.errors import FlowServiceError, FlowTimeout
+from airflow_provider_flows.flow.errors import FlowInputError, FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.schedule import Schedule, seconds
 
 if TYPE_CHECKING:
@@ -110,17 +110,18 @@ class RunFlowOperator(BaseOperator):
         Schedule.of(poll_interval, max_poll_interval)  # refuses what cannot be kept, at parse time
         seconds("timeout", timeout)
         self._delivery()
+        _refuse_without_waiting(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the flow run, or pick it up where an earlier try left it; then wait in the way that was asked for."""
         limit = seconds("timeout", self.timeout)
         attempt, delivery = self._begun(context), self._delivery()
-        order = attempt.hook.order(self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id)
+        order = attempt.order(lambda: attempt.hook.order(*self._order()), self.flow)
         delivery.checked(attempt.hook.service)
         deadline = attempt.memory.deadline(order, None if limit is None else time.time() + limit)
         try:
             run = attempt.started(order, deadline)
-            if not self.wait_for_completion and not run.completed:
+            if not self.wait_for_completion and (attempt.hook.service.steps or not run.completed):
                 return run.as_dict()
             schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
             final = run if run.final else self._waited(attempt, run.flow_run_id, schedule)
@@ -170,6 +171,9 @@ class RunFlowOperator(BaseOperator):
         self._attempt = Attempt(context, self._hook, durable=self.durable, abort_on_kill=self.abort_on_kill, log=self.log)
         return self._attempt
 
+    def _order(self) -> tuple[Any, ...]:
+        return self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
+
     def _delivery(self) -> Delivery:
         return Delivery(
             self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs, self.delete_after_fetch
@@ -195,6 +199,14 @@ class RunFlowOperator(BaseOperator):
             method_name=self.execute_complete.__name__,
         )
         raise AssertionError  # not reached: defer() raises
+
+
+def _refuse_without_waiting(operator: RunFlowOperator) -> None:
+    """Refuse what only a task can do that waits for its run."""
+    for name in ("delete_after_fetch", "fetch_partial_outputs"):
+        if not operator.wait_for_completion and getattr(operator, name):
+            message = f"{name}=True has no meaning with wait_for_completion=False: the task is over before there are outputs"
+            raise FlowInputError(message)
 
 
 def _with_retry_policy(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class FlowRunSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait in the mode that was asked for."""
         with self._as_airflow_means():
+            self._must_be_deliverable(context)
             if not self.deferrable:
                 return super().execute(context)
             hook = self._hook()
@@ -178,6 +179,13 @@ class FlowRunSensor(BaseSensorOperator):
         after = {**wait.memory, "try_number": number}
         if after != before:
             store.set(MEMORY_KEY, after)
+
+    def _must_be_deliverable(self, context: Context) -> None:
+        """Find out before the first wait whether files can be written; a look that goes on with the same try asks nobody."""
+        store: Any = context.get("task_state_store") if self.reschedule and not self.deferrable else None
+        before = None if self.output_path is None or store is None else store.get(MEMORY_KEY)
+        if not before or before.get("try_number") != context["ti"].try_number:
+            self._delivery().checked(self._hook().service)
 
     def _ended(self, context: Context, run: FlowRun) -> dict[str, Any]:
         return end(context, self._hook(), run, self._delivery())

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+
+from airflow_provider_flows.sources import LOCAL
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -21,7 +25,8 @@ log = logging.getLogger(__name__)
 
 # stores where folders are only names, so that none need be made; s3fs would make the bucket too, even one that was misspelt
 OBJECT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "adl", "az", "wasb", "wasbs", "oss"})
-BLOCK = 8 * 1024 * 1024  # bytes of a file that a store keeps in memory; some keep 50 MiB if nobody says
+BLOCK = 5 * 1024 * 1024  # bytes of a file that a store keeps in memory, the least that S3 takes; some keep 50 MiB if nobody says
+PIECE = 1024 * 1024
 
 
 class StoppedError(Exception):
@@ -86,13 +91,16 @@ class Part:
         if temporary is None:
             raise StoppedError
         with _told(path):
+            if temporary.protocol in LOCAL:  # what the disk has not got yet is lost when the machine fails
+                file.flush()
+                os.fsync(file.fileno())
             file.close()
             kept = temporary.stat().st_size
         if kept != self.size:
             message = f"{temporary} has {kept} bytes after {self.size} were written"
             raise OSError(message)
         with _told(path):
-            temporary.replace(path)
+            _rename(temporary, path)
         self._path = self._file = None
 
     def discard(self) -> None:
@@ -101,12 +109,36 @@ class Part:
         self._path = self._file = None
         if file is not None:
             with suppress(Exception):  # what could not be written cannot be closed either
-                file.close()
+                _let_go(path, file)
         try:
             if path is not None:
                 path.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001  # whatever the store raises; why there is no file is what counts
             log.warning("The temporary file %s could not be removed (%s)", path, type(error).__name__)
+
+
+def _rename(temporary: ObjectStoragePath, path: ObjectStoragePath) -> None:
+    if temporary.protocol not in LOCAL:
+        temporary.replace(path)
+        return
+    Path(temporary.path).replace(path.path)
+    with suppress(OSError):  # some disks do not take it for a folder
+        folder = os.open(path.parent.path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _let_go(path: ObjectStoragePath | None, file: Any) -> None:
+    """Close a file that is not wanted; a store is told to drop what it was sent, for a close would make the file whole first."""
+    if path is None or path.protocol not in OBJECT_STORES or file.closed or not hasattr(file, "discard"):
+        file.close()
+        return
+    try:
+        file.discard()
+    finally:
+        file.closed = True  # or Python closes it in the end, and so completes it
 
 
 @contextmanager
@@ -128,6 +160,21 @@ def write_whole(path: ObjectStoragePath, data: bytes) -> None:
         part.settle(path)
     finally:
         part.discard()
+
+
+def digest_of(path: ObjectStoragePath, stop: Event) -> str:
+    """Read a file, a piece at a time, and give its SHA-256.
+
+    :raises StoppedError: nobody waits for it any more; and whatever the store raises.
+    """
+    digest = hashlib.sha256()
+    # not by the path's own `open`: to Airflow's lineage it would be an input of the task
+    with path.fs.open(path.path, "rb", block_size=BLOCK) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            if stop.is_set():
+                raise StoppedError
+    return digest.hexdigest()
 
 
 def remove_leftovers(folder: ObjectStoragePath, names: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     ("connected",),
     ("sources", "naming", "abreast", "writing"),
     ("delivery",),
-    ("inputs", "outputs"),
+    ("inputs", "filing", "outputs"),
     ("hooks", "watch", "lookups", "subscriber", "gated"),
     ("triggers",),
 )

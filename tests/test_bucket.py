@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 
 import pytest
 from airflow.sdk import ObjectStoragePath
@@ -20,10 +23,12 @@ from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.flow.run import Source
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.inputs import read_inputs
-from airflow_provider_flows.outputs import fetch
+from airflow_provider_flows.outputs import MOST_TO_A_STORE, fetch
 from airflow_provider_flows.writing import Part
 from tests.airflow_run import load_dags, run_dag
 from tests.bucket import BUCKET, SECRET, CutLine, ObjectServer, connection
+from tests.downloading import Noted, glb, hook_to, run_of, worded
+from tests.servers import Reply, Seen, Station
 from tools.glb import count_triangles
 
 LESSON = Path(__file__).parent.parent / "example_dags" / "models_in_a_bucket.py"
@@ -122,6 +127,43 @@ def test_download_that_is_given_up_leaves_nothing(bucket: ObjectServer) -> None:
     part.discard()
     assert bucket.objects() == {"run/large.glb": b"old"}
     assert bucket.unfinished() == []
+
+
+def test_file_that_is_given_up_is_never_completed(bucket: ObjectServer) -> None:
+    """What was sent of a file is dropped, not made an object first: a bucket that keeps versions has none of it."""
+    told = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+    bucket._session.put(f"{bucket.url}/{BUCKET}?versioning", data=told, timeout=10).raise_for_status()
+    part = Part(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE), "large")
+    written(part, CONTENT)
+    assert bucket.unfinished() != []
+    part.discard()
+    assert bucket.unfinished() == []
+    assert "<Key>" not in bucket._told(f"/{BUCKET}?versions").text
+
+
+def test_two_files_at_once_come_into_a_bucket_and_are_looked_at_again(bucket: ObjectServer) -> None:
+    """A bucket takes two files at once, not four; a file counts by its digest there too."""
+    now, most, lock = Counter[str](), [0], Lock()
+
+    def reply(seen: Seen) -> Reply:
+        with lock:
+            now["here"] += 1
+            most[0] = max(most[0], now["here"])
+        time.sleep(0.1)
+        with lock:
+            now["here"] -= 1
+        return Reply(body=worded(glb(1_000 + len(seen.path))))
+
+    memory, delivery = Noted(), Delivery(f"s3://{BUCKET}/x", STORE)
+    with Station(reply) as station:
+        first = fetch(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
+        assert most[0] == MOST_TO_A_STORE == 2
+        spoilt = ObjectStoragePath(str(first.outputs[0].uri), conn_id=STORE)
+        spoilt.write_bytes(bytes(int(first.outputs[0].size or 0)))
+        station.seen.clear()
+        assert fetch(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory) == first
+        assert [seen.path for seen in station.seen] == ["/flows/r/outputs/id-a"]
+    assert hashlib.sha256(bucket.objects()["x/r/a.glb"]).hexdigest() == first.outputs[0].sha256
 
 
 def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:

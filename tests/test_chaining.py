@@ -5,6 +5,7 @@ Most read what a task would be handed; the last ones are real DAG runs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,15 @@ def file(tmp_path: Path) -> dict[str, Any]:
     """Give an output that was written, as its task returned it."""
     (tmp_path / "chair.glb").write_bytes(GLB)
     uri = f"file://{tmp_path}/chair.glb"
-    return FlowOutput("chair", "a1", media_type="model/gltf-binary", additional={"n": 1}, uri=uri, size=8, sha256="0").as_dict()
+    return FlowOutput(
+        "chair",
+        "a1",
+        media_type="model/gltf-binary",
+        additional={"n": 1},
+        uri=uri,
+        size=8,
+        sha256=hashlib.sha256(GLB).hexdigest(),
+    ).as_dict()
 
 
 def whole(*outputs: dict[str, Any], state: FlowState = FlowState.COMPLETED) -> dict[str, Any]:
@@ -59,6 +68,21 @@ class Lazy(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         """Give one."""
         return self._items[index]
+
+
+def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], tmp_path: Path) -> None:
+    """A file that was written over since is refused before anything is sent; its URI alone takes it as it is."""
+    other = GLB[:-1] + b"\x01"
+    (tmp_path / "chair.glb").write_bytes(other)
+    with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that is not what the task wrote"):
+        read_inputs([file])
+    assert content([file["uri"]]) == [(other, None)]
+    (tmp_path / "note.txt").write_text("Stand up")
+    said = {**TEXT, "value": "Sit", "uri": f"file://{tmp_path}/note.txt", "sha256": hashlib.sha256(b"Sit down").hexdigest()}
+    with pytest.raises(FlowInputError, match="is not what the task wrote"):
+        read_inputs([said])
+    (tmp_path / "note.txt").write_text("Sit down")
+    assert content([said]) == [("Sit down", None)]
 
 
 def test_every_form_of_what_was_made_is_taken(file: dict[str, Any]) -> None:

@@ -6,16 +6,22 @@ Tasks run through Airflow's `dag.test()` or as a worker runs them, against the e
 from __future__ import annotations
 
 import hashlib
+import json
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowRescheduleException
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
-from airflow_provider_flows.flow.errors import FlowInputError, FlowRunFailed
-from airflow_provider_flows.memory import KEY
+from airflow_provider_flows.flow.errors import FlowInputError, FlowNotFound, FlowRunFailed
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.memory import FILES_KEY, KEY
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.sensors import FlowRunSensor
+from airflow_provider_flows.retries import FlowsRetryPolicy
+from airflow_provider_flows.sensors import MEMORY_KEY, FlowRunSensor
 from tests.test_killed import Store, context
 from tests.tries import BOTH, CHAIN, CHAIR, request, set_up, tried
 
@@ -120,8 +126,6 @@ def test_partial_outputs_are_left_alone_unless_asked(emulator: Emulator, tmp_pat
 
 def test_sensor_fetches_partial_outputs_too(emulator: Emulator, tmp_path: Path) -> None:
     """The sensor has the same ending."""
-    from airflow_provider_flows.hooks import GenerioHook
-
     emulator.plan(Plan(outcome="failed", partial_outputs=True))
     run = GenerioHook("generio_default").start(TWO["flow"], TWO["inputs"], TWO["parameters"])
     sensor = FlowRunSensor(
@@ -196,3 +200,208 @@ def test_retry_fetches_only_what_is_missing(emulator: Emulator, tmp_path: Path, 
     assert len(files(tmp_path)) == 2
     assert ended.told("already") == 1
     assert all(path.read_bytes()[:4] == b"glTF" for path in files(tmp_path))
+
+
+def task(folder: Path, **given: Any) -> RunFlowOperator:
+    """Make a task that writes its two models below a folder."""
+    return RunFlowOperator(task_id="t", **{**TWO, **given}, output_path=str(folder), poll_interval=0.1)
+
+
+def killed_before_the_deletion(emulator: Emulator, folder: Path) -> tuple[Store, dict[str, Any]]:
+    """Give the store of a try whose run is still there although all is kept, and what it returned."""
+    store = Store()
+    emulator.fault(Fault("DELETE", "*", status=500))
+    return store, task(folder, delete_after_fetch=True).execute(context(store, 1, 3))
+
+
+@pytest.mark.parametrize("rows", [b"[]", b'[{"output_id": "x", "status": "ready"}]'])
+def test_run_without_outputs_is_not_deleted(emulator: Emulator, tmp_path: Path, rows: bytes) -> None:
+    """A list that names nothing, or nothing that can be read, is no proof that there is nothing."""
+    emulator.fault(Fault("GET", "*/outputs", body=b'{"outputs": ' + rows + b"}", times=None))
+    store = Store()
+    outputs = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))["outputs"]
+    assert not any("uri" in output for output in outputs)
+    assert (request(emulator, "DELETE"), store[KEY]["answer"]) == ([], None)
+
+
+@pytest.mark.parametrize("spoil", ["gone", "changed", "whole"])
+def test_kept_run_is_fetched_again_only_where_a_file_is_not_whole(emulator: Emulator, tmp_path: Path, spoil: str) -> None:
+    """A try after one that died before the deletion looks at each file, fetches what is not whole, and deletes the run."""
+    store, first = killed_before_the_deletion(emulator, tmp_path)
+    path = Path(first["outputs"][1]["uri"].removeprefix("file://"))
+    whole = path.read_bytes()
+    if spoil == "gone":
+        path.unlink()
+    elif spoil == "changed":
+        path.write_bytes(bytes(len(whole)))
+    before = len(emulator.requests)
+    assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
+    assert path.read_bytes() == whole
+    asked = [asked.path.rpartition("/")[2] for asked in emulator.requests[before:] if asked.method == "GET"]
+    assert asked == ([] if spoil == "whole" else [first["outputs"][1]["asset_id"]])
+    assert (emulator.started, list(emulator.runs)) == (1, [])
+
+
+def test_kept_run_that_is_gone_with_its_file_says_so(emulator: Emulator, tmp_path: Path) -> None:
+    """Where neither the file nor the run is there the error says it, nothing is started, and the other file stays listed."""
+    store = Store()
+    first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
+    Path(first["outputs"][0]["uri"].removeprefix("file://")).unlink()
+    with pytest.raises(FlowNotFound, match=r"is gone at the service.*clear the task"):
+        task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3))
+    assert (emulator.started, len(files(tmp_path))) == (1, 1)
+
+
+def test_run_that_cannot_be_kept_whole_is_not_deleted(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that is larger than the store takes stays at the service, and a retry goes on with it as with any other."""
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "900")
+    store = Store()
+    first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
+    assert (request(emulator, "DELETE"), store[KEY]["answer"]) == ([], None)
+    assert "is not deleted, for a retry may need it" in caplog.text
+    assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
+    assert emulator.started == 1
+
+
+def test_file_of_the_same_size_that_is_another_is_fetched_again(emulator: Emulator, tmp_path: Path) -> None:
+    """A file counts by its digest: one that was spoilt since, and is as large, is not what the run is deleted for."""
+    store = Store()
+    first = task(tmp_path).execute(context(store, 1, 3))
+    path = Path(first["outputs"][0]["uri"].removeprefix("file://"))
+    path.write_bytes(bytes(path.stat().st_size))
+    assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == first["outputs"][0]["sha256"]
+    assert list(emulator.runs) == []
+
+
+def test_task_that_does_not_wait_promises_nothing_for_the_end(emulator: Emulator, tmp_path: Path) -> None:
+    """What needs the end is refused; else it returns what is known at the start, in a retry too that finds the run completed."""
+    for name in ("delete_after_fetch", "fetch_partial_outputs"):
+        with pytest.raises(FlowInputError, match=rf"{name}=True has no meaning with wait_for_completion=False"):
+            task(tmp_path, wait_for_completion=False, **{name: True})
+    store = Store()
+    first = task(tmp_path, wait_for_completion=False).execute(context(store, 1, 3))
+    emulator.advance(10)
+    second = task(tmp_path, wait_for_completion=False).execute(context(store, 2, 3))
+    assert (first["flow_run_id"], second["state"]) == (second["flow_run_id"], "completed")
+    assert (first["outputs"], second["outputs"], files(tmp_path)) == ([], [], [])
+    chain = task(tmp_path, **CHAIN, parameters=None, wait_for_completion=False).execute(context(Store()))
+    assert len(files(tmp_path)) == 1
+    assert [output["status"] for output in chain["outputs"]] == ["ready", "ready"]
+
+
+def pushing(store: Store, *numbers: int) -> tuple[Any, dict[str, Any]]:
+    """Give a try's context, and where its XComs go."""
+    given, pushed = context(store, *numbers), dict[str, Any]()
+    given["ti"].xcom_push = pushed.__setitem__
+    return given, pushed
+
+
+def test_picture_that_is_lost_loses_no_text(emulator: Emulator, tmp_path: Path) -> None:
+    """A link that is over fails the task; the texts of the chain, large ones as files, are in XCom all the same."""
+    chain: dict[str, Any] = {**CHAIN, "inputs": {"color": LONG, "item": "ball"}, "parameters": None}
+    emulator.fault(Fault("GET", "*.png", status=403, times=None))
+    given, pushed = pushing(Store(), 1, 3)
+    with pytest.raises(FlowNotFound, match="not valid any more"):
+        task(tmp_path, **chain).execute(given)
+    picture, text = pushed["outputs"]
+    assert (picture["status"], "not valid any more" in picture["error"]) == ("error", True)
+    assert "sig=" not in json.dumps(pushed)
+    (path,) = files(tmp_path)
+    assert (text["status"], text["uri"]) == ("ready", f"file://{path}")
+
+
+@pytest.mark.parametrize("broken", ["the first download", "the last download", "the push"])
+def test_partial_outputs_tell_what_there_is(emulator: Emulator, tmp_path: Path, broken: str) -> None:
+    """Of a failed run every file that was written is named, whatever else cannot be had; and the error is the run's."""
+    emulator.plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
+    skip = {"the first download": 0, "the last download": 1}.get(broken)
+    if skip is not None:
+        emulator.fault(Fault("GET", "*/outputs/*", skip=skip, status=500))
+    given, pushed = pushing(Store())
+    if skip is None:
+        given["ti"].xcom_push = lambda key, _: 1 / 0 if key == "outputs" else None
+    with pytest.raises(FlowRunFailed, match="out of glue") as caught:
+        task(tmp_path, inputs=["a", "b", "c", "d"], fetch_partial_outputs=True).execute(given)
+    there = {f"file://{path}" for path in files(tmp_path)}
+    assert len(there) == (2 if skip is None else 1)
+    assert caught.value.run is not None
+    assert {output.uri for output in caught.value.run.outputs if output.uri} == there
+    assert all(uri in str(caught.value) for uri in there)
+    if skip is not None:
+        assert {output["uri"] for output in pushed["outputs"] if "uri" in output} == there
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_output_that_is_not_visible_yet_is_looked_for_again(emulator: Emulator, tmp_path: Path, times: int | None) -> None:
+    """A 404 for an output that was listed as ready is asked away; one that stays is no reason to give the paid run up."""
+    emulator.fault(Fault("GET", "*/outputs/*", status=404, times=times))
+    given = context(Store(), 1, 3)
+    if times:
+        assert len(task(tmp_path).execute(given)["outputs"]) == len(files(tmp_path)) == 2
+        return
+    with pytest.raises(FlowNotFound) as caught:
+        task(tmp_path, inputs=["A chair"]).execute(given)
+    assert len(request(emulator, "GET")) - len(request(emulator, "GET", "/outputs")) >= 3
+    given["ti"].task = task(tmp_path, retry_delay=timedelta(0))
+    assert FlowsRetryPolicy().evaluate(caught.value, 1, 3, given).action.name != "FAIL"
+
+
+class Away(Store):
+    """A store that takes nothing about files."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Fail for files."""
+        if key == FILES_KEY:
+            raise RuntimeError("the API server is away")
+        return super().get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        """Fail for files."""
+        if key == FILES_KEY:
+            raise RuntimeError("the API server is away")
+        super().set(key, value)
+
+
+@pytest.mark.usefixtures("emulator")
+def test_store_that_cannot_note_files_fails_no_task(tmp_path: Path) -> None:
+    """What only saves work in a retry is no reason to fail."""
+    assert len(task(tmp_path).execute(context(Away()))["outputs"]) == len(files(tmp_path)) == 2
+
+
+@pytest.mark.usefixtures("emulator")
+def test_metadata_too_large_for_xcom_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Metadata beyond max_xcom_bytes stays at the service, with a warning; smaller ones come along."""
+    inputs = [{"data": "A chair", "additional": {"note": "x" * 60_000}}, {"data": "A table", "additional": {"n": 1}}]
+    told = task(tmp_path, inputs=inputs).execute(context(Store()))["outputs"]
+    assert sorted(str(output["additional"]) for output in told) == ["None", "{'n': 1}"]
+    assert "`additional` of the output" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+def test_sensor_refuses_a_path_that_cannot_be_written_to_before_it_waits(emulator: Emulator, tmp_path: Path, mode: str) -> None:
+    """A bad output_path is told before the first look."""
+    (tmp_path / "taken").write_text("mine")
+    sensor = FlowRunSensor(task_id="s", flow_run_id="0" * 24, mode=mode, output_path=str(tmp_path / "taken" / "x"))
+    sensor.flows_conn_id = "generio_default"
+    with pytest.raises(FlowInputError, match="cannot be written to"):
+        sensor.execute(context(Store()))
+    assert emulator.requests == ()
+
+
+def test_sensor_that_looks_again_does_not_look_at_its_path_again(emulator: Emulator, tmp_path: Path) -> None:
+    """In reschedule mode, where each look is a process of its own, the path is looked at once a try."""
+    emulator.run_seconds = 1000
+    run = GenerioHook("generio_default").start(TWO["flow"], TWO["inputs"], TWO["parameters"])
+    (tmp_path / "taken").write_text("mine")
+    sensor = FlowRunSensor(task_id="s", flow_run_id=run.flow_run_id, output_path=str(tmp_path / "taken" / "x"))
+    sensor.flows_conn_id = "generio_default"
+    given = context(Store({MEMORY_KEY: {"since": time.time(), "misses": 0, "try_number": 1}}))
+    given["ti"].get_first_reschedule_date = lambda _: given["ti"].start_date
+    with pytest.raises(AirflowRescheduleException):
+        sensor.execute(given)
+    given["ti"].try_number = 2
+    with pytest.raises(FlowInputError, match="cannot be written to"):
+        sensor.execute(given)

@@ -14,16 +14,18 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event, Lock
 
 import pytest
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_flows.abreast import abreast
 from airflow_provider_flows.delivery import Delivery
 from airflow_provider_flows.flow.errors import FlowMalformed, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.flow.run import FlowOutput, FlowRun
-from airflow_provider_flows.outputs import MOST_AT_ONCE, fetch
+from airflow_provider_flows.outputs import MOST_AT_ONCE, fetch, gather
 from benchmarks.file_server import FileServer
 from tests.downloading import (
     InTurn,
@@ -47,7 +49,8 @@ from tests.test_outputs import HOSTILE, small_disk
 CONTENT = glb(300_000)
 WHOLE = worded(CONTENT)
 LARGE = glb(2_000_000)  # several of the pieces that a transport reads
-PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 100
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 2_000_000 + PNG_END
 PART = ".chair.0123abcd.part"
 
 
@@ -144,7 +147,7 @@ def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
     broken = [True]
 
     def reply(seen: Seen) -> Reply:
-        return Reply(404) if broken[0] and seen.path.endswith("id-c") else by_name(seen)
+        return Reply(500) if broken[0] and seen.path.endswith("id-c") else by_name(seen)
 
     memory = Noted()
     with Station(reply) as station:
@@ -163,6 +166,54 @@ def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
     assert fresh.as_dict() == again.as_dict()
 
 
+def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None:
+    """All others are fetched although the first, more than come at once, cannot be had; each says why, one error is given."""
+    names = [f"bad{number}" for number in range(6)] + ["a", "b"]
+    memory = Noted()
+    with Station(lambda seen: Reply(500) if "bad" in seen.path else by_name(seen)) as station:
+        run, error = gather(hook_to(station.url), run_of(*names), Delivery(str(tmp_path)), memory)
+    assert isinstance(error, FlowServiceError)
+    assert "bad" in str(error)
+    assert everything(tmp_path) == ["r/a.glb", "r/b.glb"]
+    assert [(output.status, bool(output.error)) for output in run.outputs] == [("error", True)] * 6 + [("ready", False)] * 2
+    assert sorted(memory.kept) == ["id-a", "id-b"]
+
+
+def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine gives no more threads that is what is raised, and those that run have ended."""
+    start, threads = threading.Thread.start, list[threading.Thread]()
+
+    def scarce(thread: threading.Thread) -> None:
+        threads.append(thread)
+        if len(threads) == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        abreast([lambda _: time.sleep(0.05)] * 8, nullcontext, 4, Event(), lambda *_: None)
+    assert len(threads) == 3
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is synced under its temporary name, then the folder with the final one: the run may be deleted afterwards."""
+    synced: list[tuple[str, int, list[str]]] = []
+    sync = os.fsync
+
+    def seen(number: int) -> None:
+        sync(number)
+        name = Path(f"/proc/self/fd/{number}").readlink()
+        synced.append((name.suffix, name.stat().st_size if name.is_file() else 0, everything(tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", seen)
+    with Rude(sent(WHOLE)) as rude:
+        fetch(hook_to(rude.url), run_of("chair"), Delivery(str(tmp_path)))
+    (file, folder) = synced
+    assert file[:2] == (".part", len(CONTENT))
+    assert folder == ("", 0, ["r/chair.glb"])
+
+
 def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
     """However a service calls its outputs, each is a file of its own in the run's folder, and the same one the next time."""
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
@@ -179,9 +230,9 @@ def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
     assert all(len(Path(name).name) <= 120 for name in found)
 
 
-@pytest.mark.parametrize("spoil", ["gone", "cut", "elsewhere", "nonsense"])
+@pytest.mark.parametrize("spoil", ["gone", "cut", "changed", "elsewhere", "nonsense"])
 def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: str) -> None:
-    """What is known of a file counts only if it is there, with its size, where it is to be."""
+    """What is known of a file counts only if it is there, with its size and digest, where it is to be."""
     memory, acts, folder = Noted(), InTurn(sent(WHOLE)), tmp_path / "one"
     with Rude(acts) as rude:
         fetch(hook_to(rude.url), run_of("chair"), Delivery(str(folder)), memory)
@@ -190,6 +241,8 @@ def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: st
             file.unlink()
         elif spoil == "cut":
             file.write_bytes(CONTENT[:-1])
+        elif spoil == "changed":
+            file.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
         elif spoil == "elsewhere":
             folder = tmp_path / "two"
             (folder / "r").mkdir(parents=True)
@@ -276,12 +329,12 @@ def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path:
 
 def test_link_is_bounded(tmp_path: Path) -> None:
     """A picture of a stranger that does not end is no reason to fill a disk."""
-    with Station(lambda _: Reply(body=PNG + b"\x00" * 2_000_000)) as station:
+    with Station(lambda _: Reply(body=PNG)) as station:
         with pytest.raises(FlowMalformed, match="max_answer_mib"):
             fetch(hook_to(station.url, max_answer_mib=1), chain_with(f"{station.url}/pic.png"), Delivery(str(tmp_path)))
         assert everything(tmp_path) == []
         (output,) = fetch(hook_to(station.url), chain_with(f"{station.url}/pic.png"), Delivery(str(tmp_path))).outputs
-    assert (output.media_type, output.size) == ("image/png", 2_000_000 + len(PNG))
+    assert (output.media_type, output.size) == ("image/png", len(PNG))
 
 
 def test_download_into_memory_is_the_same(tmp_path: Path) -> None:

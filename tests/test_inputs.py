@@ -6,6 +6,7 @@ Files are real ones, on disk and in fsspec's memory; nothing is sent.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import subprocess
@@ -52,6 +53,13 @@ def bitmap() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (3, 2), "red").save(buffer, "BMP")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("text", ["BMW is a car. Make a model of it", "GIF89 was a format. Draw it", "BM"])
+def test_text_file_that_begins_like_a_picture_is_a_text(tmp_path: Path, text: str) -> None:
+    """A few letters make no picture: a text file that begins with them is a prompt."""
+    (tmp_path / "prompt.txt").write_text(text)
+    assert sent([tmp_path / "prompt.txt"]) == [text]
 
 
 @pytest.fixture
@@ -138,7 +146,8 @@ def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
     memory.pipe("/out/chair.glb", HEADS["model/gltf-binary"])
     output = {
         "name": "chair", "asset_id": "a", "status": "ready", "media_type": "model/gltf-binary", "additional": {"n": 1},
-        "uri": "memory://out/chair.glb", "size": 7, "sha256": "0",
+        "uri": "memory://out/chair.glb", "size": 7,
+        "sha256": hashlib.sha256(HEADS["model/gltf-binary"]).hexdigest(),
     }  # fmt: skip
     assert sent([output]) == sent(output) == [uri("model/gltf-binary", HEADS["model/gltf-binary"])]
     (read,) = read_inputs(output)

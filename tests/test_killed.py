@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Timer
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.flow.errors import FlowError, FlowServiceError
+from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowServiceError
 from airflow_provider_flows.flow.starting import Record, stopped
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.memory import KEY
@@ -111,6 +112,27 @@ def test_kill_during_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> No
     with alarm(0.7, killed), pytest.raises(KeyboardInterrupt):
         operator.execute(context(store, 2, 3))
     assert states(emulator) == ["aborted"]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_retry_without_its_inputs_goes_on_with_the_paid_run(emulator: Emulator, tmp_path: Path, *, ended: bool) -> None:
+    """A retry whose input is gone goes on with the run that was started; where that was aborted it says what is missing."""
+    image = tmp_path / "chair.png"
+    image.write_bytes((Path(__file__).parent.parent / "example_dags" / "images" / "chair.png").read_bytes())
+    flow: dict[str, Any] = {"flow": "model_generate_fromimage", "inputs": [image], "poll_interval": 0.1}
+    store = kept(GenerioHook("generio_default").order(flow["flow"], [image], None, None), 3)
+    run_id = store[KEY]["flow_run_id"]
+    image.unlink()
+    operator = RunFlowOperator(task_id="t", **flow)
+    if ended:
+        emulator.advance(4000)
+        told = operator.execute(context(store, 2, 3))
+        assert (told["flow_run_id"], told["state"]) == (run_id, "completed")
+    else:
+        GenerioHook("generio_default").abort(run_id)
+        with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that cannot be read"):
+            operator.execute(context(store, 2, 3))
+    assert emulator.started == 1
 
 
 def test_kill_that_is_none_leaves_the_start_alone(emulator: Emulator) -> None:

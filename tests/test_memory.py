@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.flow.run import FlowInput
-from airflow_provider_flows.flow.starting import Order
-from airflow_provider_flows.memory import RUN_ID_KEY, Memory
+from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.flow.starting import Order, Record
+from airflow_provider_flows.memory import KEY, RUN_ID_KEY, Memory
+from tests.test_killed import Store
 
 ORDER = Order("model_generate_fromprompt", [FlowInput("a chair")])
 
@@ -55,3 +56,25 @@ def test_who_wants_no_memory_is_not_warned(context: Any, caplog: pytest.LogCaptu
     """With durable=False nothing is said of a store."""
     Memory(context, durable=False).fresh(ORDER, None)
     assert not caplog.records
+
+
+def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a deletion all of a run is kept or nothing; an answer that came once only loses what is no file, if it must."""
+    store = Store()
+    memory = Memory({**context, "task_state_store": store}, durable=True)
+    memory.keep(memory.fresh(ORDER, None))
+    before = dict(store)
+    file = FlowOutput("chair", "a1", uri="file:///tmp/chair.glb", size=8, sha256="0" * 64, additional={"n": "x" * 3000})
+    run = FlowRun("r", "generio", state=FlowState.COMPLETED, outputs=(file, FlowOutput("text", value="long " * 500)))
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "4500")
+    assert not memory.keep_answer(run)
+    assert dict(store) == before
+
+    memory.keep(Record(ORDER.fingerprint, 3, flow_run_id="r", answer=run.as_kept()))
+    assert [(output["status"], output["uri"]) for output in store[KEY]["answer"]["outputs"]] == [
+        ("ready", "file:///tmp/chair.glb"),
+        ("error", None),
+    ]
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "9000")
+    assert memory.keep_answer(run)
+    assert store[KEY]["answer"] == run.as_kept()

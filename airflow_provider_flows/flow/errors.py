@@ -92,7 +92,9 @@ class FlowAuthError(FlowServiceError):
 
 
 class FlowNotFound(FlowServiceError):
-    """The service knows no such flow, flow run or output."""
+    """The service knows no such flow, flow run or output; `lasting` tells whether it holds for a retry as well."""
+
+    lasting = True
 
 
 class FlowInvalid(FlowServiceError):

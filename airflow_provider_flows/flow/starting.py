@@ -45,6 +45,21 @@ class Order:
         return hashlib.sha256(told.encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierOrder(Order):
+    """An order that cannot be read any more, say because an input's file is gone, but which an earlier try has sent.
+
+    :param known: its fingerprint, as the record has it.
+    """
+
+    known: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """The earlier one's."""
+        return self.known
+
+
 def _plain(value: Any) -> Any:
     return [value.media_type, value.digest] if isinstance(value, Source) else str(value)
 
