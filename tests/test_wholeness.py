@@ -57,6 +57,14 @@ def test_what_does_not_show_its_end_needs_a_length(headers: dict[str, str]) -> N
     assert read(b'{"data": "data:image/gif;base64,%s"}' % base64.b64encode(GIF)) == ("image/gif", GIF)
 
 
+def test_picture_that_goes_on_after_its_end_is_taken_where_the_answer_shows_its_length() -> None:
+    """Cameras and editors write after a picture's end; what was paid for is not refused for that."""
+    longer = png() + b"and a second picture"
+    assert read(longer, headers={"content-length": str(len(longer))}) == ("image/png", longer)
+    assert read(b'{"data": "data:image/png;base64,%s"}' % base64.b64encode(longer)) == ("image/png", longer)
+    assert outcome(longer) is None
+
+
 @pytest.mark.parametrize("text", ["BMW makes cars", "GIF89 was", "GIF89a was", "glTF is a format, and more than that"])
 def test_listed_text_is_a_text_whatever_it_begins_with(text: str) -> None:
     """What the list calls a text is not taken for the file that its first letters belong to."""

@@ -82,8 +82,8 @@ class Incoming:
                 message = f"it is called {told} and does not begin like one"
                 raise ValueError(message)
         stage = self._stage.chosen() if isinstance(self._stage, Choice) else self._stage
-        if not (self._framed or self._file.tells_its_end or isinstance(stage, Json)):
-            message = "it came without a length, so nothing tells whether it is whole"
+        if not (self._framed or self._file.shows_its_end or isinstance(stage, Json)):
+            message = "it came without a length, and its end does not show that it is whole"
             raise ValueError(message)
 
 

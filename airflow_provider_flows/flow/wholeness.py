@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TELLING = 12  # so many of a file's first bytes tell what it is, and how long a GLB or a WebP is
 WEBP = "image/webp"
+CUT = f"{GLB} that is cut short, or longer than its header says"
 ENDS = {"image/png": b"IEND\xaeB`\x82", "image/jpeg": b"\xff\xd9"}  # zeros may follow: some writers fill a block
 
 
@@ -45,9 +46,11 @@ class Passing:
         return None if self.text else sniff(self._first)
 
     @property
-    def tells_its_end(self) -> bool:
-        """Whether its format shows that nothing is missing."""
-        return self._length is not None or self.kind in ENDS
+    def shows_its_end(self) -> bool:
+        """Whether its own format shows that nothing is missing; a picture may go on after its end, and be whole all the same."""
+        if self._length is not None:
+            return self._length[0] <= self.size <= self._length[1]
+        return self.kind in ENDS and self._end.endswith(ENDS[self.kind])
 
     def restart(self) -> None:
         """Begin, for the first time or once more."""
@@ -73,8 +76,8 @@ class Passing:
         if self._most is not None and self.size > self._most:
             message = f"it is larger than {self._most} bytes; if that is right, raise max_answer_mib in the connection's extra"
             raise ValueError(message)
-        if self._length is not None and self.size > self._length[1]:
-            raise ValueError(_cut(self.kind))
+        if self._length is not None and self.kind == GLB and self.size > self._length[1]:
+            raise ValueError(CUT)
         to_target(self._target.write, data)
 
     def _see_end(self, data: bytes) -> None:
@@ -87,13 +90,11 @@ class Passing:
 
     def finish(self) -> None:
         """Say whether that was the whole of it, as far as can be told."""
-        kind = self.kind
         if not self.size:
             message = "it is empty"
             raise ValueError(message)
-        fits = self._length is None or self._length[0] <= self.size
-        if not fits or (kind in {GLB, WEBP} and self._length is None) or not self._end.endswith(ENDS.get(kind or "", b"")):
-            raise ValueError(_cut(kind))
+        if self.kind == GLB and not self.shows_its_end:
+            raise ValueError(CUT)
 
 
 def _length(first: bytes) -> tuple[int, int] | None:
@@ -105,10 +106,6 @@ def _length(first: bytes) -> tuple[int, int] | None:
         return None
     riff = 8 + int.from_bytes(first[4:8], "little")
     return riff, riff + riff % 2
-
-
-def _cut(kind: str | None) -> str:
-    return f"{kind} that is cut short, or longer than its header says"
 
 
 def to_target(do: Callable[..., object], *what: Any) -> None:
