@@ -162,11 +162,15 @@ def _all_fetched(
     if files:
         remove_leftovers(folder, [file.name for file in files])
     most = MOST_TO_A_STORE if folder.protocol in OBJECT_STORES else MOST_AT_ONCE
-    try:
-        abreast([file.fetched for file in files], hook.twin, most, stop, take)
-    finally:
+
+    def let_go() -> None:
         for file in files:
             file.part.discard()
+
+    try:
+        abreast([file.fetched for file in files], hook.twin, most, stop, take, let_go)
+    finally:
+        let_go()  # of what a thread began in that moment
     return tuple(ended), errors[0] if errors else None
 
 
