@@ -25,7 +25,6 @@ def abreast(
     most: int,
     stop: Event,
     take: Callable[[int, R], None],
-    let_go: Callable[[], None] = lambda: None,
 ) -> None:
     """Do the jobs, at most `most` at once.
 
@@ -34,7 +33,6 @@ def abreast(
 
     :param helper: makes what each job is given; one for each thread.
     :param take: is told each job's number and result as it comes, in the thread that called.
-    :param let_go: is called at the end, before threads that may hang are waited for: a killed task has little time.
     """
     todo: SimpleQueue[tuple[int, Callable[[H], R]]] = SimpleQueue()
     done: SimpleQueue[tuple[int, R] | BaseException | None] = SimpleQueue()  # None: a thread has ended
@@ -62,7 +60,6 @@ def abreast(
         _take_all(done, len(threads), take)
     finally:
         stop.set()
-        let_go()
         until = time.monotonic() + GRACE
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))

@@ -15,6 +15,7 @@ from airflow_provider_flows.ending import end_late
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowTimeout
 from airflow_provider_flows.flow.starting import EarlierOrder
 from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
+from airflow_provider_flows.writing import Halt
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -42,6 +43,7 @@ class Attempt:
 
         self.hook = new_hook()
         self.memory = Memory(context, durable=durable)
+        self.halt = Halt()
         self.flow_run_id: str | None = None  # of the run that is this try's to stop
         self._ti: Any = context["ti"]
         self._new_hook = new_hook
@@ -179,6 +181,7 @@ class Attempt:
                 self._log.info("The task is not over for Airflow; flow run %s goes on", self.flow_run_id)
                 return
             self._killed = True  # before the id is looked at: who keeps an id looks at this afterwards
+            self.halt.now()
             if self.flow_run_id is not None:
                 self._new_hook().stop(self.flow_run_id)  # not `hook`, which the main thread may be using
                 self._log.info("The task was killed; flow run %s is stopped", self.flow_run_id)

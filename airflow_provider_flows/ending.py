@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.delivery import Delivery
     from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
+    from airflow_provider_flows.writing import Halt
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,13 @@ GOES_ON = "The flow run goes on (abort_on_kill=False)."
 
 
 def end(
-    context: Context, hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[FlowRun], bool] | None = None
+    context: Context,
+    hook: FlowsHook,
+    run: FlowRun,
+    delivery: Delivery,
+    *,
+    keep: Callable[[FlowRun], bool] | None = None,
+    halt: Halt | None = None,
 ) -> dict[str, Any]:
     """Give what a task returns for a run that is final.
 
@@ -33,6 +40,7 @@ def end(
     inputs; also those that could be had when another could not.
 
     :param keep: keeps the run for a next try, which could not read it any more once it is deleted; gives whether it may be.
+    :param halt: ends the writing of files, from another thread.
     :raises FlowRunFailed: the run failed; FlowRunAborted if somebody aborted it.
     :raises FlowServiceError: an output could not be fetched.
     """
@@ -42,11 +50,11 @@ def end(
     files = FileMemory(context, run.flow_run_id)
     if not run.completed and delivery.partial:
         try:
-            run, _ = gather(hook, run, delivery, files)  # which output is not there, and why, is in the log
+            run, _ = gather(hook, run, delivery, files, halt)  # which output is not there, and why, is in the log
             context["ti"].xcom_push(OUTPUTS_KEY, run.as_dict()["outputs"])
         except Exception as error:  # noqa: BLE001  # whatever it is, that the run failed matters more
             log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
-    run, trouble = gather(hook, run.completed_or_raise(), delivery, files)
+    run, trouble = gather(hook, run.completed_or_raise(), delivery, files, halt)
     told = run.as_dict()
     context["ti"].xcom_push(OUTPUTS_KEY, told["outputs"])
     if trouble is not None:

@@ -133,7 +133,7 @@ class RunFlowOperator(BaseOperator):
         except FlowServiceError:
             attempt.give_up()
             raise
-        return end(context, attempt.hook, final, delivery, attempt.memory.keep_answer)
+        return end(context, attempt.hook, final, delivery, keep=attempt.memory.keep_answer, halt=attempt.halt)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
@@ -148,7 +148,7 @@ class RunFlowOperator(BaseOperator):
         except FlowServiceError:
             attempt.give_up()
             raise
-        return end(context, attempt.hook, run, self._delivery(), attempt.memory.keep_answer)
+        return end(context, attempt.hook, run, self._delivery(), keep=attempt.memory.keep_answer, halt=attempt.halt)
 
     def forget(self) -> None:
         """Drop what was kept for a retry and is of no use when the task has succeeded; Airflow's listener calls this."""

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_flows.abreast import abreast
@@ -18,7 +17,7 @@ from airflow_provider_flows.filing import TOLD, File
 from airflow_provider_flows.flow.exchange import Pause
 from airflow_provider_flows.flow.run import ERROR, PENDING, FlowOutput, FlowRun
 from airflow_provider_flows.naming import file_names, safe_name
-from airflow_provider_flows.writing import OBJECT_STORES, Part, remove_leftovers
+from airflow_provider_flows.writing import OBJECT_STORES, Halt, Part, remove_leftovers
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -86,13 +85,16 @@ def fetch(hook: Downloads, run: FlowRun, delivery: Delivery, memory: Memory | No
     return run
 
 
-def gather(hook: Downloads, run: FlowRun, delivery: Delivery, memory: Memory | None = None) -> tuple[FlowRun, Exception | None]:
+def gather(
+    hook: Downloads, run: FlowRun, delivery: Delivery, memory: Memory | None = None, halt: Halt | None = None
+) -> tuple[FlowRun, Exception | None]:
     """Give the run with its outputs, every file among them written below `output_path` if that is given; and the first error.
 
     Several files come at once; they are written whole or not at all, and one that is there whole already is not fetched again.
     An output that cannot be had says so, and keeps no other from being fetched. A text that is too large for XCom is a file too.
 
     :param memory: knows which files an earlier try has written.
+    :param halt: ends it, from another thread.
     :raises FlowServiceError: the outputs could not be listed.
     """
     outputs, service = run.outputs, hook.service  # the service needs the connection, and only this thread may look it up
@@ -107,7 +109,7 @@ def gather(hook: Downloads, run: FlowRun, delivery: Delivery, memory: Memory | N
     if delivery.output_path is None:
         _warn_of_what_stays(outputs, delivery)
         return run.with_outputs(outputs), None
-    outputs, error = _all_fetched(hook, run, outputs, delivery, memory)
+    outputs, error = _all_fetched(hook, run, outputs, delivery, memory, halt=halt or Halt())
     return run.with_outputs(outputs), error
 
 
@@ -138,11 +140,11 @@ def folder_of(run: FlowRun, output_path: str, output_conn_id: str | None) -> Obj
 
 
 def _all_fetched(
-    hook: Downloads, run: FlowRun, outputs: Sequence[FlowOutput], delivery: Delivery, memory: Memory | None
+    hook: Downloads, run: FlowRun, outputs: Sequence[FlowOutput], delivery: Delivery, memory: Memory | None, *, halt: Halt
 ) -> tuple[tuple[FlowOutput, ...], Exception | None]:
     """Download what are files among the outputs, several at once, and write them; give the first error too."""
     folder = folder_of(run, str(delivery.output_path), delivery.output_conn_id)
-    stop, errors = Event(), list[Exception]()
+    stop, errors = halt.event, list[Exception]()
     ended = list(outputs)
     known = memory.known if memory else lambda _: None
     files = [
@@ -162,15 +164,11 @@ def _all_fetched(
     if files:
         remove_leftovers(folder, [file.name for file in files])
     most = MOST_TO_A_STORE if folder.protocol in OBJECT_STORES else MOST_AT_ONCE
-
-    def let_go() -> None:
-        for file in files:
-            file.part.discard()
-
+    halt.over([file.part for file in files])
     try:
-        abreast([file.fetched for file in files], hook.twin, most, stop, take, let_go)
+        abreast([file.fetched for file in files], hook.twin, most, stop, take)
     finally:
-        let_go()  # of what a thread began in that moment
+        halt.now()
     return tuple(ended), errors[0] if errors else None
 
 

@@ -33,6 +33,25 @@ class StoppedError(Exception):
     """Nobody waits for the file any more."""
 
 
+class Halt:
+    """Ends what is being written, from another thread: a killed task is only told so, and works on until it is shot."""
+
+    def __init__(self) -> None:
+        """Begin with nothing to end."""
+        self.event = Event()
+        self._parts: list[Part] = []
+
+    def over(self, parts: list[Part]) -> None:
+        """Take the files that are being written."""
+        self._parts = parts
+
+    def now(self) -> None:
+        """Let nothing be written any more, and remove what has no final name yet."""
+        self.event.set()
+        for part in self._parts:
+            part.discard()
+
+
 class Part:
     """A file under a temporary name, which takes the bytes of a download (flow/sink.py); a new one for each attempt at it."""
 
