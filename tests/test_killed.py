@@ -27,6 +27,7 @@ from airflow_provider_flows.flow.starting import Record, stopped
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.memory import KEY
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.writing import StoppedError
 from tests.tries import CHAIR, set_up
 
 
@@ -112,6 +113,16 @@ def test_kill_during_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> No
     with alarm(0.7, killed), pytest.raises(KeyboardInterrupt):
         operator.execute(context(store, 2, 3))
     assert states(emulator) == ["aborted"]
+
+
+def test_kill_during_a_download_writes_nothing_more(emulator: Emulator, tmp_path: Path) -> None:
+    """Airflow only tells a task of its kill, and lets it work on for a while: what comes in then is not written."""
+    emulator.run_seconds = 0
+    emulator.fault(Fault("GET", "*/outputs/*", delay=1.5))
+    operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1, output_path=str(tmp_path))
+    with alarm(1.0, operator.on_kill), pytest.raises(StoppedError):
+        operator.execute(context(Store()))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("ended", [True, False])
