@@ -32,11 +32,19 @@ class Attempt:
     :param new_hook: gives a hook of the task's connection.
     :param durable: whether a retry goes on with the same flow run.
     :param abort_on_kill: whether the flow run is stopped when nobody waits for it any more.
+    :param validate: whether a new run's order is checked against what its flow takes.
     :param log: the task's own.
     """
 
     def __init__(
-        self, context: Context, new_hook: Callable[[], FlowsHook], *, durable: bool, abort_on_kill: bool, log: Logger
+        self,
+        context: Context,
+        new_hook: Callable[[], FlowsHook],
+        *,
+        durable: bool,
+        abort_on_kill: bool,
+        validate: bool,
+        log: Logger,
     ) -> None:
         """Read what an earlier try kept."""
         from airflow_provider_flows.memory import Memory  # needed when a task runs only
@@ -49,6 +57,7 @@ class Attempt:
         self._new_hook = new_hook
         self._durable = durable
         self._abort_on_kill = abort_on_kill
+        self._validate = validate
         self._log = log
         self._killed = False
         self._unreadable: FlowInputError | None = None
@@ -107,7 +116,7 @@ class Attempt:
                 raise FlowError(message)
 
         record = self.memory.fresh(order, deadline)
-        run = self.hook.start(order, record=record if self._durable else None, keep=keep)
+        run = self.hook.start(order, record=record if self._durable else None, keep=keep, validate=self._validate)
         if not self._durable:
             keep(replace(record, flow_run_id=run.flow_run_id))
         self._log.info("Started the %s", run)

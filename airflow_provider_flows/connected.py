@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -136,6 +137,17 @@ class ConnectedHook(BaseHook):
     def patient(self, conversation: Conversation[T]) -> T:
         """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
         return self._held(patiently(conversation, Retry(attempts=1 + self.extra["retries"])), self.settings)
+
+    def hurried(self, conversation: Conversation[T], seconds: float, attempts: int = 1) -> T:
+        """Hold a conversation, blocking, that somebody waits for who can do without.
+
+        :param seconds: that a connection may take at the most to stand, and the service to answer.
+        :param attempts: at each request, at the most.
+        """
+        settings = self.settings
+        connect, read = min(seconds, settings.connect_timeout), min(seconds, settings.read_timeout)
+        retry = Retry(attempts=min(attempts, 1 + self.extra["retries"]), longest=seconds)
+        return self._held(patiently(conversation, retry), replace(settings, connect_timeout=connect, read_timeout=read))
 
     def stubborn(self, conversation: Callable[[], Conversation[T]]) -> T:
         """Hold a conversation that only reads, and hold it anew when what came was broken: a few times in any case."""

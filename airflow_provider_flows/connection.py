@@ -70,6 +70,7 @@ GENERIO_FIELDS = fields(read_timeout=60)
 PROMPTCHAINER_FIELDS = {
     **fields(read_timeout=300),  # one request lasts as long as the whole flow run
     "test_flow": Field("Test flow", "Id of a flow of yours; Test asks for it to check the key.", "string"),
+    "graphs": Field("Flow graphs", "Folder (path or URI) of exported flow graphs, named <flow id>.json.", "string"),
 }
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.connected import ConnectedHook
 from airflow_provider_flows.flow.data_uri import Content
-from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowNotFound
-from airflow_provider_flows.flow.exchange import Request, ask, check, following
-from airflow_provider_flows.flow.incoming import Picture
+from airflow_provider_flows.flow.errors import FlowError, FlowInputError
+from airflow_provider_flows.flow.exchange import following
+from airflow_provider_flows.flow.incoming import linked_picture
 from airflow_provider_flows.flow.links import secrets_of
 from airflow_provider_flows.flow.schedule import Schedule, expected_end, seconds
 from airflow_provider_flows.flow.sink import Kept
@@ -24,7 +24,7 @@ from airflow_provider_flows.flow.waiting import Wait
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.definition import FlowDefinition
-    from airflow_provider_flows.flow.exchange import Conversation
+    from airflow_provider_flows.flow.graph import FlowGraph
     from airflow_provider_flows.flow.run import FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.flow.services import Service
     from airflow_provider_flows.flow.sink import Target
@@ -53,6 +53,7 @@ class FlowsHook(ConnectedHook):
         record: Record | None = None,
         keep: Keep | None = None,
         input_conn_id: str | None = None,
+        validate: bool = True,
     ) -> FlowRun:
         """Start a flow run.
 
@@ -63,15 +64,30 @@ class FlowsHook(ConnectedHook):
         :param record: what is to be kept of this start, and `keep` the function that keeps it (flow/starting.py); without them
             as few requests as the service allows do it all.
         :param input_conn_id: the Airflow connection of the storage that files among the inputs lie in.
-        :raises FlowInputError: an argument cannot be sent; no run was made.
+        :param validate: whether the order is checked first against what the flow takes (`check`).
+        :raises FlowInputError: an argument cannot be sent, or does not fit the flow; no run was made.
         :raises FlowServiceError: the service refused.
         """
         from airflow_provider_flows.flow import starting
 
         order = flow if isinstance(flow, starting.Order) else self.order(flow, inputs, parameters, additional, input_conn_id)
+        definition = self.check(order) if validate else None
+        if definition is not None:
+            order = replace(order, promised=definition.outputs)
         if record is not None and keep is not None:
             return self.patient(starting.start(self.service, order, record, keep))
-        return self.patient(self.service.start(order.flow, order.inputs, order.parameters, order.additional))
+        return self.patient(starting.started_at_once(self.service, order))
+
+    def check(self, order: Order) -> FlowDefinition | None:
+        """Check an order against what its flow takes: nothing is made and nothing is paid.
+
+        :param order: what `order` has made.
+        :returns: what the flow takes and gives, None if nothing tells it: that is logged, and no reason to fail.
+        :raises FlowInputError: naming all that does not fit, with the nearest matches.
+        """
+        from airflow_provider_flows.definitions import checked
+
+        return checked(self, order)
 
     def pick_up(self, order: Order, record: Record | None, lineage: int, *, abort: bool = True) -> FlowRun | None:
         """Give the flow run that an earlier try left, None if a new one must be started (flow/starting.py)."""
@@ -189,11 +205,17 @@ class FlowsHook(ConnectedHook):
         settings, link = self.settings, url.strip()
         if not settings.may_ask(link):
             return None
-        return self.stubborn(lambda: following(_linked(link, target, settings.max_answer_bytes), settings.may_ask))
+        return self.stubborn(lambda: following(linked_picture(link, target, settings.max_answer_bytes), settings.may_ask))
 
     def get_definition(self, flow: str) -> FlowDefinition:
-        """Read what a flow takes and gives."""
-        return self.patient(self.service.get_definition(flow))
+        """Read what a flow takes and gives; where the service cannot tell it, from the flow's exported graph (`get_graph`)."""
+        from airflow_provider_flows.definitions import definition_of
+
+        return definition_of(self, flow, self.patient)
+
+    def get_graph(self, flow: str) -> FlowGraph | None:  # noqa: ARG002  # subclasses need it
+        """Read a flow's graph from the folder that the connection names, None if there is none."""
+        return None
 
     def list_definitions(self) -> list[FlowDefinition]:
         """Read the definitions of all flows."""
@@ -229,26 +251,9 @@ class FlowsHook(ConnectedHook):
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service whether it takes the key; tells a wrong key from a host that cannot be reached."""
         try:
-            settings = self.settings
-            hurried = replace(settings, connect_timeout=TEST_SECONDS, read_timeout=TEST_SECONDS)
-            return True, self.hold(self.service.check(), hurried)
+            return True, self.hurried(self.service.check(), TEST_SECONDS)
         except FlowError as error:
             return False, str(error)
-
-
-def _linked(url: str, target: Target, most: int) -> Conversation[str | None]:
-    """Download a picture that lies at an absolute URL, None if it is none, or lies where nobody may be sent."""
-    picture = Picture(target, most)
-    request = Request("GET", url, into=picture)
-    response = yield from ask(request)
-    if 300 <= response.status < 400:  # it was not followed
-        return None
-    expired = response.status == 400 and b"expired" in response.body.lower()  # as S3 and Google's store say it
-    if expired or response.status in {401, 403, 404, 410}:
-        message = f"The link {url.partition('?')[0]} is not valid any more (HTTP {response.status}). Run the flow again."
-        raise FlowNotFound(message, status=response.status)
-    check(request, response)
-    return picture.finish_if_one(request, response)
 
 
 class GenerioHook(FlowsHook):
@@ -279,3 +284,12 @@ class PromptChainerHook(FlowsHook):
         from airflow_provider_flows.flow.services.promptchainer import PromptChainer
 
         return PromptChainer(extra["test_flow"])
+
+    def get_graph(self, flow: str) -> FlowGraph | None:
+        """Read `<flow>.json`, as PromptChainer's editor exports it, from the folder in the connection's field `graphs`.
+
+        :raises FlowInputError: it is there and cannot be read.
+        """
+        from airflow_provider_flows.graphs import read_graph
+
+        return read_graph(self.extra["graphs"], flow)

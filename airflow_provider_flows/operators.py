@@ -54,6 +54,8 @@ class RunFlowOperator(BaseOperator):
     :param delete_after_fetch: whether the run is deleted at the service once all its files are in their place.
     :param durable: whether a retry picks the same flow run up again (Airflow 3.3 and later); a Clear starts a new one.
     :param abort_on_kill: whether the flow run is aborted when the task is killed or its time is over.
+    :param validate: whether flow, inputs and parameters are checked against what the service tells of the flow, before there is
+        a run; what it does not tell is not checked.
     """
 
     template_fields: Sequence[str] = (
@@ -92,6 +94,7 @@ class RunFlowOperator(BaseOperator):
         delete_after_fetch: bool = False,
         durable: bool = True,
         abort_on_kill: bool = True,
+        validate: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**_with_retry_policy(kwargs))
@@ -107,6 +110,7 @@ class RunFlowOperator(BaseOperator):
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
         self.durable = durable
         self.abort_on_kill = abort_on_kill
+        self.validate = validate
         Schedule.of(poll_interval, max_poll_interval)  # refuses what cannot be kept, at parse time
         seconds("timeout", timeout)
         self._delivery()
@@ -168,7 +172,14 @@ class RunFlowOperator(BaseOperator):
     def _begun(self, context: Context) -> Attempt:
         from airflow_provider_flows.attempt import Attempt  # needed when a task runs only
 
-        self._attempt = Attempt(context, self._hook, durable=self.durable, abort_on_kill=self.abort_on_kill, log=self.log)
+        self._attempt = Attempt(
+            context,
+            self._hook,
+            durable=self.durable,
+            abort_on_kill=self.abort_on_kill,
+            validate=self.validate,
+            log=self.log,
+        )
         return self._attempt
 
     def _order(self) -> tuple[Any, ...]:

@@ -51,3 +51,11 @@ def fresh_settings() -> None:
     triggers = sys.modules.get("airflow_provider_flows.triggers")
     if triggers is not None:
         triggers.settling_seconds.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def fresh_definitions() -> None:
+    """Let each test's own service say what flows take: a process keeps what it was told for a moment."""
+    definitions = sys.modules.get("airflow_provider_flows.definitions")
+    if definitions is not None:
+        definitions.RECENT.clear()

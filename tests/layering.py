@@ -24,8 +24,8 @@ LAYERS = (
     ("connected",),
     ("sources", "naming", "abreast", "writing"),
     ("delivery",),
-    ("inputs", "filing", "outputs"),
-    ("hooks", "watch", "lookups", "subscriber", "gated"),
+    ("inputs", "filing", "outputs", "graphs"),
+    ("hooks", "definitions", "watch", "lookups", "subscriber", "gated"),
     ("triggers",),
 )
 _TOP = len(LAYERS)

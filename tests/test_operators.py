@@ -69,6 +69,7 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
         "delete_after_fetch": False,
         "durable": True,
         "abort_on_kill": True,
+        "validate": True,
     }
     templated = {"flow", "inputs", "parameters", "additional", "flows_conn_id", "input_conn_id", "output_path", "output_conn_id"}
     assert set(RunFlowOperator.template_fields) == templated

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.data_uri import KNOWN, normal_media_type
-from airflow_provider_flows.flow.errors import FlowMalformed
-from airflow_provider_flows.flow.exchange import malformed
+from airflow_provider_flows.flow.errors import FlowMalformed, FlowNotFound
+from airflow_provider_flows.flow.exchange import Request, ask, check, malformed
 from airflow_provider_flows.flow.stages import Choice, Json, NotKnown, Raw, Stage, of_body
 from airflow_provider_flows.flow.wholeness import Passing, TargetFailed
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.exchange import Request, Response
+    from airflow_provider_flows.flow.exchange import Conversation, Response
     from airflow_provider_flows.flow.sink import Target
 
 
@@ -115,6 +115,21 @@ class Picture(Incoming):
         """
         self._wrong = self._wrong or _raised(self._stage.finish)
         return None if isinstance(self._wrong, NotKnown) else self.finish(request, response)
+
+
+def linked_picture(url: str, target: Target, most: int) -> Conversation[str | None]:
+    """Download a picture that lies at an absolute URL, None if it is none, or lies where nobody may be sent."""
+    picture = Picture(target, most)
+    request = Request("GET", url, into=picture)
+    response = yield from ask(request)
+    if 300 <= response.status < 400:  # it was not followed
+        return None
+    expired = response.status == 400 and b"expired" in response.body.lower()  # as S3 and Google's store say it
+    if expired or response.status in {401, 403, 404, 410}:
+        message = f"The link {url.partition('?')[0]} is not valid any more (HTTP {response.status}). Run the flow again."
+        raise FlowNotFound(message, status=response.status)
+    check(request, response)
+    return picture.finish_if_one(request, response)
 
 
 def _raised(do: Callable[..., object], *what: Any) -> Exception | None:

@@ -28,12 +28,16 @@ PAUSES_UNTIL_STOPPED = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be started: the flow, what it works on, and how."""
+    """What is to be started: the flow, what it works on, and how.
+
+    :param promised: names of the outputs that the flow's definition promises, None where it is not known.
+    """
 
     flow: str
     inputs: Inputs
     parameters: Any = None
     additional: Any = None
+    promised: tuple[str, ...] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -135,13 +139,18 @@ def start(service: Service, order: Order, record: Record, keep: Keep) -> Convers
 
 def _asked_once(service: Service, order: Order, record: Record, keep: Keep) -> Conversation[FlowRun]:
     try:
-        run = yield from service.start(order.flow, order.inputs, order.parameters, order.additional, about=lambda: keep(record))
+        run = yield from started_at_once(service, order, about=lambda: keep(record))
     except FlowServiceError as error:
         if not error.in_doubt:
             keep(None)
         raise
     keep(replace(record, flow_run_id=run.flow_run_id, answer=run.as_kept()))
     return run
+
+
+def started_at_once(service: Service, order: Order, about: Callable[[], None] = lambda: None) -> Conversation[FlowRun]:
+    """Start a new run in as few requests as the service allows, with nothing kept (see `Service.start`)."""
+    return service.start(order.flow, order.inputs, order.parameters, order.additional, about=about, promised=order.promised)
 
 
 def marked(additional: Any, token: str) -> Any:

@@ -46,11 +46,20 @@ class Service(ABC):
 
     @abstractmethod
     def start(
-        self, flow: str, inputs: Inputs, parameters: Any, additional: Any, about: Callable[[], None] = lambda: None
+        self,
+        flow: str,
+        inputs: Inputs,
+        parameters: Any,
+        additional: Any,
+        *,
+        about: Callable[[], None] = lambda: None,
+        promised: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
         """Start a flow run with everything it needs, in as few requests as the service allows.
 
         :param about: called when all is checked and the next request is the one that may cost money.
+        :param promised: names of the outputs that the flow's definition promises, None where it is not known; for a service
+            whose answer to the start holds them all.
         """
 
     def checked(self, inputs: Inputs) -> list[FlowInput]:

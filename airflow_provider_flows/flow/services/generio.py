@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.data_uri import Content
+from airflow_provider_flows.flow.definition import find
 from airflow_provider_flows.flow.errors import FlowConflict, FlowInputError, FlowNotFound
 from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response, acknowledge, ask, check, read_json, reason
 from airflow_provider_flows.flow.incoming import Incoming
@@ -53,7 +54,14 @@ class Generio(Service):
         return "Generio answers and takes the key."
 
     def start(
-        self, flow: str, inputs: Inputs, parameters: Any, additional: Any, about: Callable[[], None] = lambda: None
+        self,
+        flow: str,
+        inputs: Inputs,
+        parameters: Any,
+        additional: Any,
+        *,
+        about: Callable[[], None] = lambda: None,
+        promised: Collection[str] | None = None,  # it takes a while until there are any
     ) -> Conversation[FlowRun]:
         """POST /flows with inputs: one request, and the run starts by itself. It is never sent twice: it costs money."""
         body = {
@@ -210,18 +218,26 @@ class Generio(Service):
         :raises FlowNotFound: there is none; the message lists those there are.
         """
         known = yield from self.list_definitions()
-        for definition in known:
-            if flow in {definition.flow, definition.name}:
-                return definition
-        names = ", ".join(sorted(definition.name or definition.flow for definition in known))
+        if (found := find(flow, known)) is not None:
+            return found
+        names = ", ".join(sorted(definition.called for definition in known))
         message = f"Generio has no flow {flow!r}. It has: {names or 'none'}."
         raise FlowNotFound(message, status=404)
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
-        """GET /templates."""
-        request = Request("GET", "/templates")
-        response = yield from ask(request)
-        return answers.read_definitions(request, response, read_json(request, response))
+        """GET /templates, page after page if the answer tells of more (it is not documented to)."""
+        request: Request | None = Request("GET", "/templates")
+        found: dict[str, FlowDefinition] = {}
+        for _ in range(MOST_PAGES):
+            if request is None:
+                break
+            response = yield from ask(request)
+            value = read_json(request, response)
+            new = {definition.flow: definition for definition in answers.read_definitions(request, response, value)}
+            grown = not new.keys() <= found.keys()
+            found |= new
+            request = answers.next_page(request, value, len(found)) if grown else None
+        return list(found.values())
 
 
 def _path(flow_run_id: str) -> str:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin
 
 from airflow_provider_flows.flow import data_uri
-from airflow_provider_flows.flow.definition import FlowDefinition
 from airflow_provider_flows.flow.errors import FlowMalformed
 from airflow_provider_flows.flow.exchange import SHOWN, malformed
 from airflow_provider_flows.flow.moments import read_time
@@ -25,8 +24,11 @@ from airflow_provider_flows.flow.run import (
     FlowState,
     read_progress,
 )
+from airflow_provider_flows.flow.services.fields import first, identifier
+from airflow_provider_flows.flow.services.generio_templates import read_template
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.flow.definition import FlowDefinition
     from airflow_provider_flows.flow.exchange import Request, Response
 
 ASSET_IDS = ("asset_id", "id", "_id")  # G-01
@@ -39,26 +41,13 @@ STATUSES = {  # G-03: whatever is not listed is pending
 }
 
 
-def _first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    for key in keys:
-        found = value.get(key)
-        if found is not None and found != "":
-            return found
-    return None
-
-
 def _refuse(request: Request, response: Response, why: str) -> NoReturn:
     raise FlowMalformed(malformed(request, response, why), status=response.status)
 
 
-def _identifier(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    found = _first(value, keys)
-    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else None
-
-
 def asset_id(value: Any) -> str | None:
     """Find the asset id in the answer to an added input; it is not documented, so it may be absent."""
-    return _identifier(value, ASSET_IDS) if isinstance(value, Mapping) else None
+    return identifier(value, ASSET_IDS) if isinstance(value, Mapping) else None
 
 
 def read_run(
@@ -79,8 +68,8 @@ def read_run(
         value = value["flow"]
     if not isinstance(value, Mapping):
         _refuse(request, response, "is not a JSON object")
-    flow_run_id = _identifier(value, RUN_IDS) or known_id
-    word = _first(value, STATE_WORDS)
+    flow_run_id = identifier(value, RUN_IDS) or known_id
+    word = first(value, STATE_WORDS)
     if flow_run_id is None:
         _refuse(request, response, "has no flow_id")
     if known_id is not None and word is None:
@@ -108,16 +97,16 @@ def _run(value: Mapping[str, Any], flow_run_id: str, word: str, known_flow: str 
 
 
 def _flow_name(value: Mapping[str, Any]) -> str | None:
-    told = _first(value, ("template", "template_name", "template_id"))
+    told = first(value, ("template", "template_name", "template_id"))
     if isinstance(told, Mapping):
-        told = _first(told, ("name", "template_name", "template_id", "id"))
+        told = first(told, ("name", "template_name", "template_id", "id"))
     return str(told) if isinstance(told, (str, int)) else None
 
 
 def _error(value: Mapping[str, Any], state: FlowState) -> str | None:
     """Find a reason; no field for it is documented, and `message` may as well be the sibling API's friendly wrapper (1.8)."""
     keys = ("error", "error_message", "reason", "details", "detail")
-    told = _first(value, (*keys, "message") if state is FlowState.FAILED else keys)
+    told = first(value, (*keys, "message") if state is FlowState.FAILED else keys)
     if told is None or told is False:
         return None
     return (told if isinstance(told, str) else json.dumps(told, default=str))[: 10 * SHOWN]
@@ -133,7 +122,7 @@ def _rows(value: Any, keys: Iterable[str]) -> list[Any] | None:
 def read_runs(request: Request, response: Response, value: Any) -> list[FlowRun]:
     """Read a list of runs; rows without id are passed over, a row without state is of unknown state (G-06: maybe projected)."""
     rows = rows_by_id(request, response, value)
-    return [_run(row, key, str(_first(row, STATE_WORDS) or "unknown"), None) for key, row in rows.items()]
+    return [_run(row, key, str(first(row, STATE_WORDS) or "unknown"), None) for key, row in rows.items()]
 
 
 def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Mapping[str, Any]]:
@@ -141,12 +130,12 @@ def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Ma
     rows = _rows(value, RUN_LISTS)
     if rows is None:
         _refuse(request, response, "holds no list of flow runs")
-    return {key: row for row in rows if isinstance(row, Mapping) and (key := _identifier(row, RUN_IDS))}
+    return {key: row for row in rows if isinstance(row, Mapping) and (key := identifier(row, RUN_IDS))}
 
 
 def running(key: str, row: Mapping[str, Any]) -> FlowRun | None:
     """Read a row of a list of runs, if it says that the run is running, as far as a wait needs it; there may be thousands."""
-    word = str(_first(row, STATE_WORDS))
+    word = str(first(row, STATE_WORDS))
     if FlowState.of(word) is not FlowState.RUNNING:
         return None
     started = read_time(row.get("started_at"))
@@ -165,14 +154,14 @@ def running(key: str, row: Mapping[str, Any]) -> FlowRun | None:
 def tells_states(value: Any) -> bool:
     """Whether every row of a list of flow runs has an id and a state; not so where `filter_by` selects fields (G-06)."""
     rows = _rows(value, RUN_LISTS) or []
-    return all(isinstance(row, Mapping) and _identifier(row, RUN_IDS) and _first(row, STATE_WORDS) for row in rows)
+    return all(isinstance(row, Mapping) and identifier(row, RUN_IDS) and first(row, STATE_WORDS) for row in rows)
 
 
 def next_page(request: Request, value: Any, seen: int) -> Request | None:
     """Make the request for the next page from whatever hint the answer holds (G-08), None without one."""
     if not isinstance(value, Mapping):
         return None
-    following = _first(value, ("next", "next_page", "next_url"))
+    following = first(value, ("next", "next_page", "next_url"))
     if isinstance(following, str) and ("/" in following or following.startswith("?")):
         return _at(request, following)
     total, page, pages = (value.get(key) for key in ("total", "page", "pages"))
@@ -211,12 +200,12 @@ def read_assets(request: Request, response: Response, value: Any, kind: str, *, 
 
 
 def _asset(row: Mapping[str, Any]) -> FlowOutput:
-    key = _identifier(row, ASSET_IDS)
-    data, word = _first(row, ("data", "file_data")), _first(row, ("status", "state"))
-    error = _first(row, ("error", "error_message", "details", "message"))
+    key = identifier(row, ASSET_IDS)
+    data, word = first(row, ("data", "file_data")), first(row, ("status", "state"))
+    error = first(row, ("error", "error_message", "details", "message"))
     absent = READY if data is not None else PENDING
-    kind = _first(row, ("media_type", "mime_type", "content_type", "type"))
-    name = str(_first(row, ("name", "file_name", "filename")) or key or "unnamed")[:SHOWN]
+    kind = first(row, ("media_type", "mime_type", "content_type", "type"))
+    name = str(first(row, ("name", "file_name", "filename")) or key or "unnamed")[:SHOWN]
     if key is None:
         return FlowOutput(name, status=ERROR, error="the service's list tells no id of it")
     return FlowOutput(
@@ -238,40 +227,11 @@ def _media_type(data: Any) -> str | None:
 
 
 def read_definitions(request: Request, response: Response, value: Any) -> list[FlowDefinition]:
-    """Read the templates; the names of an item's fields are not documented (vendor-api 1.6), so many are tried."""
+    """Read a page of templates, a list or a mapping by name (vendor-api 1.6)."""
+    told = value.get("templates") if isinstance(value, Mapping) else None
+    if isinstance(told, Mapping):
+        value = [{"name": name, **(row if isinstance(row, Mapping) else {})} for name, row in told.items()]
     rows = _rows(value, ("templates", "items", "data"))
     if rows is None:
         _refuse(request, response, "holds no list of templates")
-    return [made for row in rows if isinstance(row, Mapping) if (made := _definition(row)) is not None]
-
-
-def _definition(row: Mapping[str, Any]) -> FlowDefinition | None:
-    flow = _identifier(row, ("template_id", "id", "_id", "name"))
-    if flow is None:
-        return None
-    name, description = row.get("name"), row.get("description")
-    return FlowDefinition(
-        flow=flow,
-        service="generio",
-        name=str(name) if name else None,
-        description=str(description) if description else None,
-        inputs=_names(_first(row, ("input_types", "inputs"))),
-        parameters=_parameters(row.get("parameters")),
-        outputs=_names(_first(row, ("output_types", "outputs"))),
-        raw=row,
-    )
-
-
-def _names(told: Any) -> tuple[str, ...]:
-    told = [told] if isinstance(told, str) else told
-    if not isinstance(told, list):
-        return ()
-    names = (_first(item, ("type", "mime_type", "name")) if isinstance(item, Mapping) else item for item in told)
-    return tuple(data_uri.normal_media_type(name) or name for name in names if isinstance(name, str))
-
-
-def _parameters(told: Any) -> dict[str, Any]:
-    """Read parameters from a list of `{name, ...}` or a mapping by name."""
-    if isinstance(told, list):
-        return {str(item["name"]): item for item in told if isinstance(item, Mapping) and item.get("name")}
-    return {str(key): item for key, item in told.items()} if isinstance(told, Mapping) else {}
+    return [made for row in rows if (made := read_template(row)) is not None]

@@ -1,4 +1,4 @@
-"""PromptChainer: its two endpoints, how their answers are read, and the reading of an exported flow graph.
+"""PromptChainer: its two endpoints, and how their answers are read.
 
 It draws nothing and downloads nothing: an output that is a link is marked as one, and outputs.py saves it.
 
@@ -8,7 +8,7 @@ Source: the vendor's documentation, https://docs.promptchainer.io (pages "Get Fl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 from airflow_provider_flows.flow import data_uri
+from airflow_provider_flows.flow.checking import unsendable
 from airflow_provider_flows.flow.definition import FlowDefinition
 from airflow_provider_flows.flow.errors import (
     FlowAuthError,
@@ -23,9 +24,9 @@ from airflow_provider_flows.flow.errors import (
     FlowInvalid,
     FlowMalformed,
     FlowNotFound,
-    FlowServiceError,
 )
 from airflow_provider_flows.flow.exchange import SHOWN, Request, Resend, ask, malformed, read_json
+from airflow_provider_flows.flow.graph import FlowGraph
 from airflow_provider_flows.flow.links import SIGNATURES
 from airflow_provider_flows.flow.moments import read_time
 from airflow_provider_flows.flow.run import ERROR, READY, FlowOutput, FlowRun, FlowState
@@ -71,38 +72,49 @@ class PromptChainer(Service):
         response = yield from ask(request)
         value = read_json(request, response)
         if isinstance(value, Mapping) and isinstance(value.get("nodes"), list):
-            return read_graph(value, flow)
+            try:
+                return FlowDefinition.of_graph(flow, self.name, FlowGraph.read(value), raw=value)
+            except FlowInputError as error:
+                raise FlowMalformed(malformed(request, response, str(error)), status=response.status) from error
         rows = _rows(request, response, value)
+        named = [(row.get("type"), str(row["name"])) for row in rows if row.get("name") is not None]
         return FlowDefinition(
             flow=flow,
             service=self.name,
-            inputs=tuple(str(row["name"]) for row in rows if row.get("type") == "variable" and row.get("name") is not None),
-            outputs=tuple(str(row["name"]) for row in rows if row.get("type") == "output" and row.get("name") is not None),
+            inputs=tuple(name for kind, name in named if kind == "variable"),
+            variables=True,
+            outputs=tuple(name for kind, name in named if kind == "output"),
+            whole=0 < len(named) == len(rows),
             raw=value,
         )
 
     def start(
-        self, flow: str, inputs: Inputs, parameters: Any, additional: Any, about: Callable[[], None] = lambda: None
+        self,
+        flow: str,
+        inputs: Inputs,
+        parameters: Any,
+        additional: Any,
+        *,
+        about: Callable[[], None] = lambda: None,
+        promised: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
-        """Check the variables against getFlowInfo, then POST /api/flows/run/{id}: its answer is the finished run.
+        """POST /api/flows/run/{id}: its answer is the finished run.
 
-        The POST is sent again only if it cannot have arrived: every arrival may cost credits.
+        It is sent again only if it cannot have arrived: every arrival may cost credits.
 
-        :raises FlowInputError: the variables do not fit, or there are parameters; no run was made.
+        :raises FlowInputError: the variables cannot be sent, or there are parameters; no run was made.
         """
         variables = _variables(inputs)
         if parameters:
             message = "parameters must be empty for a PromptChainer flow: it has variables only; put them into inputs"
             raise FlowInputError(message)
-        definition = yield from self.get_definition(flow)
-        definition.check_variables(variables)
         path = f"/api/flows/run/{segment('flow', flow)}"
         request = Request("POST", path, json={"variables": variables}, resend=Resend.IF_NEVER_ARRIVED)
         about()
         began = _now()
         response = yield from ask(request)
         rows = _rows(request, response, read_json(request, response))
-        run = _finished(flow, read_outputs(rows), promised=definition.outputs)
+        run = _finished(flow, read_outputs(rows), promised=promised)
         return replace(run, created_at=began, started_at=began, additional=additional, raw={"outputs": rows})
 
 
@@ -114,10 +126,8 @@ def _variables(inputs: Inputs) -> dict[str, str]:
     if not isinstance(inputs, Mapping):
         message = "inputs must be a mapping of variable names to values for a PromptChainer flow, such as {'color': 'red'}"
         raise FlowInputError(message)
-    for name, value in inputs.items():
-        if not isinstance(value, (str, int, float, bool)):
-            message = f"inputs[{name!r}] must be text, a number or a Boolean, not {type(value).__name__}"
-            raise FlowInputError(message)
+    if wrong := unsendable(inputs):
+        raise FlowInputError("; ".join(wrong))
     return {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in inputs.items()}
 
 
@@ -185,13 +195,13 @@ def _now() -> DateTime:
     return pendulum.now("UTC")
 
 
-def _finished(flow: str, outputs: tuple[FlowOutput, ...], promised: tuple[str, ...]) -> FlowRun:
-    """Make the run: failed if nothing at all came out although something was promised, else completed."""
+def _finished(flow: str, outputs: tuple[FlowOutput, ...], promised: Collection[str] | None) -> FlowRun:
+    """Make the run: failed if nothing at all came out, unless it is known that nothing was promised; else completed."""
     there = {output.name for output in outputs}
-    names = (name[:SHOWN] for name in promised)
+    names = (name[:SHOWN] for name in promised or ())
     lost = tuple(FlowOutput(name, status=ERROR, error="The output is missing.") for name in names if name not in there)
     everything = outputs + lost
-    failed = bool(everything) and all(output.status == ERROR for output in everything)
+    failed = (bool(everything) or promised is None) and all(output.status == ERROR for output in everything)
     state = FlowState.FAILED if failed else FlowState.COMPLETED
     return FlowRun(
         flow_run_id=uuid4().hex,
@@ -203,28 +213,4 @@ def _finished(flow: str, outputs: tuple[FlowOutput, ...], promised: tuple[str, .
         finished_at=_now(),
         error="every output came back empty or is missing" if failed else None,
         outputs=everything,
-    )
-
-
-def read_graph(graph: Mapping[str, Any], flow: str) -> FlowDefinition:
-    """Read an exported flow graph (`nodes`, `edges`) into the definition that getFlowInfo would give (vendor-api 2.4).
-
-    :raises FlowServiceError: it is no flow graph.
-    """
-    nodes = graph.get("nodes")
-    if not isinstance(nodes, list):
-        message = f"The flow graph of {flow} has no list of nodes; export it again from PromptChainer"
-        raise FlowServiceError(message)
-    data = [
-        (node.get("type"), node["data"]) for node in nodes if isinstance(node, Mapping) and isinstance(node.get("data"), Mapping)
-    ]
-    variables = (inner.get("variable") for kind, inner in data if kind == "variableNode")
-    labels = (variable.get("label") for variable in variables if isinstance(variable, Mapping))
-    names = (inner.get("name") for kind, inner in data if kind == "outputNode")
-    return FlowDefinition(
-        flow=flow,
-        service=PromptChainer.name,
-        inputs=tuple(label for label in labels if isinstance(label, str)),
-        outputs=tuple(name for name in names if isinstance(name, str)),
-        raw=graph,
     )

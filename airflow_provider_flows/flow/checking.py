@@ -1,0 +1,209 @@
+"""Whether an order fits what its flow takes: all that is wrong with it, said at once, before anybody pays.
+
+It checks nothing that a service did not tell, and asks nobody (definitions.py of the package does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows.flow import data_uri
+from airflow_provider_flows.flow.definition import FlowDefinition, Parameter, find
+from airflow_provider_flows.flow.errors import FlowInputError
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.run import FlowInput
+    from airflow_provider_flows.flow.services import Inputs
+
+TEXT = "text/plain"
+UNKNOWN = "application/octet-stream"  # says of a file that nobody knows what it is
+MOST_NAMES = 50  # of flows, parameters, variables or inputs in one message
+LONGEST = 80  # signs of a value or a name in a message
+WAY_OUT = "No flow run was made. If the service does take this, validate=False sends it unchecked."
+
+
+def chosen(flow: str, service: str, known: Sequence[FlowDefinition]) -> FlowDefinition:
+    """Give the definition of a flow, among those that there are.
+
+    :raises FlowInputError: there is none of this name or id; with the nearest matches.
+    """
+    found = find(flow, known)
+    if found is None:
+        nearest = _nearest(flow, [one.called for one in known] + [one.flow for one in known], most=3)
+        message = f"{service} has no flow {_shown(flow)}{nearest}. It has {_listed(one.called for one in known)}. {WAY_OUT}"
+        raise FlowInputError(message)
+    return found
+
+
+def check(definition: FlowDefinition, inputs: Inputs, parameters: Mapping[str, Any] | None) -> None:
+    """Check inputs and parameters against what a flow takes.
+
+    :raises FlowInputError: naming all that does not fit, with the nearest match of each name, and what the flow takes.
+    """
+    findings = [*_inputs(definition, inputs), *_parameters(definition, parameters or {})]
+    if findings:
+        message = (
+            f"This does not fit the {definition.service} flow {definition.called}: {'; '.join(findings)}. "
+            f"It takes {_taken(definition)}. {WAY_OUT}"
+        )
+        raise FlowInputError(message)
+
+
+def unsendable(variables: Mapping[Any, Any]) -> list[str]:
+    """Say which variables are nothing that a text can stand for."""
+    wrong = {name: value for name, value in variables.items() if not isinstance(value, (str, int, float, bool))}
+    return [f"inputs[{name!r}] must be text, a number or a Boolean, not {type(value).__name__}" for name, value in wrong.items()]
+
+
+def media_type(item: FlowInput) -> str | None:
+    """Tell what an input is: what was seen when its file was read, what its data URI says, else text."""
+    if not isinstance(item.data, str):
+        return data_uri.normal_media_type(item.data.media_type)
+    if item.data[:5].lower() != "data:":
+        return TEXT
+    try:
+        return data_uri.decode(item.data).media_type
+    except ValueError:  # a prompt that merely begins like a data URI
+        return TEXT
+
+
+def _inputs(definition: FlowDefinition, given: Inputs) -> list[str]:
+    if definition.variables:
+        return _variables(definition, given)
+    if isinstance(given, Mapping):
+        told = bool(definition.inputs)
+        return ["inputs must be a list of prompts and files; a mapping is for flows that have variables"] if told else []
+    return [*_number(definition, len(given)), *_media_types(definition.inputs, given)]
+
+
+def _variables(definition: FlowDefinition, given: Inputs) -> list[str]:
+    if not isinstance(given, Mapping):
+        return ["inputs must be a mapping of variable names to values, such as {'color': 'red'}"]
+    names = [str(name) for name in given]
+    missing = [name for name in definition.inputs if name not in names]
+    unknown = [name for name in names if name not in definition.inputs] if definition.whole else []
+    return [
+        *(f"variable {_shown(name)} is missing{_nearest(name, unknown)}" for name in missing),
+        *(f"variable {_shown(name)} is not known{_nearest(name, definition.inputs)}" for name in unknown),
+        *unsendable(given),
+    ]
+
+
+def _number(definition: FlowDefinition, given: int) -> Iterator[str]:
+    least, most = definition.least_inputs, definition.most_inputs
+    if least is not None and given < least:
+        yield f"inputs must be {least} at the least, not {given}"
+    if most is not None and given > most:
+        yield f"inputs must be {most} at the most, not {given}"
+
+
+def _media_types(taken: Collection[str], given: Sequence[FlowInput]) -> Iterator[str]:
+    if not taken or not all("/" in kind for kind in taken):  # a word that is no media type may mean anything
+        return
+    wrong: dict[str, list[str]] = {}
+    for number, item in enumerate(given):
+        kind = media_type(item)
+        if kind and kind != UNKNOWN and not any(_covers(one, kind) for one in taken):
+            wrong.setdefault(kind, []).append(f"inputs[{number}]")
+    for kind, places in wrong.items():
+        shown = f"a prompt ({TEXT})" if kind == TEXT else _cut(kind)
+        yield f"{_listed(places, quoted=False)} must be {' or '.join(map(_cut, taken))}, not {shown}"
+
+
+def _covers(taken: str, kind: str) -> bool:
+    return taken in {kind, "*/*", UNKNOWN} or (taken.endswith("/*") and kind.startswith(taken[:-1]))
+
+
+def _parameters(definition: FlowDefinition, given: Mapping[str, Any]) -> Iterator[str]:
+    known, names = definition.parameters, [str(name) for name in given]
+    unknown = [name for name in names if name not in known] if definition.whole else []
+    for name in unknown:
+        where = "; it has variables only, which belong into inputs" if definition.variables else _nearest(name, known)
+        yield f"parameter {_shown(name)} is not known{where}"
+    for name, value in given.items():
+        wanted = _wanted(known[str(name)], value) if str(name) in known else None
+        if wanted:
+            yield f"parameters[{_shown(name)}] must be {wanted}, not {_shown(value)}"
+    for name, parameter in known.items():
+        if parameter.required and name not in names:
+            yield f"parameter {_shown(name)} is missing{_nearest(name, unknown)}"
+
+
+def _wanted(parameter: Parameter, value: Any) -> str | None:
+    """Say what a parameter must be if this value is not that; the default is always right, whatever else is told."""
+    kind = _kind(value)
+    if kind is None or (parameter.default is not None and _same(value, parameter.default)):
+        return None
+    if parameter.types and kind not in parameter.types and not (kind == "integer" and "number" in parameter.types):
+        return f"of type {parameter.type}"
+    if kind in {"null", "array", "object"}:
+        return None
+    if parameter.values and not any(_same(value, allowed) for allowed in parameter.values):
+        return _listed(parameter.values, " or ")
+    if kind in {"integer", "number"} and not _within(parameter, value):
+        return _bounds(parameter)
+    return None
+
+
+def _kind(value: Any) -> str | None:
+    """Give JSON schema's word for a value; a Boolean is no integer here, although it is one to Python."""
+    kinds = {bool: "boolean", str: "string", int: "integer", float: "number", type(None): "null"}
+    if type(value) in kinds:
+        return kinds[type(value)]
+    return "object" if isinstance(value, Mapping) else "array" if isinstance(value, Sequence) else None
+
+
+def _same(value: Any, other: Any) -> bool:
+    kinds = {_kind(value), _kind(other)}
+    return (len(kinds) == 1 or kinds == {"integer", "number"}) and bool(value == other)
+
+
+def _within(parameter: Parameter, value: float) -> bool:
+    least, most = parameter.minimum, parameter.maximum
+    return (least is None or value >= least) and (most is None or value <= most)
+
+
+def _bounds(parameter: Parameter) -> str:
+    least = None if parameter.minimum is None else f"{parameter.minimum} or more"
+    most = None if parameter.maximum is None else f"{parameter.maximum} or less"
+    return " and ".join(bound for bound in (least, most) if bound)
+
+
+def _taken(definition: FlowDefinition) -> str:
+    """Say what a flow takes."""
+    if definition.variables:
+        return _listed(definition.inputs) if definition.inputs else "no variables"
+    inputs = " or ".join(map(_cut, definition.inputs)) or "inputs of which nothing is told"
+    told = [f"{_cut(name)}{_described(one)}" for name, one in definition.parameters.items()]
+    parameters = f"the parameters {_listed(told, quoted=False)}" if told else "no parameters"
+    return f"{inputs}, and {parameters}" if told or definition.whole else inputs
+
+
+def _described(parameter: Parameter) -> str:
+    told = _listed(parameter.values, " or ") if parameter.values else parameter.type
+    bounds = _bounds(parameter)
+    return f" ({', '.join(part for part in (told, bounds) if part)})" if told or bounds else ""
+
+
+def _nearest(name: str, among: Iterable[str], most: int = 1) -> str:
+    """Word the nearest matches to a name, or nothing."""
+    by_lower = {other.lower(): other for other in among}
+    found = get_close_matches(name.lower(), by_lower, n=most)
+    return f" (did you mean {' or '.join(_shown(by_lower[one]) for one in found)}?)" if found else ""
+
+
+def _listed(things: Iterable[Any], joint: str = ", ", *, quoted: bool = True) -> str:
+    """List names or values in a message, as many as anybody reads."""
+    every = [_shown(thing) if quoted else str(thing) for thing in things]
+    more = f"{joint}{len(every) - MOST_NAMES} more" if len(every) > MOST_NAMES else ""
+    return joint.join(every[:MOST_NAMES]) + more
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
