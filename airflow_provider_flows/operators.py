@@ -108,9 +108,7 @@ class RunFlowOperator(BaseOperator):
         self.output_path, self.output_conn_id = output_path, output_conn_id
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
-        self.durable = durable
-        self.abort_on_kill = abort_on_kill
-        self.validate = validate
+        self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
         Schedule.of(poll_interval, max_poll_interval)  # refuses what cannot be kept, at parse time
         seconds("timeout", timeout)
         self._delivery()

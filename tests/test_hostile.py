@@ -22,7 +22,7 @@ from airflow_provider_flows.flow.errors import FlowError
 from airflow_provider_flows.flow.exchange import Conversation, Response
 from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.flow.services.generio import Generio
-from airflow_provider_flows.flow.services.promptchainer import PromptChainer, expiry, image_type, read_graph
+from airflow_provider_flows.flow.services.promptchainer import PromptChainer, expiry, image_type
 from airflow_provider_flows.flow.starting import Order, Record, picked_up
 from airflow_provider_flows.naming import file_names, safe_name
 from airflow_provider_flows.transport.settings import Settings
@@ -164,9 +164,9 @@ def test_any_record_is_read_or_none(kept: Any) -> None:
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(graph=st.dictionaries(st.sampled_from(["nodes", "edges"]), VALUES))
 def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) -> None:
-    """No exported graph, however broken, raises anything but a FlowError."""
+    """No graph that getFlowInfo answers, however broken, raises anything but a FlowError."""
     with contextlib.suppress(FlowError):
-        read_graph(graph, "f")
+        Script(Response(200, {}, json.dumps(graph).encode())).hold(P.get_definition("f"))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)

@@ -265,8 +265,8 @@ def test_failed_output_is_listed_with_its_reason(hook: GenerioHook, tmp_path: Pa
 
 def test_chain_without_outputs_has_none(tmp_path: Path) -> None:
     """A run that promised no outputs and made none is listed with none: nothing is asked for."""
-    run = Script(answer([]), answer([])).hold(
-        PromptChainerHook("promptchainer_default").make_service({"test_flow": None}).start("f", {}, None, None)
+    run = Script(answer([])).hold(
+        PromptChainerHook("promptchainer_default").make_service({"test_flow": None}).start("f", {}, None, None, promised=())
     )
     assert fetch(a_chain(), run, Delivery(str(tmp_path))).outputs == ()
 

@@ -226,5 +226,5 @@ def test_long_names_are_cut() -> None:
     (output,) = Script(answer({"outputs": [{"asset_id": "a", "name": name}]})).hold(G.list_outputs("r"))
     assert output.name == name[:200]
     row = {"name": name, "type": "output", "output": "x"}
-    run = Script(answer([row]), answer([row])).hold(P.start("f", {}, None, None))
+    run = Script(answer([row])).hold(P.start("f", {}, None, None, promised=[name]))
     assert [(output.name, output.status) for output in run.outputs] == [(name[:200], "ready")]

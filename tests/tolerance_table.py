@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from airflow_provider_flows.flow import starting
+from airflow_provider_flows.flow.checking import check
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowConflict, FlowInputError, FlowMalformed, FlowServiceError
 from airflow_provider_flows.flow.run import FlowInput, FlowState
 from airflow_provider_flows.flow.services.generio import Generio
@@ -109,7 +110,9 @@ def chain(*names: str) -> Callable[[Script], Any]:
     """Run a chain and give these fields of its outputs."""
 
     def do(script: Script) -> Any:
-        found = script.hold(P.start("f", {"color": "red"}, None, None))
+        definition, variables = script.hold(P.get_definition("f")), {"color": "red"}
+        check(definition, variables, None)
+        found = script.hold(P.start("f", variables, None, None, promised=definition.outputs))
         return found.state.value, [tuple(getattr(output, name) for name in names) for output in found.outputs]
 
     return do
@@ -139,7 +142,7 @@ def started(script: Script) -> Any:
 def graph(*models: str) -> dict[str, Any]:
     """Make a flow graph whose models have these names."""
     nodes: list[dict[str, Any]] = [
-        {"id": name, "type": "actionNode", "data": {"modelParams": {"model": name}}} for name in models
+        {"id": f"m{name}", "type": "actionNode", "data": {"modelParams": {"model": name}}} for name in models
     ]
     nodes.append({"id": "v", "type": "variableNode", "data": {"variable": {"label": "color", "value": "x"}}})
     nodes.append({"id": "o", "type": "outputNode", "data": {"name": "Text", "output": {}}})
@@ -254,7 +257,7 @@ CHAIN_ROWS = [
     Row("P-03", "an array", info, [INFO], (("color",), ("Text",))),
     Row("P-03", "a graph", info, [graph()], (("color",), ("Text",))),
     Row("P-03", "a wrapped array", info, [{"data": INFO}], (("color",), ("Text",))),
-    Row("P-05", "header only", sent(lambda: P.start("f", {"color": "red"}, None, None), 1), chained(), {"variables": {"color": "red"}}),
+    Row("P-05", "header only", sent(lambda: P.start("f", {"color": "red"}, None, None)), [[]], {"variables": {"color": "red"}}),
     *(
         Row("P-06", repr(told)[:20], info, [answer(told, 500)], FlowServiceError)
         for told in ({"error": "boom"}, {"message": "boom"}, {"statusCode": 500}, b"boom", b"")
@@ -267,7 +270,7 @@ CHAIN_ROWS = [
     *(Row("P-08", f"output {told!r}", chain("status"), chained({"name": "Text", "output": told}), ("failed", ERROR)) for told in ("", None)),
     Row("P-08", "no element", chain("status"), chained(), ("failed", ERROR)),
     Row("P-08", "one of two", chain("status"), chained({"name": "Text", "output": "a"}, {"name": "B"}), ("completed", [("ready",), ("error",)])),
-    Row("P-09", "a missing variable", lambda s: s.hold(P.start("f", {}, None, None)), [INFO], FlowInputError, ["GET /api/flows/getFlowInfo/f"]),
+    Row("P-09", "a missing variable", lambda s: check(s.hold(P.get_definition("f")), {}, None), [INFO], FlowInputError, ["GET /api/flows/getFlowInfo/f"]),
     Row("P-10", "no content type", chain("value"), chained({"name": "Text", "output": "hi"}), ("completed", [("hi",)])),
     Row("P-11", "an image's URL", chain("link", "media_type"), chained({"name": "Text", "output": IMAGE}), ("completed", [(True, "image/png")])),
     Row("P-11", "a text with a URL", chain("link", "media_type"), chained({"name": "Text", "output": f"see {IMAGE}"}), ("completed", [(False, "text/plain")])),

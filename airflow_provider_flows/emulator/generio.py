@@ -83,11 +83,13 @@ class GenerioApi:
 
     async def list_templates(self) -> Response:
         """List what can be run."""
-        return self._answer({"templates": [template.as_json() for template in templates.TEMPLATES]})
+        self._need("templates_endpoint")
+        switches = self.world.switches
+        return self._answer({"templates": [template.as_json(switches) for template in templates.TEMPLATES]})
 
     async def get_template(self, template_id: str) -> Response:
         """Show one template."""
-        return self._answer(self.rules.template(template_id).as_json())
+        return self._answer(self.rules.template(template_id).as_json(self.world.switches))
 
     async def create(self, body: CreateBody) -> Response:
         """Create a flow run; with inputs it starts at once."""
@@ -107,9 +109,7 @@ class GenerioApi:
         page: int = Query(1, ge=1),
     ) -> Response:
         """List the flow runs."""
-        absent = self.world.switches.list_endpoint
-        if absent != "present":
-            raise HTTPException(absent, HTTPStatus(absent).phrase)
+        self._need("list_endpoint")
         with self.world.lock:
             runs = list(self.world.runs.values())
         rows, hints = self.views.runs(runs, ListQuery(filter_by, sort_by, limit, offset, page))
@@ -181,6 +181,12 @@ class GenerioApi:
             return PlainTextResponse(data)
         more = self.views.output(asset, run, with_data=False) if way == "json_more" else {}
         return self._answer(more | {"data": data})
+
+    def _need(self, endpoint: str) -> None:
+        """Refuse what the switch of that name says is not there."""
+        absent = getattr(self.world.switches, endpoint)
+        if absent != "present":
+            raise HTTPException(absent, HTTPStatus(absent).phrase)
 
     def _read_inputs(self, template: Template, items: list[InputItem]) -> list[InputAsset]:
         return [

@@ -73,6 +73,13 @@ class Switches:
     paging: Literal["none", "offset", "page", "silent"] = "none"
     page_size: int = 20
 
+    # Generio: the list of templates, whose fields are not documented (vendor-api 1.6) -------------------------------
+    templates_endpoint: Literal["present", 404, 405] = "present"
+    # A list of objects, a mapping by name, a JSON schema, the bare names, or nothing at all.
+    template_parameters: Literal["list", "mapping", "schema", "names", "absent"] = "list"
+    # Media types as they are, in objects, as the bare words of the vendor's README, or nothing at all.
+    template_inputs: Literal["strings", "objects", "words", "absent"] = "strings"
+
     # PromptChainer --------------------------------------------------------------------------------------------------
     # Seconds that one run takes; None: as long as a flow run of Generio's.
     chain_seconds: float | None = None

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_flows.emulator.refusal import complaint
+from airflow_provider_flows.emulator.switches import Switches
 
 GLB = "model/gltf-binary"
 IMAGES = ("image/png", "image/jpeg", "image/tiff", "image/webp")
+WORDS = {GLB: "glb", "text/plain": "text", "prompt": "prompt"}
 TYPES: dict[str, type] = {"string": str, "integer": int, "boolean": bool}
 
 
@@ -45,6 +47,12 @@ class Parameter:
         """Return the parameter as GET /templates shows it."""
         shown = {"name": self.name, "type": self.type, "default": self.default, "description": self.description}
         return shown | ({"values": list(self.values)} if self.values else {})
+
+    def as_schema(self) -> dict[str, Any]:
+        """Return the parameter as a JSON schema would have it."""
+        shown = {"type": self.type, "default": self.default, "title": self.description}
+        allowed = {"enum": list(self.values)} if self.values else {}
+        return shown | allowed | ({"minimum": self.least} if self.least is not None else {})
 
 
 @dataclass(frozen=True)
@@ -86,19 +94,37 @@ class Template:
             ]
         return [item for item in wrong if item is not None]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the template as GET /templates shows it."""
+    def as_json(self, switches: Switches) -> dict[str, Any]:
+        """Return the template as GET /templates shows it, with parameters and inputs as the switches have them."""
+        shown = self._shown() | {"parameters": self._parameters(switches.template_parameters)}
+        shown |= dict.fromkeys(("inputs", "input_types"), self._inputs(switches.template_inputs))
+        return {name: value for name, value in shown.items() if value is not None}
+
+    def _parameters(self, way: str) -> Any:
+        if way == "list":
+            return [parameter.as_json() for parameter in self.parameters]
+        if way == "mapping":
+            return {parameter.name: parameter.as_json() for parameter in self.parameters}
+        if way == "schema":
+            return {"type": "object", "properties": {parameter.name: parameter.as_schema() for parameter in self.parameters}}
+        return [parameter.name for parameter in self.parameters] if way == "names" else None
+
+    def _inputs(self, way: str) -> Any:
         # The pseudo-type "prompt" stands in the vendor's README beside text/plain.
-        inputs = [*self.input_types, *(["prompt"] if self.takes_text else [])]
+        kinds = [*self.input_types, *(["prompt"] if self.takes_text else [])]
+        if way == "objects":
+            return [{"type": kind} for kind in kinds]
+        if way == "words":
+            return [WORDS.get(kind, kind.partition("/")[2]) for kind in kinds]
+        return kinds if way == "strings" else None
+
+    def _shown(self) -> dict[str, Any]:
         return {
             "template_id": self.template_id,
             "id": self.template_id,
             "name": self.name,
             "description": self.description,
             "category": self.category,
-            "inputs": inputs,
-            "input_types": inputs,
-            "parameters": [parameter.as_json() for parameter in self.parameters],
             "outputs": [GLB],
             "output_types": [GLB],
         }

@@ -168,6 +168,37 @@ def _(caller: Caller, value: Any) -> None:
     assert caller.call("GET", "/flows").status_code == (200 if value == "present" else value)
 
 
+@EXHIBITS.shows("templates_endpoint", "present", 404, 405)
+def _(caller: Caller, value: Any) -> None:
+    assert caller.call("GET", "/templates").status_code == (200 if value == "present" else value)
+
+
+@EXHIBITS.shows("template_parameters", "list", "mapping", "schema", "names", "absent")
+def _(caller: Caller, value: str) -> None:
+    shown = [row.get("parameters") for row in caller.get("/templates")["templates"]]
+    told = shown[0]["properties"] if value == "schema" else shown[0]
+    assert type(told) is {"list": list, "names": list, "absent": type(None)}.get(value, dict)
+    if value in {"mapping", "schema"}:
+        assert (list(told), told["seed"]["type"]) == (["quality", "seed", "texture"], "integer")
+        assert told["seed"].get("minimum") == (-1 if value == "schema" else None)
+    elif told is not None:
+        assert [row if value == "names" else row["name"] for row in told] == ["quality", "seed", "texture"]
+
+
+@EXHIBITS.shows("template_inputs", "strings", "objects", "words", "absent")
+def _(caller: Caller, value: str) -> None:
+    shown = [row.get("inputs") for row in caller.get("/templates")["templates"]]
+    wanted = {
+        "strings": ["text/plain", "prompt"],
+        "objects": [{"type": "text/plain"}, {"type": "prompt"}],
+        "words": ["text", "prompt"],
+        "absent": None,
+    }
+    assert shown[0] == wanted[value]
+    assert shown[1] == (["png", "jpeg", "tiff", "webp"] if value == "words" else shown[1])
+    assert shown[2] == (["glb"] if value == "words" else shown[2])
+
+
 @EXHIBITS.shows("list_envelope", "flows", "array")
 def _(caller: Caller, value: str) -> None:
     flow_id = caller.create()
