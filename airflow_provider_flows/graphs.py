@@ -29,11 +29,9 @@ def read_graph(folder: str | None, flow: str) -> FlowGraph | None:
     named = f"{folder.rstrip('/')}/{flow}.json"
     try:
         content = _read(folder, flow)
-        return None if content is None else FlowGraph.read(parse(content))
+        return None if content is None else _graph(content)
     except FlowInputError as error:
         raise _refused(named, str(error)) from None
-    except ValueError as error:
-        raise _refused(named, f"It is no JSON: {error}. Export it again") from None
     except Exception as error:  # noqa: BLE001  # every store's library has errors of its own
         raise _refused(named, f"{type(error).__name__}: {shown(str(error))}", lasting=False) from None
 
@@ -46,10 +44,18 @@ def _read(folder: str, flow: str) -> bytes | None:
             content: bytes = file.read(LARGEST + 1)
     except FileNotFoundError:
         return None
+    return content
+
+
+def _graph(content: bytes) -> FlowGraph:
     if len(content) > LARGEST:
         message = f"It is larger than {LARGEST} bytes, as no flow graph is."
         raise FlowInputError(message)
-    return content
+    try:
+        return FlowGraph.read(parse(content))
+    except ValueError as error:
+        message = f"It is no JSON: {error}. Export it again."
+        raise FlowInputError(message) from None
 
 
 def _refused(named: str, reason: str, *, lasting: bool = True) -> FlowInputError:
