@@ -66,7 +66,7 @@ def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> 
     [
         [{"name": "seed", "type": "integer", "default": -1, "description": "d", "values": [1, 2, 3]}],
         [{"key": "seed", "type": "int", "default_value": -1, "help": "d", "enum": [1, 2, 3]}],
-        [{"name": "The seed", "id": "seed", "type": "INT", "default": -1, "help": "d", "options": [{"value": n} for n in (1, 2, 3)]}],
+        [{"name": "A b", "id": "seed", "type": "INT", "default": -1, "help": "d", "options": [{"value": n} for n in (1, 2, 3)]}],
         [{"name": "seed", "description": "d", "schema": {"type": ["integer"], "default": -1, "enum": [1, 2, 3]}}],
         {"seed": {"type": "integer", "default": -1, "description": "d", "allowed_values": [1, 2, 3]}},
         {"type": "object", "properties": {"seed": {"type": "integer", "default": -1, "title": "d", "enum": [1, 2, 3]}}},
