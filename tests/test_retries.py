@@ -182,7 +182,7 @@ def test_doubtful_attempt_is_told(emulator: Emulator) -> None:
 def test_doubt_outlives_a_refusal(emulator: Emulator) -> None:
     """A refused second try changes nothing about the doubtful first one: the third is told of it as well."""
     emulator.fault(Fault("POST", reset="after"))
-    emulator.fault(Fault("GET", skip=1, status=429))
+    emulator.fault(Fault("POST", status=429))
     ended = tried("retries_doubt_on", **CHAIN, retries=2)
     assert (ended.tries, ended.state) == (3, "success")
     assert ended.told("it may have run before") == 2
