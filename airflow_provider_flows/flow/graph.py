@@ -1,6 +1,6 @@
 """A PromptChainer flow graph, as its editor exports it: nodes, edges, and what the flow takes and gives (vendor-api 2.4).
 
-It neither draws a graph (drawing.py does) nor asks anybody for one (services/promptchainer.py does).
+It neither draws a graph (drawing/ does) nor asks anybody for one (services/promptchainer.py does).
 """
 
 from __future__ import annotations
