@@ -1,4 +1,4 @@
-"""The one ending of operator and sensor in every mode: completed or raise, then the outputs, then the dict; or too late.
+"""The one ending of operator and sensor in every mode: completed or raise, outputs, events, the dict; or too late.
 
 It neither waits nor decides where files go (delivery.py and outputs.py do).
 """
@@ -44,6 +44,7 @@ def end(
     :raises FlowRunFailed: the run failed; FlowRunAborted if somebody aborted it.
     :raises FlowServiceError: an output could not be fetched.
     """
+    from airflow_provider_flows.assets import tell_outlets
     from airflow_provider_flows.memory import FileMemory
     from airflow_provider_flows.outputs import gather  # needed at the end only: importing the operators stays cheap
 
@@ -61,6 +62,7 @@ def end(
         raise trouble
     if delivery.delete:
         _delete(hook, run, delivery, keep)
+    tell_outlets(context, run)
     return told
 
 

@@ -1,4 +1,4 @@
-"""How a watch's requests go out: one after the other through the gate that all of them share.
+"""How requests go out in a triggerer: one after the other through the gate that all who ask a connection share.
 
 When the gate is open is flow/gate.py's answer.
 """
@@ -7,27 +7,44 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from airflow_provider_flows import metrics
 from airflow_provider_flows.flow.gate import Gate
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.connected import ConnectedHook
     from airflow_provider_flows.flow.exchange import Request, Response
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
 
 
+class _Gateway:
+    """A gate, and whose turn it is there."""
+
+    def __init__(self, per_second: float | None) -> None:
+        self.gate = Gate(per_second)
+        self.turn = asyncio.Lock()
+
+
+_GATEWAYS: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[Hashable, _Gateway]] = WeakKeyDictionary()
+
+
+def _gateway_of(hook: ConnectedHook) -> _Gateway:
+    """Give the running loop's gateway to one service with one key; it lasts as long as somebody has it."""
+    settings, per_second = hook.settings, hook.extra.get("max_requests_per_second")
+    kind = (settings.base_url, tuple(sorted(settings.credentials.items())), per_second)
+    return _GATEWAYS.setdefault(asyncio.get_running_loop(), WeakValueDictionary()).setdefault(kind, _Gateway(per_second))
+
+
 class GatedTransport:
-    """A transport behind a gate."""
+    """A transport behind the gate of its connection (`max_requests_per_second` in the extra)."""
 
-    def __init__(self, transport: AsyncTransport, per_second: float | None = None) -> None:
-        """Take the transport.
-
-        :param per_second: the most requests in a second, None for no bound.
-        """
+    def __init__(self, transport: AsyncTransport, hook: ConnectedHook) -> None:
+        """Take the transport, and the hook that opened it."""
         self._transport = transport
-        self._gate = Gate(per_second)
-        self._turn = asyncio.Lock()  # at the gate
+        self._gateway = _gateway_of(hook)
 
     async def send(self, request: Request) -> Response:
         """Send a request when the gate lets it through."""
@@ -36,13 +53,13 @@ class GatedTransport:
 
     async def admitted(self) -> None:
         """Wait at the gate; one after the other asks it."""
-        async with self._turn:
-            while delay := self._gate.delay(time.monotonic()):  # noqa: ASYNC110  # a moment is waited for, not an event
+        async with self._gateway.turn:
+            while delay := self._gateway.gate.delay(time.monotonic()):  # noqa: ASYNC110  # a moment is waited for, not an event
                 await asyncio.sleep(delay)
 
     async def sent(self, request: Request) -> Response:
         """Send a request that was admitted, and tell the gate of the answer."""
         response = await self._transport.send(request)
-        if self._gate.answered(response.status, response.retry_after(time.time()), time.monotonic()):
+        if self._gateway.gate.answered(response.status, response.retry_after(time.time()), time.monotonic()):
             metrics.braked()
         return response

@@ -124,6 +124,9 @@ class RunFlowOperator(BaseOperator):
         try:
             run = attempt.started(order, deadline)
             if not self.wait_for_completion and (attempt.hook.service.steps or not run.completed):
+                from airflow_provider_flows.assets import tell_outlets  # needed when a task runs only
+
+                tell_outlets(context, run)  # Airflow sends their events, whether they tell something or not
                 return run.as_dict()
             schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
             final = run if run.final else self._waited(attempt, run.flow_run_id, schedule)

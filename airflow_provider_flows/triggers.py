@@ -1,6 +1,7 @@
-"""The trigger: waits in the triggerer for a flow run to be final, and tells its task what it saw.
+"""The trigger of tasks: waits in the triggerer for a flow run to be final, and tells its task what it saw.
 
-It fetches nothing and ends no task; operators.py and sensors.py do that with what `outcome` makes of the event.
+It fetches nothing and ends no task; operators.py and sensors.py do that with what `outcome` makes of the event. The trigger of
+asset watchers can be imported from here as well; it stands in finished.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_flows.finished import FlowRunFinishedTrigger
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, FlowServiceError, error_from_dict
 from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.flow.schedule import Schedule
@@ -25,6 +27,8 @@ from airflow_provider_flows.kills import ON_KILL_SECONDS, ais_over
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.waiting import Wait
     from airflow_provider_flows.hooks import FlowsHook
+
+__all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "outcome", "settling_seconds"]
 
 log = logging.getLogger(__name__)  # one for all: to make a logger for each trigger takes longer than a look
 PROGRESS_SECONDS = 30.0  # between two lines about progress: each line costs a triggerer half a millisecond of CPU

@@ -110,7 +110,7 @@ class Watch:
         trouble: BaseException | None = None
         try:
             async with self.hook.async_transport() as transport, asyncio.TaskGroup() as group:
-                self._transport = GatedTransport(transport, self.hook.extra.get("max_requests_per_second"))
+                self._transport = GatedTransport(transport, self.hook)
                 await self._look_in_time(group)
         except BaseException as error:  # whatever ends the watch must be told to all who wait in it
             trouble = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error

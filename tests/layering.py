@@ -25,8 +25,8 @@ LAYERS = (
     ("sources", "naming", "abreast", "writing"),
     ("delivery",),
     ("inputs", "filing", "outputs", "graphs"),
-    ("hooks", "definitions", "watch", "lookups", "subscriber", "gated"),
-    ("triggers",),
+    ("hooks", "definitions", "watch", "lookups", "subscriber", "gated", "bulletin"),
+    ("triggers", "finished", "asset_memory"),
 )
 _TOP = len(LAYERS)
 _ALLOWED_IN_FLOW = sys.stdlib_module_names | {"pendulum", "pybase64"}

@@ -173,7 +173,11 @@ class Generio(Service):
                 break
             response = yield from ask(request)
             value = read_json(request, response)
-            new = {run.flow_run_id: run for run in answers.read_runs(request, response, value)}
+            new: dict[str, FlowRun] = {}
+            for number, run in enumerate(answers.read_runs(request, response, value)):
+                new[run.flow_run_id] = run
+                if number % A_TURN == A_TURN - 1:
+                    yield Pause(0.0)
             told = told and answers.tells_states(value)
             grown = not new.keys() <= found.keys()
             found |= new

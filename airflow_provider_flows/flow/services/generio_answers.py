@@ -6,7 +6,7 @@ It sends nothing; generio.py says what is asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin
@@ -119,10 +119,10 @@ def _rows(value: Any, keys: Iterable[str]) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def read_runs(request: Request, response: Response, value: Any) -> list[FlowRun]:
+def read_runs(request: Request, response: Response, value: Any) -> Iterator[FlowRun]:
     """Read a list of runs; rows without id are passed over, a row without state is of unknown state (G-06: maybe projected)."""
-    rows = rows_by_id(request, response, value)
-    return [_run(row, key, str(first(row, STATE_WORDS) or "unknown"), None) for key, row in rows.items()]
+    for key, row in rows_by_id(request, response, value).items():
+        yield _run(row, key, str(first(row, STATE_WORDS) or "unknown"), None)
 
 
 def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Mapping[str, Any]]:

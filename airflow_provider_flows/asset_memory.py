@@ -1,0 +1,85 @@
+"""Where a watcher's memory is kept: in Airflow's asset state store (3.3 and later), else nowhere.
+
+What is remembered it does not know; flow/told.py does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class AssetMemory:
+    """One key in the store of every asset that a trigger watches; a trigger that several assets share has it in each.
+
+    :param store: what Airflow gives an event trigger (`asset_state_store`); None where there is none.
+    :param key: the key.
+    """
+
+    def __init__(self, store: Any, key: str) -> None:
+        """Keep the store; nothing is asked yet."""
+        self._parts = [] if store is None else _parts(store)
+        self._key = key
+        self._in_trouble = False
+        if not self._parts:
+            log.warning(
+                "This Airflow keeps no memory for asset watchers (3.3 and later does): flow runs that end while the triggerer is "
+                "away are not told"
+            )
+
+    async def read(self, pause: float) -> Any:
+        """Give what was kept, None if there is nothing; while the store cannot be asked, wait: a new beginning loses runs.
+
+        :param pause: seconds between two attempts.
+        """
+        while True:
+            try:
+                kept = [await _get(part, self._key) for part in self._parts]
+            except Exception as error:  # noqa: BLE001  # whatever Airflow raises; it may pass
+                self._tell("read", error)
+                await asyncio.sleep(pause)
+            else:
+                self._in_trouble = False
+                return max((one for one in kept if one), key=lambda one: one.get("since") or 0.0, default=None)
+
+    async def write(self, value: Any) -> bool:
+        """Keep a plain JSON value; gives whether that went well, else it must be tried again."""
+        try:
+            for part in self._parts:
+                await _set(part, self._key, value)
+        except Exception as error:  # noqa: BLE001  # whatever Airflow raises; it may pass
+            self._tell("written", error)
+            return False
+        self._in_trouble = False
+        return True
+
+    def _tell(self, what: str, error: Exception) -> None:
+        if not self._in_trouble:
+            log.warning("The memory of an asset watcher could not be %s, which is tried again: %r", what, error)
+        self._in_trouble = True
+
+
+def _parts(store: Any) -> list[Any]:
+    """Give the store of each asset.
+
+    A store of several assets is asked by asset, and nothing public tells a trigger which they are: hence the private attribute,
+    whose absence only means one asset; tests/test_finished.py notices when it changes.
+    """
+    several = [*getattr(store, "_by_name", {}).values()]
+    return several if len(several) > 1 else [store]
+
+
+async def _get(part: Any, key: str) -> Any:
+    if hasattr(part, "aget"):
+        return await part.aget(key)
+    return await asyncio.to_thread(part.get, key)  # Airflow 3.3.0 and 3.3.1
+
+
+async def _set(part: Any, key: str, value: Any) -> None:
+    if hasattr(part, "aset"):
+        await part.aset(key, value)
+    else:
+        await asyncio.to_thread(part.set, key, value)

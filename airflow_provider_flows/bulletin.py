@@ -1,0 +1,157 @@
+"""The final flow runs of a connection, asked for once for all who watch it in one event loop.
+
+Who was told of which run it does not know (flow/told.py does); what is asked and how is the service's and the hook's business.
+Airflow's own shared streams are not used: one goes by its first subscriber's interval, its end ends all who read it, and only
+Airflow 3.3 has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import Context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from airflow_provider_flows import metrics
+from airflow_provider_flows.flow.errors import FlowAuthError, FlowServiceError
+from airflow_provider_flows.flow.finals import Finals
+from airflow_provider_flows.flow.retry import Retry, patiently
+from airflow_provider_flows.flow.schedule import Schedule
+from airflow_provider_flows.gated import GatedTransport
+from airflow_provider_flows.lookups import hook_of
+from airflow_provider_flows.transport.asynchronous import hold
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.exchange import Request, Response
+    from airflow_provider_flows.flow.run import FlowRun
+    from airflow_provider_flows.flow.told import Ended
+    from airflow_provider_flows.hooks import FlowsHook
+
+log = logging.getLogger(__name__)
+
+EARLY = 0.9  # of a pause; an edition that is so much too early is as good as one in time, so that all go together
+LONGEST_PAUSE = 900.0  # seconds between two requests to a service that does not answer
+
+_BULLETINS: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[str, Bulletin]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """What one list told.
+
+    :param at: when it was asked for, by the monotonic clock; `asked` is the same in epoch seconds.
+    :param ended: the final runs, whatever ended last first; None if nothing could be read.
+    :param failures: how often in a row nothing could be read, this time among them.
+    :param retry_after: seconds that the service asked for then, if it did.
+    """
+
+    at: float
+    asked: float
+    ended: tuple[Ended, ...] | None
+    failures: int = 0
+    retry_after: float | None = None
+
+
+class Bulletin:
+    """One connection's editions; it asks when somebody wants one, and never ends by an error."""
+
+    def __init__(self, flows_conn_id: str) -> None:
+        """Prepare; nothing is looked up or asked yet."""
+        self._flows_conn_id = flows_conn_id
+        self._finals = Finals()
+        self._latest: Edition | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._hook: FlowsHook | None = None
+        self._doubted: FlowsHook | None = None
+
+    @classmethod
+    def of(cls, flows_conn_id: str) -> Bulletin:
+        """Give the running loop's bulletin of this connection; it lasts as long as somebody reads it."""
+        known = _BULLETINS.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+        return known.setdefault(flows_conn_id, cls(flows_conn_id))
+
+    async def editions(self, poll_interval: float) -> AsyncIterator[tuple[float, tuple[Ended, ...]]]:
+        """Give, one after the other and for ever, when it was asked (epoch seconds) and which runs are final.
+
+        :param poll_interval: seconds between two; after one that failed it is more and more.
+        """
+        plan = Schedule(poll_interval, max(poll_interval, LONGEST_PAUSE))
+        due = time.monotonic() - poll_interval  # whoever comes later begins with what the others had last
+        while True:
+            edition = await self._edition(due)
+            pause = poll_interval
+            if edition.ended is None:
+                pause = plan.after_a_miss(edition.failures, edition.asked, edition.retry_after)
+            else:
+                yield edition.asked, edition.ended
+            await asyncio.sleep(edition.at + pause - time.monotonic())
+            due = edition.at + pause * EARLY
+
+    async def _edition(self, due: float) -> Edition:
+        """Give an edition that was asked for at this moment or later."""
+        while self._latest is None or self._latest.at < due:
+            if self._task is None:
+                # a task of its own, in a context of its own: whoever comes first may be cancelled, and it must not log as them
+                self._task = asyncio.get_running_loop().create_task(self._publish(), context=Context())
+            await asyncio.shield(self._task)
+        return self._latest
+
+    async def _publish(self) -> None:
+        at, asked = time.monotonic(), time.time()
+        failures = self._latest.failures if self._latest else 0
+        try:
+            ended = await self._read()
+        except Exception as error:  # noqa: BLE001  # whatever it is: a watcher that ended would be started again every second
+            if not failures:
+                log.error(  # noqa: TRY400  # the message says it all, and it is told once
+                    "The flow runs of connection %s cannot be listed: %s All who watch it wait; it is tried again, more and "
+                    "more rarely, and told when it works",
+                    self._flows_conn_id,
+                    error,
+                )
+            self._hook, self._doubted = None, self._hook or self._doubted
+            self._latest = Edition(at, asked, None, failures + 1, getattr(error, "retry_after", None))
+        else:
+            if failures:
+                log.info("The flow runs of connection %s can be listed again", self._flows_conn_id)
+            self._latest = Edition(at, asked, tuple(ended))
+        finally:
+            self._task = None
+
+    async def _read(self) -> list[Ended]:
+        """Read with the hook that did last time, and with what the connection says now where its key is refused."""
+        hook = self._hook = self._hook or await hook_of(self._flows_conn_id, instead_of=self._doubted)
+        try:
+            return await self._read_with(hook)
+        except FlowAuthError:
+            latest = await hook_of(self._flows_conn_id, instead_of=hook)
+            if latest.settings == hook.settings:
+                raise
+        self._hook = latest
+        return await self._read_with(latest)
+
+    async def _read_with(self, hook: FlowsHook) -> list[Ended]:
+        """Read the list, whole, for what it leaves out by state is not known; then look at what it tells too little of."""
+        retry = Retry(attempts=1 + hook.extra["retries"])
+        async with hook.async_transport() as transport:
+            send = GatedTransport(transport, hook).send
+            metrics.listed()
+            with hook.named():
+                listed = await hold(patiently(hook.service.list_runs(), retry), send)
+                for flow_run_id in self._finals.wanting(listed):
+                    self._finals.looked(flow_run_id, await _looked(hook, flow_run_id, send))
+        return self._finals.ended(listed)
+
+
+async def _looked(hook: FlowsHook, flow_run_id: str, send: Callable[[Request], Awaitable[Response]]) -> FlowRun | None:
+    """Look at one run; None if it is gone or cannot be read, which must not keep back what is known of the others."""
+    try:
+        return await hold(patiently(hook.service.get_run(flow_run_id), Retry(attempts=1)), send)
+    except FlowAuthError:
+        raise
+    except FlowServiceError:
+        return None

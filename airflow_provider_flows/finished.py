@@ -1,0 +1,108 @@
+"""The trigger of asset watchers: tells, run by run, which flow runs end at a service, whoever started them.
+
+It belongs to no task. What is asked of the service stands in bulletin.py, what is news in flow/told.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.run import FlowState
+from airflow_provider_flows.flow.schedule import Schedule
+from airflow_provider_flows.flow.told import Told
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.run import FlowRun
+
+FINAL = tuple(state.value for state in FlowState if state.final)
+STORED = 5.0  # seconds after which Airflow has surely written an event to its database; it does so once a second
+TOLD = ("flow_run_id", "flow", "service", "state", "progress", "created_at", "started_at", "finished_at", "duration", "error")
+LONGEST = 1000  # characters of a text that the service wrote
+
+
+class FlowRunFinishedTrigger(BaseEventTrigger):
+    """Tells of each flow run that ends, once, as an event of the asset that an `AssetWatcher` gives it to.
+
+    What has ended before it looks for the first time is not told. It remembers in Airflow's asset state store (3.3 and later)
+    what it told, so what ends while no triggerer runs, or while the DAG is paused, is told later. The memory is written
+    seconds after the events: a triggerer that dies in between tells them again, and loses none.
+
+    All watchers of a connection in one triggerer share one list of its runs for each interval. Errors of the service end
+    nothing. The event's payload holds `flow_run_id`, `flow`, `service`, `state`, `progress`, `created_at`, `started_at`,
+    `finished_at` (ISO 8601, UTC), `duration` (seconds) and `error`.
+
+    :param flows_conn_id: the Airflow connection, of a service that lists its runs (Generio: https://docs.generio.ai, "List all
+        flows"); its key is not among the arguments, which lie in Airflow's database.
+    :param flow: the flow's name, as the service writes it in its runs, or several; None for any.
+    :param states: the final states to tell of: `completed`, `failed`, `aborted`.
+    :param poll_interval: seconds or timedelta between two lists.
+    :raises FlowInputError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        flows_conn_id: str = "flows_default",
+        flow: str | Sequence[str] | None = None,
+        states: str | Sequence[str] = (FlowState.COMPLETED.value,),
+        poll_interval: float | timedelta = 60.0,
+        **_later: Any,  # a trigger that a newer version stored must not fail in an older triggerer
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
+        self.flows_conn_id = flows_conn_id
+        self.flow = None if flow is None else _words("flow", flow)
+        self.states = _words("states", states)
+        self.poll_interval = Schedule.of(poll_interval, poll_interval).poll_interval
+        if unknown := [state for state in self.states if state not in FINAL]:
+            message = f"states must be among {', '.join(FINAL)}, for a run is told of when it is over; not {', '.join(unknown)}"
+            raise FlowInputError(message)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give the class path and the arguments, always in the same form: Airflow knows a watcher again by them."""
+        names = ("flows_conn_id", "flow", "states", "poll_interval")
+        return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look for ever; one event for each run."""
+        from airflow_provider_flows.asset_memory import AssetMemory
+        from airflow_provider_flows.bulletin import Bulletin  # dear, and needed when a trigger runs only
+
+        memory = AssetMemory(getattr(self, "asset_state_store", None), self._key())
+        told = Told(await memory.read(self.poll_interval))
+        async for asked, ended in Bulletin.of(self.flows_conn_id).editions(self.poll_interval):
+            news = told.news(ended, asked, self._wants)
+            for run in news:
+                yield TriggerEvent(_payload(run))
+            if news:  # an event that is not in the database when it is remembered as told would be lost with the triggerer
+                await asyncio.sleep(min(STORED, self.poll_interval))
+            told.changed = told.changed and not await memory.write(told.memory)
+
+    def _wants(self, run: FlowRun) -> bool:
+        return run.state.value in self.states and (self.flow is None or run.flow in self.flow)
+
+    def _key(self) -> str:
+        """Name the memory by all that decides what is told: several watchers of one asset have one each."""
+        told = json.dumps([self.flows_conn_id, self.flow, self.states])
+        return f"flow_runs_told_{hashlib.sha256(told.encode()).hexdigest()[:32]}"
+
+
+def _words(name: str, given: str | Sequence[str]) -> list[str]:
+    """Read one word or several into a list in a fixed order."""
+    words = [given] if isinstance(given, str) else list(given)
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+        message = f"{name} must be a word or a list of words, not {given!r}"
+        raise FlowInputError(message)
+    return sorted({word.strip() for word in words})
+
+
+def _payload(run: FlowRun) -> dict[str, Any]:
+    """Give what is told of a run; it lies in Airflow's database, so texts of the service's are cut."""
+    told = run.as_event()
+    return {name: value[:LONGEST] if isinstance(value := told[name], str) else value for name in TOLD}

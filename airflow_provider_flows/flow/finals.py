@@ -1,0 +1,75 @@
+"""Which runs are final by a list of them, and which must be looked at because the list tells too little.
+
+It asks nothing. What a service's list holds is not documented (vendor-api G-05 to G-08): rows may lack state, end or flow, and
+a run may be on none of the pages that came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from airflow_provider_flows.flow.run import FlowState
+from airflow_provider_flows.flow.told import Ended, end_of
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.run import FlowRun
+
+MOST_LOOKS = 20  # at single runs, for one list
+NEWEST = 1000  # rows of a list among which runs are looked at, or followed
+MOST_KEPT = 5000  # final runs
+LONGEST_ID = 200  # characters; what is longer is no id that anybody would want to remember
+
+
+class Finals:
+    """The experience with the lists of one connection; a final run never changes, so it is looked at once at the most."""
+
+    def __init__(self) -> None:
+        """Begin without experience."""
+        self._known: dict[str, FlowRun] = {}  # final, as looks at themselves told
+        self._under_way: set[str] = set()
+        self._looks: dict[str, int] = {}  # when each was looked at last, counted in looks
+        self._count = 0
+
+    def wanting(self, listed: Sequence[FlowRun]) -> list[str]:
+        """Give the ids of the runs to look at after this list, a few: whom nobody looked at for longest comes first."""
+        newest = [run for run in islice(listed, NEWEST) if len(run.flow_run_id) <= LONGEST_ID]
+        named = {run.flow_run_id for run in listed}
+        vanished = sorted(self._under_way - named)
+        untold = [run.flow_run_id for run in newest if _lacks(run) and run.flow_run_id not in self._known]
+        self._under_way = {*vanished, *(run.flow_run_id for run in newest if not run.final and not _lacks(run))}
+        due = sorted((*vanished, *untold), key=lambda key: self._looks.get(key, 0))[:MOST_LOOKS]
+        self._looks = {key: self._looks[key] for key in (*vanished, *untold) if key in self._looks}
+        return due
+
+    def looked(self, flow_run_id: str, run: FlowRun | None) -> None:
+        """Take notice of a look at one run; None if it is gone."""
+        self._count += 1
+        self._looks[flow_run_id] = self._count
+        if run is None or run.final:
+            self._under_way.discard(flow_run_id)
+        if run is not None and run.final:
+            self._known[flow_run_id] = _slim(run)
+            for key in list(islice(self._known, max(0, len(self._known) - MOST_KEPT))):
+                del self._known[key]
+
+    def ended(self, listed: Sequence[FlowRun]) -> list[Ended]:
+        """Give the runs that are final and have an end, whatever ended last first."""
+        found = {run.flow_run_id: run for run in listed if run.final and not _lacks(run)} | self._known
+        dated = [(end, run) for run in found.values() if (end := end_of(run)) is not None and len(run.flow_run_id) <= LONGEST_ID]
+        dated.sort(key=lambda one: one[0], reverse=True)
+        return [(end, _slim(run)) for end, run in dated[:MOST_KEPT]]
+
+
+def _lacks(run: FlowRun) -> bool:
+    """Whether a row leaves out what must be known: the state, or of a final run its end or its flow."""
+    if run.state is FlowState.UNKNOWN:
+        return run.state_word == FlowState.UNKNOWN.value  # else it is told, in a word that nobody knows
+    return run.final and (run.finished_at is None or run.flow is None)
+
+
+def _slim(run: FlowRun) -> FlowRun:
+    """Give a run without what may be large."""
+    return replace(run, raw={}, parameters=None, additional=None) if run.raw else run
