@@ -21,6 +21,7 @@ from airflow_provider_flows.flow.errors import FlowAuthError, FlowServiceError
 from airflow_provider_flows.flow.finals import Finals
 from airflow_provider_flows.flow.retry import Retry, patiently
 from airflow_provider_flows.flow.schedule import Schedule
+from airflow_provider_flows.flow.told import Edition
 from airflow_provider_flows.gated import GatedTransport
 from airflow_provider_flows.lookups import hook_of
 from airflow_provider_flows.transport.asynchronous import hold
@@ -28,7 +29,6 @@ from airflow_provider_flows.transport.asynchronous import hold
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Request, Response
     from airflow_provider_flows.flow.run import FlowRun
-    from airflow_provider_flows.flow.told import Ended
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
@@ -40,18 +40,17 @@ _BULLETINS: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[str
 
 
 @dataclass(frozen=True, slots=True)
-class Edition:
-    """What one list told.
+class Attempt:
+    """What came of one list.
 
-    :param at: when it was asked for, by the monotonic clock; `asked` is the same in epoch seconds.
-    :param ended: the final runs, whatever ended last first; None if nothing could be read.
+    :param at: when it was asked for, by the monotonic clock.
+    :param edition: None if nothing could be read.
     :param failures: how often in a row nothing could be read, this time among them.
     :param retry_after: seconds that the service asked for then, if it did.
     """
 
     at: float
-    asked: float
-    ended: tuple[Ended, ...] | None
+    edition: Edition | None
     failures: int = 0
     retry_after: float | None = None
 
@@ -63,7 +62,7 @@ class Bulletin:
         """Prepare; nothing is looked up or asked yet."""
         self._flows_conn_id = flows_conn_id
         self._finals = Finals()
-        self._latest: Edition | None = None
+        self._latest: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
         self._hook: FlowsHook | None = None
         self._doubted: FlowsHook | None = None
@@ -74,25 +73,25 @@ class Bulletin:
         known = _BULLETINS.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
         return known.setdefault(flows_conn_id, cls(flows_conn_id))
 
-    async def editions(self, poll_interval: float) -> AsyncIterator[tuple[float, tuple[Ended, ...]]]:
-        """Give, one after the other and for ever, when it was asked (epoch seconds) and which runs are final.
+    async def editions(self, poll_interval: float) -> AsyncIterator[Edition]:
+        """Give, one after the other and for ever, which runs are final.
 
         :param poll_interval: seconds between two; after one that failed it is more and more.
         """
         plan = Schedule(poll_interval, max(poll_interval, LONGEST_PAUSE))
         due = time.monotonic() - poll_interval  # whoever comes later begins with what the others had last
         while True:
-            edition = await self._edition(due)
+            attempt = await self._attempt(due)
             pause = poll_interval
-            if edition.ended is None:
-                pause = plan.after_a_miss(edition.failures, edition.asked, edition.retry_after)
+            if attempt.edition is None:
+                pause = plan.after_a_miss(attempt.failures, time.time(), attempt.retry_after)
             else:
-                yield edition.asked, edition.ended
-            await asyncio.sleep(edition.at + pause - time.monotonic())
-            due = edition.at + pause * EARLY
+                yield attempt.edition
+            await asyncio.sleep(attempt.at + pause - time.monotonic())
+            due = attempt.at + pause * EARLY
 
-    async def _edition(self, due: float) -> Edition:
-        """Give an edition that was asked for at this moment or later."""
+    async def _attempt(self, due: float) -> Attempt:
+        """Give what came of a list that was asked for at this moment or later."""
         while self._latest is None or self._latest.at < due:
             if self._task is None:
                 # a task of its own, in a context of its own: whoever comes first may be cancelled, and it must not log as them
@@ -101,10 +100,10 @@ class Bulletin:
         return self._latest
 
     async def _publish(self) -> None:
-        at, asked = time.monotonic(), time.time()
+        at = time.monotonic()
         failures = self._latest.failures if self._latest else 0
         try:
-            ended = await self._read()
+            edition = await self._read()
         except Exception as error:  # noqa: BLE001  # whatever it is: a watcher that ended would be started again every second
             if not failures:
                 log.error(  # noqa: TRY400  # the message says it all, and it is told once
@@ -114,15 +113,15 @@ class Bulletin:
                     error,
                 )
             self._hook, self._doubted = None, self._hook or self._doubted
-            self._latest = Edition(at, asked, None, failures + 1, getattr(error, "retry_after", None))
+            self._latest = Attempt(at, None, failures + 1, getattr(error, "retry_after", None))
         else:
             if failures:
                 log.info("The flow runs of connection %s can be listed again", self._flows_conn_id)
-            self._latest = Edition(at, asked, tuple(ended))
+            self._latest = Attempt(at, edition)
         finally:
             self._task = None
 
-    async def _read(self) -> list[Ended]:
+    async def _read(self) -> Edition:
         """Read with the hook that did last time, and with what the connection says now where its key is refused."""
         hook = self._hook = self._hook or await hook_of(self._flows_conn_id, instead_of=self._doubted)
         try:
@@ -134,9 +133,9 @@ class Bulletin:
         self._hook = latest
         return await self._read_with(latest)
 
-    async def _read_with(self, hook: FlowsHook) -> list[Ended]:
+    async def _read_with(self, hook: FlowsHook) -> Edition:
         """Read the list, whole, for what it leaves out by state is not known; then look at what it tells too little of."""
-        retry = Retry(attempts=1 + hook.extra["retries"])
+        retry, asked = Retry(attempts=1 + hook.extra["retries"]), time.time()
         async with hook.async_transport() as transport:
             send = GatedTransport(transport, hook).send
             metrics.listed()
@@ -144,7 +143,7 @@ class Bulletin:
                 listed = await hold(patiently(hook.service.list_runs(), retry), send)
                 for flow_run_id in self._finals.wanting(listed):
                     self._finals.looked(flow_run_id, await _looked(hook, flow_run_id, send))
-        return self._finals.ended(listed)
+        return Edition(asked, self._finals.ended(listed), self._finals.whole(listed))
 
 
 async def _looked(hook: FlowsHook, flow_run_id: str, send: Callable[[Request], Awaitable[Response]]) -> FlowRun | None:

@@ -76,8 +76,8 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
 
         memory = AssetMemory(getattr(self, "asset_state_store", None), self._key())
         told = Told(await memory.read(self.poll_interval))
-        async for asked, ended in Bulletin.of(self.flows_conn_id).editions(self.poll_interval):
-            news = told.news(ended, asked, self._wants)
+        async for edition in Bulletin.of(self.flows_conn_id).editions(self.poll_interval):
+            news = told.news(edition, self._wants)
             for run in news:
                 yield TriggerEvent(_payload(run))
             if news:  # an event that is not in the database when it is remembered as told would be lost with the triggerer

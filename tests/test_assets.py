@@ -94,7 +94,7 @@ def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: 
 
 
 def test_alias_makes_the_files_assets(emulator: Emulator, tmp_path: Path) -> None:
-    """An alias among the outlets makes each file that was written an asset of its own, with an event; the asset beside it stays."""
+    """An alias among the outlets makes each file that was written an asset of its own, with an event."""
     with DAG("assets_alias", schedule=None) as dag:
         RunFlowOperator(
             task_id="run",

@@ -55,6 +55,10 @@ class Finals:
             for key in list(islice(self._known, max(0, len(self._known) - MOST_KEPT))):
                 del self._known[key]
 
+    def whole(self, listed: Sequence[FlowRun]) -> bool:
+        """Whether of each run on this list it is known by now whether it is final, and when it ended."""
+        return not any(_lacks(run) and run.flow_run_id not in self._known for run in listed)
+
     def ended(self, listed: Sequence[FlowRun]) -> list[Ended]:
         """Give the runs that are final and have an end, whatever ended last first."""
         found = {run.flow_run_id: run for run in listed if run.final and not _lacks(run)} | self._known

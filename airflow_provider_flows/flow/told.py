@@ -6,7 +6,8 @@ It asks nothing; where its memory is kept is its owner's business.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow.moments import epoch
@@ -20,6 +21,20 @@ MOST = 1000  # ids that are remembered: some 45 kB
 Ended = tuple[float, "FlowRun"]  # epoch seconds, and the run
 
 
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """Which runs are final at one moment.
+
+    :param asked: the moment, in epoch seconds.
+    :param ended: the runs, whatever ended last first.
+    :param whole: whether there are no others of which it is just not known yet.
+    """
+
+    asked: float
+    ended: Sequence[Ended]
+    whole: bool = True
+
+
 def end_of(run: FlowRun) -> float | None:
     """Give, in epoch seconds, when a final run ended; where nothing tells that, when it began."""
     moment = run.finished_at or run.started_at or run.created_at
@@ -29,8 +44,8 @@ def end_of(run: FlowRun) -> float | None:
 class Told:
     """What was told, as a moment and the ids of the runs that ended since.
 
-    The first look only sets the moment: what is over by then is nobody's news. It is the service's own clock that counts,
-    and a run's end, not its beginning, so that one that took long is not missed.
+    The first look only sets the moment: what is over by then is nobody's news. It is the service's own clock that counts, as
+    long as it tells when runs ended; and a run's end, not its beginning, so that one that took long is not missed.
     """
 
     def __init__(self, memory: Any = None) -> None:
@@ -49,34 +64,34 @@ class Told:
         """What must be kept, as plain JSON values: `since` in epoch seconds, and `told`, the ends by id."""
         return {"since": self._since, "told": self._ends}
 
-    def news(self, ended: Sequence[Ended], asked: float, wanted: Callable[[FlowRun], bool]) -> list[FlowRun]:
-        """Give the runs that were not told yet, in the order in which they ended; they count as told from now on.
-
-        :param ended: the runs that are final, whatever ended last first.
-        :param asked: epoch seconds at which that was so; an end after it is a clock that goes wrong, and moves nothing.
-        """
+    def news(self, edition: Edition, wanted: Callable[[FlowRun], bool]) -> list[FlowRun]:
+        """Give the runs that were not told yet, in the order in which they ended; they count as told from now on."""
         if self._since is None:
-            self._begin(ended, asked)
+            self._begin(edition)
             return []
         found: list[Ended] = []
-        for end, run in ended:
+        for end, run in edition.ended:
             if end < self._since:
                 break
             if run.flow_run_id not in self._ends and wanted(run):
                 found.append((end, run))
         if found:
             self._ends.update((run.flow_run_id, end) for end, run in found)
-            self._move_on(asked)
+            self._move_on(edition.asked)
         return [run for _, run in reversed(found)]
 
-    def _begin(self, ended: Iterable[Ended], asked: float) -> None:
-        ends = {run.flow_run_id: end for end, run in ended}
-        self._since = max((min(end, asked) for end in ends.values()), default=0.0)
+    def _begin(self, edition: Edition) -> None:
+        ends = {run.flow_run_id: end for end, run in edition.ended}
+        newest = max((min(end, edition.asked) for end in ends.values()), default=0.0)
+        self._since = newest if edition.whole else edition.asked
         self._ends = {key: end for key, end in ends.items() if end >= self._since}
         self.changed = True
 
     def _move_on(self, asked: float) -> None:
-        """Forget what ended so long ago that no list will show it for the first time, and more than is bearable."""
+        """Forget what ended so long ago that no list will show it for the first time, and more than is bearable.
+
+        An end that lies in the future is a clock that goes wrong, and moves nothing.
+        """
         latest = sorted(self._ends.items(), key=lambda told: told[1], reverse=True)
         moments = [self._since or 0.0, min(latest[0][1], asked) - OVERLAP]
         if len(latest) > MOST:
