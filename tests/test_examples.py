@@ -11,6 +11,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_flows.emulator import Emulator
 from tests.airflow_run import DagResult, load_dags, run_dag
+from tests.modes import start_elsewhere
 from tools.glb import count_triangles
 
 FOLDER = Path(__file__).parent.parent / "example_dags"
@@ -68,8 +69,10 @@ LEFT_BEHIND: dict[str, Callable[[DagResult, Path], None]] = {
     "many_prompts": one_for_each_prompt,
     "models_in_a_bucket": one_made_smaller(800),  # in a local folder; test_bucket.py runs it in a bucket
     "promptchainer_texts": text_and_picture,
+    "on_finished_run": one_model,
     "wait_for_flow_run": one_model,
 }
+BEFORE: dict[str, Callable[[Emulator], object]] = {"on_finished_run": start_elsewhere}  # what others have done by then
 
 
 @pytest.fixture
@@ -99,6 +102,8 @@ def test_example(flow_emulator: Emulator, output: Path, name: str) -> None:
     dag = loaded(name)
     assert dag.doc_md is not None
     assert dag.doc_md.startswith("Lesson")
+    BEFORE.get(name, lambda _: None)(flow_emulator)
+    flow_emulator.advance(1)
 
     result = run_dag(dag, conf={"output_path": f"file://{output}"})
 
