@@ -24,11 +24,11 @@ LONGEST_ID = 200  # characters; what is longer is no id that anybody would want 
 
 
 class Finals:
-    """The experience with the lists of one connection; a final run never changes, so it is looked at once at the most."""
+    """The experience with the lists of one connection; a final run never changes, so it is read, and looked at, once."""
 
     def __init__(self) -> None:
         """Begin without experience."""
-        self._known: dict[str, FlowRun] = {}  # final, as looks at themselves told
+        self._known: dict[str, FlowRun] = {}  # final
         self._under_way: set[str] = set()
         self._looks: dict[str, int] = {}  # when each was looked at last, counted in looks
         self._count = 0
@@ -52,8 +52,6 @@ class Finals:
             self._under_way.discard(flow_run_id)
         if run is not None and run.final:
             self._known[flow_run_id] = _slim(run)
-            for key in list(islice(self._known, max(0, len(self._known) - MOST_KEPT))):
-                del self._known[key]
 
     def whole(self, listed: Sequence[FlowRun]) -> bool:
         """Whether of each run on this list it is known by now whether it is final, and when it ended."""
@@ -64,7 +62,10 @@ class Finals:
         found = {run.flow_run_id: run for run in listed if run.final and not _lacks(run)} | self._known
         dated = [(end, run) for run in found.values() if (end := end_of(run)) is not None and len(run.flow_run_id) <= LONGEST_ID]
         dated.sort(key=lambda one: one[0], reverse=True)
-        return [(end, _slim(run)) for end, run in dated[:MOST_KEPT]]
+        ended = [(end, _slim(run)) for end, run in dated[:MOST_KEPT]]
+        undated = islice((run for run in self._known.values() if end_of(run) is None), MOST_KEPT)
+        self._known = {run.flow_run_id: run for run in undated} | {run.flow_run_id: run for _, run in ended}
+        return ended
 
 
 def _lacks(run: FlowRun) -> bool:
