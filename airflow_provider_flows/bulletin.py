@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from airflow_provider_flows import metrics
-from airflow_provider_flows.flow.errors import FlowAuthError, FlowServiceError
+from airflow_provider_flows.flow.errors import FlowAuthError, FlowNotFound, FlowRateLimited, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.flow.finals import Finals
-from airflow_provider_flows.flow.retry import Retry, patiently
+from airflow_provider_flows.flow.retry import Retry, once, patiently
 from airflow_provider_flows.flow.schedule import Schedule
 from airflow_provider_flows.flow.told import Edition
 from airflow_provider_flows.gated import GatedTransport
@@ -28,7 +28,6 @@ from airflow_provider_flows.transport.asynchronous import hold
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Request, Response
-    from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
@@ -142,15 +141,17 @@ class Bulletin:
             with hook.named():
                 listed = await hold(patiently(hook.service.list_runs(), retry), send)
                 for flow_run_id in self._finals.wanting(listed):
-                    self._finals.looked(flow_run_id, await _looked(hook, flow_run_id, send))
+                    if not await self._look(hook, flow_run_id, send):
+                        break
         return Edition(asked, self._finals.ended(listed), self._finals.whole(listed))
 
-
-async def _looked(hook: FlowsHook, flow_run_id: str, send: Callable[[Request], Awaitable[Response]]) -> FlowRun | None:
-    """Look at one run; None if it is gone or cannot be read, which must not keep back what is known of the others."""
-    try:
-        return await hold(patiently(hook.service.get_run(flow_run_id), Retry(attempts=1)), send)
-    except FlowAuthError:
-        raise
-    except FlowServiceError:
-        return None
+    async def _look(self, hook: FlowsHook, flow_run_id: str, send: Callable[[Request], Awaitable[Response]]) -> bool:
+        """Look at one run, and tell whether more looks make sense; one that fails must not keep back what is known of others."""
+        try:
+            self._finals.looked(flow_run_id, await hold(once(hook.service.get_run(flow_run_id)), send))
+        except FlowAuthError:
+            raise
+        except FlowServiceError as error:
+            self._finals.looked(flow_run_id, gone=isinstance(error, FlowNotFound))
+            return not isinstance(error, (FlowUnreachable, FlowRateLimited))
+        return True

@@ -44,11 +44,11 @@ class Finals:
         self._looks = {key: self._looks[key] for key in (*vanished, *untold) if key in self._looks}
         return due
 
-    def looked(self, flow_run_id: str, run: FlowRun | None) -> None:
-        """Take notice of a look at one run; None if it is gone."""
+    def looked(self, flow_run_id: str, run: FlowRun | None = None, *, gone: bool = False) -> None:
+        """Take notice of a look at one run, which may have brought nothing, or that it is gone."""
         self._count += 1
         self._looks[flow_run_id] = self._count
-        if run is None or run.final:
+        if gone or (run is not None and run.final):
             self._under_way.discard(flow_run_id)
         if run is not None and run.final:
             self._known[flow_run_id] = _slim(run)

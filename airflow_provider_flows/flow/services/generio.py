@@ -18,6 +18,7 @@ from airflow_provider_flows.flow.errors import FlowConflict, FlowInputError, Flo
 from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response, acknowledge, ask, check, read_json, reason
 from airflow_provider_flows.flow.incoming import Incoming
 from airflow_provider_flows.flow.listing import Glance
+from airflow_provider_flows.flow.moments import epoch
 from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.flow.services import Inputs, Service, segment
 from airflow_provider_flows.flow.services import generio_answers as answers
@@ -140,7 +141,7 @@ class Generio(Service):
         if state and not told:  # `filter_by` took the states away: it selects fields, not runs
             found, _ = yield from self._pages(query)
         wanted = (run for run in found if state in {None, run.state})
-        return sorted(wanted, key=lambda run: run.created_at.timestamp() if run.created_at else 0.0, reverse=True)
+        return sorted(wanted, key=lambda run: epoch(run.created_at) if run.created_at else 0.0, reverse=True)
 
     def glance(self, flow_run_ids: Collection[str]) -> Conversation[Glance]:
         """GET /flows?filter_by=running, page after page: of all that it lists, these runs, if it says that they are running."""
