@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -136,22 +136,25 @@ class Bulletin:
         """Read the list, whole, for what it leaves out by state is not known; then look at what it tells too little of."""
         retry, asked = Retry(attempts=1 + hook.extra["retries"]), time.time()
         async with hook.async_transport() as transport:
-            send = GatedTransport(transport, hook).send
-            metrics.listed()
+            gated = GatedTransport(transport, hook)
+
+            async def send(request: Request) -> Response:
+                metrics.listed()
+                return await gated.send(request)
+
             with hook.named():
                 listed = await hold(patiently(hook.service.list_runs(), retry), send)
-                for flow_run_id in self._finals.wanting(listed):
-                    if not await self._look(hook, flow_run_id, send):
-                        break
+                await self._look(hook, self._finals.wanting(listed), gated.send)
         return Edition(asked, self._finals.ended(listed), self._finals.whole(listed))
 
-    async def _look(self, hook: FlowsHook, flow_run_id: str, send: Callable[[Request], Awaitable[Response]]) -> bool:
-        """Look at one run, and tell whether more looks make sense; one that fails must not keep back what is known of others."""
-        try:
-            self._finals.looked(flow_run_id, await hold(once(hook.service.get_run(flow_run_id)), send))
-        except FlowAuthError:
-            raise
-        except FlowServiceError as error:
-            self._finals.looked(flow_run_id, gone=isinstance(error, FlowNotFound))
-            return not isinstance(error, (FlowUnreachable, FlowRateLimited))
-        return True
+    async def _look(self, hook: FlowsHook, flow_run_ids: Iterable[str], send: Callable[[Request], Awaitable[Response]]) -> None:
+        """Look at single runs as long as that makes sense; one that fails must not keep back what is known of the others."""
+        for flow_run_id in flow_run_ids:
+            try:
+                self._finals.looked(flow_run_id, await hold(once(hook.service.get_run(flow_run_id)), send))
+            except FlowAuthError:
+                raise
+            except FlowServiceError as error:
+                self._finals.looked(flow_run_id, gone=isinstance(error, FlowNotFound))
+                if isinstance(error, (FlowUnreachable, FlowRateLimited)):
+                    return

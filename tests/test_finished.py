@@ -26,7 +26,9 @@ from airflow.triggers.base import BaseEventTrigger
 from airflow_provider_flows import triggers
 from airflow_provider_flows.asset_memory import AssetMemory
 from airflow_provider_flows.emulator import Emulator, Plan
+from airflow_provider_flows.flow import told as told_
 from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
 from tests.flow_station import FlowStation, Made
 from tests.flow_station import Told as Answer
@@ -269,6 +271,28 @@ async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: Fl
     assert second.ids == []
 
 
+def test_memory_is_bounded_and_still_knows_all() -> None:
+    """After thousands of runs within the hour the memory fits into Airflow's store, and who reads it tells none again."""
+    told, everything = told_.Told(), list[tuple[float, FlowRun]]()
+    told.news(told_.Edition(0.0, ()), lambda _: True)
+    count = 0
+    for hundred in range(50):
+        new = [(hundred + number / 100, FlowRun(f"{hundred:012x}{number:012x}", "generio")) for number in range(100)]
+        everything = sorted([*everything, *new], key=lambda one: one[0], reverse=True)
+        count += len(told.news(told_.Edition(1e9, everything), lambda _: True))
+    memory = json.dumps(told.memory)
+
+    assert count == 5000
+    assert len(memory) < 65_535
+    assert told_.Told(json.loads(memory)).news(told_.Edition(1e9, everything), lambda _: True) == []
+
+
+@pytest.mark.parametrize("memory", [None, 7, [], {"since": "x"}, {"told": {}}])
+def test_memory_that_cannot_be_read_is_none(memory: Any) -> None:
+    """What somebody else has put there makes it begin anew."""
+    assert told_.Told(memory).memory == told_.Told().memory
+
+
 # Whom it tells of ---------------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +401,26 @@ async def test_run_that_left_the_list_is_looked_at(station: FlowStation, store: 
         over(station, "newer")
         shown[:] = ["newer"]
         assert await watcher.tells("newer", "slow")
+
+
+async def test_run_that_cannot_be_looked_at_is_looked_at_again(station: FlowStation, store: FileStore) -> None:
+    """Where a run that left the list cannot be read for a while, others are told, and it later; a deleted one is forgotten."""
+    shown = ["slow", "deleted"]
+    station.listing = lambda _: Answer([station.row(key) for key in shown])
+    station.runs.update({key: Made(time.time() - 60, 61) for key in shown})
+    async with watching(store) as watcher:
+        await looked(station)
+        over(station, "newer")
+        del station.runs["deleted"]
+        good, station.look = station.look, lambda *_: Answer({"detail": "Oh no"}, 500)
+        shown[:] = ["newer"]
+        assert await watcher.tells("newer")
+        await looked(station, 3)
+        station.look = good
+        assert await watcher.tells("newer", "slow")
+        await looked(station, 3)
+
+    assert len(station.looks(["deleted"])) == 1
 
 
 async def test_pages_and_projections_of_the_emulator(flow_emulator: Emulator, store: FileStore) -> None:
