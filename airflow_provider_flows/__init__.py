@@ -8,8 +8,8 @@ responses (flow/exchange), one for each thing a service can do (flow/services), 
 waits (flow/waiting, flow/schedule). Two transports carry them (transport/blocking in workers, transport/asynchronous in the
 triggerer, where all `FlowRunTrigger`s of a connection share one `Watch` (watch)). Whatever waited, the same `FlowRun` (flow/run)
 comes back, its outputs are written to object storage (outputs), the task's outlets are told (assets), and one plain dict goes to
-XCom. `FlowRunSensor` (sensors) waits for runs that somebody else started; `FlowRunFinishedTrigger` (finished) tells asset watchers of
-them, from one list for all (bulletin).
+XCom. `FlowRunSensor` (sensors) waits for runs that somebody else started; `FlowRunFinishedTrigger` (finished) tells asset
+watchers of them, from one list for all (bulletin).
 """
 
 from __future__ import annotations
