@@ -77,6 +77,7 @@ def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: 
             task_id="run",
             flow=FLOW,
             parameters=PARAMETERS,
+            **OFTEN,
             output_path=f"file://{tmp_path}",
             outlets=[Asset("x-models://mapped")],
         ).expand(inputs=["A chair", "A table", "A lamp"])
