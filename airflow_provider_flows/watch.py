@@ -208,7 +208,7 @@ class Watch:
     async def _look(self, subscriber: Subscriber) -> None:
         """Look at one run; whatever goes wrong is told to its subscriber, and to nobody else."""
         try:
-            run = await hold(once(subscriber.wait.look()), self._transport.send)
+            run = await hold(once(subscriber.wait.glimpse()), self._transport.send)
             if run is not None:
                 self._listing.looked(run, time.monotonic())
             if run is None or not run.final:

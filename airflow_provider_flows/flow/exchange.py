@@ -101,6 +101,8 @@ class Response:
         :param now: the present in epoch seconds, for a date.
         """
         told = self.headers.get("retry-after", "").strip()
+        if not told:
+            return None
         try:
             seconds = float(told) if told[:1].isdigit() else _epoch(parsedate_to_datetime(told)) - now
         except (ValueError, TypeError, OverflowError):

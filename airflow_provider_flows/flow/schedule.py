@@ -64,8 +64,8 @@ class Forecast:
             progress, made, end, earlier = (memory[name] for name in ("progress", "made", "end", "earlier"))
         except (TypeError, KeyError):
             return cls()
-        good = all(isinstance(value, (int, float)) for value in (progress, made, end or 0.0, earlier or 0.0))
-        return cls(progress, made, end, earlier) if good else cls()
+        numbers = {type(value) for value in (progress, made, end or 0.0, earlier or 0.0)} <= {int, float}
+        return cls(progress, made, end, earlier) if numbers else cls()
 
     @property
     def memory(self) -> dict[str, float | None]:

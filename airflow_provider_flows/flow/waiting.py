@@ -127,12 +127,17 @@ class Wait:
         :raises FlowServiceError: an answer that will not get better by waiting (401, 404, ...).
         """
         while True:
-            run = yield from self.look()
+            run = yield from self.glimpse()
             if run is not None and run.final:
                 return run
             yield Pause(self.pause())
 
     def look(self) -> Conversation[FlowRun | None]:
+        """Look as `glimpse` does, and show on a run that is not final when it is expected to be over."""
+        run = yield from self.glimpse()
+        return run if run is None or run.final or self._forecast.end is None else replace(run, expected_at=self._forecast.end)
+
+    def glimpse(self) -> Conversation[FlowRun | None]:
         """Look once; None if nothing could be seen, which is no reason to give up.
 
         :raises FlowServiceError: the third answer that will not get better by waiting (401, 404, ...).
@@ -149,8 +154,7 @@ class Wait:
             self._narrator.miss(self.flow_run_id, error, self._misses)
             return None
         self.seen(run)
-        run = self.run or run
-        return run if run.final or self._forecast.end is None else replace(run, expected_at=self._forecast.end)
+        return self.run
 
     def seen(self, run: FlowRun, now: float | None = None) -> None:
         """Take notice of the run as it was seen, whoever looked.

@@ -68,7 +68,8 @@ class AsyncTransport:
                 allow_redirects=False,
             ) as answer:
                 coming = Receiving(settings, request, answer.status, answer.headers.items())
-                await coming.take_from(answer.content.iter_any())
+                while (chunk := await answer.content.readany()) and coming.take(chunk):
+                    pass
                 return coming.response(str(answer.url))
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
             uploads.raise_own(error)

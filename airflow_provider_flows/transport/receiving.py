@@ -5,8 +5,7 @@ It reads no socket; both transports hand it what they read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 
 from airflow_provider_flows.flow.exchange import START, Request, Response
 from airflow_provider_flows.transport.settings import Settings
@@ -39,13 +38,7 @@ class Receiving:
         self._body += chunk
         return True
 
-    async def take_from(self, chunks: AsyncIterable[bytes]) -> None:
-        """Take what comes, to its end, or until no more is wanted."""
-        async for chunk in chunks:
-            if not self.take(chunk):
-                return
-
     def response(self, url: str) -> Response:
         """Give the answer."""
-        taken = None if self._sink is None else self._taken
-        return replace(self._answer, body=bytes(self._body), url=url, taken=taken)
+        head, taken = self._answer, None if self._sink is None else self._taken
+        return Response(head.status, head.headers, bytes(self._body), url, head.hidden, taken)
