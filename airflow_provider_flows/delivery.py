@@ -14,6 +14,7 @@ from airflow_provider_flows.flow.errors import FlowInputError
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_flows.flow.run import FlowOutput
     from airflow_provider_flows.flow.services import Service
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Delivery:
     :param max_xcom_bytes: the largest text, in bytes of UTF-8, that goes into XCom whole; None for any.
     :param partial: whether a run that failed or was aborted has its outputs fetched too.
     :param delete: whether the run is deleted at the service when every file is in its place.
+    :param only: asset ids or names of the outputs that are wanted; None for all.
     """
 
     output_path: str | None = None
@@ -37,6 +39,7 @@ class Delivery:
     max_xcom_bytes: int | None = MAX_XCOM_BYTES
     partial: bool = False
     delete: bool = False
+    only: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be kept."""
@@ -57,6 +60,10 @@ class Delivery:
             message = f"delete_after_fetch=True has no meaning here: {service.name} keeps nothing that could be deleted"
             raise FlowInputError(message)
         _must_be_writable(self.output_path, self.output_conn_id)
+
+    def wants(self, output: FlowOutput) -> bool:
+        """Whether an output is among those that are wanted."""
+        return self.only is None or output.asset_id in self.only or output.name in self.only
 
     def too_large(self, text: str) -> bool:
         """Whether a text is too large for XCom."""

@@ -156,10 +156,15 @@ def _variable(where: str, value: Any, conn_id: str | None) -> Any:
     return data if uri is None else file_text(where, uri, conn_id)
 
 
+def looks_like_a_path(text: str) -> bool:
+    """Whether a string can only be meant as a path, and is none of a prompt or a URI."""
+    return bool(_PATH.fullmatch(text.strip())) and not _URI.fullmatch(text.strip())
+
+
 def _text(where: str, text: str, conn_id: str | None) -> str | Source:
     if _URI.fullmatch(text.strip()):
         return file_data(where, text.strip(), conn_id)
-    if _PATH.fullmatch(text.strip()):
+    if looks_like_a_path(text):
         message = (
             f"{where} is a string that looks like a path. For a file write pathlib.Path({text!r}) or a URI such as "
             f"{'file://' + text if text.startswith('/') else 'file:///...'}; for a prompt that looks like this, {{'data': ...}}"

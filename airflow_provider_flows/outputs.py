@@ -88,7 +88,7 @@ def fetch(hook: Downloads, run: FlowRun, delivery: Delivery, memory: Memory | No
 def gather(
     hook: Downloads, run: FlowRun, delivery: Delivery, memory: Memory | None = None, halt: Halt | None = None
 ) -> tuple[FlowRun, Exception | None]:
-    """Give the run with its outputs, every file among them written below `output_path` if that is given; and the first error.
+    """Give the run with the outputs that are wanted, files written below `output_path` if that is given; and the first error.
 
     Several files come at once; they are written whole or not at all, and one that is there whole already is not fetched again.
     An output that cannot be had says so, and keeps no other from being fetched. A text that is too large for XCom is a file too.
@@ -101,16 +101,18 @@ def gather(
     if not outputs and service.offers("list_outputs"):  # else all outputs were told with the run, or kept by an earlier try
         outputs = tuple(hook.settled_outputs(run.flow_run_id))
     outputs = tuple(_bounded(output, delivery) for output in outputs)
-    for output in outputs:
+    wanted = tuple(filter(delivery.wants, outputs))
+    for output in wanted:
         if output.status == ERROR:
             log.warning("The output %s of the %s is not there: %s", output.name, run, output.error or "no reason was given")
         elif output.status == PENDING:
             log.warning("The output %s of the %s is not called ready; it is fetched if it can be", output.name, run)
     if delivery.output_path is None:
-        _warn_of_what_stays(outputs, delivery)
-        return run.with_outputs(outputs), None
+        _warn_of_what_stays(wanted, delivery)
+        return run.with_outputs(wanted), None
+    # all of them, for the names of files must not depend on which are wanted
     outputs, error = _all_fetched(hook, run, outputs, delivery, memory, halt=halt or Halt())
-    return run.with_outputs(outputs), error
+    return run.with_outputs(tuple(filter(delivery.wants, outputs))), error
 
 
 def _bounded(output: FlowOutput, delivery: Delivery) -> FlowOutput:
@@ -174,7 +176,7 @@ def _all_fetched(
 
 def _is_file(output: FlowOutput, delivery: Delivery) -> bool:
     """Whether an output is to be a file: one that is no text, a link to a picture, or a text too large for XCom."""
-    if output.status == ERROR:
+    if output.status == ERROR or not delivery.wants(output):
         return False
     if output.uri is not None:  # kept by an earlier try: its file is looked at
         return True

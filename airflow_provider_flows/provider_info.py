@@ -41,6 +41,7 @@ def get_provider_info() -> dict[str, Any]:
                 "promptchainer", "PromptChainerHook", "API key", "https://api.promptchainer.io", PROMPTCHAINER_FIELDS
             ),
         ],
+        "cli": [f"{PACKAGE}.cli.definition.get_commands"],  # Airflow 3.2 and later
         "integrations": [
             {"integration-name": "Generio", "external-doc-url": "https://docs.generio.ai", "tags": ["service"]},
             {

@@ -18,9 +18,12 @@ from airflow_provider_flows.emulator.emulator import Emulator, MissingExtraError
 from airflow_provider_flows.emulator.switches import Switches, check, choices, names
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; return the exit code."""
-    arguments = _parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m airflow_provider_flows.emulator") -> int:
+    """Serve until told to stop; return the exit code.
+
+    :param prog: what the command is called in its help.
+    """
+    arguments = _parser(prog).parse_args(argv)
     try:
         switches = Switches(**dict(arguments.switch))
         emulator = Emulator(arguments.key, arguments.run_seconds, arguments.port, arguments.host, switches)
@@ -47,9 +50,9 @@ def _on_signals() -> threading.Event:
     return stopping
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m airflow_provider_flows.emulator",
+        prog=prog,
         description="A stand-in for Generio and PromptChainer on one port.",
         epilog="Switches: " + "; ".join(f"{name} ({choices(name)})" for name in names()),
     )

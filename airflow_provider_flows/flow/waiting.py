@@ -120,16 +120,19 @@ class Wait:
         """Give the seconds until the deadline, 0 when it has passed, None without one."""
         return None if self.schedule.deadline is None else max(0.0, self.schedule.deadline - self._clock())
 
-    def until_final(self) -> Conversation[FlowRun]:
+    def until_final(self, show: Callable[[FlowRun], None] = lambda _: None) -> Conversation[FlowRun]:
         """Look until the run is final.
 
+        :param show: is told the run as each look sees it.
         :raises FlowTimeout: the deadline passed first.
         :raises FlowServiceError: an answer that will not get better by waiting (401, 404, ...).
         """
         while True:
-            run = yield from self.glimpse()
-            if run is not None and run.final:
-                return run
+            run = yield from self.look()
+            if run is not None:
+                show(run)
+                if run.final:
+                    return run
             yield Pause(self.pause())
 
     def look(self) -> Conversation[FlowRun | None]:

@@ -1,0 +1,74 @@
+"""From what stands on the command line to what the hook takes: inputs, parameters, paths, intervals.
+
+It reads no files (inputs.py does) and sends nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
+from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.schedule import Schedule
+from airflow_provider_flows.inputs import looks_like_a_path
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.flow.starting import Order
+    from airflow_provider_flows.hooks import FlowsHook
+
+MAX_POLL_INTERVAL = 60.0  # seconds; the operator's default
+
+
+def order_of(args: Namespace, hook: FlowsHook) -> Order:
+    """Read what is to be started; nothing is sent.
+
+    :raises FlowInputError: it cannot be sent.
+    """
+    return hook.order(args.flow, _inputs(args), dict(args.param or ()), args.additional, args.input_conn_id)
+
+
+def schedule_of(args: Namespace) -> Schedule:
+    """Read how often it looks, and until when, counted from now.
+
+    :raises FlowInputError: that cannot be kept.
+    """
+    deadline = None if args.timeout is None else time.time() + args.timeout
+    return Schedule.of(args.poll_interval, MAX_POLL_INTERVAL, deadline)
+
+
+def delivery_of(args: Namespace) -> Delivery:
+    """Read where files go. A long text becomes a file as it does in a DAG, but only where files are wanted."""
+    path = args.output_path
+    if path is not None and "://" not in path:
+        path = Path(path).expanduser().absolute().as_uri()
+    wanted = None if getattr(args, "asset", None) is None else frozenset(args.asset)
+    return Delivery(path, args.output_conn_id, None if path is None else MAX_XCOM_BYTES, only=wanted)
+
+
+def _inputs(args: Namespace) -> Any:
+    if args.variable is None:
+        return [_input(text) for text in args.input or ()]
+    if args.input is not None:
+        message = "--input and --variable do not go together: a flow takes inputs (Generio) or variables (PromptChainer)"
+        raise FlowInputError(message)
+    return dict(args.variable)
+
+
+def _input(text: str) -> Any:
+    """Read one --input; what its help says."""
+    if text.startswith("@"):
+        return Path(text[1:]).expanduser()
+    if looks_like_a_path(text):
+        message = f"--input {text} looks like a path. For the file write --input @{text}; for a prompt, --input " + json.dumps(
+            json.dumps({"data": text})
+        )
+        raise FlowInputError(message)
+    try:
+        item = json.loads(text)
+    except ValueError:
+        return text
+    return item if isinstance(item, dict) and item.keys() & {"data", "uri"} else text
