@@ -44,7 +44,7 @@ def delivery_of(args: Namespace) -> Delivery:
     """Read where files go. A long text becomes a file as it does in a DAG, but only where files are wanted."""
     path = args.output_path
     if path is not None and "://" not in path:
-        path = Path(path).expanduser().absolute().as_uri()
+        path = str(Path(path).expanduser().absolute())
     wanted = None if getattr(args, "asset", None) is None else frozenset(args.asset)
     return Delivery(path, args.output_conn_id, None if path is None else MAX_XCOM_BYTES, only=wanted)
 
