@@ -58,3 +58,8 @@ def caller(capsys: pytest.CaptureFixture[str]) -> Flows:
         return Ended(code, written.out, written.err)
 
     return flows
+
+
+def store(conn_id: str, host: str, key: str) -> None:
+    """Put a connection into Airflow's database, as `airflow connections add` does."""
+    assert call(["connections", "add", conn_id, "--conn-type", "generio", "--conn-host", host, "--conn-password", key]) == 0

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from airflow.models import Connection
-from airflow.utils.session import create_session
 
 from airflow_provider_flows.cli.exits import Exit
 from airflow_provider_flows.cli.frame import command
@@ -24,7 +22,7 @@ from airflow_provider_flows.cli.printing import harmless
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.hooks import GenerioHook
-from tests.commands import PROMPT_FLOW, Flows, caller
+from tests.commands import PROMPT_FLOW, Flows, call, caller, store
 from tests.flow_station import FlowStation, Told
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
@@ -159,7 +157,7 @@ def test_inputs_in_all_their_forms(emulator: Emulator, flows: Flows, tmp_path: P
 
 
 def test_variables_of_a_chain(emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
-    """`run --variable` runs a PromptChainer flow, which has no id to be told of; its texts are printed whole, its picture saved."""
+    """`run --variable` runs a PromptChainer flow, which has no id to be told of; its texts are printed, its picture is saved."""
     del emulator
     line = f"run {SAMPLE} --conn-id promptchainer_default --variable color=Red --variable item=Ball=round -o json"
     done = flows(f"{line} --output-path {tmp_path}")
@@ -204,6 +202,16 @@ def test_watch_tells_what_changes(emulator: Emulator, flows: Flows) -> None:
     assert re.search(r"is at \d+% after .* expected end: \d\d:\d\d:\d\d UTC", done.err)
 
 
+@pytest.fixture
+def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make connections with a wrong key, to nobody, and of a type that runs no flows."""
+    wrong = {"conn_type": "generio", "host": emulator.url, "password": KEY}
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(wrong))
+    monkeypatch.setenv("AIRFLOW_CONN_NOBODY", json.dumps({**wrong, "host": "http://127.0.0.1:9", "extra": {"retries": 0}}))
+    monkeypatch.setenv("AIRFLOW_CONN_FS_DEFAULT", json.dumps({"conn_type": "fs"}))
+
+
+@pytest.mark.usefixtures("wrong_connections")
 @pytest.mark.parametrize(
     ("line", "code", "reason"),
     [
@@ -228,14 +236,8 @@ def test_watch_tells_what_changes(emulator: Emulator, flows: Flows) -> None:
         ("nonsense", 2, "invalid choice"),
     ],
 )
-def test_errors_are_one_line_and_a_code(
-    emulator: Emulator, flows: Flows, monkeypatch: pytest.MonkeyPatch, line: str, code: int, reason: str
-) -> None:
+def test_errors_are_one_line_and_a_code(emulator: Emulator, flows: Flows, line: str, code: int, reason: str) -> None:
     """Each error has its exit code and one line on stderr, leaves stdout empty and no flow run behind."""
-    wrong = {"conn_type": "generio", "host": emulator.url, "password": KEY}
-    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(wrong))
-    monkeypatch.setenv("AIRFLOW_CONN_NOBODY", json.dumps({**wrong, "host": "http://127.0.0.1:9", "extra": {"retries": 0}}))
-    monkeypatch.setenv("AIRFLOW_CONN_FS_DEFAULT", json.dumps({"conn_type": "fs"}))
     ended = flows(line)
     assert ended.code == code, ended.err
     last = ended.err.strip().splitlines()[-1]
@@ -332,11 +334,9 @@ def test_abort_and_delete(emulator: Emulator, flows: Flows) -> None:
 def stored(flow_emulator: Emulator, airflow_database: None) -> Iterator[str]:
     """Put a connection into Airflow's database."""
     del airflow_database
-    with create_session() as session:
-        session.add(Connection(conn_id="stored", conn_type="generio", host=flow_emulator.url, password=flow_emulator.key))
+    store("stored", flow_emulator.url, flow_emulator.key)
     yield "stored"
-    with create_session() as session:
-        session.query(Connection).filter(Connection.conn_id == "stored").delete()
+    call(["connections", "delete", "stored"])
 
 
 def test_connections_of_the_database_are_found(stored: str, flows: Flows) -> None:

@@ -6,7 +6,6 @@ Each start of `airflow` takes seconds, so what needs no process is in tests/test
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from airflow.models import Connection
-from airflow.utils.session import create_session
 
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
-from tests.commands import PROMPT_FLOW
+from tests.commands import PROMPT_FLOW, store
 from tests.terminal import CTRL_C, PATIENCE, Terminal
 
 AIRFLOW = ("-m", "airflow", "flows")
@@ -79,17 +76,14 @@ def test_ctrl_c_twice_or_no_leaves_the_run_going(emulator: Emulator, answer: str
 def stored(emulator: Emulator, airflow_database: None) -> str:
     """Put a connection into Airflow's database."""
     del airflow_database
-    with create_session() as session:
-        session.add(Connection(conn_id="in_the_database", conn_type="generio", host=emulator.url, password=emulator.key))
+    store("in_the_database", emulator.url, emulator.key)
     return "in_the_database"
 
 
 def test_without_a_terminal_nothing_is_asked(emulator: Emulator, stored: str) -> None:
     """A script's Ctrl-C leaves the run going, with code 130 and a line; the connection is the database's."""
     words = [sys.executable, *AIRFLOW, "run", PROMPT_FLOW, "-i", "A chair", "--conn-id", stored, "-o", "json"]
-    process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = ""
     while "is running" not in line:
@@ -107,9 +101,7 @@ def test_stdout_is_data_only(emulator: Emulator, tmp_path: Path) -> None:
     emulator.run_seconds = 0.2
     words = [sys.executable, *AIRFLOW, "run", PROMPT_FLOW, "-i", "A chair", "--param", "quality=low", "-o", "json"]
     words += ["--output-path", "made here", "--poll-interval", "0.1"]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, cwd=tmp_path, env=dict(os.environ), timeout=PATIENCE
-    )
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     (output,) = json.loads(done.stdout)["outputs"]
     (file,) = tmp_path.rglob("*.glb")

@@ -83,7 +83,7 @@ def _all_connections() -> Iterator[None]:
     """Let connections be found in Airflow's database too, not in the environment and in secrets backends only.
 
     Airflow has no public way to say that a process may ask the database; its own commands (connection_command.py) set this
-    variable. tests/test_cli_airflow.py notices when that does not do any more.
+    variable. tests/test_cli_terminal.py notices when that does not do any more.
     """
     before = os.environ.get(CONTEXT)
     os.environ[CONTEXT] = "server"
