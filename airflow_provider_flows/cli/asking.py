@@ -22,4 +22,8 @@ def agreed(question: str) -> bool:
     """
     sys.stderr.write(f"{harmless(question)} [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    try:
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        raise

@@ -97,6 +97,7 @@ RUN_OUTPUT_PATH = Arg(("--output-path",), help=f"{PATH} (default: they stay at t
 HERE_OUTPUT_PATH = Arg(("--output-path",), default=".", help=f"{PATH} (default: the current folder)")
 OUTPUT_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the storage of --output-path")
 INPUT_CONN_ID = Arg(("--input-conn-id",), help="Airflow connection of the storage that file URIs among the inputs lie in")
+NO_VALIDATE = Arg(("--no-validate",), action="store_true", help="Do not check first whether all this fits the flow")
 NO_WAIT = Arg(("--no-wait",), action="store_true", help="End when the flow run is started")
 TIMEOUT = Arg(("--timeout",), type=_seconds, metavar="SECONDS", help="Wait no longer; the flow run goes on (default: no limit)")
 POLL_INTERVAL = Arg(
@@ -115,6 +116,10 @@ ASSET = Arg(
     metavar="ASSET",
     help="Asset id or name of an output that is wanted; may be repeated (default: all)",
 )
+DRAWN = Arg(("flow",), help="Id of a PromptChainer flow, or the path of an exported file (it ends with .json)")
+FILE = Arg(("--file",), metavar="FILE", help="The file that PromptChainer's editor exported, if it is not found by the flow's id")
+FORMAT = Arg(("--format",), choices=("svg", "mermaid"), help="What is written (default: what --to ends with, else svg)")
+TO = Arg(("--to",), metavar="FILE", help="Where it is written (default: stdout)")
 OPTIONS = _Rest(("options",), nargs=argparse.REMAINDER)  # type: ignore[no-untyped-call]
 ALWAYS = (CONN_ID, ARG_OUTPUT, ARG_VERBOSE)
 
@@ -137,12 +142,13 @@ def get_commands() -> list[GroupCommand]:
             "run",
             "running",
             "Run a flow, wait for it and fetch what it made",
-            *(FLOW, INPUT, VARIABLE, PARAM, ADDITIONAL, INPUT_CONN_ID, RUN_OUTPUT_PATH, OUTPUT_CONN_ID, NO_WAIT, *waiting),
+            *(FLOW, INPUT, VARIABLE, PARAM, ADDITIONAL, INPUT_CONN_ID, RUN_OUTPUT_PATH, OUTPUT_CONN_ID, NO_VALIDATE, NO_WAIT, *waiting),
         ),
         _command("watch", "running", "Wait for a flow run, whoever started it, with a progress bar", RUN, *waiting),
         _command("download", "fetching", "Write a flow run's outputs into files", RUN, HERE_OUTPUT_PATH, OUTPUT_CONN_ID, ASSET),
         _command("abort", "changing", "Ask that a flow run be stopped", RUN),
         _command("delete", "changing", "Delete a flow run with its inputs and outputs, for ever", RUN, ARG_YES),
+        _command("draw", "drawing", "Draw a flow's graph", DRAWN, FILE, FORMAT, TO, always=(CONN_ID, ARG_VERBOSE)),
         _command("emulator", "starting", "Start a stand-in for Generio and PromptChainer", OPTIONS, always=()),
     )
     told = "Run flows at Generio and PromptChainer"

@@ -44,7 +44,9 @@ def run(args: Namespace) -> Exit:
 def watch(args: Namespace) -> Exit:
     """Wait for a flow run, and print how it ended."""
     hook = FlowsHook.get_hook(args.conn_id)
-    final = followed(hook, args.flow_run_id, reading.schedule_of(args), args)
+    schedule = reading.schedule_of(args)
+    now = hook.get_run(args.flow_run_id)  # first, for a wait is patient with an id that nobody knows
+    final = now if now.final else followed(hook, args.flow_run_id, schedule, args)
     if final is None:
         return Exit.INTERRUPTED
     if not final.completed:
@@ -59,12 +61,13 @@ class _Start:
     def __init__(self, hook: FlowsHook, order: Order, args: Namespace) -> None:
         self._hook, self._order, self._args = hook, order, args
         self._record = Record(order.fingerprint, LINEAGE)
+        self._validate = not args.no_validate
         self._sent = False
 
     def made(self) -> FlowRun | None:
         """Start the flow run; None if Ctrl-C came before it was started, or it was left going then."""
         try:
-            made = self._hook.start(self._order, record=self._record, keep=self._keep)
+            made = self._hook.start(self._order, record=self._record, keep=self._keep, validate=self._validate)
         except KeyboardInterrupt:
             return self._interrupted()
         if self._hook.service.steps:
