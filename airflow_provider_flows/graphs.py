@@ -29,7 +29,7 @@ def read_graph(folder: str | None, flow: str) -> FlowGraph | None:
     named = f"{folder.rstrip('/')}/{flow}.json"
     try:
         content = _read(folder, flow)
-        return None if content is None else _graph(content)
+        return None if content is None else graph_of(content)
     except FlowInputError as error:
         raise _refused(named, str(error)) from None
     except Exception as error:  # noqa: BLE001  # every store's library has errors of its own
@@ -47,7 +47,11 @@ def _read(folder: str, flow: str) -> bytes | None:
     return content
 
 
-def _graph(content: bytes) -> FlowGraph:
+def graph_of(content: bytes) -> FlowGraph:
+    """Read an exported file's content.
+
+    :raises FlowInputError: it is no flow graph, or larger than any.
+    """
     if len(content) > LARGEST:
         message = f"It is larger than {LARGEST} bytes, as no flow graph is."
         raise FlowInputError(message)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
@@ -215,7 +216,9 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("line", "code", "reason"),
     [
-        ("run nothing-like-it --input x", 5, "knows nothing by that name"),
+        ("run nothing-like-it --input x", 2, "--no-validate sends it unchecked"),
+        ("run nothing-like-it --input x --no-validate", 5, "knows nothing by that name"),
+        ("describe nothing-like-it", 5, "nothing-like-it"),
         ("get 0123456789abcdef01234567", 5, "HTTP 404"),
         ("watch 0123456789abcdef01234567 --poll-interval 0.01", 5, "HTTP 404"),
         (f"run {PROMPT_FLOW}", 2, "must hold at least one prompt"),
@@ -421,3 +424,68 @@ def test_emulator_takes_the_options_that_it_has_by_itself(flows: Flows) -> None:
     wrong = flows("emulator --port 0 --switch nonsense=1")
     assert wrong.code == 2
     assert "no switch 'nonsense'" in wrong.err
+
+
+GRAPH = {
+    "nodes": [
+        {"id": "1", "type": "variableNode", "data": {"variable": {"label": "color"}}},
+        {"id": "2", "type": "outputNode", "data": {"name": "te\x1b[31mxt </text><script>"}},
+    ],
+    "edges": [{"source": "1", "target": "2"}],
+}
+
+
+def test_draw_writes_a_graph_in_both_forms(flows: Flows, tmp_path: Path) -> None:
+    """`draw` draws an exported file to stdout or into a file, in the form that was asked for or that the file's name says."""
+    exported, picture, text = (tmp_path / name for name in ("chain.json", "chain.svg", "chain.mmd"))
+    exported.write_text(json.dumps(GRAPH))
+    shown = flows(f"draw {exported}")
+    assert shown.code == 0, shown.err
+    root = ET.fromstring(shown.out)  # noqa: S314  # it was made here
+    assert root.tag.endswith("svg")
+    assert "\x1b" not in shown.out
+    assert "<script" not in shown.out
+    assert flows(f"draw {exported} --format mermaid").out.startswith("flowchart LR\n")
+    assert flows(f"draw chain --file {exported} --to {picture}").err == f"{picture} is written.\n"
+    assert flows(f"draw {exported} --to {text}").out == ""
+    assert ET.parse(picture).getroot().tag == root.tag  # noqa: S314  # it was made here
+    assert text.read_text().startswith("flowchart LR\n")
+
+
+def test_draw_finds_a_flows_graph_in_the_connections_folder(
+    emulator: Emulator, flows: Flows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`draw FLOW` reads FLOW.json in the folder that the connection names; without one it says what to do."""
+    (tmp_path / "my-flow.json").write_text(json.dumps(GRAPH))
+    told = {"conn_type": "promptchainer", "host": emulator.url, "password": KEY, "extra": {"graphs": str(tmp_path)}}
+    monkeypatch.setenv("AIRFLOW_CONN_DRAWN", json.dumps(told))
+    assert "color" in flows("draw my-flow --conn-id drawn --format mermaid").out
+    none = flows("draw another --conn-id drawn")
+    assert (none.code, none.out) == (2, "")
+    assert "another.json" in none.err
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "cannot be read"), (b"{", "no JSON"), (b"[]", "is no flow graph")])
+def test_draw_refuses_what_is_no_graph(flows: Flows, tmp_path: Path, content: bytes | None, reason: str) -> None:
+    """A file that is not there or holds no flow graph is told in one line, by its name."""
+    file = tmp_path / "it.json"
+    if content is not None:
+        file.write_bytes(content)
+    ended = flows(f"draw {file}")
+    assert (ended.code, ended.out) == (2, "")
+    (line,) = ended.err.splitlines()
+    assert reason in line
+    assert str(file) in line
+
+
+def test_what_does_not_fit_is_found_before_there_is_a_run(emulator: Emulator, flows: Flows) -> None:
+    """`run` checks all arguments against the flow's definition; --no-validate leaves that to the service."""
+    line = f"run {PROMPT_FLOW} --input 'A chair' --param qualty=low --param seed=x"
+    checked = flows(line)
+    assert (checked.code, checked.out) == (2, "")
+    assert "qualty" in checked.err
+    assert "seed" in checked.err
+    assert emulator.runs == {}
+    assert [request.method for request in emulator.requests] == ["GET"]
+    assert flows(f"{line} --no-validate").code == 1
+    assert emulator.paid_runs == []

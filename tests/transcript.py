@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 ADDRESS = "http://127.0.0.1:8084"  # of the emulator, as it is shown
+SAMPLE = Path(__file__).parent.parent / "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json"
 HOME = "/home/you"  # the folder that the commands are run in, as it is shown
 BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 IDS = re.compile(r"\b[0-9a-f]{24}(?:[0-9a-f]{8})?\b")
@@ -108,8 +110,9 @@ class Play:
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """Give a folder with a short name: tables have a width."""
+    """Give a folder with a short name (tables have a width), and in it the flow graph of the vendor's page."""
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(SAMPLE, Path(folder) / "sample.json")
         yield Path(folder).resolve()
 
 

@@ -6,6 +6,7 @@ They wait for nothing and write no file.
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.cli.frame import command
@@ -15,7 +16,7 @@ from airflow_provider_flows.flow.run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.definition import FlowDefinition
+    from airflow_provider_flows.flow.definition import FlowDefinition, Parameter
 
 RUN_COLUMNS = ("flow_run_id", "flow", "state", "progress", "created_at", "started_at", "finished_at", "duration")
 OUTPUT_COLUMNS = ("name", "asset_id", "status", "media_type", "value", "uri", "size", "error")
@@ -72,6 +73,14 @@ def _definition(found: FlowDefinition) -> dict[str, Any]:
         "name": found.name,
         "description": found.description,
         "inputs": [*found.inputs],
-        "parameters": dict(found.parameters),
+        "parameters": {name: _told(parameter) for name, parameter in found.parameters.items()},
         "outputs": [*found.outputs],
+        "least_inputs": found.least_inputs,
+        "most_inputs": found.most_inputs,
     }
+
+
+def _told(parameter: Parameter) -> dict[str, Any]:
+    """Give what the service tells of a parameter."""
+    told = asdict(parameter).items()
+    return {key: [*value] if isinstance(value, tuple) else value for key, value in told if value not in (None, ())}

@@ -15,6 +15,7 @@ from airflow_provider_flows.cli.following import followed, interrupted
 from airflow_provider_flows.cli.frame import command
 from airflow_provider_flows.cli.looking import seen
 from airflow_provider_flows.cli.printing import say, show_one
+from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.flow.starting import Order, Record
 from airflow_provider_flows.hooks import FlowsHook
 
@@ -70,6 +71,8 @@ class _Start:
             made = self._hook.start(self._order, record=self._record, keep=self._keep, validate=self._validate)
         except KeyboardInterrupt:
             return self._interrupted()
+        except FlowInputError as error:
+            raise FlowInputError(str(error).replace("validate=False", "--no-validate")) from error
         if self._hook.service.steps:
             say(f"The {made} is started.")
         return made
