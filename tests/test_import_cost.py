@@ -51,6 +51,16 @@ def test_provider_info_imports_three_small_modules() -> None:
     assert set(fresh(script)) == ASKED
 
 
+def test_the_command_line_adds_three_small_modules_to_each_start_of_airflow() -> None:
+    """Airflow asks for our commands at every start of `airflow`; what they do is imported when one is run."""
+    script = (
+        "import json, sys\nimport airflow.cli.cli_config, airflow_provider_flows.provider_info\nbefore = set(sys.modules)\n"
+        "from airflow_provider_flows.cli.definition import get_commands\nget_commands()\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    assert set(fresh(script)) == {f"{PACKAGE}.cli{name}" for name in ("", ".definition", ".exits")}
+
+
 @pytest.mark.parametrize(
     "module", ["airflow_provider_flows", "airflow_provider_flows.provider_info", "airflow_provider_flows.flow.run"]
 )

@@ -38,6 +38,8 @@ def test_modules_and_functions_are_of_a_readable_size(folder: str) -> None:
         ("transport.blocking", f"from {PACKAGE} import hooks", "hooks is above transport"),
         ("hooks", f"from {PACKAGE}.triggers import FlowRunTrigger", "triggers is above hooks"),
         ("hooks", f"import {PACKAGE}.emulator", "do not know each other"),
+        ("cli.starting", f"from {PACKAGE}.emulator.app import build", "do not know each other"),
+        ("emulator.app", f"from {PACKAGE}.cli.exits import Exit", "do not know each other"),
         ("emulator.app", f"from {PACKAGE}.flow.run import FlowState", "do not know each other"),
         ("emulator.app", "from airflow.sdk import DAG", "knows nothing of Airflow"),
         ("triggers", f"if TYPE_CHECKING:\n    from {PACKAGE}.operators import X", "operators is above triggers"),
@@ -71,6 +73,8 @@ def test_imports_that_run_downward_are_let_through() -> None:
         f"{PACKAGE}.operators": "from .hooks import FlowsHook\nfrom .links import FlowLink",
         f"{PACKAGE}.links": "def f():\n    from .operators import RunFlowOperator",
         f"{PACKAGE}.emulator": "import fastapi",
+        f"{PACKAGE}.emulator.__main__": "",
+        f"{PACKAGE}.cli": f"from {PACKAGE}.emulator.__main__ import main",
     }
     assert layering_findings(modules) == []
 

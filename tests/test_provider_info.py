@@ -105,6 +105,8 @@ def test_declared_classes_are_there() -> None:
     for kind in ("hooks", "operators", "sensors", "triggers"):
         for entry in info[kind]:
             assert all(import_module(module) for module in entry["python-modules"])
+    (commands,) = (path.rpartition(".") for path in info["cli"])
+    assert [group.name for group in getattr(import_module(commands[0]), commands[2])()] == ["flows"]
     for entry in info["connection-types"]:
         module, _, name = entry["hook-class-name"].rpartition(".")
         hook = getattr(import_module(module), name)

@@ -20,9 +20,9 @@ def agreed(question: str) -> bool:
 
     :raises KeyboardInterrupt: the answer is Ctrl-C.
     """
-    sys.stderr.write(f"{harmless(question)} [y/N] ")
-    sys.stderr.flush()
     try:
+        sys.stderr.write(f"{harmless(question)} [y/N] ")
+        sys.stderr.flush()
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
         sys.stderr.write("\n")
