@@ -82,7 +82,20 @@ def stored(emulator: Emulator, airflow_database: None) -> str:
 
 def test_without_a_terminal_nothing_is_asked(emulator: Emulator, stored: str) -> None:
     """A script's Ctrl-C leaves the run going, with code 130 and a line; the connection is the database's."""
-    words = [sys.executable, *AIRFLOW, "run", PROMPT_FLOW, "-i", "A chair", "--conn-id", stored, "-o", "json"]
+    words = [
+        sys.executable,
+        *AIRFLOW,
+        "run",
+        PROMPT_FLOW,
+        "-i",
+        "A chair",
+        "--conn-id",
+        stored,
+        "-o",
+        "json",
+        "--poll-interval",
+        "0.2",
+    ]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = ""
