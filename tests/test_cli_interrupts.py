@@ -5,7 +5,10 @@ The signal is a real one, to the test's own process, which has no terminal; test
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +51,41 @@ def ctrl_c_when(true: Callable[[], bool]) -> Iterator[None]:
 def asked(emulator: Emulator, method: str, end: str) -> Callable[[], bool]:
     """Tell whether such a request has come."""
     return lambda: any(request.method == method and request.path.endswith(end) for request in emulator.requests)
+
+
+@contextmanager
+def somebody_types(text: str) -> Iterator[None]:
+    """Put a terminal in place of stdin and stderr, and somebody at it."""
+    before = sys.stdin, sys.stderr
+    keys, screen = pty.openpty()
+    with os.fdopen(keys, "wb", buffering=0) as typed, os.fdopen(screen) as stdin, os.fdopen(os.dup(screen), "w") as stderr:
+        sys.stdin, sys.stderr = stdin, stderr
+        try:
+            typed.write(text.encode())
+            yield
+        finally:
+            sys.stdin, sys.stderr = before
+
+
+@pytest.mark.parametrize(("answer", "code"), [("\n", 130), ("no\n", 130), ("Yes\n", 3)])
+def test_only_yes_aborts(flow_emulator: Emulator, flows: Flows, answer: str, code: int) -> None:
+    """Whoever answers Ctrl-C's question with anything but yes leaves the run going."""
+    flow_emulator.run_seconds = 5
+    running = ctrl_c_when(lambda: any(run.moment.state == "running" for run in flow_emulator.runs.values()))
+    with somebody_types(answer), running:
+        ended = flows(RUN)
+    (run,) = flow_emulator.runs.values()
+    assert (ended.code, run.moment.state) == (code, "aborted" if code == 3 else "running")
+
+
+def test_delete_asks(flow_emulator: Emulator, flows: Flows) -> None:
+    """At a terminal `delete` deletes nothing without a yes."""
+    flow_emulator.run_seconds = 0
+    flow_run_id = flows(RUN).json["flow_run_id"]
+    with somebody_types("n\n"):
+        assert (flows(f"delete {flow_run_id}").code, [*flow_emulator.runs]) == (1, [flow_run_id])
+    with somebody_types("y\n"):
+        assert (flows(f"delete {flow_run_id}").code, [*flow_emulator.runs]) == (0, [])
 
 
 def test_before_the_start_nothing_is_paid(flow_emulator: Emulator, flows: Flows) -> None:

@@ -33,9 +33,9 @@ def followed(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Namesp
 
     :raises FlowTimeout: the time is over; the run goes on.
     """
-    bar = sys.stdout.isatty() and sys.stderr.isatty()
-    wait = hook.waiting_for(flow_run_id, schedule, _tell_trouble if bar else _tell)
     try:
+        bar = sys.stdout.isatty() and sys.stderr.isatty()
+        wait = hook.waiting_for(flow_run_id, schedule, _tell_trouble if bar else _tell)
         with _bar(flow_run_id) if bar else _nothing() as show:
             return hook.hold(wait.until_final(show))
     except FlowTimeout as error:

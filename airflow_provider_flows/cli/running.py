@@ -69,12 +69,12 @@ class _Start:
         """Start the flow run; None if Ctrl-C came before it was started, or it was left going then."""
         try:
             made = self._hook.start(self._order, record=self._record, keep=self._keep, validate=self._validate)
+            if self._hook.service.steps:
+                say(f"The {made} is started.")
         except KeyboardInterrupt:
             return self._interrupted()
         except FlowInputError as error:
             raise FlowInputError(str(error).replace("validate=False", "--no-validate")) from error
-        if self._hook.service.steps:
-            say(f"The {made} is started.")
         return made
 
     def _keep(self, record: Record | None) -> None:
