@@ -162,7 +162,7 @@ def test_variables_of_a_chain(emulator: Emulator, flows: Flows, tmp_path: Path) 
     del emulator
     line = f"run {SAMPLE} --conn-id promptchainer_default --variable color=Red --variable item=Ball=round -o json"
     done = flows(f"{line} --output-path {tmp_path}")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, f"The flow {SAMPLE} is sent; it is answered when it is over.\n")
     assert done.json["state"] == "completed"
     assert any("Ball=round" in (output.get("value") or "") for output in done.json["outputs"])
     assert len([*tmp_path.rglob("*.png")]) == 1

@@ -82,7 +82,9 @@ class _Start:
         if record is None:
             return
         self._record = record
-        if record.flow_run_id is not None and self._hook.service.steps:
+        if not self._hook.service.steps and record.flow_run_id is None:
+            say(f"The flow {self._order.flow} is sent; it is answered when it is over.")
+        elif self._hook.service.steps and record.flow_run_id is not None:
             say(f"The flow run {record.flow_run_id} of flow {self._order.flow} is made; its inputs are sent now.")
 
     def _interrupted(self) -> FlowRun | None:
