@@ -33,6 +33,7 @@ def end(
     *,
     keep: Callable[[FlowRun], bool] | None = None,
     halt: Halt | None = None,
+    seen: Callable[[FlowRun], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Give what a task returns for a run that is final.
 
@@ -41,6 +42,7 @@ def end(
 
     :param keep: keeps the run for a next try, which could not read it any more once it is deleted; gives whether it may be.
     :param halt: ends the writing of files, from another thread.
+    :param seen: is told of the run, and of it again once its outputs are fetched, also where an error follows.
     :raises FlowRunFailed: the run failed; FlowRunAborted if somebody aborted it.
     :raises FlowServiceError: an output could not be fetched.
     """
@@ -48,14 +50,17 @@ def end(
     from airflow_provider_flows.memory import FileMemory
     from airflow_provider_flows.outputs import gather  # needed at the end only: importing the operators stays cheap
 
+    seen(run)
     files = FileMemory(context, run.flow_run_id)
     if not run.completed and delivery.partial:
         try:
             run, _ = gather(hook, run, delivery, files, halt)  # which output is not there, and why, is in the log
+            seen(run)
             context["ti"].xcom_push(OUTPUTS_KEY, run.as_dict()["outputs"])
         except Exception as error:  # noqa: BLE001  # whatever it is, that the run failed matters more
             log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
     run, trouble = gather(hook, run.completed_or_raise(), delivery, files, halt)
+    seen(run)
     told = run.as_dict()
     context["ti"].xcom_push(OUTPUTS_KEY, told["outputs"])
     if trouble is not None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow import data_uri
@@ -51,6 +52,31 @@ def read_inputs(inputs: Any, conn_id: str | None = None) -> Inputs:
         return []
     items = enumerate(inputs if _is_list(inputs) else [inputs])
     return [_item(where, item, conn_id) for index, given in items for where, item in _each(f"inputs[{index}]", given)]
+
+
+def uris_of(inputs: Any) -> list[str]:
+    """Give the URIs of the files among such `inputs`, without reading any; a prompt has none, nor has what would be refused."""
+    variables = isinstance(inputs, Mapping) and not _is_item(inputs) and not _is_run(inputs)
+    given = inputs.values() if variables else inputs if _is_list(inputs) else [inputs]
+    items = [item for one in given for item in (one["outputs"] if _is_run(one) else one if _is_list(one) else [one])]
+    found = (_uri(item, named=not variables) for item in items)
+    return [uri for uri in found if uri is not None]
+
+
+def _uri(item: Any, *, named: bool) -> str | None:
+    """Give the URI of one input's file, None if it is none.
+
+    :param named: whether a text may name a file; a variable's is always a text.
+    """
+    if isinstance(item, Mapping):
+        uri = item.get("uri") if _is_item(item) else None
+        return uri if isinstance(uri, str) else None
+    if isinstance(item, PurePath) and not hasattr(item, "protocol"):
+        return f"file://{Path(item).absolute()}"
+    if isinstance(item, os.PathLike) or callable(getattr(item, "open", None)):
+        text = str(item)
+        return text if "://" in text else f"file://{text}"
+    return item.strip() if named and isinstance(item, str) and _URI.fullmatch(item.strip()) else None
 
 
 def _is_list(value: Any) -> bool:

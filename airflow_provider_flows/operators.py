@@ -18,6 +18,7 @@ from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
 from airflow_provider_flows.ending import end
 from airflow_provider_flows.flow.errors import FlowInputError, FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.schedule import Schedule, seconds
+from airflow_provider_flows.traced import Traced
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
 
 
-class RunFlowOperator(BaseOperator):
+class RunFlowOperator(Traced, BaseOperator):
     """Start a flow run, wait for it, fetch its outputs.
 
     Returns one plain dict (README, "What a task returns"); `flow_run_id` is pushed to XCom under that key before the wait.
@@ -120,9 +121,11 @@ class RunFlowOperator(BaseOperator):
         attempt, delivery = self._begun(context), self._delivery()
         order = attempt.order(lambda: attempt.hook.order(*self._order()), self.flow)
         delivery.checked(attempt.hook.service)
+        seen = self.tracing(context, attempt.hook)
         deadline = attempt.memory.deadline(order, None if limit is None else time.time() + limit)
         try:
             run = attempt.started(order, deadline)
+            seen(run)
             if not self.wait_for_completion and (attempt.hook.service.steps or not run.completed):
                 from airflow_provider_flows.assets import tell_outlets  # needed when a task runs only
 
@@ -138,7 +141,7 @@ class RunFlowOperator(BaseOperator):
         except FlowServiceError:
             attempt.give_up()
             raise
-        return end(context, attempt.hook, final, delivery, keep=attempt.memory.keep_answer, halt=attempt.halt)
+        return end(context, attempt.hook, final, delivery, keep=attempt.memory.keep_answer, halt=attempt.halt, seen=seen)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
@@ -146,6 +149,7 @@ class RunFlowOperator(BaseOperator):
 
         attempt = self._begun(context)
         attempt.flow_run_id = str((event or {}).get("flow_run_id"))
+        seen = self.tracing(context, attempt.hook, (event or {}).get("flow_run_id"))
         try:
             run = outcome(event)
         except FlowTimeout as error:
@@ -153,7 +157,8 @@ class RunFlowOperator(BaseOperator):
         except FlowServiceError:
             attempt.give_up()
             raise
-        return end(context, attempt.hook, run, self._delivery(), keep=attempt.memory.keep_answer, halt=attempt.halt)
+        keep = attempt.memory.keep_answer
+        return end(context, attempt.hook, run, self._delivery(), keep=keep, halt=attempt.halt, seen=seen)
 
     def forget(self) -> None:
         """Drop what was kept for a retry and is of no use when the task has succeeded; Airflow's listener calls this."""

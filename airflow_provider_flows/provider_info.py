@@ -50,6 +50,8 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             },
         ],
+        "task-decorators": [{"name": "flow", "class-name": f"{PACKAGE}.decorators.flow_task"}],
+        "extra-links": [f"{PACKAGE}.links.FlowRunLink", f"{PACKAGE}.links.FlowOutputsLink"],
         **{
             kind: [{"integration-name": service, "python-modules": [f"{PACKAGE}.{kind}"]} for service in SERVICES]
             for kind in ("hooks", "operators", "sensors", "triggers")

@@ -23,11 +23,11 @@ from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
 from airflow_provider_flows.ending import end
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.flow.schedule import Schedule, seconds
+from airflow_provider_flows.traced import Traced
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.flow.waiting import Wait
     from airflow_provider_flows.hooks import FlowsHook
 
@@ -41,7 +41,7 @@ class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
     """The sensor's `timeout` passed: a FlowTimeout for you, and for Airflow an AirflowSensorTimeout, which is not retried."""
 
 
-class FlowRunSensor(BaseSensorOperator):
+class FlowRunSensor(Traced, BaseSensorOperator):
     """Wait until a flow run is final; returns the same dict as `RunFlowOperator`.
 
     :param flow_run_id: the flow run to wait for. (templated)
@@ -109,9 +109,10 @@ class FlowRunSensor(BaseSensorOperator):
                 return super().execute(context)
             hook = self._hook()
             wait = self._waiting(hook, time.time() + self.timeout)
+            seen = self.tracing(context, hook, wait.flow_run_id)
             run = hook.hold(wait.look())
             if run is not None and run.final:
-                return self._ended(context, run)
+                return end(context, hook, run, self._delivery(), seen=seen)
         from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
 
         self.defer(trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait), method_name=self.execute_complete.__name__)
@@ -122,18 +123,23 @@ class FlowRunSensor(BaseSensorOperator):
         from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
 
         with self._as_airflow_means():
-            return self._ended(context, outcome(event))
+            hook = self._hook()
+            seen = self.tracing(context, hook, self.flow_run_id)
+            return end(context, hook, outcome(event), self._delivery(), seen=seen)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
         hook = self._hook()
         if self._wait is None:
             self._wait = self._waiting(hook, None)
+        seen = self.tracing(context, hook, self._wait.flow_run_id)
         with self._remembered(context, self._wait):
             run = hook.hold(self._wait.look())
+        if run is not None:
+            seen(run)
         if run is None or not run.final:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._ended(context, run))
+        return PokeReturnValue(is_done=True, xcom_value=end(context, hook, run, self._delivery(), seen=seen))
 
     def _get_next_poke_interval(
         self,
@@ -186,9 +192,6 @@ class FlowRunSensor(BaseSensorOperator):
         before = None if self.output_path is None or store is None else store.get(MEMORY_KEY)
         if not before or before.get("try_number") != context["ti"].try_number:
             self._delivery().checked(self._hook().service)
-
-    def _ended(self, context: Context, run: FlowRun) -> dict[str, Any]:
-        return end(context, self._hook(), run, self._delivery())
 
     def _delivery(self) -> Delivery:
         return Delivery(self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs)

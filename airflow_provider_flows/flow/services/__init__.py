@@ -85,6 +85,13 @@ class Service(ABC):
         """Read a run as it is now."""
         raise self._cannot("look at a flow run: a run has no id there and is over when its start is answered")
 
+    def address_of(self, flow_run_id: str, flow: str | None) -> str | None:
+        """Give where a person finds a run: an absolute address if a console is known, else the API's path; None if neither is.
+
+        It is shown to whoever may see the task, so it carries no credentials.
+        """
+        return None
+
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
         """Read the account's runs, those in `state` if it is given."""
         raise self._cannot("list flow runs")

@@ -1,0 +1,152 @@
+"""`@task.flow`: a function gives the inputs, and the task runs the flow with them and returns what `RunFlowOperator` returns.
+
+It waits and fetches nothing (operators.py does), and which inputs a flow takes is for inputs.py and the services to say; what
+type checkers know of it stands in task_types.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+
+from airflow.providers.common.compat.sdk import DecoratedOperator, determine_kwargs, task_decorator_factory
+from airflow.sdk import task as airflow_task
+
+from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.operators import RunFlowOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_flows.task_types import FlowDecorator, Tasks
+
+RETURNABLE = frozenset(RunFlowOperator.template_fields)  # the arguments that a function may return
+_KEPT = ("flow", "flows_conn_id", "output_path", "output_conn_id")  # those of them that are needed after a deferral
+
+
+class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
+    """Run a flow with what a function returns.
+
+    The function is called when the task runs, also at each retry, and not again after a deferral. It returns
+
+    * the inputs, in any form that `RunFlowOperator` takes;
+    * or a dict with the key `inputs`, whose other keys are arguments too: `flow`, `parameters`, `additional`, `flows_conn_id`,
+      `input_conn_id`, `output_path`, `output_conn_id`. They take the place of those that the decorator was given.
+
+    A retry goes on with the flow run of the try before it only if the function returns the same again; else it starts a new one.
+
+    :param python_callable: the function.
+    :param render_returned: whether Jinja templates in what the function returns are rendered, as `@task.bash` does. Leave it off
+        where a text may come from a service or another stranger: a template can read connections and variables.
+    """
+
+    template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *RunFlowOperator.template_fields)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **DecoratedOperator.template_fields_renderers,
+        **RunFlowOperator.template_fields_renderers,
+    }
+    custom_operator_name: str = "@task.flow"
+    overwrite_rtif_after_execution: bool = True  # Airflow's name; so that it shows what the function returned
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        flow: str = "",
+        render_returned: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if "inputs" in kwargs:
+            message = "inputs is no argument of @task.flow: the function returns them"
+            raise FlowInputError(message)
+        super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, flow=flow, **kwargs)
+        self.render_returned = render_returned
+        if self.is_async:
+            message = f"{python_callable.__name__} must be a plain function: @task.flow does not await what it returns"
+            raise FlowInputError(message)
+
+    def execute(self, context: Context) -> Any:
+        """Call the function, then run the flow."""
+        merged: Any = {**context, **self.op_kwargs}
+        known = determine_kwargs(self.python_callable, self.op_args, merged)
+        returned = arguments(self.python_callable(*self.op_args, **known))
+        if self.render_returned:
+            returned = self.render_template(returned, merged)
+        for name, value in returned.items():
+            setattr(self, name, value)
+        return super().execute(context)
+
+    def defer(self, *, kwargs: dict[str, Any] | None = None, **given: Any) -> NoReturn:
+        """Leave with the task what the function returned and is needed after the wait, for it is not called again."""
+        from airflow_provider_flows.inputs import uris_of
+        from airflow_provider_flows.traced import told
+
+        kept = {name: getattr(self, name) for name in _KEPT}
+        shown = {"parameters": told(self.parameters), "inputs": uris_of(self.inputs)}  # for lineage and the user interface
+        super().defer(kwargs={**(kwargs or {}), "returned": {**kept, **shown}}, **given)
+
+    def execute_complete(
+        self, context: Context, event: Mapping[str, Any] | None = None, returned: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Go on after the deferral, with what the function returned before it."""
+        for name, value in (returned or {}).items():
+            setattr(self, name, value)
+        return super().execute_complete(context, event)
+
+
+def arguments(returned: Any) -> dict[str, Any]:
+    """Tell inputs from arguments: a dict with the key `inputs` holds arguments, anything else is the inputs.
+
+    :raises FlowInputError: it is nothing, or a dict that could be either.
+    """
+    if returned is None:
+        message = "The function of @task.flow returned nothing; it must return the inputs, or {'inputs': None} for a flow without"
+        raise FlowInputError(message)
+    if not isinstance(returned, Mapping) or not returned:
+        return {"inputs": returned}
+    names = set(map(str, returned))
+    if "inputs" in names:
+        _refuse_strangers(names - RETURNABLE)
+        return dict(returned)
+    if names <= RETURNABLE:
+        message = (
+            f"The function of @task.flow returned a dict with {_listed(names)}, which are names of arguments, and without 'inputs'. "
+            "Put the inputs beside them; or, if they are variables of the flow, write {'inputs': {...}} around them"
+        )
+        raise FlowInputError(message)
+    return {"inputs": returned}
+
+
+def _refuse_strangers(names: set[str]) -> None:
+    if not names:
+        return
+    near = {name: get_close_matches(name, RETURNABLE, 1) for name in sorted(names)}
+    meant = "".join(f"; for {name!r}, do you mean {found[0]!r}?" for name, found in near.items() if found)
+    message = (
+        f"The function of @task.flow returned a dict with 'inputs', so that it holds arguments, but {_listed(names)} is none of "
+        f"them ({_listed(RETURNABLE)}){meant} If 'inputs' is a variable of the flow, write {{'inputs': {{...}}}} around them all"
+    )
+    raise FlowInputError(message)
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
+
+
+def _flow_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+    """Make a task of a function that returns a flow's inputs; Airflow knows it as `@task.flow`.
+
+    :param kwargs: the arguments of `RunFlowOperator` but `inputs`, and `render_returned`.
+    """
+    # Airflow would take it from the function's annotation, which tells of the inputs and not of what the task returns
+    kwargs.setdefault("multiple_outputs", False)
+    return task_decorator_factory(python_callable, decorated_operator_class=FlowDecoratedOperator, **kwargs)
+
+
+flow_task: FlowDecorator = _flow_task
+task = cast(
+    "Tasks", airflow_task
+)  # the same object, for type checkers with `flow`: Airflow's own stub names no other's decorators

@@ -1,0 +1,77 @@
+"""What a task knows of its flow run beside its result, and shows: links on the task instance, lineage, the run's id in XCom.
+
+The operator and the sensor share it; how the links are made stands in links.py, how the lineage in lineage.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows.links import RUN_LINK_KEY, FlowOutputsLink, FlowRunLink
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import BaseOperatorLink, Context
+
+    from airflow_provider_flows.flow.run import FlowRun
+    from airflow_provider_flows.hooks import FlowsHook
+
+MOST_PARAMETERS = 100
+MOST_BYTES = 8 * 1024  # of all parameters together; what is told of them is kept by whoever collects it
+DEEPEST = 20  # levels at which secrets are looked for, as the openlineage provider does
+
+
+class Traced:
+    """A task that has a flow run."""
+
+    operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
+
+    flow_run: FlowRun | None = None  # as it was seen last, with its outputs once they are fetched
+    flow_run_address: str = ""
+
+    def tracing(self, context: Context, hook: FlowsHook, flow_run_id: str | None = None) -> Callable[[FlowRun], None]:
+        """Give the function that is told of the run whenever more of it is known.
+
+        :param flow_run_id: the run, if nothing but its id is known yet; an object that goes on after a deferral knows no more.
+        """
+        from airflow_provider_flows.flow.run import FlowRun  # needed when a task runs only
+
+        def seen(run: FlowRun) -> None:
+            self.flow_run = run
+            address = hook.address_of(run)
+            if address != self.flow_run_address:
+                self.flow_run_address = address
+                context["ti"].xcom_push(RUN_LINK_KEY, address)
+
+        if isinstance(flow_run_id, str) and flow_run_id.strip():
+            seen(FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None)))
+        return seen
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002  # Airflow's signature
+        """Give inputs and outputs as datasets, and the facet of the flow run; the openlineage provider asks for it."""
+        from airflow_provider_flows.lineage import lineage_of  # imports that provider, which may not be installed
+
+        return lineage_of(self)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Give the same of a task that failed: what it was to work on, and what is known of the run."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
+
+def told(parameters: Any) -> dict[str, Any]:
+    """Give parameters as they may be told: without secrets, and without the largest where they are too large together."""
+    from airflow.providers.common.compat.sdk import redact
+
+    if not isinstance(parameters, Mapping):
+        return {}
+    first = dict(list(parameters.items())[:MOST_PARAMETERS])
+    plain: dict[str, Any] = json.loads(json.dumps(redact(first, max_depth=DEEPEST), default=str))
+    sizes = {name: len(json.dumps(value)) for name, value in plain.items()}
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if sum(sizes.values()) + sum(map(len, sizes)) <= MOST_BYTES:
+            break
+        plain[name] = f"left out: {sizes[name]} bytes"
+        sizes[name] = len(plain[name])
+    return plain
