@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow.providers.common.compat.sdk import DecoratedOperator, determine_kwargs, task_decorator_factory
 from airflow.sdk import task as airflow_task
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.task_types import FlowDecorator, Tasks
 
 RETURNABLE = frozenset(RunFlowOperator.template_fields)  # the arguments that a function may return
+RETURNED_KEY = "flow_arguments"
 _KEPT = ("flow", "flows_conn_id", "output_path", "output_conn_id")  # those of them that are needed after a deferral
 
 
@@ -73,28 +74,33 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         merged: Any = {**context, **self.op_kwargs}
         known = determine_kwargs(self.python_callable, self.op_args, merged)
         returned = arguments(self.python_callable(*self.op_args, **known))
-        if self.render_returned:
-            returned = self.render_template(returned, merged)
-        for name, value in returned.items():
-            setattr(self, name, value)
+        self._take(self.render_template(returned, merged) if self.render_returned else returned)
+        if self.deferrable:
+            self._keep(context)
         return super().execute(context)
 
-    def defer(self, *, kwargs: dict[str, Any] | None = None, **given: Any) -> NoReturn:
-        """Leave with the task what the function returned and is needed after the wait, for it is not called again."""
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Go on after the deferral with what the function returned before it."""
+        ti: Any = context["ti"]
+        self._take(ti.xcom_pull(key=RETURNED_KEY, task_ids=ti.task_id, map_indexes=ti.map_index) or {})
+        return super().execute_complete(context, event)
+
+    def _take(self, given: Mapping[str, Any]) -> None:
+        for name, value in given.items():
+            setattr(self, name, value)
+
+    def _keep(self, context: Context) -> None:
+        """Keep what is needed after a deferral, for the function is not called again.
+
+        In an XCom, because `dag.test()` forgets the arguments that a task defers with. Of the inputs the files' names are kept,
+        which lineage and the user interface show; prompts may be large.
+        """
         from airflow_provider_flows.inputs import uris_of
         from airflow_provider_flows.traced import told
 
         kept = {name: getattr(self, name) for name in _KEPT}
-        shown = {"parameters": told(self.parameters), "inputs": uris_of(self.inputs)}  # for lineage and the user interface
-        super().defer(kwargs={**(kwargs or {}), "returned": {**kept, **shown}}, **given)
-
-    def execute_complete(
-        self, context: Context, event: Mapping[str, Any] | None = None, returned: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Go on after the deferral, with what the function returned before it."""
-        for name, value in (returned or {}).items():
-            setattr(self, name, value)
-        return super().execute_complete(context, event)
+        shown = {"parameters": told(self.parameters), "inputs": uris_of(self.inputs)}
+        context["ti"].xcom_push(RETURNED_KEY, {**kept, **shown})
 
 
 def arguments(returned: Any) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def arguments(returned: Any) -> dict[str, Any]:
         return dict(returned)
     if names <= RETURNABLE:
         message = (
-            f"The function of @task.flow returned a dict with {_listed(names)}, which are names of arguments, and without 'inputs'. "
+            f"The function of @task.flow returned a dict with {_listed(names)}, which are names of arguments, without 'inputs'. "
             "Put the inputs beside them; or, if they are variables of the flow, write {'inputs': {...}} around them"
         )
         raise FlowInputError(message)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypedDict, Unpack, o
 if TYPE_CHECKING:
     from airflow.sdk import DAG, ObjectStoragePath, TaskGroup, XComArg
     from airflow.sdk.definitions.decorators import TaskDecoratorCollection
+    from airflow.sdk.definitions.xcom_arg import PlainXComArg  # what Airflow makes, and what takes `["outputs"]`
 
 P = ParamSpec("P")
 
@@ -110,18 +111,18 @@ if TYPE_CHECKING:
         """A function that was made a task."""
 
         @overload
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> XComArg: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> PlainXComArg: ...
         # any argument may be what another task returns, which no type of the function's can say
         @overload
-        def __call__(self, *args: Any, **kwargs: Any) -> XComArg: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> PlainXComArg: ...
 
         def partial(self, **kwargs: Any) -> FlowTask[...]:
             """Give the function some of its arguments, and the others by `expand`."""
 
-        def expand(self, **kwargs: XComArg | Collection[Any]) -> XComArg:
+        def expand(self, **kwargs: XComArg | Collection[Any]) -> PlainXComArg:
             """Map the task over arguments of the function."""
 
-        def expand_kwargs(self, kwargs: XComArg | Sequence[Mapping[str, Any] | XComArg], *, strict: bool = True) -> XComArg:
+        def expand_kwargs(self, kwargs: XComArg | Sequence[Mapping[str, Any] | XComArg], *, strict: bool = True) -> PlainXComArg:
             """Map the task over whole sets of arguments of the function."""
 
         def override(self, **kwargs: Unpack[FlowTaskArguments]) -> FlowTask[P]:

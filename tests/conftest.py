@@ -24,6 +24,7 @@ _HOME = Path(tempfile.mkdtemp(prefix="flows-tests-"))
 for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
     del os.environ[_name]
 os.environ.update(own_environment(_HOME, _HOME / "dags"))
+os.environ["AIRFLOW__OPENLINEAGE__DISABLED"] = "True"  # whatever the shell says: only test_lineage.py wants its listener
 
 
 def pytest_unconfigure() -> None:

@@ -1,0 +1,345 @@
+"""Tests of `@task.flow` in real DAG runs against the emulator: what a function may return, modes, retries, mapping and types.
+
+What the operator below it does is tested with the operator.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import airflow.sdk
+import pytest
+from airflow.models.renderedtifields import RenderedTaskInstanceFields
+from airflow.sdk import DAG, BaseOperator
+from airflow.utils.session import create_session
+from mypy import api as mypy
+from sqlalchemy import select
+
+from airflow_provider_flows.decorators import FlowDecoratedOperator, arguments, flow_task, task
+from airflow_provider_flows.emulator import Emulator, Fault
+from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.task_types import FlowTaskArguments, TaskArguments
+from tests.airflow_run import run_dag
+from tests.modes import FLOW, OFTEN
+from tests.tries import AGAIN, BOTH, CHAIN
+
+ROOT = Path(__file__).parent.parent
+LOW = {"quality": "low"}
+USUAL: dict[str, Any] = {"flow": FLOW, "parameters": LOW, **OFTEN}
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
+    flow_emulator.run_seconds = 0.3
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
+    return flow_emulator
+
+
+def rendered(run_id: str) -> dict[str, Any]:
+    """Give what Airflow shows of the task's templated arguments."""
+    with create_session() as session:
+        found = session.scalar(
+            select(RenderedTaskInstanceFields.rendered_fields).where(RenderedTaskInstanceFields.run_id == run_id)
+        )
+    return dict(found or {})
+
+
+def test_airflow_knows_the_decorator() -> None:
+    """`task.flow` is there on Airflow's own `task`, which is the one that is typed here."""
+    assert task is airflow.sdk.task
+    assert airflow.sdk.task.flow is flow_task  # type: ignore[attr-defined]  # this is what decorators.task is for
+
+
+def test_function_gives_the_inputs_and_the_task_the_outputs(emulator: Emulator) -> None:
+    """A function of another task's result and the context gives the prompt; the dict that the task returns can be passed on."""
+    with DAG("decorated", schedule=None, params={"colour": "red"}) as dag:
+
+        @task
+        def thing() -> str:
+            return "chair"
+
+        @task.flow(**{**USUAL, "flow": "{{ 'model_generate_fromprompt' }}"})
+        def make(what: str, size: int, params: dict[str, Any] | None = None) -> str:
+            """Word the prompt."""
+            return f"A {params and params['colour']} {what} of {size} m"
+
+        @task
+        def names(run: dict[str, Any], outputs: list[dict[str, Any]]) -> list[str]:
+            return [run["state"], *(output["name"] for output in outputs)]
+
+        made = make(thing(), size=2)
+        names(made, made["outputs"])
+
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    (run,) = emulator.runs.values()
+    assert [item.data for item in run.inputs] == ["A red chair of 2 m"]
+    returned = result.xcoms["make"]["return_value"]
+    assert (returned["flow_run_id"], returned["state"], returned["flow"]) == (run.flow_run_id, "completed", FLOW)
+    assert result.xcoms["names"]["return_value"] == ["completed", *(output["name"] for output in returned["outputs"])]
+    operator = dag.get_task("make")
+    assert (operator.task_type, operator.operator_name) == ("FlowDecoratedOperator", "@task.flow")
+    assert operator.doc_md == "Word the prompt."
+
+
+@BOTH
+def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
+    """A dict with `inputs` sets the other arguments too; after a deferral they count, and the function is not called again."""
+    calls: list[int] = []
+    with DAG(f"decorated_arguments_{deferrable}", schedule=None) as dag:
+
+        @task.flow(flow="none", deferrable=deferrable, **OFTEN)
+        def make() -> dict[str, Any]:
+            calls.append(1)
+            return {
+                "flow": FLOW,
+                "inputs": ["A chair"],
+                "parameters": LOW,
+                "additional": {"order": 7},
+                "flows_conn_id": "generio_default",
+                "output_path": str(tmp_path),
+            }
+
+        make()
+
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    (run,) = emulator.runs.values()
+    assert (run.spec.name, run.given, run.additional["order"]) == (FLOW, LOW, 7)
+    (output,) = result.xcoms["make"]["return_value"]["outputs"]
+    assert Path(output["uri"].removeprefix("file://")).parent.parent == tmp_path
+    assert calls == [1]
+    shown = rendered(result.run_id)
+    assert (shown["flow"], shown["output_path"]) == (FLOW, str(tmp_path))
+    assert shown["parameters"] == LOW
+    assert shown["inputs"] == ([] if deferrable else ["A chair"])
+
+
+def test_function_gives_variables(emulator: Emulator) -> None:
+    """A dict without `inputs` holds the variables of a PromptChainer flow, also one that is called like an argument."""
+    with DAG("decorated_variables", schedule=None) as dag:
+
+        @task.flow(flow=CHAIN["flow"], flows_conn_id=CHAIN["flows_conn_id"])
+        def bare(color: str) -> dict[str, str]:
+            return {"color": color, "item": "ball"}
+
+        @task.flow(flow=CHAIN["flow"], flows_conn_id=CHAIN["flows_conn_id"])
+        def wrapped(color: str) -> dict[str, Any]:
+            return {"inputs": {"color": color, "item": "ball"}}
+
+        bare("red")
+        wrapped("blue")
+
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    sent = [asked.json["variables"] for asked in emulator.requests if asked.method == "POST"]
+    assert sent == [{"color": "red", "item": "ball"}, {"color": "blue", "item": "ball"}]
+    assert "text" in {output["name"] for output in result.xcoms["bare"]["return_value"]["outputs"]}
+    assert set(result.xcoms["bare"]) == {"flow_run_id", "outputs", "return_value"} | set(result.xcoms["wrapped"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, "returned nothing"),
+        ({"parameters": LOW}, "without 'inputs'"),
+        ({"flow": FLOW, "output_path": "/tmp"}, "'flow', 'output_path', which are names of arguments"),  # noqa: S108  # a word here
+        ({"inputs": "A chair", "paramters": LOW}, "do you mean 'parameters'?"),
+        ({"inputs": "A chair", "timeout": 5}, "'timeout' is none of them"),
+        ({"inputs": "red", "color": "blue"}, "If 'inputs' is a variable of the flow"),
+    ],
+)
+def test_what_could_be_either_is_refused(returned: Any, told: str) -> None:
+    """Nothing at all, arguments without inputs, and inputs beside what is no argument are refused, with what to do."""
+    with pytest.raises(FlowInputError, match=r"The function of @task\.flow returned") as refused:
+        arguments(returned)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    ["A chair", ["a", "b"], [], {}, Path("chair.png"), {"color": "red"}, {"data": "x", "additional": 1}, {"flow": 1, "color": 2}],
+)
+def test_anything_else_is_the_inputs(returned: Any) -> None:
+    """What is no dict of arguments goes to the operator as it is."""
+    assert arguments(returned) == {"inputs": returned}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_retry_calls_the_function_again(emulator: Emulator, same: bool) -> None:  # noqa: FBT001
+    """A retry goes on with the same flow run if the function returns the same; else it starts anew and the old run is stopped."""
+    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    calls: list[int] = []
+    with DAG(f"decorated_retry_{same}", schedule=None) as dag:
+
+        @task.flow(**{**USUAL, **AGAIN}, deferrable=True)
+        def make() -> str:
+            calls.append(1)
+            return "A chair" if same else f"Chair number {len(calls)}"
+
+        make()
+
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    assert len(calls) == 2
+    assert emulator.started == (1 if same else 2)
+    assert result.xcoms["make"]["return_value"]["state"] == "completed"
+
+
+def test_error_of_the_function_starts_nothing(emulator: Emulator) -> None:
+    """What the function raises fails the task as it is, before any request."""
+    with DAG("decorated_error", schedule=None) as dag:
+
+        @task.flow(**USUAL)
+        def make() -> str:
+            raise LookupError("no such row")
+
+        make()
+
+    assert isinstance(run_dag(dag).errors["make"], LookupError)
+    assert emulator.requests == ()
+
+
+def test_mapped_partial_and_overridden(emulator: Emulator) -> None:
+    """The task is mapped over the function's arguments, partly given, and overridden, deferred all the while."""
+    with DAG("decorated_mapped", schedule=None) as dag:
+
+        @task
+        def sizes() -> list[int]:
+            return [1, 2]
+
+        @task.flow(**USUAL, deferrable=True)
+        def make(what: str, size: int) -> str:
+            return f"A {what} of {size} m"
+
+        @task
+        def states(runs: list[dict[str, Any]]) -> list[str]:
+            return [run["state"] for run in runs]
+
+        states(make.partial(what="chair").expand(size=sizes()))
+        make.override(task_id="other", parameters={"quality": "high"})("table", 3)
+        make.override(task_id="pairs").expand_kwargs([{"what": "lamp", "size": 4}])
+
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    made = {run.inputs[0].data: run.parameters["quality"] for run in emulator.runs.values()}
+    assert made == {"A chair of 1 m": "low", "A chair of 2 m": "low", "A table of 3 m": "high", "A lamp of 4 m": "low"}
+    assert result.xcoms["states"]["return_value"] == ["completed", "completed"]
+
+
+def test_templates_in_what_is_returned_are_rendered_on_demand_only(emulator: Emulator) -> None:
+    """What a function returns is sent to the letter: it may hold a stranger's text, and a template can read connections."""
+    with DAG("decorated_templates", schedule=None, params={"what": "chair"}) as dag:
+
+        @task.flow(**USUAL)
+        def plain(text: str) -> str:
+            return text
+
+        @task.flow(**USUAL, render_returned=True)
+        def template(size: int) -> dict[str, Any]:  # noqa: ARG001  # the template names it
+            return {"inputs": ["A {{ params.what }} of {{ size }} m"]}
+
+        plain(text="{% raw %}{{ params.what }}{% endraw %}")
+        template(size=5)
+
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    assert {run.inputs[0].data for run in emulator.runs.values()} == {"{{ params.what }}", "A chair of 5 m"}
+
+
+def test_what_cannot_work_is_refused_when_the_dag_is_read() -> None:
+    """`inputs` beside the function, a coroutine, and an argument that is none fail before any run."""
+
+    async def later() -> str:
+        return "A chair"
+
+    with DAG("decorated_refused", schedule=None):
+        with pytest.raises(FlowInputError, match="the function returns them"):
+            flow_task(lambda: "A chair", task_id="inputs").override(inputs="x")()  # type: ignore[call-overload,call-arg]
+        with pytest.raises(FlowInputError, match="later must be a plain function"):
+            flow_task(later)()  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="flwo"):
+            flow_task(flwo="x")(lambda: "A chair")()  # type: ignore[call-overload]
+
+
+def test_types_name_every_argument() -> None:
+    """The typed arguments are those of Airflow's task and of the operator, no more and no fewer."""
+    own = set(inspect.signature(RunFlowOperator.__init__).parameters) - {"self", "kwargs", "inputs"} | {"render_returned"}
+    base = set(inspect.signature(BaseOperator.__init__).parameters) - {"self", "kwargs"}
+    assert set(TaskArguments.__annotations__) == base
+    assert set(FlowTaskArguments.__annotations__) - base == own
+    extra = set(inspect.signature(FlowDecoratedOperator.__init__).parameters) - own
+    assert extra == {"self", "kwargs", "python_callable", "op_args", "op_kwargs"}
+
+
+TYPED = """
+from pathlib import Path
+
+from airflow.sdk import DAG
+
+from airflow_provider_flows.decorators import flow_task, task
+from airflow_provider_flows.operators import RunFlowOperator
+
+with DAG("typed", schedule=None):
+
+    @task
+    def words() -> list[str]:
+        return ["a"]
+
+    @task.flow(flow="f", parameters={"quality": "low"}, retries=2, deferrable=True)
+    def make(word: str) -> list[Path]:
+        return [Path(word)]
+
+    @flow_task
+    def bare() -> dict[str, str]:
+        return {"color": "red"}
+
+    made = make("a")
+    RunFlowOperator(task_id="next", flow="g", inputs=made["outputs"]) >> bare()
+    make.override(task_id="again").expand(word=words())
+    make(words()) >> make.partial(word="b").expand(word=["c"])
+    """
+WRONG = [
+    ('@task.flow(flwo="f")', "str"),
+    ("@task.flow(flow=1)", "str"),
+    ('@task.flow(flow="f", inputs="x")', "str"),
+    ('@task.flow(flow="f", retries="two")', "str"),
+    ("@task.flow", "int"),
+    ('@flow_task(flow="f", deferrable="yes")', "str"),
+]
+
+
+# strict for the DAG file; what it does not name is not read, which saves most of the time that mypy takes
+MYPY = """
+[mypy]
+strict = true
+follow_imports = skip
+[mypy-airflow.sdk.*,airflow.providers.common.compat.sdk,airflow_provider_flows.decorators,airflow_provider_flows.operators,airflow_provider_flows.task_types]
+follow_imports = normal
+ignore_errors = true
+[mypy-airflow.sdk.execution_time.*,airflow.sdk.api.*,airflow.sdk._shared.*]
+follow_imports = skip
+"""
+
+
+def test_type_checkers_know_the_decorator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mypy --strict` takes a DAG file that is right, knows what the task returns, and finds each argument that is wrong."""
+    monkeypatch.chdir(ROOT)
+    functions = [
+        f"    {line}\n    def wrong{number}() -> {made}:\n        raise NotImplementedError"
+        for number, (line, made) in enumerate(WRONG)
+    ]
+    file, settings = tmp_path / "typed_dag.py", tmp_path / "mypy.ini"
+    file.write_text(TYPED + "\n    reveal_type(made)\n\n" + "\n\n".join(functions) + "\n    make.override(flwo=1)\n")
+    settings.write_text(MYPY)
+    told, trouble, _ = mypy.run(["--config-file", str(settings), "--cache-dir", str(ROOT / ".mypy_cache" / "dag"), str(file)])
+
+    assert not trouble
+    lines, source = told.splitlines(), file.read_text().splitlines()
+    found = {source[int(line.split(":")[1]) - 1].strip() for line in lines if ": error:" in line}
+    assert found == {line for line, _ in WRONG} | {"make.override(flwo=1)"}, told
+    assert any("Revealed type" in line and "XComArg" in line for line in lines), told
