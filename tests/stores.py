@@ -108,6 +108,21 @@ class ForgetfulFileSystem(FragileFileSystem):
     kind = ForgetfulFile
 
 
+class BrowsedFileSystem(FragileFileSystem):
+    """A sound store in memory, under the name of one whose files a person can look at in a console."""
+
+    protocol = "gs"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs = ["", "bucket"]  # noqa: RUF012
+    root_marker = ""
+    kind = MemoryFile
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> Any:
+        """Give a path without its scheme, which the memory's own class does for its own only."""
+        return str(super()._strip_protocol(path.removeprefix("gs://"))).lstrip("/")
+
+
 OWN: dict[str, type[FragileFileSystem]] = {
     "fragile": FragileFileSystem,
     "closing": ClosingFileSystem,
@@ -124,3 +139,10 @@ def attached(protocol: str) -> Any:
     attach(protocol=protocol, fs=files)
     files.store.clear()
     return files
+
+
+def browsed() -> None:
+    """Attach a store of buckets to Airflow, with one bucket in it, empty."""
+    fsspec.register_implementation("gs", BrowsedFileSystem, clobber=True)
+    BrowsedFileSystem.store.clear()
+    attach(protocol="gs", fs=fsspec.filesystem("gs"))

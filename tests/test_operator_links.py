@@ -6,33 +6,33 @@ Links that a service hands out are tested in test_links.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
 from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
-from airflow_provider_flows.flow.errors import FlowTimeout
 from airflow_provider_flows.flow.run import FlowRun
-from airflow_provider_flows.flow.services.generio import Generio
-from airflow_provider_flows.hooks import FlowsHook, GenerioHook
-from airflow_provider_flows.links import RUN_LINK_KEY
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.links import OUTPUTS_LINK_KEY, RUN_LINK_KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.places import web_address
 from airflow_provider_flows.sensors import FlowRunSensor
 from tests.airflow_run import DagResult, run_dag
-from tests.bucket import BUCKET, ObjectServer
-from tests.modes import MODES, OPERATORS, SENSORS, TASK
-from tests.test_bucket import STORE
-from tests.tries import CHAIN, CHAIR, tried
+from tests.modes import MODES, OFTEN, looks, wait_in
+from tests.stores import browsed
+from tests.tries import AGAIN, CHAIN, CHAIR
 
-OFTEN = {"poll_interval": 0.1, "max_poll_interval": 0.2}
+Links = dict[str, dict[str, str | None]]
 
 
 @pytest.fixture
@@ -43,49 +43,180 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
     return flow_emulator
 
 
-def links(dag: DAG, result: DagResult) -> dict[str, dict[str, str | None]]:
+def links(result: DagResult) -> Links:
     """Give each task instance's links as Airflow's API does: from the serialised DAG, which knows none of our classes."""
-    found: dict[str, dict[str, str | None]] = {}
+    found: Links = {}
     with create_session() as session:
-        served = SerializedDagModel.get_dag(dag.dag_id, session=session)
+        instances = list(session.scalars(select(TaskInstance).where(TaskInstance.run_id == result.run_id)))
+        served = SerializedDagModel.get_dag(instances[0].dag_id, session=session)
         assert served is not None
-        for ti in session.scalars(select(TaskInstance).where(TaskInstance.run_id == result.run_id)):
+        for ti in instances:
             task = served.get_task(ti.task_id)
             name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]"
             found[name] = {link: task.get_extra_links(ti, link) or None for link in task.extra_links}
     return found
 
 
+def to(emulator: Emulator, flow_run_id: str) -> dict[str, str | None]:
+    """Give the links of a task whose files have no address."""
+    return {"Flow run": f"{emulator.url}/flows/{flow_run_id}", "Outputs": None}
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_run_is_linked_in_every_mode(emulator: Emulator, mode: str) -> None:
-    """The link leads to the run at the API, whichever way it was waited for; files that stayed there have none."""
-    dag_id = "links_" + "".join(filter(str.isalpha, mode))
-    with DAG(dag_id, schedule=None) as dag:
-        if mode in OPERATORS:
-            OPERATORS[mode](task_id=TASK, **OFTEN)
-        else:
-            run = FlowsHook.get_hook("flows_default").start(CHAIR["flow"], CHAIR["inputs"])
-            SENSORS[mode](task_id=TASK, flow_run_id=run.flow_run_id, **OFTEN)
+    """The link leads to the run at the API, whichever way it was waited for; files that stayed at the service have none."""
+    story = wait_in(mode, emulator)
+    assert story.state == "success"
+    assert links(story.result) == {"wait": to(emulator, story.flow_run_id)}
+    assert emulator.key not in json.dumps(story.result.xcoms)
+
+
+def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
+    """Before the first look is answered, the link lies where Airflow's server reads it."""
+    emulator.fault(Fault(method="GET", path="/flows/*", delay=0.5))
+    found: list[Any] = []
+
+    def look() -> None:
+        while not looks(emulator):
+            time.sleep(0.01)
+        with create_session() as session:
+            mine = (XComModel.dag_id == "links_early", XComModel.key == RUN_LINK_KEY)
+            found.extend(XComModel.deserialize_value(row) for row in session.scalars(select(XComModel).where(*mine)))
+
+    thread = Thread(target=look)
+    thread.start()
+    with DAG("links_early", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **CHAIR, **OFTEN)
+    run_dag(dag)
+    thread.join()
+    assert found == [f"{emulator.url}/flows/{next(iter(emulator.runs))}"]
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
+    """Whom a failure is told can go to the run, be it failed, too late for the operator, or too late for the sensor."""
+    emulator.switches.abort = "instant"
+    emulator.plan(Plan(outcome="failed"))
+    with DAG(f"links_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}) as dag:
+        failed = RunFlowOperator(task_id="failed", **CHAIR)
+        late = RunFlowOperator(task_id="late", **CHAIR, timeout=0.2, trigger_rule="all_done")
+        waited = FlowRunSensor(
+            task_id="waited", flow_run_id=late.output["flow_run_id"], timeout=0.1, mode="poke", trigger_rule="all_done"
+        )
+        failed >> late >> waited
+    emulator.run_seconds = 0.3
+    result = run_dag(dag)
+    assert result.states == {"failed": "failed", "late": "failed", "waited": "failed"}
+    first, second = emulator.runs
+    assert links(result) == {
+        "failed": to(emulator, first),
+        "late": to(emulator, second),
+        "waited": to(emulator, second),
+    }
+
+
+def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
+    """A retry that starts another run links to that; mapped tasks link each to its own; one that waits for nothing links too."""
+    emulator.plan(Plan(outcome="failed"))
+    with DAG("links_each", schedule=None, default_args=AGAIN) as dag:
+        retried = RunFlowOperator(task_id="retried", **CHAIR)
+        several = {name: value for name, value in CHAIR.items() if name != "inputs"}
+        mapped = RunFlowOperator.partial(task_id="mapped", deferrable=True, **several).expand(inputs=["A chair", "A table"])
+        retried >> mapped >> RunFlowOperator(task_id="started", wait_for_completion=False, **CHAIR)
     result = run_dag(dag)
     assert result.state == "success", result.log
-    (flow_run_id,) = emulator.runs
-    assert links(dag, result) == {TASK: {"Flow run": f"{emulator.url}/flows/{flow_run_id}", "Outputs": None}}
-    assert emulator.key not in json.dumps(result.xcoms)
+    ids = list(emulator.runs)
+    assert len(ids) == 5
+    tasks = ["retried", "mapped[0]", "mapped[1]", "started"]
+    assert links(result) == {task: to(emulator, found) for task, found in zip(tasks, ids[1:], strict=True)}
 
 
-def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The link is pushed before the first look, under the key that Airflow's server reads it by."""
-    from airflow.models.xcom import XComModel
-
-    emulator.run_seconds = 1
-    seen: list[Any] = []
-
-    def progress(_: dict[str, Any]) -> None:
-        with create_session() as session:
-            seen.extend(session.scalars(select(XComModel.value).where(XComModel.key == RUN_LINK_KEY, XComModel.dag_id == "early")))
-
-    with DAG("early", schedule=None) as dag:
-        RunFlowOperator(task_id=TASK, **CHAIR, **OFTEN)
-    monkeypatch.setattr(emulator, "_on_look", progress, raising=False)
+def test_files_are_linked_where_their_store_has_a_console(emulator: Emulator, tmp_path: Path) -> None:
+    """One file leads to its page, several to their folder; in a local folder, and at a service without runs, there is no link."""
+    browsed()
+    with DAG("links_files", schedule=None) as dag:
+        RunFlowOperator(task_id="one", **CHAIR, **OFTEN, output_path="gs://bucket/my models", deferrable=True)
+        RunFlowOperator(task_id="two", **{**CHAIR, "inputs": ["A chair", "A table"]}, **OFTEN, output_path="gs://bucket/models")
+        RunFlowOperator(task_id="local", **CHAIR, **OFTEN, output_path=str(tmp_path))
+        RunFlowOperator(task_id="chain", **CHAIN, output_path=str(tmp_path))
     result = run_dag(dag)
-    assert result.state == "success"
+    assert result.state == "success", result.log
+    found = links(result)
+    console = "https://console.cloud.google.com/storage/browser"
+    (one,) = result.xcoms["one"]["outputs"]
+    assert found["one"]["Outputs"] == f"{console}/_details/{one['uri'].removeprefix('gs://').replace(' ', '%20')}"
+    folder = result.xcoms["two"]["outputs"][0]["uri"].removeprefix("gs://").rpartition("/")[0]
+    assert found["two"]["Outputs"] == f"{console}/{folder}"
+    assert found["local"]["Outputs"] is None
+    assert found["chain"] == {"Flow run": None, "Outputs": None}
+
+
+def test_task_without_a_run_has_no_link(emulator: Emulator) -> None:
+    """A task that failed before its run was known has empty links, and no error about them in its log."""
+    with DAG("links_none", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **{**CHAIR, "inputs": 42})
+    result = run_dag(dag)
+    assert links(result) == {"run": {"Flow run": None, "Outputs": None}}
+    assert "Failed to push an xcom" not in result.log
+    assert result.xcoms["run"] == {RUN_LINK_KEY: "", OUTPUTS_LINK_KEY: ""}
+    assert emulator.requests == ()
+
+
+AMAZON = "https://console.aws.amazon.com/s3"
+ADDRESSES: list[tuple[list[str], str | None, str | None]] = [
+    (["s3://b/f/a b#1.glb"], None, f"{AMAZON}/object/b?prefix=f/a%20b%231.glb"),
+    (["s3://conn@b/f/a.glb", "s3a://b/f/c.glb"], "https://s3.eu-central-1.amazonaws.com", f"{AMAZON}/buckets/b?prefix=f/"),
+    (["s3://b/a.glb"], "https://s3.cn-north-1.amazonaws.com.cn", "https://console.amazonaws.cn/s3/object/b?prefix=a.glb"),
+    (["s3://b/a.glb"], "https://s3.us-gov-west-1.amazonaws.com", "https://console.amazonaws-us-gov.com/s3/object/b?prefix=a.glb"),
+    (["s3://b/a.glb"], "https://minio.example:9000", None),
+    (["s3://b/a.glb"], "https://amazonaws.com.example", None),
+    (["https://key:secret@files.example/a%20b.glb?sig=secret#x"], None, "https://files.example/a%20b.glb"),
+    (["https://files.example/a.glb", "https://files.example/b.glb"], None, None),
+    (["file:///tmp/a.glb"], None, None),
+    (["abfs://c@account.dfs.core.windows.net/a.glb"], None, None),
+    (["s3://b/a.glb", "gs://b/a.glb"], None, None),
+    (["javascript:alert(1)"], None, None),
+    ([], None, None),
+]
+
+
+@pytest.mark.parametrize(("uris", "endpoint", "address"), ADDRESSES)
+def test_addresses_of_files(uris: list[str], endpoint: str | None, address: str | None) -> None:
+    """A store's own console is linked to, without credentials; a store that has none, or is somebody else's, is not."""
+    assert web_address(uris, endpoint) == address
+
+
+class Elsewhere(GenerioHook):
+    """The hook of a third service, which has a console, or tells nonsense."""
+
+    def __init__(self, told: Any) -> None:
+        super().__init__("generio_default")
+        self._told = told
+
+    def make_service(self, extra: Mapping[str, Any]) -> Any:
+        """Make a service that knows the addresses of its runs."""
+        made: Any = super().make_service(extra)
+        told = self._told
+        return type("Third", (type(made),), {"address_of": lambda _, key, flow: told.format(key, flow)})()
+
+
+@pytest.mark.parametrize(
+    ("told", "address"),
+    [
+        ("https://third.example/runs/{}?flow={}", "https://third.example/runs/r/1?flow=f"),
+        ("javascript:alert('{}{}')", ""),
+        ("{}{}{}", ""),  # raises IndexError
+        (None, ""),
+    ],
+)
+@pytest.mark.usefixtures("flow_emulator")
+def test_third_service_gives_its_own_address(told: Any, address: str) -> None:
+    """A service may know a console; what is no address for a browser, and an error, are no link and no failure."""
+    assert Elsewhere(told).address_of(FlowRun("r/1", "third", "f")) == address
+
+
+def test_id_is_one_segment_of_the_address(flow_emulator: Emulator) -> None:
+    """An id that would lead elsewhere is quoted, and one that is none gives no address."""
+    hook = GenerioHook("generio_default")
+    assert hook.address_of(FlowRun("../a?b#c", "generio")) == f"{flow_emulator.url}/flows/..%2Fa%3Fb%23c"
+    assert hook.address_of(FlowRun("..", "generio")) == ""
