@@ -22,7 +22,7 @@ LAYERS = (
     ("flow",),
     ("transport", "connection", "kills", "memory", "metrics"),
     ("connected",),
-    ("sources", "naming", "abreast", "writing"),
+    ("sources", "naming", "abreast", "writing", "places"),
     ("delivery",),
     ("inputs", "filing", "outputs", "graphs"),
     ("hooks", "definitions", "watch", "lookups", "subscriber", "gated", "bulletin"),

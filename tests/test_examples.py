@@ -62,7 +62,17 @@ def text_and_picture(result: DagResult, folder: Path) -> None:
     assert "ball" in shown["text"]
 
 
+def ordered_sizes(result: DagResult, _: Path) -> None:
+    """Expect two models, each with no more triangles than were ordered, of which the first flow run made more."""
+    for index, most in enumerate((900, 600)):
+        (first,), (second,) = (result.xcoms[f"{task}[{index}]"]["outputs"] for task in ("make_model", "make_smaller"))
+        made, smaller = (count_triangles(Path(output["uri"].removeprefix("file://"))) for output in (first, second))
+        assert smaller < made
+        assert smaller <= most
+
+
 LEFT_BEHIND: dict[str, Callable[[DagResult, Path], None]] = {
+    "decorated_flow": ordered_sizes,
     "flows_demo": one_made_smaller(500),
     "generate_from_prompt": one_model,
     "image_to_optimized_model": one_made_smaller(800),

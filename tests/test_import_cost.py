@@ -15,7 +15,7 @@ import pytest
 BASE = (
     "import airflow.sdk\n"
     "from airflow.providers.common.compat.sdk import (AirflowSensorTimeout, AirflowSkipException, BaseHook, BaseOperator,\n"
-    "    BaseSensorOperator, PokeReturnValue, conf)\n"
+    "    BaseOperatorLink, BaseSensorOperator, PokeReturnValue, conf)\n"
 )
 TELL = """
 import json, sys
@@ -26,7 +26,10 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 HEAVY = {"requests", "aiohttp", "pendulum", "fastapi", "numpy", "PIL", "airflow_provider_flows.emulator"}
 PACKAGE = "airflow_provider_flows"
 # what a DAG file's imports may load beyond what Airflow has loaded: the modules whose classes and defaults a DAG names
-PARSED = {f"{PACKAGE}.{name}" for name in ("operators", "sensors", "ending", "delivery", "flow.schedule", "flow.moments")}
+PARSED = {
+    f"{PACKAGE}.{name}"
+    for name in ("operators", "sensors", "ending", "delivery", "flow.schedule", "flow.moments", "traced", "links")
+}
 # what Airflow itself loads of ours in every process, because it asks for the provider info
 ASKED = {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("provider_info", "connection", "flow", "flow.errors"))}
 
@@ -37,7 +40,7 @@ def fresh(script: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_operators_and_sensors_import_six_small_modules() -> None:
+def test_operators_and_sensors_import_eight_small_modules() -> None:
     """Reading a DAG file imports no HTTP library, no pendulum, no trigger, no service, and nothing at all of other packages."""
     assert set(fresh(BASE + TELL)) == PARSED
 

@@ -131,7 +131,8 @@ def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
     assert links(result) == {task: to(emulator, found) for task, found in zip(tasks, ids[1:], strict=True)}
 
 
-def test_files_are_linked_where_their_store_has_a_console(emulator: Emulator, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("emulator")
+def test_files_are_linked_where_their_store_has_a_console(tmp_path: Path) -> None:
     """One file leads to its page, several to their folder; in a local folder, and at a service without runs, there is no link."""
     browsed()
     with DAG("links_files", schedule=None) as dag:

@@ -112,6 +112,9 @@ def test_declared_classes_are_there() -> None:
         hook = getattr(import_module(module), name)
         assert issubclass(hook, BaseHook)
         assert (hook.conn_type, hook.hook_name) == (entry["connection-type"], entry["hook-name"])
+    for path in [*info["extra-links"], *(entry["class-name"] for entry in info["task-decorators"])]:
+        module, _, name = path.rpartition(".")
+        assert callable(getattr(import_module(module), name))
 
 
 @pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated")  # Airflow's own web server goes that way
