@@ -130,17 +130,6 @@ class FlowsHook(ConnectedHook):
         run = self.patient(self.service.get_run(flow_run_id))
         return run if run.final else replace(run, expected_at=expected_end(run, time.time()))
 
-    def address_of(self, run: FlowRun) -> str:
-        """Give the web address of a flow run, empty where the service has none for it; nothing is asked."""
-        try:
-            told = self.service.address_of(run.flow_run_id, run.flow) or ""
-        except Exception as error:  # noqa: BLE001  # an address is not worth the failure of a run that is paid for
-            self.log.info("The address of the %s could not be told: %s", run, error)
-            return ""
-        if told.startswith(("https://", "http://")):
-            return told
-        return f"{self.settings.base_url}{told}" if told.startswith("/") else ""
-
     def list_runs(self, state: FlowState | None = None) -> list[FlowRun]:
         """Read the account's flow runs, those in `state` if it is given."""
         return self.patient(self.service.list_runs(state))

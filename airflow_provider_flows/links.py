@@ -14,6 +14,9 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
+    from airflow_provider_flows.flow.run import FlowRun
+    from airflow_provider_flows.hooks import FlowsHook
+
 log = logging.getLogger(__name__)
 
 RUN_LINK_KEY = "flow_run_link"
@@ -52,6 +55,18 @@ class FlowOutputsLink(BaseOperatorLink):
         run = getattr(operator, "flow_run", None)
         uris = [output.uri for output in run.outputs if output.uri is not None] if run is not None else []
         return web_address(uris, _endpoint(uris, getattr(operator, "output_conn_id", None))) or ""
+
+
+def address_of(hook: FlowsHook, run: FlowRun) -> str:
+    """Give the web address of a flow run, empty where its service has none for it; nothing is asked."""
+    try:
+        told = hook.service.address_of(run.flow_run_id, run.flow) or ""
+    except Exception as error:  # noqa: BLE001  # an address is not worth the failure of a run that is paid for
+        log.info("The address of the %s could not be told: %s", run, error)
+        return ""
+    if told.startswith(("https://", "http://")):
+        return told
+    return f"{hook.settings.base_url}{told}" if told.startswith("/") else ""
 
 
 def _endpoint(uris: list[str], conn_id: str | None) -> str | None:

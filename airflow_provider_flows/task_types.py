@@ -100,6 +100,7 @@ class FlowTaskArguments(TaskArguments, total=False):
     delete_after_fetch: bool
     durable: bool
     abort_on_kill: bool
+    validate: bool
     render_returned: bool
 
 

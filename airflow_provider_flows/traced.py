@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.links import RUN_LINK_KEY, FlowOutputsLink, FlowRunLink
+from airflow_provider_flows.links import RUN_LINK_KEY, FlowOutputsLink, FlowRunLink, address_of
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -40,7 +40,7 @@ class Traced:
 
         def seen(run: FlowRun) -> None:
             self.flow_run = run
-            address = hook.address_of(run)
+            address = address_of(hook, run)
             if address != self.flow_run_address:
                 self.flow_run_address = address
                 context["ti"].xcom_push(RUN_LINK_KEY, address)

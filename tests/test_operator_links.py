@@ -23,7 +23,7 @@ from sqlalchemy import select
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.links import OUTPUTS_LINK_KEY, RUN_LINK_KEY
+from airflow_provider_flows.links import OUTPUTS_LINK_KEY, RUN_LINK_KEY, address_of
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.places import web_address
 from airflow_provider_flows.sensors import FlowRunSensor
@@ -95,16 +95,15 @@ def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """Whom a failure is told can go to the run, be it failed, too late for the operator, or too late for the sensor."""
-    emulator.switches.abort = "instant"
     emulator.plan(Plan(outcome="failed"))
+    emulator.plan(Plan(run_seconds=60))
     with DAG(f"links_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}) as dag:
         failed = RunFlowOperator(task_id="failed", **CHAIR)
-        late = RunFlowOperator(task_id="late", **CHAIR, timeout=0.2, trigger_rule="all_done")
+        late = RunFlowOperator(task_id="late", **CHAIR, timeout=0.2, abort_on_kill=False, trigger_rule="all_done")
         waited = FlowRunSensor(
             task_id="waited", flow_run_id=late.output["flow_run_id"], timeout=0.1, mode="poke", trigger_rule="all_done"
         )
         failed >> late >> waited
-    emulator.run_seconds = 0.3
     result = run_dag(dag)
     assert result.states == {"failed": "failed", "late": "failed", "waited": "failed"}
     first, second = emulator.runs
@@ -213,11 +212,11 @@ class Elsewhere(GenerioHook):
 @pytest.mark.usefixtures("flow_emulator")
 def test_third_service_gives_its_own_address(told: Any, address: str) -> None:
     """A service may know a console; what is no address for a browser, and an error, are no link and no failure."""
-    assert Elsewhere(told).address_of(FlowRun("r/1", "third", "f")) == address
+    assert address_of(Elsewhere(told), FlowRun("r/1", "third", "f")) == address
 
 
 def test_id_is_one_segment_of_the_address(flow_emulator: Emulator) -> None:
     """An id that would lead elsewhere is quoted, and one that is none gives no address."""
     hook = GenerioHook("generio_default")
-    assert hook.address_of(FlowRun("../a?b#c", "generio")) == f"{flow_emulator.url}/flows/..%2Fa%3Fb%23c"
-    assert hook.address_of(FlowRun("..", "generio")) == ""
+    assert address_of(hook, FlowRun("../a?b#c", "generio")) == f"{flow_emulator.url}/flows/..%2Fa%3Fb%23c"
+    assert address_of(hook, FlowRun("..", "generio")) == ""
