@@ -16,7 +16,7 @@ BENCH_STAMP := $(BENCH_VENV)/.complete
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench lint format airflow build clean
+.PHONY: help demo test chaos bench docs lint format airflow build clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -32,6 +32,10 @@ chaos: $(STAMP)  ## let processes of a real Airflow die; CHAOS_ARGS="--list" pas
 
 bench: $(BENCH_STAMP)  ## measure us beside other providers; BENCH_ARGS="triggers --quick" passes on
 	@$(BENCH_PYTHON) -m benchmarks $(BENCH_ARGS)
+
+docs: $(STAMP)  ## build the documentation site into docs/_build/html; a warning is an error
+	@$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 lint: $(STAMP)  ## check style and types
 	@$(PYTHON) -m ruff check .
@@ -50,7 +54,7 @@ build: $(STAMP)  ## build the wheel and the source distribution into dist/
 	@$(PYTHON) -m build --no-isolation --outdir dist .
 
 clean:  ## remove everything that the targets made
-	rm -rf $(VENV) $(BENCH_VENV) bench.json .airflow .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) bench.json .airflow .demo dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)

@@ -54,7 +54,7 @@ def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> DagResult:
     """
     ensure_database()
     _register(dag)
-    with _recorded_log() as lines, _recorded_errors() as errors:
+    with recorded_log() as lines, _recorded_errors() as errors:
         run = dag.test(run_conf=conf)
     return DagResult(
         run_id=run.run_id,
@@ -133,7 +133,7 @@ def _recorded_errors() -> Iterator[dict[str, BaseException]]:
 
 
 @contextmanager
-def _recorded_log() -> Iterator[list[str]]:
+def recorded_log() -> Iterator[list[str]]:
     """Collect each line as it is written, masked as a worker masks what goes to a task's log.
 
     `dag.test()` alone masks nothing: it logs as a command does, and a command's log is no task's log.

@@ -1,0 +1,51 @@
+"""How Sphinx builds the site from the pages in this folder; `make docs` runs it.
+
+It writes no page: the tables that come from the code are made in tools/docs_tables.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.airflow_settings import own_environment  # noqa: E402  # it needs the line above
+
+# autodoc imports the package, and with it Airflow, which writes its settings into a folder: into one that is thrown away.
+_HOME = tempfile.TemporaryDirectory(prefix="flows-docs-")
+if "airflow" not in sys.modules:
+    os.environ.update(own_environment(Path(_HOME.name), Path(_HOME.name)))
+
+from airflow_provider_flows import __version__  # noqa: E402
+from tools.docs_tables import tables  # noqa: E402
+
+project = "airflow-provider-flows"
+author = "the authors of airflow-provider-flows"
+release = __version__
+html_title = f"{project} {release}"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+nitpicky = True
+nitpick_ignore_regex = [("py:class", r"(?!Flow|airflow_provider_flows).*")]  # other people's types have their pages elsewhere
+default_role = "code"  # our docstrings put code between single backquotes
+
+myst_enable_extensions = ["substitution"]
+myst_heading_anchors = 3  # so that a link to a heading is the same here and on GitHub
+myst_substitutions = tables()
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+autodoc_default_options = {"show-inheritance": True}
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
