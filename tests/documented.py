@@ -115,6 +115,8 @@ class Reader:
         found = load_dags(path)
         assert found, "no DAG in it"
         self.dags.update(found)
+        # whoever names a poll_interval wants to see the wait; else a flow run is over at the first look
+        self.emulator.run_seconds = 0.3 if "poll_interval" in text else 0.0
         if snippet.mark == "parsed only":
             return
         for dag in found.values():

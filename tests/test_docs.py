@@ -32,7 +32,7 @@ def reader(
     airflow_home: Path, flow_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Reader]:
     """Give somebody who follows a page: flow runs are short, a deferred task comes back at once, and home is a folder."""
-    flow_emulator.run_seconds = 0.05
+    flow_emulator.run_seconds = 0.0
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
