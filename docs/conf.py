@@ -18,7 +18,7 @@ from tools.airflow_settings import own_environment  # noqa: E402  # it needs the
 # autodoc imports the package, and with it Airflow, which writes its settings into a folder: into one that is thrown away.
 _HOME = tempfile.TemporaryDirectory(prefix="flows-docs-")
 if "airflow" not in sys.modules:
-    os.environ.update(own_environment(Path(_HOME.name), Path(_HOME.name)))
+    os.environ.update(own_environment(Path(_HOME.name), Path(_HOME.name)), AIRFLOW__LOGGING__LOGGING_LEVEL="WARNING")
 
 from airflow_provider_flows import __version__  # noqa: E402
 from tools.docs_tables import tables  # noqa: E402
@@ -31,7 +31,8 @@ html_title = f"{project} {release}"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"(?!Flow|airflow_provider_flows).*")]  # other people's types have their pages elsewhere
+# other people's types have their pages elsewhere, and some of the emulator's have none
+nitpick_ignore_regex = [("py:.*", r"(?!Flow|airflow_provider_flows).*"), ("py:class", r"airflow_provider_flows\.emulator\..*")]
 default_role = "code"  # our docstrings put code between single backquotes
 
 myst_enable_extensions = ["substitution"]

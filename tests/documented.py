@@ -26,7 +26,7 @@ import yaml
 from airflow.cli.cli_parser import get_parser
 
 from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.emulator.__main__ import _parser as emulator_parser
+from airflow_provider_flows.emulator.__main__ import command_line
 from tests.airflow_run import DagResult, load_dags, recorded_log, run_dag
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,9 @@ class Reader:
 
     def follow(self, snippet: Snippet) -> None:
         """Do with a block what is done with its kind."""
-        text = snippet.text.replace("/tmp/flows", str(self.folder / "flows")).replace("http://127.0.0.1:8084", self.emulator.url)
+        text = snippet.text.replace("http://127.0.0.1:8084", self.emulator.url)
+        for theirs, ours in {"/tmp/flows": "flows", "/data/": "data/"}.items():  # noqa: S108  # a page's places, not ours
+            text = text.replace(theirs, f"{self.folder}/{ours}")
         getattr(self, "_" + snippet.language)(snippet, text)
 
     def _text(self, snippet: Snippet, text: str) -> None:
@@ -194,7 +196,7 @@ def _pip(words: list[str]) -> None:
 
 def _python_module(words: list[str]) -> None:
     if words[1:3] == ["-m", "airflow_provider_flows.emulator"]:
-        emulator_parser().parse_args(words[3:])
+        command_line().parse_args(words[3:])
     else:
         assert words[1:3] == ["-m", "venv"]
 

@@ -6,6 +6,7 @@ README.md is one of its pages; what README lists in tables is compared in test_r
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ def reader(
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for image in ("chair.png", "table.png"):
+        shutil.copy(ROOT / "example_dags" / "images" / "chair.png", tmp_path / "data" / image)
     dags_folder = airflow_home / "dags"
     yield Reader(tmp_path, dags_folder, flow_emulator, monkeypatch)
     for path in dags_folder.glob("*.py"):

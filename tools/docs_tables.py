@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_flows.connection import GENERIO_FIELDS, PROMPTCHAINER_FIELDS, Field
+from airflow_provider_flows.emulator.__main__ import command_line
 from airflow_provider_flows.emulator.switches import Switches, choices, names
 
 
@@ -21,6 +22,7 @@ def tables() -> dict[str, str]:
         "generio_fields": _fields(GENERIO_FIELDS),
         "promptchainer_fields": _fields(PROMPTCHAINER_FIELDS),
         "emulator_switches": _switches(),
+        "emulator_help": f"```text\n{_help()}\n```",
     }
 
 
@@ -43,6 +45,11 @@ def _switches() -> str:
     default = Switches()
     rows = ((f"`{name}`", _told(getattr(default, name)), choices(name), remarks.get(name, "")) for name in names())
     return _table(("switch", "default", "can be", "what it is about"), rows)
+
+
+def _help() -> str:
+    """Give what the emulator's `--help` says, but for the switches, which have a table of their own."""
+    return command_line().format_help().partition("\nSwitches:")[0].strip()
 
 
 def _remarks(source: str) -> dict[str, str]:
