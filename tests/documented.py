@@ -1,7 +1,7 @@
 """Finds what stands between code fences in the documentation, and runs it as a reader would; it asserts what pages promise.
 
-A comment above a block says what is not done with it: `<!-- not run: why -->` (a shell's words are looked up only),
-`<!-- parsed only: why -->` (a DAG is read as Airflow reads it). `<!-- prints -->` above a text says that the block before prints it.
+A comment above a block says what is not done with it: `<!-- not run: why -->` (a shell's words are looked up only) or
+`<!-- parsed only: why -->` (a DAG is read as Airflow reads it). `<!-- prints -->` stands above what the block before prints.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ class Reader:
     monkeypatch: pytest.MonkeyPatch
     dags: dict[str, Any] = field(default_factory=dict)
     result: DagResult | None = None  # of the DAG that ran last
+    scope: dict[str, Any] = field(default_factory=dict)  # what the page's blocks have named so far
     printed: str = ""
 
     def follow(self, snippet: Snippet) -> None:
         """Do with a block what is done with its kind."""
-        text = snippet.text.replace("http://127.0.0.1:8084", self.emulator.url)
+        text = snippet.text.replace("127.0.0.1:8084", self.emulator.url.removeprefix("http://"))
         for theirs, ours in {"/tmp/flows": "flows", "/data/": "data/"}.items():  # noqa: S108  # a page's places, not ours
             text = text.replace(theirs, f"{self.folder}/{ours}")
         getattr(self, "_" + snippet.language)(snippet, text)
@@ -100,15 +101,19 @@ class Reader:
     def _python(self, snippet: Snippet, text: str) -> None:
         if text.startswith("{"):
             return self._compare_with_result(ast.literal_eval(text))
+        # whoever names a poll_interval wants to see the wait; else a flow run is over at the first look
+        self.emulator.run_seconds = 0.3 if "poll_interval" in text else 0.0
         if re.search(r"\bDAG\(|^@dag\b", text, re.MULTILINE):
             return self._dag(snippet, text)
-        scope: dict[str, Any] = dict(self.dags)
+        scope = self.scope | self.dags
         with self._captured():
             exec(compile(text, str(snippet), "exec"), scope)  # noqa: S102  # it is what the page shows
             for name, test in list(scope.items()):
                 if name.startswith("test_"):
                     self.emulator.reset()
                     test(self.emulator)
+                    del scope[name]
+        self.scope = scope
         return None
 
     def _dag(self, snippet: Snippet, text: str) -> None:
@@ -117,8 +122,6 @@ class Reader:
         found = load_dags(path)
         assert found, "no DAG in it"
         self.dags.update(found)
-        # whoever names a poll_interval wants to see the wait; else a flow run is over at the first look
-        self.emulator.run_seconds = 0.3 if "poll_interval" in text else 0.0
         if snippet.mark == "parsed only":
             return
         for dag in found.values():
@@ -159,7 +162,7 @@ class Reader:
                 arguments = get_parser().parse_args(words[1:])
                 arguments.func(arguments)
         else:
-            done = subprocess.run(["bash", "-c", command], cwd=self.folder, capture_output=True, text=True, check=False)
+            done = subprocess.run(["/bin/bash", "-c", command], cwd=self.folder, capture_output=True, text=True, check=False)
             self.printed = done.stdout + done.stderr
             assert done.returncode == 0, self.printed
 
@@ -216,5 +219,3 @@ def look_up(words: list[str]) -> None:
         LOOK_UPS[words[0]](words)
     else:
         assert words[0] in {"git", "cd", "source", ".", "pytest"}, f"nobody looks up {words[0]}"
-
-

@@ -16,6 +16,11 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.flow import errors
+from airflow_provider_flows.flow.errors import FlowUnreachable
+from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response
+from airflow_provider_flows.flow.retry import Retry
+from airflow_provider_flows.retries import HOPELESS
 from tests.documented import PAGES, ROOT, Reader, snippets
 
 MOST_MARKED = 8  # blocks that are looked up instead of run: those that take minutes, or serve until they are stopped
@@ -29,9 +34,7 @@ def name(page: Path) -> str:
 
 
 @pytest.fixture
-def reader(
-    airflow_home: Path, flow_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Reader]:
+def reader(airflow_home: Path, flow_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     """Give somebody who follows a page: flow runs are short, a deferred task comes back at once, and home is a folder."""
     flow_emulator.run_seconds = 0.0
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
@@ -68,6 +71,55 @@ def test_links_lead_somewhere(page: Path) -> None:
     """A relative link leads to a file that is there, so that it works on GitHub too; Sphinx looks at headings."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+# what the pages list ----------------------------------------------------------------------------------------------------
+
+KINDS = {"look": Resend.ALWAYS, "make": Resend.IF_REFUSED, "start": Resend.IF_NEVER_ARRIVED}
+
+
+def sent_again(resend: Resend, answer: Response | FlowUnreachable) -> bool:
+    """Tell whether a request is sent a second time after this, by asking the code that decides it."""
+    talk = Retry(attempts=2, jitter=lambda: 0.0).ask(Request("GET", "/flows", resend=resend))
+    next(talk)
+    try:
+        step = talk.throw(answer) if isinstance(answer, FlowUnreachable) else talk.send(answer)
+    except (StopIteration, FlowUnreachable):
+        return False
+    return isinstance(step, Pause)
+
+
+def test_requests_are_sent_again_as_the_page_says() -> None:
+    """Each cell of the table of single requests is what flow/retry.py does."""
+    page = (ROOT / "docs" / "explanation" / "retries.md").read_text().split("## A single request")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")][2:]
+    answers: list[tuple[Response | FlowUnreachable, ...]] = [
+        (Response(429),),
+        (Response(502), Response(503), Response(504)),
+        (FlowUnreachable("", may_have_arrived=False),),
+        (FlowUnreachable("", may_have_arrived=True),),
+        (Response(200), Response(401), Response(404), Response(409), Response(422), Response(500)),
+    ]
+    assert [row[0].split()[0].strip(",") for row in rows] == list(KINDS)
+    for row, resend in zip(rows, KINDS.values(), strict=True):
+        for cell, same in zip(row[1:], answers, strict=True):
+            assert {sent_again(resend, answer) for answer in same} == {cell == "yes"}, row
+
+
+def test_hopeless_errors_are_the_ones_the_page_names() -> None:
+    """The page names just those errors after which there is no other try."""
+    page = (ROOT / "docs" / "explanation" / "retries.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)`: .* \| no \|$", page, re.MULTILINE)) == {error.__name__ for error in HOPELESS}
+
+
+def test_reference_names_every_error() -> None:
+    """The page of errors has every class of the tree."""
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    known = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.FlowError)]
+    assert re.findall(r"autoexception:: (\w+)", page) == known
+
+
+# the site ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(find_spec("sphinx") is None, reason="Sphinx is not installed here")

@@ -65,4 +65,4 @@ def _remarks(source: str) -> dict[str, str]:
 
 
 def _told(value: Any) -> str:
-    return "none" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return "" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
