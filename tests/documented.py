@@ -26,8 +26,8 @@ import yaml
 from airflow.cli.cli_parser import get_parser
 
 from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.emulator.__main__ import command_line
 from tests.airflow_run import DagResult, load_dags, recorded_log, run_dag
+from tools.docs_tables import emulator_help
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -199,7 +199,7 @@ def _pip(words: list[str]) -> None:
 
 def _python_module(words: list[str]) -> None:
     if words[1:3] == ["-m", "airflow_provider_flows.emulator"]:
-        command_line().parse_args(words[3:])
+        assert {word for word in words[3:] if word.startswith("--")} <= set(emulator_help().split())
     else:
         assert words[1:3] == ["-m", "venv"]
 

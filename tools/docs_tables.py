@@ -6,13 +6,15 @@ It writes no page: docs/conf.py hands each table to the page that names it betwe
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 from airflow_provider_flows.connection import GENERIO_FIELDS, PROMPTCHAINER_FIELDS, Field
-from airflow_provider_flows.emulator.__main__ import command_line
+from airflow_provider_flows.emulator.__main__ import main as emulate
 from airflow_provider_flows.emulator.switches import Switches, choices, names
 
 
@@ -22,7 +24,7 @@ def tables() -> dict[str, str]:
         "generio_fields": _fields(GENERIO_FIELDS),
         "promptchainer_fields": _fields(PROMPTCHAINER_FIELDS),
         "emulator_switches": _switches(),
-        "emulator_help": f"```text\n{_help()}\n```",
+        "emulator_help": f"```text\n{emulator_help()}\n```",
     }
 
 
@@ -47,9 +49,12 @@ def _switches() -> str:
     return _table(("switch", "default", "can be", "what it is about"), rows)
 
 
-def _help() -> str:
+def emulator_help() -> str:
     """Give what the emulator's `--help` says, but for the switches, which have a table of their own."""
-    return command_line().format_help().partition("\nSwitches:")[0].strip()
+    out = io.StringIO()
+    with redirect_stdout(out), suppress(SystemExit):
+        emulate(["--help"])
+    return out.getvalue().partition("\nSwitches:")[0].strip()
 
 
 def _remarks(source: str) -> dict[str, str]:
