@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT))
 
 from tools.airflow_settings import own_environment  # noqa: E402  # it needs the line above
 
-logging.getLogger("airflow").setLevel(logging.WARNING)  # what it tells of its start is no warning
 # autodoc imports the package, and with it Airflow, which writes its settings into a folder: into one that is thrown away.
 _HOME = tempfile.TemporaryDirectory(prefix="flows-docs-")
 if "airflow" not in sys.modules:
+    logging.getLogger("airflow").setLevel(logging.WARNING)  # what it tells of its start is no warning
     os.environ.update(own_environment(Path(_HOME.name), Path(_HOME.name)))
 
 from airflow_provider_flows import __version__  # noqa: E402
