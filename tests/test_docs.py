@@ -26,10 +26,15 @@ from airflow_provider_flows.retries import HOPELESS
 from tests.documented import PAGES, ROOT, Reader, snippets
 
 MOST_MARKED = 8  # blocks that are looked up instead of run: those that take minutes, or serve until they are stopped
+DATA = {  # what readers have in their folder /data
+    "chair.png": "example_dags/images/chair.png",
+    "table.png": "example_dags/images/chair.png",
+    "flow.json": "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json",
+}
 PAGES_WITH_SNIPPETS = [page for page in PAGES if any(snippets(page))]
 
 
-def name(page: Path) -> str:
+def named(page: Path) -> str:
     """Name a page by its place."""
     return str(page.relative_to(ROOT))
 
@@ -42,8 +47,8 @@ def reader(airflow_home: Path, flow_emulator: Emulator, tmp_path: Path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    for image in ("chair.png", "table.png"):
-        shutil.copy(ROOT / "example_dags" / "images" / "chair.png", tmp_path / "data" / image)
+    for name, theirs in DATA.items():
+        shutil.copy(ROOT / theirs, tmp_path / "data" / name)
     dags_folder = airflow_home / "dags"
     yield Reader(tmp_path, dags_folder, flow_emulator, monkeypatch)
     for path in dags_folder.glob("*.py"):
@@ -51,7 +56,7 @@ def reader(airflow_home: Path, flow_emulator: Emulator, tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(Version(airflow.__version__) < Version("3.3"), reason="the pages show what Airflow 3.3 and later do")
-@pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS, ids=name)
+@pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS, ids=named)
 def test_snippets_run(page: Path, reader: Reader) -> None:
     """Each block of the page does what the page says, from top to bottom."""
     for snippet in snippets(page):
@@ -68,7 +73,7 @@ def test_few_snippets_are_not_run() -> None:
     assert len(marked) <= MOST_MARKED, marked
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page: Path) -> None:
     """A relative link leads to a file that is there, so that it works on GitHub too; Sphinx looks at headings."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
