@@ -167,10 +167,11 @@ class Reader:
             assert done.returncode == 0, self.printed
 
     def _expect(self, text: str) -> None:
-        """Find lines in what was printed, in that order, whatever stands between them; ids and numbers may be others."""
+        """Find lines in what was printed, in that order; `…` stands for anything, and ids and numbers may be others."""
         printed = iter([_plain(line) for line in self.printed.splitlines()])
-        for line in filter(None, map(_plain, text.splitlines())):
-            assert line == "…" or any(line in told for told in printed), f"{line!r} is not in:\n{self.printed}"
+        for line in (_plain(line) for line in text.splitlines() if line.strip(" …")):
+            wanted = re.compile(".*".join(map(re.escape, line.split("…"))))
+            assert any(wanted.search(told) for told in printed), f"{line!r} is not in:\n{self.printed}"
 
     @contextlib.contextmanager
     def _captured(self) -> Iterator[None]:
