@@ -31,7 +31,8 @@ DATA = {  # what readers have in their folder /data
     "table.png": "example_dags/images/chair.png",
     "flow.json": "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json",
 }
-PAGES_WITH_SNIPPETS = [page for page in PAGES if any(snippets(page))]
+PLAYED_ELSEWHERE = {ROOT / "docs" / "cli.md"}  # test_docs_cli.py compares each line that its commands write
+PAGES_WITH_SNIPPETS = [page for page in PAGES if any(snippets(page)) and page not in PLAYED_ELSEWHERE]
 
 
 def named(page: Path) -> str:
