@@ -76,7 +76,7 @@ class Attempt:
             return read()
         except FlowInputError as error:
             known = self.memory.of_this_lineage
-            if known is None or known.flow_run_id is None or not self.hook.service.steps:
+            if known is None or known.flow_run_id is None or not self.hook.service.offers("get_run"):
                 raise
             self._unreadable = error
             self._log.warning("This try cannot read its inputs, so it can only go on with what was started: %s", error)
@@ -109,7 +109,7 @@ class Attempt:
 
         def keep(record: Record | None) -> None:
             self.memory.keep(record)
-            if record is not None and record.flow_run_id is not None and self.hook.service.steps:
+            if record is not None and record.flow_run_id is not None and self.hook.service.offers("get_run"):
                 self.flow_run_id = record.flow_run_id
             if self._killed:
                 message = f"The task was killed while a flow run of {order.flow} was being started; it is not started."
@@ -127,14 +127,15 @@ class Attempt:
     def _picked_up(self, order: Order) -> FlowRun | None:
         """Give the run that an earlier try left, if this one goes on with it; a kill meanwhile stops it."""
         memory, known = self.memory, self.memory.record.flow_run_id if self.memory.record is not None else None
-        if memory.fits(order) and self.hook.service.steps:
+        if memory.fits(order) and self.hook.service.offers("get_run"):
             self.flow_run_id = known
         run = self.hook.pick_up(order, memory.record, memory.lineage, abort=self._abort_on_kill)
         self.flow_run_id = run.flow_run_id if run is not None else None
         if run is not None:
             self._log.info("An earlier try started the %s; it is %s, and this try goes on with it", run, run.state_word)
         elif known is not None and not memory.fits(order):
-            fate = "it is stopped" if self._abort_on_kill else "it is left alone"
+            stopped = self._abort_on_kill and self.hook.service.offers("abort")
+            fate = "it is stopped" if stopped else "it is left alone"
             told = (
                 "Flow run %s is of an earlier request (the task was cleared, or its arguments changed): %s, and a new one starts"
             )
@@ -170,7 +171,7 @@ class Attempt:
         """Stop the run when what the service says has ended the last try, for nobody waits for it any more."""
         if self.flow_run_id is None or not self._abort_on_kill or self.memory.outlives(time.time()):
             return
-        if not self.hook.service.steps:
+        if not self.hook.service.offers("get_run"):
             return
         try:
             self.hook.stop(self.flow_run_id)

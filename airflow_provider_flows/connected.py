@@ -44,7 +44,7 @@ class ConnectedHook(BaseHook):
     conn_type = "flows"
     hook_name = "Flows"
     default_host: ClassVar[str] = ""
-    fields: ClassVar[Mapping[str, conn.Field]] = {}
+    fields: ClassVar[Mapping[str, conn.Field]] = conn.fields(read_timeout=60)
 
     def __init__(self, flows_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         """Keep the connection's id; nothing is looked up or opened yet."""
@@ -93,8 +93,8 @@ class ConnectedHook(BaseHook):
         if not isinstance(hook, cls):
             message = (
                 f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, which runs no flows here; "
-                "flows_conn_id must name one of type generio or promptchainer, and this provider must be installed in this "
-                "environment (airflow providers list)"
+                "flows_conn_id must name one of type generio or promptchainer, or of a type that another package adds for its "
+                "service, and the provider of that type must be installed in this environment (airflow providers list)"
             )
             raise FlowInputError(message)
         hook._connection = connection  # noqa: SLF001  # it was looked up just now; a look-up is dear

@@ -74,6 +74,29 @@ PROMPTCHAINER_FIELDS = {
 }
 
 
+def connection_type(
+    name: str, *, hook_name: str, hook_class: str, default_host: str, table: Mapping[str, Field], key: str = "API key"
+) -> dict[str, Any]:
+    """Give a service's entry in `connection-types` of its package's provider info: the type, and its form.
+
+    :param name: the connection type, as `conn_type` of the hook.
+    :param hook_class: the full name of the hook's class, which is not imported here.
+    :param table: the hook's `fields`.
+    :param key: what the service calls what goes into the password field.
+    """
+    return {
+        "connection-type": name,
+        "hook-name": hook_name,
+        "hook-class-name": hook_class,
+        "ui-field-behaviour": {
+            "hidden-fields": ["login", "schema", "port"],
+            "relabeling": {"password": key, "host": "Host"},
+            "placeholders": {"host": default_host, "password": f"the {key} of your account"},
+        },
+        "conn-fields": {field: shown.as_form() for field, shown in table.items()},
+    }
+
+
 def extra_of(connection: Connection, table: Mapping[str, Field]) -> dict[str, Any]:
     """Read and check a connection's extra; what is absent, null or blank has its default.
 

@@ -8,24 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_provider_flows import __version__
-from airflow_provider_flows.connection import GENERIO_FIELDS, PROMPTCHAINER_FIELDS, Field
+from airflow_provider_flows.connection import GENERIO_FIELDS, PROMPTCHAINER_FIELDS, connection_type
 
 PACKAGE = "airflow_provider_flows"
 SERVICES = ("Generio", "PromptChainer")
-
-
-def _connection_type(name: str, hook: str, key: str, host: str, fields: dict[str, Field]) -> dict[str, Any]:
-    return {
-        "connection-type": name,
-        "hook-name": hook.removesuffix("Hook"),
-        "hook-class-name": f"{PACKAGE}.hooks.{hook}",
-        "ui-field-behaviour": {
-            "hidden-fields": ["login", "schema", "port"],
-            "relabeling": {"password": key, "host": "Host"},
-            "placeholders": {"host": host, "password": f"the {key} of your account"},
-        },
-        "conn-fields": {field: shown.as_form() for field, shown in fields.items()},
-    }
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -36,9 +22,20 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Run flows at Generio and PromptChainer: start a flow run, wait for it, fetch what it made.",
         "versions": [__version__],
         "connection-types": [
-            _connection_type("generio", "GenerioHook", "API token", "https://flows.generio.ai", GENERIO_FIELDS),
-            _connection_type(
-                "promptchainer", "PromptChainerHook", "API key", "https://api.promptchainer.io", PROMPTCHAINER_FIELDS
+            connection_type(
+                "generio",
+                hook_name="Generio",
+                hook_class=f"{PACKAGE}.hooks.GenerioHook",
+                default_host="https://flows.generio.ai",
+                table=GENERIO_FIELDS,
+                key="API token",
+            ),
+            connection_type(
+                "promptchainer",
+                hook_name="PromptChainer",
+                hook_class=f"{PACKAGE}.hooks.PromptChainerHook",
+                default_host="https://api.promptchainer.io",
+                table=PROMPTCHAINER_FIELDS,
             ),
         ],
         "cli": [f"{PACKAGE}.cli.definition.get_commands"],  # Airflow 3.2 and later

@@ -82,7 +82,7 @@ VARIABLE = Arg(
     action="append",
     type=_pair,
     metavar="NAME=VALUE",
-    help="A variable of a PromptChainer flow, in place of --input; may be repeated",
+    help="A variable of a flow that has variables (PromptChainer), in place of --input; may be repeated",
 )
 PARAM = Arg(
     ("-p", "--param"),
@@ -152,5 +152,5 @@ def get_commands() -> list[GroupCommand]:
         _command("draw", "drawing", "Draw a flow's graph", DRAWN, FILE, FORMAT, TO, always=(CONN_ID, ARG_VERBOSE)),
         _command("emulator", "starting", "Start a stand-in for Generio and PromptChainer", OPTIONS, always=()),
     )
-    told = "Run flows at Generio and PromptChainer"
+    told = "Run flows at Generio, PromptChainer, or any service that a connection type stands for"
     return [GroupCommand(name="flows", help=told, description=f"{told}\n\n{TABLE}", subcommands=commands)]

@@ -53,7 +53,7 @@ def _inputs(args: Namespace) -> Any:
     if args.variable is None:
         return [_input(text) for text in args.input or ()]
     if args.input is not None:
-        message = "--input and --variable do not go together: a flow takes inputs (Generio) or variables (PromptChainer)"
+        message = "--input and --variable do not go together: a flow takes inputs (Generio's do) or variables (PromptChainer's)"
         raise FlowInputError(message)
     return dict(args.variable)
 

@@ -64,12 +64,13 @@ class _Start:
         self._record = Record(order.fingerprint, LINEAGE)
         self._validate = not args.no_validate
         self._sent = False
+        self._lasts = hook.service.offers("get_run")  # a run has an id there, and can be asked for after its start
 
     def made(self) -> FlowRun | None:
         """Start the flow run; None if Ctrl-C came before it was started, or it was left going then."""
         try:
             made = self._hook.start(self._order, record=self._record, keep=self._keep, validate=self._validate)
-            if self._hook.service.steps:
+            if self._lasts:
                 say(f"The {made} is started.")
         except KeyboardInterrupt:
             return self._interrupted()
@@ -82,14 +83,15 @@ class _Start:
         if record is None:
             return
         self._record = record
-        if not self._hook.service.steps and record.flow_run_id is None:
+        if not self._lasts and record.flow_run_id is None:
             say(f"The flow {self._order.flow} is sent; it is answered when it is over.")
         elif self._hook.service.steps and record.flow_run_id is not None:
             say(f"The flow run {record.flow_run_id} of flow {self._order.flow} is made; its inputs are sent now.")
 
     def _interrupted(self) -> FlowRun | None:
         """Delete a run that was not started; ask about one that was."""
-        if not self._hook.service.steps:
+        unknown = self._record.flow_run_id is None and not self._hook.service.steps
+        if unknown or not self._lasts:
             told = "may run all the same, and what it makes cannot be fetched" if self._sent else "was not run"
             say(f"Interrupted. The flow {self._order.flow} {told}.")
             return None

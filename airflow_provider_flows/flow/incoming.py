@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_flows.flow.data_uri import KNOWN, normal_media_type
 from airflow_provider_flows.flow.errors import FlowMalformed, FlowNotFound
 from airflow_provider_flows.flow.exchange import Request, ask, check, malformed
-from airflow_provider_flows.flow.stages import Choice, Json, NotKnown, Raw, Stage, of_body
+from airflow_provider_flows.flow.stages import Choice, Json, NotKnown, Raw, Stage, Text, of_body
 from airflow_provider_flows.flow.wholeness import Passing, TargetFailed
 
 if TYPE_CHECKING:
@@ -91,19 +91,28 @@ def _is_text(media_type: str | None) -> bool:
     return bool(media_type) and str(media_type).startswith("text/")
 
 
-class Picture(Incoming):
-    """The sink of a link's answer, from a stranger: a raw picture, by its first bytes or its content type, of a bounded size."""
+class RawFile(Incoming):
+    """The sink of a download from a service that sends every file as it is, of whatever kind; a text must be UTF-8."""
 
-    def __init__(self, target: Target, most: int) -> None:
-        """Take what the picture is written to, and how many bytes it may have."""
-        self._content_type: str | None = None
-        super().__init__(target, most=most)
+    _content_type: str | None = None
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Forget what came before, and take what the new answer says that it is."""
         told = normal_media_type(headers.get("content-type"))
         self._content_type = None if told in KNOWN else told  # what has first bytes of its own is known by them only
         super().begin(status, headers)
+
+    def _first_stage(self) -> Stage:
+        told = self._listed or self._content_type or "application/octet-stream"
+        return Text(self._file, told) if _is_text(told) else Raw(self._file, told=told)
+
+
+class Picture(RawFile):
+    """The sink of a link's answer, from a stranger: a raw picture, by its first bytes or its content type, of a bounded size."""
+
+    def __init__(self, target: Target, most: int) -> None:
+        """Take what the picture is written to, and how many bytes it may have."""
+        super().__init__(target, most=most)
 
     def _first_stage(self) -> Stage:
         return Raw(self._file, "image/", self._content_type)
@@ -115,6 +124,17 @@ class Picture(Incoming):
         """
         self._wrong = self._wrong or _raised(self._stage.finish)
         return None if isinstance(self._wrong, NotKnown) else self.finish(request, response)
+
+
+def saved(path: str, incoming: Incoming) -> Conversation[str]:
+    """GET a file into the target of its sink; gives its media type.
+
+    :raises FlowServiceError: any answer that is not a success, or not the whole file (`Incoming.finish`).
+    """
+    request = Request("GET", path, into=incoming)
+    response = yield from ask(request)
+    check(request, response)
+    return incoming.finish(request, response)
 
 
 def linked_picture(url: str, target: Target, most: int) -> Conversation[str | None]:

@@ -114,7 +114,7 @@ Keep = Callable[[Record | None], None]
 def start(service: Service, order: Order, record: Record, keep: Keep) -> Conversation[FlowRun]:
     """Start a new run: make it, keep its id, give it its inputs, start it. Until the last step nothing is paid.
 
-    A service that does it all in one request is asked once; what it answers is kept whole, for it cannot be asked for again.
+    A service that does it all in one request is asked once; where it cannot be asked for the run again, its answer is kept whole.
 
     :param record: what is to be kept, as it stands before there is a run.
     :param keep: called with the record before anything is sent, and again as soon as the run has an id; when it returns, the
@@ -144,12 +144,15 @@ def _asked_once(service: Service, order: Order, record: Record, keep: Keep) -> C
         if not error.in_doubt:
             keep(None)
         raise
-    keep(replace(record, flow_run_id=run.flow_run_id, answer=run.as_kept()))
+    answer = None if service.offers("get_run") else run.as_kept()
+    keep(replace(record, flow_run_id=run.flow_run_id, answer=answer))
     return run
 
 
 def started_at_once(service: Service, order: Order, about: Callable[[], None] = lambda: None) -> Conversation[FlowRun]:
     """Start a new run in as few requests as the service allows, with nothing kept (see `Service.start`)."""
+    if service.steps and not service.offers("start"):
+        return start(service, order, Record(order.fingerprint, lineage=0), lambda _: None)
     return service.start(order.flow, order.inputs, order.parameters, order.additional, about=about, promised=order.promised)
 
 
@@ -192,7 +195,7 @@ def picked_up(
     A run that was made but never started is deleted; one from before a Clear, or of another order, is aborted if it still
     goes on.
 
-    :param abort: whether such a run may be aborted.
+    :param abort: whether such a run may be aborted; one that its service cannot abort is left alone.
     """
     if record is None:
         return None
@@ -209,7 +212,7 @@ def picked_up(
         return None
     if fits and run.state not in NOT_TAKEN_UP:
         return run
-    if run.state is FlowState.CREATED or abort:
+    if run.state is FlowState.CREATED or (abort and service.offers("abort")):
         yield from stopped(service, run.flow_run_id)
     return None
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
-from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.definition import find
+from airflow_provider_flows.flow.errors import FlowInputError, FlowMalformed, FlowNotFound
+from airflow_provider_flows.flow.exchange import Request, ask, malformed, read_json
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.data_uri import Content
     from airflow_provider_flows.flow.definition import FlowDefinition
-    from airflow_provider_flows.flow.exchange import Conversation
+    from airflow_provider_flows.flow.exchange import Conversation, T
     from airflow_provider_flows.flow.listing import Glance
     from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.flow.sink import Target
@@ -26,8 +28,9 @@ Inputs = Sequence["FlowInput"] | Mapping[str, Any]  # a list of inputs, or a map
 class Service(ABC):
     """One service that runs flows.
 
-    Only `headers`, `check` and `start` are demanded. A service whose runs have an id also gives `get_run`; what a service
-    does not offer raises `FlowInputError` and says so.
+    Only `headers` and `check` are demanded, and a way to start: `start`, or with `steps` all of `checked`, `create`, `add_input`,
+    `begin`, `get_run` and `delete`. A service whose runs have an id gives `get_run`; what a service does not offer raises
+    `FlowInputError` and says so.
     """
 
     name: ClassVar[str]
@@ -44,7 +47,6 @@ class Service(ABC):
         :raises FlowServiceError: the service refuses the key or cannot be asked.
         """
 
-    @abstractmethod
     def start(
         self,
         flow: str,
@@ -57,10 +59,13 @@ class Service(ABC):
     ) -> Conversation[FlowRun]:
         """Start a flow run with everything it needs, in as few requests as the service allows.
 
+        Its answer need not be of a run that is over, where the service gives `get_run`.
+
         :param about: called when all is checked and the next request is the one that may cost money.
         :param promised: names of the outputs that the flow's definition promises, None where it is not known; for a service
             whose answer to the start holds them all.
         """
+        raise self._cannot("start a flow run in one go")
 
     def checked(self, inputs: Inputs) -> list[FlowInput]:
         """Give the inputs as they are added one by one.
@@ -140,8 +145,18 @@ class Service(ABC):
         return content.media_type
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
-        """Read what a flow takes and gives."""
-        raise self._cannot("tell a flow's definition")
+        """Read what a flow takes and gives; from all definitions, by name or id, where the service lists them.
+
+        :raises FlowNotFound: there is none; the message lists those there are.
+        """
+        if not self.offers("list_definitions"):
+            raise self._cannot("tell a flow's definition")
+        known = yield from self.list_definitions()
+        if (found := find(flow, known)) is not None:
+            return found
+        names = ", ".join(sorted(definition.called for definition in known))
+        message = f"{self.name} has no flow {flow!r}. It has: {names or 'none'}."
+        raise FlowNotFound(message, status=404)
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
         """Read the definitions of all flows."""
@@ -153,6 +168,21 @@ class Service(ABC):
 
     def _cannot(self, what: str) -> FlowInputError:
         return FlowInputError(f"The service {self.name} cannot {what}.")
+
+
+def asked(request: Request, read: Callable[[Any], T]) -> Conversation[T]:
+    """Ask, and read the answer's JSON value (None where the body is empty).
+
+    :param read: takes the value; it may rely on what it expects, for the answer is nobody's promise.
+    :raises FlowServiceError: any answer that is not a success.
+    :raises FlowMalformed: the answer is no JSON, or `read` did not find in it what it expects.
+    """
+    response = yield from ask(request)
+    value = read_json(request, response)
+    try:
+        return read(value)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise FlowMalformed(malformed(request, response, "is not what was expected"), status=response.status) from error
 
 
 def segment(name: str, value: str) -> str:

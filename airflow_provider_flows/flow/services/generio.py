@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.data_uri import Content
-from airflow_provider_flows.flow.definition import find
 from airflow_provider_flows.flow.errors import FlowConflict, FlowInputError, FlowNotFound
-from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response, acknowledge, ask, check, read_json, reason
-from airflow_provider_flows.flow.incoming import Incoming
+from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response, acknowledge, ask, read_json, reason
+from airflow_provider_flows.flow.incoming import Incoming, saved
 from airflow_provider_flows.flow.listing import Glance
 from airflow_provider_flows.flow.moments import epoch
 from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
@@ -198,7 +197,7 @@ class Generio(Service):
         """GET /flows/{id}/inputs/{asset_id}."""
         kept = Kept()
         incoming = Incoming(kept, texts=True)  # a prompt is given back as it was sent
-        media_type = yield from _saved(f"{_path(flow_run_id)}/inputs/{segment('asset_id', asset_id)}", incoming)
+        media_type = yield from saved(f"{_path(flow_run_id)}/inputs/{segment('asset_id', asset_id)}", incoming)
         return Content(bytes(kept.data), media_type)
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
@@ -219,19 +218,7 @@ class Generio(Service):
 
     def save_output(self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None) -> Conversation[str]:
         """GET /flows/{id}/outputs/{asset_id}, a piece at a time; a plain text only if the list told of one."""
-        return (yield from _saved(f"{_path(flow_run_id)}/outputs/{segment('asset_id', asset_id)}", Incoming(target, media_type)))
-
-    def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
-        """GET /templates, and the one with this name or id (G-26).
-
-        :raises FlowNotFound: there is none; the message lists those there are.
-        """
-        known = yield from self.list_definitions()
-        if (found := find(flow, known)) is not None:
-            return found
-        names = ", ".join(sorted(definition.called for definition in known))
-        message = f"Generio has no flow {flow!r}. It has: {names or 'none'}."
-        raise FlowNotFound(message, status=404)
+        return (yield from saved(f"{_path(flow_run_id)}/outputs/{segment('asset_id', asset_id)}", Incoming(target, media_type)))
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
         """GET /templates, page after page if the answer tells of more (it is not documented to)."""
@@ -287,10 +274,3 @@ def _listed(flow_run_id: str, kind: str, *, include_data: bool) -> Conversation[
     request = Request("GET", f"{_path(flow_run_id)}/{kind}", query, into=whole if include_data else None)
     response = yield from ask(request)
     return request, response if response.taken is None else replace(response, body=bytes(whole.data))
-
-
-def _saved(path: str, incoming: Incoming) -> Conversation[str]:
-    request = Request("GET", path, into=incoming)
-    response = yield from ask(request)
-    check(request, response)
-    return incoming.finish(request, response)
