@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from airflow_provider_flows.cli.frame import command
-from airflow_provider_flows.cli.printing import say
+from airflow_provider_flows.cli.printing import say, to_stdout
 from airflow_provider_flows.flow.drawing import as_mermaid, as_svg
 from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.flow.graph import FlowGraph
@@ -28,7 +28,8 @@ def draw(args: Namespace) -> None:
     drawn = as_mermaid(graph) if mermaid else as_svg(graph, title=Path(args.flow).stem if _is_file(args.flow) else args.flow)
     text = drawn if drawn.endswith("\n") else f"{drawn}\n"
     if to is None:
-        sys.stdout.write(text)
+        with to_stdout():
+            sys.stdout.write(text)
         return
     to.write_text(text, encoding="utf-8")
     say(f"{to} is written.")

@@ -11,10 +11,12 @@ import sys
 import traceback
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from typing import Any
 
+import structlog
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, redact
 
 from airflow_provider_flows.cli.exits import Exit
@@ -97,7 +99,7 @@ def _all_connections() -> Iterator[None]:
 
 @contextmanager
 def _own_log(*, verbose: bool) -> Iterator[None]:
-    """Write this package's warnings (everything if it is to be verbose) to stderr, harmless, and nothing of any log to stdout."""
+    """Write warnings (everything of this package if it is to be verbose) to stderr, harmless, and nothing of any log to stdout."""
     ours, root, lines = logging.getLogger(OURS), logging.getLogger(), _Lines()
     before = ours.level, ours.propagate
     loud = [each for each in root.handlers if isinstance(each, logging.StreamHandler) and each.stream is sys.stdout]
@@ -106,12 +108,16 @@ def _own_log(*, verbose: bool) -> Iterator[None]:
     ours.propagate = False
     for handler in loud:
         handler.setStream(sys.stderr)
+    airflows = structlog.get_config()
+    least = logging.DEBUG if verbose else logging.WARNING
+    structlog.configure(processors=[_Least(least)], logger_factory=lambda *_: _Said())
     try:
         with warnings.catch_warnings():
             if not verbose:
                 warnings.simplefilter("ignore")  # Airflow's parts say of each other that they are deprecated
             yield
     finally:
+        structlog.configure(processors=airflows["processors"], logger_factory=airflows["logger_factory"])
         for handler in loud:
             handler.setStream(sys.stdout)
         ours.removeHandler(lines)
@@ -124,3 +130,27 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Say it."""
         say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+class _Least:
+    """Makes a line of what Airflow's hooks log (theirs is a log of its own, which goes to stdout), from this level on."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+
+    def __call__(self, _: Any, method: str, event: Mapping[str, Any]) -> str:
+        """Give the line.
+
+        :raises structlog.DropEvent: nobody wants it.
+        """
+        if logging.getLevelNamesMapping().get(method.upper(), logging.ERROR) < self._level:
+            raise structlog.DropEvent
+        return f"{method}: {redact(str(event.get('event')))}"
+
+
+class _Said:
+    """Says whatever it is told, at any level."""
+
+    def __getattr__(self, level: str) -> Callable[[str], None]:
+        """Give the method of that level."""
+        return say

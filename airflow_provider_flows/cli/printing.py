@@ -5,9 +5,11 @@ What comes from a service is not trusted: nothing in it moves a cursor, changes 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from airflow.cli.simple_table import AirflowConsole, SimpleTable
 from rich.text import Text
@@ -25,6 +27,24 @@ def say(line: object) -> None:
     sys.stderr.flush()
 
 
+@contextmanager
+def to_stdout() -> Iterator[None]:
+    """Print as long as somebody reads it: that `head` has seen enough changes neither what a command does nor how it ends."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python itself tries again at its end
+
+
+class _Console(AirflowConsole):
+    """Airflow's console, which leaves it to us what a broken pipe means; rich would end the process with code 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Say that it is broken."""
+        raise BrokenPipeError
+
+
 def show_one(data: Mapping[str, Any], output: str) -> None:
     """Print one thing: an object in JSON and YAML, else a row for each of its properties.
 
@@ -40,7 +60,12 @@ def show_many(data: Sequence[Mapping[str, Any]], output: str, columns: Iterable[
 
 
 def _show(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
-    console = AirflowConsole()
+    with to_stdout():
+        _written(data, rows, output)
+
+
+def _written(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
+    console = _Console()
     if output == "json":
         console.print_as_json(data)
     elif output == "yaml":
