@@ -8,8 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import shlex
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -262,6 +266,64 @@ def test_a_start_that_fails_halfway_is_told_and_leaves_nothing(emulator: Emulato
     assert "is made" in first
     assert "no chairs" in last
     assert (emulator.paid_runs, dict(emulator.runs)) == ([], {})
+
+
+def test_a_start_in_doubt_is_looked_for(emulator: Emulator, flows: Flows) -> None:
+    """A run whose start was never answered is waited for if it is found, and named if it cannot be looked for."""
+    lost, away = Fault("PATCH", "*", reset="after"), Fault("GET", "/flows/*", status=500)
+    emulator.fault(lost)
+    emulator.fault(away)
+    found = flows(QUICK + " --no-validate")
+    assert (found.code, found.json["state"], len(emulator.paid_runs)) == (0, "completed", 1)
+    assert "is started, although" in found.err
+
+    emulator.fault(lost)
+    emulator.fault(replace(away, times=None))
+    ended = flows(QUICK + " --no-validate")
+    (started,) = {run.flow_run_id for run in emulator.paid_runs} - {found.json["flow_run_id"]}
+    assert (ended.code, ended.out) == (1, "")
+    assert f"The flow run {started} may have started. Look: airflow flows get {started}; abort it" in ended.err
+
+
+def test_what_is_paid_for_is_named_when_the_service_fails(emulator: Emulator, flows: Flows) -> None:
+    """A key that is refused while a run goes on, or outputs that cannot be listed: how to go on with the run is said."""
+    emulator.run_seconds = 60
+    emulator.fault(Fault("GET", "/flows/*", status=401, times=None))
+    refused = flows(QUICK.replace("0.1", "0.01") + " --no-validate")
+    (flow_run_id,) = emulator.runs
+    assert refused.code == 6
+    assert f"The flow run {flow_run_id} goes on. Watch it: airflow flows watch {flow_run_id}" in refused.err
+
+    emulator.clear_faults()
+    emulator.run_seconds = 0
+    emulator.fault(Fault("GET", "*/outputs", status=500, times=None))
+    lost = flows(QUICK)
+    assert lost.code == 1
+    assert re.search(r"is completed; fetch its outputs: airflow flows download \w{24}\n", lost.err)
+
+
+def test_log_of_hooks_is_not_data(emulator: Emulator, flows: Flows) -> None:
+    """What Airflow's hooks log goes to stderr, a warning always, all else with --verbose; stdout holds the JSON only."""
+    emulator.run_seconds = 0
+    for status, verbose, told in ((500, "", True), (404, "", False), (404, " --verbose", True)):
+        emulator.fault(Fault("GET", "/templates", status=status, times=2))
+        done = flows(QUICK + verbose)
+        assert done.json["state"] == "completed"
+        assert ("Nothing tells what flow" in done.err) is told
+        emulator.clear_faults()
+
+
+@pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])
+def test_reader_that_has_seen_enough_changes_nothing(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """With `| head` the exit code is the flow run's all the same."""
+    emulator.run_seconds = 0
+    for plan, code in ((Plan(run_seconds=0), 0), (Plan("aborted", run_seconds=0), 3)):
+        emulator.plan(plan)
+        read, write = os.pipe()
+        os.close(read)
+        with os.fdopen(write, "w") as stdout, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stdout)
+            assert call(["flows", *shlex.split(QUICK.replace("-o json", f"-o {form}"))]) == code
 
 
 def test_download_writes_the_right_bytes(emulator: Emulator, made: FlowRun, flows: Flows, tmp_path: Path) -> None:

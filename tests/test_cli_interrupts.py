@@ -94,7 +94,7 @@ def test_before_the_start_nothing_is_paid(flow_emulator: Emulator, flows: Flows)
     with ctrl_c_when(asked(flow_emulator, "POST", "/inputs")):
         ended = flows(RUN)
     assert (ended.code, ended.out) == (130, "")
-    assert ended.err.splitlines()[-1] == "Interrupted. No flow run was started; what was made of one is deleted."
+    assert ended.err.splitlines()[-1] == "No flow run goes on; what was made of one is deleted."
     assert (flow_emulator.paid_runs, dict(flow_emulator.runs)) == ([], {})
 
 
@@ -123,7 +123,7 @@ def test_a_chain_that_was_sent_may_run(flow_emulator: Emulator, flows: Flows) ->
     with ctrl_c_when(asked(flow_emulator, "POST", "hvv3y7f")):
         ended = flows(CHAIN)
     assert ended.code == 130
-    assert ended.err.endswith("may run all the same, and what it makes cannot be fetched.\n")
+    assert ended.err.endswith("may run all the same; what it makes cannot be fetched.\n")
 
 
 def test_outputs_can_be_fetched_later(flow_emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
@@ -138,6 +138,51 @@ def test_outputs_can_be_fetched_later(flow_emulator: Emulator, flows: Flows, tmp
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     flow_emulator.clear_faults()
     assert flows(f"download {flow_run_id} --output-path {tmp_path}").code == 0
+
+
+def test_second_ctrl_c_tells_what_may_go_on(flow_emulator: Emulator, flows: Flows) -> None:
+    """Who does not wait until it is found out whether the flow run started is told how to find out."""
+    flow_emulator.run_seconds = 60
+    flow_emulator.fault(Fault("PATCH", "*", delay=20))
+    flow_emulator.fault(Fault("GET", "/flows/*", delay=20, times=None))
+    with ctrl_c_when(lambda: bool(flow_emulator.paid_runs)), ctrl_c_when(asked(flow_emulator, "GET", "")):
+        ended = flows(RUN)
+    (flow_run_id,) = flow_emulator.runs
+    look, stop = f"airflow flows get {flow_run_id}", f"airflow flows abort {flow_run_id}"
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err.endswith(f"The flow run {flow_run_id} may have started. Look: {look}; abort it: {stop}\n")
+
+
+def test_ctrl_c_before_anything_is_sent(flow_emulator: Emulator, flows: Flows) -> None:
+    """A Ctrl-C during the check ends at once: nothing is asked of a service that may be away."""
+    flow_emulator.fault(Fault("GET", "/templates", delay=20))
+    with ctrl_c_when(asked(flow_emulator, "GET", "/templates")):
+        ended = flows(RUN.replace(" --no-validate", ""))
+    assert (ended.code, ended.err) == (130, f"Interrupted. The flow {PROMPT_FLOW} was not run.\n")
+    assert len(flow_emulator.requests) == 1
+
+
+def test_a_run_that_cannot_be_stopped_is_told_of(flow_emulator: Emulator, flows: Flows) -> None:
+    """When the service does not abort the flow run, it is said that it goes on, and how to go on with it."""
+    flow_emulator.run_seconds = 60
+    flow_emulator.fault(Fault("PATCH", "*", skip=1, status=500, times=None))
+    with ctrl_c_when(asked(flow_emulator, "GET", "")):
+        ended = flows(f"{RUN} --on-interrupt abort")
+    (flow_run_id,) = flow_emulator.runs
+    assert ended.code == 130
+    assert "could not be stopped: PATCH" in ended.err
+    assert f"The flow run {flow_run_id} goes on. Watch it: airflow flows watch {flow_run_id}" in ended.err
+
+
+def test_a_chain_that_is_over_is_never_lost(flow_emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
+    """PromptChainer tells outputs once: a Ctrl-C while a picture comes prints them as they came."""
+    flow_emulator.run_seconds = 0
+    flow_emulator.fault(Fault("GET", "/private/*", delay=20))
+    with ctrl_c_when(lambda: any("/private/" in request.path for request in flow_emulator.requests)):
+        ended = flows(f"{CHAIN} --output-path {tmp_path} -o json")
+    assert ended.code == 130
+    assert {output["name"]: bool(output["value"]) for output in ended.json["outputs"]} == {"image": True, "text": True}
+    assert "airflow flows download" not in ended.err
 
 
 def test_any_other_command_just_ends(flow_emulator: Emulator, flows: Flows) -> None:

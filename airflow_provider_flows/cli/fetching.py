@@ -33,6 +33,8 @@ def download(args: Namespace) -> Exit:
     if not run.final:
         message = f"The {run} is {run.state_word}: its outputs are there when it is over. Wait: {again('watch', run, args)}"
         raise FlowConflict(message)
+    if not run.completed:
+        say(reason(run))
     delivery.checked(hook.service)
     run = run.with_outputs(tuple(hook.settled_outputs(run.flow_run_id)))
     _must_be_there(run, delivery)
@@ -62,14 +64,28 @@ def ended(hook: FlowsHook, run: FlowRun, delivery: Delivery, args: Namespace) ->
         try:
             run, error = gather(hook, run, delivery)
         except KeyboardInterrupt:
-            say(f"The {run} is completed; fetch its outputs: {again('download', run, args)}")
+            _not_fetched(hook, run, args)
             return Exit.INTERRUPTED
+        except Exception:
+            _not_fetched(hook, run, args)
+            raise
     else:
         say(reason(run))
     show_one(run.as_dict(), args.output)
     if error is not None:
+        if hook.service.offers("get_run"):
+            say(f"Not every output of the {run} could be fetched; try again: {again('download', run, args)}")
         raise error
     return ENDED.get(run.state, Exit.FAILED)
+
+
+def _not_fetched(hook: FlowsHook, run: FlowRun, args: Namespace) -> None:
+    """Keep what a run has made from being lost: say how to fetch it, or print it where it was told once and never again."""
+    if hook.service.offers("get_run"):
+        say(f"The {run} is completed; fetch its outputs: {again('download', run, args)}")
+        return
+    say(f"The {run} is completed, and its outputs cannot be asked for again. They are printed as they came; a link ends soon.")
+    show_one(run.as_dict(), args.output)
 
 
 def reason(run: FlowRun) -> str:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from airflow_provider_flows.cli.asking import agreed, at_a_terminal
 from airflow_provider_flows.cli.fetching import again
 from airflow_provider_flows.cli.printing import harmless, say
-from airflow_provider_flows.flow.errors import FlowTimeout
+from airflow_provider_flows.flow.errors import FlowError, FlowNotFound, FlowServiceError, FlowTimeout
 from airflow_provider_flows.flow.run import FlowRun
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def followed(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Namesp
         raise FlowTimeout(message) from error
     except KeyboardInterrupt:
         return interrupted(hook, flow_run_id, args)
+    except FlowServiceError as error:
+        if not isinstance(error, FlowNotFound):
+            _left(flow_run_id, args)
+        raise
 
 
 def interrupted(hook: FlowsHook, flow_run_id: str, args: Namespace) -> FlowRun | None:
@@ -52,7 +56,9 @@ def interrupted(hook: FlowsHook, flow_run_id: str, args: Namespace) -> FlowRun |
             _left(flow_run_id, args)
             return None
         run = hook.see_off(flow_run_id)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FlowError) as error:
+        if isinstance(error, FlowError):
+            say(f"The flow run could not be stopped: {error}")
         _left(flow_run_id, args)
         return None
     if run is None:

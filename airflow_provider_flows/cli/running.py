@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_flows.cli import reading
 from airflow_provider_flows.cli.exits import Exit
-from airflow_provider_flows.cli.fetching import ENDED, ended, reason
+from airflow_provider_flows.cli.fetching import ENDED, again, ended, reason
 from airflow_provider_flows.cli.following import followed, interrupted
 from airflow_provider_flows.cli.frame import command
 from airflow_provider_flows.cli.looking import seen
 from airflow_provider_flows.cli.printing import say, show_one
-from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowServiceError
 from airflow_provider_flows.flow.starting import Order, Record
 from airflow_provider_flows.hooks import FlowsHook
 
@@ -67,7 +67,10 @@ class _Start:
         self._lasts = hook.service.offers("get_run")  # a run has an id there, and can be asked for after its start
 
     def made(self) -> FlowRun | None:
-        """Start the flow run; None if Ctrl-C came before it was started, or it was left going then."""
+        """Start the flow run; None if Ctrl-C came before it was started, or it was left going then.
+
+        :raises FlowServiceError: it was not started, as far as can be found out; what cannot is said.
+        """
         try:
             made = self._hook.start(self._order, record=self._record, keep=self._keep, validate=self._validate)
             if self._lasts:
@@ -76,6 +79,12 @@ class _Start:
             return self._interrupted()
         except FlowInputError as error:
             raise FlowInputError(str(error).replace("validate=False", "--no-validate")) from error
+        except FlowServiceError as error:
+            found = self._found_again() if error.in_doubt and self._sent else None
+            if found is None:
+                raise
+            say(f"The {found} is started, although the service's answer was: {error}")
+            return found
         return made
 
     def _keep(self, record: Record | None) -> None:
@@ -90,13 +99,31 @@ class _Start:
 
     def _interrupted(self) -> FlowRun | None:
         """Delete a run that was not started; ask about one that was."""
-        unknown = self._record.flow_run_id is None and not self._hook.service.steps
-        if unknown or not self._lasts:
-            told = "may run all the same, and what it makes cannot be fetched" if self._sent else "was not run"
-            say(f"Interrupted. The flow {self._order.flow} {told}.")
+        if not self._sent:
+            say(f"Interrupted. The flow {self._order.flow} was not run.")
             return None
-        going = self._hook.pick_up(self._order, self._record, LINEAGE, abort=False)
+        say("Interrupted.")
+        going = self._found_again()
         if going is None:
-            say("Interrupted. No flow run was started; what was made of one is deleted.")
             return None
         return going if going.final else interrupted(self._hook, going.flow_run_id, self._args)
+
+    def _found_again(self) -> FlowRun | None:
+        """Give the run if it was started, else delete what was made of it; say what could not be found out. None without one."""
+        flow_run_id, service = self._record.flow_run_id, self._hook.service
+        if not self._lasts or (flow_run_id is None and not service.steps):
+            fate = "look for its run: airflow flows runs" if service.offers("list_runs") else "what it makes cannot be fetched"
+            say(f"The flow {self._order.flow} may run all the same; {fate}.")
+            return None
+        try:
+            found = self._hook.pick_up(self._order, self._record, LINEAGE, abort=False)
+        except (FlowError, KeyboardInterrupt) as error:
+            if isinstance(error, FlowError):
+                say(error)
+            if flow_run_id is not None:
+                look, stop = again("get", flow_run_id, self._args), again("abort", flow_run_id, self._args)
+                say(f"The flow run {flow_run_id} may have started. Look: {look}; abort it: {stop}")
+            return None
+        if found is None:
+            say("No flow run goes on; what was made of one is deleted.")
+        return found
