@@ -104,9 +104,11 @@ def checked(hook: FlowsHook, order: Order) -> FlowDefinition | None:
             if fresh:
                 raise
         known, _ = _known(hook, order.flow, anew=True)
-    except FlowServiceError as error:
-        level = logging.WARNING if error.passing else logging.INFO
-        hook.log.log(level, UNCHECKED, order.flow, error)
+    except (FlowServiceError, FlowInputError) as error:
+        if isinstance(error, FlowInputError) and error.lasting:
+            raise
+        passing = not isinstance(error, FlowServiceError) or error.passing
+        hook.log.log(logging.WARNING if passing else logging.INFO, UNCHECKED, order.flow, error)
         return None
     return _fitted(hook, order, known)
 

@@ -64,16 +64,18 @@ class FlowsHook(ConnectedHook):
         :param record: what is to be kept of this start, and `keep` the function that keeps it (flow/starting.py); without them
             as few requests as the service allows do it all.
         :param input_conn_id: the Airflow connection of the storage that files among the inputs lie in.
-        :param validate: whether the order is checked first against what the flow takes (`check`).
+        :param validate: whether the order is checked first against what the flow takes (`check`), and texts that spell numbers
+            and Booleans are sent as such.
         :raises FlowInputError: an argument cannot be sent, or does not fit the flow; no run was made.
         :raises FlowServiceError: the service refused.
         """
         from airflow_provider_flows.flow import starting
+        from airflow_provider_flows.flow.checking import meant
 
         order = flow if isinstance(flow, starting.Order) else self.order(flow, inputs, parameters, additional, input_conn_id)
         definition = self.check(order) if validate else None
         if definition is not None:
-            order = replace(order, promised=definition.outputs)
+            order = replace(order, promised=definition.outputs, parameters=meant(definition, order.parameters))
         if record is not None and keep is not None:
             return self.patient(starting.start(self.service, order, record, keep))
         return self.patient(starting.started_at_once(self.service, order))

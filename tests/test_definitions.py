@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_flows.definitions import FRESH_SECONDS, Recent
 from airflow_provider_flows.emulator.graphs import sample_graphs
-from airflow_provider_flows.flow.checking import check, chosen
+from airflow_provider_flows.flow.checking import check, chosen, meant
 from airflow_provider_flows.flow.data_uri import Content, encode
 from airflow_provider_flows.flow.definition import FlowDefinition, Parameter, find
 from airflow_provider_flows.flow.errors import FlowInputError
@@ -43,6 +44,12 @@ ALL = (
     Parameter("anything"),
 )
 MODEL = FlowDefinition("1", "generio", "chairs", inputs=("text/plain",), parameters={one.name: one for one in ALL}, whole=True)
+
+
+class Word(StrEnum):
+    """A text that is not just a str."""
+
+    LOW = "low"
 
 
 def template(**told: Any) -> FlowDefinition:
@@ -119,6 +126,8 @@ def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
         ({"inputs": ["image", "sketch"]}, ("image/*",)),
         ({"inputs": {"types": ["image/png"], "min": 1, "max": 2}}, ("image/png",)),
         ({"inputs": {"picture": {"type": "file", "formats": ["png"]}, "about": "prompt"}}, ("image/png", "text/plain")),
+        ({"inputs": ["image/tif", "model/GLB"]}, ("image/tiff", "model/gltf-binary")),
+        ({"inputs": ["png/jpg", "image/webp"]}, ()),
         ({"inputs": ["image/png", 7]}, ()),
         ({"inputs": [None, "image/png"]}, ()),
         ({"inputs": {"required": True, "picture": "image/png"}}, ()),
@@ -133,8 +142,10 @@ def test_input_types_are_read_in_every_shape(told: dict[str, Any], types: tuple[
 
 def test_number_of_inputs_is_read() -> None:
     """How many inputs a run takes is read where it is told, and is no number below one."""
-    counted = template(inputs={"types": ["prompt"], "min": 1, "max": 2})
+    counted = template(inputs={"types": ["prompt"], "min_items": 1, "maxItems": 2})
     assert (counted.least_inputs, counted.most_inputs) == (1, 2)
+    lengths = template(inputs={"type": "prompt", "min": 3, "max": 1000})  # of a prompt, for all that anybody knows
+    assert (lengths.inputs, lengths.least_inputs, lengths.most_inputs) == (("text/plain",), None, None)
     assert template(min_inputs=2, max_inputs=0).least_inputs == 2
     assert template(min_inputs=True, max_inputs=0).most_inputs is None
     assert "inputs must be 2 at the most, not 3" in refusal(counted, PROMPT * 3)
@@ -212,10 +223,15 @@ def test_unknown_flow_is_told_with_the_nearest() -> None:
         ("Seed", 1, "parameter 'Seed' is not known (did you mean 'seed'?)"),
         ("quality", "best", "parameters['quality'] must be 'low' or 'high', not 'best'"),
         ("quality", 1, "parameters['quality'] must be of type string, not 1"),
-        ("seed", "3", "parameters['seed'] must be of type integer, not '3'"),
+        ("quality", Word.LOW, ""),
+        ("seed", "three", "parameters['seed'] must be of type integer, not 'three'"),
+        ("seed", "3", ""),
+        ("seed", "30", "parameters['seed'] must be 0 or more and 9 or less, not 30"),
+        ("seed", "3.5", "of type integer, not '3.5'"),
         ("seed", True, "parameters['seed'] must be of type integer, not True"),
-        ("seed", 3.0, "parameters['seed'] must be of type integer, not 3.0"),
-        ("seed", None, "parameters['seed'] must be of type integer, not None"),
+        ("seed", 3.0, ""),
+        ("seed", 3.5, "parameters['seed'] must be of type integer, not 3.5"),
+        ("seed", None, ""),
         ("seed", 10, "parameters['seed'] must be 0 or more and 9 or less, not 10"),
         ("seed", -2, "parameters['seed'] must be 0 or more"),
         ("seed", -1, ""),  # it is the default
@@ -223,7 +239,8 @@ def test_unknown_flow_is_told_with_the_nearest() -> None:
         ("scale", 3.5, ""),
         ("scale", True, "of type number"),
         ("texture", 1, "of type boolean"),
-        ("texture", "true", "of type boolean"),
+        ("texture", "True", ""),
+        ("texture", "yes", "of type boolean"),
         ("texture", False, ""),
         ("tags", ["a"], ""),
         ("tags", "a", "of type array"),
@@ -234,10 +251,38 @@ def test_unknown_flow_is_told_with_the_nearest() -> None:
     ],
 )
 def test_parameters_are_checked(name: str, value: Any, told: str) -> None:
-    """Names, types and values are checked to the letter; a Boolean is no integer, an integer is a number, a text is neither."""
+    """Names, types and values are checked; a Boolean is no integer, an integer is a number, a text only if it spells one."""
     found = refusal(MODEL, PROMPT, {name: value})
     assert told in found
     assert bool(found) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("types", "value", "sent"),
+    [
+        (("integer",), " -3 ", -3),
+        (("integer",), 3.0, 3),
+        (("integer",), "1e3", "1e3"),
+        (("integer",), "9" * 400, "9" * 400),
+        (("number",), "1.5", 1.5),
+        (("number",), "2", 2),
+        (("number",), "1e999", "1e999"),
+        (("number",), 3.0, 3.0),
+        (("boolean",), "False", False),
+        (("boolean", "integer"), "1", 1),
+        (("string", "integer"), "3", "3"),
+        (("string",), "true", "true"),
+        (("array",), "3", "3"),
+        ((), "3", "3"),
+        (("integer",), "auto", "auto"),
+    ],
+)
+def test_texts_are_sent_as_what_they_spell(types: tuple[str, ...], value: Any, sent: Any) -> None:
+    """What a DAG's template gives for a number or a Boolean is one, unless a text will do there, or nothing is told."""
+    definition = replace(MODEL, parameters={"it": Parameter("it", types, default="auto")})
+    meanings = meant(definition, {"it": value, "other": "3"})
+    assert meanings == {"it": sent, "other": "3"}
+    assert type((meanings or {})["it"]) is type(sent)
 
 
 def test_all_findings_are_told_at_once() -> None:
@@ -272,6 +317,10 @@ HERE = Path("x")
         (IMAGES.inputs, FlowInput("data:;base64,AAAA"), ""),
         (("image/*",), FlowInput(FileSource("", HERE, "image/tiff", 1, "")), ""),
         (("image/*",), FlowInput("a chair"), "must be image/*"),
+        (("text/markdown",), FlowInput("a chair"), ""),
+        (("audio/wav",), FlowInput(FileSource("", HERE, "audio/x-wav", 1, "")), ""),
+        (("image/svg",), FlowInput(FileSource("", HERE, "image/svg+xml", 1, "")), ""),
+        (("model/gltf+json",), FlowInput(FileSource("", HERE, "model/gltf-binary", 1, "")), "not model/gltf-binary"),
         (("*/*",), PNG, ""),
         (("mesh",), PNG, ""),
         ((), PNG, ""),
@@ -304,9 +353,20 @@ def test_variables_are_checked_all_at_once() -> None:
         assert part in told
     assert "inputs must be a mapping" in refusal(CHAIN, PROMPT)
     assert not refusal(CHAIN, {"color": "red", "item": 7})
+    assert "variable 'color' is missing" in refusal(CHAIN, [])
+    assert not refusal(replace(CHAIN, inputs=()), [])
 
 
-@pytest.mark.parametrize("told", [[], [{"name": "a"}, {"type": "variable"}], ["a", "b"]])
+def test_words_of_a_graph_are_variables_too() -> None:
+    """A row's type is known in capitals and in the word that a graph has for it."""
+    told = [{"name": "a", "type": "Variable"}, {"name": "b", "type": "variableNode"}, {"name": "c", "type": "outputNode"}]
+    definition = Script(answer(told)).hold(PromptChainer().get_definition("f"))
+    assert (definition.inputs, definition.outputs, definition.whole) == (("a", "b"), ("c",), True)
+
+
+@pytest.mark.parametrize(
+    "told", [[], [{"name": "a"}, {"type": "variable"}], ["a", "b"], [{"name": "anything", "type": "input"}, {"name": "o"}]]
+)
 def test_variables_that_are_not_all_told_are_not_checked(told: Any) -> None:
     """An answer of getFlowInfo that is empty or cannot be read whole refuses no name."""
     assert not refusal(Script(answer(told)).hold(PromptChainer().get_definition("f")), {"anything": "x"})

@@ -65,7 +65,7 @@ def test_everything_is_told_at_once_and_nothing_is_made(emulator: Emulator, tmp_
         f"validation_{deferrable}",
         flow=FLOW,
         inputs=["A chair", tmp_path / "chair.png"],
-        parameters={"qualty": "low", "seed": "3", "texture": 1},
+        parameters={"qualty": "low", "seed": "three", "texture": 1},
         deferrable=deferrable,
     )
 
@@ -73,7 +73,7 @@ def test_everything_is_told_at_once_and_nothing_is_made(emulator: Emulator, tmp_
     for part in (
         "inputs[1] must be text/plain, not image/png",
         "parameter 'qualty' is not known (did you mean 'quality'?)",
-        "parameters['seed'] must be of type integer, not '3'",
+        "parameters['seed'] must be of type integer, not 'three'",
         "parameters['texture'] must be of type boolean, not 1",
         "No flow run was made",
         "validate=False",
@@ -136,6 +136,22 @@ def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulat
     for validate, names in ((False, []), (True, ["Picture"])):
         run = hook.start("pictures", {}, validate=validate)
         assert (run.state, [output.name for output in run.outputs]) == (FlowState.FAILED, names)
+
+
+def test_what_templates_give_is_sent_in_the_types_that_are_told(emulator: Emulator) -> None:
+    """A DAG's templates give texts only: a number and a Boolean among them arrive as such, and the task runs."""
+    values = {"seed": "{{ 3 + 4 }}", "texture": "{{ False }}", "quality": "{{ 'low' }}"}
+    assert ran("validation_templates", **{**CHAIR, "parameters": values}).state == "success"
+    (run,) = emulator.runs.values()
+    assert run.parameters == {"seed": 7, "texture": False, "quality": "low"}
+
+
+def test_chain_without_variables_needs_no_inputs(emulator: Emulator) -> None:
+    """Whoever has nothing to give gives nothing."""
+    graph = {"nodes": [{"id": "o", "type": "outputNode", "data": {"name": "Text"}}], "edges": []}
+    emulator.add_graph("alone", graph)
+    PromptChainerHook("promptchainer_default").start("alone")
+    assert [request.json for request in emulator.requests if request.method == "POST"] == [{"variables": {}}]
 
 
 def test_retry_that_picks_a_run_up_checks_nothing(emulator: Emulator) -> None:
@@ -232,7 +248,7 @@ def test_every_shape_of_a_template_is_checked(emulator: Emulator, hook: GenerioH
     """Whatever shape the service's templates have, what they tell is checked and nothing else."""
     emulator.switches.update({switch: value})
     of_inputs = switch == "template_inputs"
-    parameters = None if of_inputs else {"seed": "3"} if "type" in told else {"colour": 1}
+    parameters = None if of_inputs else {"seed": "three"} if "type" in told else {"colour": 1}
     order = hook.order("model_optimize" if of_inputs else FLOW, "A chair", parameters, None)
     if told:
         with pytest.raises(FlowInputError) as caught:
@@ -273,6 +289,10 @@ def test_exported_graph_tells_what_the_service_cannot(
     hook = PromptChainerHook("promptchainer_default")
     assert hook.get_definition(CHAIN["flow"]).inputs == ("color", "item")
     assert hook.get_graph("unknown") is None
+
+    away = PromptChainerHook("promptchainer_default")
+    away.connection.extra = json.dumps({"graphs": "nonsense://nowhere"})
+    assert away.check(away.order("unknown", {"color": "red"}, None, None)) is None
 
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(FlowInputError, match=r"broken\.json \(field graphs of the connection\)"):

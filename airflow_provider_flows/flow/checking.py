@@ -5,6 +5,8 @@ It checks nothing that a service did not tell, and asks nobody (definitions.py o
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ TEXT = "text/plain"
 UNKNOWN = "application/octet-stream"  # says of a file that nobody knows what it is
 MOST_NAMES = 50  # of flows, parameters, variables or inputs in one message
 LONGEST = 80  # signs of a value or a name in a message
+NUMBER = re.compile(r"[+-]?\d{1,300}(?P<part>\.\d{1,300})?(?P<power>[eE][+-]?\d{1,3})?", re.ASCII)
 WAY_OUT = "No flow run was made. If the service does take this, validate=False sends it unchecked."
 
 
@@ -42,13 +45,43 @@ def check(definition: FlowDefinition, inputs: Inputs, parameters: Mapping[str, A
 
     :raises FlowInputError: naming all that does not fit, with the nearest match of each name, and what the flow takes.
     """
-    findings = [*_inputs(definition, inputs), *_parameters(definition, parameters or {})]
+    findings = [*_inputs(definition, inputs), *_parameters(definition, meant(definition, parameters) or {})]
     if findings:
         message = (
             f"This does not fit the {definition.service} flow {definition.called}: {'; '.join(findings)}. "
             f"It takes {_taken(definition)}. {WAY_OUT}"
         )
         raise FlowInputError(message)
+
+
+def meant(definition: FlowDefinition, parameters: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Give parameters in the types that the flow takes: a text that spells a number or a Boolean where no text will do as that.
+
+    A template of a DAG gives nothing but texts, `3` and `True` among them; and a whole number may have come as 3.0.
+    """
+    if parameters is None:
+        return None
+    known = definition.parameters
+    return {name: _meant(known[str(name)], value) if str(name) in known else value for name, value in parameters.items()}
+
+
+def _meant(parameter: Parameter, value: Any) -> Any:
+    types = parameter.types
+    if "integer" in types and "number" not in types and isinstance(value, float) and value.is_integer():
+        return int(value)
+    named = any(_same(value, one) for one in (parameter.default, *parameter.values))
+    if not isinstance(value, str) or not types or "string" in types or named:
+        return value
+    text = value.strip()
+    if "boolean" in types and text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    read = NUMBER.fullmatch(text)
+    if read is None or not {"integer", "number"} & {*types}:
+        return value
+    if read["part"] is None and read["power"] is None:
+        return int(text)
+    number = float(text)
+    return number if "number" in types and math.isfinite(number) else value
 
 
 def unsendable(variables: Mapping[Any, Any]) -> list[str]:
@@ -79,6 +112,8 @@ def _inputs(definition: FlowDefinition, given: Inputs) -> list[str]:
 
 
 def _variables(definition: FlowDefinition, given: Inputs) -> list[str]:
+    if not given:
+        given = {}
     if not isinstance(given, Mapping):
         return ["inputs must be a mapping of variable names to values, such as {'color': 'red'}"]
     names = [str(name) for name in given]
@@ -113,7 +148,16 @@ def _media_types(taken: Collection[str], given: Sequence[FlowInput]) -> Iterator
 
 
 def _covers(taken: str, kind: str) -> bool:
-    return taken in {kind, "*/*", UNKNOWN} or (taken.endswith("/*") and kind.startswith(taken[:-1]))
+    if taken in {"*/*", UNKNOWN} or (taken.endswith("/*") and kind.startswith(taken[:-1])):
+        return True
+    texts = kind.startswith("text/") and taken.startswith("text/")  # which one a text is, only its author knows
+    return texts or _plain(taken) == _plain(kind)
+
+
+def _plain(kind: str) -> str:
+    """Give a media type without what is said or left out at will: `audio/x-wav` is audio/wav, `image/svg+xml` image/svg."""
+    main, _, sub = kind.partition("/")
+    return f"{main}/{sub.removeprefix('x-').partition('+')[0]}"
 
 
 def _parameters(definition: FlowDefinition, given: Mapping[str, Any]) -> Iterator[str]:
@@ -134,6 +178,8 @@ def _parameters(definition: FlowDefinition, given: Mapping[str, Any]) -> Iterato
 def _wanted(parameter: Parameter, value: Any) -> str | None:
     """Say what a parameter must be if this value is not that; the default is always right, whatever else is told."""
     kind = _kind(value)
+    if kind == "null" and not parameter.required:  # as good as not given, to most services
+        return None
     if kind is None or (parameter.default is not None and _same(value, parameter.default)):
         return None
     if parameter.types and kind not in parameter.types and not (kind == "integer" and "number" in parameter.types):
@@ -149,10 +195,9 @@ def _wanted(parameter: Parameter, value: Any) -> str | None:
 
 def _kind(value: Any) -> str | None:
     """Give JSON schema's word for a value; a Boolean is no integer here, although it is one to Python."""
-    kinds = {bool: "boolean", str: "string", int: "integer", float: "number", type(None): "null"}
-    if type(value) in kinds:
-        return kinds[type(value)]
-    return "object" if isinstance(value, Mapping) else "array" if isinstance(value, Sequence) else None
+    kinds = ((bool, "boolean"), (str, "string"), (int, "integer"), (float, "number"), (type(None), "null"))
+    found = next((word for kind, word in kinds if isinstance(value, kind)), None)
+    return found or ("object" if isinstance(value, Mapping) else "array" if isinstance(value, Sequence) else None)
 
 
 def _same(value: Any, other: Any) -> bool:

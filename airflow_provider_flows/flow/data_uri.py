@@ -33,6 +33,8 @@ SYNONYMS = {
     "image/pjpeg": "image/jpeg",
     "image/x-png": "image/png",
     "image/x-ms-bmp": "image/bmp",
+    "image/tif": "image/tiff",
+    "model/glb": GLB,
 }
 EXTENSIONS = {GLB: ".glb", "image/jpeg": ".jpg", "image/tiff": ".tiff", "text/plain": ".txt", "image/webp": ".webp"}
 _HEAD = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<rest>(?:;[^;,]*)*),", re.IGNORECASE | re.ASCII)

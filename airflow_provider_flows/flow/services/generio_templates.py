@@ -24,6 +24,8 @@ INPUTS, OUTPUTS = ("input_types", "inputs", "input"), ("output_types", "outputs"
 # where an object tells media types, the most telling name first
 KINDS = ("media_types", "mime_types", "types", "formats", "accept", "media_type", "mime_type", "content_type", "type", "name")
 LEAST, MOST = ("min", "minimum", "min_items", "minItems"), ("max", "maximum", "max_items", "maxItems")
+# how many inputs; a bare `min` of an input may as well be the length of a prompt, or the width of a picture
+FEWEST, FULLEST = ("min_inputs", "inputs_min", "min_items", "minItems"), ("max_inputs", "inputs_max", "max_items", "maxItems")
 PARAMETER_NAMES = ("name", "key", "parameter", "id")
 VALUES = ("values", "enum", "options", "allowed_values", "choices", "allowed")
 DEFAULTS = ("default", "default_value")
@@ -38,6 +40,7 @@ TYPES = {
 }
 WORDS = {**dict.fromkeys(("prompt", "text"), "text/plain"), **dict.fromkeys(("image", "sketch"), "image/*")}  # G-13, README
 CLASSES: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int, float), "number": (int, float), "boolean": (bool,)}
+MAIN = frozenset({"*", "application", "audio", "font", "image", "message", "model", "multipart", "text", "video"})  # IANA's
 DEEPEST = 4
 PAIR = 2
 
@@ -59,8 +62,8 @@ def read_template(row: Any) -> FlowDefinition | None:
         inputs=_media_types(inputs),
         parameters=parameters,
         outputs=_media_types(first(row, OUTPUTS)),
-        least_inputs=_count(first(row, ("min_inputs", "inputs_min")) or first(counts, LEAST)),
-        most_inputs=_count(first(row, ("max_inputs", "inputs_max")) or first(counts, MOST)),
+        least_inputs=_count(first(row, FEWEST) or first(counts, FEWEST)),
+        most_inputs=_count(first(row, FULLEST) or first(counts, FULLEST)),
         whole=whole,
         raw=row,
     )
@@ -89,7 +92,7 @@ def _each_media_type(told: Any, deep: int) -> Iterable[str]:
         return [_media_type(word) for word in re.split(r"[,|\s]+", told.strip()) if word]
     if isinstance(told, Mapping):
         found = first(told, KINDS)
-        bare = {key: value for key, value in told.items() if key not in {*LEAST, *MOST}}
+        bare = {key: value for key, value in told.items() if key not in {*LEAST, *MOST, *FEWEST, *FULLEST}}
         told = [found] if found is not None else list(bare.values())
     if not isinstance(told, list) or not deep:
         raise ValueError
@@ -97,8 +100,14 @@ def _each_media_type(told: Any, deep: int) -> Iterable[str]:
 
 
 def _media_type(word: str) -> str:
+    """Give the media type that a word stands for, or the word.
+
+    :raises ValueError: it looks like one and is none, such as `png/jpg`.
+    """
     plain = word.lower().lstrip(".")
     if "/" in plain:
+        if plain.partition("/")[0] not in MAIN:
+            raise ValueError
         return data_uri.normal_media_type(plain) or plain
     return WORDS.get(plain) or data_uri.sniff(b"", f"file.{plain}") or word[:LONGEST_NAME]
 

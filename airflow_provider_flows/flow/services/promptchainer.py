@@ -77,14 +77,14 @@ class PromptChainer(Service):
             except FlowInputError as error:
                 raise FlowMalformed(malformed(request, response, str(error)), status=response.status) from error
         rows = _rows(request, response, value)
-        named = [(row.get("type"), str(row["name"])) for row in rows if row.get("name") is not None]
+        named = [(_kind(row), str(row["name"])) for row in rows if row.get("name") is not None]
         return FlowDefinition(
             flow=flow,
             service=self.name,
             inputs=tuple(name for kind, name in named if kind == "variable"),
             variables=True,
             outputs=tuple(name for kind, name in named if kind == "output"),
-            whole=0 < len(named) == len(rows),
+            whole=0 < len(named) == len(rows) and all(kind in {"variable", "output"} for kind, _ in named),
             raw=value,
         )
 
@@ -118,11 +118,18 @@ class PromptChainer(Service):
         return replace(run, created_at=began, started_at=began, additional=additional, raw={"outputs": rows})
 
 
+def _kind(row: Mapping[str, Any]) -> str:
+    """Give what a row of getFlowInfo is about: `variable` or `output` (vendor-api 2.2), also in the words of a graph."""
+    return str(row.get("type")).lower().removesuffix("node")
+
+
 def _variables(inputs: Inputs) -> dict[str, str]:
-    """Give all values as strings (vendor-api 2.3: none else was ever seen).
+    """Give all values as strings (vendor-api 2.3: none else was ever seen); no inputs at all are no variables.
 
     :raises FlowInputError: it is not a mapping of names to text, numbers or Booleans.
     """
+    if not inputs:
+        return {}
     if not isinstance(inputs, Mapping):
         message = "inputs must be a mapping of variable names to values for a PromptChainer flow, such as {'color': 'red'}"
         raise FlowInputError(message)
