@@ -64,8 +64,8 @@ class FlowsHook(ConnectedHook):
         :param record: what is to be kept of this start, and `keep` the function that keeps it (flow/starting.py); without them
             as few requests as the service allows do it all.
         :param input_conn_id: the Airflow connection of the storage that files among the inputs lie in.
-        :param validate: whether the order is checked first against what the flow takes (`check`), and texts that spell numbers
-            and Booleans are sent as such.
+        :param validate: whether the order is checked first against what the flow takes (`check`); texts that spell numbers
+            and Booleans are sent as such, and a None where none will do is left out.
         :raises FlowInputError: an argument cannot be sent, or does not fit the flow; no run was made.
         :raises FlowServiceError: the service refused.
         """

@@ -57,7 +57,7 @@ class RunFlowOperator(Traced, BaseOperator):
     :param abort_on_kill: whether the flow run is aborted when the task is killed or its time is over.
     :param validate: whether flow, inputs and parameters are checked against what the service tells of the flow, before there is
         a run; what it does not tell is not checked. A parameter that must be a number or a Boolean may be a text that spells one,
-        as every template gives it.
+        as every template gives it, and one that is None is left to the service.
     """
 
     template_fields: Sequence[str] = (

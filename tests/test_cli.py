@@ -114,7 +114,7 @@ def test_get_and_outputs_tell_of_a_run(emulator: Emulator, made: FlowRun, flows:
 
 def test_run_prints_what_a_task_returns(emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
     """`run` writes the files, prints the very dict on stdout, and all else on stderr: first of all the id."""
-    done = flows(f"{QUICK} --output-path {tmp_path} --param seed=7 --param texture=false --additional '{{\"order\": 17}}'")
+    done = flows(f"{QUICK} --output-path {tmp_path} --param seed=7 --param texture=True --additional '{{\"order\": 17}}'")
     assert done.code == 0, done.err
     told = done.json
     assert list(told) == [*RUN_KEYS, "outputs"]
@@ -124,7 +124,7 @@ def test_run_prints_what_a_task_returns(emulator: Emulator, flows: Flows, tmp_pa
     assert (output["size"], output["sha256"]) == (len(file.read_bytes()), hashlib.sha256(file.read_bytes()).hexdigest())
     (run,) = emulator.runs.values()
     assert file.read_bytes() == run.outputs[0].content
-    assert (run.parameters["quality"], run.parameters["seed"], run.parameters["texture"]) == ("low", 7, False)
+    assert (run.parameters["quality"], run.parameters["seed"], run.parameters["texture"]) == ("low", 7, True)
     assert isinstance(run.additional, dict)
     assert run.additional["order"] == 17
     assert (
@@ -231,6 +231,8 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
         (f"run {PROMPT_FLOW} --input x --variable a=b", 2, "do not go together"),
         (f"run {PROMPT_FLOW} --input x --variable ab", 2, "is not NAME=VALUE"),
         (f"run {PROMPT_FLOW} --input x --additional ab", 2, "is no JSON"),
+        (f"run {PROMPT_FLOW} --input x --additional NaN", 2, "is no JSON"),
+        (f"run {PROMPT_FLOW} --input x --param seed=NaN", 2, "must be of type integer, not 'NaN'"),
         (f"run {PROMPT_FLOW} --input x --timeout -1", 2, "is no number of seconds"),
         (f"run {PROMPT_FLOW} --input x --poll-interval 0", 2, "poll_interval must be more than 0"),
         (f"run {PROMPT_FLOW} --input x --output-path nonsense://b", 2, "cannot be written to"),

@@ -285,6 +285,15 @@ def test_texts_are_sent_as_what_they_spell(types: tuple[str, ...], value: Any, s
     assert type((meanings or {})["it"]) is type(sent)
 
 
+def test_null_is_sent_only_where_it_may_be_one() -> None:
+    """A None for a parameter that takes no null leaves it to the service; one that is needed is refused."""
+    definition = replace(MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", ("string",), required=True)})
+    given = {"seed": None, "extra": None, "anything": None, "mode": None, "other": None}
+    assert meant(definition, given) == {name: None for name in given if name != "seed"}
+    assert meant(definition, None) is None
+    assert "parameters['mode'] must be of type string, not None" in refusal(definition, PROMPT, {"mode": None})
+
+
 def test_all_findings_are_told_at_once() -> None:
     """One error names everything that is wrong, what the flow takes, that nothing was made, and the way out."""
     definition = replace(MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", required=True)})

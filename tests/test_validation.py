@@ -140,10 +140,10 @@ def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulat
 
 def test_what_templates_give_is_sent_in_the_types_that_are_told(emulator: Emulator) -> None:
     """A DAG's templates give texts only: a number and a Boolean among them arrive as such, and the task runs."""
-    values = {"seed": "{{ 3 + 4 }}", "texture": "{{ False }}", "quality": "{{ 'low' }}"}
+    values = {"seed": "{{ 3 + 4 }}", "texture": "{{ False }}", "quality": None}
     assert ran("validation_templates", **{**CHAIR, "parameters": values}).state == "success"
     (run,) = emulator.runs.values()
-    assert run.parameters == {"seed": 7, "texture": False, "quality": "low"}
+    assert run.parameters == {"quality": "high", "seed": 7, "texture": False}
 
 
 def test_chain_without_variables_needs_no_inputs(emulator: Emulator) -> None:

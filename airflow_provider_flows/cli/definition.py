@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ARG_YES, ActionCommand, Arg, GroupCommand, lazy_load_command
 
@@ -25,17 +25,24 @@ def _pair(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
+def _read(text: str) -> Any:
+    def none(word: str) -> NoReturn:
+        raise ValueError(word)
+
+    return json.loads(text, parse_constant=none)  # NaN and Infinity, which Python reads and nobody else
+
+
 def _parameter(text: str) -> tuple[str, Any]:
     name, value = _pair(text)
     try:
-        return name, json.loads(value)
+        return name, _read(value)
     except ValueError:
         return name, value
 
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return _read(text)
     except ValueError as error:
         message = f"{text!r} is no JSON ({error})"
         raise argparse.ArgumentTypeError(message) from error
@@ -89,7 +96,8 @@ PARAM = Arg(
     action="append",
     type=_parameter,
     metavar="NAME=VALUE",
-    help="A parameter of the flow; may be repeated. JSON where it can be read as such (a number, true, ...), else a text",
+    help="A parameter of the flow; may be repeated. JSON where it can be read as such (a number, true, ...), else a text:\n"
+    "-p seed=7, -p quality=low; for the text 7: -p 'label=\"7\"'",
 )
 ADDITIONAL = Arg(("--additional",), type=_json, metavar="JSON", help="Metadata of yours, stored with the flow run (Generio)")
 PATH = "Where files are written, a path or the URI of any object storage, below it a folder a flow run"

@@ -99,7 +99,7 @@ def _all_connections() -> Iterator[None]:
 
 @contextmanager
 def _own_log(*, verbose: bool) -> Iterator[None]:
-    """Write warnings (everything of this package if it is to be verbose) to stderr, harmless, and nothing of any log to stdout."""
+    """Write warnings (if it is to be verbose: everything of ours) to stderr, harmless, and nothing of any log to stdout."""
     ours, root, lines = logging.getLogger(OURS), logging.getLogger(), _Lines()
     before = ours.level, ours.propagate
     loud = [each for each in root.handlers if isinstance(each, logging.StreamHandler) and each.stream is sys.stdout]

@@ -5,6 +5,7 @@ What comes from a service is not trusted: nothing in it moves a cursor, changes 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,7 +67,9 @@ def _show(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
 
 def _written(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
     console = _Console()
-    if output == "json":
+    if output == "json" and not console.is_terminal:
+        sys.stdout.write(f"{json.dumps(data)}\n")  # what Airflow's console prints, and that takes seconds for a long list
+    elif output == "json":
         console.print_as_json(data)
     elif output == "yaml":
         console.print_as_yaml(data)

@@ -57,12 +57,19 @@ def check(definition: FlowDefinition, inputs: Inputs, parameters: Mapping[str, A
 def meant(definition: FlowDefinition, parameters: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Give parameters in the types that the flow takes: a text that spells a number or a Boolean where no text will do as that.
 
-    A template of a DAG gives nothing but texts, `3` and `True` among them; and a whole number may have come as 3.0.
+    A template of a DAG gives nothing but texts, `3` and `True` among them; a whole number may have come as 3.0; and a null where
+    none will do is left out, which leaves it to the service.
     """
     if parameters is None:
         return None
-    known = definition.parameters
-    return {name: _meant(known[str(name)], value) if str(name) in known else value for name, value in parameters.items()}
+    known = ((name, value, definition.parameters.get(str(name))) for name, value in parameters.items())
+    return {name: value if one is None else _meant(one, value) for name, value, one in known if not _left_out(one, value)}
+
+
+def _left_out(parameter: Parameter | None, value: Any) -> bool:
+    if value is not None or parameter is None or parameter.required:
+        return False
+    return bool(parameter.types) and "null" not in parameter.types
 
 
 def _meant(parameter: Parameter, value: Any) -> Any:
@@ -178,8 +185,6 @@ def _parameters(definition: FlowDefinition, given: Mapping[str, Any]) -> Iterato
 def _wanted(parameter: Parameter, value: Any) -> str | None:
     """Say what a parameter must be if this value is not that; the default is always right, whatever else is told."""
     kind = _kind(value)
-    if kind == "null" and not parameter.required:  # as good as not given, to most services
-        return None
     if kind is None or (parameter.default is not None and _same(value, parameter.default)):
         return None
     if parameter.types and kind not in parameter.types and not (kind == "integer" and "number" in parameter.types):
