@@ -164,7 +164,7 @@ def base_url(connection: Connection, default: str) -> str:
         usable = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
-    if not usable or parts.query or parts.fragment or parts.username:
+    if not usable or parts.query or parts.fragment or "@" in parts.netloc:
         message = f"The host of connection {connection.conn_id!r} must be a host name, or an http(s) address such as {default}"
         raise FlowInputError(message)
     port = f":{connection.port}" if connection.port and not parts.port else ""

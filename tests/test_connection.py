@@ -58,7 +58,16 @@ def test_host_may_carry_scheme_and_port(host: str | None, port: int | None, expe
 
 @pytest.mark.parametrize(
     "host",
-    ["ftp://x", "http://", "https://u:secret@x", "http://x?y=secret", "http://x:notaport", "http://[::1", "http://x:99999"],
+    [
+        "ftp://x",
+        "http://",
+        "https://u:secret@x",
+        "https://:secret@x",
+        "http://x?y=secret",
+        "http://x:notaport",
+        "http://[::1",
+        "http://x:99999",
+    ],
 )
 def test_host_that_is_none_is_refused(host: str) -> None:
     """A host that cannot be used is an error that names the connection and repeats no secret."""
