@@ -9,6 +9,8 @@ import asyncio
 import logging
 from typing import Any
 
+from airflow_provider_flows.flow.told import is_memory
+
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +45,7 @@ class AssetMemory:
                 await asyncio.sleep(pause)
             else:
                 self._in_trouble = False
-                return max((one for one in kept if one), key=lambda one: one.get("since") or 0.0, default=None)
+                return max(filter(is_memory, kept), key=lambda one: one["since"], default=None)
 
     async def write(self, value: Any) -> bool:
         """Keep a plain JSON value; gives whether that went well, else it must be tried again."""

@@ -144,7 +144,7 @@ class Bulletin:
 
             with hook.named():
                 listed = await hold(patiently(hook.service.list_runs(), retry), send)
-                await self._look(hook, self._finals.wanting(listed), gated.send)
+                await self._look(hook, self._finals.wanting(listed, asked), gated.send)
         return Edition(asked, self._finals.ended(listed), self._finals.whole(listed))
 
     async def _look(self, hook: FlowsHook, flow_run_ids: Iterable[str], send: Callable[[Request], Awaitable[Response]]) -> None:

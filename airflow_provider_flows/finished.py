@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from airflow_provider_flows.flow.told import Told
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.run import FlowRun
+
+log = logging.getLogger(__name__)
 
 FINAL = tuple(state.value for state in FlowState if state.final)
 STORED = 5.0  # seconds after which Airflow has surely written an event to its database; it does so once a second
@@ -53,8 +56,10 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         flow: str | Sequence[str] | None = None,
         states: str | Sequence[str] = (FlowState.COMPLETED.value,),
         poll_interval: float | timedelta = 60.0,
-        **_later: Any,  # a trigger that a newer version stored must not fail in an older triggerer
+        **later: Any,  # a trigger that a newer version stored must not fail in an older triggerer
     ) -> None:
+        if later:
+            log.warning("FlowRunFinishedTrigger does not know %s, and goes on without", ", ".join(map(repr, sorted(later))))
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow = None if flow is None else _words("flow", flow)

@@ -192,6 +192,42 @@ async def test_run_that_took_long_is_not_missed(station: FlowStation, store: Fil
         assert await watcher.tells("quick", "slow")
 
 
+async def test_run_that_ended_while_the_first_list_was_made_is_not_missed(station: FlowStation, store: FileStore) -> None:
+    """The first list shows a run under way beside one that ended after it: a list is not the state of one moment."""
+    over(station, "other")
+    now = time.time()
+    station.runs.update({"early": Made(now - 60, 55), "before": Made(now - 60, 50)})
+    late = {"flow_id": "early", "state": "running", "template": "t", "started_at": now - 60}
+    station.listing = lambda _: Answer([station.row("other"), station.row("before"), late])
+    async with watching(store) as watcher:
+        assert await until(store.content)
+        station.listing = lambda _: Answer([station.row(key) for key in list(station.runs)])
+        assert await watcher.tells("early")
+        await looked(station, 3)
+    assert watcher.ids == ["early"]
+
+
+async def test_run_that_does_not_tell_its_end_is_not_missed(station: FlowStation, store: FileStore) -> None:
+    """A run that began long before others ended, and never says when it ended, is told when it is seen to have ended, once."""
+
+    def row(key: str) -> dict[str, Any]:
+        return {name: value for name, value in station.row(key).items() if name != "finished_at"}
+
+    station.listing = lambda _: Answer([row(key) if key != "other" else station.row(key) for key in list(station.runs)])
+    station.look = lambda key, _: Answer(row(key))
+    station.runs["slow"] = Made(time.time() - 86_400, 86_401)
+    over(station, "old", ago=86_400 * 2)
+    over(station, "other")
+    async with watching(store) as watcher:
+        assert await until(store.content)
+        assert await watcher.tells("slow")
+        assert await until(lambda: store.writes == 2)
+    assert watcher.events[0]["finished_at"] is None
+    async with watching(store) as second:
+        await looked(station, 3)
+    assert second.ids == []
+
+
 async def test_run_that_the_list_shows_late_is_not_missed(station: FlowStation, store: FileStore) -> None:
     """A run that is on the list only after one that ended later is told all the same."""
     over(station, "before", ago=100)
@@ -287,10 +323,45 @@ def test_memory_is_bounded_and_still_knows_all() -> None:
     assert told_.Told(json.loads(memory)).news(told_.Edition(1e9, everything), lambda _: True) == []
 
 
-@pytest.mark.parametrize("memory", [None, 7, [], {"since": "x"}, {"told": {}}])
+def test_memory_of_long_ids_is_bounded() -> None:
+    """A service with long ids has fewer of them remembered, not a memory that Airflow does not take."""
+    told = told_.Told()
+    told.news(told_.Edition(0.0, ()), lambda _: True)
+    ended = [
+        (float(number), FlowRun(f"{number}" + "\N{GREEK SMALL LETTER ALPHA}" * 150, "third")) for number in range(999, 0, -1)
+    ]
+    assert len(told.news(told_.Edition(1e9, ended), lambda _: True)) == 999
+    assert 10_000 < len(json.dumps(told.memory)) < 65_535
+    assert told_.Told(told.memory).news(told_.Edition(1e9, ended), lambda _: True) == []
+
+
+NONSENSE = [None, 7, [], ["x"], "x", {"since": "x"}, {"since": float("nan")}, {"told": {}}]
+
+
+@pytest.mark.parametrize("memory", NONSENSE)
 def test_memory_that_cannot_be_read_is_none(memory: Any) -> None:
     """What somebody else has put there makes it begin anew."""
     assert told_.Told(memory).memory == told_.Told().memory
+
+
+async def test_store_with_nonsense_ends_no_watcher() -> None:
+    """What somebody else has put into one asset's store is passed over for the memory in another's, or for none."""
+    stores = {f"{number}": OlderStore() for number in range(len(NONSENSE))}
+    for store, value in zip(stores.values(), NONSENSE, strict=True):
+        store.kept["key"] = value
+
+    class All:
+        _by_name = stores
+
+    assert await AssetMemory(All(), "key").read(OFTEN) is None
+    stores["1"].kept["key"] = {"since": 1.0, "told": {}}
+    assert await AssetMemory(All(), "key").read(OFTEN) == {"since": 1.0, "told": {}}
+
+
+def test_argument_that_nobody_knows_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A misspelt argument is in the log; it is no error, for it may be a later version's."""
+    FlowRunFinishedTrigger(state="failed")
+    assert "does not know 'state'" in caplog.text
 
 
 # Whom it tells of ---------------------------------------------------------------------------------------------------------
@@ -401,6 +472,18 @@ async def test_run_that_left_the_list_is_looked_at(station: FlowStation, store: 
         over(station, "newer")
         shown[:] = ["newer"]
         assert await watcher.tells("newer", "slow")
+
+
+async def test_run_without_a_state_that_left_the_list_is_followed(station: FlowStation, store: FileStore) -> None:
+    """Where lists tell no state, a run that a look has shown under way is followed to its end as well."""
+    shown = ["slow"]
+    station.listing = lambda _: Answer([{"flow_id": key} for key in shown])
+    station.runs["slow"] = Made(time.time() - 60, 61)
+    async with watching(store) as watcher:
+        assert await until(lambda: station.looks(["slow"]))
+        await looked(station)
+        shown.clear()
+        assert await watcher.tells("slow")
 
 
 async def test_run_that_cannot_be_looked_at_is_looked_at_again(station: FlowStation, store: FileStore) -> None:

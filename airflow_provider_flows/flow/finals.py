@@ -29,17 +29,24 @@ class Finals:
     def __init__(self) -> None:
         """Begin without experience."""
         self._known: dict[str, FlowRun] = {}  # final
-        self._under_way: set[str] = set()
+        self._under_way: set[str] = set()  # as a list, or a look, has shown them
+        self._ends: dict[str, float] = {}  # of runs that were seen under way, and do not tell when they ended
+        self._asked = 0.0
         self._looks: dict[str, int] = {}  # when each was looked at last, counted in looks
         self._count = 0
 
-    def wanting(self, listed: Sequence[FlowRun]) -> list[str]:
-        """Give the ids of the runs to look at after this list, a few: whom nobody looked at for longest comes first."""
+    def wanting(self, listed: Sequence[FlowRun], asked: float) -> list[str]:
+        """Give the ids of the runs to look at after this list, a few: whom nobody looked at for longest comes first.
+
+        :param asked: when the list was asked for, in epoch seconds.
+        """
+        self._asked = asked
         newest = [run for run in islice(listed, NEWEST) if len(run.flow_run_id) <= LONGEST_ID]
         named = {run.flow_run_id for run in listed}
         vanished = sorted(self._under_way - named)
         untold = [run.flow_run_id for run in newest if _lacks(run) and run.flow_run_id not in self._known]
-        self._under_way = {*vanished, *(run.flow_run_id for run in newest if not run.final and not _lacks(run))}
+        going = (run.flow_run_id for run in newest if not run.final and not _lacks(run))
+        self._under_way = {*vanished, *going, *self._under_way.intersection(untold)}
         due = sorted((*vanished, *untold), key=lambda key: self._looks.get(key, 0))[:MOST_LOOKS]
         self._looks = {key: self._looks[key] for key in (*vanished, *untold) if key in self._looks}
         return due
@@ -48,10 +55,14 @@ class Finals:
         """Take notice of a look at one run, which may have brought nothing, or that it is gone."""
         self._count += 1
         self._looks[flow_run_id] = self._count
+        if run is not None and run.final:
+            if run.finished_at is None and flow_run_id in self._under_way:
+                self._ends[flow_run_id] = self._asked
+            self._known[flow_run_id] = _slim(run)
         if gone or (run is not None and run.final):
             self._under_way.discard(flow_run_id)
-        if run is not None and run.final:
-            self._known[flow_run_id] = _slim(run)
+        elif run is not None:
+            self._under_way.add(flow_run_id)
 
     def whole(self, listed: Sequence[FlowRun]) -> bool:
         """Whether of each run on this list it is known by now whether it is final, and when it ended."""
@@ -60,12 +71,19 @@ class Finals:
     def ended(self, listed: Sequence[FlowRun]) -> list[Ended]:
         """Give the runs that are final and have an end, whatever ended last first."""
         found = {run.flow_run_id: run for run in listed if run.final and not _lacks(run)} | self._known
-        dated = [(end, run) for run in found.values() if (end := end_of(run)) is not None and len(run.flow_run_id) <= LONGEST_ID]
+        known = [run for run in found.values() if len(run.flow_run_id) <= LONGEST_ID]
+        dated = [(end, run) for run in known if (end := self._end_of(run)) is not None]
         dated.sort(key=lambda one: one[0], reverse=True)
         ended = [(end, _slim(run)) for end, run in dated[:MOST_KEPT]]
-        undated = islice((run for run in self._known.values() if end_of(run) is None), MOST_KEPT)
+        undated = islice((run for run in self._known.values() if self._end_of(run) is None), MOST_KEPT)
         self._known = {run.flow_run_id: run for run in undated} | {run.flow_run_id: run for _, run in ended}
+        self._ends = {key: end for key, end in self._ends.items() if key in self._known}
         return ended
+
+    def _end_of(self, run: FlowRun) -> float | None:
+        """Give when a run ended; one that was under way and does not tell it, when that was seen, for its start is long ago."""
+        seen = self._ends.get(run.flow_run_id)
+        return end_of(run) if seen is None else seen
 
 
 def _lacks(run: FlowRun) -> bool:

@@ -5,6 +5,7 @@ It asks nothing; where its memory is kept is its owner's business.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.run import FlowRun
 
 OVERLAP = 3600.0  # seconds; a list may show a run so much later than one that ended after it
-MOST = 1000  # ids that are remembered: some 45 kB
+MOST_CHARACTERS = 60_000  # of the memory as JSON, some thousand ids; Airflow's store takes 64 KiB
 
 Ended = tuple[float, "FlowRun"]  # epoch seconds, and the run
 
@@ -41,10 +42,17 @@ def end_of(run: FlowRun) -> float | None:
     return None if moment is None else epoch(moment)
 
 
+def is_memory(kept: Any) -> bool:
+    """Whether this is what `Told.memory` gave, and nothing that somebody else has put in its place."""
+    since = kept.get("since") if isinstance(kept, Mapping) else None
+    return isinstance(since, (int, float)) and math.isfinite(since)
+
+
 class Told:
     """What was told, as a moment and the ids of the runs that ended since.
 
-    The first look only sets the moment: what is over by then is nobody's news. It is the service's own clock that counts, as
+    The first look tells nothing: what is over by then is nobody's news. A run that it saw under way is told, be it that it ended
+    before another one that was over by then: a list is not the state of one moment. It is the service's own clock that counts, as
     long as it tells when runs ended; and a run's end, not its beginning, so that one that took long is not missed.
     """
 
@@ -53,7 +61,7 @@ class Told:
         self._since: float | None = None
         self._ends: dict[str, float] = {}
         self.changed = False
-        if isinstance(memory, Mapping) and isinstance(memory.get("since"), (int, float)):
+        if is_memory(memory):
             self._since = float(memory["since"])
             told = memory.get("told")
             ends = told.items() if isinstance(told, Mapping) else ()
@@ -67,7 +75,7 @@ class Told:
     def news(self, edition: Edition, wanted: Callable[[FlowRun], bool]) -> list[FlowRun]:
         """Give the runs that were not told yet, in the order in which they ended; they count as told from now on."""
         if self._since is None:
-            self._begin(edition)
+            self._begin(edition, wanted)
             return []
         found: list[Ended] = []
         for end, run in edition.ended:
@@ -80,22 +88,28 @@ class Told:
             self._move_on(edition.asked)
         return [run for _, run in reversed(found)]
 
-    def _begin(self, edition: Edition) -> None:
-        ends = {run.flow_run_id: end for end, run in edition.ended}
-        newest = max((min(end, edition.asked) for end in ends.values()), default=0.0)
-        self._since = newest if edition.whole else edition.asked
-        self._ends = {key: end for key, end in ends.items() if end >= self._since}
-        self.changed = True
+    def _begin(self, edition: Edition, wanted: Callable[[FlowRun], bool]) -> None:
+        self._ends = {run.flow_run_id: end for end, run in edition.ended if wanted(run)}
+        newest = max((min(end, edition.asked) for end, _ in edition.ended), default=OVERLAP)
+        self._forget(newest - OVERLAP if edition.whole else edition.asked)
 
     def _move_on(self, asked: float) -> None:
-        """Forget what ended so long ago that no list will show it for the first time, and more than is bearable.
+        """Forget what ended so long ago that no list will show it for the first time.
 
         An end that lies in the future is a clock that goes wrong, and moves nothing.
         """
-        latest = sorted(self._ends.items(), key=lambda told: told[1], reverse=True)
-        moments = [self._since or 0.0, min(latest[0][1], asked) - OVERLAP]
-        if len(latest) > MOST:
-            moments.append(math.nextafter(latest[MOST][1], math.inf))
-        self._since = max(moments)
-        self._ends = {key: end for key, end in latest if end >= self._since}
+        self._forget(min(max(self._ends.values()), asked) - OVERLAP)
+
+    def _forget(self, before: float) -> None:
+        """Forget what ended before a moment, and more than is bearable."""
+        since, room = max(self._since or 0.0, before), MOST_CHARACTERS
+        kept: dict[str, float] = {}
+        for key, end in sorted(self._ends.items(), key=lambda told: told[1], reverse=True):
+            room -= len(json.dumps({key: end}))
+            if room < 0:
+                since = max(since, math.nextafter(end, math.inf))
+            if end < since:
+                break
+            kept[key] = end
+        self._since, self._ends = since, {key: end for key, end in kept.items() if end >= since}
         self.changed = True
