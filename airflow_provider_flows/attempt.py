@@ -6,10 +6,13 @@ How a start goes stands in flow/starting.py, what is remembered in memory.py; it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from airflow_provider_flows.ending import end_late
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowTimeout
@@ -53,7 +56,7 @@ class Attempt:
         self.memory = Memory(context, durable=durable)
         self.halt = Halt()
         self.flow_run_id: str | None = None  # of the run that is this try's to stop
-        self._ti: Any = context["ti"]
+        self._context, self._ti = context, cast("Any", context["ti"])
         self._new_hook = new_hook
         self._durable = durable
         self._abort_on_kill = abort_on_kill
@@ -167,16 +170,45 @@ class Attempt:
         self._log.info("The time was over, but the %s is completed", run)
         return run
 
-    def give_up(self) -> None:
-        """Stop the run when what the service says has ended the last try, for nobody waits for it any more."""
-        if self.flow_run_id is None or not self._abort_on_kill or self.memory.outlives(time.time()):
-            return
-        if not self.hook.service.offers("get_run"):
+    @contextmanager
+    def in_charge(self) -> Iterator[None]:
+        """Let an error in the block that ends the task leave no run behind that nobody waits for any more."""
+        try:
+            yield
+        except FlowTimeout:  # what became of the run is settled, and told in it
+            raise
+        except (Exception, AirflowTaskTimeout) as error:
+            self._give_up(error)
+            raise
+
+    def _give_up(self, error: BaseException) -> None:
+        """Stop the run, also one that an earlier try left, if no try follows that goes on with it."""
+        flow_run_id = self._in_hand
+        lasts = self.hook.service.offers("get_run")
+        if flow_run_id is None or not self._abort_on_kill or not lasts or self._is_followed(error):
             return
         try:
-            self.hook.stop(self.flow_run_id)
-        except FlowError as error:
-            self._log.warning("Flow run %s could not be stopped; look at it at the service: %s", self.flow_run_id, error)
+            self.hook.stop(flow_run_id)
+        except FlowError as trouble:
+            self._log.warning("Flow run %s could not be stopped; look at it at the service: %s", flow_run_id, trouble)
+
+    @property
+    def _in_hand(self) -> str | None:
+        """The id of the run that is this try's to stop, or else that an earlier try left and this one has not come to yet."""
+        return self.flow_run_id or (None if self.memory.record is None else self.memory.record.flow_run_id)
+
+    def _is_followed(self, error: BaseException) -> bool:
+        """Whether a try after this error goes on with the run; what Airflow will ask of the task's retry policy is asked here."""
+        if isinstance(error, (AirflowSkipException, AirflowFailException)) or not self.memory.outlives(time.time()):
+            return False
+        policy = getattr(self._context.get("task"), "retry_policy", None)
+        if policy is None:
+            return True
+        try:
+            decided = policy.evaluate(error, self._ti.try_number, self.memory.lineage, self._context)
+        except Exception:  # noqa: BLE001  # whatever somebody's policy raises: Airflow then retries as if there were none
+            return True
+        return str(decided.action.value) != "fail"
 
     def killed(self) -> None:
         """Stop the run if the task is really over; in doubt do nothing, the next try goes on with it. Never raises."""
@@ -192,8 +224,8 @@ class Attempt:
                 return
             self._killed = True  # before the id is looked at: who keeps an id looks at this afterwards
             self.halt.now()
-            if self.flow_run_id is not None:
-                self._new_hook().stop(self.flow_run_id)  # not `hook`, which the main thread may be using
-                self._log.info("The task was killed; flow run %s is stopped", self.flow_run_id)
+            if (flow_run_id := self._in_hand) is not None and self.hook.service.steps:
+                self._new_hook().stop(flow_run_id)  # not `hook`, which the main thread may be using
+                self._log.info("The task was killed; flow run %s is stopped", flow_run_id)
         except Exception:  # noqa: BLE001  # a kill must not fail for any reason; the next try or a person finds the run
             self._log.exception("The flow run %s could not be stopped; look at it at the service", self.flow_run_id)

@@ -6,7 +6,8 @@ type checkers know of it stands in task_types.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -36,6 +37,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
       `input_conn_id`, `output_path`, `output_conn_id`. They take the place of those that the decorator was given.
 
     A retry goes on with the flow run of the try before it only if the function returns the same again; else it starts a new one.
+    Where the function raises, and no other try follows, the run of the try before is stopped (`abort_on_kill`).
 
     :param python_callable: the function.
     :param render_returned: whether Jinja templates in what the function returns are rendered, as `@task.bash` does. Leave it off
@@ -71,19 +73,35 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
     def execute(self, context: Context) -> Any:
         """Call the function, then run the flow."""
-        merged: Any = {**context, **self.op_kwargs}
-        known = determine_kwargs(self.python_callable, self.op_args, merged)
-        returned = arguments(self.python_callable(*self.op_args, **known))
-        self._take(self.render_template(returned, merged) if self.render_returned else returned)
-        if self.deferrable:
-            self._keep(context)
+        with self._answering_for_earlier_tries(context):
+            merged: Any = {**context, **self.op_kwargs}
+            known = determine_kwargs(self.python_callable, self.op_args, merged)
+            returned = arguments(self.python_callable(*self.op_args, **known))
+            self._take(self.render_template(returned, merged) if self.render_returned else returned)
+            if self.deferrable:
+                self._keep(context)
         return super().execute(context)
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral with what the function returned before it."""
         ti: Any = context["ti"]
         self._take(ti.xcom_pull(key=RETURNED_KEY, task_ids=ti.task_id, map_indexes=ti.map_index) or {})
-        return super().execute_complete(context, event)
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    @contextmanager
+    def _answering_for_earlier_tries(self, context: Context) -> Iterator[None]:
+        """Let an error of the function, or a kill while it works, leave no run behind that an earlier try started."""
+        if int(context["ti"].try_number) <= 1:
+            yield
+            return
+        try:
+            attempt = self._begun(context)
+        except Exception as error:  # noqa: BLE001  # the function may name the connection, and this one need not be there
+            self.log.info("What an earlier try left cannot be found out before the function is called: %s", error)
+            yield
+            return
+        with attempt.in_charge():
+            yield
 
     def _take(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
@@ -95,11 +113,11 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         In an XCom, because `dag.test()` forgets the arguments that a task defers with. Of the inputs the files' names are kept,
         which lineage and the user interface show; prompts may be large.
         """
-        from airflow_provider_flows.inputs import uris_of
-        from airflow_provider_flows.traced import told
+        from airflow_provider_flows.traced import files_told, told
 
-        kept = {name: getattr(self, name) for name in _KEPT}
-        shown = {"parameters": told(self.parameters), "inputs": uris_of(self.inputs)}
+        given = {name: getattr(self, name) for name in _KEPT}  # where one is no text, the order refuses it, or takes it as one
+        kept = {name: value if value is None else str(value) for name, value in given.items()}
+        shown = {"parameters": told(self.parameters), "inputs": files_told(self.inputs)}
         context["ti"].xcom_push(RETURNED_KEY, {**kept, **shown})
 
 

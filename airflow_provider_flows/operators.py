@@ -13,10 +13,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator, conf
+from airflow.sdk.exceptions import TaskDeferralError
 
 from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
 from airflow_provider_flows.ending import end
-from airflow_provider_flows.flow.errors import FlowInputError, FlowServiceError, FlowTimeout
+from airflow_provider_flows.flow.errors import FlowInputError, FlowTimeout
 from airflow_provider_flows.flow.schedule import Schedule, seconds
 from airflow_provider_flows.traced import Traced
 
@@ -120,28 +121,26 @@ class RunFlowOperator(Traced, BaseOperator):
         """Start the flow run, or pick it up where an earlier try left it; then wait in the way that was asked for."""
         limit = seconds("timeout", self.timeout)
         attempt, delivery = self._begun(context), self._delivery()
-        order = attempt.order(lambda: attempt.hook.order(*self._order()), self.flow)
-        delivery.checked(attempt.hook.service)
-        seen = self.tracing(context, attempt.hook)
-        deadline = attempt.memory.deadline(order, None if limit is None else time.time() + limit)
-        try:
-            run = attempt.started(order, deadline)
-            seen(run)
-            if not self.wait_for_completion and (attempt.hook.service.steps or not run.completed):
-                from airflow_provider_flows.assets import tell_outlets  # needed when a task runs only
+        with attempt.in_charge():
+            order = attempt.order(lambda: attempt.hook.order(*self._order()), self.flow)
+            delivery.checked(attempt.hook.service)
+            seen = self.tracing(context, attempt.hook)
+            deadline = attempt.memory.deadline(order, None if limit is None else time.time() + limit)
+            try:
+                run = attempt.started(order, deadline)
+                seen(run)
+                if not self.wait_for_completion and (attempt.hook.service.steps or not run.completed):
+                    from airflow_provider_flows.assets import tell_outlets  # needed when a task runs only
 
-                tell_outlets(context, run)  # Airflow sends their events, whether they tell something or not
-                return run.as_dict()
-            schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
-            final = run if run.final else self._waited(attempt, run.flow_run_id, schedule)
-        except AirflowTaskTimeout:  # Airflow's execution_timeout
-            late = attempt.cut_off(order)
-            if late is None:
-                raise
-            final = late
-        except FlowServiceError:
-            attempt.give_up()
-            raise
+                    tell_outlets(context, run)  # Airflow sends their events, whether they tell something or not
+                    return run.as_dict()
+                schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
+                final = run if run.final else self._waited(attempt, run.flow_run_id, schedule)
+            except AirflowTaskTimeout:  # Airflow's execution_timeout
+                late = attempt.cut_off(order)
+                if late is None:
+                    raise
+                final = late
         return end(context, attempt.hook, final, delivery, keep=attempt.memory.keep_answer, halt=attempt.halt, seen=seen)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -149,17 +148,23 @@ class RunFlowOperator(Traced, BaseOperator):
         from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
 
         attempt = self._begun(context)
-        attempt.flow_run_id = str((event or {}).get("flow_run_id"))
-        seen = self.tracing(context, attempt.hook, (event or {}).get("flow_run_id"))
-        try:
-            run = outcome(event)
-        except FlowTimeout as error:
-            run = attempt.late(error)
-        except FlowServiceError:
-            attempt.give_up()
-            raise
+        attempt.flow_run_id = (event or {}).get("flow_run_id")
+        seen = self.tracing(context, attempt.hook, attempt.flow_run_id)
+        with attempt.in_charge():
+            try:
+                run = outcome(event)
+            except FlowTimeout as error:
+                run = attempt.late(error)
         keep = attempt.memory.keep_answer
         return end(context, attempt.hook, run, self._delivery(), keep=keep, halt=attempt.halt, seen=seen)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral; a trigger that failed itself leaves no run behind that nobody waits for any more."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralError:
+            with self._begun(context).in_charge():
+                raise
 
     def forget(self) -> None:
         """Drop what was kept for a retry and is of no use when the task has succeeded; Airflow's listener calls this."""

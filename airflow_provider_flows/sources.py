@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHUNK = 192 * 1024  # a multiple of 3: no chunk needs bytes of the next one to be written as base64
 BLOCK = 8 * 1024 * 1024  # what a file system fetches at a time; s3fs would take 50 MiB and keep them
 LONGEST_TEXT = 1024 * 1024
+LONGEST_NAME = 2000  # characters of a name that are told; what was meant as content may stand there
 LOCAL = frozenset({"", "file", "local"})
 
 
@@ -116,12 +117,13 @@ def in_memory(where: str, content: Content) -> str:
 
 
 def shown(path: Path | ObjectStoragePath | str) -> str:
-    """Give a file's name as it may be told: without the credentials or the signature that a URI may carry."""
+    """Give a file's name as it may be told: without the credentials or the signature that a URI may carry, and not too long."""
     return _plain(str(path))
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", re.sub(r"(?<=://)[^\s/@]*@", "", text))
+    plain = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", re.sub(r"(?<=://)[^\s/@]*@", "", text))
+    return plain if len(plain) <= LONGEST_NAME else f"{plain[:LONGEST_NAME]}..."
 
 
 def _path(where: str, named: Any, conn_id: str | None) -> Path | ObjectStoragePath:

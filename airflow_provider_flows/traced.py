@@ -6,6 +6,7 @@ The operator and the sensor share it; how the links are made stands in links.py,
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
+log = logging.getLogger(__name__)
+
 MOST_PARAMETERS = 100
-MOST_BYTES = 8 * 1024  # of all parameters together; what is told of them is kept by whoever collects it
+MOST_BYTES = 8 * 1024  # of all parameters together, and of all inputs' names; what is told is kept by whoever collects it
 DEEPEST = 20  # levels at which secrets are looked for, as the openlineage provider does
 
 
@@ -43,7 +46,7 @@ class Traced:
             address = address_of(hook, run)
             if address != self.flow_run_address:
                 self.flow_run_address = address
-                context["ti"].xcom_push(RUN_LINK_KEY, address)
+                _push_early(context, address)
 
         if isinstance(flow_run_id, str) and flow_run_id.strip():
             seen(FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None)))
@@ -60,6 +63,14 @@ class Traced:
         return self.get_openlineage_facets_on_complete(task_instance)
 
 
+def _push_early(context: Context, address: str) -> None:
+    """Push the run's link while the run is waited for; at the end Airflow does it anyway."""
+    try:
+        context["ti"].xcom_push(RUN_LINK_KEY, address)
+    except Exception as error:  # noqa: BLE001  # whatever the XCom backend raises, a link is not worth a run that is paid for
+        log.warning("The link to the flow run could not be pushed: %r", error)
+
+
 def told(parameters: Any) -> dict[str, Any]:
     """Give parameters as they may be told: without secrets, and without the largest where they are too large together."""
     from airflow.providers.common.compat.sdk import redact
@@ -67,7 +78,10 @@ def told(parameters: Any) -> dict[str, Any]:
     if not isinstance(parameters, Mapping):
         return {}
     first = dict(list(parameters.items())[:MOST_PARAMETERS])
-    plain: dict[str, Any] = json.loads(json.dumps(redact(first, max_depth=DEEPEST), default=str))
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(redact(first, max_depth=DEEPEST), default=str, skipkeys=True))
+    except (ValueError, RecursionError):  # they hold themselves; no run is started with such
+        return {}
     sizes = {name: len(json.dumps(value)) for name, value in plain.items()}
     for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
         if sum(sizes.values()) + sum(map(len, sizes)) <= MOST_BYTES:
@@ -75,3 +89,17 @@ def told(parameters: Any) -> dict[str, Any]:
         plain[name] = f"left out: {sizes[name]} bytes"
         sizes[name] = len(plain[name])
     return plain
+
+
+def files_told(inputs: Any) -> list[str]:
+    """Give the URIs of the files among inputs as they may be told: without secrets, and as many as fit."""
+    from airflow_provider_flows.inputs import uris_of
+    from airflow_provider_flows.sources import shown
+
+    found, room = list[str](), MOST_BYTES
+    for uri in map(shown, uris_of(inputs)):
+        room -= len(uri)
+        if room < 0:
+            break
+        found.append(uri)
+    return found

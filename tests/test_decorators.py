@@ -6,6 +6,7 @@ What the operator below it does is tested with the operator.
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import airflow.sdk
 import pytest
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.sdk import DAG, BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
 from airflow.utils.session import create_session
 from mypy import api as mypy
 from sqlalchemy import select
@@ -203,6 +205,62 @@ def test_error_of_the_function_starts_nothing(emulator: Emulator) -> None:
 
     assert isinstance(run_dag(dag).errors["make"], LookupError)
     assert emulator.requests == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "tries", "state"),
+    [(LookupError("gone"), 3, "failed"), (AirflowSkipException("not now"), 2, "skipped"), (None, 2, "failed")],
+)
+def test_function_that_ends_the_task_leaves_no_run(emulator: Emulator, error: Exception | None, tries: int, state: str) -> None:
+    """Where the function of a retry raises or returns nothing, and no try follows, the run of the first try is stopped."""
+    emulator.run_seconds = 3600
+    emulator.switches.abort = "instant"
+    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    calls: list[int] = []
+    with DAG(f"decorated_over_{tries}_{state}", schedule=None) as dag:
+
+        @task.flow(**{**USUAL, **AGAIN, "retries": 2})
+        def make() -> str:
+            calls.append(1)
+            if len(calls) > 1 and error is not None:
+                raise error
+            return "A chair" if len(calls) == 1 else None  # type: ignore[return-value]  # this is the mistake
+
+        make()
+
+    result = run_dag(dag)
+    assert (result.states["make"], len(calls), emulator.started) == (state, tries, 1), result.log
+    assert [str(run.state) for run in emulator.runs.values()] == ["aborted"]
+
+
+def test_what_is_kept_is_short_and_tells_no_secret(emulator: Emulator, tmp_path: Path) -> None:
+    """What lies in XCom during a deferral has no signature, no file's content, and is no reason to refuse a path."""
+    with DAG("decorated_kept", schedule=None, default_args={**USUAL, "deferrable": True}) as dag:
+
+        @task.flow
+        def path() -> dict[str, Any]:
+            return {"inputs": "A chair", "output_path": tmp_path}
+
+        @task.flow
+        def content() -> list[Any]:
+            return [{"uri": "data:text/plain;base64," + "QUJD" * 100_000}, "https://u:s3cret@files.invalid/a.png?sig=s3cret"]
+
+        @task.flow
+        def keys() -> dict[str, Any]:
+            return {"inputs": "A chair", "parameters": {("a", "b"): 1}}
+
+        path(), content(), keys()
+
+    result = run_dag(dag)
+    assert result.states == {"path": "success", "content": "failed", "keys": "failed"}
+    (output,) = result.xcoms["path"]["return_value"]["outputs"]
+    assert Path(output["uri"].removeprefix("file://")).is_relative_to(tmp_path)
+    kept = json.dumps(result.xcoms["content"])
+    assert "s3cret" not in kept
+    assert len(kept) < 10_000
+    assert len(str(result.errors["content"])) < 10_000
+    assert isinstance(result.errors["keys"], FlowInputError)
+    assert emulator.started == 1
 
 
 def test_mapped_partial_and_overridden(emulator: Emulator) -> None:

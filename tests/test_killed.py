@@ -19,12 +19,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralError
 
+from airflow_provider_flows.decorators import FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowServiceError
 from airflow_provider_flows.flow.starting import Record, stopped
 from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.links import RUN_LINK_KEY
 from airflow_provider_flows.memory import KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.writing import StoppedError
@@ -197,3 +199,58 @@ def test_stop_from_a_triggerer_gets_over_one_odd_answer(flow_emulator: Emulator,
     flow_emulator.fault(Fault("GET", "/flows/*", status=status))
     asyncio.run(hook.apatient(stopped(hook.service, run.flow_run_id)))
     assert states(flow_emulator) == ["aborted"]
+
+
+def retried(**given: Any) -> tuple[RunFlowOperator, Store]:
+    """Give the operator of a retry, and the store with the run that the try before it left under way."""
+    order = GenerioHook("generio_default").order(CHAIR["flow"], CHAIR["inputs"], CHAIR["parameters"], None)
+    return RunFlowOperator(task_id="t", **{**CHAIR, "poll_interval": 0.1, **given}), kept(order, 3)
+
+
+@pytest.mark.parametrize("try_number", [2, 4])
+def test_retry_that_cannot_write_stops_the_earlier_run(emulator: Emulator, try_number: int) -> None:
+    """Where nothing can be written any more no try follows, and nobody waits for the run that is under way."""
+    operator, store = retried(output_path="file:///proc/none")
+    told = context(store, try_number, 3) | {"task": operator}
+    with pytest.raises(FlowInputError, match="cannot be written"):
+        operator.execute(told)
+    assert states(emulator) == ["aborted"]
+
+
+@pytest.mark.parametrize(("try_number", "then"), [(2, "starting"), (4, "aborted")])
+def test_trigger_that_failed_leaves_no_run(emulator: Emulator, try_number: int, then: str) -> None:
+    """Airflow does not resume a task whose trigger failed itself: the next try goes on with the run, the last one stops it."""
+    operator, store = retried(deferrable=True)
+    told = context(store, try_number, 3) | {"task": operator}
+    with pytest.raises(TaskDeferralError):
+        operator.resume_execution("__fail__", {"error": "Trigger failure"}, told)
+    assert states(emulator) == [then]
+
+
+def test_kill_before_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> None:
+    """A retry that is marked while its function works, or its inputs are read, stops the run of the try before it."""
+    _, store = retried()
+    killed: list[FlowDecoratedOperator] = []
+
+    def words() -> str:
+        killed[0].on_kill()
+        raise KeyboardInterrupt
+
+    killed.append(FlowDecoratedOperator(task_id="t", python_callable=words, op_args=(), op_kwargs={}, flow=CHAIR["flow"]))
+    with pytest.raises(KeyboardInterrupt):
+        killed[0].execute(context(store, 2, 3))
+    assert states(emulator) == ["aborted"]
+
+
+def test_link_that_cannot_be_pushed_costs_no_run(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    """An XCom backend that refuses the link of a run that is under way does not end its task."""
+    emulator.run_seconds = 0
+    told = context(Store())
+
+    def push(key: str, _: Any) -> None:
+        if key == RUN_LINK_KEY:
+            raise RuntimeError(key)
+
+    told["ti"].xcom_push = push
+    assert RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1).execute(told)["state"] == "completed"
+    assert "The link to the flow run could not be pushed" in caplog.text
