@@ -6,7 +6,9 @@ That there are events at all, and only of tasks that succeed, is Airflow's doing
 from __future__ import annotations
 
 import logging
+from string import printable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow.sdk import Asset, AssetAlias
 
@@ -27,7 +29,7 @@ def tell_outlets(context: Context, run: FlowRun) -> None:
 
     An asset's event gets the extra `flow`, `flow_run_id`, `service`, `state`, `uris` and `sizes` (bytes, None where it is not
     known), the last two in the same order, and `more`, how many files are not named there. An alias gets an event for each
-    file, whose asset has the file's URI; its extra has `uri`, `size`, `sha256` and `media_type` instead of the lists. What the
+    file, whose asset has the file's URI (percent-encoded where it is not ASCII); its extra has `uri`, `size`, `sha256` and `media_type` instead of the lists. What the
     task's author has put into an event stays. Nothing is raised: the flow run is paid for, and its outputs are there.
     """
     for outlet in getattr(context.get("task"), "outlets", None) or ():
@@ -47,7 +49,7 @@ def _tell(event: Any, outlet: Any, run: FlowRun) -> None:
         return
     for file in files:
         about = {"uri": file.uri, "size": file.size, "sha256": file.sha256, "media_type": file.media_type}
-        event.add(Asset(str(file.uri)), extra={**named, **about})
+        event.add(Asset(_ascii(str(file.uri))), extra={**named, **about})
 
 
 def _files(run: FlowRun) -> list[FlowOutput]:
@@ -56,9 +58,14 @@ def _files(run: FlowRun) -> list[FlowOutput]:
     room = MOST_CHARACTERS
     for output in run.outputs:
         room -= len(output.uri or "")
-        if output.uri is None or len(output.uri) > LONGEST_URI:
+        if output.uri is None or len(_ascii(output.uri)) > LONGEST_URI:
             continue
         if room < 0 or len(found) == MOST_FILES:
             break
         found.append(output)
     return found
+
+
+def _ascii(uri: str) -> str:
+    """Give a URI as Airflow takes it for an asset's; with another its server would fail the task, after all is done."""
+    return uri if uri.isascii() else quote(uri, safe=printable)

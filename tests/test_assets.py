@@ -122,6 +122,21 @@ def test_alias_makes_the_files_assets(emulator: Emulator, tmp_path: Path) -> Non
     assert next(iter(emulator.runs)) == returned["flow_run_id"]
 
 
+def test_alias_of_files_whose_names_are_not_ascii(emulator: Emulator, tmp_path: Path) -> None:
+    """Airflow's server fails a task whose asset has such a URI, after its run was paid; the asset's is percent-encoded."""
+    with DAG("assets_not_ascii", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **CHAIR, output_path=f"file://{tmp_path}/süß %", outlets=[AssetAlias("sweet")])
+
+    result = run_dag(dag)
+
+    assert "Setting the task to failed" not in result.log
+    ((uri, extra),) = events_of(result.run_id).items()
+    assert "/s%C3%BC%C3%9F %/" in uri
+    assert extra["uri"] == result.xcoms["run"]["return_value"]["outputs"][0]["uri"]
+    assert Path(extra["uri"].removeprefix("file://")).exists()
+    assert len(emulator.runs) == 1
+
+
 def test_flow_run_that_failed_sends_nothing(emulator: Emulator) -> None:
     """A task whose flow run failed sends no event."""
     emulator.plan(Plan(outcome="failed", error="The mesh has no faces"))
