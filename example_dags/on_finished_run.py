@@ -1,4 +1,4 @@
-"""Lesson 8: a DAG that starts by itself when a flow run ends at the service, whoever started it there.
+"""Lesson 9: a DAG that starts by itself when a flow run ends at the service, whoever started it there.
 
 An asset stands for what the service makes; its watcher looks for runs that ended and starts this DAG, which fetches their files.
 One start may be for several runs, so the fetching is mapped. Started by hand, it takes the newest run that completed.

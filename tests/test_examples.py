@@ -106,6 +106,14 @@ def test_every_example_is_tested() -> None:
     assert sorted(LEFT_BEHIND) == FILES
 
 
+def test_lessons_are_counted() -> None:
+    """Each lesson has a number of its own, and README counts as many."""
+    first = [(FOLDER / f"{name}.py").read_text().split(":", 1)[0] for name in FILES]
+    assert sorted(first) == [f'"""Lesson {number}' for number in range(1, len(FILES) + 1)]
+    counted = ("seven", "eight", "nine", "ten", "eleven", "twelve")[len(FILES) - 7]
+    assert f"in {counted} lessons" in (FOLDER.parent / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_example(flow_emulator: Emulator, output: Path, name: str) -> None:
     """The example is imported without error, explains itself, and runs to success with what it promises in its folder."""
