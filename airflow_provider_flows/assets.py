@@ -29,8 +29,9 @@ def tell_outlets(context: Context, run: FlowRun) -> None:
 
     An asset's event gets the extra `flow`, `flow_run_id`, `service`, `state`, `uris` and `sizes` (bytes, None where it is not
     known), the last two in the same order, and `more`, how many files are not named there. An alias gets an event for each
-    file, whose asset has the file's URI (percent-encoded where it is not ASCII); its extra has `uri`, `size`, `sha256` and `media_type` instead of the lists. What the
-    task's author has put into an event stays. Nothing is raised: the flow run is paid for, and its outputs are there.
+    file, whose asset has the file's URI (percent-encoded where it is not ASCII); its extra has `uri`, `size`, `sha256` and
+    `media_type` instead of the lists. What the task's author has put into an event stays. Nothing is raised: the flow run is
+    paid for, and its outputs are there.
     """
     for outlet in getattr(context.get("task"), "outlets", None) or ():
         try:
