@@ -1,9 +1,9 @@
-# Each target sets up what it needs. The set-up is one virtual environment, pinned by $(CONSTRAINTS).
+# Each target sets up what it needs. The set-up is one virtual environment, pinned by $(CONSTRAINTS); the benchmarks and the tests
+# on an older Airflow have their own.
 
 CONSTRAINTS := constraints/py311-airflow-3.3.2.txt
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-PIP_INSTALL := $(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 # Written last: a set-up that was interrupted has no stamp and is done again.
 STAMP := $(VENV)/.complete
 PYTEST_ARGS ?=
@@ -14,18 +14,29 @@ BENCH_VENV := .venv-bench
 BENCH_PYTHON := $(BENCH_VENV)/bin/python
 BENCH_STAMP := $(BENCH_VENV)/.complete
 BENCH_ARGS ?=
+# The oldest and the newest of Airflow's minor versions that we support. Each has its constraints and an environment; the newest is
+# the one that we develop in.
+VERSIONS ?= 3.1 3.3
+version_constraints = $(or $(wildcard constraints/py311-airflow-$(1).*.txt),$(error there are no constraints for Airflow $(1)))
+version_venv = $(if $(filter $(CONSTRAINTS),$(version_constraints)),$(VENV),.venv-airflow-$(1))
+VERSION_VENVS = $(foreach version,$(VERSIONS),$(call version_venv,$(version)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench docs lint format airflow build clean
+.SECONDEXPANSION:
+.PHONY: help demo test test-versions chaos bench docs lint format airflow build clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
 
 demo: $(STAMP)  ## make a 3D model in a real Airflow, against an emulated service
 	@$(PYTHON) -m tools.demo
 
 test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" passes on to pytest
 	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on the oldest and the newest Airflow; VERSIONS=3.1 for one
+	@$(firstword $(VERSION_VENVS))/bin/python -m tools.test_versions $(addsuffix /bin/python,$(VERSION_VENVS)) -- \
+	    --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## let processes of a real Airflow die; CHAOS_ARGS="--list" passes on
 	@$(PYTHON) -m tests.chaos $(CHAOS_ARGS)
@@ -54,19 +65,28 @@ build: $(STAMP)  ## build the wheel and the source distribution into dist/
 	@$(PYTHON) -m build --no-isolation --outdir dist .
 
 clean:  ## remove everything that the targets made
-	rm -rf $(VENV) $(BENCH_VENV) bench.json .airflow .demo dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .venv-airflow-* bench.json .airflow .demo dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# $(1): the environment; $(2): its constraints.
+define set_up
+@python=$$(for name in python3.11 python3; do \
+    if command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+    then echo $$name; break; fi; done); \
+if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed: neither python3.11 nor python3 is one." >&2; exit 1; fi; \
+echo "Setting up $(1) with $$($$python --version): takes about two minutes, once."; \
+rm -f $(1)/.complete && $$python -m venv $(1)
+@$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) pip hatchling
+@$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) \
+    --no-build-isolation --group dev --editable '.[emulator,images]'
+@touch $(1)/.complete
+endef
+
 $(STAMP): pyproject.toml $(CONSTRAINTS)
-	@python=$$(for name in python3.11 python3; do \
-	    if command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
-	    then echo $$name; break; fi; done); \
-	if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed: neither python3.11 nor python3 is one." >&2; exit 1; fi; \
-	echo "Setting up $(VENV) with $$($$python --version): takes about two minutes, once."; \
-	rm -f $(STAMP) && $$python -m venv $(VENV)
-	@$(PIP_INSTALL) pip hatchling
-	@$(PIP_INSTALL) --no-build-isolation --group dev --editable '.[emulator,images]'
-	@touch $(STAMP)
+	$(call set_up,$(VENV),$(CONSTRAINTS))
+
+.venv-airflow-%/.complete: pyproject.toml $$(call version_constraints,$$*)
+	$(call set_up,$(@D),$(call version_constraints,$*))
 
 $(BENCH_STAMP): $(STAMP) $(BENCH_CONSTRAINTS)
 	@echo "Setting up $(BENCH_VENV): takes about a minute, once."; rm -f $(BENCH_STAMP) && $(PYTHON) -m venv $(BENCH_VENV)

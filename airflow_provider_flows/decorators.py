@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from inspect import iscoroutinefunction, unwrap
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow.providers.common.compat.sdk import DecoratedOperator, determine_kwargs, task_decorator_factory
@@ -67,7 +68,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             raise FlowInputError(message)
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, flow=flow, **kwargs)
         self.render_returned = render_returned
-        if self.is_async:
+        if iscoroutinefunction(unwrap(python_callable)):
             message = f"{python_callable.__name__} must be a plain function: @task.flow does not await what it returns"
             raise FlowInputError(message)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.errors import FlowConflict, FlowNotFound
 from airflow_provider_flows.flow.run import ERROR, PENDING, READY, FlowOutput, FlowRun
-from airflow_provider_flows.sources import shown
+from airflow_provider_flows.sources import conn_id_of, shown
 from airflow_provider_flows.writing import Part, StoppedError, digest_of, uri_of
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def place_of(output: FlowOutput, delivery: Delivery) -> ObjectStoragePath:
     """Give the path of an output's file, reached as the task's other files are."""
     from airflow.sdk import ObjectStoragePath
 
-    conn_id = ObjectStoragePath(str(delivery.output_path), conn_id=delivery.output_conn_id).conn_id
+    conn_id = conn_id_of(ObjectStoragePath(str(delivery.output_path), conn_id=delivery.output_conn_id))
     return ObjectStoragePath(str(output.uri), conn_id=conn_id)
 
 

@@ -75,7 +75,7 @@ class Memory:
         if self._durable and self._store is None:
             log.warning(
                 "This Airflow has no task state store (3.3 and later have one): a retry of this task will not know the flow "
-                "run that it starts now, and will start another one"
+                "run that it starts now, will start another one, and has the whole timeout again"
             )
         from airflow_provider_flows.flow.starting import Record
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator, conf
-from airflow.sdk.exceptions import TaskDeferralError
+from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout, BaseOperator, conf
 
 from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
 from airflow_provider_flows.ending import end
@@ -27,6 +26,15 @@ if TYPE_CHECKING:
     from airflow_provider_flows.attempt import Attempt
     from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
+
+NO_RETRY_POLICIES = (
+    "This Airflow has no retry policies (3.3 and later have them): an error that no retry can mend, such as a wrong key, is "
+    "tried again all the same, and a service that asks for a delay gets the task's own"
+)
+NO_KILLS = (
+    "This Airflow tells a trigger of no kill (3.3 and later do): if this task is cleared while it is deferred, or its DAG run "
+    "marked, flow run %s goes on"
+)
 
 
 class RunFlowOperator(Traced, BaseOperator):
@@ -121,6 +129,8 @@ class RunFlowOperator(Traced, BaseOperator):
         """Start the flow run, or pick it up where an earlier try left it; then wait in the way that was asked for."""
         limit = seconds("timeout", self.timeout)
         attempt, delivery = self._begun(context), self._delivery()
+        if self.retries and not hasattr(self, "retry_policy"):
+            self.log.info(NO_RETRY_POLICIES)
         with attempt.in_charge():
             order = attempt.order(lambda: attempt.hook.order(*self._order()), self.flow)
             delivery.checked(attempt.hook.service)
@@ -162,7 +172,9 @@ class RunFlowOperator(Traced, BaseOperator):
         """Go on after the deferral; a trigger that failed itself leaves no run behind that nobody waits for any more."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralError:
+        except AirflowException:
+            if hasattr(self, next_method):  # what that raised it has dealt with; a trigger that failed names no method
+                raise
             with self._begun(context).in_charge():
                 raise
 
@@ -215,8 +227,10 @@ class RunFlowOperator(Traced, BaseOperator):
             return attempt.late(error)
         if run is not None and run.final:
             return run
-        from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
+        from airflow_provider_flows.triggers import KILLS_ARE_TOLD, FlowRunTrigger  # dear, and needed when a task runs only
 
+        if self.abort_on_kill and not KILLS_ARE_TOLD:
+            self.log.warning(NO_KILLS, flow_run_id)
         self.defer(
             trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill),
             method_name=self.execute_complete.__name__,

@@ -35,6 +35,10 @@ HARMLESS_SECONDS = 15.0  # Airflow may fail a task that comes back from a resche
 RESCHEDULE_SECONDS = (60.0, 300.0)  # each look is a worker process
 OTHER_SECONDS = (5.0, 60.0)
 MEMORY_KEY = "flow_wait"
+NO_MEMORY = (
+    "This Airflow has no task state store (3.3 and later have one): each look of this sensor begins anew, so it may tell again "
+    "what the look before has told, and does not foresee when the flow run ends"
+)
 
 
 class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
@@ -133,8 +137,8 @@ class FlowRunSensor(Traced, BaseSensorOperator):
         if self._wait is None:
             self._wait = self._waiting(hook, None)
         seen = self.tracing(context, hook, self._wait.flow_run_id)
-        with self._remembered(context, self._wait):
-            run = hook.hold(self._wait.look())
+        with self._remembered(context, self._wait) as remembered:
+            run = hook.hold(self._wait.look() if remembered else self._wait.look_surely())
         if run is not None:
             seen(run)
         if run is None or not run.final:
@@ -168,20 +172,22 @@ class FlowRunSensor(Traced, BaseSensorOperator):
         return hook.waiting_for(self.flow_run_id.strip(), schedule, self.log.log)
 
     @contextmanager
-    def _remembered(self, context: Context, wait: Wait) -> Iterator[None]:
+    def _remembered(self, context: Context, wait: Wait) -> Iterator[bool]:
         """Let the wait go on where the look before it left it, for in reschedule mode each look is a process of its own.
 
-        The memory is that of one try: it outlives retries and Clears, whose logs begin anew.
+        The memory is that of one try: it outlives retries and Clears, whose logs begin anew. False where Airflow keeps none.
         """
         store: Any = context.get("task_state_store") if self.reschedule else None
         if store is None:
-            yield
+            if self.reschedule and not context.get("task_reschedule_count"):
+                self.log.info(NO_MEMORY)
+            yield not self.reschedule
             return
         number = context["ti"].try_number
         before = store.get(MEMORY_KEY) or {}
         if before.get("try_number") == number:
             wait.recall(before)
-        yield
+        yield True
         after = {**wait.memory, "try_number": number}
         if after != before:
             store.set(MEMORY_KEY, after)

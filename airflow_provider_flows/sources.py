@@ -126,6 +126,12 @@ def _plain(text: str) -> str:
     return plain if len(plain) <= LONGEST_NAME else f"{plain[:LONGEST_NAME]}..."
 
 
+def conn_id_of(path: ObjectStoragePath) -> str | None:
+    """Give the Airflow connection that a path names; Airflow 3.1 has no attribute for it."""
+    named: str | None = path.serialize()["conn_id"]
+    return named
+
+
 def _path(where: str, named: Any, conn_id: str | None) -> Path | ObjectStoragePath:
     if isinstance(named, PurePath) and not hasattr(
         named, "protocol"
@@ -135,7 +141,7 @@ def _path(where: str, named: Any, conn_id: str | None) -> Path | ObjectStoragePa
 
     try:
         path = named if isinstance(named, ObjectStoragePath) else ObjectStoragePath(str(named))
-        if conn_id and path.conn_id is None and path.protocol not in LOCAL:
+        if conn_id and conn_id_of(path) is None and path.protocol not in LOCAL:
             return ObjectStoragePath(str(path), conn_id=conn_id)
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(where, str(named), error) from None

@@ -32,6 +32,7 @@ __all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "outcome", "settling_seco
 
 log = logging.getLogger(__name__)  # one for all: to make a logger for each trigger takes longer than a look
 PROGRESS_SECONDS = 30.0  # between two lines about progress: each line costs a triggerer half a millisecond of CPU
+KILLS_ARE_TOLD = hasattr(BaseTrigger, "on_kill")  # by Airflow 3.3 and later
 
 _KILLS: set[asyncio.Task[None]] = set()  # an event loop alone would forget a task that nobody holds
 

@@ -16,7 +16,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from airflow_provider_flows.sources import LOCAL
+from airflow_provider_flows.sources import LOCAL, conn_id_of
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -209,4 +209,4 @@ def uri_of(path: ObjectStoragePath) -> str:
     scheme, found, rest = str(path).partition("://")
     if not found:
         return f"file://{path.absolute()}"
-    return f"{scheme}://{rest.removeprefix(f'{path.conn_id}@')}"
+    return f"{scheme}://{rest.removeprefix(f'{conn_id_of(path)}@')}"

@@ -1,6 +1,7 @@
 """Runs a DAG to its end inside the test's own process, through Airflow's real `dag.test()`.
 
-It replaces no part of Airflow, and has no scheduler, worker or triggerer that could be late: see `tools.airflow_stack`.
+It replaces no part of Airflow (before 3.2 it keeps what Airflow makes anew for each task), and has no scheduler, worker or
+triggerer that could be late: see `tools.airflow_stack`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from typing import Any
 import structlog
 from airflow.dag_processing.bundles.manager import DagBundlesManager
 from airflow.dag_processing.collection import update_dag_parsing_results_in_db
-from airflow.dag_processing.dagbag import DagBag
 from airflow.listeners import hookimpl
 from airflow.models.xcom import XComModel
+from airflow.providers.common.compat.sdk import get_listener_manager
 from airflow.sdk import DAG
-from airflow.sdk.execution_time.supervisor import in_process_api_server
-from airflow.sdk.listener import get_listener_manager
+from airflow.sdk.execution_time import supervisor
 from airflow.sdk.log import redact
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.db import initdb
 from airflow.utils.session import create_session
 from sqlalchemy import select
+
+from tests.versions import DagBag
 
 _BUNDLE = "dags-folder"
 
@@ -86,7 +88,9 @@ def ensure_database() -> None:
         warnings.simplefilter("ignore")  # what Airflow's dependencies say of each other at their first import
         initdb()
         DagBundlesManager().sync_bundles_to_db()
-        in_process_api_server()
+        if not hasattr(supervisor.in_process_api_server, "cache_clear"):  # Airflow keeps it from 3.2 on
+            supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
+        assert supervisor.in_process_api_server().app
 
 
 def _register(dag: DAG) -> None:

@@ -22,12 +22,14 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
 from tests.airflow_run import DagResult, run_dag
+from tests.versions import has
 
 FLOW = "model_generate_fromprompt"
 PROMPT = "A modern office chair"
 PARAMETERS = {"quality": "low", "seed": 7}
 OFTEN = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 TASK = "wait"
+ASIDE = "This Airflow "  # how each line begins that says what an older Airflow lacks
 
 OPERATORS: dict[str, Callable[..., BaseOperator]] = {
     "blocking": partial(RunFlowOperator, flow=FLOW, inputs=PROMPT, parameters=PARAMETERS, deferrable=False),
@@ -47,6 +49,8 @@ class Story:
 
     result: DagResult
     flow_run_id: str
+    anew: bool = False
+    """Whether each look began anew: then it tells again what the look before has told."""
 
     @property
     def state(self) -> str | None:
@@ -66,7 +70,8 @@ class Story:
     @property
     def lines(self) -> list[str]:
         """What the package itself logged, in order, without its ids and numbers that differ from run to run."""
-        return [self.plain(line) for line in own_lines(self.result.log)]
+        told = [self.plain(line) for line in own_lines(self.result.log)]
+        return list(dict.fromkeys(told)) if self.anew else told
 
     def plain(self, text: str) -> str:
         """Give a text without what differs from run to run."""
@@ -77,12 +82,19 @@ class Story:
 
 
 def own_lines(log: str) -> list[str]:
-    """Pick what this package's code logged out of a DAG run's log, without time and place."""
+    """Pick what this package's code logged out of a DAG run's log, without time and place, and without `asides`."""
     rows = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log.splitlines()]
     found = [re.match(r"\S+ \[(\w+)\s*\] (.*?)\s+\[(\S*airflow_provider_flows\.[\w.]+)\]", row) for row in rows]
     return [
-        f"{row[1]}: {row[2]}" for row in found if row and "emulator" not in row[3] and row[2] != "Success criteria met. Exiting."
+        f"{row[1]}: {row[2]}"
+        for row in found
+        if row and "emulator" not in row[3] and row[2] != "Success criteria met. Exiting." and not row[2].startswith(ASIDE)
     ]
+
+
+def asides(log: str) -> list[str]:
+    """Pick from a DAG run's log, in order, what this Airflow lacks, as far as this package says so."""
+    return re.findall(rf"{ASIDE}(.*?) \(3\.\d and later", log)
 
 
 def bearer(emulator: Emulator) -> dict[str, str]:
@@ -141,4 +153,5 @@ def wait_in(mode: str, emulator: Emulator, steps: Sequence[float] = (), **argume
             SENSORS[mode](task_id=TASK, flow_run_id=flow_run_id, **{**OFTEN, **arguments})
     with moving_on(emulator, steps):
         result = run_dag(dag)
-    return Story(result, next(iter(emulator.runs), ""))
+    anew = mode == "sensor, reschedule" and not has("task state store")
+    return Story(result, next(iter(emulator.runs), ""), anew)

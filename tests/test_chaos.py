@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from tests.chaos.report import Row, play_all
 from tests.chaos.scenarios import QUICK, every, quick
 from tests.chaos.services import Other
 from tests.chaos.stage import Stage
+from tests.versions import lacks, needs
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
@@ -43,12 +45,28 @@ def rows(stage: Stage) -> dict[str, Row]:
     return {row.scenario: row for row in play_all(stage)}
 
 
-@pytest.mark.parametrize("scenario", played(), ids=lambda scenario: scenario.name)
+# a retry that goes on with the flow run of a task that died must know it
+REMEMBERED = [scenario.name for scenario in played() if scenario.name.startswith("kill ")]
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(one, marks=needs("task state store") if one.name in REMEMBERED else (), id=one.name) for one in played()],
+)
 def test_what_is_seen_is_what_is_expected(stage: Stage, rows: dict[str, Row], scenario: Scenario) -> None:
     """A process that dies, a service that is away or a person who clears or marks a task costs no flow run and leaves none."""
     row = rows[scenario.name]
     assert row.seen == row.expected, "\n".join([*row.requests, stage.case(scenario).all_logs()])
     assert row.ok
+
+
+@lacks("task state store")
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_task_that_died_is_started_again(rows: dict[str, Row], name: str) -> None:
+    """Where Airflow keeps nothing for a task, its retry makes another flow run at the most, and completes."""
+    seen = rows[name].seen
+    assert re.search(r"killed: 1; starts: [12]; task: success;", seen), seen
+    assert "all of 1 run" in seen
 
 
 def test_all_quick_scenarios_are_there(rows: dict[str, Row]) -> None:

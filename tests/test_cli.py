@@ -29,6 +29,9 @@ from airflow_provider_flows.flow.run import FlowRun
 from airflow_provider_flows.hooks import GenerioHook
 from tests.commands import PROMPT_FLOW, Flows, call, caller, store
 from tests.flow_station import FlowStation, Told
+from tests.versions import needs
+
+pytestmark = needs("commands of providers")
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 QUICK = f"run {PROMPT_FLOW} --input 'A chair' --param quality=low --poll-interval 0.1 -o json"

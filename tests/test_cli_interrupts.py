@@ -19,6 +19,9 @@ import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from tests.commands import PROMPT_FLOW, Flows, caller
+from tests.versions import needs
+
+pytestmark = needs("commands of providers")
 
 RUN = f"run {PROMPT_FLOW} --input 'A chair' --param quality=low --poll-interval 0.1 --no-validate -o json"
 CHAIN = "run clibnwpno000bmc0k9hvv3y7f --conn-id promptchainer_default --variable color=red --variable item=chair"

@@ -19,6 +19,9 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from tests.commands import PROMPT_FLOW, store
 from tests.terminal import CTRL_C, PATIENCE, Terminal
+from tests.versions import needs
+
+pytestmark = needs("commands of providers")
 
 AIRFLOW = ("-m", "airflow", "flows")
 LONG = 100.0  # seconds

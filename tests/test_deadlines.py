@@ -12,7 +12,9 @@ import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.flow import errors
+from tests.modes import asides
 from tests.tries import BOTH, CHAIR, request, set_up, tried
+from tests.versions import lacks, needs
 
 
 @pytest.fixture
@@ -21,6 +23,7 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
     return set_up(flow_emulator, monkeypatch)
 
 
+@needs("task state store")
 @BOTH
 def test_timeout_runs_on_over_the_tries(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """The deadline is fixed by the first start: a second try has what is left of it, and there is no third."""
@@ -35,6 +38,7 @@ def test_timeout_runs_on_over_the_tries(emulator: Emulator, deferrable: bool) ->
     assert ended.record["deadline"] <= aborted < ended.record["deadline"] + 5
 
 
+@needs("task state store")
 def test_timeout_that_is_over_starts_nothing(emulator: Emulator) -> None:
     """A second try that begins after the deadline starts nothing, and there is no third."""
     emulator.fault(Fault("POST", "/flows", status=503))
@@ -43,6 +47,17 @@ def test_timeout_that_is_over_starts_nothing(emulator: Emulator) -> None:
     assert type(ended.error) is errors.FlowTimeout
     assert "was over before a flow run" in str(ended.error)
     assert len(request(emulator, "POST", "/flows")) == 1
+
+
+@lacks("task state store")
+def test_without_a_store_each_try_has_the_whole_timeout(emulator: Emulator) -> None:
+    """Where Airflow keeps nothing for a task its timeout begins anew with each try, which the task says; each run is stopped."""
+    emulator.run_seconds = 60
+    ended = tried("retries_anew", **CHAIR, timeout=1)
+    assert (ended.tries, ended.state, emulator.started) == (2, "failed", 2)
+    assert type(ended.error) is errors.FlowTimeout
+    assert asides(ended.result.log).count("has no task state store") == ended.tries
+    assert [run.state for run in emulator.runs.values()] == ["aborted", "aborted"]
 
 
 ENDINGS = {
@@ -61,13 +76,14 @@ def test_timeout_tells_what_became_of_the_run(emulator: Emulator, ending: str) -
     given, fault, words = ENDINGS[ending]
     if fault is not None:
         emulator.fault(fault)
-    ended = tried(f"retries_ending_{len(ending)}", **CHAIR, timeout=1, **given)
+    ended = tried(f"retries_ending_{len(ending)}", **CHAIR, timeout=1, retries=0, **given)
     assert (ended.tries, type(ended.error)) == (1, errors.FlowTimeout)
     assert words in str(ended.error)
     (run,) = emulator.runs.values()
     assert (run.state == "aborted") is (ending == "aborted")
 
 
+@needs("task state store")
 @BOTH
 def test_execution_timeout_is_each_trys(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """Its end leaves the flow run to the next try, which goes on with it; after the last try the run is stopped."""

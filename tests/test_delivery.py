@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowRescheduleException
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.flow.errors import FlowInputError, FlowNotFound, FlowRunFailed
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.memory import FILES_KEY, KEY
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.retries import FlowsRetryPolicy
 from airflow_provider_flows.sensors import MEMORY_KEY, FlowRunSensor
 from tests.test_killed import Store, context
 from tests.tries import BOTH, CHAIN, CHAIR, request, set_up, tried
+from tests.versions import AirflowRescheduleException, has, needs
 
 LONG = "größer " * 9000  # more than 48 KiB
 TWO: dict[str, Any] = {**CHAIR, "inputs": ["A chair", "A table"]}
@@ -191,6 +190,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_paid(emulator: Emulat
     assert emulator.started == 0
 
 
+@needs("task state store")
 @BOTH
 def test_retry_fetches_only_what_is_missing(emulator: Emulator, tmp_path: Path, *, deferrable: bool) -> None:
     """A file that an earlier try has written whole is not downloaded again; one that was changed since is."""
@@ -345,6 +345,11 @@ def test_output_that_is_not_visible_yet_is_looked_for_again(emulator: Emulator, 
     with pytest.raises(FlowNotFound) as caught:
         task(tmp_path, inputs=["A chair"]).execute(given)
     assert len(request(emulator, "GET")) - len(request(emulator, "GET", "/outputs")) >= 3
+    assert not caught.value.lasting
+    if not has("retry policies"):
+        return
+    from airflow_provider_flows.retries import FlowsRetryPolicy
+
     given["ti"].task = task(tmp_path, retry_delay=timedelta(0))
     assert FlowsRetryPolicy().evaluate(caught.value, 1, 3, given).action.name != "FAIL"
 

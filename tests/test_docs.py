@@ -13,17 +13,15 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import airflow
 import pytest
-from packaging.version import Version
 
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.flow import errors
 from airflow_provider_flows.flow.errors import FlowUnreachable
 from airflow_provider_flows.flow.exchange import Pause, Request, Resend, Response
 from airflow_provider_flows.flow.retry import Retry
-from airflow_provider_flows.retries import HOPELESS
 from tests.documented import PAGES, ROOT, Reader, snippets
+from tests.versions import needs
 
 MOST_MARKED = 8  # blocks that are looked up instead of run: those that take minutes, or serve until they are stopped
 DATA = {  # what readers have in their folder /data
@@ -32,7 +30,12 @@ DATA = {  # what readers have in their folder /data
     "flow.json": "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json",
 }
 PLAYED_ELSEWHERE = {ROOT / "docs" / "cli.md"}  # test_docs_cli.py compares each line that its commands write
-PAGES_WITH_SNIPPETS = [page for page in PAGES if any(snippets(page)) and page not in PLAYED_ELSEWHERE]
+NEEDS = {ROOT / "docs" / "howto" / "draw.md": "commands of providers", ROOT / "docs" / "tutorial.md": "task state store"}
+PAGES_WITH_SNIPPETS = [
+    pytest.param(page, marks=needs(NEEDS[page]) if page in NEEDS else (), id=str(page.relative_to(ROOT)))
+    for page in PAGES
+    if any(snippets(page)) and page not in PLAYED_ELSEWHERE
+]
 
 
 def named(page: Path) -> str:
@@ -56,8 +59,7 @@ def reader(airflow_home: Path, flow_emulator: Emulator, tmp_path: Path, monkeypa
         path.unlink()
 
 
-@pytest.mark.skipif(Version(airflow.__version__) < Version("3.3"), reason="the pages show what Airflow 3.3 and later do")
-@pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS, ids=named)
+@pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS)
 def test_snippets_run(page: Path, reader: Reader) -> None:
     """Each block of the page does what the page says, from top to bottom."""
     for snippet in snippets(page):
@@ -114,8 +116,11 @@ def test_requests_are_sent_again_as_the_page_says() -> None:
             assert {sent_again(resend, answer) for answer in same} == {cell == "yes"}, row
 
 
+@needs("retry policies")
 def test_hopeless_errors_are_the_ones_the_page_names() -> None:
     """The page names just those errors after which there is no other try."""
+    from airflow_provider_flows.retries import HOPELESS
+
     page = (ROOT / "docs" / "explanation" / "retries.md").read_text()
     assert set(re.findall(r"^\| `(\w+)`: .* \| no \|$", page, re.MULTILINE)) == {error.__name__ for error in HOPELESS}
 
@@ -130,6 +135,7 @@ def test_reference_names_every_error() -> None:
 # the site ---------------------------------------------------------------------------------------------------------------
 
 
+@needs("retry policies")  # the reference has ours
 @pytest.mark.skipif(find_spec("sphinx") is None, reason="Sphinx is not installed here")
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """`make docs` builds the site; a warning is an error, and no page asks another host for anything."""

@@ -13,6 +13,9 @@ import pytest
 from airflow_provider_flows.cli.definition import get_commands
 from airflow_provider_flows.cli.exits import Exit
 from tests.transcript import Play, fixed, short_folder
+from tests.versions import needs
+
+pytestmark = needs("commands of providers")
 
 PAGE = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
 

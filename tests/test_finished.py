@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 from airflow.models.trigger import Trigger
 from airflow.sdk import Asset
-from airflow.sdk.execution_time.context import AssetStateStoreAccessors
 from airflow.triggers.base import BaseEventTrigger
 
 from airflow_provider_flows import triggers
@@ -33,6 +32,7 @@ from airflow_provider_flows.triggers import FlowRunFinishedTrigger
 from tests.flow_station import FlowStation, Made
 from tests.flow_station import Told as Answer
 from tests.modes import FLOW, start_elsewhere
+from tests.versions import needs
 from tests.watchers import OFTEN, FileStore, OlderStore, watching
 from tests.watching import aged, alone, until
 
@@ -279,8 +279,11 @@ async def test_store_that_cannot_be_asked_is_waited_for(
     assert caplog.text.count("could not be read") == 1
 
 
+@needs("asset state store")
 def test_trigger_that_assets_share_is_remembered_with_each() -> None:
     """Airflow makes one trigger of equal ones, with a store for several assets; the private name for them is still there."""
+    from airflow.sdk.execution_time.context import AssetStateStoreAccessors
+
     one, other = Asset("x-flows://one"), Asset("x-flows://other")
     both = AssetStateStoreAccessors(inlets=[one, other])
 

@@ -15,6 +15,7 @@ import pytest
 
 from airflow_provider_flows.emulator import Emulator
 from tests.modes import FLOW, start_elsewhere
+from tests.versions import lacks, needs
 from tools.airflow_stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
@@ -71,6 +72,7 @@ def told(airflow: Stack) -> list[dict[str, Any]]:
     return [payload for run_id in runs for payload in airflow.xcom("on_finished", run_id, "tell")]
 
 
+@needs("asset state store")
 def test_dag_starts_by_a_flow_run_that_ended(tmp_path: Path) -> None:
     """A DAG starts with the right payload; after its triggerer was killed, by what ended meanwhile, and by nothing twice."""
     dags = tmp_path / "dags"
@@ -102,3 +104,19 @@ def test_dag_starts_by_a_flow_run_that_ended(tmp_path: Path) -> None:
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert tmp_path / "airflow.db" in files
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+@lacks("asset state store")
+def test_dag_starts_without_a_memory(tmp_path: Path) -> None:
+    """Where Airflow keeps nothing for an asset the DAG starts all the same, and the trigger says once what is missing."""
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    (dags / "watches.py").write_text(textwrap.dedent(DAGS))
+    with Emulator(key=KEY, run_seconds=0.5) as emulator:
+        with Stack(tmp_path, dags, environment=emulator.connections, tuned=True, parallelism=2) as airflow:
+            soon(lambda: any(asked.method == "GET" for asked in emulator.requests))
+            first = start_elsewhere(emulator)
+            soon(lambda: runs_of(airflow, "on_finished"))
+            assert [payload["flow_run_id"] for payload in told(airflow)] == [first]
+    logs = "".join(path.read_text() for path in tmp_path.rglob("*.log") if path.is_file())
+    assert logs.count("keeps no memory for asset watchers") == 1

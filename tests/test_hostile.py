@@ -12,7 +12,6 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from airflow.sdk.serde import serialize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from airflow_provider_flows.flow.starting import Order, Record, picked_up
 from airflow_provider_flows.naming import file_names, safe_name
 from airflow_provider_flows.transport.settings import Settings
 from tests.scripted import Script
+from tests.versions import serialize
 
 G, P = Generio(), PromptChainer()
 KEYS = [

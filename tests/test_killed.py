@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralError
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_flows.decorators import FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator, Fault
@@ -31,6 +31,7 @@ from airflow_provider_flows.memory import KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.writing import StoppedError
 from tests.tries import CHAIR, set_up
+from tests.versions import TaskDeferralError
 
 
 class Store(dict[str, Any]):

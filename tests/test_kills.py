@@ -16,8 +16,8 @@ from typing import Any, get_args
 
 import pytest
 from airflow.jobs.triggerer_job_runner import ToTriggerSupervisor
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 from airflow.sdk import DAG, task
-from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import GetTaskStates
 
@@ -26,6 +26,7 @@ from airflow_provider_flows.kills import is_over
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.airflow_run import run_dag
 from tests.modes import FLOW, OFTEN, looks, own_lines
+from tests.versions import needs
 
 CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
 
@@ -59,6 +60,7 @@ def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None
     assert (flow_emulator.started, aborts(flow_emulator)) == (1, 0)
 
 
+@needs("task state store")
 def test_kill_during_the_fetch_leaves_the_run_to_the_retry(flow_emulator: Emulator, tmp_path: Path) -> None:
     """An execution_timeout while files are fetched aborts nothing and leaves no part of a file; the retry takes the same run."""
     flow_emulator.run_seconds = 0

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 from airflow.listeners.listener import get_listener_manager as get_core_listener_manager
+from airflow.providers.common.compat.sdk import get_listener_manager
 from airflow.providers.openlineage.plugins.listener import OpenLineageListener
 from airflow.sdk import DAG
-from airflow.sdk.listener import get_listener_manager
 from openlineage.client.naming import dataset as naming
 
 from airflow_provider_flows.decorators import task

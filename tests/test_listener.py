@@ -23,6 +23,7 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.airflow_run import run_dag
 from tests.tries import CHAIN, CHAIR, set_up, tried
+from tests.versions import needs
 
 SOON = 10.0
 
@@ -90,6 +91,7 @@ def test_failure_that_the_scheduler_finds_stops_nothing(emulator: Emulator) -> N
     assert "aborted" not in [run.state for run in emulator.runs.values()]
 
 
+@needs("task state store")
 def test_answer_is_kept_until_the_task_has_succeeded(emulator: Emulator) -> None:
     """PromptChainer's answer, content and all, is gone from Airflow's state store when the task is green."""
     emulator.run_seconds = 0
@@ -98,6 +100,7 @@ def test_answer_is_kept_until_the_task_has_succeeded(emulator: Emulator) -> None
     assert ended.record is None
 
 
+@needs("task state store")
 def test_record_of_a_run_with_an_id_stays(emulator: Emulator) -> None:
     """What a Clear must know of a Generio run is not forgotten."""
     emulator.run_seconds = 0

@@ -58,8 +58,14 @@ class Backend:
 
 
 @pytest.fixture
-def backend() -> Iterator[Backend]:
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """Give Airflow a backend, and take it away again."""
+    if not hasattr(Stats, "initialize"):  # before Airflow 3.2 it takes what this makes
+        backend = Backend()
+        monkeypatch.setattr(type(Stats), "factory", lambda _: backend)
+        monkeypatch.setattr(Stats, "instance", None)
+        yield backend
+        return
     from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
 
     backend = Backend()

@@ -16,12 +16,15 @@ import requests
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.flow.errors import FlowRunAborted, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.sensors import FlowSensorTimeout
-from tests.modes import MODES, OPERATORS, bearer, wait_in
+from tests.modes import MODES, OPERATORS, asides, bearer, wait_in
+from tests.versions import lacks, needs
 
 SECONDS = 100.0  # how long a flow run takes on the emulator's clock, which the looks move on
 RUN = "The generio flow run ID (flow model_generate_fromprompt)"
 BEGUN = [f"info: {RUN} is starting", f"info: {RUN} is running", f"info: {RUN} is at N% after N s; expected end: T"]
 PROGRESS = f"info: {RUN} is at N% after N s; expected end: T"
+# in these each look must know what the look before it saw and told
+REMEMBERED = [pytest.param(mode, marks=needs("task state store") if mode == "sensor, reschedule" else ()) for mode in MODES]
 TO_THE_END = (20.0, 90.0)  # after the first look it is running at 11 %, after the second one it is over
 
 
@@ -44,6 +47,21 @@ def served(emulator: Emulator, flow_run_id: str) -> bytes:
 def told_by(mode: str, *lines: str) -> list[str]:
     """Give the lines that a wait tells in this mode: an operator also says what it started."""
     return [f"info: Started the {RUN.removeprefix('The ')}", *lines] if mode in OPERATORS else list(lines)
+
+
+@lacks("task state store")
+@pytest.mark.parametrize("mode", MODES)
+def test_what_this_airflow_lacks_is_told_once(emulator: Emulator, mode: str) -> None:
+    """Each mode completes all the same, and says once what this Airflow cannot do for it."""
+    story = wait_in(mode, emulator, TO_THE_END)
+
+    assert story.state == "success"
+    told = {
+        "blocking": ["has no task state store"],
+        "deferrable": ["has no task state store", "tells a trigger of no kill"],
+        "sensor, reschedule": ["has no task state store"],
+    }
+    assert asides(story.result.log) == told.get(mode, [])
 
 
 def same(returned: dict[str, Any] | None) -> dict[str, Any]:
@@ -127,7 +145,7 @@ def test_aborted_by_somebody(emulator: Emulator, mode: str) -> None:
     assert story.lines == told_by(mode, *BEGUN, f"info: {RUN} is aborted after 100.0 s")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", REMEMBERED)
 def test_unknown_state_word(emulator: Emulator, mode: str) -> None:
     """A state word that nobody knows is warned of once, and every mode goes on waiting to the good end."""
     emulator.plan(Plan(unknown_state="polishing"))
@@ -147,7 +165,7 @@ def test_unknown_state_word(emulator: Emulator, mode: str) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", REMEMBERED)
 def test_unreachable_for_a_while(emulator: Emulator, mode: str) -> None:
     """A service that is away for some looks is warned of, and every mode goes on waiting to the good end."""
     emulator.fault(Fault(method="GET", path="/flows/*", skip=1, times=1, reset="before"))

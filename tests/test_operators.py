@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from airflow.models.xcom import XComModel
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
@@ -26,6 +26,7 @@ from airflow_provider_flows.flow.starting import TOKEN_KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.airflow_run import run_dag
 from tests.modes import FLOW, OFTEN, looks, own_lines
+from tests.versions import needs
 
 SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"  # PromptChainer's sample: variables color and item
 LOW = {"quality": "low"}
@@ -290,6 +291,7 @@ def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, de
     assert run_dag(dag).state == "success"
 
 
+@needs("retry policies")
 @pytest.mark.parametrize("service", ["generio", "promptchainer"])
 def test_wrong_key_at_the_start_is_told_at_once(emulator: Emulator, service: str) -> None:
     """A key that is wrong from the beginning is a FlowAuthError of the first request that matters, and is not tried again."""

@@ -22,6 +22,7 @@ from airflow_provider_flows import __version__
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from airflow_provider_flows.provider_info import get_provider_info
+from tests.versions import lacks, needs
 from tools.processes import free_port
 
 HOOKS: dict[str, type[FlowsHook]] = {"generio": GenerioHook, "promptchainer": PromptChainerHook}
@@ -64,6 +65,19 @@ def test_airflow_lists_the_hooks() -> None:
         assert found[name]["package_name"] == "airflow-provider-flows"
 
 
+@lacks("commands of providers")
+@pytest.mark.usefixtures("airflow_database")
+def test_airflow_without_commands_of_providers() -> None:
+    """Where Airflow takes no commands from providers it says itself that there is no `flows`, and has all of its own."""
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        airflow("flows", "list")
+
+    assert caught.value.returncode == 2
+    assert "invalid choice: 'flows'" in caught.value.stderr
+    assert any(row["package_name"] == "airflow-provider-flows" for row in airflow("providers", "list"))
+
+
+@needs("connection form fields")
 @pytest.mark.parametrize("name", HOOKS)
 def test_connection_form(name: str) -> None:
     """The connection form shows host and key under the service's words, and exactly the fields that the hook reads."""
@@ -85,6 +99,16 @@ def test_connection_form(name: str) -> None:
         assert shown[key]["schema"]["title"] == field.label
         assert shown[key]["value"] == field.default
         assert shown[key]["description"] == field.description
+
+
+@lacks("connection form fields")
+@pytest.mark.parametrize("name", HOOKS)
+def test_plain_connection_form(name: str) -> None:
+    """Where Airflow reads no fields from the provider info, the form has the type, with Airflow's own fields and the extra."""
+    (form,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == name]
+
+    assert form.hook_name == HOOKS[name].hook_name
+    assert (form.standard_fields, form.extra_fields) == (None, None)  # None: the form shows all of its own
 
 
 @pytest.mark.parametrize("name", HOOKS)

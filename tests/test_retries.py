@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.flow import errors
 from airflow_provider_flows.memory import TOO_LARGE
-from airflow_provider_flows.retries import FlowsRetryPolicy
+from tests.modes import asides
 from tests.tries import BOTH, CHAIN, CHAIR, request, set_up, tried
+from tests.versions import lacks, needs
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ FATES = [
 ]
 
 
+@needs("retry policies")
 @pytest.mark.parametrize(("fault", "tries", "error"), FATES, ids=lambda told: getattr(told, "status", None))
 def test_only_what_may_get_better_is_tried_again(emulator: Emulator, fault: Fault, tries: int, error: type[Exception]) -> None:
     """A key that is refused or an argument that is wrong ends the task at its first try; a service that is away does not."""
@@ -49,6 +50,7 @@ def test_only_what_may_get_better_is_tried_again(emulator: Emulator, fault: Faul
     assert len(emulator.runs) == tries - 1
 
 
+@needs("retry policies")
 def test_argument_that_cannot_be_sent_is_not_tried_again(emulator: Emulator) -> None:
     """An argument found wrong before any request ends the task at its first try."""
     ended = tried("retries_input", **{**CHAIR, "inputs": 42})
@@ -56,6 +58,7 @@ def test_argument_that_cannot_be_sent_is_not_tried_again(emulator: Emulator) -> 
     assert emulator.requests == ()
 
 
+@needs("retry policies")
 def test_retry_comes_as_late_as_the_service_asks(emulator: Emulator) -> None:
     """A Retry-After that is longer than the task's own delay is the delay."""
     emulator.fault(Fault("POST", "/flows", status=503, headers={"Retry-After": "3"}))
@@ -66,12 +69,25 @@ def test_retry_comes_as_late_as_the_service_asks(emulator: Emulator) -> None:
     assert "the service asked for this delay" in ended.result.log
 
 
+@needs("retry policies")
 def test_own_retry_policy_wins(emulator: Emulator) -> None:
     """A task that brings its own retry policy is tried again as that says."""
+    from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+
     emulator.fault(Fault("POST", status=401))
     rule = RetryRule(exception=errors.FlowAuthError, action=RetryAction.RETRY, retry_delay=timedelta(0))
     ended = tried("retries_own", **CHAIR, retry_policy=ExceptionRetryPolicy(rules=[rule]))
     assert (ended.tries, ended.state) == (2, "success")
+
+
+@lacks("retry policies")
+def test_without_retry_policies_airflows_own_retries_are_left(emulator: Emulator) -> None:
+    """Where Airflow knows no retry policy the task says so once a try, and even a key that is refused is tried again."""
+    emulator.fault(Fault("POST", status=401))
+    ended = tried("retries_no_policy", **CHAIR)
+    assert (ended.tries, ended.state) == (2, "success")
+    assert type(ended.error) is errors.FlowAuthError
+    assert asides(ended.result.log).count("has no retry policies") == ended.tries
 
 
 def answered(retry_after: float | None, status: int = 503) -> errors.FlowServiceError:
@@ -100,9 +116,12 @@ DECISIONS = [
 ]
 
 
+@needs("retry policies")
 @pytest.mark.parametrize(("error", "action", "delay"), DECISIONS, ids=lambda told: repr(told)[:40])
 def test_policy_decides_by_the_error(error: BaseException, action: str, delay: float | None) -> None:
     """Each error has its decision, and no service can put a retry off by more than an hour."""
+    from airflow_provider_flows.retries import FlowsRetryPolicy
+
     decision = FlowsRetryPolicy.deserialize(FlowsRetryPolicy().serialize()).evaluate(error, 1, 3)
     assert decision.action.value == action
     assert decision.retry_delay == (None if delay is None else timedelta(seconds=delay))
@@ -111,6 +130,7 @@ def test_policy_decides_by_the_error(error: BaseException, action: str, delay: f
 # what a retry takes up --------------------------------------------------------------------------------------------------
 
 
+@needs("task state store")
 @BOTH
 def test_failure_in_the_fetch_takes_the_same_run_up(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
     """A try that fails at the download is followed by one that fetches the outputs of the same flow run."""
@@ -122,6 +142,7 @@ def test_failure_in_the_fetch_takes_the_same_run_up(emulator: Emulator, tmp_path
     assert ended.told("An earlier try started the generio flow run") == 1
 
 
+@needs("task state store")
 @BOTH
 def test_failure_in_the_wait_takes_the_same_run_up(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """A try whose wait was ended by a refusal is followed by one that waits for the same flow run."""
@@ -129,6 +150,17 @@ def test_failure_in_the_wait_takes_the_same_run_up(emulator: Emulator, deferrabl
     emulator.fault(Fault("GET", "/flows/*", skip=1, status=402, times=3))
     ended = tried(f"retries_wait_{deferrable}", **CHAIR, deferrable=deferrable)
     assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+
+
+@lacks("task state store")
+@BOTH
+def test_without_a_store_a_retry_starts_another(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
+    """Where Airflow keeps nothing for a task each try says so once and starts a flow run of its own, and the task completes."""
+    emulator.fault(Fault("GET", "*/outputs/*", status=500))
+    ended = tried(f"retries_no_store_{deferrable}", **CHAIR, deferrable=deferrable, output_path=str(tmp_path))
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+    assert asides(ended.result.log).count("has no task state store") == ended.tries
+    assert ended.told("An earlier try started") == 0
 
 
 def test_not_durable_starts_another(emulator: Emulator) -> None:
@@ -139,6 +171,7 @@ def test_not_durable_starts_another(emulator: Emulator) -> None:
     assert ended.record is None
 
 
+@needs("task state store")
 @pytest.mark.parametrize("abort", [True, False])
 def test_changed_inputs_start_another(emulator: Emulator, abort: bool) -> None:  # noqa: FBT001
     """A try whose inputs are others than the last one's starts a new flow run, and aborts the old one unless it may not."""
@@ -160,6 +193,7 @@ def test_failed_run_is_not_taken_up(emulator: Emulator, outcome: Any) -> None:
     assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
 
 
+@needs("task state store")
 @pytest.mark.parametrize("place", ["/flows", "*/inputs"])
 def test_lost_answer_litters_no_account(emulator: Emulator, place: str) -> None:
     """A run that was made while its answer got lost, or whose input did, is deleted before or when the next try makes one."""
@@ -171,6 +205,7 @@ def test_lost_answer_litters_no_account(emulator: Emulator, place: str) -> None:
 # PromptChainer, which cannot be asked a second time -----------------------------------------------------------------------
 
 
+@needs("task state store")
 def test_doubtful_attempt_is_told(emulator: Emulator) -> None:
     """A retry after a POST whose answer was lost runs the flow again, and the log says that it may have run before."""
     emulator.fault(Fault("POST", reset="after"))
@@ -179,6 +214,7 @@ def test_doubtful_attempt_is_told(emulator: Emulator) -> None:
     assert ended.told("it may have run before, and this try runs it again") == 1
 
 
+@needs("task state store")
 def test_doubt_outlives_a_refusal(emulator: Emulator) -> None:
     """A refused second try changes nothing about the doubtful first one: the third is told of it as well."""
     emulator.fault(Fault("POST", reset="after"))
@@ -208,6 +244,7 @@ def test_chain_that_failed_is_run_again(emulator: Emulator) -> None:
 PICTURE = Fault("GET", "*.png", status=500)
 
 
+@needs("task state store")
 def test_answer_is_kept_until_the_task_is_done(emulator: Emulator, tmp_path: Path) -> None:
     """A try that fails after the answer came is followed by one that has it, asks nobody and pays nothing."""
     emulator.fault(PICTURE)
@@ -218,6 +255,7 @@ def test_answer_is_kept_until_the_task_is_done(emulator: Emulator, tmp_path: Pat
     assert {output["name"]: output["status"] for output in ended.outputs} == {"image": "ready", "text": "ready"}
 
 
+@needs("task state store")
 def test_answer_that_is_too_large_is_kept_as_far_as_it_fits(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskreschedule import TaskReschedule
+from airflow.providers.common.compat.sdk import AirflowException, AirflowSensorTimeout
 from airflow.sdk import DAG, BaseSensorOperator
-from airflow.sdk.exceptions import AirflowSensorTimeout
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
@@ -92,7 +92,7 @@ def test_intervals(given: dict[str, Any], intervals: tuple[float, float]) -> Non
 )
 def test_bad_arguments_are_named_at_parse_time(given: dict[str, Any], named: str) -> None:
     """An argument that cannot be kept is refused when the DAG file is read, by its name."""
-    with pytest.raises((FlowInputError, ValueError), match=named):
+    with pytest.raises((FlowInputError, ValueError, AirflowException), match=named):
         FlowRunSensor(task_id="wait", flow_run_id=NOBODY, **given)
 
 

@@ -26,6 +26,7 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sources import CHUNK, LONGEST_TEXT
 from tests.airflow_run import run_dag
 from tests.stores import KeptFileSystem, attached, kept_by
+from tests.versions import needs
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CONN = "lager"
@@ -231,6 +232,7 @@ def test_fingerprint_of_texts_is_what_it_was(order: Order, fingerprint: str) -> 
     assert order.fingerprint == fingerprint
 
 
+@needs("retry policies")
 def test_error_that_may_pass_is_retried() -> None:
     """A file that changed is worth another try of the task, a file that is not there is not."""
     from airflow_provider_flows.retries import FlowsRetryPolicy

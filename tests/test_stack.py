@@ -9,12 +9,14 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Plan
 from tests.modes import start_elsewhere
+from tests.versions import has, lacks
 from tools.airflow_stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
@@ -139,7 +141,17 @@ def test_killed_task_aborts_its_flow_run(played: Played, dag_id: str, while_it_i
 
     _soon(lambda: flow_run.state in {"aborting", "aborted"})
     assert played.ended(dag_id) == "failed"
-    _soon(lambda: f"flow run {flow_run.flow_run_id} is stopped" in played.log(dag_id))
+    told_by_server = while_it_is == "deferred" and not has("kills told to triggers")
+    log = partial(played.airflow.process_log, "api-server", 2000) if told_by_server else partial(played.log, dag_id)
+    _soon(lambda: f"flow run {flow_run.flow_run_id} is stopped" in log())
+
+
+@lacks("kills told to triggers")
+def test_deferred_task_says_what_stops_nothing(played: Played) -> None:
+    """Where Airflow tells a trigger of no kill, a task says once, before it is deferred, what leaves its flow run going on."""
+    run_id = played.runs["killed_deferrable"]
+    played.airflow.wait_for_task("killed_deferrable", run_id, "run", {"deferred", "failed"}, WITHIN)
+    _soon(lambda: played.log("killed_deferrable").count("tells a trigger of no kill") == 1)
 
 
 def test_the_key_is_nowhere(played: Played) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from airflow.models.trigger import Trigger
 from airflow.sdk import DAG
-from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.flow.errors import FlowError, FlowNotFound
@@ -25,6 +24,7 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.triggers import FlowRunTrigger, outcome, settling_seconds
 from tests.airflow_run import run_dag
 from tests.modes import FLOW, start_elsewhere
+from tests.versions import deserialize, serialize
 
 LONGEST_GAP = 0.2  # seconds; at more, Airflow's triggerer says that its loop is blocked
 # all that a trigger has: names that tell nothing, and numbers

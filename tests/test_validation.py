@@ -24,6 +24,7 @@ from tests.airflow_run import DagResult, run_dag
 from tests.modes import FLOW, OFTEN, own_lines
 from tests.scripted import methods
 from tests.tries import CHAIN, CHAIR, set_up, tried
+from tests.versions import needs
 
 INFO = f"GET /api/flows/getFlowInfo/{CHAIN['flow']}"
 RUN = f"POST /api/flows/run/{CHAIN['flow']}"
@@ -57,6 +58,7 @@ def ran(dag_id: str, **given: Any) -> DagResult:
     return run_dag(dag)
 
 
+@needs("retry policies")
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_everything_is_told_at_once_and_nothing_is_made(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
     """A task with wrong parameters and a wrong file fails once, with all of it in one error; its retry is not used up."""
@@ -154,6 +156,7 @@ def test_chain_without_variables_needs_no_inputs(emulator: Emulator) -> None:
     assert [request.json for request in emulator.requests if request.method == "POST"] == [{"variables": {}}]
 
 
+@needs("task state store")
 def test_retry_that_picks_a_run_up_checks_nothing(emulator: Emulator) -> None:
     """Only a try that is to make a run asks what the flow takes; one that goes on with a run does not."""
     emulator.fault(Fault(method="GET", path="/flows/*/outputs", status=500))

@@ -124,6 +124,22 @@ def test_refusals_between_other_trouble_count_on() -> None:
         told.hold()
 
 
+def test_who_forgets_looks_until_it_is_sure() -> None:
+    """A look that nothing is remembered of is repeated soon while it is refused, and not for any other trouble."""
+    refused = Told(*[answer({}, 404)] * 3)
+    with pytest.raises(FlowNotFound):
+        refused.script.hold(once(refused.wait.look_surely()))
+    assert refused.script.pauses == [5, 10]
+
+    late = Told(answer({}, 404), answer({}, 503), state("completed"))
+    run = late.script.hold(once(late.wait.look_surely()))
+    assert run is not None
+    assert run.final
+
+    away = Told(answer({}, 503))
+    assert away.script.hold(once(away.wait.look_surely())) is None
+
+
 def test_refusals_are_counted_on_in_another_process() -> None:
     """A wait that goes on elsewhere remembers how often it was refused, also where the memory is of an older version."""
     first = Told(answer({}, 404), answer({}, 404))

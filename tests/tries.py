@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.models.task_state_store import TaskStateStoreModel
 from airflow.models.taskinstance import TaskInstance
 from airflow.sdk import DAG
 from airflow.utils.session import create_session
@@ -22,6 +21,7 @@ from airflow_provider_flows.memory import KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.airflow_run import DagResult, run_dag
 from tests.modes import FLOW, own_lines
+from tests.versions import has
 
 CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
 CHAIN: dict[str, Any] = {
@@ -69,9 +69,16 @@ def tried(dag_id: str, **given: Any) -> Ended:
     result = run_dag(dag)
     with create_session() as session:
         tries = session.scalar(select(TaskInstance.try_number).where(TaskInstance.run_id == result.run_id))
-        mine = (TaskStateStoreModel.run_id == result.run_id, TaskStateStoreModel.key == KEY)
+    return Ended(result, tries or 0, _kept(result.run_id) if has("task state store") else None)
+
+
+def _kept(run_id: str) -> Any:
+    from airflow.models.task_state_store import TaskStateStoreModel
+
+    with create_session() as session:
+        mine = (TaskStateStoreModel.run_id == run_id, TaskStateStoreModel.key == KEY)
         record = session.scalar(select(TaskStateStoreModel.value).where(*mine))
-    return Ended(result, tries or 0, record and json.loads(record))
+    return record and json.loads(record)
 
 
 def request(emulator: Emulator, method: str, ending: str = "") -> list[float]:

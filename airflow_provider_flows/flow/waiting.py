@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation
 
 REFUSALS = 3  # looks: a key may be being changed, a run not visible yet, a gateway confused; what persists ends the wait
+REFUSED_SECONDS = 10.0  # at the most between looks that must be sure, for a worker is held up by them
 TOLD_POINTS = 0.1 - 1e-9  # progress is told when it has moved by ten points
 
 Tell = Callable[[int, str], None]  # a logging level and a line
@@ -158,6 +159,19 @@ class Wait:
             return None
         self.seen(run)
         return self.run
+
+    def look_surely(self) -> Conversation[FlowRun | None]:
+        """Look, and soon again where the service refuses, for whoever forgets how often it has refused until the next look.
+
+        :raises FlowServiceError: the third answer that will not get better by waiting (401, 404, ...).
+        """
+        run = yield from self.look()
+        for _ in range(REFUSALS - 1):
+            if not self._refusals:
+                break
+            yield Pause(min(self.pause(), REFUSED_SECONDS))
+            run = yield from self.look()
+        return run
 
     def seen(self, run: FlowRun, now: float | None = None) -> None:
         """Take notice of the run as it was seen, whoever looked.
