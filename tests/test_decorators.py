@@ -13,8 +13,8 @@ from typing import Any
 import airflow.sdk
 import pytest
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import DAG, BaseOperator
-from airflow.sdk.exceptions import AirflowSkipException
 from airflow.utils.session import create_session
 from mypy import api as mypy
 from sqlalchemy import select

@@ -112,11 +112,11 @@ def test_dag_starts_without_a_memory(tmp_path: Path) -> None:
     dags = tmp_path / "dags"
     dags.mkdir()
     (dags / "watches.py").write_text(textwrap.dedent(DAGS))
-    with Emulator(key=KEY, run_seconds=0.5) as emulator:
-        with Stack(tmp_path, dags, environment=emulator.connections, tuned=True, parallelism=2) as airflow:
-            soon(lambda: any(asked.method == "GET" for asked in emulator.requests))
-            first = start_elsewhere(emulator)
-            soon(lambda: runs_of(airflow, "on_finished"))
-            assert [payload["flow_run_id"] for payload in told(airflow)] == [first]
+    emulator = Emulator(key=KEY, run_seconds=0.5)
+    with emulator, Stack(tmp_path, dags, environment=emulator.connections, tuned=True, parallelism=2) as airflow:
+        soon(lambda: any(asked.method == "GET" for asked in emulator.requests))
+        first = start_elsewhere(emulator)
+        soon(lambda: runs_of(airflow, "on_finished"))
+        assert [payload["flow_run_id"] for payload in told(airflow)] == [first]
     logs = "".join(path.read_text() for path in tmp_path.rglob("*.log") if path.is_file())
     assert logs.count("keeps no memory for asset watchers") == 1
