@@ -224,7 +224,7 @@ class Attempt:
                 return
             self._killed = True  # before the id is looked at: who keeps an id looks at this afterwards
             self.halt.now()
-            if (flow_run_id := self._in_hand) is not None and self.hook.service.steps:
+            if (flow_run_id := self._in_hand) is not None and self.hook.service.offers("get_run"):
                 self._new_hook().stop(flow_run_id)  # not `hook`, which the main thread may be using
                 self._log.info("The task was killed; flow run %s is stopped", flow_run_id)
         except Exception:  # noqa: BLE001  # a kill must not fail for any reason; the next try or a person finds the run

@@ -10,11 +10,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Timer
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +24,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 from airflow_provider_flows.decorators import FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowServiceError
+from airflow_provider_flows.flow.services.generio import Generio
 from airflow_provider_flows.flow.starting import Record, stopped
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.links import RUN_LINK_KEY
@@ -56,16 +57,25 @@ def context(store: Store, try_number: int = 1, max_tries: int = 0, state: str = 
 
 
 @contextmanager
-def alarm(seconds: float, rings: Callable[[], None]) -> Iterator[None]:
-    """Interrupt what goes on, as Airflow does for SIGTERM and execution_timeout."""
+def alarm(seconds: float, rings: Callable[[], None], since: Callable[[], Any] = lambda: True) -> Iterator[None]:
+    """Interrupt what goes on, as Airflow does for SIGTERM and execution_timeout, so long after a moment."""
     before = signal.signal(signal.SIGUSR1, lambda *_: rings())  # pytest-timeout has SIGALRM
-    timer = Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1))
-    timer.start()
+
+    over = Event()
+
+    def ring_then() -> None:
+        while not since() and not over.wait(0.01):
+            pass
+        if not over.wait(seconds):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = Thread(target=ring_then)
+    thread.start()
     try:
         yield
     finally:
-        timer.cancel()
-        timer.join()
+        over.set()
+        thread.join()
         signal.signal(signal.SIGUSR1, before)
 
 
@@ -123,7 +133,11 @@ def test_kill_during_a_download_writes_nothing_more(emulator: Emulator, tmp_path
     emulator.run_seconds = 0
     emulator.fault(Fault("GET", "*/outputs/*", delay=1.5))
     operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1, output_path=str(tmp_path))
-    with alarm(1.0, operator.on_kill), pytest.raises(StoppedError):
+
+    def fetches() -> bool:
+        return any("/outputs/" in asked.path for asked in emulator.requests)
+
+    with alarm(0.3, operator.on_kill, fetches), pytest.raises(StoppedError):
         operator.execute(context(Store()))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -240,6 +254,43 @@ def test_kill_before_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> No
     killed.append(FlowDecoratedOperator(task_id="t", python_callable=words, op_args=(), op_kwargs={}, flow=CHAIR["flow"]))
     with pytest.raises(KeyboardInterrupt):
         killed[0].execute(context(store, 2, 3))
+    assert states(emulator) == ["aborted"]
+
+
+class AtOnce(Generio):
+    """A service that makes and starts a run in one request, and can be asked for it afterwards."""
+
+    steps = False
+
+
+class AtOnceHook(GenerioHook):
+    """Its hook."""
+
+    def make_service(self, extra: Mapping[str, Any]) -> AtOnce:  # noqa: ARG002  # it has no options
+        """Make the service."""
+        return AtOnce()
+
+
+class AtOnceOperator(RunFlowOperator):
+    """The operator at that service."""
+
+    def _hook(self) -> AtOnceHook:
+        return AtOnceHook("generio_default")
+
+
+def test_kill_stops_the_run_of_a_service_without_steps(emulator: Emulator) -> None:
+    """What counts is whether the service can be asked for the run, not in how many requests it is started."""
+    operator = AtOnceOperator(task_id="t", **CHAIR, poll_interval=0.1, timeout=20)
+
+    def killed() -> None:
+        operator.on_kill()
+        raise KeyboardInterrupt
+
+    def waits() -> bool:
+        return any(asked.method == "GET" and asked.path.count("/") == 2 for asked in emulator.requests if emulator.runs)
+
+    with alarm(0.2, killed, waits), pytest.raises(KeyboardInterrupt):
+        operator.execute(context(Store()))
     assert states(emulator) == ["aborted"]
 
 
