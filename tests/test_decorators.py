@@ -211,7 +211,11 @@ def test_error_of_the_function_starts_nothing(emulator: Emulator) -> None:
 
 @pytest.mark.parametrize(
     ("error", "tries", "state"),
-    [(LookupError("gone"), 3, "failed"), (AirflowSkipException("not now"), 2, "skipped"), (None, 2, "failed")],
+    [
+        (LookupError("gone"), 3, "failed"),
+        (AirflowSkipException("not now"), 2, "skipped"),
+        pytest.param(None, 2, "failed", marks=needs("retry policies")),
+    ],
 )
 def test_function_that_ends_the_task_leaves_no_run(emulator: Emulator, error: Exception | None, tries: int, state: str) -> None:
     """Where the function of a retry raises or returns nothing, and no try follows, the run of the first try is stopped."""

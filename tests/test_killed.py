@@ -32,7 +32,7 @@ from airflow_provider_flows.memory import KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.writing import StoppedError
 from tests.tries import CHAIR, set_up
-from tests.versions import TaskDeferralError
+from tests.versions import TaskDeferralError, needs
 
 
 class Store(dict[str, Any]):
@@ -222,7 +222,7 @@ def retried(**given: Any) -> tuple[RunFlowOperator, Store]:
     return RunFlowOperator(task_id="t", **{**CHAIR, "poll_interval": 0.1, **given}), kept(order, 3)
 
 
-@pytest.mark.parametrize("try_number", [2, 4])
+@pytest.mark.parametrize("try_number", [pytest.param(2, marks=needs("retry policies")), 4])
 def test_retry_that_cannot_write_stops_the_earlier_run(emulator: Emulator, try_number: int) -> None:
     """Where nothing can be written any more no try follows, and nobody waits for the run that is under way."""
     operator, store = retried(output_path="file:///proc/none")
