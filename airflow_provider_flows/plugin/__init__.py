@@ -8,10 +8,33 @@ from __future__ import annotations
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
 from airflow_provider_flows.plugin import listener
+from airflow_provider_flows.plugin.door import PREFIX, Door
+
+# Relative addresses: Airflow's page resolves them against its own, wherever it is served.
+_HERE = PREFIX.removeprefix("/")
+_ICONS = {"icon": f"{_HERE}/static/icon.svg", "icon_dark_mode": f"{_HERE}/static/icon-dark.svg"}
 
 
 class FlowsPlugin(AirflowPlugin):
-    """Listens for tasks that are over."""
+    """Listens for tasks that are over; shows flow runs: a tab on each task instance, and a page in the navigation."""
 
     name = "flows"
     listeners = [listener]  # noqa: RUF012  # Airflow declares it so
+    fastapi_apps = [{"name": "Flow runs", "app": Door(), "url_prefix": PREFIX}]  # noqa: RUF012  # Airflow declares it so
+    external_views = [  # noqa: RUF012  # Airflow declares it so
+        {
+            "name": "Flow run",
+            "href": f"{_HERE}/task/{{DAG_ID}}/{{RUN_ID}}/{{TASK_ID}}/{{MAP_INDEX}}",
+            "destination": "task_instance",
+            "url_route": "flow-run",
+            **_ICONS,
+        },
+        {
+            "name": "Flow runs",
+            "href": f"{_HERE}/",
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "flow-runs",
+            **_ICONS,
+        },
+    ]

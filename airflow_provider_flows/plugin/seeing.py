@@ -1,0 +1,167 @@
+"""What is to be seen of a flow run: put together from what its task has left in Airflow and what its service tells now.
+
+Who may see it is decided before (inside.py), how it looks later (pages.py); the service is asked through answers.py only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+from airflow_provider_flows.delivery import Delivery
+from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, FlowInputError, FlowNotFound
+from airflow_provider_flows.flow.run import FlowOutput, FlowRun
+from airflow_provider_flows.flow.schedule import expected_end
+from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.plugin.answers import Answers
+from airflow_provider_flows.plugin.inside import Left
+from airflow_provider_flows.plugin.shapes import Look, line, outputs_recorded, outputs_shown, parameters_shown, run_shown
+
+LOOK_SECONDS = 2.5  # between two looks at a run that is not final, however many look
+FINAL_SECONDS = 60.0  # for which what is final is kept
+HURRY_SECONDS = 8.0  # that a service may take: somebody sits before the page
+
+WRONG_KEY = "The service refuses the key of this connection. Put the right one into its password field (Admin, Connections)."
+AWAY = "The service cannot be reached, or does not answer as it should; this is what was known before."
+GONE = "The service does not know this flow run any more: it may have been deleted. What the task returned is shown."
+NOT_YET = "No flow run yet: the task has not come so far."
+NO_RUN = "This task has no flow run. Tasks of RunFlowOperator, FlowRunSensor and @task.flow have one, once they have started it."
+WORKING = "The task is at work; its flow run shows as soon as the service has answered its start."
+UNREACHED = "Which connection this flow run belongs to is not known any more, so its service cannot be asked."
+BEFORE = frozenset({None, "none", "scheduled", "queued", "restarting", "removed", "up_for_retry", "up_for_reschedule"})
+AT_WORK = frozenset({"running", "deferred", "up_for_reschedule"})
+
+ANSWERS = Answers()
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One run as far as it is known; `asked` tells whether its service may be asked for more, `error` why it could not be.
+
+    :param delivery: where its task put its files; None where no task is known.
+    """
+
+    flow_run_id: str | None = None
+    flows_conn_id: str | None = None
+    run: FlowRun | None = None
+    outputs: tuple[FlowOutput, ...] = ()
+    parameters: Any = None
+    delivery: Delivery | None = None
+    task_state: str | None = None
+    error: FlowError | None = None
+
+    @property
+    def at_service(self) -> bool:
+        """Whether the service has what this run made, for all that is known."""
+        return self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound) and bool(self.run and self.run.final)
+
+    def look(self) -> Look:
+        """Put it into its shape."""
+        note, trouble = self._note()
+        waiting = self.task_state in BEFORE | AT_WORK if self.run is None else not self.run.final
+        gone = isinstance(self.error, FlowNotFound)
+        return Look(
+            run=None if self.run is None else run_shown(self.run, time.time()),
+            parameters=parameters_shown(self.parameters or (self.run.parameters if self.run else None)),
+            outputs=outputs_shown(self.outputs, at_service=self.at_service),
+            note=note,
+            trouble=trouble,
+            task_state=self.task_state,
+            again=LOOK_SECONDS if waiting and not gone else None,
+        )
+
+    def _note(self) -> tuple[str | None, bool]:
+        if isinstance(self.error, FlowNotFound):
+            return GONE, True
+        if isinstance(self.error, FlowAuthError):
+            return WRONG_KEY, True
+        if self.error is not None:
+            return f"{AWAY if self.run else ''} {line(str(self.error))}".strip(), True
+        if self.run is None and self.flow_run_id is None:
+            return (WORKING if self.task_state in AT_WORK else NOT_YET if self.task_state in BEFORE else NO_RUN), False
+        if self.run is None or (not self.run.final and self.flows_conn_id is None):
+            return UNREACHED, True
+        return None, False
+
+
+async def run_of_task(left: Left) -> Sight:
+    """Put together what is known of a task instance's run; its service is asked only for what the task has not returned."""
+    result = left.result if isinstance(left.result, Mapping) and isinstance(left.result.get("flow_run_id"), str) else None
+    named = next((text for text in ((result or {}).get("flow_run_id"), left.flow_run_id, left.fields.get("flow_run_id"))
+                  if isinstance(text, str) and text.strip()), None)  # fmt: skip
+    conn_id = _text(left.fields, "flows_conn_id")
+    sight = Sight(named, conn_id, parameters=left.fields.get("parameters"), task_state=left.state, delivery=_delivery(left.fields))
+    if named is None:
+        return sight
+    if result is not None:
+        run, outputs = FlowRun.from_event(result), outputs_recorded(result.get("outputs"))
+        sight = replace(sight, run=run, outputs=outputs)
+        if run.final and (outputs or not run.completed):
+            return sight
+    sight = replace(sight, outputs=sight.outputs or outputs_recorded(left.outputs))
+    return sight if conn_id is None else await run_at_service(conn_id, named, sight)
+
+
+async def run_at_service(conn_id: str, flow_run_id: str, sight: Sight | None = None) -> Sight:
+    """Ask a run's service how it is and, once it is final, what it made.
+
+    :param sight: what is known of it from elsewhere.
+    """
+    sight = sight or Sight(flow_run_id, conn_id)
+    told = await ANSWERS.get(("run", conn_id, flow_run_id), lambda: _looked(conn_id, flow_run_id), _fresh)
+    sight = replace(sight, run=told.value or sight.run, error=told.error)
+    if sight.run is None or not sight.run.final or sight.error is not None or sight.outputs:
+        return sight
+    made = await ANSWERS.get(("outputs", conn_id, flow_run_id), lambda: _made(conn_id, flow_run_id), lambda _: FINAL_SECONDS)
+    return replace(sight, outputs=made.value or (), error=made.error)
+
+
+def hook_of(conn_id: str) -> FlowsHook:
+    """Give the hook of a connection.
+
+    :raises FlowInputError: there is none of this id, or it runs no flows.
+    """
+    try:
+        return FlowsHook.get_hook(conn_id)
+    except AirflowNotFoundException as error:
+        message = f"There is no connection {conn_id!r}"
+        raise FlowInputError(message) from error
+
+
+def _looked(conn_id: str, flow_run_id: str) -> FlowRun:
+    hook = hook_of(conn_id)
+    try:
+        run = hook.hurried(hook.service.get_run(flow_run_id), HURRY_SECONDS)
+    finally:
+        hook.close()
+    return run if run.final else replace(run, expected_at=expected_end(run, time.time()))
+
+
+def _made(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
+    hook = hook_of(conn_id)
+    if not hook.service.offers("list_outputs"):
+        return ()
+    try:
+        return tuple(hook.hurried(hook.service.list_outputs(flow_run_id), HURRY_SECONDS))
+    finally:
+        hook.close()
+
+
+def _fresh(run: FlowRun) -> float:
+    return FINAL_SECONDS if run.final else LOOK_SECONDS
+
+
+def _delivery(fields: Mapping[str, Any]) -> Delivery:
+    try:
+        return Delivery(_text(fields, "output_path"), _text(fields, "output_conn_id"))
+    except FlowInputError:
+        return Delivery()
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) and value.strip() else None
