@@ -39,7 +39,7 @@ MAY_SEE_TASK = [
 MAY_SEE_CONNECTION = [Depends(requires_access_connection("GET"))]
 
 RESULT_KEY = "return_value"
-FIELDS = ("flow", "parameters", "flows_conn_id", "output_path", "output_conn_id", "flow_run_id")
+FIELDS = ("flow", "inputs", "parameters", "flows_conn_id", "output_path", "output_conn_id", "flow_run_id")
 OFFICIAL = "airflow.providers."  # their hooks are none of ours, and dear to import
 
 

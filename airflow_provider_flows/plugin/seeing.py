@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -19,7 +20,15 @@ from airflow_provider_flows.flow.schedule import expected_end
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.plugin.answers import Answers
 from airflow_provider_flows.plugin.inside import Left
-from airflow_provider_flows.plugin.shapes import Look, line, outputs_recorded, outputs_shown, parameters_shown, run_shown
+from airflow_provider_flows.plugin.shapes import (
+    Look,
+    inputs_shown,
+    line,
+    outputs_recorded,
+    outputs_shown,
+    parameters_shown,
+    run_shown,
+)
 
 LOOK_SECONDS = 2.5  # between two looks at a run that is not final, however many look
 FINAL_SECONDS = 60.0  # for which what is final is kept
@@ -49,6 +58,7 @@ class Sight:
     flows_conn_id: str | None = None
     run: FlowRun | None = None
     outputs: tuple[FlowOutput, ...] = ()
+    inputs: Any = None
     parameters: Any = None
     delivery: Delivery | None = None
     task_state: str | None = None
@@ -64,8 +74,11 @@ class Sight:
         note, trouble = self._note()
         waiting = self.task_state in BEFORE | AT_WORK if self.run is None else not self.run.final
         gone = isinstance(self.error, FlowNotFound)
+        marks = (note, self.task_state, self.run and (self.run.state_word, self.run.started_at), len(self.outputs))
         return Look(
+            mark=sha256(repr(marks).encode()).hexdigest()[:16],
             run=None if self.run is None else run_shown(self.run, time.time()),
+            inputs=inputs_shown(self.inputs),
             parameters=parameters_shown(self.parameters or (self.run.parameters if self.run else None)),
             outputs=outputs_shown(self.outputs, at_service=self.at_service),
             note=note,
@@ -94,7 +107,8 @@ async def run_of_task(left: Left) -> Sight:
     named = next((text for text in ((result or {}).get("flow_run_id"), left.flow_run_id, left.fields.get("flow_run_id"))
                   if isinstance(text, str) and text.strip()), None)  # fmt: skip
     conn_id = _text(left.fields, "flows_conn_id")
-    sight = Sight(named, conn_id, parameters=left.fields.get("parameters"), task_state=left.state, delivery=_delivery(left.fields))
+    inputs, parameters = left.fields.get("inputs"), left.fields.get("parameters")
+    sight = Sight(named, conn_id, None, (), inputs, parameters, _delivery(left.fields), left.state)
     if named is None:
         return sight
     if result is not None:

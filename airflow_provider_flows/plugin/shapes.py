@@ -6,7 +6,7 @@ Where a run comes from it does not know; nothing in a shape is a secret, a signe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -61,13 +61,23 @@ class RunShown(BaseModel):
     error: str | None = None
 
 
+class InputShown(BaseModel):
+    """One thing that a run works on; `name` is a variable's, or where it stands among the others."""
+
+    name: str
+    text: str
+
+
 class Look(BaseModel):
     """What a page shows of one run: `run` is None while nothing is known of one, `note` says why, or what went wrong.
 
-    `again` is the number of seconds after which to look again, None when nothing will change any more.
+    `again` is the number of seconds after which to look again, None when nothing will change any more; `mark` differs where more
+    has changed than progress and times.
     """
 
+    mark: str = ""
     run: RunShown | None = None
+    inputs: list[InputShown] = []
     parameters: dict[str, Any] = {}
     outputs: list[OutputShown] = []
     note: str | None = None
@@ -79,6 +89,7 @@ class Look(BaseModel):
 class RunsShown(BaseModel):
     """One page of a connection's runs; `total` is how many fit the filters, `flows` and `states` what could be chosen."""
 
+    mark: str = ""
     flows_conn_id: str
     service: str
     runs: list[RunShown] = []
@@ -130,12 +141,39 @@ def run_shown(run: FlowRun, now: float) -> RunShown:
 
 def parameters_shown(parameters: Any) -> dict[str, Any]:
     """Give parameters as they may be told; a mapping that came as text is read."""
-    if isinstance(parameters, str):
-        try:
-            parameters = json.loads(parameters)
-        except ValueError:
-            return {}
-    return told(parameters)
+    return told(_read(parameters) if isinstance(parameters, str) else parameters)
+
+
+def inputs_shown(inputs: Any) -> list[InputShown]:
+    """Give inputs, in the forms that `RunFlowOperator` takes them, as they may be told; a file by its beginning."""
+    if isinstance(inputs, str):
+        inputs = _read(inputs)
+    if isinstance(inputs, Mapping) and not {"data", "uri", "outputs"} & inputs.keys():
+        named = [(str(name), value) for name, value in inputs.items()]
+    else:
+        items = inputs if isinstance(inputs, list | tuple) else [] if inputs is None else [inputs]
+        named = [(str(number), item) for number, item in enumerate(items, 1)]
+    plain = told(dict(named))
+    return [InputShown(name=line(name), text=_input(value)) for name, value in plain.items()]
+
+
+def _read(text: str) -> Any:
+    """Read what Airflow kept of a list or a mapping as text; a text that is none stays as it is."""
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return read if isinstance(read, list | dict) else text
+
+
+def _input(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("data", "uri", "value", "name") if isinstance(value.get(key), str)), value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if text.startswith("data:") and "," in text:
+        head, _, data = text.partition(",")
+        return f"{line(head)},… ({len(data):,} characters)"
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}…"
 
 
 def outputs_shown(outputs: Iterable[FlowOutput], *, at_service: bool) -> list[OutputShown]:

@@ -1,0 +1,35 @@
+"""Outputs on their way to the browser: as a file to keep, as a picture to show, as what a model's header tells.
+
+Where the bytes come from is for files.py to say.
+"""
+
+from __future__ import annotations
+
+from fastapi.responses import Response, StreamingResponse
+
+from airflow_provider_flows.plugin import files
+from airflow_provider_flows.plugin.seeing import ANSWERS, FINAL_SECONDS, Sight
+from airflow_provider_flows.plugin.shapes import ModelShown
+
+
+async def sent(sight: Sight, number: int) -> StreamingResponse:
+    """Send an output as a file, which no browser opens by itself."""
+    opened = await ANSWERS.aside(lambda: files.opened(sight, number))
+    headers = {"content-length": str(opened.size), "content-disposition": f'attachment; filename="{opened.name}"'}
+    return StreamingResponse(opened.pieces(), media_type="application/octet-stream", headers=headers)
+
+
+async def sent_image(sight: Sight, number: int) -> Response:
+    """Send a picture of a kind in which a browser runs nothing."""
+    image = await ANSWERS.aside(lambda: files.image(sight, number))
+    return Response(image.data, media_type=image.media_type)
+
+
+async def told_model(sight: Sight, number: int) -> ModelShown:
+    """Tell of a model; it does not change any more, so its file is looked at once."""
+    of = ("model", sight.flows_conn_id, sight.flow_run_id, number, sight.outputs[number : number + 1], sight.delivery)
+    told = await ANSWERS.get(of, lambda: files.model(sight, number), lambda _: FINAL_SECONDS)
+    if told.value is None:
+        message = "This model cannot be read"
+        raise files.NoFileError(message)
+    return told.value

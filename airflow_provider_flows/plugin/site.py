@@ -1,0 +1,62 @@
+"""The pages put together: their routes, our own files, and what is answered when something cannot be shown.
+
+It is built when the first request comes (door.py); every route asks Airflow who may see what it shows (inside.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException as Refused
+
+from airflow_provider_flows.flow.errors import FlowError
+from airflow_provider_flows.plugin import connections, tasks
+from airflow_provider_flows.plugin.files import NoFileError
+from airflow_provider_flows.plugin.inside import LOGGED_IN
+from airflow_provider_flows.plugin.pages import STATIC, page, static
+from airflow_provider_flows.plugin.shapes import line
+
+TITLES = {401: "Please log in", 403: "You may not see this", 404: "Nothing here"}
+TEXTS = {
+    401: "You are not logged in to Airflow, or not any more. Reload the page.",
+    403: "Your user may not see this connection, or this DAG's task instances and XComs. An administrator of this Airflow can "
+    "give you the right to.",
+}
+own = APIRouter(dependencies=LOGGED_IN)
+
+
+@own.get("/static/{name}", response_class=Response)
+async def give_static(name: str) -> Response:
+    """Give one of our own files."""
+    content = static(name)
+    if content is None:
+        raise HTTPException(404, "There is no such file")
+    return Response(content, media_type=STATIC[name])
+
+
+def site() -> FastAPI:
+    """Build the pages."""
+    # no documentation of our own: FastAPI's would be there for everybody, and loads its scripts from elsewhere
+    app = FastAPI(title="Flow runs", docs_url=None, redoc_url=None, openapi_url=None)
+    for router in (own, connections.welcome, connections.router, tasks.router):
+        app.include_router(router)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(FlowError, _not_shown)
+    app.add_exception_handler(NoFileError, _not_shown)
+    return app
+
+
+async def _refused(request: Request, error: Any) -> Response:
+    return _said(request, error.status_code, TEXTS.get(error.status_code, str(error.detail)))
+
+
+async def _not_shown(request: Request, error: Exception) -> Response:
+    return _said(request, 404, line(str(error)))
+
+
+def _said(request: Request, status: int, text: str) -> Response:
+    if "/json/" in request.url.path:
+        return JSONResponse({"detail": text}, status)
+    return page(request, "message.html", status, title=TITLES.get(status, "This cannot be shown"), text=text, back=None)

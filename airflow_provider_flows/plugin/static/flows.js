@@ -1,0 +1,168 @@
+// Keeps a page of flow runs as it is at the service: looks again while something goes on, and shows moments in Airflow's time zone.
+"use strict";
+
+(() => {
+  const root = document.documentElement;
+  const system = window.matchMedia("(prefers-color-scheme: dark)");
+  const LONGEST = 60;
+  let outer = null;
+  try {
+    outer = window.parent === window ? null : window.parent.document.documentElement;
+  } catch {
+    outer = null; // framed by another site: then it has no say
+  }
+
+  const stored = (key) => {
+    try {
+      return window.localStorage.getItem(key);
+    } catch {
+      return null;
+    }
+  };
+
+  const theme = () => {
+    const told = outer ? ["dark", "light"].find((name) => outer.classList.contains(name)) : stored("theme");
+    const dark = told === "dark" || (told !== "light" && system.matches);
+    root.classList.toggle("dark", dark);
+    root.classList.toggle("light", !dark);
+  };
+  theme();
+  system.addEventListener("change", theme);
+  if (outer) new MutationObserver(theme).observe(outer, { attributes: true, attributeFilter: ["class"] });
+
+  const zone = () => {
+    const told = stored("timezone");
+    try {
+      const name = told && told.startsWith('"') ? JSON.parse(told) : told;
+      new Intl.DateTimeFormat("sv-SE", { timeZone: name || "UTC" });
+      return name || "UTC";
+    } catch {
+      return "UTC";
+    }
+  };
+
+  const moments = (within) => {
+    const words = new Intl.DateTimeFormat("sv-SE", { timeZone: zone(), dateStyle: "short", timeStyle: "medium" });
+    for (const each of within.querySelectorAll("time")) {
+      const when = new Date(each.dateTime);
+      each.title = `${each.dateTime} (${zone()})`;
+      each.textContent = words.format(when);
+    }
+  };
+
+  const span = (seconds) => {
+    if (seconds < 10) return `${seconds.toFixed(1)} s`;
+    const all = Math.round(seconds);
+    const [hours, minutes, rest] = [Math.floor(all / 3600), Math.floor(all / 60) % 60, all % 60];
+    const two = (number) => String(number).padStart(2, "0");
+    if (hours) return `${hours} h ${two(minutes)} min`;
+    return minutes ? `${minutes} min ${two(rest)} s` : `${rest} s`;
+  };
+
+  const set = (within, name, text) => {
+    const found = within.querySelector(`[data-is="${name}"]`);
+    if (found && found.textContent !== text) found.textContent = text;
+  };
+
+  const move = (within, run) => {
+    const bar = within.querySelector('[data-is="bar"]');
+    if (bar) bar.value = run.progress;
+    set(within, "percent", `${Math.floor(run.progress * 100)} %`);
+    if (run.duration !== null) set(within, "duration", span(run.duration));
+    const end = within.querySelector('[data-is="end"]');
+    if (!end) return;
+    end.hidden = run.expected_end === null;
+    if (run.expected_end === null) return;
+    const time = document.createElement("time");
+    time.dateTime = run.expected_end;
+    within.querySelector('[data-is="expected_end"]').replaceChildren(time);
+    set(within, "left", `(${span(Math.max(0, (new Date(run.expected_end) - Date.now()) / 1000))} left)`);
+    moments(end);
+  };
+
+  const models = (within) => {
+    for (const facts of within.querySelectorAll("[data-model]:empty")) tell(facts);
+  };
+
+  const tell = async (facts) => {
+    const answer = await fetch(facts.dataset.model, { headers: { accept: "application/json" } }).catch(() => null);
+    const told = answer ? await answer.json().catch(() => ({})) : {};
+    const rows = answer && answer.ok ? Object.entries(told).filter(([, value]) => value !== null) : [];
+    for (const [name, value] of rows) {
+      const pair = [document.createElement("dt"), document.createElement("dd")];
+      pair[0].textContent = name.replace("_", " ");
+      pair[1].textContent = typeof value === "number" ? value.toLocaleString("en") : value;
+      facts.append(...pair);
+    }
+  };
+
+  const ready = (main) => {
+    moments(main);
+    models(main);
+    for (const choice of main.querySelectorAll("[data-choose]")) {
+      choice.addEventListener("change", () => window.location.assign(choice.value));
+    }
+  };
+
+  // The whole page anew, without a reload: what is open stays open, and what has the focus keeps it.
+  const renew = async (main) => {
+    const answer = await fetch(window.location.href);
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+    if (!fresh) return main;
+    const focused = document.activeElement ? document.activeElement.getAttribute("href") : null;
+    const open = [...main.querySelectorAll("details")].map((each) => each.open);
+    document.adoptNode(fresh);
+    main.replaceWith(fresh);
+    [...fresh.querySelectorAll("details")].forEach((each, place) => {
+      if (place < open.length) each.open = open[place];
+    });
+    if (focused) [...fresh.querySelectorAll("a")].find((each) => each.getAttribute("href") === focused)?.focus();
+    ready(fresh);
+    return fresh;
+  };
+
+  const look = async (main) => {
+    const answer = await fetch(main.dataset.json, { headers: { accept: "application/json" } });
+    if (answer.status === 401 || answer.status === 403) {
+      delete main.dataset.again;
+      return main;
+    }
+    if (!answer.ok) throw new Error(String(answer.status));
+    const told = await answer.json();
+    if (told.mark !== main.dataset.mark) return renew(main);
+    if (told.run) move(main, told.run);
+    for (const run of told.runs ?? []) {
+      const row = main.querySelector(`[data-run="${CSS.escape(run.flow_run_id)}"]`);
+      if (row) move(row, run);
+    }
+    if (told.again === null) delete main.dataset.again;
+    return main;
+  };
+
+  document.addEventListener("DOMContentLoaded", () => {
+    let main = document.getElementById("main");
+    let misses = 0;
+    let timer = null;
+    const later = () => {
+      window.clearTimeout(timer);
+      const again = Number(main.dataset.again);
+      if (!again || document.hidden) return;
+      timer = window.setTimeout(next, 1000 * Math.min(LONGEST, again * 2 ** misses));
+    };
+    const next = async () => {
+      try {
+        main = await look(main);
+        misses = 0;
+      } catch {
+        misses = Math.min(misses + 1, 5); // Airflow itself is away: look more and more rarely
+      }
+      later();
+    };
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden && main.dataset.again) next();
+      else window.clearTimeout(timer);
+    });
+    ready(main);
+    later();
+  });
+})();
