@@ -15,8 +15,8 @@ from airflow_provider_flows.plugin.inside import LOGGED_IN, MAY_SEE_CONNECTION, 
 from airflow_provider_flows.plugin.listing import Wanted, definition_at, flow_ids, graph_at, runs_shown
 from airflow_provider_flows.plugin.pages import page, segment
 from airflow_provider_flows.plugin.seeing import Sight, run_at_service
-from airflow_provider_flows.plugin.sending import sent, sent_image, told_model
-from airflow_provider_flows.plugin.shapes import Look, ModelShown, RunsShown, line
+from airflow_provider_flows.plugin.sending import sent, sent_image, told_about
+from airflow_provider_flows.plugin.shapes import Look, AboutShown, RunsShown, line
 
 CONNECTION = "/connection/{connection_id}"
 RUN = f"{CONNECTION}/run/{{flow_run_id}}"
@@ -111,7 +111,7 @@ async def image(sight: Seen, number: int) -> Response:
     return await sent_image(sight, number)
 
 
-@router.get(f"/json{OUTPUT}/model")
-async def model(sight: Seen, number: int) -> ModelShown:
-    """Tell what the header of a GLB file tells."""
-    return await told_model(sight, number)
+@router.get(f"/json{OUTPUT}/about")
+async def about(sight: Seen, number: int) -> AboutShown:
+    """Tell what the beginning of an output's file tells."""
+    return await told_about(sight, number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from airflow_provider_flows.naming import file_names
 from airflow_provider_flows.outputs import folder_of
 from airflow_provider_flows.plugin import glb
 from airflow_provider_flows.plugin.seeing import Sight, hook_of
-from airflow_provider_flows.plugin.shapes import MOST_OUTPUTS, SAFE_IMAGES, ModelShown, is_link
+from airflow_provider_flows.plugin.shapes import MOST_OUTPUTS, SAFE_IMAGES, AboutShown, is_link
 from airflow_provider_flows.writing import BLOCK, PIECE, uri_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 IN_MEMORY = 4 * 1024 * 1024  # bytes of a download; a larger one lies on the disk meanwhile
 LARGEST_IMAGE = 32 * 1024 * 1024
+SNIFFED = 64  # bytes that tell what a file is
 
 
 class NoFileError(Exception):
@@ -94,35 +96,32 @@ def image(sight: Sight, number: int) -> Image:
     found = opened(sight, number)
     with found.file as file:
         data = file.read(LARGEST_IMAGE + 1)
-    kind = data_uri.sniff(data[:64])
+    kind = data_uri.sniff(data[:SNIFFED])
     if kind not in SAFE_IMAGES or len(data) > LARGEST_IMAGE:
         message = "This output is no picture that can be shown here; download it"
         raise NoFileError(message)
     return Image(data, str(kind))
 
 
-def model(sight: Sight, number: int) -> ModelShown:
-    """Read what the header of a GLB file tells; no more than that is read of it.
+def about(sight: Sight, number: int) -> AboutShown:
+    """Look at the beginning of an output's file, and of a model at its header; no more than that is read.
 
-    :raises NoFileError: there is none, or it is something else.
+    :raises NoFileError: there is no such output, or no file of it can be had.
     """
     output, _ = _output(sight, number)
     begin = _Beginning()
     path = _place(sight, output)
+    if path is None or not _begun(path, begin):
+        with suppress(_EnoughError):
+            _from_service(sight, output, begin)
+    data = bytes(begin.data)
+    kind = data_uri.sniff(data[:SNIFFED]) or output.media_type
     try:
-        if path is not None and _begun(path, begin):
-            return glb.facts(bytes(begin.data))
-        _from_service(sight, output, begin)
-    except _EnoughError:
-        pass
+        model = glb.facts(data) if kind == data_uri.GLB else None
     except ValueError as error:
-        message = f"This model cannot be read: {error}"
-        raise NoFileError(message) from error
-    try:
-        return glb.facts(bytes(begin.data))
-    except ValueError as error:
-        message = f"This model cannot be read: {error}"
-        raise NoFileError(message) from error
+        log.info("The model %s cannot be read: %s", output.name, error)
+        model = None
+    return AboutShown(media_type=kind, image=kind in SAFE_IMAGES, model=model)
 
 
 def _output(sight: Sight, number: int) -> tuple[FlowOutput, str]:
@@ -163,9 +162,9 @@ def _begun(path: ObjectStoragePath, begin: _Beginning) -> bool:
     except Exception as error:  # noqa: BLE001  # whatever the store's library raises
         log.info("%s cannot be read by the API server (%s)", path, type(error).__name__)
         return False
-    with file:
-        while piece := file.read(glb.needed(bytes(begin.data)) - len(begin.data)):
-            begin.data += piece
+    with file, suppress(_EnoughError):
+        while piece := file.read(SNIFFED if len(begin.data) < SNIFFED else PIECE):
+            begin.write(piece)
     return True
 
 
@@ -214,7 +213,7 @@ class _Spool:
 
 
 class _Beginning:
-    """A target that takes what the header of a GLB file needs, and ends the download then."""
+    """A target that takes what tells of a file, of a GLB file its header, and ends the download then."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -224,5 +223,9 @@ class _Beginning:
 
     def write(self, data: bytes) -> None:
         self.data += data
-        if len(self.data) >= glb.HEAD.size and len(self.data) >= glb.needed(bytes(self.data[: glb.HEAD.size])):
+        try:
+            wanted = glb.needed(bytes(self.data[: glb.HEAD.size])) if self.data.startswith(data_uri.GLB_MAGIC) else SNIFFED
+        except ValueError:  # a header that nobody reads
+            wanted = SNIFFED
+        if len(self.data) >= wanted:
             raise _EnoughError

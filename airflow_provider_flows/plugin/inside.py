@@ -15,7 +15,7 @@ from typing import Any
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, get_user, requires_access_connection, requires_access_dag
-from airflow.models import Connection
+from airflow.models.connection import Connection
 from airflow.models.dagbag import DBDagBag
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.taskinstance import TaskInstance
@@ -94,7 +94,9 @@ def readable_connections(user: Any) -> list[tuple[str, str]]:
 def _runs_flows(conn_type: str) -> bool:
     """Whether the hook of a connection type is one of ours, or made of one."""
     # the public mapping would import each hook that is asked for, the amazon provider's with all of boto
-    provider = ProvidersManager().hooks and ProvidersManager()._hook_provider_dict.get(conn_type)  # noqa: SLF001
+    manager = ProvidersManager()
+    manager.initialize_providers_hooks()
+    provider = manager._hook_provider_dict.get(conn_type)  # noqa: SLF001
     if provider is None or provider.hook_class_name.startswith(OFFICIAL):
         return False
     module, _, name = provider.hook_class_name.rpartition(".")

@@ -61,7 +61,7 @@ class Sight:
     inputs: Any = None
     parameters: Any = None
     delivery: Delivery | None = None
-    task_state: str | None = None
+    task_state: str | None = ""
     error: FlowError | None = None
 
     @property
@@ -72,9 +72,10 @@ class Sight:
     def look(self) -> Look:
         """Put it into its shape."""
         note, trouble = self._note()
-        waiting = self.task_state in BEFORE | AT_WORK if self.run is None else not self.run.final
+        # a task that is at work although its run is final brings the files home
+        waiting = self.task_state in AT_WORK or (self.task_state in BEFORE if self.run is None else not self.run.final)
         gone = isinstance(self.error, FlowNotFound)
-        marks = (note, self.task_state, self.run and (self.run.state_word, self.run.started_at), len(self.outputs))
+        marks = (note, self.task_state, self.run and (self.run.state_word, self.run.started_at), self.outputs)
         return Look(
             mark=sha256(repr(marks).encode()).hexdigest()[:16],
             run=None if self.run is None else run_shown(self.run, time.time()),

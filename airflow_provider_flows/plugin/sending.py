@@ -1,4 +1,4 @@
-"""Outputs on their way to the browser: as a file to keep, as a picture to show, as what a model's header tells.
+"""Outputs on their way to the browser: as a file to keep, as a picture to show, as what its beginning tells.
 
 Where the bytes come from is for files.py to say.
 """
@@ -9,7 +9,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from airflow_provider_flows.plugin import files
 from airflow_provider_flows.plugin.seeing import ANSWERS, FINAL_SECONDS, Sight
-from airflow_provider_flows.plugin.shapes import ModelShown
+from airflow_provider_flows.plugin.shapes import AboutShown
 
 
 async def sent(sight: Sight, number: int) -> StreamingResponse:
@@ -25,11 +25,11 @@ async def sent_image(sight: Sight, number: int) -> Response:
     return Response(image.data, media_type=image.media_type)
 
 
-async def told_model(sight: Sight, number: int) -> ModelShown:
-    """Tell of a model; it does not change any more, so its file is looked at once."""
-    of = ("model", sight.flows_conn_id, sight.flow_run_id, number, sight.outputs[number : number + 1], sight.delivery)
-    told = await ANSWERS.get(of, lambda: files.model(sight, number), lambda _: FINAL_SECONDS)
+async def told_about(sight: Sight, number: int) -> AboutShown:
+    """Tell of a file; it does not change any more, so it is looked at once."""
+    of = ("about", sight.flows_conn_id, sight.flow_run_id, number, sight.outputs[number : number + 1], sight.delivery)
+    told = await ANSWERS.get(of, lambda: files.about(sight, number), lambda _: FINAL_SECONDS)
     if told.value is None:
-        message = "This model cannot be read"
+        message = "This output cannot be read"
         raise files.NoFileError(message)
     return told.value

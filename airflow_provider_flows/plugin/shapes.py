@@ -26,11 +26,14 @@ LINK = "A link that ends; it is not shown. Set output_path, and the task keeps t
 
 
 class OutputShown(BaseModel):
-    """One output; `number` is its place among the recorded ones, by which it is downloaded, `place` where its file lies."""
+    """One output; `number` is its place among the recorded ones, by which it is downloaded, `place` where its file lies.
+
+    The kind is `unseen` where a look at the beginning of the file may tell more of it: it is a model, or nobody told what it is.
+    """
 
     number: int
     name: str
-    kind: Literal["image", "model", "text", "file"]
+    kind: Literal["image", "text", "file", "unseen"]
     status: str
     media_type: str | None = None
     size: int | None = None
@@ -112,6 +115,14 @@ class ModelShown(BaseModel):
     textures: int
     animations: int
     made_with: str | None = None
+
+
+class AboutShown(BaseModel):
+    """What the beginning of an output's file tells: what it is, and if it is a model, of its parts."""
+
+    media_type: str | None = None
+    image: bool = False
+    model: ModelShown | None = None
 
 
 def run_shown(run: FlowRun, now: float) -> RunShown:
@@ -206,12 +217,12 @@ def _output(number: int, output: FlowOutput, *, at_service: bool) -> OutputShown
     )
 
 
-def _kind(output: FlowOutput, text: str | None) -> Literal["image", "model", "text", "file"]:
+def _kind(output: FlowOutput, text: str | None) -> Literal["image", "text", "file", "unseen"]:
     if text is not None:
         return "text"
     if output.media_type in SAFE_IMAGES:
         return "image"
-    return "model" if output.media_type == GLB else "file"
+    return "unseen" if output.media_type in {None, GLB} else "file"
 
 
 def is_link(output: FlowOutput) -> bool:

@@ -15,8 +15,8 @@ from airflow_provider_flows.plugin.inside import MAY_SEE_TASK, left_by
 from airflow_provider_flows.plugin.listing import graph_at
 from airflow_provider_flows.plugin.pages import page, segment
 from airflow_provider_flows.plugin.seeing import Sight, run_of_task
-from airflow_provider_flows.plugin.sending import sent, sent_image, told_model
-from airflow_provider_flows.plugin.shapes import Look, ModelShown
+from airflow_provider_flows.plugin.sending import sent, sent_image, told_about
+from airflow_provider_flows.plugin.shapes import Look, AboutShown
 
 TASK = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
 OUTPUT = f"{TASK}/output/{{number}}"
@@ -65,7 +65,7 @@ async def image(sight: Seen, number: int) -> Response:
     return await sent_image(sight, number)
 
 
-@router.get(f"/json{OUTPUT}/model")
-async def model(sight: Seen, number: int) -> ModelShown:
-    """Tell what the header of a GLB file tells."""
-    return await told_model(sight, number)
+@router.get(f"/json{OUTPUT}/about")
+async def about(sight: Seen, number: int) -> AboutShown:
+    """Tell what the beginning of an output's file tells."""
+    return await told_about(sight, number)

@@ -80,25 +80,32 @@
     moments(end);
   };
 
-  const models = (within) => {
-    for (const facts of within.querySelectorAll("[data-model]:empty")) tell(facts);
-  };
-
-  const tell = async (facts) => {
-    const answer = await fetch(facts.dataset.model, { headers: { accept: "application/json" } }).catch(() => null);
-    const told = answer ? await answer.json().catch(() => ({})) : {};
-    const rows = answer && answer.ok ? Object.entries(told).filter(([, value]) => value !== null) : [];
-    for (const [name, value] of rows) {
+  const facts = (model) => {
+    const list = document.createElement("dl");
+    for (const [name, value] of Object.entries(model)) {
+      if (value === null) continue;
       const pair = [document.createElement("dt"), document.createElement("dd")];
       pair[0].textContent = name.replace("_", " ");
       pair[1].textContent = typeof value === "number" ? value.toLocaleString("en") : value;
-      facts.append(...pair);
+      list.append(...pair);
     }
+    return list;
+  };
+
+  const tell = async (place) => {
+    const answer = await fetch(place.dataset.about, { headers: { accept: "application/json" } }).catch(() => null);
+    const told = answer && answer.ok ? await answer.json().catch(() => ({})) : {};
+    if (told.model) place.replaceChildren(facts(told.model));
+    if (!told.image) return;
+    const image = document.createElement("img");
+    image.src = place.dataset.image;
+    image.alt = place.dataset.name;
+    place.replaceChildren(image);
   };
 
   const ready = (main) => {
     moments(main);
-    models(main);
+    main.querySelectorAll("[data-about]").forEach(tell);
     for (const choice of main.querySelectorAll("[data-choose]")) {
       choice.addEventListener("change", () => window.location.assign(choice.value));
     }
