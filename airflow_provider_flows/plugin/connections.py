@@ -16,7 +16,7 @@ from airflow_provider_flows.plugin.listing import Wanted, definition_at, flow_id
 from airflow_provider_flows.plugin.pages import page, segment
 from airflow_provider_flows.plugin.seeing import Sight, run_at_service
 from airflow_provider_flows.plugin.sending import sent, sent_image, told_about
-from airflow_provider_flows.plugin.shapes import Look, AboutShown, RunsShown, line
+from airflow_provider_flows.plugin.shapes import AboutShown, Look, RunsShown, line
 
 CONNECTION = "/connection/{connection_id}"
 RUN = f"{CONNECTION}/run/{{flow_run_id}}"

@@ -14,7 +14,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_flows.delivery import Delivery
-from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, FlowInputError, FlowNotFound
+from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, FlowInputError, FlowNotFound, FlowServiceError
 from airflow_provider_flows.flow.run import FlowOutput, FlowRun
 from airflow_provider_flows.flow.schedule import expected_end
 from airflow_provider_flows.hooks import FlowsHook

@@ -16,7 +16,7 @@ from airflow_provider_flows.plugin.listing import graph_at
 from airflow_provider_flows.plugin.pages import page, segment
 from airflow_provider_flows.plugin.seeing import Sight, run_of_task
 from airflow_provider_flows.plugin.sending import sent, sent_image, told_about
-from airflow_provider_flows.plugin.shapes import Look, AboutShown
+from airflow_provider_flows.plugin.shapes import AboutShown, Look
 
 TASK = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
 OUTPUT = f"{TASK}/output/{{number}}"
