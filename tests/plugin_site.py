@@ -25,6 +25,9 @@ SECRET = "a-secret-of-the-tests-that-is-long-enough-for-every-algorithm-there-is
 def airflow_site() -> Iterator[dict[str, TestClient]]:
     """Give a client for each user, and one for `nobody`; the app is made once, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "_AIRFLOW_PROCESS_CONTEXT", "server"
+        )  # as `airflow api-server` has it: connections come from the database too
         patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", SECRET)
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", ",".join(f"{name}:{role}" for name, role in USERS.items()))
         from airflow.api_fastapi.app import create_app, get_auth_manager

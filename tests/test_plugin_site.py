@@ -1,51 +1,272 @@
-"""Tests of the pages in a real Airflow app."""
+"""Tests of the pages of flow runs behind Airflow's own API server: who may see what, what is told, which bytes may be had.
+
+What a browser makes of it is shown by `make test-browser`.
+"""
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
+from airflow.models.xcom import XComModel
 from airflow.sdk import DAG
+from airflow.utils.session import create_session
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.emulator.plans import Plan
+from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
-from tests.airflow_run import run_dag
+from airflow_provider_flows.plugin.door import HEADERS
+from airflow_provider_flows.plugin.seeing import ANSWERS
+from airflow_provider_flows.plugin.site import site as pages
+from tests.airflow_run import DagResult, run_dag
 from tests.plugin_site import airflow_site, keep_connections, task_path
-from tests.tries import CHAIN, CHAIR, set_up
+from tests.tries import CHAIN, CHAIR
+
+KEY = "the-key-that-no-browser-may-ever-see"
+HOSTILE = '<img src=x onerror="alert(1)">'
+GRAPHS = Path(__file__).parent.parent / "airflow_provider_flows" / "emulator" / "graphs"
+Site = dict[str, TestClient]
 
 
 @pytest.fixture(scope="module")
-def site(airflow_database: None) -> Iterator[dict[str, TestClient]]:
-    with airflow_site() as clients:
-        yield clients
+def clients(airflow_database: None) -> Iterator[Site]:  # noqa: ARG001  # a fixture asks for another one so
+    """Give a client for each user; the app is made once for all tests here."""
+    with airflow_site() as made:
+        yield made
 
 
-def test_try(site, flow_emulator, monkeypatch, tmp_path):
-    import time
+@pytest.fixture(scope="module")
+def server() -> Iterator[Emulator]:
+    """Run an emulator with a key that can be told from other words."""
+    with Emulator(key=KEY, run_seconds=0) as emulator:
+        yield emulator
 
-    set_up(flow_emulator, monkeypatch)
-    flow_emulator.run_seconds = 0
-    with DAG("ui_one", schedule=None) as dag:
-        RunFlowOperator(task_id="run", **CHAIR, output_path=f"file://{tmp_path}")
-    result = run_dag(dag)
-    path = task_path("ui_one", result.run_id)
-    for who in ("nobody", "vera", "anna"):
-        t = time.time()
-        answer = site[who].get(f"/flows/{path}")
-        print(who, answer.status_code, time.time() - t)
-    print(answer.text)
-    print(answer.headers)
-    told = site["vera"].get(f"/flows/json/{path}")
-    print(told.json())
-    d = site["vera"].get(f"/flows/{path}/output/0")
-    print(d.status_code, d.headers, len(d.content))
-    print(site["vera"].get(f"/flows/json/{path}/output/0/model").json())
-    keep_connections(
-        {"g": {"conn_type": "generio", "host": flow_emulator.url, "password": "emulator"}, "x": {"conn_type": "http"}}
-    )
-    print(site["anna"].get("/flows/").headers, site["vera"].get("/flows/").text)
-    r = site["anna"].get("/flows/connection/g")
-    print(r.status_code, r.text)
-    print(site["vera"].get("/flows/connection/g").status_code, site["anna"].get("/flows/connection/x").text)
-    assert 0
+
+@pytest.fixture
+def service(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give the emulator, reset; tasks and pages have their connections to it."""
+    server.reset()
+    server.run_seconds = 0
+    ANSWERS.clear()
+    for name, told in server.connections.items():
+        monkeypatch.setenv(name, json.dumps({**json.loads(told), "extra": {"retries": 0}}))
+    return server
+
+
+def got(client: TestClient, path: str, status: int = 200) -> Any:
+    """Ask for a page, whose answer must be one that a browser may be given."""
+    answer = client.get(f"/flows/{path}")
+    assert answer.status_code == status, answer.text
+    assert KEY not in answer.text + str(answer.headers)
+    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    return answer
+
+
+def ran(dag_id: str, **given: Any) -> DagResult:
+    """Run one task to its end."""
+    with DAG(dag_id, schedule=None) as dag:
+        RunFlowOperator(task_id="run", **{"poll_interval": 0.1, **given})
+    return run_dag(dag)
+
+
+def looks(service: Emulator, flow_run_id: str) -> int:
+    """Count how often the service was asked for a run."""
+    return sum(asked.method == "GET" and asked.path == f"/flows/{flow_run_id}" for asked in service.requests)
+
+
+def routes() -> list[str]:
+    """Give the address of every route, with something in the place of what is variable."""
+    given = {"connection_id": "flows_default", "number": "0", "map_index": "-1", "name": "flows.css"}
+    found = [route for route in pages().routes if getattr(route, "methods", None)]
+    assert all(route.methods <= {"GET", "HEAD"} for route in found)  # type: ignore[attr-defined]
+    return [route.path.format_map({**dict.fromkeys(route.param_convertors, "x"), **given}).lstrip("/") for route in found]  # type: ignore[attr-defined]
+
+
+def test_every_route_demands_a_user_and_those_of_connections_the_right_to_read_them(clients: Site, service: Emulator) -> None:
+    """Who is not logged in gets nothing at all; a viewer, who may not read connections, gets nothing of theirs."""
+    every = routes()
+    assert len(every) >= 13
+    for path in every:
+        got(clients["nobody"], path, 401)
+        if "connection/" in path:
+            got(clients["vera"], path, 403)
+    assert not service.requests
+
+
+def test_the_run_of_a_task_is_told_without_asking_the_service(clients: Site, service: Emulator, tmp_path: Path) -> None:
+    """What a task has returned is shown when its service has forgotten everything; its file comes down as it was written."""
+    result = ran("pages_whole", **CHAIR, output_path=tmp_path.as_uri())
+    path = task_path("pages_whole", result.run_id)
+    service.reset()
+    told = got(clients["vera"], f"json/{path}").json()
+    returned = result.xcoms["run"]["return_value"]
+    assert told["run"] == {**told["run"], "flow_run_id": returned["flow_run_id"], "state": "completed", "progress": 1.0}
+    assert (told["inputs"], told["parameters"]) == ([{"name": "1", "text": "A chair"}], {"quality": "low"})
+    assert told["again"] is None
+    output, made = told["outputs"][0], returned["outputs"][0]
+    assert (output["place"], output["size"], output["sha256"]) == (made["uri"], made["size"], made["sha256"])
+    file = got(clients["vera"], f"{path}/output/0")
+    written = next(tmp_path.rglob("*.glb"))
+    assert file.content == written.read_bytes()
+    assert file.headers["content-disposition"] == f'attachment; filename="{written.name}"'
+    about = got(clients["vera"], f"json/{path}/output/0/about").json()
+    assert about["model"]["triangles"] > 0
+    assert made["uri"] in got(clients["vera"], path).text
+    got(clients["vera"], f"{path}/output/1", 404)
+    got(clients["vera"], f"{path}/output/0/image", 404)
+    assert not service.requests
+
+
+def test_a_run_under_way_is_asked_for_once_by_twenty_tabs(clients: Site, service: Emulator) -> None:
+    """Twenty tabs that look at the same moment cost the service one request."""
+    service.run_seconds = 100
+    result = ran("pages_twenty", **CHAIR, wait_for_completion=False)
+    flow_run_id = result.xcoms["run"]["flow_run_id"]
+    service.advance(40)
+    before, path = looks(service, flow_run_id), task_path("pages_twenty", result.run_id, map_index="{MAP_INDEX}")
+    with ThreadPoolExecutor(20) as tabs:
+        told = list(tabs.map(lambda _: got(clients["vera"], f"json/{path}").json(), range(20)))
+    assert looks(service, flow_run_id) - before == 1
+    assert {one["run"]["state"] for one in told} == {"running"}
+    assert all(0.3 < one["run"]["progress"] < 0.6 and one["run"]["expected_end"] and one["again"] for one in told)
+
+
+@pytest.mark.usefixtures("service")
+def test_outputs_that_stay_at_the_service_come_from_there(clients: Site) -> None:
+    """A task that waits for nothing has no outputs; once its run is final they are told, looked into and sent."""
+    result = ran("pages_left", **CHAIR, wait_for_completion=False)
+    path = task_path("pages_left", result.run_id)
+    assert got(clients["anna"], f"json/{path}").json()["outputs"][0]["kind"] == "unseen"
+    assert got(clients["anna"], f"json/{path}/output/0/about").json()["media_type"] == "model/gltf-binary"
+    hook = FlowsHook.get_hook("generio_default")
+    run = result.xcoms["run"]["flow_run_id"]
+    assert got(clients["anna"], f"{path}/output/0").content == hook.download_output(run, hook.list_outputs(run)[0].asset_id).data  # type: ignore[arg-type]
+
+
+def test_what_others_have_written_is_shown_as_text(clients: Site, service: Emulator, tmp_path: Path) -> None:
+    """A flow's name, a prompt and an answer that are HTML stay what they are: letters."""
+    service.add_graph(HOSTILE, json.loads((GRAPHS / f"{CHAIN['flow']}.json").read_text()))
+    given = {**CHAIN, "flow": HOSTILE, "inputs": {"color": "red", "item": HOSTILE}, "output_path": tmp_path.as_uri()}
+    result = ran("pages_hostile", **given)
+    path = task_path("pages_hostile", result.run_id)
+    page = got(clients["vera"], path).text
+    assert HOSTILE not in page
+    assert page.count(html.escape(HOSTILE, quote=False).replace('"', "&#34;")) >= 3
+    outputs = got(clients["vera"], f"json/{path}").json()["outputs"]
+    image, text = (next(output for output in outputs if output["kind"] == kind) for kind in ("image", "text"))
+    assert HOSTILE in text["text"]
+    shown = got(clients["vera"], f"{path}/output/{image['number']}/image")
+    assert shown.headers["content-type"] == "image/png"
+    assert shown.content == next(tmp_path.rglob("*.png")).read_bytes()
+    assert got(clients["vera"], f"{path}/output/{text['number']}").text == text["text"]
+
+
+@pytest.mark.parametrize("where", ["file:///etc/hostname", "{folder}/../../secret.glb", "{folder}/..", "{outside}/secret.glb"])
+@pytest.mark.usefixtures("service")
+def test_no_other_file_can_be_downloaded(clients: Site, tmp_path: Path, where: str) -> None:
+    """An XCom that names another file than one of the run's own folder opens nothing: its writer may be anybody."""
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir()
+    (outside / "secret.glb").write_bytes(b"glTF secret")
+    result = ran("pages_forged", **CHAIR, output_path=inside.as_uri())
+    returned = result.xcoms["run"]["return_value"]
+    uri = where.format(folder=(inside / returned["flow_run_id"]).as_uri(), outside=outside.as_uri())
+    forged = {**returned, "outputs": [{**returned["outputs"][0], "uri": uri, "asset_id": None}]}
+    with create_session() as session:
+        mine = (XComModel.run_id == result.run_id, XComModel.key == "return_value")
+        session.execute(update(XComModel).where(*mine).values(value=forged))
+    path = task_path("pages_forged", result.run_id)
+    assert got(clients["anna"], f"json/{path}").json()["outputs"][0]["place"]
+    for rest in ("", "/image"):
+        assert "secret" not in got(clients["anna"], f"{path}/output/0{rest}", 404).text
+    got(clients["anna"], f"json/{path}/output/0/about", 404)
+
+
+def test_runs_are_filtered_sorted_and_paged(clients: Site, service: Emulator) -> None:
+    """The page of a connection's runs gives what is asked for, and the words to choose from."""
+    service.plan(Plan(outcome="failed", error=HOSTILE))
+    hook = FlowsHook.get_hook("flows_default")
+    runs = [hook.start("model_generate_fromprompt", ["A chair"], {"quality": "low"}).flow_run_id for _ in range(27)]
+    first = got(clients["anna"], "json/connection/flows_default").json()
+    assert (first["total"], first["pages"], len(first["runs"])) == (27, 2, 25)
+    assert first["states"] == {"completed": 26, "failed": 1}
+    rest = got(clients["anna"], "json/connection/flows_default?page=2&sort=created").json()["runs"]
+    assert {run["flow_run_id"] for run in rest} <= set(runs)
+    failed = got(clients["anna"], "json/connection/flows_default?state=failed").json()
+    assert [run["flow_run_id"] for run in failed["runs"]] == runs[:1]
+    assert failed["runs"][0]["error"] == HOSTILE
+    none = got(clients["anna"], "connection/flows_default?flow=another").text
+    assert "No flow run fits these filters" in none
+    assert HOSTILE not in got(clients["anna"], f"connection/flows_default/run/{runs[0]}").text
+    assert sum(asked.path == "/flows" and asked.method == "GET" for asked in service.requests) == 1
+    got(clients["anna"], "json/connection/flows_default?page=0", 422)
+
+
+def test_trouble_is_told_with_what_to_do(clients: Site, service: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong key, a service that is away, a run that is gone and a connection that runs no flows each have their words."""
+    told = {"conn_type": "generio", "host": service.url, "password": "wrong", "extra": {"retries": 0}}
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(told))
+    monkeypatch.setenv("AIRFLOW_CONN_AWAY", json.dumps({**told, "host": "http://127.0.0.1:9"}))
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "http"}))
+    assert "refuses the key" in got(clients["anna"], "connection/wrong").text
+    assert "could not be asked" in got(clients["anna"], "connection/away").text
+    assert "runs no flows here" in got(clients["anna"], "connection/other", 404).text
+    assert "There is no connection" in got(clients["anna"], "connection/nowhere", 404).text
+    assert "does not know this flow run" in got(clients["anna"], f"connection/flows_default/run/{'0' * 24}").text
+    assert got(clients["anna"], "json/connection/away/run/x").json()["again"]
+
+
+def test_flows_of_a_service_without_runs(clients: Site, service: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PromptChainer lists no runs; the flows with exported graphs are listed, with what they take, give, and a picture."""
+    told = {"conn_type": "promptchainer", "host": service.url, "password": KEY, "extra": {"graphs": GRAPHS.as_uri()}}
+    monkeypatch.setenv("AIRFLOW_CONN_CHAINS", json.dumps(told))
+    page = got(clients["anna"], "connection/chains").text
+    assert "keeps no list of flow runs" in page
+    assert f"/flows/connection/chains/flow/{CHAIN['flow']}" in page
+    flow = got(clients["anna"], f"connection/chains/flow/{CHAIN['flow']}").text
+    assert "<svg" in flow
+    assert all(f"<code>{name}</code>" in flow for name in ("color", "item", "image", "text"))
+
+
+def test_the_first_connection_is_one_that_the_user_may_read_and_that_runs_flows(clients: Site, service: Emulator) -> None:
+    """The page leads to a connection in Airflow's database; who may read none is told so."""
+    given = {"host": service.url, "password": KEY}
+    keep_connections({"a_web": {"conn_type": "http"}, "b_flows": {"conn_type": "generio", **given}})
+    try:
+        assert got(clients["anna"], "", 303).headers["location"] == "/flows/connection/b_flows"
+        assert "a_web" not in got(clients["anna"], "connection/flows_default").text
+        assert "No connection" in got(clients["vera"], "").text
+    finally:
+        keep_connections({})
+
+
+@pytest.mark.usefixtures("service")
+def test_a_task_without_a_flow_run_says_so(clients: Site) -> None:
+    """Airflow shows the tab on every task; one that is not there at all is not found."""
+    with DAG("pages_none", schedule=None) as dag:
+
+        @dag.task
+        def run() -> None:
+            """Run no flow."""
+
+        run()
+    path = task_path("pages_none", run_dag(dag).run_id)
+    told = got(clients["vera"], f"json/{path}").json()
+    assert (told["run"], told["again"]) == (None, None)
+    assert "has no flow run" in told["note"]
+    got(clients["vera"], task_path("pages_none", "no-such-run"), 404)
+
+
+def test_nothing_can_be_changed(clients: Site, service: Emulator) -> None:
+    """The pages answer GET and nothing else."""
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        assert clients["anna"].request(method, "/flows/connection/flows_default").status_code == 405
+    assert not service.requests

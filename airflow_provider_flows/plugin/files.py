@@ -83,7 +83,11 @@ def opened(sight: Sight, number: int) -> Opened:
     elif output.value is not None and output.uri is None and not is_link(output):
         return _held(output.value.encode("utf-8", "replace"), f"{name}.txt")
     spool = _Spool()
-    kind = _from_service(sight, output, spool)
+    try:
+        kind = _from_service(sight, output, spool)
+    except BaseException:
+        spool.file.close()
+        raise
     spool.file.seek(0)
     return Opened(spool.file, name + data_uri.extension(kind or output.media_type), spool.size)
 

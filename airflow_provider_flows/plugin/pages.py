@@ -108,7 +108,7 @@ def moment(when: datetime | None) -> Markup:
     return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(when.isoformat(), when)
 
 
-def brief(text: str, most: int = 12) -> str:
+def brief(text: str, most: int = 26) -> str:
     """Give the beginning of a long id."""
     return text if len(text) <= most + 1 else f"{text[:most]}…"
 

@@ -74,6 +74,7 @@ class Sight:
         note, trouble = self._note()
         # a task that is at work although its run is final brings the files home
         waiting = self.task_state in AT_WORK or (self.task_state in BEFORE if self.run is None else not self.run.final)
+        waiting = waiting or (isinstance(self.error, FlowServiceError) and self.error.passing)
         gone = isinstance(self.error, FlowNotFound)
         marks = (note, self.task_state, self.run and (self.run.state_word, self.run.started_at), self.outputs)
         return Look(

@@ -129,8 +129,10 @@ def test_each_mapped_instance_has_its_own_run(house: Stage) -> None:
         frame = framed(page, house.tab("browser_mapped", run_id, "make", index))
         expect(frame.get_by_text(prompt)).to_be_visible()
         expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
+    page.screenshot(path="/tmp/ui-probe/shots/mapped.png")
+    frame.get_by_role("link", name="Download").focus()
     with page.expect_download() as coming:
-        frame.get_by_role("link", name="Download").click()
+        page.keyboard.press("Enter")
     assert Path(coming.value.path()).read_bytes().startswith(b"glTF")
 
 

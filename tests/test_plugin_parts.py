@@ -1,0 +1,252 @@
+"""Tests of what the pages of flow runs are made of: answers that are shared, the header of a model, shapes, the door.
+
+The pages themselves are tested behind Airflow's own app (test_plugin_site.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from threading import Event
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.flow.errors import FlowRateLimited, FlowUnreachable
+from airflow_provider_flows.flow.run import FlowOutput
+from airflow_provider_flows.plugin import FlowsPlugin, glb, pages, shapes
+from airflow_provider_flows.plugin.answers import LONGEST_PAUSE, TROUBLE_SECONDS, Answer, Answers
+from airflow_provider_flows.plugin.door import PREFIX
+from tests.test_import_cost import fresh
+
+
+class Clock:
+    """Monotonic seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Tell them."""
+        return self.now
+
+
+async def test_an_answer_is_asked_for_once_in_each_interval_however_many_want_it() -> None:
+    """Twenty who come while it is on its way, and twenty more until it is stale, cost one question."""
+    clock, go = Clock(), Event()
+    answers, asked = Answers(clock), []
+
+    def ask() -> int:
+        asked.append(clock.now)
+        assert go.wait(10)
+        return len(asked)
+
+    waiting = [asyncio.create_task(answers.get("run", ask, lambda _: 2.5)) for _ in range(20)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()  # a tab that is closed takes the answer from nobody
+    go.set()
+    assert await asyncio.gather(*waiting[1:]) == [Answer(1)] * 19
+    for later, wanted in ((2.4, 1), (2.5, 2), (4.9, 2), (5.0, 3)):
+        clock.now = 100.0 + later
+        assert (await answers.get("run", ask, lambda _: 2.5)).value == wanted
+    assert asked == [100.0, 102.5, 105.0]
+
+
+async def test_an_error_is_kept_for_a_moment_beside_what_was_known() -> None:
+    """A service in trouble is left alone for a while, for as long as it asks, and what it told before is still there."""
+    clock = Clock()
+    answers, told = Answers(clock), iter(["known", FlowUnreachable("away"), FlowRateLimited("slow", retry_after=3600), "back"])
+
+    def ask() -> str:
+        value = next(told)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    async def get() -> tuple[str | None, str]:
+        answer = await answers.get("run", ask, lambda _: 1.0)
+        return answer.value, str(answer.error)
+
+    assert await get() == ("known", "None")
+    clock.now += 1
+    assert await get() == await get() == ("known", "away")
+    clock.now += TROUBLE_SECONDS
+    assert await get() == ("known", "slow")
+    clock.now += LONGEST_PAUSE - 1
+    assert await get() == ("known", "slow")
+    clock.now += 1
+    assert await get() == ("back", "None")
+
+
+async def test_what_is_no_error_of_ours_is_raised_and_not_kept() -> None:
+    """A fault in a program is seen, and the next who asks has another chance."""
+    answers, told = Answers(), iter([ZeroDivisionError("fault"), "fine"])
+
+    def ask() -> str:
+        value = next(told)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    with pytest.raises(ZeroDivisionError):
+        await answers.get("run", ask, lambda _: 60.0)
+    assert (await answers.get("run", ask, lambda _: 60.0)).value == "fine"
+
+
+def glb_file(gltf: Any, *, size: int | None = None) -> bytes:
+    """Make the beginning of a GLB file."""
+    header = gltf if isinstance(gltf, bytes) else json.dumps(gltf).encode()
+    return struct.pack("<4sIIII", b"glTF", 2, 1000, len(header) if size is None else size, glb.JSON) + header
+
+
+def test_a_models_header_tells_of_its_parts() -> None:
+    """Triangles are counted in lists, strips and fans, with and without indices."""
+    accessors = [{"count": 12}, {"count": 30}]
+    primitives = [
+        {"attributes": {"POSITION": 0}, "indices": 1},  # 10
+        {"attributes": {"POSITION": 0}},  # 4
+        {"attributes": {"POSITION": 0}, "mode": 5},  # 10
+        {"attributes": {"POSITION": 0}, "mode": 6},  # 10
+        {"attributes": {"POSITION": 0}, "mode": 1},  # lines
+    ]
+    gltf = {
+        "asset": {"generator": "a\ntool"},
+        "accessors": accessors,
+        "meshes": [{"primitives": primitives}],
+        "materials": [{}, {}],
+    }
+    told = glb.facts(glb_file(gltf))
+    assert (told.meshes, told.triangles, told.materials, told.textures) == (1, 34, 2, 0)
+    assert told.made_with == "a\N{REPLACEMENT CHARACTER}tool"
+
+
+@pytest.mark.parametrize(
+    "gltf",
+    [
+        {"meshes": 7, "accessors": {"count": 3}, "asset": []},
+        {"meshes": [{"primitives": [{"indices": True}, {"indices": -1}, {"indices": 9}, {"attributes": 4}, 5]}, None]},
+        {"meshes": [{"primitives": [{"indices": 0, "mode": []}]}], "accessors": [{"count": "many"}]},
+    ],
+)
+def test_an_odd_header_tells_what_it_can(gltf: Any) -> None:
+    """What is no number and no list counts for nothing."""
+    assert glb.facts(glb_file(gltf)).triangles == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"glTF",
+        b"\x89PNG" + b"\0" * 40,
+        glb_file({})[:-1],
+        glb_file(b"[1]"),
+        glb_file(b"{"),
+        glb_file({}, size=glb.LARGEST + 1),
+    ],
+)
+def test_what_is_no_model_is_refused(data: bytes) -> None:
+    """A file that is something else, ends too soon or has a header beyond all bounds raises ValueError, and nothing else."""
+    with pytest.raises(ValueError):  # noqa: PT011  # the words differ
+        glb.facts(data)
+
+
+def test_a_signed_link_is_not_shown() -> None:
+    """Whoever has such a link has the file; the page tells that there is one."""
+    link = "https://x.blob.core.windows.net/a.png?sig=0123456789abcdef0123456789"
+    shown = shapes.outputs_shown([FlowOutput("picture", value=link, media_type="image/png")], at_service=True)[0]
+    assert link not in shown.model_dump_json()
+    assert shown.note
+    assert not shown.downloadable
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("A chair", [("1", "A chair")]),
+        ('["A chair", {"data": "A stool"}]', [("1", "A chair"), ("2", "A stool")]),
+        ({"color": "red", "api_key": "secret-of-mine"}, [("color", "red"), ("api_key", "***")]),
+        ([{"uri": "s3://bucket/a.png"}], [("1", "s3://bucket/a.png")]),
+        (["data:image/png;base64,AAAA"], [("1", "data:image/png;base64,… (4 characters)")]),
+        (None, []),
+    ],
+)
+def test_inputs_are_told_in_every_form_that_a_task_takes(given: Any, told: list[tuple[str, str]]) -> None:
+    """Prompts and variables as they are, files by their place, and what is secret not at all."""
+    assert [(each.name, each.text) for each in shapes.inputs_shown(given)] == told
+
+
+@pytest.mark.parametrize("given", [None, "text", [1, None, {}], [{"name": 5, "size": -1, "uri": ["x"]}], {"name": "x"}])
+def test_outputs_that_others_have_written_are_read_with_care(given: Any) -> None:
+    """Whatever stands in an XCom, outputs are made of texts and sizes only."""
+    for output in shapes.outputs_recorded(given):
+        assert (output.uri, output.size, output.asset_id) == (None, None, None)
+        assert output.name
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(None, ""), (0, "0 bytes"), (999, "999 bytes"), (35028, "35.0 kB"), (999_999, "1000 kB"), (5 * 10**9, "5.0 GB")],
+)
+def test_sizes_are_worded(count: int | None, told: str) -> None:
+    """In thousands, as stores bill them."""
+    assert pages.size(count) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(None, ""), (0.04, "0.0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3660, "1 h 01 min")]
+)
+def test_spans_are_worded(seconds: float | None, told: str) -> None:
+    """As a person says them."""
+    assert pages.span(seconds) == told
+
+
+def test_airflow_finds_the_plugin_and_its_views() -> None:
+    """The entry point names the plugin; each view lies below the prefix that is mounted, and Airflow knows its words."""
+    (found,) = entry_points(group="airflow.plugins", name="flows")
+    assert found.load() is FlowsPlugin
+    assert FlowsPlugin.fastapi_apps[0]["url_prefix"] == PREFIX
+    from airflow.api_fastapi.core_api.datamodels.plugins import ExternalViewResponse
+
+    views = [ExternalViewResponse.model_validate(view) for view in FlowsPlugin.external_views]
+    assert [(view.name, view.destination) for view in views] == [("Flow run", "task_instance"), ("Flow runs", "nav")]
+    assert all(view.href.startswith(f"{PREFIX[1:]}/") and view.icon and view.url_route for view in views)
+    assert all(word in views[0].href for word in ("{DAG_ID}", "{RUN_ID}", "{TASK_ID}", "{MAP_INDEX}"))
+
+
+def test_the_plugin_costs_a_task_two_small_modules() -> None:
+    """Every task of everybody loads plugins: no FastAPI, no template and no hook comes with ours."""
+    script = (
+        "import json, sys\nimport airflow.sdk\nfrom airflow.providers.common.compat.sdk import AirflowPlugin, hookimpl\n"
+        "before = set(sys.modules)\nimport airflow_provider_flows.plugin\nprint(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    package = "airflow_provider_flows"
+    own = {package, f"{package}.plugin", f"{package}.plugin.listener", f"{package}.plugin.door"}
+    assert {name for name in fresh(script) if not name.startswith(("airflow.", "pluggy"))} == own
+
+
+WITHOUT = """
+import asyncio, json, sys
+sys.modules["airflow.api_fastapi.core_api.security"] = None  # an Airflow in which it lies elsewhere
+from airflow_provider_flows.plugin import FlowsPlugin
+sent = []
+async def receive(): return {"type": "http.request"}
+async def send(message): sent.append(message)
+scope = {"type": "http", "method": "GET", "path": "/flows/", "headers": [], "query_string": b""}
+for _ in range(2):
+    asyncio.run(FlowsPlugin.fastapi_apps[0]["app"](dict(scope), receive, send))
+print(json.dumps([[one["status"] for one in sent if "status" in one], sent[1]["body"].decode()]))
+"""
+
+
+def test_an_airflow_without_what_the_pages_need_is_told_so_once() -> None:
+    """Where Airflow has moved its inside, the pages step aside; everything else of the provider goes on."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True, timeout=60)
+    statuses, body = json.loads(done.stdout.splitlines()[-1])
+    assert statuses == [503, 503]
+    assert "This version of Airflow" in body
+    assert (done.stdout + done.stderr).count("need parts of Airflow") == 1
