@@ -14,6 +14,8 @@ BENCH_VENV := .venv-bench
 BENCH_PYTHON := $(BENCH_VENV)/bin/python
 BENCH_STAMP := $(BENCH_VENV)/.complete
 BENCH_ARGS ?=
+# `make test` needs no browser.
+BROWSER_STAMP := $(VENV)/.browser
 # The oldest and the newest of Airflow's minor versions that we support. Each has its constraints and an environment; the newest is
 # the one that we develop in.
 VERSIONS ?= 3.1 3.3
@@ -23,7 +25,7 @@ VERSION_VENVS = $(foreach version,$(VERSIONS),$(call version_venv,$(version)))
 
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
-.PHONY: help demo test test-versions chaos bench docs lint format airflow build clean
+.PHONY: help demo test test-versions test-browser chaos bench docs lint format airflow build clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -37,6 +39,9 @@ test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" passes on to pytest
 test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on the oldest and the newest Airflow; VERSIONS=3.1 for one
 	@$(firstword $(VERSION_VENVS))/bin/python -m tools.test_versions $(addsuffix /bin/python,$(VERSION_VENVS)) -- \
 	    --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+test-browser: $(BROWSER_STAMP)  ## look at the pages of flow runs in a real browser, and make the pictures in docs/images
+	@$(PYTHON) -m pytest tests/browser/walk.py $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## let processes of a real Airflow die; CHAOS_ARGS="--list" passes on
 	@$(PYTHON) -m tests.chaos $(CHAOS_ARGS)
@@ -87,6 +92,12 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 .venv-airflow-%/.complete: pyproject.toml $$(call version_constraints,$$*)
 	$(call set_up,$(@D),$(call version_constraints,$*))
+
+$(BROWSER_STAMP): $(STAMP)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	    { echo "Installing chromium with apt-get."; apt-get update -qq && apt-get install --yes -qq chromium; }
+	@$(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) --group browser
+	@touch $(BROWSER_STAMP)
 
 $(BENCH_STAMP): $(STAMP) $(BENCH_CONSTRAINTS)
 	@echo "Setting up $(BENCH_VENV): takes about a minute, once."; rm -f $(BENCH_STAMP) && $(PYTHON) -m venv $(BENCH_VENV)

@@ -225,7 +225,7 @@ def test_the_plugin_costs_a_task_two_small_modules() -> None:
         "before = set(sys.modules)\nimport airflow_provider_flows.plugin\nprint(json.dumps(sorted(set(sys.modules) - before)))"
     )
     package = "airflow_provider_flows"
-    own = {package, f"{package}.plugin", f"{package}.plugin.listener", f"{package}.plugin.door"}
+    own = {f"{package}.plugin", f"{package}.plugin.listener", f"{package}.plugin.door"}
     assert {name for name in fresh(script) if not name.startswith(("airflow.", "pluggy"))} == own
 
 

@@ -231,6 +231,8 @@ def test_flows_of_a_service_without_runs(clients: Site, service: Emulator, monke
     page = got(clients["anna"], "connection/chains").text
     assert "keeps no list of flow runs" in page
     assert f"/flows/connection/chains/flow/{CHAIN['flow']}" in page
+    monkeypatch.setenv("AIRFLOW_CONN_LOST", json.dumps({**told, "extra": {"graphs": "file:///no/such/folder"}}))
+    assert "The folder of flow graphs" in got(clients["anna"], "connection/lost").text
     flow = got(clients["anna"], f"connection/chains/flow/{CHAIN['flow']}").text
     assert "<svg" in flow
     assert all(f"<code>{name}</code>" in flow for name in ("color", "item", "image", "text"))

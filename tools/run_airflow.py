@@ -66,6 +66,7 @@ Airflow is up:  {stack.address}
   user          {stack.user}
   password      {stack.password}
   connections   {", ".join(emulator.connections())}
+  flow runs     {stack.address}/plugin/flow-runs, and the tab "Flow run" of each task
   emulator      {emulator.address}
   outputs       {stack.environment["FLOWS_DEMO_OUTPUT"]}
   logs          {stack.logs}

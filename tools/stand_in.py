@@ -16,6 +16,8 @@ from tools.processes import LOOPBACK, Program, free_port, wait_until
 
 _KEY = "emulator"
 _START_TIMEOUT = 60
+# The exported graphs of the flows that the emulator knows: with them Airflow shows a flow's picture.
+_GRAPHS = Path(__file__).resolve().parent.parent / "airflow_provider_flows" / "emulator" / "graphs"
 # Which connection ids exist in the examples, and which service stands behind each.
 _CONNECTIONS = {"flows_default": "generio", "generio_default": "generio", "promptchainer_default": "promptchainer"}
 
@@ -37,7 +39,9 @@ class StandIn(Program):
 
     def connections(self) -> dict[str, dict[str, str]]:
         """Describe the connections of the examples, by their ids, in Airflow's own words."""
-        return {name: {"conn_type": service, "host": self.address, "password": _KEY} for name, service in _CONNECTIONS.items()}
+        told = {name: {"conn_type": service, "host": self.address, "password": _KEY} for name, service in _CONNECTIONS.items()}
+        told["promptchainer_default"]["extra"] = json.dumps({"graphs": _GRAPHS.as_uri()})
+        return told
 
     def environment(self) -> dict[str, str]:
         """Write the same connections as environment variables."""

@@ -88,19 +88,17 @@ class Answers:
             entry.until = self._clock() + seconds
             return told
 
-        entry = _Entry(Future())
-        self._entries[of] = entry
+        entry = self._entries[of] = _Entry(Future())
         entry.coming = self._pool.submit(answer)
-        entry.coming.add_done_callback(lambda done: self._broken(of, entry) if done.exception() else None)
+        entry.coming.add_done_callback(lambda done: _stale(entry) if done.exception() else None)
         while len(self._entries) > MOST_KEPT:
             self._entries.popitem(last=False)
         return entry
 
-    def _broken(self, of: Hashable, entry: _Entry) -> None:
-        """Keep nothing of what ended in an error that is none of ours."""
-        entry.until = 0.0
-        if self._entries.get(of) is entry:
-            self._entries.pop(of, None)
+
+def _stale(entry: _Entry) -> None:
+    """Keep nothing of what ended in an error that is none of ours."""
+    entry.until = float("-inf")
 
 
 def _value(before: _Entry | None) -> Any:

@@ -20,6 +20,7 @@ from airflow_provider_flows.flow.graph import FlowGraph
 from airflow_provider_flows.flow.run import FlowRun, FlowState
 from airflow_provider_flows.flow.schedule import expected_end
 from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.plugin.answers import Answer
 from airflow_provider_flows.plugin.seeing import ANSWERS, FINAL_SECONDS, HURRY_SECONDS, WRONG_KEY, hook_of
 from airflow_provider_flows.plugin.shapes import RunsShown, line, run_shown
 
@@ -139,9 +140,9 @@ def _listed(conn_id: str) -> _Listed:
     return _Listed(service.name, seen, lists=True, took=time.monotonic() - began)
 
 
-async def flow_ids(conn_id: str) -> list[str]:
+async def flow_ids(conn_id: str) -> Answer[list[str]]:
     """Give the ids of the flows whose exported graphs lie in the folder that the connection names, and of its test flow."""
-    return (await ANSWERS.get(("flows", conn_id), lambda: _flow_ids(conn_id), lambda _: FINAL_SECONDS)).value or []
+    return await ANSWERS.get(("flows", conn_id), lambda: _flow_ids(conn_id), lambda _: FINAL_SECONDS)
 
 
 def _flow_ids(conn_id: str) -> list[str]:

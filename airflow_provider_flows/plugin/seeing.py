@@ -36,12 +36,12 @@ HURRY_SECONDS = 8.0  # that a service may take: somebody sits before the page
 
 WRONG_KEY = "The service refuses the key of this connection. Put the right one into its password field (Admin, Connections)."
 AWAY = "The service cannot be reached, or does not answer as it should; this is what was known before."
-GONE = "The service does not know this flow run any more: it may have been deleted. What the task returned is shown."
+GONE = "The service does not know this flow run any more: it may have been deleted there."
 NOT_YET = "No flow run yet: the task has not come so far."
 NO_RUN = "This task has no flow run. Tasks of RunFlowOperator, FlowRunSensor and @task.flow have one, once they have started it."
 WORKING = "The task is at work; its flow run shows as soon as the service has answered its start."
 UNREACHED = "Which connection this flow run belongs to is not known any more, so its service cannot be asked."
-BEFORE = frozenset({None, "none", "scheduled", "queued", "restarting", "removed", "up_for_retry", "up_for_reschedule"})
+BEFORE = frozenset({None, "none", "scheduled", "queued", "restarting", "up_for_retry", "up_for_reschedule"})
 AT_WORK = frozenset({"running", "deferred", "up_for_reschedule"})
 
 ANSWERS = Answers()
@@ -72,9 +72,9 @@ class Sight:
     def look(self) -> Look:
         """Put it into its shape."""
         note, trouble = self._note()
-        # a task that is at work although its run is final brings the files home
-        waiting = self.task_state in AT_WORK or (self.task_state in BEFORE if self.run is None else not self.run.final)
-        waiting = waiting or (isinstance(self.error, FlowServiceError) and self.error.passing)
+        # a task that is at work although its run is final brings the files home; one that is tried again may have another run
+        passing = isinstance(self.error, FlowServiceError) and self.error.passing
+        waiting = self.task_state in BEFORE | AT_WORK or passing or (self.run is not None and not self.run.final)
         gone = isinstance(self.error, FlowNotFound)
         marks = (note, self.task_state, self.run and (self.run.state_word, self.run.started_at), self.outputs)
         return Look(

@@ -67,8 +67,9 @@ def numbers(frame: Frame, how_many: int) -> list[int]:
 
 def test_the_tab_follows_a_run_to_its_end(house: Stage) -> None:
     """Progress moves without a reload until the final state; the model's file comes down as it was written."""
-    page = house.log_in()
+    house.emulator.plan(Plan(run_seconds=45))  # a first log-in takes a while
     run_id = house.stack.trigger("browser_model", {"prompt": HOSTILE_PROMPT})
+    page = house.log_in()
     house.stack.wait_for_task("browser_model", run_id, "make", {"running"}, 60)
     frame = framed(page, house.tab("browser_model", run_id, "make"))
     expect(frame.locator(".badge.running")).to_be_visible(timeout=60_000)
@@ -129,10 +130,8 @@ def test_each_mapped_instance_has_its_own_run(house: Stage) -> None:
         frame = framed(page, house.tab("browser_mapped", run_id, "make", index))
         expect(frame.get_by_text(prompt)).to_be_visible()
         expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
-    page.screenshot(path="/tmp/ui-probe/shots/mapped.png")
-    frame.get_by_role("link", name="Download").focus()
     with page.expect_download() as coming:
-        page.keyboard.press("Enter")
+        frame.get_by_role("link", name="Download").click()
     assert Path(coming.value.path()).read_bytes().startswith(b"glTF")
 
 
