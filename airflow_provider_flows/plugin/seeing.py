@@ -49,9 +49,10 @@ ANSWERS = Answers()
 
 @dataclass(frozen=True)
 class Sight:
-    """One run as far as it is known; `asked` tells whether its service may be asked for more, `error` why it could not be.
+    """One run as far as it is known; `error` tells why its service could not be asked.
 
     :param delivery: where its task put its files; None where no task is known.
+    :param task_state: Airflow's word for it, empty where no task is known.
     """
 
     flow_run_id: str | None = None
@@ -69,13 +70,18 @@ class Sight:
         """Whether the service has what this run made, for all that is known."""
         return self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound) and bool(self.run and self.run.final)
 
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the run is under way, and its service can tell more of it."""
+        asked = self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound)
+        return asked and self.run is not None and not self.run.final
+
     def look(self) -> Look:
         """Put it into its shape."""
         note, trouble = self._note()
         # a task that is at work although its run is final brings the files home; one that is tried again may have another run
         passing = isinstance(self.error, FlowServiceError) and self.error.passing
-        waiting = self.task_state in BEFORE | AT_WORK or passing or (self.run is not None and not self.run.final)
-        gone = isinstance(self.error, FlowNotFound)
+        waiting = self.task_state in BEFORE | AT_WORK or passing or self._goes_on
         marks = (note, self.task_state, self.run and (self.run.state_word, self.run.started_at), self.outputs)
         return Look(
             mark=sha256(repr(marks).encode()).hexdigest()[:16],
@@ -86,7 +92,7 @@ class Sight:
             note=note,
             trouble=trouble,
             task_state=self.task_state,
-            again=LOOK_SECONDS if waiting and not gone else None,
+            again=LOOK_SECONDS if waiting else None,
         )
 
     def _note(self) -> tuple[str | None, bool]:
@@ -106,8 +112,8 @@ class Sight:
 async def run_of_task(left: Left) -> Sight:
     """Put together what is known of a task instance's run; its service is asked only for what the task has not returned."""
     result = left.result if isinstance(left.result, Mapping) and isinstance(left.result.get("flow_run_id"), str) else None
-    named = next((text for text in ((result or {}).get("flow_run_id"), left.flow_run_id, left.fields.get("flow_run_id"))
-                  if isinstance(text, str) and text.strip()), None)  # fmt: skip
+    known = ((result or {}).get("flow_run_id"), left.flow_run_id, left.fields.get("flow_run_id"))
+    named = next((text for text in known if isinstance(text, str) and text.strip()), None)
     conn_id = _text(left.fields, "flows_conn_id")
     inputs, parameters = left.fields.get("inputs"), left.fields.get("parameters")
     sight = Sight(named, conn_id, None, (), inputs, parameters, _delivery(left.fields), left.state)
