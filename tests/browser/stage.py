@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ def installed_browser() -> str:
 @contextmanager
 def stage(folder: Path) -> Iterator[Stage]:
     """Set everything up, and take it down in the end."""
-    output = folder / "outputs"
+    output = Path(tempfile.mkdtemp(prefix="flows-"))  # the pictures show it
     home = folder / "airflow"
     home.mkdir()
     secret = home / "users.json"
@@ -117,6 +118,7 @@ def stage(folder: Path) -> Iterator[Stage]:
                 yield Stage(emulator, stack, browser, Watched(), output)
             finally:
                 browser.close()
+                shutil.rmtree(output, ignore_errors=True)
 
 
 def _connect(stack: Stack, emulator: Emulator) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(600)
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 HOSTILE = '<img src=x onerror="window.top.hostile=1">'
-HOSTILE_PROMPT = f"A chair{HOSTILE}</dd><script>window.top.hostile=1</script> with {{{{ braces }}}}"
+HOSTILE_PROMPT = f"a ball{HOSTILE}</dd></pre><script>window.top.hostile=1</script>"
 LOOKED = "window.looked"  # survives whatever is no reload
 
 
@@ -68,7 +68,7 @@ def numbers(frame: Frame, how_many: int) -> list[int]:
 def test_the_tab_follows_a_run_to_its_end(house: Stage) -> None:
     """Progress moves without a reload until the final state; the model's file comes down as it was written."""
     house.emulator.plan(Plan(run_seconds=45))  # a first log-in takes a while
-    run_id = house.stack.trigger("browser_model", {"prompt": HOSTILE_PROMPT})
+    run_id = house.stack.trigger("browser_model")
     page = house.log_in()
     house.stack.wait_for_task("browser_model", run_id, "make", {"running"}, 60)
     frame = framed(page, house.tab("browser_model", run_id, "make"))
@@ -77,7 +77,7 @@ def test_the_tab_follows_a_run_to_its_end(house: Stage) -> None:
     moved = numbers(frame, 3)
     assert moved == sorted(moved)
     expect(frame.locator('[data-is="end"]')).to_contain_text("left")
-    expect(frame.get_by_text(HOSTILE_PROMPT)).to_be_visible()
+    expect(frame.get_by_text("A modern office chair")).to_be_visible()
     shot(page, "flow-run-running-light")
     expect(frame.locator(".badge.completed")).to_be_visible(timeout=60_000)
     expect(frame.locator(".place")).to_contain_text("file://", timeout=60_000)
@@ -99,14 +99,15 @@ def test_a_chain_of_prompts_with_a_hostile_name(house: Stage) -> None:
     """Picture and text of a run are shown, a hostile flow's name is a text, all of it in the dark too."""
     graph = json.loads((GRAPHS / f"{SAMPLE}.json").read_text())
     house.emulator.add_graph(HOSTILE, graph)
-    hostile = house.stack.trigger("browser_chain", {"flow": HOSTILE, "item": HOSTILE})
+    hostile = house.stack.trigger("browser_chain", {"flow": HOSTILE, "item": HOSTILE_PROMPT})
     plain = house.stack.trigger("browser_chain", {"flow": SAMPLE})
     for run_id in (hostile, plain):
         assert house.stack.wait("browser_chain", run_id, 90) == "success"
     page = house.log_in(dark=True)
     frame = framed(page, house.tab("browser_chain", hostile, "write"))
     expect(frame.get_by_role("heading", name=HOSTILE)).to_be_visible()
-    assert HOSTILE in frame.locator("pre").first.inner_text()
+    expect(frame.get_by_text(HOSTILE_PROMPT, exact=True)).to_be_visible()
+    assert HOSTILE_PROMPT in frame.locator("pre").first.inner_text()
     harmless(page)
     frame = framed(page, house.tab("browser_chain", plain, "write"))
     assert "dark" in frame.evaluate("document.documentElement.className")

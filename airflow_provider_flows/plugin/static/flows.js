@@ -83,7 +83,7 @@
   const facts = (model) => {
     const list = document.createElement("dl");
     for (const [name, value] of Object.entries(model)) {
-      if (value === null) continue;
+      if (value === null || value === 0) continue;
       const pair = [document.createElement("dt"), document.createElement("dd")];
       pair[0].textContent = name.replace("_", " ");
       pair[1].textContent = typeof value === "number" ? value.toLocaleString("en") : value;
