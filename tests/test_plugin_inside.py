@@ -10,6 +10,8 @@ import inspect
 import pytest
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
+from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails
+from airflow.models.connection import Connection
 from airflow.models.dagbag import DBDagBag
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.xcom import XComModel
@@ -28,7 +30,9 @@ from tests.tries import CHAIR, set_up
 def test_the_signatures_are_the_ones_that_are_called() -> None:
     """Names and parameters of what is imported from Airflow's inside."""
     assert callable(get_auth_manager)
-    assert {"user", "method"} <= inspect.signature(BaseAuthManager.get_authorized_connections).parameters.keys()
+    assert {"user", "method", "details"} <= inspect.signature(BaseAuthManager.is_authorized_connection).parameters.keys()
+    assert {"conn_id", "team_name"} <= inspect.signature(ConnectionDetails).parameters.keys()
+    assert list(inspect.signature(Connection.get_team_name).parameters)[0] in {"connection_id", "conn_id"}
     assert {"dag_run", "session"} <= inspect.signature(DBDagBag.get_dag_for_run).parameters.keys()
     assert "session" in inspect.signature(RenderedTaskInstanceFields.get_templated_fields).parameters
     assert list(inspect.signature(XComModel.deserialize_value).parameters) == ["result"]

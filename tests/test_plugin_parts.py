@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.flow.errors import FlowRateLimited, FlowUnreachable
-from airflow_provider_flows.flow.run import FlowOutput
+from airflow_provider_flows.flow.errors import FlowNotFound, FlowRateLimited, FlowUnreachable
+from airflow_provider_flows.flow.run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.plugin import FlowsPlugin, glb, pages, shapes
 from airflow_provider_flows.plugin.answers import LONGEST_PAUSE, TROUBLE_SECONDS, Answer, Answers
 from airflow_provider_flows.plugin.door import PREFIX
+from airflow_provider_flows.plugin.seeing import Sight
 from tests.test_import_cost import fresh
 
 
@@ -153,6 +154,29 @@ def test_what_is_no_model_is_refused(data: bytes) -> None:
     """A file that is something else, ends too soon or has a header beyond all bounds raises ValueError, and nothing else."""
     with pytest.raises(ValueError):  # noqa: PT011  # the words differ
         glb.facts(data)
+
+
+RUNNING, DONE = (FlowRun("r", "generio", state=state) for state in (FlowState.RUNNING, FlowState.COMPLETED))
+
+
+@pytest.mark.parametrize(
+    ("sight", "again"),
+    [
+        (Sight("r", "c", RUNNING), True),
+        (Sight("r", "c", DONE), False),
+        (Sight("r", "c", DONE, task_state="running"), True),  # its files are on their way
+        (Sight("r", "c", DONE, task_state="up_for_retry"), True),  # another run may come
+        (Sight("r", "c", DONE, task_state="success"), False),
+        (Sight("r", None, RUNNING, task_state="success"), False),  # nobody can be asked
+        (Sight("r", "c", RUNNING, error=FlowNotFound("gone", status=404), task_state="failed"), False),
+        (Sight("r", "c", error=FlowUnreachable("away")), True),
+        (Sight(task_state="queued"), True),
+        (Sight(task_state="success"), False),
+    ],
+)
+def test_a_page_looks_again_while_something_may_change(sight: Sight, again: bool) -> None:  # noqa: FBT001  # a table's column
+    """It stops when the run is final and its task is over, and when there is nobody to ask."""
+    assert (sight.look().again is not None) is again
 
 
 def test_a_signed_link_is_not_shown() -> None:

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, get_user, requires_access_connection, requires_access_dag
 from airflow.models.connection import Connection
 from airflow.models.dagbag import DBDagBag
@@ -84,10 +84,14 @@ def _written(ti: TaskInstance, session: Any) -> dict[str, Any]:
 
 def readable_connections(user: Any) -> list[tuple[str, str]]:
     """Give id and type of each connection in Airflow's database that runs flows and that this user may read."""
-    allowed = get_auth_manager().get_authorized_connections(user=user, method="GET")
     with create_session() as session:
         rows = session.execute(select(Connection.conn_id, Connection.conn_type).order_by(Connection.conn_id)).all()
-    return [(conn_id, kind) for conn_id, kind in rows if conn_id in allowed and _runs_flows(kind)]
+    return [(conn_id, kind) for conn_id, kind in rows if _runs_flows(kind) and _may_read(user, conn_id)]
+
+
+def _may_read(user: Any, conn_id: str) -> bool:
+    details = ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id))
+    return get_auth_manager().is_authorized_connection(method="GET", details=details, user=user)
 
 
 @cache
