@@ -82,6 +82,7 @@ def test_the_tab_follows_a_run_to_its_end(house: Stage) -> None:
     expect(frame.locator(".badge.completed")).to_be_visible(timeout=60_000)
     expect(frame.locator(".place")).to_contain_text("file://", timeout=60_000)
     expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
+    expect(frame.get_by_text("success", exact=True)).to_be_visible(timeout=60_000)
     assert frame.evaluate(LOOKED) is True
     shot(page, "flow-run-light")
     with page.expect_download() as coming:
