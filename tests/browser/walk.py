@@ -147,7 +147,8 @@ def test_a_task_without_a_run_says_so(house: Stage) -> None:
 
 def test_the_page_of_all_runs(house: Stage) -> None:
     """A connection's runs move, are filtered and sorted, and are opened by keyboard; trouble is told."""
-    house.emulator.plan(Plan(outcome="failed", error="The mesh has a hole that cannot be closed"))
+    house.emulator.plan(Plan(outcome="failed", error="The mesh has a hole that cannot be closed", run_seconds=45))
+    house.emulator.plan(Plan(run_seconds=45))  # a log-in takes a while
     runs = [house.stack.trigger("browser_model", {"prompt": prompt}) for prompt in ("A lamp", "A vase")]
     house.stack.wait_for_task("browser_model", runs[1], "make", {"running"}, 60)
     page = house.log_in()
@@ -155,7 +156,7 @@ def test_the_page_of_all_runs(house: Stage) -> None:
     expect(frame.locator("td .badge.running").first).to_be_visible(timeout=60_000)
     shot(page, "flow-runs-light")
     for run_id in runs:
-        house.stack.wait("browser_model", run_id, 90)
+        house.stack.wait("browser_model", run_id, 150)
     expect(frame.locator("td .badge.failed")).to_have_count(1, timeout=30_000)
     frame.locator(".filters .badge.failed").click()
     expect(frame.locator("tbody tr")).to_have_count(1)
