@@ -6,6 +6,7 @@ It listens on no port: requests go to it as a web server would hand them over. W
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,10 +31,12 @@ def airflow_site() -> Iterator[dict[str, TestClient]]:
         )  # as `airflow api-server` has it: connections come from the database too
         patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", SECRET)
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", ",".join(f"{name}:{role}" for name, role in USERS.items()))
-        from airflow.api_fastapi.app import create_app, get_auth_manager
-        from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Airflow 3.1 says of the libraries that it is made of
+            from airflow.api_fastapi.app import create_app, get_auth_manager
+            from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
-        app = create_app(apps="core")
+            app = create_app(apps="core")
         with TestClient(app, follow_redirects=False) as nobody:
             clients = {"nobody": nobody}
             for name, role in USERS.items():
