@@ -30,7 +30,11 @@ DATA = {  # what readers have in their folder /data
     "flow.json": "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json",
 }
 PLAYED_ELSEWHERE = {ROOT / "docs" / "cli.md"}  # test_docs_cli.py compares each line that its commands write
-NEEDS = {ROOT / "docs" / "howto" / "draw.md": "commands of providers", ROOT / "docs" / "tutorial.md": "task state store"}
+NEEDS = {
+    ROOT / "docs" / "howto" / "add-a-service.md": "commands of providers",
+    ROOT / "docs" / "howto" / "draw.md": "commands of providers",
+    ROOT / "docs" / "tutorial.md": "task state store",
+}
 PAGES_WITH_SNIPPETS = [
     pytest.param(page, marks=needs(NEEDS[page]) if page in NEEDS else (), id=str(page.relative_to(ROOT)))
     for page in PAGES
