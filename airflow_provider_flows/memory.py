@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 
 KEY = "flow_run"
 FILES_KEY = "flow_files"
+BEFORE_KEY = "flow_runs_before"
+MOST_BEFORE = 50
 RUN_ID_KEY = "flow_run_id"
+FETCHED_AGAIN = "a retry may fetch files again"
 TOO_LARGE = "It was too large to be kept when an earlier try ended before its time. Clear the task to run the flow again."
 
 
@@ -126,6 +129,19 @@ class Memory:
             self._store.set(KEY, _fitting(record, _limit()).as_dict())
         if record is not None and record.flow_run_id is not None:
             self._ti.xcom_push(RUN_ID_KEY, record.flow_run_id)
+            self._keep_before(record.flow_run_id)
+
+    def _keep_before(self, flow_run_id: str) -> None:
+        """Remember the run of the tries before, where this try has another one: people look at it, and XCom has forgotten it."""
+        before = self._earlier.flow_run_id if self._earlier is not None else None
+        if self._store is None or before in {None, flow_run_id}:
+            return
+        with _only_told("nobody will see what flow run the tries before had"):
+            told = self._store.get(BEFORE_KEY)
+            known = told if isinstance(told, list) else []
+            entry = {"flow_run_id": before, "last_try": int(self._ti.try_number) - 1}
+            if entry not in known:
+                self._store.set(BEFORE_KEY, [*known, entry][-MOST_BEFORE:])
 
 
 class FileMemory:
@@ -136,7 +152,7 @@ class FileMemory:
         self._store: Any = context.get("task_state_store")
         self._flow_run_id = flow_run_id
         told: Any = None
-        with _only_told():
+        with _only_told(FETCHED_AGAIN):
             told = None if self._store is None else self._store.get(FILES_KEY)
         mine = isinstance(told, Mapping) and told.get("flow_run_id") == flow_run_id and isinstance(told.get("files"), Mapping)
         self._files: dict[str, Any] = dict(told["files"]) if mine else {}
@@ -150,19 +166,19 @@ class FileMemory:
         """Keep that of a file that is whole in its place, if the store takes so much."""
         self._files[asset_id] = dict(told)
         value = {"flow_run_id": self._flow_run_id, "files": self._files}
-        with _only_told():
+        with _only_told(FETCHED_AGAIN):
             limit = _limit()
             if self._store is not None and (limit <= 0 or _size(value) <= limit):
                 self._store.set(FILES_KEY, value)
 
 
 @contextmanager
-def _only_told() -> Iterator[None]:
-    """Log whatever the store raises where it only saves work."""
+def _only_told(lost: str) -> Iterator[None]:
+    """Log whatever the store raises where it only saves work, and what is lost."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  # whatever it is, the files are there
-        log.warning("Airflow's task state store does not work (%s); a retry may fetch files again", type(error).__name__)
+        log.warning("Airflow's task state store does not work (%s); %s", type(error).__name__, lost)
 
 
 def _size(value: Any) -> int:

@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from airflow_provider_flows.flow.errors import FlowError, FlowServiceError
+from airflow_provider_flows.flow.errors import FlowError, FlowServiceError, FlowUnreachable
 
 T = TypeVar("T")
 
 MOST_KEPT = 500
 AT_ONCE = 8  # threads that wait for services; those of Airflow's own pages are not used
+FILES_AT_ONCE = 4  # threads that fetch whole files, which may take minutes, while others look at runs
+PATIENCE = 10.0  # seconds that a page waits for an answer; what comes later is there for who comes later
 TROUBLE_SECONDS = 5.0  # for so long an error serves whoever comes
 LONGEST_PAUSE = 60.0  # seconds that a service may ask us to stay away for
+SLOW = "It has not answered for a while, and is still waited for."
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Answer(Generic[T]):
 @dataclass
 class _Entry:
     coming: Future[Answer[Any]]
+    before: Any = None
     until: float = float("inf")
 
 
@@ -42,14 +46,17 @@ class Answers:
     """Answers by what they are of; an answer under way is waited for by all who want it.
 
     :param clock: gives monotonic seconds.
+    :param patience: seconds after which whoever waits is told so, and of what was known before.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE) -> None:
         """Begin with nothing."""
         self._clock = clock
+        self._patience = patience
         self._lock = Lock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="flows-pages")
+        self._files = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="flows-files")
 
     async def get(self, of: Hashable, ask: Callable[[], T], fresh: Callable[[T], float]) -> Answer[T]:
         """Give what is kept of this, else ask for it.
@@ -64,11 +71,14 @@ class Answers:
             if known is None or known.until <= self._clock():
                 known = self._asked(of, ask, fresh, known)
             self._entries.move_to_end(of)
-        return await asyncio.shield(asyncio.wrap_future(known.coming))
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(known.coming)), self._patience)
+        except TimeoutError:
+            return Answer(known.before, FlowUnreachable(SLOW))
 
     async def aside(self, do: Callable[[], T]) -> T:
-        """Do what takes a while in one of the same threads."""
-        return await asyncio.wrap_future(self._pool.submit(do))
+        """Fetch a whole file in a thread, of which there are others than those that look at runs."""
+        return await asyncio.wrap_future(self._files.submit(do))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -88,7 +98,7 @@ class Answers:
             entry.until = self._clock() + seconds
             return told
 
-        entry = self._entries[of] = _Entry(Future())
+        entry = self._entries[of] = _Entry(Future(), old)
         entry.coming = self._pool.submit(answer)
         entry.coming.add_done_callback(lambda done: _stale(entry) if done.exception() else None)
         while len(self._entries) > MOST_KEPT:

@@ -1,6 +1,6 @@
 """The routes of the page "Flow runs": a connection's runs and one of them, its flows, and the same as JSON.
 
-What is in the list listing.py says, what is known of one run seeing.py.
+What is in the list listing.py says, what is known of one run seeing.py, how it is shown showing.py.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from airflow_provider_flows.plugin.inside import LOGGED_IN, MAY_SEE_CONNECTION, User, readable_connections
 from airflow_provider_flows.plugin.listing import Wanted, definition_at, flow_ids, graph_at, runs_shown
 from airflow_provider_flows.plugin.pages import page, segment
 from airflow_provider_flows.plugin.seeing import Sight, run_at_service
-from airflow_provider_flows.plugin.sending import sent, sent_image, told_about
-from airflow_provider_flows.plugin.shapes import AboutShown, Look, RunsShown, line
+from airflow_provider_flows.plugin.shapes import LONGEST_LINE, RunsShown, line
+from airflow_provider_flows.plugin.showing import add_run, address
 
 CONNECTION = "/connection/{connection_id}"
 RUN = f"{CONNECTION}/run/{{flow_run_id}}"
-OUTPUT = f"{RUN}/output/{{number}}"
 FIRST = "flows_default"
 NOTHING = (
     "There is no connection that runs flows, or none that you may read. Somebody with the right to do so adds one under Admin, "
@@ -35,14 +34,14 @@ async def begin(request: Request, user: User) -> Response:
     """Lead to the first connection that the user may read."""
     known = [conn_id for conn_id, _ in await run_in_threadpool(readable_connections, user)]
     if not known:
-        return page(request, "message.html", title="No connection", text=NOTHING, back=None)
+        return await page(request, "message.html", title="No connection", text=NOTHING, back=None)
     first = FIRST if FIRST in known else known[0]
     return RedirectResponse(f"{request.scope.get('root_path', '')}/connection/{segment(first)}", 303)
 
 
 def wanted(
     state: Annotated[str, Query(max_length=20)] = "",
-    flow: Annotated[str, Query(max_length=1000)] = "",
+    flow: Annotated[str, Query(max_length=LONGEST_LINE + 1)] = "",
     sort: Annotated[str, Query(max_length=20)] = "-created",
     number: Annotated[int, Query(alias="page", ge=1, le=100_000)] = 1,
 ) -> Wanted:
@@ -57,7 +56,7 @@ async def show_runs(request: Request, connection_id: str, user: User, part: Anno
     known = await run_in_threadpool(readable_connections, user)
     flows = await flow_ids(connection_id)
     chosen = {"state": part.state, "flow": part.flow, "sort": part.sort, "page": shown.page}
-    return page(request, "runs.html", shown=shown, known=known, flows=flows, chosen=chosen)
+    return await page(request, "runs.html", shown=shown, known=known, flows=flows, chosen=chosen)
 
 
 @router.get(f"/json{CONNECTION}")
@@ -71,9 +70,9 @@ async def show_flow(request: Request, connection_id: str, flow: str) -> HTMLResp
     """Show what a flow takes and gives, and its picture where an exported graph is configured."""
     definition, error = await definition_at(connection_id, flow)
     graph = await graph_at(connection_id, flow)
-    back = f"connection/{segment(connection_id)}"
+    back = address(CONNECTION, request)
     trouble = None if error is None else line(str(error))
-    return page(request, "flow.html", flow=flow, definition=definition, trouble=trouble, graph=graph, back=back)
+    return await page(request, "flow.html", flow=flow, definition=definition, trouble=trouble, graph=graph, back=back)
 
 
 async def seen(connection_id: str, flow_run_id: str) -> Sight:
@@ -81,37 +80,4 @@ async def seen(connection_id: str, flow_run_id: str) -> Sight:
     return await run_at_service(connection_id, flow_run_id)
 
 
-Seen = Annotated[Sight, Depends(seen)]
-
-
-@router.get(RUN, response_class=HTMLResponse)
-async def show_run(request: Request, connection_id: str, flow_run_id: str, sight: Seen) -> HTMLResponse:
-    """Show one run."""
-    look = sight.look()
-    graph = await graph_at(connection_id, look.run.flow if look.run else None)
-    back = f"connection/{segment(connection_id)}"
-    return page(request, "run.html", look=look, here=f"{back}/run/{segment(flow_run_id)}", graph=graph, back=back)
-
-
-@router.get(f"/json{RUN}")
-async def tell_run(sight: Seen) -> Look:
-    """Tell the same as JSON."""
-    return sight.look()
-
-
-@router.get(OUTPUT, response_class=StreamingResponse)
-async def download(sight: Seen, number: int) -> StreamingResponse:
-    """Send an output as a file."""
-    return await sent(sight, number)
-
-
-@router.get(f"{OUTPUT}/image", response_class=Response)
-async def image(sight: Seen, number: int) -> Response:
-    """Send a picture that may be shown."""
-    return await sent_image(sight, number)
-
-
-@router.get(f"/json{OUTPUT}/about")
-async def about(sight: Seen, number: int) -> AboutShown:
-    """Tell what the beginning of an output's file tells."""
-    return await told_about(sight, number)
+add_run(router, RUN, seen, back=CONNECTION, word="Flow runs")

@@ -21,7 +21,7 @@ from airflow_provider_flows.naming import file_names
 from airflow_provider_flows.outputs import folder_of
 from airflow_provider_flows.plugin import glb
 from airflow_provider_flows.plugin.seeing import Sight, hook_of
-from airflow_provider_flows.plugin.shapes import MOST_OUTPUTS, SAFE_IMAGES, AboutShown, is_link
+from airflow_provider_flows.plugin.shapes import KEEP, MOST_OUTPUTS, SAFE_IMAGES, AboutShown, is_link
 from airflow_provider_flows.writing import BLOCK, PIECE, uri_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IN_MEMORY = 4 * 1024 * 1024  # bytes of a download; a larger one lies on the disk meanwhile
+LARGEST = 2 * 1024**3  # bytes of a download from a service; on its way it lies on the API server's disk
 LARGEST_IMAGE = 32 * 1024 * 1024
 SNIFFED = 64  # bytes that tell what a file is
 
@@ -65,10 +66,11 @@ class Image:
     media_type: str
 
 
-def opened(sight: Sight, number: int) -> Opened:
+def opened(sight: Sight, number: int, most: int = LARGEST) -> Opened:
     """Open an output as it was recorded: a text, a file that the task has written, or one at the service.
 
-    :raises NoFileError: there is none.
+    :param most: bytes that are fetched from a service.
+    :raises NoFileError: there is none, or it is larger.
     """
     output, name = _output(sight, number)
     path = _place(sight, output)
@@ -82,7 +84,7 @@ def opened(sight: Sight, number: int) -> Opened:
             return Opened(file, name + data_uri.extension(output.media_type), size)
     elif output.value is not None and output.uri is None and not is_link(output):
         return _held(output.value.encode("utf-8", "replace"), f"{name}.txt")
-    spool = _Spool()
+    spool = _Spool(most)
     try:
         kind = _from_service(sight, output, spool)
     except BaseException:
@@ -97,7 +99,7 @@ def image(sight: Sight, number: int) -> Image:
 
     :raises NoFileError: there is none, or it is something else.
     """
-    found = opened(sight, number)
+    found = opened(sight, number, LARGEST_IMAGE)
     with found.file as file:
         data = file.read(LARGEST_IMAGE + 1)
     kind = data_uri.sniff(data[:SNIFFED])
@@ -193,7 +195,6 @@ def _from_service(sight: Sight, output: FlowOutput, target: _Spool | _Beginning)
 
 def _held(data: bytes, name: str) -> Opened:
     spool = _Spool()
-    spool.restart()
     spool.write(data)
     spool.file.seek(0)
     return Opened(spool.file, name, spool.size)
@@ -202,7 +203,8 @@ def _held(data: bytes, name: str) -> Opened:
 class _Spool:
     """A target that keeps a download until it is whole: what has begun to be sent cannot be taken back."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = LARGEST) -> None:
+        self._most = most
         self.file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # whoever sends it closes it
         self.size = 0
 
@@ -212,8 +214,11 @@ class _Spool:
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        self.file.write(data)
         self.size += len(data)
+        if self.size > self._most:
+            message = f"This output is larger than the {self._most} bytes that are fetched from its service here. {KEEP}"
+            raise NoFileError(message)
+        self.file.write(data)
 
 
 class _Beginning:

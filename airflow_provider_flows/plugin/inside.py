@@ -7,6 +7,7 @@ What is shown of them is for others to say.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,7 +28,7 @@ from sqlalchemy import select
 
 from airflow_provider_flows.ending import OUTPUTS_KEY
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.memory import RUN_ID_KEY
+from airflow_provider_flows.memory import BEFORE_KEY, RUN_ID_KEY
 
 User = GetUserDep
 LOGGED_IN = [Depends(get_user)]
@@ -45,11 +46,16 @@ OFFICIAL = "airflow.providers."  # their hooks are none of ours, and dear to imp
 
 @dataclass(frozen=True)
 class Left:
-    """What one task instance has left in Airflow's database; `fields` are the task's arguments as they were rendered."""
+    """What one task instance has left in Airflow's database; `fields` are the task's arguments as they were rendered.
+
+    What was pushed to XCom is the last try's, for Airflow forgets it when a try begins; `before` is what was remembered of the
+    flow runs of the tries before (memory.py).
+    """
 
     state: str | None
-    operator: str | None
+    try_number: int
     fields: Mapping[str, Any] = field(default_factory=dict)
+    before: Any = None
     result: Any = None
     flow_run_id: Any = None
     outputs: Any = None
@@ -67,8 +73,19 @@ def left_by(dag_id: str, run_id: str, task_id: str, map_index: int) -> Left | No
         told = {row.key: XComModel.deserialize_value(row) for row in rows}
         rendered = RenderedTaskInstanceFields.get_templated_fields(ti, session=session)
         fields = {name: (rendered or {}).get(name) for name in FIELDS} if rendered else _written(ti, session)
-        outputs = told.get(OUTPUTS_KEY)
-        return Left(ti.state and str(ti.state), ti.operator, fields, told.get(RESULT_KEY), told.get(RUN_ID_KEY), outputs)
+        before = _remembered(mine, session)
+        pushed = (told.get(key) for key in keys)
+        return Left(ti.state and str(ti.state), ti.try_number or 0, fields, before, *pushed)
+
+
+def _remembered(mine: Mapping[str, Any], session: Any) -> Any:
+    """Read what the tries before left in the task state store, None where this Airflow (before 3.3) has none."""
+    try:
+        from airflow.models.task_state_store import TaskStateStoreModel
+    except ImportError:
+        return None
+    kept = session.scalar(select(TaskStateStoreModel.value).filter_by(**mine, key=BEFORE_KEY))
+    return None if kept is None else json.loads(kept)
 
 
 def _written(ti: TaskInstance, session: Any) -> dict[str, Any]:

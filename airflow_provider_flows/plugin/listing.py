@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+from fastapi.concurrency import run_in_threadpool
+
 from airflow_provider_flows.definitions import definition_of
 from airflow_provider_flows.flow.definition import FlowDefinition
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, FlowInputError
@@ -86,22 +88,16 @@ async def runs_shown(conn_id: str, wanted: Wanted) -> RunsShown:
         raise told.error
     if listed is None:
         return RunsShown(flows_conn_id=conn_id, service="", note=_note(told.error), trouble=True, again=LIST_SECONDS)
+    return await run_in_threadpool(_part, conn_id, wanted, listed, told.error)
+
+
+def _part(conn_id: str, wanted: Wanted, listed: _Listed, error: FlowError | None) -> RunsShown:
     now = time.time()
     found = wanted.sorted([run for run in listed.runs if wanted.fits(run)])
     pages = max(1, math.ceil(len(found) / A_PAGE))
     page = min(max(1, wanted.page), pages)
     rows = [run_shown(run, now) for run in found[(page - 1) * A_PAGE : page * A_PAGE]]
-    note = (
-        _note(told.error)
-        if told.error
-        else None
-        if found
-        else NO_LIST
-        if not listed.lists
-        else NO_FIT
-        if listed.runs
-        else NO_RUNS
-    )
+    note = _note(error) if error else None if found else NO_LIST if not listed.lists else NO_FIT if listed.runs else NO_RUNS
     marks = (note, len(found), [(run.flow_run_id, run.state_word, run.started_at) for run in rows])
     return RunsShown(
         mark=sha256(repr(marks).encode()).hexdigest()[:16],
@@ -114,7 +110,7 @@ async def runs_shown(conn_id: str, wanted: Wanted) -> RunsShown:
         flows=sorted({run.flow for run in listed.runs if run.flow})[:MOST_FLOWS],
         states={str(state): count for state, count in sorted(Counter(run.state for run in listed.runs).items(), key=_order)},
         note=note,
-        trouble=told.error is not None,
+        trouble=error is not None,
         again=LIST_SECONDS if listed.lists else None,
     )
 
@@ -136,7 +132,9 @@ def _listed(conn_id: str) -> _Listed:
         runs = hook.hurried(service.list_runs(), HURRY_SECONDS)
     finally:
         hook.close()
-    seen = tuple(run if run.final else replace(run, expected_at=expected_end(run, now)) for run in runs)
+    # there may be many, and they are kept
+    bare = (replace(run, raw={}, parameters=None, additional=None, flow=run.flow and line(run.flow)) for run in runs)
+    seen = tuple(run if run.final else replace(run, expected_at=expected_end(run, now)) for run in bare)
     return _Listed(service.name, seen, lists=True, took=time.monotonic() - began)
 
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -32,13 +33,13 @@ STATIC = {
 }
 
 
-def page(request: Request, name: str, status: int = 200, **shown: Any) -> HTMLResponse:
-    """Make a page of a template.
+async def page(request: Request, name: str, status: int = 200, **shown: Any) -> HTMLResponse:
+    """Make a page of a template, in another thread: a large one takes a while, and Airflow answers others meanwhile.
 
     :param shown: what the template speaks of; `base`, the address of the pages' beginning, it always has.
     """
     base = request.scope.get("root_path", "")
-    return HTMLResponse(_environment().get_template(name).render(base=base, **shown), status)
+    return HTMLResponse(await run_in_threadpool(_environment().get_template(name).render, base=base, **shown), status)
 
 
 @cache
@@ -63,14 +64,14 @@ def _environment() -> Environment:
 
 def segment(text: str) -> str:
     """Quote an id as one segment of a path."""
-    return quote(text, safe="")
+    return quote(text, safe="", errors="replace")
 
 
 def query(given: Mapping[str, Any], **changed: Any) -> str:
     """Give the query of an address with some of it changed; what is empty is left out, and a new choice begins on page 1."""
     told = {**given, **({} if "page" in changed else {"page": 1}), **changed}
     kept = {name: value for name, value in told.items() if value not in {"", None} and (name, value) != ("page", 1)}
-    return f"?{urlencode(kept)}"
+    return f"?{urlencode(kept, errors='replace')}"
 
 
 def size(count: int | None) -> str:

@@ -15,12 +15,14 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_flows.delivery import Delivery
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, FlowInputError, FlowNotFound, FlowServiceError
-from airflow_provider_flows.flow.run import FlowOutput, FlowRun
+from airflow_provider_flows.flow.run import PENDING, FlowOutput, FlowRun
 from airflow_provider_flows.flow.schedule import expected_end
 from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.memory import MOST_BEFORE
 from airflow_provider_flows.plugin.answers import Answers
 from airflow_provider_flows.plugin.inside import Left
 from airflow_provider_flows.plugin.shapes import (
+    BeforeShown,
     Look,
     inputs_shown,
     line,
@@ -53,6 +55,8 @@ class Sight:
 
     :param delivery: where its task put its files; None where no task is known.
     :param task_state: Airflow's word for it, empty where no task is known.
+    :param try_number: the task's last try, which had this run; 0 where no task is known.
+    :param before: ids of the runs that tries before had, each with the number of the last of them.
     """
 
     flow_run_id: str | None = None
@@ -64,6 +68,8 @@ class Sight:
     delivery: Delivery | None = None
     task_state: str | None = ""
     error: FlowError | None = None
+    try_number: int = 0
+    before: tuple[tuple[str, int], ...] = ()
 
     @property
     def at_service(self) -> bool:
@@ -72,9 +78,9 @@ class Sight:
 
     @property
     def _goes_on(self) -> bool:
-        """Whether the run is under way, and its service can tell more of it."""
+        """Whether the run is under way, or its outputs are, and its service can tell more of it."""
         asked = self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound)
-        return asked and self.run is not None and not self.run.final
+        return asked and self.run is not None and (not self.run.final or _pending(self.outputs))
 
     def look(self) -> Look:
         """Put it into its shape."""
@@ -92,6 +98,8 @@ class Sight:
             note=note,
             trouble=trouble,
             task_state=self.task_state,
+            try_number=self.try_number,
+            before=[BeforeShown(flow_run_id=run, last_try=last) for run, last in self.before],
             again=LOOK_SECONDS if waiting else None,
         )
 
@@ -111,21 +119,44 @@ class Sight:
 
 async def run_of_task(left: Left) -> Sight:
     """Put together what is known of a task instance's run; its service is asked only for what the task has not returned."""
-    result = left.result if isinstance(left.result, Mapping) and isinstance(left.result.get("flow_run_id"), str) else None
-    known = ((result or {}).get("flow_run_id"), left.flow_run_id, left.fields.get("flow_run_id"))
+    returned = _returned(left.result)
+    known = (returned and returned.flow_run_id, left.flow_run_id, left.fields.get("flow_run_id"))
     named = next((text for text in known if isinstance(text, str) and text.strip()), None)
     conn_id = _text(left.fields, "flows_conn_id")
     inputs, parameters = left.fields.get("inputs"), left.fields.get("parameters")
     sight = Sight(named, conn_id, None, (), inputs, parameters, _delivery(left.fields), left.state)
+    sight = replace(sight, try_number=left.try_number, before=tuple(one for one in _before(left) if one[0] != named))
     if named is None:
         return sight
-    if result is not None:
-        run, outputs = FlowRun.from_event(result), outputs_recorded(result.get("outputs"))
-        sight = replace(sight, run=run, outputs=outputs)
-        if run.final and (outputs or not run.completed):
+    if returned is not None:
+        outputs = outputs_recorded(left.result.get("outputs"))
+        sight = replace(sight, run=returned, outputs=outputs)
+        if returned.final and (outputs or not returned.completed):
             return sight
     sight = replace(sight, outputs=sight.outputs or outputs_recorded(left.outputs))
     return sight if conn_id is None else await run_at_service(conn_id, named, sight)
+
+
+async def run_before(left: Left, flow_run_id: str) -> Sight | None:
+    """Put together what is known of a run that a try before the last one had, None if none is known to have had it."""
+    if flow_run_id not in dict(_before(left)):
+        return None
+    conn_id = _text(left.fields, "flows_conn_id")
+    return Sight(flow_run_id) if conn_id is None else await run_at_service(conn_id, flow_run_id)
+
+
+def _returned(result: Any) -> FlowRun | None:
+    """Read the run that a task returned, None if it is something else: any task may return anything."""
+    if not isinstance(result, Mapping) or not all(isinstance(result.get(name), str) for name in ("flow_run_id", "service")):
+        return None
+    return FlowRun.from_event(result)
+
+
+def _before(left: Left) -> list[tuple[str, int]]:
+    """Read what is remembered of the tries before, newest first; whoever may write it may have written anything."""
+    rows = [row for row in left.before if isinstance(row, Mapping)] if isinstance(left.before, list) else []
+    told = [(row.get("flow_run_id"), row.get("last_try")) for row in reversed(rows[-MOST_BEFORE:])]
+    return [(run, last) for run, last in told if isinstance(run, str) and run.strip() and type(last) is int]
 
 
 async def run_at_service(conn_id: str, flow_run_id: str, sight: Sight | None = None) -> Sight:
@@ -138,7 +169,7 @@ async def run_at_service(conn_id: str, flow_run_id: str, sight: Sight | None = N
     sight = replace(sight, run=told.value or sight.run, error=told.error)
     if sight.run is None or not sight.run.final or sight.error is not None or sight.outputs:
         return sight
-    made = await ANSWERS.get(("outputs", conn_id, flow_run_id), lambda: _made(conn_id, flow_run_id), lambda _: FINAL_SECONDS)
+    made = await ANSWERS.get(("outputs", conn_id, flow_run_id), lambda: _made(conn_id, flow_run_id), _fresh_outputs)
     return replace(sight, outputs=made.value or (), error=made.error)
 
 
@@ -160,6 +191,7 @@ def _looked(conn_id: str, flow_run_id: str) -> FlowRun:
         run = hook.hurried(hook.service.get_run(flow_run_id), HURRY_SECONDS)
     finally:
         hook.close()
+    run = replace(run, raw={})  # it may be large, and many are kept
     return run if run.final else replace(run, expected_at=expected_end(run, time.time()))
 
 
@@ -175,6 +207,15 @@ def _made(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
 
 def _fresh(run: FlowRun) -> float:
     return FINAL_SECONDS if run.final else LOOK_SECONDS
+
+
+def _fresh_outputs(outputs: tuple[FlowOutput, ...]) -> float:
+    return LOOK_SECONDS if _pending(outputs) else FINAL_SECONDS
+
+
+def _pending(outputs: tuple[FlowOutput, ...]) -> bool:
+    """Whether some of a final run's outputs are on their way still."""
+    return any(output.status == PENDING for output in outputs)
 
 
 def _delivery(fields: Mapping[str, Any]) -> Delivery:

@@ -22,7 +22,9 @@ SAFE_IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"}) 
 LONGEST_TEXT = 20_000  # characters of an output that is a text
 LONGEST_LINE = 2_000  # of a name, an error, a reason
 MOST_OUTPUTS = 200
-LINK = "A link that ends; it is not shown. Set output_path, and the task keeps the file itself."
+LARGEST = 2**60  # bytes; no file has more
+KEEP = "Set output_path, and the task keeps the file itself."
+LINK = f"A link that ends; it is not shown. {KEEP}"
 
 
 class OutputShown(BaseModel):
@@ -71,6 +73,13 @@ class InputShown(BaseModel):
     text: str
 
 
+class BeforeShown(BaseModel):
+    """A flow run that a try before the last one had; `last_try` is the number of the last try that had it."""
+
+    flow_run_id: str
+    last_try: int
+
+
 class Look(BaseModel):
     """What a page shows of one run: `run` is None while nothing is known of one, `note` says why, or what went wrong.
 
@@ -86,6 +95,8 @@ class Look(BaseModel):
     note: str | None = None
     trouble: bool = False
     task_state: str | None = None
+    try_number: int = 0
+    before: list[BeforeShown] = []
     again: float | None = None
 
 
@@ -136,7 +147,7 @@ def run_shown(run: FlowRun, now: float) -> RunShown:
     return RunShown(
         flow_run_id=run.flow_run_id,
         service=run.service,
-        flow=run.flow,
+        flow=_line(run.flow),
         state=run.state,
         state_word=line(run.state_word or run.state.value),
         final=run.final,
@@ -146,13 +157,15 @@ def run_shown(run: FlowRun, now: float) -> RunShown:
         finished_at=run.finished_at,
         expected_end=None if run.final else run.expected_end,
         duration=duration,
-        error=None if run.error is None else line(run.error),
+        error=_line(run.error),
     )
 
 
 def parameters_shown(parameters: Any) -> dict[str, Any]:
     """Give parameters as they may be told; a mapping that came as text is read."""
-    return told(_read(parameters) if isinstance(parameters, str) else parameters)
+    plain = told(_read(parameters) if isinstance(parameters, str) else parameters)
+    cleaned: dict[str, Any] = json.loads(_sound(json.dumps(plain, ensure_ascii=False)))
+    return cleaned
 
 
 def inputs_shown(inputs: Any) -> list[InputShown]:
@@ -165,7 +178,7 @@ def inputs_shown(inputs: Any) -> list[InputShown]:
         items = inputs if isinstance(inputs, list | tuple) else [] if inputs is None else [inputs]
         named = [(str(number), item) for number, item in enumerate(items, 1)]
     plain = told(dict(named))
-    return [InputShown(name=line(name), text=_input(value)) for name, value in plain.items()]
+    return [InputShown(name=line(name), text=_sound(_input(value))) for name, value in plain.items()]
 
 
 def _read(text: str) -> Any:
@@ -204,14 +217,14 @@ def _output(number: int, output: FlowOutput, *, at_service: bool) -> OutputShown
         number=number,
         name=line(output.name),
         kind=_kind(output, text),
-        status=output.status,
-        media_type=output.media_type and line(output.media_type),
+        status=line(output.status),
+        media_type=_line(output.media_type),
         size=len(text.encode("utf-8", "replace")) if output.size is None and text is not None else output.size,
-        sha256=output.sha256,
+        sha256=_line(output.sha256),
         place=None if place is None else line(f"{place.scheme}://{place.authority}/{place.path}"),
-        text=None if text is None else text[:LONGEST_TEXT],
+        text=None if text is None else _sound(text[:LONGEST_TEXT]),
         cut=text is not None and (len(text) > LONGEST_TEXT or output.uri is not None),
-        error=None if output.error is None else line(output.error),
+        error=_line(output.error),
         note=LINK if link and output.uri is None else None,
         downloadable=output.status != ERROR and (file or text is not None),
     )
@@ -238,6 +251,15 @@ def line(text: str) -> str:
     return shown if len(text) <= LONGEST_LINE else f"{shown}…"
 
 
+def _line(text: Any) -> str | None:
+    return line(text) if isinstance(text, str) else None
+
+
+def _sound(text: str) -> str:
+    """Give a text that can be sent: JSON may hold halves of characters, which no encoding has."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def outputs_recorded(given: Any) -> tuple[FlowOutput, ...]:
     """Read the outputs that a task returned; whoever may write XComs may have written anything, so the rest is left out."""
     rows = [row for row in given if isinstance(row, dict)] if isinstance(given, list) else []
@@ -249,11 +271,11 @@ def outputs_recorded(given: Any) -> tuple[FlowOutput, ...]:
             media_type=_text(row, "media_type"),
             value=_text(row, "value"),
             uri=_text(row, "uri"),
-            size=row["size"] if type(row.get("size")) is int and row["size"] >= 0 else None,
+            size=row["size"] if type(row.get("size")) is int and 0 <= row["size"] <= LARGEST else None,
             sha256=_text(row, "sha256"),
             error=_text(row, "error"),
         )
-        for number, row in enumerate(rows)
+        for number, row in enumerate(rows[:MOST_OUTPUTS])
     )
 
 

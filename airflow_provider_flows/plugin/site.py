@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as Refused
 
@@ -43,20 +44,26 @@ def site() -> FastAPI:
     for router in (own, connections.welcome, connections.router, tasks.router):
         app.include_router(router)
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(FlowError, _not_shown)
     app.add_exception_handler(NoFileError, _not_shown)
     return app
 
 
 async def _refused(request: Request, error: Any) -> Response:
-    return _said(request, error.status_code, TEXTS.get(error.status_code, str(error.detail)))
+    return await _said(request, error.status_code, TEXTS.get(error.status_code, str(error.detail)))
+
+
+async def _not_understood(request: Request, error: Any) -> Response:
+    where = ", ".join(sorted({str(one["loc"][-1]) for one in error.errors()}))
+    return await _said(request, 422, f"This address cannot be read: {line(where)} is wrong in it.")
 
 
 async def _not_shown(request: Request, error: Exception) -> Response:
-    return _said(request, 404, line(str(error)))
+    return await _said(request, 404, line(str(error)))
 
 
-def _said(request: Request, status: int, text: str) -> Response:
-    if "/json/" in request.url.path:
+async def _said(request: Request, status: int, text: str) -> Response:
+    if request.url.path.removeprefix(request.scope.get("root_path", "")).startswith("/json/"):
         return JSONResponse({"detail": text}, status)
-    return page(request, "message.html", status, title=TITLES.get(status, "This cannot be shown"), text=text, back=None)
+    return await page(request, "message.html", status, title=TITLES.get(status, "This cannot be shown"), text=text, back=None)

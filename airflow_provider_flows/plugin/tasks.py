@@ -1,71 +1,51 @@
-"""The routes of a task instance's tab: the page, the same as JSON, and the outputs of its run.
+"""The routes of a task instance's tab: its flow run, and those of the tries before.
 
-What is known of the run seeing.py says, which bytes may be had files.py.
+What a page of a run shows, and how, showing.py says; what is known of the run seeing.py.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
-from airflow_provider_flows.plugin.inside import MAY_SEE_TASK, left_by
-from airflow_provider_flows.plugin.listing import graph_at
-from airflow_provider_flows.plugin.pages import page, segment
-from airflow_provider_flows.plugin.seeing import Sight, run_of_task
-from airflow_provider_flows.plugin.sending import sent, sent_image, told_about
-from airflow_provider_flows.plugin.shapes import AboutShown, Look
+from airflow_provider_flows.plugin.inside import MAY_SEE_TASK, Left, left_by
+from airflow_provider_flows.plugin.seeing import Sight, run_before, run_of_task
+from airflow_provider_flows.plugin.showing import add_run
 
 TASK = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
-OUTPUT = f"{TASK}/output/{{number}}"
+BEFORE = f"{TASK}/before/{{flow_run_id}}"
 router = APIRouter(dependencies=MAY_SEE_TASK)
 
 
-async def seen(dag_id: str, run_id: str, task_id: str, map_index: str) -> Sight:
-    """See the run of the task instance that a path names.
+async def left(dag_id: str, run_id: str, task_id: str, map_index: str) -> Left:
+    """Give what the task instance that a path names has left.
 
     Airflow's page leaves `{MAP_INDEX}` as it is where a task instance has none.
     """
     index = int(map_index) if map_index.removeprefix("-").isdecimal() and len(map_index) < 10 else -1
-    left = await run_in_threadpool(left_by, dag_id, run_id, task_id, index)
-    if left is None:
+    found = await run_in_threadpool(left_by, dag_id, run_id, task_id, index)
+    if found is None:
         raise HTTPException(404, "There is no such task instance")
-    return await run_of_task(left)
+    return found
 
 
-Seen = Annotated[Sight, Depends(seen)]
+LeftBy = Annotated[Left, Depends(left)]
 
 
-@router.get(TASK, response_class=HTMLResponse)
-async def show(request: Request, sight: Seen) -> HTMLResponse:
-    """Show the run of a task instance."""
-    look = sight.look()
-    here = "/".join(segment(request.path_params[name]) for name in ("dag_id", "run_id", "task_id", "map_index"))
-    graph = await graph_at(sight.flows_conn_id, look.run.flow if look.run else None)
-    return page(request, "run.html", look=look, here=f"task/{here}", graph=graph, back=None)
+async def seen(found: LeftBy) -> Sight:
+    """See the run of a task instance's last try."""
+    return await run_of_task(found)
 
 
-@router.get(f"/json{TASK}")
-async def tell(sight: Seen) -> Look:
-    """Tell the same as JSON."""
-    return sight.look()
+async def seen_before(found: LeftBy, flow_run_id: str) -> Sight:
+    """See a run that a try before the last one had."""
+    sight = await run_before(found, flow_run_id)
+    if sight is None:
+        raise HTTPException(404, "No try of this task instance had this flow run, or it is not remembered any more")
+    return sight
 
 
-@router.get(OUTPUT, response_class=StreamingResponse)
-async def download(sight: Seen, number: int) -> StreamingResponse:
-    """Send an output as a file."""
-    return await sent(sight, number)
-
-
-@router.get(f"{OUTPUT}/image", response_class=Response)
-async def image(sight: Seen, number: int) -> Response:
-    """Send a picture that may be shown."""
-    return await sent_image(sight, number)
-
-
-@router.get(f"/json{OUTPUT}/about")
-async def about(sight: Seen, number: int) -> AboutShown:
-    """Tell what the beginning of an output's file tells."""
-    return await told_about(sight, number)
+add_run(router, BEFORE, seen_before, back=TASK, word="The last try's flow run")
+add_run(router, TASK, seen)

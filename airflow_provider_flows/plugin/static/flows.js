@@ -106,9 +106,19 @@
   const ready = (main) => {
     moments(main);
     main.querySelectorAll("[data-about]").forEach(tell);
-    for (const choice of main.querySelectorAll("[data-choose]")) {
-      choice.addEventListener("change", () => window.location.assign(choice.value));
-    }
+  };
+
+  // What has the focus is found again on a page that is made anew: a link by where it leads, anything else by its place.
+  const focused = (main) => {
+    const it = document.activeElement;
+    if (!it || !main.contains(it)) return () => {};
+    const alike = (within) => [...within.querySelectorAll(it.localName)];
+    const [href, place, value] = [it.getAttribute("href"), alike(main).indexOf(it), it.value];
+    return (fresh) => {
+      const found = href === null ? alike(fresh)[place] : alike(fresh).find((each) => each.getAttribute("href") === href);
+      if (found && value !== undefined) found.value = value;
+      found?.focus({ preventScroll: true });
+    };
   };
 
   // The whole page anew, without a reload: what is open stays open, and what has the focus keeps it.
@@ -116,24 +126,23 @@
     const answer = await fetch(window.location.href);
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
     if (!fresh) return main;
-    const focused = document.activeElement ? document.activeElement.getAttribute("href") : null;
+    const focus = focused(main);
     const open = [...main.querySelectorAll("details")].map((each) => each.open);
     document.adoptNode(fresh);
     main.replaceWith(fresh);
     [...fresh.querySelectorAll("details")].forEach((each, place) => {
       if (place < open.length) each.open = open[place];
     });
-    if (focused) [...fresh.querySelectorAll("a")].find((each) => each.getAttribute("href") === focused)?.focus();
+    focus(fresh);
+    // for who hears the page
+    if (fresh.dataset.told !== main.dataset.told) document.getElementById("told").textContent = fresh.dataset.told ?? "";
     ready(fresh);
     return fresh;
   };
 
   const look = async (main) => {
     const answer = await fetch(main.dataset.json, { headers: { accept: "application/json" } });
-    if (answer.status === 401 || answer.status === 403) {
-      delete main.dataset.again;
-      return main;
-    }
+    if (answer.status === 401 || answer.status === 403) return renew(main); // it says so, and does not look again
     if (!answer.ok) throw new Error(String(answer.status));
     const told = await answer.json();
     if (told.mark !== main.dataset.mark) return renew(main);
@@ -150,6 +159,7 @@
     let main = document.getElementById("main");
     let misses = 0;
     let timer = null;
+    let looking = false;
     const later = () => {
       window.clearTimeout(timer);
       const again = Number(main.dataset.again);
@@ -157,12 +167,15 @@
       timer = window.setTimeout(next, 1000 * Math.min(LONGEST, again * 2 ** misses));
     };
     const next = async () => {
+      if (looking) return;
+      looking = true;
       try {
         main = await look(main);
         misses = 0;
       } catch {
         misses = Math.min(misses + 1, 5); // Airflow itself is away: look more and more rarely
       }
+      looking = false;
       later();
     };
     document.addEventListener("visibilitychange", () => {
