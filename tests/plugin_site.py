@@ -18,7 +18,8 @@ from airflow.utils.session import create_session
 from fastapi.testclient import TestClient
 from sqlalchemy import delete
 
-USERS = {"anna": "admin", "vera": "viewer"}
+# dora, carl and xena lack single rights of their role (plugin_rights.py)
+USERS = {"anna": "admin", "vera": "viewer", "dora": "op", "carl": "op", "xena": "op"}
 SECRET = "a-secret-of-the-tests-that-is-long-enough-for-every-algorithm-there-is"
 
 
@@ -31,6 +32,7 @@ def airflow_site() -> Iterator[dict[str, TestClient]]:
         )  # as `airflow api-server` has it: connections come from the database too
         patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", SECRET)
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", ",".join(f"{name}:{role}" for name, role in USERS.items()))
+        patch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "tests.plugin_rights.SingleRights")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Airflow 3.1 says of the libraries that it is made of
             from airflow.api_fastapi.app import create_app, get_auth_manager

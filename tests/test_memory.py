@@ -13,7 +13,7 @@ import pytest
 
 from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.flow.starting import Order, Record
-from airflow_provider_flows.memory import KEY, RUN_ID_KEY, Memory
+from airflow_provider_flows.memory import BEFORE_KEY, KEY, RUN_ID_KEY, Memory
 from tests.test_killed import Store
 
 ORDER = Order("model_generate_fromprompt", [FlowInput("a chair")])
@@ -78,3 +78,15 @@ def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch:
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "9000")
     assert memory.keep_answer(run)
     assert store[KEY]["answer"] == run.as_kept()
+
+
+def test_runs_of_the_tries_before_are_remembered(context: Any) -> None:
+    """Each try that has another run than the one before notes that one, once; one that goes on with a run notes nothing."""
+    store = Store()
+    for number, run in ((1, "first"), (2, "first"), (3, "second"), (4, "third")):
+        memory = Memory(
+            {"ti": SimpleNamespace(**{**vars(context["ti"]), "try_number": number}), "task_state_store": store}, durable=True
+        )
+        for _ in range(2):
+            memory.keep(Record(ORDER.fingerprint, 3, flow_run_id=run))
+    assert store[BEFORE_KEY] == [{"flow_run_id": "first", "last_try": 2}, {"flow_run_id": "second", "last_try": 3}]

@@ -15,13 +15,17 @@ from threading import Event
 from typing import Any
 
 import pytest
+from fastapi import Request
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_flows.flow.errors import FlowNotFound, FlowRateLimited, FlowUnreachable
 from airflow_provider_flows.flow.run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.plugin import FlowsPlugin, glb, pages, shapes
-from airflow_provider_flows.plugin.answers import LONGEST_PAUSE, TROUBLE_SECONDS, Answer, Answers
+from airflow_provider_flows.plugin.answers import AT_ONCE, LONGEST_PAUSE, SLOW, TROUBLE_SECONDS, Answer, Answers
 from airflow_provider_flows.plugin.door import PREFIX
-from airflow_provider_flows.plugin.seeing import Sight
+from airflow_provider_flows.plugin.inside import Left
+from airflow_provider_flows.plugin.seeing import Sight, run_of_task
 from tests.test_import_cost import HEAVY, fresh
 
 
@@ -98,6 +102,31 @@ async def test_what_is_no_error_of_ours_is_raised_and_not_kept() -> None:
     assert (await answers.get("run", ask, lambda _: 60.0)).value == "fine"
 
 
+async def test_who_waits_too_long_is_told_so_and_what_was_known_before() -> None:
+    """A service that is silent holds no page up; its answer is there for who comes after it."""
+    clock, go = Clock(), Event()
+    answers = Answers(clock, patience=0.05)
+    assert (await answers.get("run", lambda: "known", lambda _: 1.0)).value == "known"
+    clock.now += 1
+    late = [await answers.get("run", lambda: go.wait(10) and "late", lambda _: 1.0) for _ in range(2)]
+    assert [(one.value, str(one.error)) for one in late] == [("known", SLOW)] * 2
+    go.set()
+    patient = Answers(clock)
+    patient._entries = answers._entries
+    assert await patient.get("run", lambda: "again", lambda _: 1.0) == Answer("late")
+
+
+async def test_files_that_take_long_hold_up_no_page() -> None:
+    """Whole files are fetched in threads of their own, however many are wanted at once."""
+    go, answers = Event(), Answers()
+    files = [asyncio.create_task(answers.aside(lambda: go.wait(10))) for _ in range(2 * AT_ONCE)]
+    await asyncio.sleep(0)
+    assert (await answers.get("run", lambda: "here", lambda _: 1.0)).value == "here"
+    assert not any(file.done() for file in files)
+    go.set()
+    assert all(await asyncio.gather(*files))
+
+
 def glb_file(gltf: Any, *, size: int | None = None) -> bytes:
     """Make the beginning of a GLB file."""
     header = gltf if isinstance(gltf, bytes) else json.dumps(gltf).encode()
@@ -167,6 +196,7 @@ RUNNING, DONE = (FlowRun("r", "generio", state=state) for state in (FlowState.RU
         (Sight("r", "c", DONE, task_state="running"), True),  # its files are on their way
         (Sight("r", "c", DONE, task_state="up_for_retry"), True),  # another run may come
         (Sight("r", "c", DONE, task_state="success"), False),
+        (Sight("r", "c", DONE, (FlowOutput("model", "a", status="pending"),), task_state="success"), True),
         (Sight("r", None, RUNNING, task_state="success"), False),  # nobody can be asked
         (Sight("r", "c", RUNNING, error=FlowNotFound("gone", status=404), task_state="failed"), False),
         (Sight("r", "c", error=FlowUnreachable("away")), True),
@@ -189,7 +219,7 @@ def test_a_signed_link_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("taken", "told"),
     [
         ("A chair", [("1", "A chair")]),
         ('["A chair", {"data": "A stool"}]', [("1", "A chair"), ("2", "A stool")]),
@@ -199,15 +229,55 @@ def test_a_signed_link_is_not_shown() -> None:
         (None, []),
     ],
 )
-def test_inputs_are_told_in_every_form_that_a_task_takes(given: Any, told: list[tuple[str, str]]) -> None:
+def test_inputs_are_told_in_every_form_that_a_task_takes(taken: Any, told: list[tuple[str, str]]) -> None:
     """Prompts and variables as they are, files by their place, and what is secret not at all."""
-    assert [(each.name, each.text) for each in shapes.inputs_shown(given)] == told
+    assert [(each.name, each.text) for each in shapes.inputs_shown(taken)] == told
 
 
-@pytest.mark.parametrize("given", [None, "text", [1, None, {}], [{"name": 5, "size": -1, "uri": ["x"]}], {"name": "x"}])
-def test_outputs_that_others_have_written_are_read_with_care(given: Any) -> None:
+SIGNS = st.text(st.characters(), max_size=20)  # halves of characters too
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(10**300, 10**310) | st.floats() | SIGNS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SIGNS, inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = (
+    "flow",
+    "state",
+    "progress",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "error",
+    "name",
+    "asset_id",
+    "status",
+    "media_type",
+)
+ODD = st.fixed_dictionaries({}, optional=dict.fromkeys((*NAMES, "value", "uri", "size", "sha256"), ANYTHING))
+RETURNED = st.builds(
+    lambda told, outputs, known: {**told, **known, "outputs": outputs},
+    ODD,
+    st.lists(ODD, max_size=3) | ANYTHING,
+    st.fixed_dictionaries({"flow_run_id": SIGNS}, optional={"service": SIGNS | ANYTHING}),
+)
+
+
+@given(result=RETURNED | ANYTHING, outputs=st.lists(ODD, max_size=3) | ANYTHING, before=ANYTHING, inputs=ANYTHING | SIGNS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_stands_in_xcom_makes_a_page(result: Any, outputs: Any, before: Any, inputs: Any) -> None:
+    """Any task may push anything, and whoever may write XComs too: the tab shows what can be shown, and never breaks."""
+    left = Left("success", 2, {"inputs": inputs, "parameters": inputs}, before, result, outputs=outputs)
+    look = asyncio.run(run_of_task(left)).look()
+    assert json.loads(look.model_dump_json())["mark"]
+    request = Request({"type": "http", "root_path": "/flows"})
+    shown = asyncio.run(pages.page(request, "run.html", look=look, here="task/x", graph=None, back=None, word=""))
+    assert b"<main" in shown.body
+
+
+@pytest.mark.parametrize("written", [None, "text", [1, None, {}], [{"name": 5, "size": -1, "uri": ["x"]}], {"name": "x"}])
+def test_outputs_that_others_have_written_are_read_with_care(written: Any) -> None:
     """Whatever stands in an XCom, outputs are made of texts and sizes only."""
-    for output in shapes.outputs_recorded(given):
+    for output in shapes.outputs_recorded(written):
         assert (output.uri, output.size, output.asset_id) == (None, None, None)
         assert output.name
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from airflow.models.xcom import XComModel
@@ -20,15 +21,19 @@ from fastapi.testclient import TestClient
 from sqlalchemy import update
 
 from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.emulator.faults import Fault
 from airflow_provider_flows.emulator.plans import Plan
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin.door import HEADERS
-from airflow_provider_flows.plugin.seeing import ANSWERS
+from airflow_provider_flows.plugin.files import NoFileError, opened
+from airflow_provider_flows.plugin.seeing import ANSWERS, Sight
 from airflow_provider_flows.plugin.site import site as pages
 from tests.airflow_run import DagResult, run_dag
+from tests.plugin_rights import HERS, HIS
 from tests.plugin_site import airflow_site, keep_connections, task_path
-from tests.tries import CHAIN, CHAIR
+from tests.tries import CHAIN, CHAIR, tried
+from tests.versions import needs
 
 KEY = "the-key-that-no-browser-may-ever-see"
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -99,6 +104,53 @@ def test_every_route_demands_a_user_and_those_of_connections_the_right_to_read_t
         if "connection/" in path:
             got(clients["vera"], path, 403)
     assert not service.requests
+
+
+def test_rights_are_asked_of_each_dag_its_xcoms_and_each_connection(clients: Site, service: Emulator) -> None:
+    """Who may see one DAG, or one connection, sees no other; who may see no XComs sees nothing of what stands in them."""
+    paths = [path for path in routes() if "task/" in path]
+    assert len(paths) == 10
+    result = ran(HERS, **CHAIR, wait_for_completion=False)
+    ours = task_path(HERS, result.run_id)
+    asked = len(service.requests)
+    for path in paths:
+        got(clients["dora"], path, 403)
+        got(clients["xena"], path, 403)
+    for path in (ours, f"json/{ours}", f"{ours}/output/0", f"json/{ours}/output/0/about"):
+        got(clients["xena"], path, 403)
+    for path in (path for path in routes() if "connection/" in path):
+        got(clients["carl"], path.replace("flows_default", "generio_default"), 403)
+    assert len(service.requests) == asked
+    assert got(clients["dora"], f"json/{ours}").json()["run"]["state"] == "completed"
+    keep_connections({name: {"conn_type": "generio"} for name in ("a_first", HIS)})
+    try:
+        assert got(clients["carl"], "", 303).headers["location"] == f"/flows/connection/{HIS}"
+        page = got(clients["carl"], f"connection/{HIS}").text
+        assert "a_first" not in page
+        assert "a_first" in got(clients["anna"], f"connection/{HIS}").text
+    finally:
+        keep_connections({})
+
+
+@needs("task state store")
+def test_the_flow_runs_of_earlier_tries_are_shown(clients: Site, service: Emulator) -> None:
+    """Airflow forgets a try's XComs when the next begins; the tab tells of the last try and leads to what those before had."""
+    service.plan(Plan(outcome="failed", error="The mesh has a hole"))
+    ended = tried("pages_tries", **CHAIR)
+    assert (ended.state, ended.tries) == ("success", 2)
+    path = task_path("pages_tries", ended.result.run_id)
+    told = got(clients["vera"], f"json/{path}").json()
+    assert (told["run"]["state"], told["try_number"]) == ("completed", 2)
+    (before,) = told["before"]
+    assert before["last_try"] == 1
+    assert before["flow_run_id"] != told["run"]["flow_run_id"]
+    earlier = f"{path}/before/{before['flow_run_id']}"
+    assert f'href="/flows/{earlier}"' in got(clients["vera"], path).text
+    shown = got(clients["vera"], f"json/{earlier}").json()
+    assert (shown["run"]["state"], shown["run"]["error"]) == ("failed", "The mesh has a hole")
+    assert f'href="/flows/{path}"' in got(clients["vera"], earlier).text
+    other = FlowsHook.get_hook("flows_default").start("model_generate_fromprompt", ["A stool"]).flow_run_id
+    got(clients["vera"], f"json/{path}/before/{other}", 404)
 
 
 def test_the_run_of_a_task_is_told_without_asking_the_service(clients: Site, service: Emulator, tmp_path: Path) -> None:
@@ -207,6 +259,7 @@ def test_runs_are_filtered_sorted_and_paged(clients: Site, service: Emulator) ->
     assert "No flow run fits these filters" in none
     assert HOSTILE not in got(clients["anna"], f"connection/flows_default/run/{runs[0]}").text
     assert sum(asked.path == "/flows" and asked.method == "GET" for asked in service.requests) == 1
+    assert "page is wrong" in got(clients["anna"], "connection/flows_default?page=0", 422).text
     got(clients["anna"], "json/connection/flows_default?page=0", 422)
 
 
@@ -222,6 +275,46 @@ def test_trouble_is_told_with_what_to_do(clients: Site, service: Emulator, monke
     assert "There is no connection" in got(clients["anna"], "connection/nowhere", 404).text
     assert "does not know this flow run" in got(clients["anna"], f"connection/flows_default/run/{'0' * 24}").text
     assert got(clients["anna"], "json/connection/away/run/x").json()["again"]
+
+
+def test_a_key_that_cannot_be_sent_is_told_to_nobody(clients: Site, service: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that could not put the key into a header would quote it in its error."""
+    told = {"conn_type": "generio", "host": service.url, "password": f"{KEY}\n{KEY}", "extra": {"retries": 0}}
+    monkeypatch.setenv("AIRFLOW_CONN_BROKEN", json.dumps(told))
+    for path, status in (("connection/broken", 404), ("json/connection/broken", 404), ("connection/broken/run/x", 200)):
+        assert "password field" in got(clients["anna"], path, status).text
+
+
+def test_what_the_service_says_cannot_break_a_page(clients: Site, service: Emulator) -> None:
+    """Halves of characters, endless names, other types and absurd numbers in a list of runs and in a run are shown somehow."""
+    odd = [
+        {"flow_id": "half", "template": "\ud800<b>", "state": "\udfff", "progress": 1e-300, "started_at": 1},
+        {"flow_id": "../../x?y#z/%00", "template": "x" * 100_000, "state": "dreaming", "progress": "NaN"},
+        {"flow_id": 7, "template": ["no"], "state": {"no": "word"}, "started_at": "0001-01-01T00:00:00Z", "finished_at": 9e99},
+        {"flow_id": "fine", "template": "fine", "state": "failed", "error": {"deep": ["\ud800"] * 5000}},
+    ]
+    service.fault(Fault(method="GET", path="/flows", times=None, status=200, body=json.dumps({"flows": odd}).encode()))
+    page = got(clients["anna"], "connection/flows_default").text
+    assert len(page) < 200_000
+    assert "<b>" not in page
+    assert got(clients["anna"], "json/connection/flows_default").json()["total"] == len(odd)
+    for one in odd:
+        body = json.dumps({**one, "parameters": {"half": "\ud800"}}).encode()
+        service.fault(Fault(method="GET", path="/flows/*", status=200, body=body))
+        address = f"connection/flows_default/run/{quote(str(one['flow_id']).replace('/', ''), safe='')}"
+        assert "<html" in got(clients["anna"], address).text
+    service.clear_faults()
+
+
+def test_a_file_that_is_too_large_for_here_is_refused(service: Emulator) -> None:
+    """What a service sends lies on the API server's disk for a while; it cannot be filled so."""
+    hook = FlowsHook.get_hook("flows_default")
+    run = hook.start("model_generate_fromprompt", ["A chair"], {"quality": "low"})
+    sight = Sight(run.flow_run_id, "flows_default", hook.get_run(run.flow_run_id), tuple(hook.list_outputs(run.flow_run_id)))
+    with pytest.raises(NoFileError, match=r"larger than the 1000 bytes .* Set output_path"):
+        opened(sight, 0, 1000)
+    assert len(b"".join(opened(sight, 0).pieces())) > 1000
+    assert service.requests
 
 
 def test_flows_of_a_service_without_runs(clients: Site, service: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

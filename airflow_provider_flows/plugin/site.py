@@ -19,6 +19,7 @@ from airflow_provider_flows.plugin.inside import LOGGED_IN
 from airflow_provider_flows.plugin.pages import STATIC, page, static
 from airflow_provider_flows.plugin.shapes import line
 
+CANNOT = "This cannot be shown"
 TITLES = {401: "Please log in", 403: "You may not see this", 404: "Nothing here"}
 TEXTS = {
     401: "You are not logged in to Airflow, or not any more. Reload the page.",
@@ -60,10 +61,10 @@ async def _not_understood(request: Request, error: Any) -> Response:
 
 
 async def _not_shown(request: Request, error: Exception) -> Response:
-    return await _said(request, 404, line(str(error)))
+    return await _said(request, 404, line(str(error)), CANNOT)
 
 
-async def _said(request: Request, status: int, text: str) -> Response:
+async def _said(request: Request, status: int, text: str, title: str = "") -> Response:
     if request.url.path.removeprefix(request.scope.get("root_path", "")).startswith("/json/"):
         return JSONResponse({"detail": text}, status)
-    return await page(request, "message.html", status, title=TITLES.get(status, "This cannot be shown"), text=text, back=None)
+    return await page(request, "message.html", status, title=title or TITLES.get(status, CANNOT), text=text, back=None)
