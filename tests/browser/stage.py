@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 import tempfile
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import requests
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
 from airflow_provider_flows.emulator import Emulator
@@ -84,6 +86,17 @@ class Stage:
         """Give the address of the tab in Airflow's own page."""
         mapped = "" if map_index is None else f"/mapped/{map_index}"
         return f"{self.stack.address}/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/{task_id}{mapped}/plugin/flow-run"
+
+    def own(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Give the address of the tab's content alone."""
+        return f"{self.stack.address}/flows/task/{dag_id}/{quote(run_id, safe='')}/{task_id}/-1"
+
+    def start(self, template: str) -> None:
+        """Start a flow run without Airflow, as anybody with the key may."""
+        image = "data:image/png;base64," + b64encode((IMAGES / "../../example_dags/images/chair.png").read_bytes()).decode()
+        headers = {"authorization": f"Bearer {self.emulator.key}"}
+        body = {"template": template, "inputs": [{"data": image}]}
+        requests.post(f"{self.emulator.url}/flows", json=body, headers=headers, timeout=10).raise_for_status()
 
 
 def installed_browser() -> str:

@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Frame, Page, expect
+from playwright.sync_api import expect
 
 from airflow_provider_flows.emulator.faults import Fault
 from airflow_provider_flows.emulator.plans import Plan
+from airflow_provider_flows.plugin.seeing import LOOK_SECONDS
+from tests.browser.looking import framed, harmless, hide, numbers, readable, shot
 from tests.browser.stage import GRAPHS, IMAGES, NARROW, PASSWORDS, Stage, stage
 
+log = logging.getLogger(__name__)
 pytestmark = pytest.mark.timeout(600)
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
@@ -32,39 +37,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield made
 
 
-def framed(page: Page, address: str) -> Frame:
-    """Go to a page of Airflow's, and give what stands in its frame."""
-    page.goto(address)
-    handle = page.locator("iframe").element_handle()
-    frame = handle.content_frame()
-    assert frame is not None
-    frame.wait_for_selector("main > *")
-    return frame
-
-
-def shot(page: Page, name: str) -> None:
-    """Keep a picture of what is seen, once it stands still."""
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(700)
-    page.screenshot(path=IMAGES / f"{name}.png")
-
-
-def harmless(page: Page) -> None:
-    """Nothing of what is hostile was run."""
-    assert page.evaluate("window.hostile") is None
-
-
-def numbers(frame: Frame, how_many: int) -> list[int]:
-    """Give the percentages that are shown one after the other."""
-    seen: list[int] = []
-    while len(seen) < how_many:
-        now = int(frame.locator('[data-is="percent"]').first.inner_text().split()[0])
-        if not seen or now != seen[-1]:
-            seen.append(now)
-        frame.page.wait_for_timeout(200)
-    return seen
-
-
 def test_the_tab_follows_a_run_to_its_end(house: Stage) -> None:
     """Progress moves without a reload until the final state; the model's file comes down as it was written."""
     house.emulator.plan(Plan(run_seconds=45))  # a first log-in takes a while
@@ -78,12 +50,15 @@ def test_the_tab_follows_a_run_to_its_end(house: Stage) -> None:
     assert moved == sorted(moved)
     expect(frame.locator('[data-is="end"]')).to_contain_text("left")
     expect(frame.get_by_text("A modern office chair")).to_be_visible()
+    readable(frame)
     shot(page, "flow-run-running-light")
     expect(frame.locator(".badge.completed")).to_be_visible(timeout=60_000)
     expect(frame.locator(".place")).to_contain_text("file://", timeout=60_000)
     expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
     expect(frame.get_by_text("success", exact=True)).to_be_visible(timeout=60_000)
     assert frame.evaluate(LOOKED) is True
+    assert frame.locator("#told").inner_text() == "Flow run completed"  # for who hears the page
+    readable(frame)
     shot(page, "flow-run-light")
     with page.expect_download() as coming:
         frame.get_by_role("link", name="Download").click()
@@ -94,6 +69,69 @@ def test_the_tab_follows_a_run_to_its_end(house: Stage) -> None:
     page.wait_for_timeout(6_000)
     assert len([url for url in house.watched.asked if "/flows/json/" in url]) == before
     harmless(page)
+
+
+def test_a_tab_that_nobody_sees_asks_nothing(house: Stage) -> None:
+    """A hidden tab stops asking, and asks at once when it is seen again; who has been logged out meanwhile is told so."""
+    house.emulator.plan(Plan(run_seconds=90))
+    run_id = house.stack.trigger("browser_left")
+    assert house.stack.wait("browser_left", run_id, 60) == "success"
+    page = house.log_in()
+    page.goto(house.own("browser_left", run_id, "start"))
+    asked = house.watched.asked
+    expect(page.locator('[data-is="percent"]')).not_to_have_text("0 %")
+    hide(page, hidden=True)
+    page.wait_for_timeout(500)  # what was on its way
+    before, shown = len(asked), page.locator('[data-is="percent"]').inner_text()
+    page.wait_for_timeout(8_000)
+    assert asked[before:] == []
+    hide(page, hidden=False)
+    expect(page.locator('[data-is="percent"]')).not_to_have_text(shown, timeout=2_000)
+    complaints = list(house.watched.complaints)
+    page.context.clear_cookies()
+    expect(page.get_by_role("heading", name="Please log in")).to_be_visible()
+    before = len(asked)
+    page.wait_for_timeout(4_000)
+    assert asked[before:] == []
+    house.watched.complaints[:] = complaints  # the browser itself says that it was refused
+
+
+def test_twenty_tabs_cost_the_service_no_more_than_one(house: Stage) -> None:
+    """Twenty tabs on one running flow: at most one request to the service in each interval, and all of them follow it."""
+    house.emulator.plan(Plan(run_seconds=150))
+    run_id = house.stack.trigger("browser_left")
+    assert house.stack.wait("browser_left", run_id, 60) == "success"
+    context = house.log_in().context
+    tabs = [context.new_page() for _ in range(20)]
+    for tab in tabs:
+        tab.goto(house.own("browser_left", run_id, "start"))
+    flow_run_id = tabs[0].locator("dd code").first.inner_text()
+    before = len(house.emulator.requests)
+    first = [tab.locator('[data-is="percent"]').inner_text() for tab in tabs]
+    for tab, shown in zip(tabs, first, strict=True):
+        expect(tab.locator('[data-is="percent"]')).not_to_have_text(shown)
+    tabs[0].wait_for_timeout(4 * 1000 * LOOK_SECONDS)
+    looks = [asked.at for asked in house.emulator.requests[before:] if asked.path == f"/flows/{flow_run_id}"]
+    apart = [later - earlier for earlier, later in pairwise(looks)]
+    log.info("%d looks at the run in %.1f s, at least %.2f s apart", len(looks), looks[-1] - looks[0], min(apart))
+    assert len(looks) >= 4
+    assert min(apart) >= LOOK_SECONDS
+    context.close()
+
+
+def test_the_runs_of_earlier_tries(house: Stage) -> None:
+    """The tab shows the last try's run, and leads to the one that the try before had."""
+    house.emulator.plan(Plan(outcome="failed", error="The mesh has a hole", run_seconds=2))
+    run_id = house.stack.trigger("browser_tries")
+    assert house.stack.wait("browser_tries", run_id, 150) == "success"
+    page = house.log_in()
+    frame = framed(page, house.tab("browser_tries", run_id, "make"))
+    expect(frame.locator(".badge.completed")).to_be_visible()
+    shot(page, "flow-run-tries-light")
+    frame.get_by_role("link", name="Until try 1").click()
+    expect(frame.get_by_text("The mesh has a hole")).to_be_visible()
+    frame.get_by_role("link", name="The last try's flow run").click()
+    expect(frame.locator(".badge.completed")).to_be_visible()
 
 
 def test_a_chain_of_prompts_with_a_hostile_name(house: Stage) -> None:
@@ -117,6 +155,7 @@ def test_a_chain_of_prompts_with_a_hostile_name(house: Stage) -> None:
     image.scroll_into_view_if_needed()
     frame.wait_for_function("document.querySelector('.output img').naturalWidth > 0")
     frame.evaluate("window.scrollTo(0, 0)")
+    readable(frame)
     shot(page, "flow-run-dark")
     with page.expect_download() as coming:
         frame.locator(".output.text").get_by_role("link", name="Download").click()
@@ -154,10 +193,20 @@ def test_the_page_of_all_runs(house: Stage) -> None:
     page = house.log_in()
     frame = framed(page, f"{house.stack.address}/plugin/flow-runs")
     expect(frame.locator("td .badge.running").first).to_be_visible(timeout=60_000)
+    expect(frame.locator('td:has-text("0 %")')).to_have_count(0)  # each has begun to move
+    readable(frame)
     shot(page, "flow-runs-light")
     for run_id in runs:
         house.stack.wait("browser_model", run_id, 150)
     expect(frame.locator("td .badge.failed")).to_have_count(1, timeout=30_000)
+    house.start("model_generate_fromimage")
+    frame.get_by_label("Flow", exact=True).select_option("model_generate_fromimage")
+    frame.get_by_role("button", name="Show").focus()
+    page.keyboard.press("Enter")
+    expect(frame.locator("td.flow")).to_have_text(["model_generate_fromimage"])
+    expect(frame.get_by_label("Flow", exact=True)).to_have_value("model_generate_fromimage")
+    frame.get_by_label("Flow", exact=True).select_option("All flows")
+    frame.get_by_role("button", name="Show").click()
     frame.locator(".filters .badge.failed").click()
     expect(frame.locator("tbody tr")).to_have_count(1)
     frame.locator("tbody a").focus()
@@ -178,7 +227,8 @@ def test_the_page_of_all_runs(house: Stage) -> None:
 def test_dark_and_narrow(house: Stage) -> None:
     """The page is at home in the dark, and fits a telephone; a hostile name in the list is a text."""
     page = house.log_in(dark=True)
-    framed(page, f"{house.stack.address}/plugin/flow-runs")
+    frame = framed(page, f"{house.stack.address}/plugin/flow-runs")
+    readable(frame)
     shot(page, "flow-runs-dark")
     told = {"flows": [{"flow_id": HOSTILE, "template": HOSTILE, "state": "running", "progress": 0.4}]}
     house.emulator.fault(Fault(method="GET", path="/flows", times=None, status=200, body=json.dumps(told).encode()))
@@ -188,12 +238,11 @@ def test_dark_and_narrow(house: Stage) -> None:
     harmless(small)
     house.emulator.clear_faults()
     expect(small.locator("tbody tr").nth(2)).to_be_visible(timeout=30_000)
-    wide = small.evaluate("document.documentElement.scrollWidth")
-    assert wide <= NARROW[0]
+    readable(small, NARROW[0])
     shot(small, "flow-runs-narrow-light")
     small.locator("tbody a").first.click()
     expect(small.get_by_role("heading", name="Timeline")).to_be_visible()
-    assert small.evaluate("document.documentElement.scrollWidth") <= NARROW[0]
+    readable(small, NARROW[0])
     shot(small, "flow-run-narrow-light")
 
 

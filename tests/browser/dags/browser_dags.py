@@ -1,4 +1,4 @@
-"""The DAGs that the browser looks at: a 3D model, a chain of prompts whose flow has a hostile name, a few mapped ones, none.
+"""The DAGs that the browser looks at: a model, a chain with a hostile name, mapped ones, one left alone, one tried again, none.
 
 What is hostile comes from walk.py, as the configuration of a DAG run.
 """
@@ -6,6 +6,7 @@ What is hostile comes from walk.py, as the configuration of a DAG run.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 from airflow.sdk import DAG, task
 
@@ -36,6 +37,19 @@ with DAG("browser_mapped", schedule=None):
     RunFlowOperator.partial(
         task_id="make", flow="model_generate_fromprompt", parameters={"quality": "low"}, poll_interval=1
     ).expand(inputs=["A round table", "A stool"])
+
+with DAG("browser_left", schedule=None):
+    RunFlowOperator(task_id="start", flow="model_generate_fromprompt", inputs="A bench", wait_for_completion=False)
+
+with DAG("browser_tries", schedule=None):
+    RunFlowOperator(
+        task_id="make",
+        flow="model_generate_fromprompt",
+        inputs="A garden chair",
+        poll_interval=1,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+    )
 
 with DAG("browser_none", schedule=None):
 
