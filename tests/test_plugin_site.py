@@ -277,6 +277,20 @@ def test_trouble_is_told_with_what_to_do(clients: Site, service: Emulator, monke
     assert got(clients["anna"], "json/connection/away/run/x").json()["again"]
 
 
+def test_where_the_service_is_is_told_to_those_only_who_may_read_the_connection(clients: Site, service: Emulator) -> None:
+    """Errors name the host; a tab shows them to people who may see the DAG and not its connection."""
+    result = ran("pages_host", **CHAIR, wait_for_completion=False)
+    service.fault(Fault(path="/flows/*", times=None, status=500))
+    path = task_path("pages_host", result.run_id)
+    told = got(clients["vera"], f"json/{path}")
+    assert "could not be asked" not in told.text  # what was returned is known
+    assert "The page Flow runs tells more" in told.json()["note"]
+    assert service.url not in told.text
+    run = result.xcoms["run"]["flow_run_id"]
+    assert service.url in got(clients["anna"], f"json/connection/flows_default/run/{run}").json()["note"]
+    service.clear_faults()
+
+
 def test_a_key_that_cannot_be_sent_is_told_to_nobody(clients: Site, service: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that could not put the key into a header would quote it in its error."""
     told = {"conn_type": "generio", "host": service.url, "password": f"{KEY}\n{KEY}", "extra": {"retries": 0}}

@@ -77,7 +77,7 @@ async def show_flow(request: Request, connection_id: str, flow: str) -> HTMLResp
 
 async def seen(connection_id: str, flow_run_id: str) -> Sight:
     """See a run at its service."""
-    return await run_at_service(connection_id, flow_run_id)
+    return await run_at_service(connection_id, flow_run_id, Sight(flow_run_id, connection_id, frank=True))
 
 
 add_run(router, RUN, seen, back=CONNECTION, word="Flow runs")

@@ -189,7 +189,7 @@ def _from_service(sight: Sight, output: FlowOutput, target: _Spool | _Beginning)
         message = "The file of this output cannot be read from here, and the service does not have it any more"
         raise NoFileError(message) from error
     except FlowError as error:
-        message = f"The file of this output could not be fetched: {error}"
+        message = f"The file of this output could not be fetched. {sight.words_of(error)}"
         raise NoFileError(message) from error
 
 

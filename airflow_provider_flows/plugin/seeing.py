@@ -38,6 +38,8 @@ HURRY_SECONDS = 8.0  # that a service may take: somebody sits before the page
 
 WRONG_KEY = "The service refuses the key of this connection. Put the right one into its password field (Admin, Connections)."
 AWAY = "The service cannot be reached, or does not answer as it should; this is what was known before."
+NOT_ASKED = "The service could not be asked."
+ELSEWHERE = "The page Flow runs tells more to who may read the connection."
 GONE = "The service does not know this flow run any more: it may have been deleted there."
 NOT_YET = "No flow run yet: the task has not come so far."
 NO_RUN = "This task has no flow run. Tasks of RunFlowOperator, FlowRunSensor and @task.flow have one, once they have started it."
@@ -56,6 +58,7 @@ class Sight:
     :param delivery: where its task put its files; None where no task is known.
     :param task_state: Airflow's word for it, empty where no task is known.
     :param try_number: the task's last try, which had this run; 0 where no task is known.
+    :param frank: whether whoever looks may read the connection, so that errors may name its host.
     :param before: ids of the runs that tries before had, each with the number of the last of them.
     """
 
@@ -70,6 +73,7 @@ class Sight:
     error: FlowError | None = None
     try_number: int = 0
     before: tuple[tuple[str, int], ...] = ()
+    frank: bool = False
 
     @property
     def at_service(self) -> bool:
@@ -81,6 +85,10 @@ class Sight:
         """Whether the run is under way, or its outputs are, and its service can tell more of it."""
         asked = self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound)
         return asked and self.run is not None and (not self.run.final or _pending(self.outputs))
+
+    def words_of(self, error: FlowError) -> str:
+        """Word an error for whoever looks; only errors of the service name where it is."""
+        return line(str(error)) if self.frank or isinstance(error, FlowInputError) else ELSEWHERE
 
     def look(self) -> Look:
         """Put it into its shape."""
@@ -109,7 +117,7 @@ class Sight:
         if isinstance(self.error, FlowAuthError):
             return WRONG_KEY, True
         if self.error is not None:
-            return f"{AWAY if self.run else ''} {line(str(self.error))}".strip(), True
+            return f"{AWAY if self.run else NOT_ASKED} {self.words_of(self.error)}", True
         if self.run is None and self.flow_run_id is None:
             return (WORKING if self.task_state in AT_WORK else NOT_YET if self.task_state in BEFORE else NO_RUN), False
         if self.run is None or (not self.run.final and self.flows_conn_id is None):

@@ -73,7 +73,7 @@ class Stage:
             viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", accept_downloads=True
         )
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)
         self.watched.over(page)
         page.goto(f"{self.stack.address}/auth/login")
         page.get_by_label("Username").fill(user)
