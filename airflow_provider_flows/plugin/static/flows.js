@@ -95,6 +95,8 @@
   const tell = async (place) => {
     const answer = await fetch(place.dataset.about, { headers: { accept: "application/json" } }).catch(() => null);
     const told = answer && answer.ok ? await answer.json().catch(() => ({})) : {};
+    const known = place.closest(".output").querySelector('[data-is="told"]');
+    if (!known.textContent && told.media_type) known.textContent = told.media_type;
     if (told.model) place.replaceChildren(facts(told.model));
     if (!told.image) return;
     const image = document.createElement("img");
@@ -113,25 +115,28 @@
     const it = document.activeElement;
     if (!it || !main.contains(it)) return () => {};
     const alike = (within) => [...within.querySelectorAll(it.localName)];
-    const [href, place, value] = [it.getAttribute("href"), alike(main).indexOf(it), it.value];
+    const [href, place] = [it.getAttribute("href"), alike(main).indexOf(it)];
     return (fresh) => {
       const found = href === null ? alike(fresh)[place] : alike(fresh).find((each) => each.getAttribute("href") === href);
-      if (found && value !== undefined) found.value = value;
       found?.focus({ preventScroll: true });
     };
   };
 
-  // The whole page anew, without a reload: what is open stays open, and what has the focus keeps it.
+  // The whole page anew, without a reload: what is open stays open, what is chosen chosen, and what has the focus keeps it.
   const renew = async (main) => {
     const answer = await fetch(window.location.href);
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
     if (!fresh) return main;
     const focus = focused(main);
+    const chosen = [...main.querySelectorAll("select")].map((each) => each.value);
     const open = [...main.querySelectorAll("details")].map((each) => each.open);
     document.adoptNode(fresh);
     main.replaceWith(fresh);
     [...fresh.querySelectorAll("details")].forEach((each, place) => {
       if (place < open.length) each.open = open[place];
+    });
+    [...fresh.querySelectorAll("select")].forEach((each, place) => {
+      if ([...each.options].some((option) => option.value === chosen[place])) each.value = chosen[place];
     });
     focus(fresh);
     // for who hears the page
