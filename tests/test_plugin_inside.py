@@ -25,6 +25,7 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import inside
 from tests.airflow_run import run_dag
 from tests.tries import CHAIR, set_up
+from tests.versions import needs
 
 
 def test_the_signatures_are_the_ones_that_are_called() -> None:
@@ -37,6 +38,14 @@ def test_the_signatures_are_the_ones_that_are_called() -> None:
     assert "session" in inspect.signature(RenderedTaskInstanceFields.get_templated_fields).parameters
     assert list(inspect.signature(XComModel.deserialize_value).parameters) == ["result"]
     assert callable(ProvidersManager.initialize_providers_hooks)
+
+
+@needs("task state store")
+def test_the_table_of_the_state_store_is_the_one_that_is_read() -> None:
+    """What the tries before have left is looked up in it; where it is missing, nothing is said to have been left."""
+    from airflow.models.task_state_store import TaskStateStoreModel
+
+    assert {"dag_id", "run_id", "task_id", "map_index", "key", "value"} <= set(TaskStateStoreModel.__table__.columns.keys())
 
 
 @pytest.mark.parametrize(
