@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
+from airflow_provider_flows.definitions import refuse
 from airflow_provider_flows.ending import end_late
-from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowTimeout
+from airflow_provider_flows.flow.errors import FlowError, FlowTimeout
+from airflow_provider_flows.flow.findings import Findings
 from airflow_provider_flows.flow.starting import EarlierOrder
+from airflow_provider_flows.inputs import read_order
 from airflow_provider_flows.kills import ON_KILL_SECONDS, is_over
 from airflow_provider_flows.writing import Halt
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import Logger
 
+    from airflow_provider_flows.delivery import Delivery
     from airflow_provider_flows.flow.run import FlowRun
     from airflow_provider_flows.flow.starting import Order, Record
     from airflow_provider_flows.hooks import FlowsHook
@@ -63,37 +67,44 @@ class Attempt:
         self._validate = validate
         self._log = log
         self._killed = False
-        self._unreadable: FlowInputError | None = None
+        self._unread: tuple[Order, Findings] | None = None  # an order that could not be read, and why
 
     @property
     def began(self) -> float:
         """When the try began, in epoch seconds."""
         return float(self._ti.start_date.timestamp())
 
-    def order(self, read: Callable[[], Order], flow: str) -> Order:
+    def order(self, given: tuple[Any, Any, Any, Any, str | None], delivery: Delivery) -> Order:
         """Read what is to be started; a try that goes on with a run does not need its inputs any more, and they may be gone.
 
-        :raises FlowInputError: it cannot be read, and no try before this one has started it.
+        :param given: flow, inputs, parameters, additional, and the connection of the storage that files among the inputs lie in.
+        :raises FlowInputError: its outputs cannot be delivered, or it cannot be read and no try before has started it; naming
+            all that is wrong.
         """
-        try:
-            return read()
-        except FlowInputError as error:
-            known = self.memory.of_this_lineage
-            if known is None or known.flow_run_id is None or not self.hook.service.offers("get_run"):
-                raise
-            self._unreadable = error
-            self._log.warning("This try cannot read its inputs, so it can only go on with what was started: %s", error)
-            return EarlierOrder(flow, (), known=known.fingerprint)
+        unread, findings = Findings(), Findings()
+        order = read_order(*given, unread)
+        delivery.checked(self.hook.service, findings)
+        known = self.memory.of_this_lineage
+        goes_on = known is not None and known.flow_run_id is not None and self.hook.service.offers("get_run")
+        if unread and goes_on and not findings:
+            self._unread = order, unread
+            told = "This try cannot read its inputs, so it can only go on with what was started: %s"
+            self._log.warning(told, unread.error())
+            return EarlierOrder(order.flow, (), known=known.fingerprint if known is not None else "")
+        unread.join(findings)
+        refuse(self.hook, order, unread, validate=self._validate)
+        return order
 
     def started(self, order: Order, deadline: float | None) -> FlowRun:
         """Give the run that an earlier try left, or start one.
 
         :param deadline: epoch seconds, or None.
+        :raises FlowInputError: naming all that is wrong with a new one.
         :raises FlowTimeout: it has passed already.
         """
         run = self._picked_up(order)
-        if run is None and self._unreadable is not None:
-            raise self._unreadable
+        if run is None and self._unread is not None:
+            refuse(self.hook, *self._unread, validate=self._validate)
         if run is None:
             run = self._newly_started(order, deadline)
         self.flow_run_id = run.flow_run_id

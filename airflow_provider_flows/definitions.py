@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow_provider_flows.flow.checking import check, chosen
 from airflow_provider_flows.flow.definition import FlowDefinition
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowInputError, FlowServiceError
+from airflow_provider_flows.flow.findings import NOTHING_MADE, Findings
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.exchange import Conversation, T
@@ -88,29 +89,41 @@ def definition_of(hook: FlowsHook, flow: str, hold: Callable[[Conversation[FlowD
         return FlowDefinition.of_graph(flow, hook.service.name, graph)
 
 
-def checked(hook: FlowsHook, order: Order) -> FlowDefinition | None:
-    """Check an order against what its flow takes; nothing is refused for an answer that was kept, without asking again.
+def refuse(hook: FlowsHook, order: Order, findings: Findings, *, validate: bool) -> None:
+    """Tell findings, if there are any, together with those of a check.
 
-    :returns: None if nothing tells what the flow takes, which is logged and no reason to fail.
-    :raises FlowInputError: naming all that does not fit.
+    :raises FlowInputError: naming all of them; no run was made.
     """
-    if hook.service.offers("checked"):
-        hook.service.checked(order.inputs)
+    if findings:
+        checked(hook, order, findings, validate=validate)
+        findings.tell(NOTHING_MADE)
+
+
+def checked(hook: FlowsHook, order: Order, findings: Findings, *, validate: bool) -> FlowDefinition | None:
+    """Note what of an order does not fit its service and its flow; no kept answer is a reason without asking again.
+
+    :param findings: what is known to be wrong already; what it spoils is not looked into.
+    :param validate: whether it is asked what the flow takes.
+    :returns: None if nothing tells that, which is logged and no reason to fail.
+    """
+    hook.service.examine(order.inputs, order.parameters, findings)
+    if not validate or "flow" in findings.spoilt:
+        return None
     try:
         known, fresh = _known(hook, order.flow)
-        try:
-            return _fitted(hook, order, known)
-        except FlowInputError:
-            if fresh:
-                raise
-        known, _ = _known(hook, order.flow, anew=True)
+        definition, more = _compared(hook, order, known, findings.spoilt)
+        if more and not fresh:
+            known, _ = _known(hook, order.flow, anew=True)
+            definition, more = _compared(hook, order, known, findings.spoilt)
     except (FlowServiceError, FlowInputError) as error:
         if isinstance(error, FlowInputError) and error.lasting:
-            raise
+            findings.add(str(error))
+            return None
         passing = not isinstance(error, FlowServiceError) or error.passing
         hook.log.log(logging.WARNING if passing else logging.INFO, UNCHECKED, order.flow, error)
         return None
-    return _fitted(hook, order, known)
+    findings.join(more)
+    return definition
 
 
 def _known(hook: FlowsHook, flow: str, *, anew: bool = False) -> tuple[list[FlowDefinition], bool]:
@@ -131,15 +144,16 @@ def _hurried(hook: FlowsHook, conversation: Conversation[T]) -> T:
     return hook.hurried(conversation, HURRY_SECONDS, HURRY_ATTEMPTS)
 
 
-def _fitted(hook: FlowsHook, order: Order, known: list[FlowDefinition]) -> FlowDefinition | None:
-    """Check an order against the definition that is its flow's; where there is none at all, nothing was told.
-
-    :raises FlowInputError: it does not fit.
-    """
+def _compared(
+    hook: FlowsHook, order: Order, known: list[FlowDefinition], spoilt: Collection[str]
+) -> tuple[FlowDefinition | None, Findings]:
+    """Give the definition that is the order's flow's, and what does not fit it; where there is none at all, nothing was told."""
+    found = Findings()
     if not known:
         hook.log.info(UNCHECKED, order.flow, f"{hook.service.name} has no definitions")
-        return None
+        return None, found
     listed = hook.service.offers("list_definitions")
-    definition = chosen(order.flow, hook.service.name, known) if listed else known[0]
-    check(definition, order.inputs, order.parameters)
-    return definition
+    definition = chosen(order.flow, hook.service.name, known, found) if listed else known[0]
+    if definition is not None:
+        check(definition, order.inputs, order.parameters, found, spoilt)
+    return definition, found

@@ -14,6 +14,7 @@ from airflow_provider_flows.flow.errors import FlowInputError
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_flows.flow.findings import Findings
     from airflow_provider_flows.flow.run import FlowOutput
     from airflow_provider_flows.flow.services import Service
 
@@ -51,15 +52,19 @@ class Delivery:
             message = "delete_after_fetch=True needs an output_path: without one the outputs would be deleted with the run"
             raise FlowInputError(message)
 
-    def checked(self, service: Service) -> None:
-        """Find out before anything is paid whether all of this can be done.
+    def checked(self, service: Service, findings: Findings | None = None) -> None:
+        """Find out before anything is paid or awaited whether all of this can be done.
 
-        :raises FlowInputError: it cannot; the message names the argument.
+        :param findings: takes what cannot.
+        :raises FlowInputError: the same without `findings`; the message names the argument.
         """
-        if self.delete and not service.offers("delete"):
-            message = f"delete_after_fetch=True has no meaning here: {service.name} keeps nothing that could be deleted"
-            raise FlowInputError(message)
-        _must_be_writable(self.output_path, self.output_conn_id)
+        from airflow_provider_flows.flow.findings import collecting  # needed when a task runs only
+
+        with collecting(findings) as found:
+            if self.delete and not service.offers("delete"):
+                found.add(f"delete_after_fetch=True has no meaning here: {service.name} keeps nothing that could be deleted")
+            with found.noted():
+                _must_be_writable(self.output_path, self.output_conn_id)
 
     def wants(self, output: FlowOutput) -> bool:
         """Whether an output is among those that are wanted."""
@@ -75,7 +80,7 @@ class Delivery:
 
 
 def _must_be_writable(output_path: str | None, output_conn_id: str | None) -> None:
-    """Find out before anything is paid whether files can be written where they are to go.
+    """Find out whether files can be written where they are to go.
 
     :raises FlowInputError: no filesystem serves that URI, a local folder cannot be made, or there is no such bucket.
     """
@@ -95,7 +100,7 @@ def _must_be_writable(output_path: str | None, output_conn_id: str | None) -> No
     except (OSError, ValueError, ImportError, TypeError) as error:
         message = (
             f"output_path {output_path!r} cannot be written to: {error}. Check its URI, its connection (output_conn_id), and "
-            "that the package of its filesystem is installed. No flow run was started."
+            "that the package of its filesystem is installed"
         )
         raise FlowInputError(message) from error
 

@@ -16,6 +16,7 @@ from airflow_provider_flows.connected import ConnectedHook
 from airflow_provider_flows.flow.data_uri import Content
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError
 from airflow_provider_flows.flow.exchange import following
+from airflow_provider_flows.flow.findings import NOTHING_MADE, Findings, collecting
 from airflow_provider_flows.flow.incoming import linked_picture
 from airflow_provider_flows.flow.links import secrets_of
 from airflow_provider_flows.flow.schedule import Schedule, expected_end, seconds
@@ -66,14 +67,19 @@ class FlowsHook(ConnectedHook):
         :param input_conn_id: the Airflow connection of the storage that files among the inputs lie in.
         :param validate: whether the order is checked first against what the flow takes (`check`); texts that spell numbers
             and Booleans are sent as such, and a None where none will do is left out.
-        :raises FlowInputError: an argument cannot be sent, or does not fit the flow; no run was made.
+        :raises FlowInputError: arguments cannot be sent, or do not fit the flow: all that is wrong; no run was made.
         :raises FlowServiceError: the service refused.
         """
+        from airflow_provider_flows.definitions import checked
         from airflow_provider_flows.flow import starting
         from airflow_provider_flows.flow.checking import meant
+        from airflow_provider_flows.inputs import read_order
 
-        order = flow if isinstance(flow, starting.Order) else self.order(flow, inputs, parameters, additional, input_conn_id)
-        definition = self.check(order) if validate else None
+        findings = Findings()
+        given = (flow, inputs, parameters, additional, input_conn_id)
+        order = flow if isinstance(flow, starting.Order) else read_order(*given, findings)
+        definition = checked(self, order, findings, validate=validate)
+        findings.tell(NOTHING_MADE)
         if definition is not None:
             order = replace(order, promised=definition.outputs, parameters=meant(definition, order.parameters))
         if record is not None and keep is not None:
@@ -89,7 +95,8 @@ class FlowsHook(ConnectedHook):
         """
         from airflow_provider_flows.definitions import checked
 
-        return checked(self, order)
+        with collecting(None) as found:
+            return checked(self, order, found, validate=True)
 
     def pick_up(self, order: Order, record: Record | None, lineage: int, *, abort: bool = True) -> FlowRun | None:
         """Give the flow run that an earlier try left, None if a new one must be started (flow/starting.py)."""
@@ -112,20 +119,12 @@ class FlowsHook(ConnectedHook):
     def order(self, flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None = None) -> Order:
         """Read the arguments of a start; files are read once here, nothing is sent.
 
-        :raises FlowInputError: an argument that cannot be sent.
+        :raises FlowInputError: naming all arguments that cannot be sent.
         """
-        from airflow_provider_flows.flow.starting import Order
-        from airflow_provider_flows.inputs import read_inputs, sendable
+        from airflow_provider_flows.inputs import read_order
 
-        if not isinstance(flow, str) or not flow.strip():
-            message = f"flow must be the name or id of a flow, not {flow!r}"
-            raise FlowInputError(message)
-        if parameters is not None and not isinstance(parameters, Mapping):
-            message = f"parameters must be a mapping such as {{'quality': 'low'}}, not {type(parameters).__name__}"
-            raise FlowInputError(message)
-        sendable("parameters", parameters)
-        sendable("additional", additional)
-        return Order(flow.strip(), read_inputs(inputs, input_conn_id), parameters, additional)
+        with collecting(None) as found:
+            return read_order(flow, inputs, parameters, additional, input_conn_id, found)
 
     def get_run(self, flow_run_id: str) -> FlowRun:
         """Read a flow run as it is now, with the end that its progress lets expect (`expected_end`)."""

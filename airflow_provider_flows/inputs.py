@@ -1,4 +1,4 @@
-"""From what a DAG author writes as `inputs` to what is sent: which string is a prompt or a file, which dict another run's.
+"""From what a DAG author writes to what is sent: which string is a prompt or a file, which dict another run's outputs.
 
 It reads no files (sources.py does), sends nothing and does not decide what a service takes (flow/services do).
 """
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.findings import Findings, collecting
 from airflow_provider_flows.flow.run import ERROR, PENDING, FlowInput, Source
 from airflow_provider_flows.sources import file_data, file_text, in_memory, shown
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.services import Inputs
+    from airflow_provider_flows.flow.starting import Order
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # one word with a scheme, and nothing else
 # one word that only a path looks like, or the name of a file of a kind that flows take
@@ -33,7 +35,42 @@ _OUTPUT = frozenset({"name", "asset_id", "status", "media_type"})  # keys that e
 _KNOWN = _OUTPUT | {"data", "uri", "additional", "size", "sha256"}  # what one who writes an input by hand may use
 
 
-def read_inputs(inputs: Any, conn_id: str | None = None) -> Inputs:
+class _Unread:
+    """Stands in the place of an input that could not be read, so that the others keep theirs; it is never sent."""
+
+    media_type = "application/octet-stream"  # which says of a file that nobody knows what it is
+    size = 0
+    digest = ""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Refuse."""
+        message = "An input that could not be read cannot be sent"
+        raise FlowInputError(message)
+
+
+def read_order(  # noqa: PLR0917  # what a start takes, in the order that all who start have it
+    flow: Any, inputs: Any, parameters: Any, additional: Any, conn_id: str | None, findings: Findings
+) -> Order:
+    """Read the arguments of a start; files are read once here, nothing is sent.
+
+    :param findings: takes what cannot be sent; an order with any is good for nothing but to be checked further.
+    """
+    from airflow_provider_flows.flow.starting import Order
+
+    named = flow.strip() if isinstance(flow, str) else ""
+    if not named:
+        findings.add(f"flow must be the name or id of a flow, not {flow!r}", spoils="flow")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        told = f"parameters must be a mapping such as {{'quality': 'low'}}, not {type(parameters).__name__}"
+        findings.add(told, spoils="parameters")
+        parameters = None
+    for name, value in (("parameters", parameters), ("additional", additional)):
+        with findings.noted():
+            sendable(name, value)
+    return Order(named, read_inputs(inputs, conn_id, findings), parameters, additional)
+
+
+def read_inputs(inputs: Any, conn_id: str | None = None, findings: Findings | None = None) -> Inputs:
     """Read the `inputs` of an operator or hook; files are read once here, and nothing was sent when this raises.
 
     * a string that is one URI (`scheme://...` without white space) names a file, read through ObjectStoragePath;
@@ -44,14 +81,34 @@ def read_inputs(inputs: Any, conn_id: str | None = None) -> Inputs:
     * any other mapping holds variables (PromptChainer), whose values may be outputs that are texts.
 
     :param conn_id: the Airflow connection of the storage that file URIs lie in.
-    :raises FlowInputError: naming the item, what was wrong with it, and what would do.
+    :param findings: takes each item that cannot be sent: its name, what is wrong with it, and what would do.
+    :raises FlowInputError: the same without `findings`.
     """
-    if isinstance(inputs, Mapping) and not _is_item(inputs) and not _is_run(inputs):
-        return {str(name): _variable(f"inputs[{name!r}]", value, conn_id) for name, value in inputs.items()}
-    if inputs is None:
-        return []
-    items = enumerate(inputs if _is_list(inputs) else [inputs])
-    return [_item(where, item, conn_id) for index, given in items for where, item in _each(f"inputs[{index}]", given)]
+    with collecting(findings) as found:
+        if isinstance(inputs, Mapping) and not _is_item(inputs) and not _is_run(inputs):
+            return _variables(inputs, conn_id, found)
+        return list(_items(inputs if _is_list(inputs) else [] if inputs is None else [inputs], conn_id, found))
+
+
+def _variables(inputs: Mapping[Any, Any], conn_id: str | None, findings: Findings) -> dict[str, Any]:
+    read: dict[str, Any] = {}
+    for name, value in inputs.items():
+        read[str(name)] = ""
+        with findings.noted(where := f"inputs[{name!r}]"):
+            read[str(name)] = _variable(where, value, conn_id)
+    return read
+
+
+def _items(inputs: Sequence[Any], conn_id: str | None, findings: Findings) -> Iterator[FlowInput]:
+    for index, given in enumerate(inputs):
+        each: list[tuple[str, Any]] = []
+        with findings.noted("inputs"):  # how many they are is not known then
+            each = list(_each(f"inputs[{index}]", given))
+        for where, item in each:
+            read = FlowInput(_Unread())
+            with findings.noted(where):
+                read = _item(where, item, conn_id, findings)
+            yield read
 
 
 def uris_of(inputs: Any) -> list[str]:
@@ -112,13 +169,14 @@ def _each(where: str, given: Any) -> Iterator[tuple[str, Any]]:
         yield where, given
 
 
-def _item(where: str, item: Any, conn_id: str | None) -> FlowInput:
+def _item(where: str, item: Any, conn_id: str | None, findings: Findings) -> FlowInput:
     if isinstance(item, str):
         return FlowInput(_text(where, item, conn_id))
     if isinstance(item, os.PathLike) or callable(getattr(item, "open", None)):  # an ObjectStoragePath is no os.PathLike
         return FlowInput(file_data(where, item, conn_id))
     if isinstance(item, Mapping) and _is_item(item):
-        sendable(f"{where}['additional']", item.get("additional"))
+        with findings.noted():
+            sendable(f"{where}['additional']", item.get("additional"))
         uri, data = _told(where, item)
         if uri is None:
             return FlowInput(_data(where, data), item.get("additional"))
@@ -168,7 +226,7 @@ def _as_made(where: str, item: Mapping[str, Any], content: str | Source) -> str 
     if digest != item["sha256"]:
         message = (
             f"{where} names a file that is not what the task wrote that made it ({shown(str(item['uri']))}): its SHA-256 is "
-            "another one. No flow run was started. Run that task again, or give the file's URI alone if the change is meant"
+            "another one. Run that task again, or give the file's URI alone if the change is meant"
         )
         raise FlowInputError(message)
     return content

@@ -132,8 +132,7 @@ class RunFlowOperator(Traced, BaseOperator):
         if self.retries and not hasattr(self, "retry_policy"):
             self.log.info(NO_RETRY_POLICIES)
         with attempt.in_charge():
-            order = attempt.order(lambda: attempt.hook.order(*self._order()), self.flow)
-            delivery.checked(attempt.hook.service)
+            order = attempt.order(self._order(), delivery)
             seen = self.tracing(context, attempt.hook)
             deadline = attempt.memory.deadline(order, None if limit is None else time.time() + limit)
             try:
@@ -206,7 +205,7 @@ class RunFlowOperator(Traced, BaseOperator):
         )
         return self._attempt
 
-    def _order(self) -> tuple[Any, ...]:
+    def _order(self) -> tuple[Any, Any, Any, Any, str | None]:
         return self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
 
     def _delivery(self) -> Delivery:

@@ -21,6 +21,7 @@ from airflow_provider_flows.flow.checking import check, chosen, meant
 from airflow_provider_flows.flow.data_uri import Content, encode
 from airflow_provider_flows.flow.definition import FlowDefinition, Parameter, find
 from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.findings import NOTHING_MADE, Findings
 from airflow_provider_flows.flow.graph import FlowGraph
 from airflow_provider_flows.flow.run import FlowInput
 from airflow_provider_flows.flow.services.generio import Generio
@@ -61,11 +62,9 @@ def template(**told: Any) -> FlowDefinition:
 
 def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> str:
     """Give what the check says of an order, nothing if it fits."""
-    try:
-        check(definition, inputs, parameters)
-    except FlowInputError as error:
-        return str(error)
-    return ""
+    findings = Findings()
+    check(definition, inputs, parameters, findings)
+    return str(findings.error(NOTHING_MADE)) if findings else ""
 
 
 @pytest.mark.parametrize(
@@ -202,15 +201,15 @@ def test_flow_is_known_by_whatever_short_text_a_row_calls_it() -> None:
     """Which field a start takes is not documented: a row that says the word is the flow's."""
     known = [template(id="1", name="Text to 3D", reference="model_fromtext"), template(id="model_fromtext2")]
     assert find("model_fromtext", known) is known[0]
-    assert chosen("model_fromtext", "generio", known) is known[0]
+    assert chosen("model_fromtext", "generio", known, Findings()) is known[0]
 
 
 def test_unknown_flow_is_told_with_the_nearest() -> None:
     """A flow that is not there is refused with the nearest names among all, with all there are, and with the way out."""
     known = [template(id=str(number), name=name) for number, name in enumerate(["model_fromprompt", "model_fromimage", "poem"])]
-    with pytest.raises(FlowInputError) as caught:
-        chosen("model_fromprmpt", "generio", known)
-    told = str(caught.value)
+    findings = Findings()
+    assert chosen("model_fromprmpt", "generio", known, findings) is None
+    told = str(findings.error(NOTHING_MADE))
     assert "generio has no flow 'model_fromprmpt' (did you mean 'model_fromprompt' or 'model_fromimage'?)" in told
     assert "'poem'. No flow run was made" in told
     assert "validate=False" in told
@@ -384,9 +383,9 @@ def test_variables_that_are_not_all_told_are_not_checked(told: Any) -> None:
 def test_messages_are_bounded() -> None:
     """A service that tells thousands of long names, or a value of any length, makes no message that nobody can read."""
     known = [template(id=f"{number}{'n' * 5000}") for number in range(500)]
-    with pytest.raises(FlowInputError) as caught:
-        chosen("x" * 100_000, "generio", known)
-    assert len(str(caught.value)) < 10_000
+    findings = Findings()
+    chosen("x" * 100_000, "generio", known, findings)
+    assert 0 < len(str(findings.error())) < 10_000
     assert len(refusal(MODEL, [PNG] * 5000, {"quality": "q" * 100_000})) < 10_000
 
 

@@ -264,9 +264,9 @@ def test_argument_that_cannot_be_sent_is_named_before_anything_is_sent(
 ) -> None:
     """What JSON cannot hold is an error that names the argument, and no run was made."""
     known: dict[str, Any] = {"flow": "model_generate_fromprompt", "inputs": "a chair", argument: value}
-    with pytest.raises(FlowInputError, match=f"^{argument} "):
+    with pytest.raises(FlowInputError, match=f"(^|: ){argument} "):
         GenerioHook("generio_default").start(**known)
-    assert flow_emulator.requests == ()
+    assert {request.method for request in flow_emulator.requests} <= {"GET"}  # for what else may be wrong
 
 
 def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: Emulator) -> None:
@@ -275,7 +275,7 @@ def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: E
     for inputs, told in ((None, "at least one"), ([], "at least one"), ({"color": "red"}, "for PromptChainer")):
         for keep in (None, lambda _: None):
             with pytest.raises(FlowInputError, match=told):
-                hook.start("model_generate_fromprompt", inputs, keep=keep)
+                hook.start("model_generate_fromprompt", inputs, keep=keep, validate=False)
     assert flow_emulator.requests == ()
 
 

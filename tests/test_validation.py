@@ -229,12 +229,15 @@ def test_nothing_is_refused_for_what_is_not_news(emulator: Emulator, hook: Gener
     assert len(asked(emulator)) == 4
 
 
-def test_no_inputs_are_refused_without_a_question(emulator: Emulator, hook: GenerioHook) -> None:
-    """What needs no definition to be wrong is the error that it always was, and nothing is asked."""
+def test_no_inputs_are_refused_with_one_question(emulator: Emulator, hook: GenerioHook) -> None:
+    """What needs no definition to be wrong is told once, in the service's own words, beside what else is wrong."""
     for inputs, told in ((None, "at least one prompt or file"), ([], "at least one"), ({"color": "red"}, "mapping of variables")):
-        with pytest.raises(FlowInputError, match=told):
-            hook.start(FLOW, inputs)
-    assert emulator.requests == ()
+        with pytest.raises(FlowInputError, match=told) as caught:
+            hook.start(FLOW, inputs, {"qualty": "low"})
+        assert str(caught.value).count("inputs must") == 1
+        assert "'qualty' is not known" in str(caught.value)
+    assert asked(emulator) == ["GET /templates"] * len(emulator.requests)
+    assert emulator.runs == {}
 
 
 @pytest.mark.parametrize(

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
-from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.flow.schedule import Schedule
-from airflow_provider_flows.inputs import looks_like_a_path
+from airflow_provider_flows.inputs import looks_like_a_path, read_order
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.flow.findings import Findings
     from airflow_provider_flows.flow.starting import Order
-    from airflow_provider_flows.hooks import FlowsHook
 
 MAX_POLL_INTERVAL = 60.0  # seconds; the operator's default
 
 
-def order_of(args: Namespace, hook: FlowsHook) -> Order:
+def order_of(args: Namespace, findings: Findings) -> Order:
     """Read what is to be started; nothing is sent.
 
-    :raises FlowInputError: it cannot be sent.
+    :param findings: takes what cannot be sent.
     """
-    return hook.order(args.flow, _inputs(args), dict(args.param or ()), args.additional, args.input_conn_id)
+    given = (args.flow, _inputs(args, findings), dict(args.param or ()), args.additional, args.input_conn_id)
+    return read_order(*given, findings)
 
 
 def schedule_of(args: Namespace) -> Schedule:
@@ -49,24 +49,25 @@ def delivery_of(args: Namespace) -> Delivery:
     return Delivery(path, args.output_conn_id, None if path is None else MAX_XCOM_BYTES, only=wanted)
 
 
-def _inputs(args: Namespace) -> Any:
+def _inputs(args: Namespace, findings: Findings) -> Any:
     if args.variable is None:
-        return [_input(text) for text in args.input or ()]
+        return [_input(text, findings) for text in args.input or ()]
     if args.input is not None:
         message = "--input and --variable do not go together: a flow takes inputs (Generio's do) or variables (PromptChainer's)"
-        raise FlowInputError(message)
+        findings.add(message, spoils="inputs")
     return dict(args.variable)
 
 
-def _input(text: str) -> Any:
+def _input(text: str, findings: Findings) -> Any:
     """Read one --input; what its help says."""
     if text.startswith("@"):
         return Path(text[1:]).expanduser()
     if looks_like_a_path(text):
-        message = f"--input {text} looks like a path. For the file write --input @{text}; for a prompt, --input " + json.dumps(
-            json.dumps({"data": text})
+        prompt = json.dumps({"data": text})
+        findings.add(
+            f"--input {text} looks like a path. For the file write --input @{text}; for a prompt, --input {json.dumps(prompt)}"
         )
-        raise FlowInputError(message)
+        return json.loads(prompt)
     try:
         item = json.loads(text)
     except ValueError:

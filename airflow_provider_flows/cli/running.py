@@ -6,6 +6,8 @@ How a start goes stands in flow/starting.py, how a wait looks in following.py; h
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.cli import reading
@@ -15,7 +17,9 @@ from airflow_provider_flows.cli.following import followed, interrupted
 from airflow_provider_flows.cli.frame import command
 from airflow_provider_flows.cli.looking import seen
 from airflow_provider_flows.cli.printing import say, show_one
+from airflow_provider_flows.definitions import refuse
 from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowServiceError
+from airflow_provider_flows.flow.findings import Findings
 from airflow_provider_flows.flow.starting import Order, Record
 from airflow_provider_flows.hooks import FlowsHook
 
@@ -28,10 +32,12 @@ LINEAGE = 0  # a command is tried once
 @command
 def run(args: Namespace) -> Exit:
     """Start a flow run, wait for it, fetch its outputs, print what a task would return."""
-    hook, delivery = FlowsHook.get_hook(args.conn_id), reading.delivery_of(args)
-    order, schedule = reading.order_of(args, hook), reading.schedule_of(args)
-    delivery.checked(hook.service)
-    made = _Start(hook, order, args).made()
+    hook, delivery, findings = FlowsHook.get_hook(args.conn_id), reading.delivery_of(args), Findings()
+    order, schedule = reading.order_of(args, findings), reading.schedule_of(args)
+    delivery.checked(hook.service, findings)
+    with _in_its_words():
+        refuse(hook, order, findings, validate=not args.no_validate)
+        made = _Start(hook, order, args).made()
     if made is None:
         return Exit.INTERRUPTED
     if args.no_wait and not made.final:
@@ -56,6 +62,15 @@ def watch(args: Namespace) -> Exit:
     return ENDED.get(final.state, Exit.FAILED)
 
 
+@contextmanager
+def _in_its_words() -> Iterator[None]:
+    """Let an error name the option in place of the argument that it stands for."""
+    try:
+        yield
+    except FlowInputError as error:
+        raise FlowInputError(str(error).replace("validate=False", "--no-validate")) from error
+
+
 class _Start:
     """One start, and what Ctrl-C makes of it."""
 
@@ -77,8 +92,6 @@ class _Start:
                 say(f"The {made} is started.")
         except KeyboardInterrupt:
             return self._interrupted()
-        except FlowInputError as error:
-            raise FlowInputError(str(error).replace("validate=False", "--no-validate")) from error
         except FlowServiceError as error:
             found = self._found_again() if error.in_doubt and self._sent else None
             if found is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.definition import FlowDefinition, Parameter, find
-from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.findings import Findings
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.run import FlowInput
@@ -24,34 +24,37 @@ UNKNOWN = "application/octet-stream"  # says of a file that nobody knows what it
 MOST_NAMES = 50  # of flows, parameters, variables or inputs in one message
 LONGEST = 80  # signs of a value or a name in a message
 NUMBER = re.compile(r"[+-]?\d{1,300}(?P<part>\.\d{1,300})?(?P<power>[eE][+-]?\d{1,3})?", re.ASCII)
-WAY_OUT = "No flow run was made. If the service does take this, validate=False sends it unchecked."
+WAY_OUT = "If the service does take this, validate=False sends it unchecked."
 
 
-def chosen(flow: str, service: str, known: Sequence[FlowDefinition]) -> FlowDefinition:
-    """Give the definition of a flow, among those that there are.
-
-    :raises FlowInputError: there is none of this name or id; with the nearest matches.
-    """
+def chosen(flow: str, service: str, known: Sequence[FlowDefinition], findings: Findings) -> FlowDefinition | None:
+    """Give the definition of a flow among those that there are; note that there is none, with the nearest matches."""
     found = find(flow, known)
     if found is None:
         nearest = _nearest(flow, [one.called for one in known] + [one.flow for one in known], most=3)
-        message = f"{service} has no flow {_shown(flow)}{nearest}. It has {_listed(one.called for one in known)}. {WAY_OUT}"
-        raise FlowInputError(message)
+        findings.add(f"{service} has no flow {_shown(flow)}{nearest}. It has {_listed(one.called for one in known)}")
+        findings.frame(way_out=WAY_OUT)
     return found
 
 
-def check(definition: FlowDefinition, inputs: Inputs, parameters: Mapping[str, Any] | None) -> None:
-    """Check inputs and parameters against what a flow takes.
+def check(
+    definition: FlowDefinition,
+    inputs: Inputs,
+    parameters: Mapping[str, Any] | None,
+    findings: Findings,
+    spoilt: Collection[str] = (),
+) -> None:
+    """Note what of inputs and parameters does not fit a flow, with the nearest match of each name, and what the flow takes.
 
-    :raises FlowInputError: naming all that does not fit, with the nearest match of each name, and what the flow takes.
+    :param spoilt: those arguments of which it is known already that the flow's service takes nothing like them.
     """
-    findings = [*_inputs(definition, inputs), *_parameters(definition, meant(definition, parameters) or {})]
+    if "inputs" not in spoilt:
+        findings.add(*_inputs(definition, inputs))
+    if "parameters" not in spoilt:
+        findings.add(*_parameters(definition, meant(definition, parameters) or {}))
     if findings:
-        message = (
-            f"This does not fit the {definition.service} flow {definition.called}: {'; '.join(findings)}. "
-            f"It takes {_taken(definition)}. {WAY_OUT}"
-        )
-        raise FlowInputError(message)
+        head = f"This does not fit the {definition.service} flow {definition.called}: "
+        findings.frame(head, f"It takes {_taken(definition)}.", WAY_OUT)
 
 
 def meant(definition: FlowDefinition, parameters: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -150,8 +153,8 @@ def _media_types(taken: Collection[str], given: Sequence[FlowInput]) -> Iterator
         if kind and kind != UNKNOWN and not any(_covers(one, kind) for one in taken):
             wrong.setdefault(kind, []).append(f"inputs[{number}]")
     for kind, places in wrong.items():
-        shown = f"a prompt ({TEXT})" if kind == TEXT else _cut(kind)
-        yield f"{_listed(places, quoted=False)} must be {' or '.join(map(_cut, taken))}, not {shown}"
+        shown = f"a prompt ({TEXT})" if kind == TEXT else cut(kind)
+        yield f"{_listed(places, quoted=False)} must be {' or '.join(map(cut, taken))}, not {shown}"
 
 
 def _covers(taken: str, kind: str) -> bool:
@@ -225,8 +228,8 @@ def _taken(definition: FlowDefinition) -> str:
     """Say what a flow takes."""
     if definition.variables:
         return _listed(definition.inputs) if definition.inputs else "no variables"
-    inputs = " or ".join(map(_cut, definition.inputs)) or "inputs of which nothing is told"
-    told = [f"{_cut(name)}{_described(one)}" for name, one in definition.parameters.items()]
+    inputs = " or ".join(map(cut, definition.inputs)) or "inputs of which nothing is told"
+    told = [f"{cut(name)}{_described(one)}" for name, one in definition.parameters.items()]
     parameters = f"the parameters {_listed(told, quoted=False)}" if told else "no parameters"
     return f"{inputs}, and {parameters}" if told or definition.whole else inputs
 
@@ -252,8 +255,9 @@ def _listed(things: Iterable[Any], joint: str = ", ", *, quoted: bool = True) ->
 
 
 def _shown(value: Any) -> str:
-    return _cut(repr(value))
+    return cut(repr(value))
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Give as much of a text as is shown in a message."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

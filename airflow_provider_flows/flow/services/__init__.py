@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.flow.data_uri import Content
     from airflow_provider_flows.flow.definition import FlowDefinition
     from airflow_provider_flows.flow.exchange import Conversation, T
+    from airflow_provider_flows.flow.findings import Findings
     from airflow_provider_flows.flow.listing import Glance
     from airflow_provider_flows.flow.run import FlowInput, FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.flow.sink import Target
@@ -73,6 +74,12 @@ class Service(ABC):
         :raises FlowInputError: they are none that this service takes; nothing was sent.
         """
         raise self._cannot("take inputs one by one")
+
+    def examine(self, inputs: Inputs, parameters: Any, findings: Findings) -> None:
+        """Note what of these it takes for no flow at all; nothing is asked."""
+        if self.offers("checked") and not any(part.startswith("inputs") for part in findings.spoilt):
+            with findings.noted("inputs"):
+                self.checked(inputs)
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """Make a flow run that does not run yet and costs nothing yet."""

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 from airflow_provider_flows.flow import data_uri
-from airflow_provider_flows.flow.checking import unsendable
+from airflow_provider_flows.flow.checking import cut, unsendable
 from airflow_provider_flows.flow.definition import FlowDefinition
 from airflow_provider_flows.flow.errors import (
     FlowAuthError,
@@ -26,6 +26,7 @@ from airflow_provider_flows.flow.errors import (
     FlowNotFound,
 )
 from airflow_provider_flows.flow.exchange import SHOWN, Request, Resend, ask, malformed, read_json
+from airflow_provider_flows.flow.findings import Findings
 from airflow_provider_flows.flow.graph import FlowGraph
 from airflow_provider_flows.flow.links import SIGNATURES
 from airflow_provider_flows.flow.moments import read_time
@@ -88,6 +89,16 @@ class PromptChainer(Service):
             raw=value,
         )
 
+    def examine(self, inputs: Inputs, parameters: Any, findings: Findings) -> None:
+        """Note whatever is no mapping of names to text, numbers or Booleans, and all parameters, for no flow has any."""
+        if isinstance(inputs, Mapping):
+            findings.add(*unsendable(inputs))
+        elif inputs:
+            message = "inputs must be a mapping of variable names to values for a PromptChainer flow, such as {'color': 'red'}"
+            findings.add(message, spoils="inputs")
+        what = "is not known: a PromptChainer flow has variables only; put them into inputs"
+        findings.add(*(f"parameter {cut(repr(name))} {what}" for name in parameters or ()), spoils="parameters")
+
     def start(
         self,
         flow: str,
@@ -104,10 +115,10 @@ class PromptChainer(Service):
 
         :raises FlowInputError: the variables cannot be sent, or there are parameters; no run was made.
         """
+        findings = Findings()
+        self.examine(inputs, parameters, findings)
+        findings.tell()
         variables = _variables(inputs)
-        if parameters:
-            message = "parameters must be empty for a PromptChainer flow: it has variables only; put them into inputs"
-            raise FlowInputError(message)
         path = f"/api/flows/run/{segment('flow', flow)}"
         request = Request("POST", path, json={"variables": variables}, resend=Resend.IF_NEVER_ARRIVED)
         about()
@@ -124,17 +135,9 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 
 def _variables(inputs: Inputs) -> dict[str, str]:
-    """Give all values as strings (vendor-api 2.3: none else was ever seen); no inputs at all are no variables.
-
-    :raises FlowInputError: it is not a mapping of names to text, numbers or Booleans.
-    """
-    if not inputs:
-        return {}
+    """Give all values as strings (vendor-api 2.3: none else was ever seen); no inputs at all are no variables."""
     if not isinstance(inputs, Mapping):
-        message = "inputs must be a mapping of variable names to values for a PromptChainer flow, such as {'color': 'red'}"
-        raise FlowInputError(message)
-    if wrong := unsendable(inputs):
-        raise FlowInputError("; ".join(wrong))
+        return {}
     return {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in inputs.items()}
 
 
