@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from airflow_provider_flows.flow.told import is_memory
 
 log = logging.getLogger(__name__)
+
+SLACK = 0.05  # seconds; a sleep may end a little early
 
 
 class AssetMemory:
@@ -26,6 +29,7 @@ class AssetMemory:
         self._parts = [] if store is None else _parts(store)
         self._key = key
         self._in_trouble = False
+        self._waiting: list[tuple[float, Any]] = []
         if not self._parts:
             log.warning(
                 "This Airflow keeps no memory for asset watchers (3.3 and later does): flow runs that end while the triggerer is "
@@ -47,8 +51,19 @@ class AssetMemory:
                 self._in_trouble = False
                 return max(filter(is_memory, kept), key=lambda one: one["since"], default=None)
 
-    async def write(self, value: Any) -> bool:
-        """Keep a plain JSON value; gives whether that went well, else it must be tried again."""
+    def will_keep(self, value: Any, pause: float) -> None:
+        """Take a plain JSON value that is to be kept so many seconds from now, and not before what was taken earlier."""
+        earlier = self._waiting[-1][0] if self._waiting else 0.0
+        self._waiting.append((max(earlier, time.monotonic() + pause), value))
+
+    async def keep(self) -> None:
+        """Keep what is due, the latest of it; what cannot be written is tried again the next time."""
+        due = [value for at, value in self._waiting if at <= time.monotonic() + SLACK]
+        if due and await self._write(due[-1]):
+            self._waiting = self._waiting[len(due) :]
+
+    async def _write(self, value: Any) -> bool:
+        """Write; gives whether that went well."""
         try:
             for part in self._parts:
                 await _set(part, self._key, value)

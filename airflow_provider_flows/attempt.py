@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 class Attempt:
     """One try of a task.
 
-    :param new_hook: gives a hook of the task's connection.
+    :param new_hook: gives a hook of this connection, or of the task's own.
+    :param earlier: whether it only answers for what an earlier try has left, over the connection that this was started by.
     :param durable: whether a retry goes on with the same flow run.
     :param abort_on_kill: whether the flow run is stopped when nobody waits for it any more.
     :param validate: whether a new run's order is checked against what its flow takes.
@@ -46,8 +48,9 @@ class Attempt:
     def __init__(
         self,
         context: Context,
-        new_hook: Callable[[], FlowsHook],
+        new_hook: Callable[[str | None], FlowsHook],
         *,
+        earlier: bool = False,
         durable: bool,
         abort_on_kill: bool,
         validate: bool,
@@ -56,12 +59,13 @@ class Attempt:
         """Read what an earlier try kept."""
         from airflow_provider_flows.memory import Memory  # needed when a task runs only
 
-        self.hook = new_hook()
         self.memory = Memory(context, durable=durable)
+        kept = self.memory.record if earlier else None
+        self._new_hook = partial(new_hook, None if kept is None else kept.conn_id)
+        self.hook = self._new_hook()
         self.halt = Halt()
         self.flow_run_id: str | None = None  # of the run that is this try's to stop
         self._context, self._ti = context, cast("Any", context["ti"])
-        self._new_hook = new_hook
         self._durable = durable
         self._abort_on_kill = abort_on_kill
         self._validate = validate
@@ -129,7 +133,7 @@ class Attempt:
                 message = f"The task was killed while a flow run of {order.flow} was being started; it is not started."
                 raise FlowError(message)
 
-        record = self.memory.fresh(order, deadline)
+        record = replace(self.memory.fresh(order, deadline), conn_id=self.hook.flows_conn_id)
         run = self.hook.start(order, record=record if self._durable else None, keep=keep, validate=self._validate)
         if not self._durable:
             keep(replace(record, flow_run_id=run.flow_run_id))

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from airflow_provider_flows import metrics
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowNotFound, FlowRateLimited, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.flow.finals import Finals
+from airflow_provider_flows.flow.moments import http_date
 from airflow_provider_flows.flow.retry import Retry, once, patiently
 from airflow_provider_flows.flow.schedule import Schedule
 from airflow_provider_flows.flow.told import Edition
@@ -52,6 +54,23 @@ class Attempt:
     edition: Edition | None
     failures: int = 0
     retry_after: float | None = None
+
+
+class _Clock:
+    """The moment at which a list was begun, by the clock that its rows go by: the service's, where an answer has a Date."""
+
+    def __init__(self) -> None:
+        self.began = time.time()
+        self._here = time.monotonic()
+        self._told = False
+
+    def heard(self, response: Response) -> Response:
+        """Take the first answer's word for the time; it is of whole seconds, so it is too early by less than one."""
+        with suppress(ValueError, TypeError, OverflowError):  # no date that there will ever be
+            if not self._told:
+                self.began = http_date(response.headers.get("date", "")) - (time.monotonic() - self._here)
+                self._told = True
+        return response
 
 
 class Bulletin:
@@ -134,18 +153,18 @@ class Bulletin:
 
     async def _read_with(self, hook: FlowsHook) -> Edition:
         """Read the list, whole, for what it leaves out by state is not known; then look at what it tells too little of."""
-        retry, asked = Retry(attempts=1 + hook.extra["retries"]), time.time()
+        retry, clock = Retry(attempts=1 + hook.extra["retries"]), _Clock()
         async with hook.async_transport() as transport:
             gated = GatedTransport(transport, hook)
 
             async def send(request: Request) -> Response:
                 metrics.listed()
-                return await gated.send(request)
+                return clock.heard(await gated.send(request))
 
             with hook.named():
                 listed = await hold(patiently(hook.service.list_runs(), retry), send)
-                await self._look(hook, self._finals.wanting(listed, asked), gated.send)
-        return Edition(asked, self._finals.ended(listed), self._finals.whole(listed))
+                await self._look(hook, self._finals.wanting(listed, clock.began), gated.send)
+        return Edition(clock.began, self._finals.ended(listed), self._finals.whole(listed))
 
     async def _look(self, hook: FlowsHook, flow_run_ids: Iterable[str], send: Callable[[Request], Awaitable[Response]]) -> None:
         """Look at single runs as long as that makes sense; one that fails must not keep back what is known of the others."""

@@ -38,7 +38,8 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
       `input_conn_id`, `output_path`, `output_conn_id`. They take the place of those that the decorator was given.
 
     A retry goes on with the flow run of the try before it only if the function returns the same again; else it starts a new one.
-    Where the function raises, and no other try follows, the run of the try before is stopped (`abort_on_kill`).
+    Where the function raises, and no other try follows, the run of the try before is stopped (`abort_on_kill`), over the
+    connection that it was started by (Airflow 3.3 and later remember it).
 
     :param python_callable: the function.
     :param render_returned: whether Jinja templates in what the function returns are rendered, as `@task.bash` does. Leave it off
@@ -96,8 +97,8 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             yield
             return
         try:
-            attempt = self._begun(context)
-        except Exception as error:  # noqa: BLE001  # the function may name the connection, and this one need not be there
+            attempt = self._begun(context, earlier=True)
+        except Exception as error:  # noqa: BLE001  # where nothing is kept: the function may name a connection, and this is none
             self.log.info("What an earlier try left cannot be found out before the function is called: %s", error)
             yield
             return

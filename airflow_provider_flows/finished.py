@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FINAL = tuple(state.value for state in FlowState if state.final)
-STORED = 5.0  # seconds after which Airflow has surely written an event to its database; it does so once a second
 TOLD = ("flow_run_id", "flow", "service", "state", "progress", "created_at", "started_at", "finished_at", "duration", "error")
 LONGEST = 1000  # characters of a text that the service wrote
 
@@ -34,9 +33,12 @@ LONGEST = 1000  # characters of a text that the service wrote
 class FlowRunFinishedTrigger(BaseEventTrigger):
     """Tells of each flow run that ends, once, as an event of the asset that an `AssetWatcher` gives it to.
 
-    What has ended before it looks for the first time is not told. It remembers in Airflow's asset state store (3.3 and later)
+    What has ended before it looks for the first time is not told; where the first list does not tell when runs ended, the Date of
+    the service's answer says what was before, and this machine's clock if there is none. A run that never tells its end is told
+    when it is first seen to have ended. It remembers in Airflow's asset state store (3.3 and later)
     what it told, so what ends while no triggerer runs, or while the DAG is paused, is told later. The memory is written
-    seconds after the events: a triggerer that dies in between tells them again, and loses none.
+    five seconds after the events, or at the next list if that is later, whatever the interval: a triggerer that dies in between
+    tells them again, and loses none.
 
     All watchers of a connection in one triggerer share one list of its runs for each interval. Errors of the service end
     nothing. The event's payload holds `flow_run_id`, `flow`, `service`, `state`, `progress`, `created_at`, `started_at`,
@@ -49,6 +51,10 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     :param poll_interval: seconds or timedelta between two lists.
     :raises FlowInputError: an argument is wrong.
     """
+
+    stored_after: float = 5.0
+    """Seconds after which Airflow has surely written an event to its database; its triggerer hands events over once a second
+    (airflow/jobs/triggerer_job_runner.py), and tells a trigger of its own kind nothing of it."""
 
     def __init__(
         self,
@@ -85,9 +91,13 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
             news = told.news(edition, self._wants)
             for run in news:
                 yield TriggerEvent(_payload(run))
-            if news:  # an event that is not in the database when it is remembered as told would be lost with the triggerer
-                await asyncio.sleep(min(STORED, self.poll_interval))
-            told.changed = told.changed and not await memory.write(told.memory)
+            # an event that is not in the database when it is remembered as told would be lost with the triggerer
+            if told.changed:
+                memory.will_keep(told.memory, self.stored_after if news else 0.0)
+                told.changed = False
+            if news:
+                await asyncio.sleep(min(self.stored_after, self.poll_interval))
+            await memory.keep()
 
     def _wants(self, run: FlowRun) -> bool:
         return run.state.value in self.states and (self.flow is None or run.flow in self.flow)

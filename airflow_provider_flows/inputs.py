@@ -10,12 +10,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.flow.findings import Findings, collecting
+from airflow_provider_flows.flow.links import secrets_of
 from airflow_provider_flows.flow.run import ERROR, PENDING, FlowInput, Source
 from airflow_provider_flows.sources import file_data, file_text, in_memory, shown
 
@@ -67,6 +69,7 @@ def read_order(  # noqa: PLR0917  # what a start takes, in the order that all wh
     for name, value in (("parameters", parameters), ("additional", additional)):
         with findings.noted():
             sendable(name, value)
+    _mask_signatures(inputs, parameters, additional)
     return Order(named, read_inputs(inputs, conn_id, findings), parameters, additional)
 
 
@@ -268,6 +271,15 @@ def _data(where: str, text: str) -> str:
         return in_memory(where, data_uri.decode(text))
     except ValueError:  # a prompt that merely begins like a data URI
         return text
+
+
+def _mask_signatures(*given: Any) -> None:
+    """Let Airflow write no signature of a URL among these into a log; what is sent has it whole."""
+    from airflow.providers.common.compat.sdk import mask_secret
+
+    with suppress(ValueError, TypeError, RecursionError):  # which is told as a finding
+        for secret in secrets_of(json.dumps(given, default=str, skipkeys=True)):
+            mask_secret(secret)
 
 
 def sendable(where: str, value: Any) -> None:

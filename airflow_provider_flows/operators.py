@@ -187,17 +187,18 @@ class RunFlowOperator(Traced, BaseOperator):
         if self._attempt is not None and self.abort_on_kill:
             self._attempt.killed()
 
-    def _hook(self) -> FlowsHook:
+    def _hook(self, conn_id: str | None = None) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
 
-        return FlowsHook.get_hook(self.flows_conn_id)
+        return FlowsHook.get_hook(conn_id or self.flows_conn_id)
 
-    def _begun(self, context: Context) -> Attempt:
+    def _begun(self, context: Context, *, earlier: bool = False) -> Attempt:
         from airflow_provider_flows.attempt import Attempt  # needed when a task runs only
 
         self._attempt = Attempt(
             context,
             self._hook,
+            earlier=earlier,
             durable=self.durable,
             abort_on_kill=self.abort_on_kill,
             validate=self.validate,

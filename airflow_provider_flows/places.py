@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote
 
+from airflow_provider_flows.flow.links import unsigned
+
 SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "local": "file"}  # other names of the same store
 HADOOP = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # there a container stands before the host
 # how the host of an S3 client ends, and the console's domain that belongs to it (the amazon provider's links/base_aws.py)
@@ -32,7 +34,7 @@ class Place:
     @classmethod
     def of(cls, uri: str) -> Self | None:
         """Read a URI, None if it is none."""
-        scheme, found, rest = uri.strip().partition("://")
+        scheme, found, rest = unsigned(uri.strip()).partition("://")
         if not found or not scheme:
             return None
         scheme = SAME.get(scheme.lower(), scheme.lower())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_flows.flow import data_uri
 from airflow_provider_flows.flow.data_uri import Content
 from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.flow.links import unsigned
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -122,7 +123,7 @@ def shown(path: Path | ObjectStoragePath | str) -> str:
 
 
 def _plain(text: str) -> str:
-    plain = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", re.sub(r"(?<=://)[^\s/@]*@", "", text))
+    plain = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", re.sub(r"(?<=://)[^\s/@]*@", "", unsigned(text)))
     return plain if len(plain) <= LONGEST_NAME else f"{plain[:LONGEST_NAME]}..."
 
 

@@ -72,14 +72,18 @@ def _push_early(context: Context, address: str) -> None:
 
 
 def told(parameters: Any) -> dict[str, Any]:
-    """Give parameters as they may be told: without secrets, and without the largest where they are too large together."""
+    """Give parameters as they may be told: without secrets, and without the largest where they are too large together.
+
+    A signed URL among them loses its query: only the request itself needs it whole. What Airflow keeps by itself of a task's
+    templated arguments it masks by the names of keys alone, and by the signatures that read_order has told it of.
+    """
     from airflow.providers.common.compat.sdk import redact
 
     if not isinstance(parameters, Mapping):
         return {}
     first = dict(list(parameters.items())[:MOST_PARAMETERS])
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(redact(first, max_depth=DEEPEST), default=str, skipkeys=True))
+        plain: dict[str, Any] = _unsigned(json.loads(json.dumps(redact(first, max_depth=DEEPEST), default=str, skipkeys=True)))
     except (ValueError, RecursionError):  # they hold themselves; no run is started with such
         return {}
     sizes = {name: len(json.dumps(value)) for name, value in plain.items()}
@@ -89,6 +93,17 @@ def told(parameters: Any) -> dict[str, Any]:
         plain[name] = f"left out: {sizes[name]} bytes"
         sizes[name] = len(plain[name])
     return plain
+
+
+def _unsigned(value: Any) -> Any:
+    """Give plain JSON values without the signatures of the URLs in their texts."""
+    from airflow_provider_flows.flow.links import unsigned  # needed when a task runs only
+
+    if isinstance(value, dict):
+        return {key: _unsigned(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_unsigned(each) for each in value]
+    return unsigned(value) if isinstance(value, str) else value
 
 
 def files_told(inputs: Any) -> list[str]:

@@ -29,6 +29,7 @@ class Terminal:
 
     def __init__(self, *words: str) -> None:
         self.shown = ""
+        self._closed = False
         self._command = [sys.executable, "-c", _AT_IT, sys.executable, *words]
 
     def __enter__(self) -> Self:
@@ -43,7 +44,14 @@ class Terminal:
         """End it."""
         self._process.kill()
         self._process.wait()
+        if not self._closed:
+            os.close(self._keys)
+
+    def close(self) -> int:
+        """Close the terminal under the program, as a window is closed, and give the exit code."""
         os.close(self._keys)
+        self._closed = True
+        return self._process.wait(PATIENCE)
 
     def press(self, keys: str) -> None:
         """Type."""

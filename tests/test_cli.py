@@ -101,6 +101,20 @@ def test_runs_are_listed_by_state(emulator: Emulator, made: FlowRun, flows: Flow
     assert "must be one of created, starting" in wrong.err
 
 
+def test_runs_are_as_many_as_wanted(emulator: Emulator, flows: Flows) -> None:
+    """`runs` prints the newest, as many as --limit says, and tells how many it leaves out; 0 is for all."""
+    ids = [going(emulator) for _ in range(4)]
+    for limit, shown in ((" --limit 3", 3), (" --limit 0", 4), ("", 4), (" --limit 1", 1)):
+        told = flows(f"runs -o json{limit}")
+        assert (told.code, len(told.json)) == (0, shown)
+        assert {row["flow_run_id"] for row in told.json} <= set(ids)
+        assert told.err == ("" if shown == 4 else f"{4 - shown} more, which are older, are not shown; --limit 0 shows all.\n")
+    newest = max(emulator.runs.values(), key=lambda run: run.created_at).flow_run_id
+    assert flows("runs -o json --limit 1").json[0]["flow_run_id"] == newest
+    for wrong in ("-1", "many"):
+        assert flows(f"runs --limit={wrong}").code == 2
+
+
 def test_get_and_outputs_tell_of_a_run(emulator: Emulator, made: FlowRun, flows: Flows) -> None:
     """`get` prints a run as it is, with the expected end while it goes on; `outputs` what it made, without a download."""
     told = flows(f"get {made.flow_run_id} -o json").json
@@ -365,6 +379,27 @@ def test_outputs_of_the_same_name_keep_their_files(flows: Flows, monkeypatch: py
     assert [path.name for path in tmp_path.glob("r0/*")] == ["model-2.png"]
 
 
+def test_place_that_cannot_be_written_to_is_all_that_is_told(made: FlowRun, flows: Flows, tmp_path: Path) -> None:
+    """`download` starts nothing, and does not speak of that."""
+    (tmp_path / "taken").write_text("mine")
+    ended = flows(f"download {made.flow_run_id} --output-path {tmp_path / 'taken'}")
+    assert (ended.code, ended.out) == (2, "")
+    assert "cannot be written to" in ended.err
+    assert "No flow run" not in ended.err
+
+
+def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: Flows) -> None:
+    """Inputs, files, path and parameters of one command are one line, with the option's own name for the way out."""
+    ended = flows(f"run {PROMPT_FLOW} -i chair.png -i @nowhere.png -p qualty=1 --output-path nonsense://b")
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    for part in ("--input chair.png looks like a path", "nowhere.png", "'qualty' is not known", "nonsense://b", "--no-validate"):
+        assert part in ended.err
+    both = flows(f"run {PROMPT_FLOW} -i a --variable b=c -p qualty=1 --no-validate --output-path nonsense://b")
+    assert "do not go together" in both.err
+    assert "nonsense://b" in both.err
+    assert emulator.runs == {}
+
+
 def test_download_waits_for_nothing(emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
     """`download` of a run that is not over says how to wait for it."""
     flow_run_id = going(emulator)
@@ -554,5 +589,7 @@ def test_what_does_not_fit_is_found_before_there_is_a_run(emulator: Emulator, fl
     assert "seed" in checked.err
     assert emulator.runs == {}
     assert [request.method for request in emulator.requests] == ["GET"]
-    assert flows(f"{line} --no-validate").code == 1
-    assert emulator.paid_runs == []
+    refused = flows(f"{line} --no-validate")
+    assert (refused.code, refused.out) == (2, "")
+    assert "HTTP 422" in refused.err
+    assert (emulator.paid_runs, dict(emulator.runs)) == ([], {})

@@ -1,4 +1,4 @@
-"""Tests of Ctrl-C in every part of `airflow flows run`: before the flow run starts, while it runs, while its files come.
+"""Tests of Ctrl-C, and of SIGTERM, in every part of `airflow flows run`: before the start, while it runs, while its files come.
 
 The signal is a real one, to the test's own process, which has no terminal; tests/test_cli_terminal.py asks at one.
 """
@@ -34,14 +34,14 @@ def flows(capsys: pytest.CaptureFixture[str]) -> Flows:
 
 
 @contextmanager
-def ctrl_c_when(true: Callable[[], bool]) -> Iterator[None]:
-    """Interrupt this process once, as soon as something is so."""
+def ctrl_c_when(true: Callable[[], bool], number: signal.Signals = signal.SIGINT) -> Iterator[None]:
+    """Interrupt this process once, as soon as something is so; a command that does not heed the signal ends the tests."""
 
     def interrupt() -> None:
         end = time.monotonic() + 30
         while not true() and time.monotonic() < end:
             time.sleep(0.005)
-        signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(main_thread().ident or 0, number)
 
     thread = Thread(target=interrupt)
     thread.start()
@@ -79,6 +79,43 @@ def test_only_yes_aborts(flow_emulator: Emulator, flows: Flows, answer: str, cod
         ended = flows(RUN)
     (run,) = flow_emulator.runs.values()
     assert (ended.code, run.moment.state) == (code, "aborted" if code == 3 else "running")
+
+
+def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: Flows) -> None:
+    """Also at a terminal SIGTERM leaves the run going without a question; with --on-interrupt abort it stops it."""
+    flow_emulator.run_seconds = 5
+    for more, code, state in (("", 143, {"starting", "running"}), (" --on-interrupt abort", 3, {"aborted"})):
+        flow_emulator.reset()
+        flow_emulator.run_seconds = 5
+        running = ctrl_c_when(asked(flow_emulator, "GET", ""), signal.SIGTERM)
+        with somebody_types("y\n"), running:
+            ended = flows(RUN + more)
+        (run,) = flow_emulator.runs.values()
+        assert (ended.code, run.moment.state in state) == (code, True)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_before_the_start_pays_nothing(flow_emulator: Emulator, flows: Flows) -> None:
+    """A SIGTERM while the inputs are sent deletes what was made of the run, and any other command just ends."""
+    flow_emulator.fault(Fault("POST", "*/inputs", delay=20))
+    with ctrl_c_when(asked(flow_emulator, "POST", "/inputs"), signal.SIGTERM):
+        ended = flows(RUN)
+    assert (ended.code, flow_emulator.paid_runs, dict(flow_emulator.runs)) == (143, [], {})
+    assert ended.err.splitlines()[-1] == "No flow run goes on; what was made of one is deleted."
+    flow_emulator.fault(Fault("GET", "/templates", delay=20))
+    with ctrl_c_when(asked(flow_emulator, "GET", "/templates"), signal.SIGTERM):
+        assert flows("list").code == 143
+
+
+def test_signal_that_is_ignored_stays_so(flow_emulator: Emulator, flows: Flows) -> None:
+    """Under nohup a terminal that is closed ends nothing."""
+    flow_emulator.run_seconds = 0.5
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ctrl_c_when(asked(flow_emulator, "GET", ""), signal.SIGHUP):
+            assert flows(RUN).code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_delete_asks(flow_emulator: Emulator, flows: Flows) -> None:

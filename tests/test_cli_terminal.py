@@ -10,14 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
-from tests.commands import PROMPT_FLOW, store
+from tests.commands import PROMPT_FLOW, call, store
 from tests.terminal import CTRL_C, PATIENCE, Terminal
 from tests.versions import needs
 
@@ -75,15 +75,26 @@ def test_ctrl_c_twice_leaves_the_run_going(emulator: Emulator) -> None:
 
 
 @pytest.fixture
-def stored(emulator: Emulator, airflow_database: None) -> str:
+def stored(emulator: Emulator, airflow_database: None) -> Iterator[str]:
     """Put a connection into Airflow's database."""
     del airflow_database
     store("in_the_database", emulator.url, emulator.key)
-    return "in_the_database"
+    yield "in_the_database"
+    call(["connections", "delete", "in_the_database"])
 
 
-def test_without_a_terminal_nothing_is_asked(emulator: Emulator, stored: str) -> None:
-    """A script's Ctrl-C leaves the run going, with code 130 and a line; the connection is the database's."""
+def test_closed_terminal_leaves_the_run_going(emulator: Emulator) -> None:
+    """Where the terminal is closed during the wait the command ends by itself, with its code, and the run goes on."""
+    flow_run_id = GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
+    with Terminal(*AIRFLOW, "watch", flow_run_id, "--poll-interval", "0.2") as terminal:
+        terminal.until(f"{flow_run_id} running")
+        assert terminal.close() == 129
+    assert emulator.runs[flow_run_id].moment.state == "running"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_without_a_terminal_nothing_is_asked(emulator: Emulator, stored: str, number: signal.Signals, code: int) -> None:
+    """A script's Ctrl-C, and SIGTERM, leave the run going, with a code and a line; the connection is the database's."""
     words = [
         sys.executable,
         *AIRFLOW,
@@ -104,10 +115,11 @@ def test_without_a_terminal_nothing_is_asked(emulator: Emulator, stored: str) ->
     while "is starting" not in line:
         line = process.stderr.readline()
         assert line
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
     (run,) = emulator.runs.values()
-    assert (process.returncode, out, run.moment.final) == (130, "", False)
+    assert (process.returncode, out, run.moment.final) == (code, "", False)
+    assert f"The flow run {run.flow_run_id} goes on. Watch it: airflow flows watch {run.flow_run_id}" in err
     assert err.splitlines()[-1].endswith(f"abort it: airflow flows abort {run.flow_run_id} --conn-id {stored}")
 
 

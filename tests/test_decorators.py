@@ -239,6 +239,30 @@ def test_function_that_ends_the_task_leaves_no_run(emulator: Emulator, error: Ex
     assert [str(run.state) for run in emulator.runs.values()] == ["aborted"]
 
 
+@needs("task state store")
+def test_run_is_stopped_over_the_connection_that_the_function_named(emulator: Emulator) -> None:
+    """Where only the function knows the connection, and raises at the retry, the run of the first try is stopped all the same."""
+    emulator.run_seconds = 3600
+    emulator.switches.abort = "instant"
+    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    calls: list[int] = []
+    with DAG("decorated_connection", schedule=None) as dag:
+
+        @task.flow(**{**USUAL, **AGAIN}, flows_conn_id="not_there")
+        def make() -> dict[str, Any]:
+            calls.append(1)
+            if len(calls) > 1:
+                raise LookupError("gone")
+            return {"inputs": "A chair", "flows_conn_id": "generio_default"}
+
+        make()
+
+    result = run_dag(dag)
+    assert isinstance(result.errors["make"], LookupError)
+    assert (len(calls), emulator.started) == (2, 1), result.log
+    assert [str(run.state) for run in emulator.runs.values()] == ["aborted"]
+
+
 def test_what_is_kept_is_short_and_tells_no_secret(emulator: Emulator, tmp_path: Path) -> None:
     """What lies in XCom during a deferral has no signature, no file's content, and is no reason to refuse a path."""
     with DAG("decorated_kept", schedule=None, default_args={**USUAL, "deferrable": True}) as dag:

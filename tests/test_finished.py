@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,53 @@ async def test_memory_is_written_after_the_events(station: FlowStation, store: F
 
     async with watching(store) as second:
         assert await second.tells("one")
+
+
+async def test_short_interval_remembers_no_earlier(station: FlowStation, store: FileStore) -> None:
+    """Also with an interval of a moment nothing is remembered as told before Airflow must have it, and nothing is told late."""
+    assert FlowRunFinishedTrigger.stored_after == 5.0
+    lasts = 1.0
+    async with watching(store, stored_after=lasts) as watcher:
+        assert await until(store.content)
+        told: list[float] = []
+        for name in ("one", "two"):
+            over(station, name)
+            assert await until(lambda name=name: name in watcher.ids)
+            told.append(time.monotonic())
+            assert not {"one", "two"} & kept(store)
+        assert told[1] - told[0] < lasts
+        assert await until(lambda: "one" in kept(store))
+        assert time.monotonic() - told[0] > lasts - OFTEN
+        assert await until(lambda: "two" in kept(store))
+        assert time.monotonic() - told[1] > lasts - OFTEN
+
+
+def kept(store: FileStore) -> set[str]:
+    """Give the ids that are remembered as told."""
+    return {key for memory in store.content().values() for key in memory["told"]}
+
+
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+async def test_services_own_clock_says_what_was_before(station: FlowStation, store: FileStore, ahead: int) -> None:
+    """Where the first list tells no ends, a clock of ours that is wrong by an hour loses no run, and tells none of before."""
+
+    def row(key: str) -> dict[str, Any]:
+        moved = {name: at + ahead for name, at in station.row(key).items() if name.endswith("_at")}
+        return {**station.row(key), **moved}
+
+    def listing(rows: list[dict[str, Any]]) -> Answer:
+        return Answer(rows, headers={"Date": formatdate(time.time() + ahead, usegmt=True)})
+
+    over(station, "before", ago=100)
+    station.listing = lambda _: listing([{"flow_id": "before"}])
+    station.look = lambda *_: Answer({"detail": "Oh no"}, 500)
+    async with watching(store) as watcher:
+        assert await until(store.content)
+        over(station, "new")
+        station.listing = lambda _: listing([row(key) for key in list(station.runs)])
+        assert await watcher.tells("new")
+        await looked(station, 3)
+    assert watcher.ids == ["new"]
 
 
 async def test_run_that_took_long_is_not_missed(station: FlowStation, store: FileStore) -> None:

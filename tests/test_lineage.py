@@ -200,6 +200,9 @@ def test_names_carry_no_secret() -> None:
     place = Place.of("https://user:secret@files.example/a.png?sig=secret#part")
     assert place is not None
     assert (place.namespace, place.name) == ("https://files.example", "a.png")
+    signed = Place.of("az://box/a.png?sv=2024&sig=secret")
+    assert signed is not None
+    assert (signed.namespace, signed.name) == ("az://box", "a.png")
     assert Place.of("no uri") is None
 
 
@@ -227,6 +230,38 @@ def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
     assert (shown["seed"], shown["path"], shown["text"]) == (7, str(PICTURE), f"left out: {MOST_BYTES + 2} bytes")
     assert len(told({str(number): number for number in range(10 * MOST_PARAMETERS)})) == MOST_PARAMETERS
     assert told(None) == told("text") == {}
+
+
+SIGNED = "https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=0123456789abcdef0123"
+
+
+def test_signed_urls_among_parameters_are_told_without_their_signature() -> None:
+    """Where parameters are shown a signed URL, also within a text, has no query; one that is not signed stays whole."""
+    given = {
+        "texture": SIGNED,
+        "deep": [{"in": f"see {SIGNED} and gs://b/k?Signature=short, and that"}],
+        "page": "https://a.example/?q=1",
+    }
+    assert told(given) == {
+        "texture": "https://store.example/a.png",
+        "deep": [{"in": "see https://store.example/a.png and gs://b/k and that"}],
+        "page": "https://a.example/?q=1",
+    }
+
+
+def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, events: Events) -> None:
+    """The service gets the URL whole; the log, what the service's refusal repeats of it, XCom and lineage have no signature."""
+    emulator.switches.unknown_parameter = "ignore"
+    with DAG("lineage_signed", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **{**CHAIR, "parameters": {"texture_from": SIGNED}}, validate=False, **OFTEN)
+    result = run_dag(dag)
+
+    (run,) = emulator.runs.values()
+    assert run.parameters["texture_from"] == SIGNED
+    (event,) = events.of("run")
+    assert event["run"]["facets"][FACET]["parameters"] == {"texture_from": "https://store.example/a.png"}
+    for shown in (json.dumps(event), json.dumps(result.xcoms), result.log):
+        assert "0123456789abcdef0123" not in shown
 
 
 WITHOUT = """

@@ -80,10 +80,14 @@ class Watcher:
 
 
 @asynccontextmanager
-async def watching(store: Any = None, **arguments: Any) -> AsyncIterator[Watcher]:
-    """Run a trigger as a triggerer does, from the start of the block to its end, where it is cancelled."""
+async def watching(store: Any = None, *, stored_after: float = OFTEN, **arguments: Any) -> AsyncIterator[Watcher]:
+    """Run a trigger as a triggerer does, from the start of the block to its end, where it is cancelled.
+
+    :param stored_after: seconds; the real ones would make a test take minutes.
+    """
     trigger = FlowRunFinishedTrigger(**{"poll_interval": OFTEN, **arguments})
     trigger.asset_state_store = store
+    trigger.stored_after = stored_after
     watcher = Watcher()
 
     async def run() -> None:

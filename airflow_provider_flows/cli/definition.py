@@ -59,6 +59,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        message = f"{text!r} is no number of flow runs"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
 class _Rest(Arg):
     """All arguments that follow, also those that begin with a dash and --help, for a command with a parser of its own."""
 
@@ -74,6 +81,9 @@ CONN_ID = Arg(
 FLOW = Arg(("flow",), help="Name or id of the flow")
 RUN = Arg(("flow_run_id",), metavar="RUN", help="Id of the flow run")
 STATE = Arg(("--state",), help="Only those in this state: created, starting, running, aborting, completed, failed or aborted")
+LIMIT = Arg(
+    ("--limit",), type=_count, default=100, metavar="N", help="The most that are printed, the newest; 0 for all (default: 100)"
+)
 INPUT = Arg(
     ("-i", "--input"),
     action="append",
@@ -116,7 +126,7 @@ ON_INTERRUPT = Arg(
     choices=("ask", "abort", "leave"),
     default="ask",
     help="What Ctrl-C does: ask whether to abort the flow run, abort it, or leave it going. Without a terminal nothing is\n"
-    "asked and the flow run is left going (default: ask)",
+    "asked and the flow run is left going (default: ask). SIGTERM, and SIGHUP where the terminal is closed, ask nothing either",
 )
 ASSET = Arg(
     ("--asset",),
@@ -143,7 +153,7 @@ def get_commands() -> list[GroupCommand]:
     commands = (
         _command("list", "looking", "List the flows that can be run"),
         _command("describe", "looking", "Tell what a flow takes and gives", FLOW),
-        _command("runs", "looking", "List the account's flow runs, newest first", STATE),
+        _command("runs", "looking", "List the account's flow runs, newest first", STATE, LIMIT),
         _command("get", "looking", "Tell how a flow run is now", RUN),
         _command("outputs", "looking", "List the outputs of a flow run that is over", RUN),
         _command(

@@ -19,7 +19,9 @@ class Exit(IntEnum):
     TIMEOUT = 4, "--timeout passed; the flow run goes on"
     NOT_FOUND = 5, "the service knows no such flow, flow run or output"
     REFUSED = 6, "the service refuses the key"
+    HUNG_UP = 129, "the terminal was closed (SIGHUP); a flow run that was started goes on"
     INTERRUPTED = 130, "Ctrl-C; a flow run that was started goes on"
+    TERMINATED = 143, "SIGTERM; a flow run that was started goes on"
 
     meaning: str
 

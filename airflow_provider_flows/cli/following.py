@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from airflow_provider_flows.cli.asking import agreed, at_a_terminal
+from airflow_provider_flows.cli.ending import Ended
 from airflow_provider_flows.cli.fetching import again
 from airflow_provider_flows.cli.printing import harmless, say
 from airflow_provider_flows.flow.errors import FlowError, FlowNotFound, FlowServiceError, FlowTimeout
@@ -41,18 +42,18 @@ def followed(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Namesp
     except FlowTimeout as error:
         message = f"{error} The flow run goes on; watch it: {again('watch', flow_run_id, args)}"
         raise FlowTimeout(message) from error
-    except KeyboardInterrupt:
-        return interrupted(hook, flow_run_id, args)
+    except KeyboardInterrupt as by:
+        return interrupted(hook, flow_run_id, args, by)
     except FlowServiceError as error:
         if not isinstance(error, FlowNotFound):
             _left(flow_run_id, args)
         raise
 
 
-def interrupted(hook: FlowsHook, flow_run_id: str, args: Namespace) -> FlowRun | None:
-    """Do what Ctrl-C is to do to a flow run: gives it if it was stopped and is over, None if it goes on."""
+def interrupted(hook: FlowsHook, flow_run_id: str, args: Namespace, by: KeyboardInterrupt) -> FlowRun | None:
+    """Do what Ctrl-C, or a signal like it, is to do to a flow run: gives it if it was stopped and is over, None if it goes on."""
     try:
-        if not _unwanted(flow_run_id, args.on_interrupt):
+        if not _unwanted(flow_run_id, args.on_interrupt, by):
             _left(flow_run_id, args)
             return None
         run = hook.see_off(flow_run_id)
@@ -68,8 +69,8 @@ def interrupted(hook: FlowsHook, flow_run_id: str, args: Namespace) -> FlowRun |
     return run if run is not None and run.final else None
 
 
-def _unwanted(flow_run_id: str, on_interrupt: str) -> bool:
-    if on_interrupt == "ask" and at_a_terminal():
+def _unwanted(flow_run_id: str, on_interrupt: str, by: KeyboardInterrupt) -> bool:
+    if on_interrupt == "ask" and at_a_terminal() and not isinstance(by, Ended):
         return agreed(f"Abort the flow run {flow_run_id}?")
     return on_interrupt == "abort"
 

@@ -19,8 +19,9 @@ from typing import Any
 import structlog
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, redact
 
+from airflow_provider_flows.cli.ending import signals
 from airflow_provider_flows.cli.exits import Exit
-from airflow_provider_flows.cli.printing import say
+from airflow_provider_flows.cli.printing import INTERRUPTED, say
 from airflow_provider_flows.flow.errors import (
     FlowAuthError,
     FlowError,
@@ -51,8 +52,10 @@ def command(function: Callable[[Namespace], Exit | None]) -> Callable[[Namespace
 
     @wraps(function)
     def framed(args: Namespace) -> None:
-        with _own_log(verbose=args.verbose), _all_connections():
+        with _own_log(verbose=args.verbose), _all_connections(), signals() as came:
             code = _code(function, args)
+        if code is Exit.INTERRUPTED and came:
+            code = came[-1]
         if code:
             raise SystemExit(int(code))
 
@@ -68,7 +71,7 @@ def _code(function: Callable[[Namespace], Exit | None], args: Namespace) -> Exit
     try:
         return function(args) or Exit.DONE
     except KeyboardInterrupt:
-        say("Interrupted.")
+        say(INTERRUPTED)
         return Exit.INTERRUPTED
     except FlowError as error:
         say(error)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.cli.frame import command
-from airflow_provider_flows.cli.printing import show_many, show_one
+from airflow_provider_flows.cli.printing import say, show_many, show_one
 from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.flow.run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
@@ -43,7 +43,10 @@ def runs(args: Namespace) -> None:
         message = f"--state must be one of {', '.join(each for each in FlowState if each is not state)}, not {args.state!r}"
         raise FlowInputError(message)
     found = FlowsHook.get_hook(args.conn_id).list_runs(state)
-    show_many([seen(run) for run in found], args.output, RUN_COLUMNS)
+    shown = found[: args.limit or None]
+    show_many([seen(run) for run in shown], args.output, RUN_COLUMNS)
+    if more := len(found) - len(shown):
+        say(f"{more} more, which are older, are not shown; --limit 0 shows all.")
 
 
 @command

@@ -16,6 +16,8 @@ from airflow.cli.simple_table import AirflowConsole, SimpleTable
 from rich.text import Text
 from tabulate import tabulate
 
+INTERRUPTED = "Interrupted."
+
 
 def harmless(text: object) -> str:
     """Give a text with every character written out that a terminal would obey or not show: control, direction, line ends."""

@@ -16,9 +16,9 @@ from airflow_provider_flows.cli.fetching import ENDED, again, ended, reason
 from airflow_provider_flows.cli.following import followed, interrupted
 from airflow_provider_flows.cli.frame import command
 from airflow_provider_flows.cli.looking import seen
-from airflow_provider_flows.cli.printing import say, show_one
+from airflow_provider_flows.cli.printing import INTERRUPTED, say, show_one
 from airflow_provider_flows.definitions import refuse
-from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowServiceError
+from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowInvalid, FlowServiceError
 from airflow_provider_flows.flow.findings import Findings
 from airflow_provider_flows.flow.starting import Order, Record
 from airflow_provider_flows.hooks import FlowsHook
@@ -84,14 +84,17 @@ class _Start:
     def made(self) -> FlowRun | None:
         """Start the flow run; None if Ctrl-C came before it was started, or it was left going then.
 
+        :raises FlowInputError: the service refuses the arguments.
         :raises FlowServiceError: it was not started, as far as can be found out; what cannot is said.
         """
         try:
             made = self._hook.start(self._order, record=self._record, keep=self._keep, validate=self._validate)
             if self._lasts:
                 say(f"The {made} is started.")
-        except KeyboardInterrupt:
-            return self._interrupted()
+        except KeyboardInterrupt as by:
+            return self._interrupted(by)
+        except FlowInvalid as error:  # what was sent is refused, so nothing is paid
+            raise FlowInputError(str(error)) from error
         except FlowServiceError as error:
             found = self._found_again() if error.in_doubt and self._sent else None
             if found is None:
@@ -110,16 +113,16 @@ class _Start:
         elif self._hook.service.steps and record.flow_run_id is not None:
             say(f"The flow run {record.flow_run_id} of flow {self._order.flow} is made; its inputs are sent now.")
 
-    def _interrupted(self) -> FlowRun | None:
+    def _interrupted(self, by: KeyboardInterrupt) -> FlowRun | None:
         """Delete a run that was not started; ask about one that was."""
         if not self._sent:
-            say(f"Interrupted. The flow {self._order.flow} was not run.")
+            say(f"{INTERRUPTED} The flow {self._order.flow} was not run.")
             return None
-        say("Interrupted.")
+        say(INTERRUPTED)
         going = self._found_again()
         if going is None:
             return None
-        return going if going.final else interrupted(self._hook, going.flow_run_id, self._args)
+        return going if going.final else interrupted(self._hook, going.flow_run_id, self._args, by)
 
     def _found_again(self) -> FlowRun | None:
         """Give the run if it was started, else delete what was made of it; say what could not be found out. None without one."""

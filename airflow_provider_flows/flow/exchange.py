@@ -9,10 +9,9 @@ it from coming), or yields a `Pause` and is sent None when the time is over; wha
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +28,7 @@ from airflow_provider_flows.flow.errors import (
     FlowRateLimited,
     FlowServiceError,
 )
+from airflow_provider_flows.flow.moments import http_date
 
 if TYPE_CHECKING:
     from airflow_provider_flows.flow.sink import Sink
@@ -104,15 +104,10 @@ class Response:
         if not told:
             return None
         try:
-            seconds = float(told) if told[:1].isdigit() else _epoch(parsedate_to_datetime(told)) - now
+            seconds = float(told) if told[:1].isdigit() else http_date(told) - now
         except (ValueError, TypeError, OverflowError):
             return None
         return max(0.0, seconds)
-
-
-def _epoch(moment: datetime) -> float:
-    """Give epoch seconds; the dates of HTTP are in UTC, also where they do not say so."""
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +268,7 @@ def check(request: Request, response: Response, now: float | None = None) -> Non
     if response.ok:
         return
     kind, hint = MEANINGS.get(response.status, (FlowServiceError, "The service could not answer; try again later."))
-    moment = datetime.now(tz=UTC).timestamp() if now is None else now
+    moment = time.time() if now is None else now
     message = f"{request} was answered with HTTP {response.status}. {hint} The service says: {reason(response)}"
     raise kind(message, status=response.status, retry_after=response.retry_after(moment))
 

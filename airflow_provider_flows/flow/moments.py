@@ -47,6 +47,18 @@ def epoch(moment: DateTime) -> float:
     return datetime.__sub__(moment, _first_moment()).total_seconds()
 
 
+def http_date(told: str) -> float:
+    """Read a date of HTTP into epoch seconds; it is in UTC, also where it does not say so.
+
+    :raises ValueError: it is none.
+    :raises OverflowError: nor any that there will be.
+    """
+    from email.utils import parsedate_to_datetime  # needed where a service tells one
+
+    moment = parsedate_to_datetime(told)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
 @cache
 def _first_moment() -> DateTime:
     import pendulum  # first used here: importing this module stays cheap

@@ -78,6 +78,7 @@ class Record:
     :param token: marks the run at the service, for the moment in which its id is not known here yet.
     :param flow_run_id: None while the answer to the start was not kept yet: then a run may be there or not.
     :param answer: the whole run (`FlowRun.as_kept`), where the service could not tell of it a second time.
+    :param conn_id: the Airflow connection that the run is reached by.
     """
 
     fingerprint: str
@@ -86,6 +87,7 @@ class Record:
     token: str = field(default_factory=lambda: uuid4().hex)
     flow_run_id: str | None = None
     answer: dict[str, Any] | None = None
+    conn_id: str | None = None
 
     def fits(self, order: Order, lineage: int) -> bool:
         """Whether the record is of an earlier try of this very request."""
@@ -104,8 +106,8 @@ class Record:
                 FlowRun.from_kept(record.answer)
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
-        sound = isinstance(record.flow_run_id, str | None) and isinstance(record.deadline, int | float | None)
-        return record if sound else None
+        texts = isinstance(record.flow_run_id, str | None) and isinstance(record.conn_id, str | None)
+        return record if texts and isinstance(record.deadline, int | float | None) else None
 
 
 Keep = Callable[[Record | None], None]

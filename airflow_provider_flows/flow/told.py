@@ -26,7 +26,7 @@ Ended = tuple[float, "FlowRun"]  # epoch seconds, and the run
 class Edition:
     """Which runs are final at one moment.
 
-    :param asked: the moment, in epoch seconds.
+    :param asked: the moment, in epoch seconds, by the service's clock where that is known.
     :param ended: the runs, whatever ended last first.
     :param whole: whether there are no others of which it is just not known yet.
     """
@@ -53,7 +53,8 @@ class Told:
 
     The first look tells nothing: what is over by then is nobody's news. A run that it saw under way is told, be it that it ended
     before another one that was over by then: a list is not the state of one moment. It is the service's own clock that counts, as
-    long as it tells when runs ended; and a run's end, not its beginning, so that one that took long is not missed.
+    long as it tells when runs ended, or its answers have a Date; and a run's end, not its beginning, so that one that took long
+    is not missed. This machine's clock counts only for a first list that tells neither.
     """
 
     def __init__(self, memory: Any = None) -> None:
@@ -70,7 +71,7 @@ class Told:
     @property
     def memory(self) -> dict[str, Any]:
         """What must be kept, as plain JSON values: `since` in epoch seconds, and `told`, the ends by id."""
-        return {"since": self._since, "told": self._ends}
+        return {"since": self._since, "told": dict(self._ends)}
 
     def news(self, edition: Edition, wanted: Callable[[FlowRun], bool]) -> list[FlowRun]:
         """Give the runs that were not told yet, in the order in which they ended; they count as told from now on."""
