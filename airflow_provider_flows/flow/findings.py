@@ -72,7 +72,7 @@ class Findings:
         :raises FlowInputError: naming all of it.
         """
         if self:
-            raise self.error(fate)
+            raise self.error(fate) from None  # what led to one of them may show what must not be told
 
 
 @contextmanager
