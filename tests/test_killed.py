@@ -274,7 +274,7 @@ class AtOnceHook(GenerioHook):
 class AtOnceOperator(RunFlowOperator):
     """The operator at that service."""
 
-    def _hook(self) -> AtOnceHook:
+    def _hook(self, conn_id: str | None = None) -> AtOnceHook:  # noqa: ARG002  # there is one
         return AtOnceHook("generio_default")
 
 
