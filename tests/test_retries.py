@@ -52,10 +52,10 @@ def test_only_what_may_get_better_is_tried_again(emulator: Emulator, fault: Faul
 
 @needs("retry policies")
 def test_argument_that_cannot_be_sent_is_not_tried_again(emulator: Emulator) -> None:
-    """An argument found wrong before any request ends the task at its first try."""
+    """An argument found wrong before there is a run ends the task at its first try."""
     ended = tried("retries_input", **{**CHAIR, "inputs": 42})
     assert (ended.tries, ended.state) == (1, "failed")
-    assert emulator.requests == ()
+    assert [request.path for request in emulator.requests] == ["/templates"]
 
 
 @needs("retry policies")
