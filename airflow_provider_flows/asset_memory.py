@@ -58,9 +58,11 @@ class AssetMemory:
 
     async def keep(self) -> None:
         """Keep what is due, the latest of it; what cannot be written is tried again the next time."""
-        due = [value for at, value in self._waiting if at <= time.monotonic() + SLACK]
-        if due and await self._write(due[-1]):
-            self._waiting = self._waiting[len(due) :]
+        due = sum(at <= time.monotonic() + SLACK for at, _ in self._waiting)
+        if due:
+            self._waiting = self._waiting[due - 1 :]
+            written = await self._write(self._waiting[0][1])
+            self._waiting = self._waiting[written:]
 
     async def _write(self, value: Any) -> bool:
         """Write; gives whether that went well."""

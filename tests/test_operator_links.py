@@ -160,7 +160,7 @@ def test_task_without_a_run_has_no_link(emulator: Emulator) -> None:
     assert links(result) == {"run": {"Flow run": None, "Outputs": None}}
     assert "Failed to push an xcom" not in result.log
     assert result.xcoms["run"] == {RUN_LINK_KEY: "", OUTPUTS_LINK_KEY: ""}
-    assert emulator.requests == ()
+    assert emulator.runs == {}
 
 
 AMAZON = "https://console.aws.amazon.com/s3"
