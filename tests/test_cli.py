@@ -280,7 +280,7 @@ def test_a_start_that_fails_halfway_is_told_and_leaves_nothing(emulator: Emulato
     """The id is told before the inputs are sent; a run whose inputs are refused is deleted again and never paid."""
     emulator.fault(Fault("POST", "*/inputs", times=None, status=422, body=b'{"detail": "no chairs"}'))
     ended = flows(QUICK)
-    assert (ended.code, ended.out) == (1, "")
+    assert (ended.code, ended.out) == (2, "")
     first, last = ended.err.splitlines()
     assert "is made" in first
     assert "no chairs" in last

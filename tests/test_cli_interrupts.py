@@ -83,7 +83,7 @@ def test_only_yes_aborts(flow_emulator: Emulator, flows: Flows, answer: str, cod
 
 def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: Flows) -> None:
     """Also at a terminal SIGTERM leaves the run going without a question; with --on-interrupt abort it stops it."""
-    flow_emulator.run_seconds = 5
+    before = signal.getsignal(signal.SIGTERM)
     for more, code, state in (("", 143, {"starting", "running"}), (" --on-interrupt abort", 3, {"aborted"})):
         flow_emulator.reset()
         flow_emulator.run_seconds = 5
@@ -92,7 +92,7 @@ def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: Flows) -> None:
             ended = flows(RUN + more)
         (run,) = flow_emulator.runs.values()
         assert (ended.code, run.moment.state in state) == (code, True)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_sigterm_before_the_start_pays_nothing(flow_emulator: Emulator, flows: Flows) -> None:

@@ -30,7 +30,7 @@ class Ended(KeyboardInterrupt):
 def signals() -> Iterator[list[Exit]]:
     """Let these signals raise `Ended` in the block; gives the exit codes of those that came.
 
-    One that somebody has a use for already, or that is ignored (nohup), is left to them.
+    One that is ignored (nohup) stays so.
     """
     came: list[Exit] = []
     terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
@@ -42,11 +42,12 @@ def signals() -> Iterator[list[Exit]]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
         raise Ended(came[-1])
 
-    free = [number for number in CODES if signal.getsignal(number) is signal.SIG_DFL]
-    for number in free:
+    before = {number: signal.getsignal(number) for number in CODES}
+    heeded = {number: handler for number, handler in before.items() if handler not in {signal.SIG_IGN, None}}
+    for number in heeded:
         signal.signal(number, end)
     try:
         yield came
     finally:
-        for number in free:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in heeded.items():
+            signal.signal(number, handler)
