@@ -27,7 +27,7 @@ from airflow.sdk.log import redact
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.db import initdb
 from airflow.utils.session import create_session
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 
 from tests.versions import DagBag
 
@@ -86,11 +86,20 @@ def ensure_database() -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Airflow's dependencies say of each other at their first import
+        event.listen(Engine, "connect", _waiting_for_no_disk)
         initdb()
         DagBundlesManager().sync_bundles_to_db()
         if not hasattr(supervisor.in_process_api_server, "cache_clear"):  # Airflow keeps it from 3.2 on
             supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
         assert supervisor.in_process_api_server().app
+
+
+def _waiting_for_no_disk(connection: Any, _: object) -> None:
+    """Let SQLite leave it to the system when a commit is on the disk: this database outlives no test session.
+
+    A task makes dozens of commits, each of which else costs milliseconds, or many where others write too.
+    """
+    connection.execute("PRAGMA synchronous=OFF")
 
 
 def _register(dag: DAG) -> None:

@@ -7,18 +7,16 @@ waiting, however often it looks, sees the very same run.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import Event, Thread
 from typing import Any
 
 import requests
 from airflow.sdk import DAG, BaseOperator
 
-from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.emulator import Emulator, RecordedRequest
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
 from tests.airflow_run import DagResult, run_dag
@@ -110,34 +108,28 @@ def start_elsewhere(emulator: Emulator) -> str:
     return str(answer.json()["flow_id"])
 
 
+def is_look(asked: RecordedRequest) -> bool:
+    """Tell whether a request is a look at one flow run."""
+    return asked.method == "GET" and asked.path.count("/") == 2 and asked.path.startswith("/flows/")
+
+
 def looks(emulator: Emulator) -> int:
-    """Count the looks at flow runs that were answered in whatever way."""
-    return sum(
-        asked.method == "GET" and asked.path.count("/") == 2 and asked.path.startswith("/flows/") for asked in emulator.requests
-    )
+    """Count the looks at flow runs, in whatever way they were answered."""
+    return sum(map(is_look, emulator.requests))
 
 
 @contextmanager
 def moving_on(emulator: Emulator, steps: Sequence[float]) -> Iterator[None]:
-    """Push the emulator's clock by one of the steps after each look, so that the looks themselves make the run go on."""
-    over = Event()
+    """Push the emulator's clock by one of the steps before each look but the first, so that the looks make the run go on."""
+    left = iter((0.0, *steps))
 
-    def push() -> None:
-        done = 0
-        while done < len(steps) and not over.is_set():
-            if looks(emulator) > done:
-                time.sleep(0.02)  # the answer to that look must be on its way
-                emulator.advance(steps[done])
-                done += 1
-            over.wait(0.002)
+    def push(asked: RecordedRequest) -> None:
+        if is_look(asked):
+            emulator.advance(next(left, 0.0))
 
-    thread = Thread(target=push)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    emulator.on_request(push)
+    yield
+    emulator.on_request(None)
 
 
 def wait_in(mode: str, emulator: Emulator, steps: Sequence[float] = (), **arguments: Any) -> Story:

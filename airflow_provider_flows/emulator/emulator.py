@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -129,6 +129,14 @@ class Emulator:
     def advance(self, seconds: float) -> None:
         """Push the emulator's clock forward: runs go on, URLs expire."""
         self._world.clock.advance(seconds)
+
+    def on_request(self, listener: Callable[[RecordedRequest], None] | None) -> None:
+        """Have a listener told of each request that comes in from now on, until :meth:`reset`; None for nobody.
+
+        It is told before anything is done with the request, which so meets what the listener does: with :meth:`advance`
+        looks themselves make a flow run go on, however fast or slowly the machine makes them.
+        """
+        self._world.listener = listener
 
     @property
     def requests(self) -> tuple[RecordedRequest, ...]:

@@ -70,6 +70,8 @@ class Gate:
         body = await _whole(receive)
         record = _record(scope, body)
         self.world.records.add(record)
+        if self.world.listener is not None:
+            self.world.listener(record)
         fault = self.world.faults.take(record.method, record.path)
         if fault is None:
             await self.app(scope, _replay(body, receive), _noting(record, send))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hmac
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import RLock
 
@@ -15,7 +16,7 @@ from airflow_provider_flows.emulator.clock import Clock
 from airflow_provider_flows.emulator.faults import FaultBook
 from airflow_provider_flows.emulator.graphs import FlowGraph, sample_graphs
 from airflow_provider_flows.emulator.plans import PlanQueue
-from airflow_provider_flows.emulator.records import Records
+from airflow_provider_flows.emulator.records import RecordedRequest, Records
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
 from airflow_provider_flows.emulator.switches import Switches
 
@@ -36,6 +37,8 @@ class World:
     graphs: dict[str, FlowGraph] = field(default_factory=sample_graphs)
     images: dict[str, str] = field(default_factory=dict, repr=False)
     signing_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    # Told of each request before anything is done with it.
+    listener: Callable[[RecordedRequest], None] | None = None
     # Held by whatever looks at a flow run and then changes it.
     lock: RLock = field(default_factory=RLock, repr=False)
 
@@ -54,6 +57,7 @@ class World:
             self.switches.update(switches.as_dict())
             self.run_seconds = seconds
             self.clock.reset()
+            self.listener = None
             for book in (self.faults, self.plans, self.records, self.runs, self.paid, self.images):
                 book.clear()
             self.graphs.clear()
