@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import sqlite3
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,14 +86,26 @@ def ensure_database() -> None:
     This is what makes the first run of a session slow: 2 s for the tables, and 5 s in which Airflow builds every
     version of its task API, although only the newest is asked.
     """
+    empty_database()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Airflow's dependencies say of each other at their first import
-        event.listen(Engine, "connect", _waiting_for_no_disk)
-        initdb()
+        warnings.simplefilter("ignore")  # as above
         DagBundlesManager().sync_bundles_to_db()
         if not hasattr(supervisor.in_process_api_server, "cache_clear"):  # Airflow keeps it from 3.2 on
             supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
         assert supervisor.in_process_api_server().app
+
+
+@functools.cache
+def empty_database() -> Path:
+    """Create the tables of the test session's Airflow, once, and give a copy for Airflows in other folders to begin with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Airflow's dependencies say of each other at their first import
+        event.listen(Engine, "connect", _waiting_for_no_disk)
+        initdb()
+    home = Path(os.environ["AIRFLOW_HOME"])
+    with closing(sqlite3.connect(home / "airflow.db")) as made, closing(sqlite3.connect(home / "empty.db")) as copy:
+        made.backup(copy)
+    return home / "empty.db"
 
 
 def _waiting_for_no_disk(connection: Any, _: object) -> None:

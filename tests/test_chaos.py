@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.airflow_run import empty_database
 from tests.chaos.__main__ import _chosen, _parser
 from tests.chaos.case import Scenario
 from tests.chaos.report import Row, play_all
@@ -35,7 +36,7 @@ def played() -> list[Scenario]:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Start Airflow, the services and the proxies, once."""
-    with Stage(tmp_path_factory.mktemp("chaos"), played(), outage=OUTAGE) as stage:
+    with Stage(tmp_path_factory.mktemp("chaos"), played(), outage=OUTAGE, database=empty_database()) as stage:
         yield stage
 
 

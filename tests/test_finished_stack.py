@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.emulator import Emulator
+from tests.airflow_run import empty_database
 from tests.modes import FLOW, start_elsewhere
 from tests.versions import lacks, needs
 from tools.airflow_stack import Stack
@@ -80,7 +81,8 @@ def test_dag_starts_by_a_flow_run_that_ended(tmp_path: Path) -> None:
     (dags / "watches.py").write_text(textwrap.dedent(DAGS))
     with Emulator(key=KEY, run_seconds=0.5) as emulator:
         before = start_elsewhere(emulator)
-        with Stack(tmp_path, dags, environment={**emulator.connections, **HURRIED}, tuned=True, parallelism=2) as airflow:
+        settings = {**emulator.connections, **HURRIED}
+        with Stack(tmp_path, dags, environment=settings, tuned=True, parallelism=2, database=empty_database()) as airflow:
             soon(lambda: remembered(airflow) == [{before}] * 2)
             first = start_elsewhere(emulator)
             soon(lambda: runs_of(airflow, "on_finished"))

@@ -1,14 +1,12 @@
-"""Tests of lineage: the events that the real openlineage provider writes for real tasks, and that nothing is missed without it.
+"""Tests of lineage: the events that the real openlineage provider writes for real tasks.
 
-How files are named is tested here too; what a run's outputs are is tested with the operator.
+How files are named is tested here too; what a run's outputs are is tested with the operator. That nothing is missed without
+that provider is told by third_service/checks.py, whose Airflow has none.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from airflow_provider_flows.traced import MOST_BYTES, MOST_PARAMETERS, told
 from tests.airflow_run import run_dag
 from tests.modes import MODES, wait_in
 from tests.tries import BOTH, CHAIN, CHAIR
-from tools.airflow_settings import own_environment
 
 FACET = "flows_flowRun"
 PICTURE = Path(__file__).parent.parent / "example_dags" / "images" / "chair.png"
@@ -266,47 +263,3 @@ def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, e
     assert said.startswith("The service says: no texture at https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=***")
     for shown in (json.dumps(event), json.dumps(result.xcoms), result.log, said):
         assert "0123456789abcdef0123" not in shown
-
-
-WITHOUT = """
-import importlib.metadata
-import sys
-
-import importlib_metadata
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "openlineage" or name.startswith("airflow.providers.openlineage"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-def hide(module):
-    known = module.distributions
-    module.distributions = lambda **given: (one for one in known(**given) if "openlineage" not in one.name)
-
-hide(importlib.metadata)
-hide(importlib_metadata)
-sys.meta_path.insert(0, Blocked())
-from airflow.sdk import DAG
-from airflow_provider_flows.operators import RunFlowOperator
-from tests.airflow_run import run_dag
-
-with DAG("without", schedule=None) as dag:
-    RunFlowOperator(task_id="run", flow="model_generate_fromprompt", inputs="A chair", poll_interval=0.1, max_poll_interval=0.2)
-result = run_dag(dag)
-assert result.state == "success", result.log
-assert result.xcoms["run"]["flow_run_link"]
-assert not [name for name in sys.modules if name.startswith(("openlineage", "airflow.providers.openlineage"))]
-print("all is well")
-"""
-
-
-def test_nothing_is_missed_without_the_provider(flow_emulator: Emulator, tmp_path: Path) -> None:
-    """Where neither the provider nor its library is there, a task runs as ever and imports nothing of either."""
-    flow_emulator.run_seconds = 0
-    (tmp_path / "dags").mkdir()
-    environment = own_environment(tmp_path, tmp_path / "dags") | flow_emulator.connections
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT], env=environment, capture_output=True, text=True, timeout=110, check=False
-    )
-    assert done.stdout.endswith("all is well\n"), done.stdout[-3000:] + done.stderr[-3000:]

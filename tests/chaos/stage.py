@@ -72,12 +72,20 @@ class Stage(AbstractContextManager["Stage"]):
     """All that the scenarios need, from `with` to the end of the block."""
 
     def __init__(
-        self, home: Path, scenarios: Iterable[Scenario], *, parallelism: int = 6, outage: float = 60.0, many: int = 50
+        self,
+        home: Path,
+        scenarios: Iterable[Scenario],
+        *,
+        parallelism: int = 6,
+        outage: float = 60.0,
+        many: int = 50,
+        database: Path | None = None,
     ) -> None:
         """Prepare; nothing is started yet.
 
         :param outage: seconds that the service is away in the scenarios that take it away.
         :param many: how many tasks the DAG of many has.
+        :param database: what Airflow begins with, see `Stack`.
         """
         self.home = home.resolve()
         self.home.mkdir(parents=True, exist_ok=True)
@@ -89,6 +97,7 @@ class Stage(AbstractContextManager["Stage"]):
         """Set when the play is broken off: whoever waits gives up."""
         self._parallelism = parallelism
         self._many = many
+        self._database = database
         self._services: dict[tuple[Server, str], Service] = {}
         self._exits = ExitStack()
         self._cases: dict[str, Case] = {}
@@ -107,6 +116,7 @@ class Stage(AbstractContextManager["Stage"]):
                 tuned=True,
                 parallelism=self._parallelism,
                 start_timeout=240,
+                database=self._database,
             )
             exits.enter_context(self.airflow)
             self.schedulers.add(self.airflow.process("scheduler").pid)

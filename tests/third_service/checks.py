@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ import airflow
 import pytest
 from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 from airflow.models.connection import Connection
+from airflow.providers_manager import ProvidersManager
 from airflow.sdk import DAG, task
 from brewery_flows import Brewery, BreweryHook, read_brew
 from packaging.version import Version
@@ -33,6 +35,7 @@ from airflow_provider_flows.sensors import FlowRunSensor
 from tests.airflow_run import DagResult, run_dag
 from tests.brewery_server import FILES, KEY, RECIPES, WORDS, Brewhouse, brewery
 from tests.commands import Ended, caller
+from tests.no_lineage import belongs
 from tests.watchers import watching
 from tests.watching import ended, errors_of, only, until
 
@@ -130,6 +133,18 @@ def test_every_kind_of_task_runs_its_flows(house: Brewhouse, tmp_path: Path) -> 
         assert result.xcoms[name]["flow_run_link"] == f"{CONSOLE}/brews/{returned['flow_run_id']}"
     assert result.xcoms["toast"]["return_value"] == f"{WORDS} Cascade"
     assert house.brews[int(result.xcoms["blocking"]["flow_run_id"])].note["order"] == 7
+
+
+def test_no_lineage_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither the openlineage provider nor its library is there, tasks run as ever and import nothing of either."""
+    monkeypatch.delenv("AIRFLOW__OPENLINEAGE__DISABLED")  # nobody says that it is not wanted
+    with DAG("brewed_without_lineage", schedule=None) as dag:
+        RunFlowOperator(task_id="brew", flow="stout", inputs="Saaz", parameters={"strength": 1}, flows_conn_id="pub", **OFTEN)
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    assert result.xcoms["brew"]["flow_run_link"]
+    assert not [name for name in ProvidersManager().providers if "openlineage" in name]
+    assert not [name for name in sys.modules if belongs(name)]
 
 
 def failed(**arguments: Any) -> DagResult:
