@@ -1,6 +1,6 @@
 """Tests of FlowRunFinishedTrigger: each run that ends is told once, whatever happens to service, list, store and triggerer.
 
-They run it in an event loop, against services over a socket; that a DAG starts by it is shown in test_finished_stack.py.
+They run it in an event loop, against services over a socket; that a DAG starts by it is shown in test_stack.py.
 """
 
 from __future__ import annotations

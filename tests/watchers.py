@@ -1,6 +1,6 @@
 """What the tests of FlowRunFinishedTrigger share: a store that outlives triggers, and a watcher from its start to its end.
 
-It asserts nothing. That Airflow's own store does as well is shown in test_finished.py and in test_finished_stack.py.
+It asserts nothing. That Airflow's own store does as well is shown in test_finished.py and in test_stack.py.
 """
 
 from __future__ import annotations
