@@ -20,6 +20,30 @@ if "airflow" in sys.modules:
     # Airflow reads its settings once, at its first import: it would work on the developer's own database.
     raise pytest.UsageError("Airflow was imported before tests/conftest.py could give it a folder of its own")
 
+# The files that take longest, the longest first, but those that start a whole Airflow not side by side.
+LONGEST = (
+    "test_chaos.py",
+    "test_modes.py",
+    "test_docs.py",
+    "test_lineage.py",
+    "test_deadlines.py",
+    "test_third_service.py",
+    "test_retries.py",
+    "test_faults.py",
+    "test_other_server.py",
+    "test_stack.py",
+    "test_docs_cli.py",
+    "test_sensors.py",
+    "test_watch_lists.py",
+    "test_hostile.py",
+    "test_decorators.py",
+    "test_downloads.py",
+    "test_plugin_site.py",
+    "test_operators.py",
+    "test_provider_info.py",
+    "test_delivery.py",
+)
+
 _HOME = Path(tempfile.mkdtemp(prefix="flows-tests-"))
 (_HOME / "dags").mkdir()
 for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
@@ -31,6 +55,12 @@ os.environ["AIRFLOW__OPENLINEAGE__DISABLED"] = "True"  # whatever the shell says
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts us in the background has it ignored, and whatever the tests start and interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take longest begin first: a long one that began last would be waited for alone."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_unconfigure() -> None:
