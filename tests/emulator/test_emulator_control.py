@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from airflow_provider_flows import emulator as package
-from airflow_provider_flows.emulator import Emulator, Fault, Plan, Switches
+from airflow_provider_flows.emulator import Emulator, Fault, Plan, RecordedRequest, Switches
 from tests.emulator.caller import SAMPLE_FLOW, Caller
 
 
@@ -118,6 +118,23 @@ def test_printed_records_hide_signatures(emulator: Emulator, caller: Caller) -> 
     assert emulator.requests[-1].query["sig"] not in repr(emulator.requests)
 
 
+def test_listener_is_told_before_a_request_is_answered(emulator: Emulator, caller: Caller) -> None:
+    """What a listener does to the clock, the very request that it is told of meets; nobody is told any more when it is gone."""
+    emulator.run_seconds = 100
+    path = f"/flows/{caller.create('a chair')}"
+    heard: list[str] = []
+
+    def listen(asked: RecordedRequest) -> None:
+        heard.append(f"{asked.method} {asked.path}")
+        emulator.advance(60)
+
+    emulator.on_request(listen)
+    assert [caller.get(path)["state"] for _ in range(2)] == ["running", "completed"]
+    emulator.on_request(None)
+    caller.get(path)
+    assert heard == [f"GET {path}"] * 2
+
+
 def spoil(emulator: Emulator, caller: Caller) -> None:
     """Change all that can be changed."""
     emulator.switches.download = "raw"
@@ -127,6 +144,7 @@ def spoil(emulator: Emulator, caller: Caller) -> None:
     emulator.plan(Plan(outcome="failed", times=5))
     emulator.add_graph("mine", {"nodes": [], "edges": []})
     emulator.advance(1000)
+    emulator.on_request(lambda _: emulator.advance(5000))
     caller.create("a chair")
 
 
