@@ -19,8 +19,8 @@ from airflow_provider_flows.sensors import FlowSensorTimeout
 from tests.modes import MODES, OPERATORS, asides, bearer, wait_in
 from tests.versions import lacks, needs
 
-# How long a flow run takes on the emulator's clock, which the looks move on; that clock goes on by itself too, so it is long beside
-# the seconds that a busy machine may need for what a test does.
+# How long a flow run takes on the emulator's clock, which the looks move on. It goes on by itself too, so this is long beside the
+# seconds that a busy machine may need for what a test does.
 SECONDS = 1000.0
 RUN = "The generio flow run ID (flow model_generate_fromprompt)"
 BEGUN = [f"info: {RUN} is starting", f"info: {RUN} is running", f"info: {RUN} is at N% after N s; expected end: T"]
