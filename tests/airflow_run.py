@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import structlog
 from airflow.dag_processing.bundles.manager import DagBundlesManager
 from airflow.dag_processing.collection import update_dag_parsing_results_in_db
@@ -32,6 +33,10 @@ from airflow.utils.session import create_session
 from sqlalchemy import Engine, event, select
 
 from tests.versions import DagBag
+
+# For tests with an execution_timeout: Airflow takes the very alarm by which tests are ended, and hangs if it meets a line that is
+# being logged. A thread ends the whole test process, which the others survive.
+ALARMED = pytest.mark.timeout(120, method="thread")
 
 _BUNDLE = "dags-folder"
 

@@ -12,9 +12,12 @@ import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.flow import errors
+from tests.airflow_run import ALARMED
 from tests.modes import asides
 from tests.tries import BOTH, CHAIR, request, set_up, tried
 from tests.versions import lacks, needs
+
+pytestmark = ALARMED
 
 
 @pytest.fixture

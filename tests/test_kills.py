@@ -24,9 +24,11 @@ from airflow.sdk.execution_time.comms import GetTaskStates
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.kills import is_over
 from airflow_provider_flows.operators import RunFlowOperator
-from tests.airflow_run import run_dag
+from tests.airflow_run import ALARMED, run_dag
 from tests.modes import FLOW, OFTEN, looks, own_lines
 from tests.versions import needs
+
+pytestmark = ALARMED
 
 CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
 

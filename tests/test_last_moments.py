@@ -21,7 +21,7 @@ from airflow_provider_flows.flow.starting import Order, Record
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.outputs import fetch
-from tests.airflow_run import run_dag
+from tests.airflow_run import ALARMED, run_dag
 from tests.modes import FLOW
 from tests.servers import Reply, Station
 
@@ -76,6 +76,7 @@ def test_run_that_completed_in_the_last_moment_is_brought_home(
     assert list(tmp_path.glob("*/*.glb"))
 
 
+@ALARMED
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_execution_timeout_of_the_last_try_stops_the_run(
     flow_emulator: Emulator,

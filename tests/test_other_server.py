@@ -26,6 +26,8 @@ from tests.versions import needs
 from tools.airflow_settings import own_environment
 from tools.airflow_stack import AIRFLOW
 
+pytestmark = pytest.mark.timeout(300)  # its one DAG run has seven tasks, and is the first of a fresh Airflow
+
 PROMPT = "A prompt that nobody else may read"
 DAG = """
 import os
