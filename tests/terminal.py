@@ -17,8 +17,11 @@ from typing import Self
 
 PATIENCE = 60.0  # seconds; an `airflow` takes several to begin
 CTRL_C = "\x03"
-# makes the terminal the one that Ctrl-C at it interrupts, then becomes the program
-_AT_IT = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+# makes the terminal the one that Ctrl-C at it interrupts, and whose end ends it, then becomes the program
+_AT_IT = (
+    "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 _ORDERS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")  # what colours and moves

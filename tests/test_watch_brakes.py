@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from airflow_provider_flows.flow.errors import FlowTimeout
+from airflow_provider_flows.flow.gate import CLOSED_SECONDS
 from airflow_provider_flows.watch import GRACE, MOST_AT_ONCE
 from tests.flow_station import Asked, FlowStation, Told
 from tests.watching import all_ended, ended, errors_of, hurry, only, until
@@ -47,19 +49,19 @@ def refusing_once(station: FlowStation, status: int, **headers: str) -> list[flo
 @pytest.mark.parametrize("status", [429, 503])
 async def test_one_refusal_brakes_everybody_once(station: FlowStation, status: int) -> None:
     """After one Retry-After nobody asks for that long, but for what was under way; then requests begin again, slowly at first."""
-    refused = refusing_once(station, status, Retry_After="1")
+    refused = refusing_once(station, status, Retry_After="2")
 
     runs = await all_ended(station.make(50, 3.0))
 
     assert all(run.completed for run in runs)
     (moment,) = refused
     times = [asked.at for asked in station.asked]
-    assert not [at for at in times if moment + 0.5 < at < moment + 1]
-    assert len([at for at in times if moment < at < moment + 0.5]) <= MOST_AT_ONCE
-    after = [at for at in times if at >= moment + 1][:12]
+    assert not [at for at in times if moment + 1 < at < moment + 2]
+    assert len([at for at in times if moment < at < moment + 1]) <= MOST_AT_ONCE
+    after = [at for at in times if at >= moment + 2][:12]
     gaps = [later - earlier for earlier, later in itertools.pairwise(after)]
     assert gaps[0] > 0.3
-    assert max(gaps[5:]) < gaps[0]
+    assert statistics.median(gaps[5:]) < gaps[0]
 
 
 async def test_503_without_a_time_brakes_nobody_else(station: FlowStation) -> None:
@@ -68,7 +70,9 @@ async def test_503_without_a_time_brakes_nobody_else(station: FlowStation) -> No
 
     assert all(run.completed for run in await all_ended(station.make(30, 1.5)))
 
-    assert len([asked for asked in station.asked if moment[0] < asked.at < moment[0] + 0.5]) >= 30
+    times = [asked.at for asked in station.asked if asked.at > moment[0]]
+    assert len(times) >= 30
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < CLOSED_SECONDS / 2
 
 
 async def test_429_without_a_time_brakes_for_a_while(station: FlowStation) -> None:
@@ -80,7 +84,7 @@ async def test_429_without_a_time_brakes_for_a_while(station: FlowStation) -> No
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert not [asked for asked in station.asked if refused[0] + 0.2 < asked.at < refused[0] + 2.5]
+    assert not [asked for asked in station.asked if refused[0] + 1 < asked.at < refused[0] + 2.5]
 
 
 async def test_most_requests_per_second(station: FlowStation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ from PIL import Image
 
 from airflow_provider_flows.flow import starting
 from airflow_provider_flows.flow.checking import check
+from airflow_provider_flows.flow.definition import FlowDefinition
 from airflow_provider_flows.flow.errors import FlowAuthError, FlowConflict, FlowInputError, FlowMalformed, FlowServiceError
+from airflow_provider_flows.flow.findings import collecting
 from airflow_provider_flows.flow.run import FlowInput, FlowState
 from airflow_provider_flows.flow.services.generio import Generio
 from airflow_provider_flows.flow.services.promptchainer import PromptChainer
@@ -106,12 +108,21 @@ def value(text: Any) -> Callable[[Script], Any]:
     return do
 
 
+def fits(definition: FlowDefinition, variables: dict[str, str]) -> None:
+    """Check variables as a task does.
+
+    :raises FlowInputError: they do not fit.
+    """
+    with collecting(None) as findings:
+        check(definition, variables, None, findings)
+
+
 def chain(*names: str) -> Callable[[Script], Any]:
     """Run a chain and give these fields of its outputs."""
 
     def do(script: Script) -> Any:
         definition, variables = script.hold(P.get_definition("f")), {"color": "red"}
-        check(definition, variables, None)
+        fits(definition, variables)
         found = script.hold(P.start("f", variables, None, None, promised=definition.outputs))
         return found.state.value, [tuple(getattr(output, name) for name in names) for output in found.outputs]
 
@@ -270,7 +281,7 @@ CHAIN_ROWS = [
     *(Row("P-08", f"output {told!r}", chain("status"), chained({"name": "Text", "output": told}), ("failed", ERROR)) for told in ("", None)),
     Row("P-08", "no element", chain("status"), chained(), ("failed", ERROR)),
     Row("P-08", "one of two", chain("status"), chained({"name": "Text", "output": "a"}, {"name": "B"}), ("completed", [("ready",), ("error",)])),
-    Row("P-09", "a missing variable", lambda s: check(s.hold(P.get_definition("f")), {}, None), [INFO], FlowInputError, ["GET /api/flows/getFlowInfo/f"]),
+    Row("P-09", "a missing variable", lambda s: fits(s.hold(P.get_definition("f")), {}), [INFO], FlowInputError, ["GET /api/flows/getFlowInfo/f"]),
     Row("P-10", "no content type", chain("value"), chained({"name": "Text", "output": "hi"}), ("completed", [("hi",)])),
     Row("P-11", "an image's URL", chain("link", "media_type"), chained({"name": "Text", "output": IMAGE}), ("completed", [(True, "image/png")])),
     Row("P-11", "a text with a URL", chain("link", "media_type"), chained({"name": "Text", "output": f"see {IMAGE}"}), ("completed", [(False, "text/plain")])),
