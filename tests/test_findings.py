@@ -29,7 +29,7 @@ from tests.versions import needs
 # what is wrong by itself: the arguments, what is told of it, and whether it takes the service's word to know it
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], bool]] = {
     "file": (
-        {"inputs": ["A chair", Path("/no/such.png")]},
+        {"inputs": ["A chair", "file:///no/such.png"]},
         ("inputs[1] names a file that cannot be read",),
         False,
     ),
