@@ -7,8 +7,8 @@ PYTHON := $(VENV)/bin/python
 # Written last: a set-up that was interrupted has no stamp and is done again.
 STAMP := $(VENV)/.complete
 PYTEST_ARGS ?=
-# Three processes keep two processors busy: tests wait for clocks. The order of the files is that of tests/conftest.py.
-SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Four processes keep two processors busy: tests wait for clocks. The order of the files is that of tests/conftest.py.
+SIDE_BY_SIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 CHAOS_ARGS ?=
 # The benchmarks need other providers to compare with; these have no place in the environment that we develop in.
 BENCH_CONSTRAINTS := constraints/bench.txt
