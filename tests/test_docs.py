@@ -63,6 +63,7 @@ def reader(airflow_home: Path, flow_emulator: Emulator, tmp_path: Path, monkeypa
         path.unlink()
 
 
+@pytest.mark.usefixtures("airflow_database")  # a page's commands may be the first that want one
 @pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS)
 def test_snippets_run(page: Path, reader: Reader) -> None:
     """Each block of the page does what the page says, from top to bottom."""
