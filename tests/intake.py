@@ -82,7 +82,8 @@ class Intake:
 
     def _take(self, connection: socket.socket, early: int | tuple[int, bytes] | None) -> None:
         limit, answer = early if isinstance(early, tuple) else (early, b"")
-        with suppress(ConnectionError), connection, connection.makefile("rb") as stream:
+        # TimeoutError: nobody uses the connection any more, which a pool keeps open
+        with suppress(ConnectionError, TimeoutError), connection, connection.makefile("rb") as stream:
             while head := _head(stream):
                 taken = Taken(head)
                 self.taken.append(taken)
