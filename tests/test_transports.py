@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
@@ -24,12 +25,13 @@ GET = Request("GET", "/flows")
 POST = Request("POST", "/flows", json={"template": "chair"})
 OK = b"HTTP/1.1 200 OK\r\n"
 CUT = say(OK + b"Content-Length: 99\r\n\r\n{")
+TWO_LENGTHS = say(OK + b"Content-Length: 5, 6\r\n\r\nhello")
 BROKEN = [
     reset,
     CUT,
     say(b""),
     say(b"rubbish\r\n\r\n"),
-    say(OK + b"Content-Length: 5, 6\r\n\r\nhello"),
+    TWO_LENGTHS,
     say(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
     say(OK + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd"),
     say(OK + b"X: " + b"a" * 200_000 + b"\r\n\r\n"),
@@ -236,6 +238,13 @@ class TestTrouble:
         with Rude(act) as rude:  # type: ignore[arg-type]
             assert unreachable(door, settings_for(rude.url), POST).may_have_arrived
         assert rude.bodies == [POST.body]
+
+    def test_answer_of_two_lengths_leaves_no_connection_open(self, door: Door) -> None:
+        """Whoever keeps the error keeps no connection with it, although urllib3 leaves this answer open."""
+        with Rude(TWO_LENGTHS) as rude, pytest.raises(FlowUnreachable) as kept:
+            door(settings_for(rude.url), one(POST))
+        mine = [one.raddr.port for one in psutil.Process().net_connections("tcp4") if one.raddr]
+        assert rude.port not in mine, kept.value
 
     def test_read_timeout_may_have_arrived(self, door: Door) -> None:
         """A service that is silent for longer than the read timeout may have acted."""

@@ -59,8 +59,7 @@ class BlockingTransport:
                 data=sent,
                 headers=settings.headers(request),
                 timeout=(settings.connect_timeout, settings.read_timeout),
-                # a CA bundle of the environment would win over the session's own `verify`, so it is said again here
-                verify=None if settings.verify is True else settings.verify,
+                verify=None if settings.verify is True else settings.verify,  # the session's own would give way to environment's
                 auth=lambda prepared: prepared,  # else a ~/.netrc of the machine would replace our credentials
                 allow_redirects=False,
                 stream=True,
@@ -69,7 +68,8 @@ class BlockingTransport:
                 all(map(coming.take, answer.iter_content(CHUNK)))  # to its end, or until no more is wanted
                 return coming.response(answer.url)
         except (OSError, ValueError) as error:  # RequestException is an OSError; others are of bad addresses and CA bundles
-            raise settings.unreachable(request, error, may_have_arrived=_may_have_arrived(error) and may_be_read(sent)) from None
+            told = settings.unreachable(request, error, may_have_arrived=may_be_read(sent) and _may_have_arrived(error))
+        raise told  # out here: the library's error, to which it would be tied, may hold an answer that urllib3 left open
 
 
 def _may_have_arrived(error: Exception) -> bool:
