@@ -1,4 +1,4 @@
-"""Who waits for the flow runs: our trigger, dbt Cloud's trigger, and a plain loop with a session for each run.
+"""Who waits for the flow runs: our trigger, dbt Cloud's trigger, a plain loop with a session for each run, and nobody.
 
 It measures nothing; a contender takes a run and gives how its wait ended.
 """
@@ -15,6 +15,7 @@ from benchmarks.scripted_runs import ScriptedRun
 
 CONN_ID = "flows_bench"
 TOKEN = "benchmark"  # noqa: S105  # protects nothing
+NOBODY = "nobody"  # what is measured then is what measuring costs
 PATIENCE = 3600.0  # seconds; no wait of a benchmark is to end by its own deadline
 
 # Gives one pair for a run: whether it was told to be completed, and what was told.
@@ -30,7 +31,7 @@ def connection_environment(name: str, address: str) -> dict[str, str]:
 
 def load(name: str, address: str, interval: float) -> Contender:
     """Import a contender; it is done in the event loop, where a triggerer does it too."""
-    return {"ours": _ours, "dbt": _dbt, "plain": _plain}[name](address, interval)
+    return {"ours": _ours, "dbt": _dbt, "plain": _plain, NOBODY: _nobody}[name](address, interval)
 
 
 def _ours(_address: str, interval: float) -> Contender:
@@ -93,5 +94,13 @@ def _plain(address: str, interval: float) -> Contender:
                     break
                 await asyncio.sleep(interval)
         yield True, state
+
+    return wait
+
+
+def _nobody(_address: str, _interval: float) -> Contender:
+    async def wait(_run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
+        return
+        yield
 
     return wait

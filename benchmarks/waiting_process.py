@@ -70,7 +70,9 @@ async def measured(name: str, address: str, interval: float, script: Script) -> 
     await asyncio.to_thread(begin, address, origin)
     settled = lag.now() + until(origin + script.spread + SETTLED)
     waits = [wait async for wait in _begun(contender, runs, origin, news)]
-    await asyncio.wait(waits, timeout=until(origin + max(run.ends for run in runs) + GRACE))
+    last = origin + max(run.ends for run in runs)
+    await asyncio.wait(waits, timeout=until(last + GRACE))
+    await asyncio.sleep(until(last))
     cpu, wall = time.process_time() - cpu, time.time() - origin
     lag.stop()
     for wait in waits:
