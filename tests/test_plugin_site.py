@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin.door import HEADERS
 from airflow_provider_flows.plugin.files import NoFileError, opened
-from airflow_provider_flows.plugin.seeing import ANSWERS, Sight
+from airflow_provider_flows.plugin.seeing import ANSWERS, LOOK_SECONDS, Sight
 from airflow_provider_flows.plugin.site import site as pages
 from tests.airflow_run import DagResult, run_dag
 from tests.plugin_rights import HERS, HIS
@@ -178,15 +179,16 @@ def test_the_run_of_a_task_is_told_without_asking_the_service(clients: Site, ser
 
 
 def test_a_run_under_way_is_asked_for_once_by_twenty_tabs(clients: Site, service: Emulator) -> None:
-    """Twenty tabs that look at the same moment cost the service one request."""
+    """Twenty tabs that look at the same moment cost the service one request, or one in each interval if they take long."""
     service.run_seconds = 100
     result = ran("pages_twenty", **CHAIR, wait_for_completion=False)
     flow_run_id = result.xcoms["run"]["flow_run_id"]
     service.advance(40)
     before, path = looks(service, flow_run_id), task_path("pages_twenty", result.run_id, map_index="{MAP_INDEX}")
+    began = time.monotonic()
     with ThreadPoolExecutor(20) as tabs:
         told = list(tabs.map(lambda _: got(clients["vera"], f"json/{path}").json(), range(20)))
-    assert looks(service, flow_run_id) - before == 1
+    assert 1 <= looks(service, flow_run_id) - before <= 1 + (time.monotonic() - began) / LOOK_SECONDS
     assert {one["run"]["state"] for one in told} == {"running"}
     assert all(0.3 < one["run"]["progress"] < 0.6 and one["run"]["expected_end"] and one["again"] for one in told)
 
