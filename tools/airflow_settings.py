@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,11 +51,24 @@ def server_settings(home: Path, port: int, password: str, parallelism: int) -> d
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__FERNET_KEY": _fernet_key(home),
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
     }
+
+
+def _fernet_key(home: Path) -> str:
+    """Give the key of what is encrypted in this Airflow's database, the same at each start.
+
+    Without it each process would read the one in airflow.cfg, which the first of them makes: one that comes meanwhile reads none.
+    """
+    kept = home / "fernet.key"
+    if not kept.exists():
+        kept.touch(mode=0o600)
+        kept.write_text(urlsafe_b64encode(secrets.token_bytes(32)).decode())
+    return kept.read_text()
 
 
 def tuning() -> Mapping[str, str]:
