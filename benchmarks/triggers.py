@@ -28,7 +28,7 @@ RUNS = (100, 1_000, 4_000, 10_000)
 QUICK_RUNS = (100, 1_000)
 CONTENDERS = (NOBODY, "ours", "ours:absent", "dbt", "plain")
 PEER = "dbt"
-OF_NOBODY = ("runs", "cpu", "wall", "lag_max", "lag_p99", "lag_steady_max", "memory")  # the figures that nobody has
+OF_NOBODY = ("runs", "cpu", "wall", "lag_max", "lag_p99", "lag_steady_max", "memory")  # the only figures of it
 LIMIT = 900  # seconds for one contender
 COLUMNS = (
     Column("runs", "runs", ",d"),
@@ -53,11 +53,11 @@ COLUMNS = (
 )
 NOTES = (
     "CPU: of the waiting process, all its threads, from before the contender is imported; core: that, a second of wall time.",
-    "nobody: what measuring costs, above all the lag's ticks; 'of dbt's' is without it where nobody is among the contenders.",
+    "nobody: what measuring costs, above all the lag's ticks; 'of dbt's' is without it if it was measured, the targets never.",
     "Our package is compiled first, as an installer does with the others.",
     "late: from the run's true end at the server to the trigger's event, s.",
     "lag: of the event loop, s, with imports and first look-ups; steady: after all runs have begun.",
-    "ours:absent: the list endpoint answers 404. dbt's https is replaced by http, and nobody logs its polls.",
+    "ours:absent: the list endpoint answers 404. dbt's https is replaced by http, and no contender logs its polls.",
 )
 
 
@@ -152,10 +152,10 @@ def _targets(rows: list[dict[str, Any]], interval: float) -> Iterator[Target]:
         yield Target("4,000 runs, event-loop lag, s", ours["lag_max"], "< 0.25")
         yield Target("4,000 runs, lost", ours["lost"], "0")
     if ours and peer:
-        yield Target("4,000 runs, CPU of dbt's", ours["cpu_of_peer"], "<= 0.1")
+        yield Target("4,000 runs, CPU of dbt's", ours["cpu"] / peer["cpu"], "<= 0.1")
         yield Target("4,000 runs, mean lateness of dbt's", ours["late_mean"] / peer["late_mean"], "<= 1")
     if absent and peer:
-        yield Target("4,000 runs, list absent, CPU of dbt's", absent["cpu_of_peer"], "<= 0.2")
+        yield Target("4,000 runs, list absent, CPU of dbt's", absent["cpu"] / peer["cpu"], "<= 0.2")
     if many := by.get((10_000, "ours")):
         yield Target("10,000 runs, p99 lateness, s", many["late_p99"], f"<= {interval + 0.5:g}")
         yield Target("10,000 runs, part of a core", many["core"], "<= 0.5")

@@ -26,7 +26,7 @@ from benchmarks.serving import ask, begin, until
 LEAD = 1.0  # seconds between the server's being told and the first run
 GRACE = 180.0  # seconds after the last run's end at which what is not told yet is lost
 A_ROUND = 1.0  # seconds; the pause of Airflow's triggerer between two looks at what it is to begin
-SETTLED = A_ROUND + 1.0  # seconds after the last run's begin: from here on the loop's lag is that of steady waiting
+SETTLED = 1.0  # seconds after the last wait's begin: from here on the loop's lag is that of steady waiting
 
 
 @dataclass(slots=True)
@@ -49,9 +49,9 @@ class News:
 
 
 async def _begun(contender: Contender, runs: list[ScriptedRun], origin: float, news: News) -> AsyncIterator[asyncio.Task[None]]:
-    """Begin to wait for the runs as a triggerer does, which takes what is new once in a round.
+    """Begin to wait for the runs in rounds and one in a turn of the loop, as a triggerer's runner does.
 
-    A timer for each wait would be of the harness alone, and every contender would pay for it.
+    Its limits (50 new ones a round, 1,000 in all) are left out. A timer for each wait would be of the harness alone.
     """
     for run in sorted(runs, key=lambda run: run.begins):
         while until(origin + run.begins) > 0:  # noqa: ASYNC110  # time is waited for, not an event
@@ -68,8 +68,8 @@ async def measured(name: str, address: str, interval: float, script: Script) -> 
     imported = time.process_time() - cpu
     origin, runs, news = time.time() + LEAD, script.runs(), News()
     await asyncio.to_thread(begin, address, origin)
-    settled = lag.now() + until(origin + script.spread + SETTLED)
     waits = [wait async for wait in _begun(contender, runs, origin, news)]
+    settled = lag.now() + SETTLED
     last = origin + max(run.ends for run in runs)
     await asyncio.wait(waits, timeout=until(last + GRACE))
     await asyncio.sleep(until(last))

@@ -243,7 +243,7 @@ class TestTrouble:
         """Whoever keeps the error keeps no connection with it, although urllib3 leaves this answer open."""
         with Rude(TWO_LENGTHS) as rude, pytest.raises(FlowUnreachable) as kept:
             door(settings_for(rude.url), one(POST))
-        mine = [one.raddr.port for one in psutil.Process().net_connections("tcp4") if one.raddr]
+        mine = [link.raddr.port for link in psutil.Process().net_connections("tcp4") if link.raddr]
         assert rude.port not in mine, kept.value
 
     def test_read_timeout_may_have_arrived(self, door: Door) -> None:

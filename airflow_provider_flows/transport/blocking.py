@@ -69,7 +69,7 @@ class BlockingTransport:
                 return coming.response(answer.url)
         except (OSError, ValueError) as error:  # RequestException is an OSError; others are of bad addresses and CA bundles
             told = settings.unreachable(request, error, may_have_arrived=may_be_read(sent) and _may_have_arrived(error))
-        raise told  # out here: the library's error, to which it would be tied, may hold an answer that urllib3 left open
+        raise told from None  # out here: the library's error, which it would be tied to, may hold an answer that is open
 
 
 def _may_have_arrived(error: Exception) -> bool:
