@@ -43,10 +43,10 @@ test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on t
 	    $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 test-browser: $(BROWSER_STAMP)  ## look at the pages of flow runs in a real browser, and make the pictures in docs/images
-	@$(PYTHON) -m pytest tests/browser/walk.py $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest tests/system/browser/walk.py $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## let processes of a real Airflow die; CHAOS_ARGS="--list" passes on
-	@$(PYTHON) -m tests.chaos $(CHAOS_ARGS)
+	@$(PYTHON) -m tests.system.chaos $(CHAOS_ARGS)
 
 bench: $(BENCH_STAMP)  ## measure us beside other providers; BENCH_ARGS="triggers --quick" passes on
 	@$(BENCH_PYTHON) -m benchmarks $(BENCH_ARGS)

@@ -18,8 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.run import FlowRun as FlowRun
-    from airflow_provider_flows.flow.run import FlowState as FlowState
+    from airflow_provider_flows.core.run import FlowRun as FlowRun
+    from airflow_provider_flows.core.run import FlowState as FlowState
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,6 @@ __all__ = ["FlowRun", "FlowState", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import `FlowRun` and `FlowState` when they are first asked for, so that `import airflow_provider_flows` stays cheap."""
     if name in {"FlowRun", "FlowState"}:
-        return getattr(import_module("airflow_provider_flows.flow.run"), name)
+        return getattr(import_module("airflow_provider_flows.core.run"), name)
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowInputError
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -54,15 +54,31 @@ def fields(read_timeout: float) -> dict[str, Field]:
     :param read_timeout: the service's own default, in seconds.
     """
     return {
-        "connect_timeout": Field("Connect timeout", "Seconds until a connection must stand.", "number", 10, 0.1),
-        "read_timeout": Field("Read timeout", "Seconds that the service may be silent.", "number", read_timeout, 0.1),
-        "retries": Field("Retries", "How often a request that may be repeated is sent again.", "integer", 3, 0),
-        "verify": Field("Verify TLS", "Whether the service's certificate is checked.", "boolean", default=True),
-        "ca_bundle": Field("CA bundle", "Path of a file with the certificates to trust instead of the usual ones.", "string"),
-        "max_requests_per_second": Field(
-            "Most requests per second", "The bound on one triggerer's requests; empty for none.", "number", None, 0.01
+        "connect_timeout": Field(
+            "Connect timeout", "Seconds until a connection must stand.", "number", 10, 0.1
         ),
-        "max_answer_mib": Field("Largest answer", "MiB; the bound on an answer that is not a file.", "number", 64, 0.001),
+        "read_timeout": Field(
+            "Read timeout", "Seconds that the service may be silent.", "number", read_timeout, 0.1
+        ),
+        "retries": Field(
+            "Retries", "How often a request that may be repeated is sent again.", "integer", 3, 0
+        ),
+        "verify": Field(
+            "Verify TLS", "Whether the service's certificate is checked.", "boolean", default=True
+        ),
+        "ca_bundle": Field(
+            "CA bundle", "Path of a file with the certificates to trust instead of the usual ones.", "string"
+        ),
+        "max_requests_per_second": Field(
+            "Most requests per second",
+            "The bound on one triggerer's requests; empty for none.",
+            "number",
+            None,
+            0.01,
+        ),
+        "max_answer_mib": Field(
+            "Largest answer", "MiB; the bound on an answer that is not a file.", "number", 64, 0.001
+        ),
     }
 
 
@@ -70,12 +86,20 @@ GENERIO_FIELDS = fields(read_timeout=60)
 PROMPTCHAINER_FIELDS = {
     **fields(read_timeout=300),  # one request lasts as long as the whole flow run
     "test_flow": Field("Test flow", "Id of a flow of yours; Test asks for it to check the key.", "string"),
-    "graphs": Field("Flow graphs", "Folder (path or URI) of exported flow graphs, named <flow id>.json.", "string"),
+    "graphs": Field(
+        "Flow graphs", "Folder (path or URI) of exported flow graphs, named <flow id>.json.", "string"
+    ),
 }
 
 
 def connection_type(
-    name: str, *, hook_name: str, hook_class: str, default_host: str, table: Mapping[str, Field], key: str = "API key"
+    name: str,
+    *,
+    hook_name: str,
+    hook_class: str,
+    default_host: str,
+    table: Mapping[str, Field],
+    key: str = "API key",
 ) -> dict[str, Any]:
     """Give a service's entry in `connection-types` of its package's provider info: the type, and its form.
 
@@ -129,7 +153,11 @@ def _read(conn_id: str, name: str, field: Field, given: Any) -> Any:
 
 
 def _boolean(given: Any) -> bool:
-    return given if isinstance(given, bool) else {"true": True, "1": True, "false": False, "0": False}[str(given).lower()]
+    return (
+        given
+        if isinstance(given, bool)
+        else {"true": True, "1": True, "false": False, "0": False}[str(given).lower()]
+    )
 
 
 def _number(given: Any) -> float:
@@ -149,7 +177,12 @@ def _string(given: Any) -> str:
     return given.strip()
 
 
-_KINDS: dict[str, Callable[[Any], Any]] = {"number": _number, "integer": _integer, "boolean": _boolean, "string": _string}
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "number": _number,
+    "integer": _integer,
+    "boolean": _boolean,
+    "string": _string,
+}
 
 
 def base_url(connection: Connection, default: str) -> str:
@@ -161,7 +194,9 @@ def base_url(connection: Connection, default: str) -> str:
     url = host if "://" in host else f"https://{host}"
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+        usable = (
+            parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         usable = False
     if not usable or parts.query or parts.fragment or "@" in parts.netloc:
@@ -196,7 +231,9 @@ def settings_of(
     :param extra: what `extra_of` gave.
     :param credentials: turns the key into headers.
     """
-    from airflow_provider_flows.transport.settings import Settings  # not for whoever only wants the table of fields
+    from airflow_provider_flows.transport.settings import (
+        Settings,
+    )  # not for whoever only wants the table of fields
 
     return Settings(
         base_url=base_url(connection, default_host),
@@ -213,7 +250,10 @@ def _bundle(conn_id: str, named: str | None) -> str | bool:
 
     :raises FlowInputError: it is not there.
     """
-    found = [(f"ca_bundle in the extra of connection {conn_id!r}", named), *((name, os.environ.get(name)) for name in CA_BUNDLES)]
+    found = [
+        (f"ca_bundle in the extra of connection {conn_id!r}", named),
+        *((name, os.environ.get(name)) for name in CA_BUNDLES),
+    ]
     where, bundle = next(((where, bundle) for where, bundle in found if bundle), ("", None))
     if bundle is not None and not Path(bundle).exists():
         message = f"{where} must be the path of a file with certificates; there is nothing at {bundle}"

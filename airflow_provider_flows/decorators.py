@@ -15,17 +15,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from airflow.providers.common.compat.sdk import DecoratedOperator, determine_kwargs, task_decorator_factory
 from airflow.sdk import task as airflow_task
 
-from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.operators import RunFlowOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_flows.task_types import FlowDecorator, Tasks
+    from airflow_provider_flows.decorator_types import FlowDecorator, Tasks
 
 RETURNABLE = frozenset(RunFlowOperator.template_fields)  # the arguments that a function may return
 RETURNED_KEY = "flow_arguments"
-_KEPT = ("flow", "flows_conn_id", "output_path", "output_conn_id")  # those of them that are needed after a deferral
+_KEPT = (
+    "flow",
+    "flows_conn_id",
+    "output_path",
+    "output_conn_id",
+)  # those of them that are needed after a deferral
 
 
 class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
@@ -67,7 +72,9 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         if "inputs" in kwargs:
             message = "inputs is no argument of @task.flow: the function returns them"
             raise FlowInputError(message)
-        super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, flow=flow, **kwargs)
+        super().__init__(
+            python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, flow=flow, **kwargs
+        )
         self.render_returned = render_returned
         if iscoroutinefunction(unwrap(python_callable)):
             message = f"{python_callable.__name__} must be a plain function: @task.flow does not await what it returns"
@@ -99,7 +106,9 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         try:
             attempt = self._begun(context, earlier=True)
         except Exception as error:  # noqa: BLE001  # where nothing is kept: the function may name a connection, and this is none
-            self.log.info("What an earlier try left cannot be found out before the function is called: %s", error)
+            self.log.info(
+                "What an earlier try left cannot be found out before the function is called: %s", error
+            )
             yield
             return
         with attempt.in_charge():
@@ -115,9 +124,11 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         In an XCom, because `dag.test()` forgets the arguments that a task defers with. Of the inputs the files' names are kept,
         which lineage and the user interface show; prompts may be large.
         """
-        from airflow_provider_flows.traced import files_told, told
+        from airflow_provider_flows.worker.run_tracking import files_told, told
 
-        given = {name: getattr(self, name) for name in _KEPT}  # where one is no text, the order refuses it, or takes it as one
+        given = {
+            name: getattr(self, name) for name in _KEPT
+        }  # where one is no text, the order refuses it, or takes it as one
         kept = {name: value if value is None else str(value) for name, value in given.items()}
         shown = {"parameters": told(self.parameters), "inputs": files_told(self.inputs)}
         context["ti"].xcom_push(RETURNED_KEY, {**kept, **shown})

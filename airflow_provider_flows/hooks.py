@@ -12,25 +12,25 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
-from airflow_provider_flows.connected import ConnectedHook
-from airflow_provider_flows.flow.data_uri import Content
-from airflow_provider_flows.flow.errors import FlowError, FlowInputError
-from airflow_provider_flows.flow.exchange import following
-from airflow_provider_flows.flow.findings import NOTHING_MADE, Findings, collecting
-from airflow_provider_flows.flow.incoming import linked_picture
-from airflow_provider_flows.flow.links import secrets_of
-from airflow_provider_flows.flow.schedule import Schedule, expected_end, seconds
-from airflow_provider_flows.flow.sink import Kept
-from airflow_provider_flows.flow.waiting import Wait
+from airflow_provider_flows.base_hook import ConnectedHook
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
+from airflow_provider_flows.core.http import following
+from airflow_provider_flows.core.payload.data_uri import Content
+from airflow_provider_flows.core.payload.download import linked_picture
+from airflow_provider_flows.core.payload.sink import Kept
+from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, seconds
+from airflow_provider_flows.core.polling.wait import Wait
+from airflow_provider_flows.core.problems import NOTHING_MADE, Findings, collecting
+from airflow_provider_flows.core.signed_urls import secrets_of
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.definition import FlowDefinition
-    from airflow_provider_flows.flow.graph import FlowGraph
-    from airflow_provider_flows.flow.run import FlowOutput, FlowRun, FlowState
-    from airflow_provider_flows.flow.services import Service
-    from airflow_provider_flows.flow.sink import Target
-    from airflow_provider_flows.flow.starting import Keep, Order, Record
-    from airflow_provider_flows.flow.waiting import Tell
+    from airflow_provider_flows.core.definition import FlowDefinition
+    from airflow_provider_flows.core.graph import FlowGraph
+    from airflow_provider_flows.core.payload.sink import Target
+    from airflow_provider_flows.core.polling.wait import Tell
+    from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
+    from airflow_provider_flows.core.service import Service
+    from airflow_provider_flows.core.start import Keep, Order, Record
 
 TEST_SECONDS = 5.0  # Airflow runs the Test button inside its web server
 
@@ -70,21 +70,23 @@ class FlowsHook(ConnectedHook):
         :raises FlowInputError: arguments cannot be sent, or do not fit the flow: all that is wrong; no run was made.
         :raises FlowServiceError: the service refused.
         """
-        from airflow_provider_flows.definitions import checked
-        from airflow_provider_flows.flow import starting
-        from airflow_provider_flows.flow.checking import meant
-        from airflow_provider_flows.inputs import read_order
+        from airflow_provider_flows.core import start
+        from airflow_provider_flows.core.validation import meant
+        from airflow_provider_flows.preflight import checked
+        from airflow_provider_flows.storage.inputs import read_order
 
         findings = Findings()
         given = (flow, inputs, parameters, additional, input_conn_id)
-        order = flow if isinstance(flow, starting.Order) else read_order(*given, findings)
+        order = flow if isinstance(flow, start.Order) else read_order(*given, findings)
         definition = checked(self, order, findings, validate=validate)
         findings.tell(NOTHING_MADE)
         if definition is not None:
-            order = replace(order, promised=definition.outputs, parameters=meant(definition, order.parameters))
+            order = replace(
+                order, promised=definition.outputs, parameters=meant(definition, order.parameters)
+            )
         if record is not None and keep is not None:
-            return self.patient(starting.start(self.service, order, record, keep))
-        return self.patient(starting.started_at_once(self.service, order))
+            return self.patient(start.start(self.service, order, record, keep))
+        return self.patient(start.started_at_once(self.service, order))
 
     def check(self, order: Order) -> FlowDefinition | None:
         """Check an order against what its flow takes: nothing is made and nothing is paid.
@@ -93,35 +95,39 @@ class FlowsHook(ConnectedHook):
         :returns: what the flow takes and gives, None if nothing tells it: that is logged, and no reason to fail.
         :raises FlowInputError: naming all that does not fit, with the nearest matches.
         """
-        from airflow_provider_flows.definitions import checked
+        from airflow_provider_flows.preflight import checked
 
         with collecting(None) as found:
             return checked(self, order, found, validate=True)
 
-    def pick_up(self, order: Order, record: Record | None, lineage: int, *, abort: bool = True) -> FlowRun | None:
+    def pick_up(
+        self, order: Order, record: Record | None, lineage: int, *, abort: bool = True
+    ) -> FlowRun | None:
         """Give the flow run that an earlier try left, None if a new one must be started (flow/starting.py)."""
-        from airflow_provider_flows.flow.starting import picked_up
+        from airflow_provider_flows.core.start import picked_up
 
         return self.patient(picked_up(self.service, order, record, lineage, abort=abort))
 
     def stop(self, flow_run_id: str) -> None:
         """Stop a flow run wherever it is: delete one that never ran, abort one under way, leave a final one alone."""
-        from airflow_provider_flows.flow.starting import stopped
+        from airflow_provider_flows.core.start import stopped
 
         self.patient(stopped(self.service, flow_run_id))
 
     def see_off(self, flow_run_id: str) -> FlowRun | None:
         """Stop a flow run and wait for about ten seconds until it is final; None if it is gone."""
-        from airflow_provider_flows.flow.starting import seen_off
+        from airflow_provider_flows.core.start import seen_off
 
         return self.patient(seen_off(self.service, flow_run_id))
 
-    def order(self, flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None = None) -> Order:
+    def order(
+        self, flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None = None
+    ) -> Order:
         """Read the arguments of a start; files are read once here, nothing is sent.
 
         :raises FlowInputError: naming all arguments that cannot be sent.
         """
-        from airflow_provider_flows.inputs import read_order
+        from airflow_provider_flows.storage.inputs import read_order
 
         with collecting(None) as found:
             return read_order(flow, inputs, parameters, additional, input_conn_id, found)
@@ -145,7 +151,7 @@ class FlowsHook(ConnectedHook):
 
     def add_input(self, flow_run_id: str, item: Any, input_conn_id: str | None = None) -> str | None:
         """Add one input to a flow run that was made and not started; gives its asset id if the service tells it."""
-        from airflow_provider_flows.inputs import read_inputs
+        from airflow_provider_flows.storage.inputs import read_inputs
 
         read = read_inputs([item], input_conn_id)
         if not isinstance(read, Sequence) or len(read) != 1:
@@ -153,7 +159,9 @@ class FlowsHook(ConnectedHook):
             raise FlowInputError(message)
         return self.patient(self.service.add_input(flow_run_id, read[0]))
 
-    def create(self, flow: str, parameters: Mapping[str, Any] | None = None, additional: Any = None) -> FlowRun:
+    def create(
+        self, flow: str, parameters: Mapping[str, Any] | None = None, additional: Any = None
+    ) -> FlowRun:
         """Make a flow run that does not run yet and costs nothing yet; `add_input` fills it, `begin` starts it."""
         return self.patient(self.service.create(flow, parameters, additional))
 
@@ -175,7 +183,7 @@ class FlowsHook(ConnectedHook):
 
     def settled_outputs(self, flow_run_id: str) -> list[FlowOutput]:
         """List a final flow run's outputs, waiting for about half a minute for those that are still pending."""
-        from airflow_provider_flows.outputs import settled_outputs
+        from airflow_provider_flows.storage.outputs import settled_outputs
 
         return self.patient(settled_outputs(self.service, flow_run_id))
 
@@ -185,14 +193,18 @@ class FlowsHook(ConnectedHook):
         kind = self.save_output(flow_run_id, asset_id, kept, media_type=media_type)
         return Content(bytes(kept.data), kind)
 
-    def save_output(self, flow_run_id: str, asset_id: str, target: Target, *, media_type: str | None = None) -> str | None:
+    def save_output(
+        self, flow_run_id: str, asset_id: str, target: Target, *, media_type: str | None = None
+    ) -> str | None:
         """Download one output into `target` (flow/sink.py), a piece at a time; gives its media type.
 
         :param media_type: what the list of outputs told of it; a plain text is taken only if that is `text/...`.
         :raises FlowServiceError: the output could not be read, or not all of it; what is in the target is worth nothing then.
         """
         service, follow = self.service, self.settings.may_ask
-        return self.stubborn(lambda: following(service.save_output(flow_run_id, asset_id, target, media_type), follow))
+        return self.stubborn(
+            lambda: following(service.save_output(flow_run_id, asset_id, target, media_type), follow)
+        )
 
     def save_link(self, url: str, target: Target) -> str | None:
         """Download the picture that an output links to; gives its media type, None if it may not be fetched or is no picture.
@@ -206,11 +218,13 @@ class FlowsHook(ConnectedHook):
         settings, link = self.settings, url.strip()
         if not settings.may_ask(link):
             return None
-        return self.stubborn(lambda: following(linked_picture(link, target, settings.max_answer_bytes), settings.may_ask))
+        return self.stubborn(
+            lambda: following(linked_picture(link, target, settings.max_answer_bytes), settings.may_ask)
+        )
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Read what a flow takes and gives; where the service cannot tell it, from the flow's exported graph (`get_graph`)."""
-        from airflow_provider_flows.definitions import definition_of
+        from airflow_provider_flows.preflight import definition_of
 
         return definition_of(self, flow, self.patient)
 
@@ -222,7 +236,9 @@ class FlowsHook(ConnectedHook):
         """Read the definitions of all flows."""
         return self.patient(self.service.list_definitions())
 
-    def waiting_for(self, flow_run_id: str, schedule: Schedule, tell: Tell | None = None, apart: float = 0.0) -> Wait:
+    def waiting_for(
+        self, flow_run_id: str, schedule: Schedule, tell: Tell | None = None, apart: float = 0.0
+    ) -> Wait:
         """Give the wait for a flow run, for whichever driver is to hold it.
 
         :param tell: takes a logging level and a line; this hook's log if it is not given.
@@ -231,7 +247,9 @@ class FlowsHook(ConnectedHook):
         from airflow_provider_flows.metrics import METER
 
         look, heard = self.service.get_run, tell or self.log.log
-        return Wait(flow_run_id, look, schedule=schedule, clock=time.time, tell=heard, meter=METER, apart=apart)
+        return Wait(
+            flow_run_id, look, schedule=schedule, clock=time.time, tell=heard, meter=METER, apart=apart
+        )
 
     def wait(
         self,
@@ -246,7 +264,9 @@ class FlowsHook(ConnectedHook):
         :raises FlowTimeout: the time is over; the run goes on.
         """
         limit = seconds("timeout", timeout)
-        schedule = Schedule.of(poll_interval, max_poll_interval, None if limit is None else time.time() + limit)
+        schedule = Schedule.of(
+            poll_interval, max_poll_interval, None if limit is None else time.time() + limit
+        )
         return self.hold(self.waiting_for(flow_run_id, schedule).until_final())
 
     def test_connection(self) -> tuple[bool, str]:
@@ -267,7 +287,7 @@ class GenerioHook(FlowsHook):
 
     def make_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # Generio has no options of its own
         """Make the Generio service."""
-        from airflow_provider_flows.flow.services.generio import Generio
+        from airflow_provider_flows.services.generio.api import Generio
 
         return Generio()
 
@@ -282,7 +302,7 @@ class PromptChainerHook(FlowsHook):
 
     def make_service(self, extra: Mapping[str, Any]) -> Service:
         """Make the PromptChainer service."""
-        from airflow_provider_flows.flow.services.promptchainer import PromptChainer
+        from airflow_provider_flows.services.promptchainer import PromptChainer
 
         return PromptChainer(extra["test_flow"])
 
@@ -291,6 +311,6 @@ class PromptChainerHook(FlowsHook):
 
         :raises FlowInputError: it is there and cannot be read.
         """
-        from airflow_provider_flows.graphs import read_graph
+        from airflow_provider_flows.storage.graph_files import read_graph
 
         return read_graph(self.extra["graphs"], flow)

@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
-    from airflow_provider_flows.flow.run import FlowRun
+    from airflow_provider_flows.core.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class FlowOutputsLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002  # the signature is Airflow's
         """Give the address, empty while there are no files or where their store has none."""
-        from airflow_provider_flows.places import web_address  # needed when a task runs only
+        from airflow_provider_flows.storage.locations import web_address  # needed when a task runs only
 
         run = getattr(operator, "flow_run", None)
         uris = [output.uri for output in run.outputs if output.uri is not None] if run is not None else []

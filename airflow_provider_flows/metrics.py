@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import Stats
 
-from airflow_provider_flows.flow.waiting import Meter
+from airflow_provider_flows.core.polling.wait import Meter
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.run import FlowRun
+    from airflow_provider_flows.core.run import FlowRun
 
 MILLISECONDS = 1000.0  # Airflow's timings
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout, BaseOperator, conf
 
-from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
-from airflow_provider_flows.ending import end
-from airflow_provider_flows.flow.errors import FlowInputError, FlowTimeout
-from airflow_provider_flows.flow.schedule import Schedule, seconds
-from airflow_provider_flows.traced import Traced
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowTimeout
+from airflow_provider_flows.core.polling.schedule import Schedule, seconds
+from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, Delivery
+from airflow_provider_flows.worker.finish import end
+from airflow_provider_flows.worker.run_tracking import Traced
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_flows.attempt import Attempt
-    from airflow_provider_flows.flow.run import FlowRun
+    from airflow_provider_flows.core.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
+    from airflow_provider_flows.worker.task_try import Attempt
 
 NO_RETRY_POLICIES = (
     "This Airflow has no retry policies (3.3 and later have them): an error that no retry can mend, such as a wrong key, is "
@@ -139,9 +139,13 @@ class RunFlowOperator(Traced, BaseOperator):
                 run = attempt.started(order, deadline)
                 seen(run)
                 if not self.wait_for_completion and (attempt.hook.service.steps or not run.completed):
-                    from airflow_provider_flows.assets import tell_outlets  # needed when a task runs only
+                    from airflow_provider_flows.worker.asset_events import (
+                        tell_outlets,
+                    )  # needed when a task runs only
 
-                    tell_outlets(context, run)  # Airflow sends their events, whether they tell something or not
+                    tell_outlets(
+                        context, run
+                    )  # Airflow sends their events, whether they tell something or not
                     return run.as_dict()
                 schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
                 final = run if run.final else self._waited(attempt, run.flow_run_id, schedule)
@@ -150,7 +154,15 @@ class RunFlowOperator(Traced, BaseOperator):
                 if late is None:
                     raise
                 final = late
-        return end(context, attempt.hook, final, delivery, keep=attempt.memory.keep_answer, halt=attempt.halt, seen=seen)
+        return end(
+            context,
+            attempt.hook,
+            final,
+            delivery,
+            keep=attempt.memory.keep_answer,
+            halt=attempt.halt,
+            seen=seen,
+        )
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
@@ -172,7 +184,9 @@ class RunFlowOperator(Traced, BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowException:
-            if hasattr(self, next_method):  # what that raised it has dealt with; a trigger that failed names no method
+            if hasattr(
+                self, next_method
+            ):  # what that raised it has dealt with; a trigger that failed names no method
                 raise
             with self._begun(context).in_charge():
                 raise
@@ -193,7 +207,7 @@ class RunFlowOperator(Traced, BaseOperator):
         return FlowsHook.get_hook(conn_id or self.flows_conn_id)
 
     def _begun(self, context: Context, *, earlier: bool = False) -> Attempt:
-        from airflow_provider_flows.attempt import Attempt  # needed when a task runs only
+        from airflow_provider_flows.worker.task_try import Attempt  # needed when a task runs only
 
         self._attempt = Attempt(
             context,
@@ -211,7 +225,11 @@ class RunFlowOperator(Traced, BaseOperator):
 
     def _delivery(self) -> Delivery:
         return Delivery(
-            self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs, self.delete_after_fetch
+            self.output_path,
+            self.output_conn_id,
+            self.max_xcom_bytes,
+            self.fetch_partial_outputs,
+            self.delete_after_fetch,
         )
 
     def _waited(self, attempt: Attempt, flow_run_id: str, schedule: Schedule) -> FlowRun:
@@ -227,7 +245,10 @@ class RunFlowOperator(Traced, BaseOperator):
             return attempt.late(error)
         if run is not None and run.final:
             return run
-        from airflow_provider_flows.triggers import KILLS_ARE_TOLD, FlowRunTrigger  # dear, and needed when a task runs only
+        from airflow_provider_flows.triggers import (
+            KILLS_ARE_TOLD,
+            FlowRunTrigger,
+        )  # dear, and needed when a task runs only
 
         if self.abort_on_kill and not KILLS_ARE_TOLD:
             self.log.warning(NO_KILLS, flow_run_id)
@@ -249,7 +270,7 @@ def _refuse_without_waiting(operator: RunFlowOperator) -> None:
 def _with_retry_policy(arguments: dict[str, Any]) -> dict[str, Any]:
     """Give the operator's arguments with our retry policy, unless they have one, or this Airflow (before 3.3) knows none."""
     try:
-        from airflow_provider_flows.retries import FlowsRetryPolicy
+        from airflow_provider_flows.retry_policy import FlowsRetryPolicy
     except ImportError:
         return arguments
     return {"retry_policy": FlowsRetryPolicy(), **arguments}

@@ -38,9 +38,13 @@ def get_provider_info() -> dict[str, Any]:
                 table=PROMPTCHAINER_FIELDS,
             ),
         ],
-        "cli": [f"{PACKAGE}.cli.definition.get_commands"],  # Airflow 3.2 and later
+        "cli": [f"{PACKAGE}.cli.parser.get_commands"],  # Airflow 3.2 and later
         "integrations": [
-            {"integration-name": "Generio", "external-doc-url": "https://docs.generio.ai", "tags": ["service"]},
+            {
+                "integration-name": "Generio",
+                "external-doc-url": "https://docs.generio.ai",
+                "tags": ["service"],
+            },
             {
                 "integration-name": "PromptChainer",
                 "external-doc-url": "https://docs.promptchainer.io",
@@ -50,7 +54,9 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [{"name": "flow", "class-name": f"{PACKAGE}.decorators.flow_task"}],
         "extra-links": [f"{PACKAGE}.links.FlowRunLink", f"{PACKAGE}.links.FlowOutputsLink"],
         **{
-            kind: [{"integration-name": service, "python-modules": [f"{PACKAGE}.{kind}"]} for service in SERVICES]
+            kind: [
+                {"integration-name": service, "python-modules": [f"{PACKAGE}.{kind}"]} for service in SERVICES
+            ]
             for kind in ("hooks", "operators", "sensors", "triggers")
         },
     }

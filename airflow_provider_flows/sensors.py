@@ -19,16 +19,16 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_flows.delivery import MAX_XCOM_BYTES, Delivery
-from airflow_provider_flows.ending import end
-from airflow_provider_flows.flow.errors import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
-from airflow_provider_flows.flow.schedule import Schedule, seconds
-from airflow_provider_flows.traced import Traced
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
+from airflow_provider_flows.core.polling.schedule import Schedule, seconds
+from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, Delivery
+from airflow_provider_flows.worker.finish import end
+from airflow_provider_flows.worker.run_tracking import Traced
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_flows.flow.waiting import Wait
+    from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
 
 HARMLESS_SECONDS = 15.0  # Airflow may fail a task that comes back from a reschedule sooner than this
@@ -82,12 +82,16 @@ class FlowRunSensor(Traced, BaseSensorOperator):
     ) -> None:
         _refuse_what_has_no_meaning(kwargs, deferrable=deferrable)
         usual = RESCHEDULE_SECONDS if mode == "reschedule" and not deferrable else OTHER_SECONDS
-        most = seconds("poll_interval", kwargs.get("poke_interval") if poll_interval is None else poll_interval)
+        most = seconds(
+            "poll_interval", kwargs.get("poke_interval") if poll_interval is None else poll_interval
+        )
         kwargs["poke_interval"] = usual[0] if most is None else most
         super().__init__(mode=mode, **kwargs)
         self.flow_run_id = flow_run_id
         self.flows_conn_id = flows_conn_id
-        schedule = Schedule.of(self.poke_interval, usual[1] if max_poll_interval is None else max_poll_interval)
+        schedule = Schedule.of(
+            self.poke_interval, usual[1] if max_poll_interval is None else max_poll_interval
+        )
         self.poll_interval, self.max_poll_interval = schedule.poll_interval, schedule.max_poll_interval
         self.deferrable = deferrable
         self.output_path = output_path
@@ -119,7 +123,10 @@ class FlowRunSensor(Traced, BaseSensorOperator):
                 return end(context, hook, run, self._delivery(), seen=seen)
         from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
 
-        self.defer(trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait), method_name=self.execute_complete.__name__)
+        self.defer(
+            trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait),
+            method_name=self.execute_complete.__name__,
+        )
         raise AssertionError  # not reached: defer() raises
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -200,7 +207,9 @@ class FlowRunSensor(Traced, BaseSensorOperator):
             self._delivery().checked(self._hook().service)
 
     def _delivery(self) -> Delivery:
-        return Delivery(self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs)
+        return Delivery(
+            self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs
+        )
 
     @contextmanager
     def _as_airflow_means(self) -> Iterator[None]:

@@ -18,20 +18,22 @@ from typing import TYPE_CHECKING, Any, Self
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_flows.finished import FlowRunFinishedTrigger
-from airflow_provider_flows.flow.errors import FlowAuthError, FlowError, FlowServiceError, error_from_dict
-from airflow_provider_flows.flow.run import FlowRun
-from airflow_provider_flows.flow.schedule import Schedule
-from airflow_provider_flows.kills import ON_KILL_SECONDS, ais_over
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowServiceError, error_from_dict
+from airflow_provider_flows.core.polling.schedule import Schedule
+from airflow_provider_flows.core.run import FlowRun
+from airflow_provider_flows.triggers_finished import FlowRunFinishedTrigger
+from airflow_provider_flows.worker.kill_check import ON_KILL_SECONDS, ais_over
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.waiting import Wait
+    from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
 
 __all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "outcome", "settling_seconds"]
 
 log = logging.getLogger(__name__)  # one for all: to make a logger for each trigger takes longer than a look
-PROGRESS_SECONDS = 30.0  # between two lines about progress: each line costs a triggerer half a millisecond of CPU
+PROGRESS_SECONDS = (
+    30.0  # between two lines about progress: each line costs a triggerer half a millisecond of CPU
+)
 KILLS_ARE_TOLD = hasattr(BaseTrigger, "on_kill")  # by Airflow 3.3 and later
 
 _KILLS: set[asyncio.Task[None]] = set()  # an event loop alone would forget a task that nobody holds
@@ -73,7 +75,9 @@ class FlowRunTrigger(BaseTrigger):
         self.memory = None if memory is None else dict(memory)
         self._told = False
         self._context: Context | None = None  # in which its lines are told
-        self._opened: FlowsHook | None = None  # kept for `on_kill`: a look-up takes seconds in a triggerer that has just started
+        self._opened: FlowsHook | None = (
+            None  # kept for `on_kill`: a look-up takes seconds in a triggerer that has just started
+        )
 
     @classmethod
     def going_on(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
@@ -91,8 +95,17 @@ class FlowRunTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Give the class path and the arguments."""
-        names = ("flows_conn_id", "flow_run_id", "poll_interval", "max_poll_interval", "deadline", "abort_on_kill")
-        arguments = {name: getattr(self, name) for name in names} | ({"memory": self.memory} if self.memory else {})
+        names = (
+            "flows_conn_id",
+            "flow_run_id",
+            "poll_interval",
+            "max_poll_interval",
+            "deadline",
+            "abort_on_kill",
+        )
+        arguments = {name: getattr(self, name) for name in names} | (
+            {"memory": self.memory} if self.memory else {}
+        )
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -121,7 +134,7 @@ class FlowRunTrigger(BaseTrigger):
                 await asyncio.shield(kill)
 
     async def _stop_if_over(self) -> None:
-        from airflow_provider_flows.flow.starting import stopped
+        from airflow_provider_flows.core.start import stopped
         from airflow_provider_flows.hooks import FlowsHook
 
         try:
@@ -131,14 +144,20 @@ class FlowRunTrigger(BaseTrigger):
                     await hook.apatient(stopped(hook.service, self.flow_run_id))
                     self.log.info("The task was killed; flow run %s is stopped", self.flow_run_id)
         except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
-            self.log.exception("The flow run %s could not be stopped; look at it at the service", self.flow_run_id)
+            self.log.exception(
+                "The flow run %s could not be stopped; look at it at the service", self.flow_run_id
+            )
 
     async def _final(self) -> FlowRun:
         """Wait in the watch that all triggers of the connection share; a key that is refused is read anew."""
-        from airflow_provider_flows.lookups import hook_of  # dear, and needed when a trigger runs only
+        from airflow_provider_flows.triggerer.hook_cache import (
+            hook_of,
+        )  # dear, and needed when a trigger runs only
 
         self._opened = hook = await hook_of(self.flows_conn_id)
-        from airflow_provider_flows.watch import Watch  # by now it is imported, which takes too long on the loop
+        from airflow_provider_flows.triggerer.shared_poller import (
+            Watch,  # by now it is imported, which takes too long on the loop
+        )
 
         self._context = copy_context()
         schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
@@ -154,7 +173,9 @@ class FlowRunTrigger(BaseTrigger):
                 latest = await _latest(hook) if isinstance(error, FlowAuthError) else hook
                 if latest.settings == hook.settings:
                     raise
-            self.log.info("The key of connection %s was changed; the wait goes on with the new one", self.flows_conn_id)
+            self.log.info(
+                "The key of connection %s was changed; the wait goes on with the new one", self.flows_conn_id
+            )
             self._opened = hook = latest
             wait.reprieved()
 
@@ -165,7 +186,7 @@ class FlowRunTrigger(BaseTrigger):
 
 async def _latest(hook: FlowsHook) -> FlowsHook:
     """Look a hook's connection up anew; where that fails, the old hook: the service's refusal matters more than why."""
-    from airflow_provider_flows.lookups import hook_of
+    from airflow_provider_flows.triggerer.hook_cache import hook_of
 
     try:
         return await hook_of(hook.flows_conn_id, instead_of=hook)

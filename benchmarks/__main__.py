@@ -28,11 +28,19 @@ BENCHMARKS = {
 def main() -> None:
     """Run benchmarks, print a table each, and write all figures as JSON."""
     exit_on_sigterm()
-    modules: dict[str, Any] = {name: importlib.import_module(f"benchmarks.{module}") for name, module in BENCHMARKS.items()}
+    modules: dict[str, Any] = {
+        name: importlib.import_module(f"benchmarks.{module}") for name, module in BENCHMARKS.items()
+    }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
-    parser.add_argument("names", nargs="*", metavar="benchmark", help=f"any of {' '.join(BENCHMARKS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: to see that it works, not for figures")
-    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the figures go (default: bench.json)")
+    parser.add_argument(
+        "names", nargs="*", metavar="benchmark", help=f"any of {' '.join(BENCHMARKS)} (default: all)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer and shorter runs: to see that it works, not for figures"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path("bench.json"), help="where the figures go (default: bench.json)"
+    )
     for module in modules.values():
         module.add_arguments(parser)
     told = parser.parse_intermixed_args()
@@ -44,7 +52,9 @@ def main() -> None:
     found: dict[str, Any] = {"machine": on, "command": vars(told) | {"json": str(told.json)}}
     for name in told.names or BENCHMARKS:
         report: Report = modules[name].run(told)
-        report.notes.append(f"load average at its end: {getloadavg()[0]:.1f}; what else ran here makes figures worse.")
+        report.notes.append(
+            f"load average at its end: {getloadavg()[0]:.1f}; what else ran here makes figures worse."
+        )
         print(report.shown(), flush=True)
         found[report.name] = report.as_dict()
         told.json.write_text(json.dumps(found, indent=1) + "\n")  # after each: a later one may be interrupted

@@ -36,10 +36,10 @@ def load(name: str, address: str, interval: float) -> Contender:
 
 def _ours(_address: str, interval: float) -> Contender:
     """Give our trigger, made as a triggerer makes it: of what a worker stored after a look that saw the run begin."""
-    from airflow_provider_flows.flow.run import FlowRun, FlowState
-    from airflow_provider_flows.flow.schedule import Schedule
-    from airflow_provider_flows.flow.services.generio import Generio
-    from airflow_provider_flows.flow.waiting import Wait
+    from airflow_provider_flows.core.polling.schedule import Schedule
+    from airflow_provider_flows.core.polling.wait import Wait
+    from airflow_provider_flows.core.run import FlowRun, FlowState
+    from airflow_provider_flows.services.generio.api import Generio
     from airflow_provider_flows.triggers import FlowRunTrigger
 
     service = Generio()
@@ -49,7 +49,9 @@ def _ours(_address: str, interval: float) -> Contender:
     _, stored = FlowRunTrigger.going_on(CONN_ID, begun).serialize()
 
     async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
-        trigger = FlowRunTrigger(**{**stored, "flow_run_id": run.flow_run_id, "deadline": time.time() + PATIENCE})
+        trigger = FlowRunTrigger(
+            **{**stored, "flow_run_id": run.flow_run_id, "deadline": time.time() + PATIENCE}
+        )
         async for event in trigger.run():
             told = event.payload
             mine = told.get("flow_run_id") == run.flow_run_id

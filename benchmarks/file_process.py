@@ -17,29 +17,37 @@ import psutil
 import requests
 from airflow.sdk import Connection, ObjectStoragePath  # noqa: F401  # a task has them
 
-from airflow_provider_flows.delivery import Delivery
-from airflow_provider_flows.flow.run import FlowOutput, FlowRun
+from airflow_provider_flows.core.run import FlowOutput, FlowRun
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.outputs import fetch
+from airflow_provider_flows.storage.output_options import Delivery
+from airflow_provider_flows.storage.outputs import fetch
 from benchmarks.file_uploads import given, plainly_sent, sent, sent_by_loop
 from benchmarks.measures import peak_memory
 
-WARM = 1024 * 1024  # bytes of a file that is moved first: what is imported and opened once is no part of the figure
+WARM = (
+    1024 * 1024
+)  # bytes of a file that is moved first: what is imported and opened once is no part of the figure
 Way = Callable[[str, int, Path], None]  # the server's address, the file's size, the folder that is ours
 
 
 def fetched(address: str, size: int, folder: Path) -> None:
     """Download as operator and sensor do."""
     hook = GenerioHook()
-    hook._connection = Connection(conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none")  # noqa: SLF001, S106
-    (output,) = fetch(hook, FlowRun("r", "generio", outputs=(FlowOutput("model", str(size)),)), Delivery(str(folder))).outputs
+    hook._connection = Connection(
+        conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none"
+    )  # noqa: SLF001, S106
+    (output,) = fetch(
+        hook, FlowRun("r", "generio", outputs=(FlowOutput("model", str(size)),)), Delivery(str(folder))
+    ).outputs
     if output.size != size:
         raise RuntimeError(f"{output.size} bytes came of {size}")
 
 
 def plainly_fetched(address: str, size: int, folder: Path) -> None:
     """Download as one does who does not think of memory."""
-    answer = requests.get(f"{address}/flows/r/outputs/{size}", headers={"Authorization": "Bearer none"}, timeout=60)
+    answer = requests.get(
+        f"{address}/flows/r/outputs/{size}", headers={"Authorization": "Bearer none"}, timeout=60
+    )
     answer.raise_for_status()
     content = base64.b64decode(answer.json()["data"].partition(",")[2])
     (folder / "plain.glb").write_bytes(content)
@@ -94,7 +102,9 @@ def main() -> None:
     if told.what == "upload":  # what is sent is there before
         for size in (WARM, told.size):
             given(size, told.folder)
-    told.into.write_text(json.dumps(measured(WAYS[told.what][told.way], told.address, told.size, told.folder)))
+    told.into.write_text(
+        json.dumps(measured(WAYS[told.what][told.way], told.address, told.size, told.folder))
+    )
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from pathlib import Path
 import requests
 from airflow.sdk import Connection
 
-from airflow_provider_flows.flow.run import FlowInput
-from airflow_provider_flows.flow.services.generio import Generio
+from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.inputs import read_inputs
+from airflow_provider_flows.services.generio.api import Generio
+from airflow_provider_flows.storage.inputs import read_inputs
 
 HEAD = b"\x89PNG\r\n\x1a\n"
 _BLOCK = os.urandom(1024 * 1024)
@@ -49,12 +49,16 @@ def plainly_sent(address: str, size: int, folder: Path) -> None:
     """Send it as one does who does not think of memory."""
     data = f"data:image/png;base64,{base64.b64encode(given(size, folder).read_bytes()).decode()}"
     headers = {"Authorization": "Bearer none"}
-    requests.post(f"{address}/flows/r/inputs", json={"data": data}, headers=headers, timeout=600).raise_for_status()
+    requests.post(
+        f"{address}/flows/r/inputs", json={"data": data}, headers=headers, timeout=600
+    ).raise_for_status()
 
 
 def _hook(address: str) -> GenerioHook:
     hook = GenerioHook()
-    hook._connection = Connection(conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none")  # noqa: SLF001, S106
+    hook._connection = Connection(
+        conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none"
+    )  # noqa: SLF001, S106
     return hook
 
 

@@ -44,16 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
     group = parser.add_argument_group("files")
     group.add_argument("--only", choices=SIZES, help="download or upload (default: both)")
-    group.add_argument("--sizes", type=int, nargs="+", metavar="MB", help="sizes of the files (default: the issue's)")
-    group.add_argument("--moves", type=int, help="how often each file is moved (default: 3, one of 1 GB or more once)")
-    group.add_argument("--folder", type=Path, help="where the files are written (default: a temporary folder)")
+    group.add_argument(
+        "--sizes", type=int, nargs="+", metavar="MB", help="sizes of the files (default: the issue's)"
+    )
+    group.add_argument(
+        "--moves", type=int, help="how often each file is moved (default: 3, one of 1 GB or more once)"
+    )
+    group.add_argument(
+        "--folder", type=Path, help="where the files are written (default: a temporary folder)"
+    )
 
 
 def run(told: argparse.Namespace) -> Report:
     """Move each file each way, in turns, so that what disturbs the machine disturbs all."""
     from benchmarks.file_process import WAYS  # it imports all that is measured
 
-    report = Report("files", "Files between the service and a disk, each in a process of its own: median, most memory", COLUMNS)
+    report = Report(
+        "files",
+        "Files between the service and a disk, each in a process of its own: median, most memory",
+        COLUMNS,
+    )
     with tempfile.TemporaryDirectory(dir=told.folder) as folder:
         server = FileServer(Path(folder) / "server.log")
         server.start()
@@ -61,10 +71,16 @@ def run(told: argparse.Namespace) -> Report:
             for what in [told.only] if told.only else WAYS:
                 for size in told.sizes or (QUICK if told.quick else SIZES)[what]:
                     moves = told.moves or (1 if told.quick or size >= 1000 else 3)
-                    _compare(report, [Move(what, way, size, server.address, Path(folder)) for way in WAYS[what]], moves)
+                    _compare(
+                        report,
+                        [Move(what, way, size, server.address, Path(folder)) for way in WAYS[what]],
+                        moves,
+                    )
         finally:
             server.stop()
-    report.notes.append("ours also takes the SHA-256 and writes under a temporary name first; memory is what a move adds.")
+    report.notes.append(
+        "ours also takes the SHA-256 and writes under a temporary name first; memory is what a move adds."
+    )
     return report
 
 
@@ -116,10 +132,18 @@ def _compare(report: Report, moves: list[Move], times: int) -> None:
     ours = rows["ours"]
     report.targets.append(Target(f"{what}: MiB of memory", ours["memory"], f"<= {MOST_MEMORY}"))
     if first.what in LEAST_SPEED and ours["of_plain"]:
-        report.targets.append(Target(f"{what}: times the plain way's speed", ours["of_plain"], f">= {LEAST_SPEED[first.what]}"))
+        report.targets.append(
+            Target(f"{what}: times the plain way's speed", ours["of_plain"], f">= {LEAST_SPEED[first.what]}")
+        )
 
 
 def _row(move: Move, figures: list[dict[str, float]]) -> dict[str, Any]:
     seconds, cpu = (statistics.median(each[key] for each in figures) for key in ("seconds", "cpu"))
-    known = {"what": move.what, "size": move.size, "way": move.way, "seconds": seconds, "speed": move.size / seconds}
+    known = {
+        "what": move.what,
+        "size": move.size,
+        "way": move.way,
+        "seconds": seconds,
+        "speed": move.size / seconds,
+    }
     return {**known, "cpu": cpu, "memory": max(each["memory"] for each in figures)}

@@ -59,7 +59,9 @@ class Run:
         return self._told("running", PROGRESS[progress]((now - self.begins) / self.lasts), None)
 
     def _told(self, state: str, progress: float, finished: float | None) -> str:
-        if not self._fixed and self.begins is not None:  # what does not change is written once: the server must be cheap
+        if (
+            not self._fixed and self.begins is not None
+        ):  # what does not change is written once: the server must be cheap
             self._fixed = self._unchanging()
         fixed = self._fixed or self._unchanging()
         return f'{{{fixed}"state": "{state}", "progress": {progress}, "finished_at": {_iso(finished)}}}'
@@ -123,7 +125,10 @@ class Service:
             start = int(asked.get("offset", ["0"])[0])
             wanted = wanted[start : start + PAGE]
         hint = f', "total": {total}' if self._listing == "offset" else ""
-        return 200, f'{{"flows": [{", ".join(run.shown(now, self._progress) for run in wanted)}]{hint}}}'.encode()
+        return (
+            200,
+            f'{{"flows": [{", ".join(run.shown(now, self._progress) for run in wanted)}]{hint}}}'.encode(),
+        )
 
     def _dbt(self, number: int) -> Answer:
         run = self._runs.get(f"{number:024x}")
@@ -156,14 +161,23 @@ class Service:
         """Let a client begin, or tell it what was asked so far."""
         if word == "begin":
             origin = float(parse_qs(query)["at"][0])
-            made = (Run(run.number, run.flow_run_id, origin + run.begins, run.lasts) for run in self._script.runs())
+            made = (
+                Run(run.number, run.flow_run_id, origin + run.begins, run.lasts)
+                for run in self._script.runs()
+            )
             self._runs = {run.flow_run_id: run for run in made}
             self._asked.clear()
-        return json.dumps({"requests": dict(self._asked), "cpu": time.process_time(), "runs": len(self._runs)}).encode()
+        return json.dumps(
+            {"requests": dict(self._asked), "cpu": time.process_time(), "runs": len(self._runs)}
+        ).encode()
 
 
 def _iso(moment: float | None) -> str:
-    return "null" if moment is None else f'"{datetime.fromtimestamp(moment, tz=UTC).isoformat(timespec="milliseconds")}"'
+    return (
+        "null"
+        if moment is None
+        else f'"{datetime.fromtimestamp(moment, tz=UTC).isoformat(timespec="milliseconds")}"'
+    )
 
 
 def allow_many_connections() -> None:
@@ -186,7 +200,9 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds that each answer is held back")
     told = parser.parse_args()
     allow_many_connections()
-    service = Service(Script(told.runs, told.seed, told.shortest, told.longest, told.spread), told.progress, told.list)
+    service = Service(
+        Script(told.runs, told.seed, told.shortest, told.longest, told.spread), told.progress, told.list
+    )
     try:
         import uvloop
     except ImportError:

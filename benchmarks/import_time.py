@@ -51,13 +51,19 @@ COLUMNS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
-    parser.add_argument_group("imports").add_argument("--repeat", type=int, help="imports of each (default: 15)")
+    parser.add_argument_group("imports").add_argument(
+        "--repeat", type=int, help="imports of each (default: 15)"
+    )
 
 
 def run(told: argparse.Namespace) -> Report:
     """Import everything several times, in turns, so that what disturbs the machine disturbs all."""
     repeat = told.repeat or (3 if told.quick else 15)
-    report = Report("imports", f"Import of the operators, on top of airflow.sdk: median of {repeat} fresh processes", COLUMNS)
+    report = Report(
+        "imports",
+        f"Import of the operators, on top of airflow.sdk: median of {repeat} fresh processes",
+        COLUMNS,
+    )
     known = {name: modules for name, modules in MODULES.items() if _installed(modules)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in known}
     with tempfile.TemporaryDirectory() as folder:

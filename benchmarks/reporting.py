@@ -57,7 +57,9 @@ class Report:
     def shown(self) -> str:
         """Give it for a terminal."""
         lines = [f"\n{self.title}", *table(self.columns, self.rows)]
-        lines += [f"  target: {target.what}: {target.reached:.3g} (aim {target.aim})" for target in self.targets]
+        lines += [
+            f"  target: {target.what}: {target.reached:.3g} (aim {target.aim})" for target in self.targets
+        ]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,7 +81,8 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
 
     def line(words: Sequence[str]) -> str:
         return "  " + "  ".join(
-            word.ljust(width) if left else word.rjust(width) for word, width, left in zip(words, widths, text, strict=True)
+            word.ljust(width) if left else word.rjust(width)
+            for word, width, left in zip(words, widths, text, strict=True)
         )
 
     return [line(cells[0]), "  " + "  ".join("-" * width for width in widths), *map(line, cells[1:])]

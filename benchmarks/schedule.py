@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 import pendulum
 
-from airflow_provider_flows.flow.exchange import Conversation, Pause, Request
-from airflow_provider_flows.flow.run import FlowRun, FlowState
-from airflow_provider_flows.flow.schedule import Schedule
-from airflow_provider_flows.flow.waiting import Wait
+from airflow_provider_flows.core.http import Conversation, Pause, Request
+from airflow_provider_flows.core.polling.schedule import Schedule
+from airflow_provider_flows.core.polling.wait import Wait
+from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.transport.blocking import hold
 from benchmarks.measures import mean, percentile
 from benchmarks.reporting import Column, Report, Target, ratio
@@ -67,7 +67,9 @@ class Clock:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
-    parser.add_argument_group("schedule").add_argument("--samples", type=int, help="runs to average over (default: 400)")
+    parser.add_argument_group("schedule").add_argument(
+        "--samples", type=int, help="runs to average over (default: 400)"
+    )
 
 
 def run(told: argparse.Namespace) -> Report:

@@ -9,7 +9,10 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-HASTY_UNTIL, HASTY_PROGRESS = 0.3, 0.9  # the part of its time after which a hasty run says that it is nearly done
+HASTY_UNTIL, HASTY_PROGRESS = (
+    0.3,
+    0.9,
+)  # the part of its time after which a hasty run says that it is nearly done
 STEPS = 5
 
 

@@ -28,7 +28,15 @@ RUNS = (100, 1_000, 4_000, 10_000)
 QUICK_RUNS = (100, 1_000)
 CONTENDERS = (NOBODY, "ours", "ours:absent", "dbt", "plain")
 PEER = "dbt"
-OF_NOBODY = ("runs", "cpu", "wall", "lag_max", "lag_p99", "lag_steady_max", "memory")  # the only figures of it
+OF_NOBODY = (
+    "runs",
+    "cpu",
+    "wall",
+    "lag_max",
+    "lag_p99",
+    "lag_steady_max",
+    "memory",
+)  # the only figures of it
 LIMIT = 900  # seconds for one contender
 COLUMNS = (
     Column("runs", "runs", ",d"),
@@ -64,7 +72,9 @@ NOTES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
     group = parser.add_argument_group("triggers")
-    group.add_argument("--runs", type=int, nargs="+", help=f"how many flow runs wait at once (default: {RUNS})")
+    group.add_argument(
+        "--runs", type=int, nargs="+", help=f"how many flow runs wait at once (default: {RUNS})"
+    )
     group.add_argument(
         "--contenders",
         nargs="+",
@@ -72,9 +82,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"nobody, ours, dbt, plain; ours:LIST for a list endpoint that is one of {LISTS} (default: {' '.join(CONTENDERS)})",
     )
     group.add_argument("--interval", type=float, default=5.0, help="seconds between two looks")
-    group.add_argument("--lasting", type=float, nargs=2, metavar=("FROM", "TO"), help="seconds that runs last (20 60)")
-    group.add_argument("--progress", choices=PROGRESS, default="linear", help="what the service tells of progress")
-    group.add_argument("--latency", type=float, default=0.0, help="seconds that the service takes for each answer")
+    group.add_argument(
+        "--lasting", type=float, nargs=2, metavar=("FROM", "TO"), help="seconds that runs last (20 60)"
+    )
+    group.add_argument(
+        "--progress", choices=PROGRESS, default="linear", help="what the service tells of progress"
+    )
+    group.add_argument(
+        "--latency", type=float, default=0.0, help="seconds that the service takes for each answer"
+    )
     group.add_argument("--seed", type=int, default=1)
 
 
@@ -82,14 +98,18 @@ def run(told: argparse.Namespace) -> Report:
     """Measure every contender at every number of runs."""
     title = f"Triggers: {told.progress} progress, interval {told.interval:g} s, latency {told.latency:g} s, seed {told.seed}"
     report = Report("triggers", title, COLUMNS, notes=list(NOTES))
-    compile_dir(next(iter(airflow_provider_flows.__path__)), quiet=1)  # as pip has compiled the other contenders' packages
+    compile_dir(
+        next(iter(airflow_provider_flows.__path__)), quiet=1
+    )  # as pip has compiled the other contenders' packages
     shortest, longest = told.lasting or ((5.0, 15.0) if told.quick else (20.0, 60.0))
     for count in told.runs or (QUICK_RUNS if told.quick else RUNS):
         script = Script(count, told.seed, shortest, longest, spread=3.0)
         rows = [_contended(contender, script, told) for contender in told.contenders]
         spent = {row["contender"]: row["cpu"] for row in rows}
         idle = spent.get(NOBODY, 0.0)
-        report.rows += [{**row, "cpu_of_peer": ratio(row["cpu"] - idle, spent.get(PEER, idle) - idle)} for row in rows]
+        report.rows += [
+            {**row, "cpu_of_peer": ratio(row["cpu"] - idle, spent.get(PEER, idle) - idle)} for row in rows
+        ]
     report.targets += _targets(report.rows, told.interval)
     return report
 
@@ -101,7 +121,10 @@ def _contended(contender: str, script: Script, told: argparse.Namespace) -> dict
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         chosen = {"progress": told.progress, "list": listing or "states", "latency": told.latency}
-        scripted = {"runs": script.count, **{key: value for key, value in asdict(script).items() if key != "count"}}
+        scripted = {
+            "runs": script.count,
+            **{key: value for key, value in asdict(script).items() if key != "count"},
+        }
         server = FlowServer(home / "server.log", **scripted, **chosen)
         try:
             server.start()
@@ -124,7 +147,12 @@ def _contended(contender: str, script: Script, told: argparse.Namespace) -> dict
 
 def _waited(name: str, server: FlowServer, script: Script, interval: float, home: Path) -> dict[str, Any]:
     into = home / "figures.json"
-    options = {"contender": name, "address": server.address, "interval": interval, "script": json.dumps(asdict(script))}
+    options = {
+        "contender": name,
+        "address": server.address,
+        "interval": interval,
+        "script": json.dumps(asdict(script)),
+    }
     words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
     environment = {
         **own_environment(home, home / "dags"),

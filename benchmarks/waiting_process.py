@@ -48,7 +48,9 @@ class News:
             self.troubles.append(repr(error)[:300])
 
 
-async def _begun(contender: Contender, runs: list[ScriptedRun], origin: float, news: News) -> AsyncIterator[asyncio.Task[None]]:
+async def _begun(
+    contender: Contender, runs: list[ScriptedRun], origin: float, news: News
+) -> AsyncIterator[asyncio.Task[None]]:
     """Begin to wait for the runs in rounds and one in a turn of the loop, as a triggerer's runner does.
 
     Its limits (50 new ones a round, 1,000 in all) are left out. A timer for each wait would be of the harness alone.
@@ -106,7 +108,9 @@ def main() -> None:
     parser.add_argument("--script", type=json.loads, required=True)
     parser.add_argument("--into", type=Path, required=True)
     told = parser.parse_args()
-    logging.getLogger().setLevel(logging.WARNING)  # a line for each poll would be measured, and not every contender writes one
+    logging.getLogger().setLevel(
+        logging.WARNING
+    )  # a line for each poll would be measured, and not every contender writes one
     allow_many_connections()
     figures = asyncio.run(measured(told.contender, told.address, told.interval, Script(**told.script)))
     told.into.write_text(json.dumps(figures))

@@ -59,13 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("airflow")
     group.add_argument("--mapped", type=int, help="how many flow runs each DAG run has (default: 100)")
     group.add_argument("--seconds", type=float, help="how long a flow run lasts (default: 30)")
-    group.add_argument("--poke", type=float, default=60.0, help="the interval of both sensors, s; 60 is the default of both")
-    group.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which to run (default: all)")
+    group.add_argument(
+        "--poke", type=float, default=60.0, help="the interval of both sensors, s; 60 is the default of both"
+    )
+    group.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which to run (default: all)"
+    )
 
 
 def run(told: argparse.Namespace) -> Report:
     """Run each way in an Airflow of its own, one after another."""
-    mapped, seconds = told.mapped or (6 if told.quick else 100), told.seconds or (10.0 if told.quick else 30.0)
+    mapped, seconds = (
+        told.mapped or (6 if told.quick else 100),
+        told.seconds or (10.0 if told.quick else 30.0),
+    )
     title = f"Whole Airflow: {mapped} mapped flow runs of {seconds:g} s, LocalExecutor with {SLOTS} slots, poke {told.poke:g} s"
     report = Report("airflow", title, COLUMNS, notes=list(NOTES))
     rows = [_went(way, mapped, seconds, told.poke) for way in told.ways]

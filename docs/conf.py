@@ -39,7 +39,10 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
 # other people's types have their pages elsewhere, and some of the emulator's have none
-nitpick_ignore_regex = [("py:.*", r"(?!Flow|airflow_provider_flows).*"), ("py:class", r"airflow_provider_flows\.emulator\..*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!Flow|airflow_provider_flows).*"),
+    ("py:class", r"airflow_provider_flows\.emulator\..*"),
+]
 default_role = "code"  # our docstrings put code between single backquotes
 
 myst_enable_extensions = ["substitution"]

@@ -19,7 +19,9 @@ with DAG(
     RunFlowOperator(
         task_id="make_gnome",
         flow="model_generate_fromprompt",
-        inputs={"data": "{{ params.prompt }}"},  # what others write is said to be a prompt, so that it can never name a file
+        inputs={
+            "data": "{{ params.prompt }}"
+        },  # what others write is said to be a prompt, so that it can never name a file
         parameters={"quality": "low", "seed": 7},
         additional={"dag_run": "{{ run_id }}"},  # your own metadata, stored with the flow run at the service
         output_path="{{ params.output_path }}",

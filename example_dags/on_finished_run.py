@@ -16,7 +16,9 @@ from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.sensors import FlowRunSensor
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
 
-trigger = FlowRunFinishedTrigger("flows_default", flow="model_generate_fromprompt", states="completed", poll_interval=60)
+trigger = FlowRunFinishedTrigger(
+    "flows_default", flow="model_generate_fromprompt", states="completed", poll_interval=60
+)
 models_made = Asset("models_made", watchers=[AssetWatcher(name="generio", trigger=trigger)])
 
 with DAG(

@@ -12,7 +12,9 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_flows.operators import RunFlowOperator
 
-SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"  # the vendor's sample: variables color and item, outputs image and text
+SAMPLE_FLOW = (
+    "clibnwpno000bmc0k9hvv3y7f"  # the vendor's sample: variables color and item, outputs image and text
+)
 
 with DAG(
     dag_id="promptchainer_texts",

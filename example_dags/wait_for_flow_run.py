@@ -22,7 +22,9 @@ with DAG(
     @task
     def start_elsewhere() -> str:
         """Stand for the other system: start a flow run and hand on nothing but its id."""
-        run = FlowsHook.get_hook("flows_default").start("model_generate_fromprompt", "A street lamp", {"quality": "low"})
+        run = FlowsHook.get_hook("flows_default").start(
+            "model_generate_fromprompt", "A street lamp", {"quality": "low"}
+        )
         return run.flow_run_id
 
     FlowRunSensor(

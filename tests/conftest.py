@@ -22,26 +22,26 @@ if "airflow" in sys.modules:
 
 # The files that take longest, the longest first, but those that start a whole Airflow not side by side.
 LONGEST = (
-    "test_chaos.py",
+    "system/test_chaos.py",
     "test_modes.py",
-    "test_docs.py",
-    "test_lineage.py",
-    "test_deadlines.py",
-    "test_third_service.py",
-    "test_retries.py",
-    "test_faults.py",
-    "test_other_server.py",
-    "test_stack.py",
-    "test_docs_cli.py",
+    "docs/test_docs.py",
+    "worker/test_lineage.py",
+    "worker/test_deadlines.py",
+    "services/test_third_service.py",
+    "worker/test_task_retries.py",
+    "transport/test_faults.py",
+    "services/test_other_server.py",
+    "system/test_stack.py",
+    "docs/test_docs_cli.py",
     "test_sensors.py",
-    "test_watch_lists.py",
-    "test_hostile.py",
+    "triggerer/test_poller_lists.py",
+    "services/test_hostile_responses.py",
     "test_decorators.py",
-    "test_downloads.py",
-    "test_plugin_site.py",
+    "storage/test_output_download.py",
+    "plugin/test_pages.py",
     "test_operators.py",
     "test_provider_info.py",
-    "test_delivery.py",
+    "worker/test_finish.py",
 )
 
 _HOME = Path(tempfile.mkdtemp(prefix="flows-tests-"))
@@ -49,7 +49,9 @@ _HOME = Path(tempfile.mkdtemp(prefix="flows-tests-"))
 for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
     del os.environ[_name]
 os.environ.update(own_environment(_HOME, _HOME / "dags"))
-os.environ["AIRFLOW__OPENLINEAGE__DISABLED"] = "True"  # whatever the shell says: only test_lineage.py wants its listener
+os.environ["AIRFLOW__OPENLINEAGE__DISABLED"] = (
+    "True"  # whatever the shell says: only test_lineage.py wants its listener
+)
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -60,7 +62,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the files that take longest begin first: a long one that began last would be waited for alone."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: places.get(item.path.relative_to(tests).as_posix(), len(places)))
 
 
 def pytest_unconfigure() -> None:
@@ -77,7 +80,7 @@ def airflow_home() -> Path:
 @pytest.fixture(scope="session")
 def airflow_database() -> None:
     """Create an empty metadata database, for tests that talk to it without `run_dag`."""
-    from tests.airflow_run import ensure_database
+    from tests.support.airflow_run import ensure_database
 
     ensure_database()
 
@@ -93,6 +96,6 @@ def fresh_settings() -> None:
 @pytest.fixture(autouse=True)
 def fresh_definitions() -> None:
     """Let each test's own service say what flows take: a process keeps what it was told for a moment."""
-    definitions = sys.modules.get("airflow_provider_flows.definitions")
+    definitions = sys.modules.get("airflow_provider_flows.preflight")
     if definitions is not None:
         definitions.RECENT.clear()

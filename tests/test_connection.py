@@ -12,9 +12,16 @@ from typing import Any
 import pytest
 from airflow.sdk import Connection
 
-from airflow_provider_flows.connection import CA_BUNDLES, GENERIO_FIELDS, PROMPTCHAINER_FIELDS, base_url, extra_of, token_of
+from airflow_provider_flows.connection import (
+    CA_BUNDLES,
+    GENERIO_FIELDS,
+    PROMPTCHAINER_FIELDS,
+    base_url,
+    extra_of,
+    token_of,
+)
+from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from airflow_provider_flows.provider_info import get_provider_info
 
@@ -91,7 +98,13 @@ def test_blanks_around_a_key_are_dropped() -> None:
 
 EXTRA = {"read_timeout": 7, "verify": False}
 WHOLE = {"conn_type": "generio", "host": "http://127.0.0.1:8084", "password": "k%", "extra": EXTRA}
-APART = {"conn_type": "generio", "host": "127.0.0.1", "port": 8084, "password": "k%", "extra": json.dumps(EXTRA)}
+APART = {
+    "conn_type": "generio",
+    "host": "127.0.0.1",
+    "port": 8084,
+    "password": "k%",
+    "extra": json.dumps(EXTRA),
+}
 SPELLINGS = {
     "JSON": json.dumps(WHOLE),
     "JSON, extra as text": json.dumps(APART),
@@ -151,7 +164,9 @@ def test_extra_that_is_no_object_is_refused(extra: str) -> None:
         extra_of(Connection(conn_id="c", conn_type="generio", extra=extra), GENERIO_FIELDS)
 
 
-def test_bundle_of_the_connection_comes_first_then_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bundle_of_the_connection_comes_first_then_the_environments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """`ca_bundle` wins over REQUESTS_CA_BUNDLE, `verify` off over both, and with none of them the usual certificates count."""
     ours, theirs = tmp_path / "ours.pem", tmp_path / "theirs.pem"
     ours.touch()

@@ -19,15 +19,15 @@ from airflow.utils.session import create_session
 from mypy import api as mypy
 from sqlalchemy import select
 
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.decorator_types import FlowTaskArguments, TaskArguments
 from airflow_provider_flows.decorators import FlowDecoratedOperator, arguments, flow_task, task
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.flow.errors import FlowInputError
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.task_types import FlowTaskArguments, TaskArguments
-from tests.airflow_run import run_dag
-from tests.modes import FLOW, OFTEN
-from tests.tries import AGAIN, BOTH, CHAIN
-from tests.versions import has, needs
+from tests.support.airflow_run import run_dag
+from tests.support.modes import FLOW, OFTEN
+from tests.support.tries import AGAIN, BOTH, CHAIN
+from tests.support.versions import has, needs
 
 ROOT = Path(__file__).parent.parent
 LOW = {"quality": "low"}
@@ -46,7 +46,9 @@ def rendered(run_id: str) -> dict[str, Any]:
     """Give what Airflow shows of the task's templated arguments."""
     with create_session() as session:
         found = session.scalar(
-            select(RenderedTaskInstanceFields.rendered_fields).where(RenderedTaskInstanceFields.run_id == run_id)
+            select(RenderedTaskInstanceFields.rendered_fields).where(
+                RenderedTaskInstanceFields.run_id == run_id
+            )
         )
     return dict(found or {})
 
@@ -82,8 +84,15 @@ def test_function_gives_the_inputs_and_the_task_the_outputs(emulator: Emulator) 
     (run,) = emulator.runs.values()
     assert [item.data for item in run.inputs] == ["A red chair of 2 m"]
     returned = result.xcoms["make"]["return_value"]
-    assert (returned["flow_run_id"], returned["state"], returned["flow"]) == (run.flow_run_id, "completed", FLOW)
-    assert result.xcoms["names"]["return_value"] == ["completed", *(output["name"] for output in returned["outputs"])]
+    assert (returned["flow_run_id"], returned["state"], returned["flow"]) == (
+        run.flow_run_id,
+        "completed",
+        FLOW,
+    )
+    assert result.xcoms["names"]["return_value"] == [
+        "completed",
+        *(output["name"] for output in returned["outputs"]),
+    ]
     operator = dag.get_task("make")
     assert (operator.task_type, operator.operator_name) == ("FlowDecoratedOperator", "@task.flow")
     assert operator.doc_md == "Word the prompt."
@@ -143,7 +152,9 @@ def test_function_gives_variables(emulator: Emulator) -> None:
     assert sorted(variables["color"] for variables in sent) == ["blue", "red"]
     assert {variables["item"] for variables in sent} == {"ball"}
     assert "text" in {output["name"] for output in result.xcoms["bare"]["return_value"]["outputs"]}
-    assert set(result.xcoms["bare"]) == {"flow_run_id", "outputs", "return_value"} | set(result.xcoms["wrapped"])
+    assert set(result.xcoms["bare"]) == {"flow_run_id", "outputs", "return_value"} | set(
+        result.xcoms["wrapped"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +177,16 @@ def test_what_could_be_either_is_refused(returned: Any, told: str) -> None:
 
 @pytest.mark.parametrize(
     "returned",
-    ["A chair", ["a", "b"], [], {}, Path("chair.png"), {"color": "red"}, {"data": "x", "additional": 1}, {"flow": 1, "color": 2}],
+    [
+        "A chair",
+        ["a", "b"],
+        [],
+        {},
+        Path("chair.png"),
+        {"color": "red"},
+        {"data": "x", "additional": 1},
+        {"flow": 1, "color": 2},
+    ],
 )
 def test_anything_else_is_the_inputs(returned: Any) -> None:
     """What is no dict of arguments goes to the operator as it is."""
@@ -217,7 +237,9 @@ def test_error_of_the_function_starts_nothing(emulator: Emulator) -> None:
         pytest.param(None, 2, "failed", marks=needs("retry policies")),
     ],
 )
-def test_function_that_ends_the_task_leaves_no_run(emulator: Emulator, error: Exception | None, tries: int, state: str) -> None:
+def test_function_that_ends_the_task_leaves_no_run(
+    emulator: Emulator, error: Exception | None, tries: int, state: str
+) -> None:
     """Where the function of a retry raises or returns nothing, and no try follows, the run of the first try is stopped."""
     emulator.run_seconds = 3600
     emulator.switches.abort = "instant"
@@ -273,7 +295,10 @@ def test_what_is_kept_is_short_and_tells_no_secret(emulator: Emulator, tmp_path:
 
         @task.flow
         def content() -> list[Any]:
-            return [{"uri": "data:text/plain;base64," + "QUJD" * 100_000}, "https://u:s3cret@files.invalid/a.png?sig=s3cret"]
+            return [
+                {"uri": "data:text/plain;base64," + "QUJD" * 100_000},
+                "https://u:s3cret@files.invalid/a.png?sig=s3cret",
+            ]
 
         @task.flow
         def keys() -> dict[str, Any]:
@@ -316,7 +341,12 @@ def test_mapped_partial_and_overridden(emulator: Emulator) -> None:
     result = run_dag(dag)
     assert result.state == "success", result.log
     made = {run.inputs[0].data: run.parameters["quality"] for run in emulator.runs.values()}
-    assert made == {"A chair of 1 m": "low", "A chair of 2 m": "low", "A table of 3 m": "high", "A lamp of 4 m": "low"}
+    assert made == {
+        "A chair of 1 m": "low",
+        "A chair of 2 m": "low",
+        "A table of 3 m": "high",
+        "A lamp of 4 m": "low",
+    }
     assert result.xcoms["states"]["return_value"] == ["completed", "completed"]
 
 
@@ -357,7 +387,9 @@ def test_what_cannot_work_is_refused_when_the_dag_is_read() -> None:
 
 def test_types_name_every_argument() -> None:
     """The typed arguments are those of Airflow's task and of the operator, no more and no fewer."""
-    own = set(inspect.signature(RunFlowOperator.__init__).parameters) - {"self", "kwargs", "inputs"} | {"render_returned"}
+    own = set(inspect.signature(RunFlowOperator.__init__).parameters) - {"self", "kwargs", "inputs"} | {
+        "render_returned"
+    }
     base = set(inspect.signature(BaseOperator.__init__).parameters) - {"self", "kwargs"}
     later = set() if has("retry policies") else {"render_template_as_native_obj", "retry_policy"}
     assert set(TaskArguments.__annotations__) - later == base
@@ -408,7 +440,7 @@ MYPY = """
 [mypy]
 strict = true
 follow_imports = skip
-[mypy-airflow.sdk.*,airflow.providers.common.compat.sdk,airflow_provider_flows.decorators,airflow_provider_flows.operators,airflow_provider_flows.task_types]
+[mypy-airflow.sdk.*,airflow.providers.common.compat.sdk,airflow_provider_flows.decorators,airflow_provider_flows.operators,airflow_provider_flows.decorator_types]
 follow_imports = normal
 ignore_errors = true
 [mypy-airflow.sdk.execution_time.*,airflow.sdk.api.*,airflow.sdk._shared.*]
@@ -424,9 +456,13 @@ def test_type_checkers_know_the_decorator(tmp_path: Path, monkeypatch: pytest.Mo
         for number, (line, made) in enumerate(WRONG)
     ]
     file, settings = tmp_path / "typed_dag.py", tmp_path / "mypy.ini"
-    file.write_text(TYPED + "\n    reveal_type(made)\n\n" + "\n\n".join(functions) + "\n    make.override(flwo=1)\n")
+    file.write_text(
+        TYPED + "\n    reveal_type(made)\n\n" + "\n\n".join(functions) + "\n    make.override(flwo=1)\n"
+    )
     settings.write_text(MYPY)
-    told, trouble, _ = mypy.run(["--config-file", str(settings), "--cache-dir", str(ROOT / ".mypy_cache" / "dag"), str(file)])
+    told, trouble, _ = mypy.run(
+        ["--config-file", str(settings), "--cache-dir", str(ROOT / ".mypy_cache" / "dag"), str(file)]
+    )
 
     assert not trouble
     lines, source = told.splitlines(), file.read_text().splitlines()

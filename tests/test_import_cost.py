@@ -28,7 +28,16 @@ PACKAGE = "airflow_provider_flows"
 # what a DAG file's imports may load beyond what Airflow has loaded: the modules whose classes and defaults a DAG names
 PARSED = {
     f"{PACKAGE}.{name}"
-    for name in ("operators", "sensors", "ending", "delivery", "flow.schedule", "flow.moments", "traced", "links")
+    for name in (
+        "operators",
+        "sensors",
+        "ending",
+        "delivery",
+        "flow.schedule",
+        "flow.moments",
+        "traced",
+        "links",
+    )
 }
 # what Airflow itself loads of ours in every process, because it asks for the provider info
 ASKED = {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("provider_info", "connection", "flow", "flow.errors"))}
@@ -36,7 +45,9 @@ ASKED = {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("provider_info", "connectio
 
 def fresh(script: str) -> Any:
     """Run a script in a Python of its own, and give what it prints last."""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -58,14 +69,15 @@ def test_the_command_line_adds_three_small_modules_to_each_start_of_airflow() ->
     """Airflow asks for our commands at every start of `airflow`; what they do is imported when one is run."""
     script = (
         "import json, sys\nimport airflow.cli.cli_config, airflow_provider_flows.provider_info\nbefore = set(sys.modules)\n"
-        "from airflow_provider_flows.cli.definition import get_commands\nget_commands()\n"
+        "from airflow_provider_flows.cli.parser import get_commands\nget_commands()\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     assert set(fresh(script)) == {f"{PACKAGE}.cli{name}" for name in ("", ".definition", ".exits")}
 
 
 @pytest.mark.parametrize(
-    "module", ["airflow_provider_flows", "airflow_provider_flows.provider_info", "airflow_provider_flows.flow.run"]
+    "module",
+    ["airflow_provider_flows", "airflow_provider_flows.provider_info", "airflow_provider_flows.core.run"],
 )
 def test_metadata_imports_no_airflow(module: str) -> None:
     """What Airflow asks in every process, and what describes a run, import neither Airflow nor an HTTP library."""

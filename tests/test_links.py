@@ -1,281 +1,255 @@
-"""Tests of where a flow's links and a service's redirects may lead a worker, and of what becomes of their signatures.
+"""Tests of the links on a task instance, as Airflow's server reads them: the run at the service, and the output files.
 
-The servers are real and here; a name server is played, for no test asks a real one.
+Links that a service hands out are tested in test_links.py.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import socket
-import uuid
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
-from urllib.parse import urljoin
 
 import pytest
-from airflow.sdk import Connection
-from airflow.sdk.log import redact
-from PIL import Image
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.sdk import DAG
+from airflow.utils.session import create_session
+from sqlalchemy import select
 
-from airflow_provider_flows.flow.errors import FlowInvalid, FlowMalformed, FlowNotFound, FlowServiceError
-from airflow_provider_flows.flow.exchange import Request, same_origin
-from airflow_provider_flows.flow.links import secrets_of
-from airflow_provider_flows.flow.sink import Kept
-from airflow_provider_flows.hooks import PromptChainerHook
-from airflow_provider_flows.transport.hosts import resolves_to_public
-from airflow_provider_flows.transport.settings import Settings
-from tests.downloading import InTurn, glb, hook_to, sent, worded
-from tests.servers import Reply, Rude, Seen, Station, say
+from airflow_provider_flows.core.run import FlowRun
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.links import OUTPUTS_LINK_KEY, RUN_LINK_KEY, address_of
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
+from airflow_provider_flows.storage.locations import web_address
+from tests.support.airflow_run import DagResult, run_dag
+from tests.support.modes import MODES, OFTEN, looks, wait_in
+from tests.support.stores import browsed
+from tests.support.tries import AGAIN, CHAIN, CHAIR
 
-OWN = Settings("http://127.0.0.1:8084/prefix", {"x-api-key": "k"})
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the servers here, whatever proxy the machine has."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-def picture() -> bytes:
-    """Draw a small picture."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2), "red").save(buffer, "PNG")
-    return buffer.getvalue()
+Links = dict[str, dict[str, str | None]]
 
 
-PNG = picture()
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
+    flow_emulator.run_seconds = 0.3
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
+    return flow_emulator
 
 
-def chain_to(url: str) -> PromptChainerHook:
-    """Give a hook to a service, without a lookup."""
-    hook = PromptChainerHook("own")
-    hook._connection = Connection(conn_id="own", conn_type="promptchainer", host=url, password="k", extra=json.dumps({}))
-    return hook
+def links(result: DagResult) -> Links:
+    """Give each task instance's links as Airflow's API does: from the serialised DAG, which knows none of our classes."""
+    found: Links = {}
+    with create_session() as session:
+        instances = list(session.scalars(select(TaskInstance).where(TaskInstance.run_id == result.run_id)))
+        served = SerializedDagModel.get_dag(instances[0].dag_id, session=session)
+        assert served is not None
+        for ti in instances:
+            task = served.get_task(ti.task_id)
+            name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]"
+            found[name] = {link: task.get_extra_links(ti, link) or None for link in task.extra_links}
+    return found
 
 
-@pytest.mark.parametrize(
-    "link",
-    [
-        "https://store.example.com/a.png?sig=x",
-        "https://STORE.example.com:8443/a.png",
-        "https://my_bucket.s3.amazonaws.com./a.png",
-        "https://8.8.8.8/a.png",
-        "https://[2606:4700:4700::1111]/a.png",
-        "https://[64:ff9b::808:808]/a.png",
-        "https://local.example.com/a.png",
-        "http://127.0.0.1:8084/a.png",
-        " http://127.0.0.1:8084/prefix/a.png\n",
-    ],
-)
-def test_public_links_may_be_followed(link: str) -> None:
-    """A public host by https, and the service's own as it is."""
-    assert OWN.may_follow(link)
+def to(emulator: Emulator, flow_run_id: str) -> dict[str, str | None]:
+    """Give the links of a task whose files have no address."""
+    return {"Flow run": f"{emulator.url}/flows/{flow_run_id}", "Outputs": None}
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        *("", ".", "localhost", "localhost.", "LOCALHOST", "a.localhost", "intranet", "intranet.", "flows-db"),
-        *("metadata.google.internal", "metadata.google.internal.", "printer.local", "x.default.svc", "x.svc.cluster.local"),
-        *("router.lan", "db.corp", "x.home.arpa", "127.1", "2130706433", "0x7f.0.0.1", "0x7f000001", "127.0.0.0x1", "10.1.2.3."),
-        *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "010.0.0.1"),
-        *("0.0.0.1", "224.0.0.1", "255.255.255.255"),
-        *("[::1]", "[::]", "[fe80::1]", "[fec0::1]", "[fd00::1]", "[ff02::1]", "[::ffff:10.0.0.1]", "[::ffff:7f00:1]"),
-        *("[64:ff9b::a00:1]", "[64:ff9b:1::a00:1]", "[2002:a00:1::]", "[2002:7f00:1::1]", "[::10.0.0.1]", "[2001:0:a00:1::]"),
-        *("user:pw@example.com", "user@example.com", "example.com\\@10.0.0.1", "10.0.0.1\\.example.com", "example.com:99x"),
-        *("127。0。0。1", "①②⑦.0.0.1", "ex%61mple.com", "[fe80::1%25eth0]", "[::1", "256.1.1.1"),
-        *("127.0.0.1:8085", "127.0.0.1:8084@example.com", "127.0.0.1:8084\\@example.com", "u@127.0.0.1:8084"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("scheme", ["https", "http"])
-def test_links_into_the_network_may_not(host: str, scheme: str) -> None:
-    """Whatever is, or may be read as, a host that is not public is not asked, however it is spelt."""
-    assert not OWN.may_follow(f"{scheme}://{host}/a.png")
+@pytest.mark.parametrize("mode", MODES)
+def test_run_is_linked_in_every_mode(emulator: Emulator, mode: str) -> None:
+    """The link leads to the run at the API, whichever way it was waited for; files that stayed at the service have none."""
+    story = wait_in(mode, emulator)
+    assert story.state == "success"
+    assert links(story.result) == {"wait": to(emulator, story.flow_run_id)}
+    assert emulator.key not in json.dumps(story.result.xcoms)
 
 
-@pytest.mark.parametrize("host", ["evil.example\\@127.0.0.1:8084", "u@127.0.0.1:8084", "127.0.0.1:8085"])
-def test_key_does_not_go_where_libraries_differ_about_the_host(host: str) -> None:
-    """A URL whose host can be read in two ways is not the service's own."""
-    assert not same_origin(f"http://{host}/a", OWN.base_url)
-    assert OWN.headers(Request("GET", f"http://{host}/a")) == {}
-    assert same_origin("http://127.0.0.1:8084/a@b\\c", OWN.base_url)
+def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
+    """Before the first look is answered, the link lies where Airflow's server reads it."""
+    emulator.fault(Fault(method="GET", path="/flows/*", delay=0.5))
+    found: list[Any] = []
+
+    def look() -> None:
+        while not looks(emulator):
+            time.sleep(0.01)
+        with create_session() as session:
+            mine = (XComModel.dag_id == "links_early", XComModel.key == RUN_LINK_KEY)
+            found.extend(
+                XComModel.deserialize_value(row) for row in session.scalars(select(XComModel).where(*mine))
+            )
+
+    thread = Thread(target=look)
+    thread.start()
+    with DAG("links_early", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **CHAIR, **OFTEN)
+    run_dag(dag)
+    thread.join()
+    assert found == [f"{emulator.url}/flows/{next(iter(emulator.runs))}"]
 
 
-@pytest.mark.parametrize(
-    ("addresses", "expected"),
-    [
-        (["93.184.215.14"], True),
-        (["93.184.215.14", "10.0.0.1"], False),
-        (["::ffff:10.0.0.1"], False),
-        (["fe80::1%eth0"], False),
-        (["127.0.0.1"], False),
-        ([], True),
-    ],
-)
-def test_name_of_a_private_address_is_not_public(addresses: list[str], expected: bool) -> None:  # noqa: FBT001
-    """A public name that stands for an address inside is found out; one that is not known here is left to a proxy."""
-
-    def resolve(host: str, port: int, **_: Any) -> Sequence[Sequence[Any]]:
-        assert (host, port) == ("store.example.com", 8443)
-        if not addresses:
-            raise OSError(host)
-        return [(None, None, None, "", (address, port)) for address in addresses]
-
-    assert resolves_to_public("https://store.example.com:8443/a.png", resolve) is expected
-
-
-@pytest.mark.parametrize("first", ["https://store.example.com/a.png", "/redirected.png"])
-def test_link_to_a_name_of_a_private_address_is_not_fetched(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
-    """Neither the link itself nor a redirect leads to a name whose address is inside; nothing connects there."""
-    looked_up, real = [], socket.getaddrinfo
-
-    def resolve(host: str, port: int, *rest: Any, **more: Any) -> Any:
-        looked_up.append(host)
-        return real("127.0.0.1" if host == "store.example.com" else host, port, *rest, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with Station(lambda _: Reply(302, {"Location": "https://store.example.com/a.png"})) as station:
-        kept = Kept()
-        assert chain_to(station.url).save_link(urljoin(station.url, first), kept) is None
-        assert len(station.seen) == first.startswith("/")
-    assert looked_up.count("store.example.com") == 1
-
-
-@pytest.mark.parametrize("far", [True, False])
-@pytest.mark.parametrize("steps", [1, 3])
-def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:  # noqa: FBT001
-    """A link on the service's own host may be redirected there, but nowhere else inside, at no step."""
-    with Station(lambda _: Reply(body=PNG)) as inside:
-
-        def reply(seen: Seen) -> Reply:
-            step = int(seen.path[1:2])
-            if step < steps:
-                return Reply(302, {"Location": f"/{step + 1}"})
-            return Reply(302, {"Location": f"{inside.url}/secret"}) if far else Reply(body=PNG)
-
-        with Station(reply) as station:
-            kept = Kept()
-            assert chain_to(station.url).save_link(f"{station.url}/0.png?sig=x", kept) == (None if far else "image/png")
-            assert len(station.seen) == steps + 1
-        assert inside.seen == []
-    assert bytes(kept.data) == (b"" if far else PNG)
-
-
-@pytest.mark.parametrize("far", [True, False])
-def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: FBT001
-    """A download may be redirected within the service, and not to another port beside it; it is not tried again."""
-    content = glb(500)
-    with Station(lambda _: Reply(body=content)) as inside:
-
-        def reply(seen: Seen) -> Reply:
-            if seen.path == "/file":
-                return Reply(body=content)
-            return Reply(302, {"Location": f"{inside.url}/file" if far else "/file"})
-
-        with Station(reply) as station:
-            if far:
-                with pytest.raises(FlowServiceError, match="redirects to where") as caught:
-                    hook_to(station.url).save_output("r", "a", Kept())
-                assert not isinstance(caught.value, FlowMalformed)
-                assert len(station.seen) == 1
-            else:
-                assert hook_to(station.url).download_output("r", "a").data == content
-        assert inside.seen == []
-
-
-def test_signatures_are_found_in_every_spelling() -> None:
-    """Only the values of a signature's parameters are secret, and only if they are as long as one."""
-    url = "https://h/a.png?say=AAAAAAAAAAAAAAAAAAAAAAAA&sig=abc%2bdefghijklmnop%3D&X-Amz-Signature=0123456789abcdef&Signature=short#sig=fragmentfragmentfragment"
-    assert secrets_of(url) == {
-        "abc%2bdefghijklmnop%3D",
-        "abc+defghijklmnop=",
-        "abc%2Bdefghijklmnop%3D",
-        "0123456789abcdef",
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
+    """Whom a failure is told can go to the run, be it failed, too late for the operator, or too late for the sensor."""
+    emulator.plan(Plan(outcome="failed"))
+    emulator.plan(Plan(run_seconds=60))
+    with DAG(
+        f"links_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}
+    ) as dag:
+        failed = RunFlowOperator(task_id="failed", **CHAIR)
+        late = RunFlowOperator(
+            task_id="late", **CHAIR, timeout=0.2, abort_on_kill=False, trigger_rule="all_done"
+        )
+        waited = FlowRunSensor(
+            task_id="waited",
+            flow_run_id=late.output["flow_run_id"],
+            timeout=0.1,
+            mode="poke",
+            trigger_rule="all_done",
+        )
+        failed >> late >> waited
+    result = run_dag(dag)
+    assert result.states == {"failed": "failed", "late": "failed", "waited": "failed"}
+    first, second = emulator.runs
+    assert links(result) == {
+        "failed": to(emulator, first),
+        "late": to(emulator, second),
+        "waited": to(emulator, second),
     }
-    assert secrets_of("https://h/a.png") == set()
 
 
-def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
-    """The signature is masked in Airflow's log whatever becomes of the link; what else a flow wrote into a query is not."""
-    signature, word = uuid.uuid4().hex, uuid.uuid4().hex
-    assert chain_to("https://api.example").save_link(f"https://10.0.0.1/a.png?word={word}&sig={signature}", Kept()) is None
-    assert redact(f"{word} {signature}") == f"{word} ***"
+def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
+    """A retry that starts another run links to that; mapped tasks link each to its own; one that waits for nothing links too."""
+    emulator.plan(Plan(outcome="failed"))
+    with DAG("links_each", schedule=None, default_args=AGAIN) as dag:
+        retried = RunFlowOperator(task_id="retried", **CHAIR)
+        several = {name: value for name, value in CHAIR.items() if name != "inputs"}
+        mapped = RunFlowOperator.partial(task_id="mapped", deferrable=True, **several).expand(
+            inputs=["A chair", "A table"]
+        )
+        retried >> mapped >> RunFlowOperator(task_id="started", wait_for_completion=False, **CHAIR)
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    assert len(emulator.runs) == 5
+    tasks = ["retried", "mapped[0]", "mapped[1]", "started"]
+    ids = {task: result.xcoms[task]["return_value"]["flow_run_id"] for task in tasks}
+    assert len({*ids.values()} & emulator.runs.keys()) == 4
+    assert links(result) == {task: to(emulator, found) for task, found in ids.items()}
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-def test_link_that_is_over_says_so_at_every_store(status: int) -> None:
-    """Whatever status a store has for a link that has ended, the error says it, without the signature."""
-    body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
-    with Station(lambda _: Reply(status, body=body)) as station:
-        with pytest.raises(FlowNotFound, match=r"not valid any more.*Run the flow again") as caught:
-            chain_to(station.url).save_link(f"{station.url}/a.png?sig=secret", Kept())
-        assert "secret" not in str(caught.value)
-    with Station(lambda _: Reply(400, body=b"<Code>InvalidArgument</Code>")) as station, pytest.raises(FlowInvalid):
-        chain_to(station.url).save_link(f"{station.url}/a.png", Kept())
+@pytest.mark.usefixtures("emulator")
+def test_files_are_linked_where_their_store_has_a_console(tmp_path: Path) -> None:
+    """One file leads to its page, several to their folder; in a local folder, and at a service without runs, there is no link."""
+    browsed()
+    with DAG("links_files", schedule=None) as dag:
+        RunFlowOperator(task_id="one", **CHAIR, **OFTEN, output_path="gs://bucket/my models", deferrable=True)
+        RunFlowOperator(
+            task_id="two",
+            **{**CHAIR, "inputs": ["A chair", "A table"]},
+            **OFTEN,
+            output_path="gs://bucket/models",
+        )
+        RunFlowOperator(task_id="local", **CHAIR, **OFTEN, output_path=str(tmp_path))
+        RunFlowOperator(task_id="chain", **CHAIN, output_path=str(tmp_path))
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    found = links(result)
+    console = "https://console.cloud.google.com/storage/browser"
+    (one,) = result.xcoms["one"]["outputs"]
+    assert (
+        found["one"]["Outputs"]
+        == f"{console}/_details/{one['uri'].removeprefix('gs://').replace(' ', '%20')}"
+    )
+    folder = result.xcoms["two"]["outputs"][0]["uri"].removeprefix("gs://").rpartition("/")[0]
+    assert found["two"]["Outputs"] == f"{console}/{folder}"
+    assert found["local"]["Outputs"] is None
+    assert found["chain"] == {"Flow run": None, "Outputs": None}
 
 
-def test_picture_of_a_link_that_is_cut_short_is_asked_for_again() -> None:
-    """A picture without its end is not taken; the next one is, if it is whole."""
-    acts = InTurn(say(b"HTTP/1.1 200 OK\r\n\r\n" + PNG[:-6]), sent(PNG))
-    with Rude(acts) as rude:
-        kept = Kept()
-        assert chain_to(rude.url).save_link(f"{rude.url}/a.png", kept) == "image/png"
-    assert (acts.asked, bytes(kept.data)) == (2, PNG)
+def test_task_without_a_run_has_no_link(emulator: Emulator) -> None:
+    """A task that failed before its run was known has empty links, and no error about them in its log."""
+    with DAG("links_none", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **{**CHAIR, "inputs": 42})
+    result = run_dag(dag)
+    assert links(result) == {"run": {"Flow run": None, "Outputs": None}}
+    assert "Failed to push an xcom" not in result.log
+    assert result.xcoms["run"] == {RUN_LINK_KEY: "", OUTPUTS_LINK_KEY: ""}
+    assert emulator.runs == {}
 
 
-def test_answer_without_a_length_is_no_file_by_itself() -> None:
-    """A raw file of a kind that does not show its end is taken only from an answer that told its length."""
-    gif = b"GIF89a" + bytes(100)
-    acts = InTurn(say(b"HTTP/1.1 200 OK\r\n\r\n" + gif[:50]), sent(gif))
-    with Rude(acts) as rude:
-        assert hook_to(rude.url, retries=0).download_output("r", "a").data == gif
-    assert acts.asked == 2
+AMAZON = "https://console.aws.amazon.com/s3"
+ADDRESSES: list[tuple[list[str], str | None, str | None]] = [
+    (["s3://b/f/a b#1.glb"], None, f"{AMAZON}/object/b?prefix=f/a%20b%231.glb"),
+    (
+        ["s3://conn@b/f/a.glb", "s3a://b/f/c.glb"],
+        "https://s3.eu-central-1.amazonaws.com",
+        f"{AMAZON}/buckets/b?prefix=f/",
+    ),
+    (
+        ["s3://b/a.glb"],
+        "https://s3.cn-north-1.amazonaws.com.cn",
+        "https://console.amazonaws.cn/s3/object/b?prefix=a.glb",
+    ),
+    (
+        ["s3://b/a.glb"],
+        "https://s3.us-gov-west-1.amazonaws.com",
+        "https://console.amazonaws-us-gov.com/s3/object/b?prefix=a.glb",
+    ),
+    (["s3://b/a.glb"], "https://minio.example:9000", None),
+    (["s3://b/a.glb"], "https://amazonaws.com.example", None),
+    (["https://key:secret@files.example/a%20b.glb?sig=secret#x"], None, "https://files.example/a%20b.glb"),
+    (["https://files.example/a.glb", "https://files.example/b.glb"], None, None),
+    (["file:///tmp/a.glb"], None, None),
+    (["abfs://c@account.dfs.core.windows.net/a.glb"], None, None),
+    (["s3://b/a.glb", "gs://b/a.glb"], None, None),
+    (["javascript:alert(1)"], None, None),
+    ([], None, None),
+]
 
 
-def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    """A service that sends on and on after a model's end is left at once, each time."""
-    blocks, size = [0], 1 << 20
-
-    def endless(connection: Any) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + glb(20))
-        for _ in range(200):
-            connection.sendall(bytes(size))
-            blocks[0] += 1
-
-    with Rude(endless) as rude, (tmp_path / "file").open("wb") as file:
-
-        class Disk(Kept):
-            """A target on a disk."""
-
-            def write(self, data: bytes) -> None:
-                """Write."""
-                file.write(data)
-
-        with pytest.raises(FlowMalformed, match="longer than its header says"):
-            hook_to(rude.url, retries=0).save_output("r", "a", Disk())
-    assert blocks[0] < 100
-    assert (tmp_path / "file").stat().st_size <= 3 * 20
+@pytest.mark.parametrize(("uris", "endpoint", "address"), ADDRESSES)
+def test_addresses_of_files(uris: list[str], endpoint: str | None, address: str | None) -> None:
+    """A store's own console is linked to, without credentials; a store that has none, or is somebody else's, is not."""
+    assert web_address(uris, endpoint) == address
 
 
-@pytest.mark.parametrize(("listed", "taken"), [("text/plain", True), (None, False)])
-def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, taken: bool) -> None:  # noqa: FBT001
-    """The words of an error look like a text output; so a text is taken only where one was told of, and an input's always."""
-    with Station(lambda _: Reply(body=b'{"data": "try again later"}')) as station:
-        hook, kept = hook_to(station.url, retries=0), Kept()
-        if taken:
-            assert hook.save_output("r", "a", kept, media_type=listed) == listed
-            assert bytes(kept.data) == b"try again later"
-        else:
-            with pytest.raises(FlowMalformed, match="a text"):
-                hook.save_output("r", "a", kept, media_type=listed)
-        assert hook.get_input("r", "a").data == b"try again later"
+class Elsewhere(GenerioHook):
+    """The hook of a third service, which has a console, or tells nonsense."""
+
+    def __init__(self, told: Any) -> None:
+        super().__init__("generio_default")
+        self._told = told
+
+    def make_service(self, extra: Mapping[str, Any]) -> Any:
+        """Make a service that knows the addresses of its runs."""
+        made: Any = super().make_service(extra)
+        told = self._told
+        return type("Third", (type(made),), {"address_of": lambda _, key, flow: told.format(key, flow)})()
 
 
-def test_output_with_success_false_beside_it_is_none() -> None:
-    """A refusal that is told in the body only is none the less one, whatever stands beside it."""
-    refused = worded(glb(100))[:-1] + b', "success": false}'
-    acts = InTurn(sent(refused), sent(worded(glb(200))))
-    with Rude(acts) as rude:
-        assert hook_to(rude.url, retries=0).download_output("r", "a").data == glb(200)
+@pytest.mark.parametrize(
+    ("told", "address"),
+    [
+        ("https://third.example/runs/{}?flow={}", "https://third.example/runs/r/1?flow=f"),
+        ("javascript:alert('{}{}')", ""),
+        ("{}{}{}", ""),  # raises IndexError
+        (None, ""),
+    ],
+)
+@pytest.mark.usefixtures("flow_emulator")
+def test_third_service_gives_its_own_address(told: Any, address: str) -> None:
+    """A service may know a console; what is no address for a browser, and an error, are no link and no failure."""
+    assert address_of(Elsewhere(told), FlowRun("r/1", "third", "f")) == address
+
+
+def test_id_is_one_segment_of_the_address(flow_emulator: Emulator) -> None:
+    """An id that would lead elsewhere is quoted, and one that is none gives no address."""
+    hook = GenerioHook("generio_default")
+    assert address_of(hook, FlowRun("../a?b#c", "generio")) == f"{flow_emulator.url}/flows/..%2Fa%3Fb%23c"
+    assert address_of(hook, FlowRun("..", "generio")) == ""

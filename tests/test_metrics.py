@@ -18,9 +18,9 @@ import pytest
 from airflow.providers.common.compat.sdk import Stats
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from tests.flow_station import FlowStation, Told
-from tests.servers import Reply, Station
-from tests.watching import aged, all_ended, alone, ended, hurry, until
+from tests.support.flow_station import FlowStation, Told
+from tests.support.servers import Reply, Station
+from tests.support.watching import aged, all_ended, alone, ended, hurry, until
 
 Tags = dict[str, Any]
 
@@ -198,7 +198,11 @@ def test_statistics_of_a_triggerer_arrive(station: FlowStation) -> None:
             "AIRFLOW__METRICS__OTEL_INTERVAL_MILLISECONDS": "60000",
         }
         done = subprocess.run(
-            [sys.executable, "-c", IN_A_TRIGGERER, *ids], env=os.environ | settings, capture_output=True, text=True, check=False
+            [sys.executable, "-c", IN_A_TRIGGERER, *ids],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         sent = [ExportMetricsServiceRequest.FromString(seen.body) for seen in collector.seen]

@@ -13,20 +13,27 @@ from typing import Any
 import pytest
 import requests
 
+from airflow_provider_flows.core.exceptions import FlowRunAborted, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
-from airflow_provider_flows.flow.errors import FlowRunAborted, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.sensors import FlowSensorTimeout
-from tests.modes import MODES, OPERATORS, asides, bearer, wait_in
-from tests.versions import lacks, needs
+from tests.support.modes import MODES, OPERATORS, asides, bearer, wait_in
+from tests.support.versions import lacks, needs
 
 # How long a flow run takes on the emulator's clock, which the looks move on. It goes on by itself too, so this is long beside the
 # seconds that a busy machine may need for what a test does.
 SECONDS = 1000.0
 RUN = "The generio flow run ID (flow model_generate_fromprompt)"
-BEGUN = [f"info: {RUN} is starting", f"info: {RUN} is running", f"info: {RUN} is at N% after N s; expected end: T"]
+BEGUN = [
+    f"info: {RUN} is starting",
+    f"info: {RUN} is running",
+    f"info: {RUN} is at N% after N s; expected end: T",
+]
 PROGRESS = f"info: {RUN} is at N% after N s; expected end: T"
 # in these each look must know what the look before it saw and told
-REMEMBERED = [pytest.param(mode, marks=needs("task state store") if mode == "sensor, reschedule" else ()) for mode in MODES]
+REMEMBERED = [
+    pytest.param(mode, marks=needs("task state store") if mode == "sensor, reschedule" else ())
+    for mode in MODES
+]
 TO_THE_END = (200.0, 900.0)  # after the first look it is running at 11 %, after the second one it is over
 
 
@@ -69,7 +76,10 @@ def test_what_this_airflow_lacks_is_told_once(emulator: Emulator, mode: str) -> 
 def same(returned: dict[str, Any] | None) -> dict[str, Any]:
     """Give what a task returned without what differs from run to run: ids, times and the place of the file."""
     assert returned is not None
-    outputs = [{**output, "name": "", "asset_id": "", "uri": output["uri"].rpartition(".")[2]} for output in returned["outputs"]]
+    outputs = [
+        {**output, "name": "", "asset_id": "", "uri": output["uri"].rpartition(".")[2]}
+        for output in returned["outputs"]
+    ]
     moments = dict.fromkeys(("created_at", "started_at", "finished_at"), "")
     assert all(returned[key].endswith("+00:00") for key in moments)
     return {**returned, "flow_run_id": "", "outputs": outputs, **moments}
@@ -194,7 +204,9 @@ def test_deadline_passed(emulator: Emulator, mode: str) -> None:
     """A deadline that passes is a FlowTimeout in every mode; the operator's run is aborted, the sensor's goes on."""
     emulator.switches.abort = "instant"
 
-    timeout = 2.5 if mode == "sensor, reschedule" else 0.5  # each of its looks is a task's start, and two must be made
+    timeout = (
+        2.5 if mode == "sensor, reschedule" else 0.5
+    )  # each of its looks is a task's start, and two must be made
     story = wait_in(mode, emulator, (200.0,), timeout=timeout)
 
     assert story.state == "failed"
@@ -217,6 +229,8 @@ def test_already_final_when_first_looked_at(emulator: Emulator, mode: str) -> No
     assert story.state == "success"
     assert story.lines == told_by(mode, f"info: {RUN} is completed after 0.0 s")
     path = f"/flows/{story.flow_run_id}"
-    asked = [request.path for request in emulator.requests if request.method == "GET" and path in request.path]
+    asked = [
+        request.path for request in emulator.requests if request.method == "GET" and path in request.path
+    ]
     assert asked == [path, f"{path}/outputs"]
     assert "running trigger in line" not in story.result.log

@@ -20,13 +20,13 @@ from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.start import TOKEN_KEY
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
-from airflow_provider_flows.flow.errors import FlowInputError
-from airflow_provider_flows.flow.starting import TOKEN_KEY
 from airflow_provider_flows.operators import RunFlowOperator
-from tests.airflow_run import run_dag
-from tests.modes import FLOW, OFTEN, looks, own_lines
-from tests.versions import needs
+from tests.support.airflow_run import run_dag
+from tests.support.modes import FLOW, OFTEN, looks, own_lines
+from tests.support.versions import needs
 
 SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"  # PromptChainer's sample: variables color and item
 LOW = {"quality": "low"}
@@ -42,7 +42,9 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
 
 def bodies(emulator: Emulator, method: str, ending: str) -> list[Any]:
     """Give the bodies of the requests with this method whose path ends so."""
-    return [asked.json for asked in emulator.requests if asked.method == method and asked.path.endswith(ending)]
+    return [
+        asked.json for asked in emulator.requests if asked.method == method and asked.path.endswith(ending)
+    ]
 
 
 def test_signature_and_defaults_are_those_of_the_design() -> None:
@@ -72,17 +74,31 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
         "abort_on_kill": True,
         "validate": True,
     }
-    templated = {"flow", "inputs", "parameters", "additional", "flows_conn_id", "input_conn_id", "output_path", "output_conn_id"}
+    templated = {
+        "flow",
+        "inputs",
+        "parameters",
+        "additional",
+        "flows_conn_id",
+        "input_conn_id",
+        "output_path",
+        "output_conn_id",
+    }
     assert set(RunFlowOperator.template_fields) == templated
 
 
 def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any) -> None:
     """Flow, inputs, parameters, additional, connection and output path may all be templates."""
-    with DAG("operator_templates", schedule=None, params={"name": FLOW, "what": "gnome", "conn": "generio_default"}) as dag:
+    with DAG(
+        "operator_templates", schedule=None, params={"name": FLOW, "what": "gnome", "conn": "generio_default"}
+    ) as dag:
         RunFlowOperator(
             task_id="run",
             flow="{{ params.name }}",
-            inputs=["A {{ params.what }}", {"data": "Another {{ params.what }}", "additional": {"of": "{{ task.task_id }}"}}],
+            inputs=[
+                "A {{ params.what }}",
+                {"data": "Another {{ params.what }}", "additional": {"of": "{{ task.task_id }}"}},
+            ],
             parameters={"quality": "{{ 'low' }}"},
             additional={"dag": "{{ dag.dag_id }}"},
             flows_conn_id="{{ params.conn }}",
@@ -111,7 +127,9 @@ def test_mapped(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001  
     """Mapped over several prompts, each task instance waits for the flow run that it started itself."""
     prompts = ["A chair", "A boat", "A lamp"]
     with DAG(f"operator_mapped_{deferrable}", schedule=None) as dag:
-        RunFlowOperator.partial(task_id="run", flow=FLOW, parameters=LOW, deferrable=deferrable, **OFTEN).expand(inputs=prompts)
+        RunFlowOperator.partial(
+            task_id="run", flow=FLOW, parameters=LOW, deferrable=deferrable, **OFTEN
+        ).expand(inputs=prompts)
 
     result = run_dag(dag)
 
@@ -141,7 +159,9 @@ def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, deferrable: 
     """Whoever looks into XCom while the task waits finds the flow run's id there."""
     emulator.fault(Fault(method="GET", path="/flows/*", delay=0.5))
     with DAG(f"operator_id_{deferrable}", schedule=None) as dag:
-        RunFlowOperator(task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN)
+        RunFlowOperator(
+            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN
+        )
     found: list[Any] = []
 
     def look() -> None:
@@ -149,7 +169,9 @@ def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, deferrable: 
             time.sleep(0.01)
         with create_session() as session:
             mine = (XComModel.dag_id == dag.dag_id, XComModel.key == "flow_run_id")
-            found.extend(XComModel.deserialize_value(row) for row in session.scalars(select(XComModel).where(*mine)))
+            found.extend(
+                XComModel.deserialize_value(row) for row in session.scalars(select(XComModel).where(*mine))
+            )
 
     thread = Thread(target=look)
     thread.start()
@@ -164,7 +186,12 @@ def test_outputs_are_the_inputs_of_the_next(tmp_path: Any) -> None:
     """`first.output["outputs"]` can be given to the next task as its inputs, as it is."""
     with DAG("operator_chain", schedule=None, default_args={"output_path": str(tmp_path), **OFTEN}) as dag:
         first = RunFlowOperator(task_id="first", flow=FLOW, inputs="A chair", parameters={"quality": "high"})
-        RunFlowOperator(task_id="second", flow="model_optimize", inputs=first.output["outputs"], parameters={"polygon_count": 50})
+        RunFlowOperator(
+            task_id="second",
+            flow="model_optimize",
+            inputs=first.output["outputs"],
+            parameters={"polygon_count": 50},
+        )
 
     result = run_dag(dag)
 
@@ -189,7 +216,11 @@ def test_promptchainer_takes_a_mapping(emulator: Emulator, deferrable: bool) -> 
 
     assert result.state == "success", result.log
     returned = result.xcoms["run"]["return_value"]
-    assert (returned["service"], returned["flow"], returned["state"]) == ("promptchainer", SAMPLE_FLOW, "completed")
+    assert (returned["service"], returned["flow"], returned["state"]) == (
+        "promptchainer",
+        SAMPLE_FLOW,
+        "completed",
+    )
     assert {"image", "text"} == {output["name"] for output in returned["outputs"]}
     assert all("red" in output["value"] for output in returned["outputs"] if output["name"] == "text")
     assert bodies(emulator, "POST", SAMPLE_FLOW) == [{"variables": {"color": "red", "item": "ball"}}]
@@ -203,7 +234,10 @@ def test_promptchainer_flow_that_fails(emulator: Emulator) -> None:
     emulator.switches.model_failure = "empty"
     with DAG("operator_chainer_failing", schedule=None) as dag:
         RunFlowOperator(
-            task_id="run", flow=SAMPLE_FLOW, inputs={"color": "red", "item": "ball"}, flows_conn_id="promptchainer_default"
+            task_id="run",
+            flow=SAMPLE_FLOW,
+            inputs={"color": "red", "item": "ball"},
+            flows_conn_id="promptchainer_default",
         )
 
     result = run_dag(dag)
@@ -246,7 +280,9 @@ def test_bad_arguments_are_named_and_nothing_is_sent(emulator: Emulator) -> None
 def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection whose type runs no flows is a FlowInputError that names it, its type and the right ones."""
     monkeypatch.setenv("AIRFLOW_CONN_FILES", json.dumps({"conn_type": "fs"}))
-    monkeypatch.setenv("AIRFLOW_CONN_UNHEARD_OF", json.dumps({"conn_type": "unheard_of", "host": emulator.url}))
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_UNHEARD_OF", json.dumps({"conn_type": "unheard_of", "host": emulator.url})
+    )
     monkeypatch.setenv("AIRFLOW_CONN_KEYLESS", json.dumps({"conn_type": "generio", "host": emulator.url}))
     with DAG("operator_connections", schedule=None) as dag:
         for conn_id in ("files", "unheard_of", "keyless", "missing"):
@@ -269,9 +305,13 @@ def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: 
 def test_wrong_key_ends_the_wait(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """A service that answers 401 at three looks in a row ends the wait, with the very same error in both modes."""
     emulator.plan(Plan(run_seconds=60))
-    emulator.fault(Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=b'{"detail": "expired"}'))
+    emulator.fault(
+        Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=b'{"detail": "expired"}')
+    )
     with DAG(f"operator_401_{deferrable}", schedule=None) as dag:
-        RunFlowOperator(task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN)
+        RunFlowOperator(
+            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN
+        )
 
     error = run_dag(dag).errors["run"]
 
@@ -286,7 +326,9 @@ def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, de
     """Two refusals in a row, one of them perhaps in a worker and one in a triggerer, are waited out."""
     emulator.fault(Fault(method="GET", path="/flows/*", times=2, status=401))
     with DAG(f"operator_rotated_{deferrable}", schedule=None) as dag:
-        RunFlowOperator(task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN)
+        RunFlowOperator(
+            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN
+        )
 
     assert run_dag(dag).state == "success"
 
@@ -296,11 +338,20 @@ def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, de
 def test_wrong_key_at_the_start_is_told_at_once(emulator: Emulator, service: str) -> None:
     """A key that is wrong from the beginning is a FlowAuthError of the first request that matters, and is not tried again."""
     emulator.fault(Fault(times=None, status=401, body=b'{"detail": "expired"}'))
-    given = {"flow": FLOW, "inputs": "A chair"} if service == "generio" else {"flow": SAMPLE_FLOW, "inputs": {"color": "red"}}
+    given = (
+        {"flow": FLOW, "inputs": "A chair"}
+        if service == "generio"
+        else {"flow": SAMPLE_FLOW, "inputs": {"color": "red"}}
+    )
     with DAG(f"operator_401_{service}", schedule=None) as dag:
-        RunFlowOperator(task_id="run", flows_conn_id=f"{service}_default", retries=3, retry_delay=timedelta(0), **given)
+        RunFlowOperator(
+            task_id="run", flows_conn_id=f"{service}_default", retries=3, retry_delay=timedelta(0), **given
+        )
 
     error = run_dag(dag).errors["run"]
 
     assert type(error).__name__ == "FlowAuthError"
-    assert [asked.method for asked in emulator.requests] == ["GET", "POST"]  # what the flow takes, and its start
+    assert [asked.method for asked in emulator.requests] == [
+        "GET",
+        "POST",
+    ]  # what the flow takes, and its start

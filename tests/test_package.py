@@ -94,7 +94,9 @@ def test_metadata_tells_what_the_package_is_and_needs(built: Built) -> None:
 
 def test_entry_points_lead_to_what_exists(built: Built) -> None:
     """Airflow and pytest find the provider and the emulator's fixtures by the wheel's entry points."""
-    assert dict(built.entry_points["apache_airflow_provider"]) == {"provider_info": f"{PACKAGE}.provider_info:get_provider_info"}
+    assert dict(built.entry_points["apache_airflow_provider"]) == {
+        "provider_info": f"{PACKAGE}.provider_info:get_provider_info"
+    }
     assert dict(built.entry_points["pytest11"]) == {"flows_emulator": f"{PACKAGE}.emulator.pytest_plugin"}
     assert f"{PACKAGE}/provider_info.py" in built.wheel
     assert f"{PACKAGE}/emulator/pytest_plugin.py" in built.wheel

@@ -22,7 +22,7 @@ from airflow_provider_flows import __version__
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from airflow_provider_flows.provider_info import get_provider_info
-from tests.versions import lacks, needs
+from tests.support.versions import lacks, needs
 from tools.processes import free_port
 
 HOOKS: dict[str, type[FlowsHook]] = {"generio": GenerioHook, "promptchainer": PromptChainerHook}
@@ -86,7 +86,9 @@ def test_connection_form(name: str) -> None:
 
     standard = form.standard_fields
     assert standard is not None
-    assert all(field is not None and field.hidden for field in (standard.login, standard.url_schema, standard.port))
+    assert all(
+        field is not None and field.hidden for field in (standard.login, standard.url_schema, standard.port)
+    )
     assert standard.host is not None
     assert (standard.host.title, standard.host.placeholder) == ("Host", hook.default_host)
     assert standard.password is not None
@@ -116,7 +118,9 @@ def test_every_field_of_the_form_is_read(name: str, monkeypatch: pytest.MonkeyPa
     """Each field of the form that is filled in with nonsense is refused by its name: the hook reads it."""
     for field in (entry for entry, shown in HOOKS[name].fields.items() if shown.kind != "string"):
         extra = {field: "nonsense"}
-        monkeypatch.setenv("AIRFLOW_CONN_FORM", json.dumps({"conn_type": name, "password": "k" * 8, "extra": extra}))
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_FORM", json.dumps({"conn_type": name, "password": "k" * 8, "extra": extra})
+        )
         done, told = FlowsHook.get_hook("form").test_connection()
         assert not done
         assert field in told
@@ -141,7 +145,9 @@ def test_declared_classes_are_there() -> None:
         assert callable(getattr(import_module(module), name))
 
 
-@pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated")  # Airflow's own web server goes that way
+@pytest.mark.filterwarnings(
+    "ignore:ProvidersManager.hooks is deprecated"
+)  # Airflow's own web server goes that way
 @pytest.mark.parametrize("name", HOOKS)
 def test_the_test_button(flow_emulator: Emulator, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Test tells a right key from a wrong one and from a host that refuses, and never shows the key."""
@@ -156,7 +162,10 @@ def test_the_test_button(flow_emulator: Emulator, name: str, monkeypatch: pytest
         return done, told
 
     nobody = f"http://127.0.0.1:{free_port()}"
-    assert tested(flow_emulator.url, flow_emulator.key) == (True, f"{HOOKS[name].hook_name} answers and takes the key.")
+    assert tested(flow_emulator.url, flow_emulator.key) == (
+        True,
+        f"{HOOKS[name].hook_name} answers and takes the key.",
+    )
     done, told = tested(flow_emulator.url, "wrong-key-of-mine")
     assert not done
     assert "does not accept the key" in told

@@ -19,11 +19,11 @@ from airflow.sdk import DAG, BaseSensorOperator
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
-from airflow_provider_flows.flow.errors import FlowInputError, FlowNotFound, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.sensors import FlowRunSensor, FlowSensorTimeout
-from tests.airflow_run import run_dag
-from tests.modes import OFTEN, SENSORS, TASK, looks, moving_on, start_elsewhere
+from tests.support.airflow_run import run_dag
+from tests.support.modes import OFTEN, SENSORS, TASK, looks, moving_on, start_elsewhere
 
 NOBODY = "0" * 24  # an id that no flow run has
 
@@ -54,7 +54,12 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
         "max_xcom_bytes": 48 * 1024,
         "fetch_partial_outputs": False,
     }
-    assert set(FlowRunSensor.template_fields) == {"flow_run_id", "flows_conn_id", "output_path", "output_conn_id"}
+    assert set(FlowRunSensor.template_fields) == {
+        "flow_run_id",
+        "flows_conn_id",
+        "output_path",
+        "output_conn_id",
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,11 @@ def test_the_private_name_of_airflow_is_still_there() -> None:
     airflows = inspect.signature(BaseSensorOperator._get_next_poke_interval)
     ours = inspect.signature(FlowRunSensor._get_next_poke_interval)
 
-    assert list(ours.parameters) == list(airflows.parameters) == ["self", "started_at", "run_duration", "poke_count"]
+    assert (
+        list(ours.parameters)
+        == list(airflows.parameters)
+        == ["self", "started_at", "run_duration", "poke_count"]
+    )
 
 
 def test_date_of_a_reschedule_comes_from_the_schedule(emulator: Emulator) -> None:
@@ -125,8 +134,12 @@ def test_date_of_a_reschedule_comes_from_the_schedule(emulator: Emulator) -> Non
     assert result.state == "success"
     with create_session() as session:
         mine = (TaskInstance.dag_id == dag.dag_id, TaskInstance.run_id == result.run_id)
-        (row,) = session.scalars(select(TaskReschedule).join(TaskInstance, TaskReschedule.ti_id == TaskInstance.id).where(*mine))
-    assert 1.7 < (row.reschedule_date - row.end_date).total_seconds() <= 2.0  # 0.1 if Airflow's own answer were used
+        (row,) = session.scalars(
+            select(TaskReschedule).join(TaskInstance, TaskReschedule.ti_id == TaskInstance.id).where(*mine)
+        )
+    assert (
+        1.7 < (row.reschedule_date - row.end_date).total_seconds() <= 2.0
+    )  # 0.1 if Airflow's own answer were used
     assert row.duration < 1.0
     assert looks(emulator) == 2
 
@@ -134,12 +147,18 @@ def test_date_of_a_reschedule_comes_from_the_schedule(emulator: Emulator) -> Non
 def test_pauses_of_poke_mode_come_from_the_schedule(emulator: Emulator) -> None:
     """In poke mode the same schedule tells how long it sleeps between two looks."""
     with DAG("sensor_poke", schedule=None) as dag:
-        FlowRunSensor(task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=1, mode="poke")
+        FlowRunSensor(
+            task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=1, mode="poke"
+        )
 
     with moving_on(emulator, [1000]):
         assert run_dag(dag).state == "success"
 
-    first, second = (asked.at for asked in emulator.requests if asked.method == "GET" and not asked.path.endswith("outputs"))
+    first, second = (
+        asked.at
+        for asked in emulator.requests
+        if asked.method == "GET" and not asked.path.endswith("outputs")
+    )
     assert 0.9 <= second - first < 1.4
 
 
@@ -191,7 +210,9 @@ def test_timeout_is_not_retried_and_failure_is(emulator: Emulator, mode: str) ->
     """For Airflow a sensor's timeout is an AirflowSensorTimeout, which no retry follows; a failed run is retried as ever."""
     emulator.plan(Plan(outcome="failed", run_seconds=0))
     failed, running = start_elsewhere(emulator), start_elsewhere(emulator)
-    with DAG("sensor_retries", schedule=None, default_args={"retries": 1, "retry_delay": timedelta(0), **OFTEN}) as dag:
+    with DAG(
+        "sensor_retries", schedule=None, default_args={"retries": 1, "retry_delay": timedelta(0), **OFTEN}
+    ) as dag:
         SENSORS[mode](task_id="late", flow_run_id=running, timeout=0.2)
         SENSORS[mode](task_id="failed", flow_run_id=failed)
 
@@ -212,14 +233,21 @@ def test_template_and_mapping(emulator: Emulator, mode: str) -> None:
     emulator.run_seconds = 0
     ids = [start_elsewhere(emulator) for _ in range(3)]
     with DAG("sensor_mapped", schedule=None) as dag:
-        SENSORS[mode](task_id=TASK, flow_run_id="{{ dag_run.conf['id'] }}", flows_conn_id="{{ 'generio' }}_default", **OFTEN)
+        SENSORS[mode](
+            task_id=TASK,
+            flow_run_id="{{ dag_run.conf['id'] }}",
+            flows_conn_id="{{ 'generio' }}_default",
+            **OFTEN,
+        )
         given = getattr(SENSORS[mode], "keywords", {})
         FlowRunSensor.partial(task_id="mapped", **given, **OFTEN).expand(flow_run_id=ids[1:])
 
     result = run_dag(dag, conf={"id": ids[0]})
 
     assert result.state == "success"
-    returned = [result.xcoms[name]["return_value"]["flow_run_id"] for name in (TASK, "mapped[0]", "mapped[1]")]
+    returned = [
+        result.xcoms[name]["return_value"]["flow_run_id"] for name in (TASK, "mapped[0]", "mapped[1]")
+    ]
     assert returned == ids
 
 

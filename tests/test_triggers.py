@@ -18,13 +18,13 @@ import pytest
 from airflow.models.trigger import Trigger
 from airflow.sdk import DAG
 
+from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.flow.errors import FlowError, FlowNotFound
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.triggers import FlowRunTrigger, outcome, settling_seconds
-from tests.airflow_run import run_dag
-from tests.modes import FLOW, start_elsewhere
-from tests.versions import deserialize, serialize
+from tests.support.airflow_run import run_dag
+from tests.support.modes import FLOW, start_elsewhere
+from tests.support.versions import deserialize, serialize
 
 LONGEST_GAP = 0.2  # seconds; at more, Airflow's triggerer says that its loop is blocked
 # all that a trigger has: names that tell nothing, and numbers
@@ -35,7 +35,13 @@ GIVEN: dict[str, Any] = {
     "max_poll_interval": 77.0,
     "deadline": 1893456000.25,
     "abort_on_kill": True,
-    "memory": {"since": 1793456000.5, "misses": 3, "state_word": "polishing", "tenths": 4, "in_trouble": True},
+    "memory": {
+        "since": 1793456000.5,
+        "misses": 3,
+        "state_word": "polishing",
+        "tenths": 4,
+        "in_trouble": True,
+    },
 }
 
 
@@ -43,7 +49,9 @@ def test_signature_is_that_of_the_design() -> None:
     """The trigger takes connection, run, both intervals and the deadline, in this order."""
     taken = list(inspect.signature(FlowRunTrigger.__init__).parameters.values())[1:]
 
-    positional = [parameter.name for parameter in taken if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    positional = [
+        parameter.name for parameter in taken if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
     assert positional == ["flows_conn_id", "flow_run_id", "poll_interval", "max_poll_interval", "deadline"]
 
 
@@ -129,7 +137,11 @@ def gap_beside_triggers(flow_emulator: Emulator) -> float:
     environment = {**os.environ, "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "-1"}
 
     done = subprocess.run(
-        [sys.executable, "-c", BESIDE_A_TICKER, *ids], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", BESIDE_A_TICKER, *ids],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 0, done.stderr
@@ -158,7 +170,9 @@ async def test_event_does_not_go_at_once(flow_emulator: Emulator, monkeypatch: p
 async def test_cancelled_trigger_leaves_no_session_open(flow_emulator: Emulator) -> None:
     """A trigger that is cancelled in the middle of a wait ends at once and closes what it opened."""
     flow_emulator.run_seconds = 60
-    task = asyncio.create_task(anext(FlowRunTrigger("flows_default", start_elsewhere(flow_emulator), 0.05, 0.1).run()))
+    task = asyncio.create_task(
+        anext(FlowRunTrigger("flows_default", start_elsewhere(flow_emulator), 0.05, 0.1).run())
+    )
     await asyncio.sleep(0.5)
     assert any(asked.method == "GET" for asked in flow_emulator.requests)
 
@@ -187,12 +201,20 @@ def test_foreign_events_are_refused(event: Any) -> None:
         outcome(event)
 
 
-def test_missed_deadline_aborts_from_the_triggerer(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missed_deadline_aborts_from_the_triggerer(
+    flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A deadline that passes in the triggerer aborts the run, unless `abort_on_kill=False`; the error says which."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     flow_emulator.run_seconds = 60
     flow_emulator.switches.abort = "instant"
-    given = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}, "deferrable": True, "timeout": 0.3}
+    given = {
+        "flow": FLOW,
+        "inputs": "A chair",
+        "parameters": {"quality": "low"},
+        "deferrable": True,
+        "timeout": 0.3,
+    }
     with DAG("trigger_deadline", schedule=None, default_args={"poll_interval": 0.1}) as dag:
         RunFlowOperator(task_id="aborted", **given)
         RunFlowOperator(task_id="going_on", abort_on_kill=False, **given)

@@ -75,7 +75,9 @@ class AirflowApi:
         deadline = time.monotonic() + timeout
         while (state := self.task_state(dag_id, run_id, task_id, map_index)) not in states:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{dag_id}.{task_id} is {state}, not one of {sorted(states)}, after {timeout:.0f} s")
+                raise TimeoutError(
+                    f"{dag_id}.{task_id} is {state}, not one of {sorted(states)}, after {timeout:.0f} s"
+                )
             time.sleep(_LOOK_EVERY)
         return str(state)
 
@@ -85,7 +87,9 @@ class AirflowApi:
         params = {"full_content": "true", "map_index": str(map_index)}
         return self.call("GET", path, params=params, headers={"Accept": "application/x-ndjson"}).text
 
-    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+    def xcom(
+        self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
+    ) -> Any:
         """Read one XCom of a task instance; a plain value comes back as it was pushed, any other in Airflow's JSON."""
         # Not `deserialize`: with it the API takes the text "7" for a number.
         path = f"{_task(dag_id, run_id, task_id)}/xcomEntries/{_q(key)}"
@@ -129,7 +133,9 @@ class AirflowApi:
 
 def _alive(told: dict[str, Any], heartbeat: str | None, since: datetime) -> bool:
     # Airflow takes a process that died for healthy as long as its last sign of life is fresh.
-    return told["status"] == "healthy" and heartbeat is not None and datetime.fromisoformat(heartbeat) >= since
+    return (
+        told["status"] == "healthy" and heartbeat is not None and datetime.fromisoformat(heartbeat) >= since
+    )
 
 
 def _q(part: str) -> str:

@@ -31,7 +31,9 @@ _LONGEST = 300
 def main() -> int:
     """Run the demo and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
-    parser.add_argument("--dags-folder", type=Path, default=ROOT / "example_dags", help=f"where the DAG {DAG_ID} is")
+    parser.add_argument(
+        "--dags-folder", type=Path, default=ROOT / "example_dags", help=f"where the DAG {DAG_ID} is"
+    )
     dags_folder = parser.parse_args().dags_folder.resolve()
     exit_on_sigterm()
     shutil.rmtree(FOLDER, ignore_errors=True)

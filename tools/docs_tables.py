@@ -45,7 +45,9 @@ def _switches() -> str:
     """Give the switches with their defaults, what they can be, and the remark that stands above each of them in the code."""
     remarks = _remarks(inspect.getsource(Switches))
     default = Switches()
-    rows = ((f"`{name}`", _told(getattr(default, name)), choices(name), remarks.get(name, "")) for name in names())
+    rows = (
+        (f"`{name}`", _told(getattr(default, name)), choices(name), remarks.get(name, "")) for name in names()
+    )
     return _table(("switch", "default", "can be", "what it is about"), rows)
 
 

@@ -82,7 +82,9 @@ class Program:
     def check(self) -> None:
         """Raise if it has ended."""
         if (code := self.popen.poll()) is not None:
-            raise ProcessDied(f"{self.name} ended with exit code {code}. The end of {self.log}:\n{tail(self.log)}")
+            raise ProcessDied(
+                f"{self.name} ended with exit code {code}. The end of {self.log}:\n{tail(self.log)}"
+            )
 
     def ask_to_stop(self) -> None:
         """Send it SIGTERM, without waiting."""

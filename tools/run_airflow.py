@@ -26,7 +26,9 @@ OUTPUT = "file:///tmp/flows"  # where the examples write to, unless a DAG run is
 def main() -> int:
     """Start everything, say where it is, and wait for Ctrl-C."""
     exit_on_sigterm()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell that starts us in the background has it ignored
     emulator = StandIn(FOLDER / "processes" / "emulator.log")
     stack = Stack(
         FOLDER,

@@ -19,7 +19,11 @@ _START_TIMEOUT = 60
 # The exported graphs of the flows that the emulator knows: with them Airflow shows a flow's picture.
 _GRAPHS = Path(__file__).resolve().parent.parent / "airflow_provider_flows" / "emulator" / "graphs"
 # Which connection ids exist in the examples, and which service stands behind each.
-_CONNECTIONS = {"flows_default": "generio", "generio_default": "generio", "promptchainer_default": "promptchainer"}
+_CONNECTIONS = {
+    "flows_default": "generio",
+    "generio_default": "generio",
+    "promptchainer_default": "promptchainer",
+}
 
 
 class StandIn(Program):
@@ -29,7 +33,15 @@ class StandIn(Program):
         """Choose the port; `arguments` go to the emulator's own command line."""
         port = free_port()
         self.address = f"http://{LOOPBACK}:{port}"
-        command = [sys.executable, "-m", "airflow_provider_flows.emulator", "--port", str(port), "--key", _KEY]
+        command = [
+            sys.executable,
+            "-m",
+            "airflow_provider_flows.emulator",
+            "--port",
+            str(port),
+            "--key",
+            _KEY,
+        ]
         super().__init__("the emulator", [*command, *arguments], dict(os.environ), log)
 
     def start(self) -> None:
@@ -39,7 +51,10 @@ class StandIn(Program):
 
     def connections(self) -> dict[str, dict[str, str]]:
         """Describe the connections of the examples, by their ids, in Airflow's own words."""
-        told = {name: {"conn_type": service, "host": self.address, "password": _KEY} for name, service in _CONNECTIONS.items()}
+        told = {
+            name: {"conn_type": service, "host": self.address, "password": _KEY}
+            for name, service in _CONNECTIONS.items()
+        }
         told["promptchainer_default"]["extra"] = json.dumps({"graphs": _GRAPHS.as_uri()})
         return told
 

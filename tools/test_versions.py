@@ -1,6 +1,6 @@
 """Runs the tests in several environments, each with an Airflow of its own, one after the other, and tells how each of them ended.
 
-The Makefile makes the environments; which tests an older Airflow leaves out stands in tests/versions.py.
+The Makefile makes the environments; which tests an older Airflow leaves out stands in tests/support/versions.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pythons, pytest_arguments = given[: given.index("--")], given[given.index("--") + 1 :]
     told, failed = [], False
     for python in pythons:
-        airflow = subprocess.run([python, "-c", _AIRFLOW], capture_output=True, text=True, check=True).stdout.strip()
+        airflow = subprocess.run(
+            [python, "-c", _AIRFLOW], capture_output=True, text=True, check=True
+        ).stdout.strip()
         print(f"Airflow {airflow}", flush=True)
         with subprocess.Popen([python, "-m", "pytest", *pytest_arguments], stdout=subprocess.PIPE) as running:
             last = _shown(running.stdout)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.emulator.emulator import Emulator, MissingExtraError
     from airflow_provider_flows.emulator.faults import Fault
     from airflow_provider_flows.emulator.plans import Plan
-    from airflow_provider_flows.emulator.records import RecordedRequest
+    from airflow_provider_flows.emulator.request_log import RecordedRequest
     from airflow_provider_flows.emulator.switches import Switches
 
 __all__ = ["Emulator", "Fault", "MissingExtraError", "Plan", "RecordedRequest", "Switches"]
@@ -23,7 +23,7 @@ _HOMES = {
     "Fault": "faults",
     "MissingExtraError": "emulator",
     "Plan": "plans",
-    "RecordedRequest": "records",
+    "RecordedRequest": "request_log",
     "Switches": "switches",
 }
 

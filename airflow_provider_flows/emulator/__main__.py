@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m airflow_provi
         return 1
     stopping = _on_signals()
     settings = " ".join(f"{name}='{value}'" for name, value in emulator.connections.items())
-    sys.stdout.write(f"Generio and PromptChainer, emulated at {emulator.url}; connect with: export {settings}\n")
+    sys.stdout.write(
+        f"Generio and PromptChainer, emulated at {emulator.url}; connect with: export {settings}\n"
+    )
     sys.stdout.flush()
     stopping.wait()
     emulator.stop()
@@ -58,8 +60,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=int, default=8084, help="0 means any free one (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
-    parser.add_argument("--key", default="emulator", help="the only key that is let in (default: %(default)s)")
-    parser.add_argument("--run-seconds", type=float, default=6.0, help="how long a run takes (default: %(default)s)")
+    parser.add_argument(
+        "--key", default="emulator", help="the only key that is let in (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--run-seconds", type=float, default=6.0, help="how long a run takes (default: %(default)s)"
+    )
     parser.add_argument(
         "--graph", type=Path, action="append", default=[], metavar="FILE",
         help="a PromptChainer flow graph; its id is the file's name without .json; may be repeated",

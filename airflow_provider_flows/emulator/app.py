@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from airflow_provider_flows.emulator.control import ControlApi
-from airflow_provider_flows.emulator.gate import CONTROL_PREFIX, FindConnection, Gate
-from airflow_provider_flows.emulator.generio import GenerioApi
-from airflow_provider_flows.emulator.promptchainer import PromptChainerApi
-from airflow_provider_flows.emulator.refusal import Refusal
-from airflow_provider_flows.emulator.world import World
+from airflow_provider_flows.emulator.errors import Refusal
+from airflow_provider_flows.emulator.generio.routes import GenerioApi
+from airflow_provider_flows.emulator.middleware import CONTROL_PREFIX, FindConnection, Gate
+from airflow_provider_flows.emulator.promptchainer.routes import PromptChainerApi
+from airflow_provider_flows.emulator.state import World
 
 Handler = Callable[[Request, Exception], Response]
 

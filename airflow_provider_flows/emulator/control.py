@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from airflow_provider_flows.emulator.clock import iso
+from airflow_provider_flows.emulator.errors import Refusal
 from airflow_provider_flows.emulator.faults import Fault
-from airflow_provider_flows.emulator.graphs import FlowGraph
 from airflow_provider_flows.emulator.plans import Plan
-from airflow_provider_flows.emulator.refusal import Refusal
+from airflow_provider_flows.emulator.promptchainer.graph import FlowGraph
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
-from airflow_provider_flows.emulator.world import World
+from airflow_provider_flows.emulator.state import World
 
 
 class GraphBody(BaseModel):
@@ -119,7 +119,11 @@ class ControlApi:
         with self.world.lock:
             runs, paid = list(self.world.runs.values()), list(self.world.paid)
         return JSONResponse(
-            {"runs": [_shown(run) for run in runs], "paid_runs": [_shown(run) for run in paid], "started": len(paid)}
+            {
+                "runs": [_shown(run) for run in runs],
+                "paid_runs": [_shown(run) for run in paid],
+                "started": len(paid),
+            }
         )
 
     async def get_settings(self) -> Response:

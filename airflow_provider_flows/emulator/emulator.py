@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_flows.emulator.faults import ArmedFault, Fault
-from airflow_provider_flows.emulator.graphs import FlowGraph
 from airflow_provider_flows.emulator.plans import Plan
-from airflow_provider_flows.emulator.records import RecordedRequest
+from airflow_provider_flows.emulator.promptchainer.graph import FlowGraph
+from airflow_provider_flows.emulator.request_log import RecordedRequest
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
+from airflow_provider_flows.emulator.state import World
 from airflow_provider_flows.emulator.switches import Switches
-from airflow_provider_flows.emulator.world import World
 
 if TYPE_CHECKING:
     from airflow_provider_flows.emulator.server import Server
@@ -72,7 +72,9 @@ class Emulator:
         """Begin."""
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End."""
         self.stop()
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
-from airflow_provider_flows.emulator import work
 from airflow_provider_flows.emulator.clock import Clock
-from airflow_provider_flows.emulator.media import Media
+from airflow_provider_flows.emulator.generio.inputs import Media
+from airflow_provider_flows.emulator.generio.templates import Template
+from airflow_provider_flows.emulator.models import make
 from airflow_provider_flows.emulator.plans import Plan
-from airflow_provider_flows.emulator.templates import Template
 from airflow_provider_flows.emulator.timeline import PROCESSING_SHARE, Course, Moment, look
 
 _PROCESS = secrets.token_hex(5)
@@ -65,7 +65,7 @@ class OutputAsset:
         """The file, made once."""
         with self._lock:
             if self._content is None:
-                self._content = work.make(self.template.name, self.source.media.content, self.parameters)
+                self._content = make.make(self.template.name, self.source.media.content, self.parameters)
             return self._content
 
 
@@ -145,7 +145,9 @@ class GenerioRun:
             seconds = self.plan.run_seconds
         whole = len(self.inputs) if outcome == "completed" else (len(self.inputs) + 1) // 2
         self._outputs = [
-            OutputAsset(source, self.spec, self.parameters, None if number < whole else self.error or "Not made")
+            OutputAsset(
+                source, self.spec, self.parameters, None if number < whole else self.error or "Not made"
+            )
             for number, source in enumerate(self.inputs)
         ]
         self.course = Course(seconds, outcome, self.plan.unknown_state, started_at=self.clock.now())

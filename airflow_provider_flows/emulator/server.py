@@ -92,6 +92,8 @@ def _bound(host: str, port: int) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        message = f"Cannot listen at {host}:{port}: {error.strerror}. Choose another port, or 0 for any free one"
+        message = (
+            f"Cannot listen at {host}:{port}: {error.strerror}. Choose another port, or 0 for any free one"
+        )
         raise PortTakenError(error.errno, message) from error
     return listening

@@ -8,7 +8,7 @@ from __future__ import annotations
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
 from airflow_provider_flows.plugin import listener
-from airflow_provider_flows.plugin.door import PREFIX, Door
+from airflow_provider_flows.plugin.lazy_app import PREFIX, Door
 
 # Relative addresses: Airflow's page resolves them against its own, wherever it is served.
 _HERE = PREFIX.removeprefix("/")

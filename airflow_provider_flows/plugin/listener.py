@@ -23,7 +23,9 @@ TRIGGER = f"{PACKAGE}.triggers.FlowRunTrigger"
 @hookimpl
 def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     """Forget the answer that was kept until now; or stop the run of a deferred task that a person marked as success."""
-    operators = sys.modules.get(f"{PACKAGE}.operators")  # where they were not imported, the task is none of ours
+    operators = sys.modules.get(
+        f"{PACKAGE}.operators"
+    )  # where they were not imported, the task is none of ours
     task = getattr(task_instance, "task", None)
     if operators is not None and isinstance(task, operators.RunFlowOperator):
         task.forget()

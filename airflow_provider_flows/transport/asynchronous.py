@@ -13,27 +13,34 @@ from typing import TYPE_CHECKING
 import aiohttp
 from yarl import URL
 
-from airflow_provider_flows.flow.body import Body, may_be_read
-from airflow_provider_flows.flow.errors import FlowError
-from airflow_provider_flows.flow.exchange import Pause, Request, Response, Talk
-from airflow_provider_flows.transport import environment, uploads
-from airflow_provider_flows.transport.receiving import Receiving
+from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.http import Pause, Request, Response, Talk
+from airflow_provider_flows.core.request_body import Body, may_be_read
+from airflow_provider_flows.transport import tls_and_proxy, uploads
+from airflow_provider_flows.transport.response_reader import Receiving
 from airflow_provider_flows.transport.settings import Settings
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.flow.exchange import Conversation, T
+    from airflow_provider_flows.core.http import Conversation, T
 
 # where no connection ever stood, the service cannot have seen the request; ValueError: no address at all
-NEVER_ARRIVED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError, ValueError)
+NEVER_ARRIVED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+    ValueError,
+)
 
 
 async def new_session(settings: Settings) -> aiohttp.ClientSession:
     """Make a session with the TLS settings, bound to the running loop."""
     # loading certificates reads files and takes tens of milliseconds: not on the triggerer's loop, and only for https
     https = settings.base_url.startswith("https:")
-    context = await asyncio.to_thread(environment.tls, settings.verify) if https else True
+    context = await asyncio.to_thread(tls_and_proxy.tls, settings.verify) if https else True
     connector = aiohttp.TCPConnector(ssl=context)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True)
+    return aiohttp.ClientSession(
+        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
+    )
 
 
 class AsyncTransport:
@@ -43,8 +50,10 @@ class AsyncTransport:
         """Take the session; whoever made it closes it."""
         self._settings = settings
         self._session = session
-        self._proxy = cache(environment.proxy)
-        self._timeout = aiohttp.ClientTimeout(sock_connect=settings.connect_timeout, sock_read=settings.read_timeout)
+        self._proxy = cache(tls_and_proxy.proxy)
+        self._timeout = aiohttp.ClientTimeout(
+            sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
+        )
 
     async def send(self, request: Request) -> Response:
         """Send one request and read its whole answer.
@@ -55,7 +64,9 @@ class AsyncTransport:
         sent: bytes | Body | None = None
         try:
             sent = request.body
-            url = URL(settings.url(request), encoded=True)  # ids are quoted already; a signed URL must not be quoted again
+            url = URL(
+                settings.url(request), encoded=True
+            )  # ids are quoted already; a signed URL must not be quoted again
             proxy, proxy_headers = self._proxy(url.scheme, url.host or "")
             async with self._session.request(
                 request.method,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from airflow_provider_flows.flow.body import Body
-from airflow_provider_flows.flow.errors import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.request_body import Body
 
 
 def streamed(body: bytes | Body | None) -> bytes | AsyncIterator[bytes] | None:

@@ -69,7 +69,9 @@ with DAG("reschedule", schedule=None, default_args=DEFAULTS):
             wait_for_completion=False,
         )
         flow_run_id = start.output["flow_run_id"]  # type: ignore[index]  # Airflow types it too widely
-        FlowRunSensor(task_id="wait", flow_run_id=flow_run_id, flows_conn_id="flows_bench", poll_interval=POKE)
+        FlowRunSensor(
+            task_id="wait", flow_run_id=flow_run_id, flows_conn_id="flows_bench", poll_interval=POKE
+        )
 
     ours.expand(prompt=PROMPTS)
 
@@ -100,4 +102,6 @@ with DAG("http", schedule=None, default_args=DEFAULTS):
     over_http.expand(request=[json.dumps(body(prompt)) for prompt in PROMPTS])
 
 with DAG("python", schedule=None, default_args=DEFAULTS):
-    PythonOperator.partial(task_id="run", python_callable=vendors_loop).expand(op_args=[[prompt] for prompt in PROMPTS])
+    PythonOperator.partial(task_id="run", python_callable=vendors_loop).expand(
+        op_args=[[prompt] for prompt in PROMPTS]
+    )

@@ -1,0 +1,223 @@
+"""What every hook stands on: an Airflow connection, its service, and the two doors through which conversations are held.
+
+It has no words for what can be asked of a service (hooks.py has) and keeps nothing between calls but the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import AirflowException, BaseHook
+
+from airflow_provider_flows import connection as conn
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
+from airflow_provider_flows.core.retry import Retry, once, patiently
+
+if TYPE_CHECKING:
+    import requests
+    from airflow.sdk import Connection
+
+    from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.service import Service
+    from airflow_provider_flows.transport.asynchronous import AsyncTransport
+    from airflow_provider_flows.transport.settings import Settings
+
+LEAST_ATTEMPTS = 3  # at a file that does not come whole
+
+
+class ConnectedHook(BaseHook):
+    """A hook that knows its connection and can hold conversations with its service.
+
+    :param flows_conn_id: the Airflow connection to use.
+    """
+
+    conn_name_attr = "flows_conn_id"
+    default_conn_name = "flows_default"
+    conn_type = "flows"
+    hook_name = "Flows"
+    default_host: ClassVar[str] = ""
+    fields: ClassVar[Mapping[str, conn.Field]] = conn.fields(read_timeout=60)
+
+    def __init__(self, flows_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        """Keep the connection's id; nothing is looked up or opened yet."""
+        super().__init__(**kwargs)
+        self.flows_conn_id = flows_conn_id
+        self._connection: Connection | None = None
+        self._session: requests.Session | None = None
+
+    def make_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # subclasses need it
+        """Make the service that this hook talks to.
+
+        :param extra: the connection's extra, checked, with defaults.
+        """
+        message = f"{type(self).__name__} serves no service; ask FlowsHook.get_hook({self.flows_conn_id!r}) for the right hook"
+        raise FlowInputError(message)
+
+    @classmethod
+    def get_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
+        """Give the hook of a connection, by its connection type.
+
+        :raises FlowInputError: the connection is not of a type that runs flows.
+        """
+        return cls._hook_of(cls.get_connection(conn_id), hook_params)
+
+    @classmethod
+    async def aget_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
+        """Give the hook of a connection, without blocking the event loop."""
+        connection = await get_async_connection(conn_id, cls)
+        return await asyncio.to_thread(cls._ready_hook_of, connection, hook_params)
+
+    @classmethod
+    def _ready_hook_of(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
+        """Do what is slow the first time and must not be done on the loop.
+
+        That is the look at Airflow's registry of connection types, which reads every provider's metadata, and aiohttp's import.
+        """
+        import_module("airflow_provider_flows.transport.asynchronous")
+        return cls._hook_of(connection, hook_params)
+
+    @classmethod
+    def _hook_of(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
+        try:
+            hook = connection.get_hook(hook_params=hook_params)
+        except AirflowException:  # a type that no installed provider knows
+            hook = None
+        if not isinstance(hook, cls):
+            message = (
+                f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, which runs no flows here; "
+                "flows_conn_id must name one of type generio or promptchainer, or of a type that another package adds for its "
+                "service, and the provider of that type must be installed in this environment (airflow providers list)"
+            )
+            raise FlowInputError(message)
+        hook._connection = connection  # noqa: SLF001  # it was looked up just now; a look-up is dear
+        return hook
+
+    @property
+    def connection(self) -> Connection:
+        """The Airflow connection, looked up once."""
+        if self._connection is None:
+            self._connection = self.get_connection(self.flows_conn_id)
+        return self._connection
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The connection's extra, checked, with defaults."""
+        return conn.extra_of(self.connection, self.fields)
+
+    @cached_property
+    def service(self) -> Service:
+        """The service, as this connection wants it; made once, for thousands of waits may ask for it."""
+        return self.make_service(self.extra)
+
+    @property
+    def settings(self) -> Settings:
+        """What the transports need to know of this connection."""
+        return conn.settings_of(
+            self.connection, self.extra, default_host=self.default_host, credentials=self.service.headers
+        )
+
+    def get_conn(self) -> requests.Session:
+        """Give the one `requests` session of this hook; credentials are added to each request, not to the session."""
+        if self._session is None:
+            from airflow_provider_flows.transport.blocking import new_session
+
+            self._session = new_session(self.settings)
+        return self._session
+
+    def hold(self, conversation: Conversation[T], settings: Settings | None = None) -> T:
+        """Hold a conversation over `requests`, blocking, each request asked once."""
+        return self._held(once(conversation), settings or self.settings)
+
+    def patient(self, conversation: Conversation[T]) -> T:
+        """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
+        return self._held(patiently(conversation, Retry(attempts=1 + self.extra["retries"])), self.settings)
+
+    def hurried(self, conversation: Conversation[T], seconds: float, attempts: int = 1) -> T:
+        """Hold a conversation, blocking, that somebody waits for who can do without.
+
+        :param seconds: that a connection may take at the most to stand, and the service to answer.
+        :param attempts: at each request, at the most.
+        """
+        settings = self.settings
+        connect, read = min(seconds, settings.connect_timeout), min(seconds, settings.read_timeout)
+        retry = Retry(attempts=min(attempts, 1 + self.extra["retries"]), longest=seconds)
+        return self._held(
+            patiently(conversation, retry), replace(settings, connect_timeout=connect, read_timeout=read)
+        )
+
+    def stubborn(self, conversation: Callable[[], Conversation[T]]) -> T:
+        """Hold a conversation that only reads, and hold it anew when what came was broken: a few times in any case."""
+        retry = Retry(attempts=max(LEAST_ATTEMPTS, 1 + self.extra["retries"]))
+        return self._held(patiently(retry.until_whole(conversation), retry), self.settings)
+
+    @contextmanager
+    def twin(self) -> Iterator[Self]:
+        """Give this hook once more, with a session of its own, for another thread."""
+        other = copy(self)
+        other._session = None  # noqa: SLF001  # it is one of us
+        try:
+            yield other
+        finally:
+            other.close()
+
+    def close(self) -> None:
+        """Close the session, if there is one; the next call opens another."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _held(self, conversation: Conversation[T], settings: Settings) -> T:
+        from airflow_provider_flows.transport.blocking import BlockingTransport, hold
+
+        with self.named():
+            return hold(conversation, BlockingTransport(settings, self.get_conn()).send)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Name the connection in what a service refuses: with several of them one would have to guess."""
+        try:
+            yield
+        except FlowServiceError as error:
+            self.name_in(error)
+            raise
+
+    def name_in(self, error: FlowServiceError) -> None:
+        """Name the connection in an error."""
+        error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
+
+    @asynccontextmanager
+    async def async_transport(self) -> AsyncIterator[AsyncTransport]:
+        """Open the async door: an `aiohttp` session for the running loop, closed at the end."""
+        from airflow_provider_flows.transport.asynchronous import AsyncTransport, new_session
+
+        settings = self.settings
+        try:
+            opened = await new_session(settings)
+        except OSError as error:
+            message = f"The certificates in {settings.verify} cannot be read: {error}"
+            raise FlowInputError(message) from error
+        async with opened as session:
+            yield AsyncTransport(settings, session)
+
+    async def ahold(self, conversation: Conversation[T]) -> T:
+        """Hold a conversation over `aiohttp`, each request asked once."""
+        return await self._aheld(once(conversation))
+
+    async def apatient(self, conversation: Conversation[T]) -> T:
+        """Hold a conversation over `aiohttp`, in which each request is sent again as often as it may be."""
+        return await self._aheld(patiently(conversation, Retry(attempts=1 + self.extra["retries"])))
+
+    async def _aheld(self, conversation: Conversation[T]) -> T:
+        from airflow_provider_flows.transport.asynchronous import hold
+
+        async with self.async_transport() as transport:
+            with self.named():
+                return await hold(conversation, transport.send)

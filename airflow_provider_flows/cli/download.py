@@ -1,0 +1,103 @@
+"""The command that writes a flow run's outputs into files, and what `run` does when the flow run is over.
+
+How files are written outputs.py knows; they land as those of a task do.
+"""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from airflow_provider_flows.cli import arguments
+from airflow_provider_flows.cli.command import command
+from airflow_provider_flows.cli.exit_codes import Exit
+from airflow_provider_flows.cli.query import OUTPUT_COLUMNS
+from airflow_provider_flows.cli.terminal import say, show_many, show_one
+from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
+from airflow_provider_flows.core.run import FlowRun, FlowState
+from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.storage.outputs import gather
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.storage.output_options import Delivery
+
+ENDED = {FlowState.COMPLETED: Exit.DONE, FlowState.ABORTED: Exit.ABORTED}  # any other state is Exit.FAILED
+
+
+@command
+def download(args: Namespace) -> Exit:
+    """Write outputs into files, and print what was written."""
+    hook, delivery = FlowsHook.get_hook(args.conn_id), arguments.delivery_of(args)
+    run = hook.get_run(args.flow_run_id)
+    if not run.final:
+        message = f"The {run} is {run.state_word}: its outputs are there when it is over. Wait: {again('watch', run, args)}"
+        raise FlowConflict(message)
+    if not run.completed:
+        say(reason(run))
+    delivery.checked(hook.service)
+    run = run.with_outputs(tuple(hook.settled_outputs(run.flow_run_id)))
+    _must_be_there(run, delivery)
+    run, error = gather(hook, run, delivery)
+    show_many([output.as_dict() for output in run.outputs], args.output, OUTPUT_COLUMNS)
+    if error is not None:
+        raise error
+    return Exit.DONE
+
+
+def _must_be_there(run: FlowRun, delivery: Delivery) -> None:
+    there = {known for output in run.outputs for known in (output.asset_id, output.name)}
+    missing = sorted((delivery.only or frozenset()) - there)
+    if missing:
+        known = ", ".join(f"{output.name} ({output.asset_id})" for output in run.outputs) or "none"
+        message = f"The {run} has no output {', '.join(missing)}; it has {known}. Nothing was written."
+        raise FlowNotFound(message)
+
+
+def ended(hook: FlowsHook, run: FlowRun, delivery: Delivery, args: Namespace) -> Exit:
+    """Fetch and print what a run that is over has made; only one that completed has its outputs fetched, as in a DAG.
+
+    :raises Exception: an output could not be fetched; what could be is printed.
+    """
+    error = None
+    if run.completed:
+        try:
+            run, error = gather(hook, run, delivery)
+        except KeyboardInterrupt:
+            _not_fetched(hook, run, args)
+            return Exit.INTERRUPTED
+        except Exception:
+            _not_fetched(hook, run, args)
+            raise
+    else:
+        say(reason(run))
+    show_one(run.as_dict(), args.output)
+    if error is not None:
+        if hook.service.offers("get_run"):
+            say(f"Not every output of the {run} could be fetched; try again: {again('download', run, args)}")
+        raise error
+    return ENDED.get(run.state, Exit.FAILED)
+
+
+def _not_fetched(hook: FlowsHook, run: FlowRun, args: Namespace) -> None:
+    """Keep what a run has made from being lost: say how to fetch it, or print it where it was told once and never again."""
+    if hook.service.offers("get_run"):
+        say(f"The {run} is completed; fetch its outputs: {again('download', run, args)}")
+        return
+    say(
+        f"The {run} is completed, and its outputs cannot be asked for again. They are printed as they came; a link ends soon."
+    )
+    show_one(run.as_dict(), args.output)
+
+
+def reason(run: FlowRun) -> str:
+    """Say how a run ended that did not complete."""
+    told = f"The service says: {run.error}" if run.error else "The service gives no reason."
+    return f"The {run} {'was aborted' if run.state is FlowState.ABORTED else 'failed'}. {told}"
+
+
+def again(name: str, run: FlowRun | str, args: Namespace) -> str:
+    """Give the command that goes on with a run, as it is typed."""
+    flow_run_id = run if isinstance(run, str) else run.flow_run_id
+    words = ["airflow", "flows", name, flow_run_id]
+    return shlex.join([*words, *([] if args.conn_id == "flows_default" else ["--conn-id", args.conn_id])])

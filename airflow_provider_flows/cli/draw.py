@@ -1,0 +1,71 @@
+"""The command that draws a flow graph, of a flow or of an exported file, as SVG or as Mermaid.
+
+What the picture looks like flow/drawing knows, where a flow's graph lies the hook.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from airflow_provider_flows.cli.command import command
+from airflow_provider_flows.cli.terminal import say, to_stdout
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.graph import FlowGraph
+from airflow_provider_flows.drawing import as_mermaid, as_svg
+from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.storage.graph_files import LARGEST, graph_of
+
+MERMAID = frozenset({".mmd", ".mermaid"})  # endings of --to
+
+
+@command
+def draw(args: Namespace) -> None:
+    """Write the picture to stdout, or to a file."""
+    graph, to = _graph(args), None if args.to is None else Path(args.to).expanduser()
+    mermaid = args.format == "mermaid" or (
+        args.format is None and to is not None and to.suffix.lower() in MERMAID
+    )
+    drawn = (
+        as_mermaid(graph)
+        if mermaid
+        else as_svg(graph, title=Path(args.flow).stem if _is_file(args.flow) else args.flow)
+    )
+    text = drawn if drawn.endswith("\n") else f"{drawn}\n"
+    if to is None:
+        with to_stdout():
+            sys.stdout.write(text)
+        return
+    to.write_text(text, encoding="utf-8")
+    say(f"{to} is written.")
+
+
+def _graph(args: Namespace) -> FlowGraph:
+    file = args.file or (args.flow if _is_file(args.flow) else None)
+    if file is not None:
+        return _read(Path(file).expanduser())
+    graph = FlowsHook.get_hook(args.conn_id).get_graph(args.flow)
+    if graph is None:
+        message = (
+            f"There is no flow graph of {args.flow}: export it from PromptChainer's editor and give the file (--file), or put it "
+            f"as {args.flow}.json into the folder that the field graphs of connection {args.conn_id!r} names"
+        )
+        raise FlowInputError(message)
+    return graph
+
+
+def _is_file(flow: str) -> bool:
+    return flow.lower().endswith(".json") or "/" in flow
+
+
+def _read(path: Path) -> FlowGraph:
+    try:
+        with path.open("rb") as file:
+            return graph_of(file.read(LARGEST + 1))
+    except OSError as error:
+        message = f"The flow graph {path} cannot be read: {error.strerror or error}"
+        raise FlowInputError(message) from error
+    except FlowInputError as error:
+        message = f"{path} is no flow graph. {error}"
+        raise FlowInputError(message) from error

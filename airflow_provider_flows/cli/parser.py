@@ -1,0 +1,246 @@
+"""What `airflow flows` is made of: its commands, their arguments and their help.
+
+Airflow imports it at every start of `airflow`, so it imports nothing that Airflow has not imported already; what the commands do
+is in the other modules of this package, which are imported when a command is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, NoReturn
+
+from airflow.cli.cli_config import (
+    ARG_OUTPUT,
+    ARG_VERBOSE,
+    ARG_YES,
+    ActionCommand,
+    Arg,
+    GroupCommand,
+    lazy_load_command,
+)
+
+from airflow_provider_flows.cli.exit_codes import TABLE
+
+HERE = __name__.rpartition(".")[0]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, is_one, value = text.partition("=")
+    if not is_one or not name.strip():
+        message = f"{text!r} is not NAME=VALUE"
+        raise argparse.ArgumentTypeError(message)
+    return name.strip(), value
+
+
+def _read(text: str) -> Any:
+    def none(word: str) -> NoReturn:
+        raise ValueError(word)
+
+    return json.loads(text, parse_constant=none)  # NaN and Infinity, which Python reads and nobody else
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, value = _pair(text)
+    try:
+        return name, _read(value)
+    except ValueError:
+        return name, value
+
+
+def _json(text: str) -> Any:
+    try:
+        return _read(text)
+    except ValueError as error:
+        message = f"{text!r} is no JSON ({error})"
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < float("inf"):
+        message = f"{text!r} is no number of seconds"
+        raise argparse.ArgumentTypeError(message)
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        message = f"{text!r} is no number of flow runs"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+class _Rest(Arg):
+    """All arguments that follow, also those that begin with a dash and --help, for a command with a parser of its own."""
+
+    def add_to_parser(self, parser: argparse.ArgumentParser) -> None:
+        """Let nothing look like an option here; argparse.REMAINDER alone takes no option as the first argument."""
+        parser.prefix_chars = "\0"
+        parser.add_argument(*self.flags, **self.kwargs)
+
+
+CONN_ID = Arg(
+    ("--conn-id",),
+    default="flows_default",
+    help="Airflow connection; its type picks the service (default: flows_default)",
+)
+FLOW = Arg(("flow",), help="Name or id of the flow")
+RUN = Arg(("flow_run_id",), metavar="RUN", help="Id of the flow run")
+STATE = Arg(
+    ("--state",),
+    help="Only those in this state: created, starting, running, aborting, completed, failed or aborted",
+)
+LIMIT = Arg(
+    ("--limit",),
+    type=_count,
+    default=100,
+    metavar="N",
+    help="The most that are printed, the newest; 0 for all (default: 100)",
+)
+INPUT = Arg(
+    ("-i", "--input"),
+    action="append",
+    metavar="INPUT",
+    help="What the flow works on; may be repeated, the order is kept. One of\n"
+    "  a prompt:               -i 'A modern office chair'\n"
+    "  @PATH, a local file:    -i @chair.png\n"
+    "  the URI of a file:      -i s3://bucket/chair.png\n"
+    '  a JSON object with data (a prompt) or uri (a file), and perhaps additional: -i \'{"data": "A chair", "additional": 7}\'',
+)
+VARIABLE = Arg(
+    ("--variable",),
+    action="append",
+    type=_pair,
+    metavar="NAME=VALUE",
+    help="A variable of a flow that has variables (PromptChainer), in place of --input; may be repeated",
+)
+PARAM = Arg(
+    ("-p", "--param"),
+    action="append",
+    type=_parameter,
+    metavar="NAME=VALUE",
+    help="A parameter of the flow; may be repeated. JSON where it can be read as such (a number, true, ...), else a text:\n"
+    "-p seed=7, -p quality=low; for the text 7: -p 'label=\"7\"'",
+)
+ADDITIONAL = Arg(
+    ("--additional",),
+    type=_json,
+    metavar="JSON",
+    help="Metadata of yours, stored with the flow run (Generio)",
+)
+PATH = "Where files are written, a path or the URI of any object storage, below it a folder a flow run"
+RUN_OUTPUT_PATH = Arg(("--output-path",), help=f"{PATH} (default: they stay at the service)")
+HERE_OUTPUT_PATH = Arg(("--output-path",), default=".", help=f"{PATH} (default: the current folder)")
+OUTPUT_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the storage of --output-path")
+INPUT_CONN_ID = Arg(
+    ("--input-conn-id",), help="Airflow connection of the storage that file URIs among the inputs lie in"
+)
+NO_VALIDATE = Arg(
+    ("--no-validate",), action="store_true", help="Do not check first whether all this fits the flow"
+)
+NO_WAIT = Arg(("--no-wait",), action="store_true", help="End when the flow run is started")
+TIMEOUT = Arg(
+    ("--timeout",),
+    type=_seconds,
+    metavar="SECONDS",
+    help="Wait no longer; the flow run goes on (default: no limit)",
+)
+POLL_INTERVAL = Arg(
+    ("--poll-interval",),
+    type=_seconds,
+    default=5.0,
+    metavar="SECONDS",
+    help="The most often that it looks (default: 5)",
+)
+ON_INTERRUPT = Arg(
+    ("--on-interrupt",),
+    choices=("ask", "abort", "leave"),
+    default="ask",
+    help="What Ctrl-C does: ask whether to abort the flow run, abort it, or leave it going. Without a terminal nothing is\n"
+    "asked and the flow run is left going (default: ask). SIGTERM, and SIGHUP where the terminal is closed, ask nothing either",
+)
+ASSET = Arg(
+    ("--asset",),
+    action="append",
+    metavar="ASSET",
+    help="Asset id or name of an output that is wanted; may be repeated (default: all)",
+)
+DRAWN = Arg(
+    ("flow",), help="Id of a PromptChainer flow, or the path of an exported file (it ends with .json)"
+)
+FILE = Arg(
+    ("--file",),
+    metavar="FILE",
+    help="The file that PromptChainer's editor exported, if it is not found by the flow's id",
+)
+FORMAT = Arg(
+    ("--format",), choices=("svg", "mermaid"), help="What is written (default: what --to ends with, else svg)"
+)
+TO = Arg(("--to",), metavar="FILE", help="Where it is written (default: stdout)")
+OPTIONS = _Rest(("options",), nargs=argparse.REMAINDER)  # type: ignore[no-untyped-call]
+ALWAYS = (CONN_ID, ARG_OUTPUT, ARG_VERBOSE)
+
+
+def _command(
+    name: str, module: str, told: str, *args: Arg, always: tuple[Arg, ...] = ALWAYS
+) -> ActionCommand:
+    function = lazy_load_command(f"{HERE}.{module}.{name}")
+    return ActionCommand(name=name, help=told, func=function, args=(*args, *always), epilog=TABLE)
+
+
+def get_commands() -> list[GroupCommand]:
+    """Give the group of commands to Airflow (provider info, `cli`; Airflow 3.2 and later asks for it)."""
+    waiting = (TIMEOUT, POLL_INTERVAL, ON_INTERRUPT)
+    commands = (
+        _command("list", "query", "List the flows that can be run"),
+        _command("describe", "query", "Tell what a flow takes and gives", FLOW),
+        _command("runs", "query", "List the account's flow runs, newest first", STATE, LIMIT),
+        _command("get", "query", "Tell how a flow run is now", RUN),
+        _command("outputs", "query", "List the outputs of a flow run that is over", RUN),
+        _command(
+            "run",
+            "run",
+            "Run a flow, wait for it and fetch what it made",
+            *(
+                FLOW,
+                INPUT,
+                VARIABLE,
+                PARAM,
+                ADDITIONAL,
+                INPUT_CONN_ID,
+                RUN_OUTPUT_PATH,
+                OUTPUT_CONN_ID,
+                NO_VALIDATE,
+                NO_WAIT,
+            ),
+            *waiting,
+        ),
+        _command(
+            "watch", "run", "Wait for a flow run, whoever started it, with a progress bar", RUN, *waiting
+        ),
+        _command(
+            "download",
+            "download",
+            "Write a flow run's outputs into files",
+            RUN,
+            HERE_OUTPUT_PATH,
+            OUTPUT_CONN_ID,
+            ASSET,
+        ),
+        _command("abort", "manage", "Ask that a flow run be stopped", RUN),
+        _command(
+            "delete", "manage", "Delete a flow run with its inputs and outputs, for ever", RUN, ARG_YES
+        ),
+        _command(
+            "draw", "draw", "Draw a flow's graph", DRAWN, FILE, FORMAT, TO, always=(CONN_ID, ARG_VERBOSE)
+        ),
+        _command(
+            "emulator", "emulator", "Start a stand-in for Generio and PromptChainer", OPTIONS, always=()
+        ),
+    )
+    told = "Run flows at Generio, PromptChainer, or any service that a connection type stands for"
+    return [GroupCommand(name="flows", help=told, description=f"{told}\n\n{TABLE}", subcommands=commands)]

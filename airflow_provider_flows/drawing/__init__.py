@@ -1,0 +1,12 @@
+"""The picture of a flow graph: as SVG for a page or a file, and as Mermaid for text that is rendered elsewhere.
+
+It reads no graph (flow/graph.py does) and writes no file.
+"""
+
+from __future__ import annotations
+
+from airflow_provider_flows.drawing.mermaid import as_mermaid
+from airflow_provider_flows.drawing.style import STYLE
+from airflow_provider_flows.drawing.svg import as_svg
+
+__all__ = ["STYLE", "as_mermaid", "as_svg"]

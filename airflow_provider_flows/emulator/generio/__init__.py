@@ -1,0 +1,1 @@
+"""The Generio half of the emulator."""

@@ -1,0 +1,1 @@
+"""The PromptChainer half of the emulator."""

@@ -1,0 +1,1 @@
+"""The services that this provider supports, one module or folder each, as pure as `core`."""

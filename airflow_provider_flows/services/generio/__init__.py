@@ -1,0 +1,1 @@
+"""Generio: its endpoints and how its responses are read."""

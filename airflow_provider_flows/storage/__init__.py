@@ -1,0 +1,1 @@
+"""Everything that opens a file: inputs that are read and outputs that are written."""

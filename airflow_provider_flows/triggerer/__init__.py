@@ -1,0 +1,1 @@
+"""What all triggers of one triggerer process share on its event loop."""

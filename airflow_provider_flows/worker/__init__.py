@@ -1,0 +1,1 @@
+"""What happens around one try of a task in an Airflow worker."""

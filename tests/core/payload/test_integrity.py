@@ -1,0 +1,110 @@
+"""Tests of whether a download is whole and what was told of it: pictures cut short, texts, bare base64, lengths that are missing.
+
+No socket is opened; in which shapes a file may come is test_incoming.py's.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from airflow_provider_flows.core.exceptions import FlowMalformed
+from airflow_provider_flows.core.payload.data_uri import GLB
+from tests.core.payload.test_download import GIF, encoded, glb, outcome, payload, png, read
+
+
+def webp(rest: bytes, fill: bytes = b"") -> bytes:
+    """Make what has a WebP's header."""
+    return b"RIFF" + struct.pack("<I", 4 + len(rest)) + b"WEBP" + rest + fill
+
+
+PICTURES = {
+    "png": ("image/png", png()),
+    "png with zeros inside": ("image/png", png(bytes(30)) + bytes(7)),
+    "jpeg": ("image/jpeg", b"\xff\xd8\xff" + bytes(20) + b"noise\xff\xd9" + bytes(3)),
+    "webp": ("image/webp", webp(b"noise!")),
+    "odd webp": ("image/webp", webp(b"noise", b"\x00")),
+    "odd webp, not filled": ("image/webp", webp(b"noise")),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture_cut_short_is_no_file(name: str) -> None:
+    """A picture that lacks its end, raw or in a data URI that nothing closes, is refused, however it was cut in pieces."""
+    kind, whole = PICTURES[name]
+    least = len(whole.rstrip(b"\0")) if kind != "image/webp" else 8 + int.from_bytes(whole[4:8], "little")
+    for end in range(12, len(whole) + 1):
+        for sent in (whole[:end], f"data:{kind};base64,{payload(whole[:end])}".encode()):
+            expected = (kind, whole[:end]) if end >= least else None
+            assert outcome(sent) == outcome(*(bytes([one]) for one in sent)) == expected, (name, end)
+
+
+def test_jpeg_whose_end_is_parted_by_zeros_has_none() -> None:
+    """The two bytes of an end count only next to each other, also where the network parts them."""
+    assert outcome(b"\xff\xd8\xff" + bytes(20) + b"\xff", b"\x00", b"\xd9") is None
+    assert outcome(b"\xff\xd8\xff" + bytes(20) + b"\xff", b"\xd9", b"\x00") is not None
+
+
+@pytest.mark.parametrize("headers", [{"content-length": "46"}, {"transfer-encoding": "gzip, Chunked"}])
+def test_what_does_not_show_its_end_needs_a_length(headers: dict[str, str]) -> None:
+    """A raw file of a kind that does not tell its end is taken if the answer told it."""
+    assert read(GIF, headers=headers) == ("image/gif", GIF)
+    assert outcome(GIF) is None
+    assert read(b'{"data": "data:image/gif;base64,%s"}' % base64.b64encode(GIF)) == ("image/gif", GIF)
+
+
+def test_picture_that_goes_on_after_its_end_is_taken_where_the_answer_shows_its_length() -> None:
+    """Cameras and editors write after a picture's end; what was paid for is not refused for that."""
+    longer = png() + b"and a second picture"
+    assert read(longer, headers={"content-length": str(len(longer))}) == ("image/png", longer)
+    assert read(b'{"data": "data:image/png;base64,%s"}' % base64.b64encode(longer)) == ("image/png", longer)
+    assert outcome(longer) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["BMW makes cars", "GIF89 was", "GIF89a was", "glTF is a format, and more than that"]
+)
+def test_listed_text_is_a_text_whatever_it_begins_with(text: str) -> None:
+    """What the list calls a text is not taken for the file that its first letters belong to."""
+    assert read(json.dumps({"data": text}).encode(), listed="text/plain") == ("text/plain", text.encode())
+
+
+@pytest.mark.parametrize(
+    "content", [glb(b"abc"), png(), b"BM" + bytes(60), GIF], ids=["glb", "png", "bmp", "gif"]
+)
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes, base64.urlsafe_b64encode])
+def test_bare_base64_of_a_known_file_is_decoded(content: bytes, encode: Callable[[bytes], bytes]) -> None:
+    """Base64 without its head (vendor-api G-14) is known by the file's own first bytes, in one piece or in many."""
+    whole = json.dumps({"data": encode(content).decode()}).encode()
+    assert read(whole)[1] == read(*(bytes([one]) for one in whole))[1] == content
+
+
+@pytest.mark.parametrize("text", ["", "x", "not ready yet, and this may take a while"])
+@pytest.mark.parametrize("listed", [None, "text/plain"])
+def test_data_uri_wins_over_a_text_beside_it(text: str, listed: str | None) -> None:
+    """Of `data` and `file_data` the one that is a data URI is the file, whichever comes first."""
+    for told in (
+        {"data": text, "file_data": encoded(glb(b"a"))},
+        {"data": encoded(glb(b"a")), "file_data": text},
+    ):
+        whole = json.dumps(told).encode()
+        assert (
+            read(whole, listed=listed)
+            == read(*(bytes([one]) for one in whole), listed=listed)
+            == (GLB, glb(b"a"))
+        )
+
+
+def test_listed_type_holds_too() -> None:
+    """What the list calls a model must be one; a picture may be another picture than was told."""
+    octets = json.dumps({"data": f"data:application/octet-stream;base64,{payload(b'<html>')}"}).encode()
+    assert read(octets)[0] == "application/octet-stream"
+    with pytest.raises(FlowMalformed, match="called model/gltf-binary"):
+        read(octets, listed=GLB)
+    assert read(png(), listed="image/jpeg") == ("image/png", png())
+    with pytest.raises(FlowMalformed, match="called image/jpeg"):
+        read(octets, listed="Image/JPG; q=1")

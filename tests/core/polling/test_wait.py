@@ -1,0 +1,247 @@
+"""Tests of the wait: what it sees through, what ends it, and what the log is told.
+
+Both drivers hold it, over scripted answers, with a clock that goes on only when they sleep.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowConflict,
+    FlowInvalid,
+    FlowNotFound,
+    FlowServiceError,
+    FlowTimeout,
+)
+from airflow_provider_flows.core.http import Response
+from airflow_provider_flows.core.polling.schedule import Schedule
+from airflow_provider_flows.core.polling.wait import Meter, Wait
+from airflow_provider_flows.core.retry import once
+from airflow_provider_flows.core.run import FlowRun
+from airflow_provider_flows.services.generio.api import Generio
+from tests.support.scripted import NOON, Script, answer, silence
+
+HTML = answer(b"<html><body>502 Bad Gateway</body></html>")
+CUT = answer(b'{"flow_id": "r", "state": "runn')
+PASSING = [silence(), HTML, CUT, *(answer({}, code) for code in (408, 429, 500, 502, 503, 504))]
+
+
+def state(word: str, **more: Any) -> Response:
+    """Make the answer about a run that began at noon."""
+    return answer({"flow_id": "r", "state": word, "started_at": NOON, **more})
+
+
+class Told:
+    """A wait over a script, and the lines that the log got."""
+
+    def __init__(
+        self,
+        *answers: Response | FlowServiceError,
+        deadline: float | None = None,
+        endless: bool = False,
+        apart: float = 0.0,
+        meter: Meter | None = None,
+    ) -> None:
+        self.script = Script(*answers, endless=endless)
+        self.lines: list[tuple[int, str]] = []
+        schedule = Schedule(5, 60, deadline, jitter=lambda: 0.0)
+        self.wait = Wait(
+            "r",
+            Generio().get_run,
+            schedule=schedule,
+            clock=self.script.clock,
+            tell=lambda *line: self.lines.append(line),
+            meter=meter,
+            apart=apart,
+        )
+
+    def hold(self, kind: str = "blocking") -> FlowRun:
+        """Wait to the end."""
+        return self.script.hold(once(self.wait.until_final()), kind)
+
+    def of(self, level: int) -> list[str]:
+        """Give the lines of one level."""
+        return [line for told, line in self.lines if told == level]
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+@pytest.mark.parametrize("end", ["completed", "failed", "aborted", "COMPLETED"])
+def test_wait_ends_with_the_run(kind: str, end: str) -> None:
+    """A wait ends at a final state, whichever it is, and gives the run as it was seen."""
+    told = Told(state("created"), state("starting"), state("running"), state(end, progress=0.5))
+    assert told.hold(kind).state_word == end.lower()
+    assert len(told.script.pauses) == 3
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+@pytest.mark.parametrize("trouble", PASSING, ids=str)
+def test_failed_look_is_no_failed_run(kind: str, trouble: Response | FlowServiceError) -> None:
+    """No answer, an overloaded service, HTML and cut JSON are waited out."""
+    told = Told(state("running"), trouble, trouble, trouble, state("completed"))
+    assert told.hold(kind).final
+    assert told.script.pauses == [5, 5, 10, 20]
+
+
+REFUSED = [
+    (400, FlowInvalid),
+    (401, FlowAuthError),
+    (402, FlowServiceError),
+    (403, FlowAuthError),
+    (404, FlowNotFound),
+    (409, FlowConflict),
+    (415, FlowInvalid),
+    (422, FlowInvalid),
+]
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+@pytest.mark.parametrize(("code", "error"), REFUSED)
+def test_refusal_gets_three_looks(kind: str, code: int, error: type[FlowServiceError]) -> None:
+    """A refused key, an unknown run or any other refusal ends the wait when three looks met it."""
+    told = Told(state("running"), *[answer({"detail": "no"}, code)] * 3)
+    with pytest.raises(error, match="no"):
+        told.hold(kind)
+    assert told.script.pauses == [5, 5, 10]
+
+
+def test_key_that_is_changed_in_time_ends_nothing() -> None:
+    """A good look between refusals begins the count anew, however many they are."""
+    told = Told(
+        *[answer({}, 404), answer({}, 401), state("running")] * 3, answer({}, 403), state("completed")
+    )
+    assert told.hold().final
+    assert len(told.script.requests) == 11
+
+
+def test_refusals_between_other_trouble_count_on() -> None:
+    """A look that brought nothing is no good look: three refusals with trouble between them end the wait."""
+    told = Told(
+        state("running"), answer({}, 401), answer({}, 503), answer({}, 401), silence(), answer({}, 401)
+    )
+    with pytest.raises(FlowAuthError):
+        told.hold()
+
+
+def test_who_forgets_looks_until_it_is_sure() -> None:
+    """A look that nothing is remembered of is repeated soon while it is refused, and not for any other trouble."""
+    refused = Told(*[answer({}, 404)] * 3)
+    with pytest.raises(FlowNotFound):
+        refused.script.hold(once(refused.wait.look_surely()))
+    assert refused.script.pauses == [5, 10]
+
+    late = Told(answer({}, 404), answer({}, 503), state("completed"))
+    run = late.script.hold(once(late.wait.look_surely()))
+    assert run is not None
+    assert run.final
+
+    away = Told(answer({}, 503))
+    assert away.script.hold(once(away.wait.look_surely())) is None
+
+
+def test_refusals_are_counted_on_in_another_process() -> None:
+    """A wait that goes on elsewhere remembers how often it was refused, also where the memory is of an older version."""
+    first = Told(answer({}, 404), answer({}, 404))
+    for _ in range(2):
+        assert first.script.hold(once(first.wait.look())) is None
+    memory = json.loads(json.dumps(first.wait.memory))
+    second = Told(answer({}, 404))
+    second.wait.recall(memory)
+    with pytest.raises(FlowNotFound):
+        second.hold()
+
+    for name in ("refusals", "progress"):
+        del memory[name]
+    third = Told(answer({}, 404), state("completed"))
+    third.wait.recall(memory)
+    assert third.hold().final
+
+
+def test_retry_after_is_honoured_by_the_wait() -> None:
+    """A service that asks for a pause is left in peace that long."""
+    told = Told(state("running"), answer({}, 503, retry_after="120"), state("completed"))
+    told.hold()
+    assert told.script.pauses == [5, 120]
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+def test_deadline_ends_the_wait_at_its_second(kind: str) -> None:
+    """At the deadline the wait looks once more, then raises FlowTimeout, which says what was seen last."""
+    told = Told(state("running", progress=0.25), deadline=NOON + 12, endless=True)
+    with pytest.raises(FlowTimeout, match=r"last seen running at 25%.*longer timeout"):
+        told.hold(kind)
+    assert told.script.now == NOON + 12
+    assert len(told.script.requests) == 4
+
+
+def test_run_that_ends_by_the_deadline_is_given() -> None:
+    """A run that is final at the look on the deadline is not late."""
+    assert Told(state("running"), state("running"), state("completed"), deadline=NOON + 8).hold().final
+
+
+def test_deadline_holds_in_trouble_too() -> None:
+    """A service that never answers is waited for until the deadline, and the error says why nothing was seen."""
+    told = Told(silence(), deadline=NOON + 60, endless=True)
+    with pytest.raises(FlowTimeout, match="never seen; the last look failed: GET / got no answer"):
+        told.hold()
+    assert told.script.now == NOON + 60
+
+
+def test_state_word_never_seen_is_waited_out_and_warned_of_once() -> None:
+    """A word that nobody knows is warned of once, by that word, and the wait goes on."""
+    told = Told(state("paused"), state("paused"), state("paused"), state("completed"))
+    assert told.hold().final
+    (warning,) = told.of(logging.WARNING)
+    assert "'paused'" in warning
+    assert "goes on" in warning
+
+
+def test_state_is_told_when_it_changes() -> None:
+    """Each change of state is one line, however often it was looked."""
+    told = Told(
+        *[state("starting")] * 3, *[state("running")] * 9, state("completed", finished_at=NOON + 61.5)
+    )
+    told.hold()
+    assert told.of(logging.INFO) == [
+        "The generio flow run r is starting",
+        "The generio flow run r is running",
+        "The generio flow run r is completed after 61.5 s",
+    ]
+
+
+def test_progress_is_told_every_ten_points() -> None:
+    """Progress is told when it has moved on by ten points, with elapsed time and expected end; a step back tells nothing."""
+    seen = (0.0, 0.05, 0.1, 0.12, 0.19, 0.29, 0.1, 0.3, 0.75, 0.75, 0.99, 1.0)
+    told = Told(*(state("running", progress=progress) for progress in seen), state("completed"))
+    told.hold()
+    lines = [line for line in told.of(logging.INFO) if "%" in line]
+    assert [line.split(" at ")[1].split("%")[0] for line in lines] == ["10", "29", "75", "99"]
+    assert lines[0].endswith("after 10 s; expected end: 12:01:40 UTC")
+    assert len(told.lines) == len(lines) + 2
+
+
+def test_trouble_is_told_and_its_end() -> None:
+    """The first miss of a row is a warning, then each doubling of the row, and its end is told once."""
+    told = Told(state("running"), *[answer({}, 503)] * 9, state("running"), silence(), state("completed"))
+    told.hold()
+    warnings = told.of(logging.WARNING)
+    assert [warning.split("(")[1].split(" ")[0] for warning in warnings] == ["1", "2", "4", "8", "1"]
+    assert all("the wait goes on" in warning for warning in warnings)
+    assert [line for line in told.of(logging.INFO) if "seen again" in line] == [
+        "The generio flow run r can be seen again"
+    ] * 2
+
+
+def test_single_look_gives_none_in_trouble() -> None:
+    """A look that brings nothing gives None and leaves the decision to the wait."""
+    told = Told(silence(), state("running"))
+    assert told.script.hold(once(told.wait.look())) is None
+    assert told.wait.pause() == 5
+    run = told.script.hold(once(told.wait.look()))
+    assert run is not None
+    assert not run.final

@@ -1,0 +1,214 @@
+"""Tests of what is read from an exported flow graph, and of how one that is none is refused.
+
+The sample is the one on the vendor's page, as the emulator holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import airflow_provider_flows.emulator
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.graph import (
+    LONGEST_NAME,
+    LONGEST_PROMPT,
+    MOST_NODES,
+    Edge,
+    FlowGraph,
+    Node,
+    NodeKind,
+)
+
+GRAPHS = Path(airflow_provider_flows.emulator.__file__).parent / "graphs"
+SAMPLE: dict[str, Any] = json.loads((GRAPHS / "clibnwpno000bmc0k9hvv3y7f.json").read_text())
+SIGNED = "https://store.example.com/img.png?sig=LZRCEQJp3hEzEp1SXJ5bxI1JrBa6PunwJJto7xGiHbU"
+
+
+def graph_of(*nodes: Any, edges: Any = ()) -> FlowGraph:
+    """Read a graph of these nodes, after a way through JSON."""
+    return FlowGraph.read(json.loads(json.dumps({"nodes": nodes, "edges": edges})))
+
+
+def test_sample_of_the_vendors_page_is_read() -> None:
+    """Names, kinds, prompts, models, places and edges of the sample are its own."""
+    graph = FlowGraph.read(SAMPLE)
+    assert graph.variables == ("color", "item")
+    assert graph.outputs == ("image", "text")
+    assert [(node.kind.value, node.name) for node in graph.nodes] == [
+        ("variable", "color"),
+        ("variable", "item"),
+        ("image", "img"),
+        ("output", "image"),
+        ("action", "joke"),
+        ("output", "text"),
+    ]
+    names = {node.node_id: node.name for node in graph.nodes}
+    assert {(names[edge.source], names[edge.target]) for edge in graph.edges} == {
+        ("item", "img"),
+        ("color", "img"),
+        ("img", "image"),
+        ("color", "joke"),
+        ("item", "joke"),
+        ("joke", "text"),
+    }
+    image, joke = graph.nodes[2], graph.nodes[4]
+    assert (image.prompt, image.model, image.type_word) == (
+        "A picture of a {color} and big {item}",
+        "dall-e",
+        "imageNode",
+    )
+    assert (image.x, image.y, image.width, image.height) == (1669, 547, 271, 1019)
+    assert (joke.model, joke.x) == ("gpt-3.5-turbo", 2370.04377754738)
+
+
+def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
+    """Signed links in `output` and test values of variables are in no part of the graph."""
+    told = deepcopy(SAMPLE)
+    told["nodes"][2]["data"]["output"] = SIGNED
+    told["nodes"][3]["data"]["output"] = {"e7c5": SIGNED}
+    told["nodes"][0]["data"]["variable"]["value"] = SIGNED
+    graph = FlowGraph.read(told)
+    assert graph == FlowGraph.read(SAMPLE)
+    assert "sig=" not in "".join(str(getattr(node, name)) for node in graph.nodes for name in Node.__slots__)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "no JSON object"),
+        ([], "no JSON object"),
+        ("graph", "no JSON object"),
+        ({}, "no list of nodes"),
+        ({"nodes": {}, "edges": []}, "no list of nodes"),
+        ({"nodes": []}, "no list of edges"),
+        ({"nodes": [7], "edges": []}, r"nodes\[0\] is no JSON object"),
+        ({"nodes": [{"id": "a"}, {"type": "actionNode"}], "edges": []}, r"nodes\[1\] has no id"),
+        ({"nodes": [{"id": ""}], "edges": []}, r"nodes\[0\] has no id"),
+        ({"nodes": [{"id": True}], "edges": []}, r"nodes\[0\] has no id"),
+        (
+            {"nodes": [{"id": "a"}, {"id": "b"}, {"id": "a"}], "edges": []},
+            r"nodes\[2\] has the same id as nodes\[0\]",
+        ),
+        (
+            {"nodes": [{"id": "a" * (LONGEST_NAME + 1)}], "edges": []},
+            r"the id of nodes\[0\] is 1,001 characters",
+        ),
+        (
+            {"nodes": [{"id": "a", "data": {"name": "x" * 5_000}}], "edges": []},
+            r"the name of nodes\[0\] is 5,000",
+        ),
+        ({"nodes": [{"id": "a"}], "edges": ["a"]}, r"edges\[0\] is no JSON object"),
+        ({"nodes": [{"id": "a"}], "edges": [{"source": "a"}]}, r"edges\[0\] has no target"),
+        ({"nodes": [{"id": "a"}], "edges": [{"target": "a"}]}, r"edges\[0\] has no source"),
+        (
+            {"nodes": [{"id": str(n)} for n in range(MOST_NODES + 1)], "edges": []},
+            "1,001 nodes; 1,000 is the most",
+        ),
+    ],
+)
+def test_what_is_no_graph_is_refused_with_the_place(value: Any, reason: str) -> None:
+    """The error says what is wrong, where, and what to do."""
+    with pytest.raises(FlowInputError, match=f"{reason}.*Export it again"):
+        FlowGraph.read(value)
+
+
+@pytest.mark.parametrize(
+    "place", [None, 7, [], {}, {"x": None, "y": True}, {"x": "left", "y": [1]}, {"x": 10**400, "y": 1e300}]
+)
+def test_odd_places_are_no_places(place: Any) -> None:
+    """A place that cannot be read is not told; the node stays."""
+    (node,) = graph_of(
+        {"id": "a", "type": "actionNode", "position": place, "width": [place], "data": place}
+    ).nodes
+    assert node == Node("a", NodeKind.ACTION, "actionNode", "")
+
+
+def test_places_are_read_as_the_editor_writes_them() -> None:
+    """The absolute place wins over the one within a group; a number may be text."""
+    inner = {"id": "a", "position": {"x": 1, "y": 2}, "positionAbsolute": {"x": 101, "y": "102.5"}}
+    (node,) = graph_of(inner).nodes
+    assert (node.x, node.y) == (101, 102.5)
+
+
+def test_unknown_kinds_keep_their_word_and_name() -> None:
+    """Code, conditions and nodes without a type are part of the graph."""
+    graph = graph_of({"id": 1, "type": "codeNode", "data": {"name": "split"}}, {"id": "b", "type": None})
+    assert graph.nodes == (Node("1", NodeKind.OTHER, "codeNode", "split"), Node("b", NodeKind.OTHER, "", ""))
+
+
+def test_loose_and_double_edges_are_left_out_and_circles_stay() -> None:
+    """An edge to nowhere is dropped, one that is there twice is one, a circle and a loop are no fault."""
+    pairs = [("a", "b"), ("b", "a"), ("a", "a"), ("a", "gone"), ("gone", "b"), ("a", "b")]
+    graph = graph_of(
+        {"id": "a"}, {"id": "b"}, edges=[{"source": source, "target": target} for source, target in pairs]
+    )
+    assert graph.edges == (Edge("a", "b"), Edge("b", "a"), Edge("a", "a"))
+
+
+def test_variables_are_named_once_and_outputs_each_time() -> None:
+    """One value serves two variable nodes of one label; two output nodes of one name give two answers; no name, no promise."""
+    graph = graph_of(
+        *(
+            {"id": f"v{n}", "type": "variableNode", "data": {"variable": {"label": label}}}
+            for n, label in enumerate("bab")
+        ),
+        *({"id": f"o{n}", "type": "outputNode", "data": {"name": name}} for n, name in enumerate("yxy")),
+        {"id": "v", "type": "variableNode", "data": {"variable": "c"}},
+        {"id": "o", "type": "outputNode", "data": {"name": None}},
+    )
+    assert graph.variables == ("b", "a")
+    assert graph.outputs == ("y", "x", "y")
+
+
+def test_a_prompt_without_end_is_cut() -> None:
+    """What is kept of a prompt is bounded."""
+    (node,) = graph_of(
+        {"id": "a", "type": "actionNode", "data": {"prompt": "p" * (LONGEST_PROMPT + 1)}}
+    ).nodes
+    assert node.prompt == "p" * LONGEST_PROMPT
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+SOME_NODE = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.sampled_from("abc") | ANYTHING,
+        "type": st.sampled_from(["variableNode", "actionNode"]) | ANYTHING,
+        "position": st.fixed_dictionaries({"x": ANYTHING}) | ANYTHING,
+        "data": st.fixed_dictionaries({"name": ANYTHING, "variable": ANYTHING, "modelParams": ANYTHING})
+        | ANYTHING,
+    },
+)
+SOME_EDGE = st.fixed_dictionaries(
+    {}, optional={"source": st.sampled_from("abc") | ANYTHING, "target": ANYTHING}
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    value=ANYTHING
+    | st.fixed_dictionaries(
+        {
+            "nodes": st.lists(SOME_NODE | ANYTHING, max_size=4),
+            "edges": st.lists(SOME_EDGE | ANYTHING, max_size=4),
+        }
+    )
+)
+def test_any_json_is_a_graph_or_refused(value: Any) -> None:
+    """Nothing but FlowInputError comes of a broken graph, and edges of a read one end at its nodes."""
+    with contextlib.suppress(FlowInputError):
+        graph = FlowGraph.read(value)
+        ids = {node.node_id for node in graph.nodes}
+        assert all({edge.source, edge.target} <= ids for edge in graph.edges)

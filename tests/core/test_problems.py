@@ -1,0 +1,249 @@
+"""Tests that one error tells all that is wrong with a task, wherever it is found: files, paths, flow, parameters, service.
+
+What a flow's definition lets be found stands in test_definitions.py; here it is one finding among others.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.problems import Findings, collecting
+from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.worker.task_state import KEY
+from tests.support.airflow_run import run_dag
+from tests.support.modes import FLOW
+from tests.support.scripted import methods
+from tests.support.tries import CHAIN, CHAIR, set_up, tried
+from tests.support.versions import needs
+
+# what is wrong by itself: the arguments, what is told of it, and whether it takes the service's word to know it
+WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], bool]] = {
+    "file": (
+        {"inputs": ["A chair", "file:///no/such.png"]},
+        ("inputs[1] names a file that cannot be read",),
+        False,
+    ),
+    "inputs": ({"inputs": []}, ("inputs must hold at least one prompt or file",), False),
+    "path": (
+        {"output_path": "nonsense://box"},
+        ("output_path 'nonsense://box' cannot be written to",),
+        False,
+    ),
+    "additional": ({"additional": {"day": date(2026, 1, 1)}}, ("additional cannot be sent as JSON",), False),
+    "parameters": (
+        {"parameters": {"qualty": "low", "seed": "x"}},
+        ("'qualty' is not known (did you mean 'quality'?)", "parameters['seed'] must be of type integer"),
+        True,
+    ),
+    "flow": (
+        {"flow": "model_generate_fromprmpt"},
+        ("generio has no flow 'model_generate_fromprmpt' (did you mean",),
+        True,
+    ),
+}
+MIXED = [
+    pair for pair in combinations(WRONG, 2) if pair != ("file", "inputs")
+]  # there are some, or there are none
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs take no time."""
+    return set_up(flow_emulator, monkeypatch)
+
+
+def refused(dag_id: str, *tasks: dict[str, Any]) -> list[str]:
+    """Run tasks that are to be refused, and give what each is told."""
+    with DAG(dag_id, schedule=None) as dag:
+        for number, given in enumerate(tasks):
+            RunFlowOperator(task_id=f"t{number}", **{**CHAIR, **given})
+    errors = run_dag(dag).errors
+    assert {type(error) for error in errors.values()} == {FlowInputError}
+    return [str(errors[f"t{number}"]) for number in range(len(tasks))]
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_any_two_findings_are_told_together(emulator: Emulator, validate: bool) -> None:  # noqa: FBT001
+    """Whatever two things are wrong, one error names both; without validate= all that needs no definition; nothing is made."""
+    mixed = [pair for pair in MIXED if validate or not any(WRONG[one][2] for one in pair)]
+    told = refused(
+        f"findings_{validate}", *({"validate": validate, **WRONG[a][0], **WRONG[b][0]} for a, b in mixed)
+    )
+
+    for pair, message in zip(mixed, told, strict=True):
+        for name in pair:
+            for part in WRONG[name][1]:
+                # a flow that is unknown leaves its parameters unchecked
+                assert (part in message) is not (name == "parameters" and "flow" in pair), (pair, message)
+        assert message.count("No flow run was made.") == 1
+        assert ("validate=False" in message) is (validate and any(WRONG[name][2] for name in pair)), message
+    assert set(methods(emulator.requests)) == ({"GET /templates"} if validate else set())
+    assert (emulator.runs, emulator.started) == ({}, 0)
+
+
+def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
+    """A file that is missing, one of the wrong kind, metadata, path, and parameters: one error; items keep their numbers."""
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
+    (tmp_path / "b").write_bytes(b"\x00\x01")
+    inputs = [tmp_path / "b", "prompt.png", tmp_path / "a.png", {"data": " ", "additional": date(2026, 1, 1)}]
+    path = str(tmp_path / "b" / "x")
+    given = {
+        "inputs": inputs,
+        "parameters": {"seed": "x"},
+        "output_path": path,
+        "additional": date(2026, 1, 1),
+    }
+    (told,) = refused("findings_all", given)
+
+    for part in (
+        "inputs[0]: neither its content nor its name tells what",
+        "inputs[1] is a string that looks like a path",
+        "inputs[2] must be text/plain, not image/png",
+        "inputs[3]['additional'] cannot be sent as JSON",
+        "inputs[3] is blank",
+        "additional cannot be sent as JSON",
+        "parameters['seed'] must be of type integer, not 'x'",
+        "cannot be written to",
+        f"This does not fit the generio flow {FLOW}: ",
+    ):
+        assert part in told
+    assert emulator.runs == {}
+
+
+def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> None:
+    """Of a PromptChainer flow: unreadable variables, missing ones, parameters, and a run that cannot be deleted."""
+    given: dict[str, Any] = {
+        **CHAIN,
+        "inputs": {"colour": {"uri": str(tmp_path / "none.txt")}, "item": ["a"]},
+        "parameters": {"quality": "low"},
+        "output_path": str(tmp_path),
+        "delete_after_fetch": True,
+    }
+    known = (
+        "inputs['colour'] names a file that cannot be read",
+        "inputs['item'] must be text, a number or a Boolean, not list",
+        "parameter 'quality' is not known: a PromptChainer flow has variables only; put them into inputs",
+        "delete_after_fetch=True has no meaning here: promptchainer keeps nothing",
+    )
+    checked, unchecked = refused("findings_chain", given, {**given, "validate": False})
+
+    for part in (*known, "variable 'color' is missing (did you mean 'colour'?)"):
+        assert checked.count(part) == 1
+    for part in known:
+        assert unchecked.count(part) == 1
+    assert "is missing" not in unchecked
+    assert (emulator.started, {request.method for request in emulator.requests}) == (0, {"GET"})
+
+
+def test_hook_tells_everything_too(emulator: Emulator) -> None:
+    """`hook.start` has one error for what cannot be read and what does not fit, with validate=False for what cannot be sent."""
+    wrong: dict[str, Any] = {
+        "inputs": [Path("/no/such.png"), 42],
+        "parameters": {"qualty": 1},
+        "additional": {1},
+    }
+    with pytest.raises(FlowInputError) as checked:
+        GenerioHook("generio_default").start(FLOW, **wrong)
+    with pytest.raises(FlowInputError) as unchecked:
+        GenerioHook("generio_default").start(" ", **wrong, validate=False)
+    with pytest.raises(FlowInputError) as chain:
+        PromptChainerHook("promptchainer_default").start(CHAIN["flow"], ["red"], {"a": 1}, validate=False)
+
+    for part in (
+        "inputs[0] names a file",
+        "inputs[1] must be a prompt",
+        "additional cannot",
+        "'qualty' is not known",
+    ):
+        assert part in str(checked.value)
+    for part in (
+        "flow must be the name or id",
+        "inputs[0] names a file",
+        "inputs[1] must be a prompt",
+        "additional cannot",
+    ):
+        assert part in str(unchecked.value)
+    for part in ("inputs must be a mapping of variable names", "parameter 'a' is not known"):
+        assert part in str(chain.value)
+    assert methods(emulator.requests) == ["GET /templates"]
+
+
+def test_run_without_outputs_among_inputs_leaves_the_rest_to_be_checked(emulator: Emulator) -> None:
+    """Where it cannot be known how many inputs there are, their number is not checked, and all else is."""
+    empty = {"flow_run_id": "r", "outputs": [], "state": "failed"}
+    (told,) = refused("findings_count", {"inputs": empty, "parameters": {"seed": "x"}})
+    assert "inputs[0] is the flow run r, which had no outputs" in told
+    assert "parameters['seed'] must be of type integer" in told
+    assert "at the least" not in told
+    assert "at least one" not in told
+    assert emulator.runs == {}
+
+
+def test_service_that_cannot_tell_hides_no_finding(emulator: Emulator) -> None:
+    """Where nothing tells what the flow takes, what is wrong without it is told all the same, in one error."""
+    emulator.switches.templates_endpoint = 404
+    (told,) = refused(
+        "findings_untold", {**WRONG["file"][0], **WRONG["path"][0], "parameters": {"qualty": 1}}
+    )
+    for part in (*WRONG["file"][1], *WRONG["path"][1]):
+        assert part in told
+    assert "qualty" not in told
+
+
+def test_broken_graph_is_one_finding_among_others(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An exported graph that cannot be read is told beside what needs no graph."""
+    (tmp_path / "broken.json").write_text("{}")
+    told = json.loads(emulator.connections["AIRFLOW_CONN_PROMPTCHAINER_DEFAULT"])
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_PROMPTCHAINER_DEFAULT", json.dumps({**told, "extra": {"graphs": tmp_path.as_uri()}})
+    )
+    given = {**CHAIN, "flow": "broken", "parameters": {"a": 1}, "output_path": "nonsense://b"}
+    (message,) = refused("findings_graph", given)
+    for part in (
+        "broken.json (field graphs of the connection)",
+        "'a' is not known",
+        "'nonsense://b' cannot be written",
+    ):
+        assert part in message
+
+
+@needs("retry policies")
+def test_findings_that_last_use_up_no_retry(emulator: Emulator) -> None:
+    """One error of several findings ends the task at its first try, and nothing is kept for a second."""
+    ended = tried("findings_retry", **{**CHAIR, **WRONG["file"][0], **WRONG["path"][0]})
+    assert (ended.tries, ended.record) == (1, None)
+    assert emulator.runs == {}
+    assert KEY not in ended.result.xcoms.get("run", {})
+
+
+def test_findings_are_told_once_and_last_if_one_does() -> None:
+    """The same text is told once; the error is worth another try only if nothing in it lasts."""
+    found = Findings()
+    found.tell()
+    with found.noted():
+        raise FlowInputError("b went away.", lasting=False)
+    assert not found.error().lasting
+    found.add("a is wrong", "a is wrong", spoils="a")
+    error = found.error("Nothing was sent.")
+    assert (str(error), error.lasting, found.spoilt) == (
+        "b went away; a is wrong. Nothing was sent.",
+        True,
+        {"a"},
+    )
+    with pytest.raises(FlowInputError, match=r"^c\.$"), collecting(None) as own:
+        own.add("c")
+    with collecting(found) as same:
+        same.add("c")
+    assert len(found) == 3

@@ -1,0 +1,339 @@
+"""Tests that an order is checked before there is a run, in real DAG runs and by the hook, and asked of the emulator.
+
+What is found in which order is shown in test_definitions.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.run import FlowState
+from airflow_provider_flows.emulator import Emulator, Fault
+from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
+from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.preflight import HURRY_ATTEMPTS
+from tests.support.airflow_run import DagResult, run_dag
+from tests.support.modes import FLOW, OFTEN, own_lines
+from tests.support.scripted import methods
+from tests.support.tries import CHAIN, CHAIR, set_up, tried
+from tests.support.versions import needs
+
+INFO = f"GET /api/flows/getFlowInfo/{CHAIN['flow']}"
+RUN = f"POST /api/flows/run/{CHAIN['flow']}"
+UNTOLD = "Nothing tells what flow"
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(30)
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs take no time."""
+    return set_up(flow_emulator, monkeypatch)
+
+
+@pytest.fixture
+def hook(emulator: Emulator) -> GenerioHook:  # noqa: ARG001  # it sets the connection
+    """Give a hook to it."""
+    return GenerioHook("generio_default")
+
+
+def asked(emulator: Emulator) -> list[str]:
+    """Give the requests that are about definitions or begin a run."""
+    return [
+        name
+        for name in methods(emulator.requests)
+        if name.startswith("POST") or "/templates" in name or "getFlowInfo" in name
+    ]
+
+
+def ran(dag_id: str, **given: Any) -> DagResult:
+    """Run one task to its end."""
+    with DAG(dag_id, schedule=None) as dag:
+        RunFlowOperator(task_id="run", **{**OFTEN, **given})
+    return run_dag(dag)
+
+
+@needs("retry policies")
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_everything_is_told_at_once_and_nothing_is_made(
+    emulator: Emulator, tmp_path: Path, deferrable: bool
+) -> None:  # noqa: FBT001
+    """A task with wrong parameters and a wrong file fails once, with all of it in one error; its retry is not used up."""
+    (tmp_path / "chair.png").write_bytes(PNG)
+    ended = tried(
+        f"validation_{deferrable}",
+        flow=FLOW,
+        inputs=["A chair", tmp_path / "chair.png"],
+        parameters={"qualty": "low", "seed": "three", "texture": 1},
+        deferrable=deferrable,
+    )
+
+    assert type(ended.error) is FlowInputError
+    for part in (
+        "inputs[1] must be text/plain, not image/png",
+        "parameter 'qualty' is not known (did you mean 'quality'?)",
+        "parameters['seed'] must be of type integer, not 'three'",
+        "parameters['texture'] must be of type boolean, not 1",
+        "No flow run was made",
+        "validate=False",
+    ):
+        assert part in str(ended.error)
+    assert (ended.tries, ended.record) == (1, None)
+    assert asked(emulator) == ["GET /templates"]
+    assert (emulator.runs, emulator.started) == ({}, 0)
+
+
+def test_unknown_flow_is_refused_with_the_nearest(emulator: Emulator) -> None:
+    """A misspelt flow is refused with the names that are near, and by its id a flow is known too (G-26)."""
+    error = ran("validation_flow", **{**CHAIR, "flow": "model_generate_fromprmpt"}).errors["run"]
+
+    assert type(error) is FlowInputError
+    assert "no flow 'model_generate_fromprmpt' (did you mean 'model_generate_fromprompt'" in str(error)
+    assert (emulator.runs, asked(emulator)) == ({}, ["GET /templates"])
+    (found,) = [one for one in GenerioHook("generio_default").list_definitions() if one.name == FLOW]
+    assert found.flow != FLOW
+    assert ran("validation_id", **{**CHAIR, "flow": found.flow}).state == "success"
+
+
+def test_variables_are_refused_before_the_run(emulator: Emulator) -> None:
+    """A chain's missing and misspelt variables are one error, and the chain is not run."""
+    error = ran(
+        "validation_chain", **{**CHAIN, "inputs": {"colour": "red"}, "parameters": {"quality": "low"}}
+    ).errors["run"]
+
+    assert type(error) is FlowInputError
+    for part in (
+        "'color' is missing (did you mean 'colour'?)",
+        "'item' is missing",
+        "'colour' is not known",
+        "'quality' is not known",
+    ):
+        assert part in str(error)
+    assert (asked(emulator), emulator.started) == ([INFO], 0)
+
+
+def test_check_may_be_switched_off(emulator: Emulator) -> None:
+    """With validate=False nothing is asked of definitions: what is wrong is for the service to say, or to let pass."""
+    emulator.switches.unknown_parameter = "ignore"
+    given: dict[str, Any] = {**CHAIR, "parameters": {"quality": "low", "colour": "red"}}
+
+    assert type(ran("validation_on", **given).errors["run"]) is FlowInputError
+    assert ran("validation_off", **given, validate=False).state == "success"
+    assert asked(emulator) == [
+        "GET /templates",
+        "POST /flows",
+        *[name for name in asked(emulator) if name.endswith("/inputs")],
+    ]
+    assert ran("validation_off_chain", **CHAIN, validate=False).state == "success"
+    assert asked(emulator)[-1] == RUN
+    assert INFO not in asked(emulator)
+
+
+def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulator) -> None:
+    """Where nothing tells what was promised, a chain that gives nothing has failed; a checked one tells what is missing."""
+    emulator.add_graph("pictures", {"nodes": [
+        {"id": "i", "type": "imageNode", "data": {"name": "i", "prompt": "a chair"}},
+        {"id": "o", "type": "outputNode", "data": {"name": "Picture"}},
+    ], "edges": [{"source": "i", "target": "o"}]})  # fmt: skip
+    emulator.switches.model_failure = "missing"
+    hook = PromptChainerHook("promptchainer_default")
+
+    for validate, names in ((False, []), (True, ["Picture"])):
+        run = hook.start("pictures", {}, validate=validate)
+        assert (run.state, [output.name for output in run.outputs]) == (FlowState.FAILED, names)
+
+
+def test_what_templates_give_is_sent_in_the_types_that_are_told(emulator: Emulator) -> None:
+    """A DAG's templates give texts only: a number and a Boolean among them arrive as such, and the task runs."""
+    values = {"seed": "{{ 3 + 4 }}", "texture": "{{ False }}", "quality": None}
+    assert ran("validation_templates", **{**CHAIR, "parameters": values}).state == "success"
+    (run,) = emulator.runs.values()
+    assert run.parameters == {"quality": "high", "seed": 7, "texture": False}
+
+
+def test_chain_without_variables_needs_no_inputs(emulator: Emulator) -> None:
+    """Whoever has nothing to give gives nothing."""
+    graph = {"nodes": [{"id": "o", "type": "outputNode", "data": {"name": "Text"}}], "edges": []}
+    emulator.add_graph("alone", graph)
+    PromptChainerHook("promptchainer_default").start("alone")
+    assert [request.json for request in emulator.requests if request.method == "POST"] == [{"variables": {}}]
+
+
+@needs("task state store")
+def test_retry_that_picks_a_run_up_checks_nothing(emulator: Emulator) -> None:
+    """Only a try that is to make a run asks what the flow takes; one that goes on with a run does not."""
+    emulator.fault(Fault(method="GET", path="/flows/*/outputs", status=500))
+    ended = tried("validation_retry", **CHAIR)
+
+    assert ended.state == "success", ended.result.log
+    assert ended.tries == 2
+    assert asked(emulator).count("GET /templates") == 1
+    assert emulator.started == 1
+
+
+TROUBLES: dict[str, dict[str, Any]] = {
+    "not there": {"switches": {"templates_endpoint": 404}},
+    "not allowed": {"switches": {"templates_endpoint": 405}},
+    "broken": {"fault": Fault(path="/templates", status=500, times=None)},
+    "away": {"fault": Fault(path="/templates", status=503, times=None)},
+    "asks for a pause": {
+        "fault": Fault(path="/templates", status=429, headers={"Retry-After": "600"}, times=None)
+    },
+    "unreachable": {"fault": Fault(path="/templates", reset="before", times=None)},
+    "no JSON": {"fault": Fault(path="/templates", body=b"<html>", times=None)},
+    "no list": {"fault": Fault(path="/templates", body=b'{"templates": "soon"}', times=None)},
+    "an empty list": {"fault": Fault(path="/templates", body=b'{"templates": []}', times=None)},
+    "refused key": {"fault": Fault(path="/templates", status=403, times=None)},
+}
+
+
+def test_service_that_cannot_tell_is_no_reason_to_fail(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever hinders the question, the run starts, one line tells that it is not checked, and nobody asks for minutes."""
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_FLOWS_DEFAULT", emulator.connections["AIRFLOW_CONN_FLOWS_DEFAULT"]
+    )  # with its retries
+    for number, (name, trouble) in enumerate(TROUBLES.items()):
+        emulator.reset()
+        emulator.switches.update(trouble.get("switches", {}))
+        if "fault" in trouble:
+            emulator.fault(trouble["fault"])
+        emulator.run_seconds = 0
+        emulator.switches.unknown_parameter = "ignore"
+        result = ran(f"validation_trouble_{number}", **{**CHAIR, "parameters": {"colour": "red"}})
+        assert result.state == "success", name
+        assert sum(UNTOLD in line for line in own_lines(result.log)) == 1, name
+        assert asked(emulator).count("GET /templates") <= HURRY_ATTEMPTS, name
+
+
+def test_definitions_are_asked_for_once_a_moment(emulator: Emulator, hook: GenerioHook) -> None:
+    """Many orders of one process, from several threads and hooks, ask once; another connection asks for itself."""
+    order = hook.order(FLOW, "A chair", {"quality": "low"}, None)
+    hook.check(order)
+    hooks = [GenerioHook("flows_default") for _ in range(4)]
+    threads = [Thread(target=one.check, args=(order,)) for one in hooks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert hook.check(order) == hook.get_definition(FLOW)
+    assert asked(emulator) == ["GET /templates", "GET /templates"]  # for the check, and for get_definition
+    other = GenerioHook("generio_default")
+    other.connection.extra = json.dumps({"retries": 1})
+    other.check(order)
+    assert len(asked(emulator)) == 3
+
+
+def test_nothing_is_refused_for_what_is_not_news(emulator: Emulator, hook: GenerioHook) -> None:
+    """A flow or a parameter that was made just now is asked for once more before it is refused."""
+    emulator.fault(
+        Fault(path="/templates", body=b'{"templates": [{"name": "model_optimize", "parameters": {}}]}')
+    )
+    hook.check(hook.order("model_optimize", "A chair", None, None))
+    hook.check(hook.order(FLOW, "A chair", {"quality": "low"}, None))
+    assert len(asked(emulator)) == 2
+
+    for _ in range(2):
+        with pytest.raises(FlowInputError, match="no flow 'model_dream'"):
+            hook.check(hook.order("model_dream", "A chair", None, None))
+    assert len(asked(emulator)) == 4
+
+
+def test_no_inputs_are_refused_with_one_question(emulator: Emulator, hook: GenerioHook) -> None:
+    """What needs no definition to be wrong is told once, in the service's own words, beside what else is wrong."""
+    for inputs, told in (
+        (None, "at least one prompt or file"),
+        ([], "at least one"),
+        ({"color": "red"}, "mapping of variables"),
+    ):
+        with pytest.raises(FlowInputError, match=told) as caught:
+            hook.start(FLOW, inputs, {"qualty": "low"})
+        assert str(caught.value).count("inputs must") == 1
+        assert "'qualty' is not known" in str(caught.value)
+    assert asked(emulator) == ["GET /templates"] * len(emulator.requests)
+    assert emulator.runs == {}
+
+
+@pytest.mark.parametrize(
+    ("switch", "value", "told"),
+    [
+        *(
+            ("template_parameters", way, "'seed'] must be of type integer")
+            for way in ("list", "mapping", "schema")
+        ),
+        ("template_parameters", "names", "'colour' is not known"),
+        ("template_parameters", "absent", ""),
+        *(
+            ("template_inputs", way, "inputs[0] must be model/gltf-binary")
+            for way in ("strings", "objects", "words")
+        ),
+        ("template_inputs", "absent", ""),
+    ],
+)
+def test_every_shape_of_a_template_is_checked(
+    emulator: Emulator, hook: GenerioHook, switch: str, value: str, told: str
+) -> None:
+    """Whatever shape the service's templates have, what they tell is checked and nothing else."""
+    emulator.switches.update({switch: value})
+    of_inputs = switch == "template_inputs"
+    parameters = None if of_inputs else {"seed": "three"} if "type" in told else {"colour": 1}
+    order = hook.order("model_optimize" if of_inputs else FLOW, "A chair", parameters, None)
+    if told:
+        with pytest.raises(FlowInputError) as caught:
+            hook.check(order)
+        assert told in str(caught.value)
+    else:
+        assert hook.check(order) is not None
+
+
+def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook, tmp_path: Path) -> None:
+    """A BMP, which no flow takes any more, is checked as the PNG that is sent (G-11); a TIFF by its content, not by its name."""
+    from PIL import Image
+
+    image = Image.new("RGB", (2, 2))
+    image.save(tmp_path / "a.bmp")
+    image.save(tmp_path / "b.png", "TIFF")
+    emulator.fault(
+        Fault(path="/templates", body=b'{"templates": [{"name": "f", "inputs": ["image/png"]}]}', times=None)
+    )
+
+    assert hook.check(hook.order("f", tmp_path / "a.bmp", None, None)) is not None
+    with pytest.raises(FlowInputError, match=r"inputs\[1\] must be image/png, not image/tiff"):
+        hook.check(hook.order("f", [tmp_path / "a.bmp", tmp_path / "b.png"], None, None))
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_exported_graph_tells_what_the_service_cannot(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
+) -> None:
+    """With a folder of graphs in the connection, a chain is checked although getFlowInfo is of no use; a broken file is named."""
+    (tmp_path / f"{CHAIN['flow']}.json").write_text(json.dumps(sample_graphs()[CHAIN["flow"]].source))
+    told = json.loads(emulator.connections["AIRFLOW_CONN_PROMPTCHAINER_DEFAULT"])
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_PROMPTCHAINER_DEFAULT", json.dumps({**told, "extra": {"graphs": tmp_path.as_uri()}})
+    )
+    emulator.fault(Fault(path="/api/flows/getFlowInfo/*", status=status, times=None))
+
+    error = ran(f"validation_graph_{status}", **{**CHAIN, "inputs": {"color": "red"}}).errors["run"]
+    assert "variable 'item' is missing" in str(error)
+    assert emulator.started == 0
+    assert ran(f"validation_graph_good_{status}", **CHAIN).state == "success"
+    hook = PromptChainerHook("promptchainer_default")
+    assert hook.get_definition(CHAIN["flow"]).inputs == ("color", "item")
+    assert hook.get_graph("unknown") is None
+
+    away = PromptChainerHook("promptchainer_default")
+    away.connection.extra = json.dumps({"graphs": "nonsense://nowhere"})
+    assert away.check(away.order("unknown", {"color": "red"}, None, None)) is None
+
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(FlowInputError, match=r"broken\.json \(field graphs of the connection\)"):
+        hook.check(hook.order("broken", {"color": "red"}, None, None))

@@ -1,0 +1,311 @@
+"""Tests of a flow graph's picture: that all of it is there, that nothing overlaps, and that no name becomes markup.
+
+What it looks like is for eyes; the layout's promises are checked on its numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import combinations
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_flows.core.graph import MOST_NODES, Edge, FlowGraph, Node, NodeKind
+from airflow_provider_flows.drawing import STYLE, as_mermaid, as_svg
+from airflow_provider_flows.drawing.layout import Box, Layout, arrange
+from airflow_provider_flows.drawing.text import bold, clean, emphasised, wrap
+from tests.core.test_graph import SAMPLE
+
+SVG = "{http://www.w3.org/2000/svg}"
+WORDS = {
+    NodeKind.VARIABLE: "variableNode",
+    NodeKind.ACTION: "actionNode",
+    NodeKind.OUTPUT: "outputNode",
+    NodeKind.OTHER: "codeNode",
+}
+HOSTILE = "</text><script>alert(1)</script> \"'&\x00\x07\u202e]]> <!-- onload=x --> %%{init: {}}%% `end`"
+
+
+def node(node_id: str, kind: NodeKind = NodeKind.ACTION, **known: Any) -> Node:
+    """Make a node."""
+    return Node(node_id, kind, WORDS.get(kind, "imageNode"), **{"name": node_id, **known})
+
+
+def graph_of(*nodes: Node, pairs: str = "") -> FlowGraph:
+    """Make a graph; pairs such as `ab bc` are its edges."""
+    return FlowGraph(nodes, tuple(Edge(source, target) for source, target in pairs.split()))
+
+
+def parsed(svg: str) -> ET.Element:
+    """Parse a picture, as strictly as any reader of XML does."""
+    return ET.fromstring(svg)  # noqa: S314 - it is our own
+
+
+def classed(svg: str, role: str) -> list[ET.Element]:
+    """Find the parts of a picture by their class."""
+    return [part for part in parsed(svg).iter() if part.get("class") == role]
+
+
+def texts(svg: str) -> list[str]:
+    """Read all that a picture's reader can read, part by part."""
+    return [
+        "".join(part.itertext())
+        for part in parsed(svg).iter()
+        if part.tag in {f"{SVG}text", f"{SVG}title", f"{SVG}desc"}
+    ]
+
+
+def laid_out(graph: FlowGraph) -> Layout:
+    """Lay a graph out in boxes of two sizes."""
+    return arrange(
+        graph, {node.node_id: (200.0, 50.0 + 40 * (at % 2)) for at, node in enumerate(graph.nodes)}
+    )
+
+
+def overlaps(one: Box, other: Box) -> bool:
+    """Tell whether two boxes share a point, but for rounding."""
+    across = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
+    return across > 0.01 and min(one.y + one.height, other.y + other.height) - max(one.y, other.y) > 0.01
+
+
+def crossed(layout: Layout, edge: Edge) -> list[str]:
+    """Find the boxes that an edge runs over within its lanes, or leaves out by crossing a column without a lane."""
+    points = layout.routes[edge]
+    found = []
+    for box_id, box in layout.boxes.items():
+        lanes = zip(points[1:-1:2], points[2:-1:2], strict=True)
+        found += [
+            box_id for (x, y), (to_x, _) in lanes if overlaps(box, Box(min(x, to_x), y - 1, abs(to_x - x), 2))
+        ]
+        gaps = zip(points[::2], points[1::2], strict=True)
+        found += [
+            box_id
+            for (x, _), (to_x, _) in gaps
+            if min(x, to_x) < box.x + box.width - 0.01 and max(x, to_x) > box.x + 0.01
+        ]
+    return found
+
+
+def test_sample_is_drawn_whole() -> None:
+    """Variables, prompts, images and outputs of the vendor's sample stand in three columns, as their author put them."""
+    graph = FlowGraph.read(SAMPLE)
+    svg = as_svg(graph, title="Toys")
+    root = parsed(svg)
+    assert (root.tag, root.get("role"), root.get("aria-label")) == (f"{SVG}svg", "img", "Toys")
+    assert len(classed(svg, "edge")) == len(classed(svg, "head")) == 6
+    assert [len(classed(svg, kind)) for kind in ("variable", "action", "image", "output")] == [2, 1, 1, 2]
+    assert {"color", "Variable", "img", "Image · dall-e", "joke", "Prompt · gpt-3.5-turbo", "image"} <= set(
+        texts(svg)
+    )
+    assert [part.text for part in classed(svg, "placeholder")] == ["{color}", "{item}"] * 2
+    assert "A flow with 2 variables, 1 prompt, 1 image, 2 outputs. item goes to img, joke." in svg
+    boxes = {item.name: laid_out(graph).boxes[item.node_id] for item in graph.nodes}
+    assert (
+        boxes["color"].x
+        == boxes["item"].x
+        < boxes["img"].x
+        == boxes["joke"].x
+        < boxes["image"].x
+        == boxes["text"].x
+    )
+    assert boxes["img"].y < boxes["joke"].y
+
+
+def test_picture_needs_nothing_from_elsewhere_and_clashes_with_nothing() -> None:
+    """No ids, references, scripts or handlers; a page that brings the style sheet gets none in the picture."""
+    graph = FlowGraph.read(SAMPLE)
+    svg = as_svg(graph)
+    parts = list(parsed(svg).iter())
+    assert not [
+        name
+        for part in parts
+        for name in part.attrib
+        if name == "id" or "href" in name or name.startswith("on")
+    ]
+    assert not re.search(r"url\(|@import|<script|style=", svg)
+    assert "style" not in as_svg(graph, styled=False)
+    assert svg.replace(f"<style>{STYLE}</style>", "") == as_svg(graph, styled=False)
+    assert re.findall(r"[{}]([^{}@]+)\{", STYLE.replace("svg:root", ".flow-drawing"))
+    for selector in re.findall(r"(?:^|[{}])([^{}@]+)\{", STYLE):
+        assert all(".flow-drawing" in one or one == "svg:root" for one in selector.split(",")), selector
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", ""])
+def test_theme_may_be_fixed(theme: str) -> None:
+    """A theme is a class of the picture, for which the style sheet has rules."""
+    root = parsed(as_svg(FlowGraph.read(SAMPLE), theme=theme))
+    assert root.get("class") == f"flow-drawing {theme}".strip()
+    assert not theme or f".flow-drawing.{theme}{{" in STYLE
+
+
+def test_authors_columns_are_kept_where_they_can_be() -> None:
+    """Four columns of the author stay four, though three would do, until one edge would run back in them."""
+    places = {"a": (0, 0), "b": (300, 0), "c": (610, 0), "d": (900, 50), "e": (905, 300)}
+    nodes = [node(name, x=float(x), y=float(y)) for name, (x, y) in places.items()]
+
+    def columns(pairs: str) -> list[float]:
+        layout = laid_out(graph_of(*nodes, pairs=pairs))
+        order = sorted({box.x for box in layout.boxes.values()})
+        return [order.index(layout.boxes[name].x) for name in places]
+
+    assert columns("ab ad ce") == [0, 1, 2, 3, 3]
+    assert columns("ab ad de") == [0, 1, 0, 1, 2]
+
+
+def test_edges_over_columns_keep_to_lanes() -> None:
+    """An edge over several columns, one that runs back and one to its own node pass all boxes by."""
+    graph = graph_of(*map(node, "abcdef"), pairs="ab bc cd ad ed fd db cc ac")
+    layout = laid_out(graph)
+    assert not [(edge, crossed(layout, edge)) for edge in graph.edges if crossed(layout, edge)]
+    assert layout.boxes["d"].x > layout.boxes["b"].x, "db closes the circle, so it is the one that runs back"
+
+
+def test_lines_are_drawn_with_few_crossings() -> None:
+    """Where the order of a column is free, edges that need not cross do not."""
+    layout = laid_out(graph_of(*map(node, "abcdef"), pairs="af be cd"))
+    order = [layout.boxes[name].middle for name in "abc"], [layout.boxes[name].middle for name in "fed"]
+    assert order[0] == sorted(order[0])
+    assert order[1] == sorted(order[1])
+
+
+def test_hostile_names_are_text() -> None:
+    """A name that is markup stands in the picture as text, without what is not seen."""
+    svg = as_svg(graph_of(node("a", name=HOSTILE, prompt=f"{HOSTILE} {{x}}", model=HOSTILE)), title=HOSTILE)
+    assert "<script" not in svg
+    assert not re.search("[\x00-\x08\u202e]", svg)
+    assert any(clean(HOSTILE) in text for text in texts(svg))
+    assert {part.tag.removeprefix(SVG) for part in parsed(svg).iter()} <= {
+        *("svg", "title", "desc", "style", "g", "path", "circle", "rect", "text", "tspan")
+    }
+
+
+def test_unnamed_and_unknown_nodes_say_so() -> None:
+    """A node without a name, one of a kind that nobody knows and a flow without nodes are shown as what they are."""
+    svg = as_svg(graph_of(node("a", NodeKind.OUTPUT, name="\x00"), node("b", NodeKind.OTHER, name="split")))
+    assert {"(no name)", "Code", "split"} <= set(texts(svg))
+    assert "This flow has no nodes" in as_svg(graph_of())
+
+
+def test_largest_graph_is_drawn() -> None:
+    """As many nodes as are read, wired near and far and in a circle, make a picture of all."""
+    nodes = [Node(str(at), NodeKind.ACTION, "actionNode", f"step {at}") for at in range(MOST_NODES)]
+    pairs = [
+        (at, at + far) for at in range(MOST_NODES) for far in (1, 7, 19, 400, 800) if at + far < MOST_NODES
+    ] + [(999, 0)]
+    graph = FlowGraph(tuple(nodes), tuple(Edge(str(source), str(target)) for source, target in pairs))
+    svg = as_svg(graph)
+    assert (svg.count('class="edge"'), svg.count('class="action"')) == (len(pairs), MOST_NODES)
+
+
+def test_picture_is_the_same_in_another_process() -> None:
+    """No order of sets, which changes with the process, shows in the picture."""
+    program = (
+        "from tests.drawing.test_drawing import *\n"
+        "graph = graph_of(*map(node, 'abcdef'), pairs='ab bc cd ad ed fd db cc ac fa')\n"
+        "print(as_svg(graph), as_mermaid(graph))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            stdout=-1,
+            check=True,
+        )
+        for seed in "12"
+    ]
+    assert runs[0].stdout == runs[1].stdout
+
+
+def test_long_texts_are_wrapped_and_cut() -> None:
+    """Lines are no wider than told, the last one ends in an ellipsis, words of any length are broken."""
+    lines = wrap(bold("a short one and " + "W" * 500), 120, 12, 3)
+    assert len(lines) == 3
+    assert lines[0] == [("a short one and", True)]
+    assert lines[-1][-1] == ("…", False)
+    assert wrap(bold("x"), 120, 12, 3) == [[("x", True)]]
+
+
+def test_only_placeholders_of_the_flow_are_emphasised() -> None:
+    """A `{name}` that some node has is emphasised, also across a line's end; JSON in a prompt is not."""
+    letters = emphasised('Use {the name} in {"json": 1} and {other}', {"the name"})
+    assert "".join(char for char, heavy in letters if heavy) == "{the name}"
+    lines = wrap(letters, 80, 12, 9)
+    assert lines[:2] == [[("Use ", False), ("{the", True)], [("name}", True), (" in", False)]]
+
+
+def test_mermaid_of_the_sample() -> None:
+    """A line for each node, each edge and each kind's looks."""
+    assert as_mermaid(FlowGraph.read(SAMPLE)).splitlines()[:13] == [
+        "flowchart LR",
+        '    n0[/"Variable: color"/]',
+        '    n1[/"Variable: item"/]',
+        '    n2[["Image: img"]]',
+        '    n3(["Output: image"])',
+        '    n4("Prompt: joke")',
+        '    n5(["Output: text"])',
+        "    n1 --> n2",
+        "    n0 --> n2",
+        "    n2 --> n3",
+        "    n0 --> n4",
+        "    n1 --> n4",
+        "    n4 --> n5",
+    ]
+
+
+def test_mermaid_takes_no_orders_from_names() -> None:
+    """Quotes, directives, markup and Mermaid's own words are codes in a label, or no ids."""
+    text = as_mermaid(graph_of(node("end", name=HOSTILE), node("class", NodeKind.OTHER, name='say "end"')))
+    assert '    n1{{"Code: say #quot;end#quot;"}}' in text
+    labels = re.findall(r'^    n\d+\W+"(.*)"\W+$', text, re.MULTILINE)
+    assert len(labels) == 2
+    assert not any(sign in re.sub(r"#\w+;", "", label) for label in labels for sign in '"<>&%`{};#\\')
+
+
+NAMES = st.text(max_size=30) | st.sampled_from(["end", HOSTILE, "変数の名前", "\ud800\uffff", "e\u0301" * 20])
+PLACES = st.none() | st.floats(-1e6, 1e6)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> FlowGraph:
+    """Make graphs of all kinds, with circles, odd names and places."""
+    ids = "abcdefgh"[: draw(st.integers(0, 8))]
+    nodes = [
+        Node(
+            name,
+            draw(st.sampled_from(NodeKind)),
+            draw(NAMES),
+            draw(NAMES),
+            prompt=draw(NAMES),
+            x=draw(PLACES),
+            y=draw(PLACES),
+        )
+        for name in ids
+    ]
+    ends = st.sampled_from(ids or " ")
+    pairs = draw(st.lists(st.tuples(ends, ends), max_size=14 if ids else 0, unique=True))
+    return FlowGraph(tuple(nodes), tuple(Edge(*pair) for pair in pairs))
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(graph=graphs())
+@example(graph=graph_of(node("a", name=HOSTILE), pairs="aa"))
+def test_any_graph_makes_a_whole_picture(graph: FlowGraph) -> None:
+    """The picture is well-formed, holds every name and edge, is free of scripts, and no box or lane runs over a box."""
+    svg = as_svg(graph)
+    shown = texts(svg)
+    assert all(any(clean(item.name) in text for text in shown) for item in graph.nodes)
+    assert len(classed(svg, "edge")) == len(graph.edges)
+    assert "<script" not in svg.lower()
+    assert svg == as_svg(graph)
+    assert as_mermaid(graph).count(" --> ") == len(graph.edges)
+    layout = laid_out(graph)
+    assert not [pair for pair in combinations(layout.boxes.values(), 2) if overlaps(*pair)]
+    assert not [edge for edge in graph.edges if crossed(layout, edge)]
+    assert all(box.x > 0 and box.x + box.width < layout.width for box in layout.boxes.values())
+    assert all(0 < y < layout.height for route in layout.routes.values() for _, y in route)

@@ -1,0 +1,168 @@
+"""The command `python -m airflow_provider_flows.emulator`, and the pytest fixture, as users have them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from airflow_provider_flows.emulator.__main__ import main
+from tests.emulator.caller import SAMPLE_FLOW
+
+COMMAND = [sys.executable, "-m", "airflow_provider_flows.emulator"]
+Start = Callable[..., tuple["subprocess.Popen[str]", str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Give a test a way to start the command, and end what it started."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen([*COMMAND, "--port", "0", *arguments], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        return process, process.stdout.readline()
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def url_in(line: str) -> str:
+    """Return the URL that the command told."""
+    found = re.search(r"http://127\.0\.0\.1:\d+", line)
+    assert found, line
+    return found[0]
+
+
+def test_one_line_says_it_all(start: Start, tmp_path: Path) -> None:
+    """The command tells where it is and how to connect, serves both services and the flows given, and obeys switches."""
+    graph = tmp_path / "mine.json"
+    graph.write_text(json.dumps({"nodes": [], "edges": []}))
+    arguments = ["--key", "k-1", "--run-seconds", "0.2", "--graph", str(graph), "--switch", "download=raw"]
+    process, line = start(*arguments, "--switch", "auth_failure=403", "--switch", "bmp=accept")
+    url = url_in(line)
+    assert "Generio and PromptChainer" in line
+    found = dict(re.findall(r"(AIRFLOW_CONN_\w+)='([^']+)'", line))
+    assert {name: json.loads(value) for name, value in found.items()} == {
+        f"AIRFLOW_CONN_{name}_DEFAULT": {"conn_type": kind, "host": url, "password": "k-1"}
+        for name, kind in (("FLOWS", "generio"), ("GENERIO", "generio"), ("PROMPTCHAINER", "promptchainer"))
+    }
+    assert requests.get(url + "/flows", timeout=10).status_code == 403
+    for flow_id in ("mine", SAMPLE_FLOW):
+        answer = requests.get(
+            f"{url}/api/flows/getFlowInfo/{flow_id}", headers={"x-api-key": "k-1"}, timeout=10
+        )
+        assert answer.status_code == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 0
+
+
+def test_interrupt_ends_cleanly(start: Start) -> None:
+    """Ctrl-C ends the command with exit code 0."""
+    process, _ = start()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 0
+
+
+def test_taken_port_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A port in use ends the command with exit code 1 and a line that says what to do."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["--port", str(port)]) == 1
+    assert re.fullmatch(
+        rf"Cannot listen at 127\.0\.0\.1:{port}: .*Choose another port.*\n", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("nonsense=1", "no switch 'nonsense'"), ("download=zip", "cannot be 'zip'")]
+)
+def test_wrong_switches_are_told(capsys: pytest.CaptureFixture[str], text: str, why: str) -> None:
+    """A switch that there is not is refused with the choice there is."""
+    with pytest.raises(SystemExit):
+        main(["--switch", text])
+    assert why in capsys.readouterr().err
+
+
+def test_wrong_graph_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A file that is no flow graph, or not there, ends the command with the reason."""
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{}")
+    assert main(["--port", "0", "--graph", str(wrong)]) == 1
+    assert "Not a flow graph" in capsys.readouterr().err
+    assert main(["--port", "0", "--graph", str(tmp_path / "absent.json")]) == 1
+    assert "absent.json" in capsys.readouterr().err
+
+
+USERS_TEST = """
+import json, os, requests
+from airflow_provider_flows.emulator import Fault
+
+
+def test_first(flow_emulator):
+    for name in ("FLOWS", "GENERIO", "PROMPTCHAINER"):
+        connection = json.loads(os.environ[f"AIRFLOW_CONN_{name}_DEFAULT"])
+        assert connection["host"] == flow_emulator.url
+        assert connection["password"] == flow_emulator.key
+    flow_emulator.fault(Fault(times=None, status=500))
+    assert requests.get(flow_emulator.url + "/flows").status_code == 500
+
+
+def test_second(flow_emulator):
+    assert flow_emulator.requests == ()
+    assert flow_emulator.run_seconds == 0.5
+    assert requests.get(flow_emulator.url + "/flows").status_code == 401
+
+
+def test_without():
+    assert "AIRFLOW_CONN_FLOWS_DEFAULT" not in os.environ
+"""
+
+
+def users_pytest(folder: Path, conftest: str = "") -> str:
+    """Run a user's tests in a pytest of their own, with no plugin but ours, and return what it printed."""
+    (folder / "test_users.py").write_text(USERS_TEST)
+    (folder / "conftest.py").write_text(conftest)
+    environment = os.environ | {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "airflow_provider_flows.emulator.pytest_plugin",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [*command, str(folder)], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    return done.stdout
+
+
+def test_fixture_serves_users(tmp_path: Path) -> None:
+    """The fixture gives each test a fresh emulator and the connections to it, and leaves nothing behind."""
+    assert "3 passed" in users_pytest(tmp_path)
+
+
+def test_fixture_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
+    """Without the extra's libraries only tests that use the fixture fail, and say what to install."""
+    told = users_pytest(tmp_path, "import sys\nsys.modules['trimesh'] = None\n")
+    assert "pip install 'airflow-provider-flows[emulator]'" in told
+    assert "1 passed, 2 errors" in told

@@ -1,0 +1,47 @@
+"""Switches know their names and values, and none is without a test."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+from airflow_provider_flows.emulator import Switches
+from tests.emulator import test_switches_generio as generio
+from tests.emulator import test_switches_promptchainer as promptchainer
+from tests.emulator import test_switches_rules as rules
+
+
+def test_every_value_of_every_switch_is_exhibited() -> None:
+    """A switch or value that no exhibit shows is a gap in these tests."""
+    cases = set(generio.EXHIBITS.cases() + rules.EXHIBITS.cases() + promptchainer.EXHIBITS.cases())
+    shown = {name for name, _ in cases}
+    for name, hint in get_type_hints(Switches).items():
+        assert name in shown
+        wanted = get_args(hint) if get_origin(hint) is Literal else ()
+        assert {(name, value) for value in wanted} <= cases
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("download", "zip"),
+        ("auth_failure", "401"),
+        ("bmp", True),
+        ("page_size", 0),
+        ("chain_seconds", -1),
+        ("new", 1),
+    ],
+)
+def test_an_unknown_value_is_refused(name: str, value: object) -> None:
+    """A switch or value that there is not is refused, by name."""
+    with pytest.raises(ValueError, match=name):
+        setattr(Switches(), name, value)
+
+
+def test_switches_are_set_together_or_not_at_all() -> None:
+    """One wrong value among several changes nothing."""
+    switches = Switches()
+    with pytest.raises(ValueError, match="zip"):
+        switches.update({"ready_word": "available", "download": "zip"})
+    assert switches == Switches()

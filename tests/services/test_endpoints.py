@@ -1,0 +1,222 @@
+"""Tests that every endpoint of both services is served, as it stands on the wire, and that answers become our words.
+
+The emulator keeps what was asked; the hooks are used as a DAG author would use them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pendulum
+import pytest
+
+from airflow_provider_flows.core.definition import FlowDefinition
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
+from airflow_provider_flows.core.graph import FlowGraph
+from airflow_provider_flows.core.run import FlowState
+from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
+from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
+from airflow_provider_flows.services.generio.api import Generio
+from tests.support.scripted import Script, answer, methods
+
+SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
+FLOW = "model_generate_fromprompt"
+
+
+@pytest.fixture
+def hook(flow_emulator: Emulator) -> GenerioHook:
+    """Give a hook to an emulator whose runs take no time."""
+    flow_emulator.run_seconds = 0
+    return GenerioHook("generio_default")
+
+
+@pytest.fixture
+def chain(flow_emulator: Emulator) -> PromptChainerHook:
+    """Give a hook to chains that take no time."""
+    flow_emulator.run_seconds = 0
+    return PromptChainerHook("promptchainer_default")
+
+
+def test_generio_from_templates_to_deletion(flow_emulator: Emulator, hook: GenerioHook) -> None:
+    """Each of Generio's endpoints does what it is for, by the documented method and path."""
+    names = [definition.name for definition in hook.list_definitions()]
+    assert FLOW in names
+    run = hook.patient(hook.service.create(FLOW, {"quality": "low"}, {"order": 17}))
+    assert run.state is FlowState.CREATED
+    key = run.flow_run_id
+    asset = hook.add_input(key, {"data": "a chair", "additional": {"n": 1}})
+    hook.patient(hook.service.begin(key))
+    seen = hook.get_run(key)
+    assert (seen.flow, seen.state, seen.parameters["quality"], seen.additional) == (
+        FLOW,
+        FlowState.COMPLETED,
+        "low",
+        {"order": 17},
+    )
+    assert [found.flow_run_id for found in hook.list_runs(FlowState.COMPLETED)] == [key]
+    (given,) = hook.list_inputs(key)
+    assert (given.asset_id, given.additional, given.value) == (asset, {"n": 1}, None)
+    assert hook.list_inputs(key, include_data=True)[0].value == "a chair"
+    assert hook.patient(hook.service.get_input(key, asset or "")).data == b"a chair"
+    (made,) = hook.list_outputs(key)
+    assert (made.additional, made.value) == ({"n": 1}, None)
+    (full,) = hook.list_outputs(key, include_data=True)
+    assert str(full.value).startswith("data:model/gltf-binary;base64,Z2xURg")
+    assert hook.download_output(key, made.asset_id or "").data[:4] == b"glTF"
+    hook.abort(key)
+    hook.delete(key)
+    with pytest.raises(FlowNotFound):
+        hook.get_run(key)
+    short = {key: "ID", asset or "-": "A", made.asset_id or "-": "O"}
+    paths = [
+        re.sub(r"[0-9a-f]{24}", lambda found: short[found[0]], asked)
+        for asked in methods(flow_emulator.requests)
+    ]
+    assert paths == [
+        "GET /templates",
+        "POST /flows",
+        "POST /flows/ID/inputs",
+        "PATCH /flows/ID",
+        "GET /flows/ID",
+        "GET /flows",
+        "GET /flows/ID/inputs",
+        "GET /flows/ID/inputs",
+        "GET /flows/ID/inputs/A",
+        "GET /flows/ID/outputs",
+        "GET /flows/ID/outputs",
+        "GET /flows/ID/outputs/O",
+        "PATCH /flows/ID",
+        "GET /flows/ID",
+        "DELETE /flows/ID",
+        "GET /flows/ID",
+    ]  # fmt: skip
+
+
+def test_create_with_inputs_is_one_request(flow_emulator: Emulator, hook: GenerioHook) -> None:
+    """A run with inputs is made and started by one POST, whose body is exactly as documented."""
+    hook.start(
+        FLOW, ["a chair", {"data": "a table", "additional": 2}], {"seed": 7}, {"order": 17}, validate=False
+    )
+    (request,) = flow_emulator.requests
+    assert request.json == {
+        "template": FLOW,
+        "parameters": {"seed": 7},
+        "inputs": [{"data": "a chair"}, {"data": "a table", "additional": 2}],
+        "additional": {"order": 17},
+    }
+
+
+def test_run_under_way_is_aborted(flow_emulator: Emulator, hook: GenerioHook) -> None:
+    """A run that goes on is stopped, and asking again, or for a final one, is no error."""
+    flow_emulator.run_seconds = 60
+    run = hook.start(FLOW, "a chair")
+    hook.abort(run.flow_run_id)
+    flow_emulator.advance(60)
+    assert hook.wait(run.flow_run_id, poll_interval=0.05, timeout=5).state is FlowState.ABORTED
+    hook.abort(run.flow_run_id)
+
+
+def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
+    """Timestamps in any documented form become pendulum datetimes in UTC; what is not known stays in `raw`."""
+    noon = pendulum.datetime(2025, 12, 16, 12, tz="UTC")
+    forms: list[Any] = [
+        "2025-12-16T12:00:00Z", "2025-12-16T13:00:00+01:00", "2025-12-16T12:00:00", "2025-12-16 12:00:00.000000",
+        1765886400, 1765886400000,
+    ]  # fmt: skip
+    for form in forms:
+        told = {
+            "flow_id": "r",
+            "state": "completed",
+            "created_at": form,
+            "started_at": form,
+            "finished_at": form,
+            "queue": [1],
+        }
+        run = Script(answer(told)).hold(Generio().get_run("r"))
+        for moment in (run.created_at, run.started_at, run.finished_at):
+            assert isinstance(moment, pendulum.DateTime)
+            assert (moment, moment.timezone_name) == (noon, "UTC")
+        assert run.raw["queue"] == [1]
+        assert json.loads(json.dumps(run.as_dict()))["finished_at"] == "2025-12-16T12:00:00+00:00"
+
+
+@pytest.mark.parametrize("form", [None, "", "soon", "never", True, [], {}, "9999999", 1e300])
+def test_timestamp_that_is_none_is_none(form: Any) -> None:
+    """A timestamp that cannot be read is None: it is never needed."""
+    run = Script(answer({"flow_id": "r", "state": "running", "created_at": form})).hold(
+        Generio().get_run("r")
+    )
+    assert run.created_at is None or isinstance(run.created_at, pendulum.DateTime)
+    assert run.state is FlowState.RUNNING
+
+
+def test_definition_of_a_template(hook: GenerioHook) -> None:
+    """A template's inputs, parameters and outputs are read, its raw form is kept."""
+    definition = hook.get_definition("model_optimize")
+    assert (definition.name, definition.inputs, definition.outputs) == (
+        "model_optimize",
+        ("model/gltf-binary",),
+        ("model/gltf-binary",),
+    )
+    parameter = definition.parameters["polygon_count"]
+    assert (parameter.type, parameter.default) == ("integer", 100_000)
+
+
+def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptChainerHook) -> None:
+    """A chain's definition is asked for, then it is run once; its answer is the finished run with times and outputs."""
+    run = chain.start(SAMPLE, {"color": "Red", "item": 7}, additional={"order": 17})
+    assert methods(flow_emulator.requests) == [
+        f"GET /api/flows/getFlowInfo/{SAMPLE}",
+        f"POST /api/flows/run/{SAMPLE}",
+    ]
+    assert flow_emulator.requests[1].json == {"variables": {"color": "Red", "item": "7"}}
+    assert (run.state, run.progress, run.additional, len(run.outputs)) == (
+        FlowState.COMPLETED,
+        1.0,
+        {"order": 17},
+        2,
+    )
+    assert run.duration is not None
+    assert run.raw["outputs"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"color": "Red"}, "variable 'item' is missing"),
+        ({"color": "Red", "itme": "Ball"}, r"'item' is missing \(did you mean 'itme'\?\).*'itme' is not known \(did you"),
+        ({"Color": "Red", "item": "Ball"}, r"variable 'color' is missing \(did you mean 'Color'\?\)"),
+        ({"color": "Red", "item": "Ball", "xyz": "1"}, "variable 'xyz' is not known[^(]*It takes 'color', 'item'"),
+        ({}, "variable 'color' is missing.*variable 'item' is missing"),
+        ({"color": None, "item": "x"}, r"inputs\['color'\] must be text"),
+        ("Red Ball", "must be a mapping"),
+        (["Red"], "must be a mapping"),
+    ],
+)  # fmt: skip
+def test_variables_are_checked_before_the_run(
+    flow_emulator: Emulator, chain: PromptChainerHook, inputs: Any, told: str
+) -> None:
+    """A missing or misspelt variable is a FlowInputError with the nearest match, and no run was made."""
+    with pytest.raises(FlowInputError, match=told):
+        chain.start(SAMPLE, inputs)
+    assert flow_emulator.started == 0
+    assert not [request for request in flow_emulator.requests if request.method == "POST"]
+
+
+def test_chain_takes_no_parameters(flow_emulator: Emulator, chain: PromptChainerHook) -> None:
+    """Parameters for a chain are refused before anything is sent, even if nothing is checked."""
+    with pytest.raises(FlowInputError, match="put them into inputs"):
+        chain.start(SAMPLE, {"color": "Red", "item": "Ball"}, {"quality": "low"}, validate=False)
+    assert flow_emulator.requests == ()
+
+
+def test_graph_reads_into_the_same_definition(chain: PromptChainerHook) -> None:
+    """An exported graph of nodes and edges gives the same inputs and outputs as getFlowInfo."""
+    told = chain.get_definition(SAMPLE)
+    definition = FlowDefinition.of_graph(
+        SAMPLE, "promptchainer", FlowGraph.read(sample_graphs()[SAMPLE].source)
+    )
+    assert (definition.inputs, definition.outputs, definition.flow) == (told.inputs, told.outputs, SAMPLE)

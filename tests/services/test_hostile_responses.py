@@ -1,0 +1,235 @@
+"""Property tests: whatever bytes a service or a proxy answers, every reader gives a value or one of this provider's errors.
+
+The answers are hypothesis's; the conversations are held by the package's own driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_flows.core.bounded_json import DEEPEST
+from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.http import Conversation, Response
+from airflow_provider_flows.core.payload.data_uri import Content, decode, encode
+from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.core.start import Order, Record, picked_up
+from airflow_provider_flows.services.generio.api import Generio
+from airflow_provider_flows.services.promptchainer import PromptChainer, expiry, image_type
+from airflow_provider_flows.storage.paths import file_names, safe_name
+from airflow_provider_flows.transport.settings import Settings
+from tests.support.scripted import Script
+from tests.support.versions import serialize
+
+G, P = Generio(), PromptChainer()
+KEYS = [
+    "flow_id",
+    "id",
+    "_id",
+    "asset_id",
+    "state",
+    "status",
+    "progress",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "template",
+    "flow",
+    "flows",
+    "outputs",
+    "inputs",
+    "data",
+    "file_data",
+    "error",
+    "message",
+    "detail",
+    "success",
+    "next",
+    "total",
+    "page",
+    "pages",
+    "templates",
+    "parameters",
+    "name",
+    "type",
+    "output",
+    "nodes",
+    "edges",
+    "variable",
+    "label",
+    "items",
+    "msg",
+    "loc",
+    "additional",
+]
+WORDS = [
+    *[
+        "completed",
+        "failed",
+        "running",
+        "output",
+        "variable",
+        "variableNode",
+        "outputNode",
+        "ready",
+        "data:,",
+        "http://[",
+    ]
+]
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(WORDS)
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=6)
+    ),
+    max_leaves=25,
+)
+BODIES = (
+    VALUES.map(lambda value: json.dumps(value).encode())
+    | st.binary(max_size=100)
+    | st.just(b"glTF\x02\x00\x00\x00\xff")
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(["retry-after", "location", "content-type"]), st.text(max_size=30), max_size=2
+)
+ANSWERS = st.builds(
+    Response, st.sampled_from([200, 200, 200, 204, 302, 400, 404, 409, 422, 429, 503]), HEADERS, BODIES
+)
+CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
+    "check": G.check,
+    "create": lambda: G.create("t", None, None),
+    "start": lambda: G.start("t", [FlowInput("p")], None, None),
+    "add_input": lambda: G.add_input("r", FlowInput("p")),
+    "begin": lambda: G.begin("r"),
+    "abort": lambda: G.abort("r"),
+    "delete": lambda: G.delete("r"),
+    "get_run": lambda: G.get_run("r"),
+    "list_runs": lambda: G.list_runs(FlowState.RUNNING),
+    "list_inputs": lambda: G.list_inputs("r"),
+    "get_input": lambda: G.get_input("r", "a"),
+    "list_outputs": lambda: G.list_outputs("r", include_data=True),
+    "download_output": lambda: G.download_output("r", "a"),
+    "get_definition": lambda: G.get_definition("t"),
+    "chain's check": P.check,
+    "chain's info": lambda: P.get_definition("f"),
+    "chain's run": lambda: P.start("f", {}, None, None),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(answers=st.lists(ANSWERS, min_size=1, max_size=3))
+def test_any_answer_is_a_value_or_an_error_of_ours(name: str, answers: list[Response]) -> None:
+    """No answer, however malformed, raises anything but a FlowError, and what is read can go to XCom."""
+    with contextlib.suppress(FlowError):
+        read = Script(*answers, endless=True).hold(CONVERSATIONS[name]())
+        for run in [read] if isinstance(read, FlowRun) else []:
+            json.dumps(run.as_dict())
+            assert FlowRun.from_event(json.loads(json.dumps(run.as_event()))).state is run.state
+            assert 0.0 <= run.progress <= 1.0
+
+
+DEPTHS = [DEEPEST - 2, DEEPEST + 1, 900, 20_000]
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_depth_is_bounded(name: str, status: int) -> None:
+    """JSON nested as deep as anybody likes is an error of ours or a value that Airflow can write, whichever field it is in."""
+    for depth in DEPTHS:
+        for deep in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+            inner = ",".join(
+                f'"{key}": {deep}' for key in ("error", "detail", "additional", "parameters", "output")
+            )
+            row = f'{{"flow_id": "r", "state": "failed", "type": "output", "name": "n", {inner}}}'
+            for body in (deep, row, f'{{"flows": [{row}], "outputs": [{row}]}}'):
+                with contextlib.suppress(FlowError):
+                    read = Script(Response(status, {}, body.encode()), endless=True).hold(
+                        CONVERSATIONS[name]()
+                    )
+                    assert len(body) < 100 * DEEPEST or not isinstance(read, FlowRun)
+                    for run in [read] if isinstance(read, FlowRun) else []:
+                        assert serialize(run.as_dict())
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_numbers_that_no_database_takes_are_none(word: str) -> None:
+    """What is not a finite number, however it is written, is read as nothing, so that an XCom of it can be stored."""
+    body = f'{{"flow_id": "r", "state": "completed", "progress": {word}, "created_at": {word}, "additional": [{word}]}}'
+    run = Script(Response(200, {}, body.encode())).hold(G.get_run("r"))
+    assert (run.progress, run.created_at, run.additional) == (1.0, None, [None])
+    json.dumps(run.as_dict(), allow_nan=False)
+
+
+ORDER = Order("f", [FlowInput("p")])
+OURS = {"fingerprint": ORDER.fingerprint, "lineage": 0, "token": "t", "flow_run_id": "r"}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    kept=VALUES
+    | st.fixed_dictionaries({field.name: VALUES | st.just(OURS.get(field.name)) for field in fields(Record)})
+)
+def test_any_record_is_read_or_none(kept: Any) -> None:
+    """Whatever lies in the state store under our key, of another version or by another hand, breaks no start."""
+    record = Record.from_dict(json.loads(json.dumps(kept)))
+    with contextlib.suppress(FlowError):
+        script = Script(Response(200, {}, b'{"flow_id": "r", "state": "running"}'), endless=True)
+        script.hold(picked_up(G, ORDER, record, 0))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(graph=st.dictionaries(st.sampled_from(["nodes", "edges"]), VALUES))
+def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) -> None:
+    """No graph that getFlowInfo answers, however broken, raises anything but a FlowError."""
+    with contextlib.suppress(FlowError):
+        Script(Response(200, {}, json.dumps(graph).encode())).hold(P.get_definition("f"))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(
+    text=st.text(max_size=200)
+    | st.text(max_size=60).map(lambda rest: f"data:{rest}")
+    | (st.text(max_size=60) | st.text("[]:@/.1x", max_size=9)).map(lambda rest: f"https://{rest}")
+)
+def test_any_text_is_looked_at_safely(text: str) -> None:
+    """Any text can be asked whether it is a data URI, an image's URL, one that may be fetched, or a file name."""
+    assert not Settings("https://h", {}).may_follow(text) or text.lstrip().lower().startswith("https://")
+    with contextlib.suppress(ValueError):
+        content = decode(text)
+        assert decode(encode(content)).data == content.data
+    if image_type(text) is not None:
+        expiry(text)
+    assert "/" not in safe_name(text)
+    assert safe_name(text) not in {"", ".", ".."}
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(data=st.binary(max_size=300))
+def test_data_uri_gives_back_what_it_was_given(data: bytes) -> None:
+    """Any bytes come out of a data URI as they went in."""
+    assert decode(encode(Content(data, "image/png"))) == Content(data, "image/png")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(names=st.lists(st.text(max_size=12), max_size=12))
+def test_file_names_are_never_shared(names: list[str]) -> None:
+    """However outputs are called, no two of them get the same file, whatever the store makes of case."""
+    found = [name.lower() for name in file_names([FlowOutput(name) for name in names])]
+    assert len(set(found)) == len(names)

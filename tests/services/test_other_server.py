@@ -1,0 +1,257 @@
+"""Tests that the package works with any server that speaks the documented API, and that its secrets stay where they are.
+
+One run of the real command `airflow dags test`, in an Airflow of its own, with a DAG that has every mode in it; and what the
+server itself must do for the scenarios of tests/system/chaos to mean anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.airflow_run import empty_database
+from tests.support.other_runs import FLOW, model
+from tests.support.other_server import SECONDS, OtherServer
+from tests.support.versions import needs
+from tools.airflow_settings import own_environment
+from tools.airflow_stack import AIRFLOW
+
+pytestmark = pytest.mark.timeout(300)  # its one DAG run has seven tasks, and is the first of a fresh Airflow
+
+PROMPT = "A prompt that nobody else may read"
+DAG = """
+import os
+from airflow.sdk import DAG
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
+
+often = {"poll_interval": 0.2, "max_poll_interval": 0.4, "output_path": os.environ["OUTPUT"]}
+with DAG("every_mode", schedule=None):
+    given = {"flow": os.environ["FLOW"], "inputs": [{"data": os.environ["PROMPT"], "additional": {"order": 17}}]}
+    RunFlowOperator(task_id="blocking", **given, **often)
+    RunFlowOperator(task_id="deferrable", deferrable=True, **given, **often)
+    elsewhere = RunFlowOperator(task_id="elsewhere", wait_for_completion=False, durable=False, **given)
+    flow_run_id = "{{ ti.xcom_pull('elsewhere')['flow_run_id'] }}"
+    modes = {"reschedule": {}, "poke": {"mode": "poke"}, "sensor_deferrable": {"deferrable": True}}
+    elsewhere >> [FlowRunSensor(task_id=name, flow_run_id=flow_run_id, **mode, **often) for name, mode in modes.items()]
+"""
+MODES = ["blocking", "deferrable", "reschedule", "poke", "sensor_deferrable"]
+
+
+@dataclass
+class Ran:
+    """What one run of the command left behind."""
+
+    home: Path
+    printed: str
+    key: str
+    returned: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Run the DAG once."""
+    home = tmp_path_factory.mktemp("other")
+    (home / "dags").mkdir()
+    (home / "dags" / "every_mode.py").write_text(DAG)
+    with OtherServer() as server:
+        connection = {"conn_type": "generio", "host": server.url, "password": server.key}
+        environment = own_environment(home, home / "dags") | {
+            "AIRFLOW_CONN_FLOWS_DEFAULT": json.dumps(connection),
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "0",
+            "FLOW": FLOW,
+            "PROMPT": PROMPT,
+            "OUTPUT": f"file://{home / 'output'}",
+        }
+        shutil.copy(empty_database(), home / "airflow.db")
+        command = [*AIRFLOW, "dags", "test", "every_mode"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        printed = done.stdout + done.stderr
+        assert done.returncode == 0, printed[-3000:]
+    with sqlite3.connect(home / "airflow.db") as database:
+        rows = database.execute("select task_id, value from xcom where key = 'return_value'").fetchall()
+    return Ran(home, printed, server.key, {task_id: _plain(json.loads(value)) for task_id, value in rows})
+
+
+def _plain(value: Any) -> Any:
+    """Read an XCom that Airflow has written as JSON in JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
+    """Against a server that is not ours, each mode returns the documented dict, with its file written whole."""
+    returned = ran.returned[mode]
+
+    (output,) = returned.pop("outputs")
+    moments = {key: returned.pop(key) for key in ("flow_run_id", "created_at", "started_at", "finished_at")}
+    assert returned == {
+        "flow": FLOW,
+        "service": "generio",
+        "state": "completed",
+        "progress": 1.0,
+        "duration": SECONDS,
+    }
+    assert all(moments.values())
+    file = Path(output.pop("uri").removeprefix("file://"))
+    assert file.read_bytes() == model(PROMPT)
+    assert file.parent.name == moments["flow_run_id"]
+    assert output == {
+        "name": output["asset_id"],
+        "asset_id": output["asset_id"],
+        "status": "ready",
+        "media_type": "model/gltf-binary",
+        "additional": {"order": 17},
+        "size": len(model(PROMPT)),
+        "sha256": hashlib.sha256(model(PROMPT)).hexdigest(),
+    }
+
+
+def test_the_key_is_nowhere(ran: Ran) -> None:
+    """After runs in every mode, at log level DEBUG, the key is in no log, XCom, rendered field, trigger or file."""
+    files = [path for path in ran.home.rglob("*") if path.is_file()]
+    assert ran.home / "airflow.db" in files
+
+    # At DEBUG Airflow prints the very message by which it tells itself to mask a secret.
+    lines = [line for line in ran.printed.splitlines() if "MaskSecret" not in line]
+    assert [line for line in lines if ran.key in line] == []
+    assert [path for path in files if ran.key.encode() in path.read_bytes()] == []
+
+
+def test_everywhere_that_was_searched_holds_something(ran: Ran) -> None:
+    """What is searched for the key was really written: XComs and rendered fields."""
+    with sqlite3.connect(ran.home / "airflow.db") as database:
+        (rendered,) = database.execute("select count(*) from rendered_task_instance_fields").fetchone()
+    assert set(ran.returned) == {*MODES, "elsewhere"}
+    assert rendered == len(ran.returned)
+
+
+@needs("task state store")
+def test_record_of_each_start_is_kept(ran: Ran) -> None:
+    """Each durable start has left a record in the state store, and in it no key and no content."""
+    with sqlite3.connect(ran.home / "airflow.db") as database:
+        store = database.execute("select task_id, key, value from task_state_store").fetchall()
+    records = {task_id: json.loads(value) for task_id, key, value in store if key == "flow_run"}
+    assert set(records) == {"blocking", "deferrable"}  # `elsewhere` is not durable
+    assert all(record["flow_run_id"] for record in records.values())
+    # a record holds neither key nor content, in whatever spelling
+    text = json.dumps(store)
+    assert not any(secret in text for secret in (ran.key, PROMPT, "Bearer"))
+
+
+def test_the_inputs_are_in_no_log(ran: Ran) -> None:
+    """What the inputs hold is in no line that this package writes, nor is any line of a request or its headers."""
+    own = [
+        line
+        for line in ran.printed.splitlines()
+        if "airflow_provider_flows" in line and "Rendered" not in line
+    ]
+
+    assert any("Started the generio flow run" in line for line in own)
+    assert not any(PROMPT in line for line in own)
+    assert "Bearer" not in ran.printed
+
+
+@dataclass
+class Asker:
+    """Somebody who asks the server without any code of the package."""
+
+    server: OtherServer
+
+    def ask(self, method: str, path: str, key: str | None = None, **options: Any) -> requests.Response:
+        """Ask once."""
+        with requests.Session() as session:
+            session.trust_env = False
+            session.headers.update({"Authorization": f"Bearer {key or self.server.key}"})
+            return session.request(method, self.server.url + path, timeout=10, **options)
+
+    def made(self, **more: Any) -> str:
+        """Make a flow run and give its path."""
+        told = self.ask(
+            "POST", "/flows", json={"template": FLOW, "additional": {"tag": "mine"}, **more}
+        ).json()
+        return f"/flows/{told['flow_id']}"
+
+    def start(self, path: str) -> requests.Response:
+        """Start a flow run."""
+        return self.ask("PATCH", path, json={"action": "start"})
+
+
+@pytest.fixture
+def asker() -> Iterator[Asker]:
+    """Ask a server whose flow runs take as long as its clock is not pushed."""
+    with OtherServer(seconds=1000) as server:
+        yield Asker(server)
+
+
+def test_a_run_is_paid_for_when_it_starts_and_once(asker: Asker) -> None:
+    """To make a run, to fill it and to be refused costs nothing; a deleted run stays paid for."""
+    run = asker.made()
+    asker.ask("POST", f"{run}/inputs", json={"data": PROMPT})
+    assert asker.server.paid("mine") == 0
+
+    assert asker.start(run).status_code == 200
+    assert asker.start(run).status_code == 400
+    assert asker.server.paid("mine") == 1
+    assert asker.server.paid("another's") == 0
+
+    asker.server.advance(1001)
+    asker.ask("DELETE", run)
+    assert asker.ask("GET", run).status_code == 404
+    assert asker.server.paid("mine") == 1
+
+
+def test_what_a_state_forbids(asker: Asker) -> None:
+    """A run that goes on takes no input and no deletion, and shows no outputs; one that is over cannot be aborted."""
+    run = asker.made(inputs=[{"data": PROMPT}])
+    assert asker.ask("POST", f"{run}/inputs", json={"data": PROMPT}).status_code == 400
+    assert asker.ask("DELETE", run).status_code == 400
+    assert asker.ask("GET", f"{run}/outputs").status_code == 425
+
+    asker.server.advance(1001)
+    assert asker.ask("PATCH", run, json={"action": "abort"}).status_code == 400
+
+
+def test_runs_go_as_they_are_told(asker: Asker) -> None:
+    """The next run takes its own time and fails if it is told to; the one after that is as usual."""
+    asker.server.expect(seconds=10, error="No.")
+    told, usual = asker.made(inputs=[{"data": "a"}]), asker.made(inputs=[{"data": "b"}])
+    assert asker.ask("GET", told).json()["state"] == "running"
+
+    asker.server.advance(11)
+    assert asker.ask("GET", told).json()["state"] == "failed"
+    assert asker.ask("GET", usual).json()["state"] == "running"
+
+
+def test_several_inputs_make_a_file_each_and_one_more(asker: Asker) -> None:
+    """The outputs are one for each input, with its metadata, and one of all of them, each a file of its own."""
+    run = asker.made(inputs=[{"data": "a", "additional": 1}, {"data": "b", "additional": 2}])
+    asker.server.advance(1001)
+
+    rows = asker.ask("GET", f"{run}/outputs").json()["outputs"]
+    assert [row["additional"] for row in rows] == [1, 2, None]
+    files = [asker.ask("GET", f"{run}/outputs/{row['id']}").content for row in rows]
+    assert files == [model("a"), model("b"), model("a and b")]
+
+
+def test_the_list_is_read_in_the_other_way(asker: Asker) -> None:
+    """`filter_by` selects fields, as the older documentation has it, so a state that is asked for is not even told."""
+    asker.made()
+    assert [set(row) for row in asker.ask("GET", "/flows?filter_by=created").json()] == [{"flow_id"}]
+    assert [row["state"] for row in asker.ask("GET", "/flows").json()] == ["created"]
+
+
+def test_another_key_is_refused(asker: Asker) -> None:
+    """Nothing is told to somebody else."""
+    assert asker.ask("GET", "/flows", key="guessed").status_code == 403

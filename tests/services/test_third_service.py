@@ -1,0 +1,44 @@
+"""Tests that a third service, one module in a package of its own, runs through everything here without a line changed.
+
+What is asked of it stands in third_service/checks.py; here its package is built, installed and found by Airflow, one that has no
+openlineage provider: what is missed without that is one of the questions.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "tests" / "services" / "third_service"
+
+
+@pytest.mark.timeout(
+    300
+)  # it starts an Airflow of its own: seconds, and minutes on a machine that has other things to do
+def test_a_third_service_needs_nothing_but_its_module(tmp_path: Path) -> None:
+    """Built and installed as any provider, it passes its checks in a process whose Airflow finds it by its entry point."""
+    site = tmp_path / "site"
+    install = [
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--target",
+        str(site),
+        str(HERE),
+    ]
+    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
+    assert (site / "brewery_flows.py").read_bytes() == (HERE / "brewery_flows.py").read_bytes()
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, ROOT)))}
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.support.no_lineage"]
+    command = [sys.executable, "-m", "pytest", *options, str(HERE / "checks.py")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

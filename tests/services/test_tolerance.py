@@ -1,0 +1,246 @@
+"""Tests that the client survives every row of vendor-api.md, part 3: the table over scripted bytes, then over a socket.
+
+The table itself stands in tolerance_table.py; rows about hosts, credentials and the wire are here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowConflict, FlowError, FlowNotFound
+from airflow_provider_flows.core.http import Response
+from airflow_provider_flows.core.run import FlowInput, FlowState
+from airflow_provider_flows.core.start import Record
+from airflow_provider_flows.emulator import Emulator, Plan
+from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
+from airflow_provider_flows.transport.settings import Settings
+from tests.support.scripted import Script, answer
+from tests.support.tolerance_table import PACKAGE, ROWS, G, P, Row
+
+SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
+ALL = {f"G-{n:02}" for n in range(1, 29)} | {f"P-{n:02}" for n in range(1, 15)}
+ELSEWHERE = {"G-21", "G-27", "P-04", "P-14"}  # have a test of their own below
+
+
+def responses(row: Row) -> list[Response]:
+    """Make the row's answers."""
+    return [told if isinstance(told, Response) else answer(told) for told in row.answers]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.row} {row.reading}")
+def test_row(row: Row) -> None:
+    """The client makes of this reading what the column 'client tolerance' demands, and asks for nothing more."""
+    script = Script(*responses(row))
+    if isinstance(row.expected, type) and issubclass(row.expected, FlowError):
+        with pytest.raises(row.expected):
+            row.do(script)
+    elif row.expected is ...:
+        row.do(script)
+    else:
+        assert row.do(script) == row.expected
+    assert row.asked is None or script.asked == list(row.asked)
+
+
+def test_every_row_has_a_test() -> None:
+    """No row of part 3 is without a test."""
+    assert {row.row for row in ROWS} | ELSEWHERE == ALL
+
+
+@pytest.fixture
+def hook(flow_emulator: Emulator) -> GenerioHook:
+    """Give a hook to an emulator with short runs."""
+    flow_emulator.run_seconds = 0.0
+    return GenerioHook("generio_default")
+
+
+def made(hook: GenerioHook) -> tuple[str, str]:
+    """Make a model and give the run's id, its output's id."""
+    run = hook.start("model_generate_fromprompt", "a chair", {"quality": "low"})
+    (output,) = hook.settled_outputs(run.flow_run_id)
+    assert output.asset_id
+    return run.flow_run_id, output.asset_id
+
+
+def download(hook: GenerioHook, _: Emulator) -> Any:
+    """Make a model and download it."""
+    return hook.download_output(*made(hook)).data[:4]
+
+
+def listing(hook: GenerioHook, _: Emulator) -> Any:
+    """Make runs and list the completed ones, newest first."""
+    ids = [made(hook)[0] for _ in range(5)]
+    hook.patient(G.create("model_generate_fromprompt", None, None))
+    return [run.flow_run_id for run in hook.list_runs(FlowState.COMPLETED)] == ids[::-1]
+
+
+def fields(hook: GenerioHook, _: Emulator) -> Any:
+    """Make a run and read it."""
+    run = hook.get_run(made(hook)[0])
+    return run.state.value, run.progress, str(run.created_at.timezone) if run.created_at else None
+
+
+def add(hook: GenerioHook, _: Emulator) -> Any:
+    """Make a run in steps."""
+    run = hook.start("model_generate_fromprompt", ["a", "b"], record=Record("", 0), keep=lambda _: None)
+    return len(hook.list_inputs(run.flow_run_id))
+
+
+def early(hook: GenerioHook, emulator: Emulator) -> Any:
+    """Ask for outputs of a run that goes on."""
+    emulator.plan(Plan(run_seconds=60))
+    run = hook.start("model_generate_fromprompt", "a chair")
+    with pytest.raises(FlowConflict, match=r"the run is (starting|running)"):
+        hook.list_outputs(run.flow_run_id)
+
+
+def chain(_: GenerioHook, emulator: Emulator) -> Any:
+    """Run the sample chain."""
+    emulator.run_seconds = 0.0
+    run = PromptChainerHook("promptchainer_default").start(SAMPLE, {"color": "Red", "item": "Ball"})
+    return run.state.value, [(output.status, output.link) for output in run.outputs]
+
+
+DONE = ("completed", 1.0, "UTC")
+CHAINED = ("completed", [("ready", True), ("ready", False)])
+EMPTY = ("failed", [("error", False)] * 2)
+WIRE: list[tuple[str, dict[str, Any], Callable[[GenerioHook, Emulator], Any], Any]] = [
+    *(("G-01", {"output_id": told}, download, b"glTF") for told in ("both", "asset_id", "id", "_id")),
+    *(("G-02", {"download": told}, download, b"glTF") for told in ("json", "json_more", "raw", "text")),
+    ("G-03", {"ready_word": "available"}, download, b"glTF"),
+    *(("G-04", {"processed": told}, download, b"glTF") for told in ("timestamp", "bool", "null", "missing")),
+    ("G-05", {"state_case": "upper"}, fields, DONE),
+    *(("G-06", {"filter_by": told}, listing, True) for told in ("state", "fields", "fields_only", "ignore")),
+    ("G-07", {"sort_order": "ascending"}, listing, True),
+    *(("G-08", {"paging": told, "page_size": 2}, listing, True) for told in ("offset", "page")),
+    ("G-08", {"list_envelope": "array"}, listing, True),
+    *(("G-09", {"input_path": told}, add, 2) for told in ("inputs", "input", "both")),
+    *(("G-15", {"text_data_uri": told}, add, 2) for told in ("accept", "reject", "literal")),
+    ("G-16", {"create_answer": "id"}, download, b"glTF"),
+    *(
+        ("G-18", {"progress": told}, fields, DONE)
+        for told in ("smooth", "late", "steps", "missing", "null", "percent")
+    ),
+    *(("G-22", {"conflict": told}, early, None) for told in (400, 409, 422, 425)),
+    *(("G-28", {"state_key": told}, fields, DONE) for told in ("state", "status", "both")),
+    *(("1.2", {"timestamps": told}, fields, DONE) for told in ("zulu", "offset", "naive")),
+    *(("1.8", {"envelope": told}, download, b"glTF") for told in ("success", "hidden_errors")),
+    *(("1.5", {"acknowledgement": told}, add, 2) for told in ("flow", "small", "empty")),
+    *(("P-03", {"info_answer": told}, chain, CHAINED) for told in ("array", "data", "list", "graph")),
+    ("P-07", {"output_value": "map"}, chain, CHAINED),
+    *(("P-08", {"model_failure": told}, chain, EMPTY) for told in ("empty", "null", "missing")),
+    ("P-10", {"chain_content_type": "text"}, chain, CHAINED),
+    *(("P-12", {"run_items": told}, chain, CHAINED) for told in ("outputs", "all", "untyped")),
+    *(("2.7", {"run_answer": told}, chain, CHAINED) for told in ("array", "outputs", "data", "list")),
+]
+
+
+@pytest.mark.parametrize(
+    ("switches", "do", "expected"), [told[1:] for told in WIRE], ids=[str(told[:2]) for told in WIRE]
+)
+def test_row_over_a_socket(
+    hook: GenerioHook,
+    flow_emulator: Emulator,
+    switches: dict[str, Any],
+    do: Callable[[GenerioHook, Emulator], Any],
+    expected: Any,
+) -> None:
+    """With the emulator playing this reading, the same thing comes out."""
+    flow_emulator.switches.update(switches)
+    assert do(hook, flow_emulator) == expected
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_either_refusal_of_the_key_is_the_same_error(
+    flow_emulator: Emulator, hook: GenerioHook, code: int
+) -> None:
+    """G-24: 401 and 403 are both FlowAuthError, after one request."""
+    flow_emulator.switches.update({"auth_failure": code})
+    hook.connection.password = "wrong"
+    with pytest.raises(FlowAuthError):
+        hook.get_run("r")
+    assert len(flow_emulator.requests) == 1
+
+
+@pytest.mark.parametrize("way", ["empty", "refuse"])
+def test_failed_run_is_told_as_failed_whatever_its_outputs(
+    flow_emulator: Emulator, hook: GenerioHook, way: str
+) -> None:
+    """G-23: partial outputs of a failed run can be listed, and a refusal or an empty list is no trouble."""
+    flow_emulator.switches.update({"outputs_after_failure": way})
+    flow_emulator.plan(Plan("failed", "out of clay", partial_outputs=way == "empty"))
+    run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
+    assert (run.state, run.error) == (FlowState.FAILED, "out of clay")
+    if way == "empty":
+        assert len(hook.list_outputs(run.flow_run_id)) == 1
+    else:
+        with pytest.raises(FlowConflict):
+            hook.list_outputs(run.flow_run_id)
+
+
+@pytest.mark.parametrize("kind", ["generio", "promptchainer"])
+def test_host_is_the_connections(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """G-21, P-04: the documented production host is the default, and a connection may name any other."""
+    hooks = {"generio": GenerioHook, "promptchainer": PromptChainerHook}
+    monkeypatch.setenv("AIRFLOW_CONN_PLAIN", f'{{"conn_type": "{kind}", "password": "k"}}')
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_OTHER", f'{{"conn_type": "{kind}", "password": "k", "host": "test-flows.example"}}'
+    )
+    usual = {"generio": "https://flows.generio.ai", "promptchainer": "https://api.promptchainer.io"}
+    assert hooks[kind]("plain").settings.base_url == usual[kind]
+    assert hooks[kind]("other").settings.base_url == "https://test-flows.example"
+
+
+def test_key_is_sent_in_the_documented_header_only() -> None:
+    """P-05: PromptChainer's key goes into x-api-key, Generio's into a bearer token."""
+    assert P.headers("k") == {"x-api-key": "k"}
+    assert G.headers("k") == {"Authorization": "Bearer k"}
+    assert Settings("https://h", P.headers("k")).credentials == {"x-api-key": "k"}
+
+
+def test_code_holds_no_sample_key_and_no_sample_repository() -> None:
+    """G-27, P-14: no key in the form of the published ones and no link to the vendors' sample code is in the package."""
+    text = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if "emulator" not in path.parts)
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", text)
+    assert "api-examples" not in text
+    assert "quickstart" not in text
+
+
+def test_unknown_template_names_those_there_are(hook: GenerioHook) -> None:
+    """G-26: a flow that the service does not have is answered with the names of those it has."""
+    with pytest.raises(FlowNotFound, match="model_generate_fromprompt"):
+        hook.get_definition("model_generate_fromdream")
+
+
+def test_inputs_of_the_table_are_exact() -> None:
+    """G-14, G-19: an input's item is `data` and, only where there is one, `additional`."""
+    assert FlowInput("p").as_json() == {"data": "p"}
+    assert FlowInput("p", {"n": 1}).as_json() == {"data": "p", "additional": {"n": 1}}
+
+
+def test_row_without_an_id_is_an_output_that_failed() -> None:
+    """A list with rows that nobody can fetch is not taken for a complete one: each is listed, as failed."""
+    told = [
+        {"asset_id": "a", "status": "ready"},
+        {"key": "b", "name": "table", "status": "ready", "data": "data:,x"},
+        None,
+        7,
+    ]
+    listed = Script(answer({"outputs": told})).hold(G.list_outputs("r", include_data=True))
+    assert [(output.name, output.asset_id, output.status) for output in listed] == [
+        ("a", "a", "ready"), ("table", None, "error"), ("unnamed", None, "error"), ("unnamed", None, "error"),
+    ]  # fmt: skip
+    assert {output.error for output in listed[1:]} == {"the service's list tells no id of it"}
+
+
+def test_long_names_are_cut() -> None:
+    """A name of any length does not bring its length into XCom, and a chain's output with one is not called missing."""
+    name = "n" * 100_000
+    (output,) = Script(answer({"outputs": [{"asset_id": "a", "name": name}]})).hold(G.list_outputs("r"))
+    assert output.name == name[:200]
+    row = {"name": name, "type": "output", "output": "x"}
+    run = Script(answer([row])).hold(P.start("f", {}, None, None, promised=[name]))
+    assert [(output.name, output.status) for output in run.outputs] == [(name[:200], "ready")]

@@ -1,0 +1,317 @@
+"""What `tests/services/test_third_service.py` runs with this package installed: a brewery's flows through every part of the provider.
+
+Each check asks a real server in the brewery's own words; nothing here registers anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import airflow
+import pytest
+from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+from airflow.models.connection import Connection
+from airflow.providers_manager import ProvidersManager
+from airflow.sdk import DAG, task
+from brewery_flows import Brewery, BreweryHook, read_brew
+from packaging.version import Version
+
+from airflow_provider_flows.cli.exit_codes import Exit
+from airflow_provider_flows.core.exceptions import (
+    FlowInputError,
+    FlowNotFound,
+    FlowRunFailed,
+    FlowServiceError,
+)
+from airflow_provider_flows.core.http import Conversation, Request, Resend
+from airflow_provider_flows.core.run import FlowRun, FlowState
+from airflow_provider_flows.core.service import Inputs, Service, asked
+from airflow_provider_flows.core.start import Record, picked_up, start
+from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
+from tests.support.airflow_run import DagResult, run_dag
+from tests.support.brewery_server import FILES, KEY, RECIPES, WORDS, Brewhouse, brewery
+from tests.support.commands import Ended, caller
+from tests.support.no_lineage import belongs
+from tests.support.watchers import watching
+from tests.support.watching import ended, errors_of, only, until
+
+OFTEN = {"poll_interval": 0.05, "max_poll_interval": 0.1}
+STOUT: dict[str, Any] = {"flow": "stout", "inputs": ["Fuggle", "Golding"], "parameters": {"strength": 4}}
+CONTENTS = [content for _, content in FILES.values()]
+KINDS = [(name, kind) for name, (kind, _) in FILES.items()]
+CONSOLE = "https://pub.example"
+AIRFLOW = Version(airflow.__version__)
+WITH_FORM_AND_COMMANDS = pytest.mark.skipif(
+    Version("3.2") > AIRFLOW, reason="Airflow 3.2 shows fields and has commands"
+)
+WITH_A_STORE = pytest.mark.skipif(
+    Version("3.3") > AIRFLOW, reason="before Airflow 3.3 a retry is told nothing"
+)
+
+
+@pytest.fixture(autouse=True)
+def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brewhouse]:
+    """Run a brewery, and name it in the connections `pub` and `flows_default`."""
+    with brewery() as (house, url):
+        told = {
+            "conn_type": "brewery",
+            "host": url,
+            "password": KEY,
+            "extra": {"console": CONSOLE, "retries": 0},
+        }
+        for conn_id in ("PUB", "FLOWS_DEFAULT"):
+            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", json.dumps(told))
+        monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
+        yield house
+
+
+@pytest.fixture
+def flows(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run `airflow flows ... --conn-id pub`."""
+    run = caller(capsys)
+    return lambda line: run(f"{line} --conn-id pub")
+
+
+@WITH_FORM_AND_COMMANDS
+@pytest.mark.filterwarnings(
+    "ignore:ProvidersManager.hooks is deprecated"
+)  # Airflow's own web server goes that way
+def test_airflow_shows_its_connection_form_and_tests_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form comes from the package's metadata, and the Test button asks the brewery."""
+    (form,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == "brewery"]
+    assert form.hook_class_name == "brewery_flows.BreweryHook"
+    assert form.standard_fields is not None
+    assert form.standard_fields.password is not None
+    assert form.standard_fields.password.title == "Brew token"
+    assert form.extra_fields is not None
+    assert set(form.extra_fields) == set(BreweryHook.fields) > {"console", "retries"}
+
+    connection = Connection(conn_id="tested", **json.loads(os.environ["AIRFLOW_CONN_PUB"]))
+    monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
+    assert connection.test_connection() == (True, "The brewery answers and takes the key of Fuggle.")
+    connection.password = "another"
+    monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
+    done, told = connection.test_connection()
+    assert not done
+    assert "does not accept the key" in told
+
+
+def made(tmp_path: Path) -> DAG:
+    """Make a DAG in which every kind of task has a brew."""
+    with DAG("brewed", schedule=None) as dag:
+        files = {"output_path": str(tmp_path), "flows_conn_id": "pub"}
+        RunFlowOperator(task_id="blocking", **STOUT, additional={"order": 7}, **files, **OFTEN)
+        RunFlowOperator(task_id="deferred", **STOUT, deferrable=True, **files, **OFTEN)
+        RunFlowOperator(task_id="at_once", **STOUT, durable=False, flows_conn_id="pub", **OFTEN)
+        started = RunFlowOperator(task_id="started", **STOUT, wait_for_completion=False, flows_conn_id="pub")
+        known = started.output["flow_run_id"]
+        FlowRunSensor(task_id="sensed", flow_run_id=known, **files, **OFTEN)
+        FlowRunSensor(
+            task_id="sensed_deferred", flow_run_id=known, deferrable=True, flows_conn_id="pub", **OFTEN
+        )
+
+        @task.flow(flow="stout", parameters={"strength": 1}, flows_conn_id="pub", **OFTEN)  # type: ignore[attr-defined]
+        def decorated() -> list[str]:
+            return ["Cascade"]
+
+        @task
+        def toast(outputs: list[dict[str, Any]]) -> str:
+            return next(output["value"] for output in outputs if output["name"] == "toast")
+
+        toast(decorated()["outputs"])
+    return dag
+
+
+def test_every_kind_of_task_runs_its_flows(house: Brewhouse, tmp_path: Path) -> None:
+    """Operator (three ways), sensor (two) and `@task.flow` brew, and bring home what that gives."""
+    result = run_dag(made(tmp_path))
+    assert result.state == "success", result.log
+    assert house.lit == len(house.brews) == 5
+    assert {brew.stage for brew in house.brews.values()} == {"done"}
+
+    for name in ("blocking", "deferred", "sensed"):
+        returned = result.xcoms[name]["return_value"]
+        assert (returned["service"], returned["flow"], returned["state"]) == ("brewery", "stout", "completed")
+        assert int(returned["flow_run_id"]) in house.brews
+        written = {output["name"]: output for output in returned["outputs"] if "uri" in output}
+        assert {name: output["media_type"] for name, output in written.items()} == {
+            name: kind for name, (kind, _) in FILES.items()
+        }
+        assert [
+            Path(output["uri"].removeprefix("file://")).read_bytes() for output in written.values()
+        ] == CONTENTS
+        assert [output["value"] for output in returned["outputs"] if "value" in output] == [
+            f"{WORDS} Fuggle and Golding"
+        ]
+        assert result.xcoms[name]["flow_run_link"] == f"{CONSOLE}/brews/{returned['flow_run_id']}"
+    assert result.xcoms["toast"]["return_value"] == f"{WORDS} Cascade"
+    assert house.brews[int(result.xcoms["blocking"]["flow_run_id"])].note["order"] == 7
+
+
+def test_no_lineage_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither the openlineage provider nor its library is there, tasks run as ever and import nothing of either."""
+    monkeypatch.delenv("AIRFLOW__OPENLINEAGE__DISABLED")  # nobody says that it is not wanted
+    with DAG("brewed_without_lineage", schedule=None) as dag:
+        RunFlowOperator(
+            task_id="brew",
+            flow="stout",
+            inputs="Saaz",
+            parameters={"strength": 1},
+            flows_conn_id="pub",
+            **OFTEN,
+        )
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    assert result.xcoms["brew"]["flow_run_link"]
+    assert not [name for name in ProvidersManager().providers if "openlineage" in name]
+    assert not [name for name in sys.modules if belongs(name)]
+
+
+def failed(**arguments: Any) -> DagResult:
+    """Run one operator that fails."""
+    with DAG("not_brewed", schedule=None) as dag:
+        RunFlowOperator(task_id="brew", flows_conn_id="pub", **OFTEN, **arguments)
+    return run_dag(dag)
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_spoilt_brew_fails_its_task(deferrable: bool) -> None:  # noqa: FBT001
+    """A flow run that fails in the service's own word fails the task in every mode, with the service's reason."""
+    error = failed(flow="sour", inputs="Saaz", deferrable=deferrable).errors["brew"]
+    assert isinstance(error, FlowRunFailed)
+    assert "The service says: Wild yeast." in str(error)
+
+
+def test_it_is_checked_before_it_is_paid(house: Brewhouse) -> None:
+    """What does not fit the recipe, or the service, is told at once, and nothing is made."""
+    error = failed(flow="stout", inputs="Saaz", parameters={"strenght": 12}).errors["brew"]
+    assert isinstance(error, FlowInputError)
+    assert (
+        "parameter 'strenght' is not known (did you mean 'strength'?); parameter 'strength' is missing"
+        in str(error)
+    )
+    error = failed(flow="stuot", inputs="Saaz").errors["brew"]
+    assert "brewery has no flow 'stuot' (did you mean 'stout'" in str(error)
+    error = failed(flow="sour", inputs={"hop": "Saaz"}).errors["brew"]
+    assert "inputs must be a list of the names of hops" in str(error)
+    assert not house.brews
+
+
+def brewed(hook: FlowsHook) -> str:
+    """Start a brew as another system would, and give its number."""
+    return hook.start("stout", ["Saaz"], {"strength": 1}).flow_run_id
+
+
+async def test_its_runs_are_waited_for_and_told_by_triggers(house: Brewhouse) -> None:
+    """A trigger waits for a run and another tells an asset watcher of it, whoever started it; one that nobody knows is told."""
+    hook = await FlowsHook.aget_hook("pub")
+    async with watching(flows_conn_id="pub", flow="stout") as watcher:
+        assert await until(lambda: any(seen.path == "/v2/brews" for seen in house.seen), within=30)
+        number = await asyncio.to_thread(brewed, hook)
+        run = await ended(number, conn_id="pub")
+        assert (run.state, run.state_word, run.service) == (FlowState.COMPLETED, "done", "brewery")
+        assert await until(lambda: watcher.ids == [number], within=30)
+    (event,) = watcher.events
+    assert (event["service"], event["flow"], event["state"]) == ("brewery", "stout", "completed")
+    assert only((await errors_of(["4711"], conn_id="pub"))[0], FlowNotFound)
+
+
+@WITH_FORM_AND_COMMANDS
+def test_the_command_line_serves_it(house: Brewhouse, flows: Callable[[str], Ended], tmp_path: Path) -> None:
+    """Every command that asks a service does so here, by nothing but `--conn-id`."""
+    assert [row["flow"] for row in flows("list -o json").json] == [*RECIPES]
+    assert flows("describe stout -o json").json["parameters"]["strength"]["maximum"] == 9
+    missing = flows("describe ale -o json")
+    assert (missing.code, "brewery has no flow 'ale'" in missing.err) == (Exit.NOT_FOUND, True)
+
+    run = flows(f"run stout -i Fuggle -p strength=3 --poll-interval 0.05 --output-path {tmp_path} -o json")
+    assert run.code == 0, run.err
+    number, outputs = run.json["flow_run_id"], run.json["outputs"]
+    assert [
+        Path(output["uri"].removeprefix("file://")).read_bytes() for output in outputs if "uri" in output
+    ] == CONTENTS
+    assert flows(f"get {number} -o json").json["state"] == "completed"
+    assert flows(f"watch {number} -o json").json["service"] == "brewery"
+    assert [row["name"] for row in flows(f"outputs {number} -o json").json] == [*FILES, "toast"]
+    wanted = flows(f"download {number} --asset beer.bin --output-path {tmp_path / 'again'} -o json")
+    assert [row["size"] for row in wanted.json] == [len(CONTENTS[0])]
+
+    other = flows("run lager -i Saaz --no-wait -o json").json["flow_run_id"]
+    assert flows(f"abort {other} -o json").json["state"] == "aborted"
+    assert [row["flow_run_id"] for row in flows("runs --state aborted -o json").json] == [other]
+    assert flows(f"delete {other} --yes -o json").json["deleted"] is True
+    assert [*house.brews] == [int(number)]
+
+
+class Hasty(Brewery):
+    """The same brewery as a service whose one request makes a brew and lights it, and whose brews can be looked at, not spilt."""
+
+    steps = False
+    abort = Service.abort
+
+    def start(
+        self,
+        flow: str,
+        inputs: Inputs,
+        parameters: Any,
+        additional: Any,
+        *,
+        about: Callable[[], None] = lambda: None,
+        promised: Collection[str] | None = None,  # noqa: ARG002  # a brew takes a while
+    ) -> Conversation[FlowRun]:
+        """POST /v2/brews with the hops."""
+        hops = [item.data for item in self.checked(inputs)]
+        body = {"recipe": flow, "knobs": parameters or {}, "note": additional, "hops": hops}
+        about()
+        return (
+            yield from asked(
+                Request("POST", "/v2/brews", json=body, resend=Resend.IF_NEVER_ARRIVED), read_brew
+            )
+        )
+
+
+def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse) -> None:
+    """A retry goes on with the brew of an earlier try, as it is now; it starts anew where that has failed, or is another's."""
+    hook, service, records = FlowsHook.get_hook("pub"), Hasty(), list[Record | None]()
+    for flow, again in (("stout", True), ("sour", False)):
+        order = hook.order(flow, "Saaz", {"strength": 1}, None)
+        made = hook.patient(start(service, order, Record(order.fingerprint, 0), records.append))
+        record = records[-1]
+        assert record is not None
+        assert (record.flow_run_id, record.answer) == (made.flow_run_id, None)
+        found = hook.patient(picked_up(service, order, record, 0))
+        assert (found is not None and found.state is FlowState.RUNNING) is again
+    order = hook.order("lager", "Saaz", None, None)
+    hook.patient(start(service, order, Record(order.fingerprint, 0), records.append))
+    assert (
+        hook.patient(picked_up(service, order, records[-1], 1)) is None
+    )  # after a Clear; it cannot be spilt here
+    assert [brew.stage for brew in house.brews.values()] == ["brewing", "spoilt", "brewing"]
+
+
+@WITH_A_STORE
+@pytest.mark.parametrize("service", [Brewery, Hasty])
+def test_a_retry_pays_once(house: Brewhouse, monkeypatch: pytest.MonkeyPatch, service: type[Brewery]) -> None:
+    """A task whose first try breaks after the brew is lit goes on with that brew, however the service starts one."""
+    monkeypatch.setattr(
+        BreweryHook, "make_service", lambda *_: service()
+    )  # the brewery's own: another version of its package
+    house.troubles = 1
+    with DAG(f"brewed_again_{service.__name__}", schedule=None) as dag:
+        again = {"retries": 1, "retry_delay": timedelta(0)}
+        RunFlowOperator(
+            task_id="brew", flow="stout", inputs="Saaz", parameters={"strength": 1}, **again, **OFTEN
+        )
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    assert isinstance(result.errors["brew"], FlowServiceError)
+    assert (house.troubles, house.lit) == (0, 1)

@@ -1,0 +1,246 @@
+"""Tests of what one task's flow run made as the inputs of the next: outputs, lists of them, returned dicts, mapped tasks.
+
+Most read what a task would be handed; the last ones are real DAG runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState, Source
+from airflow_provider_flows.emulator import Emulator, Plan
+from airflow_provider_flows.hooks import PromptChainerHook
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.storage.inputs import read_inputs
+from tests.support.airflow_run import run_dag
+from tests.support.orders import CHAIN
+
+GLB = b"glTF\x02\x00\x00\x00"
+TEXT = FlowOutput("slogan", media_type="text/plain", value="Sit down").as_dict()
+OFTEN = {"poll_interval": 0.1, "max_poll_interval": 0.2}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> dict[str, Any]:
+    """Give an output that was written, as its task returned it."""
+    (tmp_path / "chair.glb").write_bytes(GLB)
+    uri = f"file://{tmp_path}/chair.glb"
+    return FlowOutput(
+        "chair",
+        "a1",
+        media_type="model/gltf-binary",
+        additional={"n": 1},
+        uri=uri,
+        size=8,
+        sha256=hashlib.sha256(GLB).hexdigest(),
+    ).as_dict()
+
+
+def whole(*outputs: dict[str, Any], state: FlowState = FlowState.COMPLETED) -> dict[str, Any]:
+    """Give what a task returns whose run made these."""
+    return {**FlowRun("r1", "generio", state=state).as_dict(), "outputs": list(outputs)}
+
+
+def content(inputs: Any) -> list[Any]:
+    """Read inputs, and give each one's text or bytes, and its metadata."""
+    read = read_inputs(inputs)
+    assert isinstance(read, list)
+    return [(b"".join(i.data.chunks()) if isinstance(i.data, Source) else i.data, i.additional) for i in read]
+
+
+class Lazy(Sequence[Any]):
+    """What the tasks of a mapped one returned, given one by one, as Airflow does it."""
+
+    def __init__(self, *items: Any) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Give one."""
+        return self._items[index]
+
+
+def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], tmp_path: Path) -> None:
+    """A file that was written over since is refused before anything is sent; its URI alone takes it as it is."""
+    other = GLB[:-1] + b"\x01"
+    (tmp_path / "chair.glb").write_bytes(other)
+    with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that is not what the task wrote"):
+        read_inputs([file])
+    assert content([file["uri"]]) == [(other, None)]
+    (tmp_path / "note.txt").write_text("Stand up")
+    said = {
+        **TEXT,
+        "value": "Sit",
+        "uri": f"file://{tmp_path}/note.txt",
+        "sha256": hashlib.sha256(b"Sit down").hexdigest(),
+    }
+    with pytest.raises(FlowInputError, match="is not what the task wrote"):
+        read_inputs([said])
+    (tmp_path / "note.txt").write_text("Sit down")
+    assert content([said]) == [("Sit down", None)]
+
+
+def test_every_form_of_what_was_made_is_taken(file: dict[str, Any]) -> None:
+    """One output, a list, the whole dict, several of them, and mapped ones all stand for their files and texts."""
+    made, said = (GLB, {"n": 1}), ("Sit down", None)
+    assert content(file) == content([file]) == content(whole(file)) == [made]
+    assert (
+        content([file, TEXT])
+        == content(whole(file, TEXT))
+        == content([whole(file), whole(TEXT)])
+        == [made, said]
+    )
+    assert content(Lazy(whole(file), whole(TEXT, file))) == [made, said, made]
+    assert content(Lazy([file], [TEXT, file])) == [made, said, made]
+    assert content([[file, TEXT], "and a prompt", whole(file)]) == [made, said, ("and a prompt", None), made]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"error": None},
+        {"expires_at": "2026-01-01T00:00:00Z", "value": "https://images.test/chair.png"},
+        {"error": "first try", "value": "cut short", "status": "pending"},
+        {"some_day": 1},
+    ],
+)
+def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) -> None:
+    """A file that was written counts, whatever else is told of it, alone and in a list."""
+    assert content({**file, **more}) == content([{**file, **more}]) == [(GLB, {"n": 1})]
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (
+            FlowOutput("chair", "a1", media_type="model/gltf-binary"),
+            r"'chair'.*stayed at the service.*Set output_path on the task",
+        ),
+        (FlowOutput("chair", "a1", status="pending"), r"'chair'.*was not ready.*output_path"),
+        (FlowOutput("chair", "a1", status="error", error="no faces"), r"'chair'.*was not made \(no faces\)"),
+        (FlowOutput("chair", status="error", value=""), r"'chair'.*was not made \(no reason was given\)"),
+        (
+            FlowOutput("chair", media_type="image/png", value="https://images.test/x.png?sig=s"),
+            r"'chair'.*Set output_path",
+        ),
+        (FlowOutput("chair", media_type="text/plain", value=" "), "is blank"),
+    ],
+)
+def test_what_cannot_be_taken_is_named(output: FlowOutput, told: str) -> None:
+    """An output without a file or a text is an error that says which, what became of it, and what to do on which task."""
+    item = output.as_dict()
+    for inputs, where in (
+        (item, r"inputs\[0\]"), (["a", item], r"inputs\[1\]"), (whole(TEXT, item), r"inputs\[0\]\['outputs'\]\[1\]"),
+        ([[TEXT, item]], r"inputs\[0\]\[1\]"),
+    ):  # fmt: skip
+        with pytest.raises(FlowInputError, match=rf"^{where} .*{told}") as caught:
+            read_inputs(inputs)
+        assert "sig=" not in str(caught.value)
+
+
+@pytest.mark.parametrize("state", [FlowState.STARTING, FlowState.COMPLETED])
+def test_run_without_outputs_is_told(state: FlowState) -> None:
+    """The dict of a task that did not wait has no outputs: the error says so."""
+    with pytest.raises(
+        FlowInputError, match=rf"inputs\[1\] is the flow run r1, which had no outputs.*{state}.*must wait"
+    ):
+        read_inputs(["a", whole(state=state)])
+
+
+def test_other_lists_within_lists_are_refused(file: dict[str, Any]) -> None:
+    """Only lists of outputs are opened up."""
+    for inner in ([], ["a chair"], [file, "a chair"]):
+        with pytest.raises(FlowInputError, match=r"inputs\[0\] must be .*not list"):
+            read_inputs([inner])
+
+
+def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
+    """A variable takes the text of an output, and of a text file; a picture or a model is refused by name."""
+    (tmp_path / "long.txt").write_text("größer", encoding="utf-8")
+    (tmp_path / "data.json").write_text("{}", encoding="utf-8")
+    long = {**TEXT, "value": "grö", "uri": f"file://{tmp_path}/long.txt"}
+    given = {
+        "a": TEXT,
+        "b": long,
+        "c": {"uri": f"file://{tmp_path}/data.json"},
+        "d": 5,
+        "e": "s3://no/file",
+        "f": {"x": 1},
+    }
+    told = {"a": "Sit down", "b": "größer", "c": "{}", "d": 5, "e": "s3://no/file", "f": {"x": 1}}
+    assert read_inputs(given) == told
+    with pytest.raises(
+        FlowInputError, match=r"inputs\['b'\] names a file of type model/gltf-binary .*where a text is wanted"
+    ):
+        read_inputs({"a": TEXT, "b": file})
+    with pytest.raises(FlowInputError, match=r"inputs\['b'\] is the output 'x'.*Set output_path"):
+        read_inputs({"a": TEXT, "b": FlowOutput("x", "a1").as_dict()})
+
+
+def test_variable_of_an_output_reaches_the_service(flow_emulator: Emulator) -> None:
+    """What one chain said is what the next one is asked."""
+    flow_emulator.run_seconds = 0
+    PromptChainerHook("promptchainer_default").start(CHAIN, {"color": TEXT, "item": "ball"})
+    assert flow_emulator.requests[-1].json == {"variables": {"color": "Sit down", "item": "ball"}}
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, airflow_database: None) -> Emulator:  # noqa: ARG001
+    """Give an emulator whose runs are short, to DAG runs."""
+    flow_emulator.run_seconds = 0.1
+    return flow_emulator
+
+
+def test_whole_result_of_a_task_is_the_next_ones_input(emulator: Emulator, tmp_path: Path) -> None:
+    """`inputs=first.output`, and a list of two such, run to their end."""
+    same: dict[str, Any] = {"flows_conn_id": "generio_default", "output_path": str(tmp_path), **OFTEN}
+    with DAG("chaining_whole", schedule=None) as dag:
+        first = RunFlowOperator(task_id="first", flow="model_generate_fromprompt", inputs="A chair", **same)
+        RunFlowOperator(task_id="one", flow="model_optimize", inputs=first.output, **same)
+        RunFlowOperator(
+            task_id="two", flow="model_optimize", inputs=[first.output, first.output["outputs"]], **same
+        )
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    assert [len(result.xcoms[name]["return_value"]["outputs"]) for name in ("one", "two")] == [1, 2]
+    assert emulator.started == 3
+
+
+def test_mapped_tasks_are_the_next_ones_inputs(emulator: Emulator, tmp_path: Path) -> None:
+    """What the tasks of a mapped one returned goes into the next task, whole or as outputs, and into mapped ones one by one."""
+    same: dict[str, Any] = {"flows_conn_id": "generio_default", "output_path": str(tmp_path), **OFTEN}
+    with DAG("chaining_mapped", schedule=None) as dag:
+        many = RunFlowOperator.partial(task_id="many", flow="model_generate_fromprompt", **same).expand(
+            inputs=["A chair", "B"]
+        )
+        RunFlowOperator(task_id="all", flow="model_optimize", inputs=many.output, **same)
+        RunFlowOperator(task_id="outputs", flow="model_optimize", inputs=many.output["outputs"], **same)
+        RunFlowOperator.partial(task_id="each", flow="model_optimize", **same).expand(inputs=many.output)
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    made = {name: len(told["return_value"]["outputs"]) for name, told in result.xcoms.items()}
+    assert made == {"many[0]": 1, "many[1]": 1, "all": 2, "outputs": 2, "each[0]": 1, "each[1]": 1}
+    assert emulator.started == 6
+
+
+def test_files_that_stayed_at_the_service_fail_the_next_task(emulator: Emulator) -> None:
+    """Without output_path on the first task the second one fails at once, says what to set, and pays nothing."""
+    emulator.plan(Plan())
+    same: dict[str, Any] = {"flows_conn_id": "generio_default", **OFTEN}
+    with DAG("chaining_stayed", schedule=None) as dag:
+        first = RunFlowOperator(task_id="first", flow="model_generate_fromprompt", inputs="A chair", **same)
+        RunFlowOperator(task_id="second", flow="model_optimize", inputs=first.output["outputs"], **same)
+    result = run_dag(dag)
+    assert result.states == {"first": "success", "second": "failed"}
+    assert "Set output_path on the task" in str(result.errors["second"])
+    assert emulator.started == 1

@@ -1,0 +1,309 @@
+"""Tests of what `inputs` may be: which string is a prompt, which names a file, and how each is sent.
+
+Files are real ones, on disk and in fsspec's memory; nothing is sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+from PIL import Image
+
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.request_body import Body, body_of
+from airflow_provider_flows.core.run import FlowInput
+from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.storage.inputs import read_inputs
+from tests.support.stores import attached
+
+HEADS = {
+    "image/png": b"\x89PNG\r\n\x1a\n...",
+    "image/jpeg": b"\xff\xd8\xff...",
+    "image/tiff": b"II*\x00...",
+    "image/webp": b"RIFF\x00\x00\x00\x00WEBP",
+    "model/gltf-binary": b"glTF...",
+}
+
+
+def sent(inputs: Any) -> list[str]:
+    """Give what is sent for each input."""
+    read = read_inputs(inputs)
+    assert isinstance(read, list)
+    body = body_of([item.as_json() for item in read])
+    return [item["data"] for item in json.loads(b"".join(body) if isinstance(body, Body) else body)]
+
+
+def uri(media_type: str, content: bytes) -> str:
+    """Write a data URI as documented."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def bitmap() -> bytes:
+    """Draw a BMP."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(buffer, "BMP")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("text", ["BMW is a car. Make a model of it", "GIF89 was a format. Draw it", "BM"])
+def test_text_file_that_begins_like_a_picture_is_a_text(tmp_path: Path, text: str) -> None:
+    """A few letters make no picture: a text file that begins with them is a prompt."""
+    (tmp_path / "prompt.txt").write_text(text)
+    assert sent([tmp_path / "prompt.txt"]) == [text]
+
+
+@pytest.fixture
+def memory() -> Any:
+    """Give fsspec's file system in memory, empty, as one that Airflow knows."""
+    return attached("memory")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "A modern office chair", " chair ", "a chair.png", "s3 is a store",
+        "see https://example.org for a chair", "and/or", "1/2 a chair",
+        "/imagine a chair", "data: the new oil", "C: the note", "a://b c", "größe 3\nin zwei Zeilen", "://", "~ a chair",
+    ],
+)  # fmt: skip
+def test_prompt_is_sent_as_it_is(prompt: str) -> None:
+    """A string that is not one URI and not one path is a prompt, sent to the letter, alone or in a list."""
+    assert sent(prompt) == sent([prompt]) == sent((prompt,)) == sent([{"data": prompt}]) == [prompt]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/data/chair.png",
+        "./chair.png",
+        "../chair.png",
+        "~/chair.png",
+        "C:\\chair.png",
+        "C:/chair.png",
+        "/",
+        "chair.png",
+        "models/chair.GLB",
+    ],
+)
+def test_string_that_looks_like_a_path_is_refused(path: str) -> None:
+    """A string that only a path looks like is refused with what to write instead; as `data` it is a prompt all the same."""
+    with pytest.raises(FlowInputError, match=r"inputs\[1\] is a string that looks like a path.*pathlib.Path"):
+        read_inputs(["a chair", path])
+    assert sent([{"data": path}]) == [path]
+
+
+@pytest.mark.parametrize("media_type", HEADS)
+def test_file_is_told_by_its_content(tmp_path: Path, media_type: str) -> None:
+    """A file's media type is that of its first bytes, whatever its name says."""
+    path = tmp_path / "wrong.gif"
+    path.write_bytes(HEADS[media_type])
+    assert sent(path) == [uri(media_type, HEADS[media_type])]
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("a.glb", "model/gltf-binary"),
+        ("a.JPG", "image/jpeg"),
+        ("a.tif", "image/tiff"),
+        ("a.pdf", "application/pdf"),
+    ],
+)
+def test_file_is_told_by_its_name_where_its_content_tells_nothing(
+    tmp_path: Path, name: str, media_type: str
+) -> None:
+    """Unknown first bytes leave it to the name; image/jpg is never written."""
+    (tmp_path / name).write_bytes(b"\x00\x01")
+    assert sent(tmp_path / name) == [uri(media_type, b"\x00\x01")]
+
+
+def test_every_way_to_name_a_file(tmp_path: Path, memory: Any) -> None:
+    """A file:// or memory:// URI, a pathlib.Path, an ObjectStoragePath and a dict with `uri` all name a file."""
+    png = HEADS["image/png"]
+    path = tmp_path / "a b.png"
+    path.write_bytes(png)
+    (tmp_path / "plain.png").write_bytes(png)
+    memory.pipe("/bucket/chair.png", png)
+    ways: list[Any] = [
+        f"file://{tmp_path}/plain.png",
+        "memory://bucket/chair.png",
+        " memory://bucket/chair.png\n",
+        path,
+        ObjectStoragePath("memory://bucket/chair.png"),
+        ObjectStoragePath(f"file://{path}"),
+        {"uri": "memory://bucket/chair.png"},
+        {"uri": f"file://{path}", "additional": {"n": 1}},
+    ]
+    assert sent(ways) == [uri("image/png", png)] * len(ways)
+    assert [sent(way) for way in ways] == [[uri("image/png", png)]] * len(ways)
+
+
+def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
+    """The dict of an output that was written names its file, and its metadata goes with it."""
+    memory.pipe("/out/chair.glb", HEADS["model/gltf-binary"])
+    output = {
+        "name": "chair", "asset_id": "a", "status": "ready", "media_type": "model/gltf-binary", "additional": {"n": 1},
+        "uri": "memory://out/chair.glb", "size": 7,
+        "sha256": hashlib.sha256(HEADS["model/gltf-binary"]).hexdigest(),
+    }  # fmt: skip
+    assert sent([output]) == sent(output) == [uri("model/gltf-binary", HEADS["model/gltf-binary"])]
+    (read,) = read_inputs(output)
+    assert isinstance(read, FlowInput)
+    assert read.additional == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    "variables", [{"color": "red"}, {"data": "x", "color": "y"}, {"uri": "s3://not/a/file", "item": "z"}, {}]
+)
+def test_other_mapping_holds_variables(variables: dict[str, str]) -> None:
+    """A mapping that is no input is a mapping of variables, and stays one, also with names such as `data`."""
+    assert read_inputs(variables) == variables
+
+
+def test_text_file_is_a_prompt(tmp_path: Path) -> None:
+    """A text is sent as the bare string that the service takes."""
+    (tmp_path / "prompt.txt").write_text("Ein grüner Stuhl", encoding="utf-8")
+    assert sent(tmp_path / "prompt.txt") == ["Ein grüner Stuhl"]
+    (tmp_path / "prompt.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(FlowInputError, match="not UTF-8"):
+        read_inputs(tmp_path / "prompt.txt")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "data:image/jpg,base64;/9j_",
+        "data:IMAGE/JPG;base64,/9j/",
+        " data:image/jpeg;base64,\n/9 j/",
+        {"data": "data:image/pjpeg;base64,_9j_"},
+    ],
+)
+def test_data_uri_is_written_in_the_one_documented_form(given: Any) -> None:
+    """However a data URI was written, it goes out as `;base64,`, padded, standard alphabet, image/jpeg."""
+    assert sent([given]) == ["data:image/jpeg;base64,/9j/"]
+
+
+def test_bitmap_becomes_a_png(tmp_path: Path) -> None:
+    """A BMP, which the service does not take, is converted with its content intact, as a file and as a data URI."""
+    (tmp_path / "a.bmp").write_bytes(bitmap())
+    for given in (tmp_path / "a.bmp", uri("image/bmp", bitmap())):
+        head, _, payload = sent([given])[0].partition(",")
+        image = Image.open(io.BytesIO(base64.b64decode(payload)))
+        assert (head, image.format, image.size, image.getpixel((0, 0))) == (
+            "data:image/png;base64",
+            "PNG",
+            (3, 2),
+            (255, 0, 0),
+        )
+
+
+def test_bitmap_that_is_broken_is_refused(tmp_path: Path) -> None:
+    """A BMP that cannot be read is an error that names the item."""
+    (tmp_path / "a.bmp").write_bytes(b"BM")
+    with pytest.raises(FlowInputError, match=r"inputs\[0\] is a BMP image that cannot be read"):
+        read_inputs(tmp_path / "a.bmp")
+
+
+def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
+    """Where Pillow is not installed, a BMP is an error that names the extra to install, and other files still work."""
+    (tmp_path / "a.bmp").write_bytes(bitmap())
+    (tmp_path / "a.png").write_bytes(HEADS["image/png"])
+    script = (
+        "import sys; sys.modules['PIL'] = None\n"
+        "from pathlib import Path\n"
+        "from airflow_provider_flows.storage.inputs import read_inputs\n"
+        "from airflow_provider_flows.core.exceptions import FlowInputError\n"
+        f"assert read_inputs(Path({str(tmp_path / 'a.png')!r}))\n"
+        f"try: read_inputs(Path({str(tmp_path / 'a.bmp')!r}))\n"
+        "except FlowInputError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "install airflow-provider-flows[images]" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        (5, "must be a prompt.*not int"),
+        (b"bytes", "not bytes"),
+        (None, "not NoneType"),
+        (["nested"], "not list"),
+        ("", "is blank"),
+        (" \n", "is blank"),
+        ({"data": ""}, "is blank"),
+        ({"data": 5}, r"\['data'\] must be text, not int"),
+        ({"uri": 5}, r"\['uri'\] must be text, not int"),
+        ({"data": "x", "uri": "s3://x/y"}, "either 'data' or 'uri'"),
+        ({"additional": 1}, r"not a dict with \['additional'\]"),
+        ({"data": "x", "additional": {1, 2}}, "cannot be sent as JSON"),
+        ({"data": "x", "additional": float("nan")}, "cannot be sent as JSON"),
+        ("file:///no/such/file.png", "cannot be read.*/no/such/file.png"),
+        ("nosuchstore://bucket/file.png", "cannot be read"),
+        (Path("/no/such/file.png"), "cannot be read"),
+    ],
+)  # fmt: skip
+def test_bad_item_is_named(item: Any, told: str) -> None:
+    """An item that cannot be sent is an error that says which, what is wrong, and what would do."""
+    with pytest.raises(FlowInputError, match=rf"(?s)inputs\[1\].*{told}|inputs\[1\]{told}"):
+        read_inputs(["a chair", item])
+
+
+def test_empty_unknown_and_folder_are_refused(tmp_path: Path) -> None:
+    """An empty file, a file that nothing tells the type of, and a folder are refused by name."""
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "unknown").write_bytes(b"\x00\x01")
+    for name, told in (("empty.png", "empty file"), ("unknown", "usual name"), ("", "cannot be read")):
+        with pytest.raises(FlowInputError, match=told):
+            read_inputs([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("parameters", {"when": object()}),
+        ("additional", float("inf")),
+        ("parameters", [1]),
+        ("flow", ""),
+        ("flow", None),
+    ],
+)
+def test_argument_that_cannot_be_sent_is_named_before_anything_is_sent(
+    flow_emulator: Emulator, argument: str, value: Any
+) -> None:
+    """What JSON cannot hold is an error that names the argument, and no run was made."""
+    known: dict[str, Any] = {"flow": "model_generate_fromprompt", "inputs": "a chair", argument: value}
+    with pytest.raises(FlowInputError, match=f"(^|: ){argument} "):
+        GenerioHook("generio_default").start(**known)
+    assert {request.method for request in flow_emulator.requests} <= {"GET"}  # for what else may be wrong
+
+
+def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: Emulator) -> None:
+    """A Generio run without an input would never start, so it is not made; nor one with a chain's variables."""
+    hook = GenerioHook("generio_default")
+    for inputs, told in (
+        (None, "at least one"),
+        ([], "at least one"),
+        ({"color": "red"}, "for PromptChainer"),
+    ):
+        for keep in (None, lambda _: None):
+            with pytest.raises(FlowInputError, match=told):
+                hook.start("model_generate_fromprompt", inputs, keep=keep, validate=False)
+    assert flow_emulator.requests == ()
+
+
+def test_content_of_inputs_is_in_no_repr(tmp_path: Path) -> None:
+    """An input's content does not reach a log by way of its repr."""
+    (tmp_path / "a.png").write_bytes(HEADS["image/png"] + b"secret")
+    assert "secret" not in repr(read_inputs(["secret chair", tmp_path / "a.png"]))

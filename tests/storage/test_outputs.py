@@ -1,0 +1,304 @@
+"""Tests of what becomes of a run's outputs: files written whole or not at all, under safe names, with size and digest.
+
+The runs are the emulator's; the targets are real stores, one of which breaks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import Connection, ObjectStoragePath
+from airflow.sdk.log import redact
+
+from airflow_provider_flows.core.exceptions import FlowNotFound, FlowServiceError
+from airflow_provider_flows.core.run import FlowOutput, FlowRun
+from airflow_provider_flows.emulator import Emulator, Fault
+from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
+from airflow_provider_flows.services.generio.api import Generio
+from airflow_provider_flows.storage.atomic_file import write_whole
+from airflow_provider_flows.storage.output_options import Delivery
+from airflow_provider_flows.storage.outputs import LOOKS_AT_PENDING, fetch, settled_outputs
+from airflow_provider_flows.storage.paths import file_names, safe_name
+from tests.support.scripted import Script, answer
+from tests.support.stores import attached
+
+SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
+HOSTILE = [
+    "../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b\\c", "nul", "CON.txt", "com1", "\x00", "a\x00b", "a\nb", " ", "-rf",
+    "x" * 300,
+    "~root", "%2e%2e%2f", "a:b|c?d*", "größe", "☃", ".hidden", "trailing.", "$(rm)", "\u202egnp.exe",
+]  # fmt: skip
+
+
+@pytest.fixture
+def hook(flow_emulator: Emulator) -> GenerioHook:
+    """Give a hook to an emulator whose runs take no time."""
+    flow_emulator.run_seconds = 0
+    return GenerioHook("generio_default")
+
+
+@pytest.fixture
+def made(hook: GenerioHook) -> FlowRun:
+    """Make two models."""
+    run = hook.start(
+        "model_generate_fromprompt",
+        ["a chair", {"data": "a table", "additional": {"n": 2}}],
+        {"quality": "low"},
+    )
+    return hook.get_run(run.flow_run_id)
+
+
+@pytest.fixture
+def chained(flow_emulator: Emulator) -> FlowRun:
+    """Run a chain whose outputs are a picture's link and a text."""
+    flow_emulator.run_seconds = 0
+    return PromptChainerHook("promptchainer_default").start(SAMPLE, {"color": "Red", "item": "Ball"})
+
+
+def everything(folder: Path) -> list[Path]:
+    """List all files below a folder, hidden ones too."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_outputs_are_written_with_size_and_digest(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
+    """Each output is a whole file below output_path and the run's id; its dict says where, how large and with which digest."""
+    told = fetch(hook, made, Delivery(str(tmp_path))).as_dict()["outputs"]
+    assert len(told) == len(everything(tmp_path)) == 2
+    for output, path in zip(
+        sorted(told, key=lambda output: output["uri"]), everything(tmp_path), strict=True
+    ):
+        data = path.read_bytes()
+        assert (path.parent.name, path.suffix, data[:4]) == (made.flow_run_id, ".glb", b"glTF")
+        assert output["uri"] == f"file://{path}"
+        assert (output["size"], output["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (output["media_type"], output["status"]) == ("model/gltf-binary", "ready")
+    assert [output["additional"] for output in told] == [None, {"n": 2}]
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "{}/", "file://{}/deeper/still"])
+def test_path_may_be_written_in_any_form(hook: GenerioHook, made: FlowRun, tmp_path: Path, form: str) -> None:
+    """A plain path and a file URI mean the same, folders are made, and the URI that is told always has its scheme."""
+    (one, _) = fetch(hook, made, Delivery(form.format(tmp_path))).outputs
+    assert str(one.uri).startswith(f"file://{tmp_path}/")
+    assert ObjectStoragePath(str(one.uri)).read_bytes()[:4] == b"glTF"
+
+
+def test_memory_store_works(hook: GenerioHook, made: FlowRun) -> None:
+    """A store that is no disk takes the files too, and no temporary name is left."""
+    files = attached("memory")
+    run = fetch(hook, made, Delivery("memory://bucket/chairs"))
+    assert len(files.store) == 2
+    for output in run.outputs:
+        assert len(files.cat(str(output.uri))) == output.size
+
+
+def test_what_is_there_already_is_replaced(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
+    """Fetching a second time replaces the files, and leaves no second copy."""
+    first = fetch(hook, made, Delivery(str(tmp_path)))
+    for path in everything(tmp_path):
+        path.write_bytes(b"old")
+    assert fetch(hook, made, Delivery(str(tmp_path))).as_dict() == first.as_dict()
+    assert all(path.read_bytes()[:4] == b"glTF" for path in everything(tmp_path))
+    assert len(everything(tmp_path)) == 2
+
+
+@contextmanager
+def small_disk(most: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_disk_that_fills_up_keeps_nothing_half(tmp_path: Path) -> None:
+    """A write that breaks off half-way leaves neither a half file nor a temporary one, and the old file as it was."""
+    path = ObjectStoragePath(f"file://{tmp_path}") / "chair.glb"
+    write_whole(path, b"old")
+    with small_disk(1_000), pytest.raises(OSError, match="too large"):
+        write_whole(path, b"x" * 100_000)
+    assert everything(tmp_path) == [tmp_path / "chair.glb"]
+    assert (tmp_path / "chair.glb").read_bytes() == b"old"
+
+
+def test_store_that_breaks_keeps_nothing_half(hook: GenerioHook, made: FlowRun) -> None:
+    """On an object store too, a write that breaks off leaves nothing."""
+    files = attached("fragile")
+    with pytest.raises(OSError, match="No space left"):
+        fetch(hook, made, Delivery("fragile://bucket/"))
+    assert list(files.store) == []
+
+
+def test_download_that_breaks_keeps_what_is_whole(
+    flow_emulator: Emulator, hook: GenerioHook, made: FlowRun, tmp_path: Path
+) -> None:
+    """If the second download fails, the first file is there, whole, and nothing of the second."""
+    flow_emulator.fault(Fault("GET", "*/outputs/*", skip=1, status=404, times=None))
+    with pytest.raises(FlowServiceError):
+        fetch(hook, made, Delivery(str(tmp_path)))
+    (path,) = everything(tmp_path)
+    assert path.read_bytes()[:4] == b"glTF"
+
+
+def test_target_that_is_no_folder_is_an_error(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
+    """A file where the folder should be is an error of the store, and stays as it is."""
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(OSError, match="taken"):
+        fetch(hook, made, Delivery(str(tmp_path / "taken")))
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_name_becomes_one_harmless_segment(tmp_path: Path, name: str) -> None:
+    """Whatever a service calls an output, the file stays in its folder under a name that every store takes."""
+    safe = safe_name(name)
+    assert 0 < len(safe) <= 101
+    assert not set(safe) - set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+    assert safe.partition(".")[0].lower() not in {"con", "nul", "com1"}
+    assert safe[0] not in ".-"
+    assert safe[-1] != "."
+    write_whole(ObjectStoragePath(f"file://{tmp_path}") / f"{safe}.glb", b"x")
+    assert [path.parent for path in everything(tmp_path)] == [tmp_path]
+
+
+def test_no_two_outputs_share_a_file() -> None:
+    """Outputs of the same name, or of names that differ in case or in what is made harmless, get files of their own."""
+    outputs = [FlowOutput(name) for name in ("a", "A", "a", "a-2", "a/b", "a?b", *HOSTILE, *HOSTILE)]
+    names = [name.lower() for name in file_names(outputs)]
+    assert len(set(names)) == len(names)
+    assert names[:3] == ["a", "a-2", "a-3"]
+
+
+def test_hostile_run_id_stays_below_the_path(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
+    """Even a run id that climbs does not lead out of output_path."""
+    output = made.with_outputs(tuple(hook.list_outputs(made.flow_run_id))[:1])
+    climbing = FlowRun("../../up", "promptchainer", outputs=(FlowOutput("../x", value="kept as text"),))
+    assert fetch(hook, climbing, Delivery(str(tmp_path / "in"))).outputs[0].value == "kept as text"
+    assert fetch(hook, output, Delivery(str(tmp_path / "in"))).outputs[0].size
+    assert [path.relative_to(tmp_path).parts[0] for path in everything(tmp_path)] == ["in"]
+
+
+def rows(*words: str) -> Any:
+    """Make a list of outputs with these statuses."""
+    return answer(
+        {"outputs": [{"asset_id": str(number), "status": word} for number, word in enumerate(words)]}
+    )
+
+
+def test_pending_outputs_are_listed_again() -> None:
+    """Outputs that are still being written are asked for again, in growing pauses, until none is pending."""
+    script = Script(rows("ready", "processing"), rows("ready", "never seen"), rows("ready", "error"))
+    assert [output.status for output in script.hold(settled_outputs(Generio(), "r"))] == ["ready", "error"]
+    assert script.pauses == [0.5, 1.0]
+
+
+def test_output_that_stays_pending_is_not_waited_for_for_ever(hook: GenerioHook) -> None:
+    """After about half a minute a pending output is listed as such, without a file."""
+    script = Script(rows("pending"), endless=True)
+    (output,) = script.hold(settled_outputs(Generio(), "r"))
+    assert (output.status, len(script.requests)) == ("pending", LOOKS_AT_PENDING)
+    assert 15 < sum(script.pauses) < 45
+    assert fetch(hook, FlowRun("r", "generio", outputs=(output,)), Delivery("/nowhere")).outputs == (output,)
+
+
+def test_content_that_comes_unasked_stays_out_of_xcom() -> None:
+    """A service that puts whole files into its list does not bring them into the run's dict."""
+    told = answer(
+        {"outputs": [{"asset_id": "a", "data": "data:model/gltf-binary;base64," + "A" * 1_000_000}]}
+    )
+    (output,) = Script(told).hold(Generio().list_outputs("r"))
+    assert len(json.dumps(output.as_dict())) < 300
+    assert output.media_type == "model/gltf-binary"
+
+
+def test_no_path_lists_the_outputs_and_warns_of_links(
+    flow_emulator: Emulator, chained: FlowRun, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Without output_path a link is kept as it is, with a warning that says when it ends and what would keep the file."""
+    asked = len(flow_emulator.requests)
+    with caplog.at_level(logging.WARNING):
+        picture, text = fetch(PromptChainerHook("promptchainer_default"), chained, Delivery()).outputs
+    assert "sig=" in str(picture.value)
+    assert (text.link, text.uri) == (False, None)
+    (record,) = caplog.records
+    assert "Set output_path to keep the file" in record.getMessage()
+    assert "+00:00" in record.getMessage()
+    assert "sig=" not in record.getMessage()
+    assert len(flow_emulator.requests) == asked
+    assert everything(tmp_path) == []
+
+
+def test_link_is_saved_and_its_signature_is_gone(
+    chained: FlowRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With output_path the picture is a file and the link, with its signature, is nowhere in the run's dict or the log."""
+    signature = str(chained.outputs[0].value).partition("?")[2]
+    with caplog.at_level(logging.DEBUG):
+        run = fetch(PromptChainerHook("promptchainer_default"), chained, Delivery(str(tmp_path)))
+    told = run.as_dict()["outputs"]
+    (path,) = everything(tmp_path)
+    assert (path.suffix, path.read_bytes()[:4], told[0]["uri"]) == (".png", b"\x89PNG", f"file://{path}")
+    assert told[1]["value"]
+    assert "sig=" not in json.dumps(told)
+    ours = [
+        record.getMessage() for record in caplog.records if record.name.startswith("airflow_provider_flows")
+    ]
+    assert ours
+    assert "sig=" not in "".join(ours)
+    assert signature not in str(redact(caplog.text))  # what Airflow writes of the libraries' own debug lines
+
+
+def test_link_that_has_ended_says_so(flow_emulator: Emulator, chained: FlowRun, tmp_path: Path) -> None:
+    """A signed link that is over is an error that says to run the flow again, and shows no signature."""
+    flow_emulator.advance(7_200)
+    with pytest.raises(FlowNotFound, match=r"not valid any more.*Run the flow again") as caught:
+        fetch(PromptChainerHook("promptchainer_default"), chained, Delivery(str(tmp_path)))
+    assert "sig=" not in str(caught.value)
+    assert everything(tmp_path) == []
+
+
+def test_failed_output_is_listed_with_its_reason(
+    hook: GenerioHook, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An output that was not made has no file, its reason is in the dict and in one warning."""
+    run = FlowRun("r", "generio", outputs=(FlowOutput("chair", "a", status="error", error="out of clay"),))
+    (output,) = fetch(hook, run, Delivery(str(tmp_path))).as_dict()["outputs"]
+    assert (output["status"], output["error"]) == ("error", "out of clay")
+    assert "out of clay" in caplog.text
+    assert everything(tmp_path) == []
+
+
+def test_chain_without_outputs_has_none(tmp_path: Path) -> None:
+    """A run that promised no outputs and made none is listed with none: nothing is asked for."""
+    run = Script(answer([])).hold(
+        PromptChainerHook("promptchainer_default")
+        .make_service({"test_flow": None})
+        .start("f", {}, None, None, promised=())
+    )
+    assert fetch(a_chain(), run, Delivery(str(tmp_path))).outputs == ()
+
+
+def a_chain() -> PromptChainerHook:
+    """Give a hook with a connection to a host where nobody listens."""
+    hook = PromptChainerHook("nobody")
+    hook._connection = Connection(
+        conn_id="nobody", conn_type="promptchainer", host="http://127.0.0.1:9", password="k"
+    )
+    return hook
+
+
+def test_files_are_plain_files(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
+    """A written file is nothing that can be run."""
+    fetch(hook, made, Delivery(str(tmp_path)))
+    assert not any(path.stat().st_mode & (stat.S_IXUSR | stat.S_IXGRP) for path in everything(tmp_path))

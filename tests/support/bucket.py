@@ -1,0 +1,142 @@
+"""A local server that speaks S3 (moto's), a way to look into its bucket without S3's own libraries, a line to it that is cut.
+
+Airflow reaches it through the amazon provider's real file system and a real `aws` connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Self
+
+import requests
+
+from tools.processes import LOOPBACK, Program, free_port, wait_until
+
+BUCKET = "models"
+SECRET = "a-storage-key-that-nobody-else-may-read"
+_START_TIMEOUT = 60
+# moto lets in whoever names himself, and checks no signature
+_NAMED = (
+    "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+)
+
+
+class ObjectServer(Program):
+    """The server as a process of its own, on a free port, with one bucket in it."""
+
+    def __init__(self, log: Path) -> None:
+        """Choose the port."""
+        self.port = free_port()
+        self.url = f"http://{LOOPBACK}:{self.port}"
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy of the machine has no say on the loopback
+        self._session.headers["Authorization"] = _NAMED
+        command = [sys.executable, "-m", "moto.server", "--host", LOOPBACK, "--port", str(self.port)]
+        super().__init__("moto's server", command, os.environ, log)
+
+    def __enter__(self) -> Self:
+        """Start it, wait until it answers, and make the bucket."""
+        self.start()
+        wait_until(self._answers, [self], _START_TIMEOUT, "The start of moto's server")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._session.close()
+        self.stop()
+
+    def clear(self) -> None:
+        """Forget every bucket, and make the one that the tests use."""
+        self._session.post(f"{self.url}/moto-api/reset", timeout=10).raise_for_status()
+        self._session.put(f"{self.url}/{BUCKET}", timeout=10).raise_for_status()
+
+    def buckets(self) -> list[str]:
+        """Name all buckets."""
+        return re.findall(r"<Name>(.*?)</Name>", self._told("/").text)
+
+    def objects(self) -> dict[str, bytes]:
+        """Give every object of the bucket by its name."""
+        names = re.findall(r"<Key>(.*?)</Key>", self._told(f"/{BUCKET}?list-type=2").text)
+        return {name: self._told(f"/{BUCKET}/{name}").content for name in names}
+
+    def unfinished(self) -> list[str]:
+        """Name what was begun in parts and neither finished nor given up: no list shows it, and it costs."""
+        return re.findall(r"<Upload>.*?<Key>(.*?)</Key>", self._told(f"/{BUCKET}?uploads").text, re.DOTALL)
+
+    def _told(self, path: str) -> requests.Response:
+        answer = self._session.get(self.url + path, timeout=10)
+        answer.raise_for_status()
+        return answer
+
+    def _answers(self) -> bool:
+        try:
+            return self._session.get(f"{self.url}/moto-api/", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+
+def connection(url: str) -> str:
+    """Write the Airflow connection to a store as an environment variable holds it; what fails is asked once only."""
+    extra = {
+        "endpoint_url": url,
+        "region_name": "us-east-1",
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    }
+    return json.dumps({"conn_type": "aws", "login": "tests", "password": SECRET, "extra": extra})
+
+
+class CutLine:
+    """A TCP line to a server that is cut for good when so many bytes have gone there."""
+
+    def __init__(self, port: int, most: int) -> None:
+        """Take where it leads, and how much may pass."""
+        self._to, self._left = (LOOPBACK, port), most
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self._ends: list[socket.socket] = [self._listener]
+        self.url = f"http://{LOOPBACK}:{self._listener.getsockname()[1]}"
+        self.cut = threading.Event()
+
+    def __enter__(self) -> Self:
+        """Begin to pass on."""
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Cut it, if that has not happened yet."""
+        self._close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._to)
+                self._ends += [client, server]
+                threading.Thread(
+                    target=self._pass_on, args=(client, server), kwargs={"counted": True}, daemon=True
+                ).start()
+                threading.Thread(target=self._pass_on, args=(server, client), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, *, counted: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._left -= len(data) * counted
+                if self._left < 0:
+                    self._close()
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _close(self) -> None:
+        self.cut.set()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()

@@ -1,0 +1,90 @@
+"""Runs `airflow flows` in the test's own process, through Airflow's own parser.
+
+It starts no `airflow`; tests/cli/test_terminal.py does.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+PROMPT_FLOW = "model_generate_fromprompt"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What stands on stdout, read as JSON."""
+        return json.loads(self.out)
+
+
+Flows = Callable[..., Ended]
+
+
+def call(line: list[str]) -> int:
+    """Run `airflow` with these arguments, and give the exit code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Airflow's parts say of each other at their first import
+        from airflow.cli.cli_parser import get_parser
+    try:
+        args = get_parser().parse_args(line)
+        if line[0] == "flows":
+            args.func(args)
+        else:
+            _quietly(args.func, args)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    return 0
+
+
+def _quietly(function: Callable[[Any], None], args: Any) -> None:
+    """Run a command of Airflow's own, whose parts say of each other that they are deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        function(args)
+
+
+def caller(capsys: pytest.CaptureFixture[str]) -> Flows:
+    """Give a function that runs `airflow flows ...`; its line may be one string, or words."""
+
+    def flows(*words: str) -> Ended:
+        line = shlex.split(words[0]) if len(words) == 1 else list(words)
+        capsys.readouterr()
+        code = call(["flows", *line])
+        written = capsys.readouterr()
+        return Ended(code, written.out, written.err)
+
+    return flows
+
+
+def store(conn_id: str, host: str, key: str) -> None:
+    """Put a connection into Airflow's database, as `airflow connections add` does."""
+    assert (
+        call(
+            [
+                "connections",
+                "add",
+                conn_id,
+                "--conn-type",
+                "generio",
+                "--conn-host",
+                host,
+                "--conn-password",
+                key,
+            ]
+        )
+        == 0
+    )

@@ -1,0 +1,99 @@
+"""The package's two doors to the network, in one form, so that a test can be run through both.
+
+It patches nothing: sessions, transports and drivers are the package's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+
+from airflow_provider_flows.core.exceptions import FlowUnreachable
+from airflow_provider_flows.core.http import Conversation, Request, Response, T
+from airflow_provider_flows.transport import asynchronous, blocking
+from airflow_provider_flows.transport.settings import Settings
+
+TOKEN = "t0ken-that-nobody-may-see"
+
+
+class Door(Protocol):
+    """Holds one conversation over a session of its own."""
+
+    def __call__(
+        self, settings: Settings, conversation: Conversation[T], sleep: Callable[[float], None] = ...
+    ) -> T:
+        """Hold it to its end."""
+
+
+def no_sleep(_: float) -> None:
+    """Do not wait."""
+
+
+def through_requests(
+    settings: Settings, conversation: Conversation[T], sleep: Callable[[float], None] = no_sleep
+) -> T:
+    """Hold a conversation over `requests`."""
+    with blocking.new_session(settings) as session:
+        return blocking.hold(conversation, blocking.BlockingTransport(settings, session).send, sleep)
+
+
+def through_aiohttp(
+    settings: Settings, conversation: Conversation[T], sleep: Callable[[float], None] = no_sleep
+) -> T:
+    """Hold a conversation over `aiohttp`."""
+
+    async def held() -> T:
+        async def asleep(seconds: float) -> None:
+            sleep(seconds)
+
+        async with await asynchronous.new_session(settings) as session:
+            transport = asynchronous.AsyncTransport(settings, session)
+            return await asynchronous.hold(conversation, transport.send, asleep)
+
+    return asyncio.run(held())
+
+
+DOORS = {"requests": through_requests, "aiohttp": through_aiohttp}
+
+
+def settings_for(url: str, **more: Any) -> Settings:
+    """Make settings with a token and short timeouts."""
+    known: dict[str, Any] = {
+        "connect_timeout": 2.0,
+        "read_timeout": 2.0,
+        "credentials": {"Authorization": f"Bearer {TOKEN}"},
+    }
+    return Settings(url, **(known | more))
+
+
+def one(request: Request) -> Conversation[Response]:
+    """Hold a conversation of one request; unlike `ask` it takes whatever comes."""
+    response = yield request
+    assert response is not None
+    return response
+
+
+def unreachable(door: Door, settings: Settings, request: Request) -> FlowUnreachable:
+    """Ask, and give the error, which never holds the token."""
+    with pytest.raises(FlowUnreachable) as caught:
+        door(settings, one(request))
+    assert TOKEN not in f"{caught.value} {caught.value!r} {caught.getrepr()}"
+    return caught.value
+
+
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what the machine says of proxies and certificates."""
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "SSL_CERT_FILE",
+    ):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)

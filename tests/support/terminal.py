@@ -1,0 +1,90 @@
+"""A program at a terminal of its own: what it writes is read as it comes, keys are pressed, Ctrl-C among them.
+
+It knows nothing of what the program does.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+PATIENCE = 60.0  # seconds; an `airflow` takes several to begin
+CTRL_C = "\x03"
+# makes the terminal the one that Ctrl-C at it interrupts, and whose end ends it, then becomes the program
+_AT_IT = (
+    "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+_ORDERS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")  # what colours and moves
+
+
+class Terminal:
+    """A Python program, from `with` to the end of the block; whatever is left of it then is killed."""
+
+    def __init__(self, *words: str) -> None:
+        self.shown = ""
+        self._closed = False
+        self._command = [sys.executable, "-c", _AT_IT, sys.executable, *words]
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self._keys, screen = pty.openpty()
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "180", "LINES": "40"}
+        self._process = subprocess.Popen(
+            self._command, stdin=screen, stdout=screen, stderr=screen, env=environment
+        )
+        os.close(screen)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        if not self._closed:
+            os.close(self._keys)
+
+    def close(self) -> int:
+        """Close the terminal under the program, as a window is closed, and give the exit code."""
+        os.close(self._keys)
+        self._closed = True
+        return self._process.wait(PATIENCE)
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self._keys, keys.encode())
+
+    def until(self, pattern: str) -> str:
+        """Read on until there is a match beyond those that were waited for before, and give it."""
+        end = time.monotonic() + PATIENCE
+        while not (found := re.search(pattern, self.shown)):
+            assert self._read(end), f"no {pattern!r} in {self.shown!r}"
+        self.shown = self.shown[found.end() :]
+        return found[0]
+
+    def ended(self) -> int:
+        """Read to the end, and give the exit code."""
+        end = time.monotonic() + PATIENCE
+        while self._read(end):
+            pass
+        return self._process.wait(PATIENCE)
+
+    def _read(self, end: float) -> bool:
+        if not select.select([self._keys], [], [], max(0.0, end - time.monotonic()))[0]:
+            return False
+        try:
+            read = os.read(self._keys, 65536)
+        except OSError:  # how Linux tells that nobody has the terminal open any more
+            return False
+        self.shown = _ORDERS.sub("", self.shown + read.decode("utf-8", "replace"))
+        return bool(read)

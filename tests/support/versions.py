@@ -1,0 +1,82 @@
+"""What differs between the Airflows that the tests run on: what is theirs to have, and where it lies in each.
+
+The package itself has no such table; where an Airflow lacks something, the package finds that out by looking for it.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import NamedTuple
+
+import pytest
+
+try:
+    from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError
+except ImportError:  # before Airflow 3.2
+    from airflow.exceptions import AirflowRescheduleException, TaskDeferralError
+
+try:
+    from airflow.dag_processing.dagbag import DagBag
+except ImportError:  # before Airflow 3.2
+    from airflow.models.dagbag import DagBag
+
+try:
+    from airflow.sdk.serde import deserialize, serialize
+except ImportError:  # before Airflow 3.2
+    from airflow.serialization.serde import deserialize, serialize
+
+__all__ = [
+    "FEATURES",
+    "AirflowRescheduleException",
+    "DagBag",
+    "TaskDeferralError",
+    "deserialize",
+    "has",
+    "lacks",
+    "needs",
+    "serialize",
+]
+
+AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
+
+
+class Feature(NamedTuple):
+    """What an older Airflow of those that we support does not have."""
+
+    since: tuple[int, int]
+    """The first Airflow that has it."""
+    aside: str
+    """The test that shows what we say and do without it."""
+
+
+FEATURES = {
+    "task state store": Feature((3, 3), "test_retries.py::test_without_a_store_a_retry_starts_another"),
+    "asset state store": Feature(
+        (3, 3), "test_finished.py::test_without_a_store_it_remembers_while_it_lives"
+    ),
+    "retry policies": Feature(
+        (3, 3), "test_retries.py::test_without_retry_policies_airflows_own_retries_are_left"
+    ),
+    "kills told to triggers": Feature((3, 3), "test_stack.py::test_deferred_task_says_what_stops_nothing"),
+    "connection form fields": Feature((3, 2), "test_provider_info.py::test_plain_connection_form"),
+    "commands of providers": Feature(
+        (3, 2), "test_provider_info.py::test_airflow_without_commands_of_providers"
+    ),
+}
+
+
+def has(feature: str) -> bool:
+    """Tell whether the installed Airflow has a feature of the table."""
+    return FEATURES[feature].since <= AIRFLOW
+
+
+def needs(feature: str) -> pytest.MarkDecorator:
+    """Mark what can be tested only where Airflow has the feature."""
+    since = ".".join(map(str, FEATURES[feature].since))
+    return pytest.mark.skipif(not has(feature), reason=f"needs Airflow {since}: {feature}")
+
+
+def lacks(feature: str) -> pytest.MarkDecorator:
+    """Mark what shows how we step aside where Airflow lacks the feature."""
+    since = ".".join(map(str, FEATURES[feature].since))
+    return pytest.mark.skipif(has(feature), reason=f"steps aside before Airflow {since} only: {feature}")

@@ -1,0 +1,62 @@
+"""The DAGs that the browser looks at: a model, a chain with a hostile name, mapped ones, one left alone, one tried again, none.
+
+What is hostile comes from walk.py, as the configuration of a DAG run.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from airflow.sdk import DAG, task
+
+from airflow_provider_flows.operators import RunFlowOperator
+
+OUTPUT = os.environ["FLOWS_DEMO_OUTPUT"]
+
+with DAG("browser_model", schedule=None, params={"prompt": "A modern office chair"}):
+    RunFlowOperator(
+        task_id="make",
+        flow="model_generate_fromprompt",
+        inputs=[{"data": "{{ params.prompt }}"}],
+        parameters={"quality": "high"},
+        output_path=OUTPUT,
+        poll_interval=1,
+    )
+
+with DAG("browser_chain", schedule=None, params={"flow": "", "item": "ball"}):
+    RunFlowOperator(
+        task_id="write",
+        flow="{{ params.flow }}",
+        inputs={"color": "red", "item": "{{ params.item }}"},
+        flows_conn_id="promptchainer_default",
+        output_path=OUTPUT,
+    )
+
+with DAG("browser_mapped", schedule=None):
+    RunFlowOperator.partial(
+        task_id="make", flow="model_generate_fromprompt", parameters={"quality": "low"}, poll_interval=1
+    ).expand(inputs=["A round table", "A stool"])
+
+with DAG("browser_left", schedule=None):
+    RunFlowOperator(
+        task_id="start", flow="model_generate_fromprompt", inputs="A bench", wait_for_completion=False
+    )
+
+with DAG("browser_tries", schedule=None):
+    RunFlowOperator(
+        task_id="make",
+        flow="model_generate_fromprompt",
+        inputs="A garden chair",
+        poll_interval=1,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+    )
+
+with DAG("browser_none", schedule=None):
+
+    @task
+    def nothing() -> None:
+        """Run no flow."""
+
+    nothing()

@@ -1,0 +1,159 @@
+"""Where the browser walks: an emulator, a real Airflow with two users, and the browser that Debian brings.
+
+What is looked at stands in walk.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import requests
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+from airflow_provider_flows.emulator import Emulator
+from tools.airflow_stack import Stack
+
+DAGS = Path(__file__).parent / "dags"
+GRAPHS = Path(__file__).parents[3] / "airflow_provider_flows" / "emulator" / "graphs"
+IMAGES = Path(__file__).parents[3] / "docs" / "images"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PASSWORDS = {"admin": "admin-of-the-tests", "vera": "viewer-of-the-tests"}
+RUN_SECONDS = 14.0
+AIRFLOWS_OWN = "An iframe which has both allow-scripts and allow-same-origin"  # said of the frame that Airflow itself makes
+WIDE, NARROW = (1600, 1000), (400, 900)
+
+
+@dataclass
+class Watched:
+    """What a browser's page has complained of, and whom it has asked."""
+
+    complaints: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def over(self, page: Page) -> None:
+        """Listen to a page."""
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", self._asks)
+
+    def hosts(self) -> set[str]:
+        """Name all whom the browser has asked."""
+        return {urlsplit(url).netloc for url in self.asked if not url.startswith(("data:", "blob:"))}
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"} and not message.text.startswith(AIRFLOWS_OWN):
+            self.complaints.append(f"{message.type}: {message.text} ({(message.location or {}).get('url')})")
+
+    def _asks(self, request: Request) -> None:
+        self.asked.append(request.url)
+
+
+@dataclass
+class Stage:
+    """All of it."""
+
+    emulator: Emulator
+    stack: Stack
+    browser: Browser
+    watched: Watched
+    output: Path
+
+    def log_in(self, user: str = "admin", *, dark: bool = False, size: tuple[int, int] = WIDE) -> Page:
+        """Open a window of its own for a user, and log in as people do."""
+        context: BrowserContext = self.browser.new_context(
+            viewport={"width": size[0], "height": size[1]},
+            color_scheme="dark" if dark else "light",
+            accept_downloads=True,
+        )
+        page = context.new_page()
+        page.set_default_timeout(90_000)
+        self.watched.over(page)
+        page.goto(f"{self.stack.address}/auth/login")
+        page.get_by_label("Username").fill(user)
+        page.locator("input[type=password]").fill(PASSWORDS[user])
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url(lambda url: "/auth/login" not in url)
+        return page
+
+    def tab(self, dag_id: str, run_id: str, task_id: str, map_index: int | None = None) -> str:
+        """Give the address of the tab in Airflow's own page."""
+        mapped = "" if map_index is None else f"/mapped/{map_index}"
+        return f"{self.stack.address}/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/{task_id}{mapped}/plugin/flow-run"
+
+    def own(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Give the address of the tab's content alone."""
+        return f"{self.stack.address}/flows/task/{dag_id}/{quote(run_id, safe='')}/{task_id}/-1"
+
+    def start(self, template: str) -> None:
+        """Start a flow run without Airflow, as anybody with the key may."""
+        image = (
+            "data:image/png;base64,"
+            + b64encode((IMAGES / "../../example_dags/images/chair.png").read_bytes()).decode()
+        )
+        headers = {"authorization": f"Bearer {self.emulator.key}"}
+        body = {"template": template, "inputs": [{"data": image}]}
+        requests.post(f"{self.emulator.url}/flows", json=body, headers=headers, timeout=10).raise_for_status()
+
+
+def installed_browser() -> str:
+    """Give the path of Debian's chromium."""
+    found = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    assert found, "There is no chromium; on Debian: apt-get install chromium"
+    return found
+
+
+@contextmanager
+def stage(folder: Path) -> Iterator[Stage]:
+    """Set everything up, and take it down in the end."""
+    output = Path(tempfile.mkdtemp(prefix="flows-"))  # the pictures show it
+    home = folder / "airflow"
+    home.mkdir()
+    secret = home / "users.json"
+    secret.write_text(json.dumps(PASSWORDS))
+    environment = {
+        "FLOWS_DEMO_OUTPUT": output.as_uri(),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:viewer",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(secret),
+    }
+    with Emulator(run_seconds=RUN_SECONDS) as emulator:
+        stack = Stack(home, DAGS, environment=environment, tuned=True, parallelism=3)
+        stack.password = PASSWORDS["admin"]
+        stack._credentials["password"] = PASSWORDS["admin"]
+        with stack, sync_playwright() as playwright:
+            _connect(stack, emulator)
+            # in a container chromium's own sandbox needs rights that root in there does not have
+            browser = playwright.chromium.launch(
+                executable_path=installed_browser(), args=["--no-sandbox"], env=dict(os.environ)
+            )
+            try:
+                yield Stage(emulator, stack, browser, Watched(), output)
+            finally:
+                browser.close()
+                shutil.rmtree(output, ignore_errors=True)
+
+
+def _connect(stack: Stack, emulator: Emulator) -> None:
+    """Write the connections into the metadata database, one of them with a wrong key, one to nobody."""
+    told = {
+        "flows_default": {"conn_type": "generio", "host": emulator.url, "password": emulator.key},
+        "promptchainer_default": {
+            "conn_type": "promptchainer",
+            "host": emulator.url,
+            "password": emulator.key,
+            "extra": json.dumps({"graphs": GRAPHS.as_uri()}),
+        },
+        "wrong_key": {"conn_type": "generio", "host": emulator.url, "password": "not-the-key"},
+        "away": {"conn_type": "generio", "host": "http://127.0.0.1:9", "password": "any"},
+    }
+    file = stack.home / "connections.json"
+    file.write_text(json.dumps(told))
+    stack.airflow("connections", "import", "--overwrite", str(file))

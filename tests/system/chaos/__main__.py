@@ -1,0 +1,136 @@
+"""The command `python -m tests.system.chaos`: plays all scenarios and prints what was expected and what was seen.
+
+It only reads the command line; the exit code is 1 if anything was not as expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tests.system.chaos.case import Scenario
+from tests.system.chaos.report import Row, not_played, play_all, table, write
+from tests.system.chaos.scenarios import every, quick
+from tests.system.chaos.services import Emulated, Other, Running, Server
+from tests.system.chaos.stage import Stage
+from tests.system.chaos.upheavals import MANY
+from tools.processes import exit_on_sigterm
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play, print, and return the exit code."""
+    options = _parser().parse_args(argv)
+    exit_on_sigterm()
+    wanted, left_out = _chosen(options)
+    if options.list or not wanted:
+        names = [one.name for one in wanted] + [f"{row.scenario} ({row.seen})" for row in left_out]
+        _say("\n".join(names) or "No scenario is called that.")
+        return 0 if wanted else 2
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        home = options.home or Path(folder)
+        with Stage(
+            home, wanted, parallelism=options.parallelism, outage=options.outage, many=options.many
+        ) as stage:
+            where = options.url or f"the server {options.server!r}"
+            _say(
+                f"Airflow is up after {time.monotonic() - began:.0f} s; {len(wanted)} scenarios against {where}"
+            )
+            rows = play_all(stage, _tell)
+            _keep_logs(stage, rows)
+    _say("\n" + table(rows + left_out))
+    good = sum(row.ok is True for row in rows)
+    _say(f"\n{good} of {len(rows)} against {where} as expected, in {time.monotonic() - began:.0f} s")
+    for path in options.report:
+        write(rows + left_out, path)
+    return 0 if good == len(rows) else 1
+
+
+def _chosen(options: argparse.Namespace) -> tuple[list[Scenario], list[Row]]:
+    """Give the scenarios that are wanted, and the rows of those that cannot be played against a server that runs anyway."""
+    server = _server(options)
+    scenarios = quick() if options.quick else every(options.many)
+    wanted = [one for one in scenarios if not options.only or any(part in one.name for part in options.only)]
+    left_out = [not_played(one) for one in wanted if options.url and one.order]
+    return [replace(one, server=server) for one in wanted if not (options.url and one.order)], left_out
+
+
+def _server(options: argparse.Namespace) -> Server:
+    """Give what makes the service that was asked for."""
+    if options.url:
+        return lambda _log, _seconds: Running(options.url, options.key, options.flow)
+    return {"emulator": Emulated, "other": Other}[options.server]
+
+
+def _tell(row: Row) -> None:
+    _say(
+        f"{'ok ' if row.ok else 'NOT'} {row.seconds:6.1f} s  {row.scenario}"
+        + ("" if row.ok else f"  [{row.seen}]")
+    )
+
+
+def _keep_logs(stage: Stage, rows: Sequence[Row]) -> None:
+    """Write beside the stage's other files what tells why a row is not as expected."""
+    cases = {scenario.name: stage.case(scenario) for scenario in stage.scenarios}
+    for row in rows:
+        if not row.ok:
+            case = cases[row.scenario]
+            told = "\n".join([row.seen, *row.requests, case.all_logs()])
+            (stage.home / f"{case.tag}.txt").write_text(told)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.system.chaos", description="Lets the processes of a real Airflow die."
+    )
+    parser.add_argument("--quick", action="store_true", help="play the few scenarios of `make test` only")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="only scenarios whose name has this in it"
+    )
+    parser.add_argument("--list", action="store_true", help="list the scenarios and play none")
+    parser.add_argument(
+        "--report", type=Path, action="append", default=[], metavar="FILE",
+        help="write the table there too, as JSON or as Markdown by the name's ending; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--home", type=Path, metavar="FOLDER", help="keep all logs and files there (default: thrown away)"
+    )
+    parser.add_argument(
+        "--outage", type=float, default=60.0, help="seconds that the service is away (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--many",
+        type=int,
+        default=MANY,
+        help="tasks that are deferred when something befalls the triggerer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--server",
+        choices=("emulator", "other"),
+        default="emulator",
+        help="what is played against: our emulator or the independent tests/support/other_server.py (default: %(default)s)",
+    )
+    running = parser.add_argument_group(
+        "a server that runs already, and speaks Generio's API; its flow runs should take 5 to 60 s"
+    )
+    running.add_argument("--url", help="its address; what cannot be brought about there is not played")
+    running.add_argument("--key", default="", help="its key")
+    running.add_argument(
+        "--flow", default=Emulated.flow, help="a flow that takes prompts (default: %(default)s)"
+    )
+    parser.add_argument("--parallelism", type=int, default=6, help="tasks at a time (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

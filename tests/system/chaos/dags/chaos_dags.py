@@ -1,0 +1,82 @@
+"""The DAGs of the scenarios: one for each way of waiting, told by the run's conf where the service is.
+
+What becomes of their runs is for tests/system/chaos to bring about and to judge.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import requests
+from airflow.sdk import DAG
+
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
+
+
+def tell_the_end(context: Any, _result: Any = None) -> None:
+    """Tell the proxy that all is written although the task has not ended yet."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.get(context["dag_run"].conf["proxy"] + "/chaos/written", timeout=60)
+
+
+OFTEN: dict[str, Any] = {"poll_interval": 1, "max_poll_interval": 2}
+RETRIES: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=1)}
+PATIENT: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=25)}
+WHERE: dict[str, Any] = {
+    "flows_conn_id": "{{ dag_run.conf['conn'] }}",
+    "output_path": "{{ dag_run.conf['output'] }}",
+}
+WHAT: dict[str, Any] = {
+    "flow": "{{ dag_run.conf['flow'] }}",
+    "inputs": ["A modern office chair", "A round table"],
+    "additional": {"tag": "{{ dag_run.conf['tag'] }}"},
+}
+MODES: dict[str, dict[str, Any]] = {
+    "blocking": {},
+    "deferrable": {"deferrable": True},
+    "blocking_forgetful": {"durable": False},
+    "blocking_left_alone": {"abort_on_kill": False},
+    "deferrable_left_alone": {"abort_on_kill": False, "deferrable": True},
+    "blocking_patient": PATIENT,
+    "deferrable_patient": PATIENT | {"deferrable": True},
+}
+for name, mode in MODES.items():
+    with DAG(f"chaos_{name}", schedule=None, max_active_runs=100, max_active_tasks=100) as dag:
+        RunFlowOperator(task_id="run", post_execute=tell_the_end, **(WHAT | WHERE | OFTEN | RETRIES | mode))
+    globals()[dag.dag_id] = dag
+
+with DAG("chaos_sensor", schedule=None, max_active_runs=100, max_active_tasks=100) as chaos_sensor:
+    FlowRunSensor(
+        task_id="run",
+        flow_run_id="{{ dag_run.conf['flow_run_id'] }}",
+        poll_interval=5,
+        max_poll_interval=6,
+        timeout=600,
+        **WHERE,
+        **RETRIES,
+    )
+
+with DAG("chaos_chain", schedule=None, max_active_runs=100, max_active_tasks=100) as chaos_chain:
+    RunFlowOperator(
+        task_id="run",
+        flow="{{ dag_run.conf['flow'] }}",
+        inputs={"color": "red", "item": "{{ dag_run.conf['tag'] }}"},
+        flows_conn_id=WHERE["flows_conn_id"],
+        post_execute=tell_the_end,
+        **RETRIES,
+    )
+
+with DAG("chaos_many", schedule=None, max_active_runs=100, max_active_tasks=100) as chaos_many:
+    RunFlowOperator.partial(
+        task_id="run",
+        flow="{{ dag_run.conf['flow'] }}",
+        deferrable=True,
+        flows_conn_id=WHERE["flows_conn_id"],
+        timeout=None,
+        **OFTEN,
+        **RETRIES,
+    ).expand(inputs=[[f"Chair number {number}"] for number in range(int(os.environ["CHAOS_MANY"]))])

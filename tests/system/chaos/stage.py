@@ -1,0 +1,158 @@
+"""The stage: one real Airflow, the services, and for each scenario a proxy, a connection and a folder of its own.
+
+What happens on it stands in the scenarios; how they are judged stands in report.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.system.chaos.case import Case, Scenario
+from tests.system.chaos.services import Plan, Server, Service
+from tools.airflow_stack import Stack
+from tools.processes import Program
+
+DAGS = Path(__file__).parent / "dags"
+DAG_OF_MANY = "chaos_many"
+RUN_SECONDS = 5.0
+LONG_SECONDS = 3600.0
+SETTINGS = {
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "45",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
+}
+
+
+# Seconds that a process waits for the database. The API server writes to its log of events on its event loop: while it waits
+# there, none of its other requests can let go of the database, so it had better give up soon (whoever asked asks again). The
+# others would die of 5 s, the default.
+LOCKED_SECONDS = {"api-server": 1, "scheduler": 60, "triggerer": 60}
+
+
+class Airflow(Stack):
+    """An Airflow whose SQLite is written to by many at a time."""
+
+    def another(self, name: str) -> Program:
+        """Give a second process of a kind; whoever starts it stops it."""
+        program = self._program(name)
+        program.log = self.logs / f"{name}-2.log"
+        return program
+
+    def _program(self, name: str) -> Program:
+        program = super()._program(name)
+        database = f"sqlite:///{self.home / 'airflow.db'}?timeout={LOCKED_SECONDS[name]}"
+        program._environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
+        return program
+
+
+def _warm(case: Case) -> dict[str, Any]:
+    """Kill a deferred task: a triggerer's first question to Airflow holds all of it up, which is a scenario of its own."""
+    run_id = case.trigger("deferrable")
+    waits = case.until(lambda: case.waits("deferrable", run_id))
+    case.mark("deferrable", run_id, "failed")
+    case.until(lambda: case.service.states(case.book.created) == "1 aborted", 60)
+    return {"waits": waits}
+
+
+WARMING_UP = Scenario("warming up", {"waits": True}, _warm, plans=(Plan(3600.0),))
+
+
+class Stage(AbstractContextManager["Stage"]):
+    """All that the scenarios need, from `with` to the end of the block."""
+
+    def __init__(
+        self,
+        home: Path,
+        scenarios: Iterable[Scenario],
+        *,
+        parallelism: int = 6,
+        outage: float = 60.0,
+        many: int = 50,
+        database: Path | None = None,
+    ) -> None:
+        """Prepare; nothing is started yet.
+
+        :param outage: seconds that the service is away in the scenarios that take it away.
+        :param many: how many tasks the DAG of many has.
+        :param database: what Airflow begins with, see `Stack`.
+        """
+        self.home = home.resolve()
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.scenarios = list(scenarios)
+        self._warming_up = replace(WARMING_UP, server=self.scenarios[0].server)
+        self.outage = outage
+        self.schedulers: set[int] = set()
+        self.over = threading.Event()
+        """Set when the play is broken off: whoever waits gives up."""
+        self._parallelism = parallelism
+        self._many = many
+        self._database = database
+        self._services: dict[tuple[Server, str], Service] = {}
+        self._exits = ExitStack()
+        self._cases: dict[str, Case] = {}
+
+    def __enter__(self) -> Self:
+        """Start the services, the proxies and Airflow."""
+        with self._exits as exits:
+            for scenario in [self._warming_up, *self.scenarios]:
+                self._cases[scenario.tag] = case = Case(self, scenario, self._service(scenario))
+                exits.enter_context(case.proxy)
+            connections = {
+                f"AIRFLOW_CONN_{case.conn_id.upper()}": case.connection for case in self._cases.values()
+            }
+            self.airflow = Airflow(
+                self.home / "airflow",
+                DAGS,
+                environment=SETTINGS | connections | {"CHAOS_MANY": str(self._many)},
+                tuned=True,
+                parallelism=self._parallelism,
+                start_timeout=240,
+                database=self._database,
+            )
+            exits.enter_context(self.airflow)
+            self.schedulers.add(self.airflow.process("scheduler").pid)
+            self._warm_up()
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop everything."""
+        self._exits.close()
+
+    def _warm_up(self) -> None:
+        """Play one task, so that a setting or a package that is broken is told at once."""
+        case = self.case(self._warming_up)
+        seen = _warm(case)
+        if seen != WARMING_UP.expected:
+            raise RuntimeError(
+                f"not even a task that nothing disturbs comes to its wait:\n{case.all_logs()[-6000:]}"
+            )
+
+    def case(self, scenario: Scenario) -> Case:
+        """Give the place of one scenario on this stage."""
+        return self._cases[scenario.tag]
+
+    def _service(self, scenario: Scenario) -> Service:
+        """Give the service of a scenario; one whose runs take for ever is its own, for its clock is pushed forward."""
+        name = scenario.tag if scenario.slow else "shared"
+        key = (scenario.server, name)
+        if key not in self._services:
+            log = self.home / "services" / f"{name}.log"
+            service = scenario.server(log, LONG_SECONDS if scenario.slow else RUN_SECONDS)
+            self._exits.callback(service.stop)
+            service.start()
+            self._services[key] = service
+        return self._services[key]

@@ -1,0 +1,270 @@
+"""Tests in one real Airflow: API server, scheduler with LocalExecutor and triggerer, at Airflow's default settings.
+
+All runs are started together at the beginning, for what takes long here is waiting; each test then looks at its own. What an
+asset watcher's trigger does when services fail is in test_finished.py.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.emulator import Emulator, Plan
+from tests.support.airflow_run import empty_database
+from tests.support.modes import FLOW, start_elsewhere
+from tests.support.versions import has, lacks, needs
+from tools.airflow_stack import Stack
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+
+SLOW = 600.0  # seconds; a flow run that is still under way when its task is killed
+KEY = "a-key-that-nobody-else-may-read"
+WITHIN = 100.0  # seconds
+DAGS = """
+from airflow.sdk import DAG
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
+
+chair = {"flow": "model_generate_fromprompt", "inputs": "A chair", "parameters": {"quality": "low"}}
+for name, deferrable in {
+    "deferrable": True, "blocking": False, "failing": True, "killed_blocking": False, "killed_deferrable": True
+}.items():
+    with DAG(name, schedule=None) as dag:
+        RunFlowOperator(task_id="run", deferrable=deferrable, **chair)
+    globals()[name] = dag
+with DAG("reschedule", schedule=None) as reschedule:
+    FlowRunSensor(task_id="run", flow_run_id="{{ dag_run.conf['flow_run_id'] }}", poll_interval=15)
+"""
+# both watchers are one trigger to Airflow, whose memory then lies with two assets
+WATCHING = f"""
+from airflow.sdk import DAG, Asset, AssetWatcher, task
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow_provider_flows.triggers import FlowRunFinishedTrigger
+
+def finished(name):
+    trigger = FlowRunFinishedTrigger("watched", flow="{FLOW}", poll_interval=1)
+    return Asset(name, watchers=[AssetWatcher(name="service", trigger=trigger)])
+
+with DAG("on_finished", schedule=finished("finished")) as on_finished:
+    @task
+    def tell(triggering_asset_events):
+        return [event.extra["payload"] for events in triggering_asset_events.values() for event in events]
+    tell()
+with DAG("on_finished_too", schedule=finished("finished_too")) as on_finished_too:
+    EmptyOperator(task_id="nothing")
+"""
+
+
+@dataclass
+class Played:
+    """The Airflow, the services, and one run of each DAG."""
+
+    airflow: Stack
+    emulator: Emulator
+    runs: dict[str, str]
+    flow_runs: dict[str, str]
+    """The flow runs of the DAGs whose flow run does not simply complete."""
+    watched: Emulator
+    """The service that the asset watchers ask."""
+    known: str
+    """A flow run that it had before Airflow was started."""
+
+    def ended(self, dag_id: str) -> str:
+        """Wait for the end of a DAG's run and give its state."""
+        return self.airflow.wait(dag_id, self.runs[dag_id], WITHIN)
+
+    def returned(self, dag_id: str) -> dict[str, Any]:
+        """Give what the DAG's task returned."""
+        found: dict[str, Any] = self.airflow.xcom(dag_id, self.runs[dag_id], "run")
+        return found
+
+    def log(self, dag_id: str) -> str:
+        """Give the log of the DAG's task as the user interface shows it."""
+        return self.airflow.log(dag_id, self.runs[dag_id], "run")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """Start everything: the DAGs whose flow runs have plans first, one by one, for plans are used up in order."""
+    home = tmp_path_factory.mktemp("stack")
+    dags = home / "dags"
+    dags.mkdir()
+    (dags / "waits.py").write_text(textwrap.dedent(DAGS))
+    (dags / "watches.py").write_text(textwrap.dedent(WATCHING))
+    with Emulator(key=KEY, run_seconds=8) as emulator, Emulator(key=KEY, run_seconds=0.5) as watched:
+        known = start_elsewhere(watched)
+        connections = emulator.connections | {
+            "AIRFLOW_CONN_WATCHED": watched.connections["AIRFLOW_CONN_GENERIO_DEFAULT"]
+        }
+        with Stack(home, dags, environment=connections, database=empty_database()) as airflow:
+            runs: dict[str, str] = {}
+            flow_runs: dict[str, str] = {}
+            plans = {
+                "failing": Plan(outcome="failed", error="The mesh has no faces"),
+                "killed_blocking": Plan(run_seconds=SLOW),
+                "killed_deferrable": Plan(run_seconds=SLOW),
+            }
+            for dag_id, plan in plans.items():
+                emulator.plan(plan)
+                before = set(emulator.runs)
+                runs[dag_id] = _triggered(airflow, dag_id)
+                flow_runs[dag_id] = _soon(lambda seen=before: next(iter(set(emulator.runs) - seen), None))
+            runs["reschedule"] = _triggered(airflow, "reschedule", {"flow_run_id": start_elsewhere(emulator)})
+            runs |= {dag_id: _triggered(airflow, dag_id) for dag_id in ("deferrable", "blocking")}
+            yield Played(airflow, emulator, runs, flow_runs, watched, known)
+
+
+def _triggered(airflow: Stack, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+    """Trigger a DAG, again where SQLite was locked for once: what several processes write to it comes one after the other."""
+    for _ in range(5):
+        try:
+            return airflow.trigger(dag_id, conf)
+        except RuntimeError as error:
+            if "Database error" not in str(error):
+                raise
+            time.sleep(1)
+    return airflow.trigger(dag_id, conf)
+
+
+def _soon(found: Callable[[], Any]) -> Any:
+    """Wait until something is found."""
+    deadline = time.monotonic() + WITHIN
+    while not (result := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)  # whoever asks more often takes the time of those who are asked
+    return result
+
+
+@pytest.mark.parametrize("dag_id", ["deferrable", "reschedule", "blocking"])
+def test_every_way_of_waiting_runs_to_green(played: Played, dag_id: str) -> None:
+    """A deferrable task, a reschedule sensor and a blocking task run to green in an Airflow that nobody tuned."""
+    assert played.ended(dag_id) == "success", played.log(dag_id)
+    returned = played.returned(dag_id)
+    assert (returned["state"], returned["progress"]) == ("completed", 1.0)
+    assert returned["outputs"][0]["status"] == "ready"
+    assert (
+        f"flow run {returned['flow_run_id']} (flow model_generate_fromprompt) is completed after 8.0 s"
+        in played.log(dag_id)
+    )
+
+
+def test_failing_flow_run_is_red_with_its_reason(played: Played) -> None:
+    """A task whose flow run fails is red, and its log holds the service's reason."""
+    assert played.ended("failing") == "failed"
+    log = played.log("failing")
+    assert "FlowRunFailed" in log
+    assert "The service says: The mesh has no faces." in log
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "while_it_is"), [("killed_blocking", "running"), ("killed_deferrable", "deferred")]
+)
+def test_killed_task_aborts_its_flow_run(played: Played, dag_id: str, while_it_is: str) -> None:
+    """A task that somebody marks as failed, in a worker or in the triggerer, aborts its flow run at the service."""
+    run_id, flow_run = played.runs[dag_id], played.emulator.runs[played.flow_runs[dag_id]]
+    played.airflow.wait_for_task(dag_id, run_id, "run", {while_it_is}, WITHIN)
+    _soon(lambda: flow_run.state in {"running", "starting"})
+    _soon(
+        lambda: f"{flow_run.flow_run_id} (flow model_generate_fromprompt) is starting" in played.log(dag_id)
+    )
+
+    played.airflow.set_task_state(dag_id, run_id, "run", "failed")
+
+    _soon(lambda: flow_run.state in {"aborting", "aborted"})
+    assert played.ended(dag_id) == "failed"
+    told_by_server = while_it_is == "deferred" and not has("kills told to triggers")
+    log = (
+        partial(played.airflow.process_log, "api-server", 2000)
+        if told_by_server
+        else partial(played.log, dag_id)
+    )
+    _soon(lambda: f"flow run {flow_run.flow_run_id} is stopped" in log())
+
+
+@lacks("kills told to triggers")
+def test_deferred_task_says_what_stops_nothing(played: Played) -> None:
+    """Where Airflow tells a trigger of no kill, a task says once, before it is deferred, what leaves its flow run going on."""
+    run_id = played.runs["killed_deferrable"]
+    played.airflow.wait_for_task("killed_deferrable", run_id, "run", {"deferred", "failed"}, WITHIN)
+    _soon(lambda: played.log("killed_deferrable").count("tells a trigger of no kill") == 1)
+
+
+# a DAG that starts by a flow run that somebody else started ----------------------------------------------------------------
+
+
+def remembered(airflow: Stack) -> list[set[str]]:
+    """Give, of each asset that has a memory, the flow runs that were told."""
+    assets = airflow.call("GET", "assets").json()["assets"]
+    stores = [
+        airflow.call("GET", f"assets/{asset['id']}/state-store").json()["asset_state_store"]
+        for asset in assets
+    ]
+    return [set(entry["value"]["told"]) for store in stores for entry in store]
+
+
+def runs_of(airflow: Stack, dag_id: str) -> list[str]:
+    """Give the ids of a DAG's runs."""
+    return [run["dag_run_id"] for run in airflow.call("GET", f"dags/{dag_id}/dagRuns").json()["dag_runs"]]
+
+
+def told(airflow: Stack) -> list[dict[str, Any]]:
+    """Give what the DAG's runs were told, when they are over."""
+    runs = runs_of(airflow, "on_finished")
+    assert [airflow.wait("on_finished", run_id, WITHIN) for run_id in runs] == ["success"] * len(runs)
+    return [payload for run_id in runs for payload in airflow.xcom("on_finished", run_id, "tell")]
+
+
+@needs("asset state store")
+def test_dag_starts_by_a_flow_run_that_ended(played: Played) -> None:
+    """A DAG starts with the right payload; after its triggerer was killed, by what ended meanwhile, and by nothing twice."""
+    airflow, known = played.airflow, played.known
+    _soon(lambda: remembered(airflow) == [{known}] * 2)
+    first = start_elsewhere(played.watched)
+    _soon(lambda: runs_of(airflow, "on_finished"))
+    _soon(lambda: remembered(airflow) == [{known, first}] * 2)
+    log = airflow.process_log("triggerer", 10_000)
+
+    airflow.process("triggerer").kill()
+    second = start_elsewhere(played.watched)
+    airflow.restart("triggerer")
+    _soon(lambda: len(runs_of(airflow, "on_finished")) > 1)
+    _soon(lambda: remembered(airflow) == [{known, first, second}] * 2)
+
+    payloads = {one["flow_run_id"]: one for one in told(airflow)}
+    assert len(runs_of(airflow, "on_finished")) == len(runs_of(airflow, "on_finished_too")) == len(payloads)
+    assert set(payloads) == {first, second}
+    payload = payloads[first]
+    assert (payload["flow_run_id"], payload["flow"], payload["state"]) == (first, FLOW, "completed")
+    assert (payload["service"], payload["duration"], payload["error"]) == ("generio", 0.5, None)
+    assert "Traceback" not in log
+
+
+@lacks("asset state store")
+def test_dag_starts_without_a_memory(played: Played) -> None:
+    """Where Airflow keeps nothing for an asset the DAG starts all the same, and the trigger says once what is missing."""
+    airflow = played.airflow
+    _soon(lambda: any(asked.method == "GET" for asked in played.watched.requests))
+    first = start_elsewhere(played.watched)
+    _soon(lambda: runs_of(airflow, "on_finished"))
+    assert [payload["flow_run_id"] for payload in told(airflow)] == [first]
+    logs = "".join(path.read_text() for path in airflow.home.rglob("*.log") if path.is_file())
+    assert logs.count("keeps no memory for asset watchers") == 1
+
+
+# and after all that -------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_nowhere(played: Played) -> None:
+    """After all that, the key is in no file of this Airflow: no log, no XCom, no rendered field, no trigger's arguments."""
+    for dag_id in played.runs:
+        played.ended(dag_id)
+
+    files = [path for path in played.airflow.home.rglob("*") if path.is_file()]
+    assert played.airflow.home / "airflow.db" in files
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []

@@ -1,0 +1,269 @@
+"""Tests of what a user is told when something is wrong: the right type, one request, and a message to act on.
+
+All of it goes over a socket to the emulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.core import exceptions
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowConflict,
+    FlowError,
+    FlowInputError,
+    FlowInvalid,
+    FlowMalformed,
+    FlowNotFound,
+    FlowRateLimited,
+    FlowRunAborted,
+    FlowRunFailed,
+    FlowServiceError,
+    FlowUnreachable,
+    error_from_dict,
+)
+from airflow_provider_flows.core.http import Request, check
+from airflow_provider_flows.core.run import FlowRun, FlowState
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
+from tests.support.doors import TOKEN
+from tests.support.scripted import answer
+
+SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
+NO_ID = "0" * 24
+GENERIO_CALLS: dict[str, Callable[[GenerioHook], Any]] = {
+    "start": lambda hook: hook.start("model_generate_fromprompt", "a chair", validate=False),
+    "get_run": lambda hook: hook.get_run(NO_ID),
+    "list_runs": lambda hook: hook.list_runs(),
+    "abort": lambda hook: hook.abort(NO_ID),
+    "delete": lambda hook: hook.delete(NO_ID),
+    "add_input": lambda hook: hook.add_input(NO_ID, "a chair"),
+    "list_inputs": lambda hook: hook.list_inputs(NO_ID),
+    "list_outputs": lambda hook: hook.list_outputs(NO_ID),
+    "download_output": lambda hook: hook.download_output(NO_ID, NO_ID),
+    "list_definitions": lambda hook: hook.list_definitions(),
+    "wait": lambda hook: hook.wait(NO_ID, 0.1, 0.2),
+}
+
+
+@pytest.fixture
+def hook(flow_emulator: Emulator) -> GenerioHook:
+    """Give a hook whose requests are asked once more at the most."""
+    flow_emulator.run_seconds = 0
+    made = GenerioHook("generio_default")
+    made.connection.extra = '{"retries": 1}'
+    return made
+
+
+@pytest.mark.parametrize("name", GENERIO_CALLS)
+@pytest.mark.parametrize("code", [401, 403])
+def test_wrong_token_ends_it_at_once(
+    flow_emulator: Emulator, hook: GenerioHook, capfd: pytest.CaptureFixture[str], name: str, code: int
+) -> None:
+    """A wrong token is FlowAuthError after one request, in a wait after three; it names the password and shows no token."""
+    flow_emulator.switches.update({"auth_failure": code})
+    hook.connection.password = TOKEN
+    with pytest.raises(FlowAuthError, match="password") as caught:
+        GENERIO_CALLS[name](hook)
+    assert len(flow_emulator.requests) == (3 if name == "wait" else 1)
+    assert TOKEN not in f"{caught.value!r} {caught.getrepr()} {capfd.readouterr()}"
+    assert caught.value.status == code
+
+
+def test_wrong_key_of_a_chain_ends_it_at_once(flow_emulator: Emulator) -> None:
+    """PromptChainer's wrong key is told by the request that would run the flow, whatever getFlowInfo said: nothing is run."""
+    hook = PromptChainerHook("promptchainer_default")
+    hook.connection.password = TOKEN
+    with pytest.raises(FlowAuthError) as caught:
+        hook.start(SAMPLE, {"color": "Red", "item": "Ball"})
+    assert ([request.method for request in flow_emulator.requests], flow_emulator.started) == (
+        ["GET", "POST"],
+        0,
+    )
+    assert TOKEN not in str(caught.value)
+
+
+def test_token_that_a_service_repeats_is_not_told(flow_emulator: Emulator, hook: GenerioHook) -> None:
+    """A service that says which key it refuses does not bring it into the error."""
+    hook.connection.password = TOKEN
+    flow_emulator.fault(Fault(status=401, body=f'{{"detail": "bad key {TOKEN}"}}'.encode()))
+    with pytest.raises(FlowAuthError, match=r"bad key \*\*\*"):
+        hook.list_runs()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in GENERIO_CALLS if name not in {"start", "list_runs", "list_definitions"}]
+)
+def test_unknown_run_is_named(hook: GenerioHook, name: str) -> None:
+    """An id that the service does not know is FlowNotFound, and the message holds the id and what to check."""
+    with pytest.raises(FlowNotFound, match=f"{NO_ID}.*check it"):
+        GENERIO_CALLS[name](hook)
+
+
+def test_unknown_flow_is_not_found(flow_emulator: Emulator, hook: GenerioHook) -> None:
+    """A flow that the service does not have is FlowNotFound at both services, and nothing is paid."""
+    with pytest.raises(FlowNotFound, match="Template not found"):
+        hook.start("model_generate_fromdream", "a chair", validate=False)
+    with pytest.raises(FlowNotFound, match="run/cunknown"):
+        PromptChainerHook("promptchainer_default").start("cunknown", {"a": "b"})
+    assert flow_emulator.started == 0
+
+
+def test_bad_parameters_are_told_as_the_service_tells_them(hook: GenerioHook) -> None:
+    """FastAPI's list of complaints becomes words: where, and what is wrong there."""
+    with pytest.raises(FlowInvalid) as caught:
+        hook.start("model_generate_fromprompt", "a chair", {"quality": "best", "seed": "x"}, validate=False)
+    assert "body.parameters.quality: Input should be 'low' or 'high'" in str(caught.value)
+    assert "body.parameters.seed: Input should be a valid integer" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", ["string", "list", "object"])
+def test_every_shape_of_detail_is_read(flow_emulator: Emulator, hook: GenerioHook, shape: str) -> None:
+    """`detail` may be a text, a list or an object: the service's words come through."""
+    flow_emulator.switches.update({"error_detail": shape})
+    with pytest.raises(FlowNotFound, match="Flow not found"):
+        hook.get_run(NO_ID)
+
+
+@pytest.mark.parametrize("way", ["error", "message", "text"])
+def test_every_shape_of_a_chains_error_is_read(flow_emulator: Emulator, way: str) -> None:
+    """PromptChainer's errors may be `error`, `message` or plain text: its words come through."""
+    flow_emulator.switches.update({"chain_errors": way})
+    with pytest.raises(FlowNotFound, match="Flow not found"):
+        PromptChainerHook("promptchainer_default").get_definition("cunknown")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>It works!</html>", b'{"flow_id": "r", "sta', b"", b"[]", b"null", b'"x"', b"{}", b"[" * 100_000],
+)
+def test_answer_that_cannot_be_read_is_malformed(
+    flow_emulator: Emulator, hook: GenerioHook, body: bytes
+) -> None:
+    """HTML, cut JSON, nothing and the wrong kind of JSON are FlowMalformed, which shows how the answer begins."""
+    flow_emulator.fault(Fault(body=body, status=200))
+    with pytest.raises(
+        FlowMalformed, match=rf"GET /flows/{NO_ID} .*HTTP 200, {len(body)} bytes.*It begins: "
+    ):
+        hook.get_run(NO_ID)
+
+
+def test_html_of_a_gateway_is_a_service_error(flow_emulator: Emulator, hook: GenerioHook) -> None:
+    """An HTML page with an error status is told by that status and its words."""
+    flow_emulator.fault(Fault(status=502, body=b"<html>Bad Gateway</html>", times=None))
+    hook.connection.extra = '{"retries": 0}'
+    with pytest.raises(FlowServiceError, match=r"HTTP 502.*try again later.*Bad Gateway") as caught:
+        hook.list_runs()
+    assert caught.value.passing
+
+
+def test_truncated_answer_is_asked_again_and_then_unreachable(
+    flow_emulator: Emulator, hook: GenerioHook
+) -> None:
+    """An answer that breaks off is asked for again, and is FlowUnreachable if it always does."""
+    flow_emulator.fault(Fault(truncate=4, times=None))
+    with pytest.raises(FlowUnreachable):
+        hook.list_runs()
+    assert len(flow_emulator.requests) == 2
+
+
+def test_state_word_never_seen_is_waited_out(
+    flow_emulator: Emulator, hook: GenerioHook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wait goes on through a state that nobody knows, and says so once."""
+    flow_emulator.plan(Plan(run_seconds=0.6, unknown_state="polishing"))
+    run = hook.start("model_generate_fromprompt", "a chair")
+    assert hook.wait(run.flow_run_id, poll_interval=0.05, timeout=10).state is FlowState.COMPLETED
+    assert capsys.readouterr().out.count("'polishing', which this provider does not know") == 1
+
+
+@pytest.mark.parametrize(("outcome", "kind"), [("failed", FlowRunFailed), ("aborted", FlowRunAborted)])
+def test_run_that_ends_badly_carries_the_run(
+    flow_emulator: Emulator, hook: GenerioHook, outcome: str, kind: type[FlowRunFailed]
+) -> None:
+    """A failed or aborted run is an error with the run, the service's reason and what to do."""
+    flow_emulator.plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]
+    run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
+    with pytest.raises(kind, match=f"{run.flow_run_id}.*un the task again") as caught:
+        run.completed_or_raise()
+    assert caught.value.run is run
+    assert ("out of clay" in str(caught.value)) == (outcome == "failed")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(302, FlowServiceError), (400, FlowInvalid), (401, FlowAuthError), (402, FlowServiceError), (403, FlowAuthError),
+     (404, FlowNotFound), (405, FlowServiceError), (409, FlowConflict), (413, FlowInvalid), (415, FlowInvalid),
+     (422, FlowInvalid), (425, FlowConflict), (429, FlowRateLimited), (500, FlowServiceError), (503, FlowServiceError)],
+)  # fmt: skip
+def test_each_status_is_its_error(status: int, kind: type[FlowServiceError]) -> None:
+    """Each status is one type of error, which carries it, with the request and the service's words in its message."""
+    with pytest.raises(FlowServiceError) as caught:
+        check(Request("GET", "/flows"), answer({"detail": "because"}, status, retry_after="7"))
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.retry_after) == (status, 7.0)
+    assert f"GET /flows was answered with HTTP {status}" in str(caught.value)
+    assert "because" in str(caught.value)
+
+
+def test_long_reason_is_cut() -> None:
+    """A service's long words do not flood the log."""
+    with pytest.raises(FlowServiceError) as caught:
+        check(Request("GET", "/flows"), answer(b"x" * 1_000_000, 500))
+    assert len(str(caught.value)) < 1_000
+
+
+def test_errors_survive_the_way_through_a_trigger() -> None:
+    """Every type of error comes out of its dict as the same type with the same message and status."""
+    kinds = [
+        kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, FlowError)
+    ]
+    assert len(kinds) == 13
+    for kind in kinds:
+        made = (
+            kind("what happened", status=418) if issubclass(kind, FlowServiceError) else kind("what happened")
+        )
+        back = error_from_dict(made.as_dict())
+        assert (type(back), str(back), getattr(back, "status", None)) == (
+            kind,
+            str(made),
+            getattr(made, "status", None),
+        )
+    assert type(error_from_dict({"type": "Mapping", "message": "x"})) is FlowError
+
+
+@pytest.mark.usefixtures("flow_emulator")
+def test_service_says_what_it_cannot() -> None:
+    """What a service does not offer is an error that says so, not an AttributeError."""
+    hook = PromptChainerHook("promptchainer_default")
+    for call in (hook.get_run, hook.abort, hook.delete, hook.list_outputs):
+        with pytest.raises(FlowInputError, match="The service promptchainer cannot "):
+            call("r")
+
+
+@pytest.mark.usefixtures("flow_emulator")
+def test_hook_of_no_service_says_which_to_take() -> None:
+    """The base hook serves nothing and says how to get the right one."""
+    with pytest.raises(FlowInputError, match="get_hook"):
+        FlowsHook("generio_default").list_runs()
+
+
+@pytest.mark.parametrize("flow_run_id", ["", ".", "..", "\ud800"])
+def test_id_that_would_lead_elsewhere_is_refused(
+    flow_emulator: Emulator, hook: GenerioHook, flow_run_id: str
+) -> None:
+    """An id that is none is refused before anything is sent; one with slashes is quoted."""
+    with pytest.raises(FlowInputError, match="flow_run_id must be"):
+        hook.get_run(flow_run_id)
+    assert flow_emulator.requests == ()
+    with pytest.raises(FlowServiceError):
+        hook.get_run("../templates")
+
+
+def test_run_is_shown_without_its_raw_answer() -> None:
+    """The repr of a run does not hold the whole answer."""
+    assert "secret" not in repr(FlowRun("r", "generio", raw={"additional": "secret"}))

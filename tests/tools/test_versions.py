@@ -1,0 +1,77 @@
+"""Tests of how the tests run on several Airflows: `make test-versions`, its constraints, and what is said of each environment.
+
+What we do where an Airflow lacks something is tested beside that which it lacks: look for `lacks(`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.versions import FEATURES
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSIONS = re.findall(r"^VERSIONS \?= (\S+) (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0]
+FLOORS = dict(
+    re.fullmatch(r"([\w-]+)>=([\d.]+)", needed).groups()  # type: ignore[union-attr]
+    for needed in (
+        *PROJECT["dependencies"],
+        *(needed for extra in PROJECT["optional-dependencies"].values() for needed in extra),
+    )
+)
+
+
+def pins(version: str) -> dict[str, str]:
+    """Read the constraints of one of Airflow's minor versions."""
+    (file,) = (ROOT / "constraints").glob(f"py311-airflow-{version}.*.txt")
+    rows = [line.partition("==") for line in file.read_text().splitlines() if not line.startswith("#")]
+    return {name.lower().replace("_", "-"): pinned for name, _, pinned in rows}
+
+
+def test_oldest_airflow_is_the_one_that_is_needed() -> None:
+    """The oldest Airflow that the tests run on is the one that the package asks for, and so is all else that it asks for."""
+    assert FLOORS["apache-airflow"] == VERSIONS[0]
+    oldest = pins(VERSIONS[0])
+    assert {
+        name: oldest[name] for name, floor in FLOORS.items() if not f"{oldest[name]}.".startswith(f"{floor}.")
+    } == {}
+
+
+def test_newest_airflow_is_the_one_that_is_developed_in() -> None:
+    """The newest Airflow that the tests run on is that of `make test`."""
+    newest = pins(VERSIONS[1])["apache-airflow"]
+    assert newest.startswith(f"{VERSIONS[1]}.")
+    assert f"CONSTRAINTS := constraints/py311-airflow-{newest}.txt" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_each_feature_that_may_lack_is_tested_where_it_lacks(feature: str) -> None:
+    """For everything that tests are left out for on an older Airflow, there is a test that shows what we do without it."""
+    file, _, name = FEATURES[feature].aside.partition("::")
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "ended", "code"), [("pass", "1 passed", 0), ("assert False", "1 failed", 1)]
+)
+def test_each_environment_has_its_line(tmp_path: Path, body: str, ended: str, code: int) -> None:
+    """The tests run in every environment, whatever came of the one before; the last lines tell each Airflow and its end."""
+    (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
+    command = [sys.executable, "-m", "tools.test_versions", sys.executable, sys.executable]
+    given = ["-q", "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path)]
+    own = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [*command, "--", *given], cwd=ROOT, env=own, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == code, done.stderr
+    lines = done.stdout.splitlines()[-2:]
+    assert len(lines) == 2
+    assert all(re.fullmatch(rf"Airflow \d+\.\d+\.\d+: {ended} in .*", line) for line in lines), done.stdout

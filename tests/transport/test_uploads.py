@@ -1,0 +1,367 @@
+"""Tests of files on their way out over real sockets: their bytes, their length, a resend, and what they take of memory.
+
+Each goes through `requests` and through `aiohttp`; what a file is and which are refused is in test_sources.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowInvalid, FlowUnreachable
+from airflow_provider_flows.core.http import Request, Resend, check
+from airflow_provider_flows.core.payload.data_uri import encoded
+from airflow_provider_flows.core.request_body import Body, body_of
+from airflow_provider_flows.core.retry import Retry, patiently
+from airflow_provider_flows.core.run import Source
+from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.storage.file_source import CHUNK
+from airflow_provider_flows.storage.inputs import read_inputs
+from tests.support.doors import DOORS, Door, one, plain_environment, settings_for
+from tests.support.intake import Intake
+from tests.support.orders import RECORD
+from tests.support.servers import Rude, reset
+
+PNG = b"\x89PNG\r\n\x1a\n"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=DOORS)
+def door(request: pytest.FixtureRequest) -> Door:
+    """Give both transports, one after the other."""
+    return DOORS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what the machine says of proxies and certificates."""
+    plain_environment(monkeypatch)
+
+
+@dataclass
+class Pieces:
+    """A source whose chunks are cut as one likes, and which tells who asked for them."""
+
+    given: list[bytes]
+    media_type: str = "image/png"
+    threads: set[int] = field(default_factory=set)
+    pause: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return sum(map(len, self.given))
+
+    @property
+    def digest(self) -> str:
+        """What stands for them."""
+        return hashlib.sha256(b"".join(self.given)).hexdigest()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give them."""
+        for piece in self.given:
+            self.threads.add(threading.get_ident())
+            time.sleep(self.pause)
+            yield piece
+
+
+def written(tmp_path: Path, content: bytes, name: str = "a.png") -> Source:
+    """Write a file and read it as an input."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    read = read_inputs(path)
+    assert isinstance(read, list)
+    assert isinstance(read[0].data, Source)
+    return read[0].data
+
+
+def uri(content: bytes, media_type: str = "image/png") -> str:
+    """Write a data URI as documented."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+@given(st.lists(st.binary(max_size=9)), st.lists(st.integers(0, 40)))
+def test_base64_is_the_same_however_the_bytes_are_cut(chunks: list[bytes], cuts: list[int]) -> None:
+    """A content's base64 does not depend on where its chunks end."""
+    content = b"".join(chunks)
+    parts = [content[low:high] for low, high in zip([0, *sorted(cuts)], [*sorted(cuts), None], strict=True)]
+    assert b"".join(encoded(chunks)) == b"".join(encoded(parts)) == base64.b64encode(content)
+
+
+@settings(deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text() | st.lists(st.binary(min_size=1), min_size=1).map(Pieces),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+        max_leaves=8,
+    )
+)
+def test_body_is_the_json_with_data_uris_in_it(value: Any) -> None:
+    """Files at any depth stand in the JSON as data URIs; the length told is the length given, each time it is gone through."""
+    plain = json.loads(json.dumps(value, default=lambda source: uri(b"".join(source.given))))
+    body = body_of(value)
+    first, second = (b"".join(body) if isinstance(body, Body) else body for _ in range(2))
+    assert json.loads(first) == plain
+    assert first == second
+    assert len(body) == len(first)
+
+
+def test_body_without_files_is_bytes() -> None:
+    """Without files a body is the plain JSON that it was."""
+    assert Request("POST", "/x", json={"data": "für"}).body == b'{"data": "f\\u00fcr"}'
+    assert Request("GET", "/x").body is None
+    with pytest.raises(TypeError, match="set cannot be sent as JSON"):
+        body_of({"a": {1}})
+
+
+class TestOverTheWire:
+    """What the service sees of a request with files."""
+
+    @pytest.mark.parametrize("size", [1, 2, 3, CHUNK - 1, CHUNK, CHUNK + 1, 2_000_000])
+    def test_length_is_told_and_right(self, door: Door, tmp_path: Path, size: int) -> None:
+        """Content-Length is there, is right, and there is no Transfer-Encoding; the bytes are those of the file."""
+        content = (PNG + os.urandom(size))[-size:] if size < 9 else PNG + os.urandom(size - 8)
+        request = Request("POST", "/flows", json={"n": ["ü", {"data": written(tmp_path, content)}]})
+        with Intake() as intake:
+            assert door(settings_for(intake.url), one(request)).ok
+        (taken,) = intake.taken
+        expected = json.dumps({"n": ["ü", {"data": uri(content)}]}).encode()
+        assert taken.headers["content-length"] == str(len(expected))
+        assert "transfer-encoding" not in taken.headers
+        assert taken.headers["content-type"] == "application/json"
+        assert (taken.size, taken.digest.hexdigest()) == (len(expected), hashlib.sha256(expected).hexdigest())
+
+    def test_connection_is_used_again_after_an_upload(self, door: Door, tmp_path: Path) -> None:
+        """Requests after one another, with and without files, do not get into each other's way."""
+        source = written(tmp_path, PNG)
+
+        def several() -> Any:
+            for data in (source, "text", source):
+                yield Request("POST", "/flows", json={"data": data})
+
+        with Intake() as intake:
+            door(settings_for(intake.url), several())
+        assert [json.loads(taken.body)["data"] for taken in intake.taken] == [uri(PNG), "text", uri(PNG)]
+
+    def test_resend_sends_the_whole_file_again(self, door: Door, tmp_path: Path) -> None:
+        """A request that broke off within the file cannot have been read: it is sent again from its beginning, at any price."""
+        content = PNG + os.urandom(1000) * 30_000  # more than the sockets on both sides take in by themselves
+        request = Request(
+            "POST", "/flows", json={"data": written(tmp_path, content)}, resend=Resend.IF_NEVER_ARRIVED
+        )
+        with Intake(100_000, 100_000) as intake:
+            assert door(settings_for(intake.url), patiently(one(request), Retry())).ok
+        expected = hashlib.sha256(json.dumps({"data": uri(content)}).encode()).hexdigest()
+        assert [taken.whole for taken in intake.taken] == [False, False, True]
+        assert intake.taken[-1].digest.hexdigest() == expected
+
+    def test_request_that_was_given_whole_may_have_arrived(self, door: Door, tmp_path: Path) -> None:
+        """Where only the answer is lost, the doubt stays, and the request is not sent again."""
+        request = Request(
+            "POST", "/flows", json={"data": written(tmp_path, PNG)}, resend=Resend.IF_NEVER_ARRIVED
+        )
+        with Rude(reset) as rude:
+            with pytest.raises(FlowUnreachable) as caught:
+                door(settings_for(rude.url), patiently(one(request), Retry()))
+            assert caught.value.may_have_arrived
+            assert [json.loads(body)["data"] for body in rude.bodies] == [uri(PNG)]
+
+    def test_refusal_before_the_end_is_read(self, door: Door, tmp_path: Path) -> None:
+        """A service that refuses a file before it has read it is heard: the error is its own."""
+        too_large = (
+            b'HTTP/1.1 413 No\r\nConnection: close\r\nContent-Length: 20\r\n\r\n{"detail": "too big"}'[:-1]
+        )
+        request = Request("POST", "/flows", json={"data": written(tmp_path, PNG + bytes(20_000_000))})
+        with Intake((100_000, too_large)) as intake:
+            response = door(settings_for(intake.url), one(request))
+        with pytest.raises(FlowInvalid, match="larger than the service takes"):
+            check(request, response)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_file_is_read_off_the_loop(door: str) -> None:
+    """In the event loop a file is read in other threads, so that a slow store holds up nobody; `requests` reads it itself."""
+    source = Pieces([PNG, *[b"x" * 30_000] * 5], pause=0.02)
+    with Intake() as intake:
+        DOORS[door](settings_for(intake.url), one(Request("POST", "/flows", json={"data": source})))
+    assert intake.taken[0].whole
+    assert (threading.get_ident() in source.threads) is (door == "requests")
+
+
+class TestChange:
+    """A file that is not what it was when the inputs were read."""
+
+    CONTENT = PNG + bytes(range(256)) * 4000  # more than a few chunks
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            (lambda content: content + b"x", "changed since the start"),
+            (lambda content: content * 2, "changed since the start"),
+            (lambda content: content[:-1], "changed since the start"),
+            (lambda content: content[:10], "changed since the start"),
+            (lambda _: b"", "changed since the start"),
+            (lambda content: content[:-1] + b"x", "changed since the start"),
+            (lambda content: b"x" + content[1:], "changed since the start"),
+            (None, "cannot be read"),
+        ],
+        ids=[
+            "grows",
+            "doubles",
+            "shrinks",
+            "is cut",
+            "is emptied",
+            "ends otherwise",
+            "begins otherwise",
+            "is gone",
+        ],
+    )
+    def test_is_noticed_before_all_is_sent(self, door: Door, tmp_path: Path, change: Any, told: str) -> None:
+        """The service never gets a whole request; the error names the argument and the file, and holds for this try only."""
+        source = written(tmp_path, self.CONTENT)
+        path = tmp_path / "a.png"
+        if change is None:
+            path.unlink()
+        else:
+            path.write_bytes(change(self.CONTENT))
+        with Intake() as intake:
+            with pytest.raises(
+                FlowInputError, match=rf"inputs\[0\] names a file that {told}.*a\.png"
+            ) as caught:
+                door(
+                    settings_for(intake.url),
+                    patiently(one(Request("POST", "/flows", json={"data": source})), Retry()),
+                )
+            intake.settle()
+        assert not caught.value.lasting
+        assert [taken.whole for taken in intake.taken] in ([False], [])  # and it was not tried again
+
+    def test_touched_file_is_sent(self, door: Door, tmp_path: Path) -> None:
+        """Content counts, not time: a file that was written anew with the same bytes goes out."""
+        source = written(tmp_path, self.CONTENT)
+        (tmp_path / "a.png").write_bytes(self.CONTENT)
+        os.utime(tmp_path / "a.png", (1, 1))
+        with Intake() as intake:
+            assert door(settings_for(intake.url), one(Request("POST", "/flows", json={"data": source}))).ok
+
+    @pytest.mark.parametrize("durable", [True, False])
+    def test_leaves_no_run_behind(self, flow_emulator: Emulator, tmp_path: Path, *, durable: bool) -> None:
+        """The run that was made for it is deleted again; in the one-request way none is made. Nothing is paid."""
+        hook = GenerioHook("generio_default")
+        (tmp_path / "a.png").write_bytes(self.CONTENT)
+        order = hook.order("model_generate_fromimage", ["file://" + str(tmp_path / "a.png")], None, None)
+        (tmp_path / "a.png").write_bytes(self.CONTENT[:-1])
+        kept: list[Any] = []
+        with pytest.raises(FlowInputError, match=r"inputs\[0\].*changed since the start.*Run the task again"):
+            hook.start(order, record=RECORD, keep=kept.append) if durable else hook.start(order)
+        assert (flow_emulator.runs, flow_emulator.started) == ({}, 0)
+        if durable:
+            assert [request.method for request in flow_emulator.requests if request.method == "DELETE"] == [
+                "DELETE"
+            ]
+            assert [record.flow_run_id is None for record in kept] == [True, False]
+
+
+@pytest.mark.parametrize("inputs", ["steps", "one"])
+def test_emulator_gets_the_same_bytes(flow_emulator: Emulator, tmp_path: Path, inputs: str) -> None:
+    """What the service stored is the file, byte for byte, with its media type and the caller's metadata."""
+    flow_emulator.run_seconds = 60
+    hook = GenerioHook("generio_default")
+    content = PNG + os.urandom(5_000_001)
+    (tmp_path / "a.png").write_bytes(content)
+    item = {"uri": f"file://{tmp_path}/a.png", "additional": {"n": 1}}
+    if inputs == "steps":
+        run = hook.create("model_generate_fromimage")
+        hook.add_input(run.flow_run_id, item)
+    else:
+        run = hook.start("model_generate_fromimage", [item, tmp_path / "a.png"])
+    first, *_ = hook.list_inputs(run.flow_run_id)
+    assert first.additional == {"n": 1}
+    assert first.asset_id is not None
+    got = hook.get_input(run.flow_run_id, first.asset_id)
+    assert (got.media_type, got.data == content) == ("image/png", True)
+
+
+def test_oldest_way_to_add_an_input_sends_the_file_again(flow_emulator: Emulator, tmp_path: Path) -> None:
+    """Where /inputs is not there, the file goes once more, to /input as `file_data` (vendor-api G-09)."""
+    flow_emulator.switches.update({"input_path": "input"})
+    hook = GenerioHook("generio_default")
+    (tmp_path / "a.png").write_bytes(PNG + b"x")
+    run = hook.create("model_generate_fromimage")
+    hook.add_input(run.flow_run_id, tmp_path / "a.png")
+    assert flow_emulator.requests[-1].json == {"file_data": uri(PNG + b"x")}
+    assert [request.status for request in flow_emulator.requests] == [200, 405, 200]
+
+
+MEASURE = """
+import asyncio, sys
+from airflow_provider_flows.flow.services.generio import Generio
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.inputs import read_inputs
+
+def kib(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+def upload(path):
+    hook = GenerioHook("measured")
+    adding = Generio().add_input("r", read_inputs(path)[0])
+    asyncio.run(hook.apatient(adding)) if sys.argv[3] == "aiohttp" else hook.patient(adding)
+
+upload("file://" + sys.argv[1])  # whatever is imported and made once
+open("/proc/self/clear_refs", "w").write("5")
+before = kib("VmRSS")
+upload("file://" + sys.argv[2])
+print((kib("VmHWM") - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
+    """200 MB go out, read for the digest and sent, in less than 32 MiB more than a small file takes."""
+    size = 200_000_000
+    (tmp_path / "small.png").write_bytes(PNG)
+    with (tmp_path / "large.png").open("wb") as large:
+        large.write(PNG)
+        large.truncate(size)
+    expected = hashlib.sha256(b'{"data": "data:image/png;base64,')
+    with (tmp_path / "large.png").open("rb") as large:
+        while chunk := large.read(3 << 20):
+            expected.update(base64.b64encode(chunk))
+    expected.update(b'"}')
+    with Intake() as intake:
+        env = {
+            **os.environ,
+            "AIRFLOW_CONN_MEASURED": json.dumps(
+                {"conn_type": "generio", "host": intake.url, "password": "k"}
+            ),
+        }
+        arguments = [
+            sys.executable,
+            "-c",
+            MEASURE,
+            str(tmp_path / "small.png"),
+            str(tmp_path / "large.png"),
+            name,
+        ]
+        done = subprocess.run(
+            arguments, capture_output=True, text=True, check=False, timeout=110, env=env, cwd=ROOT
+        )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) < 32
+    assert intake.taken[-1].size == len(b'{"data": "data:image/png;base64,"}') + 4 * -(-size // 3)
+    assert intake.taken[-1].digest.hexdigest() == expected.hexdigest()

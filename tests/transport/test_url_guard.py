@@ -1,0 +1,295 @@
+"""Tests of where a flow's links and a service's redirects may lead a worker, and of what becomes of their signatures.
+
+The servers are real and here; a name server is played, for no test asks a real one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+from airflow.sdk import Connection
+from airflow.sdk.log import redact
+from PIL import Image
+
+from airflow_provider_flows.core.exceptions import FlowInvalid, FlowMalformed, FlowNotFound, FlowServiceError
+from airflow_provider_flows.core.http import Request, same_origin
+from airflow_provider_flows.core.payload.sink import Kept
+from airflow_provider_flows.core.signed_urls import secrets_of
+from airflow_provider_flows.hooks import PromptChainerHook
+from airflow_provider_flows.transport.settings import Settings
+from airflow_provider_flows.transport.url_guard import resolves_to_public
+from tests.support.downloading import InTurn, glb, hook_to, sent, worded
+from tests.support.servers import Reply, Rude, Seen, Station, say
+
+OWN = Settings("http://127.0.0.1:8084/prefix", {"x-api-key": "k"})
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the servers here, whatever proxy the machine has."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def picture() -> bytes:
+    """Draw a small picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = picture()
+
+
+def chain_to(url: str) -> PromptChainerHook:
+    """Give a hook to a service, without a lookup."""
+    hook = PromptChainerHook("own")
+    hook._connection = Connection(
+        conn_id="own", conn_type="promptchainer", host=url, password="k", extra=json.dumps({})
+    )
+    return hook
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://store.example.com/a.png?sig=x",
+        "https://STORE.example.com:8443/a.png",
+        "https://my_bucket.s3.amazonaws.com./a.png",
+        "https://8.8.8.8/a.png",
+        "https://[2606:4700:4700::1111]/a.png",
+        "https://[64:ff9b::808:808]/a.png",
+        "https://local.example.com/a.png",
+        "http://127.0.0.1:8084/a.png",
+        " http://127.0.0.1:8084/prefix/a.png\n",
+    ],
+)
+def test_public_links_may_be_followed(link: str) -> None:
+    """A public host by https, and the service's own as it is."""
+    assert OWN.may_follow(link)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", ".", "localhost", "localhost.", "LOCALHOST", "a.localhost", "intranet", "intranet.", "flows-db"),
+        *("metadata.google.internal", "metadata.google.internal.", "printer.local", "x.default.svc", "x.svc.cluster.local"),
+        *("router.lan", "db.corp", "x.home.arpa", "127.1", "2130706433", "0x7f.0.0.1", "0x7f000001", "127.0.0.0x1", "10.1.2.3."),
+        *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "010.0.0.1"),
+        *("0.0.0.1", "224.0.0.1", "255.255.255.255"),
+        *("[::1]", "[::]", "[fe80::1]", "[fec0::1]", "[fd00::1]", "[ff02::1]", "[::ffff:10.0.0.1]", "[::ffff:7f00:1]"),
+        *("[64:ff9b::a00:1]", "[64:ff9b:1::a00:1]", "[2002:a00:1::]", "[2002:7f00:1::1]", "[::10.0.0.1]", "[2001:0:a00:1::]"),
+        *("user:pw@example.com", "user@example.com", "example.com\\@10.0.0.1", "10.0.0.1\\.example.com", "example.com:99x"),
+        *("127。0。0。1", "①②⑦.0.0.1", "ex%61mple.com", "[fe80::1%25eth0]", "[::1", "256.1.1.1"),
+        *("127.0.0.1:8085", "127.0.0.1:8084@example.com", "127.0.0.1:8084\\@example.com", "u@127.0.0.1:8084"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_links_into_the_network_may_not(host: str, scheme: str) -> None:
+    """Whatever is, or may be read as, a host that is not public is not asked, however it is spelt."""
+    assert not OWN.may_follow(f"{scheme}://{host}/a.png")
+
+
+@pytest.mark.parametrize("host", ["evil.example\\@127.0.0.1:8084", "u@127.0.0.1:8084", "127.0.0.1:8085"])
+def test_key_does_not_go_where_libraries_differ_about_the_host(host: str) -> None:
+    """A URL whose host can be read in two ways is not the service's own."""
+    assert not same_origin(f"http://{host}/a", OWN.base_url)
+    assert OWN.headers(Request("GET", f"http://{host}/a")) == {}
+    assert same_origin("http://127.0.0.1:8084/a@b\\c", OWN.base_url)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (["93.184.215.14"], True),
+        (["93.184.215.14", "10.0.0.1"], False),
+        (["::ffff:10.0.0.1"], False),
+        (["fe80::1%eth0"], False),
+        (["127.0.0.1"], False),
+        ([], True),
+    ],
+)
+def test_name_of_a_private_address_is_not_public(addresses: list[str], expected: bool) -> None:  # noqa: FBT001
+    """A public name that stands for an address inside is found out; one that is not known here is left to a proxy."""
+
+    def resolve(host: str, port: int, **_: Any) -> Sequence[Sequence[Any]]:
+        assert (host, port) == ("store.example.com", 8443)
+        if not addresses:
+            raise OSError(host)
+        return [(None, None, None, "", (address, port)) for address in addresses]
+
+    assert resolves_to_public("https://store.example.com:8443/a.png", resolve) is expected
+
+
+@pytest.mark.parametrize("first", ["https://store.example.com/a.png", "/redirected.png"])
+def test_link_to_a_name_of_a_private_address_is_not_fetched(
+    monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Neither the link itself nor a redirect leads to a name whose address is inside; nothing connects there."""
+    looked_up, real = [], socket.getaddrinfo
+
+    def resolve(host: str, port: int, *rest: Any, **more: Any) -> Any:
+        looked_up.append(host)
+        return real("127.0.0.1" if host == "store.example.com" else host, port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with Station(lambda _: Reply(302, {"Location": "https://store.example.com/a.png"})) as station:
+        kept = Kept()
+        assert chain_to(station.url).save_link(urljoin(station.url, first), kept) is None
+        assert len(station.seen) == first.startswith("/")
+    assert looked_up.count("store.example.com") == 1
+
+
+@pytest.mark.parametrize("far", [True, False])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:  # noqa: FBT001
+    """A link on the service's own host may be redirected there, but nowhere else inside, at no step."""
+    with Station(lambda _: Reply(body=PNG)) as inside:
+
+        def reply(seen: Seen) -> Reply:
+            step = int(seen.path[1:2])
+            if step < steps:
+                return Reply(302, {"Location": f"/{step + 1}"})
+            return Reply(302, {"Location": f"{inside.url}/secret"}) if far else Reply(body=PNG)
+
+        with Station(reply) as station:
+            kept = Kept()
+            assert chain_to(station.url).save_link(f"{station.url}/0.png?sig=x", kept) == (
+                None if far else "image/png"
+            )
+            assert len(station.seen) == steps + 1
+        assert inside.seen == []
+    assert bytes(kept.data) == (b"" if far else PNG)
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: FBT001
+    """A download may be redirected within the service, and not to another port beside it; it is not tried again."""
+    content = glb(500)
+    with Station(lambda _: Reply(body=content)) as inside:
+
+        def reply(seen: Seen) -> Reply:
+            if seen.path == "/file":
+                return Reply(body=content)
+            return Reply(302, {"Location": f"{inside.url}/file" if far else "/file"})
+
+        with Station(reply) as station:
+            if far:
+                with pytest.raises(FlowServiceError, match="redirects to where") as caught:
+                    hook_to(station.url).save_output("r", "a", Kept())
+                assert not isinstance(caught.value, FlowMalformed)
+                assert len(station.seen) == 1
+            else:
+                assert hook_to(station.url).download_output("r", "a").data == content
+        assert inside.seen == []
+
+
+def test_signatures_are_found_in_every_spelling() -> None:
+    """Only the values of a signature's parameters are secret, and only if they are as long as one."""
+    url = "https://h/a.png?say=AAAAAAAAAAAAAAAAAAAAAAAA&sig=abc%2bdefghijklmnop%3D&X-Amz-Signature=0123456789abcdef&Signature=short#sig=fragmentfragmentfragment"
+    assert secrets_of(url) == {
+        "abc%2bdefghijklmnop%3D",
+        "abc+defghijklmnop=",
+        "abc%2Bdefghijklmnop%3D",
+        "0123456789abcdef",
+    }
+    assert secrets_of("https://h/a.png") == set()
+
+
+def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
+    """The signature is masked in Airflow's log whatever becomes of the link; what else a flow wrote into a query is not."""
+    signature, word = uuid.uuid4().hex, uuid.uuid4().hex
+    assert (
+        chain_to("https://api.example").save_link(
+            f"https://10.0.0.1/a.png?word={word}&sig={signature}", Kept()
+        )
+        is None
+    )
+    assert redact(f"{word} {signature}") == f"{word} ***"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_link_that_is_over_says_so_at_every_store(status: int) -> None:
+    """Whatever status a store has for a link that has ended, the error says it, without the signature."""
+    body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+    with Station(lambda _: Reply(status, body=body)) as station:
+        with pytest.raises(FlowNotFound, match=r"not valid any more.*Run the flow again") as caught:
+            chain_to(station.url).save_link(f"{station.url}/a.png?sig=secret", Kept())
+        assert "secret" not in str(caught.value)
+    with (
+        Station(lambda _: Reply(400, body=b"<Code>InvalidArgument</Code>")) as station,
+        pytest.raises(FlowInvalid),
+    ):
+        chain_to(station.url).save_link(f"{station.url}/a.png", Kept())
+
+
+def test_picture_of_a_link_that_is_cut_short_is_asked_for_again() -> None:
+    """A picture without its end is not taken; the next one is, if it is whole."""
+    acts = InTurn(say(b"HTTP/1.1 200 OK\r\n\r\n" + PNG[:-6]), sent(PNG))
+    with Rude(acts) as rude:
+        kept = Kept()
+        assert chain_to(rude.url).save_link(f"{rude.url}/a.png", kept) == "image/png"
+    assert (acts.asked, bytes(kept.data)) == (2, PNG)
+
+
+def test_answer_without_a_length_is_no_file_by_itself() -> None:
+    """A raw file of a kind that does not show its end is taken only from an answer that told its length."""
+    gif = b"GIF89a" + bytes(100)
+    acts = InTurn(say(b"HTTP/1.1 200 OK\r\n\r\n" + gif[:50]), sent(gif))
+    with Rude(acts) as rude:
+        assert hook_to(rude.url, retries=0).download_output("r", "a").data == gif
+    assert acts.asked == 2
+
+
+def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """A service that sends on and on after a model's end is left at once, each time."""
+    blocks, size = [0], 1 << 20
+
+    def endless(connection: Any) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + glb(20))
+        for _ in range(200):
+            connection.sendall(bytes(size))
+            blocks[0] += 1
+
+    with Rude(endless) as rude, (tmp_path / "file").open("wb") as file:
+
+        class Disk(Kept):
+            """A target on a disk."""
+
+            def write(self, data: bytes) -> None:
+                """Write."""
+                file.write(data)
+
+        with pytest.raises(FlowMalformed, match="longer than its header says"):
+            hook_to(rude.url, retries=0).save_output("r", "a", Disk())
+    assert blocks[0] < 100
+    assert (tmp_path / "file").stat().st_size <= 3 * 20
+
+
+@pytest.mark.parametrize(("listed", "taken"), [("text/plain", True), (None, False)])
+def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, taken: bool) -> None:  # noqa: FBT001
+    """The words of an error look like a text output; so a text is taken only where one was told of, and an input's always."""
+    with Station(lambda _: Reply(body=b'{"data": "try again later"}')) as station:
+        hook, kept = hook_to(station.url, retries=0), Kept()
+        if taken:
+            assert hook.save_output("r", "a", kept, media_type=listed) == listed
+            assert bytes(kept.data) == b"try again later"
+        else:
+            with pytest.raises(FlowMalformed, match="a text"):
+                hook.save_output("r", "a", kept, media_type=listed)
+        assert hook.get_input("r", "a").data == b"try again later"
+
+
+def test_output_with_success_false_beside_it_is_none() -> None:
+    """A refusal that is told in the body only is none the less one, whatever stands beside it."""
+    refused = worded(glb(100))[:-1] + b', "success": false}'
+    acts = InTurn(sent(refused), sent(worded(glb(200))))
+    with Rude(acts) as rude:
+        assert hook_to(rude.url, retries=0).download_output("r", "a").data == glb(200)

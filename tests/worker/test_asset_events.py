@@ -1,0 +1,240 @@
+"""Tests of the asset events that a task sends, read from Airflow's own database after real runs of DAGs.
+
+Which files there are is shown in test_outputs.py; how a DAG is scheduled by flow runs in test_finished.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.models.asset import AssetEvent, AssetModel
+from airflow.sdk import DAG, Asset, AssetAlias, BaseOperator
+from airflow.sdk.execution_time.context import OutletEventAccessors
+from airflow.utils.session import create_session
+from sqlalchemy import select
+
+from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.emulator import Emulator, Plan
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.worker.asset_events import MOST_FILES, tell_outlets
+from tests.support.airflow_run import run_dag
+from tests.support.modes import FLOW, MODES, OFTEN, PARAMETERS, PROMPT, wait_in
+
+CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": PROMPT, "parameters": PARAMETERS, **OFTEN}
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs are over at the second look, and triggers that tell it at once."""
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
+    flow_emulator.run_seconds = 0.1
+    return flow_emulator
+
+
+def events_of(run_id: str) -> dict[str, dict[str, Any]]:
+    """Give the extra of each asset event that came of a DAG run, by the asset's URI and the task's map index."""
+    with create_session() as session:
+        rows = session.execute(
+            select(AssetModel.uri, AssetEvent.source_map_index, AssetEvent.extra)
+            .join(AssetModel, AssetModel.id == AssetEvent.asset_id)
+            .where(AssetEvent.source_run_id == run_id)
+        ).all()
+    found = {f"{uri} {index}": extra for uri, index, extra in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_event_tells_of_the_flow_run(emulator: Emulator, tmp_path: Path, mode: str) -> None:
+    """However the task waited, its outlet's event has flow, run, service, state, and the files with their sizes."""
+    uri = f"x-models://chairs/{mode}"
+
+    story = wait_in(mode, emulator, outlets=[Asset(uri)], output_path=f"file://{tmp_path}")
+
+    assert story.returned is not None, story.result.log
+    (output,) = story.returned["outputs"]
+    (file,) = tmp_path.rglob("*.glb")
+    assert events_of(story.result.run_id) == {
+        f"{uri} -1": {
+            "flow": FLOW,
+            "flow_run_id": story.flow_run_id,
+            "service": "generio",
+            "state": "completed",
+            "uris": [output["uri"]],
+            "sizes": [file.stat().st_size],
+        }
+    }
+    assert output["uri"] == f"file://{file}"
+
+
+def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: Path) -> None:
+    """Of three mapped tasks there are three events of the one asset, each of its own flow run and file."""
+    with DAG("assets_mapped", schedule=None) as dag:
+        RunFlowOperator.partial(
+            task_id="run",
+            flow=FLOW,
+            parameters=PARAMETERS,
+            **OFTEN,
+            output_path=f"file://{tmp_path}",
+            outlets=[Asset("x-models://mapped")],
+        ).expand(inputs=["A chair", "A table", "A lamp"])
+
+    result = run_dag(dag)
+
+    events = events_of(result.run_id)
+    assert sorted(events) == [f"x-models://mapped {index}" for index in range(3)]
+    for index in range(3):
+        returned = result.xcoms[f"run[{index}]"]["return_value"]
+        extra = events[f"x-models://mapped {index}"]
+        assert extra["flow_run_id"] == returned["flow_run_id"]
+        assert extra["uris"] == [output["uri"] for output in returned["outputs"]]
+    assert len(emulator.runs) == 3
+
+
+def test_alias_makes_the_files_assets(emulator: Emulator, tmp_path: Path) -> None:
+    """An alias among the outlets makes each file that was written an asset of its own, with an event."""
+    with DAG("assets_alias", schedule=None) as dag:
+        RunFlowOperator(
+            task_id="run",
+            **{**CHAIR, "inputs": ["A chair", "A table"]},
+            output_path=f"file://{tmp_path}",
+            outlets=[AssetAlias("models"), Asset("x-models://beside")],
+        )
+
+    result = run_dag(dag)
+
+    returned = result.xcoms["run"]["return_value"]
+    events = events_of(result.run_id)
+    assert set(events) == {"x-models://beside -1", *(f"{output['uri']} -1" for output in returned["outputs"])}
+    assert len(returned["outputs"]) >= 2
+    for output in returned["outputs"]:
+        extra = events[f"{output['uri']} -1"]
+        assert extra == {
+            "flow": FLOW,
+            "flow_run_id": returned["flow_run_id"],
+            "service": "generio",
+            "state": "completed",
+            **{name: output[name] for name in ("uri", "size", "sha256", "media_type")},
+        }
+    assert next(iter(emulator.runs)) == returned["flow_run_id"]
+
+
+def test_alias_of_files_whose_names_are_not_ascii(emulator: Emulator, tmp_path: Path) -> None:
+    """Airflow's server fails a task whose asset has such a URI, after its run was paid; the asset's is percent-encoded."""
+    with DAG("assets_not_ascii", schedule=None) as dag:
+        RunFlowOperator(
+            task_id="run", **CHAIR, output_path=f"file://{tmp_path}/süß %", outlets=[AssetAlias("sweet")]
+        )
+
+    result = run_dag(dag)
+
+    assert "Setting the task to failed" not in result.log
+    ((uri, extra),) = events_of(result.run_id).items()
+    assert "/s%C3%BC%C3%9F %/" in uri
+    assert extra["uri"] == result.xcoms["run"]["return_value"]["outputs"][0]["uri"]
+    assert Path(extra["uri"].removeprefix("file://")).exists()
+    assert len(emulator.runs) == 1
+
+
+def test_flow_run_that_failed_sends_nothing(emulator: Emulator) -> None:
+    """A task whose flow run failed sends no event."""
+    emulator.plan(Plan(outcome="failed", error="The mesh has no faces"))
+    with DAG("assets_failed", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **CHAIR, outlets=[Asset("x-models://failed"), AssetAlias("failed")])
+
+    result = run_dag(dag)
+
+    assert result.state == "failed"
+    assert events_of(result.run_id) == {}
+
+
+def test_task_that_does_not_wait_tells_of_a_run_under_way(emulator: Emulator) -> None:
+    """Without waiting the event comes at the start, and says so: the state is none that is final, and there are no files."""
+    emulator.run_seconds = 3600
+    with DAG("assets_started", schedule=None) as dag:
+        RunFlowOperator(
+            task_id="run", **CHAIR, wait_for_completion=False, outlets=[Asset("x-models://started")]
+        )
+
+    result = run_dag(dag)
+
+    (extra,) = events_of(result.run_id).values()
+    assert extra["flow_run_id"] == next(iter(emulator.runs))
+    assert not FlowState.of(extra["state"]).final
+    assert (extra["uris"], extra["sizes"]) == ([], [])
+
+
+def test_what_the_author_says_stays(emulator: Emulator) -> None:  # noqa: ARG001  # it sets the connection
+    """What a task's author puts into its event stands there beside, and in place of, what is told of the flow run."""
+    asset = Asset("x-models://authored")
+
+    def say(context: Any) -> None:
+        context["outlet_events"][asset].extra = {"by": "me", "state": "checked"}
+
+    with DAG("assets_authored", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **CHAIR, outlets=[asset], pre_execute=say)
+
+    (extra,) = events_of(run_dag(dag).run_id).values()
+    assert (extra["by"], extra["state"], extra["flow"]) == ("me", "checked", FLOW)
+
+
+def told(outlets: list[Any], outputs: list[FlowOutput]) -> OutletEventAccessors:
+    """Tell outlets, as a task has them, of a run with these outputs."""
+    events = OutletEventAccessors()
+    context: Any = {"task": BaseOperator(task_id="run"), "outlet_events": events}
+    context["task"].outlets = outlets
+    tell_outlets(context, FlowRun("1", "generio", "f", FlowState.COMPLETED, outputs=tuple(outputs)))
+    return events
+
+
+def test_events_are_bounded() -> None:
+    """However many files there are, an event names a hundred and says how many more there are; an alias makes no more assets."""
+    outputs = [
+        FlowOutput(f"o{number}", uri=f"s3://bucket/{number}.glb", size=number) for number in range(500)
+    ]
+    asset, alias = Asset("x-models://many"), AssetAlias("many")
+
+    events = told([asset, alias], outputs)
+
+    extra = events[asset].extra
+    assert len(extra["uris"]) == len(extra["sizes"]) == MOST_FILES
+    assert extra["more"] == 500 - MOST_FILES
+    assert len(events[alias].asset_alias_events) == MOST_FILES
+
+
+def test_long_uris_are_bounded_too() -> None:
+    """An event stays small where its URIs are long, and one that is too long for Airflow keeps none of the others back."""
+    long = [FlowOutput("o", uri=f"s3://bucket/{number}/{'x' * 1400}", size=1) for number in range(50)]
+    impossible = FlowOutput("o", uri=f"s3://bucket/{'x' * 2000}", size=1)
+    asset, alias = Asset("x-models://long"), AssetAlias("long")
+
+    events = told([asset, alias], [impossible, *long])
+
+    extra = events[asset].extra
+    assert 10 < len(extra["uris"]) < 30
+    assert extra["more"] == 51 - len(extra["uris"])
+    assert len(events[alias].asset_alias_events) == len(extra["uris"])
+
+
+def test_texts_are_no_files() -> None:
+    """An output that is a text is named by no event, and makes no asset."""
+    alias, asset = AssetAlias("texts"), Asset("x-models://texts")
+
+    events = told([asset, alias], [FlowOutput("o", value="A red ball")])
+
+    assert events[asset].extra["uris"] == []
+    assert events[alias].asset_alias_events == []
+
+
+def test_outlet_that_takes_nothing_hurts_no_task(caplog: pytest.LogCaptureFixture) -> None:
+    """An outlet of a kind that has no event is a warning: the flow run is paid for."""
+    asset = Asset("x-models://last")
+
+    with caplog.at_level(logging.WARNING):
+        events = told([object(), asset], [])
+
+    assert events[asset].extra["flow_run_id"] == "1"
+    assert "does not tell of the generio flow run 1" in caplog.text

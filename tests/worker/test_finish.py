@@ -1,0 +1,468 @@
+"""Tests of a task's end: large texts, pictures, partial outputs, deleting a run, and what a retry does not fetch again.
+
+Tasks run through Airflow's `dag.test()` or as a worker runs them, against the emulator; files are real.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound, FlowRunFailed
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import MEMORY_KEY, FlowRunSensor
+from airflow_provider_flows.worker.task_state import FILES_KEY, KEY
+from tests.support.task_instances import Store, context
+from tests.support.tries import BOTH, CHAIN, CHAIR, request, set_up, tried
+from tests.support.versions import AirflowRescheduleException, has, needs
+
+LONG = "größer " * 9000  # more than 48 KiB
+TWO: dict[str, Any] = {**CHAIR, "inputs": ["A chair", "A table"]}
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs take no time."""
+    return set_up(flow_emulator, monkeypatch)
+
+
+def files(folder: Path) -> list[Path]:
+    """List all files below a folder, hidden ones too."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.usefixtures("emulator")
+def test_text_too_large_for_xcom_becomes_a_file(tmp_path: Path) -> None:
+    """A text beyond max_xcom_bytes lies whole in a file; XCom has its beginning and where the rest is."""
+    ended = tried(
+        "large_text", **{**CHAIN, "inputs": {"color": LONG, "item": "ball"}}, output_path=str(tmp_path)
+    )
+    text = next(output for output in ended.outputs if output["media_type"] == "text/plain")
+    path = Path(text["uri"].removeprefix("file://"))
+    whole = path.read_text()
+    assert (path.suffix, LONG[:-1] in whole) == (".txt", True)
+    assert whole.startswith(text["value"])
+    assert 48 * 1024 - 4 < len(text["value"].encode()) <= 48 * 1024
+    assert (text["size"], text["sha256"]) == (
+        path.stat().st_size,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    assert ended.result.xcoms["run"]["outputs"] == ended.outputs
+
+
+@pytest.mark.usefixtures("emulator")
+def test_text_too_large_for_xcom_is_never_lost_without_a_path() -> None:
+    """Without output_path the text is pushed whole, with a warning that says what would help."""
+    ended = tried("large_text_no_path", **{**CHAIN, "inputs": {"color": LONG, "item": "ball"}})
+    text = next(output for output in ended.outputs if output["media_type"] == "text/plain")
+    assert LONG[:-1] in text["value"]
+    assert "uri" not in text
+    assert ended.told("Set output_path") >= 1
+    assert ended.told("max_xcom_bytes") == 1
+
+
+@pytest.mark.usefixtures("emulator")
+def test_bound_on_texts_is_the_users(tmp_path: Path) -> None:
+    """Any bound may be given, none too; a text within it stays as it is."""
+    small = tried("small_text", **CHAIN, output_path=str(tmp_path / "small"), max_xcom_bytes=10)
+    none = tried("any_text", **CHAIN, output_path=str(tmp_path / "none"), max_xcom_bytes=None)
+    cut, whole = (
+        next(output for output in ended.outputs if output["media_type"] == "text/plain")
+        for ended in (small, none)
+    )
+    assert len(cut["value"].encode()) <= 10
+    assert whole["value"].startswith(cut["value"])
+    assert "uri" not in whole
+    assert sum(path.suffix == ".txt" for path in files(tmp_path)) == 1
+
+
+@pytest.mark.usefixtures("emulator")
+def test_picture_that_is_saved_keeps_its_address_without_the_signature(tmp_path: Path) -> None:
+    """A picture's link is a file at once; what stays of the link opens nothing."""
+    ended = tried("picture", **CHAIN, output_path=str(tmp_path))
+    picture = next(output for output in ended.outputs if output["media_type"].startswith("image/"))
+    assert Path(picture["uri"].removeprefix("file://")).read_bytes()[:4] == b"\x89PNG"
+    assert picture["value"].startswith("http")
+    assert "?" not in picture["value"]
+    assert "sig=" not in str(ended.result.xcoms) + ended.result.log
+
+
+@BOTH
+def test_partial_outputs_are_fetched_when_asked(
+    emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    """A failed run's outputs are files, listed on the error and in XCom; the task fails all the same."""
+    emulator.plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
+    asked = {
+        "output_path": str(tmp_path),
+        "fetch_partial_outputs": True,
+        "retries": 0,
+        "deferrable": deferrable,
+    }
+    ended = tried(f"partial_{deferrable}", **{**TWO, **asked})
+    assert ended.state == "failed"
+    (path,) = files(tmp_path)
+    assert path.read_bytes()[:4] == b"glTF"
+    assert isinstance(ended.error, FlowRunFailed)
+    assert "out of glue" in str(ended.error)
+    assert f"file://{path}" in str(ended.error)
+    assert [output.uri for output in ended.error.run.outputs if output.uri] == [f"file://{path}"]
+    assert f"file://{path}" in [output.get("uri") for output in ended.result.xcoms["run"]["outputs"]]
+
+
+@pytest.mark.parametrize("status", [None, 409, 404, 500])
+def test_partial_outputs_that_cannot_be_had_hide_nothing(
+    emulator: Emulator, tmp_path: Path, status: int | None
+) -> None:
+    """However the service answers for a failed run's outputs, the error is that the run failed."""
+    emulator.plan(Plan(outcome="failed", error="out of glue"))
+    if status is not None:
+        emulator.fault(Fault("GET", "*/outputs", status=status, times=None))
+    ended = tried(
+        f"no_partial_{status}", **CHAIR, output_path=str(tmp_path), fetch_partial_outputs=True, retries=0
+    )
+    assert isinstance(ended.error, FlowRunFailed)
+    assert "out of glue" in str(ended.error)
+    assert files(tmp_path) == []
+
+
+def test_partial_outputs_are_left_alone_unless_asked(emulator: Emulator, tmp_path: Path) -> None:
+    """By default nothing of a failed run is fetched."""
+    emulator.plan(Plan(outcome="failed", partial_outputs=True))
+    ended = tried("not_partial", **TWO, output_path=str(tmp_path), retries=0)
+    assert (ended.state, files(tmp_path)) == ("failed", [])
+    assert request(emulator, "GET", "/outputs") == []
+
+
+def test_sensor_fetches_partial_outputs_too(emulator: Emulator, tmp_path: Path) -> None:
+    """The sensor has the same ending."""
+    emulator.plan(Plan(outcome="failed", partial_outputs=True))
+    run = GenerioHook("generio_default").start(TWO["flow"], TWO["inputs"], TWO["parameters"])
+    sensor = FlowRunSensor(
+        task_id="s",
+        flow_run_id=run.flow_run_id,
+        mode="poke",
+        output_path=str(tmp_path),
+        fetch_partial_outputs=True,
+    )
+    sensor.flows_conn_id = "generio_default"
+    with pytest.raises(FlowRunFailed, match="file://"):
+        sensor.execute(context(Store()))
+    assert len(files(tmp_path)) == 1
+
+
+@BOTH
+def test_run_is_deleted_when_its_files_are_in_place(
+    emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    """After the last file the run is gone at the service, and the task returns what it would have."""
+    ended = tried(
+        f"deleted_{deferrable}",
+        **TWO,
+        output_path=str(tmp_path),
+        delete_after_fetch=True,
+        deferrable=deferrable,
+    )
+    assert (ended.state, ended.tries) == ("success", 1)
+    assert [Path(output["uri"].removeprefix("file://")) for output in ended.outputs] == sorted(
+        files(tmp_path), key=lambda path: [output["uri"] for output in ended.outputs].index(f"file://{path}")
+    )
+    assert len(request(emulator, "DELETE")) == 1
+    assert (emulator.started, list(emulator.runs)) == (1, [])
+
+
+def test_try_after_the_deletion_pays_nothing(emulator: Emulator, tmp_path: Path) -> None:
+    """A worker that dies after the run was deleted leaves a retry that returns the same, and starts nothing."""
+    store = Store()
+    made = RunFlowOperator(
+        task_id="t", **TWO, output_path=str(tmp_path), delete_after_fetch=True, poll_interval=0.1
+    )
+    first = made.execute(context(store, 1, 3))
+    again = RunFlowOperator(
+        task_id="t", **TWO, output_path=str(tmp_path), delete_after_fetch=True, poll_interval=0.1
+    )
+    assert again.execute(context(store, 2, 3)) == first
+    assert emulator.started == 1
+    again.forget()
+    assert KEY not in store
+
+
+def test_run_with_an_output_that_is_no_file_is_not_deleted(emulator: Emulator, tmp_path: Path) -> None:
+    """Where anything is not in its place the run stays at the service, with a warning that names the output."""
+    emulator.fault(
+        Fault(
+            "GET",
+            "*/outputs",
+            body=b'{"outputs": [{"asset_id": "gone", "status": "error", "error": "glue"}]}',
+        )
+    )
+    ended = tried("not_deleted", **CHAIR, output_path=str(tmp_path), delete_after_fetch=True)
+    assert ended.state == "success"
+    assert ended.told("is not deleted") == 1
+    assert request(emulator, "DELETE") == []
+
+
+def test_deletion_that_fails_fails_no_task(emulator: Emulator, tmp_path: Path) -> None:
+    """All is there, so that a service that cannot delete just now is no reason to fail."""
+    emulator.fault(Fault("DELETE", "*", status=500, times=None))
+    ended = tried("delete_fails", **CHAIR, output_path=str(tmp_path), delete_after_fetch=True)
+    assert ended.state == "success"
+    assert ended.told("could not be deleted") == 1
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_paid(emulator: Emulator, tmp_path: Path) -> None:
+    """Arguments that cannot be kept are refused when the DAG is read, or before the start."""
+    with pytest.raises(FlowInputError, match="delete_after_fetch=True needs an output_path"):
+        RunFlowOperator(task_id="t", **CHAIR, delete_after_fetch=True)
+    for wrong in (-1, True, "48", 1.5):
+        with pytest.raises(FlowInputError, match="max_xcom_bytes must be"):
+            RunFlowOperator(task_id="t", **CHAIR, max_xcom_bytes=wrong)
+    ended = tried("delete_chain", **CHAIN, output_path=str(tmp_path), delete_after_fetch=True)
+    assert isinstance(ended.error, FlowInputError)
+    assert "promptchainer keeps nothing" in str(ended.error)
+    assert emulator.started == 0
+
+
+@needs("task state store")
+@BOTH
+def test_retry_fetches_only_what_is_missing(emulator: Emulator, tmp_path: Path, *, deferrable: bool) -> None:
+    """A file that an earlier try has written whole is not downloaded again; one that was changed since is."""
+    emulator.fault(Fault("GET", "*/outputs/*", skip=1, times=4, status=503))
+    ended = tried(f"missing_{deferrable}", **TWO, output_path=str(tmp_path), deferrable=deferrable)
+    assert (ended.state, ended.tries, emulator.started) == ("success", 2, 1)
+    assert len(files(tmp_path)) == 2
+    assert ended.told("already") == 1
+    assert all(path.read_bytes()[:4] == b"glTF" for path in files(tmp_path))
+
+
+def task(folder: Path, **given: Any) -> RunFlowOperator:
+    """Make a task that writes its two models below a folder."""
+    return RunFlowOperator(task_id="t", **{**TWO, **given}, output_path=str(folder), poll_interval=0.1)
+
+
+def killed_before_the_deletion(emulator: Emulator, folder: Path) -> tuple[Store, dict[str, Any]]:
+    """Give the store of a try whose run is still there although all is kept, and what it returned."""
+    store = Store()
+    emulator.fault(Fault("DELETE", "*", status=500))
+    return store, task(folder, delete_after_fetch=True).execute(context(store, 1, 3))
+
+
+@pytest.mark.parametrize("rows", [b"[]", b'[{"output_id": "x", "status": "ready"}]'])
+def test_run_without_outputs_is_not_deleted(emulator: Emulator, tmp_path: Path, rows: bytes) -> None:
+    """A list that names nothing, or nothing that can be read, is no proof that there is nothing."""
+    emulator.fault(Fault("GET", "*/outputs", body=b'{"outputs": ' + rows + b"}", times=None))
+    store = Store()
+    outputs = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))["outputs"]
+    assert not any("uri" in output for output in outputs)
+    assert (request(emulator, "DELETE"), store[KEY]["answer"]) == ([], None)
+
+
+@pytest.mark.parametrize("spoil", ["gone", "changed", "whole"])
+def test_kept_run_is_fetched_again_only_where_a_file_is_not_whole(
+    emulator: Emulator, tmp_path: Path, spoil: str
+) -> None:
+    """A try after one that died before the deletion looks at each file, fetches what is not whole, and deletes the run."""
+    store, first = killed_before_the_deletion(emulator, tmp_path)
+    path = Path(first["outputs"][1]["uri"].removeprefix("file://"))
+    whole = path.read_bytes()
+    if spoil == "gone":
+        path.unlink()
+    elif spoil == "changed":
+        path.write_bytes(bytes(len(whole)))
+    before = len(emulator.requests)
+    assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
+    assert path.read_bytes() == whole
+    asked = [asked.path.rpartition("/")[2] for asked in emulator.requests[before:] if asked.method == "GET"]
+    assert asked == ([] if spoil == "whole" else [first["outputs"][1]["asset_id"]])
+    assert (emulator.started, list(emulator.runs)) == (1, [])
+
+
+def test_kept_run_that_is_gone_with_its_file_says_so(emulator: Emulator, tmp_path: Path) -> None:
+    """Where neither the file nor the run is there the error says it, nothing is started, and the other file stays listed."""
+    store = Store()
+    first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
+    Path(first["outputs"][0]["uri"].removeprefix("file://")).unlink()
+    with pytest.raises(FlowNotFound, match=r"is gone at the service.*clear the task"):
+        task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3))
+    assert (emulator.started, len(files(tmp_path))) == (1, 1)
+
+
+def test_run_that_cannot_be_kept_whole_is_not_deleted(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that is larger than the store takes stays at the service, and a retry goes on with it as with any other."""
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "900")
+    store = Store()
+    first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
+    assert (request(emulator, "DELETE"), store[KEY]["answer"]) == ([], None)
+    assert "is not deleted, for a retry may need it" in caplog.text
+    assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
+    assert emulator.started == 1
+
+
+def test_file_of_the_same_size_that_is_another_is_fetched_again(emulator: Emulator, tmp_path: Path) -> None:
+    """A file counts by its digest: one that was spoilt since, and is as large, is not what the run is deleted for."""
+    store = Store()
+    first = task(tmp_path).execute(context(store, 1, 3))
+    path = Path(first["outputs"][0]["uri"].removeprefix("file://"))
+    path.write_bytes(bytes(path.stat().st_size))
+    assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == first["outputs"][0]["sha256"]
+    assert list(emulator.runs) == []
+
+
+def test_task_that_does_not_wait_promises_nothing_for_the_end(emulator: Emulator, tmp_path: Path) -> None:
+    """What needs the end is refused; else it returns what is known at the start, in a retry too that finds the run completed."""
+    for name in ("delete_after_fetch", "fetch_partial_outputs"):
+        with pytest.raises(
+            FlowInputError, match=rf"{name}=True has no meaning with wait_for_completion=False"
+        ):
+            task(tmp_path, wait_for_completion=False, **{name: True})
+    store = Store()
+    first = task(tmp_path, wait_for_completion=False).execute(context(store, 1, 3))
+    emulator.advance(10)
+    second = task(tmp_path, wait_for_completion=False).execute(context(store, 2, 3))
+    assert (first["flow_run_id"], second["state"]) == (second["flow_run_id"], "completed")
+    assert (first["outputs"], second["outputs"], files(tmp_path)) == ([], [], [])
+    chain = task(tmp_path, **CHAIN, parameters=None, wait_for_completion=False).execute(context(Store()))
+    assert len(files(tmp_path)) == 1
+    assert [output["status"] for output in chain["outputs"]] == ["ready", "ready"]
+
+
+def pushing(store: Store, *numbers: int) -> tuple[Any, dict[str, Any]]:
+    """Give a try's context, and where its XComs go."""
+    given, pushed = context(store, *numbers), dict[str, Any]()
+    given["ti"].xcom_push = pushed.__setitem__
+    return given, pushed
+
+
+def test_picture_that_is_lost_loses_no_text(emulator: Emulator, tmp_path: Path) -> None:
+    """A link that is over fails the task; the texts of the chain, large ones as files, are in XCom all the same."""
+    chain: dict[str, Any] = {**CHAIN, "inputs": {"color": LONG, "item": "ball"}, "parameters": None}
+    emulator.fault(Fault("GET", "*.png", status=403, times=None))
+    given, pushed = pushing(Store(), 1, 3)
+    with pytest.raises(FlowNotFound, match="not valid any more"):
+        task(tmp_path, **chain).execute(given)
+    picture, text = pushed["outputs"]
+    assert (picture["status"], "not valid any more" in picture["error"]) == ("error", True)
+    assert "sig=" not in json.dumps(pushed)
+    (path,) = files(tmp_path)
+    assert (text["status"], text["uri"]) == ("ready", f"file://{path}")
+
+
+@pytest.mark.parametrize("broken", ["the first download", "the last download", "the push"])
+def test_partial_outputs_tell_what_there_is(emulator: Emulator, tmp_path: Path, broken: str) -> None:
+    """Of a failed run every file that was written is named, whatever else cannot be had; and the error is the run's."""
+    emulator.plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
+    skip = {"the first download": 0, "the last download": 1}.get(broken)
+    if skip is not None:
+        emulator.fault(Fault("GET", "*/outputs/*", skip=skip, status=500))
+    given, pushed = pushing(Store())
+    if skip is None:
+        given["ti"].xcom_push = lambda key, _: 1 / 0 if key == "outputs" else None
+    with pytest.raises(FlowRunFailed, match="out of glue") as caught:
+        task(tmp_path, inputs=["a", "b", "c", "d"], fetch_partial_outputs=True).execute(given)
+    there = {f"file://{path}" for path in files(tmp_path)}
+    assert len(there) == (2 if skip is None else 1)
+    assert caught.value.run is not None
+    assert {output.uri for output in caught.value.run.outputs if output.uri} == there
+    assert all(uri in str(caught.value) for uri in there)
+    if skip is not None:
+        assert {output["uri"] for output in pushed["outputs"] if "uri" in output} == there
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_output_that_is_not_visible_yet_is_looked_for_again(
+    emulator: Emulator, tmp_path: Path, times: int | None
+) -> None:
+    """A 404 for an output that was listed as ready is asked away; one that stays is no reason to give the paid run up."""
+    emulator.fault(Fault("GET", "*/outputs/*", status=404, times=times))
+    given = context(Store(), 1, 3)
+    if times:
+        assert len(task(tmp_path).execute(given)["outputs"]) == len(files(tmp_path)) == 2
+        return
+    with pytest.raises(FlowNotFound) as caught:
+        task(tmp_path, inputs=["A chair"]).execute(given)
+    assert len(request(emulator, "GET")) - len(request(emulator, "GET", "/outputs")) >= 3
+    assert not caught.value.lasting
+    if not has("retry policies"):
+        return
+    from airflow_provider_flows.retry_policy import FlowsRetryPolicy
+
+    given["ti"].task = task(tmp_path, retry_delay=timedelta(0))
+    assert FlowsRetryPolicy().evaluate(caught.value, 1, 3, given).action.name != "FAIL"
+
+
+class Away(Store):
+    """A store that takes nothing about files."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Fail for files."""
+        if key == FILES_KEY:
+            raise RuntimeError("the API server is away")
+        return super().get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        """Fail for files."""
+        if key == FILES_KEY:
+            raise RuntimeError("the API server is away")
+        super().set(key, value)
+
+
+@pytest.mark.usefixtures("emulator")
+def test_store_that_cannot_note_files_fails_no_task(tmp_path: Path) -> None:
+    """What only saves work in a retry is no reason to fail."""
+    assert len(task(tmp_path).execute(context(Away()))["outputs"]) == len(files(tmp_path)) == 2
+
+
+@pytest.mark.usefixtures("emulator")
+def test_metadata_too_large_for_xcom_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Metadata beyond max_xcom_bytes stays at the service, with a warning; smaller ones come along."""
+    inputs = [
+        {"data": "A chair", "additional": {"note": "x" * 60_000}},
+        {"data": "A table", "additional": {"n": 1}},
+    ]
+    told = task(tmp_path, inputs=inputs).execute(context(Store()))["outputs"]
+    assert sorted(str(output["additional"]) for output in told) == ["None", "{'n': 1}"]
+    assert "`additional` of the output" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+def test_sensor_refuses_a_path_that_cannot_be_written_to_before_it_waits(
+    emulator: Emulator, tmp_path: Path, mode: str
+) -> None:
+    """A bad output_path is told before the first look."""
+    (tmp_path / "taken").write_text("mine")
+    sensor = FlowRunSensor(
+        task_id="s", flow_run_id="0" * 24, mode=mode, output_path=str(tmp_path / "taken" / "x")
+    )
+    sensor.flows_conn_id = "generio_default"
+    with pytest.raises(FlowInputError, match="cannot be written to"):
+        sensor.execute(context(Store()))
+    assert emulator.requests == ()
+
+
+def test_sensor_that_looks_again_does_not_look_at_its_path_again(emulator: Emulator, tmp_path: Path) -> None:
+    """In reschedule mode, where each look is a process of its own, the path is looked at once a try."""
+    emulator.run_seconds = 1000
+    run = GenerioHook("generio_default").start(TWO["flow"], TWO["inputs"], TWO["parameters"])
+    (tmp_path / "taken").write_text("mine")
+    sensor = FlowRunSensor(
+        task_id="s", flow_run_id=run.flow_run_id, output_path=str(tmp_path / "taken" / "x")
+    )
+    sensor.flows_conn_id = "generio_default"
+    given = context(Store({MEMORY_KEY: {"since": time.time(), "misses": 0, "try_number": 1}}))
+    given["ti"].get_first_reschedule_date = lambda _: given["ti"].start_date
+    with pytest.raises(AirflowRescheduleException):
+        sensor.execute(given)
+    given["ti"].try_number = 2
+    with pytest.raises(FlowInputError, match="cannot be written to"):
+        sensor.execute(given)

@@ -1,0 +1,138 @@
+"""Tests of what a killed task does to its flow run while Airflow says that the task goes on, and of how Airflow is asked.
+
+What it does when the task is really over needs a real supervisor: test_stack.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+from airflow.jobs.triggerer_job_runner import ToTriggerSupervisor
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+from airflow.sdk import DAG, task
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import GetTaskStates
+
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.worker.kill_check import is_over
+from tests.support.airflow_run import ALARMED, run_dag
+from tests.support.modes import FLOW, OFTEN, looks, own_lines
+from tests.support.versions import needs
+
+pytestmark = ALARMED
+
+CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
+
+
+def aborts(emulator: Emulator) -> int:
+    """Count the requests that ask for an abort."""
+    return sum(asked.method == "PATCH" and asked.json == {"action": "abort"} for asked in emulator.requests)
+
+
+def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None:
+    """on_kill, called at a SIGTERM while Airflow says that the task is running, aborts nothing."""
+    flow_emulator.plan(Plan(run_seconds=2))
+    before = signal.getsignal(signal.SIGTERM)
+    with DAG("kill_running", schedule=None) as dag:
+        RunFlowOperator(task_id="run", **CHAIR, **OFTEN)
+
+    def evict() -> None:
+        while looks(flow_emulator) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = Thread(target=evict)
+    thread.start()
+    result = run_dag(dag)
+    thread.join()
+    signal.signal(signal.SIGTERM, before)
+
+    assert result.state == "success", result.log
+    flow_run_id = result.xcoms["run"]["return_value"]["flow_run_id"]
+    assert f"info: The task is not over for Airflow; flow run {flow_run_id} goes on" in own_lines(result.log)
+    assert (flow_emulator.started, aborts(flow_emulator)) == (1, 0)
+
+
+@needs("task state store")
+def test_kill_during_the_fetch_leaves_the_run_to_the_retry(flow_emulator: Emulator, tmp_path: Path) -> None:
+    """An execution_timeout while files are fetched aborts nothing and leaves no part of a file; the retry takes the same run."""
+    flow_emulator.run_seconds = 0
+    flow_emulator.fault(Fault("GET", "*/outputs/*", delay=10))
+    given = {"execution_timeout": timedelta(seconds=3), "retries": 1, "retry_delay": timedelta(0)}
+    with DAG("kill_fetching", schedule=None) as dag:
+        RunFlowOperator(task_id="run", output_path=str(tmp_path), **CHAIR, **OFTEN, **given)
+
+    result = run_dag(dag)
+
+    assert isinstance(result.errors["run"], AirflowTaskTimeout)
+    assert result.state == "success", result.log
+    (output,) = result.xcoms["run"]["return_value"]["outputs"]
+    assert [f"file://{path}" for path in tmp_path.rglob("*") if path.is_file()] == [output["uri"]]
+    assert (flow_emulator.started, aborts(flow_emulator)) == (1, 0)
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_airflow_tells_which_tasks_are_over() -> None:
+    """Asked about any task instance of the run, mapped or not, Airflow's answer is read right."""
+    with DAG("kill_states", schedule=None) as dag:
+
+        @task
+        def divide(by: int) -> float:
+            return 1 / by
+
+        @task
+        def plain() -> None:
+            pass
+
+        @task(trigger_rule="all_done")
+        def ask(ti: Any = None) -> dict[str, bool]:
+            def place(ti: Any) -> dict[str, Any]:
+                names = ("dag_id", "run_id", "task_id", "map_index", "get_task_states")
+                return {name: getattr(ti, name) for name in names}
+
+            def over(task_id: str, map_index: int = -1) -> bool:
+                return is_over(SimpleNamespace(**{**place(ti), "task_id": task_id, "map_index": map_index}))
+
+            return {
+                "itself": is_over(ti),
+                "done": over("plain"),
+                "mapped done": over("divide", 0),
+                "mapped failed": over("divide", 1),
+                "not begun": over("later"),
+                "gone": over("nothing"),
+                "gone with its DAG run": is_over(SimpleNamespace(**{**place(ti), "run_id": "no such run"})),
+            }
+
+        @task
+        def later() -> None:
+            pass
+
+        [divide.expand(by=[1, 0]), plain()] >> ask() >> later()
+
+    assert run_dag(dag).xcoms["ask"]["return_value"] == {
+        "itself": False,
+        "done": True,
+        "mapped done": True,
+        "mapped failed": True,
+        "not begun": False,
+        "gone": True,
+        "gone with its DAG run": True,
+    }
+
+
+def test_airflows_message_is_where_the_trigger_looks_for_it() -> None:
+    """Airflow's triggerer still takes the question for a task's state that a trigger sends."""
+    known = get_args(get_args(ToTriggerSupervisor)[0])
+
+    assert GetTaskStates in known
+    assert {"dag_id", "map_index", "task_ids", "run_ids"} <= set(GetTaskStates.model_fields)
+    assert "SUPERVISOR_COMMS" in task_runner.__annotations__

@@ -1,0 +1,318 @@
+"""Tests of lineage: the events that the real openlineage provider writes for real tasks.
+
+How files are named is tested here too; what a run's outputs are is tested with the operator. That nothing is missed without
+that provider is told by third_service/checks.py, whose Airflow has none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.listeners.listener import get_listener_manager as get_core_listener_manager
+from airflow.providers.common.compat.sdk import get_listener_manager, redact
+from airflow.providers.openlineage.plugins.listener import OpenLineageListener
+from airflow.sdk import DAG
+from openlineage.client.naming import dataset as naming
+
+from airflow_provider_flows.decorators import task
+from airflow_provider_flows.emulator import Emulator, Plan
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.storage.inputs import uris_of
+from airflow_provider_flows.storage.locations import Place
+from airflow_provider_flows.worker.run_tracking import MOST_BYTES, MOST_PARAMETERS, told
+from tests.support.airflow_run import run_dag
+from tests.support.modes import MODES, wait_in
+from tests.support.tries import BOTH, CHAIN, CHAIR
+
+FACET = "flows_flowRun"
+PICTURE = Path(__file__).parents[2] / "example_dags" / "images" / "chair.png"
+OFTEN = {"poll_interval": 0.1, "max_poll_interval": 0.2}
+
+
+class Events:
+    """What was written."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def of(self, task_id: str) -> list[dict[str, Any]]:
+        """Give the last event of each run of a task that ended."""
+        lines = [json.loads(line) for line in self._file.read_text().splitlines()]
+        return [
+            event
+            for event in lines
+            if event["job"]["name"].endswith(f".{task_id}") and event["eventType"] in {"COMPLETE", "FAIL"}
+        ]
+
+
+@pytest.fixture
+def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
+    """Let the provider write its events to a file, as a user sets it."""
+    manager = (
+        get_listener_manager()
+    )  # before the settings: it loads the provider's plugin, which is a listener for good
+    get_core_listener_manager()
+    file = tmp_path / "events.jsonl"
+    transport = {"type": "file", "log_file_path": str(file), "append": True}
+    monkeypatch.setenv("AIRFLOW__OPENLINEAGE__DISABLED", "False")
+    monkeypatch.setenv(
+        "AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD", "True"
+    )  # a fork of the tests would have their threads' locks
+    monkeypatch.setenv("AIRFLOW__OPENLINEAGE__TRANSPORT", json.dumps(transport))
+    listener = OpenLineageListener()
+    manager.add_listener(listener)
+    yield Events(file)
+    manager.pm.unregister(listener)
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
+    flow_emulator.run_seconds = 0.3
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
+    return flow_emulator
+
+
+def named(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Give the datasets' names."""
+    return [(dataset["namespace"], dataset["name"]) for dataset in datasets]
+
+
+@BOTH
+def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
+    """The event has the files that went in and came out, and the run with flow, parameters and duration; a prompt is no file."""
+    with DAG(f"lineage_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}) as dag:
+        common = {
+            "flow": "model_generate_fromimage",
+            "parameters": {"quality": "low"},
+            "output_path": str(tmp_path / "out"),
+        }
+        RunFlowOperator(task_id="run", inputs=[PICTURE, f"file://{PICTURE}"], **common)
+
+        @task.flow(flow=CHAIR["flow"])
+        def made() -> dict[str, Any]:
+            return {
+                "inputs": "A chair",
+                "parameters": {"quality": "low"},
+                "output_path": str(tmp_path / "made"),
+            }
+
+        made()
+
+    result = run_dag(dag)
+    assert result.state == "success", result.log
+    (event,), (other,) = events.of("run"), events.of("made")
+    returned = result.xcoms["run"]["return_value"]
+    assert event["eventType"] == other["eventType"] == "COMPLETE"
+    assert named(event["inputs"]) == [("file", str(PICTURE))]
+    assert named(event["outputs"]) == [
+        ("file", output["uri"].removeprefix("file://")) for output in returned["outputs"]
+    ]
+    sizes = [dataset["outputFacets"]["outputStatistics"]["size"] for dataset in event["outputs"]]
+    assert sizes == [output["size"] for output in returned["outputs"]]
+    facet = event["run"]["facets"][FACET]
+    assert facet.pop("_producer").startswith("pkg:pypi/airflow-provider-flows@")
+    assert facet.pop("_schemaURL").endswith("#/$defs/RunFacet")
+    assert facet == {
+        "service": "generio",
+        "flow": "model_generate_fromimage",
+        "flowRunId": returned["flow_run_id"],
+        "state": "completed",
+        "parameters": {"quality": "low"},
+        "duration": returned["duration"],
+    }
+    assert other["inputs"] == []
+    assert len(other["outputs"]) == 1
+    assert other["run"]["facets"][FACET]["parameters"] == {"quality": "low"}
+    assert emulator.key not in json.dumps([event, other])
+
+
+@BOTH
+def test_run_that_failed(emulator: Emulator, events: Events, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
+    """The event of a failure has the run with the service's reason, and the partial outputs that were fetched."""
+    emulator.plan(Plan(outcome="failed", error="The mesh broke", partial_outputs=True))
+    with DAG(
+        f"lineage_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}
+    ) as dag:
+        arguments = {
+            **CHAIR,
+            "inputs": ["A chair", "A table"],
+            "output_path": str(tmp_path),
+            "fetch_partial_outputs": True,
+        }
+        RunFlowOperator(task_id="run", **arguments)
+    result = run_dag(dag)
+    (event,) = events.of("run")
+    assert event["eventType"] == "FAIL"
+    facet = event["run"]["facets"][FACET]
+    assert (facet["state"], facet["error"]) == ("failed", "The mesh broke")
+    assert facet["flowRunId"] == next(iter(emulator.runs))
+    (output,) = [found for found in result.xcoms["run"]["outputs"] if "uri" in found]
+    assert named(event["outputs"]) == [("file", output["uri"].removeprefix("file://"))]
+
+
+def test_failures_before_and_without_an_end(emulator: Emulator, events: Events) -> None:
+    """A task that has no run tells of its inputs only; one whose time is over tells of the run as far as it is known."""
+    emulator.switches.abort = "instant"
+    emulator.plan(Plan(run_seconds=60))
+    with DAG("lineage_none", schedule=None, default_args=OFTEN) as dag:
+        late = RunFlowOperator(task_id="late", deferrable=True, timeout=0.3, **CHAIR)
+        refused = RunFlowOperator(
+            task_id="refused", **{**CHAIR, "inputs": [PICTURE, 42]}, trigger_rule="all_done"
+        )
+        late >> refused
+    run_dag(dag)
+    (event,) = events.of("refused")
+    assert (event["eventType"], named(event["inputs"]), event["outputs"]) == (
+        "FAIL",
+        [("file", str(PICTURE))],
+        [],
+    )
+    assert FACET not in event["run"]["facets"]
+    (event,) = events.of("late")
+    assert event["run"]["facets"][FACET]["flowRunId"] == next(iter(emulator.runs))
+    assert "duration" not in event["run"]["facets"][FACET]
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.startswith("sensor")])
+def test_run_that_a_sensor_waited_for(emulator: Emulator, events: Events, tmp_path: Path, mode: str) -> None:
+    """The sensor tells of the outputs that it wrote and of the run, whichever way it waited."""
+    story = wait_in(mode, emulator, output_path=str(tmp_path))
+    assert story.returned is not None
+    event = events.of("wait")[-1]
+    assert named(event["outputs"]) == [("file", story.returned["outputs"][0]["uri"].removeprefix("file://"))]
+    assert (event["run"]["facets"][FACET]["flowRunId"], event["inputs"]) == (story.flow_run_id, [])
+
+
+def test_run_of_promptchainer(emulator: Emulator, events: Events, tmp_path: Path) -> None:
+    """Variables are no files, whatever they say; the picture that came out is one, without its link's signature."""
+    with DAG("lineage_chain", schedule=None) as dag:
+        RunFlowOperator(
+            task_id="run",
+            **{**CHAIN, "inputs": {"color": "s3://red/ball", "item": "x"}},
+            output_path=str(tmp_path),
+        )
+    assert run_dag(dag).state == "success"
+    (event,) = events.of("run")
+    assert (event["inputs"], len(event["outputs"])) == ([], 1)
+    assert event["run"]["facets"][FACET]["service"] == "promptchainer"
+    assert "sig=" not in json.dumps(event)
+    assert emulator.started == 1
+
+
+NAMES = [
+    ("s3://b/f/a b.glb", naming.S3("b", "f/a b.glb")),
+    ("s3a://key:secret@b/a.glb", naming.S3("b", "a.glb")),
+    ("s3://connection@b/a#1?.glb", naming.S3("b", "a#1?.glb")),
+    ("gcs://b/a.glb", naming.GCS("b", "a.glb")),
+    ("file:///tmp/a.glb", naming.LocalFileSystem("/tmp/a.glb")),  # noqa: S108  # a name here
+    ("file://host/a.glb", naming.RemoteFileSystem("host", "/a.glb")),
+    ("abfss://c@account.dfs.core.windows.net/d/a.glb", naming.ABFSS("c", "account", "d/a.glb")),
+]
+
+
+@pytest.mark.parametrize(("uri", "expected"), NAMES)
+def test_names_are_those_of_openlineage(uri: str, expected: naming.DatasetNaming) -> None:
+    """A file has the name that OpenLineage's own library gives it, so that other tools' lineage meets ours."""
+    place = Place.of(uri)
+    assert place is not None
+    assert (place.namespace, place.name) == (expected.get_namespace(), expected.get_name())
+
+
+def test_names_carry_no_secret() -> None:
+    """A signed or credentialed address is named without either."""
+    place = Place.of("https://user:secret@files.example/a.png?sig=secret#part")
+    assert place is not None
+    assert (place.namespace, place.name) == ("https://files.example", "a.png")
+    signed = Place.of("az://box/a.png?sv=2024&sig=secret")
+    assert signed is not None
+    assert (signed.namespace, signed.name) == ("az://box", "a.png")
+    assert Place.of("no uri") is None
+
+
+def test_files_among_inputs_are_found_without_reading_them() -> None:
+    """Each form in which a file can be given counts, and nothing else does."""
+    output = {
+        "name": "a",
+        "asset_id": "1",
+        "status": "ready",
+        "media_type": "image/png",
+        "uri": "s3://b/a.png",
+    }
+    run = {"flow_run_id": "r", "outputs": [output, {**output, "uri": None}]}
+    assert uris_of(None) == uris_of("A chair") == uris_of({"data": "A chair"}) == []
+    assert uris_of(
+        ["s3://b/x.png", "see s3://b/y.png", Path("/a/b.png"), {"uri": "s3://b/z.png", "additional": 1}]
+    ) == [
+        "s3://b/x.png",
+        "file:///a/b.png",
+        "s3://b/z.png",
+    ]
+    assert uris_of(run) == uris_of([run]) == uris_of([[output]]) == uris_of(output) == ["s3://b/a.png"]
+    assert uris_of({"text": {"uri": "s3://b/t.txt"}, "color": "s3://b/red"}) == ["s3://b/t.txt"]
+
+
+def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
+    """Secrets are masked at any depth, the largest parameters are left out, and no number of them is too many."""
+    deep: dict[str, Any] = {"password": "s3cret-of-mine"}
+    for _ in range(9):
+        deep = {"in": [deep]}
+    shown = told(
+        {"api_key": "s3cret-of-mine", "deep": deep, "seed": 7, "text": "x" * MOST_BYTES, "path": PICTURE}
+    )
+    assert "s3cret-of-mine" not in json.dumps(shown)
+    assert (shown["seed"], shown["path"], shown["text"]) == (
+        7,
+        str(PICTURE),
+        f"left out: {MOST_BYTES + 2} bytes",
+    )
+    assert len(told({str(number): number for number in range(10 * MOST_PARAMETERS)})) == MOST_PARAMETERS
+    assert told(None) == told("text") == {}
+
+
+SIGNED = "https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=0123456789abcdef0123"
+
+
+def test_signed_urls_among_parameters_are_told_without_their_signature() -> None:
+    """Where parameters are shown a signed URL, also within a text, has no query; one that is not signed stays whole."""
+    given = {
+        "texture": SIGNED,
+        "deep": [{"in": f"see {SIGNED} and gs://b/k?Signature=short, and that"}],
+        "page": "https://a.example/?q=1",
+    }
+    assert told(given) == {
+        "texture": "https://store.example/a.png",
+        "deep": [{"in": "see https://store.example/a.png and gs://b/k and that"}],
+        "page": "https://a.example/?q=1",
+    }
+
+
+def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, events: Events) -> None:
+    """The service gets the URL whole; XCom, our part of the lineage, and any line of Airflow's log have no signature."""
+    emulator.switches.unknown_parameter = "ignore"
+    with DAG("lineage_signed", schedule=None) as dag:
+        RunFlowOperator(
+            task_id="run", **{**CHAIR, "parameters": {"texture_from": SIGNED}}, validate=False, **OFTEN
+        )
+    result = run_dag(dag)
+
+    (made,) = (
+        request for request in emulator.requests if (request.method, request.path) == ("POST", "/flows")
+    )
+    assert made.json["parameters"] == {"texture_from": SIGNED}
+    (event,) = events.of("run")
+    assert event["run"]["facets"][FACET]["parameters"] == {"texture_from": "https://store.example/a.png"}
+    of_others = event["run"]["facets"].pop(
+        "airflow"
+    )  # the openlineage provider's own, which copies a task's arguments
+    assert "parameters" in of_others["task"]
+    said = str(redact(f"The service says: no texture at {SIGNED}"))
+    assert said.startswith(
+        "The service says: no texture at https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=***"
+    )
+    for shown in (json.dumps(event), json.dumps(result.xcoms), result.log, said):
+        assert "0123456789abcdef0123" not in shown

@@ -1,0 +1,281 @@
+"""Tests of what a task's second try does, in real DAG runs with retries: take the run up, start another, or not be made at all.
+
+No process is killed here (tests/system/chaos does that): a try ends because the emulator or the storage fails.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.core import exceptions
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.worker.task_state import TOO_LARGE
+from tests.support.modes import asides
+from tests.support.tries import BOTH, CHAIN, CHAIR, request, set_up, tried
+from tests.support.versions import lacks, needs
+
+
+@pytest.fixture
+def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Give an emulator whose runs take no time, asked by connections that send nothing twice."""
+    return set_up(flow_emulator, monkeypatch)
+
+
+# which errors are tried again -------------------------------------------------------------------------------------------
+
+FATES = [
+    # what happens to the first POST, tries, error
+    (Fault("POST", status=401), 1, exceptions.FlowAuthError),
+    (Fault("POST", status=422), 1, exceptions.FlowInvalid),
+    (Fault("POST", status=503), 2, exceptions.FlowServiceError),
+    (Fault("POST", reset="before"), 2, exceptions.FlowUnreachable),
+    (Fault("POST", status=402), 2, exceptions.FlowServiceError),
+]
+
+
+@needs("retry policies")
+@pytest.mark.parametrize(("fault", "tries", "error"), FATES, ids=lambda told: getattr(told, "status", None))
+def test_only_what_may_get_better_is_tried_again(
+    emulator: Emulator, fault: Fault, tries: int, error: type[Exception]
+) -> None:
+    """A key that is refused or an argument that is wrong ends the task at its first try; a service that is away does not."""
+    emulator.fault(fault)
+    ended = tried(f"retries_{fault.status or 'reset'}", **CHAIR)
+    assert (ended.tries, ended.state) == (tries, "success" if tries > 1 else "failed")
+    assert type(ended.error) is error
+    assert emulator.started == tries - 1
+    assert len(emulator.runs) == tries - 1
+
+
+@needs("retry policies")
+def test_argument_that_cannot_be_sent_is_not_tried_again(emulator: Emulator) -> None:
+    """An argument found wrong before there is a run ends the task at its first try."""
+    ended = tried("retries_input", **{**CHAIR, "inputs": 42})
+    assert (ended.tries, ended.state) == (1, "failed")
+    assert [request.path for request in emulator.requests] == ["/templates"]
+
+
+@needs("retry policies")
+def test_retry_comes_as_late_as_the_service_asks(emulator: Emulator) -> None:
+    """A Retry-After that is longer than the task's own delay is the delay."""
+    emulator.fault(Fault("POST", "/flows", status=503, headers={"Retry-After": "3"}))
+    ended = tried("retries_after", **CHAIR)
+    assert ended.state == "success"
+    first, second = request(emulator, "POST", "/flows")
+    assert 3.0 <= second - first < 15.0
+    assert "the service asked for this delay" in ended.result.log
+
+
+@needs("retry policies")
+def test_own_retry_policy_wins(emulator: Emulator) -> None:
+    """A task that brings its own retry policy is tried again as that says."""
+    from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+
+    emulator.fault(Fault("POST", status=401))
+    rule = RetryRule(exception=exceptions.FlowAuthError, action=RetryAction.RETRY, retry_delay=timedelta(0))
+    ended = tried("retries_own", **CHAIR, retry_policy=ExceptionRetryPolicy(rules=[rule]))
+    assert (ended.tries, ended.state) == (2, "success")
+
+
+@lacks("retry policies")
+def test_without_retry_policies_airflows_own_retries_are_left(emulator: Emulator) -> None:
+    """Where Airflow knows no retry policy the task says so once a try, and even a key that is refused is tried again."""
+    emulator.fault(Fault("POST", status=401))
+    ended = tried("retries_no_policy", **CHAIR)
+    assert (ended.tries, ended.state) == (2, "success")
+    assert type(ended.error) is exceptions.FlowAuthError
+    assert asides(ended.result.log).count("has no retry policies") == ended.tries
+
+
+def answered(retry_after: float | None, status: int = 503) -> exceptions.FlowServiceError:
+    """Make the error of an answer that asks for a delay."""
+    return exceptions.FlowServiceError("away", status=status, retry_after=retry_after)
+
+
+DECISIONS = [
+    (exceptions.FlowAuthError("no"), "fail", None),
+    (exceptions.FlowNotFound("no"), "fail", None),
+    (exceptions.FlowInvalid("no"), "fail", None),
+    (exceptions.FlowInputError("no"), "fail", None),
+    (exceptions.FlowTimeout("late"), "fail", None),
+    (exceptions.FlowTimeout("late", lasting=False), "default", None),
+    (exceptions.FlowRunFailed("failed"), "default", None),
+    (exceptions.FlowRunAborted("aborted"), "default", None),
+    (exceptions.FlowConflict("not now"), "default", None),
+    (exceptions.FlowUnreachable("away"), "default", None),
+    (exceptions.FlowMalformed("HTML"), "default", None),
+    (exceptions.FlowRateLimited("slow", status=429, retry_after=9), "retry", 9),
+    (answered(9), "retry", 9),
+    (answered(0), "default", None),
+    (answered(1e18), "retry", 3600),
+    (answered(float("inf")), "retry", 3600),
+    (ValueError("another's"), "default", None),
+]
+
+
+@needs("retry policies")
+@pytest.mark.parametrize(("error", "action", "delay"), DECISIONS, ids=lambda told: repr(told)[:40])
+def test_policy_decides_by_the_error(error: BaseException, action: str, delay: float | None) -> None:
+    """Each error has its decision, and no service can put a retry off by more than an hour."""
+    from airflow_provider_flows.retry_policy import FlowsRetryPolicy
+
+    decision = FlowsRetryPolicy.deserialize(FlowsRetryPolicy().serialize()).evaluate(error, 1, 3)
+    assert decision.action.value == action
+    assert decision.retry_delay == (None if delay is None else timedelta(seconds=delay))
+
+
+# what a retry takes up --------------------------------------------------------------------------------------------------
+
+
+@needs("task state store")
+@BOTH
+def test_failure_in_the_fetch_takes_the_same_run_up(
+    emulator: Emulator, tmp_path: Path, deferrable: bool
+) -> None:  # noqa: FBT001
+    """A try that fails at the download is followed by one that fetches the outputs of the same flow run."""
+    emulator.fault(Fault("GET", "*/outputs/*", status=500))
+    ended = tried(f"retries_fetch_{deferrable}", **CHAIR, deferrable=deferrable, output_path=str(tmp_path))
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+    (output,) = ended.outputs
+    assert Path(output["uri"].removeprefix("file://")).stat().st_size == output["size"]
+    assert ended.told("An earlier try started the generio flow run") == 1
+
+
+@needs("task state store")
+@BOTH
+def test_failure_in_the_wait_takes_the_same_run_up(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
+    """A try whose wait was ended by a refusal is followed by one that waits for the same flow run."""
+    emulator.run_seconds = 2
+    emulator.fault(Fault("GET", "/flows/*", skip=1, status=402, times=3))
+    ended = tried(f"retries_wait_{deferrable}", **CHAIR, deferrable=deferrable)
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+
+
+@lacks("task state store")
+@BOTH
+def test_without_a_store_a_retry_starts_another(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
+    """Where Airflow keeps nothing for a task each try says so once and starts a flow run of its own, and the task completes."""
+    emulator.fault(Fault("GET", "*/outputs/*", status=500))
+    ended = tried(f"retries_no_store_{deferrable}", **CHAIR, deferrable=deferrable, output_path=str(tmp_path))
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+    assert asides(ended.result.log).count("has no task state store") == ended.tries
+    assert ended.told("An earlier try started") == 0
+
+
+def test_not_durable_starts_another(emulator: Emulator) -> None:
+    """With durable=False each try starts a flow run of its own, and nothing is kept."""
+    emulator.fault(Fault("GET", "*/outputs", status=500))
+    ended = tried("retries_not_durable", **CHAIR, durable=False)
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+    assert ended.record is None
+
+
+@needs("task state store")
+@pytest.mark.parametrize("abort", [True, False])
+def test_changed_inputs_start_another(emulator: Emulator, abort: bool) -> None:  # noqa: FBT001
+    """A try whose inputs are others than the last one's starts a new flow run, and aborts the old one unless it may not."""
+    emulator.plan(Plan(run_seconds=60))
+    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    given = {**CHAIR, "inputs": "Chair number {{ ti.try_number }}", "abort_on_kill": abort}
+    ended = tried(f"retries_changed_{abort}", **given)
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+    first, second = emulator.runs.values()
+    assert (first.state == "aborted") is abort
+    assert second.state == "completed"
+
+
+@pytest.mark.parametrize("outcome", ["failed", "aborted"])
+def test_failed_run_is_not_taken_up(emulator: Emulator, outcome: Any) -> None:
+    """A flow run that failed or was aborted is followed by a new one."""
+    emulator.plan(Plan(outcome=outcome))
+    ended = tried(f"retries_{outcome}", **CHAIR)
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+
+
+@needs("task state store")
+@pytest.mark.parametrize("place", ["/flows", "*/inputs"])
+def test_lost_answer_litters_no_account(emulator: Emulator, place: str) -> None:
+    """A run that was made while its answer got lost, or whose input did, is deleted before or when the next try makes one."""
+    emulator.fault(Fault("POST", place, reset="after"))
+    ended = tried(f"retries_litter_{len(place)}", **CHAIR)
+    assert (ended.tries, ended.state, emulator.started, len(emulator.runs)) == (2, "success", 1, 1)
+
+
+# PromptChainer, which cannot be asked a second time -----------------------------------------------------------------------
+
+
+@needs("task state store")
+def test_doubtful_attempt_is_told(emulator: Emulator) -> None:
+    """A retry after a POST whose answer was lost runs the flow again, and the log says that it may have run before."""
+    emulator.fault(Fault("POST", reset="after"))
+    ended = tried("retries_doubt", **CHAIN)
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+    assert ended.told("it may have run before, and this try runs it again") == 1
+
+
+@needs("task state store")
+def test_doubt_outlives_a_refusal(emulator: Emulator) -> None:
+    """A refused second try changes nothing about the doubtful first one: the third is told of it as well."""
+    emulator.fault(Fault("POST", reset="after"))
+    emulator.fault(Fault("POST", status=429))
+    ended = tried("retries_doubt_on", **CHAIN, retries=2)
+    assert (ended.tries, ended.state) == (3, "success")
+    assert ended.told("it may have run before") == 2
+
+
+def test_certain_refusal_is_no_doubt(emulator: Emulator) -> None:
+    """A retry after a POST that was certainly refused warns of nothing."""
+    emulator.fault(Fault("POST", status=429))
+    ended = tried("retries_no_doubt", **CHAIN)
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+    assert ended.told("it may have run before") == 0
+
+
+def test_chain_that_failed_is_run_again(emulator: Emulator) -> None:
+    """A PromptChainer run of which nothing came out is followed by a new one, without a word of doubt."""
+    emulator.switches.model_failure = "empty"
+    ended = tried("retries_chain_failed", **CHAIN)
+    assert type(ended.error) is exceptions.FlowRunFailed
+    assert (ended.tries, emulator.started) == (2, 2)
+    assert ended.told("it may have run before") == 0
+
+
+PICTURE = Fault("GET", "*.png", status=500)
+
+
+@needs("task state store")
+def test_answer_is_kept_until_the_task_is_done(emulator: Emulator, tmp_path: Path) -> None:
+    """A try that fails after the answer came is followed by one that has it, asks nobody and pays nothing."""
+    emulator.fault(PICTURE)
+    ended = tried("retries_answer", **CHAIN, output_path=str(tmp_path))
+    assert type(ended.error) is exceptions.FlowServiceError
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+    assert len(request(emulator, "POST")) == 1
+    assert {output["name"]: output["status"] for output in ended.outputs} == {
+        "image": "ready",
+        "text": "ready",
+    }
+
+
+@needs("task state store")
+def test_answer_that_is_too_large_is_kept_as_far_as_it_fits(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Airflow's store does not take is left out and named in the log; the retry has the rest and pays nothing."""
+    limit = 2000
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", str(limit))
+    given = {**CHAIN, "inputs": {"color": "red" * 600, "item": "ball"}}
+    emulator.fault(PICTURE)
+    ended = tried("retries_large", **given, output_path=str(tmp_path))
+    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+    assert len(json.dumps(ended.record)) <= limit
+    assert "error" not in next(output for output in ended.outputs if output["name"] == "image")
+    assert ended.told("is too large for Airflow's task state store") == sum(
+        output["status"] == "error" for output in ended.outputs
+    )
+    assert {output.get("error") for output in ended.outputs} == {None, TOO_LARGE}
