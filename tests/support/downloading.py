@@ -28,8 +28,8 @@ from airflow_provider_flows.hooks import GenerioHook
 Act = Callable[[socket.socket], None]
 FETCH = """
 import sys
-from airflow_provider_flows.delivery import Delivery
-from airflow_provider_flows.outputs import fetch
+from airflow_provider_flows.storage.output_options import Delivery
+from airflow_provider_flows.storage.outputs import fetch
 from tests.support.downloading import hook_to, run_of
 fetch(hook_to(sys.argv[1]), run_of("chair"), Delivery(sys.argv[2]))
 """

@@ -310,9 +310,9 @@ def test_oldest_way_to_add_an_input_sends_the_file_again(flow_emulator: Emulator
 
 MEASURE = """
 import asyncio, sys
-from airflow_provider_flows.flow.services.generio import Generio
+from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.inputs import read_inputs
+from airflow_provider_flows.storage.inputs import read_inputs
 
 def kib(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
