@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
-from airflow_provider_flows.core.retry import Retry, once, patiently
+from airflow_provider_flows.core.retry import Retry, with_retries, without_retries
 
 if TYPE_CHECKING:
     import requests
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
 
-LEAST_ATTEMPTS = 3  # at a file that does not come whole
+MIN_DOWNLOAD_ATTEMPTS = 3  # at a file that does not come whole
 
 
-class ConnectedHook(BaseHook):
+class BaseFlowsHook(BaseHook):
     """A hook that knows its connection and can hold conversations with its service.
 
     :param flows_conn_id: the Airflow connection to use.
@@ -53,7 +53,7 @@ class ConnectedHook(BaseHook):
         self._connection: Connection | None = None
         self._session: requests.Session | None = None
 
-    def make_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # subclasses need it
+    def create_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # subclasses need it
         """Make the service that this hook talks to.
 
         :param extra: the connection's extra, checked, with defaults.
@@ -67,25 +67,25 @@ class ConnectedHook(BaseHook):
 
         :raises FlowInputError: the connection is not of a type that runs flows.
         """
-        return cls._hook_of(cls.get_connection(conn_id), hook_params)
+        return cls._hook_from_connection(cls.get_connection(conn_id), hook_params)
 
     @classmethod
     async def aget_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
         """Give the hook of a connection, without blocking the event loop."""
         connection = await get_async_connection(conn_id, cls)
-        return await asyncio.to_thread(cls._ready_hook_of, connection, hook_params)
+        return await asyncio.to_thread(cls._load_hook, connection, hook_params)
 
     @classmethod
-    def _ready_hook_of(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
+    def _load_hook(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
         """Do what is slow the first time and must not be done on the loop.
 
         That is the look at Airflow's registry of connection types, which reads every provider's metadata, and aiohttp's import.
         """
         import_module("airflow_provider_flows.transport.asynchronous")
-        return cls._hook_of(connection, hook_params)
+        return cls._hook_from_connection(connection, hook_params)
 
     @classmethod
-    def _hook_of(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
+    def _hook_from_connection(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
         try:
             hook = connection.get_hook(hook_params=hook_params)
         except AirflowException:  # a type that no installed provider knows
@@ -110,18 +110,18 @@ class ConnectedHook(BaseHook):
     @property
     def extra(self) -> dict[str, Any]:
         """The connection's extra, checked, with defaults."""
-        return conn.extra_of(self.connection, self.fields)
+        return conn.parse_extra(self.connection, self.fields)
 
     @cached_property
     def service(self) -> Service:
         """The service, as this connection wants it; made once, for thousands of waits may ask for it."""
-        return self.make_service(self.extra)
+        return self.create_service(self.extra)
 
     @property
     def settings(self) -> Settings:
         """What the transports need to know of this connection."""
-        return conn.settings_of(
-            self.connection, self.extra, default_host=self.default_host, credentials=self.service.headers
+        return conn.to_settings(
+            self.connection, self.extra, default_host=self.default_host, credentials=self.service.auth_headers
         )
 
     def get_conn(self) -> requests.Session:
@@ -132,15 +132,15 @@ class ConnectedHook(BaseHook):
             self._session = new_session(self.settings)
         return self._session
 
-    def hold(self, conversation: Conversation[T], settings: Settings | None = None) -> T:
+    def run_once(self, conversation: Conversation[T], settings: Settings | None = None) -> T:
         """Hold a conversation over `requests`, blocking, each request asked once."""
-        return self._held(once(conversation), settings or self.settings)
+        return self._run(without_retries(conversation), settings or self.settings)
 
-    def patient(self, conversation: Conversation[T]) -> T:
+    def run(self, conversation: Conversation[T]) -> T:
         """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
-        return self._held(patiently(conversation, Retry(attempts=1 + self.extra["retries"])), self.settings)
+        return self._run(with_retries(conversation, Retry(attempts=1 + self.extra["retries"])), self.settings)
 
-    def hurried(self, conversation: Conversation[T], seconds: float, attempts: int = 1) -> T:
+    def run_with_timeout(self, conversation: Conversation[T], seconds: float, attempts: int = 1) -> T:
         """Hold a conversation, blocking, that somebody waits for who can do without.
 
         :param seconds: that a connection may take at the most to stand, and the service to answer.
@@ -148,18 +148,18 @@ class ConnectedHook(BaseHook):
         """
         settings = self.settings
         connect, read = min(seconds, settings.connect_timeout), min(seconds, settings.read_timeout)
-        retry = Retry(attempts=min(attempts, 1 + self.extra["retries"]), longest=seconds)
-        return self._held(
-            patiently(conversation, retry), replace(settings, connect_timeout=connect, read_timeout=read)
+        retry = Retry(attempts=min(attempts, 1 + self.extra["retries"]), max_delay=seconds)
+        return self._run(
+            with_retries(conversation, retry), replace(settings, connect_timeout=connect, read_timeout=read)
         )
 
-    def stubborn(self, conversation: Callable[[], Conversation[T]]) -> T:
+    def run_download(self, conversation: Callable[[], Conversation[T]]) -> T:
         """Hold a conversation that only reads, and hold it anew when what came was broken: a few times in any case."""
-        retry = Retry(attempts=max(LEAST_ATTEMPTS, 1 + self.extra["retries"]))
-        return self._held(patiently(retry.until_whole(conversation), retry), self.settings)
+        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
+        return self._run(with_retries(retry.retry_incomplete(conversation), retry), self.settings)
 
     @contextmanager
-    def twin(self) -> Iterator[Self]:
+    def copy_for_thread(self) -> Iterator[Self]:
         """Give this hook once more, with a session of its own, for another thread."""
         other = copy(self)
         other._session = None  # noqa: SLF001  # it is one of us
@@ -174,22 +174,22 @@ class ConnectedHook(BaseHook):
             self._session.close()
             self._session = None
 
-    def _held(self, conversation: Conversation[T], settings: Settings) -> T:
-        from airflow_provider_flows.transport.blocking import BlockingTransport, hold
+    def _run(self, conversation: Conversation[T], settings: Settings) -> T:
+        from airflow_provider_flows.transport.blocking import BlockingTransport, run
 
-        with self.named():
-            return hold(conversation, BlockingTransport(settings, self.get_conn()).send)
+        with self.add_connection_to_errors():
+            return run(conversation, BlockingTransport(settings, self.get_conn()).send)
 
     @contextmanager
-    def named(self) -> Iterator[None]:
+    def add_connection_to_errors(self) -> Iterator[None]:
         """Name the connection in what a service refuses: with several of them one would have to guess."""
         try:
             yield
         except FlowServiceError as error:
-            self.name_in(error)
+            self.add_connection_to(error)
             raise
 
-    def name_in(self, error: FlowServiceError) -> None:
+    def add_connection_to(self, error: FlowServiceError) -> None:
         """Name the connection in an error."""
         error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
 
@@ -207,17 +207,17 @@ class ConnectedHook(BaseHook):
         async with opened as session:
             yield AsyncTransport(settings, session)
 
-    async def ahold(self, conversation: Conversation[T]) -> T:
+    async def arun_once(self, conversation: Conversation[T]) -> T:
         """Hold a conversation over `aiohttp`, each request asked once."""
-        return await self._aheld(once(conversation))
+        return await self._arun(without_retries(conversation))
 
-    async def apatient(self, conversation: Conversation[T]) -> T:
+    async def arun(self, conversation: Conversation[T]) -> T:
         """Hold a conversation over `aiohttp`, in which each request is sent again as often as it may be."""
-        return await self._aheld(patiently(conversation, Retry(attempts=1 + self.extra["retries"])))
+        return await self._arun(with_retries(conversation, Retry(attempts=1 + self.extra["retries"])))
 
-    async def _aheld(self, conversation: Conversation[T]) -> T:
-        from airflow_provider_flows.transport.asynchronous import hold
+    async def _arun(self, conversation: Conversation[T]) -> T:
+        from airflow_provider_flows.transport.asynchronous import run
 
         async with self.async_transport() as transport:
-            with self.named():
-                return await hold(conversation, transport.send)
+            with self.add_connection_to_errors():
+                return await run(conversation, transport.send)

@@ -38,7 +38,7 @@ class Field:
     default: Any = None
     minimum: float | None = None
 
-    def as_form(self) -> dict[str, Any]:
+    def to_form(self) -> dict[str, Any]:
         """Give the field as Airflow's provider info wants it (`conn-fields`)."""
         schema: dict[str, Any] = {"type": [self.kind, "null"]}
         if self.default is not None:
@@ -76,7 +76,7 @@ def fields(read_timeout: float) -> dict[str, Field]:
             None,
             0.01,
         ),
-        "max_answer_mib": Field(
+        "max_response_mib": Field(
             "Largest answer", "MiB; the bound on an answer that is not a file.", "number", 64, 0.001
         ),
     }
@@ -117,75 +117,78 @@ def connection_type(
             "relabeling": {"password": key, "host": "Host"},
             "placeholders": {"host": default_host, "password": f"the {key} of your account"},
         },
-        "conn-fields": {field: shown.as_form() for field, shown in table.items()},
+        "conn-fields": {field: entry.to_form() for field, entry in table.items()},
     }
 
 
-def extra_of(connection: Connection, table: Mapping[str, Field]) -> dict[str, Any]:
+def parse_extra(connection: Connection, table: Mapping[str, Field]) -> dict[str, Any]:
     """Read and check a connection's extra; what is absent, null or blank has its default.
 
     :raises FlowInputError: the extra is no JSON object, or a field has the wrong type; the message names it.
     """
     # not `extra_dejson`: that call blocks the triggerer's loop, and there are no secrets among these fields
     try:
-        given = json.loads(connection.extra or "{}")
+        raw_value = json.loads(connection.extra or "{}")
     except ValueError:
-        given = None
-    if not isinstance(given, dict):
+        raw_value = None
+    if not isinstance(raw_value, dict):
         message = f'The extra of connection {connection.conn_id!r} must be a JSON object such as {{"read_timeout": 60}}'
         raise FlowInputError(message)
-    return {name: _read(connection.conn_id, name, field, given.get(name)) for name, field in table.items()}
+    return {
+        name: _parse_field(connection.conn_id, name, field, raw_value.get(name))
+        for name, field in table.items()
+    }
 
 
-def _read(conn_id: str, name: str, field: Field, given: Any) -> Any:
+def _parse_field(conn_id: str, name: str, field: Field, raw_value: Any) -> Any:
     """Read one field; text is read into its kind, for an extra that came from a URI is all text."""
-    if given is None or given == "":
+    if raw_value is None or raw_value == "":
         return field.default
     try:
-        value = _KINDS[field.kind](given)
+        value = _PARSERS[field.kind](raw_value)
     except (ValueError, TypeError, KeyError):
         value = None
     if value is None or (field.minimum is not None and not field.minimum <= value < float("inf")):
-        least = "" if field.minimum is None else f" of at least {field.minimum}"
-        message = f"{name} in the extra of connection {conn_id!r} must be of type {field.kind}{least}, not {given!r}"
+        bound = "" if field.minimum is None else f" of at least {field.minimum}"
+        message = f"{name} in the extra of connection {conn_id!r} must be of type {field.kind}{bound}, not {raw_value!r}"
         raise FlowInputError(message)
     return value
 
 
-def _boolean(given: Any) -> bool:
+def _parse_boolean(raw_value: Any) -> bool:
     return (
-        given
-        if isinstance(given, bool)
-        else {"true": True, "1": True, "false": False, "0": False}[str(given).lower()]
+        raw_value
+        if isinstance(raw_value, bool)
+        else {"true": True, "1": True, "false": False, "0": False}[str(raw_value).lower()]
     )
 
 
-def _number(given: Any) -> float:
-    return float("nan") if isinstance(given, bool) else float(given)
+def _parse_number(raw_value: Any) -> float:
+    return float("nan") if isinstance(raw_value, bool) else float(raw_value)
 
 
-def _integer(given: Any) -> int:
-    number = _number(given)
+def _parse_integer(raw_value: Any) -> int:
+    number = _parse_number(raw_value)
     if not number.is_integer():
         raise ValueError
     return int(number)
 
 
-def _string(given: Any) -> str:
-    if not isinstance(given, str):
+def _parse_string(raw_value: Any) -> str:
+    if not isinstance(raw_value, str):
         raise TypeError
-    return given.strip()
+    return raw_value.strip()
 
 
-_KINDS: dict[str, Callable[[Any], Any]] = {
-    "number": _number,
-    "integer": _integer,
-    "boolean": _boolean,
-    "string": _string,
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "number": _parse_number,
+    "integer": _parse_integer,
+    "boolean": _parse_boolean,
+    "string": _parse_string,
 }
 
 
-def base_url(connection: Connection, default: str) -> str:
+def parse_base_url(connection: Connection, default: str) -> str:
     """Give the service's address: the connection's host, which may carry scheme and port, else the service's own.
 
     :raises FlowInputError: no host can be read from it, or its scheme is neither http nor https.
@@ -206,7 +209,7 @@ def base_url(connection: Connection, default: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{port}{parts.path.rstrip('/')}"
 
 
-def token_of(connection: Connection) -> str:
+def get_token(connection: Connection) -> str:
     """Give the connection's password.
 
     :raises FlowInputError: there is none, or it holds characters that no key has; it is never shown.
@@ -219,7 +222,7 @@ def token_of(connection: Connection) -> str:
     return token
 
 
-def settings_of(
+def to_settings(
     connection: Connection,
     extra: Mapping[str, Any],
     *,
@@ -236,25 +239,25 @@ def settings_of(
     )  # not for whoever only wants the table of fields
 
     return Settings(
-        base_url=base_url(connection, default_host),
-        credentials=credentials(token_of(connection)),
+        base_url=parse_base_url(connection, default_host),
+        credentials=credentials(get_token(connection)),
         connect_timeout=extra["connect_timeout"],
         read_timeout=extra["read_timeout"],
-        verify=_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
-        max_answer_bytes=int(extra["max_answer_mib"] * 1024 * 1024),
+        verify=_ca_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
+        max_response_bytes=int(extra["max_response_mib"] * 1024 * 1024),
     )
 
 
-def _bundle(conn_id: str, named: str | None) -> str | bool:
+def _ca_bundle(conn_id: str, configured: str | None) -> str | bool:
     """Give the CA bundle that the connection names, else the environment's, else True for the usual certificates.
 
     :raises FlowInputError: it is not there.
     """
-    found = [
-        (f"ca_bundle in the extra of connection {conn_id!r}", named),
+    candidates = [
+        (f"ca_bundle in the extra of connection {conn_id!r}", configured),
         *((name, os.environ.get(name)) for name in CA_BUNDLES),
     ]
-    where, bundle = next(((where, bundle) for where, bundle in found if bundle), ("", None))
+    where, bundle = next(((where, bundle) for where, bundle in candidates if bundle), ("", None))
     if bundle is not None and not Path(bundle).exists():
         message = f"{where} must be the path of a file with certificates; there is nothing at {bundle}"
         raise FlowInputError(message)

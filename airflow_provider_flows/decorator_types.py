@@ -108,7 +108,7 @@ class FlowTaskArguments(TaskArguments, total=False):
 
 if TYPE_CHECKING:
     # what a function may return: one input, several, a mapping of variables, or a dict of arguments with the key `inputs`
-    Returned = str | PathLike[str] | ObjectStoragePath | Sequence[Any] | Mapping[str, Any]
+    ReturnValue = str | PathLike[str] | ObjectStoragePath | Sequence[Any] | Mapping[str, Any]
 
     class FlowTask(Protocol[P]):
         """A function that was made a task."""
@@ -137,11 +137,11 @@ if TYPE_CHECKING:
         """`@task.flow` itself, with and without arguments."""
 
         @overload
-        def __call__(self, python_callable: Callable[P, Returned], /) -> FlowTask[P]: ...
+        def __call__(self, python_callable: Callable[P, ReturnValue], /) -> FlowTask[P]: ...
         @overload
         def __call__(
             self, **kwargs: Unpack[FlowTaskArguments]
-        ) -> Callable[[Callable[P, Returned]], FlowTask[P]]: ...
+        ) -> Callable[[Callable[P, ReturnValue]], FlowTask[P]]: ...
 
     class Tasks(TaskDecoratorCollection):
         """Airflow's `task` with `flow` among its decorators."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from airflow_provider_flows.decorator_types import FlowDecorator, Tasks
 
 RETURNABLE = frozenset(RunFlowOperator.template_fields)  # the arguments that a function may return
-RETURNED_KEY = "flow_arguments"
-_KEPT = (
+ARGUMENTS_KEY = "flow_arguments"
+_DEFERRED_ARGUMENTS = (
     "flow",
     "flows_conn_id",
     "output_path",
@@ -82,59 +82,61 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
     def execute(self, context: Context) -> Any:
         """Call the function, then run the flow."""
-        with self._answering_for_earlier_tries(context):
+        with self._abort_earlier_run_on_error(context):
             merged: Any = {**context, **self.op_kwargs}
             known = determine_kwargs(self.python_callable, self.op_args, merged)
-            returned = arguments(self.python_callable(*self.op_args, **known))
-            self._take(self.render_template(returned, merged) if self.render_returned else returned)
+            returned = to_arguments(self.python_callable(*self.op_args, **known))
+            self._set_arguments(self.render_template(returned, merged) if self.render_returned else returned)
             if self.deferrable:
-                self._keep(context)
+                self._push_arguments(context)
         return super().execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral with what the function returned before it."""
         ti: Any = context["ti"]
-        self._take(ti.xcom_pull(key=RETURNED_KEY, task_ids=ti.task_id, map_indexes=ti.map_index) or {})
+        self._set_arguments(
+            ti.xcom_pull(key=ARGUMENTS_KEY, task_ids=ti.task_id, map_indexes=ti.map_index) or {}
+        )
         return super().resume_execution(next_method, next_kwargs, context)
 
     @contextmanager
-    def _answering_for_earlier_tries(self, context: Context) -> Iterator[None]:
+    def _abort_earlier_run_on_error(self, context: Context) -> Iterator[None]:
         """Let an error of the function, or a kill while it works, leave no run behind that an earlier try started."""
         if int(context["ti"].try_number) <= 1:
             yield
             return
         try:
-            attempt = self._begun(context, earlier=True)
+            task_try = self._create_task_try(context, use_saved_connection=True)
         except Exception as error:  # noqa: BLE001  # where nothing is kept: the function may name a connection, and this is none
             self.log.info(
                 "What an earlier try left cannot be found out before the function is called: %s", error
             )
             yield
             return
-        with attempt.in_charge():
+        with task_try.abort_on_error():
             yield
 
-    def _take(self, given: Mapping[str, Any]) -> None:
-        for name, value in given.items():
+    def _set_arguments(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
             setattr(self, name, value)
 
-    def _keep(self, context: Context) -> None:
+    def _push_arguments(self, context: Context) -> None:
         """Keep what is needed after a deferral, for the function is not called again.
 
         In an XCom, because `dag.test()` forgets the arguments that a task defers with. Of the inputs the files' names are kept,
         which lineage and the user interface show; prompts may be large.
         """
-        from airflow_provider_flows.worker.run_tracking import files_told, told
+        from airflow_provider_flows.worker.run_tracking import redact_parameters, redacted_uris
 
-        given = {
-            name: getattr(self, name) for name in _KEPT
+        values = {
+            name: getattr(self, name) for name in _DEFERRED_ARGUMENTS
         }  # where one is no text, the order refuses it, or takes it as one
-        kept = {name: value if value is None else str(value) for name, value in given.items()}
-        shown = {"parameters": told(self.parameters), "inputs": files_told(self.inputs)}
-        context["ti"].xcom_push(RETURNED_KEY, {**kept, **shown})
+        texts = {name: value if value is None else str(value) for name, value in values.items()}
+        redacted = {"parameters": redact_parameters(self.parameters), "inputs": redacted_uris(self.inputs)}
+        context["ti"].xcom_push(ARGUMENTS_KEY, {**texts, **redacted})
 
 
-def arguments(returned: Any) -> dict[str, Any]:
+def to_arguments(returned: Any) -> dict[str, Any]:
     """Tell inputs from arguments: a dict with the key `inputs` holds arguments, anything else is the inputs.
 
     :raises FlowInputError: it is nothing, or a dict that could be either.
@@ -146,30 +148,32 @@ def arguments(returned: Any) -> dict[str, Any]:
         return {"inputs": returned}
     names = set(map(str, returned))
     if "inputs" in names:
-        _refuse_strangers(names - RETURNABLE)
+        _reject_unknown_arguments(names - RETURNABLE)
         return dict(returned)
     if names <= RETURNABLE:
         message = (
-            f"The function of @task.flow returned a dict with {_listed(names)}, which are names of arguments, without 'inputs'. "
+            f"The function of @task.flow returned a dict with {_quote_names(names)}, which are names of arguments, without 'inputs'. "
             "Put the inputs beside them; or, if they are variables of the flow, write {'inputs': {...}} around them"
         )
         raise FlowInputError(message)
     return {"inputs": returned}
 
 
-def _refuse_strangers(names: set[str]) -> None:
+def _reject_unknown_arguments(names: set[str]) -> None:
     if not names:
         return
-    near = {name: get_close_matches(name, RETURNABLE, 1) for name in sorted(names)}
-    meant = "".join(f"; for {name!r}, do you mean {found[0]!r}?" for name, found in near.items() if found)
+    close_matches = {name: get_close_matches(name, RETURNABLE, 1) for name in sorted(names)}
+    suggestions = "".join(
+        f"; for {name!r}, do you mean {found[0]!r}?" for name, found in close_matches.items() if found
+    )
     message = (
-        f"The function of @task.flow returned a dict with 'inputs', so that it holds arguments, but {_listed(names)} is none of "
-        f"them ({_listed(RETURNABLE)}){meant} If 'inputs' is a variable of the flow, write {{'inputs': {{...}}}} around them all"
+        f"The function of @task.flow returned a dict with 'inputs', so that it holds arguments, but {_quote_names(names)} is none of "
+        f"them ({_quote_names(RETURNABLE)}){suggestions} If 'inputs' is a variable of the flow, write {{'inputs': {{...}}}} around them all"
     )
     raise FlowInputError(message)
 
 
-def _listed(names: Collection[str]) -> str:
+def _quote_names(names: Collection[str]) -> str:
     return ", ".join(map(repr, sorted(names)))
 
 

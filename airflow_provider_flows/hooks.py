@@ -12,30 +12,30 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
-from airflow_provider_flows.base_hook import ConnectedHook
+from airflow_provider_flows.base_hook import BaseFlowsHook
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
-from airflow_provider_flows.core.http import following
+from airflow_provider_flows.core.http import restrict_redirects
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.download import linked_picture
-from airflow_provider_flows.core.payload.sink import Kept
-from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, seconds
+from airflow_provider_flows.core.payload.download import download_image
+from airflow_provider_flows.core.payload.sink import MemoryBuffer
+from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
-from airflow_provider_flows.core.problems import NOTHING_MADE, Findings, collecting
-from airflow_provider_flows.core.signed_urls import secrets_of
+from airflow_provider_flows.core.problems import NOTHING_STARTED, Problems, collect_problems
+from airflow_provider_flows.core.signed_urls import find_signatures
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
     from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.payload.sink import Target
-    from airflow_provider_flows.core.polling.wait import Tell
+    from airflow_provider_flows.core.polling.wait import LogFunction
     from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.core.service import Service
-    from airflow_provider_flows.core.start import Keep, Order, Record
+    from airflow_provider_flows.core.start import RunRecord, RunRequest, SaveRecord
 
 TEST_SECONDS = 5.0  # Airflow runs the Test button inside its web server
 
 
-class FlowsHook(ConnectedHook):
+class FlowsHook(BaseFlowsHook):
     """What every service's hook does; `FlowsHook.get_hook(conn_id)` gives the hook of that connection's type.
 
     A third service is added by a subclass with its own connection type, default host, fields and `make_service`,
@@ -46,13 +46,13 @@ class FlowsHook(ConnectedHook):
 
     def start(
         self,
-        flow: str | Order,
+        flow: str | RunRequest,
         inputs: Any = None,
         parameters: Mapping[str, Any] | None = None,
         additional: Any = None,
         *,
-        record: Record | None = None,
-        keep: Keep | None = None,
+        record: RunRecord | None = None,
+        save: SaveRecord | None = None,
         input_conn_id: str | None = None,
         validate: bool = True,
     ) -> FlowRun:
@@ -71,127 +71,129 @@ class FlowsHook(ConnectedHook):
         :raises FlowServiceError: the service refused.
         """
         from airflow_provider_flows.core import start
-        from airflow_provider_flows.core.validation import meant
-        from airflow_provider_flows.preflight import checked
-        from airflow_provider_flows.storage.inputs import read_order
+        from airflow_provider_flows.core.validation import coerce_parameters
+        from airflow_provider_flows.preflight import validate_request
+        from airflow_provider_flows.storage.inputs import build_request
 
-        findings = Findings()
-        given = (flow, inputs, parameters, additional, input_conn_id)
-        order = flow if isinstance(flow, start.Order) else read_order(*given, findings)
-        definition = checked(self, order, findings, validate=validate)
-        findings.tell(NOTHING_MADE)
+        problems = Problems()
+        arguments = (flow, inputs, parameters, additional, input_conn_id)
+        request = flow if isinstance(flow, start.RunRequest) else build_request(*arguments, problems)
+        definition = validate_request(self, request, problems, validate=validate)
+        problems.raise_if_any(NOTHING_STARTED)
         if definition is not None:
-            order = replace(
-                order, promised=definition.outputs, parameters=meant(definition, order.parameters)
+            request = replace(
+                request,
+                expected_outputs=definition.outputs,
+                parameters=coerce_parameters(definition, request.parameters),
             )
-        if record is not None and keep is not None:
-            return self.patient(start.start(self.service, order, record, keep))
-        return self.patient(start.started_at_once(self.service, order))
+        if record is not None and save is not None:
+            return self.run(start.start(self.service, request, record, save))
+        return self.run(start.start_in_one_request(self.service, request))
 
-    def check(self, order: Order) -> FlowDefinition | None:
+    def validate(self, request: RunRequest) -> FlowDefinition | None:
         """Check an order against what its flow takes: nothing is made and nothing is paid.
 
         :param order: what `order` has made.
         :returns: what the flow takes and gives, None if nothing tells it: that is logged, and no reason to fail.
         :raises FlowInputError: naming all that does not fit, with the nearest matches.
         """
-        from airflow_provider_flows.preflight import checked
+        from airflow_provider_flows.preflight import validate_request
 
-        with collecting(None) as found:
-            return checked(self, order, found, validate=True)
+        with collect_problems(None) as problems:
+            return validate_request(self, request, problems, validate=True)
 
-    def pick_up(
-        self, order: Order, record: Record | None, lineage: int, *, abort: bool = True
+    def resume(
+        self, request: RunRequest, record: RunRecord | None, generation: int, *, abort: bool = True
     ) -> FlowRun | None:
         """Give the flow run that an earlier try left, None if a new one must be started (flow/starting.py)."""
-        from airflow_provider_flows.core.start import picked_up
+        from airflow_provider_flows.core.start import resume
 
-        return self.patient(picked_up(self.service, order, record, lineage, abort=abort))
+        return self.run(resume(self.service, request, record, generation, abort=abort))
 
-    def stop(self, flow_run_id: str) -> None:
+    def cancel(self, flow_run_id: str) -> None:
         """Stop a flow run wherever it is: delete one that never ran, abort one under way, leave a final one alone."""
-        from airflow_provider_flows.core.start import stopped
+        from airflow_provider_flows.core.start import cancel
 
-        self.patient(stopped(self.service, flow_run_id))
+        self.run(cancel(self.service, flow_run_id))
 
-    def see_off(self, flow_run_id: str) -> FlowRun | None:
+    def cancel_and_wait(self, flow_run_id: str) -> FlowRun | None:
         """Stop a flow run and wait for about ten seconds until it is final; None if it is gone."""
-        from airflow_provider_flows.core.start import seen_off
+        from airflow_provider_flows.core.start import cancel_and_wait
 
-        return self.patient(seen_off(self.service, flow_run_id))
+        return self.run(cancel_and_wait(self.service, flow_run_id))
 
-    def order(
+    def build_request(
         self, flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None = None
-    ) -> Order:
+    ) -> RunRequest:
         """Read the arguments of a start; files are read once here, nothing is sent.
 
         :raises FlowInputError: naming all arguments that cannot be sent.
         """
-        from airflow_provider_flows.storage.inputs import read_order
+        from airflow_provider_flows.storage.inputs import build_request
 
-        with collecting(None) as found:
-            return read_order(flow, inputs, parameters, additional, input_conn_id, found)
+        with collect_problems(None) as problems:
+            return build_request(flow, inputs, parameters, additional, input_conn_id, problems)
 
     def get_run(self, flow_run_id: str) -> FlowRun:
         """Read a flow run as it is now, with the end that its progress lets expect (`expected_end`)."""
-        run = self.patient(self.service.get_run(flow_run_id))
-        return run if run.final else replace(run, expected_at=expected_end(run, time.time()))
+        run = self.run(self.service.get_run(flow_run_id))
+        return run if run.is_final else replace(run, expected_at=expected_end(run, time.time()))
 
     def list_runs(self, state: FlowState | None = None) -> list[FlowRun]:
         """Read the account's flow runs, those in `state` if it is given."""
-        return self.patient(self.service.list_runs(state))
+        return self.run(self.service.list_runs(state))
 
     def abort(self, flow_run_id: str) -> None:
         """Ask that a flow run be stopped; one that is stopping or final already is left as it is."""
-        self.patient(self.service.abort(flow_run_id))
+        self.run(self.service.abort(flow_run_id))
 
     def delete(self, flow_run_id: str) -> None:
         """Delete a flow run with all its inputs and outputs, for ever; it must not be under way."""
-        self.patient(self.service.delete(flow_run_id))
+        self.run(self.service.delete(flow_run_id))
 
     def add_input(self, flow_run_id: str, item: Any, input_conn_id: str | None = None) -> str | None:
         """Add one input to a flow run that was made and not started; gives its asset id if the service tells it."""
-        from airflow_provider_flows.storage.inputs import read_inputs
+        from airflow_provider_flows.storage.inputs import parse_inputs
 
-        read = read_inputs([item], input_conn_id)
-        if not isinstance(read, Sequence) or len(read) != 1:
+        parsed = parse_inputs([item], input_conn_id)
+        if not isinstance(parsed, Sequence) or len(parsed) != 1:
             message = "add_input takes one input"
             raise FlowInputError(message)
-        return self.patient(self.service.add_input(flow_run_id, read[0]))
+        return self.run(self.service.add_input(flow_run_id, parsed[0]))
 
     def create(
         self, flow: str, parameters: Mapping[str, Any] | None = None, additional: Any = None
     ) -> FlowRun:
         """Make a flow run that does not run yet and costs nothing yet; `add_input` fills it, `begin` starts it."""
-        return self.patient(self.service.create(flow, parameters, additional))
+        return self.run(self.service.create(flow, parameters, additional))
 
-    def begin(self, flow_run_id: str) -> None:
+    def start_created(self, flow_run_id: str) -> None:
         """Start a flow run that was made before."""
-        self.patient(self.service.begin(flow_run_id))
+        self.run(self.service.start_created(flow_run_id))
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:
         """Download one input."""
-        return self.stubborn(lambda: self.service.get_input(flow_run_id, asset_id))
+        return self.run_download(lambda: self.service.get_input(flow_run_id, asset_id))
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
         """List a flow run's inputs."""
-        return self.patient(self.service.list_inputs(flow_run_id, include_data=include_data))
+        return self.run(self.service.list_inputs(flow_run_id, include_data=include_data))
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
         """List a final flow run's outputs."""
-        return self.patient(self.service.list_outputs(flow_run_id, include_data=include_data))
+        return self.run(self.service.list_outputs(flow_run_id, include_data=include_data))
 
-    def settled_outputs(self, flow_run_id: str) -> list[FlowOutput]:
+    def list_ready_outputs(self, flow_run_id: str) -> list[FlowOutput]:
         """List a final flow run's outputs, waiting for about half a minute for those that are still pending."""
-        from airflow_provider_flows.storage.outputs import settled_outputs
+        from airflow_provider_flows.storage.outputs import list_ready_outputs
 
-        return self.patient(settled_outputs(self.service, flow_run_id))
+        return self.run(list_ready_outputs(self.service, flow_run_id))
 
     def download_output(self, flow_run_id: str, asset_id: str, media_type: str | None = None) -> Content:
         """Download one output, whole, into memory; `media_type` as for `save_output`."""
-        kept = Kept()
-        kind = self.save_output(flow_run_id, asset_id, kept, media_type=media_type)
-        return Content(bytes(kept.data), kind)
+        buffer = MemoryBuffer()
+        kind = self.save_output(flow_run_id, asset_id, buffer, media_type=media_type)
+        return Content(bytes(buffer.data), kind)
 
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, *, media_type: str | None = None
@@ -201,32 +203,36 @@ class FlowsHook(ConnectedHook):
         :param media_type: what the list of outputs told of it; a plain text is taken only if that is `text/...`.
         :raises FlowServiceError: the output could not be read, or not all of it; what is in the target is worth nothing then.
         """
-        service, follow = self.service, self.settings.may_ask
-        return self.stubborn(
-            lambda: following(service.save_output(flow_run_id, asset_id, target, media_type), follow)
+        service, is_allowed = self.service, self.settings.is_allowed_url
+        return self.run_download(
+            lambda: restrict_redirects(
+                service.save_output(flow_run_id, asset_id, target, media_type), is_allowed
+            )
         )
 
-    def save_link(self, url: str, target: Target) -> str | None:
+    def save_linked_image(self, url: str, target: Target) -> str | None:
         """Download the picture that an output links to; gives its media type, None if it may not be fetched or is no picture.
 
         The credentials do not go there unless it is the service's own host.
         """
         from airflow.providers.common.compat.sdk import mask_secret
 
-        for secret in secrets_of(url):
+        for secret in find_signatures(url):
             mask_secret(secret)  # the libraries below write whole URLs into a debug log
         settings, link = self.settings, url.strip()
-        if not settings.may_ask(link):
+        if not settings.is_allowed_url(link):
             return None
-        return self.stubborn(
-            lambda: following(linked_picture(link, target, settings.max_answer_bytes), settings.may_ask)
+        return self.run_download(
+            lambda: restrict_redirects(
+                download_image(link, target, settings.max_response_bytes), settings.is_allowed_url
+            )
         )
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Read what a flow takes and gives; where the service cannot tell it, from the flow's exported graph (`get_graph`)."""
-        from airflow_provider_flows.preflight import definition_of
+        from airflow_provider_flows.preflight import load_definition
 
-        return definition_of(self, flow, self.patient)
+        return load_definition(self, flow, self.run)
 
     def get_graph(self, flow: str) -> FlowGraph | None:  # noqa: ARG002  # subclasses need it
         """Read a flow's graph from the folder that the connection names, None if there is none."""
@@ -234,21 +240,27 @@ class FlowsHook(ConnectedHook):
 
     def list_definitions(self) -> list[FlowDefinition]:
         """Read the definitions of all flows."""
-        return self.patient(self.service.list_definitions())
+        return self.run(self.service.list_definitions())
 
-    def waiting_for(
-        self, flow_run_id: str, schedule: Schedule, tell: Tell | None = None, apart: float = 0.0
+    def create_wait(
+        self, flow_run_id: str, schedule: Schedule, log: LogFunction | None = None, min_interval: float = 0.0
     ) -> Wait:
         """Give the wait for a flow run, for whichever driver is to hold it.
 
         :param tell: takes a logging level and a line; this hook's log if it is not given.
         :param apart: seconds that lie between two lines about progress at the least.
         """
-        from airflow_provider_flows.metrics import METER
+        from airflow_provider_flows.metrics import WAIT_METRICS
 
-        look, heard = self.service.get_run, tell or self.log.log
+        get_run, log_function = self.service.get_run, log or self.log.log
         return Wait(
-            flow_run_id, look, schedule=schedule, clock=time.time, tell=heard, meter=METER, apart=apart
+            flow_run_id,
+            get_run,
+            schedule=schedule,
+            clock=time.time,
+            log=log_function,
+            metrics=WAIT_METRICS,
+            min_interval=min_interval,
         )
 
     def wait(
@@ -263,16 +275,16 @@ class FlowsHook(ConnectedHook):
         :param timeout: seconds or timedelta from now, None for ever.
         :raises FlowTimeout: the time is over; the run goes on.
         """
-        limit = seconds("timeout", timeout)
+        limit = to_seconds("timeout", timeout)
         schedule = Schedule.of(
             poll_interval, max_poll_interval, None if limit is None else time.time() + limit
         )
-        return self.hold(self.waiting_for(flow_run_id, schedule).until_final())
+        return self.run_once(self.create_wait(flow_run_id, schedule).poll_until_final())
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service whether it takes the key; tells a wrong key from a host that cannot be reached."""
         try:
-            return True, self.hurried(self.service.check(), TEST_SECONDS)
+            return True, self.run_with_timeout(self.service.check_credentials(), TEST_SECONDS)
         except FlowError as error:
             return False, str(error)
 
@@ -285,7 +297,7 @@ class GenerioHook(FlowsHook):
     default_host = "https://flows.generio.ai"
     fields = conn.GENERIO_FIELDS
 
-    def make_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # Generio has no options of its own
+    def create_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # Generio has no options of its own
         """Make the Generio service."""
         from airflow_provider_flows.services.generio.api import Generio
 
@@ -300,7 +312,7 @@ class PromptChainerHook(FlowsHook):
     default_host = "https://api.promptchainer.io"
     fields = conn.PROMPTCHAINER_FIELDS
 
-    def make_service(self, extra: Mapping[str, Any]) -> Service:
+    def create_service(self, extra: Mapping[str, Any]) -> Service:
         """Make the PromptChainer service."""
         from airflow_provider_flows.services.promptchainer import PromptChainer
 
@@ -311,6 +323,6 @@ class PromptChainerHook(FlowsHook):
 
         :raises FlowInputError: it is there and cannot be read.
         """
-        from airflow_provider_flows.storage.graph_files import read_graph
+        from airflow_provider_flows.storage.graph_files import load_graph
 
-        return read_graph(self.extra["graphs"], flow)
+        return load_graph(self.extra["graphs"], flow)

@@ -35,7 +35,7 @@ class FlowRunLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002  # the signature is Airflow's
         """Give the address, empty while no run is known or where the service has none."""
-        return str(getattr(operator, "flow_run_address", ""))
+        return str("flow_run_url")
 
 
 class FlowOutputsLink(BaseOperatorLink):
@@ -50,26 +50,26 @@ class FlowOutputsLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002  # the signature is Airflow's
         """Give the address, empty while there are no files or where their store has none."""
-        from airflow_provider_flows.storage.locations import web_address  # needed when a task runs only
+        from airflow_provider_flows.storage.locations import console_url  # needed when a task runs only
 
         run = getattr(operator, "flow_run", None)
         uris = [output.uri for output in run.outputs if output.uri is not None] if run is not None else []
-        return web_address(uris, _endpoint(uris, getattr(operator, "output_conn_id", None))) or ""
+        return console_url(uris, _s3_endpoint_url(uris, getattr(operator, "output_conn_id", None))) or ""
 
 
-def address_of(hook: FlowsHook, run: FlowRun) -> str:
+def get_run_url(hook: FlowsHook, run: FlowRun) -> str:
     """Give the web address of a flow run, empty where its service has none for it; nothing is asked."""
     try:
-        told = hook.service.address_of(run.flow_run_id, run.flow) or ""
+        url = hook.service.run_url(run.flow_run_id, run.flow) or ""
     except Exception as error:  # noqa: BLE001  # an address is not worth the failure of a run that is paid for
         log.info("The address of the %s could not be told: %s", run, error)
         return ""
-    if told.startswith(("https://", "http://")):
-        return told
-    return f"{hook.settings.base_url}{told}" if told.startswith("/") else ""
+    if url.startswith(("https://", "http://")):
+        return url
+    return f"{hook.settings.base_url}{url}" if url.startswith("/") else ""
 
 
-def _endpoint(uris: list[str], conn_id: str | None) -> str | None:
+def _s3_endpoint_url(uris: list[str], conn_id: str | None) -> str | None:
     """Give what the S3 client speaks to that has written these files, which may be a store of somebody else's."""
     if not uris or not uris[0].startswith("s3"):
         return None

@@ -15,29 +15,29 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout, BaseOperator, conf
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowTimeout
-from airflow_provider_flows.core.polling.schedule import Schedule, seconds
-from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, Delivery
-from airflow_provider_flows.worker.finish import end
-from airflow_provider_flows.worker.run_tracking import Traced
+from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
+from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
+from airflow_provider_flows.worker.finish import finish
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_flows.core.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
-    from airflow_provider_flows.worker.task_try import Attempt
+    from airflow_provider_flows.worker.task_try import TaskTry
 
 NO_RETRY_POLICIES = (
     "This Airflow has no retry policies (3.3 and later have them): an error that no retry can mend, such as a wrong key, is "
     "tried again all the same, and a service that asks for a delay gets the task's own"
 )
-NO_KILLS = (
+NO_ON_KILL = (
     "This Airflow tells a trigger of no kill (3.3 and later do): if this task is cleared while it is deferred, or its DAG run "
     "marked, flow run %s goes on"
 )
 
 
-class RunFlowOperator(Traced, BaseOperator):
+class RunFlowOperator(RunTrackingMixin, BaseOperator):
     """Start a flow run, wait for it, fetch its outputs.
 
     Returns one plain dict (README, "What a task returns"); `flow_run_id` is pushed to XCom under that key before the wait.
@@ -82,7 +82,7 @@ class RunFlowOperator(Traced, BaseOperator):
     template_fields_renderers = {"inputs": "json", "parameters": "json", "additional": "json"}  # noqa: RUF012  # Airflow's form
     ui_color = "#e4def5"
 
-    _attempt: Attempt | None = None  # of the try that is under way
+    _task_try: TaskTry | None = None  # of the try that is under way
 
     def __init__(
         self,
@@ -121,63 +121,73 @@ class RunFlowOperator(Traced, BaseOperator):
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
         self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
         Schedule.of(poll_interval, max_poll_interval)  # refuses what cannot be kept, at parse time
-        seconds("timeout", timeout)
-        self._delivery()
-        _refuse_without_waiting(self)
+        to_seconds("timeout", timeout)
+        self._output_options()
+        _reject_options_without_wait(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the flow run, or pick it up where an earlier try left it; then wait in the way that was asked for."""
-        limit = seconds("timeout", self.timeout)
-        attempt, delivery = self._begun(context), self._delivery()
+        limit = to_seconds("timeout", self.timeout)
+        task_try, options = self._create_task_try(context), self._output_options()
         if self.retries and not hasattr(self, "retry_policy"):
             self.log.info(NO_RETRY_POLICIES)
-        with attempt.in_charge():
-            order = attempt.order(self._order(), delivery)
-            seen = self.tracing(context, attempt.hook)
-            deadline = attempt.memory.deadline(order, None if limit is None else time.time() + limit)
+        with task_try.abort_on_error():
+            request = task_try.build_request(self._request_arguments(), options)
+            on_run_update = self.get_run_tracker(context, task_try.hook)
+            deadline = task_try.task_state.deadline(request, None if limit is None else time.time() + limit)
             try:
-                run = attempt.started(order, deadline)
-                seen(run)
-                if not self.wait_for_completion and (attempt.hook.service.steps or not run.completed):
+                run = task_try.resume_or_start(request, deadline)
+                on_run_update(run)
+                if not self.wait_for_completion and (
+                    task_try.hook.service.staged_start or not run.is_completed
+                ):
                     from airflow_provider_flows.worker.asset_events import (
-                        tell_outlets,
+                        add_asset_event_extra,
                     )  # needed when a task runs only
 
-                    tell_outlets(
+                    add_asset_event_extra(
                         context, run
                     )  # Airflow sends their events, whether they tell something or not
-                    return run.as_dict()
+                    return run.to_dict()
                 schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
-                final = run if run.final else self._waited(attempt, run.flow_run_id, schedule)
+                final_run = run if run.is_final else self._wait_or_defer(task_try, run.flow_run_id, schedule)
             except AirflowTaskTimeout:  # Airflow's execution_timeout
-                late = attempt.cut_off(order)
-                if late is None:
+                run_at_deadline = task_try.on_execution_timeout(request)
+                if run_at_deadline is None:
                     raise
-                final = late
-        return end(
+                final_run = run_at_deadline
+        return finish(
             context,
-            attempt.hook,
-            final,
-            delivery,
-            keep=attempt.memory.keep_answer,
-            halt=attempt.halt,
-            seen=seen,
+            task_try.hook,
+            final_run,
+            options,
+            save_run=task_try.task_state.save_run,
+            cancellation=task_try.cancellation,
+            on_run_update=on_run_update,
         )
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
-        from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
+        from airflow_provider_flows.triggers import run_from_event  # dear, and needed when a task runs only
 
-        attempt = self._begun(context)
-        attempt.flow_run_id = (event or {}).get("flow_run_id")
-        seen = self.tracing(context, attempt.hook, attempt.flow_run_id)
-        with attempt.in_charge():
+        task_try = self._create_task_try(context)
+        task_try.flow_run_id = (event or {}).get("flow_run_id")
+        on_run_update = self.get_run_tracker(context, task_try.hook, task_try.flow_run_id)
+        with task_try.abort_on_error():
             try:
-                run = outcome(event)
+                run = run_from_event(event)
             except FlowTimeout as error:
-                run = attempt.late(error)
-        keep = attempt.memory.keep_answer
-        return end(context, attempt.hook, run, self._delivery(), keep=keep, halt=attempt.halt, seen=seen)
+                run = task_try.on_deadline(error)
+        save_run = task_try.task_state.save_run
+        return finish(
+            context,
+            task_try.hook,
+            run,
+            self._output_options(),
+            save_run=save_run,
+            cancellation=task_try.cancellation,
+            on_run_update=on_run_update,
+        )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral; a trigger that failed itself leaves no run behind that nobody waits for any more."""
@@ -188,43 +198,43 @@ class RunFlowOperator(Traced, BaseOperator):
                 self, next_method
             ):  # what that raised it has dealt with; a trigger that failed names no method
                 raise
-            with self._begun(context).in_charge():
+            with self._create_task_try(context).abort_on_error():
                 raise
 
     def forget(self) -> None:
         """Drop what was kept for a retry and is of no use when the task has succeeded; Airflow's listener calls this."""
-        if self._attempt is not None:
-            self._attempt.memory.forget()
+        if self._task_try is not None:
+            self._task_try.task_state.forget()
 
     def on_kill(self) -> None:
         """Abort the flow run if the task is really over; in doubt do nothing, the next try goes on with the run."""
-        if self._attempt is not None and self.abort_on_kill:
-            self._attempt.killed()
+        if self._task_try is not None and self.abort_on_kill:
+            self._task_try.on_kill()
 
     def _hook(self, conn_id: str | None = None) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
 
         return FlowsHook.get_hook(conn_id or self.flows_conn_id)
 
-    def _begun(self, context: Context, *, earlier: bool = False) -> Attempt:
-        from airflow_provider_flows.worker.task_try import Attempt  # needed when a task runs only
+    def _create_task_try(self, context: Context, *, use_saved_connection: bool = False) -> TaskTry:
+        from airflow_provider_flows.worker.task_try import TaskTry  # needed when a task runs only
 
-        self._attempt = Attempt(
+        self._task_try = TaskTry(
             context,
             self._hook,
-            earlier=earlier,
+            use_saved_connection=use_saved_connection,
             durable=self.durable,
             abort_on_kill=self.abort_on_kill,
             validate=self.validate,
             log=self.log,
         )
-        return self._attempt
+        return self._task_try
 
-    def _order(self) -> tuple[Any, Any, Any, Any, str | None]:
+    def _request_arguments(self) -> tuple[Any, Any, Any, Any, str | None]:
         return self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
 
-    def _delivery(self) -> Delivery:
-        return Delivery(
+    def _output_options(self) -> OutputOptions:
+        return OutputOptions(
             self.output_path,
             self.output_conn_id,
             self.max_xcom_bytes,
@@ -232,34 +242,34 @@ class RunFlowOperator(Traced, BaseOperator):
             self.delete_after_fetch,
         )
 
-    def _waited(self, attempt: Attempt, flow_run_id: str, schedule: Schedule) -> FlowRun:
+    def _wait_or_defer(self, task_try: TaskTry, flow_run_id: str, schedule: Schedule) -> FlowRun:
         """Wait here, or look once and, if the run is not final yet, go to the triggerer."""
         if self.deferrable and self.execution_timeout is not None:
             # Airflow does not keep execution_timeout while a task is deferred, so the deadline does
-            this_try = attempt.began + self.execution_timeout.total_seconds()
-            schedule = replace(schedule, deadline=min(this_try, schedule.deadline or this_try))
-        wait = attempt.hook.waiting_for(flow_run_id, schedule, self.log.log)
+            try_deadline = task_try.started_at + self.execution_timeout.total_seconds()
+            schedule = replace(schedule, deadline=min(try_deadline, schedule.deadline or try_deadline))
+        wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log)
         try:
-            run = attempt.hook.hold(wait.look() if self.deferrable else wait.until_final())
+            run = task_try.hook.run_once(wait.poll() if self.deferrable else wait.poll_until_final())
         except FlowTimeout as error:
-            return attempt.late(error)
-        if run is not None and run.final:
+            return task_try.on_deadline(error)
+        if run is not None and run.is_final:
             return run
         from airflow_provider_flows.triggers import (
-            KILLS_ARE_TOLD,
+            SUPPORTS_ON_KILL,
             FlowRunTrigger,
         )  # dear, and needed when a task runs only
 
-        if self.abort_on_kill and not KILLS_ARE_TOLD:
-            self.log.warning(NO_KILLS, flow_run_id)
+        if self.abort_on_kill and not SUPPORTS_ON_KILL:
+            self.log.warning(NO_ON_KILL, flow_run_id)
         self.defer(
-            trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill),
+            trigger=FlowRunTrigger.from_wait(self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill),
             method_name=self.execute_complete.__name__,
         )
         raise AssertionError  # not reached: defer() raises
 
 
-def _refuse_without_waiting(operator: RunFlowOperator) -> None:
+def _reject_options_without_wait(operator: RunFlowOperator) -> None:
     """Refuse what only a task can do that waits for its run."""
     for name in ("delete_after_fetch", "fetch_partial_outputs"):
         if not operator.wait_for_completion and getattr(operator, name):

@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowInputError, FlowServiceError
-from airflow_provider_flows.core.problems import NOTHING_MADE, Findings
-from airflow_provider_flows.core.validation import check, chosen
+from airflow_provider_flows.core.problems import NOTHING_STARTED, Problems
+from airflow_provider_flows.core.validation import select_definition, validate_arguments
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
-    from airflow_provider_flows.core.start import Order
+    from airflow_provider_flows.core.start import RunRequest
     from airflow_provider_flows.hooks import FlowsHook
 
-FRESH_SECONDS = 60.0  # for so long an answer serves whoever comes
-HURRY_SECONDS = 15.0  # that one request may take: a run is waiting, and can do without
-HURRY_ATTEMPTS = 2
-UNCHECKED = "Nothing tells what flow %s takes, so its inputs and parameters are not checked: %s"
+DEFINITION_TTL_SECONDS = 60.0  # for so long an answer serves whoever comes
+DEFINITION_TIMEOUT_SECONDS = 15.0  # that one request may take: a run is waiting, and can do without
+MAX_DEFINITION_ATTEMPTS = 2
+NO_DEFINITION = "Nothing tells what flow %s takes, so its inputs and parameters are not checked: %s"
 
 
-class _Entry(NamedTuple):
-    of: Any
-    until: float
+class _CacheEntry(NamedTuple):
+    key: Any
+    expires_at: float
     value: Any
 
 
-class Recent:
+class DefinitionCache:
     """Answers that are kept for a moment; those that ended in an error are not. Any thread may ask.
 
     :param clock: gives monotonic seconds.
@@ -44,9 +44,11 @@ class Recent:
         """Begin with nothing."""
         self._clock = clock
         self._lock = Lock()
-        self._entries: list[_Entry] = []  # a list, because what settings hold cannot be hashed; they are few
+        self._entries: list[
+            _CacheEntry
+        ] = []  # a list, because what settings hold cannot be hashed; they are few
 
-    def get(self, of: Any, ask: Callable[[], T], *, anew: bool = False) -> tuple[T, bool]:
+    def get(self, key: Any, load: Callable[[], T], *, reload: bool = False) -> tuple[T, bool]:
         """Give what is kept of this, else ask for it; also whether it was asked for just now.
 
         :param of: compared with `==`.
@@ -54,14 +56,14 @@ class Recent:
         """
         with self._lock:
             now = self._clock()
-            self._entries = [entry for entry in self._entries if entry.until > now]
-            kept = next((entry for entry in self._entries if entry.of == of), None)
-        if kept is not None and not anew:
-            return kept.value, False
-        value = ask()  # not under the lock: others need not wait for this service
+            self._entries = [entry for entry in self._entries if entry.expires_at > now]
+            hit = next((entry for entry in self._entries if entry.key == key), None)
+        if hit is not None and not reload:
+            return hit.value, False
+        value = load()  # not under the lock: others need not wait for this service
         with self._lock:
-            others = [entry for entry in self._entries if entry.of != of]
-            self._entries = [*others, _Entry(of, self._clock() + FRESH_SECONDS, value)]
+            others = [entry for entry in self._entries if entry.key != key]
+            self._entries = [*others, _CacheEntry(key, self._clock() + DEFINITION_TTL_SECONDS, value)]
         return value, True
 
     def clear(self) -> None:
@@ -70,92 +72,100 @@ class Recent:
             self._entries.clear()
 
 
-RECENT = Recent()
+DEFINITION_CACHE = DefinitionCache()
 
 
-def definition_of(
-    hook: FlowsHook, flow: str, hold: Callable[[Conversation[FlowDefinition]], FlowDefinition]
+def load_definition(
+    hook: FlowsHook, flow: str, run: Callable[[Conversation[FlowDefinition]], FlowDefinition]
 ) -> FlowDefinition:
     """Read a flow's definition: from its service, and where that cannot tell it from an exported graph, if one is at hand.
 
     :raises FlowServiceError: nothing tells it.
     """
     try:
-        return hold(hook.service.get_definition(flow))
+        return run(hook.service.get_definition(flow))
     except FlowAuthError:
         raise
     except FlowServiceError:
         graph = hook.get_graph(flow)
         if graph is None:
             raise
-        return FlowDefinition.of_graph(flow, hook.service.name, graph)
+        return FlowDefinition.from_graph(flow, hook.service.name, graph)
 
 
-def refuse(hook: FlowsHook, order: Order, findings: Findings, *, validate: bool) -> None:
+def raise_if_invalid(hook: FlowsHook, request: RunRequest, problems: Problems, *, validate: bool) -> None:
     """Tell findings, if there are any, together with those of a check.
 
     :raises FlowInputError: naming all of them; no run was made.
     """
-    if findings:
-        checked(hook, order, findings, validate=validate)
-        findings.tell(NOTHING_MADE)
+    if problems:
+        validate_request(hook, request, problems, validate=validate)
+        problems.raise_if_any(NOTHING_STARTED)
 
 
-def checked(hook: FlowsHook, order: Order, findings: Findings, *, validate: bool) -> FlowDefinition | None:
+def validate_request(
+    hook: FlowsHook, request: RunRequest, problems: Problems, *, validate: bool
+) -> FlowDefinition | None:
     """Note what of an order does not fit its service and its flow; no kept answer is a reason without asking again.
 
     :param findings: what is known to be wrong already; what it spoils is not looked into.
     :param validate: whether it is asked what the flow takes.
     :returns: None if nothing tells that, which is logged and no reason to fail.
     """
-    hook.service.examine(order.inputs, order.parameters, findings)
-    if not validate or "flow" in findings.spoilt:
+    hook.service.validate(request.inputs, request.parameters, problems)
+    if not validate or "flow" in problems.invalid:
         return None
     try:
-        known, fresh = _known(hook, order.flow)
-        definition, more = _compared(hook, order, known, findings.spoilt)
+        known, fresh = _load_definitions(hook, request.flow)
+        definition, more = _match_definition(hook, request, known, problems.invalid)
         if more and not fresh:
-            known, _ = _known(hook, order.flow, anew=True)
-            definition, more = _compared(hook, order, known, findings.spoilt)
+            known, _ = _load_definitions(hook, request.flow, reload=True)
+            definition, more = _match_definition(hook, request, known, problems.invalid)
     except (FlowServiceError, FlowInputError) as error:
-        if isinstance(error, FlowInputError) and error.lasting:
-            findings.add(str(error))
+        if isinstance(error, FlowInputError) and error.is_permanent:
+            problems.add(str(error))
             return None
-        passing = not isinstance(error, FlowServiceError) or error.passing
-        hook.log.log(logging.WARNING if passing else logging.INFO, UNCHECKED, order.flow, error)
+        is_transient = not isinstance(error, FlowServiceError) or error.is_transient
+        hook.log.log(logging.WARNING if is_transient else logging.INFO, NO_DEFINITION, request.flow, error)
         return None
-    findings.join(more)
+    problems.extend(more)
     return definition
 
 
-def _known(hook: FlowsHook, flow: str, *, anew: bool = False) -> tuple[list[FlowDefinition], bool]:
+def _load_definitions(
+    hook: FlowsHook, flow: str, *, reload: bool = False
+) -> tuple[list[FlowDefinition], bool]:
     """Give all definitions where the service lists them, else this flow's alone; also whether it was asked just now.
 
     :raises FlowServiceError: it cannot tell.
     """
-    connection = (type(hook), hook.settings, hook.extra)
-    if hook.service.offers("list_definitions"):
-        return RECENT.get(connection, lambda: _hurried(hook, hook.service.list_definitions()), anew=anew)
-    if hook.service.offers("get_definition"):
-        hold = partial(_hurried, hook)
-        return RECENT.get((*connection, flow), lambda: [definition_of(hook, flow, hold)], anew=anew)
+    cache_key = (type(hook), hook.settings, hook.extra)
+    if hook.service.supports("list_definitions"):
+        return DEFINITION_CACHE.get(
+            cache_key, lambda: _run_with_timeout(hook, hook.service.list_definitions()), reload=reload
+        )
+    if hook.service.supports("get_definition"):
+        run = partial(_run_with_timeout, hook)
+        return DEFINITION_CACHE.get(
+            (*cache_key, flow), lambda: [load_definition(hook, flow, run)], reload=reload
+        )
     return [], True
 
 
-def _hurried(hook: FlowsHook, conversation: Conversation[T]) -> T:
-    return hook.hurried(conversation, HURRY_SECONDS, HURRY_ATTEMPTS)
+def _run_with_timeout(hook: FlowsHook, conversation: Conversation[T]) -> T:
+    return hook.run_with_timeout(conversation, DEFINITION_TIMEOUT_SECONDS, MAX_DEFINITION_ATTEMPTS)
 
 
-def _compared(
-    hook: FlowsHook, order: Order, known: list[FlowDefinition], spoilt: Collection[str]
-) -> tuple[FlowDefinition | None, Findings]:
+def _match_definition(
+    hook: FlowsHook, request: RunRequest, known: list[FlowDefinition], invalid: Collection[str]
+) -> tuple[FlowDefinition | None, Problems]:
     """Give the definition that is the order's flow's, and what does not fit it; where there is none at all, nothing was told."""
-    found = Findings()
+    problems = Problems()
     if not known:
-        hook.log.info(UNCHECKED, order.flow, f"{hook.service.name} has no definitions")
-        return None, found
-    listed = hook.service.offers("list_definitions")
-    definition = chosen(order.flow, hook.service.name, known, found) if listed else known[0]
+        hook.log.info(NO_DEFINITION, request.flow, f"{hook.service.name} has no definitions")
+        return None, problems
+    can_list = hook.service.supports("list_definitions")
+    definition = select_definition(request.flow, hook.service.name, known, problems) if can_list else known[0]
     if definition is not None:
-        check(definition, order.inputs, order.parameters, found, spoilt)
-    return definition, found
+        validate_arguments(definition, request.inputs, request.parameters, problems, invalid)
+    return definition, problems

@@ -17,12 +17,12 @@ from airflow_provider_flows.core.exceptions import (
     FlowNotFound,
     FlowTimeout,
 )
-from airflow_provider_flows.core.polling.schedule import LONGEST_RETRY_AFTER
+from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-HOPELESS = (FlowAuthError, FlowInputError, FlowInvalid, FlowNotFound, FlowTimeout)
+PERMANENT_ERRORS = (FlowAuthError, FlowInputError, FlowInvalid, FlowNotFound, FlowTimeout)
 
 
 class FlowsRetryPolicy(RetryPolicy):
@@ -36,12 +36,12 @@ class FlowsRetryPolicy(RetryPolicy):
         context: Context | None = None,
     ) -> RetryDecision:
         """Decide by the error's type; a Retry-After makes a delay longer, never shorter than the task's own."""
-        if isinstance(exception, HOPELESS) and getattr(exception, "lasting", True):
+        if isinstance(exception, PERMANENT_ERRORS) and "is_permanent":
             return RetryDecision.fail(f"{type(exception).__name__}: trying again cannot change it")
-        asked = min(getattr(exception, "retry_after", None) or 0.0, LONGEST_RETRY_AFTER)
-        own = timedelta(0) if context is None else context["ti"].task.retry_delay
-        if timedelta(seconds=asked) > own:
-            return RetryDecision.retry(timedelta(seconds=asked), "the service asked for this delay")
+        requested_delay = min(getattr(exception, "retry_after", None) or 0.0, MAX_RETRY_AFTER_SECONDS)
+        task_delay = timedelta(0) if context is None else context["ti"].task.retry_delay
+        if timedelta(seconds=requested_delay) > task_delay:
+            return RetryDecision.retry(timedelta(seconds=requested_delay), "the service asked for this delay")
         return RetryDecision.default()
 
     def serialize(self) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
-from airflow_provider_flows.core.polling.schedule import Schedule, seconds
-from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, Delivery
-from airflow_provider_flows.worker.finish import end
-from airflow_provider_flows.worker.run_tracking import Traced
+from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
+from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
+from airflow_provider_flows.worker.finish import finish
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
 
-HARMLESS_SECONDS = 15.0  # Airflow may fail a task that comes back from a reschedule sooner than this
-RESCHEDULE_SECONDS = (60.0, 300.0)  # each look is a worker process
-OTHER_SECONDS = (5.0, 60.0)
-MEMORY_KEY = "flow_wait"
-NO_MEMORY = (
+MIN_RESCHEDULE_SECONDS = 15.0  # Airflow may fail a task that comes back from a reschedule sooner than this
+RESCHEDULE_INTERVALS = (60.0, 300.0)  # each look is a worker process
+DEFAULT_INTERVALS = (5.0, 60.0)
+WAIT_STATE_KEY = "flow_wait_state"
+NO_STATE_STORE = (
     "This Airflow has no task state store (3.3 and later have one): each look of this sensor begins anew, so it may tell again "
     "what the look before has told, and does not foresee when the flow run ends"
 )
@@ -45,7 +45,7 @@ class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
     """The sensor's `timeout` passed: a FlowTimeout for you, and for Airflow an AirflowSensorTimeout, which is not retried."""
 
 
-class FlowRunSensor(Traced, BaseSensorOperator):
+class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
     """Wait until a flow run is final; returns the same dict as `RunFlowOperator`.
 
     :param flow_run_id: the flow run to wait for. (templated)
@@ -80,17 +80,19 @@ class FlowRunSensor(Traced, BaseSensorOperator):
         fetch_partial_outputs: bool = False,
         **kwargs: Any,
     ) -> None:
-        _refuse_what_has_no_meaning(kwargs, deferrable=deferrable)
-        usual = RESCHEDULE_SECONDS if mode == "reschedule" and not deferrable else OTHER_SECONDS
-        most = seconds(
+        _reject_unsupported_arguments(kwargs, deferrable=deferrable)
+        default_intervals = (
+            RESCHEDULE_INTERVALS if mode == "reschedule" and not deferrable else DEFAULT_INTERVALS
+        )
+        shortest = to_seconds(
             "poll_interval", kwargs.get("poke_interval") if poll_interval is None else poll_interval
         )
-        kwargs["poke_interval"] = usual[0] if most is None else most
+        kwargs["poke_interval"] = default_intervals[0] if shortest is None else shortest
         super().__init__(mode=mode, **kwargs)
         self.flow_run_id = flow_run_id
         self.flows_conn_id = flows_conn_id
         schedule = Schedule.of(
-            self.poke_interval, usual[1] if max_poll_interval is None else max_poll_interval
+            self.poke_interval, default_intervals[1] if max_poll_interval is None else max_poll_interval
         )
         self.poll_interval, self.max_poll_interval = schedule.poll_interval, schedule.max_poll_interval
         self.deferrable = deferrable
@@ -98,59 +100,64 @@ class FlowRunSensor(Traced, BaseSensorOperator):
         self.output_conn_id = output_conn_id
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs = fetch_partial_outputs
-        self._delivery()
+        self._output_options()
         self._wait: Wait | None = None
-        if self.reschedule and not deferrable and self.poll_interval < HARMLESS_SECONDS:
+        if self.reschedule and not deferrable and self.poll_interval < MIN_RESCHEDULE_SECONDS:
             self.log.warning(
                 "poll_interval of %s is %s s in reschedule mode. Airflow may fail a task that comes back so soon; take at "
                 "least %s s, or deferrable=True",
                 self.task_id,
                 self.poll_interval,
-                HARMLESS_SECONDS,
+                MIN_RESCHEDULE_SECONDS,
             )
 
     def execute(self, context: Context) -> Any:
         """Wait in the mode that was asked for."""
-        with self._as_airflow_means():
-            self._must_be_deliverable(context)
+        with self._translate_errors():
+            self._validate_output_options(context)
             if not self.deferrable:
                 return super().execute(context)
-            hook = self._hook()
-            wait = self._waiting(hook, time.time() + self.timeout)
-            seen = self.tracing(context, hook, wait.flow_run_id)
-            run = hook.hold(wait.look())
-            if run is not None and run.final:
-                return end(context, hook, run, self._delivery(), seen=seen)
+            hook = self._get_hook()
+            wait = self._create_wait(hook, time.time() + self.timeout)
+            on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
+            run = hook.run_once(wait.poll())
+            if run is not None and run.is_final:
+                return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
         from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
 
         self.defer(
-            trigger=FlowRunTrigger.going_on(self.flows_conn_id, wait),
+            trigger=FlowRunTrigger.from_wait(self.flows_conn_id, wait),
             method_name=self.execute_complete.__name__,
         )
         raise AssertionError  # not reached: defer() raises
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
-        from airflow_provider_flows.triggers import outcome  # dear, and needed when a task runs only
+        from airflow_provider_flows.triggers import run_from_event  # dear, and needed when a task runs only
 
-        with self._as_airflow_means():
-            hook = self._hook()
-            seen = self.tracing(context, hook, self.flow_run_id)
-            return end(context, hook, outcome(event), self._delivery(), seen=seen)
+        with self._translate_errors():
+            hook = self._get_hook()
+            on_run_update = self.get_run_tracker(context, hook, self.flow_run_id)
+            return finish(
+                context, hook, run_from_event(event), self._output_options(), on_run_update=on_run_update
+            )
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
-        hook = self._hook()
+        hook = self._get_hook()
         if self._wait is None:
-            self._wait = self._waiting(hook, None)
-        seen = self.tracing(context, hook, self._wait.flow_run_id)
-        with self._remembered(context, self._wait) as remembered:
-            run = hook.hold(self._wait.look() if remembered else self._wait.look_surely())
+            self._wait = self._create_wait(hook, None)
+        on_run_update = self.get_run_tracker(context, hook, self._wait.flow_run_id)
+        with self._persist_wait(context, self._wait) as has_state:
+            run = hook.run_once(self._wait.poll() if has_state else self._wait.poll_until_confirmed())
         if run is not None:
-            seen(run)
-        if run is None or not run.final:
+            on_run_update(run)
+        if run is None or not run.is_final:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=end(context, hook, run, self._delivery(), seen=seen))
+        return PokeReturnValue(
+            is_done=True,
+            xcom_value=finish(context, hook, run, self._output_options(), on_run_update=on_run_update),
+        )
 
     def _get_next_poke_interval(
         self,
@@ -163,23 +170,23 @@ class FlowRunSensor(Traced, BaseSensorOperator):
         The one private name of Airflow's that is overridden, for there is no public way to choose the date of a reschedule;
         tests/test_sensors.py notices when it changes.
         """
-        left = max(0.0, self.timeout - run_duration())
-        return min(self.poll_interval if self._wait is None else self._wait.pause(), left)
+        remaining = max(0.0, self.timeout - run_duration())
+        return min(self.poll_interval if self._wait is None else self._wait.next_delay(), remaining)
 
-    def _hook(self) -> FlowsHook:
+    def _get_hook(self) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
 
         return FlowsHook.get_hook(self.flows_conn_id)
 
-    def _waiting(self, hook: FlowsHook, deadline: float | None) -> Wait:
+    def _create_wait(self, hook: FlowsHook, deadline: float | None) -> Wait:
         if not isinstance(self.flow_run_id, str) or not self.flow_run_id.strip():
             message = f"flow_run_id must be the id of a flow run, not {self.flow_run_id!r}; did the task before push it?"
             raise FlowInputError(message)
         schedule = Schedule(self.poll_interval, self.max_poll_interval, deadline)
-        return hook.waiting_for(self.flow_run_id.strip(), schedule, self.log.log)
+        return hook.create_wait(self.flow_run_id.strip(), schedule, self.log.log)
 
     @contextmanager
-    def _remembered(self, context: Context, wait: Wait) -> Iterator[bool]:
+    def _persist_wait(self, context: Context, wait: Wait) -> Iterator[bool]:
         """Let the wait go on where the look before it left it, for in reschedule mode each look is a process of its own.
 
         The memory is that of one try: it outlives retries and Clears, whose logs begin anew. False where Airflow keeps none.
@@ -187,32 +194,32 @@ class FlowRunSensor(Traced, BaseSensorOperator):
         store: Any = context.get("task_state_store") if self.reschedule else None
         if store is None:
             if self.reschedule and not context.get("task_reschedule_count"):
-                self.log.info(NO_MEMORY)
+                self.log.info(NO_STATE_STORE)
             yield not self.reschedule
             return
-        number = context["ti"].try_number
-        before = store.get(MEMORY_KEY) or {}
-        if before.get("try_number") == number:
-            wait.recall(before)
+        try_number = context["ti"].try_number
+        before = store.get(WAIT_STATE_KEY) or {}
+        if before.get("try_number") == try_number:
+            wait.restore(before)
         yield True
-        after = {**wait.memory, "try_number": number}
+        after = {**wait.to_dict(), "try_number": try_number}
         if after != before:
-            store.set(MEMORY_KEY, after)
+            store.set(WAIT_STATE_KEY, after)
 
-    def _must_be_deliverable(self, context: Context) -> None:
+    def _validate_output_options(self, context: Context) -> None:
         """Find out before the first wait whether files can be written; a look that goes on with the same try asks nobody."""
         store: Any = context.get("task_state_store") if self.reschedule and not self.deferrable else None
-        before = None if self.output_path is None or store is None else store.get(MEMORY_KEY)
+        before = None if self.output_path is None or store is None else store.get(WAIT_STATE_KEY)
         if not before or before.get("try_number") != context["ti"].try_number:
-            self._delivery().checked(self._hook().service)
+            self._output_options().validate(self._get_hook().service)
 
-    def _delivery(self) -> Delivery:
-        return Delivery(
+    def _output_options(self) -> OutputOptions:
+        return OutputOptions(
             self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs
         )
 
     @contextmanager
-    def _as_airflow_means(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Give the sensor's own arguments their meaning in all modes: `timeout`, `soft_fail`, `never_fail`."""
         try:
             yield
@@ -234,7 +241,7 @@ class FlowRunSensor(Traced, BaseSensorOperator):
             raise
 
 
-def _refuse_what_has_no_meaning(arguments: Mapping[str, Any], *, deferrable: bool) -> None:
+def _reject_unsupported_arguments(arguments: Mapping[str, Any], *, deferrable: bool) -> None:
     """Refuse those of Airflow's sensor arguments that this sensor could not keep, rather than ignore them."""
     for name in ("exponential_backoff", "max_wait"):
         if arguments.get(name):

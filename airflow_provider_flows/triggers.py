@@ -22,21 +22,21 @@ from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, Flo
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.triggers_finished import FlowRunFinishedTrigger
-from airflow_provider_flows.worker.kill_check import ON_KILL_SECONDS, ais_over
+from airflow_provider_flows.worker.kill_check import ON_KILL_SECONDS, ais_task_finished
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
 
-__all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "outcome", "settling_seconds"]
+__all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "min_event_delay", "run_from_event"]
 
 log = logging.getLogger(__name__)  # one for all: to make a logger for each trigger takes longer than a look
-PROGRESS_SECONDS = (
+MIN_PROGRESS_LOG_SECONDS = (
     30.0  # between two lines about progress: each line costs a triggerer half a millisecond of CPU
 )
-KILLS_ARE_TOLD = hasattr(BaseTrigger, "on_kill")  # by Airflow 3.3 and later
+SUPPORTS_ON_KILL = hasattr(BaseTrigger, "on_kill")  # by Airflow 3.3 and later
 
-_KILLS: set[asyncio.Task[None]] = set()  # an event loop alone would forget a task that nobody holds
+_KILL_TASKS: set[asyncio.Task[None]] = set()  # an event loop alone would forget a task that nobody holds
 
 
 class FlowRunTrigger(BaseTrigger):
@@ -62,8 +62,8 @@ class FlowRunTrigger(BaseTrigger):
         deadline: float | None = None,
         *,
         abort_on_kill: bool = False,
-        memory: Mapping[str, Any] | None = None,
-        **_later: Any,  # a trigger that a newer version stored must not fail in an older triggerer
+        state: Mapping[str, Any] | None = None,
+        **_newer_arguments: Any,  # a trigger that a newer version stored must not fail in an older triggerer
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
@@ -72,25 +72,25 @@ class FlowRunTrigger(BaseTrigger):
         self.max_poll_interval = max_poll_interval
         self.deadline = deadline
         self.abort_on_kill = abort_on_kill
-        self.memory = None if memory is None else dict(memory)
-        self._told = False
+        self.state = None if state is None else dict(state)
+        self._has_fired = False
         self._context: Context | None = None  # in which its lines are told
-        self._opened: FlowsHook | None = (
+        self._hook: FlowsHook | None = (
             None  # kept for `on_kill`: a look-up takes seconds in a triggerer that has just started
         )
 
     @classmethod
-    def going_on(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
+    def from_wait(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
         """Make the trigger that goes on with a wait where a worker leaves it."""
-        plan = wait.schedule
+        schedule = wait.schedule
         return cls(
             flows_conn_id,
             wait.flow_run_id,
-            plan.poll_interval,
-            plan.max_poll_interval,
-            plan.deadline,
+            schedule.poll_interval,
+            schedule.max_poll_interval,
+            schedule.deadline,
             abort_on_kill=abort_on_kill,
-            memory=wait.memory,
+            state=wait.to_dict(),
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -104,98 +104,98 @@ class FlowRunTrigger(BaseTrigger):
             "abort_on_kill",
         )
         arguments = {name: getattr(self, name) for name in names} | (
-            {"memory": self.memory} if self.memory else {}
+            {"state": self.state} if self.state else {}
         )
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event: `flow_run_id` and either `run` or `error`; `outcome` reads it."""
-        began = time.monotonic()
-        told: dict[str, Any]
+        started_at = time.monotonic()
+        result: dict[str, Any]
         try:
-            told = {"run": (await self._final()).as_event()}
+            result = {"run": (await self._wait_until_final()).to_event()}
         except FlowError as error:
-            told = {"error": error.as_dict()}
-        if (early := settling_seconds() - (time.monotonic() - began)) > 0:
+            result = {"error": error.to_dict()}
+        if (early := min_event_delay() - (time.monotonic() - started_at)) > 0:
             await asyncio.sleep(early)
-        self._told = True
-        yield TriggerEvent({"flow_run_id": self.flow_run_id, **told})
+        self._has_fired = True
+        yield TriggerEvent({"flow_run_id": self.flow_run_id, **result})
 
     async def on_kill(self) -> None:
         """Abort the flow run if the task is really over; in doubt do nothing, the next try goes on with the run."""
-        if self._told or not self.abort_on_kill:
+        if self._has_fired or not self.abort_on_kill:
             return
         # A task of its own, because Airflow cancels the trigger anew every second until it is gone, this method with it.
-        kill = asyncio.create_task(self._stop_if_over())
-        _KILLS.add(kill)
-        kill.add_done_callback(_KILLS.discard)
+        kill = asyncio.create_task(self._cancel_if_finished())
+        _KILL_TASKS.add(kill)
+        kill.add_done_callback(_KILL_TASKS.discard)
         while not kill.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(kill)
 
-    async def _stop_if_over(self) -> None:
-        from airflow_provider_flows.core.start import stopped
+    async def _cancel_if_finished(self) -> None:
+        from airflow_provider_flows.core.start import cancel
         from airflow_provider_flows.hooks import FlowsHook
 
         try:
             async with asyncio.timeout(ON_KILL_SECONDS):
-                if await ais_over(self.task_instance):
-                    hook = self._opened or await FlowsHook.aget_hook(self.flows_conn_id)
-                    await hook.apatient(stopped(hook.service, self.flow_run_id))
+                if await ais_task_finished(self.task_instance):
+                    hook = self._hook or await FlowsHook.aget_hook(self.flows_conn_id)
+                    await hook.arun(cancel(hook.service, self.flow_run_id))
                     self.log.info("The task was killed; flow run %s is stopped", self.flow_run_id)
         except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
             self.log.exception(
                 "The flow run %s could not be stopped; look at it at the service", self.flow_run_id
             )
 
-    async def _final(self) -> FlowRun:
+    async def _wait_until_final(self) -> FlowRun:
         """Wait in the watch that all triggers of the connection share; a key that is refused is read anew."""
         from airflow_provider_flows.triggerer.hook_cache import (
-            hook_of,
+            get_hook_cached,
         )  # dear, and needed when a trigger runs only
 
-        self._opened = hook = await hook_of(self.flows_conn_id)
+        self._hook = hook = await get_hook_cached(self.flows_conn_id)
         from airflow_provider_flows.triggerer.shared_poller import (
-            Watch,  # by now it is imported, which takes too long on the loop
+            SharedPoller,  # by now it is imported, which takes too long on the loop
         )
 
         self._context = copy_context()
         schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
-        wait = hook.waiting_for(self.flow_run_id, schedule, self._tell, PROGRESS_SECONDS)
-        if self.memory:
-            wait.recall(self.memory)
-            self.memory = None  # the wait has it now; thousands of waits keep as little as they can
+        wait = hook.create_wait(self.flow_run_id, schedule, self._log_line, MIN_PROGRESS_LOG_SECONDS)
+        if self.state:
+            wait.restore(self.state)
+            self.state = None  # the wait has it now; thousands of waits keep as little as they can
         while True:
             try:
-                return await Watch.of(hook).until_final(wait)
+                return await SharedPoller.for_hook(hook).wait_until_final(wait)
             except FlowServiceError as error:
-                hook.name_in(error)
-                latest = await _latest(hook) if isinstance(error, FlowAuthError) else hook
+                hook.add_connection_to(error)
+                latest = await _reload_hook(hook) if isinstance(error, FlowAuthError) else hook
                 if latest.settings == hook.settings:
                     raise
             self.log.info(
                 "The key of connection %s was changed; the wait goes on with the new one", self.flows_conn_id
             )
-            self._opened = hook = latest
-            wait.reprieved()
+            self._hook = hook = latest
+            wait.reset_rejections()
 
-    def _tell(self, level: int, line: str) -> None:
+    def _log_line(self, level: int, line: str) -> None:
         """Tell a line as this trigger: the watch belongs to none, and what is told in its context would not reach this log."""
         (self._context or copy_context()).run(log.log, level, line)
 
 
-async def _latest(hook: FlowsHook) -> FlowsHook:
+async def _reload_hook(hook: FlowsHook) -> FlowsHook:
     """Look a hook's connection up anew; where that fails, the old hook: the service's refusal matters more than why."""
-    from airflow_provider_flows.triggerer.hook_cache import hook_of
+    from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
 
     try:
-        return await hook_of(hook.flows_conn_id, instead_of=hook)
+        return await get_hook_cached(hook.flows_conn_id, stale=hook)
     except Exception:  # noqa: BLE001  # whatever it is
         return hook
 
 
 @cache  # Airflow's configuration is read anew each time that it is asked, which takes as long as a look
-def settling_seconds() -> float:
+def min_event_delay() -> float:
     """Give the seconds that must lie between a deferral and its event.
 
     A task that comes back before its executor reported the end of its process is failed by the scheduler ("finished with state
@@ -204,7 +204,7 @@ def settling_seconds() -> float:
     return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 1.0
 
 
-def outcome(event: Mapping[str, Any] | None) -> FlowRun:
+def run_from_event(event: Mapping[str, Any] | None) -> FlowRun:
     """Read a `FlowRunTrigger`'s event: the run, final, or the very error that a blocking wait would have raised.
 
     :raises FlowError: what ended the wait, or that the event is none of this trigger's.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.polling.event_cursor import Told
+from airflow_provider_flows.core.polling.event_cursor import EventCursor
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.run import FlowState
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FINAL = tuple(state.value for state in FlowState if state.final)
-TOLD = (
+FINAL_STATE_NAMES = tuple(state.value for state in FlowState if state.is_final)
+EVENT_FIELDS = (
     "flow_run_id",
     "flow",
     "service",
@@ -38,7 +38,7 @@ TOLD = (
     "duration",
     "error",
 )
-LONGEST = 1000  # characters of a text that the service wrote
+MAX_EVENT_TEXT_CHARACTERS = 1000  # characters of a text that the service wrote
 
 
 class FlowRunFinishedTrigger(BaseEventTrigger):
@@ -63,7 +63,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     :raises FlowInputError: an argument is wrong.
     """
 
-    stored_after: float = 5.0
+    save_delay: float = 5.0
     """Seconds after which Airflow has surely written an event to its database; its triggerer hands events over once a second
     (airflow/jobs/triggerer_job_runner.py), and tells a trigger of its own kind nothing of it."""
 
@@ -73,20 +73,20 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         flow: str | Sequence[str] | None = None,
         states: str | Sequence[str] = (FlowState.COMPLETED.value,),
         poll_interval: float | timedelta = 60.0,
-        **later: Any,  # a trigger that a newer version stored must not fail in an older triggerer
+        **newer_arguments: Any,  # a trigger that a newer version stored must not fail in an older triggerer
     ) -> None:
-        if later:
+        if newer_arguments:
             log.warning(
                 "FlowRunFinishedTrigger does not know %s, and goes on without",
-                ", ".join(map(repr, sorted(later))),
+                ", ".join(map(repr, sorted(newer_arguments))),
             )
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
-        self.flow = None if flow is None else _words("flow", flow)
-        self.states = _words("states", states)
+        self.flow = None if flow is None else _parse_names("flow", flow)
+        self.states = _parse_names("states", states)
         self.poll_interval = Schedule.of(poll_interval, poll_interval).poll_interval
-        if unknown := [state for state in self.states if state not in FINAL]:
-            message = f"states must be among {', '.join(FINAL)}, for a run is told of when it is over; not {', '.join(unknown)}"
+        if unknown := [state for state in self.states if state not in FINAL_STATE_NAMES]:
+            message = f"states must be among {', '.join(FINAL_STATE_NAMES)}, for a run is told of when it is over; not {', '.join(unknown)}"
             raise FlowInputError(message)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -99,43 +99,48 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look for ever; one event for each run."""
         from airflow_provider_flows.triggerer.finished_runs_feed import (
-            Bulletin,
+            FinishedRunsFeed,
         )  # dear, and needed when a trigger runs only
-        from airflow_provider_flows.triggerer.watcher_state import AssetMemory
+        from airflow_provider_flows.triggerer.watcher_state import WatcherState
 
-        memory = AssetMemory(getattr(self, "asset_state_store", None), self._key())
-        told = Told(await memory.read(self.poll_interval))
-        async for edition in Bulletin.of(self.flows_conn_id).editions(self.poll_interval):
-            news = told.news(edition, self._wants)
-            for run in news:
+        watcher_state = WatcherState(getattr(self, "asset_state_store", None), self._key())
+        cursor = EventCursor(await watcher_state.load(self.poll_interval))
+        async for snapshot in FinishedRunsFeed.for_connection(self.flows_conn_id).snapshots(
+            self.poll_interval
+        ):
+            new_runs = cursor.take_new(snapshot, self._matches)
+            for run in new_runs:
                 yield TriggerEvent(_payload(run))
             # an event that is not in the database when it is remembered as told would be lost with the triggerer
-            if told.changed:
-                memory.will_keep(told.memory, self.stored_after if news else 0.0)
-                told.changed = False
-            if news:
-                await asyncio.sleep(min(self.stored_after, self.poll_interval))
-            await memory.keep()
+            if cursor.has_changed:
+                watcher_state.save_after(cursor.to_dict(), self.save_delay if new_runs else 0.0)
+                cursor.has_changed = False
+            if new_runs:
+                await asyncio.sleep(min(self.save_delay, self.poll_interval))
+            await watcher_state.flush()
 
-    def _wants(self, run: FlowRun) -> bool:
+    def _matches(self, run: FlowRun) -> bool:
         return run.state.value in self.states and (self.flow is None or run.flow in self.flow)
 
     def _key(self) -> str:
         """Name the memory by all that decides what is told: several watchers of one asset have one each."""
-        told = json.dumps([self.flows_conn_id, self.flow, self.states])
-        return f"flow_runs_told_{hashlib.sha256(told.encode()).hexdigest()[:32]}"
+        identity = json.dumps([self.flows_conn_id, self.flow, self.states])
+        return f"flow_runs_emitted_{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
 
-def _words(name: str, given: str | Sequence[str]) -> list[str]:
+def _parse_names(name: str, argument: str | Sequence[str]) -> list[str]:
     """Read one word or several into a list in a fixed order."""
-    words = [given] if isinstance(given, str) else list(given)
-    if not words or not all(isinstance(word, str) and word.strip() for word in words):
-        message = f"{name} must be a word or a list of words, not {given!r}"
+    values = [argument] if isinstance(argument, str) else list(argument)
+    if not values or not all(isinstance(value, str) and value.strip() for value in values):
+        message = f"{name} must be a word or a list of words, not {argument!r}"
         raise FlowInputError(message)
-    return sorted({word.strip() for word in words})
+    return sorted({value.strip() for value in values})
 
 
 def _payload(run: FlowRun) -> dict[str, Any]:
     """Give what is told of a run; it lies in Airflow's database, so texts of the service's are cut."""
-    told = run.as_event()
-    return {name: value[:LONGEST] if isinstance(value := told[name], str) else value for name in TOLD}
+    event = run.to_event()
+    return {
+        name: value[:MAX_EVENT_TEXT_CHARACTERS] if isinstance(value := event[name], str) else value
+        for name in EVENT_FIELDS
+    }

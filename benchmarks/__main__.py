@@ -43,21 +43,23 @@ def main() -> None:
     )
     for module in modules.values():
         module.add_arguments(parser)
-    told = parser.parse_intermixed_args()
-    if unknown := set(told.names) - set(BENCHMARKS):
+    options = parser.parse_intermixed_args()
+    if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     on = machine()
     print(", ".join(f"{key} {value}" for key, value in on.items() if key != "packages"))
     print(", ".join(f"{key} {value}" for key, value in on["packages"].items()), flush=True)
-    found: dict[str, Any] = {"machine": on, "command": vars(told) | {"json": str(told.json)}}
-    for name in told.names or BENCHMARKS:
-        report: Report = modules[name].run(told)
+    results: dict[str, Any] = {"machine": on, "command": vars(options) | {"json": str(options.json)}}
+    for name in options.names or BENCHMARKS:
+        report: Report = modules[name].run(options)
         report.notes.append(
             f"load average at its end: {getloadavg()[0]:.1f}; what else ran here makes figures worse."
         )
-        print(report.shown(), flush=True)
-        found[report.name] = report.as_dict()
-        told.json.write_text(json.dumps(found, indent=1) + "\n")  # after each: a later one may be interrupted
+        print(report.to_text(), flush=True)
+        results[report.name] = report.to_dict()
+        options.json.write_text(
+            json.dumps(results, indent=1) + "\n"
+        )  # after each: a later one may be interrupted
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from benchmarks.scripted_runs import ScriptedRun
 
 CONN_ID = "flows_bench"
 TOKEN = "benchmark"  # noqa: S105  # protects nothing
-NOBODY = "nobody"  # what is measured then is what measuring costs
-PATIENCE = 3600.0  # seconds; no wait of a benchmark is to end by its own deadline
+BASELINE = "baseline"  # what is measured then is what measuring costs
+WAIT_TIMEOUT_SECONDS = 3600.0  # seconds; no wait of a benchmark is to end by its own deadline
 
 # Gives one pair for a run: whether it was told to be completed, and what was told.
 Contender = Callable[[ScriptedRun], AsyncIterator[tuple[bool, str]]]
@@ -25,13 +25,13 @@ Contender = Callable[[ScriptedRun], AsyncIterator[tuple[bool, str]]]
 def connection_environment(name: str, address: str) -> dict[str, str]:
     """Give the environment variable with the contender's Airflow connection."""
     host = urlsplit(address).netloc if name == "dbt" else address
-    told = {"conn_type": "dbt_cloud" if name == "dbt" else "generio", "host": host, "password": TOKEN}
-    return {f"AIRFLOW_CONN_{CONN_ID.upper()}": json.dumps(told)}
+    connection = {"conn_type": "dbt_cloud" if name == "dbt" else "generio", "host": host, "password": TOKEN}
+    return {f"AIRFLOW_CONN_{CONN_ID.upper()}": json.dumps(connection)}
 
 
 def load(name: str, address: str, interval: float) -> Contender:
     """Import a contender; it is done in the event loop, where a triggerer does it too."""
-    return {"ours": _ours, "dbt": _dbt, "plain": _plain, NOBODY: _nobody}[name](address, interval)
+    return {"ours": _ours, "dbt": _dbt, "plain": _plain, BASELINE: _baseline}[name](address, interval)
 
 
 def _ours(_address: str, interval: float) -> Contender:
@@ -43,19 +43,24 @@ def _ours(_address: str, interval: float) -> Contender:
     from airflow_provider_flows.triggers import FlowRunTrigger
 
     service = Generio()
-    schedule = Schedule(interval, max(interval, 60.0), time.time() + PATIENCE)
-    begun = Wait("any", service.get_run, schedule=schedule, clock=time.time, tell=lambda *_: None)
-    begun.seen(FlowRun("any", service.name, state=FlowState.STARTING, state_word=FlowState.STARTING.value))
-    _, stored = FlowRunTrigger.going_on(CONN_ID, begun).serialize()
+    schedule = Schedule(interval, max(interval, 60.0), time.time() + WAIT_TIMEOUT_SECONDS)
+    started_wait = Wait("any", service.get_run, schedule=schedule, clock=time.time, log=lambda *_: None)
+    started_wait.record_poll(
+        FlowRun("any", service.name, state=FlowState.STARTING, raw_state=FlowState.STARTING.value)
+    )
+    _, stored = FlowRunTrigger.from_wait(CONN_ID, started_wait).serialize()
 
     async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
         trigger = FlowRunTrigger(
-            **{**stored, "flow_run_id": run.flow_run_id, "deadline": time.time() + PATIENCE}
+            **{**stored, "flow_run_id": run.flow_run_id, "deadline": time.time() + WAIT_TIMEOUT_SECONDS}
         )
         async for event in trigger.run():
-            told = event.payload
-            mine = told.get("flow_run_id") == run.flow_run_id
-            yield mine and (told.get("run") or {}).get("state") == "completed", str(told.get("error") or "")
+            payload = event.payload
+            is_own = payload.get("flow_run_id") == run.flow_run_id
+            yield (
+                is_own and (payload.get("run") or {}).get("state") == "completed",
+                str(payload.get("error") or ""),
+            )
 
     return wait
 
@@ -74,10 +79,12 @@ def _dbt(_address: str, interval: float) -> Contender:
     DbtCloudHook.get_request_url_params = staticmethod(without_tls)
 
     async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
-        trigger = DbtCloudRunJobTrigger(CONN_ID, run.number, time.time() + PATIENCE, interval, account_id=1)
+        trigger = DbtCloudRunJobTrigger(
+            CONN_ID, run.number, time.time() + WAIT_TIMEOUT_SECONDS, interval, account_id=1
+        )
         async for event in trigger.run():
-            told = event.payload
-            yield told["run_id"] == run.number and told["status"] == "success", str(told["message"])
+            payload = event.payload
+            yield payload["run_id"] == run.number and payload["status"] == "success", str(payload["message"])
 
     return wait
 
@@ -90,8 +97,8 @@ def _plain(address: str, interval: float) -> Contender:
     async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session:
             while True:
-                async with session.get(f"{address}/flows/{run.flow_run_id}") as answer:
-                    state = (await answer.json())["state"]
+                async with session.get(f"{address}/flows/{run.flow_run_id}") as response:
+                    state = (await response.json())["state"]
                 if state == "completed":
                     break
                 await asyncio.sleep(interval)
@@ -100,7 +107,7 @@ def _plain(address: str, interval: float) -> Contender:
     return wait
 
 
-def _nobody(_address: str, _interval: float) -> Contender:
+def _baseline(_address: str, _interval: float) -> Contender:
     async def wait(_run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:
         return
         yield

@@ -19,37 +19,37 @@ from airflow.sdk import Connection, ObjectStoragePath  # noqa: F401  # a task ha
 
 from airflow_provider_flows.core.run import FlowOutput, FlowRun
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.storage.output_options import Delivery
-from airflow_provider_flows.storage.outputs import fetch
-from benchmarks.file_uploads import given, plainly_sent, sent, sent_by_loop
+from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.storage.outputs import fetch_outputs_or_raise
+from benchmarks.file_uploads import get_input_file, upload, upload_async, upload_plainly
 from benchmarks.measures import peak_memory
 
-WARM = (
+WARM_UP_BYTES = (
     1024 * 1024
 )  # bytes of a file that is moved first: what is imported and opened once is no part of the figure
 Way = Callable[[str, int, Path], None]  # the server's address, the file's size, the folder that is ours
 
 
-def fetched(address: str, size: int, folder: Path) -> None:
+def download(address: str, size: int, folder: Path) -> None:
     """Download as operator and sensor do."""
     hook = GenerioHook()
     hook._connection = Connection(
         conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none"
     )  # noqa: SLF001, S106
-    (output,) = fetch(
-        hook, FlowRun("r", "generio", outputs=(FlowOutput("model", str(size)),)), Delivery(str(folder))
+    (output,) = fetch_outputs_or_raise(
+        hook, FlowRun("r", "generio", outputs=(FlowOutput("model", str(size)),)), OutputOptions(str(folder))
     ).outputs
     if output.size != size:
         raise RuntimeError(f"{output.size} bytes came of {size}")
 
 
-def plainly_fetched(address: str, size: int, folder: Path) -> None:
+def download_plainly(address: str, size: int, folder: Path) -> None:
     """Download as one does who does not think of memory."""
-    answer = requests.get(
+    response = requests.get(
         f"{address}/flows/r/outputs/{size}", headers={"Authorization": "Bearer none"}, timeout=60
     )
-    answer.raise_for_status()
-    content = base64.b64decode(answer.json()["data"].partition(",")[2])
+    response.raise_for_status()
+    content = base64.b64decode(response.json()["data"].partition(",")[2])
     (folder / "plain.glb").write_bytes(content)
     if len(content) != size:
         raise RuntimeError(f"{len(content)} bytes came of {size}")
@@ -57,21 +57,21 @@ def plainly_fetched(address: str, size: int, folder: Path) -> None:
 
 # what is moved, and by whom; "plain" is what the others are compared with
 WAYS: dict[str, dict[str, Way]] = {
-    "download": {"ours": fetched, "plain": plainly_fetched},
-    "upload": {"ours": sent, "ours, in a loop": sent_by_loop, "plain": plainly_sent},
+    "download": {"ours": download, "plain": download_plainly},
+    "upload": {"ours": upload, "ours, in a loop": upload_async, "plain": upload_plainly},
 }
 
 
-def measured(way: Way, address: str, size: int, folder: Path) -> dict[str, Any]:
+def measure(way: Way, address: str, size: int, folder: Path) -> dict[str, Any]:
     """Move a small file, then the real one, and give the figures."""
-    way(address, WARM, folder)
-    before, cpu, began = _peak_from_now_on(), time.process_time(), time.perf_counter()
+    way(address, WARM_UP_BYTES, folder)
+    before, cpu, started = _reset_peak(), time.process_time(), time.perf_counter()
     way(address, size, folder)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "cpu": time.process_time() - cpu, "memory": _peak() - before}
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "cpu": time.process_time() - cpu, "memory": _peak_mib() - before}
 
 
-def _peak_from_now_on() -> float:
+def _reset_peak() -> float:
     """Forget the peak of memory so far where the system can, and give what is in use, in MiB."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -80,7 +80,7 @@ def _peak_from_now_on() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
-def _peak() -> float:
+def _peak_mib() -> float:
     """Give the peak of memory, in MiB; a new process's is its own only in this table (Linux)."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -98,12 +98,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--into", type=Path, required=True)
-    told = parser.parse_args()
-    if told.what == "upload":  # what is sent is there before
-        for size in (WARM, told.size):
-            given(size, told.folder)
-    told.into.write_text(
-        json.dumps(measured(WAYS[told.what][told.way], told.address, told.size, told.folder))
+    options = parser.parse_args()
+    if options.what == "upload":  # what is sent is there before
+        for size in (WARM_UP_BYTES, options.size):
+            get_input_file(size, options.folder)
+    options.into.write_text(
+        json.dumps(measure(WAYS[options.what][options.way], options.address, options.size, options.folder))
     )
 
 

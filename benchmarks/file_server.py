@@ -18,23 +18,25 @@ from tools.processes import LOOPBACK, Program, free_port, wait_until
 
 HEAD, TAIL = b'{"data": "data:model/gltf-binary;base64,', b'"}'
 START_SECONDS = 30
-_BLOCK = os.urandom(3 * 1024 * 1024)  # a multiple of three: encoded blocks can stand one after the other
-_ENCODED = base64.b64encode(_BLOCK)
-_TAKEN = bytearray(1024 * 1024)
+_NOISE_BLOCK = os.urandom(
+    3 * 1024 * 1024
+)  # a multiple of three: encoded blocks can stand one after the other
+_ENCODED = base64.b64encode(_NOISE_BLOCK)
+_DISCARD_BUFFER = bytearray(1024 * 1024)
 
 
-def model(size: int) -> Iterator[bytes]:
+def glb_chunks(size: int) -> Iterator[bytes]:
     """Give a GLB of that size: its header, which names its length, and noise."""
     yield b"glTF\x02\x00\x00\x00" + size.to_bytes(4, "little")
-    whole, rest = divmod(size - 12, len(_BLOCK))
-    for _ in range(whole):
-        yield _BLOCK
-    yield _BLOCK[:rest]
+    full_blocks, rest = divmod(size - 12, len(_NOISE_BLOCK))
+    for _ in range(full_blocks):
+        yield _NOISE_BLOCK
+    yield _NOISE_BLOCK[:rest]
 
 
-def encoded(size: int) -> Iterator[bytes]:
+def encoded_chunks(size: int) -> Iterator[bytes]:
     """Give the same in base64."""
-    return (_ENCODED if piece is _BLOCK else base64.b64encode(piece) for piece in model(size))
+    return (_ENCODED if chunk is _NOISE_BLOCK else base64.b64encode(chunk) for chunk in glb_chunks(size))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,20 +47,20 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send a model."""
         size = int(self.path.rpartition("/")[2])
-        self._begin(len(HEAD) + 4 * -(-size // 3) + len(TAIL))
-        for piece in (HEAD, *encoded(size), TAIL):
-            self.wfile.write(piece)
+        self._send_head(len(HEAD) + 4 * -(-size // 3) + len(TAIL))
+        for chunk in (HEAD, *encoded_chunks(size), TAIL):
+            self.wfile.write(chunk)
 
     def do_POST(self) -> None:
         """Take a body, look at none of it, and tell that all is well."""
-        left = int(self.headers["Content-Length"])
-        while left and (count := self.rfile.readinto(memoryview(_TAKEN)[:left])):
-            left -= count
-        answer = b'{"flow_id": "r", "asset_id": "a", "state": "created"}'
-        self._begin(len(answer))
-        self.wfile.write(answer)
+        remaining = int(self.headers["Content-Length"])
+        while remaining and (count := self.rfile.readinto(memoryview(_DISCARD_BUFFER)[:remaining])):
+            remaining -= count
+        response = b'{"flow_id": "r", "asset_id": "a", "state": "created"}'
+        self._send_head(len(response))
+        self.wfile.write(response)
 
-    def _begin(self, length: int) -> None:
+    def _send_head(self, length: int) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(length))
@@ -81,9 +83,9 @@ class FileServer(Program):
     def start(self) -> None:
         """Start it and wait until it answers."""
         super().start()
-        wait_until(self._answers, [self], START_SECONDS, "The start of the file server")
+        wait_until(self._is_ready, [self], START_SECONDS, "The start of the file server")
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex((LOOPBACK, self.port)) == 0
 

@@ -16,38 +16,38 @@ from airflow.sdk import Connection
 from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.services.generio.api import Generio
-from airflow_provider_flows.storage.inputs import read_inputs
+from airflow_provider_flows.storage.inputs import parse_inputs
 
-HEAD = b"\x89PNG\r\n\x1a\n"
-_BLOCK = os.urandom(1024 * 1024)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_NOISE = os.urandom(1024 * 1024)
 
 
-def given(size: int, folder: Path) -> Path:
+def get_input_file(size: int, folder: Path) -> Path:
     """Give a file of that size, which is written when it is asked for first."""
     path = folder / f"{size}.png"
     if not path.exists():
         with path.open("wb") as file:
-            file.write(HEAD)
-            for start in range(len(HEAD), size, len(_BLOCK)):
-                file.write(_BLOCK[: size - start])
+            file.write(PNG_SIGNATURE)
+            for start in range(len(PNG_SIGNATURE), size, len(_NOISE)):
+                file.write(_NOISE[: size - start])
     return path
 
 
-def sent(address: str, size: int, folder: Path) -> None:
+def upload(address: str, size: int, folder: Path) -> None:
     """Send it as the operator does."""
     hook = _hook(address)
-    hook.patient(Generio().add_input("r", _read(given(size, folder))))
+    hook.run(Generio().add_input("r", _read_input(get_input_file(size, folder))))
 
 
-def sent_by_loop(address: str, size: int, folder: Path) -> None:
+def upload_async(address: str, size: int, folder: Path) -> None:
     """Send it from an event loop."""
     hook = _hook(address)
-    asyncio.run(hook.apatient(Generio().add_input("r", _read(given(size, folder)))))
+    asyncio.run(hook.arun(Generio().add_input("r", _read_input(get_input_file(size, folder)))))
 
 
-def plainly_sent(address: str, size: int, folder: Path) -> None:
+def upload_plainly(address: str, size: int, folder: Path) -> None:
     """Send it as one does who does not think of memory."""
-    data = f"data:image/png;base64,{base64.b64encode(given(size, folder).read_bytes()).decode()}"
+    data = f"data:image/png;base64,{base64.b64encode(get_input_file(size, folder).read_bytes()).decode()}"
     headers = {"Authorization": "Bearer none"}
     requests.post(
         f"{address}/flows/r/inputs", json={"data": data}, headers=headers, timeout=600
@@ -62,8 +62,8 @@ def _hook(address: str) -> GenerioHook:
     return hook
 
 
-def _read(path: Path) -> FlowInput:
-    (item,) = read_inputs(f"file://{path}")  # the pass for size and digest is part of our way
+def _read_input(path: Path) -> FlowInput:
+    (item,) = parse_inputs(f"file://{path}")  # the pass for size and digest is part of our way
     if isinstance(item, str):
         raise TypeError(item)
     return item

@@ -23,11 +23,11 @@ from tools.airflow_settings import own_environment
 
 MB = 1_000_000
 SIZES = {"download": (200, 2000), "upload": (500,)}  # MB
-QUICK = {"download": (20,), "upload": (20,)}
-MOST_MEMORY = 32  # MiB
-LEAST_SPEED = {"download": 2.0}  # times the plain way's
-PLAIN_NEEDS = 6  # times the file's size in memory
-SECONDS = 900
+QUICK_SIZES = {"download": (20,), "upload": (20,)}
+MAX_MEMORY_MIB = 32  # MiB
+MIN_SPEED_RATIO = {"download": 2.0}  # times the plain way's
+PLAIN_MEMORY_FACTOR = 6  # times the file's size in memory
+TIMEOUT_SECONDS = 900
 COLUMNS = (
     Column("what", "what"),
     Column("MB", "size", ",.0f"),
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(told: argparse.Namespace) -> Report:
+def run(options: argparse.Namespace) -> Report:
     """Move each file each way, in turns, so that what disturbs the machine disturbs all."""
     from benchmarks.file_process import WAYS  # it imports all that is measured
 
@@ -64,13 +64,13 @@ def run(told: argparse.Namespace) -> Report:
         "Files between the service and a disk, each in a process of its own: median, most memory",
         COLUMNS,
     )
-    with tempfile.TemporaryDirectory(dir=told.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         server = FileServer(Path(folder) / "server.log")
         server.start()
         try:
-            for what in [told.only] if told.only else WAYS:
-                for size in told.sizes or (QUICK if told.quick else SIZES)[what]:
-                    moves = told.moves or (1 if told.quick or size >= 1000 else 3)
+            for what in [options.only] if options.only else WAYS:
+                for size in options.sizes or (QUICK_SIZES if options.quick else SIZES)[what]:
+                    moves = options.moves or (1 if options.quick or size >= 1000 else 3)
                     _compare(
                         report,
                         [Move(what, way, size, server.address, Path(folder)) for way in WAYS[what]],
@@ -94,46 +94,48 @@ class Move:
     address: str
     folder: Path
 
-    def measured(self) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
         """Move it, in a folder and a process of its own."""
         with tempfile.TemporaryDirectory(dir=self.folder) as own:
-            into = Path(own) / "figures.json"
-            told = {
+            output_file = Path(own) / "figures.json"
+            options = {
                 "what": self.what,
                 "way": self.way,
                 "size": self.size * MB,
                 "address": self.address,
                 "folder": own,
-                "into": into,
+                "into": output_file,
             }
             command = [sys.executable, "-m", "benchmarks.file_process"]
-            command += [word for name, value in told.items() for word in (f"--{name}", str(value))]
+            command += [argument for name, value in options.items() for argument in (f"--{name}", str(value))]
             environment = own_environment(self.folder, self.folder)
-            subprocess.run(command, env=environment, check=True, timeout=SECONDS)  # noqa: S603  # our own words
-            return dict(json.loads(into.read_text()))
+            subprocess.run(command, env=environment, check=True, timeout=TIMEOUT_SECONDS)  # noqa: S603  # our own words
+            return dict(json.loads(output_file.read_text()))
 
 
 def _compare(report: Report, moves: list[Move], times: int) -> None:
     """Move a file each way, in turns, and add the figures."""
     first = moves[0]
     what = f"{first.what} of {first.size} MB"
-    if psutil.virtual_memory().available < PLAIN_NEEDS * first.size * MB:
+    if psutil.virtual_memory().available < PLAIN_MEMORY_FACTOR * first.size * MB:
         report.notes.append(f"{what}: too little memory here for the plain way")
         moves = [move for move in moves if move.way != "plain"]
     found: dict[str, list[dict[str, float]]] = {move.way: [] for move in moves}
     for _ in range(times):
         for move in moves:
-            found[move.way].append(move.measured())
+            found[move.way].append(move.measure())
     rows = {move.way: _row(move, found[move.way]) for move in moves}
     plain = rows["plain"]["speed"] if "plain" in rows else 0.0
     for row in rows.values():
         row["of_plain"] = ratio(row["speed"], plain)
         report.rows.append(row)
     ours = rows["ours"]
-    report.targets.append(Target(f"{what}: MiB of memory", ours["memory"], f"<= {MOST_MEMORY}"))
-    if first.what in LEAST_SPEED and ours["of_plain"]:
+    report.targets.append(Target(f"{what}: MiB of memory", ours["memory"], f"<= {MAX_MEMORY_MIB}"))
+    if first.what in MIN_SPEED_RATIO and ours["of_plain"]:
         report.targets.append(
-            Target(f"{what}: times the plain way's speed", ours["of_plain"], f">= {LEAST_SPEED[first.what]}")
+            Target(
+                f"{what}: times the plain way's speed", ours["of_plain"], f">= {MIN_SPEED_RATIO[first.what]}"
+            )
         )
 
 

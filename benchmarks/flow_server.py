@@ -14,176 +14,178 @@ from collections import Counter
 from datetime import UTC, datetime
 from urllib.parse import parse_qs, urlsplit
 
-from benchmarks.http_server import Answer, serve
-from benchmarks.scripted_runs import PROGRESS, Script
+from benchmarks.http_server import RawResponse, serve
+from benchmarks.scripted_runs import PROGRESS, RunScript
 from tools.processes import LOOPBACK
 
-LISTS = ("states", "fields", "offset", "silent", "absent")  # what GET /flows does: see `Service.listed`
-PAGE = 100
+LIST_MODES = ("states", "fields", "offset", "silent", "absent")  # what GET /flows does: see `Service.listed`
+PAGE_SIZE = 100
 DBT_RUNNING, DBT_SUCCESS = 3, 10
-NOT_FOUND: Answer = (404, b'{"detail": "Not Found"}')
+NOT_FOUND: RawResponse = (404, b'{"detail": "Not Found"}')
 OUTPUT = b'[{"asset_id": "1", "status": "ready", "processed": null, "additional": null}]'
 
 
 class Run:
     """One flow run as the service keeps it; `begins` is None until it is started."""
 
-    def __init__(self, number: int, flow_run_id: str, begins: float | None, lasts: float) -> None:
+    def __init__(self, number: int, flow_run_id: str, starts_at: float | None, duration: float) -> None:
         """Keep it; times are epoch seconds."""
-        self.number, self.flow_run_id, self.lasts = number, flow_run_id, lasts
-        self._fixed = ""
-        self.begins: float | None = None
-        self.ends: float | None = None
-        if begins is not None:
-            self.start(begins)
+        self.number, self.flow_run_id, self.duration = number, flow_run_id, duration
+        self._static_json = ""
+        self.starts_at: float | None = None
+        self.ends_at: float | None = None
+        if starts_at is not None:
+            self.start(starts_at)
 
     def start(self, now: float) -> None:
         """Let it begin, once."""
-        if self.begins is None:
-            self.begins, self.ends = now, now + self.lasts
+        if self.starts_at is None:
+            self.starts_at, self.ends_at = now, now + self.duration
 
-    def running(self, now: float) -> bool:
+    def is_running(self, now: float) -> bool:
         """Whether it has begun and not ended."""
-        return self.begins is not None and self.ends is not None and self.begins <= now < self.ends
+        return (
+            self.starts_at is not None and self.ends_at is not None and self.starts_at <= now < self.ends_at
+        )
 
-    def ended(self, now: float) -> bool:
+    def is_completed(self, now: float) -> bool:
         """Whether it is completed."""
-        return self.ends is not None and now >= self.ends
+        return self.ends_at is not None and now >= self.ends_at
 
-    def shown(self, now: float, progress: str) -> str:
+    def to_json(self, now: float, progress: str) -> str:
         """Give the JSON of "Get flow details"."""
-        if self.begins is None or now < self.begins:
-            return self._told("created", 0.0, None)
-        if self.ended(now):
-            return self._told("completed", 1.0, self.ends)
-        return self._told("running", PROGRESS[progress]((now - self.begins) / self.lasts), None)
+        if self.starts_at is None or now < self.starts_at:
+            return self._format_state("created", 0.0, None)
+        if self.is_completed(now):
+            return self._format_state("completed", 1.0, self.ends_at)
+        return self._format_state("running", PROGRESS[progress]((now - self.starts_at) / self.duration), None)
 
-    def _told(self, state: str, progress: float, finished: float | None) -> str:
+    def _format_state(self, state: str, progress: float, finished: float | None) -> str:
         if (
-            not self._fixed and self.begins is not None
+            not self._static_json and self.starts_at is not None
         ):  # what does not change is written once: the server must be cheap
-            self._fixed = self._unchanging()
-        fixed = self._fixed or self._unchanging()
+            self._static_json = self._static_fields()
+        fixed = self._static_json or self._static_fields()
         return f'{{{fixed}"state": "{state}", "progress": {progress}, "finished_at": {_iso(finished)}}}'
 
-    def _unchanging(self) -> str:
+    def _static_fields(self) -> str:
         return (
             f'"flow_id": "{self.flow_run_id}", "template": "model_generate_fromprompt", "additional": null, '
-            f'"created_at": {_iso(self.begins)}, "started_at": {_iso(self.begins)}, '
+            f'"created_at": {_iso(self.starts_at)}, "started_at": {_iso(self.starts_at)}, '
             '"parameters": {"quality": "high", "seed": -1, "texture": true}, '
         )
 
 
-class Service:
+class FlowService:
     """All runs, and what is answered for them."""
 
-    def __init__(self, script: Script, progress: str, listing: str) -> None:
+    def __init__(self, script: RunScript, progress: str, listing: str) -> None:
         """Know the script; its runs are there when a client says when they begin."""
         self._script, self._progress, self._listing = script, progress, listing
         self._runs: dict[str, Run] = {}
-        self._asked: Counter[str] = Counter()
+        self._request_counts: Counter[str] = Counter()
 
-    def answer(self, method: str, target: str, body: bytes) -> Answer:
+    def handle(self, method: str, target: str, body: bytes) -> RawResponse:
         """Answer one request, and count it."""
         parts = urlsplit(target)
-        words = parts.path.strip("/").split("/")
-        match (method, *words):
+        segments = parts.path.strip("/").split("/")
+        match (method, *segments):
             case ("GET", "flows", key):
-                return self._counted("run", self._shown(key))
+                return self._count("run", self._get_run(key))
             case ("GET", "flows"):
-                return self._counted("list", self.listed(parts.query))
+                return self._count("list", self.list_runs(parts.query))
             case ("GET", "api", "v2", "accounts", _, "runs", number):
-                return self._counted("dbt", self._dbt(int(number)))
+                return self._count("dbt", self._get_dbt_run(int(number)))
             case ("GET", "_bench", word):
-                return 200, self._bench(word, parts.query)
+                return 200, self._control(word, parts.query)
             case _:
-                return self._counted("other", self._made(method, words, body))
+                return self._count("other", self._start_or_read(method, segments, body))
 
-    def _counted(self, kind: str, answer: Answer) -> Answer:
-        self._asked[kind] += 1
-        return answer
+    def _count(self, kind: str, response: RawResponse) -> RawResponse:
+        self._request_counts[kind] += 1
+        return response
 
-    def _shown(self, key: str) -> Answer:
+    def _get_run(self, key: str) -> RawResponse:
         run = self._runs.get(key)
-        return NOT_FOUND if run is None else (200, run.shown(time.time(), self._progress).encode())
+        return NOT_FOUND if run is None else (200, run.to_json(time.time(), self._progress).encode())
 
-    def listed(self, query: str) -> Answer:
+    def list_runs(self, query: str) -> RawResponse:
         """GET /flows, in one of the readings of vendor-api G-06 and G-08.
 
         states: all running runs; fields: every run, and `filter_by` selects what is told of it; offset: pages, with a total;
         silent: the first page only, without a word about it; absent: 404.
         """
-        asked, now = parse_qs(query), time.time()
+        params, now = parse_qs(query), time.time()
         if self._listing == "absent":
             return NOT_FOUND
-        if self._listing == "fields" and "filter_by" in asked:
+        if self._listing == "fields" and "filter_by" in params:
             rows = [f'{{"flow_id": "{key}"}}' for key in self._runs]
             return 200, f'{{"flows": [{", ".join(rows)}]}}'.encode()
-        wanted = [run for run in self._runs.values() if run.running(now) or "filter_by" not in asked]
-        total = len(wanted)
+        selected = [run for run in self._runs.values() if run.is_running(now) or "filter_by" not in params]
+        total = len(selected)
         if self._listing in {"offset", "silent"}:
-            start = int(asked.get("offset", ["0"])[0])
-            wanted = wanted[start : start + PAGE]
+            start = int(params.get("offset", ["0"])[0])
+            selected = selected[start : start + PAGE_SIZE]
         hint = f', "total": {total}' if self._listing == "offset" else ""
         return (
             200,
-            f'{{"flows": [{", ".join(run.shown(now, self._progress) for run in wanted)}]{hint}}}'.encode(),
+            f'{{"flows": [{", ".join(run.to_json(now, self._progress) for run in selected)}]{hint}}}'.encode(),
         )
 
-    def _dbt(self, number: int) -> Answer:
+    def _get_dbt_run(self, number: int) -> RawResponse:
         run = self._runs.get(f"{number:024x}")
         if run is None:
             return NOT_FOUND
-        status = DBT_SUCCESS if run.ended(time.time()) else DBT_RUNNING
+        status = DBT_SUCCESS if run.is_completed(time.time()) else DBT_RUNNING
         return 200, f'{{"data": {{"id": {number}, "status": {status}}}, "status": {{"code": 200}}}}'.encode()
 
-    def _made(self, method: str, words: list[str], body: bytes) -> Answer:
+    def _start_or_read(self, method: str, segments: list[str], body: bytes) -> RawResponse:
         """Answer what starts a run and what reads its outputs."""
         now = time.time()
-        if (method, words) == ("POST", ["flows"]):
+        if (method, segments) == ("POST", ["flows"]):
             run = Run(number := len(self._runs) + 1, f"{number:024x}", None, self._script.shortest)
             self._runs[run.flow_run_id] = run
             if json.loads(body).get("inputs"):
                 run.start(now)
-        elif len(words) < 2 or words[0] != "flows" or (found := self._runs.get(words[1])) is None:
+        elif len(segments) < 2 or segments[0] != "flows" or (known := self._runs.get(segments[1])) is None:
             return NOT_FOUND
-        elif (method, words[2:]) == ("GET", ["outputs"]):
-            return 200, b'{"flow_id": "%s", "outputs": %s}' % (found.flow_run_id.encode(), OUTPUT)
-        elif (method, words[2:]) == ("POST", ["inputs"]):
+        elif (method, segments[2:]) == ("GET", ["outputs"]):
+            return 200, b'{"flow_id": "%s", "outputs": %s}' % (known.flow_run_id.encode(), OUTPUT)
+        elif (method, segments[2:]) == ("POST", ["inputs"]):
             return 200, b'{"asset_id": "0"}'
         else:
-            run = found
+            run = known
             if method == "PATCH":
                 run.start(now)
-        return 200, run.shown(now, self._progress).encode()
+        return 200, run.to_json(now, self._progress).encode()
 
-    def _bench(self, word: str, query: str) -> bytes:
+    def _control(self, command: str, query: str) -> bytes:
         """Let a client begin, or tell it what was asked so far."""
-        if word == "begin":
+        if command == "start":
             origin = float(parse_qs(query)["at"][0])
-            made = (
-                Run(run.number, run.flow_run_id, origin + run.begins, run.lasts)
+            runs = (
+                Run(run.number, run.flow_run_id, origin + run.start_offset, run.duration)
                 for run in self._script.runs()
             )
-            self._runs = {run.flow_run_id: run for run in made}
-            self._asked.clear()
+            self._runs = {run.flow_run_id: run for run in runs}
+            self._request_counts.clear()
         return json.dumps(
-            {"requests": dict(self._asked), "cpu": time.process_time(), "runs": len(self._runs)}
+            {"requests": dict(self._request_counts), "cpu": time.process_time(), "runs": len(self._runs)}
         ).encode()
 
 
-def _iso(moment: float | None) -> str:
+def _iso(timestamp: float | None) -> str:
     return (
         "null"
-        if moment is None
-        else f'"{datetime.fromtimestamp(moment, tz=UTC).isoformat(timespec="milliseconds")}"'
+        if timestamp is None
+        else f'"{datetime.fromtimestamp(timestamp, tz=UTC).isoformat(timespec="milliseconds")}"'
     )
 
 
 def allow_many_connections() -> None:
     """Raise this process's bound on open files to what the machine allows: each connection is one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def main() -> None:
@@ -196,19 +198,21 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=60.0)
     parser.add_argument("--spread", type=float, default=3.0)
     parser.add_argument("--progress", choices=PROGRESS, default="linear")
-    parser.add_argument("--list", choices=LISTS, default="states")
+    parser.add_argument("--list", choices=LIST_MODES, default="states")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds that each answer is held back")
-    told = parser.parse_args()
+    options = parser.parse_args()
     allow_many_connections()
-    service = Service(
-        Script(told.runs, told.seed, told.shortest, told.longest, told.spread), told.progress, told.list
+    service = FlowService(
+        RunScript(options.runs, options.seed, options.shortest, options.longest, options.spread),
+        options.progress,
+        options.list,
     )
     try:
         import uvloop
     except ImportError:
-        asyncio.run(serve(service.answer, LOOPBACK, told.port, told.latency))
+        asyncio.run(serve(service.handle, LOOPBACK, options.port, options.latency))
     else:
-        uvloop.run(serve(service.answer, LOOPBACK, told.port, told.latency))
+        uvloop.run(serve(service.handle, LOOPBACK, options.port, options.latency))
 
 
 if __name__ == "__main__":

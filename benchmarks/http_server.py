@@ -9,21 +9,21 @@ import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 
-Answer = tuple[int, bytes]
-Answering = Callable[[str, str, bytes], Answer]  # method, target with query, body
+RawResponse = tuple[int, bytes]
+RequestHandler = Callable[[str, str, bytes], RawResponse]  # method, target with query, body
 
 HEAD_END = b"\r\n\r\n"
 BACKLOG = 4096  # thousands of clients knock within the same second
 
 
-class Conversing(asyncio.Protocol):
+class HttpProtocol(asyncio.Protocol):
     """One connection of a client; requests on it are answered one after another."""
 
-    def __init__(self, answering: Answering, latency: float) -> None:
+    def __init__(self, handler: RequestHandler, latency: float) -> None:
         """Take what answers, and the seconds that an answer is held back."""
-        self._answering = answering
+        self._handler = handler
         self._latency = latency
-        self._unread = b""
+        self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -32,15 +32,15 @@ class Conversing(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer every request that has come whole."""
-        self._unread += data
-        while (end := self._unread.find(HEAD_END)) >= 0:
-            head = self._unread[:end]
+        self._buffer += data
+        while (end := self._buffer.find(HEAD_END)) >= 0:
+            head = self._buffer[:end]
             start, stop = end + len(HEAD_END), end + len(HEAD_END) + _length(head)
-            if len(self._unread) < stop:
+            if len(self._buffer) < stop:
                 return
-            body, self._unread = self._unread[start:stop], self._unread[stop:]
+            body, self._buffer = self._buffer[start:stop], self._buffer[stop:]
             method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
-            self._send(*self._answering(method, target, body), close=b"connection: close" in head.lower())
+            self._send(*self._handler(method, target, body), close=b"connection: close" in head.lower())
 
     def _send(self, status: int, body: bytes, *, close: bool) -> None:
         headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
@@ -58,10 +58,10 @@ class Conversing(asyncio.Protocol):
             self._transport.close()
 
 
-async def serve(answering: Answering, host: str, port: int, latency: float) -> None:
+async def serve(handler: RequestHandler, host: str, port: int, latency: float) -> None:
     """Serve until the process is ended."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Conversing(answering, latency), host, port, backlog=BACKLOG)
+    server = await loop.create_server(lambda: HttpProtocol(handler, latency), host, port, backlog=BACKLOG)
     await server.serve_forever()
 
 

@@ -41,8 +41,8 @@ print(json.dumps({{"cpu": cpu * 1000, "wall": wall * 1000, "modules": len(sys.mo
 COLUMNS = (
     Column("operators of", "provider"),
     Column("CPU ms", "cpu", ".1f"),
-    Column("least", "cpu_least", ".1f"),
-    Column("most", "cpu_most", ".1f"),
+    Column("least", "cpu_min", ".1f"),
+    Column("most", "cpu_max", ".1f"),
     Column("wall ms", "wall", ".1f"),
     Column("modules", "modules", ",.0f"),
     Column("of ours", "of_ours", ".1f"),
@@ -56,21 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(told: argparse.Namespace) -> Report:
+def run(options: argparse.Namespace) -> Report:
     """Import everything several times, in turns, so that what disturbs the machine disturbs all."""
-    repeat = told.repeat or (3 if told.quick else 15)
+    repeat = options.repeat or (3 if options.quick else 15)
     report = Report(
         "imports",
         f"Import of the operators, on top of airflow.sdk: median of {repeat} fresh processes",
         COLUMNS,
     )
-    known = {name: modules for name, modules in MODULES.items() if _installed(modules)}
+    known = {name: modules for name, modules in MODULES.items() if _is_installed(modules)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in known}
     with tempfile.TemporaryDirectory() as folder:
         environment = own_environment(Path(folder), Path(folder))
         for turn in range(repeat + 1):
             for name, modules in known.items():
-                figures = _imported(modules, environment)
+                figures = _measure_import(modules, environment)
                 if turn:  # the first turn fills the machine's file cache, and writes Airflow's configuration
                     found[name].append(figures)
     report.rows = [_row(name, figures) for name, figures in found.items()]
@@ -82,17 +82,17 @@ def run(told: argparse.Namespace) -> Report:
 def _row(name: str, figures: list[dict[str, float]]) -> dict[str, Any]:
     cpu = [each["cpu"] for each in figures]
     middle = {key: statistics.median(each[key] for each in figures) for key in ("cpu", "wall", "modules")}
-    return {"provider": name, **middle, "cpu_least": min(cpu), "cpu_most": max(cpu)}
+    return {"provider": name, **middle, "cpu_least": min(cpu), "cpu_max": max(cpu)}
 
 
-def _installed(modules: str) -> bool:
+def _is_installed(modules: str) -> bool:
     try:
         return all(find_spec(module) for module in modules.split(", "))
     except ModuleNotFoundError:  # not even the package that it would be in
         return False
 
 
-def _imported(modules: str, environment: dict[str, str]) -> dict[str, float]:
+def _measure_import(modules: str, environment: dict[str, str]) -> dict[str, float]:
     command = [sys.executable, "-c", MEASURE.format(modules=modules)]
     done = subprocess.run(  # noqa: S603  # our own words
         command, env=environment, capture_output=True, text=True, check=True, timeout=120

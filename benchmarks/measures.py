@@ -20,13 +20,13 @@ class LoopLag:
     def __init__(self) -> None:
         """Begin with nothing seen; it must be made in the loop."""
         self._loop = asyncio.get_running_loop()
-        self._seen: list[tuple[float, float]] = []  # when it was due, and by how much it was late
+        self._samples: list[tuple[float, float]] = []  # when it was due, and by how much it was late
         self._due = self._loop.time() + TICK
         self._timer = self._loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:
         now = self._loop.time()
-        self._seen.append((self._due, now - self._due))
+        self._samples.append((self._due, now - self._due))
         self._due = now + TICK
         self._timer = self._loop.call_at(self._due, self._tick)
 
@@ -45,15 +45,15 @@ class LoopLag:
         would count as one late tick among thousands, and the percentiles would hide it.
         """
         found: list[float] = []
-        for due, lag in self._seen:
+        for due, lag in self._samples:
             swallowed = range(int(lag / TICK) + 1) if due >= since else range(0)
             found += [lag - TICK * number for number in swallowed]
         return found
 
 
-def percentile(values: Sequence[float], part: float) -> float:
+def percentile(values: Sequence[float], fraction: float) -> float:
     """Give the value below which this part (0 to 1) of the values lies, by the nearest rank; 0.0 of none."""
-    return sorted(values)[max(0, math.ceil(part * len(values)) - 1)] if values else 0.0
+    return sorted(values)[max(0, math.ceil(fraction * len(values)) - 1)] if values else 0.0
 
 
 def mean(values: Sequence[float]) -> float:

@@ -39,7 +39,7 @@ class Target:
     """What a figure is to reach, in words, beside what it was."""
 
     what: str
-    reached: float
+    actual: float
     aim: str
 
 
@@ -54,15 +54,15 @@ class Report:
     targets: list[Target] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def shown(self) -> str:
+    def to_text(self) -> str:
         """Give it for a terminal."""
-        lines = [f"\n{self.title}", *table(self.columns, self.rows)]
+        lines = [f"\n{self.title}", *format_table(self.columns, self.rows)]
         lines += [
-            f"  target: {target.what}: {target.reached:.3g} (aim {target.aim})" for target in self.targets
+            f"  target: {target.what}: {target.actual:.3g} (aim {target.aim})" for target in self.targets
         ]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Give it for JSON."""
         return {
             "title": self.title,
@@ -72,17 +72,17 @@ class Report:
         }
 
 
-def table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+def format_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """Give the lines of a table; a figure that a row has not is a dash."""
     cells = [[column.heading for column in columns]]
     cells += [[_cell(row.get(column.key), column.form) for column in columns] for row in rows]
     widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
     text = [not any(isinstance(row.get(column.key), (int, float)) for row in rows) for column in columns]
 
-    def line(words: Sequence[str]) -> str:
+    def line(values: Sequence[str]) -> str:
         return "  " + "  ".join(
-            word.ljust(width) if left else word.rjust(width)
-            for word, width, left in zip(words, widths, text, strict=True)
+            value.ljust(width) if left else value.rjust(width)
+            for value, width, left in zip(values, widths, text, strict=True)
         )
 
     return [line(cells[0]), "  " + "  ".join("-" * width for width in widths), *map(line, cells[1:])]
@@ -92,9 +92,9 @@ def _cell(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def ratio(mine: float, other: float) -> float | None:
+def ratio(value: float, reference: float) -> float | None:
     """Give mine as a part of the other's, None of nothing."""
-    return mine / other if other else None
+    return value / reference if reference else None
 
 
 def machine() -> dict[str, Any]:

@@ -14,34 +14,34 @@ from typing import Any, NoReturn
 
 import pendulum
 
-from airflow_provider_flows.core.http import Conversation, Pause, Request
+from airflow_provider_flows.core.http import Conversation, Request, Sleep
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.run import FlowRun, FlowState
-from airflow_provider_flows.transport.blocking import hold
+from airflow_provider_flows.transport import blocking
 from benchmarks.measures import mean, percentile
 from benchmarks.reporting import Column, Report, Target, ratio
 from benchmarks.scripted_runs import PROGRESS
 
 LENGTHS = {"1 min": 60.0, "10 min": 600.0, "2 h": 7200.0}
-JITTERED = 0.2  # each run is up to so much shorter or longer than its row says
+LENGTH_SPREAD = 0.2  # each run is up to so much shorter or longer than its row says
 # What looks, and its interval and longest interval in seconds: the defaults of trigger and operator, and of the sensor.
 MODES = {"trigger 5-60": (5.0, 60.0), "reschedule 60-300": (60.0, 300.0)}
-LEAST_INTERVAL = 0.001  # seconds; news that is never late would need a fixed interval of none
+MIN_FIXED_INTERVAL_SECONDS = 0.001  # seconds; news that is never late would need a fixed interval of none
 ORIGIN = 1_800_000_000.0  # epoch seconds; any will do
 COLUMNS = (
     Column("mode", "mode"),
     Column("run", "length"),
     Column("progress", "progress"),
-    Column("looks", "looks", ".1f"),
-    Column("late mean", "late_mean", ".2f"),
-    Column("p99", "late_p99", ".2f"),
-    Column("max", "late_max", ".2f"),
-    Column("fixed: looks", "fixed_looks", ".1f"),
-    Column("late mean", "fixed_late", ".2f"),
+    Column("polls", "polls", ".1f"),
+    Column("late mean", "delay_mean", ".2f"),
+    Column("p99", "delay_p99", ".2f"),
+    Column("max", "delay_max", ".2f"),
+    Column("fixed: looks", "fixed_polls", ".1f"),
+    Column("late mean", "fixed_delay", ".2f"),
     Column("as late: every", "equal_interval", ".2f"),
-    Column("looks", "equal_looks", ".1f"),
-    Column("ours of that", "looks_of_equal", ".3f"),
+    Column("looks", "equal_polls", ".1f"),
+    Column("ours of that", "polls_of_equal", ".3f"),
 )
 NOTES = (
     "fixed: a look every shortest interval of the mode. All times are seconds.",
@@ -72,84 +72,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(told: argparse.Namespace) -> Report:
+def run(options: argparse.Namespace) -> Report:
     """Simulate every mode, length and kind of progress."""
-    samples = told.samples or (50 if told.quick else 400)
+    samples = options.samples or (50 if options.quick else 400)
     title = f"Schedule: looks and lateness, mean of {samples} runs each, by simulated clock"
     report = Report("schedule", title, COLUMNS, notes=list(NOTES))
     for mode in MODES:
         for length in LENGTHS:
-            report.rows += [_simulated(mode, length, progress, samples, told.seed) for progress in PROGRESS]
+            report.rows += [_simulate(mode, length, progress, samples, options.seed) for progress in PROGRESS]
     report.targets += _targets(report.rows)
     return report
 
 
-def looks_until_final(schedule: Schedule, lasts: float, progress: str) -> tuple[int, float]:
+def polls_until_final(schedule: Schedule, duration: float, progress: str) -> tuple[int, float]:
     """Wait for one run by the schedule; give the number of looks, and by how many seconds the news was late."""
-    clock, looks = Clock(), 0
+    clock, polls = Clock(), 0
 
     def get_run(flow_run_id: str) -> Conversation[FlowRun]:
-        nonlocal looks
-        looks += 1
-        yield Pause(0.0)  # where the real one asks the service
-        return _seen(flow_run_id, clock.time() - ORIGIN, lasts, progress)
+        nonlocal polls
+        polls += 1
+        yield Sleep(0.0)  # where the real one asks the service
+        return _run_at_age(flow_run_id, clock.time() - ORIGIN, duration, progress)
 
-    wait = Wait("run", get_run, schedule=schedule, clock=clock.time, tell=lambda _level, _line: None)
-    hold(wait.until_final(), _unasked, clock.sleep)
-    return looks, clock.time() - ORIGIN - lasts
+    wait = Wait("run", get_run, schedule=schedule, clock=clock.time, log=lambda _level, _line: None)
+    blocking.run(wait.poll_until_final(), _reject_request, clock.sleep)
+    return polls, clock.time() - ORIGIN - duration
 
 
-def fixed_looks(interval: float, lasts: Sequence[float]) -> tuple[float, float]:
+def fixed_interval_polls(interval: float, durations: Sequence[float]) -> tuple[float, float]:
     """Give the mean number of looks and the mean lateness of a fixed interval, for runs that last so long."""
-    looks = [math.ceil(each / interval) for each in lasts]
-    late = [number * interval - each for number, each in zip(looks, lasts, strict=True)]
-    return mean(looks) + 1, mean(late)  # the first look is at the very begin, as ours is
+    polls = [math.ceil(each / interval) for each in durations]
+    delays = [number * interval - each for number, each in zip(polls, durations, strict=True)]
+    return mean(polls) + 1, mean(delays)  # the first look is at the very begin, as ours is
 
 
-def _simulated(mode: str, length: str, progress: str, samples: int, seed: int) -> dict[str, Any]:
+def _simulate(mode: str, length: str, progress: str, samples: int, seed: int) -> dict[str, Any]:
     chance = random.Random(f"{seed} {length}")  # noqa: S311  # repeatable, not secret; the same runs for every mode
-    lasts = [LENGTHS[length] * chance.uniform(1 - JITTERED, 1 + JITTERED) for _ in range(samples)]
-    shortest, longest = MODES[mode]
-    schedule = Schedule(shortest, longest, jitter=random.Random(seed).random)  # noqa: S311  # repeatable, not secret
-    found = [looks_until_final(schedule, each, progress) for each in lasts]
-    looks, late = mean([number for number, _ in found]), [each for _, each in found]
-    fixed, fixed_late = fixed_looks(shortest, lasts)
-    equal = max(2 * mean(late), LEAST_INTERVAL)
-    equal_looks, _ = fixed_looks(equal, lasts)
+    durations = [
+        LENGTHS[length] * chance.uniform(1 - LENGTH_SPREAD, 1 + LENGTH_SPREAD) for _ in range(samples)
+    ]
+    min_interval, max_interval = MODES[mode]
+    schedule = Schedule(min_interval, max_interval, jitter=random.Random(seed).random)  # noqa: S311  # repeatable, not secret
+    found = [polls_until_final(schedule, each, progress) for each in durations]
+    polls, delays = mean([number for number, _ in found]), [each for _, each in found]
+    fixed, fixed_delay = fixed_interval_polls(min_interval, durations)
+    equal = max(2 * mean(delays), MIN_FIXED_INTERVAL_SECONDS)
+    equal_polls, _ = fixed_interval_polls(equal, durations)
     return {
         "mode": mode,
         "length": length,
         "progress": progress,
-        "looks": looks,
-        "late_mean": mean(late),
-        "late_p99": percentile(late, 0.99),
-        "late_max": max(late),
-        "fixed_looks": fixed,
-        "fixed_late": fixed_late,
+        "looks": polls,
+        "delay_mean": mean(delays),
+        "delay_p99": percentile(delays, 0.99),
+        "delay_max": max(delays),
+        "fixed_polls": fixed,
+        "fixed_delay": fixed_delay,
         "equal_interval": equal,
-        "equal_looks": equal_looks,
-        "looks_of_equal": ratio(looks, equal_looks),
+        "equal_polls": equal_polls,
+        "polls_of_equal": ratio(polls, equal_polls),
     }
 
 
-def _seen(flow_run_id: str, age: float, lasts: float, progress: str) -> FlowRun:
+def _run_at_age(flow_run_id: str, age: float, duration: float, progress: str) -> FlowRun:
     """Give the run as the service would tell it at this age."""
-    done = age >= lasts
+    done = age >= duration
     state = FlowState.COMPLETED if done else FlowState.RUNNING
-    begun = pendulum.from_timestamp(ORIGIN)
+    started_at = pendulum.from_timestamp(ORIGIN)
     return FlowRun(
         flow_run_id=flow_run_id,
         service="generio",
         state=state,
-        state_word=state.value,
-        progress=1.0 if done else PROGRESS[progress](age / lasts),
-        created_at=begun,
-        started_at=begun,
-        finished_at=pendulum.from_timestamp(ORIGIN + lasts) if done else None,
+        raw_state=state.value,
+        progress=1.0 if done else PROGRESS[progress](age / duration),
+        created_at=started_at,
+        started_at=started_at,
+        finished_at=pendulum.from_timestamp(ORIGIN + duration) if done else None,
     )
 
 
-def _unasked(request: Request) -> NoReturn:
+def _reject_request(request: Request) -> NoReturn:
     raise AssertionError(f"a simulated run asks no service: {request}")
 
 
@@ -157,4 +159,4 @@ def _targets(rows: list[dict[str, Any]]) -> Iterator[Target]:
     for row in rows:
         if row["progress"] == "linear":
             what = f"{row['mode']}, {row['length']}, linear: looks of a fixed interval as late"
-            yield Target(what, row["looks_of_equal"], "<= 0.2")
+            yield Target(what, row["polls_of_equal"], "<= 0.2")

@@ -21,13 +21,13 @@ class ScriptedRun:
     """One flow run: its number, when it begins (seconds after the origin), and how long it lasts."""
 
     number: int
-    begins: float
-    lasts: float
+    start_offset: float
+    duration: float
 
     @property
-    def ends(self) -> float:
+    def end_offset(self) -> float:
         """The true end, in seconds after the origin."""
-        return self.begins + self.lasts
+        return self.start_offset + self.duration
 
     @property
     def flow_run_id(self) -> str:
@@ -36,7 +36,7 @@ class ScriptedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class RunScript:
     """Many runs that begin within `spread` seconds and last `shortest` to `longest` seconds, uniformly."""
 
     count: int

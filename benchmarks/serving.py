@@ -27,20 +27,20 @@ class FlowServer(Program):
         """Choose the port."""
         port = free_port()
         self.address = f"http://{LOOPBACK}:{port}"
-        told = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "benchmarks.flow_server", "--port", str(port), *told]
+        options = [option for name, value in arguments.items() for option in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "benchmarks.flow_server", "--port", str(port), *options]
         super().__init__("the benchmarks' service", command, dict(os.environ), log)
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         super().start()
-        wait_until(self._answers, [self], START_SECONDS, "The start of the benchmarks' service")
+        wait_until(self._is_ready, [self], START_SECONDS, "The start of the benchmarks' service")
 
     def report(self) -> dict[str, Any]:
         """Tell the requests by kind, and the server's own CPU seconds."""
-        return ask(self.address, "report")
+        return send_control(self.address, "report")
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             self.report()
         except (URLError, ConnectionError):
@@ -48,17 +48,17 @@ class FlowServer(Program):
         return True
 
 
-def begin(address: str, origin: float) -> None:
+def start_runs(address: str, origin: float) -> None:
     """Let the scripted runs begin at `origin` (epoch seconds) and count requests from now on."""
-    ask(address, f"begin?at={origin!r}")
+    send_control(address, f"start?at={origin!r}")
 
 
-def ask(address: str, word: str) -> dict[str, Any]:
+def send_control(address: str, command: str) -> dict[str, Any]:
     """Ask the service what is none of its clients' business."""
-    with _OPENER.open(f"{address}/_bench/{word}", timeout=START_SECONDS) as answer:
-        return dict(json.load(answer))
+    with _OPENER.open(f"{address}/_bench/{command}", timeout=START_SECONDS) as response:
+        return dict(json.load(response))
 
 
-def until(moment: float) -> float:
+def seconds_until(timestamp: float) -> float:
     """Give the seconds until a moment in epoch seconds, not less than none."""
-    return max(0.0, moment - time.time())
+    return max(0.0, timestamp - time.time())

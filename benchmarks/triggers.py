@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import airflow_provider_flows
-from benchmarks.contenders import NOBODY, connection_environment
-from benchmarks.flow_server import LISTS
+from benchmarks.contenders import BASELINE, connection_environment
+from benchmarks.flow_server import LIST_MODES
 from benchmarks.reporting import Column, Report, Target, ratio
-from benchmarks.scripted_runs import PROGRESS, Script
+from benchmarks.scripted_runs import PROGRESS, RunScript
 from benchmarks.serving import FlowServer
 from tools.airflow_settings import own_environment
 from tools.processes import Program, wait_until
 
 RUNS = (100, 1_000, 4_000, 10_000)
 QUICK_RUNS = (100, 1_000)
-CONTENDERS = (NOBODY, "ours", "ours:absent", "dbt", "plain")
+CONTENDERS = (BASELINE, "ours", "ours:absent", "dbt", "plain")
 PEER = "dbt"
-OF_NOBODY = (
+BASELINE_FIGURES = (
     "runs",
     "cpu",
     "wall",
@@ -37,20 +37,20 @@ OF_NOBODY = (
     "lag_steady_max",
     "memory",
 )  # the only figures of it
-LIMIT = 900  # seconds for one contender
+TIMEOUT_SECONDS = 900  # seconds for one contender
 COLUMNS = (
     Column("runs", "runs", ",d"),
     Column("contender", "contender"),
     Column("CPU s", "cpu", ".2f"),
     Column("of dbt's", "cpu_of_peer", ".3f"),
     Column("core", "core", ".0%"),
-    Column("requests", "asked", ",d"),
-    Column("a run", "asked_per_run", ".2f"),
+    Column("requests", "request_count", ",d"),
+    Column("a run", "requests_per_run", ".2f"),
     Column("CPU ms each", "cpu_per_request", ".2f"),
     Column("lists", "lists", ",d"),
-    Column("late mean", "late_mean", ".2f"),
-    Column("p99", "late_p99", ".2f"),
-    Column("max", "late_max", ".2f"),
+    Column("late mean", "delay_mean", ".2f"),
+    Column("p99", "delay_p99", ".2f"),
+    Column("max", "delay_max", ".2f"),
     Column("lag max", "lag_max", ".3f"),
     Column("p99", "lag_p99", ".3f"),
     Column("steady max", "lag_steady_max", ".3f"),
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contenders",
         nargs="+",
         default=CONTENDERS,
-        help=f"nobody, ours, dbt, plain; ours:LIST for a list endpoint that is one of {LISTS} (default: {' '.join(CONTENDERS)})",
+        help=f"nobody, ours, dbt, plain; ours:LIST for a list endpoint that is one of {LIST_MODES} (default: {' '.join(CONTENDERS)})",
     )
     group.add_argument("--interval", type=float, default=5.0, help="seconds between two looks")
     group.add_argument(
@@ -94,81 +94,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=1)
 
 
-def run(told: argparse.Namespace) -> Report:
+def run(options: argparse.Namespace) -> Report:
     """Measure every contender at every number of runs."""
-    title = f"Triggers: {told.progress} progress, interval {told.interval:g} s, latency {told.latency:g} s, seed {told.seed}"
+    title = f"Triggers: {options.progress} progress, interval {options.interval:g} s, latency {options.latency:g} s, seed {options.seed}"
     report = Report("triggers", title, COLUMNS, notes=list(NOTES))
     compile_dir(
         next(iter(airflow_provider_flows.__path__)), quiet=1
     )  # as pip has compiled the other contenders' packages
-    shortest, longest = told.lasting or ((5.0, 15.0) if told.quick else (20.0, 60.0))
-    for count in told.runs or (QUICK_RUNS if told.quick else RUNS):
-        script = Script(count, told.seed, shortest, longest, spread=3.0)
-        rows = [_contended(contender, script, told) for contender in told.contenders]
+    shortest, longest = options.lasting or ((5.0, 15.0) if options.quick else (20.0, 60.0))
+    for count in options.runs or (QUICK_RUNS if options.quick else RUNS):
+        script = RunScript(count, options.seed, shortest, longest, spread=3.0)
+        rows = [_measure_contender(contender, script, options) for contender in options.contenders]
         spent = {row["contender"]: row["cpu"] for row in rows}
-        idle = spent.get(NOBODY, 0.0)
+        idle = spent.get(BASELINE, 0.0)
         report.rows += [
             {**row, "cpu_of_peer": ratio(row["cpu"] - idle, spent.get(PEER, idle) - idle)} for row in rows
         ]
-    report.targets += _targets(report.rows, told.interval)
+    report.targets += _targets(report.rows, options.interval)
     return report
 
 
-def _contended(contender: str, script: Script, told: argparse.Namespace) -> dict[str, Any]:
+def _measure_contender(contender: str, script: RunScript, options: argparse.Namespace) -> dict[str, Any]:
     """Let one contender wait for all runs, beside a server that is only its own."""
     print(f"  {script.count} runs, {contender} ...", file=sys.stderr, flush=True)
     name, _, listing = contender.partition(":")
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        chosen = {"progress": told.progress, "list": listing or "states", "latency": told.latency}
+        settings = {"progress": options.progress, "list": listing or "states", "latency": options.latency}
         scripted = {
             "runs": script.count,
             **{key: value for key, value in asdict(script).items() if key != "count"},
         }
-        server = FlowServer(home / "server.log", **scripted, **chosen)
+        server = FlowServer(home / "server.log", **scripted, **settings)
         try:
             server.start()
-            figures = _waited(name, server, script, told.interval, home)
+            figures = _run_waiting_process(name, server, script, options.interval, home)
         finally:
             server.stop()
     whose = {"contender": contender, "core": figures["cpu"] / figures["wall"]}
-    if contender == NOBODY:
-        return {**whose, **{key: figures[key] for key in OF_NOBODY}}
-    asked = sum(figures["requests"].values())
+    if contender == BASELINE:
+        return {**whose, **{key: figures[key] for key in BASELINE_FIGURES}}
+    request_count = sum(figures["requests"].values())
     return {
         **figures,
         **whose,
-        "asked": asked,
-        "asked_per_run": asked / script.count,
-        "cpu_per_request": ratio(1000 * figures["cpu"], asked),
+        "asked": request_count,
+        "requests_per_run": request_count / script.count,
+        "cpu_per_request": ratio(1000 * figures["cpu"], request_count),
         "lists": figures["requests"].get("list", 0),
     }
 
 
-def _waited(name: str, server: FlowServer, script: Script, interval: float, home: Path) -> dict[str, Any]:
-    into = home / "figures.json"
+def _run_waiting_process(
+    name: str, server: FlowServer, script: RunScript, interval: float, home: Path
+) -> dict[str, Any]:
+    output_file = home / "figures.json"
     options = {
         "contender": name,
         "address": server.address,
         "interval": interval,
         "script": json.dumps(asdict(script)),
     }
-    words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    arguments = [argument for option, value in options.items() for argument in (f"--{option}", str(value))]
     environment = {
         **own_environment(home, home / "dags"),
         **connection_environment(name, server.address),
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
     }
-    command = [sys.executable, "-m", "benchmarks.waiting_process", *words, "--into", str(into)]
+    command = [sys.executable, "-m", "benchmarks.waiting_process", *arguments, "--into", str(output_file)]
     process = Program(f"the waiting process of {name}", command, environment, home / "waiting.log")
     process.start()
     try:
-        wait_until(lambda: process.popen.poll() is not None, [server], LIMIT, f"The wait of {name}")
+        wait_until(lambda: process.popen.poll() is not None, [server], TIMEOUT_SECONDS, f"The wait of {name}")
     finally:
         process.stop()
-    if not into.exists():
+    if not output_file.exists():
         process.check()
-    return dict(json.loads(into.read_text()))
+    return dict(json.loads(output_file.read_text()))
 
 
 def _targets(rows: list[dict[str, Any]], interval: float) -> Iterator[Target]:
@@ -176,15 +178,15 @@ def _targets(rows: list[dict[str, Any]], interval: float) -> Iterator[Target]:
     by = {(row["runs"], row["contender"]): row for row in rows}
     ours, peer, absent = by.get((4_000, "ours")), by.get((4_000, PEER)), by.get((4_000, "ours:absent"))
     if ours:
-        yield Target("4,000 runs, requests a run", ours["asked_per_run"], "<= 1.3")
+        yield Target("4,000 runs, requests a run", ours["requests_per_run"], "<= 1.3")
         yield Target("4,000 runs, event-loop lag, s", ours["lag_max"], "< 0.25")
         yield Target("4,000 runs, lost", ours["lost"], "0")
     if ours and peer:
         yield Target("4,000 runs, CPU of dbt's", ours["cpu"] / peer["cpu"], "<= 0.1")
-        yield Target("4,000 runs, mean lateness of dbt's", ours["late_mean"] / peer["late_mean"], "<= 1")
+        yield Target("4,000 runs, mean lateness of dbt's", ours["delay_mean"] / peer["delay_mean"], "<= 1")
     if absent and peer:
         yield Target("4,000 runs, list absent, CPU of dbt's", absent["cpu"] / peer["cpu"], "<= 0.2")
     if many := by.get((10_000, "ours")):
-        yield Target("10,000 runs, p99 lateness, s", many["late_p99"], f"<= {interval + 0.5:g}")
+        yield Target("10,000 runs, p99 lateness, s", many["delay_p99"], f"<= {interval + 0.5:g}")
         yield Target("10,000 runs, part of a core", many["core"], "<= 0.5")
         yield Target("10,000 runs, lost", many["lost"], "0")

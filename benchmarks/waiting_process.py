@@ -20,82 +20,84 @@ import airflow.triggers.base  # noqa: F401  # a triggerer has it; what Airflow i
 from benchmarks.contenders import Contender, load
 from benchmarks.flow_server import allow_many_connections
 from benchmarks.measures import LoopLag, mean, peak_memory, percentile
-from benchmarks.scripted_runs import Script, ScriptedRun
-from benchmarks.serving import ask, begin, until
+from benchmarks.scripted_runs import RunScript, ScriptedRun
+from benchmarks.serving import seconds_until, send_control, start_runs
 
-LEAD = 1.0  # seconds between the server's being told and the first run
-GRACE = 180.0  # seconds after the last run's end at which what is not told yet is lost
-A_ROUND = 1.0  # seconds; the pause of Airflow's triggerer between two looks at what it is to begin
-SETTLED = 1.0  # seconds after the last wait's begin: from here on the loop's lag is that of steady waiting
+LEAD_SECONDS = 1.0  # seconds between the server's being told and the first run
+GRACE_SECONDS = 180.0  # seconds after the last run's end at which what is not told yet is lost
+ROUND_SECONDS = 1.0  # seconds; the pause of Airflow's triggerer between two looks at what it is to begin
+SETTLE_SECONDS = (
+    1.0  # seconds after the last wait's begin: from here on the loop's lag is that of steady waiting
+)
 
 
 @dataclass(slots=True)
-class News:
+class Outcomes:
     """What came, and when."""
 
-    lateness: list[float] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
+    detection_delays: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
-    async def of(self, contender: Contender, run: ScriptedRun, origin: float) -> None:
+    async def wait_for(self, contender: Contender, run: ScriptedRun, origin: float) -> None:
         """Wait for one run."""
         try:
-            async for completed, told in contender(run):
+            async for completed, message in contender(run):
                 if completed:
-                    self.lateness.append(time.time() - origin - run.ends)
+                    self.detection_delays.append(time.time() - origin - run.end_offset)
                 else:
-                    self.troubles.append(told[:300])
+                    self.errors.append(message[:300])
         except Exception as error:  # noqa: BLE001  # whatever it is, the run's news is lost, and that is the figure
-            self.troubles.append(repr(error)[:300])
+            self.errors.append(repr(error)[:300])
 
 
-async def _begun(
-    contender: Contender, runs: list[ScriptedRun], origin: float, news: News
+async def _start_waits(
+    contender: Contender, runs: list[ScriptedRun], origin: float, outcomes: Outcomes
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Begin to wait for the runs in rounds and one in a turn of the loop, as a triggerer's runner does.
 
     Its limits (50 new ones a round, 1,000 in all) are left out. A timer for each wait would be of the harness alone.
     """
-    for run in sorted(runs, key=lambda run: run.begins):
-        while until(origin + run.begins) > 0:  # noqa: ASYNC110  # time is waited for, not an event
-            await asyncio.sleep(A_ROUND)
-        yield asyncio.create_task(news.of(contender, run, origin))
+    for run in sorted(runs, key=lambda run: run.start_offset):
+        while seconds_until(origin + run.start_offset) > 0:  # noqa: ASYNC110  # time is waited for, not an event
+            await asyncio.sleep(ROUND_SECONDS)
+        yield asyncio.create_task(outcomes.wait_for(contender, run, origin))
         await asyncio.sleep(0)  # it lets the others have a turn after each, too
 
 
-async def measured(name: str, address: str, interval: float, script: Script) -> dict[str, Any]:
+async def measure(name: str, address: str, interval: float, script: RunScript) -> dict[str, Any]:
     """Let a contender wait for all runs, and give the figures."""
     memory, cpu, lag = peak_memory(), time.process_time(), LoopLag()
     contender = load(name, address, interval)
     await asyncio.sleep(0)
     imported = time.process_time() - cpu
-    origin, runs, news = time.time() + LEAD, script.runs(), News()
-    await asyncio.to_thread(begin, address, origin)
-    waits = [wait async for wait in _begun(contender, runs, origin, news)]
-    settled = lag.now() + SETTLED
-    last = origin + max(run.ends for run in runs)
-    await asyncio.wait(waits, timeout=until(last + GRACE))
-    await asyncio.sleep(until(last))
+    origin, runs, outcomes = time.time() + LEAD_SECONDS, script.runs(), Outcomes()
+    await asyncio.to_thread(start_runs, address, origin)
+    waits = [wait async for wait in _start_waits(contender, runs, origin, outcomes)]
+    settled = lag.now() + SETTLE_SECONDS
+    last = origin + max(run.end_offset for run in runs)
+    await asyncio.wait(waits, timeout=seconds_until(last + GRACE_SECONDS))
+    await asyncio.sleep(seconds_until(last))
     cpu, wall = time.process_time() - cpu, time.time() - origin
     lag.stop()
     for wait in waits:
         wait.cancel()
-    asked = await asyncio.to_thread(ask, address, "report")
+    report = await asyncio.to_thread(send_control, address, "report")
     return {
         "runs": len(runs),
         "cpu": cpu,
         "cpu_import": imported,
         "wall": wall,
-        "requests": asked["requests"],
-        "server_cpu": asked["cpu"],
-        "late_mean": mean(news.lateness),
-        "late_p99": percentile(news.lateness, 0.99),
-        "late_max": max(news.lateness, default=0.0),
+        "requests": report["requests"],
+        "server_cpu": report["cpu"],
+        "delay_mean": mean(outcomes.detection_delays),
+        "delay_p99": percentile(outcomes.detection_delays, 0.99),
+        "delay_max": max(outcomes.detection_delays, default=0.0),
         "lag_max": max(lag.lags(), default=0.0),
         "lag_p99": percentile(lag.lags(), 0.99),
         "lag_steady_max": max(lag.lags(settled), default=0.0),
         "memory": peak_memory() - memory,
-        "lost": len(runs) - len(news.lateness),
-        "troubles": sorted(set(news.troubles))[:3],
+        "lost": len(runs) - len(outcomes.detection_delays),
+        "errors": sorted(set(outcomes.errors))[:3],
     }
 
 
@@ -107,13 +109,15 @@ def main() -> None:
     parser.add_argument("--interval", type=float, required=True)
     parser.add_argument("--script", type=json.loads, required=True)
     parser.add_argument("--into", type=Path, required=True)
-    told = parser.parse_args()
+    options = parser.parse_args()
     logging.getLogger().setLevel(
         logging.WARNING
     )  # a line for each poll would be measured, and not every contender writes one
     allow_many_connections()
-    figures = asyncio.run(measured(told.contender, told.address, told.interval, Script(**told.script)))
-    told.into.write_text(json.dumps(figures))
+    figures = asyncio.run(
+        measure(options.contender, options.address, options.interval, RunScript(**options.script))
+    )
+    options.into.write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

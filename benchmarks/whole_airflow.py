@@ -32,8 +32,8 @@ WAYS = {
 PEER = "python"
 PARTS = ("scheduler", "triggerer", "api-server")
 SLOTS = 2
-PATIENCE = 600.0  # seconds beyond what the slowest way takes by itself
-A_TASK = 5.0  # seconds that starting and ending a task takes at most
+EXTRA_WAIT_SECONDS = 600.0  # seconds beyond what the slowest way takes by itself
+TASK_OVERHEAD_SECONDS = 5.0  # seconds that starting and ending a task takes at most
 COLUMNS = (
     Column("way", "title"),
     Column("makespan s", "makespan", ".0f"),
@@ -67,15 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(told: argparse.Namespace) -> Report:
+def run(options: argparse.Namespace) -> Report:
     """Run each way in an Airflow of its own, one after another."""
     mapped, seconds = (
-        told.mapped or (6 if told.quick else 100),
-        told.seconds or (10.0 if told.quick else 30.0),
+        options.mapped or (6 if options.quick else 100),
+        options.seconds or (10.0 if options.quick else 30.0),
     )
-    title = f"Whole Airflow: {mapped} mapped flow runs of {seconds:g} s, LocalExecutor with {SLOTS} slots, poke {told.poke:g} s"
+    title = f"Whole Airflow: {mapped} mapped flow runs of {seconds:g} s, LocalExecutor with {SLOTS} slots, poke {options.poke:g} s"
     report = Report("airflow", title, COLUMNS, notes=list(NOTES))
-    rows = [_went(way, mapped, seconds, told.poke) for way in told.ways]
+    rows = [_run_way(way, mapped, seconds, options.poke) for way in options.ways]
     peer: Mapping[str, Any] = next((row for row in rows if row["way"] == PEER), {})
     for row in rows:
         parts = {f"{key}_of_peer": ratio(row[key], peer.get(key, 0.0)) for key in ("makespan", "cpu")}
@@ -93,14 +93,14 @@ def cpu_seconds(pid: int) -> float:
     parent = psutil.Process(pid)
     for process in (parent, *parent.children(recursive=True)):
         try:
-            told = process.cpu_times()
+            times = process.cpu_times()
         except psutil.NoSuchProcess:  # it ended between the two questions, and is with its parent from now on
             continue
-        total += told.user + told.system + told.children_user + told.children_system
+        total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
-def _went(way: str, mapped: int, seconds: float, poke: float) -> dict[str, Any]:
+def _run_way(way: str, mapped: int, seconds: float, poke: float) -> dict[str, Any]:
     """Let one way run to its end and give the figures."""
     print(f"  {WAYS[way]}: {mapped} runs of {seconds:g} s ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,20 +110,26 @@ def _went(way: str, mapped: int, seconds: float, poke: float) -> dict[str, Any]:
         try:
             environment = _environment(server.address, mapped, poke)
             with Stack(home / "airflow", DAGS, environment=environment, parallelism=SLOTS) as airflow:
-                return _measured(airflow, server, way, mapped, PATIENCE + mapped * (seconds + poke + A_TASK))
+                return _measure(
+                    airflow,
+                    server,
+                    way,
+                    mapped,
+                    EXTRA_WAIT_SECONDS + mapped * (seconds + poke + TASK_OVERHEAD_SECONDS),
+                )
         finally:
             server.stop()
 
 
-def _measured(airflow: Stack, server: FlowServer, way: str, mapped: int, patience: float) -> dict[str, Any]:
+def _measure(airflow: Stack, server: FlowServer, way: str, mapped: int, timeout: float) -> dict[str, Any]:
     before = _cpu_by_part(airflow)
     run_id = airflow.trigger(way)
-    state = _waited(airflow, way, run_id, patience)
+    state = _wait_for_end(airflow, way, run_id, timeout)
     after = _cpu_by_part(airflow)
-    told = airflow.call("GET", f"dags/{way}/dagRuns/{run_id}").json()
-    makespan = datetime.fromisoformat(told["end_date"]) - datetime.fromisoformat(told["start_date"])
-    asked, parts = server.report(), {part: after[part] - before[part] for part in PARTS}
-    requests = sum(asked["requests"].values())
+    dag_run = airflow.call("GET", f"dags/{way}/dagRuns/{run_id}").json()
+    makespan = datetime.fromisoformat(dag_run["end_date"]) - datetime.fromisoformat(dag_run["start_date"])
+    report, parts = server.report(), {part: after[part] - before[part] for part in PARTS}
+    requests = sum(report["requests"].values())
     return {
         "way": way,
         "title": WAYS[way],
@@ -132,20 +138,20 @@ def _measured(airflow: Stack, server: FlowServer, way: str, mapped: int, patienc
         **parts,
         "asked": requests,
         "asked_per_run": requests / mapped,
-        "requests": asked["requests"],
-        "started": asked["runs"],
+        "requests": report["requests"],
+        "started": report["runs"],
         "tries": sum(ti["try_number"] for ti in _task_instances(airflow, way, run_id)),
         "state": state,
     }
 
 
-def _waited(airflow: Stack, dag_id: str, run_id: str, patience: float) -> str:
+def _wait_for_end(airflow: Stack, dag_id: str, run_id: str, timeout: float) -> str:
     """Wait for the DAG run's end; asked rarely, for each question costs the Airflow that is measured."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while (state := airflow.run_state(dag_id, run_id)) not in {"success", "failed"}:
         airflow.check()
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{dag_id} is still {state} after {patience:.0f} s")
+            raise TimeoutError(f"{dag_id} is still {state} after {timeout:.0f} s")
         time.sleep(2)
     return state
 

@@ -21,7 +21,7 @@ if "airflow" in sys.modules:
     raise pytest.UsageError("Airflow was imported before tests/conftest.py could give it a folder of its own")
 
 # The files that take longest, the longest first, but those that start a whole Airflow not side by side.
-LONGEST = (
+SLOWEST_FILES = (
     "system/test_chaos.py",
     "test_modes.py",
     "docs/test_docs.py",
@@ -61,9 +61,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the files that take longest begin first: a long one that began last would be waited for alone."""
-    places = {name: place for place, name in enumerate(LONGEST)}
+    ranks = {name: rank for rank, name in enumerate(SLOWEST_FILES)}
     tests = Path(__file__).parent
-    items.sort(key=lambda item: places.get(item.path.relative_to(tests).as_posix(), len(places)))
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).as_posix(), len(ranks)))
 
 
 def pytest_unconfigure() -> None:
@@ -90,7 +90,7 @@ def fresh_settings() -> None:
     """Let each test's own Airflow settings count: a triggerer reads some of them once only."""
     triggers = sys.modules.get("airflow_provider_flows.triggers")
     if triggers is not None:
-        triggers.settling_seconds.cache_clear()
+        triggers.min_event_delay.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -98,4 +98,4 @@ def fresh_definitions() -> None:
     """Let each test's own service say what flows take: a process keeps what it was told for a moment."""
     definitions = sys.modules.get("airflow_provider_flows.preflight")
     if definitions is not None:
-        definitions.RECENT.clear()
+        definitions.DEFINITION_CACHE.clear()

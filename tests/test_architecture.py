@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.layering import PACKAGE, layering_findings, read_modules, size_findings
+from tests.support.layering import PACKAGE, layering_violations, read_modules, size_violations
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_imports_of_the_package_run_downward_only() -> None:
     """No module imports from a layer above its own, and each layer keeps to the libraries that it may know."""
-    findings = layering_findings(read_modules(ROOT / PACKAGE))
+    findings = layering_violations(read_modules(ROOT / PACKAGE))
     assert not findings, "\n".join(findings)
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, "tools"])
 def test_modules_and_functions_are_of_a_readable_size(folder: str) -> None:
     """Every module and function is short and shallow enough to be read at once, and says what it is for."""
-    findings = size_findings(read_modules(ROOT / folder))
+    findings = size_violations(read_modules(ROOT / folder))
     assert not findings, "\n".join(findings)
 
 
@@ -65,7 +65,7 @@ def test_breach_of_the_layers_is_found(module: str, source: str, reason: str) ->
         ),
         "",
     ) | {f"{PACKAGE}.flow.run": "from .retry import again", f"{PACKAGE}.{module}": source}
-    assert any(reason in finding for finding in layering_findings(modules)), layering_findings(modules)
+    assert any(reason in finding for finding in layering_violations(modules)), layering_violations(modules)
 
 
 def test_imports_that_run_downward_are_let_through() -> None:
@@ -88,7 +88,7 @@ def test_imports_that_run_downward_are_let_through() -> None:
         f"{PACKAGE}.emulator.__main__": "",
         f"{PACKAGE}.cli": f"from {PACKAGE}.emulator.__main__ import main",
     }
-    assert layering_findings(modules) == []
+    assert layering_violations(modules) == []
 
 
 DOCSTRING = '"""Does one thing.\n\nIt does not do another.\n"""\n'
@@ -107,7 +107,9 @@ DOCSTRING = '"""Does one thing.\n\nIt does not do another.\n"""\n'
 )
 def test_breach_of_the_limits_is_found(source: str, reason: str) -> None:
     """The checker finds what is too long, too deep, or says too little."""
-    assert any(reason in finding for finding in size_findings({"m": source})), size_findings({"m": source})
+    assert any(reason in finding for finding in size_violations({"m": source})), size_violations(
+        {"m": source}
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,4 +124,4 @@ def test_breach_of_the_limits_is_found(source: str, reason: str) -> None:
 )
 def test_what_is_within_the_limits_is_let_through(source: str) -> None:
     """Docstrings do not count as lines of a function, nor a chain of elifs as nesting."""
-    assert size_findings({"m": source}) == []
+    assert size_violations({"m": source}) == []

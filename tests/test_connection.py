@@ -16,9 +16,9 @@ from airflow_provider_flows.connection import (
     CA_BUNDLES,
     GENERIO_FIELDS,
     PROMPTCHAINER_FIELDS,
-    base_url,
-    extra_of,
-    token_of,
+    get_token,
+    parse_base_url,
+    parse_extra,
 )
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.emulator import Emulator
@@ -60,7 +60,7 @@ def connection(**fields: Any) -> Connection:
 )
 def test_host_may_carry_scheme_and_port(host: str | None, port: int | None, expected: str) -> None:
     """A host is a name or an address with scheme, port and path; without a scheme it is https."""
-    assert base_url(connection(host=host, port=port), DEFAULT) == expected
+    assert parse_base_url(connection(host=host, port=port), DEFAULT) == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_host_may_carry_scheme_and_port(host: str | None, port: int | None, expe
 def test_host_that_is_none_is_refused(host: str) -> None:
     """A host that cannot be used is an error that names the connection and repeats no secret."""
     with pytest.raises(FlowInputError, match="host of connection 'c'") as caught:
-        base_url(connection(host=host), DEFAULT)
+        parse_base_url(connection(host=host), DEFAULT)
     assert "secret" not in str(caught.value)
 
 
@@ -87,13 +87,13 @@ def test_host_that_is_none_is_refused(host: str) -> None:
 def test_key_that_is_none_is_refused(password: str | None) -> None:
     """A missing key, or one that no header can carry, is an error that names the field and does not show the key."""
     with pytest.raises(FlowInputError, match="password field") as caught:
-        token_of(connection(password=password))
+        get_token(connection(password=password))
     assert not password or not password.strip() or password not in str(caught.value)
 
 
 def test_blanks_around_a_key_are_dropped() -> None:
     """A key that was copied with its line end works."""
-    assert token_of(connection(password=" key\n")) == "key"
+    assert get_token(connection(password=" key\n")) == "key"
 
 
 EXTRA = {"read_timeout": 7, "verify": False}
@@ -129,10 +129,10 @@ def test_form_writes_what_is_read() -> None:
     """What the form saves, nulls and blanks for empty fields among it, is read into the defaults."""
     for table in (GENERIO_FIELDS, PROMPTCHAINER_FIELDS):
         expected = {name: field.default for name, field in table.items()}
-        assert extra_of(connection(extra=json.dumps(dict.fromkeys(table))), table) == expected
-        assert extra_of(connection(extra=json.dumps(dict.fromkeys(table, ""))), table) == expected
-        assert extra_of(connection(extra=None), table) == expected
-        assert extra_of(connection(extra='{"unknown": 1}'), table) == expected
+        assert parse_extra(connection(extra=json.dumps(dict.fromkeys(table))), table) == expected
+        assert parse_extra(connection(extra=json.dumps(dict.fromkeys(table, ""))), table) == expected
+        assert parse_extra(connection(extra=None), table) == expected
+        assert parse_extra(connection(extra='{"unknown": 1}'), table) == expected
 
 
 def test_defaults_of_timeouts_are_the_services() -> None:
@@ -148,20 +148,20 @@ def test_defaults_of_timeouts_are_the_services() -> None:
         *(("retries", value) for value in (-1, 1.5, "many", True, float("inf"))),
         *(("verify", value) for value in ("maybe", 2, [])),
         *(("ca_bundle", value) for value in (5, {}, True)),
-        ("max_answer_mib", 0),
+        ("max_response_mib", 0),
     ],
 )
 def test_bad_extra_names_the_field(name: str, value: Any) -> None:
     """A field with a wrong value is an error that names the field, the connection and what it must be."""
     with pytest.raises(FlowInputError, match=f"{name} in the extra of connection 'c' must be of type "):
-        extra_of(connection(extra=json.dumps({name: value})), GENERIO_FIELDS)
+        parse_extra(connection(extra=json.dumps({name: value})), GENERIO_FIELDS)
 
 
 @pytest.mark.parametrize("extra", ["[]", "5", "{", "text"])
 def test_extra_that_is_no_object_is_refused(extra: str) -> None:
     """An extra that is no JSON object is an error that shows what one looks like."""
     with pytest.raises(FlowInputError, match="connection 'c' must be a JSON object"):
-        extra_of(Connection(conn_id="c", conn_type="generio", extra=extra), GENERIO_FIELDS)
+        parse_extra(Connection(conn_id="c", conn_type="generio", extra=extra), GENERIO_FIELDS)
 
 
 def test_bundle_of_the_connection_comes_first_then_the_environments(

@@ -21,17 +21,17 @@ from sqlalchemy import select
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.decorator_types import FlowTaskArguments, TaskArguments
-from airflow_provider_flows.decorators import FlowDecoratedOperator, arguments, flow_task, task
+from airflow_provider_flows.decorators import FlowDecoratedOperator, flow_task, task, to_arguments
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.support.airflow_run import run_dag
-from tests.support.modes import FLOW, OFTEN
-from tests.support.tries import AGAIN, BOTH, CHAIN
+from tests.support.modes import FAST_POLLING, FLOW
+from tests.support.tries import BOTH_MODES, CHAIN_ARGUMENTS, RETRY_ARGUMENTS
 from tests.support.versions import has, needs
 
 ROOT = Path(__file__).parent.parent
 LOW = {"quality": "low"}
-USUAL: dict[str, Any] = {"flow": FLOW, "parameters": LOW, **OFTEN}
+USUAL: dict[str, Any] = {"flow": FLOW, "parameters": LOW, **FAST_POLLING}
 
 
 @pytest.fixture
@@ -98,13 +98,13 @@ def test_function_gives_the_inputs_and_the_task_the_outputs(emulator: Emulator) 
     assert operator.doc_md == "Word the prompt."
 
 
-@BOTH
+@BOTH_MODES
 def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
     """A dict with `inputs` sets the other arguments too; after a deferral they count, and the function is not called again."""
     calls: list[int] = []
     with DAG(f"decorated_arguments_{deferrable}", schedule=None) as dag:
 
-        @task.flow(flow="none", deferrable=deferrable, **OFTEN)
+        @task.flow(flow="none", deferrable=deferrable, **FAST_POLLING)
         def make() -> dict[str, Any]:
             calls.append(1)
             return {
@@ -121,7 +121,7 @@ def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, deferrable
     result = run_dag(dag)
     assert result.state == "success", result.log
     (run,) = emulator.runs.values()
-    assert (run.spec.name, run.given, run.additional["order"]) == (FLOW, LOW, 7)
+    assert (run.spec.name, run.explicit_parameters, run.additional["order"]) == (FLOW, LOW, 7)
     (output,) = result.xcoms["make"]["return_value"]["outputs"]
     assert Path(output["uri"].removeprefix("file://")).parent.parent == tmp_path
     assert calls == [1]
@@ -135,11 +135,11 @@ def test_function_gives_variables(emulator: Emulator) -> None:
     """A dict without `inputs` holds the variables of a PromptChainer flow, also one that is called like an argument."""
     with DAG("decorated_variables", schedule=None) as dag:
 
-        @task.flow(flow=CHAIN["flow"], flows_conn_id=CHAIN["flows_conn_id"])
+        @task.flow(flow=CHAIN_ARGUMENTS["flow"], flows_conn_id=CHAIN_ARGUMENTS["flows_conn_id"])
         def bare(color: str) -> dict[str, str]:
             return {"color": color, "item": "ball"}
 
-        @task.flow(flow=CHAIN["flow"], flows_conn_id=CHAIN["flows_conn_id"])
+        @task.flow(flow=CHAIN_ARGUMENTS["flow"], flows_conn_id=CHAIN_ARGUMENTS["flows_conn_id"])
         def wrapped(color: str) -> dict[str, Any]:
             return {"inputs": {"color": color, "item": "ball"}}
 
@@ -171,7 +171,7 @@ def test_function_gives_variables(emulator: Emulator) -> None:
 def test_what_could_be_either_is_refused(returned: Any, told: str) -> None:
     """Nothing at all, arguments without inputs, and inputs beside what is no argument are refused, with what to do."""
     with pytest.raises(FlowInputError, match=r"The function of @task\.flow returned") as refused:
-        arguments(returned)
+        to_arguments(returned)
     assert told in str(refused.value)
 
 
@@ -190,18 +190,18 @@ def test_what_could_be_either_is_refused(returned: Any, told: str) -> None:
 )
 def test_anything_else_is_the_inputs(returned: Any) -> None:
     """What is no dict of arguments goes to the operator as it is."""
-    assert arguments(returned) == {"inputs": returned}
+    assert to_arguments(returned) == {"inputs": returned}
 
 
 @needs("task state store")
 @pytest.mark.parametrize("same", [True, False])
 def test_retry_calls_the_function_again(emulator: Emulator, same: bool) -> None:  # noqa: FBT001
     """A retry goes on with the same flow run if the function returns the same; else it starts anew and the old run is stopped."""
-    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     calls: list[int] = []
     with DAG(f"decorated_retry_{same}", schedule=None) as dag:
 
-        @task.flow(**{**USUAL, **AGAIN}, deferrable=True)
+        @task.flow(**{**USUAL, **RETRY_ARGUMENTS}, deferrable=True)
         def make() -> str:
             calls.append(1)
             return "A chair" if same else f"Chair number {len(calls)}"
@@ -211,7 +211,7 @@ def test_retry_calls_the_function_again(emulator: Emulator, same: bool) -> None:
     result = run_dag(dag)
     assert result.state == "success", result.log
     assert len(calls) == 2
-    assert emulator.started == (1 if same else 2)
+    assert emulator.started_count == (1 if same else 2)
     assert result.xcoms["make"]["return_value"]["state"] == "completed"
 
 
@@ -243,11 +243,11 @@ def test_function_that_ends_the_task_leaves_no_run(
     """Where the function of a retry raises or returns nothing, and no try follows, the run of the first try is stopped."""
     emulator.run_seconds = 3600
     emulator.switches.abort = "instant"
-    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     calls: list[int] = []
     with DAG(f"decorated_over_{tries}_{state}", schedule=None) as dag:
 
-        @task.flow(**{**USUAL, **AGAIN, "retries": 2})
+        @task.flow(**{**USUAL, **RETRY_ARGUMENTS, "retries": 2})
         def make() -> str:
             calls.append(1)
             if len(calls) > 1 and error is not None:
@@ -257,7 +257,7 @@ def test_function_that_ends_the_task_leaves_no_run(
         make()
 
     result = run_dag(dag)
-    assert (result.states["make"], len(calls), emulator.started) == (state, tries, 1), result.log
+    assert (result.states["make"], len(calls), emulator.started_count) == (state, tries, 1), result.log
     assert [str(run.state) for run in emulator.runs.values()] == ["aborted"]
 
 
@@ -266,11 +266,11 @@ def test_run_is_stopped_over_the_connection_that_the_function_named(emulator: Em
     """Where only the function knows the connection, and raises at the retry, the run of the first try is stopped all the same."""
     emulator.run_seconds = 3600
     emulator.switches.abort = "instant"
-    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     calls: list[int] = []
     with DAG("decorated_connection", schedule=None) as dag:
 
-        @task.flow(**{**USUAL, **AGAIN}, flows_conn_id="not_there")
+        @task.flow(**{**USUAL, **RETRY_ARGUMENTS}, flows_conn_id="not_there")
         def make() -> dict[str, Any]:
             calls.append(1)
             if len(calls) > 1:
@@ -281,7 +281,7 @@ def test_run_is_stopped_over_the_connection_that_the_function_named(emulator: Em
 
     result = run_dag(dag)
     assert isinstance(result.errors["make"], LookupError)
-    assert (len(calls), emulator.started) == (2, 1), result.log
+    assert (len(calls), emulator.started_count) == (2, 1), result.log
     assert [str(run.state) for run in emulator.runs.values()] == ["aborted"]
 
 
@@ -315,7 +315,7 @@ def test_what_is_kept_is_short_and_tells_no_secret(emulator: Emulator, tmp_path:
     assert len(kept) < 10_000
     assert len(str(result.errors["content"])) < 10_000
     assert isinstance(result.errors["keys"], FlowInputError)
-    assert emulator.started == 1
+    assert emulator.started_count == 1
 
 
 def test_mapped_partial_and_overridden(emulator: Emulator) -> None:

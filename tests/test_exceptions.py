@@ -26,12 +26,12 @@ from airflow_provider_flows.core.exceptions import (
     FlowUnreachable,
     error_from_dict,
 )
-from airflow_provider_flows.core.http import Request, check
+from airflow_provider_flows.core.http import Request, raise_for_status
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from tests.support.doors import TOKEN
-from tests.support.scripted import answer
+from tests.support.scripted import json_response
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 NO_ID = "0" * 24
@@ -80,7 +80,7 @@ def test_wrong_key_of_a_chain_ends_it_at_once(flow_emulator: Emulator) -> None:
     hook.connection.password = TOKEN
     with pytest.raises(FlowAuthError) as caught:
         hook.start(SAMPLE, {"color": "Red", "item": "Ball"})
-    assert ([request.method for request in flow_emulator.requests], flow_emulator.started) == (
+    assert ([request.method for request in flow_emulator.requests], flow_emulator.started_count) == (
         ["GET", "POST"],
         0,
     )
@@ -90,7 +90,7 @@ def test_wrong_key_of_a_chain_ends_it_at_once(flow_emulator: Emulator) -> None:
 def test_token_that_a_service_repeats_is_not_told(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A service that says which key it refuses does not bring it into the error."""
     hook.connection.password = TOKEN
-    flow_emulator.fault(Fault(status=401, body=f'{{"detail": "bad key {TOKEN}"}}'.encode()))
+    flow_emulator.add_fault(Fault(status=401, body=f'{{"detail": "bad key {TOKEN}"}}'.encode()))
     with pytest.raises(FlowAuthError, match=r"bad key \*\*\*"):
         hook.list_runs()
 
@@ -110,7 +110,7 @@ def test_unknown_flow_is_not_found(flow_emulator: Emulator, hook: GenerioHook) -
         hook.start("model_generate_fromdream", "a chair", validate=False)
     with pytest.raises(FlowNotFound, match="run/cunknown"):
         PromptChainerHook("promptchainer_default").start("cunknown", {"a": "b"})
-    assert flow_emulator.started == 0
+    assert flow_emulator.started_count == 0
 
 
 def test_bad_parameters_are_told_as_the_service_tells_them(hook: GenerioHook) -> None:
@@ -145,7 +145,7 @@ def test_answer_that_cannot_be_read_is_malformed(
     flow_emulator: Emulator, hook: GenerioHook, body: bytes
 ) -> None:
     """HTML, cut JSON, nothing and the wrong kind of JSON are FlowMalformed, which shows how the answer begins."""
-    flow_emulator.fault(Fault(body=body, status=200))
+    flow_emulator.add_fault(Fault(body=body, status=200))
     with pytest.raises(
         FlowMalformed, match=rf"GET /flows/{NO_ID} .*HTTP 200, {len(body)} bytes.*It begins: "
     ):
@@ -154,18 +154,18 @@ def test_answer_that_cannot_be_read_is_malformed(
 
 def test_html_of_a_gateway_is_a_service_error(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """An HTML page with an error status is told by that status and its words."""
-    flow_emulator.fault(Fault(status=502, body=b"<html>Bad Gateway</html>", times=None))
+    flow_emulator.add_fault(Fault(status=502, body=b"<html>Bad Gateway</html>", times=None))
     hook.connection.extra = '{"retries": 0}'
     with pytest.raises(FlowServiceError, match=r"HTTP 502.*try again later.*Bad Gateway") as caught:
         hook.list_runs()
-    assert caught.value.passing
+    assert caught.value.is_transient
 
 
 def test_truncated_answer_is_asked_again_and_then_unreachable(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
     """An answer that breaks off is asked for again, and is FlowUnreachable if it always does."""
-    flow_emulator.fault(Fault(truncate=4, times=None))
+    flow_emulator.add_fault(Fault(truncate=4, times=None))
     with pytest.raises(FlowUnreachable):
         hook.list_runs()
     assert len(flow_emulator.requests) == 2
@@ -175,7 +175,7 @@ def test_state_word_never_seen_is_waited_out(
     flow_emulator: Emulator, hook: GenerioHook, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A wait goes on through a state that nobody knows, and says so once."""
-    flow_emulator.plan(Plan(run_seconds=0.6, unknown_state="polishing"))
+    flow_emulator.add_plan(Plan(run_seconds=0.6, unknown_state="polishing"))
     run = hook.start("model_generate_fromprompt", "a chair")
     assert hook.wait(run.flow_run_id, poll_interval=0.05, timeout=10).state is FlowState.COMPLETED
     assert capsys.readouterr().out.count("'polishing', which this provider does not know") == 1
@@ -186,7 +186,7 @@ def test_run_that_ends_badly_carries_the_run(
     flow_emulator: Emulator, hook: GenerioHook, outcome: str, kind: type[FlowRunFailed]
 ) -> None:
     """A failed or aborted run is an error with the run, the service's reason and what to do."""
-    flow_emulator.plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]
+    flow_emulator.add_plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]
     run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
     with pytest.raises(kind, match=f"{run.flow_run_id}.*un the task again") as caught:
         run.completed_or_raise()
@@ -203,7 +203,9 @@ def test_run_that_ends_badly_carries_the_run(
 def test_each_status_is_its_error(status: int, kind: type[FlowServiceError]) -> None:
     """Each status is one type of error, which carries it, with the request and the service's words in its message."""
     with pytest.raises(FlowServiceError) as caught:
-        check(Request("GET", "/flows"), answer({"detail": "because"}, status, retry_after="7"))
+        raise_for_status(
+            Request("GET", "/flows"), json_response({"detail": "because"}, status, retry_after="7")
+        )
     assert type(caught.value) is kind
     assert (caught.value.status, caught.value.retry_after) == (status, 7.0)
     assert f"GET /flows was answered with HTTP {status}" in str(caught.value)
@@ -213,7 +215,7 @@ def test_each_status_is_its_error(status: int, kind: type[FlowServiceError]) -> 
 def test_long_reason_is_cut() -> None:
     """A service's long words do not flood the log."""
     with pytest.raises(FlowServiceError) as caught:
-        check(Request("GET", "/flows"), answer(b"x" * 1_000_000, 500))
+        raise_for_status(Request("GET", "/flows"), json_response(b"x" * 1_000_000, 500))
     assert len(str(caught.value)) < 1_000
 
 
@@ -227,7 +229,7 @@ def test_errors_survive_the_way_through_a_trigger() -> None:
         made = (
             kind("what happened", status=418) if issubclass(kind, FlowServiceError) else kind("what happened")
         )
-        back = error_from_dict(made.as_dict())
+        back = error_from_dict(made.to_dict())
         assert (type(back), str(back), getattr(back, "status", None)) == (
             kind,
             str(made),

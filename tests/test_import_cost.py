@@ -72,7 +72,7 @@ def test_the_command_line_adds_three_small_modules_to_each_start_of_airflow() ->
         "from airflow_provider_flows.cli.parser import get_commands\nget_commands()\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    assert set(fresh(script)) == {f"{PACKAGE}.cli{name}" for name in ("", ".definition", ".exits")}
+    assert set(fresh(script)) == {f"{PACKAGE}.cli{name}" for name in ("", ".parser", ".exit_codes")}
 
 
 @pytest.mark.parametrize(

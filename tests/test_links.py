@@ -23,14 +23,14 @@ from sqlalchemy import select
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.links import OUTPUTS_LINK_KEY, RUN_LINK_KEY, address_of
+from airflow_provider_flows.links import OUTPUTS_LINK_KEY, RUN_LINK_KEY, get_run_url
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
-from airflow_provider_flows.storage.locations import web_address
+from airflow_provider_flows.storage.locations import console_url
 from tests.support.airflow_run import DagResult, run_dag
-from tests.support.modes import MODES, OFTEN, looks, wait_in
-from tests.support.stores import browsed
-from tests.support.tries import AGAIN, CHAIN, CHAIR
+from tests.support.modes import FAST_POLLING, MODES, count_polls, run_in_mode
+from tests.support.stores import attach_bucket_store
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, RETRY_ARGUMENTS
 
 Links = dict[str, dict[str, str | None]]
 
@@ -65,7 +65,7 @@ def to(emulator: Emulator, flow_run_id: str) -> dict[str, str | None]:
 @pytest.mark.parametrize("mode", MODES)
 def test_run_is_linked_in_every_mode(emulator: Emulator, mode: str) -> None:
     """The link leads to the run at the API, whichever way it was waited for; files that stayed at the service have none."""
-    story = wait_in(mode, emulator)
+    story = run_in_mode(mode, emulator)
     assert story.state == "success"
     assert links(story.result) == {"wait": to(emulator, story.flow_run_id)}
     assert emulator.key not in json.dumps(story.result.xcoms)
@@ -73,11 +73,11 @@ def test_run_is_linked_in_every_mode(emulator: Emulator, mode: str) -> None:
 
 def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
     """Before the first look is answered, the link lies where Airflow's server reads it."""
-    emulator.fault(Fault(method="GET", path="/flows/*", delay=0.5))
+    emulator.add_fault(Fault(method="GET", path="/flows/*", delay=0.5))
     found: list[Any] = []
 
     def look() -> None:
-        while not looks(emulator):
+        while not count_polls(emulator):
             time.sleep(0.01)
         with create_session() as session:
             mine = (XComModel.dag_id == "links_early", XComModel.key == RUN_LINK_KEY)
@@ -88,7 +88,7 @@ def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
     thread = Thread(target=look)
     thread.start()
     with DAG("links_early", schedule=None) as dag:
-        RunFlowOperator(task_id="run", **CHAIR, **OFTEN)
+        RunFlowOperator(task_id="run", **CHAIR_ARGUMENTS, **FAST_POLLING)
     run_dag(dag)
     thread.join()
     assert found == [f"{emulator.url}/flows/{next(iter(emulator.runs))}"]
@@ -97,14 +97,14 @@ def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """Whom a failure is told can go to the run, be it failed, too late for the operator, or too late for the sensor."""
-    emulator.plan(Plan(outcome="failed"))
-    emulator.plan(Plan(run_seconds=60))
+    emulator.add_plan(Plan(outcome="failed"))
+    emulator.add_plan(Plan(run_seconds=60))
     with DAG(
-        f"links_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}
+        f"links_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **FAST_POLLING}
     ) as dag:
-        failed = RunFlowOperator(task_id="failed", **CHAIR)
+        failed = RunFlowOperator(task_id="failed", **CHAIR_ARGUMENTS)
         late = RunFlowOperator(
-            task_id="late", **CHAIR, timeout=0.2, abort_on_kill=False, trigger_rule="all_done"
+            task_id="late", **CHAIR_ARGUMENTS, timeout=0.2, abort_on_kill=False, trigger_rule="all_done"
         )
         waited = FlowRunSensor(
             task_id="waited",
@@ -126,14 +126,14 @@ def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, deferrable: b
 
 def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
     """A retry that starts another run links to that; mapped tasks link each to its own; one that waits for nothing links too."""
-    emulator.plan(Plan(outcome="failed"))
-    with DAG("links_each", schedule=None, default_args=AGAIN) as dag:
-        retried = RunFlowOperator(task_id="retried", **CHAIR)
-        several = {name: value for name, value in CHAIR.items() if name != "inputs"}
+    emulator.add_plan(Plan(outcome="failed"))
+    with DAG("links_each", schedule=None, default_args=RETRY_ARGUMENTS) as dag:
+        retried = RunFlowOperator(task_id="retried", **CHAIR_ARGUMENTS)
+        several = {name: value for name, value in CHAIR_ARGUMENTS.items() if name != "inputs"}
         mapped = RunFlowOperator.partial(task_id="mapped", deferrable=True, **several).expand(
             inputs=["A chair", "A table"]
         )
-        retried >> mapped >> RunFlowOperator(task_id="started", wait_for_completion=False, **CHAIR)
+        retried >> mapped >> RunFlowOperator(task_id="started", wait_for_completion=False, **CHAIR_ARGUMENTS)
     result = run_dag(dag)
     assert result.state == "success", result.log
     assert len(emulator.runs) == 5
@@ -146,17 +146,23 @@ def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
 @pytest.mark.usefixtures("emulator")
 def test_files_are_linked_where_their_store_has_a_console(tmp_path: Path) -> None:
     """One file leads to its page, several to their folder; in a local folder, and at a service without runs, there is no link."""
-    browsed()
+    attach_bucket_store()
     with DAG("links_files", schedule=None) as dag:
-        RunFlowOperator(task_id="one", **CHAIR, **OFTEN, output_path="gs://bucket/my models", deferrable=True)
+        RunFlowOperator(
+            task_id="one",
+            **CHAIR_ARGUMENTS,
+            **FAST_POLLING,
+            output_path="gs://bucket/my models",
+            deferrable=True,
+        )
         RunFlowOperator(
             task_id="two",
-            **{**CHAIR, "inputs": ["A chair", "A table"]},
-            **OFTEN,
+            **{**CHAIR_ARGUMENTS, "inputs": ["A chair", "A table"]},
+            **FAST_POLLING,
             output_path="gs://bucket/models",
         )
-        RunFlowOperator(task_id="local", **CHAIR, **OFTEN, output_path=str(tmp_path))
-        RunFlowOperator(task_id="chain", **CHAIN, output_path=str(tmp_path))
+        RunFlowOperator(task_id="local", **CHAIR_ARGUMENTS, **FAST_POLLING, output_path=str(tmp_path))
+        RunFlowOperator(task_id="chain", **CHAIN_ARGUMENTS, output_path=str(tmp_path))
     result = run_dag(dag)
     assert result.state == "success", result.log
     found = links(result)
@@ -175,7 +181,7 @@ def test_files_are_linked_where_their_store_has_a_console(tmp_path: Path) -> Non
 def test_task_without_a_run_has_no_link(emulator: Emulator) -> None:
     """A task that failed before its run was known has empty links, and no error about them in its log."""
     with DAG("links_none", schedule=None) as dag:
-        RunFlowOperator(task_id="run", **{**CHAIR, "inputs": 42})
+        RunFlowOperator(task_id="run", **{**CHAIR_ARGUMENTS, "inputs": 42})
     result = run_dag(dag)
     assert links(result) == {"run": {"Flow run": None, "Outputs": None}}
     assert "Failed to push an xcom" not in result.log
@@ -216,7 +222,7 @@ ADDRESSES: list[tuple[list[str], str | None, str | None]] = [
 @pytest.mark.parametrize(("uris", "endpoint", "address"), ADDRESSES)
 def test_addresses_of_files(uris: list[str], endpoint: str | None, address: str | None) -> None:
     """A store's own console is linked to, without credentials; a store that has none, or is somebody else's, is not."""
-    assert web_address(uris, endpoint) == address
+    assert console_url(uris, endpoint) == address
 
 
 class Elsewhere(GenerioHook):
@@ -226,11 +232,11 @@ class Elsewhere(GenerioHook):
         super().__init__("generio_default")
         self._told = told
 
-    def make_service(self, extra: Mapping[str, Any]) -> Any:
+    def create_service(self, extra: Mapping[str, Any]) -> Any:
         """Make a service that knows the addresses of its runs."""
-        made: Any = super().make_service(extra)
+        made: Any = super().create_service(extra)
         told = self._told
-        return type("Third", (type(made),), {"address_of": lambda _, key, flow: told.format(key, flow)})()
+        return type("Third", (type(made),), {"run_url": lambda _, key, flow: told.format(key, flow)})()
 
 
 @pytest.mark.parametrize(
@@ -245,11 +251,11 @@ class Elsewhere(GenerioHook):
 @pytest.mark.usefixtures("flow_emulator")
 def test_third_service_gives_its_own_address(told: Any, address: str) -> None:
     """A service may know a console; what is no address for a browser, and an error, are no link and no failure."""
-    assert address_of(Elsewhere(told), FlowRun("r/1", "third", "f")) == address
+    assert get_run_url(Elsewhere(told), FlowRun("r/1", "third", "f")) == address
 
 
 def test_id_is_one_segment_of_the_address(flow_emulator: Emulator) -> None:
     """An id that would lead elsewhere is quoted, and one that is none gives no address."""
     hook = GenerioHook("generio_default")
-    assert address_of(hook, FlowRun("../a?b#c", "generio")) == f"{flow_emulator.url}/flows/..%2Fa%3Fb%23c"
-    assert address_of(hook, FlowRun("..", "generio")) == ""
+    assert get_run_url(hook, FlowRun("../a?b#c", "generio")) == f"{flow_emulator.url}/flows/..%2Fa%3Fb%23c"
+    assert get_run_url(hook, FlowRun("..", "generio")) == ""

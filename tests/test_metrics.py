@@ -18,9 +18,16 @@ import pytest
 from airflow.providers.common.compat.sdk import Stats
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from tests.support.flow_station import FlowStation, Told
-from tests.support.servers import Reply, Station
-from tests.support.watching import aged, all_ended, alone, ended, hurry, until
+from tests.support.flow_station import ApiResponse, StubFlowServer
+from tests.support.servers import StubResponse, StubServer
+from tests.support.watching import (
+    age_hook_cache,
+    disable_event_delay,
+    run_trigger,
+    run_triggers,
+    wait_for_condition,
+    wait_for_idle_loop,
+)
 
 Tags = dict[str, Any]
 
@@ -75,26 +82,26 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 
 
 @pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlowStation]:
+def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
     """Give a server, with the connection `flows_default` to it."""
-    hurry(monkeypatch)
-    with FlowStation() as station:
+    disable_event_delay(monkeypatch)
+    with StubFlowServer() as station:
         station.connect(monkeypatch)
         yield station
 
 
-async def test_looks_and_lists_are_counted(station: FlowStation, backend: Backend) -> None:
+async def test_looks_and_lists_are_counted(station: StubFlowServer, backend: Backend) -> None:
     """`flows.polls` and `flows.list_polls` are the numbers of requests that the service saw."""
-    await all_ended(station.make(20, 1.5))
-    assert backend.sum("polls") == len(station.looks())
-    assert backend.sum("list_polls") == len(station.lists()) > 0
+    await run_triggers(station.create_runs(20, 1.5))
+    assert backend.sum("polls") == len(station.poll_requests())
+    assert backend.sum("list_polls") == len(station.list_requests()) > 0
 
 
-async def test_waits_are_timed(station: FlowStation, backend: Backend) -> None:
-    """`flows.wait_time` is told once a run, by service, flow and state; `flows.lateness` is the time since the run's end."""
-    station.make(3, 0.5, "good")
-    station.make(2, 0.5, "bad", end="failed")
-    await all_ended(station.runs)
+async def test_waits_are_timed(station: StubFlowServer, backend: Backend) -> None:
+    """`flows.wait_time` is told once a run, by service, flow and state; `flows.detection_delay` is the time since the run's end."""
+    station.create_runs(3, 0.5, "good")
+    station.create_runs(2, 0.5, "bad", end="failed")
+    await run_triggers(station.runs)
 
     by_state = {"completed": 3, "failed": 2}
     times = backend.of("wait_time")
@@ -104,49 +111,49 @@ async def test_waits_are_timed(station: FlowStation, backend: Backend) -> None:
             {"service": "generio", "flow": "t", "state": state}
         ] * how_many
     assert all(400 < value < 5_000 for value, _ in times)
-    assert len(backend.of("lateness")) == 5
-    assert all(0 <= value < 3_000 for value, _ in backend.of("lateness"))
+    assert len(backend.of("detection_delay")) == 5
+    assert all(0 <= value < 3_000 for value, _ in backend.of("detection_delay"))
 
 
-async def test_pause_for_the_rate_limit_is_counted_once(station: FlowStation, backend: Backend) -> None:
+async def test_pause_for_the_rate_limit_is_counted_once(station: StubFlowServer, backend: Backend) -> None:
     """`flows.rate_limit_pauses` counts how often the connection was braked, not how many waits that concerned."""
     refused: list[float] = []
 
-    def look(key: str, _: Any) -> Told:
+    def look(key: str, _: Any) -> ApiResponse:
         if refused and time.time() > refused[0] + 0.2:
-            return Told(station.row(key))
+            return ApiResponse(station.row(key))
         refused.append(time.time())
-        return Told({}, 429, {"Retry-After": "1"})
+        return ApiResponse({}, 429, {"Retry-After": "1"})
 
-    station.listing, station.look = lambda _: Told({}, 404), look
-    await all_ended(station.make(20, 0.2))
+    station.list_response, station.run_response = lambda _: ApiResponse({}, 404), look
+    await run_triggers(station.create_runs(20, 0.2))
     assert len(refused) > 1
     assert backend.sum("rate_limit_pauses") == 1
 
 
-async def test_watched_runs_are_shown_and_none_at_the_end(station: FlowStation, backend: Backend) -> None:
-    """`flows.watched` follows the number of runs that are waited for, down to none."""
-    ids = station.make(12, 2.5)
-    await all_ended(ids)
-    assert await alone()
-    shown = backend.of("watched")
+async def test_watched_runs_are_shown_and_none_at_the_end(station: StubFlowServer, backend: Backend) -> None:
+    """`flows.waiting_runs` follows the number of runs that are waited for, down to none."""
+    ids = station.create_runs(12, 2.5)
+    await run_triggers(ids)
+    assert await wait_for_idle_loop()
+    shown = backend.of("waiting_runs")
     assert max(value for value, _ in shown) == 12
     assert shown[-1][0] == 0
 
 
 async def test_watched_runs_are_right_after_a_change_of_the_key(
-    station: FlowStation, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    station: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While waits go on with a new key they are shown, though the watch with the old key has ended."""
-    tasks = [asyncio.create_task(ended(key)) for key in station.make(5, 60)]
-    assert await until(lambda: len(station.asked) > 5)
+    tasks = [asyncio.create_task(run_trigger(key)) for key in station.create_runs(5, 60)]
+    assert await wait_for_condition(lambda: len(station.requests) > 5)
     station.keys = {"new"}
     station.connect(monkeypatch, key="new")
-    aged()
-    await until(lambda: len([asked for asked in station.asked if asked.key == "new"]) > 15)
+    age_hook_cache()
+    await wait_for_condition(lambda: len([asked for asked in station.requests if asked.key == "new"]) > 15)
     await asyncio.sleep(1.2)
 
-    assert backend.of("watched")[-1][0] == 5
+    assert backend.of("waiting_runs")[-1][0] == 5
 
     for task in tasks:
         task.cancel()
@@ -154,16 +161,16 @@ async def test_watched_runs_are_right_after_a_change_of_the_key(
 
 
 async def test_watched_runs_of_two_connections_end_at_none(
-    station: FlowStation, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    station: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where two connections share a watch, none of them is left showing runs that nobody waits for any more."""
     station.connect(monkeypatch, "same")
-    first = asyncio.create_task(ended(station.make(1, 1.5, "first")[0]))
-    assert await until(lambda: backend.of("watched"))
-    await ended(station.make(1, 2.5, "second")[0], conn_id="same")
-    assert (await first).completed
-    assert await alone()
-    assert backend.of("watched")[-1][0] == 0
+    first = asyncio.create_task(run_trigger(station.create_runs(1, 1.5, "first")[0]))
+    assert await wait_for_condition(lambda: backend.of("waiting_runs"))
+    await run_trigger(station.create_runs(1, 2.5, "second")[0], conn_id="same")
+    assert (await first).is_completed
+    assert await wait_for_idle_loop()
+    assert backend.of("waiting_runs")[-1][0] == 0
 
 
 # A process that is configured as a triggerer is, and imports what a triggerer imports.
@@ -180,17 +187,21 @@ asyncio.run(main())
 """
 
 
-def test_statistics_of_a_triggerer_arrive(station: FlowStation) -> None:
+def test_statistics_of_a_triggerer_arrive(station: StubFlowServer) -> None:
     """In a process that is configured to send metrics over OpenTelemetry, all names arrive at the collector."""
     refused: list[str] = []
 
-    def look(key: str, _: Any) -> Told:
+    def look(key: str, _: Any) -> ApiResponse:
         refused.append(key)
-        return Told({}, 429, {"Retry-After": "0.5"}) if len(refused) == 1 else Told(station.row(key))
+        return (
+            ApiResponse({}, 429, {"Retry-After": "0.5"})
+            if len(refused) == 1
+            else ApiResponse(station.row(key))
+        )
 
-    station.look = look
-    ids = station.make(12, 0.5)
-    with Station(lambda _: Reply()) as collector:
+    station.run_response = look
+    ids = station.create_runs(12, 0.5)
+    with StubServer(lambda _: StubResponse()) as collector:
         settings = {
             "AIRFLOW__METRICS__OTEL_ON": "True",
             "AIRFLOW__METRICS__OTEL_HOST": "127.0.0.1",
@@ -205,9 +216,9 @@ def test_statistics_of_a_triggerer_arrive(station: FlowStation) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        sent = [ExportMetricsServiceRequest.FromString(seen.body) for seen in collector.seen]
+        sent = [ExportMetricsServiceRequest.FromString(seen.body) for seen in collector.requests]
 
     scopes = [scope for one in sent for resource in one.resource_metrics for scope in resource.scope_metrics]
     names = {metric.name.removeprefix("airflow.") for scope in scopes for metric in scope.metrics}
-    expected = {"polls", "list_polls", "watched", "lateness", "rate_limit_pauses", "wait_time"}
+    expected = {"polls", "list_polls", "waiting_runs", "detection_delay", "rate_limit_pauses", "wait_time"}
     assert {f"flows.{name}" for name in expected} <= names

@@ -16,7 +16,7 @@ import requests
 from airflow_provider_flows.core.exceptions import FlowRunAborted, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.sensors import FlowSensorTimeout
-from tests.support.modes import MODES, OPERATORS, asides, bearer, wait_in
+from tests.support.modes import MODES, OPERATORS, auth_headers, compat_notices, run_in_mode
 from tests.support.versions import lacks, needs
 
 # How long a flow run takes on the emulator's clock, which the looks move on. It goes on by itself too, so this is long beside the
@@ -48,8 +48,8 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
 def served(emulator: Emulator, flow_run_id: str) -> bytes:
     """Download the run's one output as anybody would."""
     path = f"{emulator.url}/flows/{flow_run_id}/outputs"
-    (output,) = requests.get(path, headers=bearer(emulator), timeout=10).json()["outputs"]
-    answer = requests.get(f"{path}/{output['asset_id']}", headers=bearer(emulator), timeout=10).json()
+    (output,) = requests.get(path, headers=auth_headers(emulator), timeout=10).json()["outputs"]
+    answer = requests.get(f"{path}/{output['asset_id']}", headers=auth_headers(emulator), timeout=10).json()
     return b64decode(answer["data"].partition(",")[2])
 
 
@@ -62,7 +62,7 @@ def told_by(mode: str, *lines: str) -> list[str]:
 @pytest.mark.parametrize("mode", MODES)
 def test_what_this_airflow_lacks_is_told_once(emulator: Emulator, mode: str) -> None:
     """Each mode completes all the same, and says once what this Airflow cannot do for it."""
-    story = wait_in(mode, emulator, TO_THE_END)
+    story = run_in_mode(mode, emulator, TO_THE_END)
 
     assert story.state == "success"
     told = {
@@ -70,7 +70,7 @@ def test_what_this_airflow_lacks_is_told_once(emulator: Emulator, mode: str) -> 
         "deferrable": ["has no task state store", "tells a trigger of no kill"],
         "sensor, reschedule": ["has no task state store"],
     }
-    assert asides(story.result.log) == told.get(mode, [])
+    assert compat_notices(story.result.log) == told.get(mode, [])
 
 
 def same(returned: dict[str, Any] | None) -> dict[str, Any]:
@@ -89,10 +89,10 @@ def same(returned: dict[str, Any] | None) -> dict[str, Any]:
 def test_completed(emulator: Emulator, tmp_path: Path, mode: str) -> None:
     """A completed run gives the same dict and the same lines in every mode, and its file is there."""
     # the first two looks see the same, though they may be made by two processes
-    story = wait_in(mode, emulator, (0.0, *TO_THE_END), output_path=str(tmp_path))
+    story = run_in_mode(mode, emulator, (0.0, *TO_THE_END), output_path=str(tmp_path))
 
     assert story.state == "success"
-    returned = story.returned
+    returned = story.return_value
     assert returned is not None
     content = served(emulator, story.flow_run_id)
     assert returned["flow_run_id"] == story.flow_run_id
@@ -129,15 +129,15 @@ def test_completed(emulator: Emulator, tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
     """A run that fails fails the task with FlowRunFailed, the service's reason and the run itself in every mode."""
-    emulator.plan(Plan(outcome="failed", error="The mesh has no faces"))
+    emulator.add_plan(Plan(outcome="failed", error="The mesh has no faces"))
 
-    story = wait_in(mode, emulator, TO_THE_END)
+    story = run_in_mode(mode, emulator, TO_THE_END)
 
     assert story.state == "failed"
     assert type(story.error) is FlowRunFailed
     assert story.error.run is not None
     assert story.error.run.flow_run_id == story.flow_run_id
-    assert story.plain(str(story.error)) == (
+    assert story.normalize(str(story.error)) == (
         f"{RUN} failed. The service says: The mesh has no faces. Look at the run at the service, then run the task again."
     )
     assert story.lines == told_by(mode, *BEGUN, f"info: {RUN} is failed after 1000.0 s")
@@ -147,22 +147,24 @@ def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_aborted_by_somebody(emulator: Emulator, mode: str) -> None:
     """A run that somebody aborts at the service fails the task with FlowRunAborted in every mode."""
-    emulator.plan(Plan(outcome="aborted"))
+    emulator.add_plan(Plan(outcome="aborted"))
 
-    story = wait_in(mode, emulator, TO_THE_END)
+    story = run_in_mode(mode, emulator, TO_THE_END)
 
     assert story.state == "failed"
     assert type(story.error) is FlowRunAborted
-    assert story.plain(str(story.error)).startswith(f"{RUN} was aborted at the service.")
+    assert story.normalize(str(story.error)).startswith(f"{RUN} was aborted at the service.")
     assert story.lines == told_by(mode, *BEGUN, f"info: {RUN} is aborted after 1000.0 s")
 
 
 @pytest.mark.parametrize("mode", REMEMBERED)
 def test_unknown_state_word(emulator: Emulator, mode: str) -> None:
     """A state word that nobody knows is warned of once, and every mode goes on waiting to the good end."""
-    emulator.plan(Plan(unknown_state="polishing"))
+    emulator.add_plan(Plan(unknown_state="polishing"))
 
-    story = wait_in(mode, emulator, (280.0, 200.0, 50.0, 300.0, 300.0))  # the middle third is looked at twice
+    story = run_in_mode(
+        mode, emulator, (280.0, 200.0, 50.0, 300.0, 300.0)
+    )  # the middle third is looked at twice
 
     assert story.state == "success"
     unknown = f"warning: {RUN} is in state 'polishing', which this provider does not know; the wait goes on"
@@ -180,10 +182,10 @@ def test_unknown_state_word(emulator: Emulator, mode: str) -> None:
 @pytest.mark.parametrize("mode", REMEMBERED)
 def test_unreachable_for_a_while(emulator: Emulator, mode: str) -> None:
     """A service that is away for some looks is warned of, and every mode goes on waiting to the good end."""
-    emulator.fault(Fault(method="GET", path="/flows/*", skip=1, times=1, reset="before"))
-    emulator.fault(Fault(method="GET", path="/flows/*", skip=1, times=2, status=503))
+    emulator.add_fault(Fault(method="GET", path="/flows/*", skip=1, times=1, reset="before"))
+    emulator.add_fault(Fault(method="GET", path="/flows/*", skip=1, times=2, status=503))
 
-    story = wait_in(mode, emulator, (200.0, 0.0, 0.0, 0.0, 900.0))
+    story = run_in_mode(mode, emulator, (200.0, 0.0, 0.0, 0.0, 900.0))
 
     assert story.state == "success"
     lines = [line.partition("; the wait goes on: ")[0] for line in story.lines]
@@ -207,7 +209,7 @@ def test_deadline_passed(emulator: Emulator, mode: str) -> None:
     timeout = (
         2.5 if mode == "sensor, reschedule" else 0.5
     )  # each of its looks is a task's start, and two must be made
-    story = wait_in(mode, emulator, (200.0,), timeout=timeout)
+    story = run_in_mode(mode, emulator, (200.0,), timeout=timeout)
 
     assert story.state == "failed"
     assert isinstance(story.error, FlowTimeout)
@@ -222,9 +224,9 @@ def test_deadline_passed(emulator: Emulator, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_already_final_when_first_looked_at(emulator: Emulator, mode: str) -> None:
     """A run that is over at the first look is looked at once, and no mode waits for anything."""
-    emulator.plan(Plan(run_seconds=0.0))
+    emulator.add_plan(Plan(run_seconds=0.0))
 
-    story = wait_in(mode, emulator)
+    story = run_in_mode(mode, emulator)
 
     assert story.state == "success"
     assert story.lines == told_by(mode, f"info: {RUN} is completed after 0.0 s")

@@ -25,7 +25,7 @@ from airflow_provider_flows.core.start import TOKEN_KEY
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.support.airflow_run import run_dag
-from tests.support.modes import FLOW, OFTEN, looks, own_lines
+from tests.support.modes import FAST_POLLING, FLOW, count_polls, package_log_lines
 from tests.support.versions import needs
 
 SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"  # PromptChainer's sample: variables color and item
@@ -103,7 +103,7 @@ def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any)
             additional={"dag": "{{ dag.dag_id }}"},
             flows_conn_id="{{ params.conn }}",
             output_path=str(tmp_path) + "/{{ params.what }}",
-            **OFTEN,
+            **FAST_POLLING,
         )
 
     result = run_dag(dag)
@@ -128,7 +128,7 @@ def test_mapped(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001  
     prompts = ["A chair", "A boat", "A lamp"]
     with DAG(f"operator_mapped_{deferrable}", schedule=None) as dag:
         RunFlowOperator.partial(
-            task_id="run", flow=FLOW, parameters=LOW, deferrable=deferrable, **OFTEN
+            task_id="run", flow=FLOW, parameters=LOW, deferrable=deferrable, **FAST_POLLING
         ).expand(inputs=prompts)
 
     result = run_dag(dag)
@@ -151,21 +151,21 @@ def test_not_waiting_gives_the_run_as_it_starts(emulator: Emulator) -> None:
     returned = result.xcoms["run"]["return_value"]
     assert (returned["state"], returned["finished_at"], returned["outputs"]) == ("starting", None, [])
     assert emulator.runs[returned["flow_run_id"]].state in {"starting", "running"}
-    assert looks(emulator) == 0
+    assert count_polls(emulator) == 0
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """Whoever looks into XCom while the task waits finds the flow run's id there."""
-    emulator.fault(Fault(method="GET", path="/flows/*", delay=0.5))
+    emulator.add_fault(Fault(method="GET", path="/flows/*", delay=0.5))
     with DAG(f"operator_id_{deferrable}", schedule=None) as dag:
         RunFlowOperator(
-            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN
+            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **FAST_POLLING
         )
     found: list[Any] = []
 
     def look() -> None:
-        while not looks(emulator):
+        while not count_polls(emulator):
             time.sleep(0.01)
         with create_session() as session:
             mine = (XComModel.dag_id == dag.dag_id, XComModel.key == "flow_run_id")
@@ -184,7 +184,9 @@ def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, deferrable: 
 @pytest.mark.usefixtures("emulator")
 def test_outputs_are_the_inputs_of_the_next(tmp_path: Any) -> None:
     """`first.output["outputs"]` can be given to the next task as its inputs, as it is."""
-    with DAG("operator_chain", schedule=None, default_args={"output_path": str(tmp_path), **OFTEN}) as dag:
+    with DAG(
+        "operator_chain", schedule=None, default_args={"output_path": str(tmp_path), **FAST_POLLING}
+    ) as dag:
         first = RunFlowOperator(task_id="first", flow=FLOW, inputs="A chair", parameters={"quality": "high"})
         RunFlowOperator(
             task_id="second",
@@ -225,7 +227,7 @@ def test_promptchainer_takes_a_mapping(emulator: Emulator, deferrable: bool) -> 
     assert all("red" in output["value"] for output in returned["outputs"] if output["name"] == "text")
     assert bodies(emulator, "POST", SAMPLE_FLOW) == [{"variables": {"color": "red", "item": "ball"}}]
     run = f"promptchainer flow run {returned['flow_run_id']} (flow {SAMPLE_FLOW})"
-    assert own_lines(result.log)[:2] == [f"info: Started the {run}", f"info: The {run} is completed"]
+    assert package_log_lines(result.log)[:2] == [f"info: Started the {run}", f"info: The {run} is completed"]
     assert "running trigger in line" not in result.log
 
 
@@ -243,7 +245,7 @@ def test_promptchainer_flow_that_fails(emulator: Emulator) -> None:
     result = run_dag(dag)
 
     assert type(result.errors["run"]).__name__ == "FlowRunFailed"
-    assert own_lines(result.log)[1].endswith(" is failed")
+    assert package_log_lines(result.log)[1].endswith(" is failed")
 
 
 BAD: dict[str, dict[str, Any]] = {
@@ -304,13 +306,13 @@ def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_wrong_key_ends_the_wait(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """A service that answers 401 at three looks in a row ends the wait, with the very same error in both modes."""
-    emulator.plan(Plan(run_seconds=60))
-    emulator.fault(
+    emulator.add_plan(Plan(run_seconds=60))
+    emulator.add_fault(
         Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=b'{"detail": "expired"}')
     )
     with DAG(f"operator_401_{deferrable}", schedule=None) as dag:
         RunFlowOperator(
-            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN
+            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **FAST_POLLING
         )
 
     error = run_dag(dag).errors["run"]
@@ -318,16 +320,16 @@ def test_wrong_key_ends_the_wait(emulator: Emulator, deferrable: bool) -> None: 
     assert type(error).__name__ == "FlowAuthError"
     assert "expired" in str(error)
     assert "check the connection's password" in str(error)
-    assert looks(emulator) == 6  # the last one is to stop the run, for no try is left to wait for it
+    assert count_polls(emulator) == 6  # the last one is to stop the run, for no try is left to wait for it
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """Two refusals in a row, one of them perhaps in a worker and one in a triggerer, are waited out."""
-    emulator.fault(Fault(method="GET", path="/flows/*", times=2, status=401))
+    emulator.add_fault(Fault(method="GET", path="/flows/*", times=2, status=401))
     with DAG(f"operator_rotated_{deferrable}", schedule=None) as dag:
         RunFlowOperator(
-            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **OFTEN
+            task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, deferrable=deferrable, **FAST_POLLING
         )
 
     assert run_dag(dag).state == "success"
@@ -337,7 +339,7 @@ def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, de
 @pytest.mark.parametrize("service", ["generio", "promptchainer"])
 def test_wrong_key_at_the_start_is_told_at_once(emulator: Emulator, service: str) -> None:
     """A key that is wrong from the beginning is a FlowAuthError of the first request that matters, and is not tried again."""
-    emulator.fault(Fault(times=None, status=401, body=b'{"detail": "expired"}'))
+    emulator.add_fault(Fault(times=None, status=401, body=b'{"detail": "expired"}'))
     given = (
         {"flow": FLOW, "inputs": "A chair"}
         if service == "generio"

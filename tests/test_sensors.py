@@ -23,7 +23,14 @@ from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound,
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.sensors import FlowRunSensor, FlowSensorTimeout
 from tests.support.airflow_run import run_dag
-from tests.support.modes import OFTEN, SENSORS, TASK, looks, moving_on, start_elsewhere
+from tests.support.modes import (
+    FAST_POLLING,
+    SENSORS,
+    TASK_ID,
+    advance_on_poll,
+    count_polls,
+    start_external_run,
+)
 
 NOBODY = "0" * 24  # an id that no flow run has
 
@@ -128,7 +135,7 @@ def test_date_of_a_reschedule_comes_from_the_schedule(emulator: Emulator) -> Non
     with DAG("sensor_reschedule", schedule=None) as dag:
         FlowRunSensor(task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=2)
 
-    with moving_on(emulator, [1000]):
+    with advance_on_poll(emulator, [1000]):
         result = run_dag(dag)
 
     assert result.state == "success"
@@ -141,7 +148,7 @@ def test_date_of_a_reschedule_comes_from_the_schedule(emulator: Emulator) -> Non
         1.7 < (row.reschedule_date - row.end_date).total_seconds() <= 2.0
     )  # 0.1 if Airflow's own answer were used
     assert row.duration < 1.0
-    assert looks(emulator) == 2
+    assert count_polls(emulator) == 2
 
 
 def test_pauses_of_poke_mode_come_from_the_schedule(emulator: Emulator) -> None:
@@ -151,7 +158,7 @@ def test_pauses_of_poke_mode_come_from_the_schedule(emulator: Emulator) -> None:
             task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=1, mode="poke"
         )
 
-    with moving_on(emulator, [1000]):
+    with advance_on_poll(emulator, [1000]):
         assert run_dag(dag).state == "success"
 
     first, second = (
@@ -164,19 +171,19 @@ def test_pauses_of_poke_mode_come_from_the_schedule(emulator: Emulator) -> None:
 
 def _aged(emulator: Emulator) -> str:
     """Give a flow run that began 200 s ago, by its own word."""
-    flow_run_id = start_elsewhere(emulator)
+    flow_run_id = start_external_run(emulator)
     run = emulator.runs[flow_run_id]
-    run.course = replace(run.course, started_at=time.time() - 200)
+    run.timeline = replace(run.timeline, started_at=time.time() - 200)
     return flow_run_id
 
 
 @pytest.mark.parametrize("mode", SENSORS)
 def test_soft_fail_and_never_fail_skip(emulator: Emulator, mode: str) -> None:
     """`soft_fail` skips on a timeout and on a run that failed, `never_fail` on every error, in every mode."""
-    emulator.plan(Plan(outcome="failed", run_seconds=0, times=2))
-    failed = [start_elsewhere(emulator), start_elsewhere(emulator)]
-    running = start_elsewhere(emulator)
-    with DAG("sensor_skips", schedule=None, default_args=OFTEN) as dag:
+    emulator.add_plan(Plan(outcome="failed", run_seconds=0, times=2))
+    failed = [start_external_run(emulator), start_external_run(emulator)]
+    running = start_external_run(emulator)
+    with DAG("sensor_skips", schedule=None, default_args=FAST_POLLING) as dag:
         SENSORS[mode](task_id="soft_failed", flow_run_id=failed[0], soft_fail=True)
         SENSORS[mode](task_id="soft_late", flow_run_id=running, soft_fail=True, timeout=0.2)
         SENSORS[mode](task_id="soft_unknown", flow_run_id=NOBODY, soft_fail=True)
@@ -194,10 +201,12 @@ def test_soft_fail_and_never_fail_skip(emulator: Emulator, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["sensor, reschedule", "sensor, poke"])
 def test_silent_fail_goes_on(emulator: Emulator, mode: str) -> None:
     """`silent_fail` logs a refusal that would have ended the wait and goes on, as Airflow says."""
-    emulator.fault(Fault(method="GET", path="/flows/*", times=4, status=404))
-    emulator.plan(Plan(run_seconds=0))
+    emulator.add_fault(Fault(method="GET", path="/flows/*", times=4, status=404))
+    emulator.add_plan(Plan(run_seconds=0))
     with DAG("sensor_silent", schedule=None) as dag:
-        SENSORS[mode](task_id="wait", flow_run_id=start_elsewhere(emulator), silent_fail=True, **OFTEN)
+        SENSORS[mode](
+            task_id="wait", flow_run_id=start_external_run(emulator), silent_fail=True, **FAST_POLLING
+        )
 
     result = run_dag(dag)
 
@@ -208,10 +217,12 @@ def test_silent_fail_goes_on(emulator: Emulator, mode: str) -> None:
 @pytest.mark.parametrize("mode", SENSORS)
 def test_timeout_is_not_retried_and_failure_is(emulator: Emulator, mode: str) -> None:
     """For Airflow a sensor's timeout is an AirflowSensorTimeout, which no retry follows; a failed run is retried as ever."""
-    emulator.plan(Plan(outcome="failed", run_seconds=0))
-    failed, running = start_elsewhere(emulator), start_elsewhere(emulator)
+    emulator.add_plan(Plan(outcome="failed", run_seconds=0))
+    failed, running = start_external_run(emulator), start_external_run(emulator)
     with DAG(
-        "sensor_retries", schedule=None, default_args={"retries": 1, "retry_delay": timedelta(0), **OFTEN}
+        "sensor_retries",
+        schedule=None,
+        default_args={"retries": 1, "retry_delay": timedelta(0), **FAST_POLLING},
     ) as dag:
         SENSORS[mode](task_id="late", flow_run_id=running, timeout=0.2)
         SENSORS[mode](task_id="failed", flow_run_id=failed)
@@ -231,22 +242,22 @@ def test_timeout_is_not_retried_and_failure_is(emulator: Emulator, mode: str) ->
 def test_template_and_mapping(emulator: Emulator, mode: str) -> None:
     """The flow run's id may be a template, and may be mapped over."""
     emulator.run_seconds = 0
-    ids = [start_elsewhere(emulator) for _ in range(3)]
+    ids = [start_external_run(emulator) for _ in range(3)]
     with DAG("sensor_mapped", schedule=None) as dag:
         SENSORS[mode](
-            task_id=TASK,
+            task_id=TASK_ID,
             flow_run_id="{{ dag_run.conf['id'] }}",
             flows_conn_id="{{ 'generio' }}_default",
-            **OFTEN,
+            **FAST_POLLING,
         )
         given = getattr(SENSORS[mode], "keywords", {})
-        FlowRunSensor.partial(task_id="mapped", **given, **OFTEN).expand(flow_run_id=ids[1:])
+        FlowRunSensor.partial(task_id="mapped", **given, **FAST_POLLING).expand(flow_run_id=ids[1:])
 
     result = run_dag(dag, conf={"id": ids[0]})
 
     assert result.state == "success"
     returned = [
-        result.xcoms[name]["return_value"]["flow_run_id"] for name in (TASK, "mapped[0]", "mapped[1]")
+        result.xcoms[name]["return_value"]["flow_run_id"] for name in (TASK_ID, "mapped[0]", "mapped[1]")
     ]
     assert returned == ids
 
@@ -255,7 +266,7 @@ def test_template_and_mapping(emulator: Emulator, mode: str) -> None:
 def test_id_that_is_none_is_named(emulator: Emulator, mode: str) -> None:
     """A flow run id that the task before did not push is a FlowInputError that says so, and nothing is asked."""
     with DAG("sensor_no_id", schedule=None, render_template_as_native_obj=True) as dag:
-        SENSORS[mode](task_id="wait", flow_run_id="{{ ti.xcom_pull('nobody') }}", **OFTEN)
+        SENSORS[mode](task_id="wait", flow_run_id="{{ ti.xcom_pull('nobody') }}", **FAST_POLLING)
 
     error = run_dag(dag).errors["wait"]
 

@@ -21,9 +21,9 @@ from airflow.sdk import DAG
 from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.triggers import FlowRunTrigger, outcome, settling_seconds
+from airflow_provider_flows.triggers import FlowRunTrigger, min_event_delay, run_from_event
 from tests.support.airflow_run import run_dag
-from tests.support.modes import FLOW, start_elsewhere
+from tests.support.modes import FLOW, start_external_run
 from tests.support.versions import deserialize, serialize
 
 LONGEST_GAP = 0.2  # seconds; at more, Airflow's triggerer says that its loop is blocked
@@ -35,12 +35,12 @@ GIVEN: dict[str, Any] = {
     "max_poll_interval": 77.0,
     "deadline": 1893456000.25,
     "abort_on_kill": True,
-    "memory": {
+    "state": {
         "since": 1793456000.5,
-        "misses": 3,
-        "state_word": "polishing",
+        "failed_polls": 3,
+        "raw_state": "polishing",
         "tenths": 4,
-        "in_trouble": True,
+        "is_failing": True,
     },
 }
 
@@ -95,7 +95,7 @@ def test_triggers_of_other_versions_can_be_made() -> None:
 BESIDE_A_TICKER = """
 import asyncio, gc, json, sys, time
 from airflow.models.connection import Connection
-from airflow_provider_flows.triggers import FlowRunTrigger, outcome
+from airflow_provider_flows.triggers import FlowRunTrigger, run_from_event
 
 Connection()  # loads all tables, which a triggerer has; Airflow 3.1 reads connections with them
 gc.freeze()  # nor is it ours how long Airflow's own modules are searched for garbage
@@ -115,7 +115,7 @@ async def main():
     events = await asyncio.gather(*(anext(wait.run()) for wait in waits))
     over = True
     await ticker
-    print(json.dumps({"gap": max(gaps), "ticks": len(gaps), "states": [outcome(event.payload).state for event in events]}))
+    print(json.dumps({"gap": max(gaps), "ticks": len(gaps), "states": [run_from_event(event.payload).state for event in events]}))
 
 asyncio.run(main())
 """
@@ -132,8 +132,8 @@ def test_triggerer_loop_is_never_blocked(flow_emulator: Emulator) -> None:
 def gap_beside_triggers(flow_emulator: Emulator) -> float:
     """Let three triggers start in a process of their own; give the longest time, in seconds, that its loop did nothing else."""
     flow_emulator.clear_faults()
-    flow_emulator.fault(Fault(method="GET", path="/flows/*", times=6, delay=0.3))
-    ids = [start_elsewhere(flow_emulator) for _ in range(3)]
+    flow_emulator.add_fault(Fault(method="GET", path="/flows/*", times=6, delay=0.3))
+    ids = [start_external_run(flow_emulator) for _ in range(3)]
     environment = {**os.environ, "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "-1"}
 
     done = subprocess.run(
@@ -154,16 +154,16 @@ def gap_beside_triggers(flow_emulator: Emulator) -> float:
 
 async def test_event_does_not_go_at_once(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even of a run that is over at the first look, the event goes only when the worker's end must have been reported."""
-    assert settling_seconds() == 6.0  # at Airflow's default settings
+    assert min_event_delay() == 6.0  # at Airflow's default settings
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
-    settling_seconds.cache_clear()
+    min_event_delay.cache_clear()
     flow_emulator.run_seconds = 0
-    flow_run_id = start_elsewhere(flow_emulator)
+    flow_run_id = start_external_run(flow_emulator)
     began = time.monotonic()
 
     event = await anext(FlowRunTrigger("flows_default", flow_run_id).run())
 
-    assert outcome(event.payload).final
+    assert run_from_event(event.payload).is_final
     assert 1.0 <= time.monotonic() - began < 3.0
 
 
@@ -171,7 +171,7 @@ async def test_cancelled_trigger_leaves_no_session_open(flow_emulator: Emulator)
     """A trigger that is cancelled in the middle of a wait ends at once and closes what it opened."""
     flow_emulator.run_seconds = 60
     task = asyncio.create_task(
-        anext(FlowRunTrigger("flows_default", start_elsewhere(flow_emulator), 0.05, 0.1).run())
+        anext(FlowRunTrigger("flows_default", start_external_run(flow_emulator), 0.05, 0.1).run())
     )
     await asyncio.sleep(0.5)
     assert any(asked.method == "GET" for asked in flow_emulator.requests)
@@ -190,7 +190,7 @@ async def test_error_travels_as_it_is(flow_emulator: Emulator, monkeypatch: pyte
     payload = deserialize(json.loads(json.dumps(serialize(event.payload))))  # as Airflow stores it
 
     with pytest.raises(FlowNotFound, match="was answered with HTTP 404") as caught:
-        outcome(payload)
+        run_from_event(payload)
     assert caught.value.status == 404
 
 
@@ -198,7 +198,7 @@ async def test_error_travels_as_it_is(flow_emulator: Emulator, monkeypatch: pyte
 def test_foreign_events_are_refused(event: Any) -> None:
     """An event that no FlowRunTrigger makes is a clear error, whatever it is."""
     with pytest.raises(FlowError, match="no FlowRunTrigger makes"):
-        outcome(event)
+        run_from_event(event)
 
 
 def test_missed_deadline_aborts_from_the_triggerer(

@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 import requests
 
-_LOOK_EVERY = 0.2
+_POLL_SECONDS = 0.2
 _TIMEOUT = 30
-_FINAL = frozenset({"success", "failed"})
+_FINAL_DAG_STATES = frozenset({"success", "failed"})
 
 
 class AirflowApi:
@@ -28,15 +28,17 @@ class AirflowApi:
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy or a netrc of the machine has no say on the loopback
 
-    def healthy(self, parts: Iterable[str], since: datetime) -> bool:
+    def is_healthy(self, parts: Iterable[str], since: datetime) -> bool:
         """Tell whether parts of Airflow are healthy, each with a sign of life not older than `since`."""
         try:
             response = self._session.get(f"{self.address}/api/v2/monitor/health", timeout=_TIMEOUT)
             response.raise_for_status()
         except requests.RequestException:
             return False
-        told = response.json()
-        return all(_alive(told[part], told[part].get(f"latest_{part}_heartbeat"), since) for part in parts)
+        health = response.json()
+        return all(
+            _is_alive(health[part], health[part].get(f"latest_{part}_heartbeat"), since) for part in parts
+        )
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> str:
         """Start a run of a DAG and return its id."""
@@ -50,11 +52,11 @@ class AirflowApi:
     def wait(self, dag_id: str, run_id: str, timeout: float) -> str:
         """Wait until a DAG run has ended and return its state."""
         deadline = time.monotonic() + timeout
-        while (state := self.run_state(dag_id, run_id)) not in _FINAL:
+        while (state := self.run_state(dag_id, run_id)) not in _FINAL_DAG_STATES:
             if time.monotonic() > deadline:
                 tasks = {ti["task_id"]: ti["state"] for ti in self.task_instances(dag_id, run_id)}
                 raise TimeoutError(f"{dag_id} {run_id} is still {state} after {timeout:.0f} s: {tasks}")
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
         return state
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
@@ -64,7 +66,7 @@ class AirflowApi:
 
     def task_state(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str | None:
         """Tell the state of one task instance; None while it has none."""
-        path = _task(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
+        path = _task_path(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
         state = self.call("GET", path).json()["state"]
         return None if state is None else str(state)
 
@@ -78,12 +80,12 @@ class AirflowApi:
                 raise TimeoutError(
                     f"{dag_id}.{task_id} is {state}, not one of {sorted(states)}, after {timeout:.0f} s"
                 )
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
         return str(state)
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
         """Read the log of one try of a task instance, one JSON object a line."""
-        path = f"{_task(dag_id, run_id, task_id)}/logs/{try_number}"
+        path = f"{_task_path(dag_id, run_id, task_id)}/logs/{try_number}"
         params = {"full_content": "true", "map_index": str(map_index)}
         return self.call("GET", path, params=params, headers={"Accept": "application/x-ndjson"}).text
 
@@ -92,13 +94,13 @@ class AirflowApi:
     ) -> Any:
         """Read one XCom of a task instance; a plain value comes back as it was pushed, any other in Airflow's JSON."""
         # Not `deserialize`: with it the API takes the text "7" for a number.
-        path = f"{_task(dag_id, run_id, task_id)}/xcomEntries/{_q(key)}"
+        path = f"{_task_path(dag_id, run_id, task_id)}/xcomEntries/{_q(key)}"
         params = {"map_index": str(map_index), "deserialize": "false", "stringify": "false"}
         return self.call("GET", path, params=params).json()["value"]
 
     def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
         """Mark a task instance, as the button "Mark as" does."""
-        path = _task(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
+        path = _task_path(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
         self.call("PATCH", path, json={"new_state": state})
 
     def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
@@ -131,10 +133,12 @@ class AirflowApi:
         self._session.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
 
 
-def _alive(told: dict[str, Any], heartbeat: str | None, since: datetime) -> bool:
+def _is_alive(component: dict[str, Any], heartbeat: str | None, since: datetime) -> bool:
     # Airflow takes a process that died for healthy as long as its last sign of life is fresh.
     return (
-        told["status"] == "healthy" and heartbeat is not None and datetime.fromisoformat(heartbeat) >= since
+        component["status"] == "healthy"
+        and heartbeat is not None
+        and datetime.fromisoformat(heartbeat) >= since
     )
 
 
@@ -142,5 +146,5 @@ def _q(part: str) -> str:
     return quote(part, safe="")
 
 
-def _task(dag_id: str, run_id: str, task_id: str) -> str:
+def _task_path(dag_id: str, run_id: str, task_id: str) -> str:
     return f"dags/{_q(dag_id)}/dagRuns/{_q(run_id)}/taskInstances/{_q(task_id)}"

@@ -17,12 +17,12 @@ from tools.processes import LOOPBACK
 USER = "admin"
 
 # Everything of an Airflow that a person may have set up in their shell; none of it is meant for ours.
-_FOREIGN = "AIRFLOW_"
+_AIRFLOW_PREFIX = "AIRFLOW_"
 
 
 def own_environment(home: Path, dags_folder: Path) -> dict[str, str]:
     """Build what any Airflow command needs to work in `home` and nowhere else."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(_AIRFLOW_PREFIX)}
     bypass = ",".join(filter(None, (LOOPBACK, "localhost", os.environ.get("NO_PROXY"))))
     return environment | {
         "AIRFLOW_HOME": str(home),
@@ -64,11 +64,11 @@ def _fernet_key(home: Path) -> str:
 
     Without it each process would read the one in airflow.cfg, which the first of them makes: one that comes meanwhile reads none.
     """
-    kept = home / "fernet.key"
-    if not kept.exists():
-        kept.touch(mode=0o600)
-        kept.write_text(urlsafe_b64encode(secrets.token_bytes(32)).decode())
-    return kept.read_text()
+    key_file = home / "fernet.key"
+    if not key_file.exists():
+        key_file.touch(mode=0o600)
+        key_file.write_text(urlsafe_b64encode(secrets.token_bytes(32)).decode())
+    return key_file.read_text()
 
 
 def tuning() -> Mapping[str, str]:

@@ -154,7 +154,7 @@ class Stack(AirflowApi):
         parts = [name.replace("-", "_") for name in names if name != "api-server"]
         programs = [self._programs[name] for name in names]
         what = f"Airflow's start ({', '.join(names)})"
-        wait_until(lambda: self.healthy(parts, since), programs, self._start_timeout, what)
+        wait_until(lambda: self.is_healthy(parts, since), programs, self._start_timeout, what)
 
 
 def _now() -> datetime:

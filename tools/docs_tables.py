@@ -15,7 +15,7 @@ from typing import Any
 
 from airflow_provider_flows.connection import GENERIO_FIELDS, PROMPTCHAINER_FIELDS, Field
 from airflow_provider_flows.emulator.__main__ import main as emulate
-from airflow_provider_flows.emulator.switches import Switches, choices, names
+from airflow_provider_flows.emulator.switches import Switches, switch_choices, switch_names
 
 
 def tables() -> dict[str, str]:
@@ -35,7 +35,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _fields(table: Mapping[str, Field]) -> str:
     rows = (
-        (f"`{name}`", field.label, field.kind, _told(field.default), _told(field.minimum), field.description)
+        (
+            f"`{name}`",
+            field.label,
+            field.kind,
+            _format_value(field.default),
+            _format_value(field.minimum),
+            field.description,
+        )
         for name, field in table.items()
     )
     return _table(("field", "in the form", "type", "default", "at least", "meaning"), rows)
@@ -46,7 +53,8 @@ def _switches() -> str:
     remarks = _remarks(inspect.getsource(Switches))
     default = Switches()
     rows = (
-        (f"`{name}`", _told(getattr(default, name)), choices(name), remarks.get(name, "")) for name in names()
+        (f"`{name}`", _format_value(getattr(default, name)), switch_choices(name), remarks.get(name, ""))
+        for name in switch_names()
     )
     return _table(("switch", "default", "can be", "what it is about"), rows)
 
@@ -71,5 +79,5 @@ def _remarks(source: str) -> dict[str, str]:
     return found
 
 
-def _told(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"

@@ -33,10 +33,10 @@ def count_triangles(path: Path) -> int:
     if kind != b"JSON":
         raise BrokenModelError(f"{path}: its first chunk is {kind!r}, not JSON")
     start = _HEADER.size + _CHUNK.size
-    return _triangles_of(json.loads(data[start : start + size]))
+    return _sum_triangles(json.loads(data[start : start + size]))
 
 
-def _triangles_of(gltf: dict[str, Any]) -> int:
+def _sum_triangles(gltf: dict[str, Any]) -> int:
     accessors = gltf.get("accessors", [])
     total = 0
     for mesh in gltf.get("meshes", []):

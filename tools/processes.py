@@ -19,7 +19,7 @@ from typing import NoReturn
 import psutil
 
 LOOPBACK = "127.0.0.1"
-_LOOK_EVERY = 0.1
+_POLL_SECONDS = 0.1
 
 
 class ProcessDied(RuntimeError):
@@ -86,7 +86,7 @@ class Program:
                 f"{self.name} ended with exit code {code}. The end of {self.log}:\n{tail(self.log)}"
             )
 
-    def ask_to_stop(self) -> None:
+    def terminate(self) -> None:
         """Send it SIGTERM, without waiting."""
         if self._popen is not None and self._popen.poll() is None:
             self._popen.send_signal(signal.SIGCONT)  # one that a test has stopped could not answer
@@ -96,7 +96,7 @@ class Program:
         """End the process itself, asked first, by force after the grace; what it started is left as it is."""
         if self._popen is None:
             return
-        self.ask_to_stop()
+        self.terminate()
         try:
             self._popen.wait(grace)
         except subprocess.TimeoutExpired:
@@ -105,9 +105,9 @@ class Program:
 
     def stop(self, grace: float = 5.0) -> None:
         """End it and all that it started, in any of its lives."""
-        family = {pid for session in self._sessions for pid in _family(session)}
+        pids = {pid for session in self._sessions for pid in _session_processes(session)}
         self.end(grace)
-        for pid in family.union(*map(_family, self._sessions)):
+        for pid in pids.union(*map(_session_processes, self._sessions)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -116,7 +116,7 @@ def stop_all(programs: Iterable[Program]) -> None:
     """End several programs: all are asked at once, so that they end side by side."""
     ours = list(programs)
     for program in ours:
-        program.ask_to_stop()
+        program.terminate()
     for program in ours:
         program.stop()
 
@@ -131,7 +131,7 @@ def wait_until(ready: Callable[[], bool], programs: Iterable[Program], timeout: 
         if time.monotonic() > deadline:
             logs = "\n".join(f"--- {program.log}\n{tail(program.log, 10)}" for program in needed)
             raise TimeoutError(f"{what} took longer than {timeout:.0f} s.\n{logs}")
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_POLL_SECONDS)
 
 
 def exit_on_sigterm() -> None:
@@ -143,7 +143,7 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
-def _family(session: int) -> set[int]:
+def _session_processes(session: int) -> set[int]:
     """Find who is left of a session that we opened, and the children of those.
 
     Going by the process group would miss Airflow's task processes, and going by the session alone what a task

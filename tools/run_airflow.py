@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from tools.airflow_stack import Stack
 from tools.processes import ProcessDied, exit_on_sigterm
-from tools.stand_in import StandIn
+from tools.stand_in import EmulatorProcess
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".airflow"
 _PORT = 8080  # where people look for an Airflow; any other if it is taken
-_LOOK_EVERY = 1.0
+_POLL_SECONDS = 1.0
 OUTPUT = "file:///tmp/flows"  # where the examples write to, unless a DAG run is told otherwise
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell that starts us in the background has it ignored
-    emulator = StandIn(FOLDER / "processes" / "emulator.log")
+    emulator = EmulatorProcess(FOLDER / "processes" / "emulator.log")
     stack = Stack(
         FOLDER,
         ROOT / "example_dags",
@@ -43,8 +43,8 @@ def main() -> int:
         emulator.start()
         with stack:
             _connect(stack, emulator)
-            _tell(stack, emulator)
-            _watch(stack, emulator)
+            _print_addresses(stack, emulator)
+            _monitor(stack, emulator)
     except KeyboardInterrupt:
         print("\nStopped.")
         return 0
@@ -55,14 +55,14 @@ def main() -> int:
         emulator.stop()
 
 
-def _connect(stack: Stack, emulator: StandIn) -> None:
+def _connect(stack: Stack, emulator: EmulatorProcess) -> None:
     """Write the connections into the metadata database, where the Connections page shows them."""
     file = FOLDER / "connections.json"
     file.write_text(json.dumps(emulator.connections(), indent=2))
     stack.airflow("connections", "import", "--overwrite", str(file))
 
 
-def _tell(stack: Stack, emulator: StandIn) -> None:
+def _print_addresses(stack: Stack, emulator: EmulatorProcess) -> None:
     print(f"""
 Airflow is up:  {stack.address}
   user          {stack.user}
@@ -76,12 +76,12 @@ Airflow is up:  {stack.address}
 Ctrl-C stops everything.""", flush=True)  # fmt: skip
 
 
-def _watch(stack: Stack, emulator: StandIn) -> NoReturn:
+def _monitor(stack: Stack, emulator: EmulatorProcess) -> NoReturn:
     """Stay until Ctrl-C, or until something that is needed has died."""
     while True:
         emulator.check()
         stack.check()
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_POLL_SECONDS)
 
 
 if __name__ == "__main__":

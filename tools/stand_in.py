@@ -26,7 +26,7 @@ _CONNECTIONS = {
 }
 
 
-class StandIn(Program):
+class EmulatorProcess(Program):
     """The emulator as a process of its own, on a free port."""
 
     def __init__(self, log: Path, *arguments: str) -> None:
@@ -47,22 +47,24 @@ class StandIn(Program):
     def start(self) -> None:
         """Start it and wait until it answers."""
         super().start()
-        wait_until(self._answers, [self], _START_TIMEOUT, "The emulator's start")
+        wait_until(self._is_ready, [self], _START_TIMEOUT, "The emulator's start")
 
     def connections(self) -> dict[str, dict[str, str]]:
         """Describe the connections of the examples, by their ids, in Airflow's own words."""
-        told = {
+        settings = {
             name: {"conn_type": service, "host": self.address, "password": _KEY}
             for name, service in _CONNECTIONS.items()
         }
-        told["promptchainer_default"]["extra"] = json.dumps({"graphs": _GRAPHS.as_uri()})
-        return told
+        settings["promptchainer_default"]["extra"] = json.dumps({"graphs": _GRAPHS.as_uri()})
+        return settings
 
     def environment(self) -> dict[str, str]:
         """Write the same connections as environment variables."""
-        return {f"AIRFLOW_CONN_{name.upper()}": json.dumps(told) for name, told in self.connections().items()}
+        return {
+            f"AIRFLOW_CONN_{name.upper()}": json.dumps(fields) for name, fields in self.connections().items()
+        }
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         with requests.Session() as session:
             session.trust_env = False  # a proxy of the machine has no say on the loopback
             try:

@@ -10,36 +10,36 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-_AIRFLOW = "from importlib.metadata import version; print(version('apache-airflow-core'))"
-_END = 4096  # bytes in which pytest's last line is found
+_VERSION_SCRIPT = "from importlib.metadata import version; print(version('apache-airflow-core'))"
+_TAIL_BYTES = 4096  # bytes in which pytest's last line is found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `PYTHON... -- PYTEST_ARGUMENTS...`; give 1 if the tests failed in any of the environments."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    pythons, pytest_arguments = given[: given.index("--")], given[given.index("--") + 1 :]
-    told, failed = [], False
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    pythons, pytest_arguments = args[: args.index("--")], args[args.index("--") + 1 :]
+    results, failed = [], False
     for python in pythons:
         airflow = subprocess.run(
-            [python, "-c", _AIRFLOW], capture_output=True, text=True, check=True
+            [python, "-c", _VERSION_SCRIPT], capture_output=True, text=True, check=True
         ).stdout.strip()
         print(f"Airflow {airflow}", flush=True)
         with subprocess.Popen([python, "-m", "pytest", *pytest_arguments], stdout=subprocess.PIPE) as running:
-            last = _shown(running.stdout)
+            last = _forward_output(running.stdout)
         failed = failed or running.returncode != 0
-        told.append(f"Airflow {airflow}: {last}")
-    print("", *told, sep="\n", flush=True)
+        results.append(f"Airflow {airflow}: {last}")
+    print("", *results, sep="\n", flush=True)
     return int(failed)
 
 
-def _shown(output: Any) -> str:
+def _forward_output(output: Any) -> str:
     """Pass on what comes as it comes, and give its last line."""
-    end = b""
-    while chunk := output.read1(_END):
+    tail = b""
+    while chunk := output.read1(_TAIL_BYTES):
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
-        end = (end + chunk)[-_END:]
-    lines = end.decode(errors="replace").strip().splitlines() or ["nothing was printed"]
+        tail = (tail + chunk)[-_TAIL_BYTES:]
+    lines = tail.decode(errors="replace").strip().splitlines() or ["nothing was printed"]
     return lines[-1].strip("= ")
 
 

@@ -12,26 +12,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.storage.inputs import looks_like_a_path, read_order
-from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, Delivery
+from airflow_provider_flows.storage.inputs import build_request, is_likely_path
+from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.problems import Findings
-    from airflow_provider_flows.core.start import Order
+    from airflow_provider_flows.core.problems import Problems
+    from airflow_provider_flows.core.start import RunRequest
 
 MAX_POLL_INTERVAL = 60.0  # seconds; the operator's default
 
 
-def order_of(args: Namespace, findings: Findings) -> Order:
+def parse_request(args: Namespace, problems: Problems) -> RunRequest:
     """Read what is to be started; nothing is sent.
 
     :param findings: takes what cannot be sent.
     """
-    given = (args.flow, _inputs(args, findings), dict(args.param or ()), args.additional, args.input_conn_id)
-    return read_order(*given, findings)
+    given = (
+        args.flow,
+        _parse_inputs(args, problems),
+        dict(args.param or ()),
+        args.additional,
+        args.input_conn_id,
+    )
+    return build_request(*given, problems)
 
 
-def schedule_of(args: Namespace) -> Schedule:
+def parse_schedule(args: Namespace) -> Schedule:
     """Read how often it looks, and until when, counted from now.
 
     :raises FlowInputError: that cannot be kept.
@@ -40,31 +46,33 @@ def schedule_of(args: Namespace) -> Schedule:
     return Schedule.of(args.poll_interval, MAX_POLL_INTERVAL, deadline)
 
 
-def delivery_of(args: Namespace) -> Delivery:
+def parse_output_options(args: Namespace) -> OutputOptions:
     """Read where files go. A long text becomes a file as it does in a DAG, but only where files are wanted."""
     path = args.output_path
     if path is not None and "://" not in path:
         path = str(Path(path).expanduser().absolute())
-    wanted = None if getattr(args, "asset", None) is None else frozenset(args.asset)
-    return Delivery(path, args.output_conn_id, None if path is None else MAX_XCOM_BYTES, only=wanted)
+    asset_names = None if getattr(args, "asset", None) is None else frozenset(args.asset)
+    return OutputOptions(
+        path, args.output_conn_id, None if path is None else MAX_XCOM_BYTES, selection=asset_names
+    )
 
 
-def _inputs(args: Namespace, findings: Findings) -> Any:
+def _parse_inputs(args: Namespace, problems: Problems) -> Any:
     if args.variable is None:
-        return [_input(text, findings) for text in args.input or ()]
+        return [_parse_input(text, problems) for text in args.input or ()]
     if args.input is not None:
         message = "--input and --variable do not go together: a flow takes inputs (Generio's do) or variables (PromptChainer's)"
-        findings.add(message, spoils="inputs")
+        problems.add(message, invalidates="inputs")
     return dict(args.variable)
 
 
-def _input(text: str, findings: Findings) -> Any:
+def _parse_input(text: str, problems: Problems) -> Any:
     """Read one --input; what its help says."""
     if text.startswith("@"):
         return Path(text[1:]).expanduser()
-    if looks_like_a_path(text):
+    if is_likely_path(text):
         prompt = json.dumps({"data": text})
-        findings.add(
+        problems.add(
             f"--input {text} looks like a path. For the file write --input @{text}; for a prompt, --input {json.dumps(prompt)}"
         )
         return json.loads(prompt)

@@ -13,91 +13,96 @@ from airflow_provider_flows.cli import arguments
 from airflow_provider_flows.cli.command import command
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.query import OUTPUT_COLUMNS
-from airflow_provider_flows.cli.terminal import say, show_many, show_one
+from airflow_provider_flows.cli.terminal import echo_err, show_many, show_one
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.storage.outputs import gather
+from airflow_provider_flows.storage.outputs import fetch_outputs
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.storage.output_options import Delivery
+    from airflow_provider_flows.storage.output_options import OutputOptions
 
-ENDED = {FlowState.COMPLETED: Exit.DONE, FlowState.ABORTED: Exit.ABORTED}  # any other state is Exit.FAILED
+EXIT_CODES_BY_STATE = {
+    FlowState.COMPLETED: Exit.DONE,
+    FlowState.ABORTED: Exit.ABORTED,
+}  # any other state is Exit.FAILED
 
 
 @command
 def download(args: Namespace) -> Exit:
     """Write outputs into files, and print what was written."""
-    hook, delivery = FlowsHook.get_hook(args.conn_id), arguments.delivery_of(args)
+    hook, output_options = FlowsHook.get_hook(args.conn_id), arguments.parse_output_options(args)
     run = hook.get_run(args.flow_run_id)
-    if not run.final:
-        message = f"The {run} is {run.state_word}: its outputs are there when it is over. Wait: {again('watch', run, args)}"
+    if not run.is_final:
+        message = f"The {run} is {run.raw_state}: its outputs are there when it is over. Wait: {command_line('watch', run, args)}"
         raise FlowConflict(message)
-    if not run.completed:
-        say(reason(run))
-    delivery.checked(hook.service)
-    run = run.with_outputs(tuple(hook.settled_outputs(run.flow_run_id)))
-    _must_be_there(run, delivery)
-    run, error = gather(hook, run, delivery)
-    show_many([output.as_dict() for output in run.outputs], args.output, OUTPUT_COLUMNS)
+    if not run.is_completed:
+        echo_err(failure_message(run))
+    output_options.validate(hook.service)
+    run = run.with_outputs(tuple(hook.list_ready_outputs(run.flow_run_id)))
+    _check_assets_exist(run, output_options)
+    run, error = fetch_outputs(hook, run, output_options)
+    show_many([output.to_dict() for output in run.outputs], args.output, OUTPUT_COLUMNS)
     if error is not None:
         raise error
     return Exit.DONE
 
 
-def _must_be_there(run: FlowRun, delivery: Delivery) -> None:
-    there = {known for output in run.outputs for known in (output.asset_id, output.name)}
-    missing = sorted((delivery.only or frozenset()) - there)
+def _check_assets_exist(run: FlowRun, output_options: OutputOptions) -> None:
+    available = {known for output in run.outputs for known in (output.asset_id, output.name)}
+    missing = sorted((output_options.selection or frozenset()) - available)
     if missing:
         known = ", ".join(f"{output.name} ({output.asset_id})" for output in run.outputs) or "none"
         message = f"The {run} has no output {', '.join(missing)}; it has {known}. Nothing was written."
         raise FlowNotFound(message)
 
 
-def ended(hook: FlowsHook, run: FlowRun, delivery: Delivery, args: Namespace) -> Exit:
+def fetch_and_print(hook: FlowsHook, run: FlowRun, output_options: OutputOptions, args: Namespace) -> Exit:
     """Fetch and print what a run that is over has made; only one that completed has its outputs fetched, as in a DAG.
 
     :raises Exception: an output could not be fetched; what could be is printed.
     """
     error = None
-    if run.completed:
+    if run.is_completed:
         try:
-            run, error = gather(hook, run, delivery)
+            run, error = fetch_outputs(hook, run, output_options)
         except KeyboardInterrupt:
-            _not_fetched(hook, run, args)
+            _report_not_fetched(hook, run, args)
             return Exit.INTERRUPTED
         except Exception:
-            _not_fetched(hook, run, args)
+            _report_not_fetched(hook, run, args)
             raise
     else:
-        say(reason(run))
-    show_one(run.as_dict(), args.output)
+        echo_err(failure_message(run))
+    show_one(run.to_dict(), args.output)
     if error is not None:
-        if hook.service.offers("get_run"):
-            say(f"Not every output of the {run} could be fetched; try again: {again('download', run, args)}")
+        if hook.service.supports("get_run"):
+            echo_err(
+                f"Not every output of the {run} could be fetched; try again: {command_line('download', run, args)}"
+            )
         raise error
-    return ENDED.get(run.state, Exit.FAILED)
+    return EXIT_CODES_BY_STATE.get(run.state, Exit.FAILED)
 
 
-def _not_fetched(hook: FlowsHook, run: FlowRun, args: Namespace) -> None:
+def _report_not_fetched(hook: FlowsHook, run: FlowRun, args: Namespace) -> None:
     """Keep what a run has made from being lost: say how to fetch it, or print it where it was told once and never again."""
-    if hook.service.offers("get_run"):
-        say(f"The {run} is completed; fetch its outputs: {again('download', run, args)}")
+    if hook.service.supports("get_run"):
+        echo_err(f"The {run} is completed; fetch its outputs: {command_line('download', run, args)}")
         return
-    say(
+    echo_err(
         f"The {run} is completed, and its outputs cannot be asked for again. They are printed as they came; a link ends soon."
     )
-    show_one(run.as_dict(), args.output)
+    show_one(run.to_dict(), args.output)
 
 
-def reason(run: FlowRun) -> str:
+def failure_message(run: FlowRun) -> str:
     """Say how a run ended that did not complete."""
-    told = f"The service says: {run.error}" if run.error else "The service gives no reason."
-    return f"The {run} {'was aborted' if run.state is FlowState.ABORTED else 'failed'}. {told}"
+    detail = f"The service says: {run.error}" if run.error else "The service gives no reason."
+    return f"The {run} {'was aborted' if run.state is FlowState.ABORTED else 'failed'}. {detail}"
 
 
-def again(name: str, run: FlowRun | str, args: Namespace) -> str:
+def command_line(name: str, run: FlowRun | str, args: Namespace) -> str:
     """Give the command that goes on with a run, as it is typed."""
     flow_run_id = run if isinstance(run, str) else run.flow_run_id
-    words = ["airflow", "flows", name, flow_run_id]
-    return shlex.join([*words, *([] if args.conn_id == "flows_default" else ["--conn-id", args.conn_id])])
+    argv = ["airflow", "flows", name, flow_run_id]
+    return shlex.join([*argv, *([] if args.conn_id == "flows_default" else ["--conn-id", args.conn_id])])

@@ -10,41 +10,41 @@ from argparse import Namespace
 from pathlib import Path
 
 from airflow_provider_flows.cli.command import command
-from airflow_provider_flows.cli.terminal import say, to_stdout
+from airflow_provider_flows.cli.terminal import echo_err, ignore_broken_pipe
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.drawing import as_mermaid, as_svg
+from airflow_provider_flows.drawing import to_mermaid, to_svg
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.storage.graph_files import LARGEST, graph_of
+from airflow_provider_flows.storage.graph_files import MAX_GRAPH_BYTES, parse_graph
 
-MERMAID = frozenset({".mmd", ".mermaid"})  # endings of --to
+MERMAID_SUFFIXES = frozenset({".mmd", ".mermaid"})  # endings of --to
 
 
 @command
 def draw(args: Namespace) -> None:
     """Write the picture to stdout, or to a file."""
-    graph, to = _graph(args), None if args.to is None else Path(args.to).expanduser()
+    graph, to = _get_graph(args), None if args.to is None else Path(args.to).expanduser()
     mermaid = args.format == "mermaid" or (
-        args.format is None and to is not None and to.suffix.lower() in MERMAID
+        args.format is None and to is not None and to.suffix.lower() in MERMAID_SUFFIXES
     )
-    drawn = (
-        as_mermaid(graph)
+    picture = (
+        to_mermaid(graph)
         if mermaid
-        else as_svg(graph, title=Path(args.flow).stem if _is_file(args.flow) else args.flow)
+        else to_svg(graph, title=Path(args.flow).stem if _is_file(args.flow) else args.flow)
     )
-    text = drawn if drawn.endswith("\n") else f"{drawn}\n"
+    text = picture if picture.endswith("\n") else f"{picture}\n"
     if to is None:
-        with to_stdout():
+        with ignore_broken_pipe():
             sys.stdout.write(text)
         return
     to.write_text(text, encoding="utf-8")
-    say(f"{to} is written.")
+    echo_err(f"{to} is written.")
 
 
-def _graph(args: Namespace) -> FlowGraph:
+def _get_graph(args: Namespace) -> FlowGraph:
     file = args.file or (args.flow if _is_file(args.flow) else None)
     if file is not None:
-        return _read(Path(file).expanduser())
+        return _load_graph_file(Path(file).expanduser())
     graph = FlowsHook.get_hook(args.conn_id).get_graph(args.flow)
     if graph is None:
         message = (
@@ -59,10 +59,10 @@ def _is_file(flow: str) -> bool:
     return flow.lower().endswith(".json") or "/" in flow
 
 
-def _read(path: Path) -> FlowGraph:
+def _load_graph_file(path: Path) -> FlowGraph:
     try:
         with path.open("rb") as file:
-            return graph_of(file.read(LARGEST + 1))
+            return parse_graph(file.read(MAX_GRAPH_BYTES + 1))
     except OSError as error:
         message = f"The flow graph {path} cannot be read: {error.strerror or error}"
         raise FlowInputError(message) from error

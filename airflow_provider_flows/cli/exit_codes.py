@@ -18,8 +18,8 @@ class Exit(IntEnum):
     ABORTED = 3, "the flow run was aborted"
     TIMEOUT = 4, "--timeout passed; the flow run goes on"
     NOT_FOUND = 5, "the service knows no such flow, flow run or output"
-    REFUSED = 6, "the service refuses the key"
-    HUNG_UP = 129, "the terminal was closed (SIGHUP); a flow run that was started goes on"
+    AUTH_ERROR = 6, "the service refuses the key"
+    HANGUP = 129, "the terminal was closed (SIGHUP); a flow run that was started goes on"
     INTERRUPTED = 130, "Ctrl-C; a flow run that was started goes on"
     TERMINATED = 143, "SIGTERM; a flow run that was started goes on"
 
@@ -27,10 +27,10 @@ class Exit(IntEnum):
 
     def __new__(cls, code: int, meaning: str) -> Self:
         """Keep the meaning beside the code."""
-        made = int.__new__(cls, code)
-        made._value_ = code
-        made.meaning = meaning
-        return made
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
 
 
-TABLE = "exit codes:\n" + "\n".join(f"  {code.value:>3}  {code.meaning}" for code in Exit)
+EXIT_CODE_TABLE = "exit codes:\n" + "\n".join(f"  {code.value:>3}  {code.meaning}" for code in Exit)

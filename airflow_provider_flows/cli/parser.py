@@ -20,43 +20,45 @@ from airflow.cli.cli_config import (
     lazy_load_command,
 )
 
-from airflow_provider_flows.cli.exit_codes import TABLE
+from airflow_provider_flows.cli.exit_codes import EXIT_CODE_TABLE
 
-HERE = __name__.rpartition(".")[0]
+CLI_PACKAGE = __name__.rpartition(".")[0]
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, is_one, value = text.partition("=")
-    if not is_one or not name.strip():
+def _parse_name_value(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
         message = f"{text!r} is not NAME=VALUE"
         raise argparse.ArgumentTypeError(message)
     return name.strip(), value
 
 
-def _read(text: str) -> Any:
-    def none(word: str) -> NoReturn:
-        raise ValueError(word)
+def _parse_strict_json(text: str) -> Any:
+    def reject_constant(constant: str) -> NoReturn:
+        raise ValueError(constant)
 
-    return json.loads(text, parse_constant=none)  # NaN and Infinity, which Python reads and nobody else
+    return json.loads(
+        text, parse_constant=reject_constant
+    )  # NaN and Infinity, which Python reads and nobody else
 
 
-def _parameter(text: str) -> tuple[str, Any]:
-    name, value = _pair(text)
+def _parse_parameter_argument(text: str) -> tuple[str, Any]:
+    name, value = _parse_name_value(text)
     try:
-        return name, _read(value)
+        return name, _parse_strict_json(value)
     except ValueError:
         return name, value
 
 
-def _json(text: str) -> Any:
+def _parse_json_argument(text: str) -> Any:
     try:
-        return _read(text)
+        return _parse_strict_json(text)
     except ValueError as error:
         message = f"{text!r} is no JSON ({error})"
         raise argparse.ArgumentTypeError(message) from error
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
@@ -67,14 +69,14 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _count(text: str) -> int:
+def _parse_run_count(text: str) -> int:
     if not text.isdecimal():
         message = f"{text!r} is no number of flow runs"
         raise argparse.ArgumentTypeError(message)
     return int(text)
 
 
-class _Rest(Arg):
+class _Remainder(Arg):
     """All arguments that follow, also those that begin with a dash and --help, for a command with a parser of its own."""
 
     def add_to_parser(self, parser: argparse.ArgumentParser) -> None:
@@ -96,7 +98,7 @@ STATE = Arg(
 )
 LIMIT = Arg(
     ("--limit",),
-    type=_count,
+    type=_parse_run_count,
     default=100,
     metavar="N",
     help="The most that are printed, the newest; 0 for all (default: 100)",
@@ -114,27 +116,31 @@ INPUT = Arg(
 VARIABLE = Arg(
     ("--variable",),
     action="append",
-    type=_pair,
+    type=_parse_name_value,
     metavar="NAME=VALUE",
     help="A variable of a flow that has variables (PromptChainer), in place of --input; may be repeated",
 )
 PARAM = Arg(
     ("-p", "--param"),
     action="append",
-    type=_parameter,
+    type=_parse_parameter_argument,
     metavar="NAME=VALUE",
     help="A parameter of the flow; may be repeated. JSON where it can be read as such (a number, true, ...), else a text:\n"
     "-p seed=7, -p quality=low; for the text 7: -p 'label=\"7\"'",
 )
 ADDITIONAL = Arg(
     ("--additional",),
-    type=_json,
+    type=_parse_json_argument,
     metavar="JSON",
     help="Metadata of yours, stored with the flow run (Generio)",
 )
-PATH = "Where files are written, a path or the URI of any object storage, below it a folder a flow run"
-RUN_OUTPUT_PATH = Arg(("--output-path",), help=f"{PATH} (default: they stay at the service)")
-HERE_OUTPUT_PATH = Arg(("--output-path",), default=".", help=f"{PATH} (default: the current folder)")
+OUTPUT_PATH_HELP = (
+    "Where files are written, a path or the URI of any object storage, below it a folder a flow run"
+)
+RUN_OUTPUT_PATH = Arg(("--output-path",), help=f"{OUTPUT_PATH_HELP} (default: they stay at the service)")
+DOWNLOAD_OUTPUT_PATH = Arg(
+    ("--output-path",), default=".", help=f"{OUTPUT_PATH_HELP} (default: the current folder)"
+)
 OUTPUT_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the storage of --output-path")
 INPUT_CONN_ID = Arg(
     ("--input-conn-id",), help="Airflow connection of the storage that file URIs among the inputs lie in"
@@ -145,13 +151,13 @@ NO_VALIDATE = Arg(
 NO_WAIT = Arg(("--no-wait",), action="store_true", help="End when the flow run is started")
 TIMEOUT = Arg(
     ("--timeout",),
-    type=_seconds,
+    type=_parse_seconds,
     metavar="SECONDS",
     help="Wait no longer; the flow run goes on (default: no limit)",
 )
 POLL_INTERVAL = Arg(
     ("--poll-interval",),
-    type=_seconds,
+    type=_parse_seconds,
     default=5.0,
     metavar="SECONDS",
     help="The most often that it looks (default: 5)",
@@ -169,7 +175,7 @@ ASSET = Arg(
     metavar="ASSET",
     help="Asset id or name of an output that is wanted; may be repeated (default: all)",
 )
-DRAWN = Arg(
+FLOW_OR_FILE = Arg(
     ("flow",), help="Id of a PromptChainer flow, or the path of an exported file (it ends with .json)"
 )
 FILE = Arg(
@@ -181,27 +187,29 @@ FORMAT = Arg(
     ("--format",), choices=("svg", "mermaid"), help="What is written (default: what --to ends with, else svg)"
 )
 TO = Arg(("--to",), metavar="FILE", help="Where it is written (default: stdout)")
-OPTIONS = _Rest(("options",), nargs=argparse.REMAINDER)  # type: ignore[no-untyped-call]
-ALWAYS = (CONN_ID, ARG_OUTPUT, ARG_VERBOSE)
+OPTIONS = _Remainder(("options",), nargs=argparse.REMAINDER)  # type: ignore[no-untyped-call]
+COMMON_ARGS = (CONN_ID, ARG_OUTPUT, ARG_VERBOSE)
 
 
-def _command(
-    name: str, module: str, told: str, *args: Arg, always: tuple[Arg, ...] = ALWAYS
+def _build_command(
+    name: str, module: str, help_text: str, *args: Arg, common_args: tuple[Arg, ...] = COMMON_ARGS
 ) -> ActionCommand:
-    function = lazy_load_command(f"{HERE}.{module}.{name}")
-    return ActionCommand(name=name, help=told, func=function, args=(*args, *always), epilog=TABLE)
+    function = lazy_load_command(f"{CLI_PACKAGE}.{module}.{name}")
+    return ActionCommand(
+        name=name, help=help_text, func=function, args=(*args, *common_args), epilog=EXIT_CODE_TABLE
+    )
 
 
 def get_commands() -> list[GroupCommand]:
     """Give the group of commands to Airflow (provider info, `cli`; Airflow 3.2 and later asks for it)."""
-    waiting = (TIMEOUT, POLL_INTERVAL, ON_INTERRUPT)
+    wait_args = (TIMEOUT, POLL_INTERVAL, ON_INTERRUPT)
     commands = (
-        _command("list", "query", "List the flows that can be run"),
-        _command("describe", "query", "Tell what a flow takes and gives", FLOW),
-        _command("runs", "query", "List the account's flow runs, newest first", STATE, LIMIT),
-        _command("get", "query", "Tell how a flow run is now", RUN),
-        _command("outputs", "query", "List the outputs of a flow run that is over", RUN),
-        _command(
+        _build_command("list", "query", "List the flows that can be run"),
+        _build_command("describe", "query", "Tell what a flow takes and gives", FLOW),
+        _build_command("runs", "query", "List the account's flow runs, newest first", STATE, LIMIT),
+        _build_command("get", "query", "Tell how a flow run is now", RUN),
+        _build_command("outputs", "query", "List the outputs of a flow run that is over", RUN),
+        _build_command(
             "run",
             "run",
             "Run a flow, wait for it and fetch what it made",
@@ -217,30 +225,44 @@ def get_commands() -> list[GroupCommand]:
                 NO_VALIDATE,
                 NO_WAIT,
             ),
-            *waiting,
+            *wait_args,
         ),
-        _command(
-            "watch", "run", "Wait for a flow run, whoever started it, with a progress bar", RUN, *waiting
+        _build_command(
+            "watch", "run", "Wait for a flow run, whoever started it, with a progress bar", RUN, *wait_args
         ),
-        _command(
+        _build_command(
             "download",
             "download",
             "Write a flow run's outputs into files",
             RUN,
-            HERE_OUTPUT_PATH,
+            DOWNLOAD_OUTPUT_PATH,
             OUTPUT_CONN_ID,
             ASSET,
         ),
-        _command("abort", "manage", "Ask that a flow run be stopped", RUN),
-        _command(
+        _build_command("abort", "manage", "Ask that a flow run be stopped", RUN),
+        _build_command(
             "delete", "manage", "Delete a flow run with its inputs and outputs, for ever", RUN, ARG_YES
         ),
-        _command(
-            "draw", "draw", "Draw a flow's graph", DRAWN, FILE, FORMAT, TO, always=(CONN_ID, ARG_VERBOSE)
+        _build_command(
+            "draw",
+            "draw",
+            "Draw a flow's graph",
+            FLOW_OR_FILE,
+            FILE,
+            FORMAT,
+            TO,
+            common_args=(CONN_ID, ARG_VERBOSE),
         ),
-        _command(
-            "emulator", "emulator", "Start a stand-in for Generio and PromptChainer", OPTIONS, always=()
+        _build_command(
+            "emulator", "emulator", "Start a stand-in for Generio and PromptChainer", OPTIONS, common_args=()
         ),
     )
-    told = "Run flows at Generio, PromptChainer, or any service that a connection type stands for"
-    return [GroupCommand(name="flows", help=told, description=f"{told}\n\n{TABLE}", subcommands=commands)]
+    description = "Run flows at Generio, PromptChainer, or any service that a connection type stands for"
+    return [
+        GroupCommand(
+            name="flows",
+            help=description,
+            description=f"{description}\n\n{EXIT_CODE_TABLE}",
+            subcommands=commands,
+        )
+    ]

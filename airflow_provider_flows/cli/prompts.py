@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import sys
 
-from airflow_provider_flows.cli.terminal import harmless
+from airflow_provider_flows.cli.terminal import escape_control_chars
 
 
-def at_a_terminal() -> bool:
+def is_interactive() -> bool:
     """Whether there is somebody to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def agreed(question: str) -> bool:
+def confirm(question: str) -> bool:
     """Ask; whatever is not yes is no.
 
     :raises KeyboardInterrupt: the answer is Ctrl-C.
     """
     try:
-        sys.stderr.write(f"{harmless(question)} [y/N] ")
+        sys.stderr.write(f"{escape_control_chars(question)} [y/N] ")
         sys.stderr.flush()
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.cli.command import command
-from airflow_provider_flows.cli.terminal import say, show_many, show_one
+from airflow_provider_flows.cli.terminal import echo_err, show_many, show_one
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
@@ -36,7 +36,7 @@ def list(args: Namespace) -> None:  # noqa: A001  # the command's name
     """Print the definitions of all flows."""
     found = FlowsHook.get_hook(args.conn_id).list_definitions()
     show_many(
-        [_definition(each) for each in found],
+        [_definition_to_dict(each) for each in found],
         args.output,
         ("flow", "name", "inputs", "parameters", "outputs"),
     )
@@ -45,64 +45,68 @@ def list(args: Namespace) -> None:  # noqa: A001  # the command's name
 @command
 def describe(args: Namespace) -> None:
     """Print the definition of one flow."""
-    show_one(_definition(FlowsHook.get_hook(args.conn_id).get_definition(args.flow)), args.output)
+    show_one(_definition_to_dict(FlowsHook.get_hook(args.conn_id).get_definition(args.flow)), args.output)
 
 
 @command
 def runs(args: Namespace) -> None:
     """Print the account's flow runs."""
-    state = None if args.state is None else FlowState.of(args.state)
+    state = None if args.state is None else FlowState.parse(args.state)
     if state is FlowState.UNKNOWN:
         message = f"--state must be one of {', '.join(each for each in FlowState if each is not state)}, not {args.state!r}"
         raise FlowInputError(message)
     found = FlowsHook.get_hook(args.conn_id).list_runs(state)
-    shown = found[: args.limit or None]
-    show_many([seen(run) for run in shown], args.output, RUN_COLUMNS)
-    if more := len(found) - len(shown):
-        say(f"{more} more, which are older, are not shown; --limit 0 shows all.")
+    newest = found[: args.limit or None]
+    show_many([to_run_summary(run) for run in newest], args.output, RUN_COLUMNS)
+    if more := len(found) - len(newest):
+        echo_err(f"{more} more, which are older, are not shown; --limit 0 shows all.")
 
 
 @command
 def get(args: Namespace) -> None:
     """Print a flow run as it is now."""
-    show_one(seen(FlowsHook.get_hook(args.conn_id).get_run(args.flow_run_id)), args.output)
+    show_one(to_run_summary(FlowsHook.get_hook(args.conn_id).get_run(args.flow_run_id)), args.output)
 
 
 @command
 def outputs(args: Namespace) -> None:
     """Print what a flow run made."""
-    found = FlowsHook.get_hook(args.conn_id).settled_outputs(args.flow_run_id)
-    show_many([output.as_dict() for output in found], args.output, OUTPUT_COLUMNS)
+    found = FlowsHook.get_hook(args.conn_id).list_ready_outputs(args.flow_run_id)
+    show_many([output.to_dict() for output in found], args.output, OUTPUT_COLUMNS)
 
 
-def seen(run: FlowRun) -> dict[str, Any]:
+def to_run_summary(run: FlowRun) -> dict[str, Any]:
     """Give a run as it was seen, without the outputs, which nobody asked for; with the expected end and the reason."""
-    told = {name: value for name, value in run.as_dict().items() if name != "outputs"}
+    fields = {name: value for name, value in run.to_dict().items() if name != "outputs"}
     end = run.expected_end
     return {
-        **told,
+        **fields,
         "expected_end": None if end is None else end.isoformat(timespec="seconds"),
         "error": run.error,
     }
 
 
-def _definition(found: FlowDefinition) -> dict[str, Any]:
+def _definition_to_dict(definition: FlowDefinition) -> dict[str, Any]:
     return {
-        "flow": found.flow,
-        "service": found.service,
-        "name": found.name,
-        "description": found.description,
-        "inputs": [*found.inputs],
-        "parameters": {name: _told(parameter) for name, parameter in found.parameters.items()},
-        "outputs": [*found.outputs],
-        "least_inputs": found.least_inputs,
-        "most_inputs": found.most_inputs,
+        "flow": definition.flow,
+        "service": definition.service,
+        "name": definition.name,
+        "description": definition.description,
+        "inputs": [*definition.inputs],
+        "parameters": {
+            name: _parameter_to_dict(parameter) for name, parameter in definition.parameters.items()
+        },
+        "outputs": [*definition.outputs],
+        "min_inputs": definition.min_inputs,
+        "max_inputs": definition.max_inputs,
     }
 
 
-def _told(parameter: Parameter) -> dict[str, Any]:
+def _parameter_to_dict(parameter: Parameter) -> dict[str, Any]:
     """Give what the service tells of a parameter."""
-    told = asdict(parameter).items()
+    items = asdict(parameter).items()
     return {
-        key: [*value] if isinstance(value, tuple) else value for key, value in told if value not in (None, ())
+        key: [*value] if isinstance(value, tuple) else value
+        for key, value in items
+        if value not in (None, ())
     }

@@ -12,58 +12,67 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_flows.cli import arguments
 from airflow_provider_flows.cli.command import command
-from airflow_provider_flows.cli.download import ENDED, again, ended, reason
+from airflow_provider_flows.cli.download import (
+    EXIT_CODES_BY_STATE,
+    command_line,
+    failure_message,
+    fetch_and_print,
+)
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.cli.progress import followed, interrupted
-from airflow_provider_flows.cli.query import seen
-from airflow_provider_flows.cli.terminal import INTERRUPTED, say, show_one
+from airflow_provider_flows.cli.progress import handle_interrupt, wait_for_run
+from airflow_provider_flows.cli.query import to_run_summary
+from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err, show_one
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowInvalid, FlowServiceError
-from airflow_provider_flows.core.problems import Findings
-from airflow_provider_flows.core.start import Order, Record
+from airflow_provider_flows.core.problems import Problems
+from airflow_provider_flows.core.start import RunRecord, RunRequest
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.preflight import refuse
+from airflow_provider_flows.preflight import raise_if_invalid
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.run import FlowRun
 
-LINEAGE = 0  # a command is tried once
+GENERATION = 0  # a command is tried once
 
 
 @command
 def run(args: Namespace) -> Exit:
     """Start a flow run, wait for it, fetch its outputs, print what a task would return."""
-    hook, delivery, findings = FlowsHook.get_hook(args.conn_id), arguments.delivery_of(args), Findings()
-    order, schedule = arguments.order_of(args, findings), arguments.schedule_of(args)
-    delivery.checked(hook.service, findings)
-    with _in_its_words():
-        refuse(hook, order, findings, validate=not args.no_validate)
-        made = _Start(hook, order, args).made()
-    if made is None:
+    hook, output_options, problems = (
+        FlowsHook.get_hook(args.conn_id),
+        arguments.parse_output_options(args),
+        Problems(),
+    )
+    request, schedule = arguments.parse_request(args, problems), arguments.parse_schedule(args)
+    output_options.validate(hook.service, problems)
+    with _use_option_names():
+        raise_if_invalid(hook, request, problems, validate=not args.no_validate)
+        flow_run = _RunStarter(hook, request, args).start()
+    if flow_run is None:
         return Exit.INTERRUPTED
-    if args.no_wait and not made.final:
-        show_one(made.as_dict(), args.output)
+    if args.no_wait and not flow_run.is_final:
+        show_one(flow_run.to_dict(), args.output)
         return Exit.DONE
-    final = made if made.final else followed(hook, made.flow_run_id, schedule, args)
-    return Exit.INTERRUPTED if final is None else ended(hook, final, delivery, args)
+    final = flow_run if flow_run.is_final else wait_for_run(hook, flow_run.flow_run_id, schedule, args)
+    return Exit.INTERRUPTED if final is None else fetch_and_print(hook, final, output_options, args)
 
 
 @command
 def watch(args: Namespace) -> Exit:
     """Wait for a flow run, and print how it ended."""
     hook = FlowsHook.get_hook(args.conn_id)
-    schedule = arguments.schedule_of(args)
-    now = hook.get_run(args.flow_run_id)  # first, for a wait is patient with an id that nobody knows
-    final = now if now.final else followed(hook, args.flow_run_id, schedule, args)
+    schedule = arguments.parse_schedule(args)
+    flow_run = hook.get_run(args.flow_run_id)  # first, for a wait is patient with an id that nobody knows
+    final = flow_run if flow_run.is_final else wait_for_run(hook, args.flow_run_id, schedule, args)
     if final is None:
         return Exit.INTERRUPTED
-    if not final.completed:
-        say(reason(final))
-    show_one(seen(final), args.output)
-    return ENDED.get(final.state, Exit.FAILED)
+    if not final.is_completed:
+        echo_err(failure_message(final))
+    show_one(to_run_summary(final), args.output)
+    return EXIT_CODES_BY_STATE.get(final.state, Exit.FAILED)
 
 
 @contextmanager
-def _in_its_words() -> Iterator[None]:
+def _use_option_names() -> Iterator[None]:
     """Let an error name the option in place of the argument that it stands for."""
     try:
         yield
@@ -71,85 +80,94 @@ def _in_its_words() -> Iterator[None]:
         raise FlowInputError(str(error).replace("validate=False", "--no-validate")) from error
 
 
-class _Start:
+class _RunStarter:
     """One start, and what Ctrl-C makes of it."""
 
-    def __init__(self, hook: FlowsHook, order: Order, args: Namespace) -> None:
-        self._hook, self._order, self._args = hook, order, args
-        self._record = Record(order.fingerprint, LINEAGE)
+    def __init__(self, hook: FlowsHook, request: RunRequest, args: Namespace) -> None:
+        self._hook, self._request, self._args = hook, request, args
+        self._record = RunRecord(request.fingerprint, GENERATION)
         self._validate = not args.no_validate
-        self._sent = False
-        self._lasts = hook.service.offers(
+        self._is_sent = False
+        self._supports_get_run = hook.service.supports(
             "get_run"
         )  # a run has an id there, and can be asked for after its start
 
-    def made(self) -> FlowRun | None:
+    def start(self) -> FlowRun | None:
         """Start the flow run; None if Ctrl-C came before it was started, or it was left going then.
 
         :raises FlowInputError: the service refuses the arguments.
         :raises FlowServiceError: it was not started, as far as can be found out; what cannot is said.
         """
         try:
-            made = self._hook.start(
-                self._order, record=self._record, keep=self._keep, validate=self._validate
+            flow_run = self._hook.start(
+                self._request, record=self._record, save=self._save, validate=self._validate
             )
-            if self._lasts:
-                say(f"The {made} is started.")
-        except KeyboardInterrupt as by:
-            return self._interrupted(by)
+            if self._supports_get_run:
+                echo_err(f"The {flow_run} is started.")
+        except KeyboardInterrupt as interrupt:
+            return self._handle_interrupt(interrupt)
         except FlowInvalid as error:  # what was sent is refused, so nothing is paid
             raise FlowInputError(str(error)) from error
         except FlowServiceError as error:
-            found = self._found_again() if error.in_doubt and self._sent else None
+            found = self._find_run() if error.outcome_unknown and self._is_sent else None
             if found is None:
                 raise
-            say(f"The {found} is started, although the service's answer was: {error}")
+            echo_err(f"The {found} is started, although the service's answer was: {error}")
             return found
-        return made
+        return flow_run
 
-    def _keep(self, record: Record | None) -> None:
-        self._sent = record is not None
+    def _save(self, record: RunRecord | None) -> None:
+        self._is_sent = record is not None
         if record is None:
             return
         self._record = record
-        if not self._lasts and record.flow_run_id is None:
-            say(f"The flow {self._order.flow} is sent; it is answered when it is over.")
-        elif self._hook.service.steps and record.flow_run_id is not None:
-            say(
-                f"The flow run {record.flow_run_id} of flow {self._order.flow} is made; its inputs are sent now."
+        if not self._supports_get_run and record.flow_run_id is None:
+            echo_err(f"The flow {self._request.flow} is sent; it is answered when it is over.")
+        elif self._hook.service.staged_start and record.flow_run_id is not None:
+            echo_err(
+                f"The flow run {record.flow_run_id} of flow {self._request.flow} is made; its inputs are sent now."
             )
 
-    def _interrupted(self, by: KeyboardInterrupt) -> FlowRun | None:
+    def _handle_interrupt(self, interrupt: KeyboardInterrupt) -> FlowRun | None:
         """Delete a run that was not started; ask about one that was."""
-        if not self._sent:
-            say(f"{INTERRUPTED} The flow {self._order.flow} was not run.")
+        if not self._is_sent:
+            echo_err(f"{INTERRUPTED_MESSAGE} The flow {self._request.flow} was not run.")
             return None
-        say(INTERRUPTED)
-        going = self._found_again()
-        if going is None:
+        echo_err(INTERRUPTED_MESSAGE)
+        flow_run = self._find_run()
+        if flow_run is None:
             return None
-        return going if going.final else interrupted(self._hook, going.flow_run_id, self._args, by)
+        return (
+            flow_run
+            if flow_run.is_final
+            else handle_interrupt(self._hook, flow_run.flow_run_id, self._args, interrupt)
+        )
 
-    def _found_again(self) -> FlowRun | None:
+    def _find_run(self) -> FlowRun | None:
         """Give the run if it was started, else delete what was made of it; say what could not be found out. None without one."""
         flow_run_id, service = self._record.flow_run_id, self._hook.service
-        if not self._lasts or (flow_run_id is None and not service.steps):
-            fate = (
+        if not self._supports_get_run or (flow_run_id is None and not service.staged_start):
+            hint = (
                 "look for its run: airflow flows runs"
-                if service.offers("list_runs")
+                if service.supports("list_runs")
                 else "what it makes cannot be fetched"
             )
-            say(f"The flow {self._order.flow} may run all the same; {fate}.")
+            echo_err(f"The flow {self._request.flow} may run all the same; {hint}.")
             return None
         try:
-            found = self._hook.pick_up(self._order, self._record, LINEAGE, abort=False)
+            found = self._hook.resume(self._request, self._record, GENERATION, abort=False)
         except (FlowError, KeyboardInterrupt) as error:
             if isinstance(error, FlowError):
-                say(error)
+                echo_err(error)
             if flow_run_id is not None:
-                look, stop = again("get", flow_run_id, self._args), again("abort", flow_run_id, self._args)
-                say(f"The flow run {flow_run_id} may have started. Look: {look}; abort it: {stop}")
+                get_command, abort_command = (
+                    command_line("get", flow_run_id, self._args),
+                    command_line("abort", flow_run_id, self._args),
+                )
+                echo_err(
+                    f"The flow run {flow_run_id} may have started. Look: {get_command}; abort it: {abort_command}"
+                )
             return None
         if found is None:
-            say("No flow run goes on; what was made of one is deleted.")
+            echo_err("No flow run goes on; what was made of one is deleted.")
         return found

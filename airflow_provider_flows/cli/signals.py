@@ -15,10 +15,10 @@ from typing import NoReturn
 
 from airflow_provider_flows.cli.exit_codes import Exit
 
-CODES = {signal.SIGTERM: Exit.TERMINATED, signal.SIGHUP: Exit.HUNG_UP}
+SIGNAL_EXIT_CODES = {signal.SIGTERM: Exit.TERMINATED, signal.SIGHUP: Exit.HANGUP}
 
 
-class Ended(KeyboardInterrupt):
+class SignalReceived(KeyboardInterrupt):
     """A signal that is not Ctrl-C; `code` is the exit code that stands for it."""
 
     def __init__(self, code: Exit) -> None:
@@ -27,29 +27,31 @@ class Ended(KeyboardInterrupt):
 
 
 @contextmanager
-def signals() -> Iterator[list[Exit]]:
+def raise_on_signals() -> Iterator[list[Exit]]:
     """Let these signals raise `Ended` in the block; gives the exit codes of those that came.
 
     One that is ignored (nohup) stays so.
     """
-    came: list[Exit] = []
+    received_codes: list[Exit] = []
     terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
 
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        came.append(CODES[signal.Signals(number)])
+    def on_signal(number: int, _: FrameType | None) -> NoReturn:
+        received_codes.append(SIGNAL_EXIT_CODES[signal.Signals(number)])
         if number == signal.SIGHUP:
             for terminal in (
                 terminals
             ):  # it is gone, and whatever is written to it would be an error in place of this one
                 os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
-        raise Ended(came[-1])
+        raise SignalReceived(received_codes[-1])
 
-    before = {number: signal.getsignal(number) for number in CODES}
-    heeded = {number: handler for number, handler in before.items() if handler not in {signal.SIG_IGN, None}}
-    for number in heeded:
-        signal.signal(number, end)
+    previous = {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
+    handlers = {
+        number: handler for number, handler in previous.items() if handler not in {signal.SIG_IGN, None}
+    }
+    for number in handlers:
+        signal.signal(number, on_signal)
     try:
-        yield came
+        yield received_codes
     finally:
-        for number, handler in heeded.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

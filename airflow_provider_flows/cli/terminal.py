@@ -16,24 +16,24 @@ from airflow.cli.simple_table import AirflowConsole, SimpleTable
 from rich.text import Text
 from tabulate import tabulate
 
-INTERRUPTED = "Interrupted."
+INTERRUPTED_MESSAGE = "Interrupted."
 
 
-def harmless(text: object) -> str:
+def escape_control_chars(text: object) -> str:
     """Give a text with every character written out that a terminal would obey or not show: control, direction, line ends."""
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(text)
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
     )
 
 
-def say(line: object) -> None:
+def echo_err(line: object) -> None:
     """Write one line to stderr."""
-    sys.stderr.write(f"{harmless(line)}\n")
+    sys.stderr.write(f"{escape_control_chars(line)}\n")
     sys.stderr.flush()
 
 
 @contextmanager
-def to_stdout() -> Iterator[None]:
+def ignore_broken_pipe() -> Iterator[None]:
     """Print as long as somebody reads it: that `head` has seen enough changes neither what a command does nor how it ends."""
     try:
         yield
@@ -57,7 +57,7 @@ def show_one(data: Mapping[str, Any], output: str) -> None:
 
     :param output: table, json, yaml or plain, as Airflow's own commands have it.
     """
-    rows = [{"property_name": name, "property_value": value} for name, value in _flat(data)]
+    rows = [{"property_name": name, "property_value": value} for name, value in _flatten(data)]
     _show(data, rows, output)
 
 
@@ -67,11 +67,11 @@ def show_many(data: Sequence[Mapping[str, Any]], output: str, columns: Iterable[
 
 
 def _show(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
-    with to_stdout():
-        _written(data, rows, output)
+    with ignore_broken_pipe():
+        _write(data, rows, output)
 
 
-def _written(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
+def _write(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
     console = _Console()
     if output == "json" and not console.is_terminal:
         sys.stdout.write(
@@ -82,7 +82,7 @@ def _written(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
     elif output == "yaml":
         console.print_as_yaml(data)
     elif not rows:
-        say("No data found")
+        echo_err("No data found")
     elif output == "plain":
         cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
         sys.stdout.write(
@@ -104,10 +104,10 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, (list, tuple, Mapping)):
         return ", ".join(map(_cell, value))
-    return harmless(value)
+    return escape_control_chars(value)
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Give what is nested as `outer.inner`."""
     inner = (
         value.items()
@@ -117,6 +117,6 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         else ()
     )
     if not inner:
-        yield harmless(name), value
+        yield escape_control_chars(name), value
     for key, each in inner:
-        yield from _flat(each, f"{name}.{key}" if name else str(key))
+        yield from _flatten(each, f"{name}.{key}" if name else str(key))

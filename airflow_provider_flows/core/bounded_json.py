@@ -9,42 +9,46 @@ import json
 import math
 from typing import Any
 
-NESTS = frozenset({dict, list})
-DEEPEST = (
+CONTAINERS = frozenset({dict, list})
+MAX_JSON_DEPTH = (
     64  # what a service means is nested a few levels deep; Airflow's own XCom code and Python's json recurse
 )
 
 
-def parse(body: bytes) -> Any:
+def parse_bounded_json(body: bytes) -> Any:
     """Read JSON; NaN and the infinities, however they are written, become None.
 
     :raises ValueError: it is not JSON, or it is nested too deeply.
     """
     try:
         text = body.decode(json.detect_encoding(body), "surrogatepass")
-        value = _SWIFT.decode(text)
+        value = _FAST_DECODER.decode(text)
     except RecursionError:
-        raise _too_deep() from None
+        raise _depth_error() from None
     level: list[Any] = [value]
-    for _ in range(DEEPEST + 2):
+    for _ in range(MAX_JSON_DEPTH + 2):
         if math.inf in level or -math.inf in level:
-            level = [value := _WARY.decode(text)]
-        nests = [outer for outer in level if type(outer) in NESTS]
-        if not nests:
+            level = [value := _FINITE_DECODER.decode(text)]
+        containers = [outer for outer in level if type(outer) in CONTAINERS]
+        if not containers:
             return value
-        level = [inner for outer in nests for inner in (outer.values() if type(outer) is dict else outer)]
-    raise _too_deep()
+        level = [
+            inner for outer in containers for inner in (outer.values() if type(outer) is dict else outer)
+        ]
+    raise _depth_error()
 
 
-def _finite(text: str) -> float | None:
+def _parse_finite(text: str) -> float | None:
     number = float(text)
     return number if math.isfinite(number) else None
 
 
 # made once: `json.loads` with arguments makes one for each call, which takes as long as reading a small answer
-_SWIFT = json.JSONDecoder(parse_constant=lambda _: None)
-_WARY = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite)  # takes twice as long
+_FAST_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+_FINITE_DECODER = json.JSONDecoder(
+    parse_constant=lambda _: None, parse_float=_parse_finite
+)  # takes twice as long
 
 
-def _too_deep() -> ValueError:
-    return ValueError(f"nested more than {DEEPEST} levels deep")
+def _depth_error() -> ValueError:
+    return ValueError(f"nested more than {MAX_JSON_DEPTH} levels deep")

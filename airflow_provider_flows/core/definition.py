@@ -57,36 +57,46 @@ class FlowDefinition:
     name: str | None = None
     description: str | None = None
     inputs: tuple[str, ...] = ()
-    variables: bool = False
+    has_variables: bool = False
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
-    least_inputs: int | None = None
-    most_inputs: int | None = None
-    whole: bool = False
+    min_inputs: int | None = None
+    max_inputs: int | None = None
+    is_complete: bool = False
     raw: Any = field(default=None, repr=False)
 
     @classmethod
-    def of_graph(cls, flow: str, service: str, graph: FlowGraph, raw: Any = None) -> FlowDefinition:
+    def from_graph(cls, flow: str, service: str, graph: FlowGraph, raw: Any = None) -> FlowDefinition:
         """Make the definition that an exported flow graph holds (vendor-api 2.4)."""
         return cls(
-            flow, service, inputs=graph.variables, variables=True, outputs=graph.outputs, whole=True, raw=raw
+            flow,
+            service,
+            inputs=graph.variables,
+            has_variables=True,
+            outputs=graph.outputs,
+            is_complete=True,
+            raw=raw,
         )
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """What a person calls it."""
         return self.name or self.flow
 
 
-def find(flow: str, known: Iterable[FlowDefinition]) -> FlowDefinition | None:
+def find_definition(flow: str, definitions: Iterable[FlowDefinition]) -> FlowDefinition | None:
     """Give the definition of the flow with this id or name (vendor-api G-26), None if there is none.
 
     Which field holds the word that a start takes is not documented, so any short text of a row that says just this will do.
     """
-    known = list(known)
-    ways = (lambda one: one.flow == flow, lambda one: one.name == flow, lambda one: flow in _texts(one.raw))
-    return next((one for way in ways for one in known if way(one)), None)
+    definitions = list(definitions)
+    ways = (
+        lambda one: one.flow == flow,
+        lambda one: one.name == flow,
+        lambda one: flow in _get_texts(one.raw),
+    )
+    return next((one for way in ways for one in definitions if way(one)), None)
 
 
-def _texts(raw: Any) -> list[str]:
+def _get_texts(raw: Any) -> list[str]:
     return [value for value in raw.values() if isinstance(value, str)] if isinstance(raw, Mapping) else []

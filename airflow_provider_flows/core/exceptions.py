@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class FlowError(Exception):
     """Anything that goes wrong with a flow; its message says what happened and what to do."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Give type and message as a plain dict, for the way from a trigger to its task."""
         return {"type": type(self).__name__, "message": str(self)}
 
@@ -39,9 +39,9 @@ class FlowInputError(FlowError):
     `lasting` tells whether it holds for a retry as well.
     """
 
-    def __init__(self, message: str, *, lasting: bool = True) -> None:
+    def __init__(self, message: str, *, is_permanent: bool = True) -> None:
         super().__init__(message)
-        self.lasting = lasting
+        self.is_permanent = is_permanent
 
 
 class FlowRunFailed(FlowError):
@@ -59,9 +59,9 @@ class FlowRunAborted(FlowRunFailed):
 class FlowTimeout(FlowError):
     """The deadline passed before the flow run reached a final state; `lasting` tells whether it holds for a retry as well."""
 
-    def __init__(self, message: str, *, lasting: bool = True) -> None:
+    def __init__(self, message: str, *, is_permanent: bool = True) -> None:
         super().__init__(message)
-        self.lasting = lasting
+        self.is_permanent = is_permanent
 
 
 class FlowServiceError(FlowError):
@@ -73,18 +73,18 @@ class FlowServiceError(FlowError):
         self.retry_after = retry_after
 
     @property
-    def passing(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether the same request may well succeed later, with nothing changed by the user."""
         return self.status is not None and (self.status >= 500 or self.status == 408)
 
     @property
-    def in_doubt(self) -> bool:
+    def outcome_unknown(self) -> bool:
         """Whether the service may have done what it was asked, although it did not say so."""
-        return self.passing
+        return self.is_transient
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Give type, message and status as a plain dict."""
-        return {**super().as_dict(), "status": self.status}
+        return {**super().to_dict(), "status": self.status}
 
 
 class FlowAuthError(FlowServiceError):
@@ -94,7 +94,7 @@ class FlowAuthError(FlowServiceError):
 class FlowNotFound(FlowServiceError):
     """The service knows no such flow, flow run or output; `lasting` tells whether it holds for a retry as well."""
 
-    lasting = True
+    is_permanent = True
 
 
 class FlowInvalid(FlowServiceError):
@@ -109,12 +109,12 @@ class FlowRateLimited(FlowServiceError):
     """The service asks for fewer requests."""
 
     @property
-    def passing(self) -> bool:
+    def is_transient(self) -> bool:
         """It passes by itself."""
         return True
 
     @property
-    def in_doubt(self) -> bool:
+    def outcome_unknown(self) -> bool:
         """It says that it did nothing."""
         return False
 
@@ -122,17 +122,17 @@ class FlowRateLimited(FlowServiceError):
 class FlowUnreachable(FlowServiceError):
     """No answer came back; `may_have_arrived` tells whether the service may have acted on the request all the same."""
 
-    def __init__(self, message: str, *, may_have_arrived: bool = True, **known: Any) -> None:
-        super().__init__(message, **known)
+    def __init__(self, message: str, *, may_have_arrived: bool = True, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
         self.may_have_arrived = may_have_arrived
 
     @property
-    def passing(self) -> bool:
+    def is_transient(self) -> bool:
         """It passes by itself."""
         return True
 
     @property
-    def in_doubt(self) -> bool:
+    def outcome_unknown(self) -> bool:
         """It may have arrived, or it is known that it did not."""
         return self.may_have_arrived
 
@@ -141,19 +141,21 @@ class FlowMalformed(FlowServiceError):
     """An answer that cannot be read: not JSON, cut short, or without what it must hold."""
 
     @property
-    def passing(self) -> bool:
+    def is_transient(self) -> bool:
         """A proxy's page or a cut answer is gone the next time, as a rule."""
         return True
 
 
-def error_from_dict(told: dict[str, Any]) -> FlowError:
+def error_from_dict(data: dict[str, Any]) -> FlowError:
     """Make the error that `FlowError.as_dict` described: the very same type, message and status.
 
     :param told: `{"type": str, "message": str, "status": int | None}`; a type that is not ours gives a plain FlowError.
     """
-    found = globals().get(str(told.get("type")))
-    known = found if isinstance(found, type) and issubclass(found, FlowError) else FlowError
-    message = str(told.get("message"))
+    candidate = globals().get(str(data.get("type")))
+    error_class = candidate if isinstance(candidate, type) and issubclass(candidate, FlowError) else FlowError
+    message = str(data.get("message"))
     return (
-        known(message, status=told.get("status")) if issubclass(known, FlowServiceError) else known(message)
+        error_class(message, status=data.get("status"))
+        if issubclass(error_class, FlowServiceError)
+        else error_class(message)
     )

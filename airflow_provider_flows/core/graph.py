@@ -13,11 +13,11 @@ from typing import Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 
-MOST_NODES = 1_000  # a flow somebody drew by hand has a few dozen
-MOST_EDGES = 10_000
-LONGEST_NAME = 1_000  # characters; a longer one is refused, for half a name is another name
-LONGEST_PROMPT = 100_000  # characters; what follows is left out
-FARTHEST = 1e6  # pixels; nobody scrolls a canvas beyond, and no sum of such numbers is infinite
+MAX_NODES = 1_000  # a flow somebody drew by hand has a few dozen
+MAX_EDGES = 10_000
+MAX_NODE_NAME_LENGTH = 1_000  # characters; a longer one is refused, for half a name is another name
+MAX_PROMPT_LENGTH = 100_000  # characters; what follows is left out
+MAX_COORDINATE = 1e6  # pixels; nobody scrolls a canvas beyond, and no sum of such numbers is infinite
 
 
 class NodeKind(StrEnum):
@@ -30,12 +30,12 @@ class NodeKind(StrEnum):
     OTHER = "other"
 
     @classmethod
-    def of(cls, word: str) -> NodeKind:
+    def parse(cls, value: str) -> NodeKind:
         """Read the editor's word, such as `variableNode`."""
-        return _BY_WORD.get(word, cls.OTHER)
+        return _KINDS_BY_TYPE.get(value, cls.OTHER)
 
 
-_BY_WORD = {f"{kind}Node": kind for kind in NodeKind if kind is not NodeKind.OTHER}
+_KINDS_BY_TYPE = {f"{kind}Node": kind for kind in NodeKind if kind is not NodeKind.OTHER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Node:
 
     node_id: str
     kind: NodeKind
-    type_word: str
+    raw_type: str
     name: str
     prompt: str = field(default="", repr=False)
     model: str = ""
@@ -74,7 +74,7 @@ class FlowGraph:
     edges: tuple[Edge, ...] = ()
 
     @classmethod
-    def read(cls, value: Any) -> FlowGraph:
+    def parse(cls, value: Any) -> FlowGraph:
         """Read what JSON gave: `{"nodes": [...], "edges": [...]}` (vendor-api 2.4, the page's sample).
 
         Types, places, sizes and data of nodes may be odd or missing. An edge whose node is not there is left out, as the
@@ -83,17 +83,22 @@ class FlowGraph:
         :raises FlowInputError: it is no flow graph, or larger than any; says where.
         """
         nodes = tuple(
-            _node(item, f"nodes[{at}]") for at, item in enumerate(_rows(value, "nodes", MOST_NODES))
+            _parse_node(item, f"nodes[{at}]") for at, item in enumerate(_get_items(value, "nodes", MAX_NODES))
         )
         edges = tuple(
-            _edge(item, f"edges[{at}]") for at, item in enumerate(_rows(value, "edges", MOST_EDGES))
+            _parse_edge(item, f"edges[{at}]") for at, item in enumerate(_get_items(value, "edges", MAX_EDGES))
         )
-        seen: dict[str, int] = {}
+        index_by_id: dict[str, int] = {}
         for at, node in enumerate(nodes):
-            if (first := seen.setdefault(node.node_id, at)) != at:
-                raise _refused(f"nodes[{at}] has the same id as nodes[{first}]")
+            if (first := index_by_id.setdefault(node.node_id, at)) != at:
+                raise _graph_error(f"nodes[{at}] has the same id as nodes[{first}]")
         return cls(
-            nodes, tuple(dict.fromkeys(edge for edge in edges if edge.source in seen and edge.target in seen))
+            nodes,
+            tuple(
+                dict.fromkeys(
+                    edge for edge in edges if edge.source in index_by_id and edge.target in index_by_id
+                )
+            ),
         )
 
     @property
@@ -109,69 +114,69 @@ class FlowGraph:
         return tuple(node.name for node in self.nodes if node.kind is NodeKind.OUTPUT and node.name)
 
 
-def _rows(value: Any, name: str, most: int) -> Sequence[Any]:
+def _get_items(value: Any, name: str, max_items: int) -> Sequence[Any]:
     if not isinstance(value, Mapping):
-        raise _refused("it is no JSON object")
+        raise _graph_error("it is no JSON object")
     rows = value.get(name)
     if not isinstance(rows, list | tuple):
-        raise _refused(f"it has no list of {name}")
-    if len(rows) > most:
-        raise _refused(f"it has {len(rows):,} {name}; {most:,} is the most")
+        raise _graph_error(f"it has no list of {name}")
+    if len(rows) > max_items:
+        raise _graph_error(f"it has {len(rows):,} {name}; {max_items:,} is the most")
     return rows
 
 
-def _node(item: Any, where: str) -> Node:
+def _parse_node(item: Any, where: str) -> Node:
     if not isinstance(item, Mapping):
-        raise _refused(f"{where} is no JSON object")
-    word = _text(item.get("type"), f"the type of {where}")
-    data = _mapping(item.get("data"))
-    kind = NodeKind.of(word)
-    name = _mapping(data.get("variable")).get("label") if kind is NodeKind.VARIABLE else data.get("name")
+        raise _graph_error(f"{where} is no JSON object")
+    raw_type = _parse_short_text(item.get("type"), f"the type of {where}")
+    data = _to_mapping(item.get("data"))
+    kind = NodeKind.parse(raw_type)
+    name = _to_mapping(data.get("variable")).get("label") if kind is NodeKind.VARIABLE else data.get("name")
     prompt = data.get("prompt")
-    place = _mapping(item.get("positionAbsolute")) or _mapping(item.get("position"))
+    position = _to_mapping(item.get("positionAbsolute")) or _to_mapping(item.get("position"))
     return Node(
-        node_id=_id(item, "id", where),
+        node_id=_parse_id(item, "id", where),
         kind=kind,
-        type_word=word,
-        name=_text(name, f"the name of {where}"),
-        prompt=prompt[:LONGEST_PROMPT] if isinstance(prompt, str) else "",
-        model=_text(_mapping(data.get("modelParams")).get("model"), f"the model of {where}"),
-        x=_number(place.get("x")),
-        y=_number(place.get("y")),
-        width=_number(item.get("width")),
-        height=_number(item.get("height")),
+        raw_type=raw_type,
+        name=_parse_short_text(name, f"the name of {where}"),
+        prompt=prompt[:MAX_PROMPT_LENGTH] if isinstance(prompt, str) else "",
+        model=_parse_short_text(_to_mapping(data.get("modelParams")).get("model"), f"the model of {where}"),
+        x=_parse_coordinate(position.get("x")),
+        y=_parse_coordinate(position.get("y")),
+        width=_parse_coordinate(item.get("width")),
+        height=_parse_coordinate(item.get("height")),
     )
 
 
-def _edge(item: Any, where: str) -> Edge:
+def _parse_edge(item: Any, where: str) -> Edge:
     if not isinstance(item, Mapping):
-        raise _refused(f"{where} is no JSON object")
-    return Edge(_id(item, "source", where), _id(item, "target", where))
+        raise _graph_error(f"{where} is no JSON object")
+    return Edge(_parse_id(item, "source", where), _parse_id(item, "target", where))
 
 
-def _id(item: Mapping[str, Any], key: str, where: str) -> str:
-    text = _text(item.get(key), f"the {key} of {where}")
+def _parse_id(item: Mapping[str, Any], key: str, where: str) -> str:
+    text = _parse_short_text(item.get(key), f"the {key} of {where}")
     if not text:
-        raise _refused(f"{where} has no {key}")
+        raise _graph_error(f"{where} has no {key}")
     return text
 
 
-def _text(value: Any, where: str) -> str:
+def _parse_short_text(value: Any, where: str) -> str:
     """Give a short text or a whole number as text, anything else as an empty one."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         return str(value)
     if not isinstance(value, str):
         return ""
-    if len(value) > LONGEST_NAME:
-        raise _refused(f"{where} is {len(value):,} characters long; {LONGEST_NAME:,} is the most")
+    if len(value) > MAX_NODE_NAME_LENGTH:
+        raise _graph_error(f"{where} is {len(value):,} characters long; {MAX_NODE_NAME_LENGTH:,} is the most")
     return value
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _to_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _number(value: Any) -> float | None:
+def _parse_coordinate(value: Any) -> float | None:
     """Give a place or a size in pixels, None where it is none that could be drawn."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -179,10 +184,10 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and abs(number) <= FARTHEST else None
+    return number if math.isfinite(number) and abs(number) <= MAX_COORDINATE else None
 
 
-def _refused(reason: str) -> FlowInputError:
+def _graph_error(reason: str) -> FlowInputError:
     return FlowInputError(
         f"This is no flow graph that can be read: {reason}. Export it again from PromptChainer's editor."
     )

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from airflow_provider_flows.core.bounded_json import parse
+from airflow_provider_flows.core.bounded_json import parse_bounded_json
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowConflict,
@@ -27,15 +27,15 @@ from airflow_provider_flows.core.exceptions import (
     FlowRateLimited,
     FlowServiceError,
 )
-from airflow_provider_flows.core.request_body import Body, body_of
-from airflow_provider_flows.core.timestamps import http_date
+from airflow_provider_flows.core.request_body import Body, to_body
+from airflow_provider_flows.core.timestamps import parse_http_date
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.payload.sink import Sink
 
 T = TypeVar("T")
-SHOWN = 200  # characters of a service's own words that go into a message
-START = 2 * SHOWN  # bytes of a body in which they are looked for
+MAX_EXCERPT_CHARS = 200  # characters of a service's own words that go into a message
+MAX_EXCERPT_BYTES = 2 * MAX_EXCERPT_CHARS  # bytes of a body in which they are looked for
 
 
 class Resend(Enum):
@@ -60,8 +60,8 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     json: Any = field(default=None, repr=False)
     resend: Resend = Resend.ALWAYS
-    into: Sink | None = field(default=None, repr=False)
-    follow: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
+    sink: Sink | None = field(default=None, repr=False)
+    allow_redirect: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Give method and path, never a query (a signed URL's query is a secret) and never the body."""
@@ -70,7 +70,7 @@ class Request:
     @property
     def body(self) -> bytes | Body | None:
         """The JSON body (UTF-8), or None; with files in it, one that is gone through a chunk at a time."""
-        return None if self.json is None else body_of(self.json)
+        return None if self.json is None else to_body(self.json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +81,17 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
     url: str = field(default="", repr=False)  # not shown: a signed URL is a secret
-    hidden: tuple[str, ...] = field(default=(), repr=False)  # the key, for an answer that repeats it
-    taken: int | None = None  # bytes that a sink took
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # the key, for an answer that repeats it
+    bytes_received: int | None = None  # bytes that a sink took
 
-    def shown(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """Give a part of the answer as it may be shown."""
-        for secret in self.hidden:
+        for secret in self.secrets:
             text = text.replace(secret, "***")
         return text
 
     @property
-    def ok(self) -> bool:
+    def is_success(self) -> bool:
         """Whether the status says success (2xx)."""
         return 200 <= self.status < 300
 
@@ -100,28 +100,28 @@ class Response:
 
         :param now: the present in epoch seconds, for a date.
         """
-        told = self.headers.get("retry-after", "").strip()
-        if not told:
+        value = self.headers.get("retry-after", "").strip()
+        if not value:
             return None
         try:
-            seconds = float(told) if told[:1].isdigit() else http_date(told) - now
+            seconds = float(value) if value[:1].isdigit() else parse_http_date(value) - now
         except (ValueError, TypeError, OverflowError):
             return None
         return max(0.0, seconds)
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Sleep:
     """Nothing to send for so many seconds."""
 
     seconds: float
 
 
-Step = Request | Pause
+Step = Request | Sleep
 Conversation = Generator[Step, Response | None, T]
 
 
-def ask(request: Request) -> Conversation[Response]:
+def send(request: Request) -> Conversation[Response]:
     """Hold the smallest conversation: one request, one response."""
     response = yield request
     if response is None:
@@ -130,7 +130,7 @@ def ask(request: Request) -> Conversation[Response]:
     return response
 
 
-class Talk(Generic[T]):
+class ConversationState(Generic[T]):
     """A conversation under way, as a driver sees it: the step to do next, or None and the result."""
 
     result: T
@@ -139,51 +139,51 @@ class Talk(Generic[T]):
         """Begin the conversation, up to its first step."""
         self._conversation = conversation
         self.step: Step | None = None
-        self._go_on(conversation.send, None)
+        self._advance(conversation.send, None)
 
-    def answered(self, response: Response | None) -> None:
+    def send_response(self, response: Response | None) -> None:
         """Hand over what came back, None after a pause."""
-        self._go_on(self._conversation.send, response)
+        self._advance(self._conversation.send, response)
 
-    def failed(self, error: FlowError) -> None:
+    def throw(self, error: FlowError) -> None:
         """Tell what kept the answer from coming."""
-        self._go_on(self._conversation.throw, error)
+        self._advance(self._conversation.throw, error)
 
-    def _go_on(self, resume: Callable[[Any], Step], told: Any) -> None:
+    def _advance(self, method: Callable[[Any], Step], value: Any) -> None:
         try:
-            self.step = resume(told)
+            self.step = method(value)
         except StopIteration as stop:
             self.step, self.result = None, stop.value
 
 
-def through(
-    conversation: Conversation[T], asking: Callable[[Request], Conversation[Response]]
+def map_requests(
+    conversation: Conversation[T], send_one: Callable[[Request], Conversation[Response]]
 ) -> Conversation[T]:
     """Hold a conversation in which each request is asked by `asking`, for example again and again, or along redirects.
 
     :param conversation: any conversation that has not begun.
     :param asking: what becomes of one request: a conversation that returns its response or raises a `FlowError`.
     """
-    talk = Talk(conversation)
-    while talk.step is not None:
-        if isinstance(talk.step, Pause):
-            talk.answered((yield talk.step))
+    state = ConversationState(conversation)
+    while state.step is not None:
+        if isinstance(state.step, Sleep):
+            state.send_response((yield state.step))
             continue
         try:
-            response = yield from asking(talk.step)
+            response = yield from send_one(state.step)
         except FlowError as error:
-            talk.failed(error)
+            state.throw(error)
         else:
-            talk.answered(response)
-    return talk.result
+            state.send_response(response)
+    return state.result
 
 
-def following(conversation: Conversation[T], follow: Callable[[str], bool]) -> Conversation[T]:
+def restrict_redirects(conversation: Conversation[T], is_allowed: Callable[[str], bool]) -> Conversation[T]:
     """Hold a conversation whose requests are redirected only to where they may be."""
-    return through(conversation, lambda request: ask(replace(request, follow=follow)))
+    return map_requests(conversation, lambda request: send(replace(request, allow_redirect=is_allowed)))
 
 
-def same_origin(one: str, other: str) -> bool:
+def is_same_origin(one: str, other: str) -> bool:
     """Whether two URLs share scheme, host and port, so that credentials for the one may go to the other.
 
     A URL with a user or a backslash before its path shares nothing: libraries differ about its host.
@@ -200,54 +200,58 @@ def same_origin(one: str, other: str) -> bool:
     return first == second and not odd
 
 
-def read_json(request: Request, response: Response) -> Any:
+def parse_json(request: Request, response: Response) -> Any:
     """Read a response into a JSON value, or raise what it means.
 
     :raises FlowServiceError: any answer that is not a success, as the type the status stands for.
     :raises FlowMalformed: a success whose body is not JSON (whatever its content type says, vendor-api P-10).
     """
-    check(request, response)
+    raise_for_status(request, response)
     if not response.body.strip():
         return None
     try:
-        value = parse(response.body)
+        value = parse_bounded_json(response.body)
     except ValueError as error:
         raise FlowMalformed(
-            malformed(request, response, f"cannot be read as JSON ({error})"), status=response.status
+            malformed_message(request, response, f"cannot be read as JSON ({error})"), status=response.status
         ) from error
-    _refuse_hidden(request, response, value)
+    _raise_if_unsuccessful(request, response, value)
     return value
 
 
-def acknowledge(request: Request, response: Response) -> None:
+def expect_success(request: Request, response: Response) -> None:
     """Take a success whose body nobody needs, and which may be anything.
 
     :raises FlowServiceError: any answer that is not a success, also one that says so in its body only (vendor-api 1.8).
     """
-    check(request, response)
+    raise_for_status(request, response)
     try:
-        value = parse(response.body)
+        value = parse_bounded_json(response.body)
     except ValueError:
         return
-    _refuse_hidden(request, response, value)
+    _raise_if_unsuccessful(request, response, value)
 
 
-def _refuse_hidden(request: Request, response: Response, value: Any) -> None:
+def _raise_if_unsuccessful(request: Request, response: Response, value: Any) -> None:
     if isinstance(value, dict) and value.get("success") is False:
-        message = f"{request} was answered with success: false. The service says: {reason(response)}"
+        message = f"{request} was answered with success: false. The service says: {error_reason(response)}"
         raise FlowServiceError(message, status=response.status)
 
 
-def malformed(request: Request, response: Response, why: str) -> str:
+def malformed_message(request: Request, response: Response, problem: str) -> str:
     """Word the message of a `FlowMalformed`: what was asked, why the answer cannot be read, and how it begins."""
-    shown = response.shown(response.body[:START].decode("utf-8", "replace"))[:SHOWN]
-    size = len(response.body) if response.taken is None else response.taken
-    return f"The answer to {request} {why} (HTTP {response.status}, {size} bytes). It begins: {shown!r}"
+    excerpt = response.redact(response.body[:MAX_EXCERPT_BYTES].decode("utf-8", "replace"))[
+        :MAX_EXCERPT_CHARS
+    ]
+    size = len(response.body) if response.bytes_received is None else response.bytes_received
+    return f"The answer to {request} {problem} (HTTP {response.status}, {size} bytes). It begins: {excerpt!r}"
 
 
-MOVED = "The service redirects to where this request is not sent on. Check the host of the connection."
-MEANINGS: dict[int, tuple[type[FlowServiceError], str]] = {
-    **dict.fromkeys((301, 302, 303, 307, 308), (FlowServiceError, MOVED)),
+REDIRECT_HINT = (
+    "The service redirects to where this request is not sent on. Check the host of the connection."
+)
+ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
+    **dict.fromkeys((301, 302, 303, 307, 308), (FlowServiceError, REDIRECT_HINT)),
     400: (FlowInvalid, "The service refuses the request; check the arguments named below."),
     401: (FlowAuthError, "The service does not accept the key; check the connection's password."),
     402: (FlowServiceError, "The account's quota or credit seems to be used up."),
@@ -265,39 +269,39 @@ MEANINGS: dict[int, tuple[type[FlowServiceError], str]] = {
 }
 
 
-def check(request: Request, response: Response, now: float | None = None) -> None:
+def raise_for_status(request: Request, response: Response, now: float | None = None) -> None:
     """Raise what a response's status stands for, unless it is a success.
 
     :raises FlowServiceError: or the subclass of the status (vendor-api 1.8); the message carries the service's own reason.
     """
-    if response.ok:
+    if response.is_success:
         return
-    kind, hint = MEANINGS.get(
+    error_class, hint = ERRORS_BY_STATUS.get(
         response.status, (FlowServiceError, "The service could not answer; try again later.")
     )
-    moment = time.time() if now is None else now
-    message = (
-        f"{request} was answered with HTTP {response.status}. {hint} The service says: {reason(response)}"
-    )
-    raise kind(message, status=response.status, retry_after=response.retry_after(moment))
+    current_time = time.time() if now is None else now
+    message = f"{request} was answered with HTTP {response.status}. {hint} The service says: {error_reason(response)}"
+    raise error_class(message, status=response.status, retry_after=response.retry_after(current_time))
 
 
-def reason(response: Response) -> str:
+def error_reason(response: Response) -> str:
     """Find the service's own words in an error answer: `detail` (text, list, object), `message`, `error`, or its start."""
     try:
-        told = parse(response.body)
+        value = parse_bounded_json(response.body)
     except ValueError:
-        told = response.body.decode("utf-8", "replace")
-    if isinstance(told, dict):
-        told = next((told[key] for key in ("detail", "message", "error", "details") if told.get(key)), told)
-    items = told if isinstance(told, list) else [told]
-    words = "; ".join(_words(item) for item in items).strip()
-    return response.shown(" ".join(words.split()))[: 3 * SHOWN] or "(nothing)"
+        value = response.body.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        value = next(
+            (value[key] for key in ("detail", "message", "error", "details") if value.get(key)), value
+        )
+    items = value if isinstance(value, list) else [value]
+    text = "; ".join(_format_detail(item) for item in items).strip()
+    return response.redact(" ".join(text.split()))[: 3 * MAX_EXCERPT_CHARS] or "(nothing)"
 
 
-def _words(item: Any) -> str:
+def _format_detail(item: Any) -> str:
     """Word one item of FastAPI's detail list (`loc`, `msg`), or anything else."""
     if isinstance(item, dict) and "msg" in item:
-        places = item.get("loc") if isinstance(item.get("loc"), list) else []
-        return f"{'.'.join(str(part) for part in places or [])}: {item['msg']}"
+        location = item.get("loc") if isinstance(item.get("loc"), list) else []
+        return f"{'.'.join(str(part) for part in location or [])}: {item['msg']}"
     return item if isinstance(item, str) else json.dumps(item, default=str)

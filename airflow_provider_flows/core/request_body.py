@@ -11,21 +11,23 @@ from typing import Any
 from uuid import uuid4
 
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.run import Source
+from airflow_provider_flows.core.run import UploadSource
 
 
 class Body:
     """A JSON text in which each file stands as a data URI; it has a length, and can be gone through again for a resend."""
 
-    def __init__(self, pieces: Sequence[bytes], sources: Sequence[Source]) -> None:
+    def __init__(self, parts: Sequence[bytes], sources: Sequence[UploadSource]) -> None:
         """Take the text around the files, one piece more than there are files."""
-        self._pieces = pieces
+        self._parts = parts
         self._sources = sources
-        self.given = False  # whether all of it was handed out: until then nobody can have read it as JSON
+        self.is_exhausted = (
+            False  # whether all of it was handed out: until then nobody can have read it as JSON
+        )
 
     def __len__(self) -> int:
         """Give the number of bytes, for Content-Length."""
-        return sum(map(len, self._pieces)) + sum(
+        return sum(map(len, self._parts)) + sum(
             data_uri.size(source.media_type, source.size) for source in self._sources
         )
 
@@ -34,33 +36,33 @@ class Body:
 
         :raises FlowInputError: a file cannot be read any more, or is not what it was; the last bytes are not given then.
         """
-        self.given = False
-        *before, last = self._pieces
-        for piece, source in zip(before, self._sources, strict=True):
-            yield piece + data_uri.head(source.media_type).encode()
-            yield from data_uri.encoded(source.chunks())
-        self.given = True
+        self.is_exhausted = False
+        *before, last = self._parts
+        for part, source in zip(before, self._sources, strict=True):
+            yield part + data_uri.head(source.media_type).encode()
+            yield from data_uri.iter_base64(source.chunks())
+        self.is_exhausted = True
         yield last
 
 
-def may_be_read(body: bytes | Body | None) -> bool:
+def is_fully_sent(body: bytes | Body | None) -> bool:
     """Whether enough of a body was handed out to be read as JSON: a file may break off long before."""
-    return not isinstance(body, Body) or body.given
+    return not isinstance(body, Body) or body.is_exhausted
 
 
-def body_of(value: Any) -> bytes | Body:
+def to_body(value: Any) -> bytes | Body:
     """Write a value as JSON (UTF-8), with the content of each `Source` in it, at any depth, as a data URI."""
-    sources: list[Source] = []
-    mark = uuid4().hex  # stands for a file while the JSON is written; no user can have written it
+    sources: list[UploadSource] = []
+    placeholder = uuid4().hex  # stands for a file while the JSON is written; no user can have written it
 
-    def stand_in(found: object) -> str:
-        if not isinstance(found, Source):
-            message = f"{type(found).__name__} cannot be sent as JSON"
+    def replace_source(item: object) -> str:
+        if not isinstance(item, UploadSource):
+            message = f"{type(item).__name__} cannot be sent as JSON"
             raise TypeError(message)
-        sources.append(found)
-        return mark
+        sources.append(item)
+        return placeholder
 
-    text = json.dumps(value, allow_nan=False, default=stand_in)
+    text = json.dumps(value, allow_nan=False, default=replace_source)
     if not sources:
         return text.encode()
-    return Body([piece.encode() for piece in text.split(mark)], sources)
+    return Body([part.encode() for part in text.split(placeholder)], sources)

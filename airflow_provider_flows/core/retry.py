@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowUnreachable
-from airflow_provider_flows.core.http import Pause, Request, Resend, Response, ask, malformed, through
+from airflow_provider_flows.core.http import (
+    Request,
+    Resend,
+    Response,
+    Sleep,
+    malformed_message,
+    map_requests,
+    send,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
 
-REFUSED = frozenset({429})  # the service says that it did nothing
-AWAY = frozenset({502, 503, 504})  # somebody in between answered; it may or may not have arrived
+RATE_LIMIT_STATUSES = frozenset({429})  # the service says that it did nothing
+GATEWAY_ERROR_STATUSES = frozenset(
+    {502, 503, 504}
+)  # somebody in between answered; it may or may not have arrived
 MAX_REDIRECTS = 5
 
 
@@ -37,32 +47,32 @@ class Retry:
     """
 
     attempts: int = 4
-    first: float = 1.0
-    longest: float = 60.0
+    initial_delay: float = 1.0
+    max_delay: float = 60.0
     jitter: Callable[[], float] = random.random
     now: Callable[[], float] = time.time
 
-    def ask(self, request: Request) -> Conversation[Response]:
+    def send(self, request: Request) -> Conversation[Response]:
         """Ask one request as often as it may be asked.
 
         :raises FlowUnreachable: the last attempt brought no answer, or the request must not be sent again.
         """
         for attempt in count(1):
-            pause: float | None
+            delay: float | None
             try:
-                response = yield from along_redirects(request)
+                response = yield from follow_redirects(request)
             except FlowUnreachable as error:
-                if attempt >= self.attempts or not _again_after_silence(request, error):
+                if attempt >= self.attempts or not _can_resend(request, error):
                     raise
-                pause = self._backoff(attempt)
+                delay = self._get_backoff(attempt)
             else:
-                pause = self._pause_after(request, response, attempt)
-                if pause is None or pause > self.longest:
+                delay = self._get_retry_delay(request, response, attempt)
+                if delay is None or delay > self.max_delay:
                     return response
-            yield Pause(pause)
+            yield Sleep(delay)
         raise AssertionError  # not reached: count() does not end
 
-    def until_whole(self, conversation: Callable[[], Conversation[T]]) -> Conversation[T]:
+    def retry_incomplete(self, conversation: Callable[[], Conversation[T]]) -> Conversation[T]:
         """Hold a conversation that changes nothing, and hold it anew while its answer cannot be read.
 
         :raises FlowMalformed: the last attempt's.
@@ -71,51 +81,55 @@ class Retry:
             try:
                 return (yield from conversation())
             except FlowMalformed:
-                yield Pause(self._backoff(attempt))
+                yield Sleep(self._get_backoff(attempt))
         return (yield from conversation())
 
-    def _pause_after(self, request: Request, response: Response, attempt: int) -> float | None:
+    def _get_retry_delay(self, request: Request, response: Response, attempt: int) -> float | None:
         """Give the pause before the request is sent again, None if its answer stands."""
-        refused = response.status in REFUSED and request.resend is not Resend.IF_NEVER_ARRIVED
-        away = response.status in AWAY and request.resend is Resend.ALWAYS
-        if attempt >= self.attempts or not (refused or away):
+        rate_limited = (
+            response.status in RATE_LIMIT_STATUSES and request.resend is not Resend.IF_NEVER_ARRIVED
+        )
+        gateway_error = response.status in GATEWAY_ERROR_STATUSES and request.resend is Resend.ALWAYS
+        if attempt >= self.attempts or not (rate_limited or gateway_error):
             return None
-        return max(self._backoff(attempt), response.retry_after(self.now()) or 0.0)
+        return max(self._get_backoff(attempt), response.retry_after(self.now()) or 0.0)
 
-    def _backoff(self, attempt: int) -> float:
-        return self.jitter() * min(self.longest, self.first * 2.0 ** (attempt - 1))
+    def _get_backoff(self, attempt: int) -> float:
+        return self.jitter() * min(self.max_delay, self.initial_delay * 2.0 ** (attempt - 1))
 
 
-def _again_after_silence(request: Request, error: FlowUnreachable) -> bool:
+def _can_resend(request: Request, error: FlowUnreachable) -> bool:
     return request.resend is Resend.ALWAYS or not error.may_have_arrived
 
 
-def along_redirects(request: Request) -> Conversation[Response]:
+def follow_redirects(request: Request) -> Conversation[Response]:
     """Ask, and follow redirects of a GET, to where its request may be sent; the credentials stay behind at another host.
 
     A redirect of anything else is handed back as it is: it would be sent again as something else, or twice.
     """
     for _ in range(MAX_REDIRECTS):
-        response = yield from ask(request)
+        response = yield from send(request)
         target = response.headers.get("location")
         if request.method != "GET" or response.status not in {301, 302, 303, 307, 308} or not target:
             return response
         try:
-            there = urljoin(response.url, target)
+            redirect_url = urljoin(response.url, target)
         except ValueError as error:
             raise FlowMalformed(
-                malformed(request, response, "redirects to no address"), status=response.status
+                malformed_message(request, response, "redirects to no address"), status=response.status
             ) from error
-        if request.follow is not None and not request.follow(there):
+        if request.allow_redirect is not None and not request.allow_redirect(redirect_url):
             return response
-        request = replace(request, path=there, query={})
+        request = replace(request, path=redirect_url, query={})
     message = f"{request} is redirected more than {MAX_REDIRECTS} times; check the host of the connection"
     raise FlowMalformed(message, status=response.status)
 
 
-def patiently(conversation: Conversation[T], retry: Retry) -> Conversation[T]:
+def with_retries(conversation: Conversation[T], retry: Retry) -> Conversation[T]:
     """Hold a conversation in which each request is asked as often as it may be."""
-    return through(conversation, retry.ask)
+    return map_requests(conversation, retry.send)
 
 
-once = partial(through, asking=along_redirects)  # hold a conversation in which each request is asked once
+without_retries = partial(
+    map_requests, send_one=follow_redirects
+)  # hold a conversation in which each request is asked once

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from airflow_provider_flows.core.exceptions import FlowRunAborted, FlowRunFailed
-from airflow_provider_flows.core.timestamps import epoch, read_time
+from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 
 if TYPE_CHECKING:
     from pendulum import DateTime
@@ -30,24 +30,24 @@ class FlowState(StrEnum):
     UNKNOWN = "unknown"
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         """Whether a run in this state will never change again; an unknown word is not final, the deadline is its guard."""
-        return self in _FINAL
+        return self in _FINAL_STATES
 
     @classmethod
-    def of(cls, word: object) -> FlowState:
+    def parse(cls, value: object) -> FlowState:
         """Read a service's word, whatever its case; one that nobody knows is UNKNOWN."""
-        return _BY_WORD.get(str(word).strip().lower(), cls.UNKNOWN)
+        return _STATES_BY_VALUE.get(str(value).strip().lower(), cls.UNKNOWN)
 
 
-_BY_WORD: dict[str, FlowState] = {state.value: state for state in FlowState}
-_FINAL = frozenset({FlowState.COMPLETED, FlowState.FAILED, FlowState.ABORTED})
+_STATES_BY_VALUE: dict[str, FlowState] = {state.value: state for state in FlowState}
+_FINAL_STATES = frozenset({FlowState.COMPLETED, FlowState.FAILED, FlowState.ABORTED})
 
 READY, ERROR, PENDING = "ready", "error", "pending"  # an output's status, in our words (vendor-api G-03)
 
 
 @runtime_checkable
-class Source(Protocol):
+class UploadSource(Protocol):
     """A file that is sent a chunk at a time, as it was when its digest (SHA-256, hexadecimal) was taken."""
 
     @property
@@ -73,10 +73,10 @@ class Source(Protocol):
 class FlowInput:
     """One thing a run works on: a prompt, a data URI or a file; and the caller's metadata, which returns on its output."""
 
-    data: str | Source = field(repr=False)  # content never reaches a log
+    data: str | UploadSource = field(repr=False)  # content never reaches a log
     additional: Any = None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the item of the request body (docs C, POST /flows): `additional` is left out when there is none."""
         return (
             {"data": self.data}
@@ -99,12 +99,12 @@ class FlowOutput:
     size: int | None = None
     sha256: str | None = None
     error: str | None = None
-    link: bool = False  # `value` is a URL of the output, perhaps signed, not the output itself
+    is_url: bool = False  # `value` is a URL of the output, perhaps signed, not the output itself
     expires_at: str | None = None  # ISO 8601; when the link ends
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Give the XCom form: name, asset_id, status, media_type, additional, and value or uri, size, sha256, or both."""
-        told: dict[str, Any] = {
+        data: dict[str, Any] = {
             "name": self.name,
             "asset_id": self.asset_id,
             "status": self.status,
@@ -112,11 +112,11 @@ class FlowOutput:
             "additional": self.additional,
         }
         if self.error:
-            told["error"] = self.error
+            data["error"] = self.error
         if self.value is not None:
-            told["value"] = self.value
+            data["value"] = self.value
         return (
-            told if self.uri is None else {**told, "uri": self.uri, "size": self.size, "sha256": self.sha256}
+            data if self.uri is None else {**data, "uri": self.uri, "size": self.size, "sha256": self.sha256}
         )
 
 
@@ -133,7 +133,7 @@ class FlowRun:
     service: str
     flow: str | None = None
     state: FlowState = FlowState.UNKNOWN
-    state_word: str = ""
+    raw_state: str = ""
     progress: float = 0.0
     created_at: DateTime | None = None
     started_at: DateTime | None = None
@@ -150,12 +150,12 @@ class FlowRun:
         return f"{self.service} flow run {self.flow_run_id}" + (f" (flow {self.flow})" if self.flow else "")
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         """Whether the run will never change again."""
-        return self.state.final
+        return self.state.is_final
 
     @property
-    def completed(self) -> bool:
+    def is_completed(self) -> bool:
         """Whether the run ended well."""
         return self.state is FlowState.COMPLETED
 
@@ -164,7 +164,7 @@ class FlowRun:
         """Seconds from start to end, None while either is unknown."""
         if self.started_at is None or self.finished_at is None:
             return None
-        return round(epoch(self.finished_at) - epoch(self.started_at), 3)
+        return round(to_epoch(self.finished_at) - to_epoch(self.started_at), 3)
 
     @property
     def expected_end(self) -> DateTime | None:
@@ -184,19 +184,19 @@ class FlowRun:
         :raises FlowRunAborted: somebody aborted it.
         """
         if self.state is FlowState.FAILED:
-            message = f"The {self} failed. {self._reason()} Look at the run at the service, then run the task again."
+            message = f"The {self} failed. {self._failure_reason()} Look at the run at the service, then run the task again."
             raise FlowRunFailed(message, self)
         if self.state is FlowState.ABORTED:
-            message = f"The {self} was aborted at the service. {self._reason()} Run the task again to start a new one."
+            message = f"The {self} was aborted at the service. {self._failure_reason()} Run the task again to start a new one."
             raise FlowRunAborted(message, self)
         return self
 
-    def _reason(self) -> str:
+    def _failure_reason(self) -> str:
         reason = f"The service says: {self.error}." if self.error else "The service gives no reason."
         files = [output.uri for output in self.outputs if output.uri is not None]
         return f"{reason} Its partial outputs are in {', '.join(files)}." if files else reason
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Give the plain dict that operator and sensor return; timestamps are ISO 8601 in UTC, `duration` is seconds."""
         return {
             "flow_run_id": self.flow_run_id,
@@ -204,51 +204,53 @@ class FlowRun:
             "service": self.service,
             "state": self.state.value,
             "progress": self.progress,
-            "created_at": _iso(self.created_at),
-            "started_at": _iso(self.started_at),
-            "finished_at": _iso(self.finished_at),
+            "created_at": _to_iso(self.created_at),
+            "started_at": _to_iso(self.started_at),
+            "finished_at": _to_iso(self.finished_at),
             "duration": self.duration,
-            "outputs": [output.as_dict() for output in self.outputs],
+            "outputs": [output.to_dict() for output in self.outputs],
         }
 
-    def as_event(self) -> dict[str, Any]:
+    def to_event(self) -> dict[str, Any]:
         """Give what a trigger tells its task: the dict without outputs (they are fetched by the task), with the reason."""
-        return {**self.as_dict(), "outputs": [], "state_word": self.state_word, "error": self.error}
+        return {**self.to_dict(), "outputs": [], "raw_state": self.raw_state, "error": self.error}
 
-    def as_kept(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Give all that a retry needs to end its task with this run, outputs and all, as plain JSON values."""
-        return {**self.as_event(), "outputs": [asdict(output) for output in self.outputs]}
+        return {**self.to_event(), "outputs": [asdict(output) for output in self.outputs]}
 
     @classmethod
-    def from_kept(cls, told: Mapping[str, Any]) -> FlowRun:
+    def from_record(cls, record: Mapping[str, Any]) -> FlowRun:
         """Read what `as_kept` wrote."""
-        return cls.from_event(told).with_outputs(tuple(FlowOutput(**output) for output in told["outputs"]))
+        return cls.from_event(record).with_outputs(
+            tuple(FlowOutput(**output) for output in record["outputs"])
+        )
 
     @classmethod
-    def from_event(cls, told: Mapping[str, Any]) -> FlowRun:
+    def from_event(cls, event: Mapping[str, Any]) -> FlowRun:
         """Read what `as_event` wrote."""
         return cls(
-            flow_run_id=str(told["flow_run_id"]),
-            service=str(told["service"]),
-            flow=told.get("flow"),
-            state=FlowState.of(told.get("state")),
-            state_word=str(told.get("state_word") or told.get("state")),
-            progress=read_progress(told.get("progress")),
-            created_at=read_time(told.get("created_at")),
-            started_at=read_time(told.get("started_at")),
-            finished_at=read_time(told.get("finished_at")),
-            error=told.get("error"),
+            flow_run_id=str(event["flow_run_id"]),
+            service=str(event["service"]),
+            flow=event.get("flow"),
+            state=FlowState.parse(event.get("state")),
+            raw_state=str(event.get("raw_state") or event.get("state")),
+            progress=parse_progress(event.get("progress")),
+            created_at=parse_timestamp(event.get("created_at")),
+            started_at=parse_timestamp(event.get("started_at")),
+            finished_at=parse_timestamp(event.get("finished_at")),
+            error=event.get("error"),
         )
 
 
-def _iso(moment: DateTime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
+def _to_iso(timestamp: DateTime | None) -> str | None:
+    return None if timestamp is None else timestamp.isoformat()
 
 
-def read_progress(told: object) -> float:
+def parse_progress(raw: object) -> float:
     """Read a progress into 0.0 to 1.0: missing or unreadable is 0.0, more than 1 is a percentage (vendor-api G-18)."""
     try:
-        value = float(told)  # type: ignore[arg-type]  # whatever is not a number is caught
+        value = float(raw)  # type: ignore[arg-type]  # whatever is not a number is caught
     except (TypeError, ValueError, OverflowError):
         return 0.0
     value = value / 100 if value > 1 else value

@@ -10,17 +10,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
-from airflow_provider_flows.core.definition import find
+from airflow_provider_flows.core.definition import find_definition
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed, FlowNotFound
-from airflow_provider_flows.core.http import Request, ask, malformed, read_json
+from airflow_provider_flows.core.http import Request, malformed_message, parse_json, send
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
     from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.payload.data_uri import Content
     from airflow_provider_flows.core.payload.sink import Target
-    from airflow_provider_flows.core.polling.bulk import Glance
-    from airflow_provider_flows.core.problems import Findings
+    from airflow_provider_flows.core.polling.bulk import ActiveRuns
+    from airflow_provider_flows.core.problems import Problems
     from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState
 
 Inputs = Sequence["FlowInput"] | Mapping[str, Any]  # a list of inputs, or a mapping of variables
@@ -35,14 +35,14 @@ class Service(ABC):
     """
 
     name: ClassVar[str]
-    steps: ClassVar[bool] = False  # whether a run is made, filled and started by separate requests
+    staged_start: ClassVar[bool] = False  # whether a run is made, filled and started by separate requests
 
     @abstractmethod
-    def headers(self, token: str) -> dict[str, str]:
+    def auth_headers(self, token: str) -> dict[str, str]:
         """Give the headers that carry the credentials."""
 
     @abstractmethod
-    def check(self) -> Conversation[str]:
+    def check_credentials(self) -> Conversation[str]:
         """Ask the service whether it takes the key; returns what to tell the user.
 
         :raises FlowServiceError: the service refuses the key or cannot be asked.
@@ -55,8 +55,8 @@ class Service(ABC):
         parameters: Any,
         additional: Any,
         *,
-        about: Callable[[], None] = lambda: None,
-        promised: Collection[str] | None = None,
+        before_start: Callable[[], None] = lambda: None,
+        expected_outputs: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
         """Start a flow run with everything it needs, in as few requests as the service allows.
 
@@ -66,38 +66,42 @@ class Service(ABC):
         :param promised: names of the outputs that the flow's definition promises, None where it is not known; for a service
             whose answer to the start holds them all.
         """
-        raise self._cannot("start a flow run in one go")
+        raise self._unsupported("start a flow run in one go")
 
-    def checked(self, inputs: Inputs) -> list[FlowInput]:
+    def to_flow_inputs(self, inputs: Inputs) -> list[FlowInput]:
         """Give the inputs as they are added one by one.
 
         :raises FlowInputError: they are none that this service takes; nothing was sent.
         """
-        raise self._cannot("take inputs one by one")
+        raise self._unsupported("take inputs one by one")
 
-    def examine(self, inputs: Inputs, parameters: Any, findings: Findings) -> None:
+    def validate(self, inputs: Inputs, parameters: Any, problems: Problems) -> None:
         """Note what of these it takes for no flow at all; nothing is asked."""
-        if self.offers("checked") and not any(part.startswith("inputs") for part in findings.spoilt):
-            with findings.noted("inputs"):
-                self.checked(inputs)
+        if self.supports("to_flow_inputs") and not any(
+            part.startswith("inputs") for part in problems.invalid
+        ):
+            with problems.collect("inputs"):
+                self.to_flow_inputs(inputs)
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """Make a flow run that does not run yet and costs nothing yet."""
-        raise self._cannot("make a flow run without starting it")
+        raise self._unsupported("make a flow run without starting it")
 
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
         """Add an input to a run that was made but not started; returns the input's asset id if the service tells it."""
-        raise self._cannot("add inputs to a flow run")
+        raise self._unsupported("add inputs to a flow run")
 
-    def begin(self, flow_run_id: str) -> Conversation[None]:
+    def start_created(self, flow_run_id: str) -> Conversation[None]:
         """Start a run that was made before."""
-        raise self._cannot("start a flow run that was made before")
+        raise self._unsupported("start a flow run that was made before")
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Read a run as it is now."""
-        raise self._cannot("look at a flow run: a run has no id there and is over when its start is answered")
+        raise self._unsupported(
+            "look at a flow run: a run has no id there and is over when its start is answered"
+        )
 
-    def address_of(self, flow_run_id: str, flow: str | None) -> str | None:
+    def run_url(self, flow_run_id: str, flow: str | None) -> str | None:
         """Give where a person finds a run: an absolute address if a console is known, else the API's path; None if neither is.
 
         It is shown to whoever may see the task, so it carries no credentials.
@@ -106,40 +110,40 @@ class Service(ABC):
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
         """Read the account's runs, those in `state` if it is given."""
-        raise self._cannot("list flow runs")
+        raise self._unsupported("list flow runs")
 
-    def glance(self, flow_run_ids: Collection[str]) -> Conversation[Glance]:
+    def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
         """Read, in as few requests as it takes, which of these runs are running, and how far they are.
 
         A run that is not named may be over, or not running yet, or left out: only a look at itself can tell.
         """
-        raise self._cannot("tell of many flow runs at once")
+        raise self._unsupported("tell of many flow runs at once")
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
         """Ask that a run be stopped; it may take a moment until it is."""
-        raise self._cannot("abort a flow run")
+        raise self._unsupported("abort a flow run")
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
         """Delete a run with all its inputs and outputs, for ever."""
-        raise self._cannot("delete a flow run")
+        raise self._unsupported("delete a flow run")
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """Read a run's inputs, in the form of outputs."""
-        raise self._cannot("list a flow run's inputs")
+        raise self._unsupported("list a flow run's inputs")
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """Read one input's content."""
-        raise self._cannot("give a flow run's inputs back")
+        raise self._unsupported("give a flow run's inputs back")
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """Read the outputs of a run that is final."""
-        raise self._cannot("list a flow run's outputs")
+        raise self._unsupported("list a flow run's outputs")
 
     def download_output(
         self, flow_run_id: str, asset_id: str, media_type: str | None = None
     ) -> Conversation[Content]:
         """Read one output's content, whole, into memory."""
-        raise self._cannot("download a flow run's outputs")
+        raise self._unsupported("download a flow run's outputs")
 
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
@@ -158,45 +162,45 @@ class Service(ABC):
 
         :raises FlowNotFound: there is none; the message lists those there are.
         """
-        if not self.offers("list_definitions"):
-            raise self._cannot("tell a flow's definition")
-        known = yield from self.list_definitions()
-        if (found := find(flow, known)) is not None:
+        if not self.supports("list_definitions"):
+            raise self._unsupported("tell a flow's definition")
+        definitions = yield from self.list_definitions()
+        if (found := find_definition(flow, definitions)) is not None:
             return found
-        names = ", ".join(sorted(definition.called for definition in known))
+        names = ", ".join(sorted(definition.display_name for definition in definitions))
         message = f"{self.name} has no flow {flow!r}. It has: {names or 'none'}."
         raise FlowNotFound(message, status=404)
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
         """Read the definitions of all flows."""
-        raise self._cannot("list its flows")
+        raise self._unsupported("list its flows")
 
-    def offers(self, method: str) -> bool:
+    def supports(self, method: str) -> bool:
         """Whether this service fills in a method of this class that is not demanded."""
         return getattr(type(self), method) is not getattr(Service, method)
 
-    def _cannot(self, what: str) -> FlowInputError:
-        return FlowInputError(f"The service {self.name} cannot {what}.")
+    def _unsupported(self, action: str) -> FlowInputError:
+        return FlowInputError(f"The service {self.name} cannot {action}.")
 
 
-def asked(request: Request, read: Callable[[Any], T]) -> Conversation[T]:
+def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]:
     """Ask, and read the answer's JSON value (None where the body is empty).
 
     :param read: takes the value; it may rely on what it expects, for the answer is nobody's promise.
     :raises FlowServiceError: any answer that is not a success.
     :raises FlowMalformed: the answer is no JSON, or `read` did not find in it what it expects.
     """
-    response = yield from ask(request)
-    value = read_json(request, response)
+    response = yield from send(request)
+    value = parse_json(request, response)
     try:
-        return read(value)
+        return parse(value)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise FlowMalformed(
-            malformed(request, response, "is not what was expected"), status=response.status
+            malformed_message(request, response, "is not what was expected"), status=response.status
         ) from error
 
 
-def segment(name: str, value: str) -> str:
+def quote_path_segment(name: str, value: str) -> str:
     """Quote an id as one segment of a path.
 
     :raises FlowInputError: it is empty, or would lead elsewhere; `name` says which argument it is.

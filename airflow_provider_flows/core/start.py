@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowError, FlowNotFound, FlowServiceError
-from airflow_provider_flows.core.http import Pause
-from airflow_provider_flows.core.run import FlowRun, FlowState, Source
+from airflow_provider_flows.core.http import Sleep
+from airflow_provider_flows.core.run import FlowRun, FlowState, UploadSource
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.service import Inputs, Service
 
 TOKEN_KEY = "airflow_start"  # noqa: S105  # a name among the caller's metadata, no secret
-NOT_TAKEN_UP = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
-PAUSES_UNTIL_GONE = (0.5, 1.0)  # seconds
-PAUSES_UNTIL_STOPPED = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)  # seconds
+NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
+NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)  # seconds
+CANCEL_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RunRequest:
     """What is to be started: the flow, what it works on, and how.
 
     :param promised: names of the outputs that the flow's definition promises, None where it is not known.
@@ -37,7 +37,7 @@ class Order:
     inputs: Inputs
     parameters: Any = None
     additional: Any = None
-    promised: tuple[str, ...] | None = None
+    expected_outputs: tuple[str, ...] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -45,35 +45,37 @@ class Order:
         items = (
             dict(self.inputs)
             if isinstance(self.inputs, Mapping)
-            else [item.as_json() for item in self.inputs]
+            else [item.to_json() for item in self.inputs]
         )
         # over JSON first: keys become text there, and only text can be sorted
-        plain = json.loads(json.dumps([self.flow, items, self.parameters, self.additional], default=_plain))
-        told = json.dumps(plain, sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()
+        plain = json.loads(
+            json.dumps([self.flow, items, self.parameters, self.additional], default=_to_plain_json)
+        )
+        text = json.dumps(plain, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class EarlierOrder(Order):
+class EarlierRunRequest(RunRequest):
     """An order that cannot be read any more, say because an input's file is gone, but which an earlier try has sent.
 
     :param known: its fingerprint, as the record has it.
     """
 
-    known: str = ""
+    saved_fingerprint: str = ""
 
     @property
     def fingerprint(self) -> str:
         """The earlier one's."""
-        return self.known
+        return self.saved_fingerprint
 
 
-def _plain(value: Any) -> Any:
-    return [value.media_type, value.digest] if isinstance(value, Source) else str(value)
+def _to_plain_json(value: Any) -> Any:
+    return [value.media_type, value.digest] if isinstance(value, UploadSource) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RunRecord:
     """What a retry must know of the tries before it.
 
     :param fingerprint: of the order.
@@ -86,38 +88,40 @@ class Record:
     """
 
     fingerprint: str
-    lineage: int
+    generation: int
     deadline: float | None = None
     token: str = field(default_factory=lambda: uuid4().hex)
     flow_run_id: str | None = None
-    answer: dict[str, Any] | None = None
+    saved_run: dict[str, Any] | None = None
     conn_id: str | None = None
 
-    def fits(self, order: Order, lineage: int) -> bool:
+    def matches(self, request: RunRequest, generation: int) -> bool:
         """Whether the record is of an earlier try of this very request."""
-        return self.lineage == lineage and self.fingerprint == order.fingerprint
+        return self.generation == generation and self.fingerprint == request.fingerprint
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Give the record as plain JSON values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, told: Any) -> Record | None:
+    def from_dict(cls, data: Any) -> RunRecord | None:
         """Read a record; whatever cannot be one is as good as none."""
         try:
-            record = cls(**told)
-            if record.answer is not None:
-                FlowRun.from_kept(record.answer)
+            record = cls(**data)
+            if record.saved_run is not None:
+                FlowRun.from_record(record.saved_run)
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
         texts = isinstance(record.flow_run_id, str | None) and isinstance(record.conn_id, str | None)
         return record if texts and isinstance(record.deadline, int | float | None) else None
 
 
-Keep = Callable[[Record | None], None]
+SaveRecord = Callable[[RunRecord | None], None]
 
 
-def start(service: Service, order: Order, record: Record, keep: Keep) -> Conversation[FlowRun]:
+def start(
+    service: Service, request: RunRequest, record: RunRecord, save: SaveRecord
+) -> Conversation[FlowRun]:
     """Start a new run: make it, keep its id, give it its inputs, start it. Until the last step nothing is paid.
 
     A service that does it all in one request is asked once; where it cannot be asked for the run again, its answer is kept whole.
@@ -127,69 +131,78 @@ def start(service: Service, order: Order, record: Record, keep: Keep) -> Convers
         record must be safe. Called with None when it is certain that this try made no run.
     :raises FlowServiceError: the run could not be made, filled or started; one that certainly did not start is deleted again.
     """
-    if not service.steps:
-        return (yield from _asked_once(service, order, record, keep))
-    items = service.checked(order.inputs)
-    keep(record)
-    run = yield from service.create(order.flow, order.parameters, marked(order.additional, record.token))
+    if not service.staged_start:
+        return (yield from _start_and_save(service, request, record, save))
+    items = service.to_flow_inputs(request.inputs)
+    save(record)
+    run = yield from service.create(
+        request.flow, request.parameters, tag_with_token(request.additional, record.token)
+    )
     try:
-        keep(replace(record, flow_run_id=run.flow_run_id))
+        save(replace(record, flow_run_id=run.flow_run_id))
         for item in items:
             yield from service.add_input(run.flow_run_id, item)
     except FlowError:
-        yield from _tidied(service, run.flow_run_id)
+        yield from _try_delete(service, run.flow_run_id)
         raise
-    yield from _begin(service, run.flow_run_id)
-    return replace(run, state=FlowState.STARTING, state_word=FlowState.STARTING.value)
+    yield from _start_created(service, run.flow_run_id)
+    return replace(run, state=FlowState.STARTING, raw_state=FlowState.STARTING.value)
 
 
-def _asked_once(service: Service, order: Order, record: Record, keep: Keep) -> Conversation[FlowRun]:
+def _start_and_save(
+    service: Service, request: RunRequest, record: RunRecord, save: SaveRecord
+) -> Conversation[FlowRun]:
     try:
-        run = yield from started_at_once(service, order, about=lambda: keep(record))
+        run = yield from start_in_one_request(service, request, before_start=lambda: save(record))
     except FlowServiceError as error:
-        if not error.in_doubt:
-            keep(None)
+        if not error.outcome_unknown:
+            save(None)
         raise
-    answer = None if service.offers("get_run") else run.as_kept()
-    keep(replace(record, flow_run_id=run.flow_run_id, answer=answer))
+    saved_run = None if service.supports("get_run") else run.to_record()
+    save(replace(record, flow_run_id=run.flow_run_id, saved_run=saved_run))
     return run
 
 
-def started_at_once(
-    service: Service, order: Order, about: Callable[[], None] = lambda: None
+def start_in_one_request(
+    service: Service, request: RunRequest, before_start: Callable[[], None] = lambda: None
 ) -> Conversation[FlowRun]:
     """Start a new run in as few requests as the service allows, with nothing kept (see `Service.start`)."""
-    if service.steps and not service.offers("start"):
-        return start(service, order, Record(order.fingerprint, lineage=0), lambda _: None)
+    if service.staged_start and not service.supports("start"):
+        return start(service, request, RunRecord(request.fingerprint, generation=0), lambda _: None)
     return service.start(
-        order.flow, order.inputs, order.parameters, order.additional, about=about, promised=order.promised
+        request.flow,
+        request.inputs,
+        request.parameters,
+        request.additional,
+        before_start=before_start,
+        expected_outputs=request.expected_outputs,
     )
 
 
-def marked(additional: Any, token: str) -> Any:
+def tag_with_token(additional: Any, token: str) -> Any:
     """Give the caller's metadata with our mark, where it is a mapping or nothing; other metadata is left as it is."""
     if additional is None or isinstance(additional, Mapping):
         return {**(additional or {}), TOKEN_KEY: token}
     return additional
 
 
-def _begin(service: Service, flow_run_id: str) -> Conversation[None]:
+def _start_created(service: Service, flow_run_id: str) -> Conversation[None]:
     """Start a filled run; an answer that was lost, or is a gateway's, is settled by looking, never by sending again blindly.
 
     A run whose start was refused is deleted. One that may have started is left to the next try, which knows it by its record.
     """
     try:
-        yield from service.begin(flow_run_id)
+        yield from service.start_created(flow_run_id)
     except FlowServiceError as error:
-        if not error.in_doubt:
-            yield from _tidied(service, flow_run_id)
+        if not error.outcome_unknown:
+            yield from _try_delete(service, flow_run_id)
             raise
         run = yield from service.get_run(flow_run_id)
         if run.state is FlowState.CREATED:
-            yield from service.begin(flow_run_id)
+            yield from service.start_created(flow_run_id)
 
 
-def _tidied(service: Service, flow_run_id: str) -> Conversation[None]:
+def _try_delete(service: Service, flow_run_id: str) -> Conversation[None]:
     """Delete a run that never ran, if that can be done; whatever led here matters more."""
     try:
         yield from service.delete(flow_run_id)
@@ -197,8 +210,8 @@ def _tidied(service: Service, flow_run_id: str) -> Conversation[None]:
         return
 
 
-def picked_up(
-    service: Service, order: Order, record: Record | None, lineage: int, *, abort: bool = True
+def resume(
+    service: Service, request: RunRequest, record: RunRecord | None, generation: int, *, abort: bool = True
 ) -> Conversation[FlowRun | None]:
     """Give the run that an earlier try of the same request left, None if a new one must be started.
 
@@ -209,61 +222,61 @@ def picked_up(
     """
     if record is None:
         return None
-    fits = record.fits(order, lineage)
-    if record.answer is not None:
-        kept = FlowRun.from_kept(record.answer)
-        return kept if fits and kept.state is not FlowState.FAILED else None
+    is_same_request = record.matches(request, generation)
+    if record.saved_run is not None:
+        saved_run = FlowRun.from_record(record.saved_run)
+        return saved_run if is_same_request and saved_run.state is not FlowState.FAILED else None
     if record.flow_run_id is None:
-        yield from _swept(service, record)
+        yield from _delete_orphans(service, record)
         return None
     try:
-        run = yield from _found(service, record.flow_run_id)
+        run = yield from _get_run_confirmed(service, record.flow_run_id)
     except FlowNotFound:
         return None
-    if fits and run.state not in NOT_TAKEN_UP:
+    if is_same_request and run.state not in NOT_RESUMABLE_STATES:
         return run
-    if run.state is FlowState.CREATED or (abort and service.offers("abort")):
-        yield from stopped(service, run.flow_run_id)
+    if run.state is FlowState.CREATED or (abort and service.supports("abort")):
+        yield from cancel(service, run.flow_run_id)
     return None
 
 
-def _found(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
+def _get_run_confirmed(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
     """Read a run that was there; only when several looks say so is it gone, for a run may not be visible everywhere at once.
 
     :raises FlowNotFound: it is gone.
     """
-    for pause in PAUSES_UNTIL_GONE:
+    for delay in NOT_FOUND_RETRY_SECONDS:
         try:
             return (yield from service.get_run(flow_run_id))
         except FlowNotFound:
-            yield Pause(pause)
+            yield Sleep(delay)
     return (yield from service.get_run(flow_run_id))
 
 
-def _swept(service: Service, record: Record) -> Conversation[None]:
+def _delete_orphans(service: Service, record: RunRecord) -> Conversation[None]:
     """Delete what a try made whose worker died before it knew the id: the runs, never started, that bear its mark."""
-    if not service.steps:
+    if not service.staged_start:
         return
     try:
-        made = yield from service.list_runs(FlowState.CREATED)
+        runs = yield from service.list_runs(FlowState.CREATED)
     except FlowError:
         return
-    for run in made:
+    for run in runs:
         if isinstance(run.additional, Mapping) and run.additional.get(TOKEN_KEY) == record.token:
-            yield from _tidied(service, run.flow_run_id)
+            yield from _try_delete(service, run.flow_run_id)
 
 
-def stopped(service: Service, flow_run_id: str) -> Conversation[None]:
+def cancel(service: Service, flow_run_id: str) -> Conversation[None]:
     """Stop a run wherever it is: one that never ran is deleted, one under way is aborted, a final one is left alone.
 
     :raises FlowServiceError: the service could not be asked, or does not do it.
     """
     for last in (False, True):  # the run may move on between the look and the request
         try:
-            run = yield from _found(service, flow_run_id)
+            run = yield from _get_run_confirmed(service, flow_run_id)
             if run.state is FlowState.CREATED:
                 yield from service.delete(flow_run_id)
-            elif not run.final and run.state is not FlowState.ABORTING:
+            elif not run.is_final and run.state is not FlowState.ABORTING:
                 yield from service.abort(flow_run_id)
         except FlowNotFound:
             return
@@ -274,19 +287,19 @@ def stopped(service: Service, flow_run_id: str) -> Conversation[None]:
             return
 
 
-def seen_off(service: Service, flow_run_id: str) -> Conversation[FlowRun | None]:
+def cancel_and_wait(service: Service, flow_run_id: str) -> Conversation[FlowRun | None]:
     """Stop a run, and wait for about ten seconds until it is final; gives it as it was seen last, None if it is gone.
 
     :raises FlowServiceError: the service could not be asked, or does not do it.
     """
-    yield from stopped(service, flow_run_id)
+    yield from cancel(service, flow_run_id)
     run = None
-    for pause in PAUSES_UNTIL_STOPPED:
+    for delay in CANCEL_POLL_SECONDS:
         try:
             run = yield from service.get_run(flow_run_id)
         except FlowNotFound:
             return None
-        if run.final:
+        if run.is_final:
             return run
-        yield Pause(pause)
+        yield Sleep(delay)
     return run

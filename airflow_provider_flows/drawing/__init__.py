@@ -5,8 +5,8 @@ It reads no graph (flow/graph.py does) and writes no file.
 
 from __future__ import annotations
 
-from airflow_provider_flows.drawing.mermaid import as_mermaid
+from airflow_provider_flows.drawing.mermaid import to_mermaid
 from airflow_provider_flows.drawing.style import STYLE
-from airflow_provider_flows.drawing.svg import as_svg
+from airflow_provider_flows.drawing.svg import to_svg
 
-__all__ = ["STYLE", "as_mermaid", "as_svg"]
+__all__ = ["STYLE", "to_mermaid", "to_svg"]

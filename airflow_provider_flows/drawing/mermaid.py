@@ -21,7 +21,7 @@ _SHAPES = {
 }
 
 
-def as_mermaid(graph: FlowGraph) -> str:
+def to_mermaid(graph: FlowGraph) -> str:
     """Write a flow graph as a Mermaid flowchart from left to right, a line for each node and each edge.
 
     Nodes get ids of our own (`n0`, `n1`, ...): the export's could be words that Mermaid keeps to itself. Whatever could mean

@@ -58,7 +58,7 @@ class _Lettered:
         return _width(self.node), PADDING * 2 + head + below
 
 
-def as_svg(graph: FlowGraph, *, title: str = "", styled: bool = True, theme: str = "") -> str:
+def to_svg(graph: FlowGraph, *, title: str = "", styled: bool = True, theme: str = "") -> str:
     """Draw a flow graph.
 
     The picture is one `<svg class="flow-drawing">` without ids, scripts and references, so that several fit into one page and
@@ -128,7 +128,7 @@ def _joined(lines: list[list[Run]]) -> list[str]:
 
 def kind_word(node: Node) -> str:
     """Word a node's kind as the picture shows it; a kind that nobody knows keeps the editor's word."""
-    word = clean(node.type_word.removesuffix("Node"), 60)
+    word = clean(node.raw_type.removesuffix("Node"), 60)
     return WORDS.get(node.kind) or word[:1].upper() + word[1:] or "Node"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Emulator", "Fault", "MissingExtraError", "Plan", "RecordedRequest", "Switches"]
 
 # Looked up when first used: the pytest plugin lives in this package, and pytest imports it for people who never test a flow.
-_HOMES = {
+_MODULES = {
     "Emulator": "emulator",
     "Fault": "faults",
     "MissingExtraError": "emulator",
@@ -29,6 +29,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

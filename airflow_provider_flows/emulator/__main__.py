@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_flows.emulator.emulator import Emulator, MissingExtraError
-from airflow_provider_flows.emulator.switches import Switches, check, choices, names
+from airflow_provider_flows.emulator.switches import Switches, switch_choices, switch_names, validate_switch
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m airflow_provider_flows.emulator") -> int:
@@ -33,30 +33,30 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m airflow_provi
     except (OSError, ValueError, MissingExtraError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    stopping = _on_signals()
+    stop_event = _install_signal_handlers()
     settings = " ".join(f"{name}='{value}'" for name, value in emulator.connections.items())
     sys.stdout.write(
         f"Generio and PromptChainer, emulated at {emulator.url}; connect with: export {settings}\n"
     )
     sys.stdout.flush()
-    stopping.wait()
+    stop_event.wait()
     emulator.stop()
     return 0
 
 
-def _on_signals() -> threading.Event:
+def _install_signal_handlers() -> threading.Event:
     """Return an event that is set when the process is asked to end."""
-    stopping = threading.Event()
+    stop_event = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    return stopping
+        signal.signal(number, lambda *_: stop_event.set())
+    return stop_event
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="A stand-in for Generio and PromptChainer on one port.",
-        epilog="Switches: " + "; ".join(f"{name} ({choices(name)})" for name in names()),
+        epilog="Switches: " + "; ".join(f"{name} ({switch_choices(name)})" for name in switch_names()),
     )
     parser.add_argument("--port", type=int, default=8084, help="0 means any free one (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
@@ -71,20 +71,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="a PromptChainer flow graph; its id is the file's name without .json; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--switch", type=_switch, action="append", default=[], metavar="NAME=VALUE",
+        "--switch", type=_parse_switch, action="append", default=[], metavar="NAME=VALUE",
         help="how to read a doubt of the documentation; may be repeated",
     )  # fmt: skip
     return parser
 
 
-def _switch(text: str) -> tuple[str, Any]:
-    name, _, written = text.partition("=")
+def _parse_switch(text: str) -> tuple[str, Any]:
+    name, _, raw_value = text.partition("=")
     try:
-        value = json.loads(written)
+        value = json.loads(raw_value)
     except ValueError:
-        value = written
+        value = raw_value
     try:
-        check(name, value)
+        validate_switch(name, value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return name, value

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from airflow_provider_flows.emulator.clock import iso
-from airflow_provider_flows.emulator.errors import Refusal
+from airflow_provider_flows.emulator.clock import to_iso
+from airflow_provider_flows.emulator.errors import ApiError
 from airflow_provider_flows.emulator.faults import Fault
 from airflow_provider_flows.emulator.plans import Plan
 from airflow_provider_flows.emulator.promptchainer.graph import FlowGraph
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
-from airflow_provider_flows.emulator.state import World
+from airflow_provider_flows.emulator.state import EmulatorState
 
 
 class GraphBody(BaseModel):
@@ -37,8 +37,8 @@ class SettingsBody(BaseModel):
 class ControlApi:
     """The control routes over one world."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, emulator_state: EmulatorState) -> None:
+        self.emulator_state = emulator_state
 
     def router(self) -> APIRouter:
         """Return the routes."""
@@ -67,7 +67,7 @@ class ControlApi:
     def authorise(self, request: Request) -> None:
         """Refuse whoever does not send the key, in either service's way."""
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not self.world.knows(request.headers.get("x-api-key", bearer)):
+        if not self.emulator_state.is_valid_key(request.headers.get("x-api-key", bearer)):
             raise HTTPException(401, "Not authenticated", headers={"WWW-Authenticate": "Bearer"})
 
     async def health(self) -> Response:
@@ -76,98 +76,100 @@ class ControlApi:
 
     async def get_switches(self) -> Response:
         """Tell all switches."""
-        return JSONResponse(self.world.switches.as_dict())
+        return JSONResponse(self.emulator_state.switches.to_dict())
 
     async def set_switches(self, values: dict[str, Any]) -> Response:
         """Set some switches, or none if one of them is wrong."""
-        with _explained():
-            self.world.switches.update(values)
+        with convert_value_errors():
+            self.emulator_state.switches.update(values)
         return await self.get_switches()
 
     async def get_faults(self) -> Response:
         """Tell the faults in force, and how often each has struck."""
-        return JSONResponse(self.world.faults.as_json())
+        return JSONResponse(self.emulator_state.faults.to_json())
 
     async def add_fault(self, values: dict[str, Any]) -> Response:
         """Put a fault in force."""
-        with _explained():
-            self.world.faults.add(Fault.from_json(values))
+        with convert_value_errors():
+            self.emulator_state.faults.add(Fault.from_json(values))
         return await self.get_faults()
 
     async def clear_faults(self) -> Response:
         """Let everything go right again."""
-        self.world.faults.clear()
+        self.emulator_state.faults.clear()
         return await self.get_faults()
 
     async def add_plan(self, values: dict[str, Any]) -> Response:
         """Say how the next flow runs go."""
-        with _explained():
-            self.world.plans.add(Plan.from_json(values))
+        with convert_value_errors():
+            self.emulator_state.plans.add(Plan.from_json(values))
         return JSONResponse(values)
 
     async def get_requests(self) -> Response:
         """Tell what was asked."""
-        return JSONResponse([record.as_json() for record in self.world.records.all()])
+        return JSONResponse([record.to_json() for record in self.emulator_state.request_log.all()])
 
     async def clear_requests(self) -> Response:
         """Forget what was asked."""
-        self.world.records.clear()
+        self.emulator_state.request_log.clear()
         return JSONResponse([])
 
     async def get_runs(self) -> Response:
         """Tell the flow runs that are there, and those that were paid for, deleted ones among them."""
-        with self.world.lock:
-            runs, paid = list(self.world.runs.values()), list(self.world.paid)
+        with self.emulator_state.lock:
+            runs, paid = list(self.emulator_state.runs.values()), list(self.emulator_state.paid_runs)
         return JSONResponse(
             {
-                "runs": [_shown(run) for run in runs],
-                "paid_runs": [_shown(run) for run in paid],
+                "runs": [_run_to_json(run) for run in runs],
+                "paid_runs": [_run_to_json(run) for run in paid],
                 "started": len(paid),
             }
         )
 
     async def get_settings(self) -> Response:
         """Tell the settings."""
-        return JSONResponse({"run_seconds": self.world.run_seconds, "now": iso(self.world.clock.now())})
+        return JSONResponse(
+            {"run_seconds": self.emulator_state.run_seconds, "now": to_iso(self.emulator_state.clock.now())}
+        )
 
     async def set_settings(self, body: SettingsBody) -> Response:
         """Change the settings."""
         if body.run_seconds is not None:
-            self.world.run_seconds = body.run_seconds
-        self.world.clock.advance(body.advance)
+            self.emulator_state.run_seconds = body.run_seconds
+        self.emulator_state.clock.advance(body.advance)
         return await self.get_settings()
 
     async def add_graph(self, body: GraphBody) -> Response:
         """Add a flow of PromptChainer's."""
-        with _explained():
-            graph = FlowGraph.read(body.graph)
-        self.world.graphs[body.flow_id] = graph
+        with convert_value_errors():
+            graph = FlowGraph.parse(body.graph)
+        self.emulator_state.graphs[body.flow_id] = graph
         return JSONResponse({"flow_id": body.flow_id, "variables": graph.variables, "outputs": graph.outputs})
 
     async def reset(self) -> Response:
         """Forget everything."""
-        self.world.reset()
+        self.emulator_state.reset()
         return await self.health()
 
 
 @contextmanager
-def _explained() -> Generator[None]:
+def convert_value_errors() -> Generator[None]:
     """Turn the error of wrong values into an answer that says what is wrong."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise Refusal(422, str(error)) from error
+        raise ApiError(422, str(error)) from error
 
 
-def _shown(run: GenerioRun | ChainRun) -> dict[str, Any]:
+def _run_to_json(run: GenerioRun | ChainRun) -> dict[str, Any]:
     return {
         "flow_run_id": run.flow_run_id,
         "service": run.service,
         "flow": run.flow,
         "state": run.state,
         "error": run.error,
-        "created_at": iso(run.created_at),
-        "ever_started": run.ever_started,
+        "created_at": to_iso(run.created_at),
+        "ever_started": run.has_started,
         "parameters": dict(run.parameters),
         "additional": run.additional,
         "inputs": len(run.inputs),

@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_flows.emulator.faults import ArmedFault, Fault
+from airflow_provider_flows.emulator.faults import ActiveFault, Fault
 from airflow_provider_flows.emulator.plans import Plan
 from airflow_provider_flows.emulator.promptchainer.graph import FlowGraph
 from airflow_provider_flows.emulator.request_log import RecordedRequest
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
-from airflow_provider_flows.emulator.state import World
+from airflow_provider_flows.emulator.state import EmulatorState
 from airflow_provider_flows.emulator.switches import Switches
 
 if TYPE_CHECKING:
     from airflow_provider_flows.emulator.server import Server
 
-NEEDED = ("fastapi", "uvicorn", "numpy", "trimesh", "fast_simplification", "PIL")
+REQUIRED_MODULES = ("fastapi", "uvicorn", "numpy", "trimesh", "fast_simplification", "PIL")
 
 
 class MissingExtraError(ImportError):
@@ -40,8 +40,8 @@ class Emulator:
         host: str = "127.0.0.1",
         switches: Switches | None = None,
     ) -> None:
-        self._world = World(key, run_seconds, switches or Switches())
-        self._wanted = (host, port)
+        self._state = EmulatorState(key, run_seconds, switches or Switches())
+        self._bind_address = (host, port)
         self._address: tuple[str, int] | None = None
         self._server: Server | None = None
 
@@ -49,7 +49,7 @@ class Emulator:
         """Begin to serve."""
         if self._server is not None:
             raise RuntimeError(f"The emulator is already running at {self.url}")
-        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        missing = [name for name in REQUIRED_MODULES if importlib.util.find_spec(name) is None]
         if missing:
             message = f"The emulator needs {', '.join(missing)}: install them with pip install 'airflow-provider-flows[emulator]'"
             raise MissingExtraError(message)
@@ -57,8 +57,8 @@ class Emulator:
         from airflow_provider_flows.emulator import app
         from airflow_provider_flows.emulator.server import Server
 
-        server = Server(lambda find_connection: app.build(self._world, find_connection))
-        self._address = server.start(*self._wanted)
+        server = Server(lambda find_connection: app.create_app(self._state, find_connection))
+        self._address = server.start(*self._bind_address)
         self._server = server
         return self
 
@@ -93,81 +93,81 @@ class Emulator:
     @property
     def key(self) -> str:
         """The only key that is let in."""
-        return self._world.key
+        return self._state.key
 
     @property
     def run_seconds(self) -> float:
         """How long the flow runs take that start from now on."""
-        return self._world.run_seconds
+        return self._state.run_seconds
 
     @run_seconds.setter
     def run_seconds(self, seconds: float) -> None:
         if seconds < 0:
             raise ValueError(f"A flow run cannot take {seconds} s")
-        self._world.run_seconds = seconds
+        self._state.run_seconds = seconds
 
     @property
     def switches(self) -> Switches:
         """The readings of the documentation that are played."""
-        return self._world.switches
+        return self._state.switches
 
     @property
     def connections(self) -> dict[str, str]:
         """The environment variables that make the Airflow connections to it."""
         return connections(self.url, self.key)
 
-    def fault(self, fault: Fault) -> ArmedFault:
+    def add_fault(self, fault: Fault) -> ActiveFault:
         """Let the matching requests go wrong."""
-        return self._world.faults.add(fault)
+        return self._state.faults.add(fault)
 
     def clear_faults(self) -> None:
         """Let everything go right again."""
-        self._world.faults.clear()
+        self._state.faults.clear()
 
-    def plan(self, plan: Plan) -> None:
+    def add_plan(self, plan: Plan) -> None:
         """Say how the flow runs go that are created next."""
-        self._world.plans.add(plan)
+        self._state.plans.add(plan)
 
     def advance(self, seconds: float) -> None:
         """Push the emulator's clock forward: runs go on, URLs expire."""
-        self._world.clock.advance(seconds)
+        self._state.clock.advance(seconds)
 
-    def on_request(self, listener: Callable[[RecordedRequest], None] | None) -> None:
+    def set_request_listener(self, listener: Callable[[RecordedRequest], None] | None) -> None:
         """Have a listener told of each request that comes in from now on, until :meth:`reset`; None for nobody.
 
         It is told before anything is done with the request, which so meets what the listener does: with :meth:`advance`
         looks themselves make a flow run go on, however fast or slowly the machine makes them.
         """
-        self._world.listener = listener
+        self._state.request_listener = listener
 
     @property
     def requests(self) -> tuple[RecordedRequest, ...]:
         """What was asked, oldest first."""
-        return self._world.records.all()
+        return self._state.request_log.all()
 
     @property
     def runs(self) -> Mapping[str, GenerioRun]:
         """Generio's flow runs by id, without deleted ones."""
-        with self._world.lock:
-            return dict(self._world.runs)
+        with self._state.lock:
+            return dict(self._state.runs)
 
     @property
     def paid_runs(self) -> list[GenerioRun | ChainRun]:
         """The flow runs of both services that were ever started, deleted ones among them."""
-        return list(self._world.paid)
+        return list(self._state.paid_runs)
 
     @property
-    def started(self) -> int:
+    def started_count(self) -> int:
         """How many flow runs were ever started."""
-        return len(self._world.paid)
+        return len(self._state.paid_runs)
 
     def add_graph(self, flow_id: str, graph: dict[str, Any]) -> None:
         """Add a flow of PromptChainer's, or replace one."""
-        self._world.graphs[flow_id] = FlowGraph.read(graph)
+        self._state.graphs[flow_id] = FlowGraph.parse(graph)
 
     def reset(self) -> None:
         """Go back to how it was when it was made."""
-        self._world.reset()
+        self._state.reset()
 
 
 def connections(url: str, key: str) -> dict[str, str]:

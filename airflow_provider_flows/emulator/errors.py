@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request that is answered with an error status and a reason."""
 
     def __init__(self, status: int, detail: str | list[dict[str, Any]]) -> None:
@@ -17,6 +17,6 @@ class Refusal(Exception):
         self.detail = detail
 
 
-def complaint(where: list[str | int], text: str, kind: str, value: object) -> dict[str, Any]:
+def validation_error(location: list[str | int], message: str, kind: str, value: object) -> dict[str, Any]:
     """Return one entry of a FastAPI-style 422 detail list."""
-    return {"type": kind, "loc": where, "msg": text, "input": value}
+    return {"type": kind, "loc": location, "msg": message, "input": value}

@@ -65,7 +65,7 @@ class Fault:
         except TypeError as error:
             raise ValueError(f"Not a fault: {error}") from error
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the fault in the form that :meth:`from_json` reads."""
         values = asdict(self)
         body = values.pop("body")
@@ -73,52 +73,52 @@ class Fault:
 
 
 @dataclass
-class ArmedFault:
+class ActiveFault:
     """A fault in force, and how often it has struck."""
 
     fault: Fault
-    passed: int = 0
-    struck: int = 0
+    skipped_requests: int = 0
+    hits: int = 0
 
     @property
-    def spent(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether it will strike no more."""
-        return self.fault.times is not None and self.struck >= self.fault.times
+        return self.fault.times is not None and self.hits >= self.fault.times
 
 
-class FaultBook:
+class FaultRegistry:
     """The faults in force, in the order in which they were added."""
 
     def __init__(self) -> None:
-        self._armed: list[ArmedFault] = []
+        self._active: list[ActiveFault] = []
         self._lock = Lock()
 
-    def add(self, fault: Fault) -> ArmedFault:
+    def add(self, fault: Fault) -> ActiveFault:
         """Put a fault in force."""
-        armed = ArmedFault(fault)
+        active = ActiveFault(fault)
         with self._lock:
-            self._armed.append(armed)
-        return armed
+            self._active.append(active)
+        return active
 
     def clear(self) -> None:
         """Let everything go right again."""
         with self._lock:
-            self._armed.clear()
+            self._active.clear()
 
-    def take(self, method: str, path: str) -> Fault | None:
+    def consume(self, method: str, path: str) -> Fault | None:
         """Return the first fault that strikes this request, and count it."""
         with self._lock:
-            for armed in self._armed:
-                if armed.spent or not armed.fault.matches(method, path):
+            for active in self._active:
+                if active.is_exhausted or not active.fault.matches(method, path):
                     continue
-                if armed.passed < armed.fault.skip:
-                    armed.passed += 1
+                if active.skipped_requests < active.fault.skip:
+                    active.skipped_requests += 1
                     continue
-                armed.struck += 1
-                return armed.fault
+                active.hits += 1
+                return active.fault
         return None
 
-    def as_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[dict[str, Any]]:
         """Return the faults with their counts."""
         with self._lock:
-            return [armed.fault.as_json() | {"struck": armed.struck} for armed in self._armed]
+            return [active.fault.to_json() | {"struck": active.hits} for active in self._active]

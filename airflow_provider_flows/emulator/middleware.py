@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from airflow_provider_flows.emulator.faults import Fault
-from airflow_provider_flows.emulator.request_log import MOST_BODY, RecordedRequest, without_secrets
-from airflow_provider_flows.emulator.state import World
+from airflow_provider_flows.emulator.request_log import MAX_LOGGED_BODY_BYTES, RecordedRequest, redact_headers
+from airflow_provider_flows.emulator.state import EmulatorState
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,21 +30,21 @@ CONTROL_PREFIX = "/_emulator"
 
 
 @dataclass
-class Answer:
+class BufferedResponse:
     """An answer held back until it is known what becomes of it."""
 
     status: int = 200
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
 
-    async def take(self, message: Message) -> None:
+    async def receive(self, message: Message) -> None:
         """Be sent to, in place of the client."""
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], list(message.get("headers", []))
         else:
             self.body += message.get("body", b"")
 
-    def change(self, headers: dict[str, str], body: bytes | None) -> None:
+    def override(self, headers: dict[str, str], body: bytes | None) -> None:
         """Put in other headers and another body."""
         if body is not None:
             self.body = body
@@ -55,12 +55,12 @@ class Answer:
         )
 
 
-class Gate:
+class EmulatorMiddleware:
     """An ASGI middleware around both services."""
 
-    def __init__(self, app: App, world: World, find_connection: FindConnection) -> None:
+    def __init__(self, app: App, emulator_state: EmulatorState, find_connection: FindConnection) -> None:
         self.app = app
-        self.world = world
+        self.emulator_state = emulator_state
         self.find_connection = find_connection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,53 +69,55 @@ class Gate:
             await self.app(scope, receive, send)
             return
         # The whole body first: a fault is to strike a request that arrived, not one half sent.
-        body = await _whole(receive)
-        record = _record(scope, body)
-        self.world.records.add(record)
-        if self.world.listener is not None:
-            self.world.listener(record)
-        fault = self.world.faults.take(record.method, record.path)
+        body = await _read_body(receive)
+        record = _to_recorded_request(scope, body)
+        self.emulator_state.request_log.add(record)
+        if self.emulator_state.request_listener is not None:
+            self.emulator_state.request_listener(record)
+        fault = self.emulator_state.faults.consume(record.method, record.path)
         if fault is None:
-            await self.app(scope, _replay(body, receive), _noting(record, send))
+            await self.app(scope, _replay(body, receive), _recording_send(record, send))
         else:
-            await self._strike(fault, scope, _replay(body, receive), _noting(record, send))
+            await self._inject_fault(fault, scope, _replay(body, receive), _recording_send(record, send))
 
-    async def _strike(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = Answer()
+    async def _inject_fault(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
+        response = BufferedResponse()
         if fault.status is not None:
-            answer = Answer(fault.status, [(b"content-type", b"application/json")])
+            response = BufferedResponse(fault.status, [(b"content-type", b"application/json")])
         elif fault.reset != "before":
-            await self.app(scope, receive, answer.take)
+            await self.app(scope, receive, response.receive)
         await asyncio.sleep(fault.delay)
         if fault.reset is not None:
-            _reset(self.find_connection(scope))
-            return await _until_gone(receive)
-        answer.change(fault.headers, fault.body if fault.body is not None or fault.status is None else b"")
-        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-        if fault.truncate is None or fault.truncate >= len(answer.body):
-            return await send({"type": "http.response.body", "body": answer.body})
-        await send({"type": "http.response.body", "body": answer.body[: fault.truncate], "more_body": True})
+            _reset_connection(self.find_connection(scope))
+            return await _wait_for_disconnect(receive)
+        response.override(
+            fault.headers, fault.body if fault.body is not None or fault.status is None else b""
+        )
+        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+        if fault.truncate is None or fault.truncate >= len(response.body):
+            return await send({"type": "http.response.body", "body": response.body})
+        await send({"type": "http.response.body", "body": response.body[: fault.truncate], "more_body": True})
         # close() sends what is written first.
         connection = self.find_connection(scope)
         if connection is not None:
             connection.close()
-        return await _until_gone(receive)
+        return await _wait_for_disconnect(receive)
 
 
-def _record(scope: Scope, body: bytes) -> RecordedRequest:
+def _to_recorded_request(scope: Scope, body: bytes) -> RecordedRequest:
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
     return RecordedRequest(
         method=scope["method"],
         path=scope["path"],
         query=dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
-        headers=without_secrets(headers),
-        body=body[:MOST_BODY],
+        headers=redact_headers(headers),
+        body=body[:MAX_LOGGED_BODY_BYTES],
         body_size=len(body),
         at=time.time(),
     )
 
 
-async def _whole(receive: Receive) -> bytes:
+async def _read_body(receive: Receive) -> bytes:
     parts = []
     while True:
         message = await receive()
@@ -126,26 +128,26 @@ async def _whole(receive: Receive) -> bytes:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """Return a receive that gives the body once more, and then whatever really comes."""
-    waiting = [body]
+    pending = [body]
 
-    async def again() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+    async def receive_replay() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
         return await receive()
 
-    return again
+    return receive_replay
 
 
-def _noting(record: RecordedRequest, send: Send) -> Send:
-    async def noting(message: Message) -> None:
+def _recording_send(record: RecordedRequest, send: Send) -> Send:
+    async def send_and_record(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.status = message["status"]
         await send(message)
 
-    return noting
+    return send_and_record
 
 
-def _reset(connection: asyncio.Transport | None) -> None:
+def _reset_connection(connection: asyncio.Transport | None) -> None:
     if connection is None:
         return
     # With no time to linger the kernel answers RST, as a crashed peer's does, and not an orderly end.
@@ -155,7 +157,7 @@ def _reset(connection: asyncio.Transport | None) -> None:
     connection.abort()
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     """Wait until the server has noticed, or else it would answer on its own."""
     while (await receive())["type"] != "http.disconnect":
         pass

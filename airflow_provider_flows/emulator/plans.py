@@ -48,20 +48,20 @@ class PlanQueue:
     """The plans not yet used up, first come, first served."""
 
     def __init__(self) -> None:
-        self._waiting: list[Plan] = []
+        self._plans: list[Plan] = []
         self._lock = Lock()
 
     def add(self, plan: Plan) -> None:
         """Queue a plan, once for each flow run that it is meant for."""
         with self._lock:
-            self._waiting.extend([plan] * plan.times)
+            self._plans.extend([plan] * plan.times)
 
-    def take(self) -> Plan:
+    def pop(self) -> Plan:
         """Return the plan of the flow run that is created now; without one, all goes well."""
         with self._lock:
-            return self._waiting.pop(0) if self._waiting else Plan()
+            return self._plans.pop(0) if self._plans else Plan()
 
     def clear(self) -> None:
         """Let all flow runs go well again."""
         with self._lock:
-            self._waiting.clear()
+            self._plans.clear()

@@ -12,8 +12,8 @@ from threading import Lock
 from typing import Any
 
 SECRET_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
-MOST_BODY = 256 * 1024
-MOST_RECORDS = 100_000
+MAX_LOGGED_BODY_BYTES = 256 * 1024
+MAX_LOGGED_REQUESTS = 100_000
 
 
 @dataclass
@@ -37,7 +37,7 @@ class RecordedRequest:
         except ValueError:
             return None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the record in the form that goes over HTTP."""
         return {
             "method": self.method,
@@ -52,29 +52,29 @@ class RecordedRequest:
         }
 
 
-def without_secrets(headers: dict[str, str]) -> dict[str, str]:
+def redact_headers(headers: dict[str, str]) -> dict[str, str]:
     """Return the headers, by lower-case name, with keys blanked."""
     return {name: "***" if name in SECRET_HEADERS else value for name, value in headers.items()}
 
 
-class Records:
+class RequestLog:
     """The latest requests, oldest first."""
 
     def __init__(self) -> None:
-        self._kept: deque[RecordedRequest] = deque(maxlen=MOST_RECORDS)
+        self._requests: deque[RecordedRequest] = deque(maxlen=MAX_LOGGED_REQUESTS)
         self._lock = Lock()
 
     def add(self, record: RecordedRequest) -> None:
         """Keep a record."""
         with self._lock:
-            self._kept.append(record)
+            self._requests.append(record)
 
     def all(self) -> tuple[RecordedRequest, ...]:
         """Return what is kept."""
         with self._lock:
-            return tuple(self._kept)
+            return tuple(self._requests)
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
-            self._kept.clear()
+            self._requests.clear()

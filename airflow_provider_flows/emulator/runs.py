@@ -18,7 +18,7 @@ from airflow_provider_flows.emulator.generio.inputs import Media
 from airflow_provider_flows.emulator.generio.templates import Template
 from airflow_provider_flows.emulator.models import make
 from airflow_provider_flows.emulator.plans import Plan
-from airflow_provider_flows.emulator.timeline import PROCESSING_SHARE, Course, Moment, look
+from airflow_provider_flows.emulator.timeline import PROCESSING_SHARE, StateAt, Timeline, compute_state
 
 _PROCESS = secrets.token_hex(5)
 _COUNTER = itertools.count(secrets.randbelow(1 << 20))
@@ -65,7 +65,9 @@ class OutputAsset:
         """The file, made once."""
         with self._lock:
             if self._content is None:
-                self._content = make.make(self.template.name, self.source.media.content, self.parameters)
+                self._content = make.create_output(
+                    self.template.name, self.source.media.content, self.parameters
+                )
             return self._content
 
 
@@ -74,15 +76,15 @@ class GenerioRun:
     """One flow run of Generio's."""
 
     spec: Template = field(repr=False)
-    given: dict[str, Any]
+    explicit_parameters: dict[str, Any]
     additional: object
     plan: Plan
     clock: Clock = field(repr=False)
     flow_run_id: str = field(default_factory=new_id)
     inputs: list[InputAsset] = field(default_factory=list)
-    course: Course = field(default_factory=Course)
+    timeline: Timeline = field(default_factory=Timeline)
     error: str | None = None
-    deleted: bool = False
+    is_deleted: bool = False
     service: str = "generio"
 
     def __post_init__(self) -> None:
@@ -103,58 +105,63 @@ class GenerioRun:
     @property
     def parameters(self) -> dict[str, Any]:
         """What was given, with the template's defaults in the gaps."""
-        return self.spec.defaults() | self.given
+        return self.spec.defaults() | self.explicit_parameters
 
     @property
-    def moment(self) -> Moment:
+    def current(self) -> StateAt:
         """State, progress and end, as of now."""
-        return look(self.course, self.clock.now())
+        return compute_state(self.timeline, self.clock.now())
 
     @property
     def state(self) -> str:
         """The state as of now."""
-        return self.moment.state
+        return self.current.state
 
     @property
-    def ever_started(self) -> bool:
+    def has_started(self) -> bool:
         """Whether anybody had to pay for it."""
-        return self.course.started_at is not None
+        return self.timeline.started_at is not None
 
     @property
     def outputs(self) -> list[OutputAsset]:
         """What there is of outputs as of now: nothing before the end."""
-        moment = self.moment
-        if moment.state == "completed":
+        current = self.current
+        if current.state == "completed":
             return self._outputs
-        if not moment.final or not self.plan.partial_outputs:
+        if not current.is_final or not self.plan.partial_outputs:
             return []
         return self._outputs
 
     @property
-    def settled(self) -> bool:
+    def has_ready_outputs(self) -> bool:
         """Whether the outputs too have had time to become ready, where that takes a while."""
-        finished = self.moment.finished_at
-        return finished is not None and self.clock.now() >= finished + PROCESSING_SHARE * self.course.seconds
+        finished = self.current.finished_at
+        return (
+            finished is not None and self.clock.now() >= finished + PROCESSING_SHARE * self.timeline.seconds
+        )
 
-    def start(self, seconds: float, broken: str | None) -> None:
+    def start(self, seconds: float, failure: str | None) -> None:
         """Begin; ``broken`` says why it is bound to fail, if it is."""
-        outcome = "failed" if broken else self.plan.outcome
+        outcome = "failed" if failure else self.plan.outcome
         if outcome == "failed":
-            self.error = broken or self.plan.error or "The flow run failed"
+            self.error = failure or self.plan.error or "The flow run failed"
         if self.plan.run_seconds is not None:
             seconds = self.plan.run_seconds
-        whole = len(self.inputs) if outcome == "completed" else (len(self.inputs) + 1) // 2
+        success_count = len(self.inputs) if outcome == "completed" else (len(self.inputs) + 1) // 2
         self._outputs = [
             OutputAsset(
-                source, self.spec, self.parameters, None if number < whole else self.error or "Not made"
+                source,
+                self.spec,
+                self.parameters,
+                None if number < success_count else self.error or "Not made",
             )
             for number, source in enumerate(self.inputs)
         ]
-        self.course = Course(seconds, outcome, self.plan.unknown_state, started_at=self.clock.now())
+        self.timeline = Timeline(seconds, outcome, self.plan.unknown_state, started_at=self.clock.now())
 
-    def abort(self, way: str) -> None:
+    def abort(self, mode: str) -> None:
         """Begin to end early."""
-        self.course = replace(self.course, aborted_at=self.clock.now(), abort=way)
+        self.timeline = replace(self.timeline, aborted_at=self.clock.now(), abort=mode)
 
 
 @dataclass(eq=False)
@@ -171,7 +178,7 @@ class ChainRun:
     error: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     additional: object = None
-    ever_started: bool = True
+    has_started: bool = True
     service: str = "promptchainer"
 
     @property

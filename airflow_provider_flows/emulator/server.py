@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-START_SECONDS = 15
+START_TIMEOUT_SECONDS = 15
 FindConnection = Callable[[MutableMapping[str, Any]], asyncio.Transport | None]
 # A client that polls every few seconds keeps its connection.
 KEEP_ALIVE_SECONDS = 75
@@ -31,9 +31,9 @@ class PortTakenError(OSError):
 class Server:
     """uvicorn, serving one application until it is stopped."""
 
-    def __init__(self, make_app: Callable[[FindConnection], Any]) -> None:
+    def __init__(self, create_app: Callable[[FindConnection], Any]) -> None:
         config = uvicorn.Config(
-            make_app(self.connection_of),
+            create_app(self.find_connection),
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -50,13 +50,13 @@ class Server:
 
     def start(self, host: str, port: int) -> tuple[str, int]:
         """Begin to serve; return the address."""
-        listening = _bound(host, port)
+        listening = _open_listening_socket(host, port)
         address = listening.getsockname()
         self._thread = threading.Thread(
             target=self._uvicorn.run, kwargs={"sockets": [listening]}, name="flow-emulator", daemon=True
         )
         self._thread.start()
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not self._uvicorn.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 listening.close()
@@ -68,10 +68,10 @@ class Server:
         """End, and wait for the end."""
         self._uvicorn.should_exit = True
         if self._thread is not None:
-            self._thread.join(START_SECONDS)
+            self._thread.join(START_TIMEOUT_SECONDS)
             self._thread = None
 
-    def connection_of(self, scope: MutableMapping[str, Any]) -> asyncio.Transport | None:
+    def find_connection(self, scope: MutableMapping[str, Any]) -> asyncio.Transport | None:
         """Return the connection that a request came by, unless it is gone."""
         client = tuple(scope["client"])
         for protocol in list(self._uvicorn.server_state.connections):
@@ -81,7 +81,7 @@ class Server:
         return None
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _open_listening_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named because asyncio turns Nagle's delay (40 ms an answer) off only where it is.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -102,17 +102,17 @@ class Switches:
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set one switch, unless its name or value is unknown."""
-        check(name, value)
+        validate_switch(name, value)
         super().__setattr__(name, value)
 
     def update(self, values: dict[str, Any]) -> None:
         """Set several switches, or none of them if one is wrong."""
         for name, value in values.items():
-            check(name, value)
+            validate_switch(name, value)
         for name, value in values.items():
             setattr(self, name, value)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return all switches by name."""
         return asdict(self)
 
@@ -122,7 +122,7 @@ def _hints() -> dict[str, Any]:
     return get_type_hints(Switches)
 
 
-def choices(name: str) -> str:
+def switch_choices(name: str) -> str:
     """Say in words what a switch can be set to."""
     hint = _hints()[name]
     if get_origin(hint) is Literal:
@@ -130,20 +130,20 @@ def choices(name: str) -> str:
     return {"page_size": "a whole number from 1", "chain_key_in_body": "true, false"}.get(name, "seconds")
 
 
-def names() -> list[str]:
+def switch_names() -> list[str]:
     """Return the names of all switches."""
     return [field.name for field in fields(Switches)]
 
 
-def check(name: str, value: object) -> None:
+def validate_switch(name: str, value: object) -> None:
     """Raise ValueError unless there is such a switch and it can have that value."""
     if name not in _hints():
-        raise ValueError(f"There is no switch {name!r}; there are {', '.join(names())}")
-    if not _fits(_hints()[name], value):
-        raise ValueError(f"Switch {name!r} cannot be {value!r}; it can be {choices(name)}")
+        raise ValueError(f"There is no switch {name!r}; there are {', '.join(switch_names())}")
+    if not _is_valid_value(_hints()[name], value):
+        raise ValueError(f"Switch {name!r} cannot be {value!r}; it can be {switch_choices(name)}")
 
 
-def _fits(hint: object, value: object) -> bool:
+def _is_valid_value(hint: object, value: object) -> bool:
     if get_origin(hint) is Literal:
         # Types are compared too, because True equals 1.
         return any(type(choice) is type(value) and choice == value for choice in get_args(hint))

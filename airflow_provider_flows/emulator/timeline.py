@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FINAL = frozenset({"completed", "failed", "aborted"})
+FINAL_STATES = frozenset({"completed", "failed", "aborted"})
 STARTING_SHARE = 0.1
 ABORTING_SHARE = 0.2
 # Short runs too must show `aborting` to a client that looks at once.
-LEAST_ABORTING_SECONDS = 0.25
+MIN_ABORTING_SECONDS = 0.25
 # How long outputs may still be processing after the end.
 PROCESSING_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Course:
+class Timeline:
     """All that decides how a flow run goes."""
 
     seconds: float = 0.0
@@ -29,7 +29,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Moment:
+class StateAt:
     """What a flow run shows at one moment."""
 
     state: str
@@ -37,41 +37,47 @@ class Moment:
     finished_at: float | None = None
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         """Whether nothing will change any more."""
-        return self.state in FINAL
+        return self.state in FINAL_STATES
 
 
-def look(course: Course, now: float) -> Moment:
+def compute_state(timeline: Timeline, now: float) -> StateAt:
     """Return what the flow run shows at that moment."""
-    if course.started_at is None:
-        return Moment("created")
-    end = course.started_at + course.seconds
-    if course.aborted_at is not None:
-        return _aborted(course, now, end)
+    if timeline.started_at is None:
+        return StateAt("created")
+    end = timeline.started_at + timeline.seconds
+    if timeline.aborted_at is not None:
+        return _compute_aborted_state(timeline, now, end)
     if now >= end:
-        return Moment(course.outcome, _fraction(course, end), end)
-    passed = (now - course.started_at) / course.seconds
-    if course.unknown_state is not None and 1 / 3 <= passed < 2 / 3:
-        return Moment(course.unknown_state, _fraction(course, now))
-    return Moment("starting" if passed < STARTING_SHARE else "running", _fraction(course, now))
+        return StateAt(timeline.outcome, _fraction(timeline, end), end)
+    elapsed_share = (now - timeline.started_at) / timeline.seconds
+    if timeline.unknown_state is not None and 1 / 3 <= elapsed_share < 2 / 3:
+        return StateAt(timeline.unknown_state, _fraction(timeline, now))
+    return StateAt("starting" if elapsed_share < STARTING_SHARE else "running", _fraction(timeline, now))
 
 
-def _aborted(course: Course, now: float, end: float) -> Moment:
-    asked = course.aborted_at or 0.0
-    if course.abort == "finishes":
-        return Moment(course.outcome, 1.0, end) if now >= end else Moment("aborting", _fraction(course, now))
-    lasts = max(LEAST_ABORTING_SECONDS, ABORTING_SHARE * course.seconds) if course.abort == "visible" else 0.0
-    fraction = _fraction(course, asked)
-    if now < asked + lasts:
-        return Moment("aborting", fraction)
-    return Moment("aborted", fraction, asked + lasts)
+def _compute_aborted_state(timeline: Timeline, now: float, end: float) -> StateAt:
+    aborted_at = timeline.aborted_at or 0.0
+    if timeline.abort == "finishes":
+        return (
+            StateAt(timeline.outcome, 1.0, end)
+            if now >= end
+            else StateAt("aborting", _fraction(timeline, now))
+        )
+    abort_seconds = (
+        max(MIN_ABORTING_SECONDS, ABORTING_SHARE * timeline.seconds) if timeline.abort == "visible" else 0.0
+    )
+    fraction = _fraction(timeline, aborted_at)
+    if now < aborted_at + abort_seconds:
+        return StateAt("aborting", fraction)
+    return StateAt("aborted", fraction, aborted_at + abort_seconds)
 
 
-def _fraction(course: Course, now: float) -> float:
+def _fraction(timeline: Timeline, now: float) -> float:
     """Return how much is done; a flow run that ends badly never says that all is."""
-    if course.started_at is None or course.seconds <= 0:
-        return 1.0 if course.outcome == "completed" else 0.0
-    share = (now - course.started_at) / course.seconds
+    if timeline.started_at is None or timeline.seconds <= 0:
+        return 1.0 if timeline.outcome == "completed" else 0.0
+    share = (now - timeline.started_at) / timeline.seconds
     done = max(0.0, min(1.0, (share - STARTING_SHARE) / (1 - STARTING_SHARE)))
-    return done if course.outcome == "completed" else min(done, 0.99)
+    return done if timeline.outcome == "completed" else min(done, 0.99)

@@ -18,17 +18,19 @@ from airflow_provider_flows.core.exceptions import FlowError, FlowServiceError, 
 
 T = TypeVar("T")
 
-MOST_KEPT = 500
-AT_ONCE = 8  # threads that wait for services; those of Airflow's own pages are not used
-FILES_AT_ONCE = 4  # threads that fetch whole files, which may take minutes, while others look at runs
-PATIENCE = 10.0  # seconds that a page waits for an answer; what comes later is there for who comes later
-TROUBLE_SECONDS = 5.0  # for so long an error serves whoever comes
-LONGEST_PAUSE = 60.0  # seconds that a service may ask us to stay away for
-SLOW = "It has not answered for a while, and is still waited for."
+MAX_CACHED_RESPONSES = 500
+MAX_SERVICE_THREADS = 8  # threads that wait for services; those of Airflow's own pages are not used
+MAX_FILE_THREADS = 4  # threads that fetch whole files, which may take minutes, while others look at runs
+RESPONSE_WAIT_SECONDS = (
+    10.0  # seconds that a page waits for an answer; what comes later is there for who comes later
+)
+MIN_ERROR_TTL_SECONDS = 5.0  # for so long an error serves whoever comes
+MAX_ERROR_TTL_SECONDS = 60.0  # seconds that a service may ask us to stay away for
+STILL_WAITING = "It has not answered for a while, and is still waited for."
 
 
 @dataclass(frozen=True)
-class Answer(Generic[T]):
+class CachedResponse(Generic[T]):
     """What was told: the value, None if there never was one; and what went wrong the last time, if something did."""
 
     value: T | None
@@ -37,88 +39,94 @@ class Answer(Generic[T]):
 
 @dataclass
 class _Entry:
-    coming: Future[Answer[Any]]
-    before: Any = None
-    until: float = float("inf")
+    future: Future[CachedResponse[Any]]
+    previous_value: Any = None
+    expires_at: float = float("inf")
 
 
-class Answers:
+class ResponseCache:
     """Answers by what they are of; an answer under way is waited for by all who want it.
 
     :param clock: gives monotonic seconds.
-    :param patience: seconds after which whoever waits is told so, and of what was known before.
+    :param wait_seconds: seconds after which whoever waits is told so, and of what was known before.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, wait_seconds: float = RESPONSE_WAIT_SECONDS
+    ) -> None:
         """Begin with nothing."""
         self._clock = clock
-        self._patience = patience
+        self._wait_seconds = wait_seconds
         self._lock = Lock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="flows-pages")
-        self._files = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="flows-files")
+        self._service_pool = ThreadPoolExecutor(MAX_SERVICE_THREADS, thread_name_prefix="flows-pages")
+        self._file_pool = ThreadPoolExecutor(MAX_FILE_THREADS, thread_name_prefix="flows-files")
 
-    async def get(self, of: Hashable, ask: Callable[[], T], fresh: Callable[[T], float]) -> Answer[T]:
+    async def get(
+        self, key: Hashable, load: Callable[[], T], get_ttl: Callable[[T], float]
+    ) -> CachedResponse[T]:
         """Give what is kept of this, else ask for it.
 
         After an error the value before it is given beside it.
 
-        :param ask: is called in another thread.
-        :param fresh: gives the seconds for which a value serves whoever comes.
+        :param load: is called in another thread.
+        :param get_ttl: gives the seconds for which a value serves whoever comes.
         """
         with self._lock:
-            known = self._entries.get(of)
-            if known is None or known.until <= self._clock():
-                known = self._asked(of, ask, fresh, known)
-            self._entries.move_to_end(of)
+            entry = self._entries.get(key)
+            if entry is None or entry.expires_at <= self._clock():
+                entry = self._submit(key, load, get_ttl, entry)
+            self._entries.move_to_end(key)
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(known.coming)), self._patience)
+            return await asyncio.wait_for(
+                asyncio.shield(asyncio.wrap_future(entry.future)), self._wait_seconds
+            )
         except TimeoutError:
-            return Answer(known.before, FlowUnreachable(SLOW))
+            return CachedResponse(entry.previous_value, FlowUnreachable(STILL_WAITING))
 
-    async def aside(self, do: Callable[[], T]) -> T:
+    async def run_in_file_pool(self, job: Callable[[], T]) -> T:
         """Fetch a whole file in a thread, of which there are others than those that look at runs."""
-        return await asyncio.wrap_future(self._files.submit(do))
+        return await asyncio.wrap_future(self._file_pool.submit(job))
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._entries.clear()
 
-    def _asked(
-        self, of: Hashable, ask: Callable[[], T], fresh: Callable[[T], float], before: _Entry | None
+    def _submit(
+        self, key: Hashable, load: Callable[[], T], get_ttl: Callable[[T], float], previous: _Entry | None
     ) -> _Entry:
-        old = _value(before)
+        previous_value = _get_value(previous)
 
-        def answer() -> Answer[T]:
+        def load_response() -> CachedResponse[T]:
             try:
-                value = ask()
+                value = load()
             except FlowError as error:
-                told, seconds = Answer(old, error), _pause(error)
+                response, seconds = CachedResponse(previous_value, error), _get_error_ttl(error)
             else:
-                told, seconds = Answer(value), fresh(value)
-            entry.until = self._clock() + seconds
-            return told
+                response, seconds = CachedResponse(value), get_ttl(value)
+            entry.expires_at = self._clock() + seconds
+            return response
 
-        entry = self._entries[of] = _Entry(Future(), old)
-        entry.coming = self._pool.submit(answer)
-        entry.coming.add_done_callback(lambda done: _stale(entry) if done.exception() else None)
-        while len(self._entries) > MOST_KEPT:
+        entry = self._entries[key] = _Entry(Future(), previous_value)
+        entry.future = self._service_pool.submit(load_response)
+        entry.future.add_done_callback(lambda done: _expire(entry) if done.exception() else None)
+        while len(self._entries) > MAX_CACHED_RESPONSES:
             self._entries.popitem(last=False)
         return entry
 
 
-def _stale(entry: _Entry) -> None:
+def _expire(entry: _Entry) -> None:
     """Keep nothing of what ended in an error that is none of ours."""
-    entry.until = float("-inf")
+    entry.expires_at = float("-inf")
 
 
-def _value(before: _Entry | None) -> Any:
-    if before is None or not before.coming.done() or before.coming.exception() is not None:
+def _get_value(entry: _Entry | None) -> Any:
+    if entry is None or not entry.future.done() or entry.future.exception() is not None:
         return None
-    return before.coming.result().value
+    return entry.future.result().value
 
 
-def _pause(error: FlowError) -> float:
-    asked = error.retry_after if isinstance(error, FlowServiceError) else None
-    return min(max(TROUBLE_SECONDS, asked or 0.0), LONGEST_PAUSE)
+def _get_error_ttl(error: FlowError) -> float:
+    retry_after = error.retry_after if isinstance(error, FlowServiceError) else None
+    return min(max(MIN_ERROR_TTL_SECONDS, retry_after or 0.0), MAX_ERROR_TTL_SECONDS)

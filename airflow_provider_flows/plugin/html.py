@@ -19,13 +19,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.drawing import STYLE, as_svg
+from airflow_provider_flows.drawing import STYLE, to_svg
 
 if TYPE_CHECKING:
     from fastapi import Request
 
-NOTHING = "\N{EN DASH}"
-STATIC = {
+NO_VALUE = "\N{EN DASH}"
+STATIC_MEDIA_TYPES = {
     "flows.css": "text/css",
     "flows.js": "text/javascript",
     "icon.svg": "image/svg+xml",
@@ -33,21 +33,21 @@ STATIC = {
 }
 
 
-async def page(request: Request, name: str, status: int = 200, **shown: Any) -> HTMLResponse:
+async def render_page(request: Request, name: str, status: int = 200, **context: Any) -> HTMLResponse:
     """Make a page of a template, in another thread: a large one takes a while, and Airflow answers others meanwhile.
 
-    :param shown: what the template speaks of; `base`, the address of the pages' beginning, it always has.
+    :param context: what the template speaks of; `base`, the address of the pages' beginning, it always has.
     """
     base = request.scope.get("root_path", "")
     return HTMLResponse(
-        await run_in_threadpool(_environment().get_template(name).render, base=base, **shown), status
+        await run_in_threadpool(_environment().get_template(name).render, base=base, **context), status
     )
 
 
 @cache
-def static(name: str) -> bytes | None:
+def load_static(name: str) -> bytes | None:
     """Give one of our own files, None if there is no such one."""
-    if name not in STATIC:
+    if name not in STATIC_MEDIA_TYPES:
         return None
     content = (files("airflow_provider_flows.plugin") / "static" / name).read_bytes()
     return content + STYLE.encode() if name == "flows.css" else content
@@ -65,26 +65,31 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters.update(
-        segment=segment, size=size, span=span, percent=percent, moment=moment, brief=brief
+        quote_segment=quote_segment,
+        size=size,
+        span=span,
+        percent=percent,
+        timestamp=timestamp,
+        shorten=shorten,
     )
     environment.globals.update(query=query, picture=picture)
     return environment
 
 
-def segment(text: str) -> str:
+def quote_segment(text: str) -> str:
     """Quote an id as one segment of a path."""
     return quote(text, safe="", errors="replace")
 
 
-def query(given: Mapping[str, Any], **changed: Any) -> str:
+def query(selection: Mapping[str, Any], **changes: Any) -> str:
     """Give the query of an address with some of it changed; what is empty is left out, and a new choice begins on page 1."""
-    told = {**given, **({} if "page" in changed else {"page": 1}), **changed}
-    kept = {
+    params = {**selection, **({} if "page" in changes else {"page": 1}), **changes}
+    non_default_params = {
         name: value
-        for name, value in told.items()
+        for name, value in params.items()
         if value not in {"", None} and (name, value) != ("page", 1)
     }
-    return f"?{urlencode(kept, errors='replace')}"
+    return f"?{urlencode(non_default_params, errors='replace')}"
 
 
 def size(count: int | None) -> str:
@@ -115,18 +120,18 @@ def percent(progress: float) -> str:
     return f"{int(progress * 100)} %"
 
 
-def moment(when: datetime | None) -> Markup:
+def timestamp(when: datetime | None) -> Markup:
     """Give a moment as an element that the script words in the time zone that the user has chosen in Airflow."""
     if when is None:
-        return Markup('<span class="nothing">{}</span>').format(NOTHING)
+        return Markup('<span class="nothing">{}</span>').format(NO_VALUE)
     return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(when.isoformat(), when)
 
 
-def brief(text: str, most: int = 26) -> str:
+def shorten(text: str, max_length: int = 26) -> str:
     """Give the beginning of a long id."""
-    return text if len(text) <= most + 1 else f"{text[:most]}…"
+    return text if len(text) <= max_length + 1 else f"{text[:max_length]}…"
 
 
 def picture(graph: FlowGraph, title: str) -> Markup:
     """Draw a flow's graph; its colours are in our style sheet."""
-    return Markup(as_svg(graph, title=title, styled=False))  # noqa: S704  # a tree of elements whose texts are escaped
+    return Markup(to_svg(graph, title=title, styled=False))  # noqa: S704  # a tree of elements whose texts are escaped

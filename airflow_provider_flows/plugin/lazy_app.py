@@ -29,12 +29,12 @@ HEADERS = {
     "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-_OURS = {name for name, _ in _HEADERS}
-UNABLE = "The pages of flow runs need parts of Airflow that this version does not have: %s. Everything else of the provider works"
+_ENCODED_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+_OWN_HEADER_NAMES = {name for name, _ in _ENCODED_HEADERS}
+UNAVAILABLE_WARNING = "The pages of flow runs need parts of Airflow that this version does not have: %s. Everything else of the provider works"
 
 
-class Door:
+class LazyApp:
     """The ASGI app that Airflow mounts."""
 
     def __init__(self) -> None:
@@ -49,33 +49,35 @@ class Door:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let one request in."""
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                kept = [
-                    (name, value) for name, value in message.get("headers", ()) if name.lower() not in _OURS
+                other_headers = [
+                    (name, value)
+                    for name, value in message.get("headers", ())
+                    if name.lower() not in _OWN_HEADER_NAMES
                 ]
-                message = {**message, "headers": [*kept, *_HEADERS]}
+                message = {**message, "headers": [*other_headers, *_ENCODED_HEADERS]}
             await send(message)
 
-        await self._opened()(scope, receive, answer)
+        await self._get_app()(scope, receive, send_with_headers)
 
-    def _opened(self) -> App:
+    def _get_app(self) -> App:
         with self._lock:
             if self._app is None:
-                self._app = _built()
+                self._app = _build_app()
             return self._app
 
 
-def _built() -> App:
+def _build_app() -> App:
     try:
-        from airflow_provider_flows.plugin.app import site
+        from airflow_provider_flows.plugin.app import create_app
     except ImportError as error:
-        log.warning(UNABLE, error)
-        return _unable
-    return site()
+        log.warning(UNAVAILABLE_WARNING, error)
+        return _send_unavailable
+    return create_app()
 
 
-async def _unable(scope: Message, receive: Receive, send: Send) -> None:  # noqa: ARG001  # the signature of an ASGI app
+async def _send_unavailable(scope: Message, receive: Receive, send: Send) -> None:  # noqa: ARG001  # the signature of an ASGI app
     text = b"This version of Airflow does not have what the pages of flow runs need. The log of the API server names it."
     await send(
         {

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import hookimpl
 log = logging.getLogger(__name__)
 
 PACKAGE = "airflow_provider_flows"
-TRIGGER = f"{PACKAGE}.triggers.FlowRunTrigger"
+TRIGGER_CLASSPATH = f"{PACKAGE}.triggers.FlowRunTrigger"
 
 
 @hookimpl
@@ -29,39 +29,43 @@ def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     task = getattr(task_instance, "task", None)
     if operators is not None and isinstance(task, operators.RunFlowOperator):
         task.forget()
-    _stop_what_it_waited_for(previous_state, task_instance)
+    _cancel_deferred_run(previous_state, task_instance)
 
 
 @hookimpl
 def on_task_instance_failed(previous_state: Any, task_instance: Any) -> None:
     """Stop the run of a deferred task that a person marked as failed."""
-    _stop_what_it_waited_for(previous_state, task_instance)
+    _cancel_deferred_run(previous_state, task_instance)
 
 
 @hookimpl(optionalhook=True)  # Airflow before 3.2 does not have it
 def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
     """Stop the run of a deferred task that a person marked as skipped."""
-    _stop_what_it_waited_for(previous_state, task_instance)
+    _cancel_deferred_run(previous_state, task_instance)
 
 
-def _stop_what_it_waited_for(previous_state: Any, task_instance: Any) -> None:
+def _cancel_deferred_run(previous_state: Any, task_instance: Any) -> None:
     """Stop the flow run of a deferred task, which no triggerer may know of yet: then its trigger is told of nothing.
 
     Only the API server tells no previous state, for it was a person who set the new one; a failure that the scheduler finds may
     be followed by a retry, which goes on with the run. Only an ORM's task instance has its trigger; the worker's has none.
     """
     trigger = getattr(task_instance, "trigger", None) if previous_state is None else None
-    if trigger is None or trigger.classpath != TRIGGER or not trigger.kwargs.get("abort_on_kill"):
+    if trigger is None or trigger.classpath != TRIGGER_CLASSPATH or not trigger.kwargs.get("abort_on_kill"):
         return
     # Airflow holds its database transaction open, and the person's click up, until this function returns
-    Thread(target=_stop, args=(dict(trigger.kwargs),), name="flows-stop", daemon=True).start()
+    Thread(target=_cancel_run, args=(dict(trigger.kwargs),), name="flows-cancel", daemon=True).start()
 
 
-def _stop(waited: Mapping[str, Any]) -> None:
+def _cancel_run(trigger_kwargs: Mapping[str, Any]) -> None:
     from airflow_provider_flows.hooks import FlowsHook
 
     try:
-        FlowsHook.get_hook(waited["flows_conn_id"]).stop(waited["flow_run_id"])
-        log.info("The task was marked while it was deferred; flow run %s is stopped", waited["flow_run_id"])
+        FlowsHook.get_hook(trigger_kwargs["flows_conn_id"]).cancel(trigger_kwargs["flow_run_id"])
+        log.info(
+            "The task was marked while it was deferred; flow run %s is stopped", trigger_kwargs["flow_run_id"]
+        )
     except Exception as error:  # noqa: BLE001  # whatever it is, the trigger's own on_kill is the other way
-        log.warning("The flow run %s could not be stopped from here: %s", waited["flow_run_id"], error)
+        log.warning(
+            "The flow run %s could not be stopped from here: %s", trigger_kwargs["flow_run_id"], error
+        )

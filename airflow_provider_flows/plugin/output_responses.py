@@ -8,38 +8,40 @@ from __future__ import annotations
 from fastapi.responses import Response, StreamingResponse
 
 from airflow_provider_flows.plugin import output_files
-from airflow_provider_flows.plugin.run_view import ANSWERS, FINAL_SECONDS, Sight
-from airflow_provider_flows.plugin.schemas import AboutShown
+from airflow_provider_flows.plugin.run_view import FINAL_TTL_SECONDS, RESPONSE_CACHE, RunView
+from airflow_provider_flows.plugin.schemas import OutputInfoSchema
 
 
-async def sent(sight: Sight, number: int) -> StreamingResponse:
+async def to_download_response(view: RunView, number: int) -> StreamingResponse:
     """Send an output as a file, which no browser opens by itself."""
-    opened = await ANSWERS.aside(lambda: output_files.opened(sight, number))
+    file = await RESPONSE_CACHE.run_in_file_pool(lambda: output_files.open_output(view, number))
     headers = {
-        "content-length": str(opened.size),
-        "content-disposition": f'attachment; filename="{opened.name}"',
+        "content-length": str(file.size),
+        "content-disposition": f'attachment; filename="{file.name}"',
     }
-    return StreamingResponse(opened.pieces(), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(file.iter_chunks(), media_type="application/octet-stream", headers=headers)
 
 
-async def sent_image(sight: Sight, number: int) -> Response:
+async def to_image_response(view: RunView, number: int) -> Response:
     """Send a picture of a kind in which a browser runs nothing."""
-    image = await ANSWERS.aside(lambda: output_files.image(sight, number))
+    image = await RESPONSE_CACHE.run_in_file_pool(lambda: output_files.load_image(view, number))
     return Response(image.data, media_type=image.media_type)
 
 
-async def told_about(sight: Sight, number: int) -> AboutShown:
+async def get_output_info(view: RunView, number: int) -> OutputInfoSchema:
     """Tell of a file; it does not change any more, so it is looked at once."""
-    of = (
+    key = (
         "about",
-        sight.flows_conn_id,
-        sight.flow_run_id,
+        view.flows_conn_id,
+        view.flow_run_id,
         number,
-        sight.outputs[number : number + 1],
-        sight.delivery,
+        view.outputs[number : number + 1],
+        view.output_options,
     )
-    told = await ANSWERS.get(of, lambda: output_files.about(sight, number), lambda _: FINAL_SECONDS)
-    if told.value is None:
+    response = await RESPONSE_CACHE.get(
+        key, lambda: output_files.load_output_info(view, number), lambda _: FINAL_TTL_SECONDS
+    )
+    if response.value is None:
         message = "This output cannot be read"
         raise output_files.NoFileError(message)
-    return told.value
+    return response.value

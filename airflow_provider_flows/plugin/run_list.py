@@ -21,23 +21,29 @@ from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.plugin.cache import Answer
-from airflow_provider_flows.plugin.run_view import ANSWERS, FINAL_SECONDS, HURRY_SECONDS, WRONG_KEY, hook_of
-from airflow_provider_flows.plugin.schemas import RunsShown, line, run_shown
-from airflow_provider_flows.preflight import definition_of
+from airflow_provider_flows.plugin.cache import CachedResponse
+from airflow_provider_flows.plugin.run_view import (
+    FINAL_TTL_SECONDS,
+    INVALID_KEY_NOTE,
+    PAGE_TIMEOUT_SECONDS,
+    RESPONSE_CACHE,
+    get_flows_hook,
+)
+from airflow_provider_flows.plugin.schemas import RunListSchema, to_run_schema, to_safe_line
+from airflow_provider_flows.preflight import load_definition
 
-A_PAGE = 25
-LIST_SECONDS = 5.0  # between two lists of the same connection
-MOST_FLOWS = 500  # to choose from
+RUNS_PER_PAGE = 25
+RUN_LIST_TTL_SECONDS = 5.0  # between two lists of the same connection
+MAX_FLOW_CHOICES = 500  # to choose from
 
-NO_LIST = (
+NO_LIST_NOTE = (
     "This service keeps no list of flow runs: a run is over when its start is answered. Each task that ran a flow shows it, in "
     "its own tab Flow run."
 )
-NO_RUNS = "No flow runs yet. They appear here as soon as a task, or anybody with this key, starts one."
-NO_FIT = "No flow run fits these filters."
+NO_RUNS_NOTE = "No flow runs yet. They appear here as soon as a task, or anybody with this key, starts one."
+NO_MATCH_NOTE = "No flow run fits these filters."
 
-KEYS: dict[str, Callable[[FlowRun], Any]] = {
+SORT_KEYS: dict[str, Callable[[FlowRun], Any]] = {
     "created": lambda run: run.created_at,
     "started": lambda run: run.started_at,
     "finished": lambda run: run.finished_at,
@@ -49,130 +55,148 @@ KEYS: dict[str, Callable[[FlowRun], Any]] = {
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which part of the list is wanted: `sort` is one of `KEYS`, with a minus for the largest first."""
+class ListQuery:
+    """Which part of the list is wanted: `sort` is one of `SORT_KEYS`, with a minus for the largest first."""
 
     state: str = ""
     flow: str = ""
     sort: str = "-created"
     page: int = 1
 
-    def fits(self, run: FlowRun) -> bool:
+    def matches(self, run: FlowRun) -> bool:
         """Whether a run is among those that are wanted."""
         return self.state in {"", run.state.value} and self.flow in {"", run.flow}
 
-    def sorted(self, runs: list[FlowRun]) -> list[FlowRun]:
+    def sort_runs(self, runs: list[FlowRun]) -> list[FlowRun]:
         """Sort runs; those that have not what they are sorted by come last."""
-        key = KEYS.get(self.sort.removeprefix("-"), KEYS["created"])
-        having = [run for run in runs if key(run) is not None]
-        rest = [run for run in runs if key(run) is None]
-        return [*sorted(having, key=key, reverse=self.sort.startswith("-")), *rest]
+        key = SORT_KEYS.get(self.sort.removeprefix("-"), SORT_KEYS["created"])
+        sortable = [run for run in runs if key(run) is not None]
+        unsortable = [run for run in runs if key(run) is None]
+        return [*sorted(sortable, key=key, reverse=self.sort.startswith("-")), *unsortable]
 
 
 @dataclass(frozen=True)
-class _Listed:
+class _RunListing:
     service: str
     runs: tuple[FlowRun, ...]
-    lists: bool
-    took: float
+    supports_list: bool
+    load_seconds: float
 
 
-async def runs_shown(conn_id: str, wanted: Wanted) -> RunsShown:
+async def get_run_list(conn_id: str, query: ListQuery) -> RunListSchema:
     """Give one page of a connection's runs.
 
     :raises FlowInputError: there is no such connection, or it runs no flows.
     """
-    told = await ANSWERS.get(
-        ("runs", conn_id), lambda: _listed(conn_id), lambda listed: max(LIST_SECONDS, 2 * listed.took)
+    response = await RESPONSE_CACHE.get(
+        ("runs", conn_id),
+        lambda: _load_listing(conn_id),
+        lambda listing: max(RUN_LIST_TTL_SECONDS, 2 * listing.load_seconds),
     )
-    listed = told.value
-    if isinstance(told.error, FlowInputError):
-        raise told.error
-    if listed is None:
-        return RunsShown(
-            flows_conn_id=conn_id, service="", note=_note(told.error), trouble=True, again=LIST_SECONDS
+    listing = response.value
+    if isinstance(response.error, FlowInputError):
+        raise response.error
+    if listing is None:
+        return RunListSchema(
+            flows_conn_id=conn_id,
+            service="",
+            note=_to_error_note(response.error),
+            is_error=True,
+            refresh_after=RUN_LIST_TTL_SECONDS,
         )
-    return await run_in_threadpool(_part, conn_id, wanted, listed, told.error)
+    return await run_in_threadpool(_to_run_list, conn_id, query, listing, response.error)
 
 
-def _part(conn_id: str, wanted: Wanted, listed: _Listed, error: FlowError | None) -> RunsShown:
+def _to_run_list(
+    conn_id: str, query: ListQuery, listing: _RunListing, error: FlowError | None
+) -> RunListSchema:
     now = time.time()
-    found = wanted.sorted([run for run in listed.runs if wanted.fits(run)])
-    pages = max(1, math.ceil(len(found) / A_PAGE))
-    page = min(max(1, wanted.page), pages)
-    rows = [run_shown(run, now) for run in found[(page - 1) * A_PAGE : page * A_PAGE]]
+    matching = query.sort_runs([run for run in listing.runs if query.matches(run)])
+    pages = max(1, math.ceil(len(matching) / RUNS_PER_PAGE))
+    page = min(max(1, query.page), pages)
+    rows = [to_run_schema(run, now) for run in matching[(page - 1) * RUNS_PER_PAGE : page * RUNS_PER_PAGE]]
     note = (
-        _note(error)
+        _to_error_note(error)
         if error
         else None
-        if found
-        else NO_LIST
-        if not listed.lists
-        else NO_FIT
-        if listed.runs
-        else NO_RUNS
+        if matching
+        else NO_LIST_NOTE
+        if not listing.supports_list
+        else NO_MATCH_NOTE
+        if listing.runs
+        else NO_RUNS_NOTE
     )
-    marks = (note, len(found), [(run.flow_run_id, run.state_word, run.started_at) for run in rows])
-    return RunsShown(
-        mark=sha256(repr(marks).encode()).hexdigest()[:16],
+    version_parts = (note, len(matching), [(run.flow_run_id, run.raw_state, run.started_at) for run in rows])
+    return RunListSchema(
+        version=sha256(repr(version_parts).encode()).hexdigest()[:16],
         flows_conn_id=conn_id,
-        service=listed.service,
+        service=listing.service,
         runs=rows,
-        total=len(found),
+        total=len(matching),
         page=page,
         pages=pages,
-        flows=sorted({run.flow for run in listed.runs if run.flow})[:MOST_FLOWS],
+        flows=sorted({run.flow for run in listing.runs if run.flow})[:MAX_FLOW_CHOICES],
         states={
             str(state): count
-            for state, count in sorted(Counter(run.state for run in listed.runs).items(), key=_order)
+            for state, count in sorted(
+                Counter(run.state for run in listing.runs).items(), key=_get_state_index
+            )
         },
         note=note,
-        trouble=error is not None,
-        again=LIST_SECONDS if listed.lists else None,
+        is_error=error is not None,
+        refresh_after=RUN_LIST_TTL_SECONDS if listing.supports_list else None,
     )
 
 
-def _order(state_and_count: tuple[FlowState, int]) -> int:
+def _get_state_index(state_and_count: tuple[FlowState, int]) -> int:
     return list(FlowState).index(state_and_count[0])
 
 
-def _note(error: FlowError | None) -> str:
+def _to_error_note(error: FlowError | None) -> str:
     return (
-        WRONG_KEY
+        INVALID_KEY_NOTE
         if isinstance(error, FlowAuthError)
-        else f"The service could not be asked. {line(str(error))}"
+        else f"The service could not be asked. {to_safe_line(str(error))}"
     )
 
 
-def _listed(conn_id: str) -> _Listed:
-    hook = hook_of(conn_id)
-    service, now, began = hook.service, time.time(), time.monotonic()
-    if not service.offers("list_runs"):
-        return _Listed(service.name, (), lists=False, took=FINAL_SECONDS)
+def _load_listing(conn_id: str) -> _RunListing:
+    hook = get_flows_hook(conn_id)
+    service, now, load_start = hook.service, time.time(), time.monotonic()
+    if not service.supports("list_runs"):
+        return _RunListing(service.name, (), supports_list=False, load_seconds=FINAL_TTL_SECONDS)
     try:
-        runs = hook.hurried(service.list_runs(), HURRY_SECONDS)
+        runs = hook.run_with_timeout(service.list_runs(), PAGE_TIMEOUT_SECONDS)
     finally:
         hook.close()
     # there may be many, and they are kept
-    bare = (
-        replace(run, raw={}, parameters=None, additional=None, flow=run.flow and line(run.flow))
+    small_runs = (
+        replace(run, raw={}, parameters=None, additional=None, flow=run.flow and to_safe_line(run.flow))
         for run in runs
     )
-    seen = tuple(run if run.final else replace(run, expected_at=expected_end(run, now)) for run in bare)
-    return _Listed(service.name, seen, lists=True, took=time.monotonic() - began)
+    runs_with_forecast = tuple(
+        run if run.is_final else replace(run, expected_at=expected_end(run, now)) for run in small_runs
+    )
+    return _RunListing(
+        service.name, runs_with_forecast, supports_list=True, load_seconds=time.monotonic() - load_start
+    )
 
 
-async def flow_ids(conn_id: str) -> Answer[list[str]]:
+async def get_flow_ids(conn_id: str) -> CachedResponse[list[str]]:
     """Give the ids of the flows whose exported graphs lie in the folder that the connection names, and of its test flow."""
-    return await ANSWERS.get(("flows", conn_id), lambda: _flow_ids(conn_id), lambda _: FINAL_SECONDS)
+    return await RESPONSE_CACHE.get(
+        ("flows", conn_id), lambda: _load_flow_ids(conn_id), lambda _: FINAL_TTL_SECONDS
+    )
 
 
-def _flow_ids(conn_id: str) -> list[str]:
-    extra = hook_of(conn_id).extra
-    return sorted({*_exported(extra.get("graphs")), *filter(None, [extra.get("test_flow")])})[:MOST_FLOWS]
+def _load_flow_ids(conn_id: str) -> list[str]:
+    extra = get_flows_hook(conn_id).extra
+    return sorted({*_list_exported_flows(extra.get("graphs")), *filter(None, [extra.get("test_flow")])})[
+        :MAX_FLOW_CHOICES
+    ]
 
 
-def _exported(folder: str | None) -> list[str]:
+def _list_exported_flows(folder: str | None) -> list[str]:
     if not folder:
         return []
     from airflow.sdk import ObjectStoragePath  # heavy, and needed only where the connection names a folder
@@ -188,31 +212,35 @@ def _exported(folder: str | None) -> list[str]:
         raise FlowInputError(message) from error
 
 
-async def definition_at(conn_id: str, flow: str) -> tuple[FlowDefinition | None, FlowError | None]:
+async def get_definition(conn_id: str, flow: str) -> tuple[FlowDefinition | None, FlowError | None]:
     """Give what a flow takes and gives, and what went wrong if something did."""
-    told = await ANSWERS.get(
-        ("definition", conn_id, flow), lambda: _definition(conn_id, flow), lambda _: FINAL_SECONDS
+    response = await RESPONSE_CACHE.get(
+        ("definition", conn_id, flow), lambda: _load_definition(conn_id, flow), lambda _: FINAL_TTL_SECONDS
     )
-    return told.value, told.error
+    return response.value, response.error
 
 
-def _definition(conn_id: str, flow: str) -> FlowDefinition:
-    hook = hook_of(conn_id)
+def _load_definition(conn_id: str, flow: str) -> FlowDefinition:
+    hook = get_flows_hook(conn_id)
     try:
-        return definition_of(hook, flow, lambda asked: hook.hurried(asked, HURRY_SECONDS))
+        return load_definition(
+            hook, flow, lambda conversation: hook.run_with_timeout(conversation, PAGE_TIMEOUT_SECONDS)
+        )
     finally:
         hook.close()
 
 
-async def graph_at(conn_id: str | None, flow: str | None) -> FlowGraph | None:
+async def get_graph(conn_id: str | None, flow: str | None) -> FlowGraph | None:
     """Give a flow's graph where an exported one is configured; one that cannot be read is none."""
     if conn_id is None or not flow:
         return None
     return (
-        await ANSWERS.get(("graph", conn_id, flow), lambda: _graph(conn_id, flow), lambda _: FINAL_SECONDS)
+        await RESPONSE_CACHE.get(
+            ("graph", conn_id, flow), lambda: _load_graph(conn_id, flow), lambda _: FINAL_TTL_SECONDS
+        )
     ).value
 
 
-def _graph(conn_id: str, flow: str) -> FlowGraph | None:
-    hook: FlowsHook = hook_of(conn_id)
+def _load_graph(conn_id: str, flow: str) -> FlowGraph | None:
+    hook: FlowsHook = get_flows_hook(conn_id)
     return hook.get_graph(flow)

@@ -23,49 +23,57 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.run import PENDING, FlowOutput, FlowRun
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.plugin.airflow_internals import Left
-from airflow_provider_flows.plugin.cache import Answers
+from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
+from airflow_provider_flows.plugin.cache import ResponseCache
 from airflow_provider_flows.plugin.schemas import (
-    BeforeShown,
-    Look,
-    inputs_shown,
-    line,
-    outputs_recorded,
-    outputs_shown,
-    parameters_shown,
-    run_shown,
+    PreviousRunSchema,
+    RunPage,
+    parse_outputs,
+    to_input_schemas,
+    to_output_schemas,
+    to_parameters,
+    to_run_schema,
+    to_safe_line,
 )
-from airflow_provider_flows.storage.output_options import Delivery
-from airflow_provider_flows.worker.task_state import MOST_BEFORE
+from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.worker.task_state import MAX_PREVIOUS_RUNS
 
-LOOK_SECONDS = 2.5  # between two looks at a run that is not final, however many look
-FINAL_SECONDS = 60.0  # for which what is final is kept
-HURRY_SECONDS = 8.0  # that a service may take: somebody sits before the page
+PAGE_POLL_SECONDS = 2.5  # between two looks at a run that is not final, however many look
+FINAL_TTL_SECONDS = 60.0  # for which what is final is kept
+PAGE_TIMEOUT_SECONDS = 8.0  # that a service may take: somebody sits before the page
 
-WRONG_KEY = "The service refuses the key of this connection. Put the right one into its password field (Admin, Connections)."
-AWAY = "The service cannot be reached, or does not answer as it should; this is what was known before."
-NOT_ASKED = "The service could not be asked."
-ELSEWHERE = "The page Flow runs tells more to who may read the connection."
-GONE = "The service does not know this flow run any more: it may have been deleted there."
-NOT_YET = "No flow run yet: the task has not come so far."
-NO_RUN = "This task has no flow run. Tasks of RunFlowOperator, FlowRunSensor and @task.flow have one, once they have started it."
-WORKING = "The task is at work; its flow run shows as soon as the service has answered its start."
-UNREACHED = "Which connection this flow run belongs to is not known any more, so its service cannot be asked."
-BEFORE = frozenset({None, "none", "scheduled", "queued", "restarting", "up_for_retry", "up_for_reschedule"})
-AT_WORK = frozenset({"running", "deferred", "up_for_reschedule"})
+INVALID_KEY_NOTE = "The service refuses the key of this connection. Put the right one into its password field (Admin, Connections)."
+UNREACHABLE_NOTE = (
+    "The service cannot be reached, or does not answer as it should; this is what was known before."
+)
+NO_RESPONSE_NOTE = "The service could not be asked."
+HIDDEN_ERROR_NOTE = "The page Flow runs tells more to who may read the connection."
+RUN_NOT_FOUND_NOTE = "The service does not know this flow run any more: it may have been deleted there."
+NO_RUN_YET_NOTE = "No flow run yet: the task has not come so far."
+TASK_WITHOUT_RUN_NOTE = "This task has no flow run. Tasks of RunFlowOperator, FlowRunSensor and @task.flow have one, once they have started it."
+START_IN_PROGRESS_NOTE = (
+    "The task is at work; its flow run shows as soon as the service has answered its start."
+)
+UNKNOWN_CONNECTION_NOTE = (
+    "Which connection this flow run belongs to is not known any more, so its service cannot be asked."
+)
+TASK_WAITING_STATES = frozenset(
+    {None, "none", "scheduled", "queued", "restarting", "up_for_retry", "up_for_reschedule"}
+)
+TASK_ACTIVE_STATES = frozenset({"running", "deferred", "up_for_reschedule"})
 
-ANSWERS = Answers()
+RESPONSE_CACHE = ResponseCache()
 
 
 @dataclass(frozen=True)
-class Sight:
+class RunView:
     """One run as far as it is known; `error` tells why its service could not be asked.
 
-    :param delivery: where its task put its files; None where no task is known.
+    :param output_options: where its task put its files; None where no task is known.
     :param task_state: Airflow's word for it, empty where no task is known.
     :param try_number: the task's last try, which had this run; 0 where no task is known.
-    :param frank: whether whoever looks may read the connection, so that errors may name its host.
-    :param before: ids of the runs that tries before had, each with the number of the last of them.
+    :param show_host: whether whoever looks may read the connection, so that errors may name its host.
+    :param previous_runs: ids of the runs that tries before had, each with the number of the last of them.
     """
 
     flow_run_id: str | None = None
@@ -74,100 +82,139 @@ class Sight:
     outputs: tuple[FlowOutput, ...] = ()
     inputs: Any = None
     parameters: Any = None
-    delivery: Delivery | None = None
+    output_options: OutputOptions | None = None
     task_state: str | None = ""
     error: FlowError | None = None
     try_number: int = 0
-    before: tuple[tuple[str, int], ...] = ()
-    frank: bool = False
+    previous_runs: tuple[tuple[str, int], ...] = ()
+    show_host: bool = False
 
     @property
-    def at_service(self) -> bool:
+    def is_at_service(self) -> bool:
         """Whether the service has what this run made, for all that is known."""
         return (
             self.flows_conn_id is not None
             and not isinstance(self.error, FlowNotFound)
-            and bool(self.run and self.run.final)
+            and bool(self.run and self.run.is_final)
         )
 
     @property
-    def _goes_on(self) -> bool:
+    def _is_active(self) -> bool:
         """Whether the run is under way, or its outputs are, and its service can tell more of it."""
-        asked = self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound)
-        return asked and self.run is not None and (not self.run.final or _pending(self.outputs))
-
-    def words_of(self, error: FlowError) -> str:
-        """Word an error for whoever looks; only errors of the service name where it is."""
-        return line(str(error)) if self.frank or isinstance(error, FlowInputError) else ELSEWHERE
-
-    def look(self) -> Look:
-        """Put it into its shape."""
-        note, trouble = self._note()
-        # a task that is at work although its run is final brings the files home; one that is tried again may have another run
-        passing = isinstance(self.error, FlowServiceError) and self.error.passing
-        waiting = self.task_state in BEFORE | AT_WORK or passing or self._goes_on
-        marks = (note, self.task_state, self.run and (self.run.state_word, self.run.started_at), self.outputs)
-        return Look(
-            mark=sha256(repr(marks).encode()).hexdigest()[:16],
-            run=None if self.run is None else run_shown(self.run, time.time()),
-            inputs=inputs_shown(self.inputs),
-            parameters=parameters_shown(self.parameters or (self.run.parameters if self.run else None)),
-            outputs=outputs_shown(self.outputs, at_service=self.at_service),
-            note=note,
-            trouble=trouble,
-            task_state=self.task_state,
-            try_number=self.try_number,
-            before=[BeforeShown(flow_run_id=run, last_try=last) for run, last in self.before],
-            again=LOOK_SECONDS if waiting else None,
+        is_known_at_service = self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound)
+        return (
+            is_known_at_service
+            and self.run is not None
+            and (not self.run.is_final or _has_pending_outputs(self.outputs))
         )
 
-    def _note(self) -> tuple[str | None, bool]:
+    def to_error_text(self, error: FlowError) -> str:
+        """Word an error for whoever looks; only errors of the service name where it is."""
+        return (
+            to_safe_line(str(error))
+            if self.show_host or isinstance(error, FlowInputError)
+            else HIDDEN_ERROR_NOTE
+        )
+
+    def to_page(self) -> RunPage:
+        """Put it into its shape."""
+        note, is_error = self._get_note()
+        # a task that is at work although its run is final brings the files home; one that is tried again may have another run
+        is_transient = isinstance(self.error, FlowServiceError) and self.error.is_transient
+        can_change = (
+            self.task_state in TASK_WAITING_STATES | TASK_ACTIVE_STATES or is_transient or self._is_active
+        )
+        version_parts = (
+            note,
+            self.task_state,
+            self.run and (self.run.raw_state, self.run.started_at),
+            self.outputs,
+        )
+        return RunPage(
+            version=sha256(repr(version_parts).encode()).hexdigest()[:16],
+            run=None if self.run is None else to_run_schema(self.run, time.time()),
+            inputs=to_input_schemas(self.inputs),
+            parameters=to_parameters(self.parameters or (self.run.parameters if self.run else None)),
+            outputs=to_output_schemas(self.outputs, is_at_service=self.is_at_service),
+            note=note,
+            is_error=is_error,
+            task_state=self.task_state,
+            try_number=self.try_number,
+            previous_runs=[
+                PreviousRunSchema(flow_run_id=run, last_try=last) for run, last in self.previous_runs
+            ],
+            refresh_after=PAGE_POLL_SECONDS if can_change else None,
+        )
+
+    def _get_note(self) -> tuple[str | None, bool]:
         if isinstance(self.error, FlowNotFound):
-            return GONE, True
+            return RUN_NOT_FOUND_NOTE, True
         if isinstance(self.error, FlowAuthError):
-            return WRONG_KEY, True
+            return INVALID_KEY_NOTE, True
         if self.error is not None:
-            return f"{AWAY if self.run else NOT_ASKED} {self.words_of(self.error)}", True
+            return (
+                f"{UNREACHABLE_NOTE if self.run else NO_RESPONSE_NOTE} {self.to_error_text(self.error)}",
+                True,
+            )
         if self.run is None and self.flow_run_id is None:
             return (
-                WORKING if self.task_state in AT_WORK else NOT_YET if self.task_state in BEFORE else NO_RUN
+                START_IN_PROGRESS_NOTE
+                if self.task_state in TASK_ACTIVE_STATES
+                else NO_RUN_YET_NOTE
+                if self.task_state in TASK_WAITING_STATES
+                else TASK_WITHOUT_RUN_NOTE
             ), False
-        if self.run is None or (not self.run.final and self.flows_conn_id is None):
-            return UNREACHED, True
+        if self.run is None or (not self.run.is_final and self.flows_conn_id is None):
+            return UNKNOWN_CONNECTION_NOTE, True
         return None, False
 
 
-async def run_of_task(left: Left) -> Sight:
+async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
     """Put together what is known of a task instance's run; its service is asked only for what the task has not returned."""
-    returned = _returned(left.result)
-    known = (returned and returned.flow_run_id, left.flow_run_id, left.fields.get("flow_run_id"))
-    named = next((text for text in known if isinstance(text, str) and text.strip()), None)
-    conn_id = _text(left.fields, "flows_conn_id")
-    inputs, parameters = left.fields.get("inputs"), left.fields.get("parameters")
-    sight = Sight(named, conn_id, None, (), inputs, parameters, _delivery(left.fields), left.state)
-    sight = replace(
-        sight, try_number=left.try_number, before=tuple(one for one in _before(left) if one[0] != named)
+    returned_run = _parse_returned_run(ti_data.result)
+    candidates = (
+        returned_run and returned_run.flow_run_id,
+        ti_data.flow_run_id,
+        ti_data.fields.get("flow_run_id"),
     )
-    if named is None:
-        return sight
-    if returned is not None:
-        outputs = outputs_recorded(left.result.get("outputs"))
-        sight = replace(sight, run=returned, outputs=outputs)
-        if returned.final and (outputs or not returned.completed):
-            return sight
-    sight = replace(sight, outputs=sight.outputs or outputs_recorded(left.outputs))
-    return sight if conn_id is None else await run_at_service(conn_id, named, sight)
+    flow_run_id = next((text for text in candidates if isinstance(text, str) and text.strip()), None)
+    conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
+    inputs, parameters = ti_data.fields.get("inputs"), ti_data.fields.get("parameters")
+    view = RunView(
+        flow_run_id,
+        conn_id,
+        None,
+        (),
+        inputs,
+        parameters,
+        _parse_output_options(ti_data.fields),
+        ti_data.state,
+    )
+    view = replace(
+        view,
+        try_number=ti_data.try_number,
+        previous_runs=tuple(one for one in _parse_previous_runs(ti_data) if one[0] != flow_run_id),
+    )
+    if flow_run_id is None:
+        return view
+    if returned_run is not None:
+        outputs = parse_outputs(ti_data.result.get("outputs"))
+        view = replace(view, run=returned_run, outputs=outputs)
+        if returned_run.is_final and (outputs or not returned_run.is_completed):
+            return view
+    view = replace(view, outputs=view.outputs or parse_outputs(ti_data.outputs))
+    return view if conn_id is None else await get_service_run_view(conn_id, flow_run_id, view)
 
 
-async def run_before(left: Left, flow_run_id: str) -> Sight | None:
+async def get_previous_run_view(ti_data: TaskInstanceData, flow_run_id: str) -> RunView | None:
     """Put together what is known of a run that a try before the last one had, None if none is known to have had it."""
-    if flow_run_id not in dict(_before(left)):
+    if flow_run_id not in dict(_parse_previous_runs(ti_data)):
         return None
-    conn_id = _text(left.fields, "flows_conn_id")
-    return Sight(flow_run_id) if conn_id is None else await run_at_service(conn_id, flow_run_id)
+    conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
+    return RunView(flow_run_id) if conn_id is None else await get_service_run_view(conn_id, flow_run_id)
 
 
-def _returned(result: Any) -> FlowRun | None:
+def _parse_returned_run(result: Any) -> FlowRun | None:
     """Read the run that a task returned, None if it is something else: any task may return anything."""
     if not isinstance(result, Mapping) or not all(
         isinstance(result.get(name), str) for name in ("flow_run_id", "service")
@@ -176,30 +223,36 @@ def _returned(result: Any) -> FlowRun | None:
     return FlowRun.from_event(result)
 
 
-def _before(left: Left) -> list[tuple[str, int]]:
+def _parse_previous_runs(ti_data: TaskInstanceData) -> list[tuple[str, int]]:
     """Read what is remembered of the tries before, newest first; whoever may write it may have written anything."""
-    rows = [row for row in left.before if isinstance(row, Mapping)] if isinstance(left.before, list) else []
-    told = [(row.get("flow_run_id"), row.get("last_try")) for row in reversed(rows[-MOST_BEFORE:])]
-    return [(run, last) for run, last in told if isinstance(run, str) and run.strip() and type(last) is int]
+    rows = (
+        [row for row in ti_data.previous_runs if isinstance(row, Mapping)]
+        if isinstance(ti_data.previous_runs, list)
+        else []
+    )
+    pairs = [(row.get("flow_run_id"), row.get("last_try")) for row in reversed(rows[-MAX_PREVIOUS_RUNS:])]
+    return [(run, last) for run, last in pairs if isinstance(run, str) and run.strip() and type(last) is int]
 
 
-async def run_at_service(conn_id: str, flow_run_id: str, sight: Sight | None = None) -> Sight:
+async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | None = None) -> RunView:
     """Ask a run's service how it is and, once it is final, what it made.
 
-    :param sight: what is known of it from elsewhere.
+    :param view: what is known of it from elsewhere.
     """
-    sight = sight or Sight(flow_run_id, conn_id)
-    told = await ANSWERS.get(("run", conn_id, flow_run_id), lambda: _looked(conn_id, flow_run_id), _fresh)
-    sight = replace(sight, run=told.value or sight.run, error=told.error)
-    if sight.run is None or not sight.run.final or sight.error is not None or sight.outputs:
-        return sight
-    made = await ANSWERS.get(
-        ("outputs", conn_id, flow_run_id), lambda: _made(conn_id, flow_run_id), _fresh_outputs
+    view = view or RunView(flow_run_id, conn_id)
+    run_response = await RESPONSE_CACHE.get(
+        ("run", conn_id, flow_run_id), lambda: _load_run(conn_id, flow_run_id), _get_run_ttl
     )
-    return replace(sight, outputs=made.value or (), error=made.error)
+    view = replace(view, run=run_response.value or view.run, error=run_response.error)
+    if view.run is None or not view.run.is_final or view.error is not None or view.outputs:
+        return view
+    outputs_response = await RESPONSE_CACHE.get(
+        ("outputs", conn_id, flow_run_id), lambda: _load_outputs(conn_id, flow_run_id), _get_outputs_ttl
+    )
+    return replace(view, outputs=outputs_response.value or (), error=outputs_response.error)
 
 
-def hook_of(conn_id: str) -> FlowsHook:
+def get_flows_hook(conn_id: str) -> FlowsHook:
     """Give the hook of a connection.
 
     :raises FlowInputError: there is none of this id, or it runs no flows.
@@ -211,46 +264,48 @@ def hook_of(conn_id: str) -> FlowsHook:
         raise FlowInputError(message) from error
 
 
-def _looked(conn_id: str, flow_run_id: str) -> FlowRun:
-    hook = hook_of(conn_id)
+def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
+    hook = get_flows_hook(conn_id)
     try:
-        run = hook.hurried(hook.service.get_run(flow_run_id), HURRY_SECONDS)
+        run = hook.run_with_timeout(hook.service.get_run(flow_run_id), PAGE_TIMEOUT_SECONDS)
     finally:
         hook.close()
     run = replace(run, raw={})  # it may be large, and many are kept
-    return run if run.final else replace(run, expected_at=expected_end(run, time.time()))
+    return run if run.is_final else replace(run, expected_at=expected_end(run, time.time()))
 
 
-def _made(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
-    hook = hook_of(conn_id)
-    if not hook.service.offers("list_outputs"):
+def _load_outputs(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
+    hook = get_flows_hook(conn_id)
+    if not hook.service.supports("list_outputs"):
         return ()
     try:
-        return tuple(hook.hurried(hook.service.list_outputs(flow_run_id), HURRY_SECONDS))
+        return tuple(hook.run_with_timeout(hook.service.list_outputs(flow_run_id), PAGE_TIMEOUT_SECONDS))
     finally:
         hook.close()
 
 
-def _fresh(run: FlowRun) -> float:
-    return FINAL_SECONDS if run.final else LOOK_SECONDS
+def _get_run_ttl(run: FlowRun) -> float:
+    return FINAL_TTL_SECONDS if run.is_final else PAGE_POLL_SECONDS
 
 
-def _fresh_outputs(outputs: tuple[FlowOutput, ...]) -> float:
-    return LOOK_SECONDS if _pending(outputs) else FINAL_SECONDS
+def _get_outputs_ttl(outputs: tuple[FlowOutput, ...]) -> float:
+    return PAGE_POLL_SECONDS if _has_pending_outputs(outputs) else FINAL_TTL_SECONDS
 
 
-def _pending(outputs: tuple[FlowOutput, ...]) -> bool:
+def _has_pending_outputs(outputs: tuple[FlowOutput, ...]) -> bool:
     """Whether some of a final run's outputs are on their way still."""
     return any(output.status == PENDING for output in outputs)
 
 
-def _delivery(fields: Mapping[str, Any]) -> Delivery:
+def _parse_output_options(fields: Mapping[str, Any]) -> OutputOptions:
     try:
-        return Delivery(_text(fields, "output_path"), _text(fields, "output_conn_id"))
+        return OutputOptions(
+            _get_nonempty_str(fields, "output_path"), _get_nonempty_str(fields, "output_conn_id")
+        )
     except FlowInputError:
-        return Delivery()
+        return OutputOptions()
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str | None:
+def _get_nonempty_str(fields: Mapping[str, Any], name: str) -> str | None:
     value = fields.get(name)
     return value if isinstance(value, str) and value.strip() else None

@@ -10,44 +10,50 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.concurrency import run_in_threadpool
 
-from airflow_provider_flows.plugin.airflow_internals import MAY_SEE_TASK, Left, left_by
-from airflow_provider_flows.plugin.run_routes import add_run
-from airflow_provider_flows.plugin.run_view import Sight, run_before, run_of_task
+from airflow_provider_flows.plugin.airflow_internals import (
+    REQUIRES_TASK_ACCESS,
+    TaskInstanceData,
+    load_task_instance,
+)
+from airflow_provider_flows.plugin.run_routes import add_run_routes
+from airflow_provider_flows.plugin.run_view import RunView, get_previous_run_view, get_task_run_view
 
-TASK = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
-BEFORE = f"{TASK}/before/{{flow_run_id}}"
-router = APIRouter(dependencies=MAY_SEE_TASK)
+TASK_PATH = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
+PREVIOUS_RUN_PATH = f"{TASK_PATH}/before/{{flow_run_id}}"
+router = APIRouter(dependencies=REQUIRES_TASK_ACCESS)
 
 
-async def left(dag_id: str, run_id: str, task_id: str, map_index: str) -> Left:
+async def get_task_instance(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskInstanceData:
     """Give what the task instance that a path names has left.
 
     Airflow's page leaves `{MAP_INDEX}` as it is where a task instance has none.
     """
     index = int(map_index) if map_index.removeprefix("-").isdecimal() and len(map_index) < 10 else -1
-    found = await run_in_threadpool(left_by, dag_id, run_id, task_id, index)
-    if found is None:
+    ti_data = await run_in_threadpool(load_task_instance, dag_id, run_id, task_id, index)
+    if ti_data is None:
         raise HTTPException(404, "There is no such task instance")
-    return found
+    return ti_data
 
 
-LeftBy = Annotated[Left, Depends(left)]
+TaskInstanceDependency = Annotated[TaskInstanceData, Depends(get_task_instance)]
 
 
-async def seen(found: LeftBy) -> Sight:
+async def get_task_view(ti_data: TaskInstanceDependency) -> RunView:
     """See the run of a task instance's last try."""
-    return await run_of_task(found)
+    return await get_task_run_view(ti_data)
 
 
-async def seen_before(found: LeftBy, flow_run_id: str) -> Sight:
+async def get_previous_view(ti_data: TaskInstanceDependency, flow_run_id: str) -> RunView:
     """See a run that a try before the last one had."""
-    sight = await run_before(found, flow_run_id)
-    if sight is None:
+    view = await get_previous_run_view(ti_data, flow_run_id)
+    if view is None:
         raise HTTPException(
             404, "No try of this task instance had this flow run, or it is not remembered any more"
         )
-    return sight
+    return view
 
 
-add_run(router, BEFORE, seen_before, back=TASK, word="The last try's flow run")
-add_run(router, TASK, seen)
+add_run_routes(
+    router, PREVIOUS_RUN_PATH, get_previous_view, back=TASK_PATH, back_label="The last try's flow run"
+)
+add_run_routes(router, TASK_PATH, get_task_view)

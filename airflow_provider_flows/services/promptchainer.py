@@ -24,14 +24,21 @@ from airflow_provider_flows.core.exceptions import (
     FlowNotFound,
 )
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.core.http import SHOWN, Request, Resend, ask, malformed, read_json
+from airflow_provider_flows.core.http import (
+    MAX_EXCERPT_CHARS,
+    Request,
+    Resend,
+    malformed_message,
+    parse_json,
+    send,
+)
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.problems import Findings
+from airflow_provider_flows.core.problems import Problems
 from airflow_provider_flows.core.run import ERROR, READY, FlowOutput, FlowRun, FlowState
-from airflow_provider_flows.core.service import Inputs, Service, segment
-from airflow_provider_flows.core.signed_urls import SIGNATURES
-from airflow_provider_flows.core.timestamps import read_time
-from airflow_provider_flows.core.validation import cut, unsendable
+from airflow_provider_flows.core.service import Inputs, Service, quote_path_segment
+from airflow_provider_flows.core.signed_urls import SIGNATURE_PARAMETERS
+from airflow_provider_flows.core.timestamps import parse_timestamp
+from airflow_provider_flows.core.validation import find_unsendable_variables, shorten
 
 if TYPE_CHECKING:
     from pendulum import DateTime
@@ -39,7 +46,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, Response
 
 IMAGE_HOST = ".blob.core.windows.net"  # where the sample's images lie (the page's sample graph)
-NO_FLOW = "airflow-connection-test"
+PROBE_FLOW_ID = "airflow-connection-test"
 
 
 class PromptChainer(Service):
@@ -51,14 +58,14 @@ class PromptChainer(Service):
         """Keep the flow id that `check` asks for, if the connection names one."""
         self._test_flow = test_flow
 
-    def headers(self, token: str) -> dict[str, str]:
+    def auth_headers(self, token: str) -> dict[str, str]:
         """Put the key into a header (docs, "API key"; P-05)."""
         return {"x-api-key": token}
 
-    def check(self) -> Conversation[str]:
+    def check_credentials(self) -> Conversation[str]:
         """Ask getFlowInfo: no endpoint only checks a key, so without a known flow any answer but 401 and 403 counts."""
         try:
-            yield from self.get_definition(self._test_flow or NO_FLOW)
+            yield from self.get_definition(self._test_flow or PROBE_FLOW_ID)
         except FlowAuthError:
             raise
         except (FlowInvalid, FlowNotFound):
@@ -69,38 +76,40 @@ class PromptChainer(Service):
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
         """GET /api/flows/getFlowInfo/{id}: an array of `{name, type}`; a graph, or a wrapped array, is read as well (P-03)."""
-        request = Request("GET", f"/api/flows/getFlowInfo/{segment('flow', flow)}")
-        response = yield from ask(request)
-        value = read_json(request, response)
+        request = Request("GET", f"/api/flows/getFlowInfo/{quote_path_segment('flow', flow)}")
+        response = yield from send(request)
+        value = parse_json(request, response)
         if isinstance(value, Mapping) and isinstance(value.get("nodes"), list):
             try:
-                return FlowDefinition.of_graph(flow, self.name, FlowGraph.read(value), raw=value)
+                return FlowDefinition.from_graph(flow, self.name, FlowGraph.parse(value), raw=value)
             except FlowInputError as error:
                 raise FlowMalformed(
-                    malformed(request, response, str(error)), status=response.status
+                    malformed_message(request, response, str(error)), status=response.status
                 ) from error
-        rows = _rows(request, response, value)
-        named = [(_kind(row), str(row["name"])) for row in rows if row.get("name") is not None]
+        rows = _parse_rows(request, response, value)
+        entries = [(_row_kind(row), str(row["name"])) for row in rows if row.get("name") is not None]
         return FlowDefinition(
             flow=flow,
             service=self.name,
-            inputs=tuple(name for kind, name in named if kind == "variable"),
-            variables=True,
-            outputs=tuple(name for kind, name in named if kind == "output"),
-            whole=0 < len(named) == len(rows) and all(kind in {"variable", "output"} for kind, _ in named),
+            inputs=tuple(name for kind, name in entries if kind == "variable"),
+            has_variables=True,
+            outputs=tuple(name for kind, name in entries if kind == "output"),
+            is_complete=0 < len(entries) == len(rows)
+            and all(kind in {"variable", "output"} for kind, _ in entries),
             raw=value,
         )
 
-    def examine(self, inputs: Inputs, parameters: Any, findings: Findings) -> None:
+    def validate(self, inputs: Inputs, parameters: Any, problems: Problems) -> None:
         """Note whatever is no mapping of names to text, numbers or Booleans, and all parameters, for no flow has any."""
         if isinstance(inputs, Mapping):
-            findings.add(*unsendable(inputs))
+            problems.add(*find_unsendable_variables(inputs))
         elif inputs:
             message = "inputs must be a mapping of variable names to values for a PromptChainer flow, such as {'color': 'red'}"
-            findings.add(message, spoils="inputs")
+            problems.add(message, invalidates="inputs")
         what = "is not known: a PromptChainer flow has variables only; put them into inputs"
-        findings.add(
-            *(f"parameter {cut(repr(name))} {what}" for name in parameters or ()), spoils="parameters"
+        problems.add(
+            *(f"parameter {shorten(repr(name))} {what}" for name in parameters or ()),
+            invalidates="parameters",
         )
 
     def start(
@@ -110,8 +119,8 @@ class PromptChainer(Service):
         parameters: Any,
         additional: Any,
         *,
-        about: Callable[[], None] = lambda: None,
-        promised: Collection[str] | None = None,
+        before_start: Callable[[], None] = lambda: None,
+        expected_outputs: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
         """POST /api/flows/run/{id}: its answer is the finished run.
 
@@ -119,26 +128,28 @@ class PromptChainer(Service):
 
         :raises FlowInputError: the variables cannot be sent, or there are parameters; no run was made.
         """
-        findings = Findings()
-        self.examine(inputs, parameters, findings)
-        findings.tell()
-        variables = _variables(inputs)
-        path = f"/api/flows/run/{segment('flow', flow)}"
+        problems = Problems()
+        self.validate(inputs, parameters, problems)
+        problems.raise_if_any()
+        variables = _to_variables(inputs)
+        path = f"/api/flows/run/{quote_path_segment('flow', flow)}"
         request = Request("POST", path, json={"variables": variables}, resend=Resend.IF_NEVER_ARRIVED)
-        about()
-        began = _now()
-        response = yield from ask(request)
-        rows = _rows(request, response, read_json(request, response))
-        run = _finished(flow, read_outputs(rows), promised=promised)
-        return replace(run, created_at=began, started_at=began, additional=additional, raw={"outputs": rows})
+        before_start()
+        started_at = _now()
+        response = yield from send(request)
+        rows = _parse_rows(request, response, parse_json(request, response))
+        run = _build_finished_run(flow, parse_output_rows(rows), expected_outputs=expected_outputs)
+        return replace(
+            run, created_at=started_at, started_at=started_at, additional=additional, raw={"outputs": rows}
+        )
 
 
-def _kind(row: Mapping[str, Any]) -> str:
+def _row_kind(row: Mapping[str, Any]) -> str:
     """Give what a row of getFlowInfo is about: `variable` or `output` (vendor-api 2.2), also in the words of a graph."""
     return str(row.get("type")).lower().removesuffix("node")
 
 
-def _variables(inputs: Inputs) -> dict[str, str]:
+def _to_variables(inputs: Inputs) -> dict[str, str]:
     """Give all values as strings (vendor-api 2.3: none else was ever seen); no inputs at all are no variables."""
     if not isinstance(inputs, Mapping):
         return {}
@@ -147,7 +158,7 @@ def _variables(inputs: Inputs) -> dict[str, str]:
     }
 
 
-def _rows(request: Request, response: Response, value: Any) -> list[Mapping[str, Any]]:
+def _parse_rows(request: Request, response: Response, value: Any) -> list[Mapping[str, Any]]:
     """Find the array, bare or wrapped (vendor-api 2.7)."""
     if isinstance(value, Mapping):
         value = next(
@@ -155,35 +166,39 @@ def _rows(request: Request, response: Response, value: Any) -> list[Mapping[str,
         )
     if not isinstance(value, list):
         raise FlowMalformed(
-            malformed(request, response, "is not the JSON array that is documented"), status=response.status
+            malformed_message(request, response, "is not the JSON array that is documented"),
+            status=response.status,
         )
     return [row for row in value if isinstance(row, Mapping)]
 
 
-def read_outputs(rows: list[Mapping[str, Any]]) -> tuple[FlowOutput, ...]:
+def parse_output_rows(rows: list[Mapping[str, Any]]) -> tuple[FlowOutput, ...]:
     """Read the outputs in their order, duplicates too; a row of another type is passed over where types are told (P-12)."""
-    named = (row for row in rows if row.get("type") in (None, "output"))
-    return tuple(_output(str(row.get("name") or "")[:SHOWN], row.get("output")) for row in named)
+    output_rows = (row for row in rows if row.get("type") in (None, "output"))
+    return tuple(
+        _parse_output(str(row.get("name") or "")[:MAX_EXCERPT_CHARS], row.get("output"))
+        for row in output_rows
+    )
 
 
-def _output(name: str, told: Any) -> FlowOutput:
-    if isinstance(told, Mapping) and len(told) == 1:
-        told = next(iter(told.values()))  # a map by upstream node, as in the graph (P-07)
-    if told is None or told == "":
+def _parse_output(name: str, raw: Any) -> FlowOutput:
+    if isinstance(raw, Mapping) and len(raw) == 1:
+        raw = next(iter(raw.values()))  # a map by upstream node, as in the graph (P-07)
+    if raw is None or raw == "":
         return FlowOutput(name, status=ERROR, value="", error="The output came back empty.")  # P-08
-    text = told if isinstance(told, str) else json.dumps(told)
-    image = image_type(text)
+    text = raw if isinstance(raw, str) else json.dumps(raw)
+    image = get_image_media_type(text)
     return FlowOutput(
         name,
         status=READY,
         media_type=image or "text/plain",
         value=text,
-        link=image is not None,
-        expires_at=expiry(text) if image else None,
+        is_url=image is not None,
+        expires_at=get_expires_at(text) if image else None,
     )
 
 
-def image_type(text: str) -> str | None:
+def get_image_media_type(text: str) -> str | None:
     """Tell the media type if a text is nothing but an image's URL: by its `rsct`, its name, its host, or its signature (P-11).
 
     Whether it really is one shows when it is fetched.
@@ -196,17 +211,17 @@ def image_type(text: str) -> str | None:
     except ValueError:
         return None
     query = parse_qs(parts.query)
-    told = query.get("rsct", [""])[0] or data_uri.sniff(b"", PurePosixPath(parts.path).name) or ""
-    if told.startswith("image/"):
-        return data_uri.normal_media_type(told)
-    signed = any(name.lower() in SIGNATURES for name in query)
-    return "image/png" if signed or (parts.hostname or "").endswith(IMAGE_HOST) else None
+    media_type = query.get("rsct", [""])[0] or data_uri.sniff(b"", PurePosixPath(parts.path).name) or ""
+    if media_type.startswith("image/"):
+        return data_uri.normalize_media_type(media_type)
+    has_signature = any(name.lower() in SIGNATURE_PARAMETERS for name in query)
+    return "image/png" if has_signature or (parts.hostname or "").endswith(IMAGE_HOST) else None
 
 
-def expiry(url: str) -> str | None:
+def get_expires_at(url: str) -> str | None:
     """Give the moment (ISO 8601) at which a signed URL ends, from its `se`, or None (vendor-api 2.5)."""
-    moment = read_time(parse_qs(urlsplit(url).query).get("se", [None])[0])
-    return None if moment is None else moment.isoformat()
+    expires_at = parse_timestamp(parse_qs(urlsplit(url).query).get("se", [None])[0])
+    return None if expires_at is None else expires_at.isoformat()
 
 
 def _now() -> DateTime:
@@ -215,24 +230,30 @@ def _now() -> DateTime:
     return pendulum.now("UTC")
 
 
-def _finished(flow: str, outputs: tuple[FlowOutput, ...], promised: Collection[str] | None) -> FlowRun:
+def _build_finished_run(
+    flow: str, outputs: tuple[FlowOutput, ...], expected_outputs: Collection[str] | None
+) -> FlowRun:
     """Make the run: failed if nothing at all came out, unless it is known that nothing was promised; else completed."""
-    there = {output.name for output in outputs}
-    names = (name[:SHOWN] for name in promised or ())
-    lost = tuple(
-        FlowOutput(name, status=ERROR, error="The output is missing.") for name in names if name not in there
+    present = {output.name for output in outputs}
+    names = (name[:MAX_EXCERPT_CHARS] for name in expected_outputs or ())
+    missing = tuple(
+        FlowOutput(name, status=ERROR, error="The output is missing.")
+        for name in names
+        if name not in present
     )
-    everything = outputs + lost
-    failed = (bool(everything) or promised is None) and all(output.status == ERROR for output in everything)
+    all_outputs = outputs + missing
+    failed = (bool(all_outputs) or expected_outputs is None) and all(
+        output.status == ERROR for output in all_outputs
+    )
     state = FlowState.FAILED if failed else FlowState.COMPLETED
     return FlowRun(
         flow_run_id=uuid4().hex,
         service=PromptChainer.name,
         flow=flow,
         state=state,
-        state_word=state.value,
+        raw_state=state.value,
         progress=1.0,
         finished_at=_now(),
         error="every output came back empty or is missing" if failed else None,
-        outputs=everything,
+        outputs=all_outputs,
     )

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.problems import Findings, collecting
-from airflow_provider_flows.core.run import ERROR, PENDING, FlowInput, Source
-from airflow_provider_flows.core.signed_urls import secrets_of
-from airflow_provider_flows.storage.file_source import file_data, file_text, in_memory, shown
+from airflow_provider_flows.core.problems import Problems, collect_problems
+from airflow_provider_flows.core.run import ERROR, PENDING, FlowInput, UploadSource
+from airflow_provider_flows.core.signed_urls import find_signatures
+from airflow_provider_flows.storage.file_source import encode_content, file_data, file_text, redact_path
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.service import Inputs
-    from airflow_provider_flows.core.start import Order
+    from airflow_provider_flows.core.start import RunRequest
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # one word with a scheme, and nothing else
 # one word that only a path looks like, or the name of a file of a kind that flows take
@@ -34,11 +34,11 @@ FORMS = (
     "a prompt, the URI of a file (file:///..., s3://...), a pathlib.Path, a dict with 'data' or 'uri', or what such a "
     "task returned"
 )
-_RUN = frozenset({"flow_run_id", "outputs"})  # keys of the dict that a task returns (FlowRun.as_dict)
-_OUTPUT = frozenset(
+_RUN_KEYS = frozenset({"flow_run_id", "outputs"})  # keys of the dict that a task returns (FlowRun.as_dict)
+_OUTPUT_KEYS = frozenset(
     {"name", "asset_id", "status", "media_type"}
 )  # keys that each output in it has (FlowOutput.as_dict)
-_KNOWN = _OUTPUT | {
+_INPUT_KEYS = _OUTPUT_KEYS | {
     "data",
     "uri",
     "additional",
@@ -47,7 +47,7 @@ _KNOWN = _OUTPUT | {
 }  # what one who writes an input by hand may use
 
 
-class _Unread:
+class _UnreadableInput:
     """Stands in the place of an input that could not be read, so that the others keep theirs; it is never sent."""
 
     media_type = "application/octet-stream"  # which says of a file that nobody knows what it is
@@ -60,30 +60,32 @@ class _Unread:
         raise FlowInputError(message)
 
 
-def read_order(  # noqa: PLR0917  # what a start takes, in the order that all who start have it
-    flow: Any, inputs: Any, parameters: Any, additional: Any, conn_id: str | None, findings: Findings
-) -> Order:
+def build_request(  # noqa: PLR0917  # what a start takes, in the order that all who start have it
+    flow: Any, inputs: Any, parameters: Any, additional: Any, conn_id: str | None, problems: Problems
+) -> RunRequest:
     """Read the arguments of a start; files are read once here, nothing is sent.
 
-    :param findings: takes what cannot be sent; an order with any is good for nothing but to be checked further.
+    :param problems: takes what cannot be sent; an order with any is good for nothing but to be checked further.
     """
-    from airflow_provider_flows.core.start import Order
+    from airflow_provider_flows.core.start import RunRequest
 
-    named = flow.strip() if isinstance(flow, str) else ""
-    if not named:
-        findings.add(f"flow must be the name or id of a flow, not {flow!r}", spoils="flow")
+    flow_name = flow.strip() if isinstance(flow, str) else ""
+    if not flow_name:
+        problems.add(f"flow must be the name or id of a flow, not {flow!r}", invalidates="flow")
     if parameters is not None and not isinstance(parameters, Mapping):
-        told = f"parameters must be a mapping such as {{'quality': 'low'}}, not {type(parameters).__name__}"
-        findings.add(told, spoils="parameters")
+        message = (
+            f"parameters must be a mapping such as {{'quality': 'low'}}, not {type(parameters).__name__}"
+        )
+        problems.add(message, invalidates="parameters")
         parameters = None
     for name, value in (("parameters", parameters), ("additional", additional)):
-        with findings.noted():
-            sendable(name, value)
+        with problems.collect():
+            validate_json_value(name, value)
     _mask_signatures(inputs, parameters, additional)
-    return Order(named, read_inputs(inputs, conn_id, findings), parameters, additional)
+    return RunRequest(flow_name, parse_inputs(inputs, conn_id, problems), parameters, additional)
 
 
-def read_inputs(inputs: Any, conn_id: str | None = None, findings: Findings | None = None) -> Inputs:
+def parse_inputs(inputs: Any, conn_id: str | None = None, problems: Problems | None = None) -> Inputs:
     """Read the `inputs` of an operator or hook; files are read once here, and nothing was sent when this raises.
 
     * a string that is one URI (`scheme://...` without white space) names a file, read through ObjectStoragePath;
@@ -94,55 +96,57 @@ def read_inputs(inputs: Any, conn_id: str | None = None, findings: Findings | No
     * any other mapping holds variables (PromptChainer), whose values may be outputs that are texts.
 
     :param conn_id: the Airflow connection of the storage that file URIs lie in.
-    :param findings: takes each item that cannot be sent: its name, what is wrong with it, and what would do.
-    :raises FlowInputError: the same without `findings`.
+    :param problems: takes each item that cannot be sent: its name, what is wrong with it, and what would do.
+    :raises FlowInputError: the same without `problems`.
     """
-    with collecting(findings) as found:
+    with collect_problems(problems) as collector:
         if isinstance(inputs, Mapping) and not _is_item(inputs) and not _is_run(inputs):
-            return _variables(inputs, conn_id, found)
+            return _parse_variables(inputs, conn_id, collector)
         return list(
-            _items(inputs if _is_list(inputs) else [] if inputs is None else [inputs], conn_id, found)
+            _parse_items(
+                inputs if _is_list(inputs) else [] if inputs is None else [inputs], conn_id, collector
+            )
         )
 
 
-def _variables(inputs: Mapping[Any, Any], conn_id: str | None, findings: Findings) -> dict[str, Any]:
-    read: dict[str, Any] = {}
+def _parse_variables(inputs: Mapping[Any, Any], conn_id: str | None, problems: Problems) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for name, value in inputs.items():
-        read[str(name)] = ""
-        with findings.noted(where := f"inputs[{name!r}]"):
-            read[str(name)] = _variable(where, value, conn_id)
-    return read
+        values[str(name)] = ""
+        with problems.collect(where := f"inputs[{name!r}]"):
+            values[str(name)] = _parse_variable(where, value, conn_id)
+    return values
 
 
-def _items(inputs: Sequence[Any], conn_id: str | None, findings: Findings) -> Iterator[FlowInput]:
-    for index, given in enumerate(inputs):
+def _parse_items(inputs: Sequence[Any], conn_id: str | None, problems: Problems) -> Iterator[FlowInput]:
+    for index, value in enumerate(inputs):
         each: list[tuple[str, Any]] = []
-        with findings.noted("inputs"):  # how many they are is not known then
-            each = list(_each(f"inputs[{index}]", given))
+        with problems.collect("inputs"):  # how many they are is not known then
+            each = list(_expand_outputs(f"inputs[{index}]", value))
         for where, item in each:
-            read = FlowInput(_Unread())
-            with findings.noted(where):
-                read = _item(where, item, conn_id, findings)
-            yield read
+            flow_input = FlowInput(_UnreadableInput())
+            with problems.collect(where):
+                flow_input = _parse_item(where, item, conn_id, problems)
+            yield flow_input
 
 
-def uris_of(inputs: Any) -> list[str]:
+def get_file_uris(inputs: Any) -> list[str]:
     """Give the URIs of the files among such `inputs`, without reading any; a prompt has none, nor has what would be refused."""
     variables = isinstance(inputs, Mapping) and not _is_item(inputs) and not _is_run(inputs)
-    given = inputs.values() if variables else inputs if _is_list(inputs) else [inputs]
+    values = inputs.values() if variables else inputs if _is_list(inputs) else [inputs]
     items = [
         item
-        for one in given
+        for one in values
         for item in (one["outputs"] if _is_run(one) else one if _is_list(one) else [one])
     ]
-    found = (_uri(item, named=not variables) for item in items)
+    found = (_get_file_uri(item, allow_text_uri=not variables) for item in items)
     return [uri for uri in found if uri is not None]
 
 
-def _uri(item: Any, *, named: bool) -> str | None:
+def _get_file_uri(item: Any, *, allow_text_uri: bool) -> str | None:
     """Give the URI of one input's file, None if it is none.
 
-    :param named: whether a text may name a file; a variable's is always a text.
+    :param allow_text_uri: whether a text may name a file; a variable's is always a text.
     """
     if isinstance(item, Mapping):
         uri = item.get("uri") if _is_item(item) else None
@@ -152,7 +156,7 @@ def _uri(item: Any, *, named: bool) -> str | None:
     if isinstance(item, os.PathLike) or callable(getattr(item, "open", None)):
         text = str(item)
         return text if "://" in text else f"file://{text}"
-    return item.strip() if named and isinstance(item, str) and _URI.fullmatch(item.strip()) else None
+    return item.strip() if allow_text_uri and isinstance(item, str) and _URI.fullmatch(item.strip()) else None
 
 
 def _is_list(value: Any) -> bool:
@@ -161,56 +165,56 @@ def _is_list(value: Any) -> bool:
 
 def _is_item(value: Mapping[str, Any]) -> bool:
     """Whether a mapping is one input; variables that happen to be called `data` or `uri` are told apart by their company."""
-    return _is_output(value) or (bool(value.keys() & {"data", "uri"}) and value.keys() <= _KNOWN)
+    return _is_output(value) or (bool(value.keys() & {"data", "uri"}) and value.keys() <= _INPUT_KEYS)
 
 
 def _is_output(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.keys() >= _OUTPUT
+    return isinstance(value, Mapping) and value.keys() >= _OUTPUT_KEYS
 
 
 def _is_run(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.keys() >= _RUN and _is_list(value["outputs"])
+    return isinstance(value, Mapping) and value.keys() >= _RUN_KEYS and _is_list(value["outputs"])
 
 
-def _each(where: str, given: Any) -> Iterator[tuple[str, Any]]:
+def _expand_outputs(where: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Give a flow run's outputs one by one, and a list of them (as mapped tasks give it); anything else as it is."""
-    outputs = given["outputs"] if _is_run(given) else given
-    if _is_run(given) and not outputs:
+    outputs = value["outputs"] if _is_run(value) else value
+    if _is_run(value) and not outputs:
         message = (
-            f"{where} is the flow run {given['flow_run_id']}, which had no outputs when its task ended ({given.get('state')}). "
+            f"{where} is the flow run {value['flow_run_id']}, which had no outputs when its task ended ({value.get('state')}). "
             "A task whose outputs another one takes must wait for its flow run"
         )
         raise FlowInputError(message)
-    if _is_run(given) or (_is_list(given) and given and all(map(_is_output, given))):
-        named = f"{where}['outputs']" if _is_run(given) else where
-        yield from ((f"{named}[{index}]", output) for index, output in enumerate(outputs))
+    if _is_run(value) or (_is_list(value) and value and all(map(_is_output, value))):
+        label = f"{where}['outputs']" if _is_run(value) else where
+        yield from ((f"{label}[{index}]", output) for index, output in enumerate(outputs))
     else:
-        yield where, given
+        yield where, value
 
 
-def _item(where: str, item: Any, conn_id: str | None, findings: Findings) -> FlowInput:
+def _parse_item(where: str, item: Any, conn_id: str | None, problems: Problems) -> FlowInput:
     if isinstance(item, str):
-        return FlowInput(_text(where, item, conn_id))
+        return FlowInput(_parse_string(where, item, conn_id))
     if isinstance(item, os.PathLike) or callable(
         getattr(item, "open", None)
     ):  # an ObjectStoragePath is no os.PathLike
         return FlowInput(file_data(where, item, conn_id))
     if isinstance(item, Mapping) and _is_item(item):
-        with findings.noted():
-            sendable(f"{where}['additional']", item.get("additional"))
-        uri, data = _told(where, item)
+        with problems.collect():
+            validate_json_value(f"{where}['additional']", item.get("additional"))
+        uri, data = _get_uri_or_text(where, item)
         if uri is None:
-            return FlowInput(_data(where, data), item.get("additional"))
-        return FlowInput(_as_made(where, item, file_data(where, uri, conn_id)), item.get("additional"))
-    named = f"a dict with {sorted(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
-    message = f"{where} must be {FORMS}, not {named}"
+            return FlowInput(_normalize_text(where, data), item.get("additional"))
+        return FlowInput(_verify_sha256(where, item, file_data(where, uri, conn_id)), item.get("additional"))
+    type_name = f"a dict with {sorted(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
+    message = f"{where} must be {FORMS}, not {type_name}"
     raise FlowInputError(message)
 
 
-def _told(where: str, item: Mapping[str, Any]) -> tuple[str | None, str]:
+def _get_uri_or_text(where: str, item: Mapping[str, Any]) -> tuple[str | None, str]:
     """Give the URI of a dict's file, or None and its text."""
     if _is_output(item):
-        return _made(where, item)
+        return _get_output_uri_or_text(where, item)
     uri, data = item.get("uri"), item.get("data")
     if (uri is None) == (data is None):
         message = f"{where} must have either 'data' or 'uri', not both"
@@ -222,13 +226,13 @@ def _told(where: str, item: Mapping[str, Any]) -> tuple[str | None, str]:
     return uri, str(data)
 
 
-def _made(where: str, output: Mapping[str, Any]) -> tuple[str | None, str]:
+def _get_output_uri_or_text(where: str, output: Mapping[str, Any]) -> tuple[str | None, str]:
     """Give the URI of the file that an output is, or None and the text that it is; a link, which ends, is neither."""
     uri, value = output.get("uri"), output.get("value")
-    named = f"{where} is the output {output['name']!r} of another flow run, "
+    description = f"{where} is the output {output['name']!r} of another flow run, "
     if output["status"] == ERROR:
         reason = output.get("error") or "no reason was given"
-        message = f"{named}which was not made ({reason}). Leave it out, or run it again"
+        message = f"{description}which was not made ({reason}). Leave it out, or run it again"
         raise FlowInputError(message)
     if isinstance(uri, str):
         return uri, ""
@@ -239,50 +243,50 @@ def _made(where: str, output: Mapping[str, Any]) -> tuple[str | None, str]:
         if output["status"] == PENDING
         else "has no file: it stayed at the service"
     )
-    message = f"{named}which {why}. Set output_path on the task that ran it, and run that again"
+    message = f"{description}which {why}. Set output_path on the task that ran it, and run that again"
     raise FlowInputError(message)
 
 
-def _as_made(where: str, item: Mapping[str, Any], content: str | Source) -> str | Source:
+def _verify_sha256(where: str, item: Mapping[str, Any], content: str | UploadSource) -> str | UploadSource:
     """Give a file that another task wrote, if it is still that; one that is converted here cannot be compared."""
     if not item.get("sha256") or (isinstance(content, str) and content.startswith("data:")):
         return content
     digest = hashlib.sha256(content.encode()).hexdigest() if isinstance(content, str) else content.digest
     if digest != item["sha256"]:
         message = (
-            f"{where} names a file that is not what the task wrote that made it ({shown(str(item['uri']))}): its SHA-256 is "
+            f"{where} names a file that is not what the task wrote that made it ({redact_path(str(item['uri']))}): its SHA-256 is "
             "another one. Run that task again, or give the file's URI alone if the change is meant"
         )
         raise FlowInputError(message)
     return content
 
 
-def _variable(where: str, value: Any, conn_id: str | None) -> Any:
+def _parse_variable(where: str, value: Any, conn_id: str | None) -> Any:
     """Give the text of an output, or of a dict with `data` or `uri`; whether another value will do is for the service to say."""
     if not isinstance(value, Mapping) or not _is_item(value):
         return value
-    uri, data = _told(where, value)
+    uri, data = _get_uri_or_text(where, value)
     return data if uri is None else file_text(where, uri, conn_id)
 
 
-def looks_like_a_path(text: str) -> bool:
+def is_likely_path(text: str) -> bool:
     """Whether a string can only be meant as a path, and is none of a prompt or a URI."""
     return bool(_PATH.fullmatch(text.strip())) and not _URI.fullmatch(text.strip())
 
 
-def _text(where: str, text: str, conn_id: str | None) -> str | Source:
+def _parse_string(where: str, text: str, conn_id: str | None) -> str | UploadSource:
     if _URI.fullmatch(text.strip()):
         return file_data(where, text.strip(), conn_id)
-    if looks_like_a_path(text):
+    if is_likely_path(text):
         message = (
             f"{where} is a string that looks like a path. For a file write pathlib.Path({text!r}) or a URI such as "
             f"{'file://' + text if text.startswith('/') else 'file:///...'}; for a prompt that looks like this, {{'data': ...}}"
         )
         raise FlowInputError(message)
-    return _data(where, text)
+    return _normalize_text(where, text)
 
 
-def _data(where: str, text: str) -> str:
+def _normalize_text(where: str, text: str) -> str:
     """Give a prompt as it is, and a data URI in the one form that is documented (vendor-api G-10, G-12)."""
     if not text.strip():
         message = f"{where} is blank; it must be {FORMS}"
@@ -290,21 +294,21 @@ def _data(where: str, text: str) -> str:
     if text.lstrip()[:5].lower() != "data:":
         return text
     try:
-        return in_memory(where, data_uri.decode(text))
+        return encode_content(where, data_uri.decode(text))
     except ValueError:  # a prompt that merely begins like a data URI
         return text
 
 
-def _mask_signatures(*given: Any) -> None:
+def _mask_signatures(*values: Any) -> None:
     """Let Airflow write no signature of a URL among these into a log; what is sent has it whole."""
     from airflow.providers.common.compat.sdk import mask_secret
 
     with suppress(ValueError, TypeError, RecursionError):  # which is told as a finding
-        for secret in secrets_of(json.dumps(given, default=str, skipkeys=True)):
+        for secret in find_signatures(json.dumps(values, default=str, skipkeys=True)):
             mask_secret(secret)
 
 
-def sendable(where: str, value: Any) -> None:
+def validate_json_value(where: str, value: Any) -> None:
     """Refuse what JSON cannot hold, before anything is sent.
 
     :raises FlowInputError: naming the argument.

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote
 
-from airflow_provider_flows.core.signed_urls import unsigned
+from airflow_provider_flows.core.signed_urls import strip_signatures
 
-SAME = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "local": "file"}  # other names of the same store
-HADOOP = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # there a container stands before the host
+SCHEME_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "local": "file"}  # other names of the same store
+HADOOP_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # there a container stands before the host
 # how the host of an S3 client ends, and the console's domain that belongs to it (the amazon provider's links/base_aws.py)
-CONSOLES = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
+CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StorageLocation:
     """A file's URI in its three parts, without credentials, signature and Airflow's connection id.
 
     :param authority: a bucket, a host, a container; empty for this machine's own files.
@@ -32,17 +32,17 @@ class Place:
     path: str
 
     @classmethod
-    def of(cls, uri: str) -> Self | None:
+    def parse(cls, uri: str) -> Self | None:
         """Read a URI, None if it is none."""
-        scheme, found, rest = unsigned(uri.strip()).partition("://")
+        scheme, found, rest = strip_signatures(uri.strip()).partition("://")
         if not found or not scheme:
             return None
-        scheme = SAME.get(scheme.lower(), scheme.lower())
+        scheme = SCHEME_ALIASES.get(scheme.lower(), scheme.lower())
         if scheme in {"http", "https"}:
             rest = rest.partition("#")[0].partition("?")[0]
         authority, _, path = rest.partition("/")
         before, _, host = authority.rpartition("@")
-        container = before if scheme in HADOOP and "." in host else ""
+        container = before if scheme in HADOOP_SCHEMES and "." in host else ""
         return cls(scheme, f"{container}@{host}" if container else host, path.lstrip("/"))
 
     @property
@@ -60,42 +60,42 @@ class Place:
         return f"/{self.path}" if self.scheme == "file" or not self.path else self.path
 
 
-def web_address(uris: Sequence[str], endpoint: str | None = None) -> str | None:
+def console_url(uris: Sequence[str], endpoint: str | None = None) -> str | None:
     """Give the address at which a person finds one file, or the folder that several lie in; None if their store has none.
 
     Azure's portal needs ids of a subscription and an account that no URI holds; a local file has no address.
 
     :param endpoint: what the S3 client speaks to; a store that is not Amazon's has no address that we know.
     """
-    places = [place for place in map(Place.of, uris) if place is not None]
-    if not places or len({(place.scheme, place.authority) for place in places}) != 1:
+    locations = [place for place in map(StorageLocation.parse, uris) if place is not None]
+    if not locations or len({(place.scheme, place.authority) for place in locations}) != 1:
         return None
-    first, one = places[0], len(places) == 1
+    first, one = locations[0], len(locations) == 1
     path = (
         first.path
         if one
-        else posixpath.commonpath([posixpath.dirname(f"/{place.path}") for place in places]).strip("/")
+        else posixpath.commonpath([posixpath.dirname(f"/{place.path}") for place in locations]).strip("/")
     )
-    shown = quote(path, safe="/")
+    quoted_path = quote(path, safe="/")
     if first.scheme == "s3":
-        console = _console(endpoint)
+        console = _console_domain(endpoint)
         where = (
-            f"object/{first.authority}?prefix={shown}"
+            f"object/{first.authority}?prefix={quoted_path}"
             if one
-            else f"buckets/{first.authority}?prefix={shown}/"
+            else f"buckets/{first.authority}?prefix={quoted_path}/"
         )
         return console and f"https://console.{console}/s3/{where}"
     if first.scheme == "gs":
-        return f"https://console.cloud.google.com/storage/browser/{'_details/' if one else ''}{first.authority}/{shown}"
+        return f"https://console.cloud.google.com/storage/browser/{'_details/' if one else ''}{first.authority}/{quoted_path}"
     if first.scheme in {"http", "https"} and one:
         return f"{first.scheme}://{first.authority}/{quote(path, safe='/%')}"
     return None
 
 
-def _console(endpoint: str | None) -> str | None:
+def _console_domain(endpoint: str | None) -> str | None:
     """Give the domain of the console that belongs to an S3 endpoint, None if it is not Amazon's."""
-    place = Place.of(endpoint or "https://s3.amazonaws.com")
-    host = "" if place is None else place.authority.partition(":")[0].lower()
+    location = StorageLocation.parse(endpoint or "https://s3.amazonaws.com")
+    host = "" if location is None else location.authority.partition(":")[0].lower()
     if host.endswith(".amazonaws.com") and ".us-gov-" in host:
         return "amazonaws-us-gov.com"
-    return next((domain for ending, domain in CONSOLES.items() if host.endswith(ending)), None)
+    return next((domain for ending, domain in CONSOLE_DOMAINS.items() if host.endswith(ending)), None)

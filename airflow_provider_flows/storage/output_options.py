@@ -14,7 +14,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_flows.core.problems import Findings
+    from airflow_provider_flows.core.problems import Problems
     from airflow_provider_flows.core.run import FlowOutput
     from airflow_provider_flows.core.service import Service
 
@@ -24,67 +24,67 @@ MAX_XCOM_BYTES = 48 * 1024  # Airflow keeps XComs in its database, and some data
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class OutputOptions:
     """What is to become of the outputs.
 
     :param output_path: any ObjectStoragePath; None leaves files at the service and texts in XCom.
     :param output_conn_id: the Airflow connection of that storage.
     :param max_xcom_bytes: the largest text, in bytes of UTF-8, that goes into XCom whole; None for any.
-    :param partial: whether a run that failed or was aborted has its outputs fetched too.
-    :param delete: whether the run is deleted at the service when every file is in its place.
-    :param only: asset ids or names of the outputs that are wanted; None for all.
+    :param fetch_partial_outputs: whether a run that failed or was aborted has its outputs fetched too.
+    :param delete_after_fetch: whether the run is deleted at the service when every file is in its place.
+    :param selection: asset ids or names of the outputs that are wanted; None for all.
     """
 
     output_path: str | None = None
     output_conn_id: str | None = None
     max_xcom_bytes: int | None = MAX_XCOM_BYTES
-    partial: bool = False
-    delete: bool = False
-    only: frozenset[str] | None = None
+    fetch_partial_outputs: bool = False
+    delete_after_fetch: bool = False
+    selection: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be kept."""
-        most = self.max_xcom_bytes
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
-            message = f"max_xcom_bytes must be a number of bytes that is not negative, or None for any size, not {most!r}"
+        limit = self.max_xcom_bytes
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+            message = f"max_xcom_bytes must be a number of bytes that is not negative, or None for any size, not {limit!r}"
             raise FlowInputError(message)
-        if self.delete and self.output_path is None:
+        if self.delete_after_fetch and self.output_path is None:
             message = "delete_after_fetch=True needs an output_path: without one the outputs would be deleted with the run"
             raise FlowInputError(message)
 
-    def checked(self, service: Service, findings: Findings | None = None) -> None:
+    def validate(self, service: Service, problems: Problems | None = None) -> None:
         """Find out before anything is paid or awaited whether all of this can be done.
 
-        :param findings: takes what cannot.
-        :raises FlowInputError: the same without `findings`; the message names the argument.
+        :param problems: takes what cannot.
+        :raises FlowInputError: the same without `problems`; the message names the argument.
         """
-        from airflow_provider_flows.core.problems import collecting  # needed when a task runs only
+        from airflow_provider_flows.core.problems import collect_problems  # needed when a task runs only
 
-        with collecting(findings) as found:
-            if self.delete and not service.offers("delete"):
-                found.add(
+        with collect_problems(problems) as collector:
+            if self.delete_after_fetch and not service.supports("delete"):
+                collector.add(
                     f"delete_after_fetch=True has no meaning here: {service.name} keeps nothing that could be deleted"
                 )
-            with found.noted():
-                _must_be_writable(self.output_path, self.output_conn_id)
+            with collector.collect():
+                _require_writable(self.output_path, self.output_conn_id)
 
-    def wants(self, output: FlowOutput) -> bool:
+    def selects(self, output: FlowOutput) -> bool:
         """Whether an output is among those that are wanted."""
-        return self.only is None or output.asset_id in self.only or output.name in self.only
+        return self.selection is None or output.asset_id in self.selection or output.name in self.selection
 
-    def too_large(self, text: str) -> bool:
+    def is_too_large(self, text: str) -> bool:
         """Whether a text is too large for XCom."""
         return (
             self.max_xcom_bytes is not None
             and len(text.encode("utf-8", "surrogatepass")) > self.max_xcom_bytes
         )
 
-    def cut(self, text: str) -> str:
+    def truncate(self, text: str) -> str:
         """Give as much of a text from its beginning as fits into XCom."""
         return text.encode("utf-8", "surrogatepass")[: self.max_xcom_bytes].decode("utf-8", "ignore")
 
 
-def _must_be_writable(output_path: str | None, output_conn_id: str | None) -> None:
+def _require_writable(output_path: str | None, output_conn_id: str | None) -> None:
     """Find out whether files can be written where they are to go.
 
     :raises FlowInputError: no filesystem serves that URI, a local folder cannot be made, or there is no such bucket.
@@ -103,7 +103,7 @@ def _must_be_writable(output_path: str | None, output_conn_id: str | None) -> No
         if local:
             path.mkdir(parents=True, exist_ok=True)
         elif path.protocol in OBJECT_STORES:
-            _must_have_bucket(path)
+            _require_bucket(path)
     except (OSError, ValueError, ImportError, TypeError) as error:
         message = (
             f"output_path {output_path!r} cannot be written to: {error}. Check its URI, its connection (output_conn_id), and "
@@ -112,14 +112,14 @@ def _must_be_writable(output_path: str | None, output_conn_id: str | None) -> No
         raise FlowInputError(message) from error
 
 
-def _must_have_bucket(path: ObjectStoragePath) -> None:
+def _require_bucket(path: ObjectStoragePath) -> None:
     """Refuse a path in a bucket, or container, that does not exist; whether a store that does not answer has it shows later."""
     bucket = path.path.strip("/").partition("/")[0]
     try:
-        there = path.fs.exists(bucket)
+        exists = path.fs.exists(bucket)
     except Exception as error:  # noqa: BLE001  # whatever its library raises; a store may let us write and not look
         log.info("Whether %s exists could not be found out (%s)", bucket, type(error).__name__)
         return
-    if not there:
+    if not exists:
         message = f"there is no {bucket!r}"
         raise FileNotFoundError(message)

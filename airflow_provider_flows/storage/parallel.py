@@ -16,23 +16,23 @@ from typing import TypeVar
 H = TypeVar("H")
 R = TypeVar("R")
 
-GRACE = 1.0  # seconds for the threads to end by themselves; Airflow gives a killed task five for all that it has to do
+SHUTDOWN_GRACE_SECONDS = 1.0  # seconds for the threads to end by themselves; Airflow gives a killed task five for all that it has to do
 
 
-def abreast(
+def run_parallel(
     jobs: Sequence[Callable[[H], R]],
-    helper: Callable[[], AbstractContextManager[H]],
-    most: int,
-    stop: Event,
-    take: Callable[[int, R], None],
+    create_worker: Callable[[], AbstractContextManager[H]],
+    max_workers: int,
+    cancel_event: Event,
+    on_result: Callable[[int, R], None],
 ) -> None:
-    """Do the jobs, at most `most` at once.
+    """Do the jobs, at most `max_workers` at once.
 
     After a job that failed no other is begun; those under way are finished, and then the first error is raised. A signal raises
-    its exception in the main thread only: then `stop` is set, for the jobs to look at.
+    its exception in the main thread only: then `cancel_event` is set, for the jobs to look at.
 
-    :param helper: makes what each job is given; one for each thread.
-    :param take: is told each job's number and result as it comes, in the thread that called.
+    :param create_worker: makes what each job is given; one for each thread.
+    :param on_result: is told each job's number and result as it comes, in the thread that called.
     """
     todo: SimpleQueue[tuple[int, Callable[[H], R]]] = SimpleQueue()
     done: SimpleQueue[tuple[int, R] | BaseException | None] = SimpleQueue()  # None: a thread has ended
@@ -42,9 +42,9 @@ def abreast(
 
     def work() -> None:
         try:
-            with helper() as mine:
-                for number, job in _waiting(todo, stop, failed):
-                    done.put((number, job(mine)))
+            with create_worker() as worker:
+                for number, job in _iter_jobs(todo, cancel_event, failed):
+                    done.put((number, job(worker)))
         except BaseException as error:  # noqa: BLE001  # raised again where somebody waits for it
             failed.set()
             done.put(error)
@@ -53,38 +53,38 @@ def abreast(
 
     threads: list[Thread] = []  # those that run
     try:
-        for _ in range(min(most, len(jobs))):
+        for _ in range(min(max_workers, len(jobs))):
             thread = Thread(target=copy_context().run, args=(work,), daemon=True)
             thread.start()
             threads.append(thread)
-        _take_all(done, len(threads), take)
+        _collect_results(done, len(threads), on_result)
     finally:
-        stop.set()
-        until = time.monotonic() + GRACE
+        cancel_event.set()
+        until = time.monotonic() + SHUTDOWN_GRACE_SECONDS
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def _waiting(todo: SimpleQueue[tuple[int, R]], *over: Event) -> Iterator[tuple[int, R]]:
-    while not any(event.is_set() for event in over):
+def _iter_jobs(todo: SimpleQueue[tuple[int, R]], *stop_events: Event) -> Iterator[tuple[int, R]]:
+    while not any(event.is_set() for event in stop_events):
         try:
-            found = todo.get_nowait()
+            job = todo.get_nowait()
         except Empty:
             return
-        yield found
+        yield job
 
 
-def _take_all(
-    done: SimpleQueue[tuple[int, R] | BaseException | None], running: int, take: Callable[[int, R], None]
+def _collect_results(
+    done: SimpleQueue[tuple[int, R] | BaseException | None], running: int, on_result: Callable[[int, R], None]
 ) -> None:
     error: BaseException | None = None
     while running:
-        told = done.get()
-        if isinstance(told, tuple):
-            take(*told)
-        elif told is None:
+        result = done.get()
+        if isinstance(result, tuple):
+            on_result(*result)
+        elif result is None:
             running -= 1
         else:
-            error = error or told
+            error = error or result
     if error is not None:
         raise error

@@ -14,10 +14,10 @@ import aiohttp
 from yarl import URL
 
 from airflow_provider_flows.core.exceptions import FlowError
-from airflow_provider_flows.core.http import Pause, Request, Response, Talk
-from airflow_provider_flows.core.request_body import Body, may_be_read
+from airflow_provider_flows.core.http import ConversationState, Request, Response, Sleep
+from airflow_provider_flows.core.request_body import Body, is_fully_sent
 from airflow_provider_flows.transport import tls_and_proxy, uploads
-from airflow_provider_flows.transport.response_reader import Receiving
+from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class AsyncTransport:
         :raises FlowError: as the other transport's `send` does.
         """
         settings = self._settings
-        sent: bytes | Body | None = None
+        body: bytes | Body | None = None
         try:
-            sent = request.body
+            body = request.body
             url = URL(
                 settings.url(request), encoded=True
             )  # ids are quoted already; a signed URL must not be quoted again
@@ -71,39 +71,39 @@ class AsyncTransport:
             async with self._session.request(
                 request.method,
                 url.update_query(request.query) if request.query else url,
-                data=uploads.streamed(sent),
-                headers=settings.headers(request) | uploads.length(sent),
+                data=uploads.to_stream(body),
+                headers=settings.headers(request) | uploads.length_header(body),
                 timeout=self._timeout,
                 proxy=proxy,
                 proxy_headers=proxy_headers,
                 allow_redirects=False,
-            ) as answer:
-                coming = Receiving(settings, request, answer.status, answer.headers.items())
-                while (chunk := await answer.content.readany()) and coming.take(chunk):
+            ) as response:
+                reader = ResponseReader(settings, request, response.status, response.headers.items())
+                while (chunk := await response.content.readany()) and reader.feed(chunk):
                     pass
-                return coming.response(str(answer.url))
+                return reader.response(str(response.url))
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
-            uploads.raise_own(error)
-            arrived = may_be_read(sent) and not isinstance(error, NEVER_ARRIVED)
-            raise settings.unreachable(request, error, may_have_arrived=arrived) from None
+            uploads.raise_input_error(error)
+            may_have_arrived = is_fully_sent(body) and not isinstance(error, NEVER_ARRIVED)
+            raise settings.unreachable_error(request, error, may_have_arrived=may_have_arrived) from None
 
 
-async def hold(
+async def run(
     conversation: Conversation[T],
     send: Callable[[Request], Awaitable[Response]],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
     """Hold a conversation to its end: send what it yields, hand it what comes back."""
-    talk = Talk(conversation)
-    while talk.step is not None:
-        if isinstance(talk.step, Pause):
-            await sleep(talk.step.seconds)
-            talk.answered(None)
+    state = ConversationState(conversation)
+    while state.step is not None:
+        if isinstance(state.step, Sleep):
+            await sleep(state.step.seconds)
+            state.send_response(None)
             continue
         try:
-            response = await send(talk.step)
+            response = await send(state.step)
         except FlowError as error:
-            talk.failed(error)
+            state.throw(error)
         else:
-            talk.answered(response)
-    return talk.result
+            state.send_response(response)
+    return state.result

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING
 
 import requests
 import urllib3
-from requests import exceptions as trouble
+from requests import exceptions as requests_exceptions
 
 from airflow_provider_flows.core.exceptions import FlowError
-from airflow_provider_flows.core.http import Pause, Request, Response, Talk
-from airflow_provider_flows.core.request_body import Body, may_be_read
-from airflow_provider_flows.transport.response_reader import Receiving
-from airflow_provider_flows.transport.settings import CHUNK, Settings
+from airflow_provider_flows.core.http import ConversationState, Request, Response, Sleep
+from airflow_provider_flows.core.request_body import Body, is_fully_sent
+from airflow_provider_flows.transport.response_reader import ResponseReader
+from airflow_provider_flows.transport.settings import READ_CHUNK_BYTES, Settings
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
 
 NEVER_ARRIVED = (
-    trouble.ConnectTimeout,
-    trouble.ProxyError,
-    trouble.InvalidURL,
-    trouble.InvalidSchema,
-    trouble.MissingSchema,
+    requests_exceptions.ConnectTimeout,
+    requests_exceptions.ProxyError,
+    requests_exceptions.InvalidURL,
+    requests_exceptions.InvalidSchema,
+    requests_exceptions.MissingSchema,
 )
 
 
@@ -55,14 +55,14 @@ class BlockingTransport:
         :raises FlowMalformed: an answer beyond the bound.
         """
         settings = self._settings
-        sent: bytes | Body | None = None
+        body: bytes | Body | None = None
         try:
-            sent = request.body
+            body = request.body
             with self._session.request(
                 request.method,
                 settings.url(request),
                 params=request.query or None,
-                data=sent,
+                data=body,
                 headers=settings.headers(request),
                 timeout=(settings.connect_timeout, settings.read_timeout),
                 verify=None
@@ -73,23 +73,25 @@ class BlockingTransport:
                 ),  # else a ~/.netrc of the machine would replace our credentials
                 allow_redirects=False,
                 stream=True,
-            ) as answer:
-                coming = Receiving(settings, request, answer.status_code, answer.headers.items())
-                all(map(coming.take, answer.iter_content(CHUNK)))  # to its end, or until no more is wanted
-                return coming.response(answer.url)
+            ) as response:
+                reader = ResponseReader(settings, request, response.status_code, response.headers.items())
+                all(
+                    map(reader.feed, response.iter_content(READ_CHUNK_BYTES))
+                )  # to its end, or until no more is wanted
+                return reader.response(response.url)
         except (
             OSError,
             ValueError,
         ) as error:  # RequestException is an OSError; others are of bad addresses and CA bundles
-            told = settings.unreachable(
-                request, error, may_have_arrived=may_be_read(sent) and _may_have_arrived(error)
+            failure = settings.unreachable_error(
+                request, error, may_have_arrived=is_fully_sent(body) and _may_have_arrived(error)
             )
-        raise told from None  # out here: the library's error, which it would be tied to, may hold an answer that is open
+        raise failure from None  # out here: the library's error, which it would be tied to, may hold an answer that is open
 
 
 def _may_have_arrived(error: Exception) -> bool:
     """Whether the service may have seen the request: not if no connection ever stood, or none was ever tried."""
-    if isinstance(error, NEVER_ARRIVED) or not isinstance(error, trouble.RequestException):
+    if isinstance(error, NEVER_ARRIVED) or not isinstance(error, requests_exceptions.RequestException):
         return False
     reason = getattr(
         error.args[0] if error.args else None, "reason", None
@@ -103,22 +105,22 @@ def _may_have_arrived(error: Exception) -> bool:
     )
 
 
-def hold(
+def run(
     conversation: Conversation[T],
     send: Callable[[Request], Response],
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
     """Hold a conversation to its end: send what it yields, hand it what comes back."""
-    talk = Talk(conversation)
-    while talk.step is not None:
-        if isinstance(talk.step, Pause):
-            sleep(talk.step.seconds)
-            talk.answered(None)
+    state = ConversationState(conversation)
+    while state.step is not None:
+        if isinstance(state.step, Sleep):
+            sleep(state.step.seconds)
+            state.send_response(None)
             continue
         try:
-            response = send(talk.step)
+            response = send(state.step)
         except FlowError as error:
-            talk.failed(error)
+            state.throw(error)
         else:
-            talk.answered(response)
-    return talk.result
+            state.send_response(response)
+    return state.result

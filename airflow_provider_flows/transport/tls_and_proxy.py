@@ -32,11 +32,11 @@ def proxy(scheme: str, host: str) -> tuple[str | None, dict[str, str]]:
 
     aiohttp's own `trust_env` would do it, but would read ~/.netrc too, whose credentials collide with the connection's.
     """
-    known = getproxies()
-    named = None if proxy_bypass(host) else known.get(scheme) or known.get("all")
-    if not named:
+    proxies = getproxies()
+    proxy_url = None if proxy_bypass(host) else proxies.get(scheme) or proxies.get("all")
+    if not proxy_url:
         return None, {}
-    parts = urlsplit(named if "://" in named else f"http://{named}")
+    parts = urlsplit(proxy_url if "://" in proxy_url else f"http://{proxy_url}")
     address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     if not parts.username:
         return address, {}

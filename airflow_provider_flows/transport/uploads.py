@@ -12,17 +12,17 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.request_body import Body
 
 
-def streamed(body: bytes | Body | None) -> bytes | AsyncIterator[bytes] | None:
+def to_stream(body: bytes | Body | None) -> bytes | AsyncIterator[bytes] | None:
     """Give a body as it is if it lies in memory, else its chunks one by one."""
-    return _chunks(body) if isinstance(body, Body) else body
+    return _read_chunks(body) if isinstance(body, Body) else body
 
 
-def length(body: bytes | Body | None) -> dict[str, str]:
+def length_header(body: bytes | Body | None) -> dict[str, str]:
     """Give the header without which aiohttp would send chunks of no known number."""
     return {"Content-Length": str(len(body))} if isinstance(body, Body) else {}
 
 
-def raise_own(error: BaseException) -> None:
+def raise_input_error(error: BaseException) -> None:
     """Raise what ended a body, out of the error that aiohttp has made of it.
 
     :raises FlowInputError: a file has changed, or cannot be read any more.
@@ -31,7 +31,7 @@ def raise_own(error: BaseException) -> None:
         raise error.__cause__ from None
 
 
-async def _chunks(body: Body) -> AsyncIterator[bytes]:
+async def _read_chunks(body: Body) -> AsyncIterator[bytes]:
     chunks = iter(body)
     while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
         yield chunk

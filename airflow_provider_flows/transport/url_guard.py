@@ -13,29 +13,29 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-INSIDE = frozenset(
+INTERNAL_SUFFIXES = frozenset(
     {"arpa", "corp", "home", "internal", "intranet", "lan", "local", "localhost", "private", "svc"}
 )
 NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-COMPATIBLE = IPv6Network("::/96")
+IPV4_COMPATIBLE = IPv6Network("::/96")
 # nothing that one library reads as a host and another as something else: no user, no backslash, no sign beyond ASCII
-_PLACE = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII)
-_NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE | re.ASCII)
+_HOST_AND_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII)
+_NUMERIC_LABEL = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE | re.ASCII)
 
-Resolve = Callable[..., Sequence[Sequence[Any]]]
+Resolver = Callable[..., Sequence[Sequence[Any]]]
 
 
-def is_plain(link: str) -> bool:
+def has_unambiguous_host(link: str) -> bool:
     """Whether a link names its host so that nobody can read it in two ways."""
     try:
-        return _PLACE.fullmatch(urlsplit(link).netloc) is not None
+        return _HOST_AND_PORT.fullmatch(urlsplit(link).netloc) is not None
     except ValueError:
         return False
 
 
 def is_public(link: str) -> bool:
     """Whether a link leads by https to what is, by its name, a public host."""
-    if not is_plain(link):
+    if not has_unambiguous_host(link):
         return False
     parts = urlsplit(link)
     host = (parts.hostname or "").rstrip(".").lower()
@@ -45,10 +45,10 @@ def is_public(link: str) -> bool:
         return _is_global(ip_address(host))
     last = host.rpartition(".")[2]
     # a name that ends in a number is an address to the C library: 127.1, 2130706433, 0x7f.0.0.1
-    return "." in host and last not in INSIDE and _NUMBER.fullmatch(last) is None
+    return "." in host and last not in INTERNAL_SUFFIXES and _NUMERIC_LABEL.fullmatch(last) is None
 
 
-def resolves_to_public(link: str, resolve: Resolve | None = None) -> bool:
+def resolves_to_public(link: str, resolve: Resolver | None = None) -> bool:
     """Whether a link's host has public addresses only; a name that is not known here is left to the connection, or its proxy.
 
     It is one look: the connection looks the name up again, and a name server that means harm can answer otherwise then.
@@ -62,14 +62,14 @@ def resolves_to_public(link: str, resolve: Resolve | None = None) -> bool:
 
 
 def _is_global(address: IPv4Address | IPv6Address) -> bool:
-    inner = _embedded(address) if isinstance(address, IPv6Address) else []
+    inner = _embedded_addresses(address) if isinstance(address, IPv6Address) else []
     return all(one.is_global and not one.is_multicast for one in inner or [address])
 
 
-def _embedded(address: IPv6Address) -> list[IPv4Address | IPv6Address]:
+def _embedded_addresses(address: IPv6Address) -> list[IPv4Address | IPv6Address]:
     """Give the IPv4 addresses in an IPv6 address, which the network may send a packet on to."""
     last = IPv4Address(int(address) & 0xFFFFFFFF)
-    if address in COMPATIBLE or address.is_site_local:
+    if address in IPV4_COMPATIBLE or address.is_site_local:
         return [IPv4Address("127.0.0.1")]  # no use for it is left
     if any(address in network for network in NAT64) or address.ipv4_mapped:
         return [last]

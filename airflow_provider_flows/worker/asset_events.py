@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_FILES = (
+MAX_EVENT_FILES = (
     100  # that one event names, or that one alias makes assets of: all of it lies in Airflow's database
 )
-MOST_CHARACTERS = 32 * 1024  # of all URIs in one event
-LONGEST_URI = 1500  # characters; Airflow takes no asset with more
+MAX_EVENT_URI_CHARACTERS = 32 * 1024  # of all URIs in one event
+MAX_URI_CHARACTERS = 1500  # characters; Airflow takes no asset with more
 
 
-def tell_outlets(context: Context, run: FlowRun) -> None:
+def add_asset_event_extra(context: Context, run: FlowRun) -> None:
     """Put into the event of each outlet which flow run it is of; make the files assets where an outlet is an alias.
 
     An asset's event gets the extra `flow`, `flow_run_id`, `service`, `state`, `uris` and `sizes` (bytes, None where it is not
@@ -37,43 +37,48 @@ def tell_outlets(context: Context, run: FlowRun) -> None:
     """
     for outlet in getattr(context.get("task"), "outlets", None) or ():
         try:
-            _tell(context["outlet_events"][outlet], outlet, run)
+            _add_extra(context["outlet_events"][outlet], outlet, run)
         except Exception as error:  # noqa: BLE001  # an outlet of whatever kind, or an asset that Airflow does not take
             log.warning("The event of outlet %r does not tell of the %s: %r", outlet, run, error)
 
 
-def _tell(event: Any, outlet: Any, run: FlowRun) -> None:
-    named = {
+def _add_extra(event: Any, outlet: Any, run: FlowRun) -> None:
+    run_extra = {
         "flow": run.flow,
         "flow_run_id": run.flow_run_id,
         "service": run.service,
         "state": run.state.value,
     }
-    files = _files(run)
+    files = _event_files(run)
     if not isinstance(outlet, AssetAlias):
-        told = {"uris": [file.uri for file in files], "sizes": [file.size for file in files]}
+        files_extra = {"uris": [file.uri for file in files], "sizes": [file.size for file in files]}
         more = sum(output.uri is not None for output in run.outputs) - len(files)
-        event.extra = {**named, **told, **({"more": more} if more else {}), **event.extra}
+        event.extra = {**run_extra, **files_extra, **({"more": more} if more else {}), **event.extra}
         return
     for file in files:
-        about = {"uri": file.uri, "size": file.size, "sha256": file.sha256, "media_type": file.media_type}
-        event.add(Asset(_ascii(str(file.uri))), extra={**named, **about})
+        file_extra = {
+            "uri": file.uri,
+            "size": file.size,
+            "sha256": file.sha256,
+            "media_type": file.media_type,
+        }
+        event.add(Asset(_to_ascii(str(file.uri))), extra={**run_extra, **file_extra})
 
 
-def _files(run: FlowRun) -> list[FlowOutput]:
+def _event_files(run: FlowRun) -> list[FlowOutput]:
     """Give the outputs that are files, as many as one event may name."""
-    found: list[FlowOutput] = []
-    room = MOST_CHARACTERS
+    files: list[FlowOutput] = []
+    remaining = MAX_EVENT_URI_CHARACTERS
     for output in run.outputs:
-        room -= len(output.uri or "")
-        if output.uri is None or len(_ascii(output.uri)) > LONGEST_URI:
+        remaining -= len(output.uri or "")
+        if output.uri is None or len(_to_ascii(output.uri)) > MAX_URI_CHARACTERS:
             continue
-        if room < 0 or len(found) == MOST_FILES:
+        if remaining < 0 or len(files) == MAX_EVENT_FILES:
             break
-        found.append(output)
-    return found
+        files.append(output)
+    return files
 
 
-def _ascii(uri: str) -> str:
+def _to_ascii(uri: str) -> str:
     """Give a URI as Airflow takes it for an asset's; with another its server would fail the task, after all is done."""
     return uri if uri.isascii() else quote(uri, safe=printable)

@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.core.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
-    from airflow_provider_flows.storage.atomic_file import Halt
-    from airflow_provider_flows.storage.output_options import Delivery
+    from airflow_provider_flows.storage.atomic_file import Cancellation
+    from airflow_provider_flows.storage.output_options import OutputOptions
 
 log = logging.getLogger(__name__)
 
 OUTPUTS_KEY = "outputs"
-GOES_ON = "The flow run goes on (abort_on_kill=False)."
+RUN_CONTINUES = "The flow run goes on (abort_on_kill=False)."
 
 
-def end(
+def finish(
     context: Context,
     hook: FlowsHook,
     run: FlowRun,
-    delivery: Delivery,
+    options: OutputOptions,
     *,
-    keep: Callable[[FlowRun], bool] | None = None,
-    halt: Halt | None = None,
-    seen: Callable[[FlowRun], None] = lambda _: None,
+    save_run: Callable[[FlowRun], bool] | None = None,
+    cancellation: Cancellation | None = None,
+    on_run_update: Callable[[FlowRun], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Give what a task returns for a run that is final.
 
@@ -47,46 +47,46 @@ def end(
     :raises FlowServiceError: an output could not be fetched.
     """
     from airflow_provider_flows.storage.outputs import (
-        gather,
+        fetch_outputs,
     )  # needed at the end only: importing the operators stays cheap
-    from airflow_provider_flows.worker.asset_events import tell_outlets
-    from airflow_provider_flows.worker.task_state import FileMemory
+    from airflow_provider_flows.worker.asset_events import add_asset_event_extra
+    from airflow_provider_flows.worker.task_state import FileState
 
-    seen(run)
-    files = FileMemory(context, run.flow_run_id)
-    if not run.completed and delivery.partial:
+    on_run_update(run)
+    files = FileState(context, run.flow_run_id)
+    if not run.is_completed and options.fetch_partial_outputs:
         try:
-            run, _ = gather(
-                hook, run, delivery, files, halt
+            run, _ = fetch_outputs(
+                hook, run, options, files, cancellation
             )  # which output is not there, and why, is in the log
-            seen(run)
-            context["ti"].xcom_push(OUTPUTS_KEY, run.as_dict()["outputs"])
+            on_run_update(run)
+            context["ti"].xcom_push(OUTPUTS_KEY, run.to_dict()["outputs"])
         except Exception as error:  # noqa: BLE001  # whatever it is, that the run failed matters more
             log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
-    run, trouble = gather(hook, run.completed_or_raise(), delivery, files, halt)
-    seen(run)
-    told = run.as_dict()
-    context["ti"].xcom_push(OUTPUTS_KEY, told["outputs"])
-    if trouble is not None:
-        raise trouble
-    if delivery.delete:
-        _delete(hook, run, delivery, keep)
-    tell_outlets(context, run)
-    return told
+    run, fetch_error = fetch_outputs(hook, run.completed_or_raise(), options, files, cancellation)
+    on_run_update(run)
+    result = run.to_dict()
+    context["ti"].xcom_push(OUTPUTS_KEY, result["outputs"])
+    if fetch_error is not None:
+        raise fetch_error
+    if options.delete_after_fetch:
+        _delete_run(hook, run, options, save_run)
+    add_asset_event_extra(context, run)
+    return result
 
 
-def _delete(
-    hook: FlowsHook, run: FlowRun, delivery: Delivery, keep: Callable[[FlowRun], bool] | None
+def _delete_run(
+    hook: FlowsHook, run: FlowRun, options: OutputOptions, save_run: Callable[[FlowRun], bool] | None
 ) -> None:
     """Delete a run at the service once every output is a file in its place; in doubt leave it, nothing is lost then."""
-    from airflow_provider_flows.storage.output_download import in_place
+    from airflow_provider_flows.storage.output_download import is_stored
 
     if not run.outputs:
         log.warning(
             "The %s is not deleted, for it has no outputs: they may be missing from its list only", run
         )
         return
-    missing = [output.name for output in run.outputs if not in_place(output, delivery)]
+    missing = [output.name for output in run.outputs if not is_stored(output, options)]
     if missing:
         log.warning(
             "The %s is not deleted, for these outputs are no files in their place: %s",
@@ -94,7 +94,7 @@ def _delete(
             ", ".join(missing),
         )
         return
-    if keep is not None and not _kept(run, keep):
+    if save_run is not None and not _try_save_run(run, save_run):
         log.warning("The %s is not deleted, for a retry may need it; delete it at the service", run)
         return
     try:
@@ -107,16 +107,16 @@ def _delete(
         log.info("The %s is deleted at the service; all its files are in their place", run)
 
 
-def _kept(run: FlowRun, keep: Callable[[FlowRun], bool]) -> bool:
+def _try_save_run(run: FlowRun, save_run: Callable[[FlowRun], bool]) -> bool:
     try:
-        return keep(run)
+        return save_run(run)
     except Exception as error:  # noqa: BLE001  # whatever the store raises: then nobody knows
         log.warning("The %s could not be kept for a retry (%s)", run, type(error).__name__)
         return False
 
 
-def end_late(
-    hook: FlowsHook, flow_run_id: str, error: FlowTimeout, *, stop: bool, abort_on_kill: bool
+def finish_after_deadline(
+    hook: FlowsHook, flow_run_id: str, error: FlowTimeout, *, cancel: bool, abort_on_kill: bool
 ) -> FlowRun:
     """Give a run whose time is over if it completed in the last moment; else say in the error what became of it.
 
@@ -124,23 +124,23 @@ def end_late(
     :raises FlowTimeout: it did not complete.
     """
     try:
-        run = hook.see_off(flow_run_id) if stop and abort_on_kill else hook.get_run(flow_run_id)
-    except FlowError as trouble:
-        fate = f"The flow run could not be reached, look at it at the service: {trouble}"
+        run = hook.cancel_and_wait(flow_run_id) if cancel and abort_on_kill else hook.get_run(flow_run_id)
+    except FlowError as request_error:
+        consequence = f"The flow run could not be reached, look at it at the service: {request_error}"
     else:
-        if run is not None and run.completed:
+        if run is not None and run.is_completed:
             return run
-        fate = _fate(run, stop=stop, abort_on_kill=abort_on_kill)
-    message = f"{error} {fate}"
-    raise FlowTimeout(message, lasting=stop) from error
+        consequence = _consequence(run, cancel=cancel, abort_on_kill=abort_on_kill)
+    message = f"{error} {consequence}"
+    raise FlowTimeout(message, is_permanent=cancel) from error
 
 
-def _fate(run: FlowRun | None, *, stop: bool, abort_on_kill: bool) -> str:
+def _consequence(run: FlowRun | None, *, cancel: bool, abort_on_kill: bool) -> str:
     """Word what became of a run whose time is over."""
     if run is None:
         return "The flow run is gone from the service."
-    if run.final:
-        return f"The flow run is {run.state_word}."
-    if not stop:
+    if run.is_final:
+        return f"The flow run is {run.raw_state}."
+    if not cancel:
         return "The flow run goes on; the next try goes on with it."
-    return f"The flow run was asked to stop; it is {run.state_word} still." if abort_on_kill else GOES_ON
+    return f"The flow run was asked to stop; it is {run.raw_state} still." if abort_on_kill else RUN_CONTINUES

@@ -16,15 +16,15 @@ ON_KILL_SECONDS = (
     19.0  # all that a kill may take; Airflow's first answer in a new triggerer alone may take ten
 )
 # `restarting` is a running task that somebody cleared: its next try starts anew
-OVER = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
+FINISHED_STATES = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
 
 
-def is_over(ti: RuntimeTaskInstanceProtocol) -> bool:
+def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
     """Ask Airflow, blocking, whether the task instance has ended; for a worker."""
-    return _ended(ti.get_task_states(**_question(ti)), ti)
+    return _is_finished(ti.get_task_states(**_task_states_query(ti)), ti)
 
 
-async def ais_over(ti: Any) -> bool:
+async def ais_task_finished(ti: Any) -> bool:
     """Ask Airflow whether the task instance has ended; for a triggerer.
 
     A trigger has no public way to ask for a task's state without blocking the loop, so this is the one place that sends
@@ -33,16 +33,16 @@ async def ais_over(ti: Any) -> bool:
     from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
-    answer: Any = await SUPERVISOR_COMMS.asend(GetTaskStates(**_question(ti)))
-    return isinstance(answer, TaskStatesResult) and _ended(answer.task_states, ti)
+    response: Any = await SUPERVISOR_COMMS.asend(GetTaskStates(**_task_states_query(ti)))
+    return isinstance(response, TaskStatesResult) and _is_finished(response.task_states, ti)
 
 
-def _question(ti: Any) -> dict[str, Any]:
+def _task_states_query(ti: Any) -> dict[str, Any]:
     mapped = {} if ti.map_index is None or ti.map_index < 0 else {"map_index": ti.map_index}
     return {"dag_id": ti.dag_id, "task_ids": [ti.task_id], "run_ids": [ti.run_id], **mapped}
 
 
-def _ended(states: Mapping[str, Any], ti: Any) -> bool:
+def _is_finished(states: Mapping[str, Any], ti: Any) -> bool:
     """Read `{run_id: {task_id or task_id_<map_index>: state}}`, which holds what there is of that which was asked for.
 
     So a task instance that is not in it is gone (it or its DAG run was deleted), and over; one without a state, None, was
@@ -51,4 +51,4 @@ def _ended(states: Mapping[str, Any], ti: Any) -> bool:
     of_run = states.get(ti.run_id, {})
     keys = [ti.task_id, f"{ti.task_id}_{ti.map_index}"]
     found = [of_run[key] for key in keys if key in of_run]
-    return not found or str(getattr(found[0], "value", found[0])) in OVER
+    return not found or str(getattr(found[0], "value", found[0])) in FINISHED_STATES

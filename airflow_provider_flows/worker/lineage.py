@@ -17,17 +17,17 @@ from openlineage.client.event_v2 import InputDataset, OutputDataset
 from openlineage.client.facet_v2 import RunFacet, output_statistics_output_dataset
 
 from airflow_provider_flows import __version__
-from airflow_provider_flows.storage.inputs import uris_of
-from airflow_provider_flows.storage.locations import Place
-from airflow_provider_flows.worker.run_tracking import told
+from airflow_provider_flows.storage.inputs import get_file_uris
+from airflow_provider_flows.storage.locations import StorageLocation
+from airflow_provider_flows.worker.run_tracking import redact_parameters
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.run import FlowOutput, FlowRun
-    from airflow_provider_flows.worker.run_tracking import Traced
+    from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 
 FACET = "flows_flowRun"  # a custom facet's key begins with who made it
 PRODUCER = f"pkg:pypi/airflow-provider-flows@{__version__}"  # a package URL: this package, in this version
-MOST_TEXT = 2 * 1024  # characters of a service's reason
+MAX_ERROR_CHARACTERS = 2 * 1024  # characters of a service's reason
 
 
 @define
@@ -52,16 +52,20 @@ class FlowRunFacet(RunFacet):
     error: str | None
 
 
-def lineage_of(task: Traced) -> OperatorLineage[Any, Any]:
+def get_lineage(task: RunTrackingMixin) -> OperatorLineage[Any, Any]:
     """Give what is known of a task's flow run; a task that failed before there was a run has its inputs only."""
-    read = dict.fromkeys(
-        place for uri in uris_of(getattr(task, "inputs", None)) if (place := Place.of(uri)) is not None
+    input_locations = dict.fromkeys(
+        location
+        for uri in get_file_uris(getattr(task, "inputs", None))
+        if (location := StorageLocation.parse(uri)) is not None
     )
     run = task.flow_run
     facets = {} if run is None else {FACET: _facet(run, getattr(task, "parameters", None))}
     return OperatorLineage(
-        inputs=[InputDataset(namespace=place.namespace, name=place.name) for place in read],
-        outputs=[] if run is None else [_written(output) for output in run.outputs if output.uri is not None],
+        inputs=[InputDataset(namespace=place.namespace, name=place.name) for place in input_locations],
+        outputs=[]
+        if run is None
+        else [_output_dataset(output) for output in run.outputs if output.uri is not None],
         run_facets=facets,
     )
 
@@ -72,14 +76,18 @@ def _facet(run: FlowRun, parameters: Any) -> FlowRunFacet:
         flow=run.flow,
         flowRunId=run.flow_run_id,
         state=run.state.value,
-        parameters=told(run.parameters if parameters is None else parameters),
+        parameters=redact_parameters(run.parameters if parameters is None else parameters),
         duration=run.duration,
-        error=None if run.error is None else str(redact(run.error))[:MOST_TEXT],
+        error=None if run.error is None else str(redact(run.error))[:MAX_ERROR_CHARACTERS],
         producer=PRODUCER,
     )
 
 
-def _written(output: FlowOutput) -> OutputDataset:
-    place = Place.of(str(output.uri)) or Place("file", "", str(output.uri).lstrip("/"))
+def _output_dataset(output: FlowOutput) -> OutputDataset:
+    location = StorageLocation.parse(str(output.uri)) or StorageLocation(
+        "file", "", str(output.uri).lstrip("/")
+    )
     size = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(size=output.size, fileCount=1)
-    return OutputDataset(namespace=place.namespace, name=place.name, outputFacets={"outputStatistics": size})
+    return OutputDataset(
+        namespace=location.namespace, name=location.name, outputFacets={"outputStatistics": size}
+    )

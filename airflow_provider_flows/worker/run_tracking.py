@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.links import RUN_LINK_KEY, FlowOutputsLink, FlowRunLink, address_of
+from airflow_provider_flows.links import RUN_LINK_KEY, FlowOutputsLink, FlowRunLink, get_run_url
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_PARAMETERS = 100
-MOST_BYTES = (
+MAX_PARAMETERS = 100
+MAX_REDACTED_BYTES = (
     8 * 1024
 )  # of all parameters together, and of all inputs' names; what is told is kept by whoever collects it
-DEEPEST = 20  # levels at which secrets are looked for, as the openlineage provider does
+MAX_REDACTION_DEPTH = 20  # levels at which secrets are looked for, as the openlineage provider does
 
 
-class Traced:
+class RunTrackingMixin:
     """A task that has a flow run."""
 
     operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
 
     flow_run: FlowRun | None = None  # as it was seen last, with its outputs once they are fetched
-    flow_run_address: str = ""
+    flow_run_url: str = ""
 
-    def tracing(
+    def get_run_tracker(
         self, context: Context, hook: FlowsHook, flow_run_id: str | None = None
     ) -> Callable[[FlowRun], None]:
         """Give the function that is told of the run whenever more of it is known.
@@ -45,39 +45,39 @@ class Traced:
         """
         from airflow_provider_flows.core.run import FlowRun  # needed when a task runs only
 
-        def seen(run: FlowRun) -> None:
+        def on_run_update(run: FlowRun) -> None:
             self.flow_run = run
-            address = address_of(hook, run)
-            if address != self.flow_run_address:
-                self.flow_run_address = address
-                _push_early(context, address)
+            url = get_run_url(hook, run)
+            if url != self.flow_run_url:
+                self.flow_run_url = url
+                _push_run_link(context, url)
 
         if isinstance(flow_run_id, str) and flow_run_id.strip():
-            seen(FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None)))
-        return seen
+            on_run_update(FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None)))
+        return on_run_update
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002  # Airflow's signature
         """Give inputs and outputs as datasets, and the facet of the flow run; the openlineage provider asks for it."""
         from airflow_provider_flows.worker.lineage import (
-            lineage_of,
+            get_lineage,
         )  # imports that provider, which may not be installed
 
-        return lineage_of(self)
+        return get_lineage(self)
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Give the same of a task that failed: what it was to work on, and what is known of the run."""
         return self.get_openlineage_facets_on_complete(task_instance)
 
 
-def _push_early(context: Context, address: str) -> None:
+def _push_run_link(context: Context, url: str) -> None:
     """Push the run's link while the run is waited for; at the end Airflow does it anyway."""
     try:
-        context["ti"].xcom_push(RUN_LINK_KEY, address)
+        context["ti"].xcom_push(RUN_LINK_KEY, url)
     except Exception as error:  # noqa: BLE001  # whatever the XCom backend raises, a link is not worth a run that is paid for
         log.warning("The link to the flow run could not be pushed: %r", error)
 
 
-def told(parameters: Any) -> dict[str, Any]:
+def redact_parameters(parameters: Any) -> dict[str, Any]:
     """Give parameters as they may be told: without secrets, and without the largest where they are too large together.
 
     A signed URL among them loses its query: only the request itself needs it whole. What Airflow keeps by itself of a task's
@@ -87,42 +87,42 @@ def told(parameters: Any) -> dict[str, Any]:
 
     if not isinstance(parameters, Mapping):
         return {}
-    first = dict(list(parameters.items())[:MOST_PARAMETERS])
+    first = dict(list(parameters.items())[:MAX_PARAMETERS])
     try:
-        plain: dict[str, Any] = _unsigned(
-            json.loads(json.dumps(redact(first, max_depth=DEEPEST), default=str, skipkeys=True))
+        plain: dict[str, Any] = _strip_signatures(
+            json.loads(json.dumps(redact(first, max_depth=MAX_REDACTION_DEPTH), default=str, skipkeys=True))
         )
     except (ValueError, RecursionError):  # they hold themselves; no run is started with such
         return {}
     sizes = {name: len(json.dumps(value)) for name, value in plain.items()}
     for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
-        if sum(sizes.values()) + sum(map(len, sizes)) <= MOST_BYTES:
+        if sum(sizes.values()) + sum(map(len, sizes)) <= MAX_REDACTED_BYTES:
             break
         plain[name] = f"left out: {sizes[name]} bytes"
         sizes[name] = len(plain[name])
     return plain
 
 
-def _unsigned(value: Any) -> Any:
+def _strip_signatures(value: Any) -> Any:
     """Give plain JSON values without the signatures of the URLs in their texts."""
-    from airflow_provider_flows.core.signed_urls import unsigned  # needed when a task runs only
+    from airflow_provider_flows.core.signed_urls import strip_signatures  # needed when a task runs only
 
     if isinstance(value, dict):
-        return {key: _unsigned(each) for key, each in value.items()}
+        return {key: _strip_signatures(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_unsigned(each) for each in value]
-    return unsigned(value) if isinstance(value, str) else value
+        return [_strip_signatures(each) for each in value]
+    return strip_signatures(value) if isinstance(value, str) else value
 
 
-def files_told(inputs: Any) -> list[str]:
+def redacted_uris(inputs: Any) -> list[str]:
     """Give the URIs of the files among inputs as they may be told: without secrets, and as many as fit."""
-    from airflow_provider_flows.storage.file_source import shown
-    from airflow_provider_flows.storage.inputs import uris_of
+    from airflow_provider_flows.storage.file_source import redact_path
+    from airflow_provider_flows.storage.inputs import get_file_uris
 
-    found, room = list[str](), MOST_BYTES
-    for uri in map(shown, uris_of(inputs)):
-        room -= len(uri)
-        if room < 0:
+    uris, remaining = list[str](), MAX_REDACTED_BYTES
+    for uri in map(redact_path, get_file_uris(inputs)):
+        remaining -= len(uri)
+        if remaining < 0:
             break
-        found.append(uri)
-    return found
+        uris.append(uri)
+    return uris

@@ -40,9 +40,9 @@ def vendors_loop(prompt: str) -> dict[str, Any]:
     started.raise_for_status()
     flow_id = started.json()["flow_id"]
     while True:
-        answer = requests.get(f"{ADDRESS}/flows/{flow_id}", headers=HEADERS, timeout=60)
-        answer.raise_for_status()
-        if answer.json()["state"] in {"completed", "failed", "aborted"}:
+        response = requests.get(f"{ADDRESS}/flows/{flow_id}", headers=HEADERS, timeout=60)
+        response.raise_for_status()
+        if response.json()["state"] in {"completed", "failed", "aborted"}:
             break
         time.sleep(5)
     outputs = requests.get(f"{ADDRESS}/flows/{flow_id}/outputs", headers=HEADERS, timeout=60)

@@ -23,12 +23,12 @@ import yaml
 
 from airflow_provider_flows.cli.command import command
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.cli.terminal import harmless
+from airflow_provider_flows.cli.terminal import escape_control_chars
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
-from tests.support.commands import PROMPT_FLOW, Flows, call, caller, store
-from tests.support.flow_station import FlowStation, Told
+from tests.support.commands import PROMPT_FLOW, FlowsCommand, add_connection, call, flows_command
+from tests.support.flow_station import ApiResponse, StubFlowServer
 from tests.support.versions import needs
 
 pytestmark = needs("commands of providers")
@@ -53,9 +53,9 @@ KEY = "t0ken-that-nobody-may-see"
 
 
 @pytest.fixture
-def flows(capsys: pytest.CaptureFixture[str]) -> Flows:
+def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
     """Give the command."""
-    return caller(capsys)
+    return flows_command(capsys)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def going(emulator: Emulator, seconds: float = 60) -> str:
     return GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
 
 
-def test_list_tells_the_flows(emulator: Emulator, flows: Flows) -> None:
+def test_list_tells_the_flows(emulator: Emulator, flows: FlowsCommand) -> None:
     """`list` prints each flow, in JSON with all that its definition tells, in the other forms a row each."""
     told = {row["name"]: row for row in flows("list -o json").json}
     assert set(told) == {PROMPT_FLOW, "model_generate_fromimage", "model_optimize"}
@@ -94,7 +94,7 @@ def test_list_tells_the_flows(emulator: Emulator, flows: Flows) -> None:
     assert len(emulator.requests) == 4
 
 
-def test_describe_tells_what_a_flow_takes(emulator: Emulator, flows: Flows) -> None:
+def test_describe_tells_what_a_flow_takes(emulator: Emulator, flows: FlowsCommand) -> None:
     """`describe` prints a definition, of either service, and a row for each property where that is easier to read."""
     del emulator
     assert flows(f"describe {PROMPT_FLOW} -o json").json["outputs"] == ["model/gltf-binary"]
@@ -105,7 +105,7 @@ def test_describe_tells_what_a_flow_takes(emulator: Emulator, flows: Flows) -> N
     ]
 
 
-def test_runs_are_listed_by_state(emulator: Emulator, made: FlowRun, flows: Flows) -> None:
+def test_runs_are_listed_by_state(emulator: Emulator, made: FlowRun, flows: FlowsCommand) -> None:
     """`runs` prints the account's flow runs, newest first, or those in one state; a word that is no state is refused."""
     under_way = going(emulator)
     assert [row["flow_run_id"] for row in flows("runs -o json").json] == [under_way, made.flow_run_id]
@@ -118,7 +118,7 @@ def test_runs_are_listed_by_state(emulator: Emulator, made: FlowRun, flows: Flow
     assert "must be one of created, starting" in wrong.err
 
 
-def test_runs_are_as_many_as_wanted(emulator: Emulator, flows: Flows) -> None:
+def test_runs_are_as_many_as_wanted(emulator: Emulator, flows: FlowsCommand) -> None:
     """`runs` prints the newest, as many as --limit says, and tells how many it leaves out; 0 is for all."""
     ids = [going(emulator) for _ in range(4)]
     for limit, shown in ((" --limit 3", 3), (" --limit 0", 4), ("", 4), (" --limit 1", 1)):
@@ -134,7 +134,7 @@ def test_runs_are_as_many_as_wanted(emulator: Emulator, flows: Flows) -> None:
         assert flows(f"runs --limit={wrong}").code == 2
 
 
-def test_get_and_outputs_tell_of_a_run(emulator: Emulator, made: FlowRun, flows: Flows) -> None:
+def test_get_and_outputs_tell_of_a_run(emulator: Emulator, made: FlowRun, flows: FlowsCommand) -> None:
     """`get` prints a run as it is, with the expected end while it goes on; `outputs` what it made, without a download."""
     told = flows(f"get {made.flow_run_id} -o json").json
     assert list(told) == [*RUN_KEYS, "expected_end", "error"]
@@ -151,7 +151,7 @@ def test_get_and_outputs_tell_of_a_run(emulator: Emulator, made: FlowRun, flows:
     assert "additional" in flows(f"outputs {made.flow_run_id} -o yaml").out
 
 
-def test_run_prints_what_a_task_returns(emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
+def test_run_prints_what_a_task_returns(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
     """`run` writes the files, prints the very dict on stdout, and all else on stderr: first of all the id."""
     done = flows(
         f"{QUICK} --output-path {tmp_path} --param seed=7 --param texture=True --additional '{{\"order\": 17}}'"
@@ -178,7 +178,7 @@ def test_run_prints_what_a_task_returns(emulator: Emulator, flows: Flows, tmp_pa
 
 
 @pytest.mark.parametrize("form", ["table", "plain", "yaml"])
-def test_run_prints_in_every_form(emulator: Emulator, flows: Flows, form: str) -> None:
+def test_run_prints_in_every_form(emulator: Emulator, flows: FlowsCommand, form: str) -> None:
     """The outputs of a run stand in each form."""
     emulator.run_seconds = 0
     done = flows(QUICK.replace("-o json", f"-o {form}"))
@@ -189,7 +189,7 @@ def test_run_prints_in_every_form(emulator: Emulator, flows: Flows, form: str) -
         assert re.search(r"^outputs\.0\.asset_id\W+\w{24}", done.out, re.MULTILINE)
 
 
-def test_inputs_in_all_their_forms(emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
+def test_inputs_in_all_their_forms(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
     """A prompt, @PATH, a URI and a JSON object are sent in their order, a prompt that is JSON of another kind as it is."""
     emulator.run_seconds = 0
     (tmp_path / "a b.png").write_bytes(PNG)
@@ -217,7 +217,7 @@ def test_inputs_in_all_their_forms(emulator: Emulator, flows: Flows, tmp_path: P
     assert [base64.b64decode(data.partition(",")[2]) for data in sent[:2]] == [PNG, PNG]
 
 
-def test_variables_of_a_chain(emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
+def test_variables_of_a_chain(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
     """`run --variable` runs a PromptChainer flow, which has no id to be told of; its texts are printed, its picture is saved."""
     del emulator
     line = f"run {SAMPLE} --conn-id promptchainer_default --variable color=Red --variable item=Ball=round -o json"
@@ -228,7 +228,7 @@ def test_variables_of_a_chain(emulator: Emulator, flows: Flows, tmp_path: Path) 
     assert len([*tmp_path.rglob("*.png")]) == 1
 
 
-def test_no_wait_ends_with_the_start(emulator: Emulator, flows: Flows) -> None:
+def test_no_wait_ends_with_the_start(emulator: Emulator, flows: FlowsCommand) -> None:
     """`run --no-wait` prints the run as it was started, which goes on."""
     emulator.run_seconds = 60
     done = flows(f"{QUICK} --no-wait")
@@ -236,19 +236,19 @@ def test_no_wait_ends_with_the_start(emulator: Emulator, flows: Flows) -> None:
     assert len(emulator.paid_runs) == 1
 
 
-def test_exit_codes_of_runs_that_end_badly(emulator: Emulator, flows: Flows) -> None:
+def test_exit_codes_of_runs_that_end_badly(emulator: Emulator, flows: FlowsCommand) -> None:
     """Failed is 1, aborted is 3, too late is 4; the run's dict is printed where there is one, the reason is on stderr."""
-    emulator.plan(Plan("failed", error="no more clay", run_seconds=0))
+    emulator.add_plan(Plan("failed", error="no more clay", run_seconds=0))
     failed = flows(QUICK)
     assert (failed.code, failed.json["state"]) == (1, "failed")
     assert failed.err.splitlines()[-1].endswith("failed. The service says: no more clay")
-    emulator.plan(Plan("aborted", run_seconds=0))
+    emulator.add_plan(Plan("aborted", run_seconds=0))
     aborted = flows(QUICK)
     assert (aborted.code, aborted.json["state"]) == (3, "aborted")
-    emulator.plan(Plan(run_seconds=60))
+    emulator.add_plan(Plan(run_seconds=60))
     late = flows(f"{QUICK} --timeout 0.3")
     assert (late.code, late.out) == (4, "")
-    (under_way,) = [run for run in emulator.runs.values() if run.moment.state not in {"failed", "aborted"}]
+    (under_way,) = [run for run in emulator.runs.values() if run.current.state not in {"failed", "aborted"}]
     assert late.err.splitlines()[-1].endswith(
         f"goes on; watch it: airflow flows watch {under_way.flow_run_id}"
     )
@@ -256,7 +256,7 @@ def test_exit_codes_of_runs_that_end_badly(emulator: Emulator, flows: Flows) -> 
     assert (watched.code, watched.json["error"]) == (1, "no more clay")
 
 
-def test_watch_tells_what_changes(emulator: Emulator, flows: Flows) -> None:
+def test_watch_tells_what_changes(emulator: Emulator, flows: FlowsCommand) -> None:
     """`watch` without a terminal writes a line for each change to stderr, and prints the run when it is over."""
     done = flows(f"watch {going(emulator, 0.5)} --poll-interval 0.1 -o json")
     assert (done.code, done.json["state"]) == (0, "completed")
@@ -306,7 +306,7 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_errors_are_one_line_and_a_code(
-    emulator: Emulator, flows: Flows, line: str, code: int, reason: str
+    emulator: Emulator, flows: FlowsCommand, line: str, code: int, reason: str
 ) -> None:
     """Each error has its exit code and one line on stderr, leaves stdout empty and no flow run behind."""
     ended = flows(line)
@@ -321,9 +321,11 @@ def test_errors_are_one_line_and_a_code(
     assert by_argparse or (ended.out == "" and all("\x1b" not in part for part in ended.err))
 
 
-def test_a_start_that_fails_halfway_is_told_and_leaves_nothing(emulator: Emulator, flows: Flows) -> None:
+def test_a_start_that_fails_halfway_is_told_and_leaves_nothing(
+    emulator: Emulator, flows: FlowsCommand
+) -> None:
     """The id is told before the inputs are sent; a run whose inputs are refused is deleted again and never paid."""
-    emulator.fault(Fault("POST", "*/inputs", times=None, status=422, body=b'{"detail": "no chairs"}'))
+    emulator.add_fault(Fault("POST", "*/inputs", times=None, status=422, body=b'{"detail": "no chairs"}'))
     ended = flows(QUICK)
     assert (ended.code, ended.out) == (2, "")
     first, last = ended.err.splitlines()
@@ -332,17 +334,17 @@ def test_a_start_that_fails_halfway_is_told_and_leaves_nothing(emulator: Emulato
     assert (emulator.paid_runs, dict(emulator.runs)) == ([], {})
 
 
-def test_a_start_in_doubt_is_looked_for(emulator: Emulator, flows: Flows) -> None:
+def test_a_start_in_doubt_is_looked_for(emulator: Emulator, flows: FlowsCommand) -> None:
     """A run whose start was never answered is waited for if it is found, and named if it cannot be looked for."""
     lost, away = Fault("PATCH", "*", reset="after"), Fault("GET", "/flows/*", status=500)
-    emulator.fault(lost)
-    emulator.fault(away)
+    emulator.add_fault(lost)
+    emulator.add_fault(away)
     found = flows(QUICK + " --no-validate")
     assert (found.code, found.json["state"], len(emulator.paid_runs)) == (0, "completed", 1)
     assert "is started, although" in found.err
 
-    emulator.fault(lost)
-    emulator.fault(replace(away, times=None))
+    emulator.add_fault(lost)
+    emulator.add_fault(replace(away, times=None))
     ended = flows(QUICK + " --no-validate")
     (started,) = {run.flow_run_id for run in emulator.paid_runs} - {found.json["flow_run_id"]}
     assert (ended.code, ended.out) == (1, "")
@@ -351,10 +353,10 @@ def test_a_start_in_doubt_is_looked_for(emulator: Emulator, flows: Flows) -> Non
     )
 
 
-def test_what_is_paid_for_is_named_when_the_service_fails(emulator: Emulator, flows: Flows) -> None:
+def test_what_is_paid_for_is_named_when_the_service_fails(emulator: Emulator, flows: FlowsCommand) -> None:
     """A key that is refused while a run goes on, or outputs that cannot be listed: how to go on with the run is said."""
     emulator.run_seconds = 60
-    emulator.fault(Fault("GET", "/flows/*", status=401, times=None))
+    emulator.add_fault(Fault("GET", "/flows/*", status=401, times=None))
     refused = flows(QUICK.replace("0.1", "0.01") + " --no-validate")
     (flow_run_id,) = emulator.runs
     assert refused.code == 6
@@ -362,17 +364,17 @@ def test_what_is_paid_for_is_named_when_the_service_fails(emulator: Emulator, fl
 
     emulator.clear_faults()
     emulator.run_seconds = 0
-    emulator.fault(Fault("GET", "*/outputs", status=500, times=None))
+    emulator.add_fault(Fault("GET", "*/outputs", status=500, times=None))
     lost = flows(QUICK)
     assert lost.code == 1
     assert re.search(r"is completed; fetch its outputs: airflow flows download \w{24}\n", lost.err)
 
 
-def test_log_of_hooks_is_not_data(emulator: Emulator, flows: Flows) -> None:
+def test_log_of_hooks_is_not_data(emulator: Emulator, flows: FlowsCommand) -> None:
     """What Airflow's hooks log goes to stderr, a warning always, all else with --verbose; stdout holds the JSON only."""
     emulator.run_seconds = 0
     for status, verbose, told in ((500, "", True), (404, "", False), (404, " --verbose", True)):
-        emulator.fault(Fault("GET", "/templates", status=status, times=2))
+        emulator.add_fault(Fault("GET", "/templates", status=status, times=2))
         done = flows(QUICK + verbose)
         assert done.json["state"] == "completed"
         assert ("Nothing tells what flow" in done.err) is told
@@ -386,7 +388,7 @@ def test_reader_that_has_seen_enough_changes_nothing(
     """With `| head` the exit code is the flow run's all the same."""
     emulator.run_seconds = 0
     for plan, code in ((Plan(run_seconds=0), 0), (Plan("aborted", run_seconds=0), 3)):
-        emulator.plan(plan)
+        emulator.add_plan(plan)
         read, write = os.pipe()
         os.close(read)
         with os.fdopen(write, "w") as stdout, monkeypatch.context() as patched:
@@ -395,7 +397,7 @@ def test_reader_that_has_seen_enough_changes_nothing(
 
 
 def test_download_writes_the_right_bytes(
-    emulator: Emulator, made: FlowRun, flows: Flows, tmp_path: Path
+    emulator: Emulator, made: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
     """`download` writes all outputs, or those that are wanted under the very same names, and nothing where one is not known."""
     contents = {output.asset_id: output.content for output in emulator.runs[made.flow_run_id].outputs}
@@ -418,22 +420,22 @@ def test_download_writes_the_right_bytes(
 
 
 def test_outputs_of_the_same_name_keep_their_files(
-    flows: Flows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """An output that is wanted alone has the name that it has among all, so that it never takes another one's place."""
     rows = [{"asset_id": key, "name": "model", "status": "ready", "media_type": "image/png"} for key in "ab"]
-    with FlowStation() as station:
+    with StubFlowServer() as station:
         station.connect(monkeypatch)
-        station.make(1, 0)
+        station.create_runs(1, 0)
         station.runs |= {"r0/outputs": station.runs["r0"], "r0/outputs/b": station.runs["r0"]}
         told: dict[str, Any] = {"r0": station.row("r0"), "r0/outputs": {"outputs": rows}, "r0/outputs/b": PNG}
-        station.look = lambda key, _: Told(told[key])
+        station.run_response = lambda key, _: ApiResponse(told[key])
         assert flows(f"download r0 --output-path {tmp_path} --asset b").code == 0
     assert [path.name for path in tmp_path.glob("r0/*")] == ["model-2.png"]
 
 
 def test_place_that_cannot_be_written_to_is_all_that_is_told(
-    made: FlowRun, flows: Flows, tmp_path: Path
+    made: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
     """`download` starts nothing, and does not speak of that."""
     (tmp_path / "taken").write_text("mine")
@@ -443,7 +445,7 @@ def test_place_that_cannot_be_written_to_is_all_that_is_told(
     assert "No flow run" not in ended.err
 
 
-def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: Flows) -> None:
+def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: FlowsCommand) -> None:
     """Inputs, files, path and parameters of one command are one line, with the option's own name for the way out."""
     ended = flows(f"run {PROMPT_FLOW} -i chair.png -i @nowhere.png -p qualty=1 --output-path nonsense://b")
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
@@ -463,7 +465,7 @@ def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: Flows) -
     assert emulator.runs == {}
 
 
-def test_download_waits_for_nothing(emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
+def test_download_waits_for_nothing(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
     """`download` of a run that is not over says how to wait for it."""
     flow_run_id = going(emulator)
     ended = flows(f"download {flow_run_id} --output-path {tmp_path} --conn-id generio_default")
@@ -472,18 +474,18 @@ def test_download_waits_for_nothing(emulator: Emulator, flows: Flows, tmp_path: 
 
 
 def test_what_could_be_fetched_is_printed(
-    emulator: Emulator, made: FlowRun, flows: Flows, tmp_path: Path
+    emulator: Emulator, made: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
     """When one output cannot be fetched the other one is written and both are printed; the exit code says that it went wrong."""
     first = emulator.runs[made.flow_run_id].outputs[0].asset_id
-    emulator.fault(Fault("GET", f"*/outputs/{first}*", times=None, status=401))
+    emulator.add_fault(Fault("GET", f"*/outputs/{first}*", times=None, status=401))
     ended = flows(f"download {made.flow_run_id} --output-path {tmp_path} -o json")
     assert ended.code == 6
     assert sorted(output["status"] for output in ended.json) == ["error", "ready"]
     assert len([*tmp_path.rglob("*.glb")]) == 1
 
 
-def test_abort_and_delete(emulator: Emulator, flows: Flows) -> None:
+def test_abort_and_delete(emulator: Emulator, flows: FlowsCommand) -> None:
     """`abort` stops a run; `delete` needs --yes where there is nobody to ask, and takes the run away."""
     flow_run_id = going(emulator)
     stopped = flows(f"abort {flow_run_id} -o json")
@@ -504,12 +506,12 @@ def test_abort_and_delete(emulator: Emulator, flows: Flows) -> None:
 def stored(flow_emulator: Emulator, airflow_database: None) -> Iterator[str]:
     """Put a connection into Airflow's database."""
     del airflow_database
-    store("stored", flow_emulator.url, flow_emulator.key)
+    add_connection("stored", flow_emulator.url, flow_emulator.key)
     yield "stored"
     call(["connections", "delete", "stored"])
 
 
-def test_connections_of_the_database_are_found(stored: str, flows: Flows) -> None:
+def test_connections_of_the_database_are_found(stored: str, flows: FlowsCommand) -> None:
     """A connection that only Airflow's database has is as good as one of the environment."""
     ended = flows(f"list --conn-id {stored} -o json")
     assert ended.code == 0, ended.err
@@ -521,15 +523,17 @@ HOSTILE = "[red]\x1b[31m:smile:\r\n\x07\x9b31m\u202egnp.exe[/] 12e3"
 
 @pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])
 def test_what_a_service_says_cannot_command_a_terminal(
-    flows: Flows, monkeypatch: pytest.MonkeyPatch, form: str
+    flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     """Markup is shown as it is, and every control character is written out, on stdout as on stderr."""
-    with FlowStation() as station:
+    with StubFlowServer() as station:
         station.connect(monkeypatch)
-        station.make(1, 0)
+        station.create_runs(1, 0)
         row = {**station.row("r0"), "template": HOSTILE, "state": "failed", "error": HOSTILE}
-        station.look = lambda *_: Told(row)
-        station.listing = lambda _: Told({"flows": [row, {**row, "flow_id": "12e3", "state": HOSTILE}]})
+        station.run_response = lambda *_: ApiResponse(row)
+        station.list_response = lambda _: ApiResponse(
+            {"flows": [row, {**row, "flow_id": "12e3", "state": HOSTILE}]}
+        )
         ended = [flows(f"{line} -o {form}") for line in ("watch r0 --poll-interval 0.01", "get r0", "runs")]
     assert [one.code for one in ended] == [1, 0, 0]
     for one in ended:
@@ -541,17 +545,17 @@ def test_what_a_service_says_cannot_command_a_terminal(
 
 def test_printable_text_is_left_alone() -> None:
     """Only what a terminal would obey or not show is written out."""
-    assert harmless("größe ☃ 椅子 😀 [b]") == "größe ☃ 椅子 😀 [b]"
-    assert harmless("a\tb\u2028c\x7f\ud800") == "a\\tb\\u2028c\\x7f\\ud800"
+    assert escape_control_chars("größe ☃ 椅子 😀 [b]") == "größe ☃ 椅子 😀 [b]"
+    assert escape_control_chars("a\tb\u2028c\x7f\ud800") == "a\\tb\\u2028c\\x7f\\ud800"
 
 
-def test_no_key_anywhere(flows: Flows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_key_anywhere(flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even a service that repeats the key gets it printed, nor does --verbose."""
-    with FlowStation() as station:
+    with StubFlowServer() as station:
         station.connect(monkeypatch, key=KEY)
         station.keys = {KEY}
-        station.make(1, 0)
-        station.look = lambda *_: Told({"detail": f"{KEY} is a nice key"}, 418)
+        station.create_runs(1, 0)
+        station.run_response = lambda *_: ApiResponse({"detail": f"{KEY} is a nice key"}, 418)
         ended = flows("get r0 --verbose")
     assert ended.code == 1
     assert KEY not in ended.out + ended.err
@@ -575,7 +579,7 @@ def test_an_error_that_nobody_thought_of_is_a_line_too(capsys: pytest.CaptureFix
         assert ("Traceback" in written.err) is verbose
 
 
-def test_help_tells_the_exit_codes(flows: Flows) -> None:
+def test_help_tells_the_exit_codes(flows: FlowsCommand) -> None:
     """Each command's help, and the group's, holds the table of exit codes."""
     for line in ("--help", "run --help", "watch --help", "delete --help"):
         told = flows(line)
@@ -586,7 +590,7 @@ def test_help_tells_the_exit_codes(flows: Flows) -> None:
             )
 
 
-def test_emulator_takes_the_options_that_it_has_by_itself(flows: Flows) -> None:
+def test_emulator_takes_the_options_that_it_has_by_itself(flows: FlowsCommand) -> None:
     """`emulator` hands its options on as they stand, dashes and all, and its help is the emulator's own."""
     told = flows("emulator --help")
     assert told.code == 0
@@ -606,7 +610,7 @@ GRAPH = {
 }
 
 
-def test_draw_writes_a_graph_in_both_forms(flows: Flows, tmp_path: Path) -> None:
+def test_draw_writes_a_graph_in_both_forms(flows: FlowsCommand, tmp_path: Path) -> None:
     """`draw` draws an exported file to stdout or into a file, in the form that was asked for or that the file's name says."""
     exported, picture, text = (tmp_path / name for name in ("chain.json", "chain.svg", "chain.mmd"))
     exported.write_text(json.dumps(GRAPH))
@@ -624,7 +628,7 @@ def test_draw_writes_a_graph_in_both_forms(flows: Flows, tmp_path: Path) -> None
 
 
 def test_draw_finds_a_flows_graph_in_the_connections_folder(
-    emulator: Emulator, flows: Flows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    emulator: Emulator, flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`draw FLOW` reads FLOW.json in the folder that the connection names; without one it says what to do."""
     (tmp_path / "my-flow.json").write_text(json.dumps(GRAPH))
@@ -645,7 +649,7 @@ def test_draw_finds_a_flows_graph_in_the_connections_folder(
     ("content", "reason"), [(None, "cannot be read"), (b"{", "no JSON"), (b"[]", "is no flow graph")]
 )
 def test_draw_refuses_what_is_no_graph(
-    flows: Flows, tmp_path: Path, content: bytes | None, reason: str
+    flows: FlowsCommand, tmp_path: Path, content: bytes | None, reason: str
 ) -> None:
     """A file that is not there or holds no flow graph is told in one line, by its name."""
     file = tmp_path / "it.json"
@@ -658,7 +662,7 @@ def test_draw_refuses_what_is_no_graph(
     assert str(file) in line
 
 
-def test_what_does_not_fit_is_found_before_there_is_a_run(emulator: Emulator, flows: Flows) -> None:
+def test_what_does_not_fit_is_found_before_there_is_a_run(emulator: Emulator, flows: FlowsCommand) -> None:
     """`run` checks all arguments against the flow's definition; --no-validate leaves that to the service."""
     line = f"run {PROMPT_FLOW} --input 'A chair' --param qualty=low --param seed=x"
     checked = flows(line)

@@ -18,7 +18,7 @@ from threading import Thread, main_thread
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
-from tests.support.commands import PROMPT_FLOW, Flows, caller
+from tests.support.commands import PROMPT_FLOW, FlowsCommand, flows_command
 from tests.support.versions import needs
 
 pytestmark = needs("commands of providers")
@@ -30,9 +30,9 @@ CHAIN = (
 
 
 @pytest.fixture
-def flows(capsys: pytest.CaptureFixture[str]) -> Flows:
+def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
     """Give the command."""
-    return caller(capsys)
+    return flows_command(capsys)
 
 
 @contextmanager
@@ -79,17 +79,17 @@ def somebody_types(text: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("answer", "code"), [("\n", 130), ("no\n", 130), ("Yes\n", 3)])
-def test_only_yes_aborts(flow_emulator: Emulator, flows: Flows, answer: str, code: int) -> None:
+def test_only_yes_aborts(flow_emulator: Emulator, flows: FlowsCommand, answer: str, code: int) -> None:
     """Whoever answers Ctrl-C's question with anything but yes leaves the run going."""
     flow_emulator.run_seconds = 5
-    running = ctrl_c_when(lambda: any(run.moment.state == "running" for run in flow_emulator.runs.values()))
+    running = ctrl_c_when(lambda: any(run.current.state == "running" for run in flow_emulator.runs.values()))
     with somebody_types(answer), running:
         ended = flows(RUN)
     (run,) = flow_emulator.runs.values()
-    assert (ended.code, run.moment.state) == (code, "aborted" if code == 3 else "running")
+    assert (ended.code, run.current.state) == (code, "aborted" if code == 3 else "running")
 
 
-def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: Flows) -> None:
+def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """Also at a terminal SIGTERM leaves the run going without a question; with --on-interrupt abort it stops it."""
     before = signal.getsignal(signal.SIGTERM)
     for more, code, state in (("", 143, {"starting", "running"}), (" --on-interrupt abort", 3, {"aborted"})):
@@ -99,23 +99,23 @@ def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: Flows) -> None:
         with somebody_types("y\n"), running:
             ended = flows(RUN + more)
         (run,) = flow_emulator.runs.values()
-        assert (ended.code, run.moment.state in state) == (code, True)
+        assert (ended.code, run.current.state in state) == (code, True)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_sigterm_before_the_start_pays_nothing(flow_emulator: Emulator, flows: Flows) -> None:
+def test_sigterm_before_the_start_pays_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """A SIGTERM while the inputs are sent deletes what was made of the run, and any other command just ends."""
-    flow_emulator.fault(Fault("POST", "*/inputs", delay=20))
+    flow_emulator.add_fault(Fault("POST", "*/inputs", delay=20))
     with ctrl_c_when(asked(flow_emulator, "POST", "/inputs"), signal.SIGTERM):
         ended = flows(RUN)
     assert (ended.code, flow_emulator.paid_runs, dict(flow_emulator.runs)) == (143, [], {})
     assert ended.err.splitlines()[-1] == "No flow run goes on; what was made of one is deleted."
-    flow_emulator.fault(Fault("GET", "/templates", delay=20))
+    flow_emulator.add_fault(Fault("GET", "/templates", delay=20))
     with ctrl_c_when(asked(flow_emulator, "GET", "/templates"), signal.SIGTERM):
         assert flows("list").code == 143
 
 
-def test_signal_that_is_ignored_stays_so(flow_emulator: Emulator, flows: Flows) -> None:
+def test_signal_that_is_ignored_stays_so(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """Under nohup a terminal that is closed ends nothing."""
     flow_emulator.run_seconds = 0.5
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -126,7 +126,7 @@ def test_signal_that_is_ignored_stays_so(flow_emulator: Emulator, flows: Flows) 
         signal.signal(signal.SIGHUP, before)
 
 
-def test_delete_asks(flow_emulator: Emulator, flows: Flows) -> None:
+def test_delete_asks(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """At a terminal `delete` deletes nothing without a yes."""
     flow_emulator.run_seconds = 0
     flow_run_id = flows(RUN).json["flow_run_id"]
@@ -136,9 +136,9 @@ def test_delete_asks(flow_emulator: Emulator, flows: Flows) -> None:
         assert (flows(f"delete {flow_run_id}").code, [*flow_emulator.runs]) == (0, [])
 
 
-def test_before_the_start_nothing_is_paid(flow_emulator: Emulator, flows: Flows) -> None:
+def test_before_the_start_nothing_is_paid(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """A Ctrl-C while the inputs are sent deletes what was made of the run."""
-    flow_emulator.fault(Fault("POST", "*/inputs", delay=20))
+    flow_emulator.add_fault(Fault("POST", "*/inputs", delay=20))
     with ctrl_c_when(asked(flow_emulator, "POST", "/inputs")):
         ended = flows(RUN)
     assert (ended.code, ended.out) == (130, "")
@@ -146,18 +146,18 @@ def test_before_the_start_nothing_is_paid(flow_emulator: Emulator, flows: Flows)
     assert (flow_emulator.paid_runs, dict(flow_emulator.runs)) == ([], {})
 
 
-def test_a_run_whose_start_was_sent_goes_on(flow_emulator: Emulator, flows: Flows) -> None:
+def test_a_run_whose_start_was_sent_goes_on(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """A Ctrl-C while the start is answered finds the run that goes on, and says how to go on with it."""
     flow_emulator.run_seconds = 60
-    flow_emulator.fault(Fault("PATCH", "*", delay=20))
+    flow_emulator.add_fault(Fault("PATCH", "*", delay=20))
     with ctrl_c_when(lambda: bool(flow_emulator.paid_runs)):
         ended = flows(RUN)
     (run,) = flow_emulator.runs.values()
-    assert (ended.code, run.moment.state in {"starting", "running"}) == (130, True)
+    assert (ended.code, run.current.state in {"starting", "running"}) == (130, True)
     assert f"goes on. Watch it: airflow flows watch {run.flow_run_id}; abort it:" in ended.err
 
 
-def test_abort_may_be_decided_beforehand(flow_emulator: Emulator, flows: Flows) -> None:
+def test_abort_may_be_decided_beforehand(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """With --on-interrupt abort a Ctrl-C during the wait stops the run without a question, and the exit code says so."""
     flow_emulator.run_seconds = 5
     with ctrl_c_when(asked(flow_emulator, "GET", "")):
@@ -165,7 +165,7 @@ def test_abort_may_be_decided_beforehand(flow_emulator: Emulator, flows: Flows) 
     assert (ended.code, ended.json["state"]) == (3, "aborted")
 
 
-def test_a_chain_that_was_sent_may_run(flow_emulator: Emulator, flows: Flows) -> None:
+def test_a_chain_that_was_sent_may_run(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """A PromptChainer flow cannot be stopped, nor looked at again; a Ctrl-C says so."""
     flow_emulator.run_seconds = 60
     with ctrl_c_when(asked(flow_emulator, "POST", "hvv3y7f")):
@@ -174,10 +174,10 @@ def test_a_chain_that_was_sent_may_run(flow_emulator: Emulator, flows: Flows) ->
     assert ended.err.endswith("may run all the same; what it makes cannot be fetched.\n")
 
 
-def test_outputs_can_be_fetched_later(flow_emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
+def test_outputs_can_be_fetched_later(flow_emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
     """A Ctrl-C while files come leaves none half written, and says how to fetch them."""
     flow_emulator.run_seconds = 0
-    flow_emulator.fault(Fault("GET", "*/outputs/*", delay=20))
+    flow_emulator.add_fault(Fault("GET", "*/outputs/*", delay=20))
     with ctrl_c_when(lambda: any("/outputs/" in request.path for request in flow_emulator.requests)):
         ended = flows(f"{RUN} --output-path {tmp_path}")
     (flow_run_id,) = flow_emulator.runs
@@ -188,11 +188,11 @@ def test_outputs_can_be_fetched_later(flow_emulator: Emulator, flows: Flows, tmp
     assert flows(f"download {flow_run_id} --output-path {tmp_path}").code == 0
 
 
-def test_second_ctrl_c_tells_what_may_go_on(flow_emulator: Emulator, flows: Flows) -> None:
+def test_second_ctrl_c_tells_what_may_go_on(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """Who does not wait until it is found out whether the flow run started is told how to find out."""
     flow_emulator.run_seconds = 60
-    flow_emulator.fault(Fault("PATCH", "*", delay=20))
-    flow_emulator.fault(Fault("GET", "/flows/*", delay=20, times=None))
+    flow_emulator.add_fault(Fault("PATCH", "*", delay=20))
+    flow_emulator.add_fault(Fault("GET", "/flows/*", delay=20, times=None))
     with ctrl_c_when(lambda: bool(flow_emulator.paid_runs)), ctrl_c_when(asked(flow_emulator, "GET", "")):
         ended = flows(RUN)
     (flow_run_id,) = flow_emulator.runs
@@ -203,19 +203,19 @@ def test_second_ctrl_c_tells_what_may_go_on(flow_emulator: Emulator, flows: Flow
     )
 
 
-def test_ctrl_c_before_anything_is_sent(flow_emulator: Emulator, flows: Flows) -> None:
+def test_ctrl_c_before_anything_is_sent(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """A Ctrl-C during the check ends at once: nothing is asked of a service that may be away."""
-    flow_emulator.fault(Fault("GET", "/templates", delay=20))
+    flow_emulator.add_fault(Fault("GET", "/templates", delay=20))
     with ctrl_c_when(asked(flow_emulator, "GET", "/templates")):
         ended = flows(RUN.replace(" --no-validate", ""))
     assert (ended.code, ended.err) == (130, f"Interrupted. The flow {PROMPT_FLOW} was not run.\n")
     assert len(flow_emulator.requests) == 1
 
 
-def test_a_run_that_cannot_be_stopped_is_told_of(flow_emulator: Emulator, flows: Flows) -> None:
+def test_a_run_that_cannot_be_stopped_is_told_of(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """When the service does not abort the flow run, it is said that it goes on, and how to go on with it."""
     flow_emulator.run_seconds = 60
-    flow_emulator.fault(Fault("PATCH", "*", skip=1, status=500, times=None))
+    flow_emulator.add_fault(Fault("PATCH", "*", skip=1, status=500, times=None))
     with ctrl_c_when(asked(flow_emulator, "GET", "")):
         ended = flows(f"{RUN} --on-interrupt abort")
     (flow_run_id,) = flow_emulator.runs
@@ -224,10 +224,12 @@ def test_a_run_that_cannot_be_stopped_is_told_of(flow_emulator: Emulator, flows:
     assert f"The flow run {flow_run_id} goes on. Watch it: airflow flows watch {flow_run_id}" in ended.err
 
 
-def test_a_chain_that_is_over_is_never_lost(flow_emulator: Emulator, flows: Flows, tmp_path: Path) -> None:
+def test_a_chain_that_is_over_is_never_lost(
+    flow_emulator: Emulator, flows: FlowsCommand, tmp_path: Path
+) -> None:
     """PromptChainer tells outputs once: a Ctrl-C while a picture comes prints them as they came."""
     flow_emulator.run_seconds = 0
-    flow_emulator.fault(Fault("GET", "/private/*", delay=20))
+    flow_emulator.add_fault(Fault("GET", "/private/*", delay=20))
     with ctrl_c_when(lambda: any("/private/" in request.path for request in flow_emulator.requests)):
         ended = flows(f"{CHAIN} --output-path {tmp_path} -o json")
     assert ended.code == 130
@@ -238,9 +240,9 @@ def test_a_chain_that_is_over_is_never_lost(flow_emulator: Emulator, flows: Flow
     assert "airflow flows download" not in ended.err
 
 
-def test_any_other_command_just_ends(flow_emulator: Emulator, flows: Flows) -> None:
+def test_any_other_command_just_ends(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """A Ctrl-C elsewhere ends the command with its code and a word."""
-    flow_emulator.fault(Fault("GET", "/templates", delay=20))
+    flow_emulator.add_fault(Fault("GET", "/templates", delay=20))
     with ctrl_c_when(asked(flow_emulator, "GET", "/templates")):
         ended = flows("list")
     assert (ended.code, ended.out, ended.err) == (130, "", "Interrupted.\n")

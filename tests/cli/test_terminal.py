@@ -17,8 +17,8 @@ import pytest
 
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
-from tests.support.commands import PROMPT_FLOW, call, store
-from tests.support.terminal import CTRL_C, PATIENCE, Terminal
+from tests.support.commands import PROMPT_FLOW, add_connection, call
+from tests.support.terminal import CTRL_C, TERMINAL_TIMEOUT_SECONDS, Terminal
 from tests.support.versions import needs
 
 pytestmark = needs("commands of providers")
@@ -36,7 +36,7 @@ def emulator(flow_emulator: Emulator) -> Emulator:
 
 def come(true: Callable[[], bool]) -> None:
     """Wait until something is so."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TERMINAL_TIMEOUT_SECONDS
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -45,44 +45,44 @@ def come(true: Callable[[], bool]) -> None:
 def test_ctrl_c_asks_and_aborts(emulator: Emulator) -> None:
     """The bar shows state, part and expected end; Ctrl-C asks, yes aborts the flow run, and the exit code says so."""
     with Terminal(*AIRFLOW, "run", PROMPT_FLOW, "-i", "A chair", "--poll-interval", "0.2") as terminal:
-        terminal.until(r"is made; its inputs are sent now")
+        terminal.wait_for(r"is made; its inputs are sent now")
         come(lambda: bool(emulator.paid_runs))
         (run,) = emulator.runs.values()
         emulator.advance(LONG / 2)
-        terminal.until(
+        terminal.wait_for(
             rf"{run.flow_run_id} running ━+[^%]* 5\d% \d:\d\d:\d\d expected end \d\d:\d\d:\d\d UTC"
         )
         terminal.press(CTRL_C)
-        terminal.until(rf"Abort the flow run {run.flow_run_id}\? \[y/N\]")
+        terminal.wait_for(rf"Abort the flow run {run.flow_run_id}\? \[y/N\]")
         terminal.press("y\n")
-        come(lambda: run.moment.state == "aborting")
+        come(lambda: run.current.state == "aborting")
         emulator.advance(LONG)
-        assert terminal.ended() == 3
-    assert f"The generio flow run {run.flow_run_id} (flow {PROMPT_FLOW}) was aborted." in terminal.shown
-    assert run.moment.state == "aborted"
+        assert terminal.wait_for_exit() == 3
+    assert f"The generio flow run {run.flow_run_id} (flow {PROMPT_FLOW}) was aborted." in terminal.output
+    assert run.current.state == "aborted"
 
 
 def test_ctrl_c_twice_leaves_the_run_going(emulator: Emulator) -> None:
     """A second Ctrl-C ends the command at once; the run goes on, and how to go on with it is told."""
     flow_run_id = GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
     with Terminal(*AIRFLOW, "watch", flow_run_id, "--poll-interval", "0.2") as terminal:
-        terminal.until(f"{flow_run_id} running")
+        terminal.wait_for(f"{flow_run_id} running")
         terminal.press(CTRL_C)
-        terminal.until(r"\[y/N\]")
+        terminal.wait_for(r"\[y/N\]")
         terminal.press(CTRL_C)
-        assert terminal.ended() == 130
+        assert terminal.wait_for_exit() == 130
     told = (
         f"goes on. Watch it: airflow flows watch {flow_run_id}; abort it: airflow flows abort {flow_run_id}"
     )
-    assert told in terminal.shown
-    assert emulator.runs[flow_run_id].moment.state == "running"
+    assert told in terminal.output
+    assert emulator.runs[flow_run_id].current.state == "running"
 
 
 @pytest.fixture
 def stored(emulator: Emulator, airflow_database: None) -> Iterator[str]:
     """Put a connection into Airflow's database."""
     del airflow_database
-    store("in_the_database", emulator.url, emulator.key)
+    add_connection("in_the_database", emulator.url, emulator.key)
     yield "in_the_database"
     call(["connections", "delete", "in_the_database"])
 
@@ -91,9 +91,9 @@ def test_closed_terminal_leaves_the_run_going(emulator: Emulator) -> None:
     """Where the terminal is closed during the wait the command ends by itself, with its code, and the run goes on."""
     flow_run_id = GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
     with Terminal(*AIRFLOW, "watch", flow_run_id, "--poll-interval", "0.2") as terminal:
-        terminal.until(f"{flow_run_id} running")
+        terminal.wait_for(f"{flow_run_id} running")
         assert terminal.close() == 129
-    assert emulator.runs[flow_run_id].moment.state == "running"
+    assert emulator.runs[flow_run_id].current.state == "running"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -124,9 +124,9 @@ def test_without_a_terminal_nothing_is_asked(
         line = process.stderr.readline()
         assert line
     process.send_signal(number)
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=TERMINAL_TIMEOUT_SECONDS)
     (run,) = emulator.runs.values()
-    assert (process.returncode, out, run.moment.final) == (code, "", False)
+    assert (process.returncode, out, run.current.is_final) == (code, "", False)
     assert f"The flow run {run.flow_run_id} goes on. Watch it: airflow flows watch {run.flow_run_id}" in err
     assert err.splitlines()[-1].endswith(
         f"abort it: airflow flows abort {run.flow_run_id} --conn-id {stored}"
@@ -149,7 +149,9 @@ def test_stdout_is_data_only(emulator: Emulator, tmp_path: Path) -> None:
         "json",
     ]
     words += ["--output-path", "made here", "--poll-interval", "0.1"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=PATIENCE)
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=TERMINAL_TIMEOUT_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     (output,) = json.loads(done.stdout)["outputs"]
     (file,) = tmp_path.rglob("*.glb")

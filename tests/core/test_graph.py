@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import airflow_provider_flows.emulator
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import (
-    LONGEST_NAME,
-    LONGEST_PROMPT,
-    MOST_NODES,
+    MAX_NODE_NAME_LENGTH,
+    MAX_NODES,
+    MAX_PROMPT_LENGTH,
     Edge,
     FlowGraph,
     Node,
@@ -34,12 +34,12 @@ SIGNED = "https://store.example.com/img.png?sig=LZRCEQJp3hEzEp1SXJ5bxI1JrBa6Punw
 
 def graph_of(*nodes: Any, edges: Any = ()) -> FlowGraph:
     """Read a graph of these nodes, after a way through JSON."""
-    return FlowGraph.read(json.loads(json.dumps({"nodes": nodes, "edges": edges})))
+    return FlowGraph.parse(json.loads(json.dumps({"nodes": nodes, "edges": edges})))
 
 
 def test_sample_of_the_vendors_page_is_read() -> None:
     """Names, kinds, prompts, models, places and edges of the sample are its own."""
-    graph = FlowGraph.read(SAMPLE)
+    graph = FlowGraph.parse(SAMPLE)
     assert graph.variables == ("color", "item")
     assert graph.outputs == ("image", "text")
     assert [(node.kind.value, node.name) for node in graph.nodes] == [
@@ -60,7 +60,7 @@ def test_sample_of_the_vendors_page_is_read() -> None:
         ("joke", "text"),
     }
     image, joke = graph.nodes[2], graph.nodes[4]
-    assert (image.prompt, image.model, image.type_word) == (
+    assert (image.prompt, image.model, image.raw_type) == (
         "A picture of a {color} and big {item}",
         "dall-e",
         "imageNode",
@@ -75,8 +75,8 @@ def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
     told["nodes"][2]["data"]["output"] = SIGNED
     told["nodes"][3]["data"]["output"] = {"e7c5": SIGNED}
     told["nodes"][0]["data"]["variable"]["value"] = SIGNED
-    graph = FlowGraph.read(told)
-    assert graph == FlowGraph.read(SAMPLE)
+    graph = FlowGraph.parse(told)
+    assert graph == FlowGraph.parse(SAMPLE)
     assert "sig=" not in "".join(str(getattr(node, name)) for node in graph.nodes for name in Node.__slots__)
 
 
@@ -98,7 +98,7 @@ def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
             r"nodes\[2\] has the same id as nodes\[0\]",
         ),
         (
-            {"nodes": [{"id": "a" * (LONGEST_NAME + 1)}], "edges": []},
+            {"nodes": [{"id": "a" * (MAX_NODE_NAME_LENGTH + 1)}], "edges": []},
             r"the id of nodes\[0\] is 1,001 characters",
         ),
         (
@@ -109,7 +109,7 @@ def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
         ({"nodes": [{"id": "a"}], "edges": [{"source": "a"}]}, r"edges\[0\] has no target"),
         ({"nodes": [{"id": "a"}], "edges": [{"target": "a"}]}, r"edges\[0\] has no source"),
         (
-            {"nodes": [{"id": str(n)} for n in range(MOST_NODES + 1)], "edges": []},
+            {"nodes": [{"id": str(n)} for n in range(MAX_NODES + 1)], "edges": []},
             "1,001 nodes; 1,000 is the most",
         ),
     ],
@@ -117,7 +117,7 @@ def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
 def test_what_is_no_graph_is_refused_with_the_place(value: Any, reason: str) -> None:
     """The error says what is wrong, where, and what to do."""
     with pytest.raises(FlowInputError, match=f"{reason}.*Export it again"):
-        FlowGraph.read(value)
+        FlowGraph.parse(value)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_variables_are_named_once_and_outputs_each_time() -> None:
 def test_a_prompt_without_end_is_cut() -> None:
     """What is kept of a prompt is bounded."""
     (node,) = graph_of(
-        {"id": "a", "type": "actionNode", "data": {"prompt": "p" * (LONGEST_PROMPT + 1)}}
+        {"id": "a", "type": "actionNode", "data": {"prompt": "p" * (MAX_PROMPT_LENGTH + 1)}}
     ).nodes
-    assert node.prompt == "p" * LONGEST_PROMPT
+    assert node.prompt == "p" * MAX_PROMPT_LENGTH
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -209,6 +209,6 @@ SOME_EDGE = st.fixed_dictionaries(
 def test_any_json_is_a_graph_or_refused(value: Any) -> None:
     """Nothing but FlowInputError comes of a broken graph, and edges of a read one end at its nodes."""
     with contextlib.suppress(FlowInputError):
-        graph = FlowGraph.read(value)
+        graph = FlowGraph.parse(value)
         ids = {node.node_id for node in graph.nodes}
         assert all({edge.source, edge.target} <= ids for edge in graph.edges)

@@ -15,15 +15,15 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.problems import Findings, collecting
+from airflow_provider_flows.core.problems import Problems, collect_problems
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.worker.task_state import KEY
+from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FLOW
-from tests.support.scripted import methods
-from tests.support.tries import CHAIN, CHAIR, set_up, tried
+from tests.support.scripted import request_lines
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries, set_up
 from tests.support.versions import needs
 
 # what is wrong by itself: the arguments, what is told of it, and whether it takes the service's word to know it
@@ -66,7 +66,7 @@ def refused(dag_id: str, *tasks: dict[str, Any]) -> list[str]:
     """Run tasks that are to be refused, and give what each is told."""
     with DAG(dag_id, schedule=None) as dag:
         for number, given in enumerate(tasks):
-            RunFlowOperator(task_id=f"t{number}", **{**CHAIR, **given})
+            RunFlowOperator(task_id=f"t{number}", **{**CHAIR_ARGUMENTS, **given})
     errors = run_dag(dag).errors
     assert {type(error) for error in errors.values()} == {FlowInputError}
     return [str(errors[f"t{number}"]) for number in range(len(tasks))]
@@ -87,8 +87,8 @@ def test_any_two_findings_are_told_together(emulator: Emulator, validate: bool) 
                 assert (part in message) is not (name == "parameters" and "flow" in pair), (pair, message)
         assert message.count("No flow run was made.") == 1
         assert ("validate=False" in message) is (validate and any(WRONG[name][2] for name in pair)), message
-    assert set(methods(emulator.requests)) == ({"GET /templates"} if validate else set())
-    assert (emulator.runs, emulator.started) == ({}, 0)
+    assert set(request_lines(emulator.requests)) == ({"GET /templates"} if validate else set())
+    assert (emulator.runs, emulator.started_count) == ({}, 0)
 
 
 def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> 
 def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> None:
     """Of a PromptChainer flow: unreadable variables, missing ones, parameters, and a run that cannot be deleted."""
     given: dict[str, Any] = {
-        **CHAIN,
+        **CHAIN_ARGUMENTS,
         "inputs": {"colour": {"uri": str(tmp_path / "none.txt")}, "item": ["a"]},
         "parameters": {"quality": "low"},
         "output_path": str(tmp_path),
@@ -142,7 +142,7 @@ def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> Non
     for part in known:
         assert unchecked.count(part) == 1
     assert "is missing" not in unchecked
-    assert (emulator.started, {request.method for request in emulator.requests}) == (0, {"GET"})
+    assert (emulator.started_count, {request.method for request in emulator.requests}) == (0, {"GET"})
 
 
 def test_hook_tells_everything_too(emulator: Emulator) -> None:
@@ -157,7 +157,9 @@ def test_hook_tells_everything_too(emulator: Emulator) -> None:
     with pytest.raises(FlowInputError) as unchecked:
         GenerioHook("generio_default").start(" ", **wrong, validate=False)
     with pytest.raises(FlowInputError) as chain:
-        PromptChainerHook("promptchainer_default").start(CHAIN["flow"], ["red"], {"a": 1}, validate=False)
+        PromptChainerHook("promptchainer_default").start(
+            CHAIN_ARGUMENTS["flow"], ["red"], {"a": 1}, validate=False
+        )
 
     for part in (
         "inputs[0] names a file",
@@ -175,7 +177,7 @@ def test_hook_tells_everything_too(emulator: Emulator) -> None:
         assert part in str(unchecked.value)
     for part in ("inputs must be a mapping of variable names", "parameter 'a' is not known"):
         assert part in str(chain.value)
-    assert methods(emulator.requests) == ["GET /templates"]
+    assert request_lines(emulator.requests) == ["GET /templates"]
 
 
 def test_run_without_outputs_among_inputs_leaves_the_rest_to_be_checked(emulator: Emulator) -> None:
@@ -209,7 +211,7 @@ def test_broken_graph_is_one_finding_among_others(
     monkeypatch.setenv(
         "AIRFLOW_CONN_PROMPTCHAINER_DEFAULT", json.dumps({**told, "extra": {"graphs": tmp_path.as_uri()}})
     )
-    given = {**CHAIN, "flow": "broken", "parameters": {"a": 1}, "output_path": "nonsense://b"}
+    given = {**CHAIN_ARGUMENTS, "flow": "broken", "parameters": {"a": 1}, "output_path": "nonsense://b"}
     (message,) = refused("findings_graph", given)
     for part in (
         "broken.json (field graphs of the connection)",
@@ -222,28 +224,28 @@ def test_broken_graph_is_one_finding_among_others(
 @needs("retry policies")
 def test_findings_that_last_use_up_no_retry(emulator: Emulator) -> None:
     """One error of several findings ends the task at its first try, and nothing is kept for a second."""
-    ended = tried("findings_retry", **{**CHAIR, **WRONG["file"][0], **WRONG["path"][0]})
+    ended = run_with_retries("findings_retry", **{**CHAIR_ARGUMENTS, **WRONG["file"][0], **WRONG["path"][0]})
     assert (ended.tries, ended.record) == (1, None)
     assert emulator.runs == {}
-    assert KEY not in ended.result.xcoms.get("run", {})
+    assert RECORD_KEY not in ended.result.xcoms.get("run", {})
 
 
 def test_findings_are_told_once_and_last_if_one_does() -> None:
     """The same text is told once; the error is worth another try only if nothing in it lasts."""
-    found = Findings()
-    found.tell()
-    with found.noted():
-        raise FlowInputError("b went away.", lasting=False)
-    assert not found.error().lasting
-    found.add("a is wrong", "a is wrong", spoils="a")
+    found = Problems()
+    found.raise_if_any()
+    with found.collect():
+        raise FlowInputError("b went away.", is_permanent=False)
+    assert not found.error().is_permanent
+    found.add("a is wrong", "a is wrong", invalidates="a")
     error = found.error("Nothing was sent.")
-    assert (str(error), error.lasting, found.spoilt) == (
+    assert (str(error), error.is_permanent, found.invalid) == (
         "b went away; a is wrong. Nothing was sent.",
         True,
         {"a"},
     )
-    with pytest.raises(FlowInputError, match=r"^c\.$"), collecting(None) as own:
+    with pytest.raises(FlowInputError, match=r"^c\.$"), collect_problems(None) as own:
         own.add("c")
-    with collecting(found) as same:
+    with collect_problems(found) as same:
         same.add("c")
     assert len(found) == 3

@@ -13,18 +13,18 @@ import pytest
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowUnreachable
 from airflow_provider_flows.core.run import FlowState
 from airflow_provider_flows.core.start import (
-    PAUSES_UNTIL_STOPPED,
+    CANCEL_POLL_SECONDS,
     TOKEN_KEY,
-    Record,
-    picked_up,
-    seen_off,
-    stopped,
+    RunRecord,
+    cancel,
+    cancel_and_wait,
+    resume,
 )
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.services.generio.api import Generio
-from tests.support.orders import FLOW, ORDER, RECORD, begun
-from tests.support.scripted import Script, answer, silence
+from tests.support.orders import FLOW, RECORD, RUN_REQUEST, start_and_record
+from tests.support.scripted import ScriptedTransport, json_response, no_response
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def test_what_an_earlier_try_left_is_settled(
     *, state: str, order: bool, lineage: bool, taken: bool, then: list[str]
 ) -> None:
     """A run of the same request is gone on with, one that never ran is deleted, one of another request is aborted."""
-    record = Record(ORDER.fingerprint if order else "other", 0 if lineage else 1, flow_run_id="r")
-    script = Script(answer({"flow_id": "r", "state": state}), endless=True)
-    run = script.hold(picked_up(Generio(), ORDER, record, 0))
+    record = RunRecord(RUN_REQUEST.fingerprint if order else "other", 0 if lineage else 1, flow_run_id="r")
+    script = ScriptedTransport(json_response({"flow_id": "r", "state": state}), endless=True)
+    run = script.run(resume(Generio(), RUN_REQUEST, record, 0))
     assert (run is not None) == taken
     assert [request.method for request in script.requests] == ["GET", *then]
 
@@ -70,9 +70,11 @@ def test_what_an_earlier_try_left_is_settled(
 )
 def test_run_of_another_request_may_be_left_alone(state: str, then: list[str]) -> None:
     """With abort=False a run from before a Clear goes on; one that never ran is deleted all the same."""
-    script = Script(answer({"flow_id": "r", "state": state}), endless=True)
+    script = ScriptedTransport(json_response({"flow_id": "r", "state": state}), endless=True)
     assert (
-        script.hold(picked_up(Generio(), ORDER, replace(RECORD, lineage=7, flow_run_id="r"), 0, abort=False))
+        script.run(
+            resume(Generio(), RUN_REQUEST, replace(RECORD, generation=7, flow_run_id="r"), 0, abort=False)
+        )
         is None
     )
     assert [request.method for request in script.requests] == ["GET", *then]
@@ -81,16 +83,18 @@ def test_run_of_another_request_may_be_left_alone(state: str, then: list[str]) -
 def test_run_that_is_gone_is_forgotten() -> None:
     """A record whose run the service does not know at three looks means a new start, and no record asks nothing."""
     assert (
-        Script(*[answer({}, 404)] * 3).hold(picked_up(Generio(), ORDER, replace(RECORD, flow_run_id="r"), 0))
+        ScriptedTransport(*[json_response({}, 404)] * 3).run(
+            resume(Generio(), RUN_REQUEST, replace(RECORD, flow_run_id="r"), 0)
+        )
         is None
     )
-    assert Script().hold(picked_up(Generio(), ORDER, None, 0)) is None
+    assert ScriptedTransport().run(resume(Generio(), RUN_REQUEST, None, 0)) is None
 
 
 def test_run_that_is_not_visible_for_once_is_taken_up() -> None:
     """One answer that the earlier run is not known is no reason to start, and pay for, another."""
-    script = Script(answer({}, 404), answer({"flow_id": "r", "state": "running"}))
-    run = script.hold(picked_up(Generio(), ORDER, replace(RECORD, flow_run_id="r"), 0))
+    script = ScriptedTransport(json_response({}, 404), json_response({"flow_id": "r", "state": "running"}))
+    run = script.run(resume(Generio(), RUN_REQUEST, replace(RECORD, flow_run_id="r"), 0))
     assert run is not None
     assert run.flow_run_id == "r"
 
@@ -98,36 +102,42 @@ def test_run_that_is_not_visible_for_once_is_taken_up() -> None:
 def test_service_that_cannot_tell_starts_nothing() -> None:
     """While the service cannot be asked about the earlier run, no other is started."""
     with pytest.raises(FlowUnreachable):
-        Script(silence()).hold(picked_up(Generio(), ORDER, replace(RECORD, flow_run_id="r"), 0))
+        ScriptedTransport(no_response()).run(
+            resume(Generio(), RUN_REQUEST, replace(RECORD, flow_run_id="r"), 0)
+        )
 
 
 def test_run_that_was_made_and_never_known_is_swept(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A run whose id was lost on the way is found by its mark and deleted; no other is touched."""
-    flow_emulator.fault(Fault("POST", "/flows", reset="after"))
+    flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
     with pytest.raises(FlowUnreachable):
-        begun(hook)
+        start_and_record(hook)
     for additional in (None, "mark", {TOKEN_KEY: "another"}, {"order": 17}):
-        hook.patient(Generio().create(FLOW, None, additional))
+        hook.run(Generio().create(FLOW, None, additional))
     started = hook.start(FLOW, "a chair", additional={TOKEN_KEY: "mark"})
     assert len(flow_emulator.runs) == 6
 
-    assert hook.pick_up(ORDER, RECORD, 0) is None
+    assert hook.resume(RUN_REQUEST, RECORD, 0) is None
 
     assert len(flow_emulator.runs) == 5
     left = [run.additional for run in flow_emulator.runs.values()]
-    assert ORDER.additional | {TOKEN_KEY: "mark"} not in left
+    assert RUN_REQUEST.additional | {TOKEN_KEY: "mark"} not in left
     assert started.flow_run_id in flow_emulator.runs
 
 
-@pytest.mark.parametrize("trouble", [silence(), answer({}, 404), answer({}, 503), answer(b"<html>")], ids=str)
+@pytest.mark.parametrize(
+    "trouble",
+    [no_response(), json_response({}, 404), json_response({}, 503), json_response(b"<html>")],
+    ids=str,
+)
 def test_service_that_cannot_list_is_not_swept(trouble: Any) -> None:
     """Where the list cannot be had, a run that never ran stays, and a new start is not held up by it."""
-    assert Script(trouble).hold(picked_up(Generio(), ORDER, RECORD, 0)) is None
+    assert ScriptedTransport(trouble).run(resume(Generio(), RUN_REQUEST, RECORD, 0)) is None
 
 
 def test_additional_that_is_no_mapping_bears_no_mark(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """Metadata that is no mapping goes to the service as the caller gave it."""
-    begun(hook, order=replace(ORDER, additional=["a", 1]))
+    start_and_record(hook, request=replace(RUN_REQUEST, additional=["a", 1]))
     assert flow_emulator.requests[0].json["additional"] == ["a", 1]
 
 
@@ -135,16 +145,16 @@ def test_run_that_ended_before_it_could_be_aborted_is_no_trouble(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
     """A run of another order that ends in the same moment is simply let go."""
-    flow_emulator.plan(Plan(run_seconds=0))
-    run = hook.start(ORDER)
-    assert hook.pick_up(ORDER, Record("other", 0, flow_run_id=run.flow_run_id), 0) is None
+    flow_emulator.add_plan(Plan(run_seconds=0))
+    run = hook.start(RUN_REQUEST)
+    assert hook.resume(RUN_REQUEST, RunRecord("other", 0, flow_run_id=run.flow_run_id), 0) is None
 
 
-def moments(*states: str | int) -> Script:
+def moments(*states: str | int) -> ScriptedTransport:
     """Make a script in which the run is in one state after the other; a number is a refusal with this status."""
-    return Script(
+    return ScriptedTransport(
         *(
-            answer({"detail": "no"}, told) if isinstance(told, int) else answer({"state": told})
+            json_response({"detail": "no"}, told) if isinstance(told, int) else json_response({"state": told})
             for told in states
         )
     )
@@ -170,28 +180,28 @@ STOPS: list[tuple[list[str | int], list[str]]] = [
 def test_run_is_stopped_wherever_it_is(states: list[str | int], asked: list[str]) -> None:
     """One that never ran is deleted, one under way aborted, and one that moves on in between is looked at once more."""
     script = moments(*states)
-    script.hold(stopped(Generio(), "r"))
+    script.run(cancel(Generio(), "r"))
     assert [request.method for request in script.requests] == asked
 
 
 def test_run_that_cannot_be_stopped_is_told() -> None:
     """A run that refuses twice is the error that it gave."""
     with pytest.raises(FlowConflict):
-        moments("created", 409, "created", 409).hold(stopped(Generio(), "r"))
+        moments("created", 409, "created", 409).run(cancel(Generio(), "r"))
 
 
 def test_run_is_seen_off() -> None:
     """After the stop it is looked at until it is final, for ten seconds at the most."""
     script = moments("running", "", "aborting", "aborting", "aborted")
-    run = script.hold(seen_off(Generio(), "r"))
+    run = script.run(cancel_and_wait(Generio(), "r"))
     assert run is not None
     assert run.state is FlowState.ABORTED
-    assert script.pauses == list(PAUSES_UNTIL_STOPPED[:2])
+    assert script.sleeps == list(CANCEL_POLL_SECONDS[:2])
 
-    script = moments("running", "", *["aborting"] * len(PAUSES_UNTIL_STOPPED))
-    run = script.hold(seen_off(Generio(), "r"))
+    script = moments("running", "", *["aborting"] * len(CANCEL_POLL_SECONDS))
+    run = script.run(cancel_and_wait(Generio(), "r"))
     assert run is not None
     assert run.state is FlowState.ABORTING
-    assert sum(script.pauses) == 10.0
+    assert sum(script.sleeps) == 10.0
 
-    assert moments("running", "", "aborting", 404).hold(seen_off(Generio(), "r")) is None
+    assert moments("running", "", "aborting", 404).run(cancel_and_wait(Generio(), "r")) is None

@@ -13,33 +13,37 @@ import pytest
 
 from airflow_provider_flows.core.exceptions import FlowRateLimited, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.http import Request, Resend, Response
-from airflow_provider_flows.core.retry import Retry, once, patiently
+from airflow_provider_flows.core.retry import Retry, with_retries, without_retries
 from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
-from tests.support.doors import one
-from tests.support.scripted import NOON, Script, answer, methods, silence
+from tests.support.doors import single_request
+from tests.support.scripted import NOON, ScriptedTransport, json_response, no_response, request_lines
 
 GET = Request("GET", "/flows")
-OK = answer([])
-FULL = Retry(attempts=4, first=1.0, longest=60.0, jitter=lambda: 1.0, now=lambda: NOON)
+OK = json_response([])
+FULL = Retry(attempts=4, initial_delay=1.0, max_delay=60.0, jitter=lambda: 1.0, now=lambda: NOON)
 
 
 def asked(
     request: Request, *answers: Response | FlowServiceError, retry: Retry = FULL
 ) -> tuple[int, list[float]]:
     """Ask patiently, and give how often it was asked, and the pauses between."""
-    script = Script(*answers)
+    script = ScriptedTransport(*answers)
     with contextlib.suppress(FlowUnreachable):
-        script.hold(patiently(one(request), retry))
-    return len(script.requests), script.pauses
+        script.run(with_retries(single_request(request), retry))
+    return len(script.requests), script.sleeps
 
 
 @pytest.mark.parametrize(
     "trouble",
-    [silence(), silence(may_have_arrived=False), *(answer({}, code) for code in (429, 502, 503, 504))],
+    [
+        no_response(),
+        no_response(may_have_arrived=False),
+        *(json_response({}, code) for code in (429, 502, 503, 504)),
+    ],
 )
 def test_idempotent_request_is_asked_again(trouble: Response | FlowServiceError) -> None:
     """A GET is asked again after no answer, 429, 502, 503 and 504, and the first good answer ends it."""
@@ -49,27 +53,27 @@ def test_idempotent_request_is_asked_again(trouble: Response | FlowServiceError)
 @pytest.mark.parametrize("code", [200, 400, 401, 403, 404, 409, 422, 500, 501])
 def test_other_answers_stand(code: int) -> None:
     """Any other answer is taken for what it is, at once."""
-    assert asked(GET, answer({}, code)) == (1, [])
+    assert asked(GET, json_response({}, code)) == (1, [])
 
 
 def test_attempts_are_bounded() -> None:
     """After the last attempt its answer stands, or its error is raised."""
-    assert asked(GET, *[answer({}, 503)] * 4) == (4, [1.0, 2.0, 4.0])
-    assert asked(GET, *[silence()] * 4) == (4, [1.0, 2.0, 4.0])
-    assert asked(GET, answer({}, 503), retry=Retry(attempts=1)) == (1, [])
+    assert asked(GET, *[json_response({}, 503)] * 4) == (4, [1.0, 2.0, 4.0])
+    assert asked(GET, *[no_response()] * 4) == (4, [1.0, 2.0, 4.0])
+    assert asked(GET, json_response({}, 503), retry=Retry(attempts=1)) == (1, [])
 
 
 def test_backoff_is_exponential_with_full_jitter_and_a_bound() -> None:
     """A pause is anything from nothing to a bound that doubles each time, up to the longest."""
-    half = Retry(attempts=9, first=1.0, longest=20.0, jitter=lambda: 0.5)
-    assert asked(GET, *[silence()] * 9, retry=half)[1] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
+    half = Retry(attempts=9, initial_delay=1.0, max_delay=20.0, jitter=lambda: 0.5)
+    assert asked(GET, *[no_response()] * 9, retry=half)[1] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
     none = Retry(attempts=4, jitter=lambda: 0.0)
-    assert asked(GET, *[silence()] * 4, retry=none)[1] == [0.0, 0.0, 0.0]
+    assert asked(GET, *[no_response()] * 4, retry=none)[1] == [0.0, 0.0, 0.0]
 
 
 def test_default_jitter_is_spread_over_the_whole_pause() -> None:
     """Without a scripted jitter the first pauses of many clients lie all over the first second."""
-    firsts = [asked(GET, silence(), OK, retry=Retry())[1][0] for _ in range(200)]
+    firsts = [asked(GET, no_response(), OK, retry=Retry())[1][0] for _ in range(200)]
     assert min(firsts) < 0.2
     assert max(firsts) > 0.8
     assert all(0 <= first <= 1 for first in firsts)
@@ -78,40 +82,40 @@ def test_default_jitter_is_spread_over_the_whole_pause() -> None:
 @pytest.mark.parametrize("code", [429, 502, 503, 504])
 def test_retry_after_in_seconds_is_honoured(code: int) -> None:
     """A service that asks for a longer pause gets it, one that asks for a shorter one gets ours."""
-    assert asked(GET, answer({}, code, retry_after="17"), OK)[1] == [17.0]
-    assert asked(GET, answer({}, code, retry_after="0"), OK)[1] == [1.0]
+    assert asked(GET, json_response({}, code, retry_after="17"), OK)[1] == [17.0]
+    assert asked(GET, json_response({}, code, retry_after="0"), OK)[1] == [1.0]
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000", ""])
 def test_retry_after_as_a_date_is_honoured(zone: str) -> None:
     """A date is waited for, and is in UTC also where it does not say so."""
     date = format_datetime(pendulum.from_timestamp(NOON + 30)).replace("+0000", zone).strip()
-    assert asked(GET, answer({}, 503, retry_after=date), OK)[1] == [30.0]
+    assert asked(GET, json_response({}, 503, retry_after=date), OK)[1] == [30.0]
 
 
 @pytest.mark.parametrize("told", ["soon", "-5", "Wed, 99 Foo", "²", "", "nan", "inf"])
 def test_nonsense_in_retry_after_counts_as_absent(told: str) -> None:
     """What is neither seconds nor a date changes nothing."""
-    assert asked(GET, answer({}, 503, retry_after=told), OK)[1] == [1.0]
+    assert asked(GET, json_response({}, 503, retry_after=told), OK)[1] == [1.0]
 
 
 @pytest.mark.parametrize("told", ["61", "1e99"])
 def test_pause_longer_than_the_longest_is_not_waited_for(told: str) -> None:
     """A service that asks for more than the longest pause is taken at its word: its answer stands."""
-    assert asked(GET, answer({}, 429, retry_after=told), OK)[0] == 1
+    assert asked(GET, json_response({}, 429, retry_after=told), OK)[0] == 1
 
 
 @pytest.mark.parametrize(
     ("resend", "trouble", "times"),
     [
-        (Resend.IF_REFUSED, silence(), 1),
-        (Resend.IF_REFUSED, silence(may_have_arrived=False), 2),
-        (Resend.IF_REFUSED, answer({}, 429), 2),
-        (Resend.IF_REFUSED, answer({}, 503), 1),
-        (Resend.IF_NEVER_ARRIVED, silence(), 1),
-        (Resend.IF_NEVER_ARRIVED, silence(may_have_arrived=False), 2),
-        (Resend.IF_NEVER_ARRIVED, answer({}, 429), 1),
-        (Resend.IF_NEVER_ARRIVED, answer({}, 503), 1),
+        (Resend.IF_REFUSED, no_response(), 1),
+        (Resend.IF_REFUSED, no_response(may_have_arrived=False), 2),
+        (Resend.IF_REFUSED, json_response({}, 429), 2),
+        (Resend.IF_REFUSED, json_response({}, 503), 1),
+        (Resend.IF_NEVER_ARRIVED, no_response(), 1),
+        (Resend.IF_NEVER_ARRIVED, no_response(may_have_arrived=False), 2),
+        (Resend.IF_NEVER_ARRIVED, json_response({}, 429), 1),
+        (Resend.IF_NEVER_ARRIVED, json_response({}, 503), 1),
     ],
 )
 def test_changing_request_is_not_sent_blindly(
@@ -125,32 +129,32 @@ def test_every_changing_request_is_marked_for_what_it_costs() -> None:
     """What starts a paid run in one request is sent again only if it never arrived; the unpaid steps also when refused."""
     generio, chain, item = Generio(), PromptChainer(), FlowInput("p")
     conversations = (
-        (generio.start("t", [item], None, None), [answer({"flow_id": "r"})], Resend.IF_NEVER_ARRIVED),
-        (chain.start("f", {"a": "1"}, None, None), [answer([])], Resend.IF_NEVER_ARRIVED),
-        (generio.create("t", None, None), [answer({"flow_id": "r"})], Resend.IF_REFUSED),
-        (generio.add_input("r", item), [answer({})], Resend.IF_REFUSED),
-        (generio.begin("r"), [answer({})], Resend.IF_REFUSED),
+        (generio.start("t", [item], None, None), [json_response({"flow_id": "r"})], Resend.IF_NEVER_ARRIVED),
+        (chain.start("f", {"a": "1"}, None, None), [json_response([])], Resend.IF_NEVER_ARRIVED),
+        (generio.create("t", None, None), [json_response({"flow_id": "r"})], Resend.IF_REFUSED),
+        (generio.add_input("r", item), [json_response({})], Resend.IF_REFUSED),
+        (generio.start_created("r"), [json_response({})], Resend.IF_REFUSED),
     )
     for conversation, answers, resend in conversations:
-        script = Script(*answers)
-        script.hold(conversation)
+        script = ScriptedTransport(*answers)
+        script.run(conversation)
         assert script.requests[-1].resend is resend
 
 
 def test_once_asks_once() -> None:
     """A wait's looks are not repeated by themselves: the wait does that."""
-    script = Script(answer({}, 503))
-    assert script.hold(once(one(GET))).status == 503
-    assert script.pauses == []
+    script = ScriptedTransport(json_response({}, 503))
+    assert script.run(without_retries(single_request(GET))).status == 503
+    assert script.sleeps == []
 
 
 def test_start_whose_answer_is_lost_is_made_once(flow_emulator: Emulator) -> None:
     """A POST with inputs that the service did, and whose answer was lost, makes one run and an error, not two runs."""
-    flow_emulator.fault(Fault("POST", "/flows", reset="after", times=None))
+    flow_emulator.add_fault(Fault("POST", "/flows", reset="after", times=None))
     with pytest.raises(FlowUnreachable, match="may have acted"):
         GenerioHook("generio_default").start("model_generate_fromprompt", "a chair", validate=False)
-    assert methods(flow_emulator.requests) == ["POST /flows"]
-    assert flow_emulator.started == 1
+    assert request_lines(flow_emulator.requests) == ["POST /flows"]
+    assert flow_emulator.started_count == 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_start_whose_answer_is_lost_is_made_once(flow_emulator: Emulator) -> Non
 def test_chain_is_never_run_twice(flow_emulator: Emulator, fault: Fault) -> None:
     """A PromptChainer run that may have arrived is never sent again."""
     flow_emulator.run_seconds = 0
-    flow_emulator.fault(fault)
+    flow_emulator.add_fault(fault)
     with pytest.raises(FlowServiceError):
         PromptChainerHook("promptchainer_default").start(
             "clibnwpno000bmc0k9hvv3y7f", {"color": "Red", "item": "Ball"}
@@ -169,7 +173,7 @@ def test_chain_is_never_run_twice(flow_emulator: Emulator, fault: Fault) -> None
 
 def test_retries_are_set_on_the_connection(flow_emulator: Emulator) -> None:
     """`retries` in the connection's extra says how often a request is sent again."""
-    flow_emulator.fault(Fault(status=429, times=None))
+    flow_emulator.add_fault(Fault(status=429, times=None))
     hook = GenerioHook("generio_default")
     hook.connection.extra = '{"retries": 1}'
     with pytest.raises(FlowRateLimited):

@@ -12,13 +12,13 @@ import pytest
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInvalid, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowState
-from airflow_provider_flows.core.start import TOKEN_KEY, Order, Record, picked_up, start
+from airflow_provider_flows.core.start import TOKEN_KEY, RunRecord, RunRequest, resume, start
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
-from tests.support.orders import CHAINED, FLOW, ORDER, RECORD, begun
-from tests.support.scripted import Script, answer, methods, silence
+from tests.support.orders import CHAIN_REQUEST, FLOW, RECORD, RUN_REQUEST, start_and_record
+from tests.support.scripted import ScriptedTransport, json_response, no_response, request_lines
 
 
 @pytest.fixture
@@ -32,15 +32,16 @@ def steps(emulator: Emulator) -> list[str]:
     """Give what was asked, ids left out."""
     ids = {request.path.split("/")[2] for request in emulator.requests if request.path.count("/") > 1}
     return [
-        asked.replace(next((i for i in ids if i in asked), "-"), "ID") for asked in methods(emulator.requests)
+        asked.replace(next((i for i in ids if i in asked), "-"), "ID")
+        for asked in request_lines(emulator.requests)
     ]
 
 
 def test_start_is_made_in_steps(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """The intention is kept, the run made, its id kept, then it is filled one by one, and started; until then nothing is paid."""
-    kept: list[tuple[Record | None, int, int]] = []
-    run = begun(
-        hook, lambda record: kept.append((record, len(flow_emulator.requests), flow_emulator.started))
+    kept: list[tuple[RunRecord | None, int, int]] = []
+    run = start_and_record(
+        hook, lambda record: kept.append((record, len(flow_emulator.requests), flow_emulator.started_count))
     )
     assert steps(flow_emulator) == [
         "POST /flows",
@@ -59,23 +60,23 @@ def test_start_is_made_in_steps(flow_emulator: Emulator, hook: GenerioHook) -> N
         {"data": "a table", "additional": {"n": 2}},
     ]
     assert kept == [(RECORD, 0, 0), (replace(RECORD, flow_run_id=run.flow_run_id), 1, 0)]
-    assert (run.state, flow_emulator.started) == (FlowState.STARTING, 1)
+    assert (run.state, flow_emulator.started_count) == (FlowState.STARTING, 1)
 
 
 @pytest.mark.parametrize("keeps", [0, 1])
 def test_nothing_is_sent_before_it_is_kept(flow_emulator: Emulator, hook: GenerioHook, keeps: int) -> None:
     """A worker that dies while keeping the intention has sent nothing; while keeping the id, it leaves a run that never ran."""
-    kept: list[Record | None] = []
+    kept: list[RunRecord | None] = []
 
-    def die(record: Record | None) -> None:
+    def die(record: RunRecord | None) -> None:
         if len(kept) == keeps:
             raise KeyboardInterrupt
         kept.append(record)
 
     with pytest.raises(KeyboardInterrupt):
-        begun(hook, die)
+        start_and_record(hook, die)
     assert steps(flow_emulator) == ["POST /flows"][:keeps]
-    assert flow_emulator.started == 0
+    assert flow_emulator.started_count == 0
 
 
 @pytest.mark.parametrize("fault", [Fault("PATCH", reset="after"), Fault("PATCH", truncate=3)])
@@ -83,10 +84,10 @@ def test_lost_answer_of_start_is_settled_by_looking(
     flow_emulator: Emulator, hook: GenerioHook, fault: Fault
 ) -> None:
     """Where the service started the run and its answer was lost, a GET finds that out, and start is not sent twice."""
-    flow_emulator.fault(fault)
-    begun(hook)
+    flow_emulator.add_fault(fault)
+    start_and_record(hook)
     assert steps(flow_emulator)[-2:] == ["PATCH /flows/ID", "GET /flows/ID"]
-    assert flow_emulator.started == 1
+    assert flow_emulator.started_count == 1
 
 
 @pytest.mark.parametrize(
@@ -96,19 +97,19 @@ def test_start_that_did_not_arrive_is_sent_again(
     flow_emulator: Emulator, hook: GenerioHook, fault: Fault
 ) -> None:
     """Where the look finds the run not started, start is sent once more."""
-    flow_emulator.fault(fault)
-    begun(hook)
+    flow_emulator.add_fault(fault)
+    start_and_record(hook)
     assert steps(flow_emulator)[-3:] == ["PATCH /flows/ID", "GET /flows/ID", "PATCH /flows/ID"]
-    assert flow_emulator.started == 1
+    assert flow_emulator.started_count == 1
 
 
 def test_refused_input_leaves_no_run_behind(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A run whose input the service refuses is deleted again, and the error is the service's."""
-    order = Order("model_generate_fromimage", [FlowInput("no image at all")])
+    order = RunRequest("model_generate_fromimage", [FlowInput("no image at all")])
     with pytest.raises(FlowInvalid, match="data URI"):
-        begun(hook, order=order)
+        start_and_record(hook, request=order)
     assert steps(flow_emulator)[-1] == "DELETE /flows/ID"
-    assert (flow_emulator.runs, flow_emulator.started) == ({}, 0)
+    assert (flow_emulator.runs, flow_emulator.started_count) == ({}, 0)
 
 
 @pytest.mark.parametrize("quota", [402, 403, 429])
@@ -117,44 +118,44 @@ def test_refused_start_leaves_no_run_behind(flow_emulator: Emulator, hook: Gener
     flow_emulator.switches.update({"quota": quota})
     hook.connection.extra = '{"retries": 0}'
     with pytest.raises(FlowServiceError):
-        begun(hook)
-    assert (flow_emulator.runs, flow_emulator.started) == ({}, 0)
+        start_and_record(hook)
+    assert (flow_emulator.runs, flow_emulator.started_count) == ({}, 0)
 
 
 def test_refusal_inside_a_success_is_a_refusal(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A start that is answered with 200 and success: false did not start."""
     flow_emulator.switches.update({"envelope": "hidden_errors", "quota": 402})
     with pytest.raises(FlowServiceError, match="Generation quota used up"):
-        begun(hook)
-    assert flow_emulator.started == 0
+        start_and_record(hook)
+    assert flow_emulator.started_count == 0
 
 
 def test_lost_answer_of_create_makes_no_second_run(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A run that was made, but whose id was lost, is not made again: it costs nothing, and a second might."""
-    flow_emulator.fault(Fault("POST", "/flows", reset="after"))
+    flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
     with pytest.raises(FlowUnreachable):
-        begun(hook)
+        start_and_record(hook)
     assert steps(flow_emulator) == ["POST /flows"]
-    assert flow_emulator.started == 0
+    assert flow_emulator.started_count == 0
 
 
 @pytest.mark.parametrize("code", [429, 503])
 def test_lost_input_deletes_the_run(flow_emulator: Emulator, hook: GenerioHook, code: int) -> None:
     """A 429 for an input is waited out; an answer of a gateway, which may or may not have passed it on, ends the start."""
-    flow_emulator.fault(Fault("POST", "*/inputs", status=code, headers={"Retry-After": "0"}))
+    flow_emulator.add_fault(Fault("POST", "*/inputs", status=code, headers={"Retry-After": "0"}))
     hook.connection.extra = '{"retries": 1}'
     if code == 429:
-        assert len(hook.list_inputs(begun(hook).flow_run_id)) == 2
+        assert len(hook.list_inputs(start_and_record(hook).flow_run_id)) == 2
     else:
         with pytest.raises(FlowServiceError):
-            begun(hook)
+            start_and_record(hook)
         assert flow_emulator.runs == {}
 
 
 def test_one_request_does_it_all_without_keeping(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """Without anything to keep the run is made, filled and started by one POST."""
-    run = hook.start(ORDER, validate=False)
-    assert methods(flow_emulator.requests) == ["POST /flows"]
+    run = hook.start(RUN_REQUEST, validate=False)
+    assert request_lines(flow_emulator.requests) == ["POST /flows"]
     assert len(flow_emulator.requests[0].json["inputs"]) == 2
     assert run.state is FlowState.STARTING
 
@@ -172,27 +173,27 @@ def test_answer_of_a_service_without_ids_is_kept_whole(
     flow_emulator: Emulator, chain: PromptChainerHook
 ) -> None:
     """The intention is kept right before the one request that costs, then the answer; a retry reads it and asks nobody."""
-    kept: list[Record | None] = []
+    kept: list[RunRecord | None] = []
     asked: list[list[str]] = []
 
-    def keep(record: Record | None) -> None:
+    def keep(record: RunRecord | None) -> None:
         kept.append(record)
         asked.append([request.method for request in flow_emulator.requests])
 
-    run = begun(chain, keep, CHAINED)
+    run = start_and_record(chain, keep, CHAIN_REQUEST)
 
     assert asked == [[], ["POST"]]
     assert kept[0] == RECORD
-    last = Record.from_dict(json.loads(json.dumps(kept[1].as_dict() if kept[1] else None)))
+    last = RunRecord.from_dict(json.loads(json.dumps(kept[1].to_dict() if kept[1] else None)))
     assert last is not None
     assert last.flow_run_id == run.flow_run_id
     flow_emulator.reset()
-    again = chain.pick_up(CHAINED, replace(last, fingerprint=CHAINED.fingerprint), 0)
+    again = chain.resume(CHAIN_REQUEST, replace(last, fingerprint=CHAIN_REQUEST.fingerprint), 0)
     assert again is not None
-    assert again.as_dict() == run.as_dict()
+    assert again.to_dict() == run.to_dict()
     assert all(isinstance(output, FlowOutput) for output in again.outputs)
-    assert [output.link for output in again.outputs] == [output.link for output in run.outputs]
-    assert chain.pick_up(CHAINED, last, 7) is None
+    assert [output.is_url for output in again.outputs] == [output.is_url for output in run.outputs]
+    assert chain.resume(CHAIN_REQUEST, last, 7) is None
     assert flow_emulator.requests == ()
 
 
@@ -212,19 +213,19 @@ def test_what_is_kept_after_a_lost_answer(
     flow_emulator: Emulator, chain: PromptChainerHook, *, fault: Fault, doubt: bool, started: int
 ) -> None:
     """The intention stays where a run may have been made, and is forgotten where it is certain that none was."""
-    flow_emulator.fault(fault)
-    kept: list[Record | None] = []
+    flow_emulator.add_fault(fault)
+    kept: list[RunRecord | None] = []
     with pytest.raises(FlowServiceError):
-        begun(chain, kept.append, CHAINED)
+        start_and_record(chain, kept.append, CHAIN_REQUEST)
     assert kept == ([RECORD] if doubt else [RECORD, None])
-    assert flow_emulator.started == started
+    assert flow_emulator.started_count == started
 
 
 def test_doubtful_attempt_is_run_again() -> None:
     """A record without an answer gives no run; the service is asked nothing, for it could not tell."""
     assert (
-        Script().hold(
-            picked_up(PromptChainer(), CHAINED, replace(RECORD, fingerprint=CHAINED.fingerprint), 0)
+        ScriptedTransport().run(
+            resume(PromptChainer(), CHAIN_REQUEST, replace(RECORD, fingerprint=CHAIN_REQUEST.fingerprint), 0)
         )
         is None
     )
@@ -232,33 +233,37 @@ def test_doubtful_attempt_is_run_again() -> None:
 
 def test_fingerprint_tells_orders_apart_and_nothing_else() -> None:
     """Whatever makes an order another one changes its fingerprint; the order of keys does not, and content is not in it."""
-    same = Order(FLOW, ORDER.inputs, dict(ORDER.parameters), {"order": 17})
-    assert same.fingerprint == ORDER.fingerprint
+    same = RunRequest(FLOW, RUN_REQUEST.inputs, dict(RUN_REQUEST.parameters), {"order": 17})
+    assert same.fingerprint == RUN_REQUEST.fingerprint
     others = [
-        Order("other", ORDER.inputs, ORDER.parameters, ORDER.additional),
-        Order(FLOW, [FlowInput("a chair")], ORDER.parameters, ORDER.additional),
-        Order(FLOW, ORDER.inputs, {"quality": "high"}, ORDER.additional),
-        Order(FLOW, ORDER.inputs, ORDER.parameters, None),
+        RunRequest("other", RUN_REQUEST.inputs, RUN_REQUEST.parameters, RUN_REQUEST.additional),
+        RunRequest(FLOW, [FlowInput("a chair")], RUN_REQUEST.parameters, RUN_REQUEST.additional),
+        RunRequest(FLOW, RUN_REQUEST.inputs, {"quality": "high"}, RUN_REQUEST.additional),
+        RunRequest(FLOW, RUN_REQUEST.inputs, RUN_REQUEST.parameters, None),
     ]
-    assert len({order.fingerprint for order in (*others, ORDER)}) == 5
-    assert "chair" not in ORDER.fingerprint
-    assert Order("f", {"a": "1", "b": "2"}).fingerprint == Order("f", {"b": "2", "a": "1"}).fingerprint
-    assert len(Order("f", [], {1: "a", "b": 2}).fingerprint) == 64
+    assert len({order.fingerprint for order in (*others, RUN_REQUEST)}) == 5
+    assert "chair" not in RUN_REQUEST.fingerprint
+    assert (
+        RunRequest("f", {"a": "1", "b": "2"}).fingerprint == RunRequest("f", {"b": "2", "a": "1"}).fingerprint
+    )
+    assert len(RunRequest("f", [], {1: "a", "b": 2}).fingerprint) == 64
 
 
 @pytest.mark.parametrize(
-    "told", [None, {}, {"flow_run_id": "r"}, {**RECORD.as_dict(), "newer": 1}, [], "x", 5]
+    "told", [None, {}, {"flow_run_id": "r"}, {**RECORD.to_dict(), "newer": 1}, [], "x", 5]
 )
 def test_record_that_cannot_be_read_is_none(told: object) -> None:
     """Whatever another version may have kept is read as no record, not as an error."""
-    assert Record.from_dict(told) is None
-    record = Record("f", 3, 12.5, flow_run_id="r")
-    assert Record.from_dict(json.loads(json.dumps(record.as_dict()))) == record
-    assert record.token != Record("f", 3, 12.5).token
+    assert RunRecord.from_dict(told) is None
+    record = RunRecord("f", 3, 12.5, flow_run_id="r")
+    assert RunRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    assert record.token != RunRecord("f", 3, 12.5).token
 
 
 def test_error_that_led_to_tidying_up_is_the_one_told() -> None:
     """Where even deleting the run fails, the first error is raised."""
-    script = Script(answer({"flow_id": "r"}), answer({"detail": "too big"}, 413), silence())
+    script = ScriptedTransport(
+        json_response({"flow_id": "r"}), json_response({"detail": "too big"}, 413), no_response()
+    )
     with pytest.raises(FlowError, match="too big"):
-        script.hold(start(Generio(), Order(FLOW, [FlowInput("p")]), RECORD, lambda _: None))
+        script.run(start(Generio(), RunRequest(FLOW, [FlowInput("p")]), RECORD, lambda _: None))

@@ -19,15 +19,15 @@ from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.preflight import HURRY_ATTEMPTS
+from airflow_provider_flows.preflight import MAX_DEFINITION_ATTEMPTS
 from tests.support.airflow_run import DagResult, run_dag
-from tests.support.modes import FLOW, OFTEN, own_lines
-from tests.support.scripted import methods
-from tests.support.tries import CHAIN, CHAIR, set_up, tried
+from tests.support.modes import FAST_POLLING, FLOW, package_log_lines
+from tests.support.scripted import request_lines
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries, set_up
 from tests.support.versions import needs
 
-INFO = f"GET /api/flows/getFlowInfo/{CHAIN['flow']}"
-RUN = f"POST /api/flows/run/{CHAIN['flow']}"
+INFO = f"GET /api/flows/getFlowInfo/{CHAIN_ARGUMENTS['flow']}"
+RUN = f"POST /api/flows/run/{CHAIN_ARGUMENTS['flow']}"
 UNTOLD = "Nothing tells what flow"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(30)
 
@@ -48,7 +48,7 @@ def asked(emulator: Emulator) -> list[str]:
     """Give the requests that are about definitions or begin a run."""
     return [
         name
-        for name in methods(emulator.requests)
+        for name in request_lines(emulator.requests)
         if name.startswith("POST") or "/templates" in name or "getFlowInfo" in name
     ]
 
@@ -56,7 +56,7 @@ def asked(emulator: Emulator) -> list[str]:
 def ran(dag_id: str, **given: Any) -> DagResult:
     """Run one task to its end."""
     with DAG(dag_id, schedule=None) as dag:
-        RunFlowOperator(task_id="run", **{**OFTEN, **given})
+        RunFlowOperator(task_id="run", **{**FAST_POLLING, **given})
     return run_dag(dag)
 
 
@@ -67,7 +67,7 @@ def test_everything_is_told_at_once_and_nothing_is_made(
 ) -> None:  # noqa: FBT001
     """A task with wrong parameters and a wrong file fails once, with all of it in one error; its retry is not used up."""
     (tmp_path / "chair.png").write_bytes(PNG)
-    ended = tried(
+    ended = run_with_retries(
         f"validation_{deferrable}",
         flow=FLOW,
         inputs=["A chair", tmp_path / "chair.png"],
@@ -87,25 +87,26 @@ def test_everything_is_told_at_once_and_nothing_is_made(
         assert part in str(ended.error)
     assert (ended.tries, ended.record) == (1, None)
     assert asked(emulator) == ["GET /templates"]
-    assert (emulator.runs, emulator.started) == ({}, 0)
+    assert (emulator.runs, emulator.started_count) == ({}, 0)
 
 
 def test_unknown_flow_is_refused_with_the_nearest(emulator: Emulator) -> None:
     """A misspelt flow is refused with the names that are near, and by its id a flow is known too (G-26)."""
-    error = ran("validation_flow", **{**CHAIR, "flow": "model_generate_fromprmpt"}).errors["run"]
+    error = ran("validation_flow", **{**CHAIR_ARGUMENTS, "flow": "model_generate_fromprmpt"}).errors["run"]
 
     assert type(error) is FlowInputError
     assert "no flow 'model_generate_fromprmpt' (did you mean 'model_generate_fromprompt'" in str(error)
     assert (emulator.runs, asked(emulator)) == ({}, ["GET /templates"])
     (found,) = [one for one in GenerioHook("generio_default").list_definitions() if one.name == FLOW]
     assert found.flow != FLOW
-    assert ran("validation_id", **{**CHAIR, "flow": found.flow}).state == "success"
+    assert ran("validation_id", **{**CHAIR_ARGUMENTS, "flow": found.flow}).state == "success"
 
 
 def test_variables_are_refused_before_the_run(emulator: Emulator) -> None:
     """A chain's missing and misspelt variables are one error, and the chain is not run."""
     error = ran(
-        "validation_chain", **{**CHAIN, "inputs": {"colour": "red"}, "parameters": {"quality": "low"}}
+        "validation_chain",
+        **{**CHAIN_ARGUMENTS, "inputs": {"colour": "red"}, "parameters": {"quality": "low"}},
     ).errors["run"]
 
     assert type(error) is FlowInputError
@@ -116,13 +117,13 @@ def test_variables_are_refused_before_the_run(emulator: Emulator) -> None:
         "'quality' is not known",
     ):
         assert part in str(error)
-    assert (asked(emulator), emulator.started) == ([INFO], 0)
+    assert (asked(emulator), emulator.started_count) == ([INFO], 0)
 
 
 def test_check_may_be_switched_off(emulator: Emulator) -> None:
     """With validate=False nothing is asked of definitions: what is wrong is for the service to say, or to let pass."""
     emulator.switches.unknown_parameter = "ignore"
-    given: dict[str, Any] = {**CHAIR, "parameters": {"quality": "low", "colour": "red"}}
+    given: dict[str, Any] = {**CHAIR_ARGUMENTS, "parameters": {"quality": "low", "colour": "red"}}
 
     assert type(ran("validation_on", **given).errors["run"]) is FlowInputError
     assert ran("validation_off", **given, validate=False).state == "success"
@@ -131,7 +132,7 @@ def test_check_may_be_switched_off(emulator: Emulator) -> None:
         "POST /flows",
         *[name for name in asked(emulator) if name.endswith("/inputs")],
     ]
-    assert ran("validation_off_chain", **CHAIN, validate=False).state == "success"
+    assert ran("validation_off_chain", **CHAIN_ARGUMENTS, validate=False).state == "success"
     assert asked(emulator)[-1] == RUN
     assert INFO not in asked(emulator)
 
@@ -153,7 +154,7 @@ def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulat
 def test_what_templates_give_is_sent_in_the_types_that_are_told(emulator: Emulator) -> None:
     """A DAG's templates give texts only: a number and a Boolean among them arrive as such, and the task runs."""
     values = {"seed": "{{ 3 + 4 }}", "texture": "{{ False }}", "quality": None}
-    assert ran("validation_templates", **{**CHAIR, "parameters": values}).state == "success"
+    assert ran("validation_templates", **{**CHAIR_ARGUMENTS, "parameters": values}).state == "success"
     (run,) = emulator.runs.values()
     assert run.parameters == {"quality": "high", "seed": 7, "texture": False}
 
@@ -169,13 +170,13 @@ def test_chain_without_variables_needs_no_inputs(emulator: Emulator) -> None:
 @needs("task state store")
 def test_retry_that_picks_a_run_up_checks_nothing(emulator: Emulator) -> None:
     """Only a try that is to make a run asks what the flow takes; one that goes on with a run does not."""
-    emulator.fault(Fault(method="GET", path="/flows/*/outputs", status=500))
-    ended = tried("validation_retry", **CHAIR)
+    emulator.add_fault(Fault(method="GET", path="/flows/*/outputs", status=500))
+    ended = run_with_retries("validation_retry", **CHAIR_ARGUMENTS)
 
     assert ended.state == "success", ended.result.log
     assert ended.tries == 2
     assert asked(emulator).count("GET /templates") == 1
-    assert emulator.started == 1
+    assert emulator.started_count == 1
 
 
 TROUBLES: dict[str, dict[str, Any]] = {
@@ -205,45 +206,45 @@ def test_service_that_cannot_tell_is_no_reason_to_fail(
         emulator.reset()
         emulator.switches.update(trouble.get("switches", {}))
         if "fault" in trouble:
-            emulator.fault(trouble["fault"])
+            emulator.add_fault(trouble["fault"])
         emulator.run_seconds = 0
         emulator.switches.unknown_parameter = "ignore"
-        result = ran(f"validation_trouble_{number}", **{**CHAIR, "parameters": {"colour": "red"}})
+        result = ran(f"validation_trouble_{number}", **{**CHAIR_ARGUMENTS, "parameters": {"colour": "red"}})
         assert result.state == "success", name
-        assert sum(UNTOLD in line for line in own_lines(result.log)) == 1, name
-        assert asked(emulator).count("GET /templates") <= HURRY_ATTEMPTS, name
+        assert sum(UNTOLD in line for line in package_log_lines(result.log)) == 1, name
+        assert asked(emulator).count("GET /templates") <= MAX_DEFINITION_ATTEMPTS, name
 
 
 def test_definitions_are_asked_for_once_a_moment(emulator: Emulator, hook: GenerioHook) -> None:
     """Many orders of one process, from several threads and hooks, ask once; another connection asks for itself."""
-    order = hook.order(FLOW, "A chair", {"quality": "low"}, None)
-    hook.check(order)
+    order = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
+    hook.validate(order)
     hooks = [GenerioHook("flows_default") for _ in range(4)]
-    threads = [Thread(target=one.check, args=(order,)) for one in hooks]
+    threads = [Thread(target=one.validate, args=(order,)) for one in hooks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert hook.check(order) == hook.get_definition(FLOW)
+    assert hook.validate(order) == hook.get_definition(FLOW)
     assert asked(emulator) == ["GET /templates", "GET /templates"]  # for the check, and for get_definition
     other = GenerioHook("generio_default")
     other.connection.extra = json.dumps({"retries": 1})
-    other.check(order)
+    other.validate(order)
     assert len(asked(emulator)) == 3
 
 
 def test_nothing_is_refused_for_what_is_not_news(emulator: Emulator, hook: GenerioHook) -> None:
     """A flow or a parameter that was made just now is asked for once more before it is refused."""
-    emulator.fault(
+    emulator.add_fault(
         Fault(path="/templates", body=b'{"templates": [{"name": "model_optimize", "parameters": {}}]}')
     )
-    hook.check(hook.order("model_optimize", "A chair", None, None))
-    hook.check(hook.order(FLOW, "A chair", {"quality": "low"}, None))
+    hook.validate(hook.build_request("model_optimize", "A chair", None, None))
+    hook.validate(hook.build_request(FLOW, "A chair", {"quality": "low"}, None))
     assert len(asked(emulator)) == 2
 
     for _ in range(2):
         with pytest.raises(FlowInputError, match="no flow 'model_dream'"):
-            hook.check(hook.order("model_dream", "A chair", None, None))
+            hook.validate(hook.build_request("model_dream", "A chair", None, None))
     assert len(asked(emulator)) == 4
 
 
@@ -285,13 +286,13 @@ def test_every_shape_of_a_template_is_checked(
     emulator.switches.update({switch: value})
     of_inputs = switch == "template_inputs"
     parameters = None if of_inputs else {"seed": "three"} if "type" in told else {"colour": 1}
-    order = hook.order("model_optimize" if of_inputs else FLOW, "A chair", parameters, None)
+    order = hook.build_request("model_optimize" if of_inputs else FLOW, "A chair", parameters, None)
     if told:
         with pytest.raises(FlowInputError) as caught:
-            hook.check(order)
+            hook.validate(order)
         assert told in str(caught.value)
     else:
-        assert hook.check(order) is not None
+        assert hook.validate(order) is not None
 
 
 def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook, tmp_path: Path) -> None:
@@ -301,13 +302,13 @@ def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook,
     image = Image.new("RGB", (2, 2))
     image.save(tmp_path / "a.bmp")
     image.save(tmp_path / "b.png", "TIFF")
-    emulator.fault(
+    emulator.add_fault(
         Fault(path="/templates", body=b'{"templates": [{"name": "f", "inputs": ["image/png"]}]}', times=None)
     )
 
-    assert hook.check(hook.order("f", tmp_path / "a.bmp", None, None)) is not None
+    assert hook.validate(hook.build_request("f", tmp_path / "a.bmp", None, None)) is not None
     with pytest.raises(FlowInputError, match=r"inputs\[1\] must be image/png, not image/tiff"):
-        hook.check(hook.order("f", [tmp_path / "a.bmp", tmp_path / "b.png"], None, None))
+        hook.validate(hook.build_request("f", [tmp_path / "a.bmp", tmp_path / "b.png"], None, None))
 
 
 @pytest.mark.parametrize("status", [404, 500])
@@ -315,25 +316,27 @@ def test_exported_graph_tells_what_the_service_cannot(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
 ) -> None:
     """With a folder of graphs in the connection, a chain is checked although getFlowInfo is of no use; a broken file is named."""
-    (tmp_path / f"{CHAIN['flow']}.json").write_text(json.dumps(sample_graphs()[CHAIN["flow"]].source))
+    (tmp_path / f"{CHAIN_ARGUMENTS['flow']}.json").write_text(
+        json.dumps(sample_graphs()[CHAIN_ARGUMENTS["flow"]].source)
+    )
     told = json.loads(emulator.connections["AIRFLOW_CONN_PROMPTCHAINER_DEFAULT"])
     monkeypatch.setenv(
         "AIRFLOW_CONN_PROMPTCHAINER_DEFAULT", json.dumps({**told, "extra": {"graphs": tmp_path.as_uri()}})
     )
-    emulator.fault(Fault(path="/api/flows/getFlowInfo/*", status=status, times=None))
+    emulator.add_fault(Fault(path="/api/flows/getFlowInfo/*", status=status, times=None))
 
-    error = ran(f"validation_graph_{status}", **{**CHAIN, "inputs": {"color": "red"}}).errors["run"]
+    error = ran(f"validation_graph_{status}", **{**CHAIN_ARGUMENTS, "inputs": {"color": "red"}}).errors["run"]
     assert "variable 'item' is missing" in str(error)
-    assert emulator.started == 0
-    assert ran(f"validation_graph_good_{status}", **CHAIN).state == "success"
+    assert emulator.started_count == 0
+    assert ran(f"validation_graph_good_{status}", **CHAIN_ARGUMENTS).state == "success"
     hook = PromptChainerHook("promptchainer_default")
-    assert hook.get_definition(CHAIN["flow"]).inputs == ("color", "item")
+    assert hook.get_definition(CHAIN_ARGUMENTS["flow"]).inputs == ("color", "item")
     assert hook.get_graph("unknown") is None
 
     away = PromptChainerHook("promptchainer_default")
     away.connection.extra = json.dumps({"graphs": "nonsense://nowhere"})
-    assert away.check(away.order("unknown", {"color": "red"}, None, None)) is None
+    assert away.validate(away.build_request("unknown", {"color": "red"}, None, None)) is None
 
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(FlowInputError, match=r"broken\.json \(field graphs of the connection\)"):
-        hook.check(hook.order("broken", {"color": "red"}, None, None))
+        hook.validate(hook.build_request("broken", {"color": "red"}, None, None))

@@ -17,7 +17,7 @@ import pytest
 
 from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.core.exceptions import FlowUnreachable
-from airflow_provider_flows.core.http import Pause, Request, Resend, Response
+from airflow_provider_flows.core.http import Request, Resend, Response, Sleep
 from airflow_provider_flows.core.retry import Retry
 from airflow_provider_flows.emulator import Emulator
 from tests.support.documented import PAGES, ROOT, Reader, snippets
@@ -81,7 +81,7 @@ def test_snippets_run(page: Path, reader: Reader) -> None:
 
 def test_few_snippets_are_not_run() -> None:
     """Blocks that are only looked up are few, and say why."""
-    marked = [str(snippet) for page in PAGES for snippet in snippets(page) if snippet.mark == "not run"]
+    marked = [str(snippet) for page in PAGES for snippet in snippets(page) if snippet.directive == "not run"]
     assert len(marked) <= MOST_MARKED, marked
 
 
@@ -99,13 +99,13 @@ KINDS = {"look": Resend.ALWAYS, "make": Resend.IF_REFUSED, "start": Resend.IF_NE
 
 def sent_again(resend: Resend, answer: Response | FlowUnreachable) -> bool:
     """Tell whether a request is sent a second time after this, by asking the code that decides it."""
-    talk = Retry(attempts=2, jitter=lambda: 0.0).ask(Request("GET", "/flows", resend=resend))
+    talk = Retry(attempts=2, jitter=lambda: 0.0).send(Request("GET", "/flows", resend=resend))
     next(talk)
     try:
         step = talk.throw(answer) if isinstance(answer, FlowUnreachable) else talk.send(answer)
     except (StopIteration, FlowUnreachable):
         return False
-    return isinstance(step, Pause)
+    return isinstance(step, Sleep)
 
 
 def test_requests_are_sent_again_as_the_page_says() -> None:
@@ -137,11 +137,11 @@ def test_requests_are_sent_again_as_the_page_says() -> None:
 @needs("retry policies")
 def test_hopeless_errors_are_the_ones_the_page_names() -> None:
     """The page names just those errors after which there is no other try."""
-    from airflow_provider_flows.retry_policy import HOPELESS
+    from airflow_provider_flows.retry_policy import PERMANENT_ERRORS
 
     page = (ROOT / "docs" / "explanation" / "retries.md").read_text()
     assert set(re.findall(r"^\| `(\w+)`: .* \| no \|$", page, re.MULTILINE)) == {
-        error.__name__ for error in HOPELESS
+        error.__name__ for error in PERMANENT_ERRORS
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.parser import get_commands
-from tests.support.transcript import Play, fixed, short_folder
+from tests.support.transcript import PageReplay, normalize, short_folder
 from tests.support.versions import needs
 
 pytestmark = needs("commands of providers")
@@ -25,7 +25,7 @@ def test_the_page_is_what_the_commands_write(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("FLOWS_DEFAULT", "PROMPTCHAINER"):
         monkeypatch.setenv(f"AIRFLOW_CONN_{name}", "")  # the page sets them; this takes them away again
     with short_folder() as folder:
-        assert fixed(Play(folder).page(PAGE)) == fixed(PAGE)
+        assert normalize(PageReplay(folder).render(PAGE)) == normalize(PAGE)
 
 
 def test_every_command_is_shown() -> None:

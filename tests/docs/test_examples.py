@@ -11,7 +11,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_flows.emulator import Emulator
 from tests.support.airflow_run import DagResult, load_dags, run_dag
-from tests.support.modes import start_elsewhere
+from tests.support.modes import start_external_run
 from tools.glb import count_triangles
 
 FOLDER = Path(__file__).parents[2] / "example_dags"
@@ -87,7 +87,7 @@ LEFT_BEHIND: dict[str, Callable[[DagResult, Path], None]] = {
     "wait_for_flow_run": one_model,
 }
 BEFORE: dict[str, Callable[[Emulator], object]] = {
-    "on_finished_run": start_elsewhere
+    "on_finished_run": start_external_run
 }  # what others have done by then
 
 
@@ -132,5 +132,5 @@ def test_example(flow_emulator: Emulator, output: Path, name: str) -> None:
     result = run_dag(dag, conf={"output_path": f"file://{output}"})
 
     assert result.state == "success", json.dumps(result.states) + result.log
-    assert flow_emulator.started >= 1
+    assert flow_emulator.started_count >= 1
     LEFT_BEHIND[name](result, output)

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_flows.core.graph import MOST_NODES, Edge, FlowGraph, Node, NodeKind
-from airflow_provider_flows.drawing import STYLE, as_mermaid, as_svg
+from airflow_provider_flows.core.graph import MAX_NODES, Edge, FlowGraph, Node, NodeKind
+from airflow_provider_flows.drawing import STYLE, to_mermaid, to_svg
 from airflow_provider_flows.drawing.layout import Box, Layout, arrange
 from airflow_provider_flows.drawing.text import bold, clean, emphasised, wrap
 from tests.core.test_graph import SAMPLE
@@ -94,8 +94,8 @@ def crossed(layout: Layout, edge: Edge) -> list[str]:
 
 def test_sample_is_drawn_whole() -> None:
     """Variables, prompts, images and outputs of the vendor's sample stand in three columns, as their author put them."""
-    graph = FlowGraph.read(SAMPLE)
-    svg = as_svg(graph, title="Toys")
+    graph = FlowGraph.parse(SAMPLE)
+    svg = to_svg(graph, title="Toys")
     root = parsed(svg)
     assert (root.tag, root.get("role"), root.get("aria-label")) == (f"{SVG}svg", "img", "Toys")
     assert len(classed(svg, "edge")) == len(classed(svg, "head")) == 6
@@ -119,8 +119,8 @@ def test_sample_is_drawn_whole() -> None:
 
 def test_picture_needs_nothing_from_elsewhere_and_clashes_with_nothing() -> None:
     """No ids, references, scripts or handlers; a page that brings the style sheet gets none in the picture."""
-    graph = FlowGraph.read(SAMPLE)
-    svg = as_svg(graph)
+    graph = FlowGraph.parse(SAMPLE)
+    svg = to_svg(graph)
     parts = list(parsed(svg).iter())
     assert not [
         name
@@ -129,8 +129,8 @@ def test_picture_needs_nothing_from_elsewhere_and_clashes_with_nothing() -> None
         if name == "id" or "href" in name or name.startswith("on")
     ]
     assert not re.search(r"url\(|@import|<script|style=", svg)
-    assert "style" not in as_svg(graph, styled=False)
-    assert svg.replace(f"<style>{STYLE}</style>", "") == as_svg(graph, styled=False)
+    assert "style" not in to_svg(graph, styled=False)
+    assert svg.replace(f"<style>{STYLE}</style>", "") == to_svg(graph, styled=False)
     assert re.findall(r"[{}]([^{}@]+)\{", STYLE.replace("svg:root", ".flow-drawing"))
     for selector in re.findall(r"(?:^|[{}])([^{}@]+)\{", STYLE):
         assert all(".flow-drawing" in one or one == "svg:root" for one in selector.split(",")), selector
@@ -139,7 +139,7 @@ def test_picture_needs_nothing_from_elsewhere_and_clashes_with_nothing() -> None
 @pytest.mark.parametrize("theme", ["light", "dark", ""])
 def test_theme_may_be_fixed(theme: str) -> None:
     """A theme is a class of the picture, for which the style sheet has rules."""
-    root = parsed(as_svg(FlowGraph.read(SAMPLE), theme=theme))
+    root = parsed(to_svg(FlowGraph.parse(SAMPLE), theme=theme))
     assert root.get("class") == f"flow-drawing {theme}".strip()
     assert not theme or f".flow-drawing.{theme}{{" in STYLE
 
@@ -176,7 +176,7 @@ def test_lines_are_drawn_with_few_crossings() -> None:
 
 def test_hostile_names_are_text() -> None:
     """A name that is markup stands in the picture as text, without what is not seen."""
-    svg = as_svg(graph_of(node("a", name=HOSTILE, prompt=f"{HOSTILE} {{x}}", model=HOSTILE)), title=HOSTILE)
+    svg = to_svg(graph_of(node("a", name=HOSTILE, prompt=f"{HOSTILE} {{x}}", model=HOSTILE)), title=HOSTILE)
     assert "<script" not in svg
     assert not re.search("[\x00-\x08\u202e]", svg)
     assert any(clean(HOSTILE) in text for text in texts(svg))
@@ -187,20 +187,20 @@ def test_hostile_names_are_text() -> None:
 
 def test_unnamed_and_unknown_nodes_say_so() -> None:
     """A node without a name, one of a kind that nobody knows and a flow without nodes are shown as what they are."""
-    svg = as_svg(graph_of(node("a", NodeKind.OUTPUT, name="\x00"), node("b", NodeKind.OTHER, name="split")))
+    svg = to_svg(graph_of(node("a", NodeKind.OUTPUT, name="\x00"), node("b", NodeKind.OTHER, name="split")))
     assert {"(no name)", "Code", "split"} <= set(texts(svg))
-    assert "This flow has no nodes" in as_svg(graph_of())
+    assert "This flow has no nodes" in to_svg(graph_of())
 
 
 def test_largest_graph_is_drawn() -> None:
     """As many nodes as are read, wired near and far and in a circle, make a picture of all."""
-    nodes = [Node(str(at), NodeKind.ACTION, "actionNode", f"step {at}") for at in range(MOST_NODES)]
+    nodes = [Node(str(at), NodeKind.ACTION, "actionNode", f"step {at}") for at in range(MAX_NODES)]
     pairs = [
-        (at, at + far) for at in range(MOST_NODES) for far in (1, 7, 19, 400, 800) if at + far < MOST_NODES
+        (at, at + far) for at in range(MAX_NODES) for far in (1, 7, 19, 400, 800) if at + far < MAX_NODES
     ] + [(999, 0)]
     graph = FlowGraph(tuple(nodes), tuple(Edge(str(source), str(target)) for source, target in pairs))
-    svg = as_svg(graph)
-    assert (svg.count('class="edge"'), svg.count('class="action"')) == (len(pairs), MOST_NODES)
+    svg = to_svg(graph)
+    assert (svg.count('class="edge"'), svg.count('class="action"')) == (len(pairs), MAX_NODES)
 
 
 def test_picture_is_the_same_in_another_process() -> None:
@@ -208,7 +208,7 @@ def test_picture_is_the_same_in_another_process() -> None:
     program = (
         "from tests.drawing.test_drawing import *\n"
         "graph = graph_of(*map(node, 'abcdef'), pairs='ab bc cd ad ed fd db cc ac fa')\n"
-        "print(as_svg(graph), as_mermaid(graph))"
+        "print(to_svg(graph), to_mermaid(graph))"
     )
     runs = [
         subprocess.run(
@@ -241,7 +241,7 @@ def test_only_placeholders_of_the_flow_are_emphasised() -> None:
 
 def test_mermaid_of_the_sample() -> None:
     """A line for each node, each edge and each kind's looks."""
-    assert as_mermaid(FlowGraph.read(SAMPLE)).splitlines()[:13] == [
+    assert to_mermaid(FlowGraph.parse(SAMPLE)).splitlines()[:13] == [
         "flowchart LR",
         '    n0[/"Variable: color"/]',
         '    n1[/"Variable: item"/]',
@@ -260,7 +260,7 @@ def test_mermaid_of_the_sample() -> None:
 
 def test_mermaid_takes_no_orders_from_names() -> None:
     """Quotes, directives, markup and Mermaid's own words are codes in a label, or no ids."""
-    text = as_mermaid(graph_of(node("end", name=HOSTILE), node("class", NodeKind.OTHER, name='say "end"')))
+    text = to_mermaid(graph_of(node("end", name=HOSTILE), node("class", NodeKind.OTHER, name='say "end"')))
     assert '    n1{{"Code: say #quot;end#quot;"}}' in text
     labels = re.findall(r'^    n\d+\W+"(.*)"\W+$', text, re.MULTILINE)
     assert len(labels) == 2
@@ -297,13 +297,13 @@ def graphs(draw: st.DrawFn) -> FlowGraph:
 @example(graph=graph_of(node("a", name=HOSTILE), pairs="aa"))
 def test_any_graph_makes_a_whole_picture(graph: FlowGraph) -> None:
     """The picture is well-formed, holds every name and edge, is free of scripts, and no box or lane runs over a box."""
-    svg = as_svg(graph)
+    svg = to_svg(graph)
     shown = texts(svg)
     assert all(any(clean(item.name) in text for text in shown) for item in graph.nodes)
     assert len(classed(svg, "edge")) == len(graph.edges)
     assert "<script" not in svg.lower()
-    assert svg == as_svg(graph)
-    assert as_mermaid(graph).count(" --> ") == len(graph.edges)
+    assert svg == to_svg(graph)
+    assert to_mermaid(graph).count(" --> ") == len(graph.edges)
     layout = laid_out(graph)
     assert not [pair for pair in combinations(layout.boxes.values(), 2) if overlaps(*pair)]
     assert not [edge for edge in graph.edges if crossed(layout, edge)]

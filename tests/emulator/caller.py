@@ -20,7 +20,7 @@ from airflow_provider_flows.emulator import Emulator
 SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"
 
 
-class Caller:
+class EmulatorClient:
     """Talks HTTP to the emulator; paths begin with a slash."""
 
     def __init__(self, emulator: Emulator) -> None:
@@ -34,16 +34,16 @@ class Caller:
 
     def get(self, path: str, **more: Any) -> Any:
         """Return the JSON of a GET that succeeds."""
-        answer = self.call("GET", path, **more)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        response = self.call("GET", path, **more)
+        assert response.status_code == 200, response.text
+        return response.json()
 
     def create(self, *inputs: str, template: str = "model_generate_fromprompt", **more: Any) -> str:
         """Create a flow run and return its id."""
         items = [{"data": data, "additional": {"number": number}} for number, data in enumerate(inputs)]
-        answer = self.call("POST", "/flows", json={"template": template, "inputs": items or None, **more})
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["flow_id"])
+        response = self.call("POST", "/flows", json={"template": template, "inputs": items or None, **more})
+        assert response.status_code == 200, response.text
+        return str(response.json()["flow_id"])
 
     def finish(self, *inputs: str, **more: Any) -> str:
         """Create a flow run, let its time pass, and return its id."""
@@ -55,31 +55,31 @@ class Caller:
         """Poll until the flow run is in one of the states."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
-            shown: dict[str, Any] = self.get(f"/flows/{flow_id}")
-            if shown["state"] in (states or ("completed", "failed", "aborted")):
-                return shown
+            run: dict[str, Any] = self.get(f"/flows/{flow_id}")
+            if run["state"] in (states or ("completed", "failed", "aborted")):
+                return run
             time.sleep(0.02)
-        raise AssertionError(f"Never {states}: {shown}")
+        raise AssertionError(f"Never {states}: {run}")
 
     def run_chain(self, flow_id: str = SAMPLE_FLOW, **variables: str) -> requests.Response:
         """Run a flow of PromptChainer's; without variables, the sample flow's."""
-        given = variables or {"color": "Red", "item": "Ball"}
-        return self.call("POST", f"/api/flows/run/{flow_id}", json={"variables": given})
+        values = variables or {"color": "Red", "item": "Ball"}
+        return self.call("POST", f"/api/flows/run/{flow_id}", json={"variables": values})
 
 
 def read_glb(content: bytes) -> dict[str, Any]:
     """Return the JSON chunk of a GLB, having checked the frame around it."""
     magic, version, length, size, kind = struct.unpack("<4sII I4s", content[:20])
     assert (magic, version, length, kind) == (b"glTF", 2, len(content), b"JSON")
-    shown: dict[str, Any] = json.loads(content[20 : 20 + size])
-    return shown
+    gltf: dict[str, Any] = json.loads(content[20 : 20 + size])
+    return gltf
 
 
-def triangles(content: bytes) -> int:
+def count_triangles(content: bytes) -> int:
     """Count the triangles of a GLB."""
-    shown = read_glb(content)
-    parts = [part for mesh in shown["meshes"] for part in mesh["primitives"]]
-    return int(sum(shown["accessors"][part["indices"]]["count"] // 3 for part in parts))
+    gltf = read_glb(content)
+    parts = [part for mesh in gltf["meshes"] for part in mesh["primitives"]]
+    return int(sum(gltf["accessors"][part["indices"]]["count"] // 3 for part in parts))
 
 
 def data_uri(media_type: str, content: bytes) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_provider_flows.emulator import Emulator
-from tests.emulator.caller import Caller
+from tests.emulator.caller import EmulatorClient
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +27,8 @@ def emulator(_emulator: Emulator) -> Emulator:
 
 
 @pytest.fixture
-def caller(emulator: Emulator) -> Iterator[Caller]:
+def caller(emulator: Emulator) -> Iterator[EmulatorClient]:
     """Give a test a client with the key."""
-    made = Caller(emulator)
-    yield made
-    made.session.close()
+    client = EmulatorClient(emulator)
+    yield client
+    client.session.close()

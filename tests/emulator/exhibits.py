@@ -9,28 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.emulator.caller import Caller
+from tests.emulator.caller import EmulatorClient
 
-Exhibit = Callable[[Caller, Any], None]
+SwitchCheck = Callable[[EmulatorClient, Any], None]
 
 
 @dataclass(frozen=True)
-class Exhibited:
+class SwitchEntry:
     """What a switch does, and the values at which that is shown."""
 
-    exhibit: Exhibit
+    check: SwitchCheck
     values: tuple[object, ...]
 
 
-class Exhibits(dict[str, Exhibited]):
+class SwitchChecks(dict[str, SwitchEntry]):
     """Exhibits by the name of their switch."""
 
-    def shows(self, name: str, *values: object) -> Callable[[Exhibit], Exhibit]:
+    def covers(self, name: str, *values: object) -> Callable[[SwitchCheck], SwitchCheck]:
         """Register an exhibit; it is called with the switch set to each of the values."""
 
-        def register(exhibit: Exhibit) -> Exhibit:
-            self[name] = Exhibited(exhibit, values)
-            return exhibit
+        def register(check: SwitchCheck) -> SwitchCheck:
+            self[name] = SwitchEntry(check, values)
+            return check
 
         return register
 

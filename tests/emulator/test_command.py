@@ -118,7 +118,7 @@ def test_first(flow_emulator):
         connection = json.loads(os.environ[f"AIRFLOW_CONN_{name}_DEFAULT"])
         assert connection["host"] == flow_emulator.url
         assert connection["password"] == flow_emulator.key
-    flow_emulator.fault(Fault(times=None, status=500))
+    flow_emulator.add_fault(Fault(times=None, status=500))
     assert requests.get(flow_emulator.url + "/flows").status_code == 500
 
 

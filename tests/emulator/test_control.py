@@ -15,19 +15,19 @@ import requests
 
 from airflow_provider_flows import emulator as package
 from airflow_provider_flows.emulator import Emulator, Fault, Plan, RecordedRequest, Switches
-from tests.emulator.caller import SAMPLE_FLOW, Caller
+from tests.emulator.caller import SAMPLE_FLOW, EmulatorClient
 
 
-def control(caller: Caller, method: str, name: str, **body: Any) -> Any:
+def control(caller: EmulatorClient, method: str, name: str, **body: Any) -> Any:
     """Call a control route that succeeds, and return its JSON."""
     answer = caller.call(method, f"/_emulator/{name}", json=body or None)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def test_switches_over_http(emulator: Emulator, caller: Caller) -> None:
+def test_switches_over_http(emulator: Emulator, caller: EmulatorClient) -> None:
     """Switches are read and set over HTTP; wrong ones are refused by name, and nothing is set."""
-    assert control(caller, "GET", "switches") == Switches().as_dict()
+    assert control(caller, "GET", "switches") == Switches().to_dict()
     assert control(caller, "PATCH", "switches", download="raw", page_size=3)["download"] == "raw"
     assert (emulator.switches.download, emulator.switches.page_size) == ("raw", 3)
     answer = caller.call("PATCH", "/_emulator/switches", json={"ready_word": "available", "bmp": "maybe"})
@@ -35,7 +35,7 @@ def test_switches_over_http(emulator: Emulator, caller: Caller) -> None:
     assert emulator.switches.ready_word == "ready"
 
 
-def test_faults_over_http(caller: Caller) -> None:
+def test_faults_over_http(caller: EmulatorClient) -> None:
     """Faults are added with text or base64 bodies, listed with their count, and cleared."""
     body = base64.b64encode(b"\xff\x00").decode()
     control(caller, "POST", "faults", path="/templates", status=500, body="broken", headers={"X-A": "1"})
@@ -50,7 +50,7 @@ def test_faults_over_http(caller: Caller) -> None:
         assert caller.call("POST", "/_emulator/faults", json=wrong).status_code == 422
 
 
-def test_plans_runs_and_settings_over_http(caller: Caller) -> None:
+def test_plans_runs_and_settings_over_http(caller: EmulatorClient) -> None:
     """Plans, the clock and the length of runs are set over HTTP, and runs are told."""
     control(caller, "POST", "plans", outcome="failed", error="out of clay")
     assert caller.call("POST", "/_emulator/plans", json={"outcome": "exploded"}).status_code == 422
@@ -64,7 +64,7 @@ def test_plans_runs_and_settings_over_http(caller: Caller) -> None:
     assert told["started"] == 1
 
 
-def test_graphs_over_http(caller: Caller) -> None:
+def test_graphs_over_http(caller: EmulatorClient) -> None:
     """A flow graph is added over HTTP; one that is none is refused."""
     node = {"id": "v", "type": "variableNode", "data": {"variable": {"label": "thing", "value": ""}}}
     control(caller, "POST", "graphs", flow_id="mine", graph={"nodes": [node], "edges": []})
@@ -72,7 +72,7 @@ def test_graphs_over_http(caller: Caller) -> None:
     assert caller.call("POST", "/_emulator/graphs", json={"flow_id": "x", "graph": {}}).status_code == 422
 
 
-def test_control_needs_the_key(emulator: Emulator, caller: Caller) -> None:
+def test_control_needs_the_key(emulator: Emulator, caller: EmulatorClient) -> None:
     """Health is open; everything else takes the key in either service's header."""
     caller.session.headers.clear()
     assert control(caller, "GET", "health") == {"ready": True, "services": ["generio", "promptchainer"]}
@@ -82,7 +82,7 @@ def test_control_needs_the_key(emulator: Emulator, caller: Caller) -> None:
         assert caller.call("POST", "/_emulator/reset", headers=headers).status_code == 200
 
 
-def test_requests_are_recorded_without_keys(emulator: Emulator, caller: Caller) -> None:
+def test_requests_are_recorded_without_keys(emulator: Emulator, caller: EmulatorClient) -> None:
     """A record has method, path, query, headers, body, JSON and status; the key is nowhere, control is not recorded."""
     secret = f"{emulator.key}"
     caller.call("GET", "/flows", params={"filter_by": "running"})
@@ -107,7 +107,7 @@ def test_requests_are_recorded_without_keys(emulator: Emulator, caller: Caller) 
     assert emulator.requests == ()
 
 
-def test_long_bodies_are_capped(emulator: Emulator, caller: Caller) -> None:
+def test_long_bodies_are_capped(emulator: Emulator, caller: EmulatorClient) -> None:
     """Of a long body the beginning is kept, and its size."""
     caller.call("POST", "/flows", json={"template": "x" * 1_000_000})
     (record,) = emulator.requests
@@ -115,7 +115,7 @@ def test_long_bodies_are_capped(emulator: Emulator, caller: Caller) -> None:
     assert record.json is None
 
 
-def test_printed_records_hide_signatures(emulator: Emulator, caller: Caller) -> None:
+def test_printed_records_hide_signatures(emulator: Emulator, caller: EmulatorClient) -> None:
     """Neither a record nor a flow run shows a signed URL when printed."""
     emulator.switches.chain_seconds = 0.0
     requests.get(caller.run_chain().json()[0]["output"], timeout=10)
@@ -123,7 +123,7 @@ def test_printed_records_hide_signatures(emulator: Emulator, caller: Caller) -> 
     assert emulator.requests[-1].query["sig"] not in repr(emulator.requests)
 
 
-def test_listener_is_told_before_a_request_is_answered(emulator: Emulator, caller: Caller) -> None:
+def test_listener_is_told_before_a_request_is_answered(emulator: Emulator, caller: EmulatorClient) -> None:
     """What a listener does to the clock, the very request that it is told of meets; nobody is told any more when it is gone."""
     emulator.run_seconds = 100
     path = f"/flows/{caller.create('a chair')}"
@@ -133,28 +133,28 @@ def test_listener_is_told_before_a_request_is_answered(emulator: Emulator, calle
         heard.append(f"{asked.method} {asked.path}")
         emulator.advance(60)
 
-    emulator.on_request(listen)
+    emulator.set_request_listener(listen)
     assert [caller.get(path)["state"] for _ in range(2)] == ["running", "completed"]
-    emulator.on_request(None)
+    emulator.set_request_listener(None)
     caller.get(path)
     assert heard == [f"GET {path}"] * 2
 
 
-def spoil(emulator: Emulator, caller: Caller) -> None:
+def spoil(emulator: Emulator, caller: EmulatorClient) -> None:
     """Change all that can be changed."""
     emulator.switches.download = "raw"
     emulator.run_seconds = 77
-    emulator.fault(Fault(path="/never", status=500))
-    emulator.fault(Fault(path="/templates", status=500, times=None))
-    emulator.plan(Plan(outcome="failed", times=5))
+    emulator.add_fault(Fault(path="/never", status=500))
+    emulator.add_fault(Fault(path="/templates", status=500, times=None))
+    emulator.add_plan(Plan(outcome="failed", times=5))
     emulator.add_graph("mine", {"nodes": [], "edges": []})
     emulator.advance(1000)
-    emulator.on_request(lambda _: emulator.advance(5000))
+    emulator.set_request_listener(lambda _: emulator.advance(5000))
     caller.create("a chair")
 
 
 @pytest.mark.parametrize("how", ["python", "http"])
-def test_reset_forgets_everything(emulator: Emulator, caller: Caller, how: str) -> None:
+def test_reset_forgets_everything(emulator: Emulator, caller: EmulatorClient, how: str) -> None:
     """After a reset the emulator is as it was made: runs, faults, plans, records, switches, flows, clock and length."""
     spoil(emulator, caller)
     ways: dict[str, Callable[[], Any]] = {
@@ -163,7 +163,12 @@ def test_reset_forgets_everything(emulator: Emulator, caller: Caller, how: str) 
     }
     ways[how]()
     assert (emulator.switches, emulator.run_seconds) == (Switches(), 0.3)
-    assert (emulator.requests, dict(emulator.runs), emulator.paid_runs, emulator.started) == ((), {}, [], 0)
+    assert (emulator.requests, dict(emulator.runs), emulator.paid_runs, emulator.started_count) == (
+        (),
+        {},
+        [],
+        0,
+    )
     assert caller.call("GET", "/templates").status_code == 200
     assert caller.call("GET", "/api/flows/getFlowInfo/mine").status_code == 404
     now = caller.get("/_emulator/settings")["now"]
@@ -180,7 +185,7 @@ def test_starting_switches_are_what_a_reset_goes_back_to() -> None:
     assert emulator.switches.download == "raw"
 
 
-def test_emulators_are_independent(emulator: Emulator, caller: Caller) -> None:
+def test_emulators_are_independent(emulator: Emulator, caller: EmulatorClient) -> None:
     """Two emulators in one process share nothing, and each has its own key."""
     caller.create("a chair")
     with Emulator(key="other", run_seconds=0.1) as second:
@@ -208,7 +213,7 @@ def test_a_taken_port_is_told_at_once() -> None:
 def test_stop_does_not_wait_for_slow_answers() -> None:
     """Ending takes little time though an answer is held back for long."""
     emulator = Emulator().start()
-    emulator.fault(Fault(delay=60))
+    emulator.add_fault(Fault(delay=60))
     with pytest.raises(requests.ReadTimeout):
         requests.get(emulator.url + "/templates", timeout=0.1)
     began = time.monotonic()

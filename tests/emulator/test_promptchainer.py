@@ -13,7 +13,7 @@ import requests
 from PIL import Image
 
 from airflow_provider_flows.emulator import Emulator
-from tests.emulator.caller import SAMPLE_FLOW, Caller
+from tests.emulator.caller import SAMPLE_FLOW, EmulatorClient
 
 
 @pytest.fixture(autouse=True)
@@ -37,24 +37,24 @@ def graph(nodes: list[dict[str, Any]], *wires: str) -> dict[str, Any]:
     return {"nodes": nodes, "edges": edges}
 
 
-def outputs(caller: Caller, **variables: str) -> list[tuple[str, str]]:
+def outputs(caller: EmulatorClient, **variables: str) -> list[tuple[str, str]]:
     """Run the test's flow, and return names with values."""
     answer = caller.run_chain("test", **variables)
     assert answer.status_code == 200, answer.text
     return [(item["name"], item["output"]) for item in answer.json()]
 
 
-def test_outputs_are_made_from_the_variables(emulator: Emulator, caller: Caller) -> None:
+def test_outputs_are_made_from_the_variables(emulator: Emulator, caller: EmulatorClient) -> None:
     """Prompts are filled in; the same variables give the same text, others another."""
     first = caller.run_chain(color="Red", item="Ball").json()
     assert caller.run_chain(color="Red", item="Ball").json()[1] == first[1]
     assert "A joke about a Red and big Ball" in first[1]["output"]
     assert "Green" in caller.run_chain(color="Green", item="Ball").json()[1]["output"]
-    assert emulator.started == 3
+    assert emulator.started_count == 3
     assert emulator.paid_runs[0].inputs == {"color": "Red", "item": "Ball"}
 
 
-def test_picture_is_served_by_its_signed_url(caller: Caller) -> None:
+def test_picture_is_served_by_its_signed_url(caller: EmulatorClient) -> None:
     """The URL alone opens a PNG in the prompt's colour, for an hour from now."""
     url = caller.run_chain().json()[0]["output"]
     query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
@@ -72,7 +72,7 @@ def test_picture_is_served_by_its_signed_url(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("how", ["expired", "later end", "other signature", "no signature", "other picture"])
-def test_bad_urls_are_refused(emulator: Emulator, caller: Caller, how: str) -> None:
+def test_bad_urls_are_refused(emulator: Emulator, caller: EmulatorClient, how: str) -> None:
     """A URL that expired or was changed gets 403 with XML in Azure's words."""
     url = caller.run_chain().json()[0]["output"]
     if how == "expired":
@@ -89,7 +89,7 @@ def test_bad_urls_are_refused(emulator: Emulator, caller: Caller, how: str) -> N
     assert ("Signed expiry time" in answer.text) == (how == "expired")
 
 
-def test_nodes_are_evaluated_in_the_order_of_their_wires(emulator: Emulator, caller: Caller) -> None:
+def test_nodes_are_evaluated_in_the_order_of_their_wires(emulator: Emulator, caller: EmulatorClient) -> None:
     """An action's result fills a later prompt, whatever the order in the file."""
     nodes = [
         node("o", "outputNode", name="TL;DR"),
@@ -104,20 +104,20 @@ def test_nodes_are_evaluated_in_the_order_of_their_wires(emulator: Emulator, cal
     assert "tell of ships and {unwired}" in text
 
 
-def test_design_time_values_do_not_count(emulator: Emulator, caller: Caller) -> None:
+def test_design_time_values_do_not_count(emulator: Emulator, caller: EmulatorClient) -> None:
     """A variable's value in the graph is not used in a run."""
     emulator.add_graph("test", graph([variable("thing"), node("o", "outputNode", name="out")], "thing>o"))
     assert outputs(caller, thing="") == [("out", "")]
 
 
-def test_names_may_be_there_twice(emulator: Emulator, caller: Caller) -> None:
+def test_names_may_be_there_twice(emulator: Emulator, caller: EmulatorClient) -> None:
     """Two outputs of one name are two elements, in node order."""
     nodes = [variable("a"), variable("b"), *(node(name, "outputNode", name="out") for name in ("x", "y"))]
     emulator.add_graph("test", graph(nodes, "b>x", "a>y"))
     assert outputs(caller, a="1", b="2") == [("out", "2"), ("out", "1")]
 
 
-def test_unknown_nodes_are_passed_over(emulator: Emulator, caller: Caller) -> None:
+def test_unknown_nodes_are_passed_over(emulator: Emulator, caller: EmulatorClient) -> None:
     """Code and conditions have nothing to say, and stop nothing."""
     nodes = [
         node("c", "codeNode", name="code", code="print(1)"),
@@ -159,29 +159,29 @@ def test_a_wrong_graph_is_refused(emulator: Emulator, wrong: dict[str, Any], why
         (b'{"variables": {"color": "Red", "item": "Ball", "more": 1}}', 200),
     ],
 )
-def test_variables_are_checked(emulator: Emulator, caller: Caller, body: bytes, status: int) -> None:
+def test_variables_are_checked(emulator: Emulator, caller: EmulatorClient, body: bytes, status: int) -> None:
     """A missing, misspelt or non-text variable is refused before anything is paid."""
     answer = caller.call("POST", f"/api/flows/run/{SAMPLE_FLOW}", data=body)
     assert answer.status_code == status
-    assert emulator.started == (status == 200)
+    assert emulator.started_count == (status == 200)
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": "wrong"}, {"Authorization": "Bearer emulator"}])
-def test_only_the_key_opens(caller: Caller, headers: dict[str, str]) -> None:
+def test_only_the_key_opens(caller: EmulatorClient, headers: dict[str, str]) -> None:
     """Without the key in x-api-key the answer is 401."""
     caller.session.headers.clear()
     assert caller.call("GET", f"/api/flows/getFlowInfo/{SAMPLE_FLOW}", headers=headers).status_code == 401
     assert caller.call("POST", f"/api/flows/run/{SAMPLE_FLOW}", headers=headers, json={}).status_code == 401
 
 
-def test_unknown_flows_are_not_found(caller: Caller) -> None:
+def test_unknown_flows_are_not_found(caller: EmulatorClient) -> None:
     """A flow that there is not is 404, and so is the name that the prose gives the endpoint."""
     assert caller.call("GET", "/api/flows/getFlowInfo/unknown").json() == {"error": "Flow not found"}
     assert caller.run_chain("unknown").status_code == 404
     assert caller.call("GET", f"/api/flows/get-flow-info/{SAMPLE_FLOW}").status_code == 404
 
 
-def test_browsers_may_ask(caller: Caller) -> None:
+def test_browsers_may_ask(caller: EmulatorClient) -> None:
     """Any origin may send the key from a browser."""
     headers = {
         "Origin": "https://example.org",
@@ -200,7 +200,7 @@ def test_browsers_may_ask(caller: Caller) -> None:
     assert shown.headers["Access-Control-Allow-Origin"] == "*"
 
 
-def test_runs_do_not_wait_for_each_other(emulator: Emulator, caller: Caller) -> None:
+def test_runs_do_not_wait_for_each_other(emulator: Emulator, caller: EmulatorClient) -> None:
     """Many runs at once take as long as one."""
     emulator.switches.chain_seconds = 0.4
     began = time.monotonic()

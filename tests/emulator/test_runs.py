@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Plan
-from tests.emulator.caller import Caller
+from tests.emulator.caller import EmulatorClient
 
 
-def test_states_follow_one_another(emulator: Emulator, caller: Caller) -> None:
+def test_states_follow_one_another(emulator: Emulator, caller: EmulatorClient) -> None:
     """A flow run with inputs goes by itself through starting and running to completed, with progress."""
     emulator.run_seconds = 100
     flow_id = caller.create("a chair")
@@ -28,7 +28,7 @@ def test_states_follow_one_another(emulator: Emulator, caller: Caller) -> None:
     assert seen[-1]["created_at"] <= seen[-1]["started_at"] < seen[-1]["finished_at"]
 
 
-def test_looking_changes_nothing(emulator: Emulator, caller: Caller) -> None:
+def test_looking_changes_nothing(emulator: Emulator, caller: EmulatorClient) -> None:
     """The state depends on the clock alone, however often somebody looks."""
     emulator.run_seconds = 100
     flow_id = caller.create("a chair")
@@ -39,7 +39,7 @@ def test_looking_changes_nothing(emulator: Emulator, caller: Caller) -> None:
     assert caller.get(f"/flows/{flow_id}")["state"] == "completed"
 
 
-def test_run_without_inputs_waits_for_its_start(emulator: Emulator, caller: Caller) -> None:
+def test_run_without_inputs_waits_for_its_start(emulator: Emulator, caller: EmulatorClient) -> None:
     """A flow run without inputs is created, takes inputs, costs nothing, and starts when told."""
     flow_id = caller.create()
     shown = caller.get(f"/flows/{flow_id}")
@@ -47,27 +47,27 @@ def test_run_without_inputs_waits_for_its_start(emulator: Emulator, caller: Call
     for number in range(2):
         body = {"data": f"chair {number}", "additional": number}
         assert caller.call("POST", f"/flows/{flow_id}/inputs", json=body).json()["asset_id"]
-    assert (emulator.started, emulator.runs[flow_id].ever_started) == (0, False)
+    assert (emulator.started_count, emulator.runs[flow_id].has_started) == (0, False)
     assert caller.call("PATCH", f"/flows/{flow_id}", json={"action": "start"}).json()["state"] == "starting"
-    assert emulator.started == 1
+    assert emulator.started_count == 1
     caller.wait(flow_id, "completed")
     outputs = caller.get(f"/flows/{flow_id}/outputs")["outputs"]
     assert [item["additional"] for item in outputs] == [0, 1]
 
 
-def test_an_empty_list_is_no_inputs(caller: Caller) -> None:
+def test_an_empty_list_is_no_inputs(caller: EmulatorClient) -> None:
     """An empty list of inputs starts nothing."""
     answer = caller.call("POST", "/flows", json={"template": "model_optimize", "inputs": []})
     assert answer.json()["state"] == "created"
 
 
-def test_a_run_without_inputs_cannot_start(caller: Caller) -> None:
+def test_a_run_without_inputs_cannot_start(caller: EmulatorClient) -> None:
     """There is nothing to start where there are no inputs."""
     answer = caller.call("PATCH", f"/flows/{caller.create()}", json={"action": "start"})
     assert answer.status_code == 422
 
 
-def test_what_is_forbidden_while_it_runs(emulator: Emulator, caller: Caller) -> None:
+def test_what_is_forbidden_while_it_runs(emulator: Emulator, caller: EmulatorClient) -> None:
     """Start, more inputs, deletion and outputs are conflicts while a flow run is under way."""
     emulator.run_seconds = 100
     path = f"/flows/{caller.create('a chair')}"
@@ -81,7 +81,7 @@ def test_what_is_forbidden_while_it_runs(emulator: Emulator, caller: Caller) -> 
     assert "not starting" in answers[0].json()["detail"]
 
 
-def test_abort_passes_through_aborting(emulator: Emulator, caller: Caller) -> None:
+def test_abort_passes_through_aborting(emulator: Emulator, caller: EmulatorClient) -> None:
     """An aborted flow run shows aborting for a moment, and cannot be aborted twice."""
     emulator.run_seconds = 100
     path = f"/flows/{caller.create('a chair')}"
@@ -95,13 +95,13 @@ def test_abort_passes_through_aborting(emulator: Emulator, caller: Caller) -> No
     assert caller.call("PATCH", path, json={"action": "abort"}).status_code == 409
 
 
-def test_abort_is_for_runs_under_way(caller: Caller) -> None:
+def test_abort_is_for_runs_under_way(caller: EmulatorClient) -> None:
     """What was only created or is over cannot be aborted."""
     for flow_id in (caller.create(), caller.finish("a chair")):
         assert caller.call("PATCH", f"/flows/{flow_id}", json={"action": "abort"}).status_code == 409
 
 
-def test_deleted_is_gone(emulator: Emulator, caller: Caller) -> None:
+def test_deleted_is_gone(emulator: Emulator, caller: EmulatorClient) -> None:
     """A deleted flow run is not found any more, and stays paid."""
     for flow_id in (caller.create(), caller.finish("a chair")):
         assert caller.call("DELETE", f"/flows/{flow_id}").status_code == 200
@@ -111,9 +111,9 @@ def test_deleted_is_gone(emulator: Emulator, caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["failed", "aborted"])
-def test_plans_end_badly(emulator: Emulator, caller: Caller, outcome: Any) -> None:
+def test_plans_end_badly(emulator: Emulator, caller: EmulatorClient, outcome: Any) -> None:
     """A planned outcome comes about, with its reason, for as many flow runs as planned."""
-    emulator.plan(Plan(outcome=outcome, error="out of clay", times=2))
+    emulator.add_plan(Plan(outcome=outcome, error="out of clay", times=2))
     ids = [caller.finish("a chair") for _ in range(3)]
     shown = [caller.get(f"/flows/{flow_id}") for flow_id in ids]
     assert [item["state"] for item in shown] == [outcome, outcome, "completed"]
@@ -121,9 +121,9 @@ def test_plans_end_badly(emulator: Emulator, caller: Caller, outcome: Any) -> No
     assert caller.get(f"/flows/{ids[0]}/outputs")["outputs"] == []
 
 
-def test_partial_outputs(emulator: Emulator, caller: Caller) -> None:
+def test_partial_outputs(emulator: Emulator, caller: EmulatorClient) -> None:
     """A failed flow run may have some outputs; the others say why they are missing."""
-    emulator.plan(Plan(outcome="failed", error="out of clay", partial_outputs=True))
+    emulator.add_plan(Plan(outcome="failed", error="out of clay", partial_outputs=True))
     flow_id = caller.finish("a chair", "a table", "a lamp")
     outputs = caller.get(f"/flows/{flow_id}/outputs")["outputs"]
     assert [item["status"] for item in outputs] == ["ready", "ready", "error"]
@@ -132,9 +132,9 @@ def test_partial_outputs(emulator: Emulator, caller: Caller) -> None:
     assert caller.call("GET", f"/flows/{flow_id}/outputs/{outputs[2]['id']}").status_code == 404
 
 
-def test_a_plan_has_its_own_time_and_words(emulator: Emulator, caller: Caller) -> None:
+def test_a_plan_has_its_own_time_and_words(emulator: Emulator, caller: EmulatorClient) -> None:
     """A plan sets how long a flow run takes, and a state nobody knows in the middle of it."""
-    emulator.plan(Plan(run_seconds=300, unknown_state="queued"))
+    emulator.add_plan(Plan(run_seconds=300, unknown_state="queued"))
     flow_id = caller.create("a chair")
     states = []
     for _ in range(4):
@@ -149,7 +149,7 @@ def test_an_impossible_plan_is_refused() -> None:
         Plan(outcome="exploded")  # type: ignore[arg-type]
 
 
-def test_run_seconds_can_be_a_fraction_and_changed(emulator: Emulator, caller: Caller) -> None:
+def test_run_seconds_can_be_a_fraction_and_changed(emulator: Emulator, caller: EmulatorClient) -> None:
     """The next flow run takes the time set last."""
     emulator.run_seconds = 0.05
     flow_id = caller.create("a chair")
@@ -157,7 +157,7 @@ def test_run_seconds_can_be_a_fraction_and_changed(emulator: Emulator, caller: C
     assert caller.get(f"/flows/{flow_id}")["state"] == "completed"
 
 
-def test_the_whole_of_a_run_is_shown(caller: Caller) -> None:
+def test_the_whole_of_a_run_is_shown(caller: EmulatorClient) -> None:
     """Parameters come back with the template's defaults in the gaps, and the caller's own data as it was."""
     flow_id = caller.create("a chair", parameters={"quality": "low"}, additional={"order": [17, None]})
     shown = caller.get(f"/flows/{flow_id}")
@@ -166,7 +166,7 @@ def test_the_whole_of_a_run_is_shown(caller: Caller) -> None:
     assert shown["template"] == "model_generate_fromprompt"
 
 
-def test_list_is_filtered_and_sorted(emulator: Emulator, caller: Caller) -> None:
+def test_list_is_filtered_and_sorted(emulator: Emulator, caller: EmulatorClient) -> None:
     """The list shows one state if asked, newest first, by either word for the state."""
     done = caller.finish("a chair")
     emulator.run_seconds = 500
@@ -181,7 +181,7 @@ def test_list_is_filtered_and_sorted(emulator: Emulator, caller: Caller) -> None
     assert caller.call("GET", "/flows", params={"filter_by": "sleeping"}).status_code == 422
 
 
-def test_templates_are_found_by_either_reference(caller: Caller) -> None:
+def test_templates_are_found_by_either_reference(caller: EmulatorClient) -> None:
     """A template's id does as well as its name."""
     for template in caller.get("/templates")["templates"]:
         assert caller.get(f"/templates/{template['template_id']}")["name"] == template["name"]
@@ -189,7 +189,7 @@ def test_templates_are_found_by_either_reference(caller: Caller) -> None:
         assert caller.get(f"/flows/{flow_id}")["template"] == template["name"]
 
 
-def test_what_is_unknown_is_not_found(caller: Caller) -> None:
+def test_what_is_unknown_is_not_found(caller: EmulatorClient) -> None:
     """Unknown ids, templates and routes are 404, wrong methods 405."""
     flow_id = caller.finish("a chair")
     unknown = "0" * 24
@@ -207,7 +207,7 @@ def test_what_is_unknown_is_not_found(caller: Caller) -> None:
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic emulator"}]
 )
-def test_only_the_key_opens(emulator: Emulator, caller: Caller, headers: dict[str, str]) -> None:
+def test_only_the_key_opens(emulator: Emulator, caller: EmulatorClient, headers: dict[str, str]) -> None:
     """Without the key as a bearer token the answer is 401 and names the scheme."""
     caller.session.headers.clear()
     for method, path in (("GET", "/flows"), ("POST", "/flows"), ("GET", "/templates")):
@@ -230,7 +230,7 @@ def test_only_the_key_opens(emulator: Emulator, caller: Caller, headers: dict[st
     ],
 )
 def test_bad_bodies_are_explained(
-    emulator: Emulator, caller: Caller, body: dict[str, Any], where: str
+    emulator: Emulator, caller: EmulatorClient, body: dict[str, Any], where: str
 ) -> None:
     """A body that is wrong is answered as FastAPI answers: 422 with the places."""
     answer = caller.call("POST", "/flows", json=body)
@@ -239,7 +239,7 @@ def test_bad_bodies_are_explained(
     assert emulator.runs == {}
 
 
-def test_documentation_samples_without_a_body_are_refused(caller: Caller) -> None:
+def test_documentation_samples_without_a_body_are_refused(caller: EmulatorClient) -> None:
     """The generated samples, which send no body or stub text, get 422."""
     flow_id = caller.create()
     assert caller.call("POST", "/flows").status_code == 422
@@ -249,7 +249,7 @@ def test_documentation_samples_without_a_body_are_refused(caller: Caller) -> Non
     assert caller.call("POST", f"/flows/{flow_id}/inputs", json={}).status_code == 422
 
 
-def test_inputs_can_be_read_back(caller: Caller) -> None:
+def test_inputs_can_be_read_back(caller: EmulatorClient) -> None:
     """Inputs are listed, with their data when asked in any of FastAPI's words for yes."""
     flow_id = caller.create("a chair", "a table")
     listed = caller.get(f"/flows/{flow_id}/inputs")

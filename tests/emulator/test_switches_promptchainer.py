@@ -9,19 +9,19 @@ import pytest
 import requests
 
 from airflow_provider_flows.emulator import Emulator
-from tests.emulator.caller import SAMPLE_FLOW, Caller
-from tests.emulator.exhibits import Exhibits
+from tests.emulator.caller import SAMPLE_FLOW, EmulatorClient
+from tests.emulator.exhibits import SwitchChecks
 
-EXHIBITS = Exhibits()
+EXHIBITS = SwitchChecks()
 
 
-def fast_chain(caller: Caller, **variables: str) -> requests.Response:
+def fast_chain(caller: EmulatorClient, **variables: str) -> requests.Response:
     """Run the sample flow at once."""
     caller.emulator.switches.chain_seconds = 0.0
     return caller.run_chain(**variables)
 
 
-def two_wires(caller: Caller) -> Any:
+def two_wires(caller: EmulatorClient) -> Any:
     """Run a flow whose one output has two wires, and return the output."""
     nodes: list[dict[str, Any]] = [
         {"id": name, "type": "variableNode", "data": {"variable": {"label": name, "value": ""}}}
@@ -34,8 +34,8 @@ def two_wires(caller: Caller) -> Any:
     return caller.run_chain("two", a="first", b="second").json()[0]["output"]
 
 
-@EXHIBITS.shows("chain_seconds", None, 0.0, 0.4)
-def _(caller: Caller, value: float | None) -> None:
+@EXHIBITS.covers("chain_seconds", None, 0.0, 0.4)
+def _(caller: EmulatorClient, value: float | None) -> None:
     caller.emulator.run_seconds = 1.0
     began = time.monotonic()
     caller.run_chain()
@@ -44,8 +44,8 @@ def _(caller: Caller, value: float | None) -> None:
     assert value is None or lasted < 1.0
 
 
-@EXHIBITS.shows("chain_key_in_body", *(True, False))
-def _(caller: Caller, value: bool) -> None:  # noqa: FBT001  the value of a switch
+@EXHIBITS.covers("chain_key_in_body", *(True, False))
+def _(caller: EmulatorClient, value: bool) -> None:  # noqa: FBT001  the value of a switch
     caller.emulator.switches.chain_seconds = 0.0
     caller.session.headers.clear()
     body = {"apiKey": caller.emulator.key, "variables": {"color": "Red", "item": "Ball"}}
@@ -54,8 +54,8 @@ def _(caller: Caller, value: bool) -> None:  # noqa: FBT001  the value of a swit
     )
 
 
-@EXHIBITS.shows("chain_errors", "error", "message", "text")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("chain_errors", "error", "message", "text")
+def _(caller: EmulatorClient, value: str) -> None:
     answer = caller.run_chain("unknown")
     assert answer.status_code == 404
     if value == "text":
@@ -68,15 +68,15 @@ def _(caller: Caller, value: str) -> None:
         assert answer.json() == bodies[value]
 
 
-@EXHIBITS.shows("chain_content_type", "json", "text")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("chain_content_type", "json", "text")
+def _(caller: EmulatorClient, value: str) -> None:
     answer = fast_chain(caller)
     assert answer.headers["content-type"].startswith("text/plain" if value == "text" else "application/json")
     assert [item["name"] for item in answer.json()] == ["image", "text"]
 
 
-@EXHIBITS.shows("info_answer", "array", "data", "list", "graph")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("info_answer", "array", "data", "list", "graph")
+def _(caller: EmulatorClient, value: str) -> None:
     shown = caller.get(f"/api/flows/getFlowInfo/{SAMPLE_FLOW}")
     if value == "graph":
         assert set(shown) == {"nodes", "edges"}
@@ -85,15 +85,15 @@ def _(caller: Caller, value: str) -> None:
         assert [item["name"] for item in items] == ["color", "item", "image", "text"]
 
 
-@EXHIBITS.shows("run_answer", "array", "outputs", "data", "list")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("run_answer", "array", "outputs", "data", "list")
+def _(caller: EmulatorClient, value: str) -> None:
     shown = fast_chain(caller).json()
     items = shown if value == "array" else shown[value]
     assert [item["name"] for item in items] == ["image", "text"]
 
 
-@EXHIBITS.shows("run_items", "outputs", "all", "untyped")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("run_items", "outputs", "all", "untyped")
+def _(caller: EmulatorClient, value: str) -> None:
     types = [item.get("type") for item in fast_chain(caller).json()]
     wanted = {
         "outputs": ["output", "output"],
@@ -103,19 +103,19 @@ def _(caller: Caller, value: str) -> None:
     assert types == wanted[value]
 
 
-@EXHIBITS.shows("output_value", "string", "map")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("output_value", "string", "map")
+def _(caller: EmulatorClient, value: str) -> None:
     assert two_wires(caller) == {"string": "second\nfirst", "map": {"b": "second", "a": "first"}}[value]
 
 
-@EXHIBITS.shows("join", "newline", "space", "first", "last")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("join", "newline", "space", "first", "last")
+def _(caller: EmulatorClient, value: str) -> None:
     wanted = {"newline": "second\nfirst", "space": "second first", "first": "second", "last": "first"}
     assert two_wires(caller) == wanted[value]
 
 
-@EXHIBITS.shows("missing_variable", 400, 422, "blank")
-def _(caller: Caller, value: Any) -> None:
+@EXHIBITS.covers("missing_variable", 400, 422, "blank")
+def _(caller: EmulatorClient, value: Any) -> None:
     answer = fast_chain(caller, color="Red")
     if value == "blank":
         assert "A joke about a Red and big " in answer.json()[1]["output"]
@@ -123,8 +123,8 @@ def _(caller: Caller, value: Any) -> None:
         assert (answer.status_code, answer.json()) == (value, {"error": "Missing variable: item"})
 
 
-@EXHIBITS.shows("model_failure", "none", "status", "empty", "null", "missing")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("model_failure", "none", "status", "empty", "null", "missing")
+def _(caller: EmulatorClient, value: str) -> None:
     answer = fast_chain(caller)
     assert answer.status_code == (500 if value == "status" else 200)
     (run,) = caller.emulator.paid_runs
@@ -135,14 +135,14 @@ def _(caller: Caller, value: str) -> None:
         assert answer.json() == []
 
 
-@EXHIBITS.shows("image_url_seconds", 0.0, 3600.0)
-def _(caller: Caller, value: float) -> None:
+@EXHIBITS.covers("image_url_seconds", 0.0, 3600.0)
+def _(caller: EmulatorClient, value: float) -> None:
     url = fast_chain(caller).json()[0]["output"]
     assert requests.get(url, timeout=10).status_code == (200 if value else 403)
 
 
 @pytest.mark.parametrize(("name", "value"), EXHIBITS.cases())
-def test_switch(caller: Caller, emulator: Emulator, name: str, value: object) -> None:
+def test_switch(caller: EmulatorClient, emulator: Emulator, name: str, value: object) -> None:
     """The value of the switch shows in what goes over the socket."""
     setattr(emulator.switches, name, value)
-    EXHIBITS[name].exhibit(caller, value)
+    EXHIBITS[name].check(caller, value)

@@ -7,40 +7,40 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Plan
-from tests.emulator.caller import SAMPLE_FLOW, Caller, data_uri, picture
-from tests.emulator.exhibits import Exhibits
+from tests.emulator.caller import SAMPLE_FLOW, EmulatorClient, data_uri, picture
+from tests.emulator.exhibits import SwitchChecks
 
-EXHIBITS = Exhibits()
+EXHIBITS = SwitchChecks()
 
 
-@EXHIBITS.shows("auth_failure", 401, 403)
-def _(caller: Caller, value: int) -> None:
+@EXHIBITS.covers("auth_failure", 401, 403)
+def _(caller: EmulatorClient, value: int) -> None:
     caller.session.headers.clear()
     assert caller.call("GET", "/flows").status_code == value
     assert caller.call("GET", f"/api/flows/getFlowInfo/{SAMPLE_FLOW}").status_code == value
 
 
-@EXHIBITS.shows("conflict", 409, 400, 403, 422, 425)
-def _(caller: Caller, value: int) -> None:
+@EXHIBITS.covers("conflict", 409, 400, 403, 422, 425)
+def _(caller: EmulatorClient, value: int) -> None:
     answer = caller.call("PATCH", f"/flows/{caller.create()}", json={"action": "abort"})
     assert (answer.status_code, type(answer.json()["detail"])) == (value, str)
 
 
-@EXHIBITS.shows("media_refusal", 415, 422, 400)
-def _(caller: Caller, value: int) -> None:
+@EXHIBITS.covers("media_refusal", 415, 422, 400)
+def _(caller: EmulatorClient, value: int) -> None:
     body = {"data": data_uri("image/gif", b"GIF89a")}
     path = f"/flows/{caller.create(template='model_generate_fromimage')}/inputs"
     assert caller.call("POST", path, json=body).status_code == value
 
 
-@EXHIBITS.shows("malformed_id", 404, 422, 400)
-def _(caller: Caller, value: int) -> None:
+@EXHIBITS.covers("malformed_id", 404, 422, 400)
+def _(caller: EmulatorClient, value: int) -> None:
     assert caller.call("GET", "/flows/not-an-id").status_code == value
     assert caller.call("GET", "/flows/" + "0" * 24).status_code == 404
 
 
-@EXHIBITS.shows("bad_parameter", 422, 400, "fail")
-def _(caller: Caller, value: Any) -> None:
+@EXHIBITS.covers("bad_parameter", 422, 400, "fail")
+def _(caller: EmulatorClient, value: Any) -> None:
     body = {
         "template": "model_generate_fromprompt",
         "parameters": {"quality": "odd"},
@@ -54,8 +54,8 @@ def _(caller: Caller, value: Any) -> None:
         assert (shown["state"], "quality" in shown["error"]) == ("failed", True)
 
 
-@EXHIBITS.shows("unknown_parameter", "refuse", "ignore")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("unknown_parameter", "refuse", "ignore")
+def _(caller: EmulatorClient, value: str) -> None:
     answer = caller.call(
         "POST", "/flows", json={"template": "model_optimize", "parameters": {"colour": "red"}}
     )
@@ -63,8 +63,8 @@ def _(caller: Caller, value: str) -> None:
     assert value == "refuse" or answer.json()["parameters"] == {"polygon_count": 100_000}
 
 
-@EXHIBITS.shows("quota", "plenty", 402, 403, 429)
-def _(caller: Caller, value: Any) -> None:
+@EXHIBITS.covers("quota", "plenty", 402, 403, 429)
+def _(caller: EmulatorClient, value: Any) -> None:
     wanted = 200 if value == "plenty" else value
     caller.emulator.switches.chain_seconds = 0.0
     body = {"template": "model_generate_fromprompt", "inputs": [{"data": "a chair"}]}
@@ -73,11 +73,11 @@ def _(caller: Caller, value: Any) -> None:
     path = f"/flows/{caller.create()}"
     caller.call("POST", f"{path}/inputs", json={"data": "a chair"})
     assert caller.call("PATCH", path, json={"action": "start"}).status_code == wanted
-    assert caller.emulator.started == (3 if value == "plenty" else 0)
+    assert caller.emulator.started_count == (3 if value == "plenty" else 0)
 
 
-@EXHIBITS.shows("error_detail", "string", "list", "object")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("error_detail", "string", "list", "object")
+def _(caller: EmulatorClient, value: str) -> None:
     detail = caller.call("GET", "/flows/" + "0" * 24).json()["detail"]
     wanted = {
         "string": "Flow not found",
@@ -87,8 +87,8 @@ def _(caller: Caller, value: str) -> None:
     assert detail == wanted[value]
 
 
-@EXHIBITS.shows("input_path", "inputs", "both", "input")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("input_path", "inputs", "both", "input")
+def _(caller: EmulatorClient, value: str) -> None:
     path = f"/flows/{caller.create()}"
     new = caller.call("POST", f"{path}/inputs", json={"data": "a chair"})
     old = caller.call("POST", f"{path}/input", json={"file_data": "a chair"})
@@ -101,8 +101,8 @@ def _(caller: Caller, value: str) -> None:
     assert caller.call("POST", "/flows", json=body).status_code == (422 if value == "inputs" else 200)
 
 
-@EXHIBITS.shows("swapped_data_uri", "reject", "accept")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("swapped_data_uri", "reject", "accept")
+def _(caller: EmulatorClient, value: str) -> None:
     swapped = data_uri("image/png", picture()).replace(";base64,", ",base64;")
     path = f"/flows/{caller.create(template='model_generate_fromimage')}/inputs"
     assert caller.call("POST", path, json={"data": swapped}).status_code == (
@@ -110,15 +110,15 @@ def _(caller: Caller, value: str) -> None:
     )
 
 
-@EXHIBITS.shows("bare_base64", "reject", "accept")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("bare_base64", "reject", "accept")
+def _(caller: EmulatorClient, value: str) -> None:
     bare = data_uri("image/png", picture()).partition(",")[2]
     path = f"/flows/{caller.create(template='model_generate_fromimage')}/inputs"
     assert caller.call("POST", path, json={"data": bare}).status_code == (422 if value == "reject" else 200)
 
 
-@EXHIBITS.shows("text_data_uri", "accept", "reject", "literal")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("text_data_uri", "accept", "reject", "literal")
+def _(caller: EmulatorClient, value: str) -> None:
     prompt = data_uri("text/plain", b"a chair")
     path = f"/flows/{caller.create()}/inputs"
     answer = caller.call("POST", path, json={"data": prompt})
@@ -129,8 +129,8 @@ def _(caller: Caller, value: str) -> None:
         assert shown["data"] == ("a chair" if value == "accept" else prompt)
 
 
-@EXHIBITS.shows("bmp", "reject", "accept")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("bmp", "reject", "accept")
+def _(caller: EmulatorClient, value: str) -> None:
     body = {"data": data_uri("image/bmp", picture("BMP"))}
     path = f"/flows/{caller.create(template='model_generate_fromimage')}"
     answer = caller.call("POST", f"{path}/inputs", json=body)
@@ -141,8 +141,8 @@ def _(caller: Caller, value: str) -> None:
         assert caller.get(path)["state"] == "completed"
 
 
-@EXHIBITS.shows("abort", "visible", "instant", "finishes")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("abort", "visible", "instant", "finishes")
+def _(caller: EmulatorClient, value: str) -> None:
     caller.emulator.run_seconds = 100
     path = f"/flows/{caller.create('a chair')}"
     shown = caller.call("PATCH", path, json={"action": "abort"}).json()
@@ -151,15 +151,15 @@ def _(caller: Caller, value: str) -> None:
     assert caller.get(path)["state"] == ("completed" if value == "finishes" else "aborted")
 
 
-@EXHIBITS.shows("outputs_after_failure", "empty", "refuse")
-def _(caller: Caller, value: str) -> None:
-    caller.emulator.plan(Plan(outcome="failed"))
+@EXHIBITS.covers("outputs_after_failure", "empty", "refuse")
+def _(caller: EmulatorClient, value: str) -> None:
+    caller.emulator.add_plan(Plan(outcome="failed"))
     answer = caller.call("GET", f"/flows/{caller.finish('a chair')}/outputs")
     assert answer.status_code == (200 if value == "empty" else 409)
 
 
-@EXHIBITS.shows("outputs_ready", "at_once", "later")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("outputs_ready", "at_once", "later")
+def _(caller: EmulatorClient, value: str) -> None:
     caller.emulator.run_seconds = 100
     path = f"/flows/{caller.create('a chair')}"
     caller.emulator.advance(101)
@@ -173,18 +173,18 @@ def _(caller: Caller, value: str) -> None:
     assert shown["status"] == "ready"
 
 
-@EXHIBITS.shows("list_endpoint", "present", 404, 405)
-def _(caller: Caller, value: Any) -> None:
+@EXHIBITS.covers("list_endpoint", "present", 404, 405)
+def _(caller: EmulatorClient, value: Any) -> None:
     assert caller.call("GET", "/flows").status_code == (200 if value == "present" else value)
 
 
-@EXHIBITS.shows("templates_endpoint", "present", 404, 405)
-def _(caller: Caller, value: Any) -> None:
+@EXHIBITS.covers("templates_endpoint", "present", 404, 405)
+def _(caller: EmulatorClient, value: Any) -> None:
     assert caller.call("GET", "/templates").status_code == (200 if value == "present" else value)
 
 
-@EXHIBITS.shows("template_parameters", "list", "mapping", "schema", "names", "absent")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("template_parameters", "list", "mapping", "schema", "names", "absent")
+def _(caller: EmulatorClient, value: str) -> None:
     shown = [row.get("parameters") for row in caller.get("/templates")["templates"]]
     told = shown[0]["properties"] if value == "schema" else shown[0]
     assert type(told) is {"list": list, "names": list, "absent": type(None)}.get(value, dict)
@@ -195,8 +195,8 @@ def _(caller: Caller, value: str) -> None:
         assert [row if value == "names" else row["name"] for row in told] == ["quality", "seed", "texture"]
 
 
-@EXHIBITS.shows("template_inputs", "strings", "objects", "words", "absent")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("template_inputs", "strings", "objects", "words", "absent")
+def _(caller: EmulatorClient, value: str) -> None:
     shown = [row.get("inputs") for row in caller.get("/templates")["templates"]]
     wanted = {
         "strings": ["text/plain", "prompt"],
@@ -209,16 +209,16 @@ def _(caller: Caller, value: str) -> None:
     assert shown[2] == (["glb"] if value == "words" else shown[2])
 
 
-@EXHIBITS.shows("list_envelope", "flows", "array")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("list_envelope", "flows", "array")
+def _(caller: EmulatorClient, value: str) -> None:
     flow_id = caller.create()
     shown = caller.get("/flows")
     rows = shown["flows"] if value == "flows" else shown
     assert [row["flow_id"] for row in rows] == [flow_id]
 
 
-@EXHIBITS.shows("filter_by", "state", "fields", "fields_only", "ignore")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("filter_by", "state", "fields", "fields_only", "ignore")
+def _(caller: EmulatorClient, value: str) -> None:
     flow_id = caller.create()
     states = caller.get("/flows", params={"filter_by": "running"})["flows"]
     assert states == {"state": [], "fields": [{"flow_id": flow_id}], "fields_only": [{}]}.get(value, states)
@@ -228,15 +228,15 @@ def _(caller: Caller, value: str) -> None:
         assert rows == [{"flow_id": flow_id, "state": "created", "progress": 0.0}]
 
 
-@EXHIBITS.shows("sort_order", "descending", "ascending")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("sort_order", "descending", "ascending")
+def _(caller: EmulatorClient, value: str) -> None:
     ids = [caller.create() for _ in range(3)]
     shown = [row["flow_id"] for row in caller.get("/flows")["flows"]]
     assert shown == (ids if value == "ascending" else ids[::-1])
 
 
-@EXHIBITS.shows("paging", "none", "offset", "page", "silent")
-def _(caller: Caller, value: str) -> None:
+@EXHIBITS.covers("paging", "none", "offset", "page", "silent")
+def _(caller: EmulatorClient, value: str) -> None:
     caller.emulator.switches.page_size = 2
     ids = [caller.create() for _ in range(5)][::-1]
     shown = caller.get("/flows")
@@ -250,8 +250,8 @@ def _(caller: Caller, value: str) -> None:
         assert [row["flow_id"] for row in caller.get("/flows", params=query)["flows"]] == ids[4:]
 
 
-@EXHIBITS.shows("page_size", 1, 3)
-def _(caller: Caller, value: int) -> None:
+@EXHIBITS.covers("page_size", 1, 3)
+def _(caller: EmulatorClient, value: int) -> None:
     caller.emulator.switches.paging = "silent"
     for _ in range(4):
         caller.create()
@@ -259,7 +259,7 @@ def _(caller: Caller, value: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), EXHIBITS.cases())
-def test_switch(caller: Caller, emulator: Emulator, name: str, value: object) -> None:
+def test_switch(caller: EmulatorClient, emulator: Emulator, name: str, value: object) -> None:
     """The value of the switch shows in what goes over the socket."""
     setattr(emulator.switches, name, value)
-    EXHIBITS[name].exhibit(caller, value)
+    EXHIBITS[name].check(caller, value)

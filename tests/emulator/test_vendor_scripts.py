@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from airflow_provider_flows.emulator import Emulator
-from tests.emulator.caller import SAMPLE_FLOW, Caller, data_uri, picture, read_glb
+from tests.emulator.caller import SAMPLE_FLOW, EmulatorClient, data_uri, picture, read_glb
 
 # The scripts say 5; what they read does not depend on it.
 POLL_SECONDS = 0.05
@@ -91,7 +91,7 @@ def test_image_script_finishes_by_default(emulator: Emulator, tmp_path: Path) ->
     assert len(from_image_script(emulator.url, emulator.key, tmp_path, picture())) == 1
 
 
-def test_newest_documentation_holds(caller: Caller) -> None:
+def test_newest_documentation_holds(caller: EmulatorClient) -> None:
     """The keys that the newest reference pages show are there."""
     flow_id = caller.finish("a chair")
     shown = caller.get(f"/flows/{flow_id}/outputs", params={"include_data": "true"})

@@ -24,7 +24,7 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import airflow_internals
 from tests.support.airflow_run import run_dag
-from tests.support.tries import CHAIR, set_up
+from tests.support.tries import CHAIR_ARGUMENTS, set_up
 from tests.support.versions import needs
 
 
@@ -58,7 +58,7 @@ def test_the_table_of_the_state_store_is_the_one_that_is_read() -> None:
 )
 def test_connection_types_that_run_flows_are_known(kind: str, ours: bool) -> None:  # noqa: FBT001  # a table's column
     """A type is ours by its hook's class; an official provider's hook is not even imported."""
-    assert airflow_internals._runs_flows(kind) is ours
+    assert airflow_internals._is_flows_connection_type(kind) is ours
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -68,9 +68,11 @@ def test_what_a_task_instance_has_left_is_read(
     """State, returned dict, id and rendered arguments; of runs long past, those arguments that are no templates."""
     set_up(flow_emulator, monkeypatch)
     with DAG("inside_left", schedule=None) as dag:
-        RunFlowOperator(task_id="run", **{**CHAIR, "flow": "{{ 'model_generate_' ~ 'fromprompt' }}"})
+        RunFlowOperator(
+            task_id="run", **{**CHAIR_ARGUMENTS, "flow": "{{ 'model_generate_' ~ 'fromprompt' }}"}
+        )
     result = run_dag(dag)
-    left = airflow_internals.left_by("inside_left", result.run_id, "run", -1)
+    left = airflow_internals.load_task_instance("inside_left", result.run_id, "run", -1)
     assert left is not None
     returned = result.xcoms["run"]["return_value"]
     assert (left.state, left.result, left.flow_run_id) == ("success", returned, returned["flow_run_id"])
@@ -81,8 +83,8 @@ def test_what_a_task_instance_has_left_is_read(
         session.execute(
             delete(RenderedTaskInstanceFields).where(RenderedTaskInstanceFields.run_id == result.run_id)
         )
-    old = airflow_internals.left_by("inside_left", result.run_id, "run", -1)
+    old = airflow_internals.load_task_instance("inside_left", result.run_id, "run", -1)
     assert old is not None
     assert old.fields["flows_conn_id"] == "flows_default"
     assert "flow" not in old.fields
-    assert airflow_internals.left_by("inside_left", result.run_id, "run", 0) is None
+    assert airflow_internals.load_task_instance("inside_left", result.run_id, "run", 0) is None

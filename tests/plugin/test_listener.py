@@ -22,7 +22,7 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.airflow_run import run_dag
-from tests.support.tries import CHAIN, CHAIR, set_up, tried
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries, set_up
 from tests.support.versions import needs
 
 SOON = 10.0
@@ -40,7 +40,7 @@ def marked(
 ) -> None:
     """Start a flow run, let its task be deferred to no triggerer, and tell Airflow's listeners that somebody marked it."""
     with DAG(dag_id, schedule=None) as dag:
-        RunFlowOperator(task_id="run", **CHAIR, wait_for_completion=False)
+        RunFlowOperator(task_id="run", **CHAIR_ARGUMENTS, wait_for_completion=False)
     result = run_dag(dag)
     made = trigger(result.xcoms["run"]["flow_run_id"])
     with create_session() as session:
@@ -104,7 +104,7 @@ def test_failure_that_the_scheduler_finds_stops_nothing(emulator: Emulator) -> N
 def test_answer_is_kept_until_the_task_has_succeeded(emulator: Emulator) -> None:
     """PromptChainer's answer, content and all, is gone from Airflow's state store when the task is green."""
     emulator.run_seconds = 0
-    ended = tried("listener_kept", **CHAIN)
+    ended = run_with_retries("listener_kept", **CHAIN_ARGUMENTS)
     assert ended.state == "success"
     assert ended.record is None
 
@@ -113,6 +113,6 @@ def test_answer_is_kept_until_the_task_has_succeeded(emulator: Emulator) -> None
 def test_record_of_a_run_with_an_id_stays(emulator: Emulator) -> None:
     """What a Clear must know of a Generio run is not forgotten."""
     emulator.run_seconds = 0
-    ended = tried("listener_stays", **CHAIR)
+    ended = run_with_retries("listener_stays", **CHAIR_ARGUMENTS)
     assert ended.state == "success"
     assert ended.record["flow_run_id"] in emulator.runs

@@ -26,14 +26,14 @@ from airflow_provider_flows.emulator.faults import Fault
 from airflow_provider_flows.emulator.plans import Plan
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.plugin.app import site as pages
+from airflow_provider_flows.plugin.app import create_app as pages
 from airflow_provider_flows.plugin.lazy_app import HEADERS
-from airflow_provider_flows.plugin.output_files import NoFileError, opened
-from airflow_provider_flows.plugin.run_view import ANSWERS, LOOK_SECONDS, Sight
+from airflow_provider_flows.plugin.output_files import NoFileError, open_output
+from airflow_provider_flows.plugin.run_view import PAGE_POLL_SECONDS, RESPONSE_CACHE, RunView
 from tests.support.airflow_run import DagResult, run_dag
-from tests.support.plugin_rights import HERS, HIS
-from tests.support.plugin_site import airflow_site, keep_connections, task_path
-from tests.support.tries import CHAIN, CHAIR, tried
+from tests.support.plugin_rights import CARLS_CONNECTION, DORAS_DAG
+from tests.support.plugin_site import airflow_clients, save_connections, task_path
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
 
 KEY = "the-key-that-no-browser-may-ever-see"
@@ -45,7 +45,7 @@ Site = dict[str, TestClient]
 @pytest.fixture(scope="module")
 def clients(airflow_database: None) -> Iterator[Site]:  # noqa: ARG001  # a fixture asks for another one so
     """Give a client for each user; the app is made once for all tests here."""
-    with airflow_site() as made:
+    with airflow_clients() as made:
         yield made
 
 
@@ -61,7 +61,7 @@ def service(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     """Give the emulator, reset; tasks and pages have their connections to it."""
     server.reset()
     server.run_seconds = 0
-    ANSWERS.clear()
+    RESPONSE_CACHE.clear()
     for name, told in server.connections.items():
         monkeypatch.setenv(name, json.dumps({**json.loads(told), "extra": {"retries": 0}}))
     return server
@@ -116,8 +116,8 @@ def test_rights_are_asked_of_each_dag_its_xcoms_and_each_connection(clients: Sit
     """Who may see one DAG, or one connection, sees no other; who may see no XComs sees nothing of what stands in them."""
     paths = [path for path in routes() if "task/" in path]
     assert len(paths) == 10
-    result = ran(HERS, **CHAIR, wait_for_completion=False)
-    ours = task_path(HERS, result.run_id)
+    result = ran(DORAS_DAG, **CHAIR_ARGUMENTS, wait_for_completion=False)
+    ours = task_path(DORAS_DAG, result.run_id)
     asked = len(service.requests)
     for path in paths:
         got(clients["dora"], path, 403)
@@ -128,26 +128,26 @@ def test_rights_are_asked_of_each_dag_its_xcoms_and_each_connection(clients: Sit
         got(clients["carl"], path.replace("flows_default", "generio_default"), 403)
     assert len(service.requests) == asked
     assert got(clients["dora"], f"json/{ours}").json()["run"]["state"] == "completed"
-    keep_connections({name: {"conn_type": "generio"} for name in ("a_first", HIS)})
+    save_connections({name: {"conn_type": "generio"} for name in ("a_first", CARLS_CONNECTION)})
     try:
-        assert got(clients["carl"], "", 303).headers["location"] == f"/flows/connection/{HIS}"
-        page = got(clients["carl"], f"connection/{HIS}").text
+        assert got(clients["carl"], "", 303).headers["location"] == f"/flows/connection/{CARLS_CONNECTION}"
+        page = got(clients["carl"], f"connection/{CARLS_CONNECTION}").text
         assert "a_first" not in page
-        assert "a_first" in got(clients["anna"], f"connection/{HIS}").text
+        assert "a_first" in got(clients["anna"], f"connection/{CARLS_CONNECTION}").text
     finally:
-        keep_connections({})
+        save_connections({})
 
 
 @needs("task state store")
 def test_the_flow_runs_of_earlier_tries_are_shown(clients: Site, service: Emulator) -> None:
     """Airflow forgets a try's XComs when the next begins; the tab tells of the last try and leads to what those before had."""
-    service.plan(Plan(outcome="failed", error="The mesh has a hole"))
-    ended = tried("pages_tries", **CHAIR)
+    service.add_plan(Plan(outcome="failed", error="The mesh has a hole"))
+    ended = run_with_retries("pages_tries", **CHAIR_ARGUMENTS)
     assert (ended.state, ended.tries) == ("success", 2)
     path = task_path("pages_tries", ended.result.run_id)
     told = got(clients["vera"], f"json/{path}").json()
     assert (told["run"]["state"], told["try_number"]) == ("completed", 2)
-    (before,) = told["before"]
+    (before,) = told["previous_runs"]
     assert before["last_try"] == 1
     assert before["flow_run_id"] != told["run"]["flow_run_id"]
     earlier = f"{path}/before/{before['flow_run_id']}"
@@ -163,7 +163,7 @@ def test_the_run_of_a_task_is_told_without_asking_the_service(
     clients: Site, service: Emulator, tmp_path: Path
 ) -> None:
     """What a task has returned is shown when its service has forgotten everything; its file comes down as it was written."""
-    result = ran("pages_whole", **CHAIR, output_path=tmp_path.as_uri())
+    result = ran("pages_whole", **CHAIR_ARGUMENTS, output_path=tmp_path.as_uri())
     path = task_path("pages_whole", result.run_id)
     service.reset()
     told = got(clients["vera"], f"json/{path}").json()
@@ -175,9 +175,13 @@ def test_the_run_of_a_task_is_told_without_asking_the_service(
         "progress": 1.0,
     }
     assert (told["inputs"], told["parameters"]) == ([{"name": "1", "text": "A chair"}], {"quality": "low"})
-    assert told["again"] is None
+    assert told["refresh_after"] is None
     output, made = told["outputs"][0], returned["outputs"][0]
-    assert (output["place"], output["size"], output["sha256"]) == (made["uri"], made["size"], made["sha256"])
+    assert (output["location"], output["size"], output["sha256"]) == (
+        made["uri"],
+        made["size"],
+        made["sha256"],
+    )
     file = got(clients["vera"], f"{path}/output/0")
     written = next(tmp_path.rglob("*.glb"))
     assert file.content == written.read_bytes()
@@ -193,7 +197,7 @@ def test_the_run_of_a_task_is_told_without_asking_the_service(
 def test_a_run_under_way_is_asked_for_once_by_twenty_tabs(clients: Site, service: Emulator) -> None:
     """Twenty tabs that look at the same moment cost the service one request, or one in each interval if they take long."""
     service.run_seconds = 100
-    result = ran("pages_twenty", **CHAIR, wait_for_completion=False)
+    result = ran("pages_twenty", **CHAIR_ARGUMENTS, wait_for_completion=False)
     flow_run_id = result.xcoms["run"]["flow_run_id"]
     service.advance(40)
     before, path = (
@@ -203,19 +207,20 @@ def test_a_run_under_way_is_asked_for_once_by_twenty_tabs(clients: Site, service
     began = time.monotonic()
     with ThreadPoolExecutor(20) as tabs:
         told = list(tabs.map(lambda _: got(clients["vera"], f"json/{path}").json(), range(20)))
-    assert 1 <= looks(service, flow_run_id) - before <= 1 + (time.monotonic() - began) / LOOK_SECONDS
+    assert 1 <= looks(service, flow_run_id) - before <= 1 + (time.monotonic() - began) / PAGE_POLL_SECONDS
     assert {one["run"]["state"] for one in told} == {"running"}
     assert all(
-        0.3 < one["run"]["progress"] < 0.6 and one["run"]["expected_end"] and one["again"] for one in told
+        0.3 < one["run"]["progress"] < 0.6 and one["run"]["expected_end"] and one["refresh_after"]
+        for one in told
     )
 
 
 @pytest.mark.usefixtures("service")
 def test_outputs_that_stay_at_the_service_come_from_there(clients: Site) -> None:
     """A task that waits for nothing has no outputs; once its run is final they are told, looked into and sent."""
-    result = ran("pages_left", **CHAIR, wait_for_completion=False)
+    result = ran("pages_left", **CHAIR_ARGUMENTS, wait_for_completion=False)
     path = task_path("pages_left", result.run_id)
-    assert got(clients["anna"], f"json/{path}").json()["outputs"][0]["kind"] == "unseen"
+    assert got(clients["anna"], f"json/{path}").json()["outputs"][0]["kind"] == "inspectable"
     assert got(clients["anna"], f"json/{path}/output/0/about").json()["media_type"] == "model/gltf-binary"
     hook = FlowsHook.get_hook("generio_default")
     run = result.xcoms["run"]["flow_run_id"]
@@ -227,9 +232,9 @@ def test_outputs_that_stay_at_the_service_come_from_there(clients: Site) -> None
 
 def test_what_others_have_written_is_shown_as_text(clients: Site, service: Emulator, tmp_path: Path) -> None:
     """A flow's name, a prompt and an answer that are HTML stay what they are: letters."""
-    service.add_graph(HOSTILE, json.loads((GRAPHS / f"{CHAIN['flow']}.json").read_text()))
+    service.add_graph(HOSTILE, json.loads((GRAPHS / f"{CHAIN_ARGUMENTS['flow']}.json").read_text()))
     given = {
-        **CHAIN,
+        **CHAIN_ARGUMENTS,
         "flow": HOSTILE,
         "inputs": {"color": "red", "item": HOSTILE},
         "output_path": tmp_path.as_uri(),
@@ -257,7 +262,7 @@ def test_no_other_file_can_be_downloaded(clients: Site, tmp_path: Path, where: s
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     outside.mkdir()
     (outside / "secret.glb").write_bytes(b"glTF secret")
-    result = ran("pages_forged", **CHAIR, output_path=inside.as_uri())
+    result = ran("pages_forged", **CHAIR_ARGUMENTS, output_path=inside.as_uri())
     returned = result.xcoms["run"]["return_value"]
     uri = where.format(folder=(inside / returned["flow_run_id"]).as_uri(), outside=outside.as_uri())
     forged = {**returned, "outputs": [{**returned["outputs"][0], "uri": uri, "asset_id": None}]}
@@ -265,7 +270,7 @@ def test_no_other_file_can_be_downloaded(clients: Site, tmp_path: Path, where: s
         mine = (XComModel.run_id == result.run_id, XComModel.key == "return_value")
         session.execute(update(XComModel).where(*mine).values(value=forged))
     path = task_path("pages_forged", result.run_id)
-    assert got(clients["anna"], f"json/{path}").json()["outputs"][0]["place"]
+    assert got(clients["anna"], f"json/{path}").json()["outputs"][0]["location"]
     for rest in ("", "/image"):
         assert "secret" not in got(clients["anna"], f"{path}/output/0{rest}", 404).text
     got(clients["anna"], f"json/{path}/output/0/about", 404)
@@ -273,7 +278,7 @@ def test_no_other_file_can_be_downloaded(clients: Site, tmp_path: Path, where: s
 
 def test_runs_are_filtered_sorted_and_paged(clients: Site, service: Emulator) -> None:
     """The page of a connection's runs gives what is asked for, and the words to choose from."""
-    service.plan(Plan(outcome="failed", error=HOSTILE))
+    service.add_plan(Plan(outcome="failed", error=HOSTILE))
     hook = FlowsHook.get_hook("flows_default")
     runs = [
         hook.start("model_generate_fromprompt", ["A chair"], {"quality": "low"}).flow_run_id
@@ -310,15 +315,15 @@ def test_trouble_is_told_with_what_to_do(
     assert (
         "does not know this flow run" in got(clients["anna"], f"connection/flows_default/run/{'0' * 24}").text
     )
-    assert got(clients["anna"], "json/connection/away/run/x").json()["again"]
+    assert got(clients["anna"], "json/connection/away/run/x").json()["refresh_after"]
 
 
 def test_where_the_service_is_is_told_to_those_only_who_may_read_the_connection(
     clients: Site, service: Emulator
 ) -> None:
     """Errors name the host; a tab shows them to people who may see the DAG and not its connection."""
-    result = ran("pages_host", **CHAIR, wait_for_completion=False)
-    service.fault(Fault(path="/flows/*", times=None, status=500))
+    result = ran("pages_host", **CHAIR_ARGUMENTS, wait_for_completion=False)
+    service.add_fault(Fault(path="/flows/*", times=None, status=500))
     path = task_path("pages_host", result.run_id)
     told = got(clients["vera"], f"json/{path}")
     assert "could not be asked" not in told.text  # what was returned is known
@@ -357,7 +362,7 @@ def test_what_the_service_says_cannot_break_a_page(clients: Site, service: Emula
         },
         {"flow_id": "fine", "template": "fine", "state": "failed", "error": {"deep": ["\ud800"] * 5000}},
     ]
-    service.fault(
+    service.add_fault(
         Fault(method="GET", path="/flows", times=None, status=200, body=json.dumps({"flows": odd}).encode())
     )
     page = got(clients["anna"], "connection/flows_default").text
@@ -366,7 +371,7 @@ def test_what_the_service_says_cannot_break_a_page(clients: Site, service: Emula
     assert got(clients["anna"], "json/connection/flows_default").json()["total"] == len(odd)
     for one in odd:
         body = json.dumps({**one, "parameters": {"half": "\ud800"}}).encode()
-        service.fault(Fault(method="GET", path="/flows/*", status=200, body=body))
+        service.add_fault(Fault(method="GET", path="/flows/*", status=200, body=body))
         address = f"connection/flows_default/run/{quote(str(one['flow_id']).replace('/', ''), safe='')}"
         assert "<html" in got(clients["anna"], address).text
     service.clear_faults()
@@ -376,15 +381,15 @@ def test_a_file_that_is_too_large_for_here_is_refused(service: Emulator) -> None
     """What a service sends lies on the API server's disk for a while; it cannot be filled so."""
     hook = FlowsHook.get_hook("flows_default")
     run = hook.start("model_generate_fromprompt", ["A chair"], {"quality": "low"})
-    sight = Sight(
+    sight = RunView(
         run.flow_run_id,
         "flows_default",
         hook.get_run(run.flow_run_id),
         tuple(hook.list_outputs(run.flow_run_id)),
     )
     with pytest.raises(NoFileError, match=r"larger than the 1000 bytes .* Set output_path"):
-        opened(sight, 0, 1000)
-    assert len(b"".join(opened(sight, 0).pieces())) > 1000
+        open_output(sight, 0, 1000)
+    assert len(b"".join(open_output(sight, 0).iter_chunks())) > 1000
     assert service.requests
 
 
@@ -401,12 +406,12 @@ def test_flows_of_a_service_without_runs(
     monkeypatch.setenv("AIRFLOW_CONN_CHAINS", json.dumps(told))
     page = got(clients["anna"], "connection/chains").text
     assert "keeps no list of flow runs" in page
-    assert f"/flows/connection/chains/flow/{CHAIN['flow']}" in page
+    assert f"/flows/connection/chains/flow/{CHAIN_ARGUMENTS['flow']}" in page
     monkeypatch.setenv(
         "AIRFLOW_CONN_LOST", json.dumps({**told, "extra": {"graphs": "file:///no/such/folder"}})
     )
     assert "The folder of flow graphs" in got(clients["anna"], "connection/lost").text
-    flow = got(clients["anna"], f"connection/chains/flow/{CHAIN['flow']}").text
+    flow = got(clients["anna"], f"connection/chains/flow/{CHAIN_ARGUMENTS['flow']}").text
     assert "<svg" in flow
     assert all(f"<code>{name}</code>" in flow for name in ("color", "item", "image", "text"))
 
@@ -416,13 +421,13 @@ def test_the_first_connection_is_one_that_the_user_may_read_and_that_runs_flows(
 ) -> None:
     """The page leads to a connection in Airflow's database; who may read none is told so."""
     given = {"host": service.url, "password": KEY}
-    keep_connections({"a_web": {"conn_type": "http"}, "b_flows": {"conn_type": "generio", **given}})
+    save_connections({"a_web": {"conn_type": "http"}, "b_flows": {"conn_type": "generio", **given}})
     try:
         assert got(clients["anna"], "", 303).headers["location"] == "/flows/connection/b_flows"
         assert "a_web" not in got(clients["anna"], "connection/flows_default").text
         assert "No connection" in got(clients["vera"], "").text
     finally:
-        keep_connections({})
+        save_connections({})
 
 
 @pytest.mark.usefixtures("service")
@@ -437,7 +442,7 @@ def test_a_task_without_a_flow_run_says_so(clients: Site) -> None:
         run()
     path = task_path("pages_none", run_dag(dag).run_id)
     told = got(clients["vera"], f"json/{path}").json()
-    assert (told["run"], told["again"]) == (None, None)
+    assert (told["run"], told["refresh_after"]) == (None, None)
     assert "has no flow run" in told["note"]
     got(clients["vera"], task_path("pages_none", "no-such-run"), 404)
 

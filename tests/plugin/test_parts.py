@@ -22,10 +22,17 @@ from hypothesis import strategies as st
 from airflow_provider_flows.core.exceptions import FlowNotFound, FlowRateLimited, FlowUnreachable
 from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.plugin import FlowsPlugin, glb_header, html, schemas
-from airflow_provider_flows.plugin.airflow_internals import Left
-from airflow_provider_flows.plugin.cache import AT_ONCE, LONGEST_PAUSE, SLOW, TROUBLE_SECONDS, Answer, Answers
+from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
+from airflow_provider_flows.plugin.cache import (
+    MAX_ERROR_TTL_SECONDS,
+    MAX_SERVICE_THREADS,
+    MIN_ERROR_TTL_SECONDS,
+    STILL_WAITING,
+    CachedResponse,
+    ResponseCache,
+)
 from airflow_provider_flows.plugin.lazy_app import PREFIX
-from airflow_provider_flows.plugin.run_view import Sight, run_of_task
+from airflow_provider_flows.plugin.run_view import RunView, get_task_run_view
 from tests.test_import_cost import HEAVY, fresh
 
 
@@ -43,7 +50,7 @@ class Clock:
 async def test_an_answer_is_asked_for_once_in_each_interval_however_many_want_it() -> None:
     """Twenty who come while it is on its way, and twenty more until it is stale, cost one question."""
     clock, go = Clock(), Event()
-    answers, asked = Answers(clock), []
+    answers, asked = ResponseCache(clock), []
 
     def ask() -> int:
         asked.append(clock.now)
@@ -54,7 +61,7 @@ async def test_an_answer_is_asked_for_once_in_each_interval_however_many_want_it
     await asyncio.sleep(0)
     waiting[0].cancel()  # a tab that is closed takes the answer from nobody
     go.set()
-    assert await asyncio.gather(*waiting[1:]) == [Answer(1)] * 19
+    assert await asyncio.gather(*waiting[1:]) == [CachedResponse(1)] * 19
     for later, wanted in ((2.4, 1), (2.5, 2), (4.9, 2), (5.0, 3)):
         clock.now = 100.0 + later
         assert (await answers.get("run", ask, lambda _: 2.5)).value == wanted
@@ -65,7 +72,7 @@ async def test_an_error_is_kept_for_a_moment_beside_what_was_known() -> None:
     """A service in trouble is left alone for a while, for as long as it asks, and what it told before is still there."""
     clock = Clock()
     answers, told = (
-        Answers(clock),
+        ResponseCache(clock),
         iter(["known", FlowUnreachable("away"), FlowRateLimited("slow", retry_after=3600), "back"]),
     )
 
@@ -82,9 +89,9 @@ async def test_an_error_is_kept_for_a_moment_beside_what_was_known() -> None:
     assert await get() == ("known", "None")
     clock.now += 1
     assert await get() == await get() == ("known", "away")
-    clock.now += TROUBLE_SECONDS
+    clock.now += MIN_ERROR_TTL_SECONDS
     assert await get() == ("known", "slow")
-    clock.now += LONGEST_PAUSE - 1
+    clock.now += MAX_ERROR_TTL_SECONDS - 1
     assert await get() == ("known", "slow")
     clock.now += 1
     assert await get() == ("back", "None")
@@ -92,7 +99,7 @@ async def test_an_error_is_kept_for_a_moment_beside_what_was_known() -> None:
 
 async def test_what_is_no_error_of_ours_is_raised_and_not_kept() -> None:
     """A fault in a program is seen, and the next who asks has another chance."""
-    answers, told = Answers(), iter([ZeroDivisionError("fault"), "fine"])
+    answers, told = ResponseCache(), iter([ZeroDivisionError("fault"), "fine"])
 
     def ask() -> str:
         value = next(told)
@@ -108,21 +115,24 @@ async def test_what_is_no_error_of_ours_is_raised_and_not_kept() -> None:
 async def test_who_waits_too_long_is_told_so_and_what_was_known_before() -> None:
     """A service that is silent holds no page up; its answer is there for who comes after it."""
     clock, go = Clock(), Event()
-    answers = Answers(clock, patience=0.05)
+    answers = ResponseCache(clock, wait_seconds=0.05)
     assert (await answers.get("run", lambda: "known", lambda _: 1.0)).value == "known"
     clock.now += 1
     late = [await answers.get("run", lambda: go.wait(10) and "late", lambda _: 1.0) for _ in range(2)]
-    assert [(one.value, str(one.error)) for one in late] == [("known", SLOW)] * 2
+    assert [(one.value, str(one.error)) for one in late] == [("known", STILL_WAITING)] * 2
     go.set()
-    patient = Answers(clock)
+    patient = ResponseCache(clock)
     patient._entries = answers._entries
-    assert await patient.get("run", lambda: "again", lambda _: 1.0) == Answer("late")
+    assert await patient.get("run", lambda: "again", lambda _: 1.0) == CachedResponse("late")
 
 
 async def test_files_that_take_long_hold_up_no_page() -> None:
     """Whole files are fetched in threads of their own, however many are wanted at once."""
-    go, answers = Event(), Answers()
-    files = [asyncio.create_task(answers.aside(lambda: go.wait(10))) for _ in range(2 * AT_ONCE)]
+    go, answers = Event(), ResponseCache()
+    files = [
+        asyncio.create_task(answers.run_in_file_pool(lambda: go.wait(10)))
+        for _ in range(2 * MAX_SERVICE_THREADS)
+    ]
     await asyncio.sleep(0)
     assert (await answers.get("run", lambda: "here", lambda _: 1.0)).value == "here"
     assert not any(file.done() for file in files)
@@ -134,7 +144,9 @@ def glb_file(gltf: Any, *, size: int | None = None) -> bytes:
     """Make the beginning of a GLB file."""
     header = gltf if isinstance(gltf, bytes) else json.dumps(gltf).encode()
     return (
-        struct.pack("<4sIIII", b"glTF", 2, 1000, len(header) if size is None else size, glb_header.JSON)
+        struct.pack(
+            "<4sIIII", b"glTF", 2, 1000, len(header) if size is None else size, glb_header.JSON_CHUNK_TYPE
+        )
         + header
     )
 
@@ -155,9 +167,9 @@ def test_a_models_header_tells_of_its_parts() -> None:
         "meshes": [{"primitives": primitives}],
         "materials": [{}, {}],
     }
-    told = glb_header.facts(glb_file(gltf))
+    told = glb_header.parse_header(glb_file(gltf))
     assert (told.meshes, told.triangles, told.materials, told.textures) == (1, 34, 2, 0)
-    assert told.made_with == "a\N{REPLACEMENT CHARACTER}tool"
+    assert told.generator == "a\N{REPLACEMENT CHARACTER}tool"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +187,7 @@ def test_a_models_header_tells_of_its_parts() -> None:
 )
 def test_an_odd_header_tells_what_it_can(gltf: Any) -> None:
     """What is no number and no list counts for nothing."""
-    assert glb_header.facts(glb_file(gltf)).triangles == 0
+    assert glb_header.parse_header(glb_file(gltf)).triangles == 0
 
 
 @pytest.mark.parametrize(
@@ -187,13 +199,13 @@ def test_an_odd_header_tells_what_it_can(gltf: Any) -> None:
         glb_file({})[:-1],
         glb_file(b"[1]"),
         glb_file(b"{"),
-        glb_file({}, size=glb_header.LARGEST + 1),
+        glb_file({}, size=glb_header.MAX_JSON_CHUNK_BYTES + 1),
     ],
 )
 def test_what_is_no_model_is_refused(data: bytes) -> None:
     """A file that is something else, ends too soon or has a header beyond all bounds raises ValueError, and nothing else."""
     with pytest.raises(ValueError):  # noqa: PT011  # the words differ
-        glb_header.facts(data)
+        glb_header.parse_header(data)
 
 
 RUNNING, DONE = (FlowRun("r", "generio", state=state) for state in (FlowState.RUNNING, FlowState.COMPLETED))
@@ -202,33 +214,33 @@ RUNNING, DONE = (FlowRun("r", "generio", state=state) for state in (FlowState.RU
 @pytest.mark.parametrize(
     ("sight", "again"),
     [
-        (Sight("r", "c", RUNNING), True),
-        (Sight("r", "c", DONE), False),
-        (Sight("r", "c", DONE, task_state="running"), True),  # its files are on their way
-        (Sight("r", "c", DONE, task_state="up_for_retry"), True),  # another run may come
-        (Sight("r", "c", DONE, task_state="success"), False),
-        (Sight("r", "c", DONE, (FlowOutput("model", "a", status="pending"),), task_state="success"), True),
-        (Sight("r", None, RUNNING, task_state="success"), False),  # nobody can be asked
-        (Sight("r", "c", RUNNING, error=FlowNotFound("gone", status=404), task_state="failed"), False),
-        (Sight("r", "c", error=FlowUnreachable("away")), True),
-        (Sight(task_state="queued"), True),
-        (Sight(task_state="success"), False),
+        (RunView("r", "c", RUNNING), True),
+        (RunView("r", "c", DONE), False),
+        (RunView("r", "c", DONE, task_state="running"), True),  # its files are on their way
+        (RunView("r", "c", DONE, task_state="up_for_retry"), True),  # another run may come
+        (RunView("r", "c", DONE, task_state="success"), False),
+        (RunView("r", "c", DONE, (FlowOutput("model", "a", status="pending"),), task_state="success"), True),
+        (RunView("r", None, RUNNING, task_state="success"), False),  # nobody can be asked
+        (RunView("r", "c", RUNNING, error=FlowNotFound("gone", status=404), task_state="failed"), False),
+        (RunView("r", "c", error=FlowUnreachable("away")), True),
+        (RunView(task_state="queued"), True),
+        (RunView(task_state="success"), False),
     ],
 )
-def test_a_page_looks_again_while_something_may_change(sight: Sight, again: bool) -> None:  # noqa: FBT001  # a table's column
+def test_a_page_looks_again_while_something_may_change(sight: RunView, again: bool) -> None:  # noqa: FBT001  # a table's column
     """It stops when the run is final and its task is over, and when there is nobody to ask."""
-    assert (sight.look().again is not None) is again
+    assert (sight.to_page().refresh_after is not None) is again
 
 
 def test_a_signed_link_is_not_shown() -> None:
     """Whoever has such a link has the file; the page tells that there is one."""
     link = "https://x.blob.core.windows.net/a.png?sig=0123456789abcdef0123456789"
-    shown = schemas.outputs_shown(
-        [FlowOutput("picture", value=link, media_type="image/png")], at_service=True
+    shown = schemas.to_output_schemas(
+        [FlowOutput("picture", value=link, media_type="image/png")], is_at_service=True
     )[0]
     assert link not in shown.model_dump_json()
     assert shown.note
-    assert not shown.downloadable
+    assert not shown.is_downloadable
 
 
 @pytest.mark.parametrize(
@@ -244,7 +256,7 @@ def test_a_signed_link_is_not_shown() -> None:
 )
 def test_inputs_are_told_in_every_form_that_a_task_takes(taken: Any, told: list[tuple[str, str]]) -> None:
     """Prompts and variables as they are, files by their place, and what is secret not at all."""
-    assert [(each.name, each.text) for each in schemas.inputs_shown(taken)] == told
+    assert [(each.name, each.text) for each in schemas.to_input_schemas(taken)] == told
 
 
 SIGNS = st.text(st.characters(), max_size=20)  # halves of characters too
@@ -284,12 +296,16 @@ RETURNED = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_stands_in_xcom_makes_a_page(result: Any, outputs: Any, before: Any, inputs: Any) -> None:
     """Any task may push anything, and whoever may write XComs too: the tab shows what can be shown, and never breaks."""
-    left = Left("success", 2, {"inputs": inputs, "parameters": inputs}, before, result, outputs=outputs)
-    look = asyncio.run(run_of_task(left)).look()
-    assert json.loads(look.model_dump_json())["mark"]
+    left = TaskInstanceData(
+        "success", 2, {"inputs": inputs, "parameters": inputs}, before, result, outputs=outputs
+    )
+    look = asyncio.run(get_task_run_view(left)).to_page()
+    assert json.loads(look.model_dump_json())["version"]
     request = Request({"type": "http", "root_path": "/flows"})
     shown = asyncio.run(
-        html.page(request, "run.html", look=look, here="task/x", graph=None, back=None, word="")
+        html.render_page(
+            request, "run.html", run_page=look, run_path="task/x", graph=None, back=None, back_label=""
+        )
     )
     assert b"<main" in shown.body
 
@@ -299,7 +315,7 @@ def test_whatever_stands_in_xcom_makes_a_page(result: Any, outputs: Any, before:
 )
 def test_outputs_that_others_have_written_are_read_with_care(written: Any) -> None:
     """Whatever stands in an XCom, outputs are made of texts and sizes only."""
-    for output in schemas.outputs_recorded(written):
+    for output in schemas.parse_outputs(written):
         assert (output.uri, output.size, output.asset_id) == (None, None, None)
         assert output.name
 
@@ -352,7 +368,7 @@ def test_the_plugin_costs_a_task_two_small_modules() -> None:
         "before = set(sys.modules)\nimport airflow_provider_flows.plugin\nprint(json.dumps(sorted(set(sys.modules) - before)))"
     )
     package = "airflow_provider_flows"
-    own = {f"{package}.plugin", f"{package}.plugin.listener", f"{package}.plugin.door"}
+    own = {f"{package}.plugin", f"{package}.plugin.listener", f"{package}.plugin.lazy_app"}
     assert {
         name for name in fresh(script) if name.startswith(f"{package}.") or name.partition(".")[0] in HEAVY
     } == own

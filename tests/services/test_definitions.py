@@ -15,26 +15,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_flows.core.definition import FlowDefinition, Parameter, find
+from airflow_provider_flows.core.definition import FlowDefinition, Parameter, find_definition
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.payload.data_uri import Content, encode
-from airflow_provider_flows.core.problems import NOTHING_MADE, Findings
+from airflow_provider_flows.core.problems import NOTHING_STARTED, Problems
 from airflow_provider_flows.core.run import FlowInput
-from airflow_provider_flows.core.validation import check, chosen, meant
+from airflow_provider_flows.core.validation import coerce_parameters, select_definition, validate_arguments
 from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
-from airflow_provider_flows.preflight import FRESH_SECONDS, Recent
+from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, DefinitionCache
 from airflow_provider_flows.services.generio.api import Generio
-from airflow_provider_flows.services.generio.templates import read_template
+from airflow_provider_flows.services.generio.templates import parse_template
 from airflow_provider_flows.services.promptchainer import PromptChainer
 from airflow_provider_flows.storage.file_source import FileSource
-from airflow_provider_flows.storage.graph_files import LARGEST, read_graph
-from tests.support.scripted import Script, answer
+from airflow_provider_flows.storage.graph_files import MAX_GRAPH_BYTES, load_graph
+from tests.support.scripted import ScriptedTransport, json_response
 
 PROMPT = [FlowInput("a chair")]
 PNG = FlowInput(encode(Content(b"\x89PNG\r\n\x1a\n", "image/png")))
 CHAIN = FlowDefinition(
-    "c", "promptchainer", inputs=("color", "item"), variables=True, outputs=("Text",), whole=True
+    "c", "promptchainer", inputs=("color", "item"), has_variables=True, outputs=("Text",), is_complete=True
 )
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 ALL = (
@@ -47,7 +47,12 @@ ALL = (
     Parameter("anything"),
 )
 MODEL = FlowDefinition(
-    "1", "generio", "chairs", inputs=("text/plain",), parameters={one.name: one for one in ALL}, whole=True
+    "1",
+    "generio",
+    "chairs",
+    inputs=("text/plain",),
+    parameters={one.name: one for one in ALL},
+    is_complete=True,
 )
 
 
@@ -59,16 +64,16 @@ class Word(StrEnum):
 
 def template(**told: Any) -> FlowDefinition:
     """Read a template that tells this of itself."""
-    read = read_template({"name": "t", **told})
+    read = parse_template({"name": "t", **told})
     assert read is not None
     return read
 
 
 def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> str:
     """Give what the check says of an order, nothing if it fits."""
-    findings = Findings()
-    check(definition, inputs, parameters, findings)
-    return str(findings.error(NOTHING_MADE)) if findings else ""
+    findings = Problems()
+    validate_arguments(definition, inputs, parameters, findings)
+    return str(findings.error(NOTHING_STARTED)) if findings else ""
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,7 @@ def test_parameters_are_read_in_every_shape(told: Any) -> None:
     """A parameter is the same, whatever its fields are called and whether it stands in a list, a mapping or a schema."""
     definition = template(parameters=told)
     assert definition.parameters == {"seed": Parameter("seed", ("integer",), -1, "d", (1, 2, 3))}
-    assert definition.whole
+    assert definition.is_complete
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_what_a_template_does_not_tell_is_not_there(told: Any, parameter: Parame
 )
 def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
     """A parameter of any name goes through where the template's list cannot be read whole."""
-    assert not template(parameters=told).whole
+    assert not template(parameters=told).is_complete
     assert not refusal(template(parameters=told, inputs="prompt"), PROMPT, {"anything": 1})
 
 
@@ -157,15 +162,15 @@ def test_input_types_are_read_in_every_shape(told: dict[str, Any], types: tuple[
 def test_number_of_inputs_is_read() -> None:
     """How many inputs a run takes is read where it is told, and is no number below one."""
     counted = template(inputs={"types": ["prompt"], "min_items": 1, "maxItems": 2})
-    assert (counted.least_inputs, counted.most_inputs) == (1, 2)
+    assert (counted.min_inputs, counted.max_inputs) == (1, 2)
     lengths = template(
         inputs={"type": "prompt", "min": 3, "max": 1000}
     )  # of a prompt, for all that anybody knows
-    assert (lengths.inputs, lengths.least_inputs, lengths.most_inputs) == (("text/plain",), None, None)
-    assert template(min_inputs=2, max_inputs=0).least_inputs == 2
-    assert template(min_inputs=True, max_inputs=0).most_inputs is None
+    assert (lengths.inputs, lengths.min_inputs, lengths.max_inputs) == (("text/plain",), None, None)
+    assert template(min_inputs=2, max_inputs=0).min_inputs == 2
+    assert template(min_inputs=True, max_inputs=0).max_inputs is None
     assert "inputs must be 2 at the most, not 3" in refusal(counted, PROMPT * 3)
-    assert "inputs must be 3 at the least, not 1" in refusal(replace(counted, least_inputs=3), PROMPT)
+    assert "inputs must be 3 at the least, not 1" in refusal(replace(counted, min_inputs=3), PROMPT)
 
 
 JSON = st.recursive(
@@ -214,12 +219,12 @@ ITEMS = (
 )
 def test_any_template_is_read_or_none(item: Any, given_parameters: Any) -> None:
     """No template, however malformed, raises anything, nor does a check against it anything but a FlowInputError."""
-    definition = read_template(item)
+    definition = parse_template(item)
     if definition is not None:
         refusal(definition, [*PROMPT, PNG], {"name": given_parameters, "quality": "low"})
         refusal(definition, {"color": given_parameters})
-        find("t", [definition])
-    Script(answer({"templates": item if isinstance(item, list | dict) else [item]})).hold(
+        find_definition("t", [definition])
+    ScriptedTransport(json_response({"templates": item if isinstance(item, list | dict) else [item]})).run(
         Generio().list_definitions()
     )
 
@@ -235,24 +240,24 @@ def test_any_template_is_read_or_none(item: Any, given_parameters: Any) -> None:
 )
 def test_list_of_templates_is_read_in_every_shape(told: Any) -> None:
     """A list, a mapping by name, wrapped or bare, gives the same flow, found by id and by name (G-26)."""
-    known = Script(answer(told)).hold(Generio().list_definitions())
+    known = ScriptedTransport(json_response(told)).run(Generio().list_definitions())
     assert [one.flow for one in known] == ["1"]
-    assert find("1", known) is find("t", known) is known[0]
+    assert find_definition("1", known) is find_definition("t", known) is known[0]
 
 
 def test_list_of_templates_is_read_to_its_end() -> None:
     """Pages that are told of are read, so that a flow on the second one is known."""
     pages = {"templates": [{"name": "a"}], "page": 1, "pages": 2}, {"templates": ["b"], "page": 2, "pages": 2}
-    script = Script(*map(answer, pages))
-    assert [one.flow for one in script.hold(Generio().list_definitions())] == ["a", "b"]
+    script = ScriptedTransport(*map(json_response, pages))
+    assert [one.flow for one in script.run(Generio().list_definitions())] == ["a", "b"]
     assert script.requests[1].query == {"page": "2"}
 
 
 def test_flow_is_known_by_whatever_short_text_a_row_calls_it() -> None:
     """Which field a start takes is not documented: a row that says the word is the flow's."""
     known = [template(id="1", name="Text to 3D", reference="model_fromtext"), template(id="model_fromtext2")]
-    assert find("model_fromtext", known) is known[0]
-    assert chosen("model_fromtext", "generio", known, Findings()) is known[0]
+    assert find_definition("model_fromtext", known) is known[0]
+    assert select_definition("model_fromtext", "generio", known, Problems()) is known[0]
 
 
 def test_unknown_flow_is_told_with_the_nearest() -> None:
@@ -261,9 +266,9 @@ def test_unknown_flow_is_told_with_the_nearest() -> None:
         template(id=str(number), name=name)
         for number, name in enumerate(["model_fromprompt", "model_fromimage", "poem"])
     ]
-    findings = Findings()
-    assert chosen("model_fromprmpt", "generio", known, findings) is None
-    told = str(findings.error(NOTHING_MADE))
+    findings = Problems()
+    assert select_definition("model_fromprmpt", "generio", known, findings) is None
+    told = str(findings.error(NOTHING_STARTED))
     assert (
         "generio has no flow 'model_fromprmpt' (did you mean 'model_fromprompt' or 'model_fromimage'?)"
         in told
@@ -336,7 +341,7 @@ def test_parameters_are_checked(name: str, value: Any, told: str) -> None:
 def test_texts_are_sent_as_what_they_spell(types: tuple[str, ...], value: Any, sent: Any) -> None:
     """What a DAG's template gives for a number or a Boolean is one, unless a text will do there, or nothing is told."""
     definition = replace(MODEL, parameters={"it": Parameter("it", types, default="auto")})
-    meanings = meant(definition, {"it": value, "other": "3"})
+    meanings = coerce_parameters(definition, {"it": value, "other": "3"})
     assert meanings == {"it": sent, "other": "3"}
     assert type((meanings or {})["it"]) is type(sent)
 
@@ -347,8 +352,8 @@ def test_null_is_sent_only_where_it_may_be_one() -> None:
         MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", ("string",), required=True)}
     )
     given = {"seed": None, "extra": None, "anything": None, "mode": None, "other": None}
-    assert meant(definition, given) == {name: None for name in given if name != "seed"}
-    assert meant(definition, None) is None
+    assert coerce_parameters(definition, given) == {name: None for name in given if name != "seed"}
+    assert coerce_parameters(definition, None) is None
     assert "parameters['mode'] must be of type string, not None" in refusal(
         definition, PROMPT, {"mode": None}
     )
@@ -443,8 +448,8 @@ def test_words_of_a_graph_are_variables_too() -> None:
         {"name": "b", "type": "variableNode"},
         {"name": "c", "type": "outputNode"},
     ]
-    definition = Script(answer(told)).hold(PromptChainer().get_definition("f"))
-    assert (definition.inputs, definition.outputs, definition.whole) == (("a", "b"), ("c",), True)
+    definition = ScriptedTransport(json_response(told)).run(PromptChainer().get_definition("f"))
+    assert (definition.inputs, definition.outputs, definition.is_complete) == (("a", "b"), ("c",), True)
 
 
 @pytest.mark.parametrize(
@@ -458,14 +463,16 @@ def test_words_of_a_graph_are_variables_too() -> None:
 )
 def test_variables_that_are_not_all_told_are_not_checked(told: Any) -> None:
     """An answer of getFlowInfo that is empty or cannot be read whole refuses no name."""
-    assert not refusal(Script(answer(told)).hold(PromptChainer().get_definition("f")), {"anything": "x"})
+    assert not refusal(
+        ScriptedTransport(json_response(told)).run(PromptChainer().get_definition("f")), {"anything": "x"}
+    )
 
 
 def test_messages_are_bounded() -> None:
     """A service that tells thousands of long names, or a value of any length, makes no message that nobody can read."""
     known = [template(id=f"{number}{'n' * 5000}") for number in range(500)]
-    findings = Findings()
-    chosen("x" * 100_000, "generio", known, findings)
+    findings = Problems()
+    select_definition("x" * 100_000, "generio", known, findings)
     assert 0 < len(str(findings.error())) < 10_000
     assert len(refusal(MODEL, [PNG] * 5000, {"quality": "q" * 100_000})) < 10_000
 
@@ -474,12 +481,12 @@ def test_graph_file_is_read(tmp_path: Path) -> None:
     """The graph of a flow is the file of its id in the folder, a path or a URI; one that is not there is none."""
     (tmp_path / f"{SAMPLE}.json").write_text(json.dumps(sample_graphs()[SAMPLE].source))
     for folder in (str(tmp_path), f"{tmp_path.as_uri()}/"):
-        found = read_graph(folder, SAMPLE)
+        found = load_graph(folder, SAMPLE)
         assert isinstance(found, FlowGraph)
         assert found.variables == tuple(sample_graphs()[SAMPLE].variables)
-    assert read_graph(str(tmp_path), "other") is None
-    assert read_graph(str(tmp_path / "nowhere"), SAMPLE) is None
-    assert read_graph(None, SAMPLE) is None
+    assert load_graph(str(tmp_path), "other") is None
+    assert load_graph(str(tmp_path / "nowhere"), SAMPLE) is None
+    assert load_graph(None, SAMPLE) is None
 
 
 @pytest.mark.parametrize(
@@ -490,7 +497,7 @@ def test_flow_never_leads_out_of_the_folder(tmp_path: Path, flow: str) -> None:
     """A flow id that is a path is the name of no file."""
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.json").write_text('{"nodes": [], "edges": []}')
-    assert read_graph(str(tmp_path / "in"), flow) is None
+    assert load_graph(str(tmp_path / "in"), flow) is None
 
 
 @pytest.mark.parametrize(
@@ -500,16 +507,16 @@ def test_flow_never_leads_out_of_the_folder(tmp_path: Path, flow: str) -> None:
         (b"\xff\xfe\x00", "no JSON"),
         (b"[" * 5000, "no JSON"),
         (b"{}", "no list of nodes"),
-        (b" " * (LARGEST + 1), "larger than"),
+        (b" " * (MAX_GRAPH_BYTES + 1), "larger than"),
     ],
 )
 def test_graph_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, told: str) -> None:
     """A file that is no flow graph, or far too large for one, is refused by its name and the connection's field."""
     (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(FlowInputError, match=told) as caught:
-        read_graph(str(tmp_path), "f")
+        load_graph(str(tmp_path), "f")
     assert f"{tmp_path}/f.json (field graphs of the connection)" in str(caught.value)
-    assert caught.value.lasting
+    assert caught.value.is_permanent
 
 
 @pytest.mark.parametrize("folder", ["no-such-scheme://graphs", "no-such-scheme://user:secret@graphs"])
@@ -518,15 +525,15 @@ def test_store_that_cannot_be_asked_is_an_error_of_ours(tmp_path: Path, folder: 
     (tmp_path / "f.json").mkdir()
     for place in (folder, str(tmp_path)):
         with pytest.raises(FlowInputError, match="field graphs") as caught:
-            read_graph(place, "f")
+            load_graph(place, "f")
         assert "secret" not in str(caught.value)
-        assert not caught.value.lasting
+        assert not caught.value.is_permanent
 
 
 def test_answers_are_kept_for_a_moment() -> None:
     """What was told is not asked for again for a minute, unless it is wanted anew; an error is not kept."""
     now, asked = [0.0], []
-    recent = Recent(lambda: now[0])
+    recent = DefinitionCache(lambda: now[0])
 
     def ask() -> int:
         asked.append(now[0])
@@ -537,11 +544,11 @@ def test_answers_are_kept_for_a_moment() -> None:
     with pytest.raises(FlowInputError):
         recent.get("a", ask)
     assert recent.get("a", ask) == (2, True)
-    now[0] = FRESH_SECONDS - 1
+    now[0] = DEFINITION_TTL_SECONDS - 1
     assert recent.get("a", ask) == (2, False)
     assert recent.get("b", ask) == (3, True)
-    assert recent.get("a", ask, anew=True) == (4, True)
-    now[0] += FRESH_SECONDS - 1
+    assert recent.get("a", ask, reload=True) == (4, True)
+    now[0] += DEFINITION_TTL_SECONDS - 1
     assert recent.get("a", ask) == (4, False)
     now[0] += 1
     assert recent.get("a", ask) == (5, True)

@@ -20,7 +20,7 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
-from tests.support.scripted import Script, answer, methods
+from tests.support.scripted import ScriptedTransport, json_response, request_lines
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 FLOW = "model_generate_fromprompt"
@@ -44,11 +44,11 @@ def test_generio_from_templates_to_deletion(flow_emulator: Emulator, hook: Gener
     """Each of Generio's endpoints does what it is for, by the documented method and path."""
     names = [definition.name for definition in hook.list_definitions()]
     assert FLOW in names
-    run = hook.patient(hook.service.create(FLOW, {"quality": "low"}, {"order": 17}))
+    run = hook.run(hook.service.create(FLOW, {"quality": "low"}, {"order": 17}))
     assert run.state is FlowState.CREATED
     key = run.flow_run_id
     asset = hook.add_input(key, {"data": "a chair", "additional": {"n": 1}})
-    hook.patient(hook.service.begin(key))
+    hook.run(hook.service.start_created(key))
     seen = hook.get_run(key)
     assert (seen.flow, seen.state, seen.parameters["quality"], seen.additional) == (
         FLOW,
@@ -60,7 +60,7 @@ def test_generio_from_templates_to_deletion(flow_emulator: Emulator, hook: Gener
     (given,) = hook.list_inputs(key)
     assert (given.asset_id, given.additional, given.value) == (asset, {"n": 1}, None)
     assert hook.list_inputs(key, include_data=True)[0].value == "a chair"
-    assert hook.patient(hook.service.get_input(key, asset or "")).data == b"a chair"
+    assert hook.run(hook.service.get_input(key, asset or "")).data == b"a chair"
     (made,) = hook.list_outputs(key)
     assert (made.additional, made.value) == ({"n": 1}, None)
     (full,) = hook.list_outputs(key, include_data=True)
@@ -73,7 +73,7 @@ def test_generio_from_templates_to_deletion(flow_emulator: Emulator, hook: Gener
     short = {key: "ID", asset or "-": "A", made.asset_id or "-": "O"}
     paths = [
         re.sub(r"[0-9a-f]{24}", lambda found: short[found[0]], asked)
-        for asked in methods(flow_emulator.requests)
+        for asked in request_lines(flow_emulator.requests)
     ]
     assert paths == [
         "GET /templates",
@@ -135,18 +135,18 @@ def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
             "finished_at": form,
             "queue": [1],
         }
-        run = Script(answer(told)).hold(Generio().get_run("r"))
+        run = ScriptedTransport(json_response(told)).run(Generio().get_run("r"))
         for moment in (run.created_at, run.started_at, run.finished_at):
             assert isinstance(moment, pendulum.DateTime)
             assert (moment, moment.timezone_name) == (noon, "UTC")
         assert run.raw["queue"] == [1]
-        assert json.loads(json.dumps(run.as_dict()))["finished_at"] == "2025-12-16T12:00:00+00:00"
+        assert json.loads(json.dumps(run.to_dict()))["finished_at"] == "2025-12-16T12:00:00+00:00"
 
 
 @pytest.mark.parametrize("form", [None, "", "soon", "never", True, [], {}, "9999999", 1e300])
 def test_timestamp_that_is_none_is_none(form: Any) -> None:
     """A timestamp that cannot be read is None: it is never needed."""
-    run = Script(answer({"flow_id": "r", "state": "running", "created_at": form})).hold(
+    run = ScriptedTransport(json_response({"flow_id": "r", "state": "running", "created_at": form})).run(
         Generio().get_run("r")
     )
     assert run.created_at is None or isinstance(run.created_at, pendulum.DateTime)
@@ -168,7 +168,7 @@ def test_definition_of_a_template(hook: GenerioHook) -> None:
 def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptChainerHook) -> None:
     """A chain's definition is asked for, then it is run once; its answer is the finished run with times and outputs."""
     run = chain.start(SAMPLE, {"color": "Red", "item": 7}, additional={"order": 17})
-    assert methods(flow_emulator.requests) == [
+    assert request_lines(flow_emulator.requests) == [
         f"GET /api/flows/getFlowInfo/{SAMPLE}",
         f"POST /api/flows/run/{SAMPLE}",
     ]
@@ -202,7 +202,7 @@ def test_variables_are_checked_before_the_run(
     """A missing or misspelt variable is a FlowInputError with the nearest match, and no run was made."""
     with pytest.raises(FlowInputError, match=told):
         chain.start(SAMPLE, inputs)
-    assert flow_emulator.started == 0
+    assert flow_emulator.started_count == 0
     assert not [request for request in flow_emulator.requests if request.method == "POST"]
 
 
@@ -216,7 +216,7 @@ def test_chain_takes_no_parameters(flow_emulator: Emulator, chain: PromptChainer
 def test_graph_reads_into_the_same_definition(chain: PromptChainerHook) -> None:
     """An exported graph of nodes and edges gives the same inputs and outputs as getFlowInfo."""
     told = chain.get_definition(SAMPLE)
-    definition = FlowDefinition.of_graph(
-        SAMPLE, "promptchainer", FlowGraph.read(sample_graphs()[SAMPLE].source)
+    definition = FlowDefinition.from_graph(
+        SAMPLE, "promptchainer", FlowGraph.parse(sample_graphs()[SAMPLE].source)
     )
     assert (definition.inputs, definition.outputs, definition.flow) == (told.inputs, told.outputs, SAMPLE)

@@ -15,17 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_flows.core.bounded_json import DEEPEST
+from airflow_provider_flows.core.bounded_json import MAX_JSON_DEPTH
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.http import Conversation, Response
 from airflow_provider_flows.core.payload.data_uri import Content, decode, encode
 from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState
-from airflow_provider_flows.core.start import Order, Record, picked_up
+from airflow_provider_flows.core.start import RunRecord, RunRequest, resume
 from airflow_provider_flows.services.generio.api import Generio
-from airflow_provider_flows.services.promptchainer import PromptChainer, expiry, image_type
+from airflow_provider_flows.services.promptchainer import PromptChainer, get_expires_at, get_image_media_type
 from airflow_provider_flows.storage.paths import file_names, safe_name
 from airflow_provider_flows.transport.settings import Settings
-from tests.support.scripted import Script
+from tests.support.scripted import ScriptedTransport
 from tests.support.versions import serialize
 
 G, P = Generio(), PromptChainer()
@@ -106,11 +106,11 @@ ANSWERS = st.builds(
     Response, st.sampled_from([200, 200, 200, 204, 302, 400, 404, 409, 422, 429, 503]), HEADERS, BODIES
 )
 CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
-    "check": G.check,
+    "check": G.check_credentials,
     "create": lambda: G.create("t", None, None),
     "start": lambda: G.start("t", [FlowInput("p")], None, None),
     "add_input": lambda: G.add_input("r", FlowInput("p")),
-    "begin": lambda: G.begin("r"),
+    "begin": lambda: G.start_created("r"),
     "abort": lambda: G.abort("r"),
     "delete": lambda: G.delete("r"),
     "get_run": lambda: G.get_run("r"),
@@ -120,7 +120,7 @@ CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
     "list_outputs": lambda: G.list_outputs("r", include_data=True),
     "download_output": lambda: G.download_output("r", "a"),
     "get_definition": lambda: G.get_definition("t"),
-    "chain's check": P.check,
+    "chain's check": P.check_credentials,
     "chain's info": lambda: P.get_definition("f"),
     "chain's run": lambda: P.start("f", {}, None, None),
 }
@@ -138,14 +138,14 @@ CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
 def test_any_answer_is_a_value_or_an_error_of_ours(name: str, answers: list[Response]) -> None:
     """No answer, however malformed, raises anything but a FlowError, and what is read can go to XCom."""
     with contextlib.suppress(FlowError):
-        read = Script(*answers, endless=True).hold(CONVERSATIONS[name]())
+        read = ScriptedTransport(*answers, endless=True).run(CONVERSATIONS[name]())
         for run in [read] if isinstance(read, FlowRun) else []:
-            json.dumps(run.as_dict())
-            assert FlowRun.from_event(json.loads(json.dumps(run.as_event()))).state is run.state
+            json.dumps(run.to_dict())
+            assert FlowRun.from_event(json.loads(json.dumps(run.to_event()))).state is run.state
             assert 0.0 <= run.progress <= 1.0
 
 
-DEPTHS = [DEEPEST - 2, DEEPEST + 1, 900, 20_000]
+DEPTHS = [MAX_JSON_DEPTH - 2, MAX_JSON_DEPTH + 1, 900, 20_000]
 
 
 @pytest.mark.parametrize("status", [200, 400])
@@ -160,38 +160,40 @@ def test_depth_is_bounded(name: str, status: int) -> None:
             row = f'{{"flow_id": "r", "state": "failed", "type": "output", "name": "n", {inner}}}'
             for body in (deep, row, f'{{"flows": [{row}], "outputs": [{row}]}}'):
                 with contextlib.suppress(FlowError):
-                    read = Script(Response(status, {}, body.encode()), endless=True).hold(
+                    read = ScriptedTransport(Response(status, {}, body.encode()), endless=True).run(
                         CONVERSATIONS[name]()
                     )
-                    assert len(body) < 100 * DEEPEST or not isinstance(read, FlowRun)
+                    assert len(body) < 100 * MAX_JSON_DEPTH or not isinstance(read, FlowRun)
                     for run in [read] if isinstance(read, FlowRun) else []:
-                        assert serialize(run.as_dict())
+                        assert serialize(run.to_dict())
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
 def test_numbers_that_no_database_takes_are_none(word: str) -> None:
     """What is not a finite number, however it is written, is read as nothing, so that an XCom of it can be stored."""
     body = f'{{"flow_id": "r", "state": "completed", "progress": {word}, "created_at": {word}, "additional": [{word}]}}'
-    run = Script(Response(200, {}, body.encode())).hold(G.get_run("r"))
+    run = ScriptedTransport(Response(200, {}, body.encode())).run(G.get_run("r"))
     assert (run.progress, run.created_at, run.additional) == (1.0, None, [None])
-    json.dumps(run.as_dict(), allow_nan=False)
+    json.dumps(run.to_dict(), allow_nan=False)
 
 
-ORDER = Order("f", [FlowInput("p")])
-OURS = {"fingerprint": ORDER.fingerprint, "lineage": 0, "token": "t", "flow_run_id": "r"}
+ORDER = RunRequest("f", [FlowInput("p")])
+OURS = {"fingerprint": ORDER.fingerprint, "generation": 0, "token": "t", "flow_run_id": "r"}
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(
     kept=VALUES
-    | st.fixed_dictionaries({field.name: VALUES | st.just(OURS.get(field.name)) for field in fields(Record)})
+    | st.fixed_dictionaries(
+        {field.name: VALUES | st.just(OURS.get(field.name)) for field in fields(RunRecord)}
+    )
 )
 def test_any_record_is_read_or_none(kept: Any) -> None:
     """Whatever lies in the state store under our key, of another version or by another hand, breaks no start."""
-    record = Record.from_dict(json.loads(json.dumps(kept)))
+    record = RunRecord.from_dict(json.loads(json.dumps(kept)))
     with contextlib.suppress(FlowError):
-        script = Script(Response(200, {}, b'{"flow_id": "r", "state": "running"}'), endless=True)
-        script.hold(picked_up(G, ORDER, record, 0))
+        script = ScriptedTransport(Response(200, {}, b'{"flow_id": "r", "state": "running"}'), endless=True)
+        script.run(resume(G, ORDER, record, 0))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -199,7 +201,7 @@ def test_any_record_is_read_or_none(kept: Any) -> None:
 def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) -> None:
     """No graph that getFlowInfo answers, however broken, raises anything but a FlowError."""
     with contextlib.suppress(FlowError):
-        Script(Response(200, {}, json.dumps(graph).encode())).hold(P.get_definition("f"))
+        ScriptedTransport(Response(200, {}, json.dumps(graph).encode())).run(P.get_definition("f"))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -210,12 +212,12 @@ def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) ->
 )
 def test_any_text_is_looked_at_safely(text: str) -> None:
     """Any text can be asked whether it is a data URI, an image's URL, one that may be fetched, or a file name."""
-    assert not Settings("https://h", {}).may_follow(text) or text.lstrip().lower().startswith("https://")
+    assert not Settings("https://h", {}).may_redirect_to(text) or text.lstrip().lower().startswith("https://")
     with contextlib.suppress(ValueError):
         content = decode(text)
         assert decode(encode(content)).data == content.data
-    if image_type(text) is not None:
-        expiry(text)
+    if get_image_media_type(text) is not None:
+        get_expires_at(text)
     assert "/" not in safe_name(text)
     assert safe_name(text) not in {"", ".", ".."}
 

@@ -21,7 +21,7 @@ import requests
 
 from tests.support.airflow_run import empty_database
 from tests.support.other_runs import FLOW, model
-from tests.support.other_server import SECONDS, OtherServer
+from tests.support.other_server import RUN_SECONDS, OtherServer
 from tests.support.versions import needs
 from tools.airflow_settings import own_environment
 from tools.airflow_stack import AIRFLOW
@@ -101,7 +101,7 @@ def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
         "service": "generio",
         "state": "completed",
         "progress": 1.0,
-        "duration": SECONDS,
+        "duration": RUN_SECONDS,
     }
     assert all(moments.values())
     file = Path(output.pop("uri").removeprefix("file://"))
@@ -199,17 +199,17 @@ def test_a_run_is_paid_for_when_it_starts_and_once(asker: Asker) -> None:
     """To make a run, to fill it and to be refused costs nothing; a deleted run stays paid for."""
     run = asker.made()
     asker.ask("POST", f"{run}/inputs", json={"data": PROMPT})
-    assert asker.server.paid("mine") == 0
+    assert asker.server.count_paid("mine") == 0
 
     assert asker.start(run).status_code == 200
     assert asker.start(run).status_code == 400
-    assert asker.server.paid("mine") == 1
-    assert asker.server.paid("another's") == 0
+    assert asker.server.count_paid("mine") == 1
+    assert asker.server.count_paid("another's") == 0
 
     asker.server.advance(1001)
     asker.ask("DELETE", run)
     assert asker.ask("GET", run).status_code == 404
-    assert asker.server.paid("mine") == 1
+    assert asker.server.count_paid("mine") == 1
 
 
 def test_what_a_state_forbids(asker: Asker) -> None:
@@ -225,7 +225,7 @@ def test_what_a_state_forbids(asker: Asker) -> None:
 
 def test_runs_go_as_they_are_told(asker: Asker) -> None:
     """The next run takes its own time and fails if it is told to; the one after that is as usual."""
-    asker.server.expect(seconds=10, error="No.")
+    asker.server.plan_next(seconds=10, error="No.")
     told, usual = asker.made(inputs=[{"data": "a"}]), asker.made(inputs=[{"data": "b"}])
     assert asker.ask("GET", told).json()["state"] == "running"
 

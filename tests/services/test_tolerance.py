@@ -14,11 +14,11 @@ import pytest
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowConflict, FlowError, FlowNotFound
 from airflow_provider_flows.core.http import Response
 from airflow_provider_flows.core.run import FlowInput, FlowState
-from airflow_provider_flows.core.start import Record
+from airflow_provider_flows.core.start import RunRecord
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.transport.settings import Settings
-from tests.support.scripted import Script, answer
+from tests.support.scripted import ScriptedTransport, json_response
 from tests.support.tolerance_table import PACKAGE, ROWS, G, P, Row
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
@@ -28,21 +28,21 @@ ELSEWHERE = {"G-21", "G-27", "P-04", "P-14"}  # have a test of their own below
 
 def responses(row: Row) -> list[Response]:
     """Make the row's answers."""
-    return [told if isinstance(told, Response) else answer(told) for told in row.answers]
+    return [told if isinstance(told, Response) else json_response(told) for told in row.responses]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.row} {row.reading}")
 def test_row(row: Row) -> None:
     """The client makes of this reading what the column 'client tolerance' demands, and asks for nothing more."""
-    script = Script(*responses(row))
+    script = ScriptedTransport(*responses(row))
     if isinstance(row.expected, type) and issubclass(row.expected, FlowError):
         with pytest.raises(row.expected):
-            row.do(script)
+            row.action(script)
     elif row.expected is ...:
-        row.do(script)
+        row.action(script)
     else:
-        assert row.do(script) == row.expected
-    assert row.asked is None or script.asked == list(row.asked)
+        assert row.action(script) == row.expected
+    assert row.requests is None or script.request_lines == list(row.requests)
 
 
 def test_every_row_has_a_test() -> None:
@@ -60,7 +60,7 @@ def hook(flow_emulator: Emulator) -> GenerioHook:
 def made(hook: GenerioHook) -> tuple[str, str]:
     """Make a model and give the run's id, its output's id."""
     run = hook.start("model_generate_fromprompt", "a chair", {"quality": "low"})
-    (output,) = hook.settled_outputs(run.flow_run_id)
+    (output,) = hook.list_ready_outputs(run.flow_run_id)
     assert output.asset_id
     return run.flow_run_id, output.asset_id
 
@@ -73,7 +73,7 @@ def download(hook: GenerioHook, _: Emulator) -> Any:
 def listing(hook: GenerioHook, _: Emulator) -> Any:
     """Make runs and list the completed ones, newest first."""
     ids = [made(hook)[0] for _ in range(5)]
-    hook.patient(G.create("model_generate_fromprompt", None, None))
+    hook.run(G.create("model_generate_fromprompt", None, None))
     return [run.flow_run_id for run in hook.list_runs(FlowState.COMPLETED)] == ids[::-1]
 
 
@@ -85,13 +85,13 @@ def fields(hook: GenerioHook, _: Emulator) -> Any:
 
 def add(hook: GenerioHook, _: Emulator) -> Any:
     """Make a run in steps."""
-    run = hook.start("model_generate_fromprompt", ["a", "b"], record=Record("", 0), keep=lambda _: None)
+    run = hook.start("model_generate_fromprompt", ["a", "b"], record=RunRecord("", 0), save=lambda _: None)
     return len(hook.list_inputs(run.flow_run_id))
 
 
 def early(hook: GenerioHook, emulator: Emulator) -> Any:
     """Ask for outputs of a run that goes on."""
-    emulator.plan(Plan(run_seconds=60))
+    emulator.add_plan(Plan(run_seconds=60))
     run = hook.start("model_generate_fromprompt", "a chair")
     with pytest.raises(FlowConflict, match=r"the run is (starting|running)"):
         hook.list_outputs(run.flow_run_id)
@@ -101,7 +101,7 @@ def chain(_: GenerioHook, emulator: Emulator) -> Any:
     """Run the sample chain."""
     emulator.run_seconds = 0.0
     run = PromptChainerHook("promptchainer_default").start(SAMPLE, {"color": "Red", "item": "Ball"})
-    return run.state.value, [(output.status, output.link) for output in run.outputs]
+    return run.state.value, [(output.status, output.is_url) for output in run.outputs]
 
 
 DONE = ("completed", 1.0, "UTC")
@@ -171,7 +171,7 @@ def test_failed_run_is_told_as_failed_whatever_its_outputs(
 ) -> None:
     """G-23: partial outputs of a failed run can be listed, and a refusal or an empty list is no trouble."""
     flow_emulator.switches.update({"outputs_after_failure": way})
-    flow_emulator.plan(Plan("failed", "out of clay", partial_outputs=way == "empty"))
+    flow_emulator.add_plan(Plan("failed", "out of clay", partial_outputs=way == "empty"))
     run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
     assert (run.state, run.error) == (FlowState.FAILED, "out of clay")
     if way == "empty":
@@ -196,9 +196,9 @@ def test_host_is_the_connections(monkeypatch: pytest.MonkeyPatch, kind: str) -> 
 
 def test_key_is_sent_in_the_documented_header_only() -> None:
     """P-05: PromptChainer's key goes into x-api-key, Generio's into a bearer token."""
-    assert P.headers("k") == {"x-api-key": "k"}
-    assert G.headers("k") == {"Authorization": "Bearer k"}
-    assert Settings("https://h", P.headers("k")).credentials == {"x-api-key": "k"}
+    assert P.auth_headers("k") == {"x-api-key": "k"}
+    assert G.auth_headers("k") == {"Authorization": "Bearer k"}
+    assert Settings("https://h", P.auth_headers("k")).credentials == {"x-api-key": "k"}
 
 
 def test_code_holds_no_sample_key_and_no_sample_repository() -> None:
@@ -217,8 +217,8 @@ def test_unknown_template_names_those_there_are(hook: GenerioHook) -> None:
 
 def test_inputs_of_the_table_are_exact() -> None:
     """G-14, G-19: an input's item is `data` and, only where there is one, `additional`."""
-    assert FlowInput("p").as_json() == {"data": "p"}
-    assert FlowInput("p", {"n": 1}).as_json() == {"data": "p", "additional": {"n": 1}}
+    assert FlowInput("p").to_json() == {"data": "p"}
+    assert FlowInput("p", {"n": 1}).to_json() == {"data": "p", "additional": {"n": 1}}
 
 
 def test_row_without_an_id_is_an_output_that_failed() -> None:
@@ -229,7 +229,7 @@ def test_row_without_an_id_is_an_output_that_failed() -> None:
         None,
         7,
     ]
-    listed = Script(answer({"outputs": told})).hold(G.list_outputs("r", include_data=True))
+    listed = ScriptedTransport(json_response({"outputs": told})).run(G.list_outputs("r", include_data=True))
     assert [(output.name, output.asset_id, output.status) for output in listed] == [
         ("a", "a", "ready"), ("table", None, "error"), ("unnamed", None, "error"), ("unnamed", None, "error"),
     ]  # fmt: skip
@@ -239,8 +239,10 @@ def test_row_without_an_id_is_an_output_that_failed() -> None:
 def test_long_names_are_cut() -> None:
     """A name of any length does not bring its length into XCom, and a chain's output with one is not called missing."""
     name = "n" * 100_000
-    (output,) = Script(answer({"outputs": [{"asset_id": "a", "name": name}]})).hold(G.list_outputs("r"))
+    (output,) = ScriptedTransport(json_response({"outputs": [{"asset_id": "a", "name": name}]})).run(
+        G.list_outputs("r")
+    )
     assert output.name == name[:200]
     row = {"name": name, "type": "output", "output": "x"}
-    run = Script(answer([row])).hold(P.start("f", {}, None, None, promised=[name]))
+    run = ScriptedTransport(json_response([row])).run(P.start("f", {}, None, None, expected_outputs=[name]))
     assert [(output.name, output.status) for output in run.outputs] == [(name[:200], "ready")]

@@ -14,16 +14,16 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState, Source
+from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState, UploadSource
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.hooks import PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.storage.inputs import read_inputs
+from airflow_provider_flows.storage.inputs import parse_inputs
 from tests.support.airflow_run import run_dag
-from tests.support.orders import CHAIN
+from tests.support.orders import CHAIN_ID
 
 GLB = b"glTF\x02\x00\x00\x00"
-TEXT = FlowOutput("slogan", media_type="text/plain", value="Sit down").as_dict()
+TEXT = FlowOutput("slogan", media_type="text/plain", value="Sit down").to_dict()
 OFTEN = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 
 
@@ -40,19 +40,22 @@ def file(tmp_path: Path) -> dict[str, Any]:
         uri=uri,
         size=8,
         sha256=hashlib.sha256(GLB).hexdigest(),
-    ).as_dict()
+    ).to_dict()
 
 
 def whole(*outputs: dict[str, Any], state: FlowState = FlowState.COMPLETED) -> dict[str, Any]:
     """Give what a task returns whose run made these."""
-    return {**FlowRun("r1", "generio", state=state).as_dict(), "outputs": list(outputs)}
+    return {**FlowRun("r1", "generio", state=state).to_dict(), "outputs": list(outputs)}
 
 
 def content(inputs: Any) -> list[Any]:
     """Read inputs, and give each one's text or bytes, and its metadata."""
-    read = read_inputs(inputs)
+    read = parse_inputs(inputs)
     assert isinstance(read, list)
-    return [(b"".join(i.data.chunks()) if isinstance(i.data, Source) else i.data, i.additional) for i in read]
+    return [
+        (b"".join(i.data.chunks()) if isinstance(i.data, UploadSource) else i.data, i.additional)
+        for i in read
+    ]
 
 
 class Lazy(Sequence[Any]):
@@ -75,7 +78,7 @@ def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], t
     other = GLB[:-1] + b"\x01"
     (tmp_path / "chair.glb").write_bytes(other)
     with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that is not what the task wrote"):
-        read_inputs([file])
+        parse_inputs([file])
     assert content([file["uri"]]) == [(other, None)]
     (tmp_path / "note.txt").write_text("Stand up")
     said = {
@@ -85,7 +88,7 @@ def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], t
         "sha256": hashlib.sha256(b"Sit down").hexdigest(),
     }
     with pytest.raises(FlowInputError, match="is not what the task wrote"):
-        read_inputs([said])
+        parse_inputs([said])
     (tmp_path / "note.txt").write_text("Sit down")
     assert content([said]) == [("Sit down", None)]
 
@@ -138,13 +141,13 @@ def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) 
 )
 def test_what_cannot_be_taken_is_named(output: FlowOutput, told: str) -> None:
     """An output without a file or a text is an error that says which, what became of it, and what to do on which task."""
-    item = output.as_dict()
+    item = output.to_dict()
     for inputs, where in (
         (item, r"inputs\[0\]"), (["a", item], r"inputs\[1\]"), (whole(TEXT, item), r"inputs\[0\]\['outputs'\]\[1\]"),
         ([[TEXT, item]], r"inputs\[0\]\[1\]"),
     ):  # fmt: skip
         with pytest.raises(FlowInputError, match=rf"^{where} .*{told}") as caught:
-            read_inputs(inputs)
+            parse_inputs(inputs)
         assert "sig=" not in str(caught.value)
 
 
@@ -154,14 +157,14 @@ def test_run_without_outputs_is_told(state: FlowState) -> None:
     with pytest.raises(
         FlowInputError, match=rf"inputs\[1\] is the flow run r1, which had no outputs.*{state}.*must wait"
     ):
-        read_inputs(["a", whole(state=state)])
+        parse_inputs(["a", whole(state=state)])
 
 
 def test_other_lists_within_lists_are_refused(file: dict[str, Any]) -> None:
     """Only lists of outputs are opened up."""
     for inner in ([], ["a chair"], [file, "a chair"]):
         with pytest.raises(FlowInputError, match=r"inputs\[0\] must be .*not list"):
-            read_inputs([inner])
+            parse_inputs([inner])
 
 
 def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
@@ -178,19 +181,19 @@ def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
         "f": {"x": 1},
     }
     told = {"a": "Sit down", "b": "größer", "c": "{}", "d": 5, "e": "s3://no/file", "f": {"x": 1}}
-    assert read_inputs(given) == told
+    assert parse_inputs(given) == told
     with pytest.raises(
         FlowInputError, match=r"inputs\['b'\] names a file of type model/gltf-binary .*where a text is wanted"
     ):
-        read_inputs({"a": TEXT, "b": file})
+        parse_inputs({"a": TEXT, "b": file})
     with pytest.raises(FlowInputError, match=r"inputs\['b'\] is the output 'x'.*Set output_path"):
-        read_inputs({"a": TEXT, "b": FlowOutput("x", "a1").as_dict()})
+        parse_inputs({"a": TEXT, "b": FlowOutput("x", "a1").to_dict()})
 
 
 def test_variable_of_an_output_reaches_the_service(flow_emulator: Emulator) -> None:
     """What one chain said is what the next one is asked."""
     flow_emulator.run_seconds = 0
-    PromptChainerHook("promptchainer_default").start(CHAIN, {"color": TEXT, "item": "ball"})
+    PromptChainerHook("promptchainer_default").start(CHAIN_ID, {"color": TEXT, "item": "ball"})
     assert flow_emulator.requests[-1].json == {"variables": {"color": "Sit down", "item": "ball"}}
 
 
@@ -213,7 +216,7 @@ def test_whole_result_of_a_task_is_the_next_ones_input(emulator: Emulator, tmp_p
     result = run_dag(dag)
     assert result.state == "success", result.log
     assert [len(result.xcoms[name]["return_value"]["outputs"]) for name in ("one", "two")] == [1, 2]
-    assert emulator.started == 3
+    assert emulator.started_count == 3
 
 
 def test_mapped_tasks_are_the_next_ones_inputs(emulator: Emulator, tmp_path: Path) -> None:
@@ -230,12 +233,12 @@ def test_mapped_tasks_are_the_next_ones_inputs(emulator: Emulator, tmp_path: Pat
     assert result.state == "success", result.log
     made = {name: len(told["return_value"]["outputs"]) for name, told in result.xcoms.items()}
     assert made == {"many[0]": 1, "many[1]": 1, "all": 2, "outputs": 2, "each[0]": 1, "each[1]": 1}
-    assert emulator.started == 6
+    assert emulator.started_count == 6
 
 
 def test_files_that_stayed_at_the_service_fail_the_next_task(emulator: Emulator) -> None:
     """Without output_path on the first task the second one fails at once, says what to set, and pays nothing."""
-    emulator.plan(Plan())
+    emulator.add_plan(Plan())
     same: dict[str, Any] = {"flows_conn_id": "generio_default", **OFTEN}
     with DAG("chaining_stayed", schedule=None) as dag:
         first = RunFlowOperator(task_id="first", flow="model_generate_fromprompt", inputs="A chair", **same)
@@ -243,4 +246,4 @@ def test_files_that_stayed_at_the_service_fail_the_next_task(emulator: Emulator)
     result = run_dag(dag)
     assert result.states == {"first": "success", "second": "failed"}
     assert "Set output_path on the task" in str(result.errors["second"])
-    assert emulator.started == 1
+    assert emulator.started_count == 1

@@ -17,15 +17,15 @@ from airflow.sdk import DAG, ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_flows.core.exceptions import FlowInputError, error_from_dict
-from airflow_provider_flows.core.run import Source
-from airflow_provider_flows.core.start import Order
+from airflow_provider_flows.core.run import UploadSource
+from airflow_provider_flows.core.start import RunRequest
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.storage.file_source import CHUNK, LONGEST_TEXT
-from airflow_provider_flows.storage.inputs import read_inputs
+from airflow_provider_flows.storage.file_source import INPUT_CHUNK_BYTES, MAX_TEXT_INPUT_BYTES
+from airflow_provider_flows.storage.inputs import parse_inputs
 from tests.support.airflow_run import run_dag
-from tests.support.stores import KeptFileSystem, attached, kept_by
+from tests.support.stores import ConnectionFileSystem, attach_for_connection, attach_store
 from tests.support.versions import needs
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -40,23 +40,23 @@ def picture() -> bytes:
 
 
 @pytest.fixture
-def store() -> KeptFileSystem:
+def store() -> ConnectionFileSystem:
     """Give a store that only the connection `lager` leads to, while the one without a connection is empty."""
-    attached("memory")
-    return kept_by(CONN)
+    attach_store("memory")
+    return attach_for_connection(CONN)
 
 
-def source(inputs: Any, conn_id: str | None = None) -> Source:
+def source(inputs: Any, conn_id: str | None = None) -> UploadSource:
     """Read one input that is a file."""
-    (read,) = read_inputs(inputs, conn_id)
+    (read,) = parse_inputs(inputs, conn_id)
     data = read.data  # type: ignore[union-attr]
-    assert isinstance(data, Source)
+    assert isinstance(data, UploadSource)
     return data
 
 
 def test_file_is_known_by_size_and_digest_and_read_each_time(tmp_path: Path) -> None:
     """Reading the inputs keeps what a file is, not its bytes, which are read anew each time."""
-    content = PNG + os.urandom(3 * CHUNK)
+    content = PNG + os.urandom(3 * INPUT_CHUNK_BYTES)
     (tmp_path / "a.png").write_bytes(content)
     read = source(tmp_path / "a.png")
     assert (read.media_type, read.size, read.digest) == (
@@ -65,7 +65,7 @@ def test_file_is_known_by_size_and_digest_and_read_each_time(tmp_path: Path) -> 
         hashlib.sha256(content).hexdigest(),
     )
     assert b"".join(read.chunks()) == b"".join(read.chunks()) == content
-    assert max(map(len, read.chunks())) <= CHUNK
+    assert max(map(len, read.chunks())) <= INPUT_CHUNK_BYTES
 
 
 NAMES = [
@@ -87,21 +87,21 @@ def test_path_may_have_any_name(tmp_path: Path, name: str) -> None:
 def test_path_with_nul_is_refused(tmp_path: Path) -> None:
     """A name that no file can have is an error of ours."""
     with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that cannot be read"):
-        read_inputs(tmp_path / "a\0.png")
+        parse_inputs(tmp_path / "a\0.png")
 
 
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
     """A file that cannot be opened is refused by name, as is a loop of links."""
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     with pytest.raises(FlowInputError, match=r"inputs\[1\] names a file that cannot be read \(.*loop\.png\)"):
-        read_inputs(["a chair", tmp_path / "loop.png"])
+        parse_inputs(["a chair", tmp_path / "loop.png"])
 
 
-def test_connection_opens_the_store(store: KeptFileSystem, tmp_path: Path) -> None:
+def test_connection_opens_the_store(store: ConnectionFileSystem, tmp_path: Path) -> None:
     """`input_conn_id` opens what URIs name; what names its own connection, and what is local, is opened as ever."""
     store.pipe("/box/a.png", PNG + b"kept")
     (tmp_path / "l.png").write_bytes(PNG + b"local")
-    attached("memory").pipe("/open/a.png", PNG + b"open")
+    attach_store("memory").pipe("/open/a.png", PNG + b"open")
     for inputs in (
         "memory://box/a.png",
         {"uri": "memory://box/a.png"},
@@ -109,7 +109,7 @@ def test_connection_opens_the_store(store: KeptFileSystem, tmp_path: Path) -> No
     ):
         assert b"".join(source(inputs, CONN).chunks()) == PNG + b"kept"
         with pytest.raises(FlowInputError, match="cannot be read"):
-            read_inputs(inputs)
+            parse_inputs(inputs)
     for inputs in (f"memory://{CONN}@box/a.png", ObjectStoragePath("memory://box/a.png", conn_id=CONN)):
         assert b"".join(source(inputs, "another").chunks()) == PNG + b"kept"
         assert b"".join(source(inputs).chunks()) == PNG + b"kept"
@@ -121,16 +121,16 @@ def test_connection_opens_the_store(store: KeptFileSystem, tmp_path: Path) -> No
         assert b"".join(source(local, "no_such_connection").chunks()) == PNG + b"local"
 
 
-def test_connection_that_is_not_there_is_an_error_of_ours(store: KeptFileSystem) -> None:
+def test_connection_that_is_not_there_is_an_error_of_ours(store: ConnectionFileSystem) -> None:
     """A connection that nobody has defined is an error that names the input."""
     store.pipe("/box/a.png", PNG)
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read \(s3://box/a.png\)"
     ):
-        read_inputs("s3://box/a.png", "no_such_connection")
+        parse_inputs("s3://box/a.png", "no_such_connection")
 
 
-def test_hook_hands_the_connection_on(store: KeptFileSystem, flow_emulator: Emulator) -> None:
+def test_hook_hands_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
     """The hook's start and add_input take the connection, too."""
     store.pipe("/box/a.png", picture())
     flow_emulator.run_seconds = 60
@@ -142,7 +142,7 @@ def test_hook_hands_the_connection_on(store: KeptFileSystem, flow_emulator: Emul
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_operator_hands_the_connection_on(store: KeptFileSystem, flow_emulator: Emulator) -> None:
+def test_operator_hands_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
     """The operator's `input_conn_id` is templated, and opens the file."""
     store.pipe("/box/a.png", picture())
     flow_emulator.run_seconds = 0.1
@@ -160,20 +160,20 @@ def test_operator_hands_the_connection_on(store: KeptFileSystem, flow_emulator: 
     assert "input_conn_id" in RunFlowOperator.template_fields
 
 
-def test_store_that_goes_away_is_told_without_its_key(store: KeptFileSystem) -> None:
+def test_store_that_goes_away_is_told_without_its_key(store: ConnectionFileSystem) -> None:
     """Reading that breaks off is an error that names the file: for good at the start, for this try only later on."""
-    store.pipe("/box/a.png", PNG + bytes(3 * CHUNK))
+    store.pipe("/box/a.png", PNG + bytes(3 * INPUT_CHUNK_BYTES))
     read = source("memory://box/a.png", CONN)
     store.faulty = True
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read .*went away"
     ) as caught:
         list(read.chunks())
-    assert not caught.value.lasting
+    assert not caught.value.is_permanent
     assert "s3cret" not in str(caught.value)
     with pytest.raises(FlowInputError, match="went away") as caught:
-        read_inputs("memory://box/a.png", CONN)
-    assert caught.value.lasting
+        parse_inputs("memory://box/a.png", CONN)
+    assert caught.value.is_permanent
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_store_that_goes_away_is_told_without_its_key(store: KeptFileSystem) -> 
 def test_secrets_of_a_uri_are_not_told(named: str) -> None:
     """Credentials and a signature in a URI are in no error, nor in what led to it."""
     with pytest.raises(FlowInputError, match="cannot be read") as caught:
-        read_inputs(named)
+        parse_inputs(named)
     assert "s3cret" not in str(caught.value)
     assert "a.png" in str(caught.value)
     assert caught.value.__suppress_context__
@@ -191,27 +191,27 @@ def test_secrets_of_a_uri_are_not_told(named: str) -> None:
 
 def test_text_file_beyond_the_bound_is_refused(tmp_path: Path) -> None:
     """A prompt from a file has a bound; a text as large as that is sent whole."""
-    (tmp_path / "a.txt").write_bytes(b"a" * LONGEST_TEXT)
-    (read,) = read_inputs(tmp_path / "a.txt")
-    assert read.data == "a" * LONGEST_TEXT  # type: ignore[union-attr]
+    (tmp_path / "a.txt").write_bytes(b"a" * MAX_TEXT_INPUT_BYTES)
+    (read,) = parse_inputs(tmp_path / "a.txt")
+    assert read.data == "a" * MAX_TEXT_INPUT_BYTES  # type: ignore[union-attr]
     with (tmp_path / "a.txt").open("ab") as file:
         file.truncate(200_000_000)
     tracemalloc.start()
     with pytest.raises(FlowInputError, match=r"inputs\[0\] names a text file of more than 1048576 bytes"):
-        read_inputs(tmp_path / "a.txt")
+        parse_inputs(tmp_path / "a.txt")
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < 8 * LONGEST_TEXT  # it is not read to its end
+    assert most < 8 * MAX_TEXT_INPUT_BYTES  # it is not read to its end
 
 
-def test_fingerprint_is_that_of_the_content(tmp_path: Path, store: KeptFileSystem) -> None:
+def test_fingerprint_is_that_of_the_content(tmp_path: Path, store: ConnectionFileSystem) -> None:
     """The same content is the same order, touched, copied or elsewhere; another content or media type is another one."""
     path = tmp_path / "a.png"
     path.write_bytes(PNG + b"1")
     store.pipe("/box/b.png", PNG + b"1")
 
     def fingerprint(inputs: Any) -> str:
-        return Order("f", read_inputs(inputs, CONN)).fingerprint
+        return RunRequest("f", parse_inputs(inputs, CONN)).fingerprint
 
     first = fingerprint([path])
     path.write_bytes(PNG + b"1")
@@ -227,27 +227,27 @@ def test_fingerprint_is_that_of_the_content(tmp_path: Path, store: KeptFileSyste
 
 KEPT_BEFORE = [
     (
-        Order(
+        RunRequest(
             "model_generate_fromprompt",
-            read_inputs(["a chair", {"data": "ein grüner Stuhl", "additional": {"n": 2}}]),
+            parse_inputs(["a chair", {"data": "ein grüner Stuhl", "additional": {"n": 2}}]),
             {"quality": "low"},
             {"order": 17},
         ),
         "cbd2191222487ab3b3992d137395a8eb026bcb8b3400e08e7ca33bbe20bd0a14",
     ),
     (
-        Order("model_generate_fromimage", read_inputs("data:image/jpg;base64,_9j_")),
+        RunRequest("model_generate_fromimage", parse_inputs("data:image/jpg;base64,_9j_")),
         "4f7404761ed5fcb241ab05b9b8fbd856117dd15dd3022128ba65a93cc0b99e0d",
     ),
     (
-        Order("chain", read_inputs({"color": "red", "n": 3})),
+        RunRequest("chain", parse_inputs({"color": "red", "n": 3})),
         "1814567df524ae6990a3c75cd4b67c6ce4efb20aba5135763df458a49b1edc8d",
     ),
 ]
 
 
 @pytest.mark.parametrize(("order", "fingerprint"), KEPT_BEFORE, ids=lambda value: getattr(value, "flow", ""))
-def test_fingerprint_of_texts_is_what_it_was(order: Order, fingerprint: str) -> None:
+def test_fingerprint_of_texts_is_what_it_was(order: RunRequest, fingerprint: str) -> None:
     """Records that tasks under way have kept with 0.1 still fit their orders: only those of files have changed."""
     assert order.fingerprint == fingerprint
 
@@ -258,5 +258,7 @@ def test_error_that_may_pass_is_retried() -> None:
     from airflow_provider_flows.retry_policy import FlowsRetryPolicy
 
     decide = FlowsRetryPolicy().evaluate
-    assert decide(FlowInputError("changed", lasting=False), 1, 3) != decide(FlowInputError("not there"), 1, 3)
-    assert type(error_from_dict(FlowInputError("x").as_dict())) is FlowInputError
+    assert decide(FlowInputError("changed", is_permanent=False), 1, 3) != decide(
+        FlowInputError("not there"), 1, 3
+    )
+    assert type(error_from_dict(FlowInputError("x").to_dict())) is FlowInputError

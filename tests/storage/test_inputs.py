@@ -19,12 +19,12 @@ from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.request_body import Body, body_of
+from airflow_provider_flows.core.request_body import Body, to_body
 from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.storage.inputs import read_inputs
-from tests.support.stores import attached
+from airflow_provider_flows.storage.inputs import parse_inputs
+from tests.support.stores import attach_store
 
 HEADS = {
     "image/png": b"\x89PNG\r\n\x1a\n...",
@@ -37,9 +37,9 @@ HEADS = {
 
 def sent(inputs: Any) -> list[str]:
     """Give what is sent for each input."""
-    read = read_inputs(inputs)
+    read = parse_inputs(inputs)
     assert isinstance(read, list)
-    body = body_of([item.as_json() for item in read])
+    body = to_body([item.to_json() for item in read])
     return [item["data"] for item in json.loads(b"".join(body) if isinstance(body, Body) else body)]
 
 
@@ -65,7 +65,7 @@ def test_text_file_that_begins_like_a_picture_is_a_text(tmp_path: Path, text: st
 @pytest.fixture
 def memory() -> Any:
     """Give fsspec's file system in memory, empty, as one that Airflow knows."""
-    return attached("memory")
+    return attach_store("memory")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_prompt_is_sent_as_it_is(prompt: str) -> None:
 def test_string_that_looks_like_a_path_is_refused(path: str) -> None:
     """A string that only a path looks like is refused with what to write instead; as `data` it is a prompt all the same."""
     with pytest.raises(FlowInputError, match=r"inputs\[1\] is a string that looks like a path.*pathlib.Path"):
-        read_inputs(["a chair", path])
+        parse_inputs(["a chair", path])
     assert sent([{"data": path}]) == [path]
 
 
@@ -157,7 +157,7 @@ def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
         "sha256": hashlib.sha256(HEADS["model/gltf-binary"]).hexdigest(),
     }  # fmt: skip
     assert sent([output]) == sent(output) == [uri("model/gltf-binary", HEADS["model/gltf-binary"])]
-    (read,) = read_inputs(output)
+    (read,) = parse_inputs(output)
     assert isinstance(read, FlowInput)
     assert read.additional == {"n": 1}
 
@@ -167,7 +167,7 @@ def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
 )
 def test_other_mapping_holds_variables(variables: dict[str, str]) -> None:
     """A mapping that is no input is a mapping of variables, and stays one, also with names such as `data`."""
-    assert read_inputs(variables) == variables
+    assert parse_inputs(variables) == variables
 
 
 def test_text_file_is_a_prompt(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_text_file_is_a_prompt(tmp_path: Path) -> None:
     assert sent(tmp_path / "prompt.txt") == ["Ein grüner Stuhl"]
     (tmp_path / "prompt.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(FlowInputError, match="not UTF-8"):
-        read_inputs(tmp_path / "prompt.txt")
+        parse_inputs(tmp_path / "prompt.txt")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_bitmap_that_is_broken_is_refused(tmp_path: Path) -> None:
     """A BMP that cannot be read is an error that names the item."""
     (tmp_path / "a.bmp").write_bytes(b"BM")
     with pytest.raises(FlowInputError, match=r"inputs\[0\] is a BMP image that cannot be read"):
-        read_inputs(tmp_path / "a.bmp")
+        parse_inputs(tmp_path / "a.bmp")
 
 
 def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
@@ -221,10 +221,10 @@ def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['PIL'] = None\n"
         "from pathlib import Path\n"
-        "from airflow_provider_flows.storage.inputs import read_inputs\n"
+        "from airflow_provider_flows.storage.inputs import parse_inputs\n"
         "from airflow_provider_flows.core.exceptions import FlowInputError\n"
-        f"assert read_inputs(Path({str(tmp_path / 'a.png')!r}))\n"
-        f"try: read_inputs(Path({str(tmp_path / 'a.bmp')!r}))\n"
+        f"assert parse_inputs(Path({str(tmp_path / 'a.png')!r}))\n"
+        f"try: parse_inputs(Path({str(tmp_path / 'a.bmp')!r}))\n"
         "except FlowInputError as error: print(error)\n"
     )
     done = subprocess.run(
@@ -257,7 +257,7 @@ def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
 def test_bad_item_is_named(item: Any, told: str) -> None:
     """An item that cannot be sent is an error that says which, what is wrong, and what would do."""
     with pytest.raises(FlowInputError, match=rf"(?s)inputs\[1\].*{told}|inputs\[1\]{told}"):
-        read_inputs(["a chair", item])
+        parse_inputs(["a chair", item])
 
 
 def test_empty_unknown_and_folder_are_refused(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_empty_unknown_and_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "unknown").write_bytes(b"\x00\x01")
     for name, told in (("empty.png", "empty file"), ("unknown", "usual name"), ("", "cannot be read")):
         with pytest.raises(FlowInputError, match=told):
-            read_inputs([tmp_path / name])
+            parse_inputs([tmp_path / name])
 
 
 @pytest.mark.parametrize(
@@ -299,11 +299,11 @@ def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: E
     ):
         for keep in (None, lambda _: None):
             with pytest.raises(FlowInputError, match=told):
-                hook.start("model_generate_fromprompt", inputs, keep=keep, validate=False)
+                hook.start("model_generate_fromprompt", inputs, save=keep, validate=False)
     assert flow_emulator.requests == ()
 
 
 def test_content_of_inputs_is_in_no_repr(tmp_path: Path) -> None:
     """An input's content does not reach a log by way of its repr."""
     (tmp_path / "a.png").write_bytes(HEADS["image/png"] + b"secret")
-    assert "secret" not in repr(read_inputs(["secret chair", tmp_path / "a.png"]))
+    assert "secret" not in repr(parse_inputs(["secret chair", tmp_path / "a.png"]))

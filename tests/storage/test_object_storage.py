@@ -18,17 +18,17 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.run import Source
+from airflow_provider_flows.core.run import UploadSource
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.storage.atomic_file import Part
-from airflow_provider_flows.storage.inputs import read_inputs
-from airflow_provider_flows.storage.output_options import Delivery
-from airflow_provider_flows.storage.outputs import MOST_TO_A_STORE, fetch
+from airflow_provider_flows.storage.atomic_file import PartialFile
+from airflow_provider_flows.storage.inputs import parse_inputs
+from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.storage.outputs import MAX_PARALLEL_OBJECT_STORE_WRITES, fetch_outputs_or_raise
 from tests.support.airflow_run import load_dags, run_dag
-from tests.support.bucket import BUCKET, SECRET, CutLine, ObjectServer, connection
-from tests.support.downloading import Noted, glb, hook_to, run_of, worded
-from tests.support.servers import Reply, Seen, Station
+from tests.support.bucket import BUCKET, SECRET, CuttingProxy, ObjectServer, connection_json
+from tests.support.downloading import FileRecords, data_uri_body, glb, hook_to, run_of
+from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 from tools.glb import count_triangles
 
 LESSON = Path(__file__).parents[2] / "example_dags" / "models_in_a_bucket.py"
@@ -49,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
 @pytest.fixture
 def bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
     """Give the server with an empty bucket, and an Airflow connection to it."""
-    monkeypatch.setenv(f"AIRFLOW_CONN_{STORE.upper()}", connection(server.url))
+    monkeypatch.setenv(f"AIRFLOW_CONN_{STORE.upper()}", connection_json(server.url))
     server.clear()
     return server
 
@@ -63,7 +63,7 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
         yield emulator
 
 
-def written(part: Part, content: bytes) -> None:
+def written(part: PartialFile, content: bytes) -> None:
     """Write to a file as a download does, a chunk at a time."""
     part.restart()
     for start in range(0, len(content), CHUNK):
@@ -93,7 +93,7 @@ def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path
     (first,), (second,) = (services.runs[run["flow_run_id"]].inputs for run in made)
     assert data_uri.decode(first.data).data == objects["lesson/chair.png"]
     assert data_uri.decode(second.data).data == objects[model]
-    assert bucket.unfinished() == []
+    assert bucket.incomplete_uploads() == []
     assert (
         result.xcoms["make_model"]["flow_outputs_link"] == ""
     )  # Amazon's console does not show a store that is not Amazon's
@@ -106,17 +106,17 @@ def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path
 def test_file_of_many_parts_arrives_whole_and_is_read_back(bucket: ObjectServer) -> None:
     """A file that is sent to the bucket in several parts is whole under its final name only, and is as good as an input."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
-    part = Part(folder, "large")
+    part = PartialFile(folder, "large")
     written(part, CONTENT)
     assert not any(name.endswith(".glb") for name in bucket.objects())
-    part.settle(folder / "large.glb")
+    part.commit(folder / "large.glb")
 
     assert bucket.objects() == {"run/large.glb": CONTENT}
-    assert bucket.unfinished() == []
+    assert bucket.incomplete_uploads() == []
     assert (part.size, part.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    (one,) = read_inputs(f"s3://{BUCKET}/run/large.glb", STORE)
+    (one,) = parse_inputs(f"s3://{BUCKET}/run/large.glb", STORE)
     assert not isinstance(one, str)
-    assert isinstance(one.data, Source)
+    assert isinstance(one.data, UploadSource)
     assert (one.data.size, one.data.digest) == (part.size, part.sha256)
     assert b"".join(one.data.chunks()) == CONTENT
 
@@ -125,47 +125,50 @@ def test_download_that_is_given_up_leaves_nothing(bucket: ObjectServer) -> None:
     """What was sent of a file that will not be whole is gone, the parts that no list shows too; what has the name stays."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
     (folder / "large.glb").write_bytes(b"old")
-    part = Part(folder, "large")
+    part = PartialFile(folder, "large")
     written(part, CONTENT)
     part.discard()
     assert bucket.objects() == {"run/large.glb": b"old"}
-    assert bucket.unfinished() == []
+    assert bucket.incomplete_uploads() == []
 
 
 def test_file_that_is_given_up_is_never_completed(bucket: ObjectServer) -> None:
     """What was sent of a file is dropped, not made an object first: a bucket that keeps versions has none of it."""
     told = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
     bucket._session.put(f"{bucket.url}/{BUCKET}?versioning", data=told, timeout=10).raise_for_status()
-    part = Part(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE), "large")
+    part = PartialFile(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE), "large")
     written(part, CONTENT)
-    assert bucket.unfinished() != []
+    assert bucket.incomplete_uploads() != []
     part.discard()
-    assert bucket.unfinished() == []
-    assert "<Key>" not in bucket._told(f"/{BUCKET}?versions").text
+    assert bucket.incomplete_uploads() == []
+    assert "<Key>" not in bucket._get(f"/{BUCKET}?versions").text
 
 
 def test_two_files_at_once_come_into_a_bucket_and_are_looked_at_again(bucket: ObjectServer) -> None:
     """A bucket takes two files at once, not four; a file counts by its digest there too."""
     now, most, lock = Counter[str](), [0], Lock()
 
-    def reply(seen: Seen) -> Reply:
+    def reply(seen: ReceivedRequest) -> StubResponse:
         with lock:
             now["here"] += 1
             most[0] = max(most[0], now["here"])
         time.sleep(0.1)
         with lock:
             now["here"] -= 1
-        return Reply(body=worded(glb(1_000 + len(seen.path))))
+        return StubResponse(body=data_uri_body(glb(1_000 + len(seen.path))))
 
-    memory, delivery = Noted(), Delivery(f"s3://{BUCKET}/x", STORE)
-    with Station(reply) as station:
-        first = fetch(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
-        assert most[0] == MOST_TO_A_STORE == 2
+    memory, delivery = FileRecords(), OutputOptions(f"s3://{BUCKET}/x", STORE)
+    with StubServer(reply) as station:
+        first = fetch_outputs_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
+        assert most[0] == MAX_PARALLEL_OBJECT_STORE_WRITES == 2
         spoilt = ObjectStoragePath(str(first.outputs[0].uri), conn_id=STORE)
         spoilt.write_bytes(bytes(int(first.outputs[0].size or 0)))
-        station.seen.clear()
-        assert fetch(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory) == first
-        assert [seen.path for seen in station.seen] == ["/flows/r/outputs/id-a"]
+        station.requests.clear()
+        assert (
+            fetch_outputs_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
+            == first
+        )
+        assert [seen.path for seen in station.requests] == ["/flows/r/outputs/id-a"]
     assert hashlib.sha256(bucket.objects()["x/r/a.glb"]).hexdigest() == first.outputs[0].sha256
 
 
@@ -173,10 +176,10 @@ def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:
     """An object that somebody replaced after the inputs were read is an error, before its last bytes are given."""
     image = ObjectStoragePath(f"s3://{BUCKET}/chair.png", conn_id=STORE)
     image.write_bytes(b"\x89PNG\r\n\x1a\n" + b"1" * CHUNK)
-    (one,) = read_inputs(f"s3://{BUCKET}/chair.png", STORE)
+    (one,) = parse_inputs(f"s3://{BUCKET}/chair.png", STORE)
     image.write_bytes(b"\x89PNG\r\n\x1a\n" + b"2" * CHUNK)
     assert not isinstance(one, str)
-    assert isinstance(one.data, Source)
+    assert isinstance(one.data, UploadSource)
     sent: list[bytes] = []
     with pytest.raises(
         FlowInputError, match=rf"inputs\[0\].*changed since the start.*s3://{BUCKET}/chair.png"
@@ -192,20 +195,20 @@ def test_bucket_that_does_not_exist_is_an_error_and_is_not_made(bucket: ObjectSe
     hook = GenerioHook("generio_default")
     run = hook.get_run(hook.start("model_generate_fromprompt", "a chair", {"quality": "low"}).flow_run_id)
     with pytest.raises(OSError, match=r"bucket") as caught:
-        fetch(hook, run, Delivery("s3://modles/x", STORE))
+        fetch_outputs_or_raise(hook, run, OutputOptions("s3://modles/x", STORE))
     assert SECRET not in str(caught.value)
     assert bucket.buckets() == [BUCKET]
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read \(s3://modles/chair.png\)"
     ):
-        read_inputs("s3://modles/chair.png", STORE)
+        parse_inputs("s3://modles/chair.png", STORE)
 
 
 def test_store_that_goes_away_half_way(bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is gone after ten MiB is an OSError that names the file; cleaning up says no more, and no object is there."""
-    with CutLine(bucket.port, 10 * MIB) as line:
-        monkeypatch.setenv("AIRFLOW_CONN_CUT_LINE", connection(line.url))
-        part = Part(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id="cut_line"), "large")
+    with CuttingProxy(bucket.port, 10 * MIB) as line:
+        monkeypatch.setenv("AIRFLOW_CONN_CUT_LINE", connection_json(line.url))
+        part = PartialFile(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id="cut_line"), "large")
         try:
             with pytest.raises(OSError, match=rf"{BUCKET}/run/\.large") as caught:
                 written(part, CONTENT)

@@ -23,31 +23,35 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.run import FlowOutput, FlowRun
-from airflow_provider_flows.storage.output_options import Delivery
-from airflow_provider_flows.storage.outputs import MOST_AT_ONCE, fetch, gather
-from airflow_provider_flows.storage.parallel import abreast
+from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.storage.outputs import (
+    MAX_PARALLEL_DOWNLOADS,
+    fetch_outputs,
+    fetch_outputs_or_raise,
+)
+from airflow_provider_flows.storage.parallel import run_parallel
 from benchmarks.file_server import FileServer
 from tests.storage.test_outputs import HOSTILE, small_disk
 from tests.support.downloading import (
-    InTurn,
+    ActionSequence,
+    FileRecords,
     KilledError,
-    Noted,
-    everything,
-    fetching,
+    data_uri_body,
     glb,
     hook_to,
     kill,
-    killed_after,
+    list_files,
+    raise_after,
     run_of,
-    sent,
-    stalled,
-    worded,
+    send_and_stall,
+    send_body,
+    start_fetch_process,
 )
-from tests.support.servers import Reply, Rude, Seen, Station, reset
-from tests.support.stores import attached
+from tests.support.servers import MisbehavingServer, ReceivedRequest, StubResponse, StubServer, reset
+from tests.support.stores import attach_store
 
 CONTENT = glb(300_000)
-WHOLE = worded(CONTENT)
+WHOLE = data_uri_body(CONTENT)
 LARGE = glb(2_000_000)  # several of the pieces that a transport reads
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 2_000_000 + PNG_END
@@ -61,25 +65,27 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BROKEN = {
-    "broken off": sent(WHOLE, part=100_000),
+    "broken off": send_body(WHOLE, part=100_000),
     "reset": reset,
-    "cut short": sent(WHOLE[:200_000]),
-    "cut before the end": sent(WHOLE[:-1]),
-    "wrong base64": sent(WHOLE.replace(WHOLE[5_000:5_004], b"!!!!")),
-    "wrong length": sent(worded(CONTENT[:-3])),
-    "a proxy's page": sent(b"<html>try later</html>"),
-    "nothing": sent(b""),
+    "cut short": send_body(WHOLE[:200_000]),
+    "cut before the end": send_body(WHOLE[:-1]),
+    "wrong base64": send_body(WHOLE.replace(WHOLE[5_000:5_004], b"!!!!")),
+    "wrong length": send_body(data_uri_body(CONTENT[:-3])),
+    "a proxy's page": send_body(b"<html>try later</html>"),
+    "nothing": send_body(b""),
 }
 
 
 @pytest.mark.parametrize("act", BROKEN.values(), ids=BROKEN)
 def test_body_that_is_wrong_once_is_asked_for_again(tmp_path: Path, act: object) -> None:
     """A body that breaks off or is wrong is asked for again, also where the connection allows no retries; then it is whole."""
-    acts = InTurn(act, sent(WHOLE))  # type: ignore[arg-type]
-    with Rude(acts) as rude:
-        (output,) = fetch(hook_to(rude.url, retries=0), run_of("chair"), Delivery(str(tmp_path))).outputs
-    assert acts.asked == 2
-    assert everything(tmp_path) == ["r/chair.glb"]
+    acts = ActionSequence(act, send_body(WHOLE))  # type: ignore[arg-type]
+    with MisbehavingServer(acts) as rude:
+        (output,) = fetch_outputs_or_raise(
+            hook_to(rude.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path))
+        ).outputs
+    assert acts.calls == 2
+    assert list_files(tmp_path) == ["r/chair.glb"]
     assert (tmp_path / "r/chair.glb").read_bytes() == CONTENT
     assert (output.size, output.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
@@ -89,42 +95,45 @@ def test_body_that_stays_wrong_is_an_error_and_no_file(tmp_path: Path, act: obje
     """After three attempts it is an error, nothing is left, and what was there before is as it was."""
     (tmp_path / "r").mkdir()
     (tmp_path / "r/chair.glb").write_bytes(b"old")
-    acts = InTurn(act)  # type: ignore[arg-type]
-    with Rude(acts) as rude, pytest.raises((FlowMalformed, FlowUnreachable)):
-        fetch(hook_to(rude.url, retries=0), run_of("chair"), Delivery(str(tmp_path)))
-    assert acts.asked == 3
-    assert everything(tmp_path) == ["r/chair.glb"]
+    acts = ActionSequence(act)  # type: ignore[arg-type]
+    with MisbehavingServer(acts) as rude, pytest.raises((FlowMalformed, FlowUnreachable)):
+        fetch_outputs_or_raise(hook_to(rude.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path)))
+    assert acts.calls == 3
+    assert list_files(tmp_path) == ["r/chair.glb"]
     assert (tmp_path / "r/chair.glb").read_bytes() == b"old"
 
 
 def test_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
     """A disk that fills up is the disk's error, is not asked away, and leaves nothing."""
-    acts = InTurn(sent(WHOLE))
-    with Rude(acts) as rude, small_disk(100_000), pytest.raises(OSError, match="too large"):
-        fetch(hook_to(rude.url), run_of("chair"), Delivery(str(tmp_path)))
-    assert acts.asked == 1
-    assert everything(tmp_path) == []
+    acts = ActionSequence(send_body(WHOLE))
+    with MisbehavingServer(acts) as rude, small_disk(100_000), pytest.raises(OSError, match="too large"):
+        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
+    assert acts.calls == 1
+    assert list_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("store", ["fragile", "closing", "forgetful"])
 def test_store_that_fails_keeps_nothing(store: str) -> None:
     """A store that breaks half-way, that fails when the file is closed, or that keeps less than it took: an error, no file."""
-    files = attached(store)
-    with Rude(sent(WHOLE)) as rude, pytest.raises(OSError, match=r"No space left|bytes after"):
-        fetch(hook_to(rude.url), run_of("chair"), Delivery(f"{store}://bucket"))
+    files = attach_store(store)
+    with (
+        MisbehavingServer(send_body(WHOLE)) as rude,
+        pytest.raises(OSError, match=r"No space left|bytes after"),
+    ):
+        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(f"{store}://bucket"))
     assert list(files.store) == []
 
 
-def by_name(seen: Seen) -> Reply:
+def by_name(seen: ReceivedRequest) -> StubResponse:
     """Answer with a file that is another for each id."""
-    return Reply(body=worded(glb(1_000 + len(seen.path))), delay=0.05)
+    return StubResponse(body=data_uri_body(glb(1_000 + len(seen.path))), delay=0.05)
 
 
 def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
     """Many outputs come side by side, no more than a few at once, each into its own file, and are told in their order."""
     now, most, lock = Counter[str](), [0], Lock()
 
-    def counted(seen: Seen) -> Reply:
+    def counted(seen: ReceivedRequest) -> StubResponse:
         with lock:
             now["here"] += 1
             most[0] = max(most[0], now["here"])
@@ -134,56 +143,66 @@ def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
         return by_name(seen)
 
     names = ["x" * number for number in range(12, 0, -1)]
-    with Station(counted) as station:
-        outputs = fetch(hook_to(station.url), run_of(*names), Delivery(str(tmp_path))).outputs
+    with StubServer(counted) as station:
+        outputs = fetch_outputs_or_raise(
+            hook_to(station.url), run_of(*names), OutputOptions(str(tmp_path))
+        ).outputs
     assert [output.name for output in outputs] == names
     assert [output.size for output in outputs] == [
         1_000 + len(f"/flows/r/outputs/id-{name}") for name in names
     ]
-    assert everything(tmp_path) == sorted(f"r/{name}.glb" for name in names)
-    assert 2 <= most[0] <= MOST_AT_ONCE
+    assert list_files(tmp_path) == sorted(f"r/{name}.glb" for name in names)
+    assert 2 <= most[0] <= MAX_PARALLEL_DOWNLOADS
 
 
 def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
     """One output that cannot be had is an error; what came stays and is noted, and the next try asks for the rest only."""
     broken = [True]
 
-    def reply(seen: Seen) -> Reply:
-        return Reply(500) if broken[0] and seen.path.endswith("id-c") else by_name(seen)
+    def reply(seen: ReceivedRequest) -> StubResponse:
+        return StubResponse(500) if broken[0] and seen.path.endswith("id-c") else by_name(seen)
 
-    memory = Noted()
-    with Station(reply) as station:
+    memory = FileRecords()
+    with StubServer(reply) as station:
         with pytest.raises(FlowServiceError, match="id-c"):
-            fetch(hook_to(station.url), run_of("a", "b", "c"), Delivery(str(tmp_path)), memory)
-        assert everything(tmp_path) == ["r/a.glb", "r/b.glb"]
-        assert sorted(memory.kept) == ["id-a", "id-b"]
+            fetch_outputs_or_raise(
+                hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
+            )
+        assert list_files(tmp_path) == ["r/a.glb", "r/b.glb"]
+        assert sorted(memory.records) == ["id-a", "id-b"]
         broken[0] = False
-        station.seen.clear()
-        again = fetch(hook_to(station.url), run_of("a", "b", "c"), Delivery(str(tmp_path)), memory)
-        assert [seen.path for seen in station.seen] == ["/flows/r/outputs/id-c"]
-        station.seen.clear()
-        assert (
-            fetch(hook_to(station.url), run_of("a", "b", "c"), Delivery(str(tmp_path)), memory).as_dict()
-            == again.as_dict()
+        station.requests.clear()
+        again = fetch_outputs_or_raise(
+            hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
         )
-        assert station.seen == []
-        fresh = fetch(hook_to(station.url), run_of("a", "b", "c"), Delivery(str(tmp_path)))
-    assert fresh.as_dict() == again.as_dict()
+        assert [seen.path for seen in station.requests] == ["/flows/r/outputs/id-c"]
+        station.requests.clear()
+        assert (
+            fetch_outputs_or_raise(
+                hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
+            ).to_dict()
+            == again.to_dict()
+        )
+        assert station.requests == []
+        fresh = fetch_outputs_or_raise(
+            hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path))
+        )
+    assert fresh.to_dict() == again.to_dict()
 
 
 def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None:
     """All others are fetched although the first, more than come at once, cannot be had; each says why, one error is given."""
     names = [f"bad{number}" for number in range(6)] + ["a", "b"]
-    memory = Noted()
-    with Station(lambda seen: Reply(500) if "bad" in seen.path else by_name(seen)) as station:
-        run, error = gather(hook_to(station.url), run_of(*names), Delivery(str(tmp_path)), memory)
+    memory = FileRecords()
+    with StubServer(lambda seen: StubResponse(500) if "bad" in seen.path else by_name(seen)) as station:
+        run, error = fetch_outputs(hook_to(station.url), run_of(*names), OutputOptions(str(tmp_path)), memory)
     assert isinstance(error, FlowServiceError)
     assert "bad" in str(error)
-    assert everything(tmp_path) == ["r/a.glb", "r/b.glb"]
+    assert list_files(tmp_path) == ["r/a.glb", "r/b.glb"]
     assert [(output.status, bool(output.error)) for output in run.outputs] == [("error", True)] * 6 + [
         ("ready", False)
     ] * 2
-    assert sorted(memory.kept) == ["id-a", "id-b"]
+    assert sorted(memory.records) == ["id-a", "id-b"]
 
 
 def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +217,7 @@ def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(threading.Thread, "start", scarce)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        abreast([lambda _: time.sleep(0.05)] * 8, nullcontext, 4, Event(), lambda *_: None)
+        run_parallel([lambda _: time.sleep(0.05)] * 8, nullcontext, 4, Event(), lambda *_: None)
     assert len(threads) == 3
     assert not any(thread.is_alive() for thread in threads)
 
@@ -211,11 +230,11 @@ def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
     def seen(number: int) -> None:
         sync(number)
         name = Path(f"/proc/self/fd/{number}").readlink()
-        synced.append((name.suffix, name.stat().st_size if name.is_file() else 0, everything(tmp_path)))
+        synced.append((name.suffix, name.stat().st_size if name.is_file() else 0, list_files(tmp_path)))
 
     monkeypatch.setattr(os, "fsync", seen)
-    with Rude(sent(WHOLE)) as rude:
-        fetch(hook_to(rude.url), run_of("chair"), Delivery(str(tmp_path)))
+    with MisbehavingServer(send_body(WHOLE)) as rude:
+        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
     (file, folder) = synced
     assert file[:2] == (".part", len(CONTENT))
     assert folder == ("", 0, ["r/chair.glb"])
@@ -226,12 +245,17 @@ def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
     outputs = tuple(FlowOutput(name, asset_id=str(number) * 9) for number, name in enumerate(names))
     run = FlowRun("../../up", "generio", outputs=outputs)
-    with Station(lambda seen: Reply(body=worded(glb(1_000 + int(seen.path[-1]))))) as station:
-        made = [fetch(hook_to(station.url), run, Delivery(str(tmp_path / "in"))).outputs for _ in range(2)]
+    with StubServer(
+        lambda seen: StubResponse(body=data_uri_body(glb(1_000 + int(seen.path[-1]))))
+    ) as station:
+        made = [
+            fetch_outputs_or_raise(hook_to(station.url), run, OutputOptions(str(tmp_path / "in"))).outputs
+            for _ in range(2)
+        ]
     assert made[0] == made[1]
     files = [ObjectStoragePath(str(output.uri)) for output in made[0]]
     assert [file.stat().st_size for file in files] == [1_000 + number % 10 for number in range(len(names))]
-    found = everything(tmp_path)
+    found = list_files(tmp_path)
     assert len({name.lower() for name in found}) == len(found) == len(names)
     assert {str(Path(name).parent) for name in found} == {"in/up"}
     assert all(len(Path(name).name) <= 120 for name in found)
@@ -240,9 +264,9 @@ def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spoil", ["gone", "cut", "changed", "elsewhere", "nonsense"])
 def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: str) -> None:
     """What is known of a file counts only if it is there, with its size and digest, where it is to be."""
-    memory, acts, folder = Noted(), InTurn(sent(WHOLE)), tmp_path / "one"
-    with Rude(acts) as rude:
-        fetch(hook_to(rude.url), run_of("chair"), Delivery(str(folder)), memory)
+    memory, acts, folder = FileRecords(), ActionSequence(send_body(WHOLE)), tmp_path / "one"
+    with MisbehavingServer(acts) as rude:
+        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(folder)), memory)
         file = folder / "r/chair.glb"
         if spoil == "gone":
             file.unlink()
@@ -255,11 +279,13 @@ def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: st
             (folder / "r").mkdir(parents=True)
             (folder / "r/chair.glb").write_bytes(bytes(len(CONTENT)))  # somebody else's, and as large
         else:
-            memory.kept["id-chair"] = {"uri": 5, "size": "x", "media_type": []}
-        (output,) = fetch(hook_to(rude.url), run_of("chair"), Delivery(str(folder)), memory).outputs
-    assert acts.asked == 2
+            memory.records["id-chair"] = {"uri": 5, "size": "x", "media_type": []}
+        (output,) = fetch_outputs_or_raise(
+            hook_to(rude.url), run_of("chair"), OutputOptions(str(folder)), memory
+        ).outputs
+    assert acts.calls == 2
     assert ObjectStoragePath(str(output.uri)).read_bytes() == CONTENT
-    assert memory.kept["id-chair"]["uri"] == f"file://{folder}/r/chair.glb"
+    assert memory.records["id-chair"]["uri"] == f"file://{folder}/r/chair.glb"
 
 
 def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
@@ -274,97 +300,101 @@ def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
     ]
     for name in (PART, ".chair.ffffffff.part", *others):
         (tmp_path / "r" / name).write_bytes(b"half")
-    with Rude(sent(WHOLE)) as rude:
-        fetch(hook_to(rude.url), run_of("chair"), Delivery(str(tmp_path)))
-    assert everything(tmp_path) == sorted(f"r/{name}" for name in ("chair.glb", *others))
+    with MisbehavingServer(send_body(WHOLE)) as rude:
+        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
+    assert list_files(tmp_path) == sorted(f"r/{name}" for name in ("chair.glb", *others))
 
 
 def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
     """A process that is killed while it downloads leaves no file; the next one has it whole and takes the leftover away."""
     over = Event()
-    with Rude(InTurn(stalled(worded(LARGE), 1_500_000, over), sent(worded(LARGE)))) as rude:
-        first = fetching(rude.url, tmp_path)
+    with MisbehavingServer(
+        ActionSequence(send_and_stall(data_uri_body(LARGE), 1_500_000, over), send_body(data_uri_body(LARGE)))
+    ) as rude:
+        first = start_fetch_process(rude.url, tmp_path)
         until = time.monotonic() + 60
         while not any(path.stat().st_size > 500_000 for path in tmp_path.rglob("*.part")):
             assert first.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
         kill(first)
-        (left,) = everything(tmp_path)
+        (left,) = list_files(tmp_path)
         assert left.endswith(".part")
-        assert fetching(rude.url, tmp_path).wait(60) == 0
+        assert start_fetch_process(rude.url, tmp_path).wait(60) == 0
         over.set()
-    assert everything(tmp_path) == ["r/chair.glb"]
+    assert list_files(tmp_path) == ["r/chair.glb"]
     assert (tmp_path / "r/chair.glb").read_bytes() == LARGE
 
 
 def test_kill_by_a_signal_ends_soon_and_cleans_up(tmp_path: Path) -> None:
     """A signal that raises in the main thread ends downloads that hang, long before their timeout, and cleans up."""
     over, before, began = Event(), set(threading.enumerate()), time.monotonic()
-    hanging = stalled(worded(LARGE), 1_500_000, over)
-    with Rude(InTurn(hanging, hanging, hanging, sent(WHOLE))) as rude:
-        with killed_after(1.0), pytest.raises(KilledError):
-            fetch(hook_to(rude.url), run_of("a", "b", "c"), Delivery(str(tmp_path)))
-        assert everything(tmp_path) == []
+    hanging = send_and_stall(data_uri_body(LARGE), 1_500_000, over)
+    with MisbehavingServer(ActionSequence(hanging, hanging, hanging, send_body(WHOLE))) as rude:
+        with raise_after(1.0), pytest.raises(KilledError):
+            fetch_outputs_or_raise(hook_to(rude.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
+        assert list_files(tmp_path) == []
         assert time.monotonic() - began < 30
         over.set()  # whoever still hangs there goes on now, and is not to do any more
         for thread in set(threading.enumerate()) - before:
             if "_serve" not in thread.name:  # the server's own goes on
                 thread.join(30)
-    assert everything(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
 def chain_with(url: str) -> FlowRun:
     """Give a run with one output that is a link."""
-    return FlowRun("r", "promptchainer", outputs=(FlowOutput("pic", value=url, link=True),))
+    return FlowRun("r", "promptchainer", outputs=(FlowOutput("pic", value=url, is_url=True),))
 
 
 def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What a link leads to is looked at before it gets a name: a page that says it is a picture is none."""
-    page = Reply(headers={"Content-Type": "image/png"}, body=b"<html>" * 1_000)
-    with Station(lambda _: page) as station, caplog.at_level(logging.WARNING):
+    page = StubResponse(headers={"Content-Type": "image/png"}, body=b"<html>" * 1_000)
+    with StubServer(lambda _: page) as station, caplog.at_level(logging.WARNING):
         url = f"{station.url}/pic.png?sig=secret"
-        (output,) = fetch(hook_to(station.url), chain_with(url), Delivery(str(tmp_path))).outputs
+        (output,) = fetch_outputs_or_raise(
+            hook_to(station.url), chain_with(url), OutputOptions(str(tmp_path))
+        ).outputs
     assert (output.value, output.uri) == (url, None)
-    assert everything(tmp_path) == []
+    assert list_files(tmp_path) == []
     assert "none that may be fetched" in caplog.text
 
 
 def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path: Path) -> None:
     """A picture whose first bytes nobody knows here is taken at its word."""
     avif = b"\x00\x00\x00\x1cftypavif" + b"\x01" * 5_000
-    with Station(lambda _: Reply(headers={"Content-Type": "image/avif"}, body=avif)) as station:
-        (output,) = fetch(
-            hook_to(station.url), chain_with(f"{station.url}/made?sig=secret"), Delivery(str(tmp_path))
+    with StubServer(lambda _: StubResponse(headers={"Content-Type": "image/avif"}, body=avif)) as station:
+        (output,) = fetch_outputs_or_raise(
+            hook_to(station.url), chain_with(f"{station.url}/made?sig=secret"), OutputOptions(str(tmp_path))
         ).outputs
-    (name,) = everything(tmp_path)
+    (name,) = list_files(tmp_path)
     assert ((tmp_path / name).read_bytes(), name[-5:]) == (avif, ".avif")
     assert (output.media_type, output.value) == ("image/avif", f"{station.url}/made")
 
 
 def test_link_is_bounded(tmp_path: Path) -> None:
     """A picture of a stranger that does not end is no reason to fill a disk."""
-    with Station(lambda _: Reply(body=PNG)) as station:
-        with pytest.raises(FlowMalformed, match="max_answer_mib"):
-            fetch(
-                hook_to(station.url, max_answer_mib=1),
+    with StubServer(lambda _: StubResponse(body=PNG)) as station:
+        with pytest.raises(FlowMalformed, match="max_response_mib"):
+            fetch_outputs_or_raise(
+                hook_to(station.url, max_response_mib=1),
                 chain_with(f"{station.url}/pic.png"),
-                Delivery(str(tmp_path)),
+                OutputOptions(str(tmp_path)),
             )
-        assert everything(tmp_path) == []
-        (output,) = fetch(
-            hook_to(station.url), chain_with(f"{station.url}/pic.png"), Delivery(str(tmp_path))
+        assert list_files(tmp_path) == []
+        (output,) = fetch_outputs_or_raise(
+            hook_to(station.url), chain_with(f"{station.url}/pic.png"), OutputOptions(str(tmp_path))
         ).outputs
     assert (output.media_type, output.size) == ("image/png", len(PNG))
 
 
 def test_download_into_memory_is_the_same(tmp_path: Path) -> None:
     """`download_output` gives the bytes that would be written, and is asked again as stubbornly."""
-    acts = InTurn(sent(WHOLE, part=1_000), sent(WHOLE[:1_000]), sent(WHOLE))
-    with Rude(acts) as rude:
+    acts = ActionSequence(send_body(WHOLE, part=1_000), send_body(WHOLE[:1_000]), send_body(WHOLE))
+    with MisbehavingServer(acts) as rude:
         content = hook_to(rude.url, retries=0).download_output("r", "a")
     assert (content.data, content.media_type) == (CONTENT, "model/gltf-binary")
-    assert everything(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from tests.support.versions import DagBag
 
 # For tests with an execution_timeout: Airflow takes the very alarm by which tests are ended, and hangs if it meets a line that is
 # being logged. A thread ends the whole test process, which the others survive.
-ALARMED = pytest.mark.timeout(120, method="thread")
+THREAD_TIMEOUT = pytest.mark.timeout(120, method="thread")
 
 _BUNDLE = "dags-folder"
 
@@ -63,13 +63,14 @@ def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> DagResult:
     """
     ensure_database()
     _register(dag)
-    with recorded_log() as lines, _recorded_errors() as errors:
+    with capture_log() as lines, _capture_errors() as errors:
         run = dag.test(run_conf=conf)
     return DagResult(
         run_id=run.run_id,
         state=str(run.state),
         states={
-            _name(ti.task_id, ti.map_index): ti.state and str(ti.state) for ti in run.get_task_instances()
+            _instance_key(ti.task_id, ti.map_index): ti.state and str(ti.state)
+            for ti in run.get_task_instances()
         },
         xcoms=_xcoms(run.dag_id, run.run_id),
         errors=errors,
@@ -107,18 +108,18 @@ def empty_database() -> Path:
     """Create the tables of the test session's Airflow, once, and give a copy for Airflows in other folders to begin with."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Airflow's dependencies say of each other at their first import
-        event.listen(Engine, "connect", _waiting_for_no_disk)
+        event.listen(Engine, "connect", _disable_fsync)
         initdb()
     home = Path(os.environ["AIRFLOW_HOME"])
     with (
-        closing(sqlite3.connect(home / "airflow.db")) as made,
+        closing(sqlite3.connect(home / "airflow.db")) as source,
         closing(sqlite3.connect(home / "empty.db")) as copy,
     ):
-        made.backup(copy)
+        source.backup(copy)
     return home / "empty.db"
 
 
-def _waiting_for_no_disk(connection: Any, _: object) -> None:
+def _disable_fsync(connection: Any, _: object) -> None:
     """Let SQLite leave it to the system when a commit is on the disk: this database outlives no test session.
 
     A task makes dozens of commits, each of which else costs milliseconds, or many where others write too.
@@ -142,41 +143,41 @@ def _xcoms(dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
         for row in session.scalars(
             select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id)
         ):
-            found.setdefault(_name(row.task_id, row.map_index), {})[row.key] = XComModel.deserialize_value(
-                row
+            found.setdefault(_instance_key(row.task_id, row.map_index), {})[row.key] = (
+                XComModel.deserialize_value(row)
             )
     return found
 
 
-def _name(task_id: str, map_index: int | None) -> str:
+def _instance_key(task_id: str, map_index: int | None) -> str:
     return task_id if map_index is None or map_index < 0 else f"{task_id}[{map_index}]"
 
 
-class _Errors:
+class _ErrorListener:
     """A listener, as a plugin may bring one: Airflow hands it the exception of each try that fails."""
 
     def __init__(self) -> None:
-        self.found: dict[str, BaseException] = {}
+        self.errors: dict[str, BaseException] = {}
 
     @hookimpl
     def on_task_instance_failed(self, task_instance: Any, error: str | BaseException | None) -> None:
         if isinstance(error, BaseException):
-            self.found[_name(task_instance.task_id, task_instance.map_index)] = error
+            self.errors[_instance_key(task_instance.task_id, task_instance.map_index)] = error
 
 
 @contextmanager
-def _recorded_errors() -> Iterator[dict[str, BaseException]]:
-    listener = _Errors()
+def _capture_errors() -> Iterator[dict[str, BaseException]]:
+    listener = _ErrorListener()
     manager = get_listener_manager()
     manager.add_listener(listener)
     try:
-        yield listener.found
+        yield listener.errors
     finally:
         manager.pm.unregister(listener)
 
 
 @contextmanager
-def recorded_log() -> Iterator[list[str]]:
+def capture_log() -> Iterator[list[str]]:
     """Collect each line as it is written, masked as a worker masks what goes to a task's log.
 
     `dag.test()` alone masks nothing: it logs as a command does, and a command's log is no task's log.
@@ -190,7 +191,7 @@ def recorded_log() -> Iterator[list[str]]:
         lines.append(str(redact(str(rendered))))
         return rendered
 
-    handler = _Lines(lines)
+    handler = _LineCollector(lines)
     handler.setFormatter(logging.getLogger().handlers[0].formatter)
     processors[-1] = record
     logging.getLogger().addHandler(handler)
@@ -201,7 +202,7 @@ def recorded_log() -> Iterator[list[str]]:
         processors[-1] = render
 
 
-class _Lines(logging.Handler):
+class _LineCollector(logging.Handler):
     """Collects what libraries log the standard library's way."""
 
     def __init__(self, lines: list[str]) -> None:

@@ -15,7 +15,7 @@ from itertools import count
 from threading import Lock
 from typing import Any
 
-from tests.support.servers import Reply, Seen, Station
+from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 
 KEY = "hop-blossom-4711"
 FILES = {
@@ -23,11 +23,11 @@ FILES = {
     "label.json": ("application/json", b'{"data": "a label, which only looks like an answer"}'),
     "diary.txt": ("text/plain", "glTF is no beer, but \u00e4le is.\n".encode()),
 }
-WORDS = "Cheers!"
+TOAST_TEXT = "Cheers!"
 STRENGTH = {"strength": {"from": 1, "to": 9, "needed": True}}
 RECIPES = {"stout": {"knobs": STRENGTH}, "sour": {"knobs": {}}, "lager": {"knobs": {}}}
-LOOKS = {"stout": 2, "sour": 1, "lager": 10_000}  # at a lit brew, until it is over
-OVER = ("done", "spoilt", "spilt")
+POLLS_UNTIL_DONE = {"stout": 2, "sour": 1, "lager": 10_000}  # at a lit brew, until it is over
+FINAL_STAGES = ("done", "spoilt", "spilt")
 
 
 @dataclass
@@ -41,34 +41,34 @@ class Brew:
     made: float = field(default_factory=time.time)
     hops: list[str] = field(default_factory=list)
     stage: str = "queued"
-    looks: int = 0
+    polls: int = 0
     lit: float | None = None
     over: float | None = None
 
-    def look(self) -> None:
+    def record_poll(self) -> None:
         """Go on, as it does at each look."""
         if self.lit is None or self.over is not None:
             return
-        self.looks += 1
+        self.polls += 1
         self.stage = "brewing"
-        if self.looks >= LOOKS[self.recipe]:
-            self.end("spoilt" if self.recipe == "sour" else "done")
+        if self.polls >= POLLS_UNTIL_DONE[self.recipe]:
+            self.finish("spoilt" if self.recipe == "sour" else "done")
 
-    def end(self, stage: str) -> None:
+    def finish(self, stage: str) -> None:
         """Be over."""
         self.stage, self.over = stage, time.time()
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give what the API says of it."""
-        shown = {
+        fields = {
             key: getattr(self, key)
             for key in ("number", "recipe", "knobs", "note", "made", "stage", "lit", "over")
         }
-        percent = 100 if self.stage == "done" else min(99, 50 * self.looks)
-        return {**shown, "percent": percent, "trouble": "Wild yeast." if self.stage == "spoilt" else None}
+        percent = 100 if self.stage == "done" else min(99, 50 * self.polls)
+        return {**fields, "percent": percent, "trouble": "Wild yeast." if self.stage == "spoilt" else None}
 
 
-class Refused(Exception):
+class BreweryError(Exception):
     """An answer that is no success: the status and the words."""
 
 
@@ -78,99 +78,101 @@ class Brewhouse:
     def __init__(self) -> None:
         """Begin with none."""
         self.brews: dict[int, Brew] = {}
-        self.lit = 0  # so many were paid for
-        self.troubles = 0  # so many times barrels are not to be had
-        self.seen: list[Seen] = []
+        self.paid_count = 0  # so many were paid for
+        self.failures_left = 0  # so many times barrels are not to be had
+        self.requests: list[ReceivedRequest] = []
         self._numbers = count(17)
         self._lock = Lock()
 
-    def reply(self, seen: Seen) -> Reply:
+    def reply(self, request: ReceivedRequest) -> StubResponse:
         """Answer one request."""
-        if seen.headers.get("x-brew-token") != KEY:
-            return Reply(401, body=b'{"trouble": "whose token is that?"}')
-        path = seen.path.partition("?")[0]
+        if request.headers.get("x-brew-token") != KEY:
+            return StubResponse(401, body=b'{"trouble": "whose token is that?"}')
+        path = request.path.partition("?")[0]
         try:
             with self._lock:
-                told = self._told(f"{seen.method} {path}", json.loads(seen.body or b"{}"))
-        except Refused as refused:
-            status, words = refused.args
-            return Reply(status, body=json.dumps({"trouble": words}).encode())
-        if isinstance(told, tuple):
-            return Reply(200, {"Content-Type": told[0]}, told[1])
-        return Reply(
-            200, {"Content-Type": "application/json"}, b"" if told is None else json.dumps(told).encode()
+                result = self._dispatch(f"{request.method} {path}", json.loads(request.body or b"{}"))
+        except BreweryError as refused:
+            status, message = refused.args
+            return StubResponse(status, body=json.dumps({"trouble": message}).encode())
+        if isinstance(result, tuple):
+            return StubResponse(200, {"Content-Type": result[0]}, result[1])
+        return StubResponse(
+            200, {"Content-Type": "application/json"}, b"" if result is None else json.dumps(result).encode()
         )
 
-    def _told(self, asked: str, body: dict[str, Any]) -> Any:
+    def _dispatch(self, route: str, body: dict[str, Any]) -> Any:
         fixed = {
             "GET /v2/whoami": lambda: {"brewer": "Fuggle"},
             "GET /v2/recipes": lambda: {"recipes": RECIPES},
-            "GET /v2/brews": lambda: {"brews": [brew.told() for brew in reversed(self.brews.values())]},
-            "POST /v2/brews": lambda: self._made(body),
+            "GET /v2/brews": lambda: {"brews": [brew.to_json() for brew in reversed(self.brews.values())]},
+            "POST /v2/brews": lambda: self._create_brew(body),
         }
-        if asked in fixed:
-            return fixed[asked]()
-        found = re.fullmatch(r"(\w+) /v2/brews/(\d+)(?:/(\w+)(?:/(\d+))?)?", asked)
-        if found is None or int(found[2]) not in self.brews:
-            raise Refused(404, "no such brew")
-        return self._of(self.brews[int(found[2])], f"{found[1]} {found[3] or ''}".strip(), found[4], body)
+        if route in fixed:
+            return fixed[route]()
+        match = re.fullmatch(r"(\w+) /v2/brews/(\d+)(?:/(\w+)(?:/(\d+))?)?", route)
+        if match is None or int(match[2]) not in self.brews:
+            raise BreweryError(404, "no such brew")
+        return self._handle_brew(
+            self.brews[int(match[2])], f"{match[1]} {match[3] or ''}".strip(), match[4], body
+        )
 
-    def _made(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _create_brew(self, body: dict[str, Any]) -> dict[str, Any]:
         if body["recipe"] not in RECIPES:
-            raise Refused(422, "no such recipe")
+            raise BreweryError(422, "no such recipe")
         brew = Brew(next(self._numbers), body["recipe"], body["knobs"], body["note"])
         self.brews[brew.number] = brew
         if "hops" in body:
             brew.hops += body["hops"]
             self._light(brew)
-        return brew.told()
+        return brew.to_json()
 
     def _light(self, brew: Brew) -> None:
-        self.lit += 1
+        self.paid_count += 1
         brew.stage, brew.lit = "kindled", time.time()
 
-    def _of(self, brew: Brew, deed: str, barrel: str | None, body: dict[str, Any]) -> Any:
-        if deed == "GET":
-            brew.look()
-            return brew.told()
-        if deed == "GET barrels":
+    def _handle_brew(self, brew: Brew, action: str, barrel: str | None, body: dict[str, Any]) -> Any:
+        if action == "GET":
+            brew.record_poll()
+            return brew.to_json()
+        if action == "GET barrels":
             return self._barrels(brew) if barrel is None else list(FILES.values())[int(barrel) - 1]
-        if deed == "POST hops":
+        if action == "POST hops":
             brew.hops.append(body["hop"])
             return {"place": len(brew.hops)}
-        if deed == "POST fire" and brew.stage == "queued" and brew.hops:
+        if action == "POST fire" and brew.stage == "queued" and brew.hops:
             self._light(brew)
-        elif deed == "POST spill" and brew.stage not in OVER:
-            brew.end("spilt")
-        elif deed == "DELETE" and brew.stage in {"queued", *OVER}:
+        elif action == "POST spill" and brew.stage not in FINAL_STAGES:
+            brew.finish("spilt")
+        elif action == "DELETE" and brew.stage in {"queued", *FINAL_STAGES}:
             del self.brews[brew.number]
-        elif deed != "POST spill":
-            raise Refused(409, "not now")
+        elif action != "POST spill":
+            raise BreweryError(409, "not now")
         return None
 
     def _barrels(self, brew: Brew) -> dict[str, Any]:
         if brew.stage != "done":
-            raise Refused(409, "not now")
-        if self.troubles:
-            self.troubles -= 1
-            raise Refused(500, "the cellar is flooded")
+            raise BreweryError(409, "not now")
+        if self.failures_left:
+            self.failures_left -= 1
+            raise BreweryError(500, "the cellar is flooded")
         files = [
-            {"no": place, "label": label, "kind": kind}
-            for place, (label, (kind, _)) in enumerate(FILES.items(), 1)
+            {"no": number, "label": label, "kind": kind}
+            for number, (label, (kind, _)) in enumerate(FILES.items(), 1)
         ]
-        words = {
+        toast = {
             "no": len(files) + 1,
             "label": "toast",
             "kind": "text/plain",
-            "words": f"{WORDS} {' and '.join(brew.hops)}",
+            "words": f"{TOAST_TEXT} {' and '.join(brew.hops)}",
         }
-        return {"barrels": [{"number": row.pop("no"), "full": True, **row} for row in [*files, words]]}
+        return {"barrels": [{"number": row.pop("no"), "full": True, **row} for row in [*files, toast]]}
 
 
 @contextmanager
-def brewery() -> Iterator[tuple[Brewhouse, str]]:
+def run_brewery() -> Iterator[tuple[Brewhouse, str]]:
     """Give a brewery that answers, until the block ends, and its address."""
     house = Brewhouse()
-    with Station(house.reply) as station:
-        house.seen = station.seen
+    with StubServer(house.reply) as station:
+        house.requests = station.requests
         yield house, station.url

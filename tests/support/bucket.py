@@ -23,7 +23,7 @@ BUCKET = "models"
 SECRET = "a-storage-key-that-nobody-else-may-read"
 _START_TIMEOUT = 60
 # moto lets in whoever names himself, and checks no signature
-_NAMED = (
+_AUTHORIZATION = (
     "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 )
 
@@ -37,14 +37,14 @@ class ObjectServer(Program):
         self.url = f"http://{LOOPBACK}:{self.port}"
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy of the machine has no say on the loopback
-        self._session.headers["Authorization"] = _NAMED
+        self._session.headers["Authorization"] = _AUTHORIZATION
         command = [sys.executable, "-m", "moto.server", "--host", LOOPBACK, "--port", str(self.port)]
         super().__init__("moto's server", command, os.environ, log)
 
     def __enter__(self) -> Self:
         """Start it, wait until it answers, and make the bucket."""
         self.start()
-        wait_until(self._answers, [self], _START_TIMEOUT, "The start of moto's server")
+        wait_until(self._is_ready, [self], _START_TIMEOUT, "The start of moto's server")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,30 +59,30 @@ class ObjectServer(Program):
 
     def buckets(self) -> list[str]:
         """Name all buckets."""
-        return re.findall(r"<Name>(.*?)</Name>", self._told("/").text)
+        return re.findall(r"<Name>(.*?)</Name>", self._get("/").text)
 
     def objects(self) -> dict[str, bytes]:
         """Give every object of the bucket by its name."""
-        names = re.findall(r"<Key>(.*?)</Key>", self._told(f"/{BUCKET}?list-type=2").text)
-        return {name: self._told(f"/{BUCKET}/{name}").content for name in names}
+        names = re.findall(r"<Key>(.*?)</Key>", self._get(f"/{BUCKET}?list-type=2").text)
+        return {name: self._get(f"/{BUCKET}/{name}").content for name in names}
 
-    def unfinished(self) -> list[str]:
+    def incomplete_uploads(self) -> list[str]:
         """Name what was begun in parts and neither finished nor given up: no list shows it, and it costs."""
-        return re.findall(r"<Upload>.*?<Key>(.*?)</Key>", self._told(f"/{BUCKET}?uploads").text, re.DOTALL)
+        return re.findall(r"<Upload>.*?<Key>(.*?)</Key>", self._get(f"/{BUCKET}?uploads").text, re.DOTALL)
 
-    def _told(self, path: str) -> requests.Response:
-        answer = self._session.get(self.url + path, timeout=10)
-        answer.raise_for_status()
-        return answer
+    def _get(self, path: str) -> requests.Response:
+        response = self._session.get(self.url + path, timeout=10)
+        response.raise_for_status()
+        return response
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             return self._session.get(f"{self.url}/moto-api/", timeout=5).ok
         except requests.ConnectionError:
             return False
 
 
-def connection(url: str) -> str:
+def connection_json(url: str) -> str:
     """Write the Airflow connection to a store as an environment variable holds it; what fails is asked once only."""
     extra = {
         "endpoint_url": url,
@@ -92,12 +92,12 @@ def connection(url: str) -> str:
     return json.dumps({"conn_type": "aws", "login": "tests", "password": SECRET, "extra": extra})
 
 
-class CutLine:
+class CuttingProxy:
     """A TCP line to a server that is cut for good when so many bytes have gone there."""
 
-    def __init__(self, port: int, most: int) -> None:
+    def __init__(self, port: int, max_bytes: int) -> None:
         """Take where it leads, and how much may pass."""
-        self._to, self._left = (LOOPBACK, port), most
+        self._target, self._remaining = (LOOPBACK, port), max_bytes
         self._listener = socket.create_server((LOOPBACK, 0))
         self._ends: list[socket.socket] = [self._listener]
         self.url = f"http://{LOOPBACK}:{self._listener.getsockname()[1]}"
@@ -116,18 +116,18 @@ class CutLine:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(self._to)
+                server = socket.create_connection(self._target)
                 self._ends += [client, server]
                 threading.Thread(
-                    target=self._pass_on, args=(client, server), kwargs={"counted": True}, daemon=True
+                    target=self._forward, args=(client, server), kwargs={"counted": True}, daemon=True
                 ).start()
-                threading.Thread(target=self._pass_on, args=(server, client), daemon=True).start()
+                threading.Thread(target=self._forward, args=(server, client), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, *, counted: bool = False) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket, *, counted: bool = False) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                self._left -= len(data) * counted
-                if self._left < 0:
+                self._remaining -= len(data) * counted
+                if self._remaining < 0:
                     self._close()
                 target.sendall(data)
         for end in (source, target):

@@ -18,7 +18,7 @@ PROMPT_FLOW = "model_generate_fromprompt"
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """What a command left: its exit code, and what it wrote."""
 
     code: int
@@ -31,7 +31,7 @@ class Ended:
         return json.loads(self.out)
 
 
-Flows = Callable[..., Ended]
+FlowsCommand = Callable[..., CommandResult]
 
 
 def call(line: list[str]) -> int:
@@ -44,33 +44,33 @@ def call(line: list[str]) -> int:
         if line[0] == "flows":
             args.func(args)
         else:
-            _quietly(args.func, args)
+            _run_quietly(args.func, args)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
     return 0
 
 
-def _quietly(function: Callable[[Any], None], args: Any) -> None:
+def _run_quietly(function: Callable[[Any], None], args: Any) -> None:
     """Run a command of Airflow's own, whose parts say of each other that they are deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         function(args)
 
 
-def caller(capsys: pytest.CaptureFixture[str]) -> Flows:
+def flows_command(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
     """Give a function that runs `airflow flows ...`; its line may be one string, or words."""
 
-    def flows(*words: str) -> Ended:
+    def flows(*words: str) -> CommandResult:
         line = shlex.split(words[0]) if len(words) == 1 else list(words)
         capsys.readouterr()
         code = call(["flows", *line])
         written = capsys.readouterr()
-        return Ended(code, written.out, written.err)
+        return CommandResult(code, written.out, written.err)
 
     return flows
 
 
-def store(conn_id: str, host: str, key: str) -> None:
+def add_connection(conn_id: str, host: str, key: str) -> None:
     """Put a connection into Airflow's database, as `airflow connections add` does."""
     assert (
         call(

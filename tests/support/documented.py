@@ -26,14 +26,14 @@ import yaml
 from airflow.cli.cli_parser import get_parser
 
 from airflow_provider_flows.emulator import Emulator
-from tests.support.airflow_run import DagResult, load_dags, recorded_log, run_dag
+from tests.support.airflow_run import DagResult, capture_log, load_dags, run_dag
 from tools.docs_tables import emulator_help
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-MARK = re.compile(r"<!-- (not run|parsed only|prints)(?:: [^>]*)? -->\s*\Z")
-CHANGING = re.compile(r"\b[0-9a-f]{24}\b|\d[\d.,:]*\d")  # ids, times, sizes: another one each time
+DIRECTIVE = re.compile(r"<!-- (not run|parsed only|prints)(?:: [^>]*)? -->\s*\Z")
+VARYING_TEXT = re.compile(r"\b[0-9a-f]{24}\b|\d[\d.,:]*\d")  # ids, times, sizes: another one each time
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Snippet:
     line: int
     language: str
     text: str
-    mark: str | None
+    directive: str | None
 
     def __str__(self) -> str:
         """Name the place."""
@@ -58,8 +58,10 @@ def snippets(page: Path) -> Iterator[Snippet]:
         if found[2].startswith("{"):
             continue
         body = "".join(line.removeprefix(found[1]) for line in found[3].splitlines(keepends=True))
-        mark = MARK.search(text[: found.start()])
-        yield Snippet(page, text.count("\n", 0, found.start()) + 1, found[2], body, mark and mark[1])
+        directive = DIRECTIVE.search(text[: found.start()])
+        yield Snippet(
+            page, text.count("\n", 0, found.start()) + 1, found[2], body, directive and directive[1]
+        )
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Reader:
     dags: dict[str, Any] = field(default_factory=dict)
     result: DagResult | None = None  # of the DAG that ran last
     scope: dict[str, Any] = field(default_factory=dict)  # what the page's blocks have named so far
-    printed: str = ""
+    output: str = ""
 
     def follow(self, snippet: Snippet) -> None:
         """Do with a block what is done with its kind."""
@@ -83,7 +85,7 @@ class Reader:
         getattr(self, "_" + snippet.language)(snippet, text)
 
     def _text(self, snippet: Snippet, text: str) -> None:
-        if snippet.mark == "prints":
+        if snippet.directive == "prints":
             self._expect(text)
 
     def _json(self, _: Snippet, text: str) -> None:
@@ -106,7 +108,7 @@ class Reader:
         if re.search(r"\bDAG\(|^@dag\b", text, re.MULTILINE):
             return self._dag(snippet, text)
         scope = self.scope | self.dags
-        with self._captured():
+        with self._capture_output():
             exec(compile(text, str(snippet), "exec"), scope)  # noqa: S102  # it is what the page shows
             for name, test in list(scope.items()):
                 if name.startswith("test_"):
@@ -124,108 +126,112 @@ class Reader:
         found = load_dags(path)
         assert found, "no DAG in it"
         self.dags.update(found)
-        if snippet.mark == "parsed only":
+        if snippet.directive == "parsed only":
             return
         for dag in found.values():
             self.result = run_dag(dag)
             assert self.result.state == "success", self.result.log
 
-    def _compare_with_result(self, shown: dict[str, Any]) -> None:
+    def _compare_with_result(self, expected: dict[str, Any]) -> None:
         """Compare a dict that a page shows with what the DAG before it returned: the same keys, in order."""
         assert self.result is not None
         (returned,) = (found["return_value"] for found in self.result.xcoms.values())
-        assert list(returned) == list(shown)
-        assert [set(output) for output in returned["outputs"]] == [set(output) for output in shown["outputs"]]
+        assert list(returned) == list(expected)
+        assert [set(output) for output in returned["outputs"]] == [
+            set(output) for output in expected["outputs"]
+        ]
 
     def _shell(self, snippet: Snippet, text: str) -> None:
         for command in text.replace("\\\n", "").splitlines():
-            words = shlex.split(command, comments=True)
-            if words and snippet.mark == "not run":
-                look_up(words)
-            elif words:
-                self._run(command, words)
+            argv = shlex.split(command, comments=True)
+            if argv and snippet.directive == "not run":
+                check_command(argv)
+            elif argv:
+                self._run(command, argv)
 
     def _console(self, snippet: Snippet, text: str) -> None:
         """Run what stands behind each `$ `, and find the lines below it in what that printed or logged."""
         for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             command, _, expected = part.partition("\n")
             self._shell(snippet, command)
-            if snippet.mark is None:
+            if snippet.directive is None:
                 self._expect(expected)
 
-    def _run(self, command: str, words: list[str]) -> None:
+    def _run(self, command: str, argv: list[str]) -> None:
         """Run a command: Airflow's own in this process, which has an Airflow already, any other in a shell."""
-        if words[0] == "export":
-            for name, _, value in (word.partition("=") for word in words[1:]):
+        if argv[0] == "export":
+            for name, _, value in (word.partition("=") for word in argv[1:]):
                 self.monkeypatch.setenv(name, value.replace("~", str(self.folder)))
-        elif words[0] == "airflow":
-            with self._captured(), warnings.catch_warnings():
+        elif argv[0] == "airflow":
+            with self._capture_output(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what Airflow's commands warn of is not ours
-                arguments = get_parser().parse_args(words[1:])
+                arguments = get_parser().parse_args(argv[1:])
                 arguments.func(arguments)
         else:
             done = subprocess.run(
                 ["/bin/bash", "-c", command], cwd=self.folder, capture_output=True, text=True, check=False
             )
-            self.printed = done.stdout + done.stderr
-            assert done.returncode == 0, self.printed
+            self.output = done.stdout + done.stderr
+            assert done.returncode == 0, self.output
 
     def _expect(self, text: str) -> None:
         """Find lines in what was printed, in that order; `…` stands for anything, and ids and numbers may be others."""
-        printed = iter([_plain(line) for line in self.printed.splitlines()])
-        for line in (_plain(line) for line in text.splitlines() if line.strip(" …")):
+        printed = iter([_normalize(line) for line in self.output.splitlines()])
+        for line in (_normalize(line) for line in text.splitlines() if line.strip(" …")):
             wanted = re.compile(".*".join(map(re.escape, line.split("…"))))
-            assert any(wanted.search(told) for told in printed), f"{line!r} is not in:\n{self.printed}"
+            assert any(wanted.search(printed_line) for printed_line in printed), (
+                f"{line!r} is not in:\n{self.output}"
+            )
 
     @contextlib.contextmanager
-    def _captured(self) -> Iterator[None]:
+    def _capture_output(self) -> Iterator[None]:
         out = io.StringIO()
-        with recorded_log() as lines, contextlib.redirect_stdout(out):
+        with capture_log() as lines, contextlib.redirect_stdout(out):
             yield
-        self.printed = "\n".join([out.getvalue(), *lines])
+        self.output = "\n".join([out.getvalue(), *lines])
 
 
-def _plain(line: str) -> str:
-    return " ".join(CHANGING.sub("#", line).split())
+def _normalize(line: str) -> str:
+    return " ".join(VARYING_TEXT.sub("#", line).split())
 
 
-def _make(words: list[str]) -> None:
+def _check_make(argv: list[str]) -> None:
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    asked = [word for word in words[1:] if "=" not in word]
-    assert set(asked) <= set(targets)
+    goals = [word for word in argv[1:] if "=" not in word]
+    assert set(goals) <= set(targets)
 
 
-def _pip(words: list[str]) -> None:
-    assert words[1] == "install"
+def _check_pip(argv: list[str]) -> None:
+    assert argv[1] == "install"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for extra in (found[1] for word in words[2:] if (found := re.fullmatch(r"\.\[(.*)\]", word))):
+    for extra in (found[1] for word in argv[2:] if (found := re.fullmatch(r"\.\[(.*)\]", word))):
         assert extra in project["optional-dependencies"]
 
 
-def _python_module(words: list[str]) -> None:
-    if words[1:3] == ["-m", "airflow_provider_flows.emulator"]:
-        assert {word for word in words[3:] if word.startswith("--")} <= set(emulator_help().split())
+def _check_python(argv: list[str]) -> None:
+    if argv[1:3] == ["-m", "airflow_provider_flows.emulator"]:
+        assert {word for word in argv[3:] if word.startswith("--")} <= set(emulator_help().split())
     else:
-        assert words[1:3] == ["-m", "venv"]
+        assert argv[1:3] == ["-m", "venv"]
 
 
-def _airflow(words: list[str]) -> None:
-    get_parser().parse_args(words[1:])
+def _check_airflow(argv: list[str]) -> None:
+    get_parser().parse_args(argv[1:])
 
 
-LOOK_UPS: dict[str, Callable[[list[str]], None]] = {
-    "make": _make,
-    "pip": _pip,
-    "python": _python_module,
-    "airflow": _airflow,
+COMMAND_CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "make": _check_make,
+    "pip": _check_pip,
+    "python": _check_python,
+    "airflow": _check_airflow,
 }
 
 
-def look_up(words: list[str]) -> None:
+def check_command(argv: list[str]) -> None:
     """Find that there is what a command names, without running it: a target, an extra, a module's arguments."""
-    if words[0] == "python3.11":
-        words = ["python", *words[1:]]
-    if words[0] in LOOK_UPS:
-        LOOK_UPS[words[0]](words)
+    if argv[0] == "python3.11":
+        argv = ["python", *argv[1:]]
+    if argv[0] in COMMAND_CHECKS:
+        COMMAND_CHECKS[argv[0]](argv)
     else:
-        assert words[0] in {"git", "cd", "source", ".", "pytest"}, f"nobody looks up {words[0]}"
+        assert argv[0] in {"git", "cd", "source", ".", "pytest"}, f"nobody looks up {argv[0]}"

@@ -19,7 +19,7 @@ from airflow_provider_flows.transport.settings import Settings
 TOKEN = "t0ken-that-nobody-may-see"
 
 
-class Door(Protocol):
+class Driver(Protocol):
     """Holds one conversation over a session of its own."""
 
     def __call__(
@@ -32,31 +32,31 @@ def no_sleep(_: float) -> None:
     """Do not wait."""
 
 
-def through_requests(
+def run_with_requests(
     settings: Settings, conversation: Conversation[T], sleep: Callable[[float], None] = no_sleep
 ) -> T:
     """Hold a conversation over `requests`."""
     with blocking.new_session(settings) as session:
-        return blocking.hold(conversation, blocking.BlockingTransport(settings, session).send, sleep)
+        return blocking.run(conversation, blocking.BlockingTransport(settings, session).send, sleep)
 
 
-def through_aiohttp(
+def run_with_aiohttp(
     settings: Settings, conversation: Conversation[T], sleep: Callable[[float], None] = no_sleep
 ) -> T:
     """Hold a conversation over `aiohttp`."""
 
-    async def held() -> T:
+    async def run() -> T:
         async def asleep(seconds: float) -> None:
             sleep(seconds)
 
         async with await asynchronous.new_session(settings) as session:
             transport = asynchronous.AsyncTransport(settings, session)
-            return await asynchronous.hold(conversation, transport.send, asleep)
+            return await asynchronous.run(conversation, transport.send, asleep)
 
-    return asyncio.run(held())
+    return asyncio.run(run())
 
 
-DOORS = {"requests": through_requests, "aiohttp": through_aiohttp}
+DRIVERS = {"requests": run_with_requests, "aiohttp": run_with_aiohttp}
 
 
 def settings_for(url: str, **more: Any) -> Settings:
@@ -69,22 +69,22 @@ def settings_for(url: str, **more: Any) -> Settings:
     return Settings(url, **(known | more))
 
 
-def one(request: Request) -> Conversation[Response]:
+def single_request(request: Request) -> Conversation[Response]:
     """Hold a conversation of one request; unlike `ask` it takes whatever comes."""
     response = yield request
     assert response is not None
     return response
 
 
-def unreachable(door: Door, settings: Settings, request: Request) -> FlowUnreachable:
+def catch_unreachable(driver: Driver, settings: Settings, request: Request) -> FlowUnreachable:
     """Ask, and give the error, which never holds the token."""
     with pytest.raises(FlowUnreachable) as caught:
-        door(settings, one(request))
+        driver(settings, single_request(request))
     assert TOKEN not in f"{caught.value} {caught.value!r} {caught.getrepr()}"
     return caught.value
 
 
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clear_proxy_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what the machine says of proxies and certificates."""
     for name in (
         "HTTP_PROXY",

@@ -25,13 +25,13 @@ from airflow.sdk import Connection
 from airflow_provider_flows.core.run import FlowOutput, FlowRun
 from airflow_provider_flows.hooks import GenerioHook
 
-Act = Callable[[socket.socket], None]
-FETCH = """
+ConnectionAction = Callable[[socket.socket], None]
+FETCH_SCRIPT = """
 import sys
-from airflow_provider_flows.storage.output_options import Delivery
-from airflow_provider_flows.storage.outputs import fetch
+from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.storage.outputs import fetch_outputs_or_raise
 from tests.support.downloading import hook_to, run_of
-fetch(hook_to(sys.argv[1]), run_of("chair"), Delivery(sys.argv[2]))
+fetch_outputs_or_raise(hook_to(sys.argv[1]), run_of("chair"), OutputOptions(sys.argv[2]))
 """
 
 
@@ -42,56 +42,56 @@ def glb(size: int) -> bytes:
     )
 
 
-def worded(content: bytes) -> bytes:
+def data_uri_body(content: bytes) -> bytes:
     """Give the documented answer with a file."""
     return b'{"data": "data:model/gltf-binary;base64,' + base64.b64encode(content) + b'"}'
 
 
-def sent(body: bytes, *, part: int | None = None) -> Act:
+def send_body(body: bytes, *, part: int | None = None) -> ConnectionAction:
     """Answer with a body, or with the first part of it under its whole length, and close."""
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     return lambda connection: connection.sendall(head + body[:part])
 
 
-def stalled(body: bytes, part: int, until: Event) -> Act:
+def send_and_stall(body: bytes, part: int, until: Event) -> ConnectionAction:
     """Answer with a part of a body, and then say nothing for as long as the test likes."""
 
     def act(connection: socket.socket) -> None:
-        sent(body, part=part)(connection)
+        send_body(body, part=part)(connection)
         until.wait(60)
 
     return act
 
 
-class InTurn:
+class ActionSequence:
     """What to do with each connection, one after the other; the last is done for ever."""
 
-    def __init__(self, *acts: Act) -> None:
-        self._acts = list(acts)
+    def __init__(self, *actions: ConnectionAction) -> None:
+        self._actions = list(actions)
         self._lock = Lock()
-        self.asked = 0
+        self.calls = 0
 
     def __call__(self, connection: socket.socket) -> None:
         """Answer."""
         with self._lock:
-            act = self._acts[min(self.asked, len(self._acts) - 1)]
-            self.asked += 1
+            act = self._actions[min(self.calls, len(self._actions) - 1)]
+            self.calls += 1
         act(connection)
 
 
-class Noted:
+class FileRecords:
     """The memory of a task, as `fetch` sees it."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Mapping[str, Any]] = {}
+        self.records: dict[str, Mapping[str, Any]] = {}
 
-    def known(self, asset_id: str) -> Mapping[str, Any] | None:
+    def get_file_record(self, asset_id: str) -> Mapping[str, Any] | None:
         """Tell what was kept."""
-        return self.kept.get(asset_id)
+        return self.records.get(asset_id)
 
-    def note(self, asset_id: str, told: Mapping[str, Any]) -> None:
+    def save_file_record(self, asset_id: str, entry: Mapping[str, Any]) -> None:
         """Keep it."""
-        self.kept[asset_id] = dict(told)
+        self.records[asset_id] = dict(entry)
 
 
 def hook_to(url: str, **extra: Any) -> GenerioHook:
@@ -108,15 +108,17 @@ def run_of(*names: str) -> FlowRun:
     return FlowRun("r", "generio", outputs=tuple(FlowOutput(name, asset_id=f"id-{name}") for name in names))
 
 
-def everything(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     """List all files below a folder, hidden ones too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def fetching(url: str, folder: Path) -> subprocess.Popen[bytes]:
+def start_fetch_process(url: str, folder: Path) -> subprocess.Popen[bytes]:
     """Fetch in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", FETCH, url, str(folder)], env=dict(os.environ), stdout=subprocess.DEVNULL
+        [sys.executable, "-c", FETCH_SCRIPT, url, str(folder)],
+        env=dict(os.environ),
+        stdout=subprocess.DEVNULL,
     )
 
 
@@ -131,16 +133,16 @@ class KilledError(BaseException):
 
 
 @contextmanager
-def killed_after(seconds: float) -> Iterator[None]:
+def raise_after(seconds: float) -> Iterator[None]:
     """Raise in the main thread after so many seconds, as Airflow does when a task's time is over."""
 
     def handler(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise KilledError
 
-    before = signal.signal(signal.SIGALRM, handler)
+    previous = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)

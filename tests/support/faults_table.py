@@ -12,7 +12,7 @@ How the rows that look odd come about:
 * chain, "wrong types": the run is read as failed, for none of its outputs came.
 """
 
-WORDS = {
+OUTCOME_NAMES = {
     "FlowAuthError": "auth",
     "FlowNotFound": "none",
     "FlowInvalid": "bad",
@@ -36,7 +36,7 @@ OPERATIONS = (
     "definition",
     "chain",
 )
-TABLE = """
+OUTCOMES = """
 400                | bad 0   | bad 0   | state 0 | bad   | state | bad   | bad   | bad   | bad   | bad   | bad 0
 401                | auth 0  | auth 0  | auth 0  | auth  | auth  | auth  | auth  | auth  | auth  | auth  | auth 0
 402                | serv 0  | serv 0  | serv 0  | serv  | serv  | serv  | serv  | serv  | serv  | serv  | serv 0

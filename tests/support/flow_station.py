@@ -18,7 +18,7 @@ from aiohttp import web
 
 
 @dataclass(frozen=True)
-class Asked:
+class ApiRequest:
     """One request as it came in, `at` in epoch seconds."""
 
     path: str
@@ -27,13 +27,13 @@ class Asked:
     at: float
 
     @property
-    def listing(self) -> bool:
+    def is_list(self) -> bool:
         """Whether a list of runs was asked for."""
         return self.path == "/flows"
 
 
 @dataclass(frozen=True)
-class Told:
+class ApiResponse:
     """What is answered, after so many seconds: bytes as they are, anything else as JSON."""
 
     value: Any = None
@@ -43,32 +43,34 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Made:
+class StubRun:
     """A run that takes so many seconds."""
 
-    began: float
-    lasts: float
+    started_at: float
+    duration: float
     end: str = "completed"
     progress: Callable[[float], float] = lambda _: 0.0  # of the part that has passed
 
     @property
-    def over(self) -> float:
+    def ends_at(self) -> float:
         """When it ends, in epoch seconds."""
-        return self.began + self.lasts
+        return self.started_at + self.duration
 
 
-class FlowStation:
+class StubFlowServer:
     """The server, from `with` to the end of the block; it takes the keys in `keys`."""
 
     def __init__(self) -> None:
         self.keys = {"key"}
-        self.runs: dict[str, Made] = {}
-        self.asked: list[Asked] = []
+        self.runs: dict[str, StubRun] = {}
+        self.requests: list[ApiRequest] = []
         self.peers: set[Any] = set()  # one for each connection that was ever made
-        self.most_in_flight = 0
-        self.look: Callable[[str, Asked], Told] = lambda key, _: Told(self.row(key))
-        self.listing: Callable[[Asked], Told] = lambda _: Told(
-            {"flows": [self.row(key) for key in self.running()]}
+        self.max_in_flight = 0
+        self.run_response: Callable[[str, ApiRequest], ApiResponse] = lambda key, _: ApiResponse(
+            self.row(key)
+        )
+        self.list_response: Callable[[ApiRequest], ApiResponse] = lambda _: ApiResponse(
+            {"flows": [self.row(key) for key in self.running_ids()]}
         )
         self.url = ""
         self._in_flight = 0
@@ -83,52 +85,60 @@ class FlowStation:
 
     def __exit__(self, *_: object) -> None:
         """End."""
-        self._loop.call_soon_threadsafe(self._over.set)
+        self._loop.call_soon_threadsafe(self._stop_event.set)
         self._thread.join(10)
 
-    def make(self, how_many: int, lasts: float, prefix: str = "r", **more: Any) -> list[str]:
+    def create_runs(self, count: int, duration: float, prefix: str = "r", **more: Any) -> list[str]:
         """Let runs begin now, and give their ids."""
-        ids = [f"{prefix}{number}" for number in range(how_many)]
-        self.runs.update({key: Made(time.time(), lasts, **more) for key in ids})
+        ids = [f"{prefix}{number}" for number in range(count)]
+        self.runs.update({key: StubRun(time.time(), duration, **more) for key in ids})
         return ids
 
     def connect(
         self, monkeypatch: pytest.MonkeyPatch, conn_id: str = "flows_default", key: str = "key", **extra: Any
     ) -> None:
         """Set the Airflow connection to this server."""
-        told = {"conn_type": "generio", "host": self.url, "password": key, "extra": extra}
-        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(told))
+        connection = {"conn_type": "generio", "host": self.url, "password": key, "extra": extra}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
 
-    def running(self) -> list[str]:
+    def running_ids(self) -> list[str]:
         """Give the ids of the runs that are not over."""
-        return [key for key, run in list(self.runs.items()) if time.time() < run.over]
+        return [key for key, run in list(self.runs.items()) if time.time() < run.ends_at]
 
     def row(self, key: str) -> dict[str, Any]:
         """Tell how a run is now."""
         run, now = self.runs[key], time.time()
-        told = {"flow_id": key, "template": "t", "started_at": run.began, "created_at": run.began}
-        if now < run.over:
-            return {**told, "state": "running", "progress": run.progress((now - run.began) / run.lasts)}
-        return {**told, "state": run.end, "progress": 1.0, "finished_at": run.over}
+        fields = {"flow_id": key, "template": "t", "started_at": run.started_at, "created_at": run.started_at}
+        if now < run.ends_at:
+            return {
+                **fields,
+                "state": "running",
+                "progress": run.progress((now - run.started_at) / run.duration),
+            }
+        return {**fields, "state": run.end, "progress": 1.0, "finished_at": run.ends_at}
 
-    def lists(self) -> list[Asked]:
+    def list_requests(self) -> list[ApiRequest]:
         """Give the requests for lists."""
-        return [asked for asked in self.asked if asked.listing]
+        return [request for request in self.requests if request.is_list]
 
-    def looks(self, keys: Iterable[str] | None = None) -> list[Asked]:
+    def poll_requests(self, keys: Iterable[str] | None = None) -> list[ApiRequest]:
         """Give the requests for single runs, or for these."""
         paths = None if keys is None else {f"/flows/{key}" for key in keys}
-        return [asked for asked in self.asked if not asked.listing and (paths is None or asked.path in paths)]
+        return [
+            request
+            for request in self.requests
+            if not request.is_list and (paths is None or request.path in paths)
+        ]
 
     @property
-    def open(self) -> int:
+    def open_connections(self) -> int:
         """How many connections are open."""
         return len(self._server.connections)
 
     async def _serve(self) -> None:
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._stop_event = asyncio.get_running_loop(), asyncio.Event()
         self._server = web.Server(
-            self._answer, handler_cancellation=True
+            self._handle, handler_cancellation=True
         )  # whoever goes away waits for nothing any more
         runner = web.ServerRunner(self._server, shutdown_timeout=0.01, access_log=None)
         await runner.setup()
@@ -136,28 +146,30 @@ class FlowStation:
         await site.start()
         self.url = "http://{}:{}".format(*runner.addresses[0][:2])
         self._ready.set()
-        await self._over.wait()
+        await self._stop_event.wait()
         await runner.cleanup()
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def _handle(self, request: web.BaseRequest) -> web.Response:
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        asked = Asked(request.path, dict(request.query), key, time.time())
-        self.asked.append(asked)
+        received = ApiRequest(request.path, dict(request.query), key, time.time())
+        self.requests.append(received)
         self.peers.add(request.get_extra_info("peername"))
         self._in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        self.max_in_flight = max(self.max_in_flight, self._in_flight)
         try:
-            told = self._told(asked)
-            await asyncio.sleep(told.delay)
+            response = self._response_to(received)
+            await asyncio.sleep(response.delay)
         finally:
             self._in_flight -= 1
-        body = told.value if isinstance(told.value, bytes) else json.dumps(told.value).encode()
-        return web.Response(status=told.status, body=body, headers=dict(told.headers))
+        body = response.value if isinstance(response.value, bytes) else json.dumps(response.value).encode()
+        return web.Response(status=response.status, body=body, headers=dict(response.headers))
 
-    def _told(self, asked: Asked) -> Told:
-        key = asked.path.removeprefix("/flows/")
-        if asked.key not in self.keys:
-            return Told({"detail": "Not authenticated"}, 401)
-        if asked.listing:
-            return self.listing(asked)
-        return self.look(key, asked) if key in self.runs else Told({"detail": "Not found"}, 404)
+    def _response_to(self, request: ApiRequest) -> ApiResponse:
+        key = request.path.removeprefix("/flows/")
+        if request.key not in self.keys:
+            return ApiResponse({"detail": "Not authenticated"}, 401)
+        if request.is_list:
+            return self.list_response(request)
+        return (
+            self.run_response(key, request) if key in self.runs else ApiResponse({"detail": "Not found"}, 404)
+        )

@@ -15,11 +15,11 @@ from typing import Any
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.support.task_instances import Store, context
 
-TRY = """
+TRY_SCRIPT = """
 import json, sys
-from tests.support.kept_on_disk import tried
-told = json.loads(sys.argv[1])
-tried(told["store"], told["number"], told["given"])
+from tests.support.kept_on_disk run_try
+arguments = json.loads(sys.argv[1])
+run_try(arguments["store"], arguments["try_number"], arguments["arguments"])
 """
 
 
@@ -46,16 +46,16 @@ class DiskStore(Store):
         new.replace(self._path)
 
 
-def tried(store: str, number: int, given: dict[str, Any]) -> dict[str, Any]:
+def run_try(store: str, try_number: int, arguments: dict[str, Any]) -> dict[str, Any]:
     """Run one try of a task, as a worker does."""
-    return RunFlowOperator(task_id="t", poll_interval=0.1, **given).execute(
-        context(DiskStore(Path(store)), number, 3)
+    return RunFlowOperator(task_id="t", poll_interval=0.1, **arguments).execute(
+        context(DiskStore(Path(store)), try_number, 3)
     )
 
 
-def first_try(store: Path, given: dict[str, Any]) -> subprocess.Popen[bytes]:
+def start_first_try(store: Path, arguments: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Run the first try in a process of its own."""
-    told = json.dumps({"store": str(store), "number": 1, "given": given})
+    payload = json.dumps({"store": str(store), "try_number": 1, "arguments": arguments})
     return subprocess.Popen(
-        [sys.executable, "-c", TRY, told], env=dict(os.environ), stdout=subprocess.DEVNULL
+        [sys.executable, "-c", TRY_SCRIPT, payload], env=dict(os.environ), stdout=subprocess.DEVNULL
     )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "airflow_provider_flows"
-MODULE_LINES = 300
-FUNCTION_LINES = 40
-NESTING = 3
+MAX_MODULE_LINES = 300
+MAX_FUNCTION_LINES = 40
+MAX_NESTING = 3
 
 # A module may import from its own layer and from those before it. What is in none of them is on top.
 LAYERS = (
@@ -29,9 +29,9 @@ LAYERS = (
     ("triggers", "finished", "asset_memory"),
 )
 _TOP = len(LAYERS)
-_ALLOWED_IN_FLOW = sys.stdlib_module_names | {"pendulum", "pybase64"}
+_ALLOWED_IN_CORE = sys.stdlib_module_names | {"pendulum", "pybase64"}
 _SERVICES = f"{PACKAGE}.flow.services."
-_MAY_SLEEP = ("transport", "watch", "emulator")
+_SLEEP_ALLOWED_IN = ("transport", "watch", "emulator")
 _BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -42,7 +42,7 @@ class Import:
 
     target: str
     line: int
-    when_loaded: bool = True
+    is_eager: bool = True
 
 
 def read_modules(root: Path) -> dict[str, str]:
@@ -50,47 +50,49 @@ def read_modules(root: Path) -> dict[str, str]:
     return {_module_name(path, root): path.read_text() for path in sorted(root.rglob("*.py"))}
 
 
-def layering_findings(modules: Mapping[str, str]) -> list[str]:
+def layering_violations(modules: Mapping[str, str]) -> list[str]:
     """Find imports that run back up, libraries where they do not belong, sleeps, and circles."""
-    findings: list[str] = []
+    violations: list[str] = []
     graph: dict[str, set[str]] = {}
     for module, source in modules.items():
         tree = ast.parse(source)
         imports = list(_imports(tree, module, modules))
-        findings += [
+        violations += [
             f"{module}:{found.line}: imports {found.target}: {reason}"
             for found in imports
-            if (reason := _forbidden(module, found.target))
+            if (reason := _forbidden_reason(module, found.target))
         ]
-        if _part(module) not in _MAY_SLEEP:
-            findings += [
+        if _subpackage(module) not in _SLEEP_ALLOWED_IN:
+            violations += [
                 f"{module}:{line}: time.sleep belongs to transport, watch and emulator"
-                for line in _sleeps(tree)
+                for line in _sleep_lines(tree)
             ]
-        graph[module] = {found.target for found in imports if found.when_loaded} & modules.keys()
-    return findings + [
-        f"modules import each other in a circle: {' -> '.join(circle)}" for circle in _circles(graph)
+        graph[module] = {found.target for found in imports if found.is_eager} & modules.keys()
+    return violations + [
+        f"modules import each other in a circle: {' -> '.join(circle)}" for circle in _import_cycles(graph)
     ]
 
 
-def size_findings(modules: Mapping[str, str]) -> list[str]:
+def size_violations(modules: Mapping[str, str]) -> list[str]:
     """Find modules and functions that are too long, too deep, or do not say what they are for."""
-    findings: list[str] = []
+    violations: list[str] = []
     for module, source in modules.items():
         tree = ast.parse(source)
-        if (lines := len(source.splitlines())) > MODULE_LINES:
-            findings.append(f"{module}: {lines} lines; at most {MODULE_LINES}")
+        if (lines := len(source.splitlines())) > MAX_MODULE_LINES:
+            violations.append(f"{module}: {lines} lines; at most {MAX_MODULE_LINES}")
         if len(re.findall(r"[.!?](?:\s|$)", ast.get_docstring(tree) or "")) < 2:
-            findings.append(
+            violations.append(
                 f"{module}: the docstring needs two sentences: what it is responsible for, what it is not"
             )
         for function in (node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS)):
             where = f"{module}:{function.lineno}: {function.name}"
-            if (lines := _length(function)) > FUNCTION_LINES:
-                findings.append(f"{where} has {lines} lines without its docstring; at most {FUNCTION_LINES}")
-            if (depth := _depth(function.body)) > NESTING:
-                findings.append(f"{where} nests {depth} deep; at most {NESTING}")
-    return findings
+            if (lines := _function_lines(function)) > MAX_FUNCTION_LINES:
+                violations.append(
+                    f"{where} has {lines} lines without its docstring; at most {MAX_FUNCTION_LINES}"
+                )
+            if (depth := _depth(function.body)) > MAX_NESTING:
+                violations.append(f"{where} nests {depth} deep; at most {MAX_NESTING}")
+    return violations
 
 
 def _module_name(path: Path, root: Path) -> str:
@@ -98,7 +100,7 @@ def _module_name(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _part(module: str) -> str:
+def _subpackage(module: str) -> str:
     """Name the part of the package that a module belongs to: `flow` for `airflow_provider_flows.core.run`."""
     return module.split(".")[1] if "." in module else ""
 
@@ -107,12 +109,12 @@ def _layer(part: str) -> int:
     return next((number for number, parts in enumerate(LAYERS) if part in parts), _TOP)
 
 
-def _forbidden(module: str, target: str) -> str | None:
+def _forbidden_reason(module: str, target: str) -> str | None:
     """Say why a module must not import another; None if it may."""
-    here, there = _part(module), _part(target)
+    here, there = _subpackage(module), _subpackage(target)
     reason = None
     if target.partition(".")[0] != PACKAGE:
-        reason = _forbidden_library(here, target.partition(".")[0])
+        reason = _forbidden_library_reason(here, target.partition(".")[0])
     elif "emulator" in {here, there}:
         starts = (here, target) == ("cli", f"{PACKAGE}.emulator.__main__")  # as anybody does
         reason = (
@@ -129,8 +131,8 @@ def _forbidden(module: str, target: str) -> str | None:
     return reason
 
 
-def _forbidden_library(part: str, library: str) -> str | None:
-    if part == "flow" and library not in _ALLOWED_IN_FLOW:
+def _forbidden_library_reason(part: str, library: str) -> str | None:
+    if part == "flow" and library not in _ALLOWED_IN_CORE:
         return "flow/ knows the standard library, pendulum and pybase64 only"
     if part in {"transport", "emulator"} and library == "airflow":
         return f"{part}/ knows nothing of Airflow"
@@ -138,7 +140,7 @@ def _forbidden_library(part: str, library: str) -> str | None:
 
 
 def _imports(tree: ast.Module, module: str, modules: Mapping[str, str]) -> Iterator[Import]:
-    later = {node for block in ast.walk(tree) if _runs_later(block) for node in ast.walk(block)}
+    later = {node for block in ast.walk(tree) if _is_deferred(block) for node in ast.walk(block)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for name in node.names:
@@ -146,11 +148,11 @@ def _imports(tree: ast.Module, module: str, modules: Mapping[str, str]) -> Itera
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, module, modules)
             for name in node.names:
-                whole = f"{base}.{name.name}"
-                yield Import(whole if whole in modules else base, node.lineno, node not in later)
+                full_name = f"{base}.{name.name}"
+                yield Import(full_name if full_name in modules else base, node.lineno, node not in later)
 
 
-def _runs_later(block: ast.AST) -> bool:
+def _is_deferred(block: ast.AST) -> bool:
     """Tell whether what stands in a block is not run when the module is loaded."""
     for_types = isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
     return for_types or isinstance(block, _FUNCTIONS)
@@ -165,23 +167,23 @@ def _absolute(node: ast.ImportFrom, module: str, modules: Mapping[str, str]) -> 
     return ".".join([*parts, node.module] if node.module else parts)
 
 
-def _sleeps(tree: ast.Module) -> list[int]:
+def _sleep_lines(tree: ast.Module) -> list[int]:
     lines = []
     for node in ast.walk(tree):
         called = (
             isinstance(node, ast.Attribute) and node.attr == "sleep" and ast.unparse(node.value) == "time"
         )
-        taken = (
+        imported = (
             isinstance(node, ast.ImportFrom)
             and node.module == "time"
             and any(n.name == "sleep" for n in node.names)
         )
-        if called or taken:
+        if called or imported:
             lines.append(node.lineno)
     return lines
 
 
-def _circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
+def _import_cycles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
     done: set[str] = set()
 
     def visit(module: str, path: list[str]) -> Iterator[list[str]]:
@@ -198,7 +200,7 @@ def _circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
         yield from visit(module, [])
 
 
-def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+def _function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     lines = (function.end_lineno or function.lineno) - function.lineno + 1
     if ast.get_docstring(function) is not None:
         first = function.body[0]

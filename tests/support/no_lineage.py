@@ -12,29 +12,31 @@ from typing import Any
 
 import importlib_metadata
 
-TAKEN = ("openlineage", "airflow.providers.openlineage")
+HIDDEN_MODULES = ("openlineage", "airflow.providers.openlineage")
 
 
-def belongs(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Tell whether a module is one of those taken away."""
-    return any(name == taken or name.startswith(f"{taken}.") for taken in TAKEN)
+    return any(name == hidden or name.startswith(f"{hidden}.") for hidden in HIDDEN_MODULES)
 
 
-class _Nowhere:
+class _HidingFinder:
     """Finds that there is no such module, before anybody finds that there is."""
 
     @staticmethod
     def find_spec(name: str, *_: Any) -> None:
-        if belongs(name):
+        if is_hidden(name):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def _hide(metadata: ModuleType) -> None:
+def _hide_distributions(metadata: ModuleType) -> None:
     """Leave the two out where Airflow looks for providers and plugins."""
-    known = metadata.distributions
-    metadata.distributions = lambda **given: (one for one in known(**given) if "openlineage" not in one.name)  # type: ignore[attr-defined]
+    distributions = metadata.distributions
+    metadata.distributions = lambda **given: (
+        one for one in distributions(**given) if "openlineage" not in one.name
+    )  # type: ignore[attr-defined]
 
 
-_hide(importlib.metadata)
-_hide(importlib_metadata)
-sys.meta_path.insert(0, _Nowhere)  # type: ignore[arg-type]
+_hide_distributions(importlib.metadata)
+_hide_distributions(importlib_metadata)
+sys.meta_path.insert(0, _HidingFinder)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ SECRET = "a-secret-of-the-tests-that-is-long-enough-for-every-algorithm-there-is
 
 
 @contextmanager
-def airflow_site() -> Iterator[dict[str, TestClient]]:
+def airflow_clients() -> Iterator[dict[str, TestClient]]:
     """Give a client for each user, and one for `nobody`; the app is made once, which takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(
@@ -42,27 +42,27 @@ def airflow_site() -> Iterator[dict[str, TestClient]]:
             from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
             app = create_app(apps="core")
-        with TestClient(app, follow_redirects=False) as nobody:
-            clients = {"nobody": nobody}
+        with TestClient(app, follow_redirects=False) as anonymous:
+            clients = {"nobody": anonymous}
             for name, role in USERS.items():
                 token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name, role=role))
                 clients[name] = TestClient(app, cookies={"_token": token}, follow_redirects=False)
-                clients[name].portal = nobody.portal  # one event loop for all, as in a server
+                clients[name].portal = anonymous.portal  # one event loop for all, as in a server
             yield clients
 
 
-def keep_connections(told: dict[str, dict[str, Any]]) -> None:
+def save_connections(connections: dict[str, dict[str, Any]]) -> None:
     """Write connections, and no others, into Airflow's database, where its own page shows them."""
     with create_session() as session:
         session.execute(delete(Connection))
-        for conn_id, given in told.items():
-            extra = json.dumps(given.get("extra", {}))
+        for conn_id, fields in connections.items():
+            extra = json.dumps(fields.get("extra", {}))
             session.add(
                 Connection(
                     conn_id,
-                    given["conn_type"],
-                    host=given.get("host"),
-                    password=given.get("password"),
+                    fields["conn_type"],
+                    host=fields.get("host"),
+                    password=fields.get("password"),
                     extra=extra,
                 )
             )

@@ -13,37 +13,37 @@ from typing import Any
 from airflow_provider_flows.core.exceptions import FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.http import Conversation, Request, Response, T
 from airflow_provider_flows.transport import asynchronous, blocking
-from airflow_provider_flows.transport.response_reader import Receiving
+from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import Settings
 
 NOON = 1_765_800_000.0  # epoch seconds at which scripted clocks begin
 
 
-def answer(value: Any = None, status: int = 200, **headers: str) -> Response:
+def json_response(value: Any = None, status: int = 200, **headers: str) -> Response:
     """Make a response: bytes are the body as it is, anything else its JSON; `retry_after=` is the header Retry-After."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return Response(
         status,
-        {name.replace("_", "-"): told for name, told in headers.items()},
+        {name.replace("_", "-"): text for name, text in headers.items()},
         body,
         "https://service.test/",
     )
 
 
-def silence(*, may_have_arrived: bool = True) -> FlowUnreachable:
+def no_response(*, may_have_arrived: bool = True) -> FlowUnreachable:
     """Make what a transport raises when no answer came."""
     return FlowUnreachable("GET / got no answer", may_have_arrived=may_have_arrived)
 
 
-class Script:
+class ScriptedTransport:
     """Answers in a row; it keeps what was asked and how long was slept, and its clock goes by the sleeps."""
 
-    def __init__(self, *answers: Response | FlowServiceError, endless: bool = False) -> None:
+    def __init__(self, *responses: Response | FlowServiceError, endless: bool = False) -> None:
         """Take the answers in their order; with `endless` the last one is given for ever."""
-        self._answers: list[Response | FlowServiceError] = list(answers)
+        self._responses: list[Response | FlowServiceError] = list(responses)
         self._endless = endless
         self.requests: list[Request] = []
-        self.pauses: list[float] = []
+        self.sleeps: list[float] = []
         self.now = NOON
 
     def clock(self) -> float:
@@ -53,26 +53,28 @@ class Script:
     def send(self, request: Request) -> Response:
         """Give the next answer, as a transport would."""
         self.requests.append(request)
-        assert self._answers, f"{request} was asked, and no answer to it is in the script"
-        last = self._endless and len(self._answers) == 1
-        given = self._answers[0] if last else self._answers.pop(0)
-        if isinstance(given, FlowServiceError):
-            raise given
-        if request.into is None:
-            return given
-        coming = Receiving(Settings("https://service.test", {}), request, given.status, given.headers.items())
-        coming.take(given.body)
-        return coming.response(given.url)
+        assert self._responses, f"{request} was asked, and no answer to it is in the script"
+        last = self._endless and len(self._responses) == 1
+        response = self._responses[0] if last else self._responses.pop(0)
+        if isinstance(response, FlowServiceError):
+            raise response
+        if request.sink is None:
+            return response
+        reader = ResponseReader(
+            Settings("https://service.test", {}), request, response.status, response.headers.items()
+        )
+        reader.feed(response.body)
+        return reader.response(response.url)
 
     def sleep(self, seconds: float) -> None:
         """Let the clock go on."""
-        self.pauses.append(seconds)
+        self.sleeps.append(seconds)
         self.now += seconds
 
-    def hold(self, conversation: Conversation[T], kind: str = "blocking") -> T:
+    def run(self, conversation: Conversation[T], kind: str = "blocking") -> T:
         """Hold a conversation with one of the package's drivers, `blocking` or `asynchronous`."""
         if kind == "blocking":
-            return blocking.hold(conversation, self.send, self.sleep)
+            return blocking.run(conversation, self.send, self.sleep)
 
         async def send(request: Request) -> Response:
             return self.send(request)
@@ -80,14 +82,14 @@ class Script:
         async def sleep(seconds: float) -> None:
             self.sleep(seconds)
 
-        return asyncio.run(asynchronous.hold(conversation, send, sleep))
+        return asyncio.run(asynchronous.run(conversation, send, sleep))
 
     @property
-    def asked(self) -> list[str]:
+    def request_lines(self) -> list[str]:
         """Method and path of every request, in order."""
         return [str(request) for request in self.requests]
 
 
-def methods(requests: Iterable[Any]) -> list[str]:
+def request_lines(requests: Iterable[Any]) -> list[str]:
     """Give method and path of what an emulator recorded."""
     return [f"{request.method} {request.path}" for request in requests]

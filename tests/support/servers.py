@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
-class Seen:
+class ReceivedRequest:
     """One request as it came in; header names are in lower case."""
 
     method: str
@@ -30,7 +30,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Reply:
+class StubResponse:
     """What is answered, after so many seconds."""
 
     status: int = 200
@@ -39,33 +39,35 @@ class Reply:
     delay: float = 0.0
 
 
-class Station:
+class StubServer:
     """An HTTP server that answers what `reply` says, and keeps what it saw."""
 
     def __init__(
-        self, reply: Callable[[Seen], Reply] = lambda _: Reply(), tls: ssl.SSLContext | None = None
+        self,
+        reply: Callable[[ReceivedRequest], StubResponse] = lambda _: StubResponse(),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.seen: list[Seen] = []
-        station = self
+        self.requests: list[ReceivedRequest] = []
+        stub = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def answer(self) -> None:
+            def respond(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                seen = Seen(self.command, self.path, headers, self.rfile.read(length))
-                station.seen.append(seen)
-                told = reply(seen)
-                time.sleep(told.delay)
-                self.send_response(told.status)
-                for name, value in dict(told.headers).items():
+                received = ReceivedRequest(self.command, self.path, headers, self.rfile.read(length))
+                stub.requests.append(received)
+                response = reply(received)
+                time.sleep(response.delay)
+                self.send_response(response.status)
+                for name, value in dict(response.headers).items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(told.body)))
+                self.send_header("Content-Length", str(len(response.body)))
                 self.end_headers()
-                self.wfile.write(told.body)
+                self.wfile.write(response.body)
 
-            do_GET = do_POST = do_PATCH = do_DELETE = do_CONNECT = answer  # noqa: N815  # the names are http.server's
+            do_GET = do_POST = do_PATCH = do_DELETE = do_CONNECT = respond  # noqa: N815  # the names are http.server's
 
             def log_message(self, *_: Any) -> None:
                 """Say nothing."""
@@ -99,7 +101,7 @@ class _QuietServer(ThreadingHTTPServer):
         """Say nothing: clients that hang up are what the tests are about."""
 
 
-class Rude:
+class MisbehavingServer:
     """A TCP server that reads each request whole and then does what it should not."""
 
     def __init__(self, act: Callable[[socket.socket], None], tls: ssl.SSLContext | None = None) -> None:
@@ -131,13 +133,13 @@ class Rude:
     def _handle(self, connection: socket.socket) -> None:
         try:
             connection = self._tls.wrap_socket(connection, server_side=True) if self._tls else connection
-            read = b""
-            while not _whole(read):
+            data = b""
+            while not _is_complete(data):
                 part = connection.recv(65536)
                 if not part:
                     return
-                read += part
-            self.bodies.append(read.partition(b"\r\n\r\n")[2])
+                data += part
+            self.bodies.append(data.partition(b"\r\n\r\n")[2])
             self._act(connection)
         except OSError:
             return
@@ -145,8 +147,8 @@ class Rude:
             connection.close()
 
 
-def _whole(read: bytes) -> bool:
-    head, found, body = read.partition(b"\r\n\r\n")
+def _is_complete(data: bytes) -> bool:
+    head, found, body = data.partition(b"\r\n\r\n")
     lengths = [
         int(line.split(b":")[1])
         for line in head.split(b"\r\n")
@@ -160,28 +162,30 @@ def reset(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def say(data: bytes) -> Callable[[socket.socket], None]:
+def send_and_close(data: bytes) -> Callable[[socket.socket], None]:
     """Send these bytes and close."""
     return lambda connection: connection.sendall(data)
 
 
-def forward(seen: Seen) -> Reply:
+def forward(request: ReceivedRequest) -> StubResponse:
     """Do what an HTTP proxy does: ask the host in the request line, and give its answer; refuse to tunnel."""
-    if seen.method == "CONNECT":
-        return Reply(403)
-    parts = urlsplit(seen.path)
+    if request.method == "CONNECT":
+        return StubResponse(403)
+    parts = urlsplit(request.path)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
-    headers = {name: value for name, value in seen.headers.items() if not name.startswith("proxy-")}
-    connection.request(seen.method, parts._replace(scheme="", netloc="").geturl(), seen.body or None, headers)
-    came = connection.getresponse()
-    body = came.read()
+    headers = {name: value for name, value in request.headers.items() if not name.startswith("proxy-")}
+    connection.request(
+        request.method, parts._replace(scheme="", netloc="").geturl(), request.body or None, headers
+    )
+    response = connection.getresponse()
+    body = response.read()
     connection.close()
-    return Reply(came.status, {"X-Via": "proxy"}, body)
+    return StubResponse(response.status, {"X-Via": "proxy"}, body)
 
 
 @contextmanager
-def nobody() -> Iterator[str]:
+def unused_url() -> Iterator[str]:
     """Give the URL of a port on which nobody listens."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{probe.getsockname()[1]}"

@@ -35,9 +35,9 @@ class FragileFileSystem(MemoryFileSystem):
         """Open a file; one that is written is there at once, as on a disk."""
         if "w" not in mode:
             return super()._open(path, mode, **kwargs)
-        made = self.kind(self, path)
-        self.store[path] = made
-        return made
+        file = self.kind(self, path)
+        self.store[path] = file
+        return file
 
 
 class FaultyFile(MemoryFile):
@@ -50,7 +50,7 @@ class FaultyFile(MemoryFile):
         return super().read(size)
 
 
-class KeptFileSystem(MemoryFileSystem):
+class ConnectionFileSystem(MemoryFileSystem):
     """A store in memory that is its own, and is reached by one Airflow connection only; it can be made to go away."""
 
     protocol = "memory"
@@ -64,9 +64,11 @@ class KeptFileSystem(MemoryFileSystem):
         return FaultyFile(self, path, opened.getvalue()) if self.faulty else opened
 
 
-def kept_by(conn_id: str) -> KeptFileSystem:
+def attach_for_connection(conn_id: str) -> ConnectionFileSystem:
     """Give the store that a connection leads to, empty: `memory://` with that connection, and not without."""
-    files: Any = attach(protocol="memory", conn_id=conn_id, fs=KeptFileSystem(skip_instance_cache=True)).fs
+    files: Any = attach(
+        protocol="memory", conn_id=conn_id, fs=ConnectionFileSystem(skip_instance_cache=True)
+    ).fs
     files.store.clear()
     files.faulty = False
     return files  # type: ignore[no-any-return]
@@ -108,7 +110,7 @@ class ForgetfulFileSystem(FragileFileSystem):
     kind = ForgetfulFile
 
 
-class BrowsedFileSystem(FragileFileSystem):
+class ConsoleFileSystem(FragileFileSystem):
     """A sound store in memory, under the name of one whose files a person can look at in a console."""
 
     protocol = "gs"
@@ -123,16 +125,16 @@ class BrowsedFileSystem(FragileFileSystem):
         return str(super()._strip_protocol(path.removeprefix("gs://"))).lstrip("/")
 
 
-OWN: dict[str, type[FragileFileSystem]] = {
+FILE_SYSTEMS: dict[str, type[FragileFileSystem]] = {
     "fragile": FragileFileSystem,
     "closing": ClosingFileSystem,
     "forgetful": ForgetfulFileSystem,
 }
 
 
-def attached(protocol: str) -> Any:
+def attach_store(protocol: str) -> Any:
     """Attach a store to Airflow and give its file system, empty."""
-    for name, kind in OWN.items():
+    for name, kind in FILE_SYSTEMS.items():
         fsspec.register_implementation(name, kind, clobber=True)
         register_implementation(name, MemoryPath, clobber=True)
     files = fsspec.filesystem(protocol)
@@ -141,8 +143,8 @@ def attached(protocol: str) -> Any:
     return files
 
 
-def browsed() -> None:
+def attach_bucket_store() -> None:
     """Attach a store of buckets to Airflow, with one bucket in it, empty."""
-    fsspec.register_implementation("gs", BrowsedFileSystem, clobber=True)
-    BrowsedFileSystem.store.clear()
+    fsspec.register_implementation("gs", ConsoleFileSystem, clobber=True)
+    ConsoleFileSystem.store.clear()
     attach(protocol="gs", fs=fsspec.filesystem("gs"))

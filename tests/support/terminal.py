@@ -15,25 +15,25 @@ import time
 from types import TracebackType
 from typing import Self
 
-PATIENCE = 60.0  # seconds; an `airflow` takes several to begin
+TERMINAL_TIMEOUT_SECONDS = 60.0  # seconds; an `airflow` takes several to begin
 CTRL_C = "\x03"
 # makes the terminal the one that Ctrl-C at it interrupts, and whose end ends it, then becomes the program
-_AT_IT = (
+_LAUNCHER = (
     "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
-_ORDERS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")  # what colours and moves
+_ESCAPE_SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")  # what colours and moves
 
 
 class Terminal:
     """A Python program, from `with` to the end of the block; whatever is left of it then is killed."""
 
-    def __init__(self, *words: str) -> None:
-        self.shown = ""
+    def __init__(self, *args: str) -> None:
+        self.output = ""
         self._closed = False
-        self._command = [sys.executable, "-c", _AT_IT, sys.executable, *words]
+        self._command = [sys.executable, "-c", _LAUNCHER, sys.executable, *args]
 
     def __enter__(self) -> Self:
         """Start it."""
@@ -58,33 +58,33 @@ class Terminal:
         """Close the terminal under the program, as a window is closed, and give the exit code."""
         os.close(self._keys)
         self._closed = True
-        return self._process.wait(PATIENCE)
+        return self._process.wait(TERMINAL_TIMEOUT_SECONDS)
 
     def press(self, keys: str) -> None:
         """Type."""
         os.write(self._keys, keys.encode())
 
-    def until(self, pattern: str) -> str:
+    def wait_for(self, pattern: str) -> str:
         """Read on until there is a match beyond those that were waited for before, and give it."""
-        end = time.monotonic() + PATIENCE
-        while not (found := re.search(pattern, self.shown)):
-            assert self._read(end), f"no {pattern!r} in {self.shown!r}"
-        self.shown = self.shown[found.end() :]
+        deadline = time.monotonic() + TERMINAL_TIMEOUT_SECONDS
+        while not (found := re.search(pattern, self.output)):
+            assert self._read(deadline), f"no {pattern!r} in {self.output!r}"
+        self.output = self.output[found.end() :]
         return found[0]
 
-    def ended(self) -> int:
+    def wait_for_exit(self) -> int:
         """Read to the end, and give the exit code."""
-        end = time.monotonic() + PATIENCE
-        while self._read(end):
+        deadline = time.monotonic() + TERMINAL_TIMEOUT_SECONDS
+        while self._read(deadline):
             pass
-        return self._process.wait(PATIENCE)
+        return self._process.wait(TERMINAL_TIMEOUT_SECONDS)
 
-    def _read(self, end: float) -> bool:
-        if not select.select([self._keys], [], [], max(0.0, end - time.monotonic()))[0]:
+    def _read(self, deadline: float) -> bool:
+        if not select.select([self._keys], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return False
         try:
-            read = os.read(self._keys, 65536)
+            data = os.read(self._keys, 65536)
         except OSError:  # how Linux tells that nobody has the terminal open any more
             return False
-        self.shown = _ORDERS.sub("", self.shown + read.decode("utf-8", "replace"))
-        return bool(read)
+        self.output = _ESCAPE_SEQUENCES.sub("", self.output + data.decode("utf-8", "replace"))
+        return bool(data)

@@ -27,13 +27,13 @@ from airflow_provider_flows.core.exceptions import (
     FlowMalformed,
     FlowServiceError,
 )
-from airflow_provider_flows.core.problems import collecting
+from airflow_provider_flows.core.problems import collect_problems
 from airflow_provider_flows.core.run import FlowInput, FlowState
-from airflow_provider_flows.core.validation import check
+from airflow_provider_flows.core.validation import validate_arguments
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
-from airflow_provider_flows.storage.inputs import read_inputs
-from tests.support.scripted import Script, answer
+from airflow_provider_flows.storage.inputs import parse_inputs
+from tests.support.scripted import ScriptedTransport, json_response
 
 G, P = Generio(), PromptChainer()
 GLB = b"glTF" + struct.pack("<II", 2, 12)
@@ -49,10 +49,10 @@ class Row:
 
     row: str
     reading: str
-    do: Callable[[Script], Any]
-    answers: Sequence[Any] = ()
+    action: Callable[[ScriptedTransport], Any]
+    responses: Sequence[Any] = ()
     expected: Any = None
-    asked: Sequence[str] | None = None
+    requests: Sequence[str] | None = None
 
 
 @cache
@@ -63,81 +63,81 @@ def bitmap() -> bytes:
     return buffer.getvalue()
 
 
-def outputs(*names: str, include_data: bool = False) -> Callable[[Script], Any]:
+def outputs(*names: str, include_data: bool = False) -> Callable[[ScriptedTransport], Any]:
     """List outputs and give these fields of each."""
 
-    def do(script: Script) -> Any:
-        found = script.hold(G.list_outputs("r", include_data=include_data))
+    def do(script: ScriptedTransport) -> Any:
+        found = script.run(G.list_outputs("r", include_data=include_data))
         return [tuple(getattr(output, name) for name in names) for output in found]
 
     return do
 
 
-def run(*names: str) -> Callable[[Script], Any]:
+def run(*names: str) -> Callable[[ScriptedTransport], Any]:
     """Read a run and give these fields of it."""
 
-    def do(script: Script) -> Any:
-        found = script.hold(G.get_run("r"))
+    def do(script: ScriptedTransport) -> Any:
+        found = script.run(G.get_run("r"))
         return tuple(getattr(found, name) for name in names)
 
     return do
 
 
-def runs(state: FlowState | None = None) -> Callable[[Script], Any]:
+def runs(state: FlowState | None = None) -> Callable[[ScriptedTransport], Any]:
     """List runs and give their ids."""
-    return lambda script: [found.flow_run_id for found in script.hold(G.list_runs(state))]
+    return lambda script: [found.flow_run_id for found in script.run(G.list_runs(state))]
 
 
-def content(script: Script) -> Any:
+def content(script: ScriptedTransport) -> Any:
     """Download an output and give its media type and bytes."""
-    found = script.hold(G.download_output("r", "a"))
+    found = script.run(G.download_output("r", "a"))
     return found.media_type, found.data
 
 
-def sent(conversation: Callable[[], Any], index: int = 0) -> Callable[[Script], Any]:
+def sent_json(conversation: Callable[[], Any], index: int = 0) -> Callable[[ScriptedTransport], Any]:
     """Hold a conversation and give the JSON body of one of its requests."""
 
-    def do(script: Script) -> Any:
-        script.hold(conversation())
+    def do(script: ScriptedTransport) -> Any:
+        script.run(conversation())
         return script.requests[index].json
 
     return do
 
 
-def value(text: Any) -> Callable[[Script], Any]:
+def value(text: Any) -> Callable[[ScriptedTransport], Any]:
     """Give the data that an item of `inputs` is sent as."""
 
-    def do(script: Script) -> Any:
-        script.hold(G.add_input("r", read_inputs([text])[0]))  # type: ignore[index]
+    def do(script: ScriptedTransport) -> Any:
+        script.run(G.add_input("r", parse_inputs([text])[0]))  # type: ignore[index]
         return script.requests[0].json["data"]
 
     return do
 
 
-def fits(definition: FlowDefinition, variables: dict[str, str]) -> None:
+def check_variables(definition: FlowDefinition, variables: dict[str, str]) -> None:
     """Check variables as a task does.
 
     :raises FlowInputError: they do not fit.
     """
-    with collecting(None) as findings:
-        check(definition, variables, None, findings)
+    with collect_problems(None) as problems:
+        validate_arguments(definition, variables, None, problems)
 
 
-def chain(*names: str) -> Callable[[Script], Any]:
+def chain(*names: str) -> Callable[[ScriptedTransport], Any]:
     """Run a chain and give these fields of its outputs."""
 
-    def do(script: Script) -> Any:
-        definition, variables = script.hold(P.get_definition("f")), {"color": "red"}
-        fits(definition, variables)
-        found = script.hold(P.start("f", variables, None, None, promised=definition.outputs))
+    def do(script: ScriptedTransport) -> Any:
+        definition, variables = script.run(P.get_definition("f")), {"color": "red"}
+        check_variables(definition, variables)
+        found = script.run(P.start("f", variables, None, None, expected_outputs=definition.outputs))
         return found.state.value, [tuple(getattr(output, name) for name in names) for output in found.outputs]
 
     return do
 
 
-def info(script: Script) -> Any:
+def info(script: ScriptedTransport) -> Any:
     """Read a definition and give its inputs and outputs."""
-    found = script.hold(P.get_definition("f"))
+    found = script.run(P.get_definition("f"))
     return found.inputs, found.outputs
 
 
@@ -146,15 +146,15 @@ def asset(**fields: Any) -> dict[str, Any]:
     return {"flow_id": "r", "outputs": [{"asset_id": "a", **fields}]}
 
 
-def state(word: str, **fields: Any) -> dict[str, Any]:
+def state(raw_state: str, **fields: Any) -> dict[str, Any]:
     """Make the answer about a run."""
-    return {"flow_id": "r", "state": word, **fields}
+    return {"flow_id": "r", "state": raw_state, **fields}
 
 
-def started(script: Script) -> Any:
+def start_run(script: ScriptedTransport) -> Any:
     """Start by the start protocol and give the run's state."""
-    return script.hold(
-        start.start(G, start.Order("t", [FlowInput("p")]), start.Record("", 0), lambda _: None)
+    return script.run(
+        start.start(G, start.RunRequest("t", [FlowInput("p")]), start.RunRecord("", 0), lambda _: None)
     ).state
 
 
@@ -173,7 +173,7 @@ def page(*ids: str, **hints: Any) -> dict[str, Any]:
     return {"flows": [state("running") | {"flow_id": key} for key in ids], **hints}
 
 
-def chained(*rows: Any, **more: Any) -> list[Any]:
+def chain_responses(*rows: Any, **more: Any) -> list[Any]:
     """Make the answers to a chain: its definition, then what its run gives."""
     return [INFO, {"outputs": list(rows)} | more if more else list(rows)]
 
@@ -198,10 +198,10 @@ FLOW_ROWS = [
     ),
     Row("G-04", "processed absent", outputs("asset_id"), [asset()], [("a",)]),
     *(
-        Row("G-05", w, run("state", "final"), [state(w)], (FlowState(w), w in {"completed", "failed", "aborted"}))
+        Row("G-05", w, run("state", "is_final"), [state(w)], (FlowState(w), w in {"completed", "failed", "aborted"}))
         for w in ("created", "starting", "running", "aborting", "completed", "failed", "aborted")
     ),
-    Row("G-05", "a word never seen", run("state", "final", "state_word"), [state("queued")], (FlowState.UNKNOWN, False, "queued")),
+    Row("G-05", "a word never seen", run("state", "is_final", "raw_state"), [state("queued")], (FlowState.UNKNOWN, False, "queued")),
     Row("G-05", "upper case", run("state"), [state("ABORTING")], (FlowState.ABORTING,)),
     Row("G-06", "by state, badly", runs(FlowState.FAILED), [{"flows": [state("failed"), state("running") | {"flow_id": "x"}]}], ["r"]),
     Row(
@@ -220,9 +220,9 @@ FLOW_ROWS = [
     Row("G-08", "no hint", runs(), [page("1")], ["1"], ["GET /flows"]),
     Row("G-08", "the same page again", runs(), [page("1", total=9), page("1", total=9)], ["1"], ["GET /flows"] * 2),
     Row("G-08", "a next that is no address", runs(), [page("1", next="http://[")], ["1"], ["GET /flows"]),
-    Row("G-09", "/inputs", sent(lambda: G.add_input("r", FlowInput("p"))), [{}], {"data": "p"}, ["POST /flows/r/inputs"]),
+    Row("G-09", "/inputs", sent_json(lambda: G.add_input("r", FlowInput("p"))), [{}], {"data": "p"}, ["POST /flows/r/inputs"]),
     *(
-        Row("G-09", f"/input on {code}", sent(lambda: G.add_input("r", FlowInput("p")), 1), [answer({}, code), {"id": "i"}],
+        Row("G-09", f"/input on {code}", sent_json(lambda: G.add_input("r", FlowInput("p")), 1), [json_response({}, code), {"id": "i"}],
             {"file_data": "p"}, ["POST /flows/r/inputs", "POST /flows/r/input"])
         for code in (404, 405)
     ),
@@ -233,40 +233,40 @@ FLOW_ROWS = [
     Row("G-14", "a file", value({"data": GLB_URI}), [{}], GLB_URI),
     Row("G-15", "a text", value({"data": "data:text/plain;base64,aGk="}), [{}], "hi"),
     Row("G-15", "a prompt like a data URI", value("data: the new oil"), [{}], " data: the new oil"),
-    Row("G-16", "only flow_id", lambda s: s.hold(G.create("t", None, None)).state, [{"flow_id": "r"}], FlowState.CREATED),
-    Row("G-16", "state too", lambda s: s.hold(G.create("t", None, None)).state, [state("starting")], FlowState.STARTING),
-    Row("G-16", "no flow_id", lambda s: s.hold(G.create("t", None, None)), [{"state": "created"}], FlowMalformed),
-    Row("G-17", "created", started, [{"flow_id": "r"}, {}, {}], FlowState.STARTING, ["POST /flows", "POST /flows/r/inputs", "PATCH /flows/r"]),
-    Row("G-17", "started already", lambda s: s.hold(G.begin("r")), [answer({}, 409), state("running")], None),
-    Row("G-17", "not to be started", lambda s: s.hold(G.begin("r")), [answer({}, 409), state("created")], FlowConflict),
+    Row("G-16", "only flow_id", lambda s: s.run(G.create("t", None, None)).state, [{"flow_id": "r"}], FlowState.CREATED),
+    Row("G-16", "state too", lambda s: s.run(G.create("t", None, None)).state, [state("starting")], FlowState.STARTING),
+    Row("G-16", "no flow_id", lambda s: s.run(G.create("t", None, None)), [{"state": "created"}], FlowMalformed),
+    Row("G-17", "created", start_run, [{"flow_id": "r"}, {}, {}], FlowState.STARTING, ["POST /flows", "POST /flows/r/inputs", "PATCH /flows/r"]),
+    Row("G-17", "started already", lambda s: s.run(G.start_created("r")), [json_response({}, 409), state("running")], None),
+    Row("G-17", "not to be started", lambda s: s.run(G.start_created("r")), [json_response({}, 409), state("created")], FlowConflict),
     *(
         Row("G-18", repr(told), run("progress"), [state("running", progress=told)], (expected,))
         for told, expected in ((0.25, 0.25), (42, 0.42), (100, 1.0), (250, 1.0), (-1, 0.0), (None, 0.0), ("0.5", 0.5), ("x", 0.0), ([], 0.0))
     ),
-    Row("G-18", "absent", run("progress", "final"), [state("running")], (0.0, False)),
-    Row("G-18", "1.0 is no end", run("final"), [state("running", progress=1.0)], (False,)),
-    Row("G-19", "start", sent(lambda: G.begin("r")), [{}], {"action": "start"}),
-    Row("G-19", "abort", sent(lambda: G.abort("r")), [{}], {"action": "abort"}),
-    Row("G-19", "create", sent(lambda: G.create("t", {"a": 1}, None)), [{"flow_id": "r"}], {"template": "t", "parameters": {"a": 1}}),
-    Row("G-20", "an id with braces", lambda s: s.hold(G.get_run("{flow_id}")), [state("running")], ..., ["GET /flows/%7Bflow_id%7D"]),
+    Row("G-18", "absent", run("progress", "is_final"), [state("running")], (0.0, False)),
+    Row("G-18", "1.0 is no end", run("is_final"), [state("running", progress=1.0)], (False,)),
+    Row("G-19", "start", sent_json(lambda: G.start_created("r")), [{}], {"action": "start"}),
+    Row("G-19", "abort", sent_json(lambda: G.abort("r")), [{}], {"action": "abort"}),
+    Row("G-19", "create", sent_json(lambda: G.create("t", {"a": 1}, None)), [{"flow_id": "r"}], {"template": "t", "parameters": {"a": 1}}),
+    Row("G-20", "an id with braces", lambda s: s.run(G.get_run("{flow_id}")), [state("running")], ..., ["GET /flows/%7Bflow_id%7D"]),
     *(
-        Row("G-22", f"{code} too early", outputs(), [answer({}, code), state("running")], FlowConflict)
+        Row("G-22", f"{code} too early", outputs(), [json_response({}, code), state("running")], FlowConflict)
         for code in (400, 409, 422, 425)
     ),
-    Row("G-22", "403 is the key's", outputs(), [answer({}, 403)], FlowAuthError, ["GET /flows/r/outputs"]),
+    Row("G-22", "403 is the key's", outputs(), [json_response({}, 403)], FlowAuthError, ["GET /flows/r/outputs"]),
     Row("G-23", "an empty list", outputs("name"), [{"outputs": []}], []),
-    Row("G-23", "a refusal", outputs("name"), [answer({}, 409), state("failed")], FlowConflict),
-    *(Row("G-24", f"{code}", run(), [answer({"detail": "no"}, code)], FlowAuthError, ["GET /flows/r"]) for code in (401, 403)),
+    Row("G-23", "a refusal", outputs("name"), [json_response({}, 409), state("failed")], FlowConflict),
+    *(Row("G-24", f"{code}", run(), [json_response({"detail": "no"}, code)], FlowAuthError, ["GET /flows/r"]) for code in (401, 403)),
     *(
-        Row("G-25", f"{told}", lambda s, told=told: (s.hold(G.list_outputs("r", include_data=told)), s.requests[0].query)[1],
+        Row("G-25", f"{told}", lambda s, told=told: (s.run(G.list_outputs("r", include_data=told)), s.requests[0].query)[1],
             [{"outputs": []}], {"include_data": str(told).lower()})
         for told in (True, False)
     ),
     *(
-        Row("G-26", key, lambda s, key=key: s.hold(G.get_definition(key)).name, [{"templates": [{"id": "17", "name": "chair"}]}], "chair")
+        Row("G-26", key, lambda s, key=key: s.run(G.get_definition(key)).name, [{"templates": [{"id": "17", "name": "chair"}]}], "chair")
         for key in ("17", "chair")
     ),
-    Row("G-26", "sent as given", sent(lambda: G.create("chair", None, None)), [{"flow_id": "r"}], {"template": "chair"}),
+    Row("G-26", "sent as given", sent_json(lambda: G.create("chair", None, None)), [{"flow_id": "r"}], {"template": "chair"}),
     Row("G-28", "status", run("state"), [{"flow_id": "r", "status": "running"}], (FlowState.RUNNING,)),
     Row("G-28", "both", run("state"), [state("failed", status="running")], (FlowState.FAILED,)),
 ]  # fmt: skip
@@ -276,25 +276,25 @@ CHAIN_ROWS = [
     Row("P-03", "an array", info, [INFO], (("color",), ("Text",))),
     Row("P-03", "a graph", info, [graph()], (("color",), ("Text",))),
     Row("P-03", "a wrapped array", info, [{"data": INFO}], (("color",), ("Text",))),
-    Row("P-05", "header only", sent(lambda: P.start("f", {"color": "red"}, None, None)), [[]], {"variables": {"color": "red"}}),
+    Row("P-05", "header only", sent_json(lambda: P.start("f", {"color": "red"}, None, None)), [[]], {"variables": {"color": "red"}}),
     *(
-        Row("P-06", repr(told)[:20], info, [answer(told, 500)], FlowServiceError)
+        Row("P-06", repr(told)[:20], info, [json_response(told, 500)], FlowServiceError)
         for told in ({"error": "boom"}, {"message": "boom"}, {"statusCode": 500}, b"boom", b"")
     ),
-    Row("P-07", "a map", chain("value"), chained({"name": "Text", "output": {"node": "hi"}}), ("completed", [("hi",)])),
-    Row("P-07", "a text", chain("value"), chained({"name": "Text", "output": "hi"}), ("completed", [("hi",)])),
-    Row("P-07", "a number", chain("value"), chained({"name": "Text", "output": 7}), ("completed", [("7",)])),
-    Row("P-07", "several nodes", chain("value"), chained({"name": "Text", "output": {"a": "1", "b": "2"}}), ("completed", [('{"a": "1", "b": "2"}',)])),
-    Row("P-08", "a status", chain(), [INFO, answer({}, 500)], FlowServiceError),
-    *(Row("P-08", f"output {told!r}", chain("status"), chained({"name": "Text", "output": told}), ("failed", ERROR)) for told in ("", None)),
-    Row("P-08", "no element", chain("status"), chained(), ("failed", ERROR)),
-    Row("P-08", "one of two", chain("status"), chained({"name": "Text", "output": "a"}, {"name": "B"}), ("completed", [("ready",), ("error",)])),
-    Row("P-09", "a missing variable", lambda s: fits(s.hold(P.get_definition("f")), {}), [INFO], FlowInputError, ["GET /api/flows/getFlowInfo/f"]),
-    Row("P-10", "no content type", chain("value"), chained({"name": "Text", "output": "hi"}), ("completed", [("hi",)])),
-    Row("P-11", "an image's URL", chain("link", "media_type"), chained({"name": "Text", "output": IMAGE}), ("completed", [(True, "image/png")])),
-    Row("P-11", "a text with a URL", chain("link", "media_type"), chained({"name": "Text", "output": f"see {IMAGE}"}), ("completed", [(False, "text/plain")])),
-    Row("P-12", "variables too", chain("name"), chained({"name": "color", "type": "variable"}, {"name": "Text", "type": "output", "output": "x"}), ("completed", [("Text",)])),
-    Row("P-12", "no types", chain("name"), chained({"name": "Text", "output": "x"}), ("completed", [("Text",)])),
+    Row("P-07", "a map", chain("value"), chain_responses({"name": "Text", "output": {"node": "hi"}}), ("completed", [("hi",)])),
+    Row("P-07", "a text", chain("value"), chain_responses({"name": "Text", "output": "hi"}), ("completed", [("hi",)])),
+    Row("P-07", "a number", chain("value"), chain_responses({"name": "Text", "output": 7}), ("completed", [("7",)])),
+    Row("P-07", "several nodes", chain("value"), chain_responses({"name": "Text", "output": {"a": "1", "b": "2"}}), ("completed", [('{"a": "1", "b": "2"}',)])),
+    Row("P-08", "a status", chain(), [INFO, json_response({}, 500)], FlowServiceError),
+    *(Row("P-08", f"output {told!r}", chain("status"), chain_responses({"name": "Text", "output": told}), ("failed", ERROR)) for told in ("", None)),
+    Row("P-08", "no element", chain("status"), chain_responses(), ("failed", ERROR)),
+    Row("P-08", "one of two", chain("status"), chain_responses({"name": "Text", "output": "a"}, {"name": "B"}), ("completed", [("ready",), ("error",)])),
+    Row("P-09", "a missing variable", lambda s: check_variables(s.run(P.get_definition("f")), {}), [INFO], FlowInputError, ["GET /api/flows/getFlowInfo/f"]),
+    Row("P-10", "no content type", chain("value"), chain_responses({"name": "Text", "output": "hi"}), ("completed", [("hi",)])),
+    Row("P-11", "an image's URL", chain("is_url", "media_type"), chain_responses({"name": "Text", "output": IMAGE}), ("completed", [(True, "image/png")])),
+    Row("P-11", "a text with a URL", chain("is_url", "media_type"), chain_responses({"name": "Text", "output": f"see {IMAGE}"}), ("completed", [(False, "text/plain")])),
+    Row("P-12", "variables too", chain("name"), chain_responses({"name": "color", "type": "variable"}, {"name": "Text", "type": "output", "output": "x"}), ("completed", [("Text",)])),
+    Row("P-12", "no types", chain("name"), chain_responses({"name": "Text", "output": "x"}), ("completed", [("Text",)])),
     Row("P-13", "any model", info, [graph("dall-e", "gpt-9", "")], (("color",), ("Text",))),
 ]  # fmt: skip
 BITMAP_ROWS = [

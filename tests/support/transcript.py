@@ -20,12 +20,12 @@ from pathlib import Path
 ADDRESS = "http://127.0.0.1:8084"  # of the emulator, as it is shown
 SAMPLE = Path(__file__).parents[2] / "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json"
 HOME = "/home/you"  # the folder that the commands are run in, as it is shown
-BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
+CONSOLE_BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 IDS = re.compile(r"\b[0-9a-f]{24}(?:[0-9a-f]{8})?\b")
-PASSING = re.compile(
+PROGRESS_LINES = re.compile(
     r"^.* is (starting|running|at \d+% after .*)\n", re.MULTILINE
 )  # how many of these there are is chance
-CHANCE = {
+VARYING_PATTERNS = {
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*\+00:00": "TIME",
     r"(started_at\W+)(null|None|'?TIME'?)": r"\1TIME",
     r"(?<=last seen )\w+ at \d+%": "STATE",
@@ -39,50 +39,52 @@ CHANCE = {
 }
 
 
-def fixed(page: str) -> str:
+def normalize(page: str) -> str:
     """Take from a page what differs from one play to the next: ids become numbers, times and sizes words."""
     names: dict[str, str] = {}
-    page = PASSING.sub("", page)
+    page = PROGRESS_LINES.sub("", page)
     page = IDS.sub(lambda found: names.setdefault(found[0], f"ID{len(names)}"), page)
-    for pattern, word in CHANCE.items():
-        page = re.sub(pattern, word, page, flags=re.MULTILINE)
+    for pattern, placeholder in VARYING_PATTERNS.items():
+        page = re.sub(pattern, placeholder, page, flags=re.MULTILINE)
     return page
 
 
-class Play:
+class PageReplay:
     """One play of a page, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._url = ""
         self._code = 0
-        self._now: dict[str, str] = {}  # ids: as the page has them, and as they are now
+        self._current_ids: dict[str, str] = {}  # ids: as the page has them, and as they are now
         self._emulator: subprocess.Popen[str] | None = None
 
-    def page(self, page: str) -> str:
+    def render(self, page: str) -> str:
         """Give the page with what its commands write now."""
         try:
             with chdir(self._folder):
-                return BLOCK.sub(lambda found: "".join(self._played(found[0])), page)
+                return CONSOLE_BLOCK.sub(lambda found: "".join(self._replay_block(found[0])), page)
         finally:
             if self._emulator is not None:
                 self._emulator.terminate()
                 self._emulator.communicate()
 
-    def _played(self, block: str) -> Iterator[str]:
+    def _replay_block(self, block: str) -> Iterator[str]:
         for part in re.split(r"^(?=\$ )", block, flags=re.MULTILINE)[1:]:
-            line, _, before = part.partition("\n")
-            line = IDS.sub(lambda found: self._now.get(found[0], found[0]), line)
-            written = self._shown(self._run(line.removeprefix("$ ")))
+            line, _, previous = part.partition("\n")
+            line = IDS.sub(lambda found: self._current_ids.get(found[0], found[0]), line)
+            output = self._normalize_output(self._run(line.removeprefix("$ ")))
             found = zip(
-                IDS.findall(PASSING.sub("", before)), IDS.findall(PASSING.sub("", written)), strict=False
+                IDS.findall(PROGRESS_LINES.sub("", previous)),
+                IDS.findall(PROGRESS_LINES.sub("", output)),
+                strict=False,
             )
-            self._now = dict(found) | self._now
-            yield f"{line}\n{written}"
+            self._current_ids = dict(found) | self._current_ids
+            yield f"{line}\n{output}"
 
-    def _shown(self, written: str) -> str:
-        written = written.replace(self._url or ADDRESS, ADDRESS).replace(str(self._folder), HOME)
-        return "".join(f"{line.rstrip()}\n" for line in written.splitlines() if line.strip())
+    def _normalize_output(self, output: str) -> str:
+        output = output.replace(self._url or ADDRESS, ADDRESS).replace(str(self._folder), HOME)
+        return "".join(f"{line.rstrip()}\n" for line in output.splitlines() if line.strip())
 
     def _run(self, line: str) -> str:
         if line == "echo $?":
@@ -97,14 +99,14 @@ class Play:
             return subprocess.run(shlex.split(line), capture_output=True, text=True, check=True).stdout
         from tests.support.commands import call
 
-        written = io.StringIO()
-        with redirect_stdout(written), redirect_stderr(written):
+        output = io.StringIO()
+        with redirect_stdout(output), redirect_stderr(output):
             self._code = call(shlex.split(line)[1:])
-        return written.getvalue()
+        return output.getvalue()
 
-    def _start(self, words: list[str]) -> str:
+    def _start(self, args: list[str]) -> str:
         """Start the emulator, at any port that is free."""
-        command = [sys.executable, "-m", "airflow", *words, "--port", "0"]
+        command = [sys.executable, "-m", "airflow", *args, "--port", "0"]
         self._emulator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._emulator.stdout is not None
         line = self._emulator.stdout.readline()
@@ -125,4 +127,4 @@ if __name__ == "__main__":
 
     target = Path(sys.argv[1]).resolve()
     with short_folder() as own:
-        target.write_text(Play(own).page(target.read_text()))
+        target.write_text(PageReplay(own).render(target.read_text()))

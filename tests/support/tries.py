@@ -18,28 +18,28 @@ from sqlalchemy import select
 
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.worker.task_state import KEY
+from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.airflow_run import DagResult, run_dag
-from tests.support.modes import FLOW, own_lines
+from tests.support.modes import FLOW, package_log_lines
 from tests.support.versions import has
 
-CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
-CHAIN: dict[str, Any] = {
+CHAIR_ARGUMENTS: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
+CHAIN_ARGUMENTS: dict[str, Any] = {
     "flow": "clibnwpno000bmc0k9hvv3y7f",
     "inputs": {"color": "red", "item": "ball"},
     "flows_conn_id": "promptchainer_default",
 }
-AGAIN: dict[str, Any] = {
+RETRY_ARGUMENTS: dict[str, Any] = {
     "retries": 1,
     "retry_delay": timedelta(0),
     "poll_interval": 0.1,
     "max_poll_interval": 0.2,
 }
-BOTH = pytest.mark.parametrize("deferrable", [False, True])
+BOTH_MODES = pytest.mark.parametrize("deferrable", [False, True])
 
 
 @dataclass
-class Ended:
+class TaskResult:
     """How a task with retries ended."""
 
     result: DagResult
@@ -62,33 +62,37 @@ class Ended:
         found: list[dict[str, Any]] = self.result.xcoms["run"]["return_value"]["outputs"]
         return found
 
-    def told(self, part: str) -> int:
+    def count_log_lines(self, text: str) -> int:
         """Count the lines of our own that hold this."""
-        return sum(part in line for line in own_lines(self.result.log))
+        return sum(text in line for line in package_log_lines(self.result.log))
 
 
-def tried(dag_id: str, **given: Any) -> Ended:
+def run_with_retries(dag_id: str, **arguments: Any) -> TaskResult:
     """Run one task with retries to its end."""
     with DAG(dag_id, schedule=None) as dag:
-        RunFlowOperator(task_id="run", **{**AGAIN, **given})
+        RunFlowOperator(task_id="run", **{**RETRY_ARGUMENTS, **arguments})
     result = run_dag(dag)
     with create_session() as session:
         tries = session.scalar(select(TaskInstance.try_number).where(TaskInstance.run_id == result.run_id))
-    return Ended(result, tries or 0, _kept(result.run_id) if has("task state store") else None)
+    return TaskResult(result, tries or 0, _saved_record(result.run_id) if has("task state store") else None)
 
 
-def _kept(run_id: str) -> Any:
+def _saved_record(run_id: str) -> Any:
     from airflow.models.task_state_store import TaskStateStoreModel
 
     with create_session() as session:
-        mine = (TaskStateStoreModel.run_id == run_id, TaskStateStoreModel.key == KEY)
-        record = session.scalar(select(TaskStateStoreModel.value).where(*mine))
+        conditions = (TaskStateStoreModel.run_id == run_id, TaskStateStoreModel.key == RECORD_KEY)
+        record = session.scalar(select(TaskStateStoreModel.value).where(*conditions))
     return record and json.loads(record)
 
 
-def request(emulator: Emulator, method: str, ending: str = "") -> list[float]:
+def request_times(emulator: Emulator, method: str, suffix: str = "") -> list[float]:
     """Give the moments of the requests with this method whose path ends so."""
-    return [asked.at for asked in emulator.requests if asked.method == method and asked.path.endswith(ending)]
+    return [
+        recorded.at
+        for recorded in emulator.requests
+        if recorded.method == method and recorded.path.endswith(suffix)
+    ]
 
 
 def set_up(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:

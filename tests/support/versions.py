@@ -45,19 +45,23 @@ class Feature(NamedTuple):
 
     since: tuple[int, int]
     """The first Airflow that has it."""
-    aside: str
+    fallback_test: str
     """The test that shows what we say and do without it."""
 
 
 FEATURES = {
-    "task state store": Feature((3, 3), "test_retries.py::test_without_a_store_a_retry_starts_another"),
+    "task state store": Feature(
+        (3, 3), "worker/test_task_retries.py::test_without_a_store_a_retry_starts_another"
+    ),
     "asset state store": Feature(
-        (3, 3), "test_finished.py::test_without_a_store_it_remembers_while_it_lives"
+        (3, 3), "triggerer/test_finished_runs.py::test_without_a_store_it_remembers_while_it_lives"
     ),
     "retry policies": Feature(
-        (3, 3), "test_retries.py::test_without_retry_policies_airflows_own_retries_are_left"
+        (3, 3), "worker/test_task_retries.py::test_without_retry_policies_airflows_own_retries_are_left"
     ),
-    "kills told to triggers": Feature((3, 3), "test_stack.py::test_deferred_task_says_what_stops_nothing"),
+    "on_kill of triggers": Feature(
+        (3, 3), "system/test_stack.py::test_deferred_task_says_what_stops_nothing"
+    ),
     "connection form fields": Feature((3, 2), "test_provider_info.py::test_plain_connection_form"),
     "commands of providers": Feature(
         (3, 2), "test_provider_info.py::test_airflow_without_commands_of_providers"

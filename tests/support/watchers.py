@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
-from tests.support.watching import until
+from tests.support.watching import wait_for_condition
 
-OFTEN = 0.1  # seconds; a poll interval
+POLL_SECONDS = 0.1  # seconds; a poll interval
 
 
 class FileStore:
@@ -29,12 +29,12 @@ class FileStore:
 
     async def aget(self, key: str, default: Any = None) -> Any:
         """Give a value."""
-        await self._asked()
+        await self._fail_if_broken()
         return self.content().get(key, default)
 
     async def aset(self, key: str, value: Any) -> None:
         """Keep a value; Airflow takes what is JSON, and no None."""
-        await self._asked()
+        await self._fail_if_broken()
         self.writes += 1
         self._path.write_text(json.dumps({**self.content(), key: value}))
 
@@ -42,25 +42,25 @@ class FileStore:
         """Give all that is kept."""
         return dict(json.loads(self._path.read_text())) if self._path.exists() else {}
 
-    async def _asked(self) -> None:
+    async def _fail_if_broken(self) -> None:
         await asyncio.sleep(0)
         if self.broken:
             raise RuntimeError("The store cannot be asked")
 
 
-class OlderStore:
+class BlockingStore:
     """The same for Airflow 3.3.0 and 3.3.1, whose stores block."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
 
     def get(self, key: str, default: Any = None) -> Any:
         """Give a value."""
-        return self.kept.get(key, default)
+        return self.values.get(key, default)
 
     def set(self, key: str, value: Any) -> None:
         """Keep a value."""
-        self.kept[key] = json.loads(json.dumps(value))
+        self.values[key] = json.loads(json.dumps(value))
 
 
 @dataclass
@@ -74,22 +74,22 @@ class Watcher:
         """The flow runs that it told of, in order."""
         return [event["flow_run_id"] for event in self.events]
 
-    async def tells(self, *flow_run_ids: str) -> bool:
+    async def wait_for_events(self, *flow_run_ids: str) -> bool:
         """Wait until it has told of just these, in any order; tells whether it did in time."""
-        return await until(lambda: sorted(self.ids) == sorted(flow_run_ids))
+        return await wait_for_condition(lambda: sorted(self.ids) == sorted(flow_run_ids))
 
 
 @asynccontextmanager
-async def watching(
-    store: Any = None, *, stored_after: float = OFTEN, **arguments: Any
+async def run_watcher(
+    store: Any = None, *, save_delay: float = POLL_SECONDS, **arguments: Any
 ) -> AsyncIterator[Watcher]:
     """Run a trigger as a triggerer does, from the start of the block to its end, where it is cancelled.
 
-    :param stored_after: seconds; the real ones would make a test take minutes.
+    :param save_delay: seconds; the real ones would make a test take minutes.
     """
-    trigger = FlowRunFinishedTrigger(**{"poll_interval": OFTEN, **arguments})
+    trigger = FlowRunFinishedTrigger(**{"poll_interval": POLL_SECONDS, **arguments})
     trigger.asset_state_store = store
-    trigger.stored_after = stored_after
+    trigger.save_delay = save_delay
     watcher = Watcher()
 
     async def run() -> None:

@@ -17,65 +17,65 @@ from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.triggerer import hook_cache
-from airflow_provider_flows.triggerer.shared_poller import Watch
-from airflow_provider_flows.triggers import FlowRunTrigger, outcome
+from airflow_provider_flows.triggerer.shared_poller import SharedPoller
+from airflow_provider_flows.triggers import FlowRunTrigger, run_from_event
 
-OFTEN = (0.1, 0.1)  # poll_interval, max_poll_interval
+POLL_INTERVALS = (0.1, 0.1)  # poll_interval, max_poll_interval
 
 
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let triggers send their events at once, as they may on a machine without executors."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
 
 
-async def ended(
+async def run_trigger(
     flow_run_id: str,
     deadline: float | None = None,
     conn_id: str = "flows_default",
-    often: tuple[float, float] = OFTEN,
+    poll_intervals: tuple[float, float] = POLL_INTERVALS,
 ) -> FlowRun:
     """Run a trigger to its end, and give what its one event says, or raise it."""
-    trigger = FlowRunTrigger(conn_id, flow_run_id, *often, deadline)
+    trigger = FlowRunTrigger(conn_id, flow_run_id, *poll_intervals, deadline)
     (event,) = [event async for event in trigger.run()]
-    return outcome(event.payload)
+    return run_from_event(event.payload)
 
 
-async def all_ended(ids: Iterable[str], **more: Any) -> list[FlowRun]:
+async def run_triggers(ids: Iterable[str], **more: Any) -> list[FlowRun]:
     """Run a trigger for each id, all at once."""
-    return await asyncio.gather(*(ended(key, **more) for key in ids))
+    return await asyncio.gather(*(run_trigger(key, **more) for key in ids))
 
 
-async def errors_of(ids: Iterable[str], **more: Any) -> list[BaseException | None]:
+async def collect_errors(ids: Iterable[str], **more: Any) -> list[BaseException | None]:
     """Run a trigger for each id, all at once, and give the errors that they ended with."""
-    told = await asyncio.gather(*(ended(key, **more) for key in ids), return_exceptions=True)
-    return [one if isinstance(one, BaseException) else None for one in told]
+    results = await asyncio.gather(*(run_trigger(key, **more) for key in ids), return_exceptions=True)
+    return [result if isinstance(result, BaseException) else None for result in results]
 
 
-async def watched(hook: FlowsHook, flow_run_id: str, deadline: float | None = None) -> FlowRun:
+async def wait_in_poller(hook: FlowsHook, flow_run_id: str, deadline: float | None = None) -> FlowRun:
     """Wait in the watch of a hook, without a trigger."""
-    wait = hook.waiting_for(flow_run_id, Schedule(*OFTEN, deadline))
-    return await Watch.of(hook).until_final(wait)
+    wait = hook.create_wait(flow_run_id, Schedule(*POLL_INTERVALS, deadline))
+    return await SharedPoller.for_hook(hook).wait_until_final(wait)
 
 
-async def until(holds: Callable[[], Any], within: float = 3.0) -> bool:
+async def wait_for_condition(condition: Callable[[], Any], max_seconds: float = 3.0) -> bool:
     """Wait until something holds; tells whether it did in time."""
-    end = time.monotonic() + within
-    while not holds() and time.monotonic() < end:  # noqa: ASYNC110  # what is waited for may happen in another thread
+    deadline = time.monotonic() + max_seconds
+    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  # what is waited for may happen in another thread
         await asyncio.sleep(0.01)
-    return bool(holds())
+    return bool(condition())
 
 
-async def alone(within: float = 3.0) -> bool:
+async def wait_for_idle_loop(max_seconds: float = 3.0) -> bool:
     """Wait until no other task is left on the loop; tells whether that came in time."""
-    return await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, within)
+    return await wait_for_condition(lambda: asyncio.all_tasks() == {asyncio.current_task()}, max_seconds)
 
 
-def aged(conn_id: str = "flows_default", seconds: float = 30.0) -> None:
+def age_hook_cache(conn_id: str = "flows_default", seconds: float = 30.0) -> None:
     """Let the look-up of a connection be older than it is: nobody wants to wait for that in a test."""
-    hook_cache._LOOKUPS[asyncio.get_running_loop()][conn_id].began -= seconds
+    hook_cache._LOOKUPS[asyncio.get_running_loop()][conn_id].started_at -= seconds
 
 
-def only(error: BaseException | None, kind: type[FlowError]) -> str:
+def error_text(error: BaseException | None, kind: type[FlowError]) -> str:
     """Give the text of an error, which must be of exactly this kind."""
     assert type(error) is kind, repr(error)
     return str(error)

@@ -17,15 +17,15 @@ import pytest
 
 from airflow_provider_flows.emulator import Emulator, Plan
 from tests.support.airflow_run import empty_database
-from tests.support.modes import FLOW, start_elsewhere
+from tests.support.modes import FLOW, start_external_run
 from tests.support.versions import has, lacks, needs
 from tools.airflow_stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
-SLOW = 600.0  # seconds; a flow run that is still under way when its task is killed
+SLOW_RUN_SECONDS = 600.0  # seconds; a flow run that is still under way when its task is killed
 KEY = "a-key-that-nobody-else-may-read"
-WITHIN = 100.0  # seconds
+MAX_WAIT_SECONDS = 100.0  # seconds
 DAGS = """
 from airflow.sdk import DAG
 from airflow_provider_flows.operators import RunFlowOperator
@@ -42,7 +42,7 @@ with DAG("reschedule", schedule=None) as reschedule:
     FlowRunSensor(task_id="run", flow_run_id="{{ dag_run.conf['flow_run_id'] }}", poll_interval=15)
 """
 # both watchers are one trigger to Airflow, whose memory then lies with two assets
-WATCHING = f"""
+WATCHER_DAGS = f"""
 from airflow.sdk import DAG, Asset, AssetWatcher, task
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
@@ -53,16 +53,16 @@ def finished(name):
 
 with DAG("on_finished", schedule=finished("finished")) as on_finished:
     @task
-    def tell(triggering_asset_events):
+    def collect_payloads(triggering_asset_events):
         return [event.extra["payload"] for events in triggering_asset_events.values() for event in events]
-    tell()
+    collect_payloads()
 with DAG("on_finished_too", schedule=finished("finished_too")) as on_finished_too:
     EmptyOperator(task_id="nothing")
 """
 
 
 @dataclass
-class Played:
+class StackRuns:
     """The Airflow, the services, and one run of each DAG."""
 
     airflow: Stack
@@ -70,16 +70,16 @@ class Played:
     runs: dict[str, str]
     flow_runs: dict[str, str]
     """The flow runs of the DAGs whose flow run does not simply complete."""
-    watched: Emulator
+    watched_emulator: Emulator
     """The service that the asset watchers ask."""
-    known: str
+    existing_run: str
     """A flow run that it had before Airflow was started."""
 
-    def ended(self, dag_id: str) -> str:
+    def wait_for_end(self, dag_id: str) -> str:
         """Wait for the end of a DAG's run and give its state."""
-        return self.airflow.wait(dag_id, self.runs[dag_id], WITHIN)
+        return self.airflow.wait(dag_id, self.runs[dag_id], MAX_WAIT_SECONDS)
 
-    def returned(self, dag_id: str) -> dict[str, Any]:
+    def return_value(self, dag_id: str) -> dict[str, Any]:
         """Give what the DAG's task returned."""
         found: dict[str, Any] = self.airflow.xcom(dag_id, self.runs[dag_id], "run")
         return found
@@ -90,15 +90,15 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackRuns]:
     """Start everything: the DAGs whose flow runs have plans first, one by one, for plans are used up in order."""
     home = tmp_path_factory.mktemp("stack")
     dags = home / "dags"
     dags.mkdir()
     (dags / "waits.py").write_text(textwrap.dedent(DAGS))
-    (dags / "watches.py").write_text(textwrap.dedent(WATCHING))
+    (dags / "watches.py").write_text(textwrap.dedent(WATCHER_DAGS))
     with Emulator(key=KEY, run_seconds=8) as emulator, Emulator(key=KEY, run_seconds=0.5) as watched:
-        known = start_elsewhere(watched)
+        known = start_external_run(watched)
         connections = emulator.connections | {
             "AIRFLOW_CONN_WATCHED": watched.connections["AIRFLOW_CONN_GENERIO_DEFAULT"]
         }
@@ -107,20 +107,22 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             flow_runs: dict[str, str] = {}
             plans = {
                 "failing": Plan(outcome="failed", error="The mesh has no faces"),
-                "killed_blocking": Plan(run_seconds=SLOW),
-                "killed_deferrable": Plan(run_seconds=SLOW),
+                "killed_blocking": Plan(run_seconds=SLOW_RUN_SECONDS),
+                "killed_deferrable": Plan(run_seconds=SLOW_RUN_SECONDS),
             }
             for dag_id, plan in plans.items():
-                emulator.plan(plan)
+                emulator.add_plan(plan)
                 before = set(emulator.runs)
-                runs[dag_id] = _triggered(airflow, dag_id)
-                flow_runs[dag_id] = _soon(lambda seen=before: next(iter(set(emulator.runs) - seen), None))
-            runs["reschedule"] = _triggered(airflow, "reschedule", {"flow_run_id": start_elsewhere(emulator)})
-            runs |= {dag_id: _triggered(airflow, dag_id) for dag_id in ("deferrable", "blocking")}
-            yield Played(airflow, emulator, runs, flow_runs, watched, known)
+                runs[dag_id] = _trigger(airflow, dag_id)
+                flow_runs[dag_id] = _wait_for(lambda seen=before: next(iter(set(emulator.runs) - seen), None))
+            runs["reschedule"] = _trigger(
+                airflow, "reschedule", {"flow_run_id": start_external_run(emulator)}
+            )
+            runs |= {dag_id: _trigger(airflow, dag_id) for dag_id in ("deferrable", "blocking")}
+            yield StackRuns(airflow, emulator, runs, flow_runs, watched, known)
 
 
-def _triggered(airflow: Stack, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+def _trigger(airflow: Stack, dag_id: str, conf: dict[str, Any] | None = None) -> str:
     """Trigger a DAG, again where SQLite was locked for once: what several processes write to it comes one after the other."""
     for _ in range(5):
         try:
@@ -132,20 +134,20 @@ def _triggered(airflow: Stack, dag_id: str, conf: dict[str, Any] | None = None) 
     return airflow.trigger(dag_id, conf)
 
 
-def _soon(found: Callable[[], Any]) -> Any:
+def _wait_for(get: Callable[[], Any]) -> Any:
     """Wait until something is found."""
-    deadline = time.monotonic() + WITHIN
-    while not (result := found()):
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
+    while not (result := get()):
         assert time.monotonic() < deadline
         time.sleep(0.5)  # whoever asks more often takes the time of those who are asked
     return result
 
 
 @pytest.mark.parametrize("dag_id", ["deferrable", "reschedule", "blocking"])
-def test_every_way_of_waiting_runs_to_green(played: Played, dag_id: str) -> None:
+def test_every_way_of_waiting_runs_to_green(played: StackRuns, dag_id: str) -> None:
     """A deferrable task, a reschedule sensor and a blocking task run to green in an Airflow that nobody tuned."""
-    assert played.ended(dag_id) == "success", played.log(dag_id)
-    returned = played.returned(dag_id)
+    assert played.wait_for_end(dag_id) == "success", played.log(dag_id)
+    returned = played.return_value(dag_id)
     assert (returned["state"], returned["progress"]) == ("completed", 1.0)
     assert returned["outputs"][0]["status"] == "ready"
     assert (
@@ -154,9 +156,9 @@ def test_every_way_of_waiting_runs_to_green(played: Played, dag_id: str) -> None
     )
 
 
-def test_failing_flow_run_is_red_with_its_reason(played: Played) -> None:
+def test_failing_flow_run_is_red_with_its_reason(played: StackRuns) -> None:
     """A task whose flow run fails is red, and its log holds the service's reason."""
-    assert played.ended("failing") == "failed"
+    assert played.wait_for_end("failing") == "failed"
     log = played.log("failing")
     assert "FlowRunFailed" in log
     assert "The service says: The mesh has no faces." in log
@@ -165,79 +167,85 @@ def test_failing_flow_run_is_red_with_its_reason(played: Played) -> None:
 @pytest.mark.parametrize(
     ("dag_id", "while_it_is"), [("killed_blocking", "running"), ("killed_deferrable", "deferred")]
 )
-def test_killed_task_aborts_its_flow_run(played: Played, dag_id: str, while_it_is: str) -> None:
+def test_killed_task_aborts_its_flow_run(played: StackRuns, dag_id: str, while_it_is: str) -> None:
     """A task that somebody marks as failed, in a worker or in the triggerer, aborts its flow run at the service."""
     run_id, flow_run = played.runs[dag_id], played.emulator.runs[played.flow_runs[dag_id]]
-    played.airflow.wait_for_task(dag_id, run_id, "run", {while_it_is}, WITHIN)
-    _soon(lambda: flow_run.state in {"running", "starting"})
-    _soon(
+    played.airflow.wait_for_task(dag_id, run_id, "run", {while_it_is}, MAX_WAIT_SECONDS)
+    _wait_for(lambda: flow_run.state in {"running", "starting"})
+    _wait_for(
         lambda: f"{flow_run.flow_run_id} (flow model_generate_fromprompt) is starting" in played.log(dag_id)
     )
 
     played.airflow.set_task_state(dag_id, run_id, "run", "failed")
 
-    _soon(lambda: flow_run.state in {"aborting", "aborted"})
-    assert played.ended(dag_id) == "failed"
-    told_by_server = while_it_is == "deferred" and not has("kills told to triggers")
+    _wait_for(lambda: flow_run.state in {"aborting", "aborted"})
+    assert played.wait_for_end(dag_id) == "failed"
+    logged_by_server = while_it_is == "deferred" and not has("on_kill of triggers")
     log = (
         partial(played.airflow.process_log, "api-server", 2000)
-        if told_by_server
+        if logged_by_server
         else partial(played.log, dag_id)
     )
-    _soon(lambda: f"flow run {flow_run.flow_run_id} is stopped" in log())
+    _wait_for(lambda: f"flow run {flow_run.flow_run_id} is stopped" in log())
 
 
-@lacks("kills told to triggers")
-def test_deferred_task_says_what_stops_nothing(played: Played) -> None:
+@lacks("on_kill of triggers")
+def test_deferred_task_says_what_stops_nothing(played: StackRuns) -> None:
     """Where Airflow tells a trigger of no kill, a task says once, before it is deferred, what leaves its flow run going on."""
     run_id = played.runs["killed_deferrable"]
-    played.airflow.wait_for_task("killed_deferrable", run_id, "run", {"deferred", "failed"}, WITHIN)
-    _soon(lambda: played.log("killed_deferrable").count("tells a trigger of no kill") == 1)
+    played.airflow.wait_for_task("killed_deferrable", run_id, "run", {"deferred", "failed"}, MAX_WAIT_SECONDS)
+    _wait_for(lambda: played.log("killed_deferrable").count("tells a trigger of no kill") == 1)
 
 
 # a DAG that starts by a flow run that somebody else started ----------------------------------------------------------------
 
 
-def remembered(airflow: Stack) -> list[set[str]]:
+def remembered_runs(airflow: Stack) -> list[set[str]]:
     """Give, of each asset that has a memory, the flow runs that were told."""
     assets = airflow.call("GET", "assets").json()["assets"]
     stores = [
         airflow.call("GET", f"assets/{asset['id']}/state-store").json()["asset_state_store"]
         for asset in assets
     ]
-    return [set(entry["value"]["told"]) for store in stores for entry in store]
+    return [set(entry["value"]["ends"]) for store in stores for entry in store]
 
 
-def runs_of(airflow: Stack, dag_id: str) -> list[str]:
+def dag_run_ids(airflow: Stack, dag_id: str) -> list[str]:
     """Give the ids of a DAG's runs."""
     return [run["dag_run_id"] for run in airflow.call("GET", f"dags/{dag_id}/dagRuns").json()["dag_runs"]]
 
 
-def told(airflow: Stack) -> list[dict[str, Any]]:
+def received_payloads(airflow: Stack) -> list[dict[str, Any]]:
     """Give what the DAG's runs were told, when they are over."""
-    runs = runs_of(airflow, "on_finished")
-    assert [airflow.wait("on_finished", run_id, WITHIN) for run_id in runs] == ["success"] * len(runs)
-    return [payload for run_id in runs for payload in airflow.xcom("on_finished", run_id, "tell")]
+    runs = dag_run_ids(airflow, "on_finished")
+    assert [airflow.wait("on_finished", run_id, MAX_WAIT_SECONDS) for run_id in runs] == ["success"] * len(
+        runs
+    )
+    return [payload for run_id in runs for payload in airflow.xcom("on_finished", run_id, "collect_payloads")]
 
 
 @needs("asset state store")
-def test_dag_starts_by_a_flow_run_that_ended(played: Played) -> None:
+def test_dag_starts_by_a_flow_run_that_ended(played: StackRuns) -> None:
     """A DAG starts with the right payload; after its triggerer was killed, by what ended meanwhile, and by nothing twice."""
-    airflow, known = played.airflow, played.known
-    _soon(lambda: remembered(airflow) == [{known}] * 2)
-    first = start_elsewhere(played.watched)
-    _soon(lambda: runs_of(airflow, "on_finished"))
-    _soon(lambda: remembered(airflow) == [{known, first}] * 2)
+    airflow, known = played.airflow, played.existing_run
+    _wait_for(lambda: remembered_runs(airflow) == [{known}] * 2)
+    first = start_external_run(played.watched_emulator)
+    _wait_for(lambda: dag_run_ids(airflow, "on_finished"))
+    _wait_for(lambda: remembered_runs(airflow) == [{known, first}] * 2)
     log = airflow.process_log("triggerer", 10_000)
 
     airflow.process("triggerer").kill()
-    second = start_elsewhere(played.watched)
+    second = start_external_run(played.watched_emulator)
     airflow.restart("triggerer")
-    _soon(lambda: len(runs_of(airflow, "on_finished")) > 1)
-    _soon(lambda: remembered(airflow) == [{known, first, second}] * 2)
+    _wait_for(lambda: len(dag_run_ids(airflow, "on_finished")) > 1)
+    _wait_for(lambda: remembered_runs(airflow) == [{known, first, second}] * 2)
 
-    payloads = {one["flow_run_id"]: one for one in told(airflow)}
-    assert len(runs_of(airflow, "on_finished")) == len(runs_of(airflow, "on_finished_too")) == len(payloads)
+    payloads = {one["flow_run_id"]: one for one in received_payloads(airflow)}
+    assert (
+        len(dag_run_ids(airflow, "on_finished"))
+        == len(dag_run_ids(airflow, "on_finished_too"))
+        == len(payloads)
+    )
     assert set(payloads) == {first, second}
     payload = payloads[first]
     assert (payload["flow_run_id"], payload["flow"], payload["state"]) == (first, FLOW, "completed")
@@ -246,13 +254,13 @@ def test_dag_starts_by_a_flow_run_that_ended(played: Played) -> None:
 
 
 @lacks("asset state store")
-def test_dag_starts_without_a_memory(played: Played) -> None:
+def test_dag_starts_without_a_memory(played: StackRuns) -> None:
     """Where Airflow keeps nothing for an asset the DAG starts all the same, and the trigger says once what is missing."""
     airflow = played.airflow
-    _soon(lambda: any(asked.method == "GET" for asked in played.watched.requests))
-    first = start_elsewhere(played.watched)
-    _soon(lambda: runs_of(airflow, "on_finished"))
-    assert [payload["flow_run_id"] for payload in told(airflow)] == [first]
+    _wait_for(lambda: any(recorded.method == "GET" for recorded in played.watched_emulator.requests))
+    first = start_external_run(played.watched_emulator)
+    _wait_for(lambda: dag_run_ids(airflow, "on_finished"))
+    assert [payload["flow_run_id"] for payload in received_payloads(airflow)] == [first]
     logs = "".join(path.read_text() for path in airflow.home.rglob("*.log") if path.is_file())
     assert logs.count("keeps no memory for asset watchers") == 1
 
@@ -260,10 +268,10 @@ def test_dag_starts_without_a_memory(played: Played) -> None:
 # and after all that -------------------------------------------------------------------------------------------------------
 
 
-def test_the_key_is_nowhere(played: Played) -> None:
+def test_the_key_is_nowhere(played: StackRuns) -> None:
     """After all that, the key is in no file of this Airflow: no log, no XCom, no rendered field, no trigger's arguments."""
     for dag_id in played.runs:
-        played.ended(dag_id)
+        played.wait_for_end(dag_id)
 
     files = [path for path in played.airflow.home.rglob("*") if path.is_file()]
     assert played.airflow.home / "airflow.db" in files

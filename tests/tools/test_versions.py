@@ -54,7 +54,7 @@ def test_newest_airflow_is_the_one_that_is_developed_in() -> None:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_each_feature_that_may_lack_is_tested_where_it_lacks(feature: str) -> None:
     """For everything that tests are left out for on an older Airflow, there is a test that shows what we do without it."""
-    file, _, name = FEATURES[feature].aside.partition("::")
+    file, _, name = FEATURES[feature].fallback_test.partition("::")
     assert f"def {name}(" in (ROOT / "tests" / file).read_text()
 
 

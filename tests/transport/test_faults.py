@@ -21,14 +21,14 @@ from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.core.http import Conversation
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.polling.wait import Wait
-from airflow_provider_flows.core.retry import Retry, once, patiently
+from airflow_provider_flows.core.retry import Retry, with_retries, without_retries
 from airflow_provider_flows.core.run import FlowInput
-from airflow_provider_flows.core.start import Order, Record, start
+from airflow_provider_flows.core.start import RunRecord, RunRequest, start
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
-from tests.support.doors import DOORS
-from tests.support.faults_table import OPERATIONS, TABLE, WORDS
-from tests.support.scripted import NOON, Script
+from tests.support.doors import DRIVERS
+from tests.support.faults_table import OPERATIONS, OUTCOME_NAMES, OUTCOMES
+from tests.support.scripted import NOON, ScriptedTransport
 
 FLOW, CHAIN = "model_generate_fromprompt", "clibnwpno000bmc0k9hvv3y7f"
 ID = "0" * 24
@@ -89,31 +89,31 @@ class Operation:
 
     method: str
     path: str
-    hold: Callable[[FlowsHook, str, Script], Conversation[Any]]
+    hold: Callable[[FlowsHook, str, ScriptedTransport], Conversation[Any]]
     prepared: float | None = None
     """Seconds that the run takes which is there before, None if there is none."""
 
 
-def started(hook: FlowsHook, _: str, __: Script) -> Conversation[Any]:
+def started(hook: FlowsHook, _: str, __: ScriptedTransport) -> Conversation[Any]:
     """Start a run in the way that keeps."""
     chain = isinstance(hook, PromptChainerHook)
     order = (
-        Order(CHAIN, {"color": "red", "item": "ball"})
+        RunRequest(CHAIN, {"color": "red", "item": "ball"})
         if chain
-        else Order(FLOW, [FlowInput("p")], {"quality": "low"})
+        else RunRequest(FLOW, [FlowInput("p")], {"quality": "low"})
     )
-    return start(hook.service, order, Record("", 0), lambda _: None)
+    return start(hook.service, order, RunRecord("", 0), lambda _: None)
 
 
-def waited(hook: FlowsHook, run: str, script: Script) -> Conversation[Any]:
+def waited(hook: FlowsHook, run: str, script: ScriptedTransport) -> Conversation[Any]:
     """Wait for a run, for a minute at the most."""
     schedule = Schedule(5, 60, NOON + 60)
     return Wait(
-        run, hook.service.get_run, schedule=schedule, clock=script.clock, tell=lambda *_: None
-    ).until_final()
+        run, hook.service.get_run, schedule=schedule, clock=script.clock, log=lambda *_: None
+    ).poll_until_final()
 
 
-def downloaded(hook: FlowsHook, run: str, _: Script) -> Conversation[Any]:
+def downloaded(hook: FlowsHook, run: str, _: ScriptedTransport) -> Conversation[Any]:
     """List the outputs and download the first."""
     outputs = yield from hook.service.list_outputs(run)
     return (yield from hook.service.download_output(run, str(outputs[0].asset_id)))
@@ -144,32 +144,34 @@ def outcome(emulator: Emulator, name: str, fault: str, door: str) -> str:
         PromptChainerHook("promptchainer_default") if name == "chain" else GenerioHook("generio_default")
     )
     run = ID if operation.prepared is None else hook.start(FLOW, "A chair", {"quality": "low"}).flow_run_id
-    paid_before = emulator.started
+    paid_before = emulator.started_count
     hook.connection.extra = json.dumps({"read_timeout": 0.3 if kind == "slow" else 20})
     given = FAULTS[kind]()
     if "body" in given:
         given["body"] = given["body"].replace(b"ID", run.encode())
-    emulator.fault(Fault(operation.method, operation.path, times=1 if times else None, **given))
-    script = Script()
+    emulator.add_fault(Fault(operation.method, operation.path, times=1 if times else None, **given))
+    script = ScriptedTransport()
     conversation = operation.hold(hook, run, script)
     patient = (
-        once(conversation) if name == "wait" else patiently(conversation, Retry(attempts=2, now=script.clock))
+        without_retries(conversation)
+        if name == "wait"
+        else with_retries(conversation, Retry(attempts=2, now=script.clock))
     )
     try:
-        DOORS[door](hook.settings, patient, script.sleep)
+        DRIVERS[door](hook.settings, patient, script.sleep)
         ended = "ok"
     except exceptions.FlowError as error:
         ended = (
-            WORDS[type(error).__name__]
+            OUTCOME_NAMES[type(error).__name__]
             if len(str(error)) < LONGEST
             else f"a message of {len(str(error))} characters"
         )
-    paid = emulator.started - paid_before
+    paid = emulator.started_count - paid_before
     assert paid <= 1
     return f"{ended} {paid}" if name in STARTS else ended
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", DRIVERS)
 @pytest.mark.parametrize(
     ("kind", "asked"), [("429 after seconds", 120), ("503 after a date", 120), ("503 after nonsense", None)]
 )
@@ -178,21 +180,21 @@ def test_retry_after_is_told_and_kept(
 ) -> None:
     """The error tells in seconds for how long the service wants peace, and a wait gives it; nonsense is as good as nothing."""
     flow_emulator.run_seconds = 0
-    hook, script = GenerioHook("generio_default"), Script()
+    hook, script = GenerioHook("generio_default"), ScriptedTransport()
     run = hook.start(FLOW, "A chair", {"quality": "low"}).flow_run_id
-    flow_emulator.fault(Fault("GET", times=2, **FAULTS[kind]()))
+    flow_emulator.add_fault(Fault("GET", times=2, **FAULTS[kind]()))
     with pytest.raises(exceptions.FlowServiceError) as caught:
-        DOORS[door](hook.settings, patiently(hook.service.get_run(run), Retry(attempts=1)))
+        DRIVERS[door](hook.settings, with_retries(hook.service.get_run(run), Retry(attempts=1)))
     assert caught.value.retry_after == (None if asked is None else pytest.approx(asked, abs=10))
     schedule = Schedule(5, 60, NOON + 600)
-    wait = Wait(run, hook.service.get_run, schedule=schedule, clock=script.clock, tell=lambda *_: None)
-    assert DOORS[door](hook.settings, once(wait.until_final()), script.sleep).final
-    assert script.pauses == [pytest.approx(asked or 5, abs=10)]
+    wait = Wait(run, hook.service.get_run, schedule=schedule, clock=script.clock, log=lambda *_: None)
+    assert DRIVERS[door](hook.settings, without_retries(wait.poll_until_final()), script.sleep).is_final
+    assert script.sleeps == [pytest.approx(asked or 5, abs=10)]
 
 
 def cells() -> Iterator[tuple[str, str, str]]:
     """Read the table: fault, operation, outcome."""
-    for line in TABLE.strip().splitlines():
+    for line in OUTCOMES.strip().splitlines():
         fault, *outcomes = (cell.strip() for cell in line.split("|"))
         yield from ((fault, operation, told) for operation, told in zip(OPERATIONS, outcomes, strict=True))
 
@@ -210,7 +212,7 @@ def no_collection() -> Iterator[None]:
         gc.enable()
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", DRIVERS)
 @pytest.mark.parametrize(
     ("fault", "operation", "expected"), EXPECTED, ids=lambda told: str(told).replace(" ", "-")
 )

@@ -14,24 +14,40 @@ import trustme
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowUnreachable
 from airflow_provider_flows.core.http import Request
-from airflow_provider_flows.core.retry import along_redirects
-from tests.support.doors import DOORS, TOKEN, Door, one, plain_environment, settings_for, unreachable
-from tests.support.servers import Reply, Rude, Station, forward, nobody, reset, say
+from airflow_provider_flows.core.retry import follow_redirects
+from tests.support.doors import (
+    DRIVERS,
+    TOKEN,
+    Driver,
+    catch_unreachable,
+    clear_proxy_environment,
+    settings_for,
+    single_request,
+)
+from tests.support.servers import (
+    MisbehavingServer,
+    StubResponse,
+    StubServer,
+    forward,
+    reset,
+    send_and_close,
+    unused_url,
+)
 
 GET = Request("GET", "/flows")
 POST = Request("POST", "/flows", json={"template": "chair"})
 
 
-@pytest.fixture(params=DOORS)
-def door(request: pytest.FixtureRequest) -> Door:
+@pytest.fixture(params=DRIVERS)
+def door(request: pytest.FixtureRequest) -> Driver:
     """Give both transports, one after the other."""
-    return DOORS[request.param]
+    return DRIVERS[request.param]
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what the machine says of proxies and certificates."""
-    plain_environment(monkeypatch)
+    clear_proxy_environment(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -57,66 +73,76 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @pytest.fixture
-def safe_station(tls: ssl.SSLContext) -> Iterator[Station]:
+def safe_station(tls: ssl.SSLContext) -> Iterator[StubServer]:
     """Serve over TLS."""
-    with Station(tls=tls) as station:
+    with StubServer(tls=tls) as station:
         yield station
 
 
 class TestRedirects:
     """A redirect is followed for a GET only, and the key stays at the connection's own host and port."""
 
-    def test_redirect_to_another_port_has_no_key(self, door: Door) -> None:
+    def test_redirect_to_another_port_has_no_key(self, door: Driver) -> None:
         """Another port is another host: it gets the request, and no key."""
-        with Station() as other, Station(lambda _: Reply(302, {"Location": f"{other.url}/there"})) as station:
-            assert door(settings_for(station.url), along_redirects(GET)).ok
-        assert station.seen[0].headers["authorization"] == f"Bearer {TOKEN}"
-        assert [(seen.path, "authorization" in seen.headers) for seen in other.seen] == [("/there", False)]
+        with (
+            StubServer() as other,
+            StubServer(lambda _: StubResponse(302, {"Location": f"{other.url}/there"})) as station,
+        ):
+            assert door(settings_for(station.url), follow_redirects(GET)).is_success
+        assert station.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+        assert [(seen.path, "authorization" in seen.headers) for seen in other.requests] == [
+            ("/there", False)
+        ]
 
-    def test_redirect_to_another_host_name_has_no_key(self, door: Door) -> None:
+    def test_redirect_to_another_host_name_has_no_key(self, door: Driver) -> None:
         """Another name for the same machine is another host."""
-        with Station(
+        with StubServer(
             lambda seen: (
-                Reply(302, {"Location": f"http://localhost:{seen.headers['host'].split(':')[1]}/b"})
+                StubResponse(302, {"Location": f"http://localhost:{seen.headers['host'].split(':')[1]}/b"})
                 if seen.path != "/b"
-                else Reply()
+                else StubResponse()
             )
         ) as station:
-            door(settings_for(station.url), along_redirects(GET))
-        assert ["authorization" in seen.headers for seen in station.seen] == [True, False]
+            door(settings_for(station.url), follow_redirects(GET))
+        assert ["authorization" in seen.headers for seen in station.requests] == [True, False]
 
-    def test_redirect_within_the_host_keeps_the_key(self, door: Door) -> None:
+    def test_redirect_within_the_host_keeps_the_key(self, door: Driver) -> None:
         """A redirect to another path of the same host is followed with the key."""
-        with Station(
-            lambda seen: Reply() if seen.path == "/flows/" else Reply(307, {"Location": "/flows/"})
+        with StubServer(
+            lambda seen: (
+                StubResponse() if seen.path == "/flows/" else StubResponse(307, {"Location": "/flows/"})
+            )
         ) as station:
-            assert door(settings_for(station.url), along_redirects(GET)).ok
-        assert [seen.headers["authorization"] for seen in station.seen] == [f"Bearer {TOKEN}"] * 2
+            assert door(settings_for(station.url), follow_redirects(GET)).is_success
+        assert [seen.headers["authorization"] for seen in station.requests] == [f"Bearer {TOKEN}"] * 2
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    def test_changing_request_is_not_sent_on(self, door: Door, status: int) -> None:
+    def test_changing_request_is_not_sent_on(self, door: Driver, status: int) -> None:
         """A POST that is redirected is sent nowhere else, and comes back as the redirect that it is."""
-        with Station() as other, Station(lambda _: Reply(status, {"Location": other.url})) as station:
-            assert door(settings_for(station.url), along_redirects(POST)).status == status
-        assert other.seen == []
+        with (
+            StubServer() as other,
+            StubServer(lambda _: StubResponse(status, {"Location": other.url})) as station,
+        ):
+            assert door(settings_for(station.url), follow_redirects(POST)).status == status
+        assert other.requests == []
 
     @pytest.mark.parametrize("where", ["http://[", "http://h:99999999/", "file:///etc/hosts", "//[bad"])
-    def test_redirect_to_no_address_is_an_error_of_ours(self, door: Door, where: str) -> None:
+    def test_redirect_to_no_address_is_an_error_of_ours(self, door: Driver, where: str) -> None:
         """A redirect to something that is no web address is refused."""
         with (
-            Station(lambda _: Reply(302, {"Location": where})) as station,
+            StubServer(lambda _: StubResponse(302, {"Location": where})) as station,
             pytest.raises((FlowMalformed, FlowUnreachable)),
         ):
-            door(settings_for(station.url), along_redirects(GET))
+            door(settings_for(station.url), follow_redirects(GET))
 
-    def test_redirects_in_a_circle_end(self, door: Door) -> None:
+    def test_redirects_in_a_circle_end(self, door: Driver) -> None:
         """Redirects that lead round and round end with an error that names the connection's host as the suspect."""
         with (
-            Station(lambda _: Reply(302, {"Location": "/flows"})) as station,
+            StubServer(lambda _: StubResponse(302, {"Location": "/flows"})) as station,
             pytest.raises(FlowMalformed, match="check the host"),
         ):
-            door(settings_for(station.url), along_redirects(GET))
-        assert len(station.seen) == 5
+            door(settings_for(station.url), follow_redirects(GET))
+        assert len(station.requests) == 5
 
 
 class TestProxies:
@@ -124,98 +150,105 @@ class TestProxies:
 
     @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
     def test_proxy_of_the_environment_is_used(
-        self, door: Door, monkeypatch: pytest.MonkeyPatch, name: str
+        self, door: Driver, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         """A request goes to the proxy, which sees the whole URL, and through it to the service."""
-        with Station() as station, Station(forward) as proxy:
+        with StubServer() as station, StubServer(forward) as proxy:
             monkeypatch.setenv(name, proxy.url)
-            response = door(settings_for(station.url), one(POST))
+            response = door(settings_for(station.url), single_request(POST))
         assert response.headers["x-via"] == "proxy"
-        assert [seen.path for seen in proxy.seen] == [f"{station.url}/flows"]
-        assert [seen.body for seen in station.seen] == [POST.body]
+        assert [seen.path for seen in proxy.requests] == [f"{station.url}/flows"]
+        assert [seen.body for seen in station.requests] == [POST.body]
 
     def test_credentials_of_the_proxy_go_to_the_proxy(
-        self, door: Door, monkeypatch: pytest.MonkeyPatch
+        self, door: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """User and password in the proxy's URL are sent to it and to nobody else."""
-        with Station() as station, Station(forward) as proxy:
+        with StubServer() as station, StubServer(forward) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("//", "//user:pass%21@"))
-            assert door(settings_for(station.url), one(GET)).ok
-        assert proxy.seen[0].headers["proxy-authorization"] == "Basic dXNlcjpwYXNzIQ=="
-        assert "proxy-authorization" not in station.seen[0].headers
+            assert door(settings_for(station.url), single_request(GET)).is_success
+        assert proxy.requests[0].headers["proxy-authorization"] == "Basic dXNlcjpwYXNzIQ=="
+        assert "proxy-authorization" not in station.requests[0].headers
 
-    def test_no_proxy_is_honoured(self, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proxy_is_honoured(self, door: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         """A host in NO_PROXY is asked directly."""
-        with Station() as station, Station(forward) as proxy:
+        with StubServer() as station, StubServer(forward) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
             monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-            assert door(settings_for(station.url), one(GET)).ok
-        assert (len(station.seen), proxy.seen) == (1, [])
+            assert door(settings_for(station.url), single_request(GET)).is_success
+        assert (len(station.requests), proxy.requests) == (1, [])
 
     def test_proxy_that_is_away_never_let_it_through(
-        self, door: Door, monkeypatch: pytest.MonkeyPatch
+        self, door: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A proxy that cannot be reached has passed nothing on."""
-        with nobody() as url, Station() as station:
+        with unused_url() as url, StubServer() as station:
             monkeypatch.setenv("HTTP_PROXY", url)
-            assert not unreachable(door, settings_for(station.url), POST).may_have_arrived
+            assert not catch_unreachable(door, settings_for(station.url), POST).may_have_arrived
 
     def test_proxy_that_refuses_a_tunnel_never_let_it_through(
-        self, door: Door, monkeypatch: pytest.MonkeyPatch
+        self, door: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A proxy that will not tunnel to a TLS host has passed nothing on."""
-        with Station(forward) as proxy:
+        with StubServer(forward) as proxy:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-            assert not unreachable(door, settings_for("https://localhost:9"), POST).may_have_arrived
-        assert [seen.method for seen in proxy.seen] == ["CONNECT"]
-        assert all("authorization" not in seen.headers for seen in proxy.seen)
+            assert not catch_unreachable(door, settings_for("https://localhost:9"), POST).may_have_arrived
+        assert [seen.method for seen in proxy.requests] == ["CONNECT"]
+        assert all("authorization" not in seen.headers for seen in proxy.requests)
 
 
 class TestCertificates:
     """A service's certificate is checked, with the certificates that the connection or the environment names."""
 
-    def test_unknown_authority_is_refused(self, door: Door, safe_station: Station) -> None:
+    def test_unknown_authority_is_refused(self, door: Driver, safe_station: StubServer) -> None:
         """A certificate of an authority that nobody trusts ends the talk before the key is sent."""
-        error = unreachable(door, settings_for(safe_station.url), POST)
+        error = catch_unreachable(door, settings_for(safe_station.url), POST)
         assert not error.may_have_arrived
         assert "certificate" in str(error)
-        assert safe_station.seen == []
+        assert safe_station.requests == []
 
     def test_bundle_of_the_connection_is_trusted(
-        self, door: Door, safe_station: Station, bundle: str
+        self, door: Driver, safe_station: StubServer, bundle: str
     ) -> None:
         """With the authority in the connection's bundle the service is asked."""
-        assert door(settings_for(safe_station.url, verify=bundle), one(GET)).ok
+        assert door(settings_for(safe_station.url, verify=bundle), single_request(GET)).is_success
 
     def test_connections_bundle_wins_over_the_environments(
-        self, door: Door, safe_station: Station, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        door: Driver,
+        safe_station: StubServer,
+        bundle: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A bundle that the connection names is used although the environment names another."""
         other = tmp_path / "other.pem"
         trustme.CA().cert_pem.write_to_path(str(other))
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
-        assert door(settings_for(safe_station.url, verify=bundle), one(GET)).ok
+        assert door(settings_for(safe_station.url, verify=bundle), single_request(GET)).is_success
 
     @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
     def test_check_can_be_switched_off(
-        self, door: Door, safe_station: Station, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, door: Driver, safe_station: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With `verify` off any certificate will do, also where the environment names a bundle."""
         other = tmp_path / "other.pem"
         trustme.CA().cert_pem.write_to_path(str(other))
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
-        assert door(settings_for(safe_station.url, verify=False), one(GET)).ok
+        assert door(settings_for(safe_station.url, verify=False), single_request(GET)).is_success
 
-    def test_wrong_host_name_is_refused(self, door: Door, safe_station: Station, bundle: str) -> None:
+    def test_wrong_host_name_is_refused(self, door: Driver, safe_station: StubServer, bundle: str) -> None:
         """A trusted certificate for another name is refused."""
         url = safe_station.url.replace("localhost", "127.0.0.1")
-        assert not unreachable(door, settings_for(url, verify=bundle), POST).may_have_arrived
+        assert not catch_unreachable(door, settings_for(url, verify=bundle), POST).may_have_arrived
 
-    @pytest.mark.parametrize("act", [reset, say(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")])
+    @pytest.mark.parametrize(
+        "act", [reset, send_and_close(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")]
+    )
     def test_break_after_the_handshake_may_have_arrived(
-        self, door: Door, tls: ssl.SSLContext, bundle: str, act: object
+        self, door: Driver, tls: ssl.SSLContext, bundle: str, act: object
     ) -> None:
         """A TLS connection that breaks once the request was read leaves the doubt whether the service acted."""
-        with Rude(act, tls) as rude:  # type: ignore[arg-type]
-            assert unreachable(door, settings_for(rude.url, verify=bundle), POST).may_have_arrived
+        with MisbehavingServer(act, tls) as rude:  # type: ignore[arg-type]
+            assert catch_unreachable(door, settings_for(rude.url, verify=bundle), POST).may_have_arrived
         assert rude.bodies == [POST.body]

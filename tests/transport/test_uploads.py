@@ -23,34 +23,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowInvalid, FlowUnreachable
-from airflow_provider_flows.core.http import Request, Resend, check
-from airflow_provider_flows.core.payload.data_uri import encoded
-from airflow_provider_flows.core.request_body import Body, body_of
-from airflow_provider_flows.core.retry import Retry, patiently
-from airflow_provider_flows.core.run import Source
+from airflow_provider_flows.core.http import Request, Resend, raise_for_status
+from airflow_provider_flows.core.payload.data_uri import iter_base64
+from airflow_provider_flows.core.request_body import Body, to_body
+from airflow_provider_flows.core.retry import Retry, with_retries
+from airflow_provider_flows.core.run import UploadSource
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.storage.file_source import CHUNK
-from airflow_provider_flows.storage.inputs import read_inputs
-from tests.support.doors import DOORS, Door, one, plain_environment, settings_for
-from tests.support.intake import Intake
+from airflow_provider_flows.storage.file_source import INPUT_CHUNK_BYTES
+from airflow_provider_flows.storage.inputs import parse_inputs
+from tests.support.doors import DRIVERS, Driver, clear_proxy_environment, settings_for, single_request
+from tests.support.intake import UploadServer
 from tests.support.orders import RECORD
-from tests.support.servers import Rude, reset
+from tests.support.servers import MisbehavingServer, reset
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=DOORS)
-def door(request: pytest.FixtureRequest) -> Door:
+@pytest.fixture(params=DRIVERS)
+def door(request: pytest.FixtureRequest) -> Driver:
     """Give both transports, one after the other."""
-    return DOORS[request.param]
+    return DRIVERS[request.param]
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what the machine says of proxies and certificates."""
-    plain_environment(monkeypatch)
+    clear_proxy_environment(monkeypatch)
 
 
 @dataclass
@@ -80,13 +80,13 @@ class Pieces:
             yield piece
 
 
-def written(tmp_path: Path, content: bytes, name: str = "a.png") -> Source:
+def written(tmp_path: Path, content: bytes, name: str = "a.png") -> UploadSource:
     """Write a file and read it as an input."""
     path = tmp_path / name
     path.write_bytes(content)
-    read = read_inputs(path)
+    read = parse_inputs(path)
     assert isinstance(read, list)
-    assert isinstance(read[0].data, Source)
+    assert isinstance(read[0].data, UploadSource)
     return read[0].data
 
 
@@ -100,7 +100,7 @@ def test_base64_is_the_same_however_the_bytes_are_cut(chunks: list[bytes], cuts:
     """A content's base64 does not depend on where its chunks end."""
     content = b"".join(chunks)
     parts = [content[low:high] for low, high in zip([0, *sorted(cuts)], [*sorted(cuts), None], strict=True)]
-    assert b"".join(encoded(chunks)) == b"".join(encoded(parts)) == base64.b64encode(content)
+    assert b"".join(iter_base64(chunks)) == b"".join(iter_base64(parts)) == base64.b64encode(content)
 
 
 @settings(deadline=None)
@@ -114,7 +114,7 @@ def test_base64_is_the_same_however_the_bytes_are_cut(chunks: list[bytes], cuts:
 def test_body_is_the_json_with_data_uris_in_it(value: Any) -> None:
     """Files at any depth stand in the JSON as data URIs; the length told is the length given, each time it is gone through."""
     plain = json.loads(json.dumps(value, default=lambda source: uri(b"".join(source.given))))
-    body = body_of(value)
+    body = to_body(value)
     first, second = (b"".join(body) if isinstance(body, Body) else body for _ in range(2))
     assert json.loads(first) == plain
     assert first == second
@@ -126,27 +126,29 @@ def test_body_without_files_is_bytes() -> None:
     assert Request("POST", "/x", json={"data": "für"}).body == b'{"data": "f\\u00fcr"}'
     assert Request("GET", "/x").body is None
     with pytest.raises(TypeError, match="set cannot be sent as JSON"):
-        body_of({"a": {1}})
+        to_body({"a": {1}})
 
 
 class TestOverTheWire:
     """What the service sees of a request with files."""
 
-    @pytest.mark.parametrize("size", [1, 2, 3, CHUNK - 1, CHUNK, CHUNK + 1, 2_000_000])
-    def test_length_is_told_and_right(self, door: Door, tmp_path: Path, size: int) -> None:
+    @pytest.mark.parametrize(
+        "size", [1, 2, 3, INPUT_CHUNK_BYTES - 1, INPUT_CHUNK_BYTES, INPUT_CHUNK_BYTES + 1, 2_000_000]
+    )
+    def test_length_is_told_and_right(self, door: Driver, tmp_path: Path, size: int) -> None:
         """Content-Length is there, is right, and there is no Transfer-Encoding; the bytes are those of the file."""
         content = (PNG + os.urandom(size))[-size:] if size < 9 else PNG + os.urandom(size - 8)
         request = Request("POST", "/flows", json={"n": ["ü", {"data": written(tmp_path, content)}]})
-        with Intake() as intake:
-            assert door(settings_for(intake.url), one(request)).ok
-        (taken,) = intake.taken
+        with UploadServer() as intake:
+            assert door(settings_for(intake.url), single_request(request)).is_success
+        (taken,) = intake.uploads
         expected = json.dumps({"n": ["ü", {"data": uri(content)}]}).encode()
         assert taken.headers["content-length"] == str(len(expected))
         assert "transfer-encoding" not in taken.headers
         assert taken.headers["content-type"] == "application/json"
         assert (taken.size, taken.digest.hexdigest()) == (len(expected), hashlib.sha256(expected).hexdigest())
 
-    def test_connection_is_used_again_after_an_upload(self, door: Door, tmp_path: Path) -> None:
+    def test_connection_is_used_again_after_an_upload(self, door: Driver, tmp_path: Path) -> None:
         """Requests after one another, with and without files, do not get into each other's way."""
         source = written(tmp_path, PNG)
 
@@ -154,52 +156,54 @@ class TestOverTheWire:
             for data in (source, "text", source):
                 yield Request("POST", "/flows", json={"data": data})
 
-        with Intake() as intake:
+        with UploadServer() as intake:
             door(settings_for(intake.url), several())
-        assert [json.loads(taken.body)["data"] for taken in intake.taken] == [uri(PNG), "text", uri(PNG)]
+        assert [json.loads(taken.body)["data"] for taken in intake.uploads] == [uri(PNG), "text", uri(PNG)]
 
-    def test_resend_sends_the_whole_file_again(self, door: Door, tmp_path: Path) -> None:
+    def test_resend_sends_the_whole_file_again(self, door: Driver, tmp_path: Path) -> None:
         """A request that broke off within the file cannot have been read: it is sent again from its beginning, at any price."""
         content = PNG + os.urandom(1000) * 30_000  # more than the sockets on both sides take in by themselves
         request = Request(
             "POST", "/flows", json={"data": written(tmp_path, content)}, resend=Resend.IF_NEVER_ARRIVED
         )
-        with Intake(100_000, 100_000) as intake:
-            assert door(settings_for(intake.url), patiently(one(request), Retry())).ok
+        with UploadServer(100_000, 100_000) as intake:
+            assert door(settings_for(intake.url), with_retries(single_request(request), Retry())).is_success
         expected = hashlib.sha256(json.dumps({"data": uri(content)}).encode()).hexdigest()
-        assert [taken.whole for taken in intake.taken] == [False, False, True]
-        assert intake.taken[-1].digest.hexdigest() == expected
+        assert [taken.is_complete for taken in intake.uploads] == [False, False, True]
+        assert intake.uploads[-1].digest.hexdigest() == expected
 
-    def test_request_that_was_given_whole_may_have_arrived(self, door: Door, tmp_path: Path) -> None:
+    def test_request_that_was_given_whole_may_have_arrived(self, door: Driver, tmp_path: Path) -> None:
         """Where only the answer is lost, the doubt stays, and the request is not sent again."""
         request = Request(
             "POST", "/flows", json={"data": written(tmp_path, PNG)}, resend=Resend.IF_NEVER_ARRIVED
         )
-        with Rude(reset) as rude:
+        with MisbehavingServer(reset) as rude:
             with pytest.raises(FlowUnreachable) as caught:
-                door(settings_for(rude.url), patiently(one(request), Retry()))
+                door(settings_for(rude.url), with_retries(single_request(request), Retry()))
             assert caught.value.may_have_arrived
             assert [json.loads(body)["data"] for body in rude.bodies] == [uri(PNG)]
 
-    def test_refusal_before_the_end_is_read(self, door: Door, tmp_path: Path) -> None:
+    def test_refusal_before_the_end_is_read(self, door: Driver, tmp_path: Path) -> None:
         """A service that refuses a file before it has read it is heard: the error is its own."""
         too_large = (
             b'HTTP/1.1 413 No\r\nConnection: close\r\nContent-Length: 20\r\n\r\n{"detail": "too big"}'[:-1]
         )
         request = Request("POST", "/flows", json={"data": written(tmp_path, PNG + bytes(20_000_000))})
-        with Intake((100_000, too_large)) as intake:
-            response = door(settings_for(intake.url), one(request))
+        with UploadServer((100_000, too_large)) as intake:
+            response = door(settings_for(intake.url), single_request(request))
         with pytest.raises(FlowInvalid, match="larger than the service takes"):
-            check(request, response)
+            raise_for_status(request, response)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", DRIVERS)
 def test_file_is_read_off_the_loop(door: str) -> None:
     """In the event loop a file is read in other threads, so that a slow store holds up nobody; `requests` reads it itself."""
     source = Pieces([PNG, *[b"x" * 30_000] * 5], pause=0.02)
-    with Intake() as intake:
-        DOORS[door](settings_for(intake.url), one(Request("POST", "/flows", json={"data": source})))
-    assert intake.taken[0].whole
+    with UploadServer() as intake:
+        DRIVERS[door](
+            settings_for(intake.url), single_request(Request("POST", "/flows", json={"data": source}))
+        )
+    assert intake.uploads[0].is_complete
     assert (threading.get_ident() in source.threads) is (door == "requests")
 
 
@@ -231,7 +235,9 @@ class TestChange:
             "is gone",
         ],
     )
-    def test_is_noticed_before_all_is_sent(self, door: Door, tmp_path: Path, change: Any, told: str) -> None:
+    def test_is_noticed_before_all_is_sent(
+        self, door: Driver, tmp_path: Path, change: Any, told: str
+    ) -> None:
         """The service never gets a whole request; the error names the argument and the file, and holds for this try only."""
         source = written(tmp_path, self.CONTENT)
         path = tmp_path / "a.png"
@@ -239,37 +245,41 @@ class TestChange:
             path.unlink()
         else:
             path.write_bytes(change(self.CONTENT))
-        with Intake() as intake:
+        with UploadServer() as intake:
             with pytest.raises(
                 FlowInputError, match=rf"inputs\[0\] names a file that {told}.*a\.png"
             ) as caught:
                 door(
                     settings_for(intake.url),
-                    patiently(one(Request("POST", "/flows", json={"data": source})), Retry()),
+                    with_retries(single_request(Request("POST", "/flows", json={"data": source})), Retry()),
                 )
-            intake.settle()
-        assert not caught.value.lasting
-        assert [taken.whole for taken in intake.taken] in ([False], [])  # and it was not tried again
+            intake.wait_until_finished()
+        assert not caught.value.is_permanent
+        assert [taken.is_complete for taken in intake.uploads] in ([False], [])  # and it was not tried again
 
-    def test_touched_file_is_sent(self, door: Door, tmp_path: Path) -> None:
+    def test_touched_file_is_sent(self, door: Driver, tmp_path: Path) -> None:
         """Content counts, not time: a file that was written anew with the same bytes goes out."""
         source = written(tmp_path, self.CONTENT)
         (tmp_path / "a.png").write_bytes(self.CONTENT)
         os.utime(tmp_path / "a.png", (1, 1))
-        with Intake() as intake:
-            assert door(settings_for(intake.url), one(Request("POST", "/flows", json={"data": source}))).ok
+        with UploadServer() as intake:
+            assert door(
+                settings_for(intake.url), single_request(Request("POST", "/flows", json={"data": source}))
+            ).is_success
 
     @pytest.mark.parametrize("durable", [True, False])
     def test_leaves_no_run_behind(self, flow_emulator: Emulator, tmp_path: Path, *, durable: bool) -> None:
         """The run that was made for it is deleted again; in the one-request way none is made. Nothing is paid."""
         hook = GenerioHook("generio_default")
         (tmp_path / "a.png").write_bytes(self.CONTENT)
-        order = hook.order("model_generate_fromimage", ["file://" + str(tmp_path / "a.png")], None, None)
+        order = hook.build_request(
+            "model_generate_fromimage", ["file://" + str(tmp_path / "a.png")], None, None
+        )
         (tmp_path / "a.png").write_bytes(self.CONTENT[:-1])
         kept: list[Any] = []
         with pytest.raises(FlowInputError, match=r"inputs\[0\].*changed since the start.*Run the task again"):
-            hook.start(order, record=RECORD, keep=kept.append) if durable else hook.start(order)
-        assert (flow_emulator.runs, flow_emulator.started) == ({}, 0)
+            hook.start(order, record=RECORD, save=kept.append) if durable else hook.start(order)
+        assert (flow_emulator.runs, flow_emulator.started_count) == ({}, 0)
         if durable:
             assert [request.method for request in flow_emulator.requests if request.method == "DELETE"] == [
                 "DELETE"
@@ -330,7 +340,7 @@ print((kib("VmHWM") - before) // 1024)
 """
 
 
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", DRIVERS)
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
     """200 MB go out, read for the digest and sent, in less than 32 MiB more than a small file takes."""
     size = 200_000_000
@@ -343,7 +353,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
         while chunk := large.read(3 << 20):
             expected.update(base64.b64encode(chunk))
     expected.update(b'"}')
-    with Intake() as intake:
+    with UploadServer() as intake:
         env = {
             **os.environ,
             "AIRFLOW_CONN_MEASURED": json.dumps(
@@ -363,5 +373,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 32
-    assert intake.taken[-1].size == len(b'{"data": "data:image/png;base64,"}') + 4 * -(-size // 3)
-    assert intake.taken[-1].digest.hexdigest() == expected.hexdigest()
+    assert intake.uploads[-1].size == len(b'{"data": "data:image/png;base64,"}') + 4 * -(-size // 3)
+    assert intake.uploads[-1].digest.hexdigest() == expected.hexdigest()

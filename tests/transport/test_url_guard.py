@@ -20,14 +20,14 @@ from airflow.sdk.log import redact
 from PIL import Image
 
 from airflow_provider_flows.core.exceptions import FlowInvalid, FlowMalformed, FlowNotFound, FlowServiceError
-from airflow_provider_flows.core.http import Request, same_origin
-from airflow_provider_flows.core.payload.sink import Kept
-from airflow_provider_flows.core.signed_urls import secrets_of
+from airflow_provider_flows.core.http import Request, is_same_origin
+from airflow_provider_flows.core.payload.sink import MemoryBuffer
+from airflow_provider_flows.core.signed_urls import find_signatures
 from airflow_provider_flows.hooks import PromptChainerHook
 from airflow_provider_flows.transport.settings import Settings
 from airflow_provider_flows.transport.url_guard import resolves_to_public
-from tests.support.downloading import InTurn, glb, hook_to, sent, worded
-from tests.support.servers import Reply, Rude, Seen, Station, say
+from tests.support.downloading import ActionSequence, data_uri_body, glb, hook_to, send_body
+from tests.support.servers import MisbehavingServer, ReceivedRequest, StubResponse, StubServer, send_and_close
 
 OWN = Settings("http://127.0.0.1:8084/prefix", {"x-api-key": "k"})
 
@@ -73,7 +73,7 @@ def chain_to(url: str) -> PromptChainerHook:
 )
 def test_public_links_may_be_followed(link: str) -> None:
     """A public host by https, and the service's own as it is."""
-    assert OWN.may_follow(link)
+    assert OWN.may_redirect_to(link)
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_public_links_may_be_followed(link: str) -> None:
 @pytest.mark.parametrize("scheme", ["https", "http"])
 def test_links_into_the_network_may_not(host: str, scheme: str) -> None:
     """Whatever is, or may be read as, a host that is not public is not asked, however it is spelt."""
-    assert not OWN.may_follow(f"{scheme}://{host}/a.png")
+    assert not OWN.may_redirect_to(f"{scheme}://{host}/a.png")
 
 
 @pytest.mark.parametrize("host", ["evil.example\\@127.0.0.1:8084", "u@127.0.0.1:8084", "127.0.0.1:8085"])
 def test_key_does_not_go_where_libraries_differ_about_the_host(host: str) -> None:
     """A URL whose host can be read in two ways is not the service's own."""
-    assert not same_origin(f"http://{host}/a", OWN.base_url)
+    assert not is_same_origin(f"http://{host}/a", OWN.base_url)
     assert OWN.headers(Request("GET", f"http://{host}/a")) == {}
-    assert same_origin("http://127.0.0.1:8084/a@b\\c", OWN.base_url)
+    assert is_same_origin("http://127.0.0.1:8084/a@b\\c", OWN.base_url)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_link_to_a_name_of_a_private_address_is_not_fetched(
         return real("127.0.0.1" if host == "store.example.com" else host, port, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with Station(lambda _: Reply(302, {"Location": "https://store.example.com/a.png"})) as station:
-        kept = Kept()
-        assert chain_to(station.url).save_link(urljoin(station.url, first), kept) is None
-        assert len(station.seen) == first.startswith("/")
+    with StubServer(lambda _: StubResponse(302, {"Location": "https://store.example.com/a.png"})) as station:
+        kept = MemoryBuffer()
+        assert chain_to(station.url).save_linked_image(urljoin(station.url, first), kept) is None
+        assert len(station.requests) == first.startswith("/")
     assert looked_up.count("store.example.com") == 1
 
 
@@ -151,21 +151,21 @@ def test_link_to_a_name_of_a_private_address_is_not_fetched(
 @pytest.mark.parametrize("steps", [1, 3])
 def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:  # noqa: FBT001
     """A link on the service's own host may be redirected there, but nowhere else inside, at no step."""
-    with Station(lambda _: Reply(body=PNG)) as inside:
+    with StubServer(lambda _: StubResponse(body=PNG)) as inside:
 
-        def reply(seen: Seen) -> Reply:
+        def reply(seen: ReceivedRequest) -> StubResponse:
             step = int(seen.path[1:2])
             if step < steps:
-                return Reply(302, {"Location": f"/{step + 1}"})
-            return Reply(302, {"Location": f"{inside.url}/secret"}) if far else Reply(body=PNG)
+                return StubResponse(302, {"Location": f"/{step + 1}"})
+            return StubResponse(302, {"Location": f"{inside.url}/secret"}) if far else StubResponse(body=PNG)
 
-        with Station(reply) as station:
-            kept = Kept()
-            assert chain_to(station.url).save_link(f"{station.url}/0.png?sig=x", kept) == (
+        with StubServer(reply) as station:
+            kept = MemoryBuffer()
+            assert chain_to(station.url).save_linked_image(f"{station.url}/0.png?sig=x", kept) == (
                 None if far else "image/png"
             )
-            assert len(station.seen) == steps + 1
-        assert inside.seen == []
+            assert len(station.requests) == steps + 1
+        assert inside.requests == []
     assert bytes(kept.data) == (b"" if far else PNG)
 
 
@@ -173,42 +173,42 @@ def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:
 def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: FBT001
     """A download may be redirected within the service, and not to another port beside it; it is not tried again."""
     content = glb(500)
-    with Station(lambda _: Reply(body=content)) as inside:
+    with StubServer(lambda _: StubResponse(body=content)) as inside:
 
-        def reply(seen: Seen) -> Reply:
+        def reply(seen: ReceivedRequest) -> StubResponse:
             if seen.path == "/file":
-                return Reply(body=content)
-            return Reply(302, {"Location": f"{inside.url}/file" if far else "/file"})
+                return StubResponse(body=content)
+            return StubResponse(302, {"Location": f"{inside.url}/file" if far else "/file"})
 
-        with Station(reply) as station:
+        with StubServer(reply) as station:
             if far:
                 with pytest.raises(FlowServiceError, match="redirects to where") as caught:
-                    hook_to(station.url).save_output("r", "a", Kept())
+                    hook_to(station.url).save_output("r", "a", MemoryBuffer())
                 assert not isinstance(caught.value, FlowMalformed)
-                assert len(station.seen) == 1
+                assert len(station.requests) == 1
             else:
                 assert hook_to(station.url).download_output("r", "a").data == content
-        assert inside.seen == []
+        assert inside.requests == []
 
 
 def test_signatures_are_found_in_every_spelling() -> None:
     """Only the values of a signature's parameters are secret, and only if they are as long as one."""
     url = "https://h/a.png?say=AAAAAAAAAAAAAAAAAAAAAAAA&sig=abc%2bdefghijklmnop%3D&X-Amz-Signature=0123456789abcdef&Signature=short#sig=fragmentfragmentfragment"
-    assert secrets_of(url) == {
+    assert find_signatures(url) == {
         "abc%2bdefghijklmnop%3D",
         "abc+defghijklmnop=",
         "abc%2Bdefghijklmnop%3D",
         "0123456789abcdef",
     }
-    assert secrets_of("https://h/a.png") == set()
+    assert find_signatures("https://h/a.png") == set()
 
 
 def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
     """The signature is masked in Airflow's log whatever becomes of the link; what else a flow wrote into a query is not."""
     signature, word = uuid.uuid4().hex, uuid.uuid4().hex
     assert (
-        chain_to("https://api.example").save_link(
-            f"https://10.0.0.1/a.png?word={word}&sig={signature}", Kept()
+        chain_to("https://api.example").save_linked_image(
+            f"https://10.0.0.1/a.png?word={word}&sig={signature}", MemoryBuffer()
         )
         is None
     )
@@ -219,33 +219,33 @@ def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
 def test_link_that_is_over_says_so_at_every_store(status: int) -> None:
     """Whatever status a store has for a link that has ended, the error says it, without the signature."""
     body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
-    with Station(lambda _: Reply(status, body=body)) as station:
+    with StubServer(lambda _: StubResponse(status, body=body)) as station:
         with pytest.raises(FlowNotFound, match=r"not valid any more.*Run the flow again") as caught:
-            chain_to(station.url).save_link(f"{station.url}/a.png?sig=secret", Kept())
+            chain_to(station.url).save_linked_image(f"{station.url}/a.png?sig=secret", MemoryBuffer())
         assert "secret" not in str(caught.value)
     with (
-        Station(lambda _: Reply(400, body=b"<Code>InvalidArgument</Code>")) as station,
+        StubServer(lambda _: StubResponse(400, body=b"<Code>InvalidArgument</Code>")) as station,
         pytest.raises(FlowInvalid),
     ):
-        chain_to(station.url).save_link(f"{station.url}/a.png", Kept())
+        chain_to(station.url).save_linked_image(f"{station.url}/a.png", MemoryBuffer())
 
 
 def test_picture_of_a_link_that_is_cut_short_is_asked_for_again() -> None:
     """A picture without its end is not taken; the next one is, if it is whole."""
-    acts = InTurn(say(b"HTTP/1.1 200 OK\r\n\r\n" + PNG[:-6]), sent(PNG))
-    with Rude(acts) as rude:
-        kept = Kept()
-        assert chain_to(rude.url).save_link(f"{rude.url}/a.png", kept) == "image/png"
-    assert (acts.asked, bytes(kept.data)) == (2, PNG)
+    acts = ActionSequence(send_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + PNG[:-6]), send_body(PNG))
+    with MisbehavingServer(acts) as rude:
+        kept = MemoryBuffer()
+        assert chain_to(rude.url).save_linked_image(f"{rude.url}/a.png", kept) == "image/png"
+    assert (acts.calls, bytes(kept.data)) == (2, PNG)
 
 
 def test_answer_without_a_length_is_no_file_by_itself() -> None:
     """A raw file of a kind that does not show its end is taken only from an answer that told its length."""
     gif = b"GIF89a" + bytes(100)
-    acts = InTurn(say(b"HTTP/1.1 200 OK\r\n\r\n" + gif[:50]), sent(gif))
-    with Rude(acts) as rude:
+    acts = ActionSequence(send_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + gif[:50]), send_body(gif))
+    with MisbehavingServer(acts) as rude:
         assert hook_to(rude.url, retries=0).download_output("r", "a").data == gif
-    assert acts.asked == 2
+    assert acts.calls == 2
 
 
 def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
@@ -258,9 +258,9 @@ def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
             connection.sendall(bytes(size))
             blocks[0] += 1
 
-    with Rude(endless) as rude, (tmp_path / "file").open("wb") as file:
+    with MisbehavingServer(endless) as rude, (tmp_path / "file").open("wb") as file:
 
-        class Disk(Kept):
+        class Disk(MemoryBuffer):
             """A target on a disk."""
 
             def write(self, data: bytes) -> None:
@@ -276,8 +276,8 @@ def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("listed", "taken"), [("text/plain", True), (None, False)])
 def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, taken: bool) -> None:  # noqa: FBT001
     """The words of an error look like a text output; so a text is taken only where one was told of, and an input's always."""
-    with Station(lambda _: Reply(body=b'{"data": "try again later"}')) as station:
-        hook, kept = hook_to(station.url, retries=0), Kept()
+    with StubServer(lambda _: StubResponse(body=b'{"data": "try again later"}')) as station:
+        hook, kept = hook_to(station.url, retries=0), MemoryBuffer()
         if taken:
             assert hook.save_output("r", "a", kept, media_type=listed) == listed
             assert bytes(kept.data) == b"try again later"
@@ -289,7 +289,7 @@ def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, taken: b
 
 def test_output_with_success_false_beside_it_is_none() -> None:
     """A refusal that is told in the body only is none the less one, whatever stands beside it."""
-    refused = worded(glb(100))[:-1] + b', "success": false}'
-    acts = InTurn(sent(refused), sent(worded(glb(200))))
-    with Rude(acts) as rude:
+    refused = data_uri_body(glb(100))[:-1] + b', "success": false}'
+    acts = ActionSequence(send_body(refused), send_body(data_uri_body(glb(200))))
+    with MisbehavingServer(acts) as rude:
         assert hook_to(rude.url, retries=0).download_output("r", "a").data == glb(200)

@@ -28,24 +28,24 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.polling import event_cursor as told_
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Plan
-from airflow_provider_flows.triggerer.watcher_state import AssetMemory
+from airflow_provider_flows.triggerer.watcher_state import WatcherState
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
-from tests.support.flow_station import FlowStation, Made
-from tests.support.flow_station import Told as Answer
-from tests.support.modes import FLOW, start_elsewhere
+from tests.support.flow_station import ApiResponse as Answer
+from tests.support.flow_station import StubFlowServer, StubRun
+from tests.support.modes import FLOW, start_external_run
 from tests.support.versions import needs
-from tests.support.watchers import OFTEN, FileStore, OlderStore, watching
-from tests.support.watching import aged, alone, until
+from tests.support.watchers import POLL_SECONDS, BlockingStore, FileStore, run_watcher
+from tests.support.watching import age_hook_cache, wait_for_condition, wait_for_idle_loop
 
 BLIND = 0.35  # seconds, in which a watcher looks two or three times
 
 
 @pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlowStation]:
+def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
     """Give a server that lists all its runs, with the connection `flows_default` to it; its requests are asked once."""
-    with FlowStation() as station:
+    with StubFlowServer() as station:
         station.connect(monkeypatch, retries=0)
-        station.listing = lambda _: Answer({"flows": [station.row(key) for key in list(station.runs)]})
+        station.list_response = lambda _: Answer({"flows": [station.row(key) for key in list(station.runs)]})
         yield station
 
 
@@ -55,15 +55,15 @@ def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "store.json")
 
 
-def over(station: FlowStation, *ids: str, ago: float = 0.0, **more: Any) -> None:
+def over(station: StubFlowServer, *ids: str, ago: float = 0.0, **more: Any) -> None:
     """Let runs be over, each after one second, so many seconds ago."""
-    station.runs.update({key: Made(time.time() - ago - 1, 1, **more) for key in ids})
+    station.runs.update({key: StubRun(time.time() - ago - 1, 1, **more) for key in ids})
 
 
-async def looked(station: FlowStation, lists: int = 2) -> None:
+async def looked(station: StubFlowServer, lists: int = 2) -> None:
     """Wait until so many more lists were asked for."""
-    before = len(station.lists())
-    assert await until(lambda: len(station.lists()) >= before + lists)
+    before = len(station.list_requests())
+    assert await wait_for_condition(lambda: len(station.list_requests()) >= before + lists)
 
 
 # What Airflow stores of it ------------------------------------------------------------------------------------------------
@@ -129,12 +129,12 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], words: str) -> N
 async def test_runs_of_anybody_are_told(flow_emulator: Emulator, store: FileStore) -> None:
     """What was over before is not told; whoever starts a run then, its end is told, once, with all that is known of it."""
     flow_emulator.run_seconds = 0.05
-    start_elsewhere(flow_emulator)
+    start_external_run(flow_emulator)
     await asyncio.sleep(0.1)
-    async with watching(store) as watcher:
-        assert await until(store.content)
-        flow_run_id = start_elsewhere(flow_emulator)
-        assert await watcher.tells(flow_run_id)
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(store.content)
+        flow_run_id = start_external_run(flow_emulator)
+        assert await watcher.wait_for_events(flow_run_id)
         await asyncio.sleep(BLIND)
 
     (event,) = watcher.events
@@ -152,66 +152,66 @@ async def test_runs_of_anybody_are_told(flow_emulator: Emulator, store: FileStor
     assert all(moment.endswith("+00:00") for moment in times.values())
 
 
-async def test_restart_loses_nothing_and_repeats_nothing(station: FlowStation, store: FileStore) -> None:
+async def test_restart_loses_nothing_and_repeats_nothing(station: StubFlowServer, store: FileStore) -> None:
     """A new trigger with the same store goes on: what ended in between is told, what was told is not."""
     over(station, "before")
-    async with watching(store) as first:
-        assert await until(store.content)
+    async with run_watcher(store) as first:
+        assert await wait_for_condition(store.content)
         over(station, "one")
-        assert await first.tells("one")
-        assert await until(lambda: store.writes == 2)
+        assert await first.wait_for_events("one")
+        assert await wait_for_condition(lambda: store.writes == 2)
     over(station, "between")
 
-    async with watching(store) as second:
+    async with run_watcher(store) as second:
         over(station, "then")
-        assert await second.tells("between", "then")
-        assert await until(lambda: store.writes == 3)
-    async with watching(store) as third:
+        assert await second.wait_for_events("between", "then")
+        assert await wait_for_condition(lambda: store.writes == 3)
+    async with run_watcher(store) as third:
         await looked(station, 3)
 
     assert third.ids == []
-    assert await alone()
+    assert await wait_for_idle_loop()
 
 
-async def test_memory_is_written_after_the_events(station: FlowStation, store: FileStore) -> None:
+async def test_memory_is_written_after_the_events(station: StubFlowServer, store: FileStore) -> None:
     """A triggerer that dies between an event and the memory of it tells it again: at least once, and not less."""
-    async with watching(store) as first:
-        assert await until(store.content)
+    async with run_watcher(store) as first:
+        assert await wait_for_condition(store.content)
         over(station, "one")
         store.broken = True
-        assert await first.tells("one")
+        assert await first.wait_for_events("one")
         await looked(station, 3)
     assert first.ids == ["one"]  # as long as it lives it knows without a store
     store.broken = False
 
-    async with watching(store) as second:
-        assert await second.tells("one")
+    async with run_watcher(store) as second:
+        assert await second.wait_for_events("one")
 
 
-async def test_short_interval_remembers_no_earlier(station: FlowStation, store: FileStore) -> None:
+async def test_short_interval_remembers_no_earlier(station: StubFlowServer, store: FileStore) -> None:
     """Also with an interval of a moment nothing is remembered as told before Airflow must have it, and nothing is told late."""
-    assert FlowRunFinishedTrigger.stored_after == 5.0
+    assert FlowRunFinishedTrigger.save_delay == 5.0
     lasts = 1.5
-    async with watching(store, stored_after=lasts) as watcher:
-        assert await until(store.content)
+    async with run_watcher(store, save_delay=lasts) as watcher:
+        assert await wait_for_condition(store.content)
         told: list[float] = []
         for name in ("one", "two"):
             over(station, name)
-            assert await until(lambda name=name: name in watcher.ids)
+            assert await wait_for_condition(lambda name=name: name in watcher.ids)
             told.append(time.monotonic())
         for name, at in zip(("one", "two"), told, strict=True):
-            assert await until(lambda name=name: name in kept(store), within=10)
+            assert await wait_for_condition(lambda name=name: name in kept(store), max_seconds=10)
             assert time.monotonic() - at > lasts / 2  # by the interval it would be a tenth of a second
 
 
 def kept(store: FileStore) -> set[str]:
     """Give the ids that are remembered as told."""
-    return {key for memory in store.content().values() for key in memory["told"]}
+    return {key for memory in store.content().values() for key in memory["ends"]}
 
 
 @pytest.mark.parametrize("ahead", [-3600, 3600])
 async def test_services_own_clock_says_what_was_before(
-    station: FlowStation, store: FileStore, ahead: int
+    station: StubFlowServer, store: FileStore, ahead: int
 ) -> None:
     """Where the first list tells no ends, a clock of ours that is wrong by an hour loses no run, and tells none of before."""
 
@@ -223,117 +223,119 @@ async def test_services_own_clock_says_what_was_before(
         return Answer(rows, headers={"Date": formatdate(time.time() + ahead, usegmt=True)})
 
     over(station, "before", ago=100)
-    station.listing = lambda _: listing([{"flow_id": "before"}])
-    station.look = lambda *_: Answer({"detail": "Oh no"}, 500)
-    async with watching(store) as watcher:
-        assert await until(store.content)
+    station.list_response = lambda _: listing([{"flow_id": "before"}])
+    station.run_response = lambda *_: Answer({"detail": "Oh no"}, 500)
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(store.content)
         over(station, "new")
-        station.listing = lambda _: listing([row(key) for key in list(station.runs)])
-        assert await watcher.tells("new")
+        station.list_response = lambda _: listing([row(key) for key in list(station.runs)])
+        assert await watcher.wait_for_events("new")
         await looked(station, 3)
     assert watcher.ids == ["new"]
 
 
-async def test_run_that_took_long_is_not_missed(station: FlowStation, store: FileStore) -> None:
+async def test_run_that_took_long_is_not_missed(station: StubFlowServer, store: FileStore) -> None:
     """A run that began before all others, and ends after them, is told."""
-    station.runs["slow"] = Made(time.time() - 86_400, 86_401)
+    station.runs["slow"] = StubRun(time.time() - 86_400, 86_401)
     over(station, "before")
-    async with watching(store) as watcher:
-        assert await until(store.content)
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(store.content)
         over(station, "quick")
-        assert await watcher.tells("quick", "slow")
+        assert await watcher.wait_for_events("quick", "slow")
 
 
 async def test_run_that_ended_while_the_first_list_was_made_is_not_missed(
-    station: FlowStation, store: FileStore
+    station: StubFlowServer, store: FileStore
 ) -> None:
     """The first list shows a run under way beside one that ended after it: a list is not the state of one moment."""
     over(station, "other")
     now = time.time()
-    station.runs.update({"early": Made(now - 60, 55), "before": Made(now - 60, 50)})
+    station.runs.update({"early": StubRun(now - 60, 55), "before": StubRun(now - 60, 50)})
     late = {"flow_id": "early", "state": "running", "template": "t", "started_at": now - 60}
-    station.listing = lambda _: Answer([station.row("other"), station.row("before"), late])
-    async with watching(store) as watcher:
-        assert await until(store.content)
-        station.listing = lambda _: Answer([station.row(key) for key in list(station.runs)])
-        assert await watcher.tells("early")
+    station.list_response = lambda _: Answer([station.row("other"), station.row("before"), late])
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(store.content)
+        station.list_response = lambda _: Answer([station.row(key) for key in list(station.runs)])
+        assert await watcher.wait_for_events("early")
         await looked(station, 3)
     assert watcher.ids == ["early"]
 
 
-async def test_run_that_does_not_tell_its_end_is_not_missed(station: FlowStation, store: FileStore) -> None:
+async def test_run_that_does_not_tell_its_end_is_not_missed(
+    station: StubFlowServer, store: FileStore
+) -> None:
     """A run that began long before others ended, and never says when it ended, is told when it is seen to have ended, once."""
 
     def row(key: str) -> dict[str, Any]:
         return {name: value for name, value in station.row(key).items() if name != "finished_at"}
 
-    station.listing = lambda _: Answer(
+    station.list_response = lambda _: Answer(
         [row(key) if key != "other" else station.row(key) for key in list(station.runs)]
     )
-    station.look = lambda key, _: Answer(row(key))
-    station.runs["slow"] = Made(time.time() - 86_400, 86_401)
+    station.run_response = lambda key, _: Answer(row(key))
+    station.runs["slow"] = StubRun(time.time() - 86_400, 86_401)
     over(station, "old", ago=86_400 * 2)
     over(station, "other")
-    async with watching(store) as watcher:
-        assert await until(store.content)
-        assert await watcher.tells("slow")
-        assert await until(lambda: store.writes == 2)
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(store.content)
+        assert await watcher.wait_for_events("slow")
+        assert await wait_for_condition(lambda: store.writes == 2)
     assert watcher.events[0]["finished_at"] is None
-    async with watching(store) as second:
+    async with run_watcher(store) as second:
         await looked(station, 3)
     assert second.ids == []
 
 
-async def test_run_that_the_list_shows_late_is_not_missed(station: FlowStation, store: FileStore) -> None:
+async def test_run_that_the_list_shows_late_is_not_missed(station: StubFlowServer, store: FileStore) -> None:
     """A run that is on the list only after one that ended later is told all the same."""
     over(station, "before", ago=100)
-    async with watching(store) as watcher:
-        assert await until(store.content)
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(store.content)
         over(station, "early")
-        assert await watcher.tells("early")
+        assert await watcher.wait_for_events("early")
         over(station, "late", ago=50)
-        assert await watcher.tells("early", "late")
+        assert await watcher.wait_for_events("early", "late")
 
 
 async def test_without_a_store_it_remembers_while_it_lives(
-    station: FlowStation, caplog: pytest.LogCaptureFixture
+    station: StubFlowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where Airflow gives no store (before 3.3) each run is told once by one trigger, and the log says once what is missing."""
-    async with watching(None) as watcher:
+    async with run_watcher(None) as watcher:
         await looked(station)
         over(station, "one")
-        assert await watcher.tells("one")
+        assert await watcher.wait_for_events("one")
         over(station, "two")
-        assert await watcher.tells("one", "two")
+        assert await watcher.wait_for_events("one", "two")
     assert caplog.text.count("keeps no memory for asset watchers") == 1
 
 
-async def test_store_that_blocks_is_asked_in_a_thread(station: FlowStation) -> None:
+async def test_store_that_blocks_is_asked_in_a_thread(station: StubFlowServer) -> None:
     """The store of Airflow 3.3.0, which only blocks, serves as well."""
-    store: Any = OlderStore()
-    async with watching(store) as first:
-        assert await until(lambda: store.kept)
+    store: Any = BlockingStore()
+    async with run_watcher(store) as first:
+        assert await wait_for_condition(lambda: store.values)
         over(station, "one")
-        assert await first.tells("one")
-        assert await until(lambda: "one" in next(iter(store.kept.values()))["told"])
-    async with watching(store) as second:
+        assert await first.wait_for_events("one")
+        assert await wait_for_condition(lambda: "one" in next(iter(store.values.values()))["ends"])
+    async with run_watcher(store) as second:
         await looked(station, 3)
     assert second.ids == []
 
 
 async def test_store_that_cannot_be_asked_is_waited_for(
-    station: FlowStation, store: FileStore, caplog: pytest.LogCaptureFixture
+    station: StubFlowServer, store: FileStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the store cannot be read nothing begins anew, so nothing is lost; the log says so once."""
-    async with watching(store):
-        assert await until(store.content)
+    async with run_watcher(store):
+        assert await wait_for_condition(store.content)
     over(station, "between")
     store.broken = True
-    async with watching(store) as second:
+    async with run_watcher(store) as second:
         await asyncio.sleep(BLIND)
         assert second.ids == []
         store.broken = False
-        assert await second.tells("between")
+        assert await second.wait_for_events("between")
     assert caplog.text.count("could not be read") == 1
 
 
@@ -345,33 +347,33 @@ def test_trigger_that_assets_share_is_remembered_with_each() -> None:
     one, other = Asset("x-flows://one"), Asset("x-flows://other")
     both = AssetStateStoreAccessors(inlets=[one, other])
 
-    assert AssetMemory(both, "key")._parts == [both[one], both[other]]
+    assert WatcherState(both, "key")._stores == [both[one], both[other]]
 
 
-async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: FlowStation) -> None:
+async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: StubFlowServer) -> None:
     """An asset that came to a trigger later, or was left behind by one that died, makes it tell nothing again."""
     parts = {name: FileStore(tmp_path / name) for name in ("one", "other")}
 
     class Both:
         _by_name = parts
 
-    async with watching(Both()) as first:
-        assert await until(parts["other"].content)
+    async with run_watcher(Both()) as first:
+        assert await wait_for_condition(parts["other"].content)
         over(station, "told")
-        assert await first.tells("told")
-        assert await until(lambda: parts["other"].writes == 2)
+        assert await first.wait_for_events("told")
+        assert await wait_for_condition(lambda: parts["other"].writes == 2)
     assert parts["one"].content() == parts["other"].content()
     (tmp_path / "one").unlink()
 
-    async with watching(Both()) as second:
+    async with run_watcher(Both()) as second:
         await looked(station, 3)
     assert second.ids == []
 
 
 def test_memory_is_bounded_and_still_knows_all() -> None:
     """After thousands of runs within the hour the memory fits into Airflow's store, and who reads it tells none again."""
-    told, everything = told_.Told(), list[tuple[float, FlowRun]]()
-    told.news(told_.Edition(0.0, ()), lambda _: True)
+    told, everything = told_.EventCursor(), list[tuple[float, FlowRun]]()
+    told.take_new(told_.Snapshot(0.0, ()), lambda _: True)
     count = 0
     for hundred in range(50):
         new = [
@@ -379,48 +381,50 @@ def test_memory_is_bounded_and_still_knows_all() -> None:
             for number in range(100)
         ]
         everything = sorted([*everything, *new], key=lambda one: one[0], reverse=True)
-        count += len(told.news(told_.Edition(1e9, everything), lambda _: True))
-    memory = json.dumps(told.memory)
+        count += len(told.take_new(told_.Snapshot(1e9, everything), lambda _: True))
+    memory = json.dumps(told.to_dict())
 
     assert count == 5000
     assert len(memory) < 65_535
-    assert told_.Told(json.loads(memory)).news(told_.Edition(1e9, everything), lambda _: True) == []
+    assert (
+        told_.EventCursor(json.loads(memory)).take_new(told_.Snapshot(1e9, everything), lambda _: True) == []
+    )
 
 
 def test_memory_of_long_ids_is_bounded() -> None:
     """A service with long ids has fewer of them remembered, not a memory that Airflow does not take."""
-    told = told_.Told()
-    told.news(told_.Edition(0.0, ()), lambda _: True)
+    told = told_.EventCursor()
+    told.take_new(told_.Snapshot(0.0, ()), lambda _: True)
     ended = [
         (float(number), FlowRun(f"{number}" + "\N{GREEK SMALL LETTER ALPHA}" * 150, "third"))
         for number in range(999, 0, -1)
     ]
-    assert len(told.news(told_.Edition(1e9, ended), lambda _: True)) == 999
-    assert 10_000 < len(json.dumps(told.memory)) < 65_535
-    assert told_.Told(told.memory).news(told_.Edition(1e9, ended), lambda _: True) == []
+    assert len(told.take_new(told_.Snapshot(1e9, ended), lambda _: True)) == 999
+    assert 10_000 < len(json.dumps(told.to_dict())) < 65_535
+    assert told_.EventCursor(told.to_dict()).take_new(told_.Snapshot(1e9, ended), lambda _: True) == []
 
 
-NONSENSE = [None, 7, [], ["x"], "x", {"since": "x"}, {"since": float("nan")}, {"told": {}}]
+NONSENSE = [None, 7, [], ["x"], "x", {"since": "x"}, {"since": float("nan")}, {"ends": {}}]
 
 
 @pytest.mark.parametrize("memory", NONSENSE)
 def test_memory_that_cannot_be_read_is_none(memory: Any) -> None:
     """What somebody else has put there makes it begin anew."""
-    assert told_.Told(memory).memory == told_.Told().memory
+    assert told_.EventCursor(memory).to_dict() == told_.EventCursor().to_dict()
 
 
 async def test_store_with_nonsense_ends_no_watcher() -> None:
     """What somebody else has put into one asset's store is passed over for the memory in another's, or for none."""
-    stores = {f"{number}": OlderStore() for number in range(len(NONSENSE))}
+    stores = {f"{number}": BlockingStore() for number in range(len(NONSENSE))}
     for store, value in zip(stores.values(), NONSENSE, strict=True):
-        store.kept["key"] = value
+        store.values["key"] = value
 
     class All:
         _by_name = stores
 
-    assert await AssetMemory(All(), "key").read(OFTEN) is None
-    stores["1"].kept["key"] = {"since": 1.0, "told": {}}
-    assert await AssetMemory(All(), "key").read(OFTEN) == {"since": 1.0, "told": {}}
+    assert await WatcherState(All(), "key").load(POLL_SECONDS) is None
+    stores["1"].values["key"] = {"since": 1.0, "ends": {}}
+    assert await WatcherState(All(), "key").load(POLL_SECONDS) == {"since": 1.0, "ends": {}}
 
 
 def test_argument_that_nobody_knows_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -432,7 +436,7 @@ def test_argument_that_nobody_knows_is_told(caplog: pytest.LogCaptureFixture) ->
 # Whom it tells of ---------------------------------------------------------------------------------------------------------
 
 
-async def test_watchers_share_one_list(station: FlowStation, tmp_path: Path) -> None:
+async def test_watchers_share_one_list(station: StubFlowServer, tmp_path: Path) -> None:
     """Watchers of different flows and states, come when they may, cause one list an interval, and each tells what it wants."""
     wanted: list[dict[str, Any]] = [
         {},
@@ -440,9 +444,9 @@ async def test_watchers_share_one_list(station: FlowStation, tmp_path: Path) -> 
         {"flow": ["chairs", "tables"], "states": ["failed", "aborted"]},
         {"states": ["completed", "failed", "aborted"]},
     ]
-    station.look = lambda key, _: Answer(station.row(key))
+    station.run_response = lambda key, _: Answer(station.row(key))
     flows = {"a": "chairs", "b": "tables", "c": "chairs", "d": "tables"}
-    station.listing = lambda _: Answer(
+    station.list_response = lambda _: Answer(
         [{**station.row(key), "template": flows[key]} for key in list(station.runs)]
     )
     interval = 0.4
@@ -452,48 +456,48 @@ async def test_watchers_share_one_list(station: FlowStation, tmp_path: Path) -> 
         for number, arguments in enumerate(wanted):
             store = FileStore(tmp_path / f"{number}.json")
             watchers.append(
-                await stack.enter_async_context(watching(store, poll_interval=interval, **arguments))
+                await stack.enter_async_context(run_watcher(store, poll_interval=interval, **arguments))
             )
             await asyncio.sleep(0.05)
-            assert await until(store.content)
+            assert await wait_for_condition(store.content)
         over(station, "a", "b")
         over(station, "c", end="failed")
         over(station, "d", end="aborted")
         for watcher, ids in zip(watchers, ("ab", "a", "cd", "abcd"), strict=True):
-            assert await watcher.tells(*ids)
+            assert await watcher.wait_for_events(*ids)
         intervals = (time.monotonic() - began) / interval
 
-    assert len(station.lists()) <= intervals / 0.9 + 1
-    assert station.looks() == []
+    assert len(station.list_requests()) <= intervals / 0.9 + 1
+    assert station.poll_requests() == []
 
 
 async def test_failed_run_is_told_with_its_reason(flow_emulator: Emulator, store: FileStore) -> None:
     """A watcher of failed runs tells of them, with what the service says, and of no other."""
     flow_emulator.run_seconds = 0.05
-    async with watching(store, states="failed", flow=FLOW) as watcher:
-        assert await until(store.content)
-        start_elsewhere(flow_emulator)
-        flow_emulator.plan(Plan(outcome="failed", error="The mesh has no faces"))
-        failed = start_elsewhere(flow_emulator)
-        assert await watcher.tells(failed)
+    async with run_watcher(store, states="failed", flow=FLOW) as watcher:
+        assert await wait_for_condition(store.content)
+        start_external_run(flow_emulator)
+        flow_emulator.add_plan(Plan(outcome="failed", error="The mesh has no faces"))
+        failed = start_external_run(flow_emulator)
+        assert await watcher.wait_for_events(failed)
         await asyncio.sleep(BLIND)
 
     (event,) = watcher.events
     assert (event["state"], event["error"]) == ("failed", "The mesh has no faces")
 
 
-async def test_late_watcher_misses_nothing(station: FlowStation, tmp_path: Path) -> None:
+async def test_late_watcher_misses_nothing(station: StubFlowServer, tmp_path: Path) -> None:
     """One that comes back while others go on is told what it has not seen, of a list that was asked for before it came."""
     late = FileStore(tmp_path / "late.json")
-    async with watching(late):
-        assert await until(late.content)
-    async with watching(FileStore(tmp_path / "steady.json"), poll_interval=30, states="failed"):
+    async with run_watcher(late):
+        assert await wait_for_condition(late.content)
+    async with run_watcher(FileStore(tmp_path / "steady.json"), poll_interval=30, states="failed"):
         await looked(station, 1)
         over(station, "old", ago=5)
-        before = len(station.lists())
-        async with watching(late, poll_interval=0.2) as watcher:
-            assert await watcher.tells("old")
-        assert len(station.lists()) > before
+        before = len(station.list_requests())
+        async with run_watcher(late, poll_interval=0.2) as watcher:
+            assert await watcher.wait_for_events("old")
+        assert len(station.list_requests()) > before
 
 
 # What lists leave out -----------------------------------------------------------------------------------------------------
@@ -503,86 +507,89 @@ async def test_late_watcher_misses_nothing(station: FlowStation, tmp_path: Path)
     "left_out", ["state", "finished_at", "template", "state finished_at template created_at progress"]
 )
 async def test_rows_that_tell_too_little_are_read(
-    station: FlowStation, store: FileStore, left_out: str
+    station: StubFlowServer, store: FileStore, left_out: str
 ) -> None:
     """Where a list leaves out state, end or flow, each run is read itself, and once it is final never again."""
 
     def row(key: str) -> dict[str, Any]:
         return {name: value for name, value in station.row(key).items() if name not in left_out.split()}
 
-    station.listing = lambda _: Answer([row(key) for key in list(station.runs)])
+    station.list_response = lambda _: Answer([row(key) for key in list(station.runs)])
     over(station, "before", ago=10)
-    async with watching(store, flow="t") as watcher:
-        assert await until(store.content)
+    async with run_watcher(store, flow="t") as watcher:
+        assert await wait_for_condition(store.content)
         over(station, "one")
-        assert await watcher.tells("one")
+        assert await watcher.wait_for_events("one")
         await looked(station, 3)
 
-    assert len(station.looks(["before"])) == len(station.looks(["one"])) == 1
+    assert len(station.poll_requests(["before"])) == len(station.poll_requests(["one"])) == 1
 
 
-async def test_looks_are_bounded(station: FlowStation, store: FileStore) -> None:
+async def test_looks_are_bounded(station: StubFlowServer, store: FileStore) -> None:
     """A list of ids only makes no flood of requests: at most twenty runs are read for each list, all of them in time."""
-    station.listing = lambda _: Answer([{"flow_id": key} for key in list(station.runs)])
+    station.list_response = lambda _: Answer([{"flow_id": key} for key in list(station.runs)])
     over(station, *(f"old{number}" for number in range(50)), ago=10)
-    async with watching(store) as watcher:
-        assert await until(lambda: len(station.looks()) >= 50)
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(lambda: len(station.poll_requests()) >= 50)
         over(station, "new")
-        assert await watcher.tells("new")
+        assert await watcher.wait_for_events("new")
 
-    moments = [asked.at for asked in station.lists()] + [time.time()]
+    moments = [asked.at for asked in station.list_requests()] + [time.time()]
     assert (
-        max(sum(begin < look.at < end for look in station.looks()) for begin, end in pairwise(moments)) == 20
+        max(
+            sum(begin < look.at < end for look in station.poll_requests()) for begin, end in pairwise(moments)
+        )
+        == 20
     )
     assert watcher.ids == ["new"]
 
 
-async def test_run_that_left_the_list_is_looked_at(station: FlowStation, store: FileStore) -> None:
+async def test_run_that_left_the_list_is_looked_at(station: StubFlowServer, store: FileStore) -> None:
     """A run that was seen under way and is on no page any more, for newer ones came, is followed to its end."""
     shown = ["slow"]
-    station.listing = lambda _: Answer([station.row(key) for key in shown])
-    station.runs["slow"] = Made(time.time() - 60, 61)
-    async with watching(store) as watcher:
+    station.list_response = lambda _: Answer([station.row(key) for key in shown])
+    station.runs["slow"] = StubRun(time.time() - 60, 61)
+    async with run_watcher(store) as watcher:
         await looked(station)
         over(station, "newer")
         shown[:] = ["newer"]
-        assert await watcher.tells("newer", "slow")
+        assert await watcher.wait_for_events("newer", "slow")
 
 
 async def test_run_without_a_state_that_left_the_list_is_followed(
-    station: FlowStation, store: FileStore
+    station: StubFlowServer, store: FileStore
 ) -> None:
     """Where lists tell no state, a run that a look has shown under way is followed to its end as well."""
     shown = ["slow"]
-    station.listing = lambda _: Answer([{"flow_id": key} for key in shown])
-    station.runs["slow"] = Made(time.time() - 60, 61)
-    async with watching(store) as watcher:
-        assert await until(lambda: station.looks(["slow"]))
+    station.list_response = lambda _: Answer([{"flow_id": key} for key in shown])
+    station.runs["slow"] = StubRun(time.time() - 60, 61)
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(lambda: station.poll_requests(["slow"]))
         await looked(station)
         shown.clear()
-        assert await watcher.tells("slow")
+        assert await watcher.wait_for_events("slow")
 
 
 async def test_run_that_cannot_be_looked_at_is_looked_at_again(
-    station: FlowStation, store: FileStore
+    station: StubFlowServer, store: FileStore
 ) -> None:
     """Where a run that left the list cannot be read for a while, others are told, and it later; a deleted one is forgotten."""
     shown = ["slow", "deleted"]
-    station.listing = lambda _: Answer([station.row(key) for key in shown])
-    station.runs.update({key: Made(time.time() - 60, 61) for key in shown})
-    async with watching(store) as watcher:
+    station.list_response = lambda _: Answer([station.row(key) for key in shown])
+    station.runs.update({key: StubRun(time.time() - 60, 61) for key in shown})
+    async with run_watcher(store) as watcher:
         await looked(station)
         over(station, "newer")
         del station.runs["deleted"]
-        good, station.look = station.look, lambda *_: Answer({"detail": "Oh no"}, 500)
+        good, station.run_response = station.run_response, lambda *_: Answer({"detail": "Oh no"}, 500)
         shown[:] = ["newer"]
-        assert await watcher.tells("newer")
+        assert await watcher.wait_for_events("newer")
         await looked(station, 3)
-        station.look = good
-        assert await watcher.tells("newer", "slow")
+        station.run_response = good
+        assert await watcher.wait_for_events("newer", "slow")
         await looked(station, 3)
 
-    assert len(station.looks(["deleted"])) == 1
+    assert len(station.poll_requests(["deleted"])) == 1
 
 
 async def test_pages_and_projections_of_the_emulator(flow_emulator: Emulator, store: FileStore) -> None:
@@ -591,31 +598,31 @@ async def test_pages_and_projections_of_the_emulator(flow_emulator: Emulator, st
         {"filter_by": "fields_only", "paging": "offset", "page_size": 3, "timestamps": "naive"}
     )
     flow_emulator.run_seconds = 0.05
-    async with watching(store) as watcher:
-        assert await until(store.content)
-        ids = [start_elsewhere(flow_emulator) for _ in range(10)]
-        assert await watcher.tells(*ids)
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(store.content)
+        ids = [start_external_run(flow_emulator) for _ in range(10)]
+        assert await watcher.wait_for_events(*ids)
 
 
 # What goes wrong ----------------------------------------------------------------------------------------------------------
 
 
 async def test_service_that_is_down_ends_nothing(
-    station: FlowStation, store: FileStore, caplog: pytest.LogCaptureFixture
+    station: StubFlowServer, store: FileStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A service that cannot be asked is asked more and more rarely; the log says once that it is down, once that it is back."""
     caplog.set_level(logging.INFO, "airflow_provider_flows")
-    good = station.listing
-    async with watching(store, poll_interval=0.05) as watcher:
-        assert await until(store.content)
-        station.listing = lambda _: Answer({"detail": "Oh no"}, 500)
-        before = len(station.lists())
+    good = station.list_response
+    async with run_watcher(store, poll_interval=0.05) as watcher:
+        assert await wait_for_condition(store.content)
+        station.list_response = lambda _: Answer({"detail": "Oh no"}, 500)
+        before = len(station.list_requests())
         over(station, "meanwhile")
         await asyncio.sleep(1.2)
-        tries = len(station.lists()) - before
-        station.listing = good
-        assert await watcher.tells("meanwhile")
-        assert await until(lambda: "can be listed again" in caplog.text)
+        tries = len(station.list_requests()) - before
+        station.list_response = good
+        assert await watcher.wait_for_events("meanwhile")
+        assert await wait_for_condition(lambda: "can be listed again" in caplog.text)
 
     assert tries <= 6  # 24 without patience
     assert caplog.text.count("cannot be listed") == caplog.text.count("can be listed again") == 1
@@ -623,16 +630,19 @@ async def test_service_that_is_down_ends_nothing(
 
 
 async def test_key_that_was_changed_is_read_anew(
-    station: FlowStation, store: FileStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    station: StubFlowServer,
+    store: FileStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """When the key is refused the connection is read anew, and with the new key all goes on at once; no key is in the log."""
-    async with watching(store) as watcher:
-        assert await until(store.content)
-        aged()
+    async with run_watcher(store) as watcher:
+        assert await wait_for_condition(store.content)
+        age_hook_cache()
         station.connect(monkeypatch, key="the-new-key", retries=0)
         station.keys = {"the-new-key"}
         over(station, "one")
-        assert await watcher.tells("one")
+        assert await watcher.wait_for_events("one")
     assert "cannot be listed" not in caplog.text
     assert "the-new-key" not in caplog.text
 
@@ -643,39 +653,39 @@ async def test_service_that_lists_nothing_is_an_error_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """At PromptChainer nothing can be watched: the log says so once, and the watcher waits rather than be restarted for ever."""
-    async with watching(store, flows_conn_id="promptchainer_default") as watcher:
-        assert await until(lambda: "cannot list flow runs" in caplog.text)
+    async with run_watcher(store, flows_conn_id="promptchainer_default") as watcher:
+        assert await wait_for_condition(lambda: "cannot list flow runs" in caplog.text)
         await asyncio.sleep(BLIND)
     assert watcher.events == []
     assert caplog.text.count("cannot list flow runs") == 1
-    assert await alone()
+    assert await wait_for_idle_loop()
 
 
 async def test_bound_on_requests_holds_for_lists_too(
-    station: FlowStation, store: FileStore, monkeypatch: pytest.MonkeyPatch
+    station: StubFlowServer, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`max_requests_per_second` holds for all that one triggerer asks of a connection: lists, looks, and waits beside them."""
     station.connect(monkeypatch, retries=0, max_requests_per_second=10)
-    station.listing = lambda _: Answer([{"flow_id": key} for key in list(station.runs)])
+    station.list_response = lambda _: Answer([{"flow_id": key} for key in list(station.runs)])
     over(station, *(f"old{number}" for number in range(8)))
-    station.make(1, 60, prefix="waited")
+    station.create_runs(1, 60, prefix="waited")
     wait = asyncio.create_task(anext(triggers.FlowRunTrigger("flows_default", "waited0", 0.05, 0.05).run()))
-    async with watching(store, poll_interval=0.05):
+    async with run_watcher(store, poll_interval=0.05):
         await asyncio.sleep(1.5)
     wait.cancel()
 
-    moments = sorted(asked.at for asked in station.asked)
-    assert station.looks(["waited0"])
-    assert station.lists()
+    moments = sorted(asked.at for asked in station.requests)
+    assert station.poll_requests(["waited0"])
+    assert station.list_requests()
     assert len(moments) <= 10 * (moments[-1] - moments[0]) + 2
 
 
-async def test_untrusted_answers_stay_small(station: FlowStation, store: FileStore) -> None:
+async def test_untrusted_answers_stay_small(station: StubFlowServer, store: FileStore) -> None:
     """A service that answers with absurd ids, dates and texts neither stops the watcher nor fills Airflow's database."""
     rows: list[Any] = []
-    station.listing = lambda _: Answer(json.dumps(rows).encode())
-    async with watching(store, states=["completed", "failed"]) as watcher:
-        assert await until(store.content)
+    station.list_response = lambda _: Answer(json.dumps(rows).encode())
+    async with run_watcher(store, states=["completed", "failed"]) as watcher:
+        assert await wait_for_condition(store.content)
         far = {"flow_id": "far", "state": "completed", "template": "t", "finished_at": "9999-01-01T00:00:00Z"}
         long = {
             "flow_id": "long",
@@ -685,15 +695,15 @@ async def test_untrusted_answers_stay_small(station: FlowStation, store: FileSto
             "finished_at": time.time(),
         }
         rows += [far, long, {**long, "flow_id": "i" * 10_000}, 7, None, {"state": "completed"}]
-        assert await watcher.tells("far", "long")
+        assert await watcher.wait_for_events("far", "long")
         rows.append({**far, "flow_id": "then", "finished_at": time.time()})
-        assert await watcher.tells("far", "long", "then")
+        assert await watcher.wait_for_events("far", "long", "then")
     assert all(len(json.dumps(event)) < 3000 for event in watcher.events)
 
 
 def test_poll_interval_is_none_of_its_identity() -> None:
     """Another interval goes on with the same memory, another filter begins one of its own."""
-    keys = {FlowRunFinishedTrigger(**arguments)._key() for arguments in ({}, {"poll_interval": OFTEN})}
+    keys = {FlowRunFinishedTrigger(**arguments)._key() for arguments in ({}, {"poll_interval": POLL_SECONDS})}
     assert len(keys) == 1
     others = ({"flow": "a"}, {"flow": "b"}, {"states": "failed"}, {"flows_conn_id": "other"})
     assert len(keys | {FlowRunFinishedTrigger(**arguments)._key() for arguments in others}) == 5

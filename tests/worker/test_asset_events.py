@@ -19,11 +19,11 @@ from sqlalchemy import select
 from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.worker.asset_events import MOST_FILES, tell_outlets
+from airflow_provider_flows.worker.asset_events import MAX_EVENT_FILES, add_asset_event_extra
 from tests.support.airflow_run import run_dag
-from tests.support.modes import FLOW, MODES, OFTEN, PARAMETERS, PROMPT, wait_in
+from tests.support.modes import FAST_POLLING, FLOW, MODES, PARAMETERS, PROMPT, run_in_mode
 
-CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": PROMPT, "parameters": PARAMETERS, **OFTEN}
+CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": PROMPT, "parameters": PARAMETERS, **FAST_POLLING}
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def test_event_tells_of_the_flow_run(emulator: Emulator, tmp_path: Path, mode: s
     """However the task waited, its outlet's event has flow, run, service, state, and the files with their sizes."""
     uri = f"x-models://chairs/{mode}"
 
-    story = wait_in(mode, emulator, outlets=[Asset(uri)], output_path=f"file://{tmp_path}")
+    story = run_in_mode(mode, emulator, outlets=[Asset(uri)], output_path=f"file://{tmp_path}")
 
-    assert story.returned is not None, story.result.log
-    (output,) = story.returned["outputs"]
+    assert story.return_value is not None, story.result.log
+    (output,) = story.return_value["outputs"]
     (file,) = tmp_path.rglob("*.glb")
     assert events_of(story.result.run_id) == {
         f"{uri} -1": {
@@ -77,7 +77,7 @@ def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: 
             task_id="run",
             flow=FLOW,
             parameters=PARAMETERS,
-            **OFTEN,
+            **FAST_POLLING,
             output_path=f"file://{tmp_path}",
             outlets=[Asset("x-models://mapped")],
         ).expand(inputs=["A chair", "A table", "A lamp"])
@@ -141,7 +141,7 @@ def test_alias_of_files_whose_names_are_not_ascii(emulator: Emulator, tmp_path: 
 
 def test_flow_run_that_failed_sends_nothing(emulator: Emulator) -> None:
     """A task whose flow run failed sends no event."""
-    emulator.plan(Plan(outcome="failed", error="The mesh has no faces"))
+    emulator.add_plan(Plan(outcome="failed", error="The mesh has no faces"))
     with DAG("assets_failed", schedule=None) as dag:
         RunFlowOperator(task_id="run", **CHAIR, outlets=[Asset("x-models://failed"), AssetAlias("failed")])
 
@@ -163,7 +163,7 @@ def test_task_that_does_not_wait_tells_of_a_run_under_way(emulator: Emulator) ->
 
     (extra,) = events_of(result.run_id).values()
     assert extra["flow_run_id"] == next(iter(emulator.runs))
-    assert not FlowState.of(extra["state"]).final
+    assert not FlowState.parse(extra["state"]).is_final
     assert (extra["uris"], extra["sizes"]) == ([], [])
 
 
@@ -186,7 +186,7 @@ def told(outlets: list[Any], outputs: list[FlowOutput]) -> OutletEventAccessors:
     events = OutletEventAccessors()
     context: Any = {"task": BaseOperator(task_id="run"), "outlet_events": events}
     context["task"].outlets = outlets
-    tell_outlets(context, FlowRun("1", "generio", "f", FlowState.COMPLETED, outputs=tuple(outputs)))
+    add_asset_event_extra(context, FlowRun("1", "generio", "f", FlowState.COMPLETED, outputs=tuple(outputs)))
     return events
 
 
@@ -200,9 +200,9 @@ def test_events_are_bounded() -> None:
     events = told([asset, alias], outputs)
 
     extra = events[asset].extra
-    assert len(extra["uris"]) == len(extra["sizes"]) == MOST_FILES
-    assert extra["more"] == 500 - MOST_FILES
-    assert len(events[alias].asset_alias_events) == MOST_FILES
+    assert len(extra["uris"]) == len(extra["sizes"]) == MAX_EVENT_FILES
+    assert extra["more"] == 500 - MAX_EVENT_FILES
+    assert len(events[alias].asset_alias_events) == MAX_EVENT_FILES
 
 
 def test_long_uris_are_bounded_too() -> None:

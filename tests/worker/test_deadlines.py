@@ -12,12 +12,12 @@ import pytest
 
 from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.emulator import Emulator, Fault
-from tests.support.airflow_run import ALARMED
-from tests.support.modes import asides
-from tests.support.tries import BOTH, CHAIR, request, set_up, tried
+from tests.support.airflow_run import THREAD_TIMEOUT
+from tests.support.modes import compat_notices
+from tests.support.tries import BOTH_MODES, CHAIR_ARGUMENTS, request_times, run_with_retries, set_up
 from tests.support.versions import lacks, needs
 
-pytestmark = ALARMED
+pytestmark = THREAD_TIMEOUT
 
 
 @pytest.fixture
@@ -27,16 +27,18 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
 
 
 @needs("task state store")
-@BOTH
+@BOTH_MODES
 def test_timeout_runs_on_over_the_tries(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """The deadline is fixed by the first start: a second try has what is left of it, and there is no third."""
     emulator.run_seconds = 60
-    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
+    emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     began = time.time()
-    ended = tried(f"retries_timeout_{deferrable}", **CHAIR, timeout=6, retries=3, deferrable=deferrable)
-    assert (ended.tries, ended.state, emulator.started) == (2, "failed", 1)
+    ended = run_with_retries(
+        f"retries_timeout_{deferrable}", **CHAIR_ARGUMENTS, timeout=6, retries=3, deferrable=deferrable
+    )
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "failed", 1)
     assert type(ended.error) is exceptions.FlowTimeout
-    (made,), (aborted,) = request(emulator, "POST", "/flows"), request(emulator, "PATCH")[1:]
+    (made,), (aborted,) = request_times(emulator, "POST", "/flows"), request_times(emulator, "PATCH")[1:]
     assert began + 6 < ended.record["deadline"] < made + 6
     assert ended.record["deadline"] <= aborted < ended.record["deadline"] + 5
 
@@ -44,22 +46,24 @@ def test_timeout_runs_on_over_the_tries(emulator: Emulator, deferrable: bool) ->
 @needs("task state store")
 def test_timeout_that_is_over_starts_nothing(emulator: Emulator) -> None:
     """A second try that begins after the deadline starts nothing, and there is no third."""
-    emulator.fault(Fault("POST", "/flows", status=503))
-    ended = tried("retries_over", **CHAIR, timeout=1, retries=3, retry_delay=timedelta(seconds=2))
-    assert (ended.tries, ended.state, emulator.started) == (2, "failed", 0)
+    emulator.add_fault(Fault("POST", "/flows", status=503))
+    ended = run_with_retries(
+        "retries_over", **CHAIR_ARGUMENTS, timeout=1, retries=3, retry_delay=timedelta(seconds=2)
+    )
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "failed", 0)
     assert type(ended.error) is exceptions.FlowTimeout
     assert "was over before a flow run" in str(ended.error)
-    assert len(request(emulator, "POST", "/flows")) == 1
+    assert len(request_times(emulator, "POST", "/flows")) == 1
 
 
 @lacks("task state store")
 def test_without_a_store_each_try_has_the_whole_timeout(emulator: Emulator) -> None:
     """Where Airflow keeps nothing for a task its timeout begins anew with each try, which the task says; each run is stopped."""
     emulator.run_seconds = 60
-    ended = tried("retries_anew", **CHAIR, timeout=1)
-    assert (ended.tries, ended.state, emulator.started) == (2, "failed", 2)
+    ended = run_with_retries("retries_anew", **CHAIR_ARGUMENTS, timeout=1)
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "failed", 2)
     assert type(ended.error) is exceptions.FlowTimeout
-    assert asides(ended.result.log).count("has no task state store") == ended.tries
+    assert compat_notices(ended.result.log).count("has no task state store") == ended.tries
     assert [run.state for run in emulator.runs.values()] == ["aborted", "aborted"]
 
 
@@ -90,8 +94,10 @@ def test_timeout_tells_what_became_of_the_run(emulator: Emulator, ending: str) -
     emulator.run_seconds = 60
     given, fault, words = ENDINGS[ending]
     if fault is not None:
-        emulator.fault(fault)
-    ended = tried(f"retries_ending_{len(ending)}", **CHAIR, timeout=1, retries=0, **given)
+        emulator.add_fault(fault)
+    ended = run_with_retries(
+        f"retries_ending_{len(ending)}", **CHAIR_ARGUMENTS, timeout=1, retries=0, **given
+    )
     assert (ended.tries, type(ended.error)) == (1, exceptions.FlowTimeout)
     assert words in str(ended.error)
     (run,) = emulator.runs.values()
@@ -99,41 +105,44 @@ def test_timeout_tells_what_became_of_the_run(emulator: Emulator, ending: str) -
 
 
 @needs("task state store")
-@BOTH
+@BOTH_MODES
 def test_execution_timeout_is_each_trys(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """Its end leaves the flow run to the next try, which goes on with it; after the last try the run is stopped."""
     emulator.run_seconds = 60
     began = time.time()
     given = {"execution_timeout": timedelta(seconds=3), "deferrable": deferrable}
-    ended = tried(f"retries_execution_timeouts_{deferrable}", **CHAIR, **given)
-    assert (ended.tries, ended.state, emulator.started) == (2, "failed", 1)
+    ended = run_with_retries(f"retries_execution_timeouts_{deferrable}", **CHAIR_ARGUMENTS, **given)
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "failed", 1)
     assert type(ended.error) is exceptions.FlowTimeout
     assert "The flow run is aborted." in str(ended.error)
-    assert ended.told("An earlier try started the generio flow run") == 1
+    assert ended.count_log_lines("An earlier try started the generio flow run") == 1
     (run,) = emulator.runs.values()
     assert run.state == "aborted"
-    assert len(request(emulator, "PATCH")) == 2
-    assert request(emulator, "PATCH")[1] - began > 6
+    assert len(request_times(emulator, "PATCH")) == 2
+    assert request_times(emulator, "PATCH")[1] - began > 6
 
 
-@BOTH
+@BOTH_MODES
 def test_execution_timeout_of_the_last_try_stops_the_run(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """In a worker and while deferred, the end of execution_timeout is a FlowTimeout, and the run is stopped."""
     emulator.run_seconds = 60
     given = {"execution_timeout": timedelta(seconds=3), "deferrable": deferrable, "retries": 0}
-    ended = tried(f"retries_execution_timeout_{deferrable}", **CHAIR, **given)
-    assert (ended.tries, ended.state, emulator.started) == (1, "failed", 1)
+    ended = run_with_retries(f"retries_execution_timeout_{deferrable}", **CHAIR_ARGUMENTS, **given)
+    assert (ended.tries, ended.state, emulator.started_count) == (1, "failed", 1)
     assert type(ended.error) is exceptions.FlowTimeout
     assert "The flow run is aborted." in str(ended.error)
 
 
 def test_execution_timeout_during_the_inputs_leaves_no_run(emulator: Emulator) -> None:
     """A run that was made and not yet started when the last try's time was over is deleted."""
-    emulator.fault(Fault("POST", "/flows/*", delay=5))
-    ended = tried(
-        "retries_execution_timeout_inputs", **CHAIR, execution_timeout=timedelta(seconds=2), retries=0
+    emulator.add_fault(Fault("POST", "/flows/*", delay=5))
+    ended = run_with_retries(
+        "retries_execution_timeout_inputs",
+        **CHAIR_ARGUMENTS,
+        execution_timeout=timedelta(seconds=2),
+        retries=0,
     )
-    assert (ended.tries, ended.state, emulator.started) == (1, "failed", 0)
+    assert (ended.tries, ended.state, emulator.started_count) == (1, "failed", 0)
     assert type(ended.error) is exceptions.FlowTimeout
     assert "The flow run is gone from the service." in str(ended.error)
     assert not emulator.runs

@@ -15,21 +15,21 @@ from airflow.sdk import DAG
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError, FlowTimeout
 from airflow_provider_flows.core.run import FlowOutput, FlowState
-from airflow_provider_flows.core.start import Order, Record
+from airflow_provider_flows.core.start import RunRecord, RunRequest
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.storage.output_options import Delivery
-from airflow_provider_flows.storage.outputs import fetch
-from tests.support.airflow_run import ALARMED, run_dag
+from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.storage.outputs import fetch_outputs_or_raise
+from tests.support.airflow_run import THREAD_TIMEOUT, run_dag
 from tests.support.modes import FLOW
-from tests.support.servers import Reply, Station
+from tests.support.servers import StubResponse, StubServer
 
 LOW = {"quality": "low"}
 
 
 def station_hook(
-    station: Station, monkeypatch: pytest.MonkeyPatch, kind: str = "generio", key: str = "a-key"
+    station: StubServer, monkeypatch: pytest.MonkeyPatch, kind: str = "generio", key: str = "a-key"
 ) -> FlowsHook:
     """Give the hook of a connection to a small server."""
     told = {"conn_type": kind, "host": station.url, "password": key, "extra": json.dumps({"retries": 0})}
@@ -44,17 +44,17 @@ def test_run_that_may_have_started_is_left_to_the_next_try(
     """A start whose answer and whose settling look are both lost deletes nothing; the next try takes the one paid run up."""
     flow_emulator.run_seconds = run_seconds
     hook = GenerioHook("generio_default")
-    order: Order = hook.order(FLOW, "a chair", LOW, None)
-    kept: list[Record | None] = []
-    flow_emulator.fault(Fault(method="PATCH", path="/flows/*", reset="after"))
-    flow_emulator.fault(Fault(method="GET", path="/flows/*", status=404, times=1))
+    order: RunRequest = hook.build_request(FLOW, "a chair", LOW, None)
+    kept: list[RunRecord | None] = []
+    flow_emulator.add_fault(Fault(method="PATCH", path="/flows/*", reset="after"))
+    flow_emulator.add_fault(Fault(method="GET", path="/flows/*", status=404, times=1))
     with pytest.raises(FlowServiceError):
-        hook.start(order, record=Record(order.fingerprint, 0), keep=kept.append)
+        hook.start(order, record=RunRecord(order.fingerprint, 0), save=kept.append)
     assert not [asked for asked in flow_emulator.requests if asked.method == "DELETE"]
-    run = hook.pick_up(order, kept[-1], 0)
+    run = hook.resume(order, kept[-1], 0)
     assert run is not None
     assert run.flow_run_id in flow_emulator.runs
-    assert flow_emulator.started == 1
+    assert flow_emulator.started_count == 1
 
 
 def test_run_that_completed_in_the_last_moment_is_brought_home(
@@ -82,7 +82,7 @@ def test_run_that_completed_in_the_last_moment_is_brought_home(
     assert list(tmp_path.glob("*/*.glb"))
 
 
-@ALARMED
+@THREAD_TIMEOUT
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_execution_timeout_of_the_last_try_stops_the_run(
     flow_emulator: Emulator,
@@ -111,7 +111,7 @@ def test_execution_timeout_of_the_last_try_stops_the_run(
 class Hurried(GenerioHook):
     """A hook that does not wait for half a minute until all outputs are called ready."""
 
-    def settled_outputs(self, flow_run_id: str) -> list[FlowOutput]:
+    def list_ready_outputs(self, flow_run_id: str) -> list[FlowOutput]:
         """List them as they are."""
         return self.list_outputs(flow_run_id)
 
@@ -124,14 +124,14 @@ def test_output_that_nobody_calls_ready_is_fetched_all_the_same(
     glb = b"glTF" + (2).to_bytes(4, "little") + (12).to_bytes(4, "little")
     answers = {"/flows/r1": {"flow_id": "r1", "state": "completed"}, "/flows/r1/outputs": {"outputs": [row]}}
 
-    def reply(seen: Any) -> Reply:
+    def reply(seen: Any) -> StubResponse:
         known = answers.get(seen.path.partition("?")[0])
-        return Reply(body=glb) if known is None else Reply(body=json.dumps(known).encode())
+        return StubResponse(body=glb) if known is None else StubResponse(body=json.dumps(known).encode())
 
-    with Station(reply) as station:
+    with StubServer(reply) as station:
         station_hook(station, monkeypatch)
         hook = Hurried("station")
-        run = fetch(hook, hook.get_run("r1"), Delivery(tmp_path.as_uri()))
+        run = fetch_outputs_or_raise(hook, hook.get_run("r1"), OutputOptions(tmp_path.as_uri()))
     assert [output.status for output in run.outputs] == ["ready"]
     (file,) = tmp_path.glob("*/*.glb")
     assert file.read_bytes() == glb
@@ -142,13 +142,15 @@ def test_text_that_names_an_address_inside_is_not_fetched(
 ) -> None:
     """A flow's text that looks like a picture's URL on a machine inside the network stays text; nothing is asked there."""
     with (
-        Station() as inside,
-        Station(lambda seen: Reply(body=chain_answer(seen, f"{inside.url}/admin/x.png"))) as station,
+        StubServer() as inside,
+        StubServer(
+            lambda seen: StubResponse(body=chain_answer(seen, f"{inside.url}/admin/x.png"))
+        ) as station,
     ):
         hook = station_hook(station, monkeypatch, "promptchainer")
-        run = fetch(hook, hook.start("c", {}), Delivery(tmp_path.as_uri()))
+        run = fetch_outputs_or_raise(hook, hook.start("c", {}), OutputOptions(tmp_path.as_uri()))
         assert run.outputs[0].value == f"{inside.url}/admin/x.png"
-        assert not inside.seen
+        assert not inside.requests
     assert not list(tmp_path.glob("*/*"))
 
 
@@ -157,15 +159,15 @@ def test_link_to_something_else_than_a_picture_is_kept_as_text(
 ) -> None:
     """What a picture's link leads to is saved only if its bytes are a picture's."""
 
-    def reply(seen: Any) -> Reply:
-        return Reply(
+    def reply(seen: Any) -> StubResponse:
+        return StubResponse(
             body=b"<html>" if seen.path.startswith("/x.png") else chain_answer(seen, f"{station.url}/x.png")
         )
 
-    with Station(reply) as station:
+    with StubServer(reply) as station:
         hook = station_hook(station, monkeypatch, "promptchainer")
         assert isinstance(hook, PromptChainerHook)
-        run = fetch(hook, hook.start("c", {}), Delivery(tmp_path.as_uri()))
+        run = fetch_outputs_or_raise(hook, hook.start("c", {}), OutputOptions(tmp_path.as_uri()))
     assert run.state is FlowState.COMPLETED
     assert run.outputs[0].uri is None
     assert not list(tmp_path.glob("*/*"))
@@ -181,7 +183,7 @@ def chain_answer(seen: Any, output: str) -> bytes:
 def test_key_that_an_answer_repeats_is_not_shown(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that repeats the key, a success or not, does not bring it into the error's text."""
     page = b"<html>you sent Authorization: Bearer SECRETKEY123</html>"
-    with Station(lambda _: Reply(status=status, body=page)) as station:
+    with StubServer(lambda _: StubResponse(status=status, body=page)) as station:
         hook = station_hook(station, monkeypatch, key="SECRETKEY123")
         with pytest.raises(FlowServiceError) as caught:
             hook.get_run("r1")

@@ -18,14 +18,21 @@ from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound,
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.sensors import MEMORY_KEY, FlowRunSensor
-from airflow_provider_flows.worker.task_state import FILES_KEY, KEY
+from airflow_provider_flows.sensors import WAIT_STATE_KEY, FlowRunSensor
+from airflow_provider_flows.worker.task_state import FILES_KEY, RECORD_KEY
 from tests.support.task_instances import Store, context
-from tests.support.tries import BOTH, CHAIN, CHAIR, request, set_up, tried
+from tests.support.tries import (
+    BOTH_MODES,
+    CHAIN_ARGUMENTS,
+    CHAIR_ARGUMENTS,
+    request_times,
+    run_with_retries,
+    set_up,
+)
 from tests.support.versions import AirflowRescheduleException, has, needs
 
 LONG = "größer " * 9000  # more than 48 KiB
-TWO: dict[str, Any] = {**CHAIR, "inputs": ["A chair", "A table"]}
+TWO: dict[str, Any] = {**CHAIR_ARGUMENTS, "inputs": ["A chair", "A table"]}
 
 
 @pytest.fixture
@@ -42,8 +49,10 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.usefixtures("emulator")
 def test_text_too_large_for_xcom_becomes_a_file(tmp_path: Path) -> None:
     """A text beyond max_xcom_bytes lies whole in a file; XCom has its beginning and where the rest is."""
-    ended = tried(
-        "large_text", **{**CHAIN, "inputs": {"color": LONG, "item": "ball"}}, output_path=str(tmp_path)
+    ended = run_with_retries(
+        "large_text",
+        **{**CHAIN_ARGUMENTS, "inputs": {"color": LONG, "item": "ball"}},
+        output_path=str(tmp_path),
     )
     text = next(output for output in ended.outputs if output["media_type"] == "text/plain")
     path = Path(text["uri"].removeprefix("file://"))
@@ -61,19 +70,25 @@ def test_text_too_large_for_xcom_becomes_a_file(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("emulator")
 def test_text_too_large_for_xcom_is_never_lost_without_a_path() -> None:
     """Without output_path the text is pushed whole, with a warning that says what would help."""
-    ended = tried("large_text_no_path", **{**CHAIN, "inputs": {"color": LONG, "item": "ball"}})
+    ended = run_with_retries(
+        "large_text_no_path", **{**CHAIN_ARGUMENTS, "inputs": {"color": LONG, "item": "ball"}}
+    )
     text = next(output for output in ended.outputs if output["media_type"] == "text/plain")
     assert LONG[:-1] in text["value"]
     assert "uri" not in text
-    assert ended.told("Set output_path") >= 1
-    assert ended.told("max_xcom_bytes") == 1
+    assert ended.count_log_lines("Set output_path") >= 1
+    assert ended.count_log_lines("max_xcom_bytes") == 1
 
 
 @pytest.mark.usefixtures("emulator")
 def test_bound_on_texts_is_the_users(tmp_path: Path) -> None:
     """Any bound may be given, none too; a text within it stays as it is."""
-    small = tried("small_text", **CHAIN, output_path=str(tmp_path / "small"), max_xcom_bytes=10)
-    none = tried("any_text", **CHAIN, output_path=str(tmp_path / "none"), max_xcom_bytes=None)
+    small = run_with_retries(
+        "small_text", **CHAIN_ARGUMENTS, output_path=str(tmp_path / "small"), max_xcom_bytes=10
+    )
+    none = run_with_retries(
+        "any_text", **CHAIN_ARGUMENTS, output_path=str(tmp_path / "none"), max_xcom_bytes=None
+    )
     cut, whole = (
         next(output for output in ended.outputs if output["media_type"] == "text/plain")
         for ended in (small, none)
@@ -87,7 +102,7 @@ def test_bound_on_texts_is_the_users(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("emulator")
 def test_picture_that_is_saved_keeps_its_address_without_the_signature(tmp_path: Path) -> None:
     """A picture's link is a file at once; what stays of the link opens nothing."""
-    ended = tried("picture", **CHAIN, output_path=str(tmp_path))
+    ended = run_with_retries("picture", **CHAIN_ARGUMENTS, output_path=str(tmp_path))
     picture = next(output for output in ended.outputs if output["media_type"].startswith("image/"))
     assert Path(picture["uri"].removeprefix("file://")).read_bytes()[:4] == b"\x89PNG"
     assert picture["value"].startswith("http")
@@ -95,19 +110,19 @@ def test_picture_that_is_saved_keeps_its_address_without_the_signature(tmp_path:
     assert "sig=" not in str(ended.result.xcoms) + ended.result.log
 
 
-@BOTH
+@BOTH_MODES
 def test_partial_outputs_are_fetched_when_asked(
     emulator: Emulator, tmp_path: Path, *, deferrable: bool
 ) -> None:
     """A failed run's outputs are files, listed on the error and in XCom; the task fails all the same."""
-    emulator.plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
+    emulator.add_plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
     asked = {
         "output_path": str(tmp_path),
         "fetch_partial_outputs": True,
         "retries": 0,
         "deferrable": deferrable,
     }
-    ended = tried(f"partial_{deferrable}", **{**TWO, **asked})
+    ended = run_with_retries(f"partial_{deferrable}", **{**TWO, **asked})
     assert ended.state == "failed"
     (path,) = files(tmp_path)
     assert path.read_bytes()[:4] == b"glTF"
@@ -123,11 +138,15 @@ def test_partial_outputs_that_cannot_be_had_hide_nothing(
     emulator: Emulator, tmp_path: Path, status: int | None
 ) -> None:
     """However the service answers for a failed run's outputs, the error is that the run failed."""
-    emulator.plan(Plan(outcome="failed", error="out of glue"))
+    emulator.add_plan(Plan(outcome="failed", error="out of glue"))
     if status is not None:
-        emulator.fault(Fault("GET", "*/outputs", status=status, times=None))
-    ended = tried(
-        f"no_partial_{status}", **CHAIR, output_path=str(tmp_path), fetch_partial_outputs=True, retries=0
+        emulator.add_fault(Fault("GET", "*/outputs", status=status, times=None))
+    ended = run_with_retries(
+        f"no_partial_{status}",
+        **CHAIR_ARGUMENTS,
+        output_path=str(tmp_path),
+        fetch_partial_outputs=True,
+        retries=0,
     )
     assert isinstance(ended.error, FlowRunFailed)
     assert "out of glue" in str(ended.error)
@@ -136,15 +155,15 @@ def test_partial_outputs_that_cannot_be_had_hide_nothing(
 
 def test_partial_outputs_are_left_alone_unless_asked(emulator: Emulator, tmp_path: Path) -> None:
     """By default nothing of a failed run is fetched."""
-    emulator.plan(Plan(outcome="failed", partial_outputs=True))
-    ended = tried("not_partial", **TWO, output_path=str(tmp_path), retries=0)
+    emulator.add_plan(Plan(outcome="failed", partial_outputs=True))
+    ended = run_with_retries("not_partial", **TWO, output_path=str(tmp_path), retries=0)
     assert (ended.state, files(tmp_path)) == ("failed", [])
-    assert request(emulator, "GET", "/outputs") == []
+    assert request_times(emulator, "GET", "/outputs") == []
 
 
 def test_sensor_fetches_partial_outputs_too(emulator: Emulator, tmp_path: Path) -> None:
     """The sensor has the same ending."""
-    emulator.plan(Plan(outcome="failed", partial_outputs=True))
+    emulator.add_plan(Plan(outcome="failed", partial_outputs=True))
     run = GenerioHook("generio_default").start(TWO["flow"], TWO["inputs"], TWO["parameters"])
     sensor = FlowRunSensor(
         task_id="s",
@@ -159,12 +178,12 @@ def test_sensor_fetches_partial_outputs_too(emulator: Emulator, tmp_path: Path) 
     assert len(files(tmp_path)) == 1
 
 
-@BOTH
+@BOTH_MODES
 def test_run_is_deleted_when_its_files_are_in_place(
     emulator: Emulator, tmp_path: Path, *, deferrable: bool
 ) -> None:
     """After the last file the run is gone at the service, and the task returns what it would have."""
-    ended = tried(
+    ended = run_with_retries(
         f"deleted_{deferrable}",
         **TWO,
         output_path=str(tmp_path),
@@ -175,8 +194,8 @@ def test_run_is_deleted_when_its_files_are_in_place(
     assert [Path(output["uri"].removeprefix("file://")) for output in ended.outputs] == sorted(
         files(tmp_path), key=lambda path: [output["uri"] for output in ended.outputs].index(f"file://{path}")
     )
-    assert len(request(emulator, "DELETE")) == 1
-    assert (emulator.started, list(emulator.runs)) == (1, [])
+    assert len(request_times(emulator, "DELETE")) == 1
+    assert (emulator.started_count, list(emulator.runs)) == (1, [])
 
 
 def test_try_after_the_deletion_pays_nothing(emulator: Emulator, tmp_path: Path) -> None:
@@ -190,56 +209,62 @@ def test_try_after_the_deletion_pays_nothing(emulator: Emulator, tmp_path: Path)
         task_id="t", **TWO, output_path=str(tmp_path), delete_after_fetch=True, poll_interval=0.1
     )
     assert again.execute(context(store, 2, 3)) == first
-    assert emulator.started == 1
+    assert emulator.started_count == 1
     again.forget()
-    assert KEY not in store
+    assert RECORD_KEY not in store
 
 
 def test_run_with_an_output_that_is_no_file_is_not_deleted(emulator: Emulator, tmp_path: Path) -> None:
     """Where anything is not in its place the run stays at the service, with a warning that names the output."""
-    emulator.fault(
+    emulator.add_fault(
         Fault(
             "GET",
             "*/outputs",
             body=b'{"outputs": [{"asset_id": "gone", "status": "error", "error": "glue"}]}',
         )
     )
-    ended = tried("not_deleted", **CHAIR, output_path=str(tmp_path), delete_after_fetch=True)
+    ended = run_with_retries(
+        "not_deleted", **CHAIR_ARGUMENTS, output_path=str(tmp_path), delete_after_fetch=True
+    )
     assert ended.state == "success"
-    assert ended.told("is not deleted") == 1
-    assert request(emulator, "DELETE") == []
+    assert ended.count_log_lines("is not deleted") == 1
+    assert request_times(emulator, "DELETE") == []
 
 
 def test_deletion_that_fails_fails_no_task(emulator: Emulator, tmp_path: Path) -> None:
     """All is there, so that a service that cannot delete just now is no reason to fail."""
-    emulator.fault(Fault("DELETE", "*", status=500, times=None))
-    ended = tried("delete_fails", **CHAIR, output_path=str(tmp_path), delete_after_fetch=True)
+    emulator.add_fault(Fault("DELETE", "*", status=500, times=None))
+    ended = run_with_retries(
+        "delete_fails", **CHAIR_ARGUMENTS, output_path=str(tmp_path), delete_after_fetch=True
+    )
     assert ended.state == "success"
-    assert ended.told("could not be deleted") == 1
+    assert ended.count_log_lines("could not be deleted") == 1
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_paid(emulator: Emulator, tmp_path: Path) -> None:
     """Arguments that cannot be kept are refused when the DAG is read, or before the start."""
     with pytest.raises(FlowInputError, match="delete_after_fetch=True needs an output_path"):
-        RunFlowOperator(task_id="t", **CHAIR, delete_after_fetch=True)
+        RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, delete_after_fetch=True)
     for wrong in (-1, True, "48", 1.5):
         with pytest.raises(FlowInputError, match="max_xcom_bytes must be"):
-            RunFlowOperator(task_id="t", **CHAIR, max_xcom_bytes=wrong)
-    ended = tried("delete_chain", **CHAIN, output_path=str(tmp_path), delete_after_fetch=True)
+            RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, max_xcom_bytes=wrong)
+    ended = run_with_retries(
+        "delete_chain", **CHAIN_ARGUMENTS, output_path=str(tmp_path), delete_after_fetch=True
+    )
     assert isinstance(ended.error, FlowInputError)
     assert "promptchainer keeps nothing" in str(ended.error)
-    assert emulator.started == 0
+    assert emulator.started_count == 0
 
 
 @needs("task state store")
-@BOTH
+@BOTH_MODES
 def test_retry_fetches_only_what_is_missing(emulator: Emulator, tmp_path: Path, *, deferrable: bool) -> None:
     """A file that an earlier try has written whole is not downloaded again; one that was changed since is."""
-    emulator.fault(Fault("GET", "*/outputs/*", skip=1, times=4, status=503))
-    ended = tried(f"missing_{deferrable}", **TWO, output_path=str(tmp_path), deferrable=deferrable)
-    assert (ended.state, ended.tries, emulator.started) == ("success", 2, 1)
+    emulator.add_fault(Fault("GET", "*/outputs/*", skip=1, times=4, status=503))
+    ended = run_with_retries(f"missing_{deferrable}", **TWO, output_path=str(tmp_path), deferrable=deferrable)
+    assert (ended.state, ended.tries, emulator.started_count) == ("success", 2, 1)
     assert len(files(tmp_path)) == 2
-    assert ended.told("already") == 1
+    assert ended.count_log_lines("already") == 1
     assert all(path.read_bytes()[:4] == b"glTF" for path in files(tmp_path))
 
 
@@ -251,18 +276,18 @@ def task(folder: Path, **given: Any) -> RunFlowOperator:
 def killed_before_the_deletion(emulator: Emulator, folder: Path) -> tuple[Store, dict[str, Any]]:
     """Give the store of a try whose run is still there although all is kept, and what it returned."""
     store = Store()
-    emulator.fault(Fault("DELETE", "*", status=500))
+    emulator.add_fault(Fault("DELETE", "*", status=500))
     return store, task(folder, delete_after_fetch=True).execute(context(store, 1, 3))
 
 
 @pytest.mark.parametrize("rows", [b"[]", b'[{"output_id": "x", "status": "ready"}]'])
 def test_run_without_outputs_is_not_deleted(emulator: Emulator, tmp_path: Path, rows: bytes) -> None:
     """A list that names nothing, or nothing that can be read, is no proof that there is nothing."""
-    emulator.fault(Fault("GET", "*/outputs", body=b'{"outputs": ' + rows + b"}", times=None))
+    emulator.add_fault(Fault("GET", "*/outputs", body=b'{"outputs": ' + rows + b"}", times=None))
     store = Store()
     outputs = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))["outputs"]
     assert not any("uri" in output for output in outputs)
-    assert (request(emulator, "DELETE"), store[KEY]["answer"]) == ([], None)
+    assert (request_times(emulator, "DELETE"), store[RECORD_KEY]["saved_run"]) == ([], None)
 
 
 @pytest.mark.parametrize("spoil", ["gone", "changed", "whole"])
@@ -282,7 +307,7 @@ def test_kept_run_is_fetched_again_only_where_a_file_is_not_whole(
     assert path.read_bytes() == whole
     asked = [asked.path.rpartition("/")[2] for asked in emulator.requests[before:] if asked.method == "GET"]
     assert asked == ([] if spoil == "whole" else [first["outputs"][1]["asset_id"]])
-    assert (emulator.started, list(emulator.runs)) == (1, [])
+    assert (emulator.started_count, list(emulator.runs)) == (1, [])
 
 
 def test_kept_run_that_is_gone_with_its_file_says_so(emulator: Emulator, tmp_path: Path) -> None:
@@ -292,7 +317,7 @@ def test_kept_run_that_is_gone_with_its_file_says_so(emulator: Emulator, tmp_pat
     Path(first["outputs"][0]["uri"].removeprefix("file://")).unlink()
     with pytest.raises(FlowNotFound, match=r"is gone at the service.*clear the task"):
         task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3))
-    assert (emulator.started, len(files(tmp_path))) == (1, 1)
+    assert (emulator.started_count, len(files(tmp_path))) == (1, 1)
 
 
 def test_run_that_cannot_be_kept_whole_is_not_deleted(
@@ -302,10 +327,10 @@ def test_run_that_cannot_be_kept_whole_is_not_deleted(
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "900")
     store = Store()
     first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
-    assert (request(emulator, "DELETE"), store[KEY]["answer"]) == ([], None)
+    assert (request_times(emulator, "DELETE"), store[RECORD_KEY]["saved_run"]) == ([], None)
     assert "is not deleted, for a retry may need it" in caplog.text
     assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
-    assert emulator.started == 1
+    assert emulator.started_count == 1
 
 
 def test_file_of_the_same_size_that_is_another_is_fetched_again(emulator: Emulator, tmp_path: Path) -> None:
@@ -332,7 +357,9 @@ def test_task_that_does_not_wait_promises_nothing_for_the_end(emulator: Emulator
     second = task(tmp_path, wait_for_completion=False).execute(context(store, 2, 3))
     assert (first["flow_run_id"], second["state"]) == (second["flow_run_id"], "completed")
     assert (first["outputs"], second["outputs"], files(tmp_path)) == ([], [], [])
-    chain = task(tmp_path, **CHAIN, parameters=None, wait_for_completion=False).execute(context(Store()))
+    chain = task(tmp_path, **CHAIN_ARGUMENTS, parameters=None, wait_for_completion=False).execute(
+        context(Store())
+    )
     assert len(files(tmp_path)) == 1
     assert [output["status"] for output in chain["outputs"]] == ["ready", "ready"]
 
@@ -346,8 +373,8 @@ def pushing(store: Store, *numbers: int) -> tuple[Any, dict[str, Any]]:
 
 def test_picture_that_is_lost_loses_no_text(emulator: Emulator, tmp_path: Path) -> None:
     """A link that is over fails the task; the texts of the chain, large ones as files, are in XCom all the same."""
-    chain: dict[str, Any] = {**CHAIN, "inputs": {"color": LONG, "item": "ball"}, "parameters": None}
-    emulator.fault(Fault("GET", "*.png", status=403, times=None))
+    chain: dict[str, Any] = {**CHAIN_ARGUMENTS, "inputs": {"color": LONG, "item": "ball"}, "parameters": None}
+    emulator.add_fault(Fault("GET", "*.png", status=403, times=None))
     given, pushed = pushing(Store(), 1, 3)
     with pytest.raises(FlowNotFound, match="not valid any more"):
         task(tmp_path, **chain).execute(given)
@@ -361,10 +388,10 @@ def test_picture_that_is_lost_loses_no_text(emulator: Emulator, tmp_path: Path) 
 @pytest.mark.parametrize("broken", ["the first download", "the last download", "the push"])
 def test_partial_outputs_tell_what_there_is(emulator: Emulator, tmp_path: Path, broken: str) -> None:
     """Of a failed run every file that was written is named, whatever else cannot be had; and the error is the run's."""
-    emulator.plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
+    emulator.add_plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
     skip = {"the first download": 0, "the last download": 1}.get(broken)
     if skip is not None:
-        emulator.fault(Fault("GET", "*/outputs/*", skip=skip, status=500))
+        emulator.add_fault(Fault("GET", "*/outputs/*", skip=skip, status=500))
     given, pushed = pushing(Store())
     if skip is None:
         given["ti"].xcom_push = lambda key, _: 1 / 0 if key == "outputs" else None
@@ -384,15 +411,15 @@ def test_output_that_is_not_visible_yet_is_looked_for_again(
     emulator: Emulator, tmp_path: Path, times: int | None
 ) -> None:
     """A 404 for an output that was listed as ready is asked away; one that stays is no reason to give the paid run up."""
-    emulator.fault(Fault("GET", "*/outputs/*", status=404, times=times))
+    emulator.add_fault(Fault("GET", "*/outputs/*", status=404, times=times))
     given = context(Store(), 1, 3)
     if times:
         assert len(task(tmp_path).execute(given)["outputs"]) == len(files(tmp_path)) == 2
         return
     with pytest.raises(FlowNotFound) as caught:
         task(tmp_path, inputs=["A chair"]).execute(given)
-    assert len(request(emulator, "GET")) - len(request(emulator, "GET", "/outputs")) >= 3
-    assert not caught.value.lasting
+    assert len(request_times(emulator, "GET")) - len(request_times(emulator, "GET", "/outputs")) >= 3
+    assert not caught.value.is_permanent
     if not has("retry policies"):
         return
     from airflow_provider_flows.retry_policy import FlowsRetryPolicy
@@ -459,7 +486,7 @@ def test_sensor_that_looks_again_does_not_look_at_its_path_again(emulator: Emula
         task_id="s", flow_run_id=run.flow_run_id, output_path=str(tmp_path / "taken" / "x")
     )
     sensor.flows_conn_id = "generio_default"
-    given = context(Store({MEMORY_KEY: {"since": time.time(), "misses": 0, "try_number": 1}}))
+    given = context(Store({WAIT_STATE_KEY: {"since": time.time(), "failed_polls": 0, "try_number": 1}}))
     given["ti"].get_first_reschedule_date = lambda _: given["ti"].start_date
     with pytest.raises(AirflowRescheduleException):
         sensor.execute(given)

@@ -23,12 +23,12 @@ from airflow.sdk.execution_time.comms import GetTaskStates
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.worker.kill_check import is_over
-from tests.support.airflow_run import ALARMED, run_dag
-from tests.support.modes import FLOW, OFTEN, looks, own_lines
+from airflow_provider_flows.worker.kill_check import is_task_finished
+from tests.support.airflow_run import THREAD_TIMEOUT, run_dag
+from tests.support.modes import FAST_POLLING, FLOW, count_polls, package_log_lines
 from tests.support.versions import needs
 
-pytestmark = ALARMED
+pytestmark = THREAD_TIMEOUT
 
 CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
 
@@ -40,13 +40,13 @@ def aborts(emulator: Emulator) -> int:
 
 def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None:
     """on_kill, called at a SIGTERM while Airflow says that the task is running, aborts nothing."""
-    flow_emulator.plan(Plan(run_seconds=2))
+    flow_emulator.add_plan(Plan(run_seconds=2))
     before = signal.getsignal(signal.SIGTERM)
     with DAG("kill_running", schedule=None) as dag:
-        RunFlowOperator(task_id="run", **CHAIR, **OFTEN)
+        RunFlowOperator(task_id="run", **CHAIR, **FAST_POLLING)
 
     def evict() -> None:
-        while looks(flow_emulator) < 3:
+        while count_polls(flow_emulator) < 3:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -58,18 +58,20 @@ def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None
 
     assert result.state == "success", result.log
     flow_run_id = result.xcoms["run"]["return_value"]["flow_run_id"]
-    assert f"info: The task is not over for Airflow; flow run {flow_run_id} goes on" in own_lines(result.log)
-    assert (flow_emulator.started, aborts(flow_emulator)) == (1, 0)
+    assert f"info: The task is not over for Airflow; flow run {flow_run_id} goes on" in package_log_lines(
+        result.log
+    )
+    assert (flow_emulator.started_count, aborts(flow_emulator)) == (1, 0)
 
 
 @needs("task state store")
 def test_kill_during_the_fetch_leaves_the_run_to_the_retry(flow_emulator: Emulator, tmp_path: Path) -> None:
     """An execution_timeout while files are fetched aborts nothing and leaves no part of a file; the retry takes the same run."""
     flow_emulator.run_seconds = 0
-    flow_emulator.fault(Fault("GET", "*/outputs/*", delay=10))
+    flow_emulator.add_fault(Fault("GET", "*/outputs/*", delay=10))
     given = {"execution_timeout": timedelta(seconds=3), "retries": 1, "retry_delay": timedelta(0)}
     with DAG("kill_fetching", schedule=None) as dag:
-        RunFlowOperator(task_id="run", output_path=str(tmp_path), **CHAIR, **OFTEN, **given)
+        RunFlowOperator(task_id="run", output_path=str(tmp_path), **CHAIR, **FAST_POLLING, **given)
 
     result = run_dag(dag)
 
@@ -77,7 +79,7 @@ def test_kill_during_the_fetch_leaves_the_run_to_the_retry(flow_emulator: Emulat
     assert result.state == "success", result.log
     (output,) = result.xcoms["run"]["return_value"]["outputs"]
     assert [f"file://{path}" for path in tmp_path.rglob("*") if path.is_file()] == [output["uri"]]
-    assert (flow_emulator.started, aborts(flow_emulator)) == (1, 0)
+    assert (flow_emulator.started_count, aborts(flow_emulator)) == (1, 0)
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -100,16 +102,20 @@ def test_airflow_tells_which_tasks_are_over() -> None:
                 return {name: getattr(ti, name) for name in names}
 
             def over(task_id: str, map_index: int = -1) -> bool:
-                return is_over(SimpleNamespace(**{**place(ti), "task_id": task_id, "map_index": map_index}))
+                return is_task_finished(
+                    SimpleNamespace(**{**place(ti), "task_id": task_id, "map_index": map_index})
+                )
 
             return {
-                "itself": is_over(ti),
+                "itself": is_task_finished(ti),
                 "done": over("plain"),
                 "mapped done": over("divide", 0),
                 "mapped failed": over("divide", 1),
                 "not begun": over("later"),
                 "gone": over("nothing"),
-                "gone with its DAG run": is_over(SimpleNamespace(**{**place(ti), "run_id": "no such run"})),
+                "gone with its DAG run": is_task_finished(
+                    SimpleNamespace(**{**place(ti), "run_id": "no such run"})
+                ),
             }
 
         @task

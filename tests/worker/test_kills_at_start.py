@@ -19,17 +19,17 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowServiceError
-from airflow_provider_flows.core.start import Record, stopped
+from airflow_provider_flows.core.start import RunRecord, cancel
 from airflow_provider_flows.decorators import FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.links import RUN_LINK_KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.services.generio.api import Generio
-from airflow_provider_flows.storage.atomic_file import StoppedError
-from airflow_provider_flows.worker.task_state import KEY
+from airflow_provider_flows.storage.atomic_file import CancelledWriteError
+from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.task_instances import Store, context
-from tests.support.tries import CHAIR, set_up
+from tests.support.tries import CHAIR_ARGUMENTS, set_up
 from tests.support.versions import TaskDeferralError, needs
 
 
@@ -78,25 +78,29 @@ def states(emulator: Emulator) -> list[str]:
 def kept(order: Any, lineage: int) -> Store:
     """Start a run and give the store that its try leaves behind."""
     found: list[Any] = []
-    GenerioHook("generio_default").start(order, record=Record(order.fingerprint, lineage), keep=found.append)
-    return Store({KEY: found[-1].as_dict()})
+    GenerioHook("generio_default").start(
+        order, record=RunRecord(order.fingerprint, lineage), save=found.append
+    )
+    return Store({RECORD_KEY: found[-1].as_dict()})
 
 
 def test_kill_while_the_run_is_being_made_starts_nothing(emulator: Emulator) -> None:
     """A task that is marked while POST /flows is under way deletes the run that was made, and starts none."""
-    emulator.fault(Fault("POST", "/flows", delay=1.5))
-    operator = RunFlowOperator(task_id="t", **CHAIR, timeout=20)
+    emulator.add_fault(Fault("POST", "/flows", delay=1.5))
+    operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, timeout=20)
     with alarm(0.7, operator.on_kill), pytest.raises(FlowError, match="was killed while"):
         operator.execute(context(Store()))
-    assert (emulator.started, states(emulator)) == (0, [])
+    assert (emulator.started_count, states(emulator)) == (0, [])
 
 
 def test_kill_during_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> None:
     """A retry that is marked before it has looked at the run of the try before it stops that run."""
-    operator = RunFlowOperator(task_id="t", **CHAIR, timeout=20)
-    order = GenerioHook("generio_default").order(CHAIR["flow"], CHAIR["inputs"], CHAIR["parameters"], None)
+    operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, timeout=20)
+    order = GenerioHook("generio_default").build_request(
+        CHAIR_ARGUMENTS["flow"], CHAIR_ARGUMENTS["inputs"], CHAIR_ARGUMENTS["parameters"], None
+    )
     store = kept(order, 3)
-    emulator.fault(Fault("GET", "/flows/*", delay=1.5))
+    emulator.add_fault(Fault("GET", "/flows/*", delay=1.5))
 
     def killed() -> None:
         operator.on_kill()
@@ -110,13 +114,13 @@ def test_kill_during_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> No
 def test_kill_during_a_download_writes_nothing_more(emulator: Emulator, tmp_path: Path) -> None:
     """Airflow only tells a task of its kill, and lets it work on for a while: what comes in then is not written."""
     emulator.run_seconds = 0
-    emulator.fault(Fault("GET", "*/outputs/*", delay=1.5))
-    operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1, output_path=str(tmp_path))
+    emulator.add_fault(Fault("GET", "*/outputs/*", delay=1.5))
+    operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, output_path=str(tmp_path))
 
     def fetches() -> bool:
         return any("/outputs/" in asked.path for asked in emulator.requests)
 
-    with alarm(0.3, operator.on_kill, fetches), pytest.raises(StoppedError):
+    with alarm(0.3, operator.on_kill, fetches), pytest.raises(CancelledWriteError):
         operator.execute(context(Store()))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -129,8 +133,8 @@ def test_retry_without_its_inputs_goes_on_with_the_paid_run(
     image = tmp_path / "chair.png"
     image.write_bytes((Path(__file__).parents[2] / "example_dags" / "images" / "chair.png").read_bytes())
     flow: dict[str, Any] = {"flow": "model_generate_fromimage", "inputs": [image], "poll_interval": 0.1}
-    store = kept(GenerioHook("generio_default").order(flow["flow"], [image], None, None), 3)
-    run_id = store[KEY]["flow_run_id"]
+    store = kept(GenerioHook("generio_default").build_request(flow["flow"], [image], None, None), 3)
+    run_id = store[RECORD_KEY]["flow_run_id"]
     image.unlink()
     operator = RunFlowOperator(task_id="t", **flow)
     if ended:
@@ -141,36 +145,38 @@ def test_retry_without_its_inputs_goes_on_with_the_paid_run(
         GenerioHook("generio_default").abort(run_id)
         with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that cannot be read"):
             operator.execute(context(store, 2, 3))
-    assert emulator.started == 1
+    assert emulator.started_count == 1
 
 
 def test_kill_that_is_none_leaves_the_start_alone(emulator: Emulator) -> None:
     """An eviction while POST /flows is under way, of a task that goes on for Airflow, disturbs nothing."""
     emulator.run_seconds = 0
-    emulator.fault(Fault("POST", "/flows", delay=1.0))
-    operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1)
+    emulator.add_fault(Fault("POST", "/flows", delay=1.0))
+    operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1)
     with alarm(0.5, operator.on_kill):
         assert operator.execute(context(Store(), state="running"))["state"] == "completed"
-    assert emulator.started == 1
+    assert emulator.started_count == 1
 
 
 @pytest.mark.parametrize("max_tries", [1, 4])
 def test_time_that_is_over_while_another_order_is_looked_at(emulator: Emulator, max_tries: int) -> None:
     """execution_timeout during the look at the run from before a Clear is no reason to take that run for this task's."""
     emulator.run_seconds = 0
-    order = GenerioHook("generio_default").order(CHAIR["flow"], "Something else", CHAIR["parameters"], None)
+    order = GenerioHook("generio_default").build_request(
+        CHAIR_ARGUMENTS["flow"], "Something else", CHAIR_ARGUMENTS["parameters"], None
+    )
     store = kept(order, 0)
     time.sleep(0.2)
-    emulator.fault(Fault("GET", "/flows/*", delay=3))
+    emulator.add_fault(Fault("GET", "/flows/*", delay=3))
     with alarm(0.7, ring), pytest.raises(AirflowTaskTimeout):
-        RunFlowOperator(task_id="t", **CHAIR, timeout=20).execute(context(store, 2, max_tries))
-    assert emulator.started == 1
+        RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, timeout=20).execute(context(store, 2, max_tries))
+    assert emulator.started_count == 1
 
 
 def test_last_try_that_the_service_ends_leaves_no_run_going(emulator: Emulator) -> None:
     """When answers of the service end the last try, the run is stopped, for nobody waits for it any more."""
-    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
-    operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1, max_poll_interval=0.2)
+    emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
+    operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, max_poll_interval=0.2)
     with pytest.raises(FlowServiceError):
         operator.execute(context(Store()))
     assert states(emulator) == ["aborted"]
@@ -178,8 +184,8 @@ def test_last_try_that_the_service_ends_leaves_no_run_going(emulator: Emulator) 
 
 def test_a_try_that_the_service_ends_leaves_the_run_to_the_next(emulator: Emulator) -> None:
     """While another try is left, it goes on with the run."""
-    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
-    operator = RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1, max_poll_interval=0.2)
+    emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
+    operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, max_poll_interval=0.2)
     with pytest.raises(FlowServiceError):
         operator.execute(context(Store(), 1, 2))
     assert "aborted" not in states(emulator)
@@ -191,16 +197,18 @@ def test_stop_from_a_triggerer_gets_over_one_odd_answer(flow_emulator: Emulator,
     flow_emulator.run_seconds = 3600
     flow_emulator.switches.abort = "instant"
     hook = GenerioHook("generio_default")
-    run = hook.start(CHAIR["flow"], CHAIR["inputs"], CHAIR["parameters"])
-    flow_emulator.fault(Fault("GET", "/flows/*", status=status))
-    asyncio.run(hook.apatient(stopped(hook.service, run.flow_run_id)))
+    run = hook.start(CHAIR_ARGUMENTS["flow"], CHAIR_ARGUMENTS["inputs"], CHAIR_ARGUMENTS["parameters"])
+    flow_emulator.add_fault(Fault("GET", "/flows/*", status=status))
+    asyncio.run(hook.arun(cancel(hook.service, run.flow_run_id)))
     assert states(flow_emulator) == ["aborted"]
 
 
 def retried(**given: Any) -> tuple[RunFlowOperator, Store]:
     """Give the operator of a retry, and the store with the run that the try before it left under way."""
-    order = GenerioHook("generio_default").order(CHAIR["flow"], CHAIR["inputs"], CHAIR["parameters"], None)
-    return RunFlowOperator(task_id="t", **{**CHAIR, "poll_interval": 0.1, **given}), kept(order, 3)
+    order = GenerioHook("generio_default").build_request(
+        CHAIR_ARGUMENTS["flow"], CHAIR_ARGUMENTS["inputs"], CHAIR_ARGUMENTS["parameters"], None
+    )
+    return RunFlowOperator(task_id="t", **{**CHAIR_ARGUMENTS, "poll_interval": 0.1, **given}), kept(order, 3)
 
 
 @pytest.mark.parametrize("try_number", [pytest.param(2, marks=needs("retry policies")), 4])
@@ -234,7 +242,7 @@ def test_kill_before_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> No
 
     killed.append(
         FlowDecoratedOperator(
-            task_id="t", python_callable=words, op_args=(), op_kwargs={}, flow=CHAIR["flow"]
+            task_id="t", python_callable=words, op_args=(), op_kwargs={}, flow=CHAIR_ARGUMENTS["flow"]
         )
     )
     with pytest.raises(KeyboardInterrupt):
@@ -245,13 +253,13 @@ def test_kill_before_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> No
 class AtOnce(Generio):
     """A service that makes and starts a run in one request, and can be asked for it afterwards."""
 
-    steps = False
+    staged_start = False
 
 
 class AtOnceHook(GenerioHook):
     """Its hook."""
 
-    def make_service(self, extra: Mapping[str, Any]) -> AtOnce:  # noqa: ARG002  # it has no options
+    def create_service(self, extra: Mapping[str, Any]) -> AtOnce:  # noqa: ARG002  # it has no options
         """Make the service."""
         return AtOnce()
 
@@ -265,7 +273,7 @@ class AtOnceOperator(RunFlowOperator):
 
 def test_kill_stops_the_run_of_a_service_without_steps(emulator: Emulator) -> None:
     """What counts is whether the service can be asked for the run, not in how many requests it is started."""
-    operator = AtOnceOperator(task_id="t", **CHAIR, poll_interval=0.1, timeout=20)
+    operator = AtOnceOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, timeout=20)
 
     def killed() -> None:
         operator.on_kill()
@@ -295,5 +303,8 @@ def test_link_that_cannot_be_pushed_costs_no_run(
             raise RuntimeError(key)
 
     told["ti"].xcom_push = push
-    assert RunFlowOperator(task_id="t", **CHAIR, poll_interval=0.1).execute(told)["state"] == "completed"
+    assert (
+        RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1).execute(told)["state"]
+        == "completed"
+    )
     assert "The link to the flow run could not be pushed" in caplog.text

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.worker.task_state import FILES_KEY, KEY
-from tests.support.downloading import everything, kill
-from tests.support.kept_on_disk import DiskStore, first_try, tried
-from tests.support.tries import CHAIR, set_up
+from airflow_provider_flows.worker.task_state import FILES_KEY, RECORD_KEY
+from tests.support.downloading import kill, list_files
+from tests.support.kept_on_disk import DiskStore, run_try, start_first_try
+from tests.support.tries import CHAIR_ARGUMENTS, set_up
 
 HANGS = 8.0  # seconds; longer than the test takes to notice
 
@@ -59,23 +59,23 @@ def whole(output: dict[str, Any]) -> bool:
 def test_kill_in_the_middle_of_the_second_download(emulator: Emulator, tmp_path: Path) -> None:
     """The next try starts nothing, fetches the second file only, and leaves no temporary one."""
     store, folder = tmp_path / "store.json", tmp_path / "files"
-    given = {**CHAIR, "inputs": ["A chair", "A table"], "output_path": str(folder)}
-    emulator.fault(
+    given = {**CHAIR_ARGUMENTS, "inputs": ["A chair", "A table"], "output_path": str(folder)}
+    emulator.add_fault(
         Fault("GET", "*/outputs/*", skip=1, truncate=20_000)
     )  # what came of it stays while it is asked for again
-    emulator.fault(Fault("GET", "*/outputs/*", skip=1, delay=HANGS))
-    first = first_try(store, given)
+    emulator.add_fault(Fault("GET", "*/outputs/*", skip=1, delay=HANGS))
+    first = start_first_try(store, given)
     killed_when(
         first, lambda: len(asked(emulator, "GET", "/outputs/")) == 3 and FILES_KEY in DiskStore(store)
     )
-    assert sorted(Path(name).suffix for name in everything(folder)) == [".glb", ".part"]
+    assert sorted(Path(name).suffix for name in list_files(folder)) == [".glb", ".part"]
     (done,) = DiskStore(store)[FILES_KEY]["files"]
 
-    told = tried(str(store), 2, given)
-    assert emulator.started == 1
+    told = run_try(str(store), 2, given)
+    assert emulator.started_count == 1
     assert len(told["outputs"]) == 2
     assert all(map(whole, told["outputs"]))
-    assert [Path(name).suffix for name in everything(folder)] == [".glb", ".glb"]
+    assert [Path(name).suffix for name in list_files(folder)] == [".glb", ".glb"]
     (fetched,) = asked(emulator, "GET", "/outputs/")[3:]
     assert not fetched.endswith(done)
 
@@ -84,20 +84,20 @@ def test_kill_between_keeping_and_deleting(emulator: Emulator, tmp_path: Path) -
     """The next try lists and fetches nothing, deletes the run, and returns the files, whole."""
     store, folder = tmp_path / "store.json", tmp_path / "files"
     given = {
-        **CHAIR,
+        **CHAIR_ARGUMENTS,
         "inputs": ["A chair", "A table"],
         "output_path": str(folder),
         "delete_after_fetch": True,
     }
-    emulator.fault(Fault("DELETE", "*", status=500, delay=HANGS))
-    first = first_try(store, given)
+    emulator.add_fault(Fault("DELETE", "*", status=500, delay=HANGS))
+    first = start_first_try(store, given)
     killed_when(first, lambda: asked(emulator, "DELETE", "/flows/"))
-    assert DiskStore(store)[KEY]["answer"] is not None
+    assert DiskStore(store)[RECORD_KEY]["saved_run"] is not None
     assert len(emulator.runs) == 1
     before = len(asked(emulator, "GET", ""))
 
-    told = tried(str(store), 2, given)
-    assert (len(asked(emulator, "GET", "")), emulator.started, list(emulator.runs)) == (before, 1, [])
+    told = run_try(str(store), 2, given)
+    assert (len(asked(emulator, "GET", "")), emulator.started_count, list(emulator.runs)) == (before, 1, [])
     assert len(told["outputs"]) == 2
     assert all(map(whole, told["outputs"]))
-    assert len(everything(folder)) == 2
+    assert len(list_files(folder)) == 2

@@ -21,12 +21,12 @@ from openlineage.client.naming import dataset as naming
 from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.storage.inputs import uris_of
-from airflow_provider_flows.storage.locations import Place
-from airflow_provider_flows.worker.run_tracking import MOST_BYTES, MOST_PARAMETERS, told
+from airflow_provider_flows.storage.inputs import get_file_uris
+from airflow_provider_flows.storage.locations import StorageLocation
+from airflow_provider_flows.worker.run_tracking import MAX_PARAMETERS, MAX_REDACTED_BYTES, redact_parameters
 from tests.support.airflow_run import run_dag
-from tests.support.modes import MODES, wait_in
-from tests.support.tries import BOTH, CHAIN, CHAIR
+from tests.support.modes import MODES, run_in_mode
+from tests.support.tries import BOTH_MODES, CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
 
 FACET = "flows_flowRun"
 PICTURE = Path(__file__).parents[2] / "example_dags" / "images" / "chair.png"
@@ -82,7 +82,7 @@ def named(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(dataset["namespace"], dataset["name"]) for dataset in datasets]
 
 
-@BOTH
+@BOTH_MODES
 def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
     """The event has the files that went in and came out, and the run with flow, parameters and duration; a prompt is no file."""
     with DAG(f"lineage_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}) as dag:
@@ -93,7 +93,7 @@ def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, 
         }
         RunFlowOperator(task_id="run", inputs=[PICTURE, f"file://{PICTURE}"], **common)
 
-        @task.flow(flow=CHAIR["flow"])
+        @task.flow(flow=CHAIR_ARGUMENTS["flow"])
         def made() -> dict[str, Any]:
             return {
                 "inputs": "A chair",
@@ -131,15 +131,15 @@ def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, 
     assert emulator.key not in json.dumps([event, other])
 
 
-@BOTH
+@BOTH_MODES
 def test_run_that_failed(emulator: Emulator, events: Events, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
     """The event of a failure has the run with the service's reason, and the partial outputs that were fetched."""
-    emulator.plan(Plan(outcome="failed", error="The mesh broke", partial_outputs=True))
+    emulator.add_plan(Plan(outcome="failed", error="The mesh broke", partial_outputs=True))
     with DAG(
         f"lineage_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}
     ) as dag:
         arguments = {
-            **CHAIR,
+            **CHAIR_ARGUMENTS,
             "inputs": ["A chair", "A table"],
             "output_path": str(tmp_path),
             "fetch_partial_outputs": True,
@@ -158,11 +158,11 @@ def test_run_that_failed(emulator: Emulator, events: Events, tmp_path: Path, def
 def test_failures_before_and_without_an_end(emulator: Emulator, events: Events) -> None:
     """A task that has no run tells of its inputs only; one whose time is over tells of the run as far as it is known."""
     emulator.switches.abort = "instant"
-    emulator.plan(Plan(run_seconds=60))
+    emulator.add_plan(Plan(run_seconds=60))
     with DAG("lineage_none", schedule=None, default_args=OFTEN) as dag:
-        late = RunFlowOperator(task_id="late", deferrable=True, timeout=0.3, **CHAIR)
+        late = RunFlowOperator(task_id="late", deferrable=True, timeout=0.3, **CHAIR_ARGUMENTS)
         refused = RunFlowOperator(
-            task_id="refused", **{**CHAIR, "inputs": [PICTURE, 42]}, trigger_rule="all_done"
+            task_id="refused", **{**CHAIR_ARGUMENTS, "inputs": [PICTURE, 42]}, trigger_rule="all_done"
         )
         late >> refused
     run_dag(dag)
@@ -181,10 +181,12 @@ def test_failures_before_and_without_an_end(emulator: Emulator, events: Events) 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode.startswith("sensor")])
 def test_run_that_a_sensor_waited_for(emulator: Emulator, events: Events, tmp_path: Path, mode: str) -> None:
     """The sensor tells of the outputs that it wrote and of the run, whichever way it waited."""
-    story = wait_in(mode, emulator, output_path=str(tmp_path))
-    assert story.returned is not None
+    story = run_in_mode(mode, emulator, output_path=str(tmp_path))
+    assert story.return_value is not None
     event = events.of("wait")[-1]
-    assert named(event["outputs"]) == [("file", story.returned["outputs"][0]["uri"].removeprefix("file://"))]
+    assert named(event["outputs"]) == [
+        ("file", story.return_value["outputs"][0]["uri"].removeprefix("file://"))
+    ]
     assert (event["run"]["facets"][FACET]["flowRunId"], event["inputs"]) == (story.flow_run_id, [])
 
 
@@ -193,7 +195,7 @@ def test_run_of_promptchainer(emulator: Emulator, events: Events, tmp_path: Path
     with DAG("lineage_chain", schedule=None) as dag:
         RunFlowOperator(
             task_id="run",
-            **{**CHAIN, "inputs": {"color": "s3://red/ball", "item": "x"}},
+            **{**CHAIN_ARGUMENTS, "inputs": {"color": "s3://red/ball", "item": "x"}},
             output_path=str(tmp_path),
         )
     assert run_dag(dag).state == "success"
@@ -201,7 +203,7 @@ def test_run_of_promptchainer(emulator: Emulator, events: Events, tmp_path: Path
     assert (event["inputs"], len(event["outputs"])) == ([], 1)
     assert event["run"]["facets"][FACET]["service"] == "promptchainer"
     assert "sig=" not in json.dumps(event)
-    assert emulator.started == 1
+    assert emulator.started_count == 1
 
 
 NAMES = [
@@ -218,20 +220,20 @@ NAMES = [
 @pytest.mark.parametrize(("uri", "expected"), NAMES)
 def test_names_are_those_of_openlineage(uri: str, expected: naming.DatasetNaming) -> None:
     """A file has the name that OpenLineage's own library gives it, so that other tools' lineage meets ours."""
-    place = Place.of(uri)
+    place = StorageLocation.parse(uri)
     assert place is not None
     assert (place.namespace, place.name) == (expected.get_namespace(), expected.get_name())
 
 
 def test_names_carry_no_secret() -> None:
     """A signed or credentialed address is named without either."""
-    place = Place.of("https://user:secret@files.example/a.png?sig=secret#part")
+    place = StorageLocation.parse("https://user:secret@files.example/a.png?sig=secret#part")
     assert place is not None
     assert (place.namespace, place.name) == ("https://files.example", "a.png")
-    signed = Place.of("az://box/a.png?sv=2024&sig=secret")
+    signed = StorageLocation.parse("az://box/a.png?sv=2024&sig=secret")
     assert signed is not None
     assert (signed.namespace, signed.name) == ("az://box", "a.png")
-    assert Place.of("no uri") is None
+    assert StorageLocation.parse("no uri") is None
 
 
 def test_files_among_inputs_are_found_without_reading_them() -> None:
@@ -244,16 +246,22 @@ def test_files_among_inputs_are_found_without_reading_them() -> None:
         "uri": "s3://b/a.png",
     }
     run = {"flow_run_id": "r", "outputs": [output, {**output, "uri": None}]}
-    assert uris_of(None) == uris_of("A chair") == uris_of({"data": "A chair"}) == []
-    assert uris_of(
+    assert get_file_uris(None) == get_file_uris("A chair") == get_file_uris({"data": "A chair"}) == []
+    assert get_file_uris(
         ["s3://b/x.png", "see s3://b/y.png", Path("/a/b.png"), {"uri": "s3://b/z.png", "additional": 1}]
     ) == [
         "s3://b/x.png",
         "file:///a/b.png",
         "s3://b/z.png",
     ]
-    assert uris_of(run) == uris_of([run]) == uris_of([[output]]) == uris_of(output) == ["s3://b/a.png"]
-    assert uris_of({"text": {"uri": "s3://b/t.txt"}, "color": "s3://b/red"}) == ["s3://b/t.txt"]
+    assert (
+        get_file_uris(run)
+        == get_file_uris([run])
+        == get_file_uris([[output]])
+        == get_file_uris(output)
+        == ["s3://b/a.png"]
+    )
+    assert get_file_uris({"text": {"uri": "s3://b/t.txt"}, "color": "s3://b/red"}) == ["s3://b/t.txt"]
 
 
 def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
@@ -261,17 +269,26 @@ def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
     deep: dict[str, Any] = {"password": "s3cret-of-mine"}
     for _ in range(9):
         deep = {"in": [deep]}
-    shown = told(
-        {"api_key": "s3cret-of-mine", "deep": deep, "seed": 7, "text": "x" * MOST_BYTES, "path": PICTURE}
+    shown = redact_parameters(
+        {
+            "api_key": "s3cret-of-mine",
+            "deep": deep,
+            "seed": 7,
+            "text": "x" * MAX_REDACTED_BYTES,
+            "path": PICTURE,
+        }
     )
     assert "s3cret-of-mine" not in json.dumps(shown)
     assert (shown["seed"], shown["path"], shown["text"]) == (
         7,
         str(PICTURE),
-        f"left out: {MOST_BYTES + 2} bytes",
+        f"left out: {MAX_REDACTED_BYTES + 2} bytes",
     )
-    assert len(told({str(number): number for number in range(10 * MOST_PARAMETERS)})) == MOST_PARAMETERS
-    assert told(None) == told("text") == {}
+    assert (
+        len(redact_parameters({str(number): number for number in range(10 * MAX_PARAMETERS)}))
+        == MAX_PARAMETERS
+    )
+    assert redact_parameters(None) == redact_parameters("text") == {}
 
 
 SIGNED = "https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=0123456789abcdef0123"
@@ -284,7 +301,7 @@ def test_signed_urls_among_parameters_are_told_without_their_signature() -> None
         "deep": [{"in": f"see {SIGNED} and gs://b/k?Signature=short, and that"}],
         "page": "https://a.example/?q=1",
     }
-    assert told(given) == {
+    assert redact_parameters(given) == {
         "texture": "https://store.example/a.png",
         "deep": [{"in": "see https://store.example/a.png and gs://b/k and that"}],
         "page": "https://a.example/?q=1",
@@ -296,7 +313,10 @@ def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, e
     emulator.switches.unknown_parameter = "ignore"
     with DAG("lineage_signed", schedule=None) as dag:
         RunFlowOperator(
-            task_id="run", **{**CHAIR, "parameters": {"texture_from": SIGNED}}, validate=False, **OFTEN
+            task_id="run",
+            **{**CHAIR_ARGUMENTS, "parameters": {"texture_from": SIGNED}},
+            validate=False,
+            **OFTEN,
         )
     result = run_dag(dag)
 

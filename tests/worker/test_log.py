@@ -13,7 +13,7 @@ import pytest
 
 from airflow_provider_flows.core.exceptions import FlowAuthError
 from airflow_provider_flows.emulator import Emulator, Fault
-from tests.support.modes import MODES, PROMPT, own_lines, wait_in
+from tests.support.modes import MODES, PROMPT, package_log_lines, run_in_mode
 
 KEY = "a-key-that-nobody-else-may-read"
 SECONDS = 100.0
@@ -39,19 +39,19 @@ def emulator(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
 def test_progress_is_told_every_ten_points(emulator: Emulator) -> None:
     """Progress is told when it has moved on by ten points, with percentage, elapsed time and expected end, and not between."""
     # seen at about 0, 12, 15, 18, 45, 48, 84 and 100 %
-    story = wait_in("blocking", emulator, (20.5, 3.0, 3.0, 24.0, 3.0, 32.0, 30.0))
+    story = run_in_mode("blocking", emulator, (20.5, 3.0, 3.0, 24.0, 3.0, 32.0, 30.0))
 
-    told = [line.partition(" is at ")[2] for line in own_lines(story.result.log) if " is at " in line]
+    told = [line.partition(" is at ")[2] for line in package_log_lines(story.result.log) if " is at " in line]
     assert [int(line.partition("%")[0]) // 10 for line in told] == [1, 4, 8]
     assert all(re.fullmatch(r"\d+% after \d+ s; expected end: \d\d:\d\d:\d\d UTC", line) for line in told)
 
 
 def test_first_and_last_line(emulator: Emulator) -> None:
     """The first line tells service, flow and flow run id; the last one of the wait tells how and after how long it ended."""
-    story = wait_in("deferrable", emulator, (20.0, 90.0))
+    story = run_in_mode("deferrable", emulator, (20.0, 90.0))
 
     run = f"generio flow run {story.flow_run_id} (flow model_generate_fromprompt)"
-    lines = own_lines(story.result.log)
+    lines = package_log_lines(story.result.log)
     assert lines[0] == f"info: Started the {run}"
     assert lines[-1] == f"info: The {run} is completed after 100.0 s"
 
@@ -60,11 +60,11 @@ def test_first_and_last_line(emulator: Emulator) -> None:
 def test_neither_key_nor_inputs_are_told(emulator: Emulator, mode: str) -> None:
     """Even where the service refuses the key and repeats it, key and inputs are in no line and in no error, in any mode."""
     said = json.dumps({"detail": f"The key {KEY} has expired"}).encode()
-    emulator.fault(Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=said))
+    emulator.add_fault(Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=said))
 
-    story = wait_in(mode, emulator, (20.0,))
+    story = run_in_mode(mode, emulator, (20.0,))
 
     assert type(story.error) is FlowAuthError
     assert KEY not in str(story.error)
     assert KEY not in story.result.log
-    assert PROMPT not in "\n".join(own_lines(story.result.log))
+    assert PROMPT not in "\n".join(package_log_lines(story.result.log))

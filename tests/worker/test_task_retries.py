@@ -14,9 +14,16 @@ import pytest
 
 from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
-from airflow_provider_flows.worker.task_state import TOO_LARGE
-from tests.support.modes import asides
-from tests.support.tries import BOTH, CHAIN, CHAIR, request, set_up, tried
+from airflow_provider_flows.worker.task_state import OUTPUT_TOO_LARGE
+from tests.support.modes import compat_notices
+from tests.support.tries import (
+    BOTH_MODES,
+    CHAIN_ARGUMENTS,
+    CHAIR_ARGUMENTS,
+    request_times,
+    run_with_retries,
+    set_up,
+)
 from tests.support.versions import lacks, needs
 
 
@@ -44,18 +51,18 @@ def test_only_what_may_get_better_is_tried_again(
     emulator: Emulator, fault: Fault, tries: int, error: type[Exception]
 ) -> None:
     """A key that is refused or an argument that is wrong ends the task at its first try; a service that is away does not."""
-    emulator.fault(fault)
-    ended = tried(f"retries_{fault.status or 'reset'}", **CHAIR)
+    emulator.add_fault(fault)
+    ended = run_with_retries(f"retries_{fault.status or 'reset'}", **CHAIR_ARGUMENTS)
     assert (ended.tries, ended.state) == (tries, "success" if tries > 1 else "failed")
     assert type(ended.error) is error
-    assert emulator.started == tries - 1
+    assert emulator.started_count == tries - 1
     assert len(emulator.runs) == tries - 1
 
 
 @needs("retry policies")
 def test_argument_that_cannot_be_sent_is_not_tried_again(emulator: Emulator) -> None:
     """An argument found wrong before there is a run ends the task at its first try."""
-    ended = tried("retries_input", **{**CHAIR, "inputs": 42})
+    ended = run_with_retries("retries_input", **{**CHAIR_ARGUMENTS, "inputs": 42})
     assert (ended.tries, ended.state) == (1, "failed")
     assert [request.path for request in emulator.requests] == ["/templates"]
 
@@ -63,10 +70,10 @@ def test_argument_that_cannot_be_sent_is_not_tried_again(emulator: Emulator) -> 
 @needs("retry policies")
 def test_retry_comes_as_late_as_the_service_asks(emulator: Emulator) -> None:
     """A Retry-After that is longer than the task's own delay is the delay."""
-    emulator.fault(Fault("POST", "/flows", status=503, headers={"Retry-After": "3"}))
-    ended = tried("retries_after", **CHAIR)
+    emulator.add_fault(Fault("POST", "/flows", status=503, headers={"Retry-After": "3"}))
+    ended = run_with_retries("retries_after", **CHAIR_ARGUMENTS)
     assert ended.state == "success"
-    first, second = request(emulator, "POST", "/flows")
+    first, second = request_times(emulator, "POST", "/flows")
     assert 3.0 <= second - first < 15.0
     assert "the service asked for this delay" in ended.result.log
 
@@ -76,20 +83,22 @@ def test_own_retry_policy_wins(emulator: Emulator) -> None:
     """A task that brings its own retry policy is tried again as that says."""
     from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
-    emulator.fault(Fault("POST", status=401))
+    emulator.add_fault(Fault("POST", status=401))
     rule = RetryRule(exception=exceptions.FlowAuthError, action=RetryAction.RETRY, retry_delay=timedelta(0))
-    ended = tried("retries_own", **CHAIR, retry_policy=ExceptionRetryPolicy(rules=[rule]))
+    ended = run_with_retries(
+        "retries_own", **CHAIR_ARGUMENTS, retry_policy=ExceptionRetryPolicy(rules=[rule])
+    )
     assert (ended.tries, ended.state) == (2, "success")
 
 
 @lacks("retry policies")
 def test_without_retry_policies_airflows_own_retries_are_left(emulator: Emulator) -> None:
     """Where Airflow knows no retry policy the task says so once a try, and even a key that is refused is tried again."""
-    emulator.fault(Fault("POST", status=401))
-    ended = tried("retries_no_policy", **CHAIR)
+    emulator.add_fault(Fault("POST", status=401))
+    ended = run_with_retries("retries_no_policy", **CHAIR_ARGUMENTS)
     assert (ended.tries, ended.state) == (2, "success")
     assert type(ended.error) is exceptions.FlowAuthError
-    assert asides(ended.result.log).count("has no retry policies") == ended.tries
+    assert compat_notices(ended.result.log).count("has no retry policies") == ended.tries
 
 
 def answered(retry_after: float | None, status: int = 503) -> exceptions.FlowServiceError:
@@ -103,7 +112,7 @@ DECISIONS = [
     (exceptions.FlowInvalid("no"), "fail", None),
     (exceptions.FlowInputError("no"), "fail", None),
     (exceptions.FlowTimeout("late"), "fail", None),
-    (exceptions.FlowTimeout("late", lasting=False), "default", None),
+    (exceptions.FlowTimeout("late", is_permanent=False), "default", None),
     (exceptions.FlowRunFailed("failed"), "default", None),
     (exceptions.FlowRunAborted("aborted"), "default", None),
     (exceptions.FlowConflict("not now"), "default", None),
@@ -133,45 +142,49 @@ def test_policy_decides_by_the_error(error: BaseException, action: str, delay: f
 
 
 @needs("task state store")
-@BOTH
+@BOTH_MODES
 def test_failure_in_the_fetch_takes_the_same_run_up(
     emulator: Emulator, tmp_path: Path, deferrable: bool
 ) -> None:  # noqa: FBT001
     """A try that fails at the download is followed by one that fetches the outputs of the same flow run."""
-    emulator.fault(Fault("GET", "*/outputs/*", status=500))
-    ended = tried(f"retries_fetch_{deferrable}", **CHAIR, deferrable=deferrable, output_path=str(tmp_path))
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+    emulator.add_fault(Fault("GET", "*/outputs/*", status=500))
+    ended = run_with_retries(
+        f"retries_fetch_{deferrable}", **CHAIR_ARGUMENTS, deferrable=deferrable, output_path=str(tmp_path)
+    )
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
     (output,) = ended.outputs
     assert Path(output["uri"].removeprefix("file://")).stat().st_size == output["size"]
-    assert ended.told("An earlier try started the generio flow run") == 1
+    assert ended.count_log_lines("An earlier try started the generio flow run") == 1
 
 
 @needs("task state store")
-@BOTH
+@BOTH_MODES
 def test_failure_in_the_wait_takes_the_same_run_up(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
     """A try whose wait was ended by a refusal is followed by one that waits for the same flow run."""
     emulator.run_seconds = 2
-    emulator.fault(Fault("GET", "/flows/*", skip=1, status=402, times=3))
-    ended = tried(f"retries_wait_{deferrable}", **CHAIR, deferrable=deferrable)
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+    emulator.add_fault(Fault("GET", "/flows/*", skip=1, status=402, times=3))
+    ended = run_with_retries(f"retries_wait_{deferrable}", **CHAIR_ARGUMENTS, deferrable=deferrable)
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
 
 
 @lacks("task state store")
-@BOTH
+@BOTH_MODES
 def test_without_a_store_a_retry_starts_another(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
     """Where Airflow keeps nothing for a task each try says so once and starts a flow run of its own, and the task completes."""
-    emulator.fault(Fault("GET", "*/outputs/*", status=500))
-    ended = tried(f"retries_no_store_{deferrable}", **CHAIR, deferrable=deferrable, output_path=str(tmp_path))
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
-    assert asides(ended.result.log).count("has no task state store") == ended.tries
-    assert ended.told("An earlier try started") == 0
+    emulator.add_fault(Fault("GET", "*/outputs/*", status=500))
+    ended = run_with_retries(
+        f"retries_no_store_{deferrable}", **CHAIR_ARGUMENTS, deferrable=deferrable, output_path=str(tmp_path)
+    )
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
+    assert compat_notices(ended.result.log).count("has no task state store") == ended.tries
+    assert ended.count_log_lines("An earlier try started") == 0
 
 
 def test_not_durable_starts_another(emulator: Emulator) -> None:
     """With durable=False each try starts a flow run of its own, and nothing is kept."""
-    emulator.fault(Fault("GET", "*/outputs", status=500))
-    ended = tried("retries_not_durable", **CHAIR, durable=False)
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+    emulator.add_fault(Fault("GET", "*/outputs", status=500))
+    ended = run_with_retries("retries_not_durable", **CHAIR_ARGUMENTS, durable=False)
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
     assert ended.record is None
 
 
@@ -179,11 +192,11 @@ def test_not_durable_starts_another(emulator: Emulator) -> None:
 @pytest.mark.parametrize("abort", [True, False])
 def test_changed_inputs_start_another(emulator: Emulator, abort: bool) -> None:  # noqa: FBT001
     """A try whose inputs are others than the last one's starts a new flow run, and aborts the old one unless it may not."""
-    emulator.plan(Plan(run_seconds=60))
-    emulator.fault(Fault("GET", "/flows/*", status=402, times=3))
-    given = {**CHAIR, "inputs": "Chair number {{ ti.try_number }}", "abort_on_kill": abort}
-    ended = tried(f"retries_changed_{abort}", **given)
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+    emulator.add_plan(Plan(run_seconds=60))
+    emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
+    given = {**CHAIR_ARGUMENTS, "inputs": "Chair number {{ ti.try_number }}", "abort_on_kill": abort}
+    ended = run_with_retries(f"retries_changed_{abort}", **given)
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
     first, second = emulator.runs.values()
     assert (first.state == "aborted") is abort
     assert second.state == "completed"
@@ -192,18 +205,18 @@ def test_changed_inputs_start_another(emulator: Emulator, abort: bool) -> None: 
 @pytest.mark.parametrize("outcome", ["failed", "aborted"])
 def test_failed_run_is_not_taken_up(emulator: Emulator, outcome: Any) -> None:
     """A flow run that failed or was aborted is followed by a new one."""
-    emulator.plan(Plan(outcome=outcome))
-    ended = tried(f"retries_{outcome}", **CHAIR)
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
+    emulator.add_plan(Plan(outcome=outcome))
+    ended = run_with_retries(f"retries_{outcome}", **CHAIR_ARGUMENTS)
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
 
 
 @needs("task state store")
 @pytest.mark.parametrize("place", ["/flows", "*/inputs"])
 def test_lost_answer_litters_no_account(emulator: Emulator, place: str) -> None:
     """A run that was made while its answer got lost, or whose input did, is deleted before or when the next try makes one."""
-    emulator.fault(Fault("POST", place, reset="after"))
-    ended = tried(f"retries_litter_{len(place)}", **CHAIR)
-    assert (ended.tries, ended.state, emulator.started, len(emulator.runs)) == (2, "success", 1, 1)
+    emulator.add_fault(Fault("POST", place, reset="after"))
+    ended = run_with_retries(f"retries_litter_{len(place)}", **CHAIR_ARGUMENTS)
+    assert (ended.tries, ended.state, emulator.started_count, len(emulator.runs)) == (2, "success", 1, 1)
 
 
 # PromptChainer, which cannot be asked a second time -----------------------------------------------------------------------
@@ -212,37 +225,37 @@ def test_lost_answer_litters_no_account(emulator: Emulator, place: str) -> None:
 @needs("task state store")
 def test_doubtful_attempt_is_told(emulator: Emulator) -> None:
     """A retry after a POST whose answer was lost runs the flow again, and the log says that it may have run before."""
-    emulator.fault(Fault("POST", reset="after"))
-    ended = tried("retries_doubt", **CHAIN)
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 2)
-    assert ended.told("it may have run before, and this try runs it again") == 1
+    emulator.add_fault(Fault("POST", reset="after"))
+    ended = run_with_retries("retries_doubt", **CHAIN_ARGUMENTS)
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
+    assert ended.count_log_lines("it may have run before, and this try runs it again") == 1
 
 
 @needs("task state store")
 def test_doubt_outlives_a_refusal(emulator: Emulator) -> None:
     """A refused second try changes nothing about the doubtful first one: the third is told of it as well."""
-    emulator.fault(Fault("POST", reset="after"))
-    emulator.fault(Fault("POST", status=429))
-    ended = tried("retries_doubt_on", **CHAIN, retries=2)
+    emulator.add_fault(Fault("POST", reset="after"))
+    emulator.add_fault(Fault("POST", status=429))
+    ended = run_with_retries("retries_doubt_on", **CHAIN_ARGUMENTS, retries=2)
     assert (ended.tries, ended.state) == (3, "success")
-    assert ended.told("it may have run before") == 2
+    assert ended.count_log_lines("it may have run before") == 2
 
 
 def test_certain_refusal_is_no_doubt(emulator: Emulator) -> None:
     """A retry after a POST that was certainly refused warns of nothing."""
-    emulator.fault(Fault("POST", status=429))
-    ended = tried("retries_no_doubt", **CHAIN)
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
-    assert ended.told("it may have run before") == 0
+    emulator.add_fault(Fault("POST", status=429))
+    ended = run_with_retries("retries_no_doubt", **CHAIN_ARGUMENTS)
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
+    assert ended.count_log_lines("it may have run before") == 0
 
 
 def test_chain_that_failed_is_run_again(emulator: Emulator) -> None:
     """A PromptChainer run of which nothing came out is followed by a new one, without a word of doubt."""
     emulator.switches.model_failure = "empty"
-    ended = tried("retries_chain_failed", **CHAIN)
+    ended = run_with_retries("retries_chain_failed", **CHAIN_ARGUMENTS)
     assert type(ended.error) is exceptions.FlowRunFailed
-    assert (ended.tries, emulator.started) == (2, 2)
-    assert ended.told("it may have run before") == 0
+    assert (ended.tries, emulator.started_count) == (2, 2)
+    assert ended.count_log_lines("it may have run before") == 0
 
 
 PICTURE = Fault("GET", "*.png", status=500)
@@ -251,11 +264,11 @@ PICTURE = Fault("GET", "*.png", status=500)
 @needs("task state store")
 def test_answer_is_kept_until_the_task_is_done(emulator: Emulator, tmp_path: Path) -> None:
     """A try that fails after the answer came is followed by one that has it, asks nobody and pays nothing."""
-    emulator.fault(PICTURE)
-    ended = tried("retries_answer", **CHAIN, output_path=str(tmp_path))
+    emulator.add_fault(PICTURE)
+    ended = run_with_retries("retries_answer", **CHAIN_ARGUMENTS, output_path=str(tmp_path))
     assert type(ended.error) is exceptions.FlowServiceError
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
-    assert len(request(emulator, "POST")) == 1
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
+    assert len(request_times(emulator, "POST")) == 1
     assert {output["name"]: output["status"] for output in ended.outputs} == {
         "image": "ready",
         "text": "ready",
@@ -269,13 +282,13 @@ def test_answer_that_is_too_large_is_kept_as_far_as_it_fits(
     """What Airflow's store does not take is left out and named in the log; the retry has the rest and pays nothing."""
     limit = 2000
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", str(limit))
-    given = {**CHAIN, "inputs": {"color": "red" * 600, "item": "ball"}}
-    emulator.fault(PICTURE)
-    ended = tried("retries_large", **given, output_path=str(tmp_path))
-    assert (ended.tries, ended.state, emulator.started) == (2, "success", 1)
+    given = {**CHAIN_ARGUMENTS, "inputs": {"color": "red" * 600, "item": "ball"}}
+    emulator.add_fault(PICTURE)
+    ended = run_with_retries("retries_large", **given, output_path=str(tmp_path))
+    assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
     assert len(json.dumps(ended.record)) <= limit
     assert "error" not in next(output for output in ended.outputs if output["name"] == "image")
-    assert ended.told("is too large for Airflow's task state store") == sum(
+    assert ended.count_log_lines("is too large for Airflow's task state store") == sum(
         output["status"] == "error" for output in ended.outputs
     )
-    assert {output.get("error") for output in ended.outputs} == {None, TOO_LARGE}
+    assert {output.get("error") for output in ended.outputs} == {None, OUTPUT_TOO_LARGE}

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState
-from airflow_provider_flows.core.start import Order, Record
-from airflow_provider_flows.worker.task_state import BEFORE_KEY, KEY, RUN_ID_KEY, Memory
+from airflow_provider_flows.core.start import RunRecord, RunRequest
+from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY, RECORD_KEY, RUN_ID_KEY, TaskState
 from tests.support.task_instances import Store
 
-ORDER = Order("model_generate_fromprompt", [FlowInput("a chair")])
+ORDER = RunRequest("model_generate_fromprompt", [FlowInput("a chair")])
 
 
 @pytest.fixture
@@ -36,37 +36,37 @@ def test_without_a_store_one_warning_says_what_is_missing(
 ) -> None:
     """A durable task on an Airflow without the store is told, once, that a retry will start another run."""
     with caplog.at_level(logging.WARNING):
-        memory = Memory(context, durable=True)
-        memory.fresh(ORDER, None)
+        memory = TaskState(context, durable=True)
+        memory.create_record(ORDER, None)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "no task state store (3.3 and later have one)" in line
-    assert not memory.serves_a_next_try
+    assert not memory.has_retry_left
 
 
 def test_without_a_store_the_start_is_the_same_and_nothing_is_remembered(
     context: Any, pushed: dict[str, Any]
 ) -> None:
     """What is kept goes to XCom, for whoever looks while the task waits; the next try finds nothing."""
-    memory = Memory(context, durable=True)
-    record = memory.fresh(ORDER, None)
-    memory.keep(record)
+    memory = TaskState(context, durable=True)
+    record = memory.create_record(ORDER, None)
+    memory.save(record)
     assert pushed == {}
-    memory.keep(type(record)(record.fingerprint, record.lineage, flow_run_id="6b02"))
+    memory.save(type(record)(record.fingerprint, record.generation, flow_run_id="6b02"))
     assert pushed == {RUN_ID_KEY: "6b02"}
-    assert Memory(context, durable=True).record is None
+    assert TaskState(context, durable=True).record is None
 
 
 def test_who_wants_no_memory_is_not_warned(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     """With durable=False nothing is said of a store."""
-    Memory(context, durable=False).fresh(ORDER, None)
+    TaskState(context, durable=False).create_record(ORDER, None)
     assert not caplog.records
 
 
 def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a deletion all of a run is kept or nothing; an answer that came once only loses what is no file, if it must."""
     store = Store()
-    memory = Memory({**context, "task_state_store": store}, durable=True)
-    memory.keep(memory.fresh(ORDER, None))
+    memory = TaskState({**context, "task_state_store": store}, durable=True)
+    memory.save(memory.create_record(ORDER, None))
     before = dict(store)
     file = FlowOutput(
         "chair", "a1", uri="file:///tmp/chair.glb", size=8, sha256="0" * 64, additional={"n": "x" * 3000}
@@ -75,24 +75,24 @@ def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch:
         "r", "generio", state=FlowState.COMPLETED, outputs=(file, FlowOutput("text", value="long " * 500))
     )
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "4500")
-    assert not memory.keep_answer(run)
+    assert not memory.save_run(run)
     assert dict(store) == before
 
-    memory.keep(Record(ORDER.fingerprint, 3, flow_run_id="r", answer=run.as_kept()))
-    assert [(output["status"], output["uri"]) for output in store[KEY]["answer"]["outputs"]] == [
+    memory.save(RunRecord(ORDER.fingerprint, 3, flow_run_id="r", saved_run=run.to_record()))
+    assert [(output["status"], output["uri"]) for output in store[RECORD_KEY]["saved_run"]["outputs"]] == [
         ("ready", "file:///tmp/chair.glb"),
         ("error", None),
     ]
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "9000")
-    assert memory.keep_answer(run)
-    assert store[KEY]["answer"] == run.as_kept()
+    assert memory.save_run(run)
+    assert store[RECORD_KEY]["saved_run"] == run.to_record()
 
 
 def test_runs_of_the_tries_before_are_remembered(context: Any) -> None:
     """Each try that has another run than the one before notes that one, once; one that goes on with a run notes nothing."""
     store = Store()
     for number, run in ((1, "first"), (2, "first"), (3, "second"), (4, "third")):
-        memory = Memory(
+        memory = TaskState(
             {
                 "ti": SimpleNamespace(**{**vars(context["ti"]), "try_number": number}),
                 "task_state_store": store,
@@ -100,8 +100,8 @@ def test_runs_of_the_tries_before_are_remembered(context: Any) -> None:
             durable=True,
         )
         for _ in range(2):
-            memory.keep(Record(ORDER.fingerprint, 3, flow_run_id=run))
-    assert store[BEFORE_KEY] == [
+            memory.save(RunRecord(ORDER.fingerprint, 3, flow_run_id=run))
+    assert store[PREVIOUS_RUNS_KEY] == [
         {"flow_run_id": "first", "last_try": 2},
         {"flow_run_id": "second", "last_try": 3},
     ]

@@ -12,7 +12,7 @@ from mimetypes import guess_extension, guess_type
 
 from pybase64 import b64encode
 
-from airflow_provider_flows.core.payload.base64_stream import Base64, Percent, Write
+from airflow_provider_flows.core.payload.base64_stream import Base64Stream, PercentStream, Write
 
 GLB = "model/gltf-binary"
 GLB_MAGIC = b"glTF"
@@ -27,7 +27,9 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
 )
-KNOWN = frozenset({kind for _, kind in MAGIC} | {"image/bmp", "image/webp"})  # what `sniff` tells by content
+SNIFFABLE_MEDIA_TYPES = frozenset(
+    {kind for _, kind in MAGIC} | {"image/bmp", "image/webp"}
+)  # what `sniff` tells by content
 SYNONYMS = {
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
@@ -44,8 +46,8 @@ EXTENSIONS = {
     "image/webp": ".webp",
 }
 _HEAD = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<rest>(?:;[^;,]*)*),", re.IGNORECASE | re.ASCII)
-_SWAPPED = b"base64;"
-LONGEST_HEAD = 4096
+_SWAPPED_MARKER = b"base64;"
+MAX_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Content:
     media_type: str | None = None
 
 
-def normal_media_type(name: str | None) -> str | None:
+def normalize_media_type(name: str | None) -> str | None:
     """Give a media type its standard name: lower case, no parameters, image/jpg as image/jpeg (vendor-api G-12)."""
     if not name:
         return None
@@ -73,7 +75,7 @@ def sniff(data: bytes, name: str = "") -> str | None:
     ):  # two letters alone may begin a text; here something is reserved
         return "image/bmp"
     found = next((kind for magic, kind in MAGIC if data.startswith(magic)), None)
-    return found or (GLB if name.lower().endswith(".glb") else normal_media_type(guess_type(name)[0]))
+    return found or (GLB if name.lower().endswith(".glb") else normalize_media_type(guess_type(name)[0]))
 
 
 def extension(media_type: str | None) -> str:
@@ -91,22 +93,22 @@ def encode(content: Content) -> str:
     return head(content.media_type) + b64encode(content.data).decode()
 
 
-def encoded(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def iter_base64(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Write base64 as `encode` does, a chunk at a time."""
-    left = b""
+    rest = b""
     for chunk in chunks:
-        whole = left + chunk if left else chunk
-        cut = len(whole) - len(whole) % 3
-        left = whole[cut:]
+        data = rest + chunk if rest else chunk
+        cut = len(data) - len(data) % 3
+        rest = data[cut:]
         if cut:
-            yield b64encode(whole[:cut] if left else whole)
-    if left:
-        yield b64encode(left)
+            yield b64encode(data[:cut] if rest else data)
+    if rest:
+        yield b64encode(rest)
 
 
-def size(media_type: str | None, content: int) -> int:
+def size(media_type: str | None, content_size: int) -> int:
     """Give the length of the data URI of so many bytes."""
-    return len(head(media_type)) + 4 * -(-content // 3)
+    return len(head(media_type)) + 4 * -(-content_size // 3)
 
 
 def decode(text: str) -> Content:
@@ -115,13 +117,13 @@ def decode(text: str) -> Content:
     :raises ValueError: it is not a data URI, or its base64 is broken or cut short.
     """
     data = bytearray()
-    reading = Reading(data.extend)
-    reading.feed(text.encode())
-    reading.finish()
-    return Content(bytes(data), reading.media_type)
+    decoder = DataUriDecoder(data.extend)
+    decoder.feed(text.encode())
+    decoder.finish()
+    return Content(bytes(data), decoder.media_type)
 
 
-class Reading:
+class DataUriDecoder:
     """A data URI read piece by piece, wherever it is cut, with the tolerance of `decode`.
 
     Every method raises ValueError if it is none, or is broken.
@@ -132,34 +134,34 @@ class Reading:
         self.media_type: str | None = None
         self._write = write
         self._head = b""
-        self._payload: Base64 | Percent | None = None
+        self._payload: Base64Stream | PercentStream | None = None
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:
         """Decode what is whole so far."""
         if self._payload is not None:
-            self._payload.feed(piece)
+            self._payload.feed(chunk)
             return
-        self._head = (self._head + piece).lstrip()
-        if b"," in self._head[: -len(_SWAPPED)] or len(self._head) > LONGEST_HEAD:
-            self._begin()
+        self._head = (self._head + chunk).lstrip()
+        if b"," in self._head[: -len(_SWAPPED_MARKER)] or len(self._head) > MAX_HEAD_BYTES:
+            self._parse_head()
 
     def finish(self) -> None:
         """Decode the rest."""
-        (self._payload or self._begin()).finish()
+        (self._payload or self._parse_head()).finish()
 
-    def _begin(self) -> Base64 | Percent:
+    def _parse_head(self) -> Base64Stream | PercentStream:
         """Read what stands before the payload, and decode what came with it."""
         text, self._head = self._head, b""
-        head = _HEAD.match(text[:LONGEST_HEAD].decode("latin-1"))
+        head = _HEAD.match(text[:MAX_HEAD_BYTES].decode("latin-1"))
         if head is None:
             message = "not a data URI"
             raise ValueError(message)
-        payload, kind = text[head.end() :], normal_media_type(head["type"])
+        payload, kind = text[head.end() :], normalize_media_type(head["type"])
         swapped = (
-            payload[: len(_SWAPPED)].lower() == _SWAPPED
+            payload[: len(_SWAPPED_MARKER)].lower() == _SWAPPED_MARKER
         )  # `data:image/png,base64;...`, in the docs by mistake (G-10)
         plain = not swapped and ";base64" not in head["rest"].lower()
         self.media_type = kind or "text/plain" if plain else kind
-        self._payload = Percent(self._write) if plain else Base64(self._write)
-        self._payload.feed(payload[len(_SWAPPED) :] if swapped else payload)
+        self._payload = PercentStream(self._write) if plain else Base64Stream(self._write)
+        self._payload.feed(payload[len(_SWAPPED_MARKER) :] if swapped else payload)
         return self._payload

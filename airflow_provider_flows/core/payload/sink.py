@@ -12,7 +12,7 @@ from typing import Protocol
 class Sink(Protocol):
     """What takes the body of an answer that is a success, a piece at a time; it raises nothing, whoever made it asks it later."""
 
-    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+    def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:
         """Forget what came before: here is a new answer, the first one or the same one asked for again."""
 
     def feed(self, chunk: bytes) -> bool:
@@ -29,7 +29,7 @@ class Target(Protocol):
         """Take the next bytes."""
 
 
-class Kept:
+class MemoryBuffer:
     """A sink and a target in memory."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Kept:
         """Keep it."""
         self.data += data
 
-    def begin(self, status: int, headers: Mapping[str, str]) -> None:  # noqa: ARG002  # the signature of a sink
+    def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:  # noqa: ARG002  # the signature of a sink
         """Begin again."""
         self.restart()
 

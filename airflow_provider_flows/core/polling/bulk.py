@@ -16,14 +16,17 @@ from airflow_provider_flows.core.run import FlowState
 if TYPE_CHECKING:
     from airflow_provider_flows.core.run import FlowRun
 
-FEWEST = 10  # runs to look at, below which a list is not worth its while
-ROWS_A_LOOK = 40  # so many rows of a list cost about as much as the look at one run
-PAGES_A_LOOK = 0.5  # a page of a list costs about two looks
-AGAIN = (60.0, 3600.0)  # seconds until a list that did not pay is tried again: at first, and at the most
+MIN_RUNS_FOR_LIST = 10  # runs to look at, below which a list is not worth its while
+ROWS_PER_POLL = 40  # so many rows of a list cost about as much as the look at one run
+PAGES_PER_POLL = 0.5  # a page of a list costs about two looks
+LIST_RETRY_SECONDS = (
+    60.0,
+    3600.0,
+)  # seconds until a list that did not pay is tried again: at first, and at the most
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class ActiveRuns:
     """What one list told.
 
     :param runs: of the runs that were asked about, those that it says are running.
@@ -35,65 +38,67 @@ class Glance:
     runs: Mapping[str, FlowRun] = field(default_factory=dict)
     ids: AbstractSet[str] = frozenset()
     pages: int = 1
-    whole: bool = True
+    is_complete: bool = True
 
 
-class Listing:
+class BulkPollPolicy:
     """The experience with one connection's list."""
 
     def __init__(self) -> None:
         """Begin with trust, and without experience."""
         self._cost = 0.0  # in looks
-        self._named: set[str] = set()  # by the last list
-        self._absent: set[str] = set()  # from it, and to be looked at for that
-        self._left_out: set[str] = set()  # running, and absent all the same
-        self._in_vain = 0
-        self._again_at = 0.0
+        self._listed_ids: set[str] = set()  # by the last list
+        self._missing_ids: set[str] = set()  # from it, and to be looked at for that
+        self._omitted_ids: set[str] = set()  # running, and absent all the same
+        self._wasted_polls = 0
+        self._retry_at = 0.0
         self._failures = 0
 
-    def worth(self, now: float) -> float:
+    def break_even(self, now: float) -> float:
         """Give the number of looks from which on one list is cheaper; infinite while lists are not asked for.
 
         :param now: epoch seconds.
         """
-        return max(FEWEST, self._cost) if now >= self._again_at else float("inf")
+        return max(MIN_RUNS_FOR_LIST, self._cost) if now >= self._retry_at else float("inf")
 
-    def may_tell(self, run: FlowRun | None, flow_run_id: str) -> bool:
+    def covers(self, run: FlowRun | None, flow_run_id: str) -> bool:
         """Whether a list may tell of this run: it is running for all that is known, and was not left out before."""
-        return (run is None or run.state is FlowState.RUNNING) and flow_run_id not in self._left_out
+        return (run is None or run.state is FlowState.RUNNING) and flow_run_id not in self._omitted_ids
 
-    def answered(self, glance: Glance) -> set[str]:
+    def record_list(self, active_runs: ActiveRuns) -> set[str]:
         """Take notice of a list that came; gives the ids that the list before it named and this one does not."""
-        gone = self._named - glance.ids if glance.whole else set()
-        if self._named and not self._in_vain:
+        gone = self._listed_ids - active_runs.ids if active_runs.is_complete else set()
+        if self._listed_ids and not self._wasted_polls:
             self._failures = 0  # the list before it has proved good
-        self._cost = len(glance.ids) / ROWS_A_LOOK + glance.pages / PAGES_A_LOOK
-        self._named, self._absent, self._in_vain = set(glance.ids), set(), 0
-        self._left_out -= glance.runs.keys()
+        self._cost = len(active_runs.ids) / ROWS_PER_POLL + active_runs.pages / PAGES_PER_POLL
+        self._listed_ids, self._missing_ids, self._wasted_polls = set(active_runs.ids), set(), 0
+        self._omitted_ids -= active_runs.runs.keys()
         return gone
 
-    def failed(self, now: float) -> None:
+    def record_list_failure(self, now: float) -> None:
         """Take notice of a list that did not come, could not be read, or left too much out: none is asked for a while."""
         self._failures += 1
-        self._again_at = now + min(AGAIN[1], AGAIN[0] * 2.0 ** min(self._failures - 1, 16))
-        self._named, self._absent = set(), set()
+        self._retry_at = now + min(
+            LIST_RETRY_SECONDS[1], LIST_RETRY_SECONDS[0] * 2.0 ** min(self._failures - 1, 16)
+        )
+        self._listed_ids, self._missing_ids = set(), set()
 
-    def absent(self, flow_run_id: str) -> None:
+    def record_missing(self, flow_run_id: str) -> None:
         """Note that a run is looked at because the list does not name it."""
-        self._absent.add(flow_run_id)
+        self._missing_ids.add(flow_run_id)
 
-    def looked(self, run: FlowRun, now: float) -> None:
+    def record_single_poll(self, run: FlowRun, now: float) -> None:
         """Take notice of what a look at one run told: a list that leaves many running ones out is of no use."""
-        if run.flow_run_id not in self._absent:
+        if run.flow_run_id not in self._missing_ids:
             return
-        self._absent.remove(run.flow_run_id)
+        self._missing_ids.remove(run.flow_run_id)
         if run.state is FlowState.RUNNING:
-            self._left_out.add(run.flow_run_id)
-            self._in_vain += 1
-            if self._in_vain >= FEWEST and self._in_vain >= len(self._named):
-                self.failed(now)
+            self._omitted_ids.add(run.flow_run_id)
+            self._wasted_polls += 1
+            if self._wasted_polls >= MIN_RUNS_FOR_LIST and self._wasted_polls >= len(self._listed_ids):
+                self.record_list_failure(now)
 
-    def over(self, flow_run_id: str) -> None:
+    def forget(self, flow_run_id: str) -> None:
         """Forget a run."""
-        for ids in (self._named, self._absent, self._left_out):
+        for ids in (self._listed_ids, self._missing_ids, self._omitted_ids):
             ids.discard(flow_run_id)

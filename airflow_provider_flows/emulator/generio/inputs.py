@@ -9,13 +9,13 @@ import base64
 import binascii
 from dataclasses import dataclass
 
-from airflow_provider_flows.emulator.errors import Refusal, complaint
+from airflow_provider_flows.emulator.errors import ApiError, validation_error
 from airflow_provider_flows.emulator.generio.templates import Template
 from airflow_provider_flows.emulator.switches import Switches
 
 # The vendor's pages use a name that is none: image/jpg.
 ALIASES = {"image/jpg": "image/jpeg", "image/tif": "image/tiff"}
-MAGIC = {
+MAGIC_TO_MEDIA_TYPE = {
     b"\x89PNG": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     b"II*\x00": "image/tiff",
@@ -27,7 +27,7 @@ MAGIC = {
 
 
 # How much of refused data a refusal repeats.
-MOST_SHOWN = 100
+MAX_ECHOED_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -42,74 +42,81 @@ class Media:
         """The form that goes over the wire: the bare prompt, or a data URI."""
         if self.media_type == "text/plain":
             return self.content.decode()
-        return data_uri(self.media_type, self.content)
+        return to_data_uri(self.media_type, self.content)
 
 
-def data_uri(media_type: str, content: bytes) -> str:
+def to_data_uri(media_type: str, content: bytes) -> str:
     """Write bytes as a data URI."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def read_input(data: str, template: Template, switches: Switches, where: list[str | int]) -> Media:
+def parse_input(data: str, template: Template, switches: Switches, location: list[str | int]) -> Media:
     """Read one input's data, or refuse it."""
-    if template.takes_text:
-        media = _read_text(data, switches, where)
+    if template.has_text_inputs:
+        media = _parse_text(data, switches, location)
     elif data.startswith("data:"):
-        media = _read_data_uri(data, switches, where)
+        media = _parse_data_uri(data, switches, location)
     elif switches.bare_base64 == "accept":
-        media = _read_bare(data, where)
+        media = _parse_bare_base64(data, location)
     else:
-        raise _invalid(where, "Input should be a data URI: data:<media type>;base64,<data>", data)
+        raise _invalid_input_error(
+            location, "Input should be a data URI: data:<media type>;base64,<data>", data
+        )
     allowed = {*template.input_types, *(["image/bmp"] if switches.bmp == "accept" else [])}
     if media.media_type not in allowed or (media.media_type == "image/bmp" and "image/png" not in allowed):
         types = ", ".join(template.input_types)
-        raise Refusal(
+        raise ApiError(
             switches.media_refusal,
             f"Media type {media.media_type} is not allowed by {template.name}, only {types}",
         )
     return media
 
 
-def _read_text(data: str, switches: Switches, where: list[str | int]) -> Media:
+def _parse_text(data: str, switches: Switches, location: list[str | int]) -> Media:
     if not data.startswith("data:") or switches.text_data_uri == "literal":
         media = Media("text/plain", data.encode())
     elif switches.text_data_uri == "reject":
-        raise _invalid(where, "Input should be the bare text, not a data URI", data)
+        raise _invalid_input_error(location, "Input should be the bare text, not a data URI", data)
     else:
-        media = _read_data_uri(data, switches, where)
+        media = _parse_data_uri(data, switches, location)
     if media.media_type == "text/plain" and not media.content.strip():
-        raise _invalid(where, "Input should have at least 1 character", data)
+        raise _invalid_input_error(location, "Input should have at least 1 character", data)
     return media
 
 
-def _read_data_uri(data: str, switches: Switches, where: list[str | int]) -> Media:
+def _parse_data_uri(data: str, switches: Switches, location: list[str | int]) -> Media:
     head, comma, payload = data.removeprefix("data:").partition(",")
     if comma and not head.endswith(";base64") and payload.startswith("base64;"):
         # The vendor's misprint, comma and semicolon swapped.
         if switches.swapped_data_uri == "reject":
-            raise _invalid(where, "Data URI has comma and semicolon swapped; write ;base64,", data)
+            raise _invalid_input_error(
+                location, "Data URI has comma and semicolon swapped; write ;base64,", data
+            )
         head, payload = f"{head};base64", payload.removeprefix("base64;")
     if not comma or not head.endswith(";base64"):
-        raise _invalid(where, "Data URI should have the form data:<media type>;base64,<data>", data)
+        raise _invalid_input_error(
+            location, "Data URI should have the form data:<media type>;base64,<data>", data
+        )
     media_type = head.split(";")[0].strip().lower()
-    return Media(ALIASES.get(media_type, media_type), _decode(payload, where))
+    return Media(ALIASES.get(media_type, media_type), _decode_base64(payload, location))
 
 
-def _read_bare(data: str, where: list[str | int]) -> Media:
-    content = _decode(data, where)
+def _parse_bare_base64(data: str, location: list[str | int]) -> Media:
+    content = _decode_base64(data, location)
     found = next(
-        (name for magic, name in MAGIC.items() if content.startswith(magic)), "application/octet-stream"
+        (name for magic, name in MAGIC_TO_MEDIA_TYPE.items() if content.startswith(magic)),
+        "application/octet-stream",
     )
     return Media(found, content)
 
 
-def _decode(payload: str, where: list[str | int]) -> bytes:
+def _decode_base64(payload: str, location: list[str | int]) -> bytes:
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _invalid(where, f"Base64 cannot be decoded: {error}", payload) from error
+        raise _invalid_input_error(location, f"Base64 cannot be decoded: {error}", payload) from error
 
 
-def _invalid(where: list[str | int], text: str, data: str) -> Refusal:
-    shown = data if len(data) <= MOST_SHOWN else f"{data[:MOST_SHOWN]}..."
-    return Refusal(422, [complaint(where, text, "value_error", shown)])
+def _invalid_input_error(location: list[str | int], message: str, data: str) -> ApiError:
+    excerpt = data if len(data) <= MAX_ECHOED_CHARACTERS else f"{data[:MAX_ECHOED_CHARACTERS]}..."
+    return ApiError(422, [validation_error(location, message, "value_error", excerpt)])

@@ -9,12 +9,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_flows.emulator.errors import complaint
+from airflow_provider_flows.emulator.errors import validation_error
 from airflow_provider_flows.emulator.switches import Switches
 
 GLB = "model/gltf-binary"
 IMAGES = ("image/png", "image/jpeg", "image/tiff", "image/webp")
-WORDS = {GLB: "glb", "text/plain": "text", "prompt": "prompt"}
+SHORT_NAMES = {GLB: "glb", "text/plain": "text", "prompt": "prompt"}
 TYPES: dict[str, type] = {"string": str, "integer": int, "boolean": bool}
 
 
@@ -27,37 +27,39 @@ class Parameter:
     default: str | int | bool
     description: str
     values: tuple[str, ...] = ()
-    least: int | None = None
+    minimum: int | None = None
 
-    def complaint(self, value: object) -> dict[str, Any] | None:
+    def validation_error(self, value: object) -> dict[str, Any] | None:
         """Return what is wrong with a value, or None."""
-        where: list[str | int] = ["body", "parameters", self.name]
+        location: list[str | int] = ["body", "parameters", self.name]
         # By exact type, because True is an int to Python and not to the service.
         if type(value) is not TYPES[self.type]:
-            return complaint(where, f"Input should be a valid {self.type}", f"{self.type}_type", value)
+            return validation_error(
+                location, f"Input should be a valid {self.type}", f"{self.type}_type", value
+            )
         if self.values and value not in self.values:
-            wanted = " or ".join(f"'{word}'" for word in self.values)
-            return complaint(where, f"Input should be {wanted}", "literal_error", value)
-        if self.least is not None and isinstance(value, int) and value < self.least:
-            text = f"Input should be greater than or equal to {self.least}"
-            return complaint(where, text, "greater_than_equal", value)
+            choices = " or ".join(f"'{word}'" for word in self.values)
+            return validation_error(location, f"Input should be {choices}", "literal_error", value)
+        if self.minimum is not None and isinstance(value, int) and value < self.minimum:
+            message = f"Input should be greater than or equal to {self.minimum}"
+            return validation_error(location, message, "greater_than_equal", value)
         return None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the parameter as GET /templates shows it."""
-        shown = {
+        body = {
             "name": self.name,
             "type": self.type,
             "default": self.default,
             "description": self.description,
         }
-        return shown | ({"values": list(self.values)} if self.values else {})
+        return body | ({"values": list(self.values)} if self.values else {})
 
-    def as_schema(self) -> dict[str, Any]:
+    def to_json_schema(self) -> dict[str, Any]:
         """Return the parameter as a JSON schema would have it."""
-        shown = {"type": self.type, "default": self.default, "title": self.description}
+        schema = {"type": self.type, "default": self.default, "title": self.description}
         allowed = {"enum": list(self.values)} if self.values else {}
-        return shown | allowed | ({"minimum": self.least} if self.least is not None else {})
+        return schema | allowed | ({"minimum": self.minimum} if self.minimum is not None else {})
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Template:
         return hashlib.sha256(self.name.encode()).hexdigest()[:24]
 
     @property
-    def takes_text(self) -> bool:
+    def has_text_inputs(self) -> bool:
         """Whether its inputs are prompts."""
         return "text/plain" in self.input_types
 
@@ -84,51 +86,53 @@ class Template:
         """Return what holds for parameters that are not given."""
         return {parameter.name: parameter.default for parameter in self.parameters}
 
-    def complaints(self, given: object, *, refuse_unknown: bool) -> list[dict[str, Any]]:
+    def validation_errors(self, values: object, *, reject_unknown: bool) -> list[dict[str, Any]]:
         """Return all that is wrong with the given parameters."""
-        if not isinstance(given, dict):
+        if not isinstance(values, dict):
             return [
-                complaint(["body", "parameters"], "Input should be a valid dictionary", "dict_type", given)
+                validation_error(
+                    ["body", "parameters"], "Input should be a valid dictionary", "dict_type", values
+                )
             ]
         known = {parameter.name: parameter for parameter in self.parameters}
-        wrong = [known[name].complaint(value) for name, value in given.items() if name in known]
-        if refuse_unknown:
-            text = "Extra inputs are not permitted"
+        wrong = [known[name].validation_error(value) for name, value in values.items() if name in known]
+        if reject_unknown:
+            message = "Extra inputs are not permitted"
             wrong += [
-                complaint(["body", "parameters", name], text, "extra_forbidden", given[name])
-                for name in given
+                validation_error(["body", "parameters", name], message, "extra_forbidden", values[name])
+                for name in values
                 if name not in known
             ]
         return [item for item in wrong if item is not None]
 
-    def as_json(self, switches: Switches) -> dict[str, Any]:
+    def to_json(self, switches: Switches) -> dict[str, Any]:
         """Return the template as GET /templates shows it, with parameters and inputs as the switches have them."""
-        shown = self._shown() | {"parameters": self._parameters(switches.template_parameters)}
-        shown |= dict.fromkeys(("inputs", "input_types"), self._inputs(switches.template_inputs))
-        return {name: value for name, value in shown.items() if value is not None}
+        body = self._common_fields() | {"parameters": self._parameters(switches.template_parameters)}
+        body |= dict.fromkeys(("inputs", "input_types"), self._inputs(switches.template_inputs))
+        return {name: value for name, value in body.items() if value is not None}
 
-    def _parameters(self, way: str) -> Any:
-        if way == "list":
-            return [parameter.as_json() for parameter in self.parameters]
-        if way == "mapping":
-            return {parameter.name: parameter.as_json() for parameter in self.parameters}
-        if way == "schema":
+    def _parameters(self, style: str) -> Any:
+        if style == "list":
+            return [parameter.to_json() for parameter in self.parameters]
+        if style == "mapping":
+            return {parameter.name: parameter.to_json() for parameter in self.parameters}
+        if style == "schema":
             return {
                 "type": "object",
-                "properties": {parameter.name: parameter.as_schema() for parameter in self.parameters},
+                "properties": {parameter.name: parameter.to_json_schema() for parameter in self.parameters},
             }
-        return [parameter.name for parameter in self.parameters] if way == "names" else None
+        return [parameter.name for parameter in self.parameters] if style == "names" else None
 
-    def _inputs(self, way: str) -> Any:
+    def _inputs(self, style: str) -> Any:
         # The pseudo-type "prompt" stands in the vendor's README beside text/plain.
-        kinds = [*self.input_types, *(["prompt"] if self.takes_text else [])]
-        if way == "objects":
+        kinds = [*self.input_types, *(["prompt"] if self.has_text_inputs else [])]
+        if style == "objects":
             return [{"type": kind} for kind in kinds]
-        if way == "words":
-            return [WORDS.get(kind, kind.partition("/")[2]) for kind in kinds]
-        return kinds if way == "strings" else None
+        if style == "words":
+            return [SHORT_NAMES.get(kind, kind.partition("/")[2]) for kind in kinds]
+        return kinds if style == "strings" else None
 
-    def _shown(self) -> dict[str, Any]:
+    def _common_fields(self) -> dict[str, Any]:
         return {
             "template_id": self.template_id,
             "id": self.template_id,
@@ -140,10 +144,10 @@ class Template:
         }
 
 
-GENERATION = (
+GENERATION_PARAMETERS = (
     Parameter("quality", "string", "high", "How fine the mesh is", values=("low", "high")),
     Parameter(
-        "seed", "integer", -1, "The same seed gives the same model; -1 lets the service choose", least=-1
+        "seed", "integer", -1, "The same seed gives the same model; -1 lets the service choose", minimum=-1
     ),
     Parameter("texture", "boolean", default=True, description="Whether the model has a PBR texture"),
 )
@@ -153,14 +157,14 @@ TEMPLATES = (
         "A 3D model from a prompt",
         "Assets → 3D Model",
         ("text/plain",),
-        GENERATION,
+        GENERATION_PARAMETERS,
     ),
     Template(
         "model_generate_fromimage",
         "A 3D model from an image or a sketch",
         "Assets → 3D Model",
         IMAGES,
-        GENERATION,
+        GENERATION_PARAMETERS,
     ),
     Template(
         "model_optimize",
@@ -169,13 +173,13 @@ TEMPLATES = (
         (GLB,),
         (
             Parameter(
-                "polygon_count", "integer", 100_000, "The most polygons that the model may have", least=1
+                "polygon_count", "integer", 100_000, "The most polygons that the model may have", minimum=1
             ),
         ),
     ),
 )
 
 
-def find(reference: str) -> Template | None:
+def find_template(reference: str) -> Template | None:
     """Return the template of that name or id."""
     return next((item for item in TEMPLATES if reference in {item.name, item.template_id}), None)

@@ -9,7 +9,7 @@ import colorsys
 import hashlib
 import re
 
-NAMED = {
+NAMED_COLOURS = {
     "red": (200, 40, 36),
     "orange": (232, 126, 32),
     "yellow": (240, 200, 48),
@@ -36,10 +36,10 @@ def digest(*parts: object) -> bytes:
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
 
 
-def colour_of(text: str) -> tuple[int, int, int]:
+def get_colour(text: str) -> tuple[int, int, int]:
     """Return the first colour that the text names, or one made from the text."""
     for word in re.findall(r"[a-z]+", text.lower()):
-        if word in NAMED:
-            return NAMED[word]
+        if word in NAMED_COLOURS:
+            return NAMED_COLOURS[word]
     red, green, blue = colorsys.hsv_to_rgb(digest(text)[0] / 256, 0.6, 0.8)
     return int(red * 255), int(green * 255), int(blue * 255)

@@ -12,10 +12,10 @@ import trimesh
 from PIL import Image
 
 from airflow_provider_flows.emulator.models.colours import CLAY
-from airflow_provider_flows.emulator.models.glb import painted, papered, written
+from airflow_provider_flows.emulator.models.glb import colour_visual, image_visual, to_glb
 from airflow_provider_flows.emulator.models.make import UnreadableInputError
 
-SIDE = {"low": 40, "high": 64}
+GRID_SIDE = {"low": 40, "high": 64}
 TEXTURE_SIDE = 128
 HEIGHT = 0.25
 
@@ -31,10 +31,10 @@ def open_image(content: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def relief(content: bytes, *, quality: str, texture: bool) -> bytes:
+def image_to_glb(content: bytes, *, quality: str, texture: bool) -> bytes:
     """Return a GLB with the image's brightness as height."""
     image = open_image(content)
-    side = SIDE[quality]
+    side = GRID_SIDE[quality]
     columns = max(2, min(side, round(side * image.width / image.height)))
     rows = max(2, min(side, round(side * image.height / image.width)))
     brightness = np.asarray(image.convert("L").resize((columns, rows)), dtype=np.float64) / 255
@@ -46,10 +46,10 @@ def relief(content: bytes, *, quality: str, texture: bool) -> bytes:
     if texture:
         picture = image.copy()
         picture.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE))
-        visual = papered(np.column_stack((across.ravel(), 1 - down.ravel())), picture)
+        visual = image_visual(np.column_stack((across.ravel(), 1 - down.ravel())), picture)
     else:
-        visual = painted(CLAY)
-    return written(trimesh.Trimesh(points, _grid(columns, rows), visual=visual, process=False))
+        visual = colour_visual(CLAY)
+    return to_glb(trimesh.Trimesh(points, _grid(columns, rows), visual=visual, process=False))
 
 
 def _grid(columns: int, rows: int) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import trimesh
 
-from airflow_provider_flows.emulator.models.colours import CLAY, colour_of, digest
-from airflow_provider_flows.emulator.models.glb import painted, written
+from airflow_provider_flows.emulator.models.colours import CLAY, digest, get_colour
+from airflow_provider_flows.emulator.models.glb import colour_visual, to_glb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,14 +24,18 @@ SECTIONS = {"low": 32, "high": 64}
 RINGS = {"low": 24, "high": 48}
 
 
-def shape(prompt: str, *, quality: str, seed: int, texture: bool) -> bytes:
+def prompt_to_glb(prompt: str, *, quality: str, seed: int, texture: bool) -> bytes:
     """Return a GLB for the prompt; seed -1 means the prompt alone decides."""
     numbers = np.random.default_rng(list(digest(prompt, seed)))
-    mesh = _stone(numbers, SUBDIVISIONS[quality]) if numbers.integers(2) else _turned(numbers, quality)
-    colour = colour_of(prompt) if texture else CLAY
-    mesh.visual = painted(colour, metallic=float(numbers.random()) * 0.6 if texture else 0.0)
+    mesh = (
+        _stone(numbers, SUBDIVISIONS[quality])
+        if numbers.integers(2)
+        else _solid_of_revolution(numbers, quality)
+    )
+    colour = get_colour(prompt) if texture else CLAY
+    mesh.visual = colour_visual(colour, metallic=float(numbers.random()) * 0.6 if texture else 0.0)
     mesh.metadata.clear()
-    return written(mesh)
+    return to_glb(mesh)
 
 
 def _stone(numbers: np.random.Generator, subdivisions: int) -> trimesh.Trimesh:
@@ -48,7 +52,7 @@ def _stone(numbers: np.random.Generator, subdivisions: int) -> trimesh.Trimesh:
     return trimesh.Trimesh(points * radius[:, None] * stretch, ball.faces, process=False)
 
 
-def _turned(numbers: np.random.Generator, quality: str) -> trimesh.Trimesh:
+def _solid_of_revolution(numbers: np.random.Generator, quality: str) -> trimesh.Trimesh:
     """Return a profile of soft bulges turned about the upright axis."""
     rings = RINGS[quality]
     heights = np.linspace(0.0, 1.0 + numbers.random(), rings)

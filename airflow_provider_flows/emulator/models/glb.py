@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def painted(colour: tuple[int, int, int], *, metallic: float = 0.1, rough: float = 0.7) -> TextureVisuals:
+def colour_visual(
+    colour: tuple[int, int, int], *, metallic: float = 0.1, rough: float = 0.7
+) -> TextureVisuals:
     """Return one plain colour for a whole mesh."""
     material = PBRMaterial(
         name="paint",
@@ -31,7 +33,7 @@ def painted(colour: tuple[int, int, int], *, metallic: float = 0.1, rough: float
     return TextureVisuals(material=material)
 
 
-def papered(uv: object, picture: Image) -> TextureVisuals:
+def image_visual(uv: object, picture: Image) -> TextureVisuals:
     """Return a picture laid over a mesh."""
     material = PBRMaterial(
         name="picture",
@@ -44,7 +46,7 @@ def papered(uv: object, picture: Image) -> TextureVisuals:
     return TextureVisuals(uv=uv, material=material)
 
 
-def written(*meshes: trimesh.Trimesh) -> bytes:
+def to_glb(*meshes: trimesh.Trimesh) -> bytes:
     """Return the GLB file."""
     for mesh in meshes:
         mesh.vertex_normals = _normals(mesh)  # type: ignore[method-assign]  # trimesh gives it a setter of its own

@@ -16,10 +16,10 @@ import numpy as np
 import trimesh
 
 from airflow_provider_flows.emulator.models.colours import CLAY
-from airflow_provider_flows.emulator.models.glb import painted, written
+from airflow_provider_flows.emulator.models.glb import colour_visual, to_glb
 from airflow_provider_flows.emulator.models.make import UnreadableInputError
 
-LEAST_FACES = 4
+MIN_FACES = 4
 
 
 def open_model(content: bytes) -> list[trimesh.Trimesh]:
@@ -39,7 +39,7 @@ def open_model(content: bytes) -> list[trimesh.Trimesh]:
     return meshes
 
 
-def reduced(content: bytes, polygon_count: int) -> bytes:
+def simplify(content: bytes, polygon_count: int) -> bytes:
     """Return a GLB with at most that many polygons; one that has no more is returned as it came."""
     meshes = open_model(content)
     total = sum(len(mesh.faces) for mesh in meshes)
@@ -47,29 +47,29 @@ def reduced(content: bytes, polygon_count: int) -> bytes:
         return content
     # The biggest first: where the count is too small for all parts, the small parts go.
     smaller: list[trimesh.Trimesh] = []
-    left = polygon_count
+    remaining = polygon_count
     for mesh in sorted(meshes, key=lambda item: len(item.faces), reverse=True):
-        share = min(left, max(LEAST_FACES, len(mesh.faces) * polygon_count // total))
+        share = min(remaining, max(MIN_FACES, len(mesh.faces) * polygon_count // total))
         if share <= 0:
             break
-        smaller.append(_reduce(mesh, share))
-        left -= len(smaller[-1].faces)
-    return written(*smaller)
+        smaller.append(_simplify_mesh(mesh, share))
+        remaining -= len(smaller[-1].faces)
+    return to_glb(*smaller)
 
 
-def _reduce(mesh: trimesh.Trimesh, most: int) -> trimesh.Trimesh:
+def _simplify_mesh(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
     """Return the mesh with at most that many faces."""
-    visual = painted(_colour(mesh))
+    visual = colour_visual(_colour(mesh))
     bare = trimesh.Trimesh(mesh.vertices, mesh.faces, process=True)
     points, faces = np.asarray(bare.vertices, dtype=np.float32), np.asarray(bare.faces, dtype=np.int32)
     # Now and then the library stops early; then it is asked again, harder.
     for eagerness in (3, 7, 10, 10):
-        if len(faces) <= most:
+        if len(faces) <= max_faces:
             break
-        points, faces = fast_simplification.simplify(points, faces, target_count=most, agg=eagerness)
-    if len(faces) > most:
+        points, faces = fast_simplification.simplify(points, faces, target_count=max_faces, agg=eagerness)
+    if len(faces) > max_faces:
         # A promise is a promise: what cannot be merged is cut.
-        faces = faces[:most]
+        faces = faces[:max_faces]
     return trimesh.Trimesh(points, faces, visual=visual, process=True)
 
 
@@ -83,4 +83,4 @@ def _colour(mesh: trimesh.Trimesh) -> tuple[int, int, int]:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(reduced(sys.stdin.buffer.read(), int(sys.argv[1])))
+    sys.stdout.buffer.write(simplify(sys.stdin.buffer.read(), int(sys.argv[1])))

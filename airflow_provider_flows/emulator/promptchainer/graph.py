@@ -43,26 +43,26 @@ class FlowGraph:
 
     source: dict[str, Any] = field(repr=False)
     nodes: dict[str, Node]
-    wires: tuple[tuple[str, str], ...]
+    edges: tuple[tuple[str, str], ...]
     order: tuple[str, ...]
 
     @classmethod
-    def read(cls, source: dict[str, Any]) -> FlowGraph:
+    def parse(cls, source: dict[str, Any]) -> FlowGraph:
         """Read an exported graph; ValueError says what is wrong with it."""
         try:
-            nodes = {item["id"]: _node(item) for item in source["nodes"]}
-            wires = tuple((edge["source"], edge["target"]) for edge in source["edges"])
+            nodes = {item["id"]: _parse_node(item) for item in source["nodes"]}
+            edges = tuple((edge["source"], edge["target"]) for edge in source["edges"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Not a flow graph; this is missing or of the wrong type: {error}") from error
-        loose = {end for wire in wires for end in wire if end not in nodes}
+        loose = {end for wire in edges for end in wire if end not in nodes}
         if loose:
             raise ValueError(f"The graph has wires to nodes that are not there: {', '.join(sorted(loose))}")
-        sorter = TopologicalSorter({node: [start for start, end in wires if end == node] for node in nodes})
+        sorter = TopologicalSorter({node: [start for start, end in edges if end == node] for node in nodes})
         try:
             order = tuple(sorter.static_order())
         except CycleError as error:
             raise ValueError(f"The graph runs in a circle: {' -> '.join(error.args[1])}") from error
-        return cls(source, nodes, wires, order)
+        return cls(source, nodes, edges, order)
 
     @property
     def variables(self) -> list[str]:
@@ -82,22 +82,22 @@ class FlowGraph:
             if node.kind == "variableNode":
                 values[node_id] = variables.get(node.name, "")
             elif node.kind in {"actionNode", "imageNode"}:
-                values[node_id] = model(node, self._filled(node, values))
+                values[node_id] = model(node, self._fill_prompt(node, values))
             else:
                 # Conditions and code cannot be run here: they are passed over with nothing to say.
                 values[node_id] = ""
         return [
-            Output(node.name, {start: values[start] for start in self._wired_to(node.node_id)})
+            Output(node.name, {start: values[start] for start in self._get_sources(node.node_id)})
             for node in self.nodes.values()
             if node.kind == "outputNode"
         ]
 
-    def _wired_to(self, node_id: str) -> list[str]:
-        return [start for start, end in self.wires if end == node_id]
+    def _get_sources(self, node_id: str) -> list[str]:
+        return [start for start, end in self.edges if end == node_id]
 
-    def _filled(self, node: Node, values: Mapping[str, str | None]) -> str:
+    def _fill_prompt(self, node: Node, values: Mapping[str, str | None]) -> str:
         """Return the prompt with what is wired to the node in its places; the rest stays as it stands."""
-        known = {self.nodes[start].name: values[start] or "" for start in self._wired_to(node.node_id)}
+        known = {self.nodes[start].name: values[start] or "" for start in self._get_sources(node.node_id)}
         return PLACEHOLDER.sub(lambda found: known.get(found[1], found[0]), node.prompt)
 
 
@@ -105,13 +105,13 @@ def sample_graphs() -> dict[str, FlowGraph]:
     """Return the flows that come with the emulator, by id."""
     folder = resources.files("airflow_provider_flows.emulator") / "graphs"
     return {
-        item.name.removesuffix(".json"): FlowGraph.read(json.loads(item.read_text(encoding="utf-8")))
+        item.name.removesuffix(".json"): FlowGraph.parse(json.loads(item.read_text(encoding="utf-8")))
         for item in folder.iterdir()
         if item.name.endswith(".json")
     }
 
 
-def _node(item: dict[str, Any]) -> Node:
+def _parse_node(item: dict[str, Any]) -> Node:
     data = item["data"]
     name = data["variable"]["label"] if item["type"] == "variableNode" else data.get("name", "")
     if item["type"] == "outputNode" and not name:

@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from urllib.parse import urlencode
 from xml.sax.saxutils import escape
 
-SIGNED = ("st", "se", "sp", "sv", "sr", "rscd", "rsct")
-EARLY_SECONDS = 3600
+SIGNED_FIELDS = ("st", "se", "sp", "sv", "sr", "rscd", "rsct")
+START_MARGIN_SECONDS = 3600
 
 
 def signed_query(key: bytes, path: str, now: float, seconds: float) -> str:
     """Return the query that opens a path from an hour ago until so many seconds ahead."""
     values = {
-        "st": _time(now - EARLY_SECONDS),
-        "se": _time(now + seconds),
+        "st": _format_time(now - START_MARGIN_SECONDS),
+        "se": _format_time(now + seconds),
         "sp": "r",
         "sv": "2021-08-06",
         "sr": "b",
@@ -31,14 +31,18 @@ def signed_query(key: bytes, path: str, now: float, seconds: float) -> str:
     return urlencode(values | {"sig": _signature(key, path, values)}, safe="/")
 
 
-def why_closed(key: bytes, path: str, query: Mapping[str, str], now: float) -> str | None:
+def rejection_reason(key: bytes, path: str, query: Mapping[str, str], now: float) -> str | None:
     """Return why the query does not open the path, or None if it does."""
     if not hmac.compare_digest(_signature(key, path, query).encode(), query.get("sig", "").encode()):
         return "Signature did not match. String to sign used was not as expected."
-    begins, ends = query["st"], query["se"]
-    if not _time(now) < ends:
-        return f"Signed expiry time [{ends}] has to be after [{_time(now)}]"
-    return None if begins <= _time(now) else f"Signed start time [{begins}] has to be before [{_time(now)}]"
+    start, end = query["st"], query["se"]
+    if not _format_time(now) < end:
+        return f"Signed expiry time [{end}] has to be after [{_format_time(now)}]"
+    return (
+        None
+        if start <= _format_time(now)
+        else f"Signed start time [{start}] has to be before [{_format_time(now)}]"
+    )
 
 
 def error_xml(code: str, message: str, detail: str | None = None) -> bytes:
@@ -51,10 +55,10 @@ def error_xml(code: str, message: str, detail: str | None = None) -> bytes:
 
 
 def _signature(key: bytes, path: str, values: Mapping[str, str]) -> str:
-    text = "\n".join([path, *(values.get(name, "") for name in SIGNED)])
+    text = "\n".join([path, *(values.get(name, "") for name in SIGNED_FIELDS)])
     return base64.b64encode(hmac.digest(key, text.encode(), hashlib.sha256)).decode()
 
 
-def _time(moment: float) -> str:
+def _format_time(timestamp: float) -> str:
     # Rounded to whole seconds as Azure's are, so such times compare as text.
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

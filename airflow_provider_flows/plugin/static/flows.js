@@ -4,7 +4,7 @@
 (() => {
   const root = document.documentElement;
   const system = window.matchMedia("(prefers-color-scheme: dark)");
-  const LONGEST = 60;
+  const MAX_POLL_SECONDS = 60;
   let outer = null;
   try {
     outer = window.parent === window ? null : window.parent.document.documentElement;
@@ -21,8 +21,8 @@
   };
 
   const theme = () => {
-    const told = outer ? ["dark", "light"].find((name) => outer.classList.contains(name)) : stored("theme");
-    const dark = told === "dark" || (told !== "light" && system.matches);
+    const chosenTheme = outer ? ["dark", "light"].find((name) => outer.classList.contains(name)) : stored("theme");
+    const dark = chosenTheme === "dark" || (chosenTheme !== "light" && system.matches);
     root.classList.toggle("dark", dark);
     root.classList.toggle("light", !dark);
   };
@@ -31,9 +31,9 @@
   if (outer) new MutationObserver(theme).observe(outer, { attributes: true, attributeFilter: ["class"] });
 
   const zone = () => {
-    const told = stored("timezone");
+    const item = stored("timezone");
     try {
-      const name = told && told.startsWith('"') ? JSON.parse(told) : told;
+      const name = item && item.startsWith('"') ? JSON.parse(item) : item;
       new Intl.DateTimeFormat("sv-SE", { timeZone: name || "UTC" });
       return name || "UTC";
     } catch {
@@ -41,12 +41,12 @@
     }
   };
 
-  const moments = (within) => {
-    const words = new Intl.DateTimeFormat("sv-SE", { timeZone: zone(), dateStyle: "short", timeStyle: "medium" });
+  const showTimes = (within) => {
+    const formatter = new Intl.DateTimeFormat("sv-SE", { timeZone: zone(), dateStyle: "short", timeStyle: "medium" });
     for (const each of within.querySelectorAll("time")) {
       const when = new Date(each.dateTime);
       each.title = `${each.dateTime} (${zone()})`;
-      each.textContent = words.format(when);
+      each.textContent = formatter.format(when);
     }
   };
 
@@ -77,7 +77,7 @@
     time.dateTime = run.expected_end;
     within.querySelector('[data-is="expected_end"]').replaceChildren(time);
     set(within, "left", `(${span(Math.max(0, (new Date(run.expected_end) - Date.now()) / 1000))} left)`);
-    moments(end);
+    showTimes(end);
   };
 
   const facts = (model) => {
@@ -92,22 +92,22 @@
     return list;
   };
 
-  const tell = async (place) => {
-    const answer = await fetch(place.dataset.about, { headers: { accept: "application/json" } }).catch(() => null);
-    const told = answer && answer.ok ? await answer.json().catch(() => ({})) : {};
-    const known = place.closest(".output").querySelector('[data-is="told"]');
-    if (!known.textContent && told.media_type) known.textContent = told.media_type;
-    if (told.model) place.replaceChildren(facts(told.model));
-    if (!told.image) return;
+  const showFileInfo = async (container) => {
+    const response = await fetch(container.dataset.about, { headers: { accept: "application/json" } }).catch(() => null);
+    const info = response && response.ok ? await response.json().catch(() => ({})) : {};
+    const label = container.closest(".output").querySelector('[data-is="file-info"]');
+    if (!label.textContent && info.media_type) label.textContent = info.media_type;
+    if (info.model) container.recontainerChildren(facts(info.model));
+    if (!info.is_image) return;
     const image = document.createElement("img");
-    image.src = place.dataset.image;
-    image.alt = place.dataset.name;
-    place.replaceChildren(image);
+    image.src = container.dataset.image;
+    image.alt = container.dataset.name;
+    container.recontainerChildren(image);
   };
 
   const ready = (main) => {
-    moments(main);
-    main.querySelectorAll("[data-about]").forEach(tell);
+    showTimes(main);
+    main.querySelectorAll("[data-about]").forEach(showFileInfo);
   };
 
   // What has the focus is found again on a page that is made anew: a link by where it leads, anything else by its place.
@@ -115,79 +115,79 @@
     const it = document.activeElement;
     if (!it || !main.contains(it)) return () => {};
     const alike = (within) => [...within.querySelectorAll(it.localName)];
-    const [href, place] = [it.getAttribute("href"), alike(main).indexOf(it)];
+    const [href, index] = [it.getAttribute("href"), alike(main).indexOf(it)];
     return (fresh) => {
-      const found = href === null ? alike(fresh)[place] : alike(fresh).find((each) => each.getAttribute("href") === href);
+      const found = href === null ? alike(fresh)[index] : alike(fresh).find((each) => each.getAttribute("href") === href);
       found?.focus({ preventScroll: true });
     };
   };
 
   // The whole page anew, without a reload: what is open stays open, what is chosen chosen, and what has the focus keeps it.
-  const renew = async (main) => {
-    const answer = await fetch(window.location.href);
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+  const replacePage = async (main) => {
+    const response = await fetch(window.location.href);
+    const fresh = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("main");
     if (!fresh) return main;
     const focus = focused(main);
     const chosen = [...main.querySelectorAll("select")].map((each) => each.value);
     const open = [...main.querySelectorAll("details")].map((each) => each.open);
     document.adoptNode(fresh);
     main.replaceWith(fresh);
-    [...fresh.querySelectorAll("details")].forEach((each, place) => {
-      if (place < open.length) each.open = open[place];
+    [...fresh.querySelectorAll("details")].forEach((each, index) => {
+      if (index < open.length) each.open = open[index];
     });
-    [...fresh.querySelectorAll("select")].forEach((each, place) => {
-      if ([...each.options].some((option) => option.value === chosen[place])) each.value = chosen[place];
+    [...fresh.querySelectorAll("select")].forEach((each, index) => {
+      if ([...each.options].some((option) => option.value === chosen[index])) each.value = chosen[index];
     });
     focus(fresh);
     // for who hears the page
-    if (fresh.dataset.told !== main.dataset.told) document.getElementById("told").textContent = fresh.dataset.told ?? "";
+    if (fresh.dataset.announcement !== main.dataset.announcement) document.getElementById("announcement").textContent = fresh.dataset.announcement ?? "";
     ready(fresh);
     return fresh;
   };
 
-  const look = async (main) => {
-    const answer = await fetch(main.dataset.json, { headers: { accept: "application/json" } });
-    if (answer.status === 401 || answer.status === 403) return renew(main); // it says so, and does not look again
-    if (!answer.ok) throw new Error(String(answer.status));
-    const told = await answer.json();
-    if (told.mark !== main.dataset.mark) return renew(main);
-    if (told.run) move(main, told.run);
-    for (const run of told.runs ?? []) {
+  const poll = async (main) => {
+    const response = await fetch(main.dataset.json, { headers: { accept: "application/json" } });
+    if (response.status === 401 || response.status === 403) return replacePage(main); // it says so, and does not look again
+    if (!response.ok) throw new Error(String(response.status));
+    const page = await response.json();
+    if (page.version !== main.dataset.version) return replacePage(main);
+    if (page.run) move(main, page.run);
+    for (const run of page.runs ?? []) {
       const row = main.querySelector(`[data-run="${CSS.escape(run.flow_run_id)}"]`);
       if (row) move(row, run);
     }
-    if (told.again === null) delete main.dataset.again;
+    if (page.refresh_after === null) delete main.dataset.refreshAfter;
     return main;
   };
 
   document.addEventListener("DOMContentLoaded", () => {
     let main = document.getElementById("main");
-    let misses = 0;
+    let failedPolls = 0;
     let timer = null;
-    let looking = false;
-    const later = () => {
+    let polling = false;
+    const schedulePoll = () => {
       window.clearTimeout(timer);
-      const again = Number(main.dataset.again);
-      if (!again || document.hidden) return;
-      timer = window.setTimeout(next, 1000 * Math.min(LONGEST, again * 2 ** misses));
+      const refreshAfter = Number(main.dataset.refreshAfter);
+      if (!refreshAfter || document.hidden) return;
+      timer = window.setTimeout(next, 1000 * Math.min(MAX_POLL_SECONDS, refreshAfter * 2 ** failedPolls));
     };
     const next = async () => {
-      if (looking) return;
-      looking = true;
+      if (polling) return;
+      polling = true;
       try {
-        main = await look(main);
-        misses = 0;
+        main = await poll(main);
+        failedPolls = 0;
       } catch {
-        misses = Math.min(misses + 1, 5); // Airflow itself is away: look more and more rarely
+        failedPolls = Math.min(failedPolls + 1, 5); // Airflow itself is away: look more and more rarely
       }
-      looking = false;
-      later();
+      polling = false;
+      schedulePoll();
     };
     document.addEventListener("visibilitychange", () => {
-      if (!document.hidden && main.dataset.again) next();
+      if (!document.hidden && main.dataset.refreshAfter) next();
       else window.clearTimeout(timer);
     });
     ready(main);
-    later();
+    schedulePoll();
   });
 })();

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
+def get_first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
     """Give the first of these fields that is neither null nor blank, None if there is none."""
     for key in keys:
         found = value.get(key)
@@ -18,13 +18,13 @@ def first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
     return None
 
 
-def identifier(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+def get_id(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     """Give the first of these fields as an id, None if it is none."""
-    found = first(value, keys)
+    found = get_first(value, keys)
     return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else None
 
 
-def text(value: Mapping[str, Any], keys: Iterable[str], longest: int) -> str | None:
+def get_text(value: Mapping[str, Any], keys: Iterable[str], max_length: int) -> str | None:
     """Give the first of these fields if it is a text, cut to so many signs."""
-    found = first(value, keys)
-    return found[:longest] if isinstance(found, str) else None
+    found = get_first(value, keys)
+    return found[:max_length] if isinstance(found, str) else None

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from airflow_provider_flows.core.exceptions import FlowMalformed
 from airflow_provider_flows.core.http import Request, Response
 from airflow_provider_flows.core.payload.data_uri import GLB, decode
-from airflow_provider_flows.core.payload.download import Incoming
-from airflow_provider_flows.core.payload.json_stream import MOST_BESIDE
-from airflow_provider_flows.core.payload.sink import Kept
+from airflow_provider_flows.core.payload.download import DownloadSink
+from airflow_provider_flows.core.payload.json_stream import MAX_OTHER_JSON_BYTES
+from airflow_provider_flows.core.payload.sink import MemoryBuffer
 
 GET = Request("GET", "/flows/r/outputs/a")
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -99,14 +99,14 @@ def read(
     *pieces: bytes, listed: str | None = None, headers: Mapping[str, str] = NO_HEADERS
 ) -> tuple[str, bytes]:
     """Feed an answer's pieces, and give the media type and the bytes that came of it."""
-    kept = Kept()
-    incoming = Incoming(kept, listed)
-    incoming.begin(200, headers)
+    kept = MemoryBuffer()
+    incoming = DownloadSink(kept, listed)
+    incoming.on_response_start(200, headers)
     for piece in pieces:
         if not incoming.feed(piece):
             break
     whole = b"".join(pieces)
-    return incoming.finish(GET, Response(200, {}, whole[:400], taken=len(whole))), bytes(kept.data)
+    return incoming.finish(GET, Response(200, {}, whole[:400], bytes_received=len(whole))), bytes(kept.data)
 
 
 def outcome(*pieces: bytes) -> tuple[str, bytes] | None:
@@ -271,7 +271,7 @@ def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: s
         (b'{"data": ' + b"[" * 100, "levels deep"),
         (b"data:image/png;base64" + b"A" * 5000, "not a data URI"),
         (b" " * 70_000 + b"{}", "no file that is known"),
-        (b'{"a": "' + b"x" * MOST_BESIDE + b'"}', "beside the file"),
+        (b'{"a": "' + b"x" * MAX_OTHER_JSON_BYTES + b'"}', "beside the file"),
         (glb(b"abc")[:-1], "cut short"),
         (glb(b"abc") + b"d", "cut short"),
     ],
@@ -287,32 +287,32 @@ def test_what_is_wrong_is_said(wrong: bytes, why: str) -> None:
 
 def test_glb_that_does_not_end_is_stopped() -> None:
     """As soon as more comes than a GLB's header tells, no more of it is wanted."""
-    incoming = Incoming(Kept())
-    incoming.begin(200, {})
+    incoming = DownloadSink(MemoryBuffer())
+    incoming.on_response_start(200, {})
     assert incoming.feed(glb(b"abc"))
     assert not incoming.feed(b"d")
 
 
 def test_answer_that_is_asked_for_again_begins_anew() -> None:
     """Nothing of an answer that broke off is in the next one."""
-    content, kept = glb(b"abc"), Kept()
-    incoming = Incoming(kept)
+    content, kept = glb(b"abc"), MemoryBuffer()
+    incoming = DownloadSink(kept)
     for piece in (body("json", content)[:40], b"<html>", body("raw", content)):
-        incoming.begin(200, {})
+        incoming.on_response_start(200, {})
         incoming.feed(piece)
     assert (incoming.finish(GET, Response(200)), bytes(kept.data)) == (GLB, content)
 
 
 def test_reading_stops_at_what_is_wrong() -> None:
     """As soon as it is clear that an answer is no file, no more of it is wanted."""
-    incoming = Incoming(Kept())
-    incoming.begin(200, {})
+    incoming = DownloadSink(MemoryBuffer())
+    incoming.on_response_start(200, {})
     assert incoming.feed(b'{"data": "data:image/png;base64,')
     assert not incoming.feed(b"?" * 100)
     assert not incoming.feed(b"AAAA")
 
 
-class Broken(Kept):
+class Broken(MemoryBuffer):
     """A target on which nothing can be written."""
 
     def write(self, data: bytes) -> None:
@@ -322,8 +322,8 @@ class Broken(Kept):
 
 def test_error_of_the_target_is_not_the_answers() -> None:
     """What a target raises comes out as it is, whatever type it has, and not in the transport."""
-    incoming = Incoming(Broken())
-    incoming.begin(200, {})
+    incoming = DownloadSink(Broken())
+    incoming.on_response_start(200, {})
     assert not incoming.feed(body("json", glb(b"abc")))
     with pytest.raises(ValueError, match="No space left"):
         incoming.finish(GET, Response(200))

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.polling.wait import Meter
-from airflow_provider_flows.core.retry import once
+from airflow_provider_flows.core.polling.wait import WaitMetrics
+from airflow_provider_flows.core.retry import without_retries
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from tests.core.polling.test_wait import Told, state
-from tests.support.scripted import NOON, silence
+from tests.support.scripted import NOON, no_response
 
 
 def look(told: Told) -> FlowRun:
     """Look once, and give the run."""
-    run = told.script.hold(once(told.wait.look()))
+    run = told.script.run(without_retries(told.wait.poll()))
     assert run is not None
     return run
 
@@ -46,7 +46,7 @@ def test_steady_run_is_left_alone_until_its_end() -> None:
     for moment in (10, 20, 60):
         told.script.now = NOON + moment
         look(told)
-        pauses.append((told.wait.pause(), told.wait.lands))
+        pauses.append((told.wait.next_delay(), told.wait.is_due_at_expected_end))
     assert pauses[0] == (5, False)
     assert pauses[1] == (40, False)
     assert pauses[2][1]
@@ -59,22 +59,24 @@ def test_forecast_is_remembered_in_another_process() -> None:
     for moment in (10, 20):
         first.script.now = NOON + moment
         look(first)
-    memory = json.loads(json.dumps(first.wait.memory))
+    memory = json.loads(json.dumps(first.wait.to_dict()))
 
     second = Told(state("running", progress=0.5))
     second.script.now = NOON + 50
-    second.wait.recall(memory)
+    second.wait.restore(memory)
 
-    assert second.wait.memory == first.wait.memory
-    assert second.wait.first_pause() > 0
+    assert second.wait.to_dict() == first.wait.to_dict()
+    assert second.wait.initial_delay() > 0
     run = look(second)
     assert run.expected_at == NOON + 100
-    assert 50 < second.wait.pause() < 52  # until just after the end, for the forecast before it said the same
+    assert (
+        50 < second.wait.next_delay() < 52
+    )  # until just after the end, for the forecast before it said the same
 
 
 def test_new_wait_looks_at_once() -> None:
     """Only a wait that goes on after a look elsewhere begins with a pause."""
-    assert Told().wait.first_pause() == 0
+    assert Told().wait.initial_delay() == 0
 
 
 @pytest.mark.parametrize(
@@ -83,9 +85,9 @@ def test_new_wait_looks_at_once() -> None:
 def test_memory_of_another_version_breaks_nothing(forecast: Any) -> None:
     """A memory whose forecast another version wrote, or none did, is read as far as it can be."""
     told = Told(state("running", progress=0.5), state("completed"))
-    told.wait.recall({**told.wait.memory, "forecast": forecast})
-    assert told.wait.first_pause() >= 0
-    assert told.hold().final
+    told.wait.restore({**told.wait.to_dict(), "forecast": forecast})
+    assert told.wait.initial_delay() >= 0
+    assert told.hold().is_final
 
 
 def test_progress_is_told_no_more_often_than_said() -> None:
@@ -94,7 +96,7 @@ def test_progress_is_told_no_more_often_than_said() -> None:
         *(state("running", progress=part / 10) for part in range(9)),
         state("aborting"),
         state("aborted"),
-        apart=30,
+        min_interval=30,
     )
     for _ in range(11):
         look(told)
@@ -113,23 +115,23 @@ def test_absurd_start_breaks_no_wait(started: Any) -> None:
     told = Told(
         *(state("running", progress=part, started_at=started) for part in (0.1, 0.3, 0.5)), state("completed")
     )
-    assert told.hold().final
+    assert told.hold().is_final
 
 
 def test_meter_is_told_of_looks_and_of_the_end() -> None:
     """Each look is counted, also one that brings nothing; the end is noted once, with how long was waited and how late it is."""
 
-    class Counting(Meter):
+    class Counting(WaitMetrics):
         looks, ends = 0, list[tuple[str, float, float | None]]()
 
-        def looked(self) -> None:
+        def count_poll(self) -> None:
             self.looks += 1
 
-        def ended(self, run: FlowRun, waited: float, late: float | None) -> None:
-            self.ends.append((run.state_word, waited, late))
+        def record_end(self, run: FlowRun, wait_seconds: float, detection_delay: float | None) -> None:
+            self.ends.append((run.raw_state, wait_seconds, detection_delay))
 
     meter = Counting()
-    Told(state("running"), silence(), state("failed", finished_at=NOON + 7), meter=meter).hold()
+    Told(state("running"), no_response(), state("failed", finished_at=NOON + 7), metrics=meter).hold()
     assert (meter.looks, meter.ends) == (3, [("failed", 10, 3)])
 
 
@@ -139,11 +141,11 @@ def test_list_that_tells_less_takes_nothing_away() -> None:
     told.script.sleep(10)
     look(told)
     told.script.sleep(10)
-    told.wait.seen(FlowRun("r", "generio", state=FlowState.RUNNING, progress=0.2))
+    told.wait.record_poll(FlowRun("r", "generio", state=FlowState.RUNNING, progress=0.2))
     assert told.wait.run is not None
     assert (told.wait.run.flow, told.wait.run.progress) == ("chair", 0.2)
     assert told.wait.run.started_at is not None
-    assert told.wait.memory["forecast"]["end"] == pytest.approx(NOON + 100)
+    assert told.wait.to_dict()["forecast"]["end"] == pytest.approx(NOON + 100)
 
 
 def test_run_that_the_hook_reads_tells_its_expected_end(flow_emulator: Emulator) -> None:

@@ -17,15 +17,15 @@ import pytest
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.polling.schedule import (
-    LONGEST_RETRY_AFTER,
+    MAX_RETRY_AFTER_SECONDS,
     Forecast,
     Schedule,
     age,
     expected_end,
-    seconds,
+    to_seconds,
 )
 from airflow_provider_flows.core.run import FlowRun, FlowState
-from airflow_provider_flows.core.timestamps import read_time
+from airflow_provider_flows.core.timestamps import parse_timestamp
 from tests.support.scripted import NOON
 
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -70,9 +70,9 @@ def looks(schedule: Schedule, course: Course) -> list[float]:
     while True:
         moments.append(now - NOON)
         run = course.at(now)
-        if run.final:
+        if run.is_final:
             return moments
-        now += schedule.next_look(run, now, NOON)
+        now += schedule.next_poll_delay(run, now, NOON)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -116,17 +116,17 @@ def test_known_end_is_met() -> None:
 def test_deadline_is_met_to_the_second() -> None:
     """The last look is at the deadline, never after it."""
     schedule = Schedule(5, 60, deadline=NOON + 12, jitter=lambda: 0.0)
-    assert schedule.next_look(Course(99, "late").at(NOON + 10), NOON + 10, NOON) == 2
-    assert schedule.next_look(None, NOON + 20, NOON) == 0
-    assert not schedule.expired(NOON + 11.9)
-    assert schedule.expired(NOON + 12)
-    assert not Schedule().expired(1e12)
+    assert schedule.next_poll_delay(Course(99, "late").at(NOON + 10), NOON + 10, NOON) == 2
+    assert schedule.next_poll_delay(None, NOON + 20, NOON) == 0
+    assert not schedule.is_expired(NOON + 11.9)
+    assert schedule.is_expired(NOON + 12)
+    assert not Schedule().is_expired(1e12)
 
 
 def test_looks_that_bring_nothing_come_less_and_less_often() -> None:
     """After misses the pause doubles from poll_interval to max_poll_interval, however many there were."""
     schedule = Schedule(5, 60, jitter=lambda: 0.0)
-    assert [schedule.after_a_miss(misses, NOON, None) for misses in (1, 2, 3, 4, 5, 9_999)] == [
+    assert [schedule.backoff_delay(misses, NOON, None) for misses in (1, 2, 3, 4, 5, 9_999)] == [
         5,
         10,
         20,
@@ -139,10 +139,10 @@ def test_looks_that_bring_nothing_come_less_and_less_often() -> None:
 def test_retry_after_is_kept_but_for_the_deadline() -> None:
     """A pause that the service asks for is kept, up to an hour, and never beyond the deadline."""
     schedule = Schedule(5, 60, jitter=lambda: 0.0)
-    assert schedule.after_a_miss(1, NOON, 300.0) == 300
-    assert schedule.after_a_miss(1, NOON, 1.0) == 5
-    assert schedule.after_a_miss(1, NOON, float("inf")) == LONGEST_RETRY_AFTER
-    assert Schedule(5, 60, NOON + 100).after_a_miss(1, NOON, 300.0) == 100
+    assert schedule.backoff_delay(1, NOON, 300.0) == 300
+    assert schedule.backoff_delay(1, NOON, 1.0) == 5
+    assert schedule.backoff_delay(1, NOON, float("inf")) == MAX_RETRY_AFTER_SECONDS
+    assert Schedule(5, 60, NOON + 100).backoff_delay(1, NOON, 300.0) == 100
 
 
 def test_age_and_end_are_told_by_the_run() -> None:
@@ -157,12 +157,16 @@ def test_age_and_end_are_told_by_the_run() -> None:
 def test_duration_that_is_none_is_refused_by_name(value: object) -> None:
     """Durations are seconds or timedeltas; anything else is an error that names the argument."""
     with pytest.raises(FlowInputError, match="poll_interval must be seconds"):
-        seconds("poll_interval", value)  # type: ignore[arg-type]
+        to_seconds("poll_interval", value)  # type: ignore[arg-type]
 
 
 def test_durations_are_read() -> None:
     """Seconds and timedeltas mean the same, None stays None."""
-    assert (seconds("x", 5), seconds("x", timedelta(minutes=1)), seconds("x", None)) == (5.0, 60.0, None)
+    assert (to_seconds("x", 5), to_seconds("x", timedelta(minutes=1)), to_seconds("x", None)) == (
+        5.0,
+        60.0,
+        None,
+    )
 
 
 @pytest.mark.parametrize(("most", "least"), [(0, 60), (-1, 60), (61, 60)])
@@ -178,10 +182,10 @@ def forecast_looks(schedule: Schedule, course: Course) -> list[float]:
     while True:
         moments.append(now - NOON)
         run = course.at(now)
-        if run.final:
+        if run.is_final:
             return moments
         forecast = forecast.after(run, now, 0.9 * schedule.poll_interval)
-        now += schedule.next_look(run, now, NOON, forecast)
+        now += schedule.next_poll_delay(run, now, NOON, forecast)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -211,35 +215,35 @@ def test_steady_run_is_looked_at_rarely_in_the_middle(lasts: float) -> None:
 def test_forecast_is_made_by_progress_that_has_changed() -> None:
     """A look that sees no change, no run, or comes too soon leaves the forecast as it is; the one before is remembered."""
     course, first = Course(100, "smooth"), Forecast().after(Course(100, "smooth").at(NOON + 10), NOON + 10)
-    assert (first.end, first.earlier, first.made) == (NOON + 100, None, NOON + 10)
+    assert (first.end, first.previous_end, first.observed_at) == (NOON + 100, None, NOON + 10)
     assert first.after(course.at(NOON + 10), NOON + 50) is first
     assert first.after(None, NOON + 50) is first
-    assert first.after(course.at(NOON + 12), NOON + 12, apart=4.5) is first
-    second = first.after(course.at(NOON + 20), NOON + 20, apart=4.5)
+    assert first.after(course.at(NOON + 12), NOON + 12, min_interval=4.5) is first
+    second = first.after(course.at(NOON + 20), NOON + 20, min_interval=4.5)
     assert second == Forecast(0.2, NOON + 20, NOON + 100, NOON + 100)
 
 
 def test_forecasts_that_agree_are_steady() -> None:
     """Two ends are one if they differ by a tenth of the time that is left; an end that is past, or is the first, is not."""
-    assert Forecast(0.5, NOON, NOON + 100, NOON + 109).steady(NOON)
-    assert not Forecast(0.5, NOON, NOON + 100, NOON + 111).steady(NOON)
-    assert not Forecast(0.5, NOON, NOON + 100, NOON + 100).steady(NOON + 101)
-    assert not Forecast(0.5, NOON, NOON + 100, None).steady(NOON)
-    assert not Forecast(0.5, NOON, None, NOON + 100).steady(NOON)
+    assert Forecast(0.5, NOON, NOON + 100, NOON + 109).is_steady(NOON)
+    assert not Forecast(0.5, NOON, NOON + 100, NOON + 111).is_steady(NOON)
+    assert not Forecast(0.5, NOON, NOON + 100, NOON + 100).is_steady(NOON + 101)
+    assert not Forecast(0.5, NOON, NOON + 100, None).is_steady(NOON)
+    assert not Forecast(0.5, NOON, None, NOON + 100).is_steady(NOON)
 
 
 def test_landing_is_a_little_after_the_expected_end() -> None:
     """Near its expected end a run is left alone until just after it, within the intervals and the deadline; earlier it is not."""
     schedule, run = Schedule(5, 60, jitter=lambda: 0.0), Course(20, "smooth").at(NOON + 12)
     steady, first = Forecast(0.6, NOON + 12, NOON + 20, NOON + 20), Forecast(0.6, NOON + 12, NOON + 20, None)
-    landed = schedule.landing(run, NOON + 12, NOON, steady)
+    landed = schedule.delay_to_expected_end(run, NOON + 12, NOON, steady)
     assert landed is not None
     assert 8 < landed < 9
-    assert schedule.landing(run, NOON + 12, NOON, first) is None
-    assert schedule.landing(run, NOON + 12, NOON, Forecast()) is None
-    assert schedule.landing(run, NOON + 20, NOON, steady) is None
-    assert schedule.next_look(run, NOON + 12, NOON, steady) == landed
-    assert Schedule(5, 60, NOON + 15, jitter=lambda: 0.0).next_look(run, NOON + 12, NOON, steady) == 3
+    assert schedule.delay_to_expected_end(run, NOON + 12, NOON, first) is None
+    assert schedule.delay_to_expected_end(run, NOON + 12, NOON, Forecast()) is None
+    assert schedule.delay_to_expected_end(run, NOON + 20, NOON, steady) is None
+    assert schedule.next_poll_delay(run, NOON + 12, NOON, steady) == landed
+    assert Schedule(5, 60, NOON + 15, jitter=lambda: 0.0).next_poll_delay(run, NOON + 12, NOON, steady) == 3
 
 
 @pytest.mark.parametrize(
@@ -248,7 +252,9 @@ def test_landing_is_a_little_after_the_expected_end() -> None:
 )
 def test_absurd_progress_breaks_no_schedule(started: object, progress: float) -> None:
     """A start in the year 1 or a progress next to nothing lets expect nothing sensible, and breaks nothing."""
-    run = FlowRun("r", "generio", state=FlowState.RUNNING, progress=progress, started_at=read_time(started))
+    run = FlowRun(
+        "r", "generio", state=FlowState.RUNNING, progress=progress, started_at=parse_timestamp(started)
+    )
     forecast = Forecast().after(run, NOON)
-    assert 0 < Schedule(5, 60).next_look(run, NOON, NOON, forecast) <= 60
+    assert 0 < Schedule(5, 60).next_poll_delay(run, NOON, NOON, forecast) <= 60
     assert forecast.end is None or math.isfinite(forecast.end)

@@ -21,20 +21,20 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.http import Response
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.polling.wait import Meter, Wait
-from airflow_provider_flows.core.retry import once
+from airflow_provider_flows.core.polling.wait import Wait, WaitMetrics
+from airflow_provider_flows.core.retry import without_retries
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.services.generio.api import Generio
-from tests.support.scripted import NOON, Script, answer, silence
+from tests.support.scripted import NOON, ScriptedTransport, json_response, no_response
 
-HTML = answer(b"<html><body>502 Bad Gateway</body></html>")
-CUT = answer(b'{"flow_id": "r", "state": "runn')
-PASSING = [silence(), HTML, CUT, *(answer({}, code) for code in (408, 429, 500, 502, 503, 504))]
+HTML = json_response(b"<html><body>502 Bad Gateway</body></html>")
+CUT = json_response(b'{"flow_id": "r", "state": "runn')
+PASSING = [no_response(), HTML, CUT, *(json_response({}, code) for code in (408, 429, 500, 502, 503, 504))]
 
 
 def state(word: str, **more: Any) -> Response:
     """Make the answer about a run that began at noon."""
-    return answer({"flow_id": "r", "state": word, "started_at": NOON, **more})
+    return json_response({"flow_id": "r", "state": word, "started_at": NOON, **more})
 
 
 class Told:
@@ -45,10 +45,10 @@ class Told:
         *answers: Response | FlowServiceError,
         deadline: float | None = None,
         endless: bool = False,
-        apart: float = 0.0,
-        meter: Meter | None = None,
+        min_interval: float = 0.0,
+        metrics: WaitMetrics | None = None,
     ) -> None:
-        self.script = Script(*answers, endless=endless)
+        self.script = ScriptedTransport(*answers, endless=endless)
         self.lines: list[tuple[int, str]] = []
         schedule = Schedule(5, 60, deadline, jitter=lambda: 0.0)
         self.wait = Wait(
@@ -56,14 +56,14 @@ class Told:
             Generio().get_run,
             schedule=schedule,
             clock=self.script.clock,
-            tell=lambda *line: self.lines.append(line),
-            meter=meter,
-            apart=apart,
+            log=lambda *line: self.lines.append(line),
+            metrics=metrics,
+            min_interval=min_interval,
         )
 
     def hold(self, kind: str = "blocking") -> FlowRun:
         """Wait to the end."""
-        return self.script.hold(once(self.wait.until_final()), kind)
+        return self.script.run(without_retries(self.wait.poll_until_final()), kind)
 
     def of(self, level: int) -> list[str]:
         """Give the lines of one level."""
@@ -75,8 +75,8 @@ class Told:
 def test_wait_ends_with_the_run(kind: str, end: str) -> None:
     """A wait ends at a final state, whichever it is, and gives the run as it was seen."""
     told = Told(state("created"), state("starting"), state("running"), state(end, progress=0.5))
-    assert told.hold(kind).state_word == end.lower()
-    assert len(told.script.pauses) == 3
+    assert told.hold(kind).raw_state == end.lower()
+    assert len(told.script.sleeps) == 3
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
@@ -84,8 +84,8 @@ def test_wait_ends_with_the_run(kind: str, end: str) -> None:
 def test_failed_look_is_no_failed_run(kind: str, trouble: Response | FlowServiceError) -> None:
     """No answer, an overloaded service, HTML and cut JSON are waited out."""
     told = Told(state("running"), trouble, trouble, trouble, state("completed"))
-    assert told.hold(kind).final
-    assert told.script.pauses == [5, 5, 10, 20]
+    assert told.hold(kind).is_final
+    assert told.script.sleeps == [5, 5, 10, 20]
 
 
 REFUSED = [
@@ -104,25 +104,32 @@ REFUSED = [
 @pytest.mark.parametrize(("code", "error"), REFUSED)
 def test_refusal_gets_three_looks(kind: str, code: int, error: type[FlowServiceError]) -> None:
     """A refused key, an unknown run or any other refusal ends the wait when three looks met it."""
-    told = Told(state("running"), *[answer({"detail": "no"}, code)] * 3)
+    told = Told(state("running"), *[json_response({"detail": "no"}, code)] * 3)
     with pytest.raises(error, match="no"):
         told.hold(kind)
-    assert told.script.pauses == [5, 5, 10]
+    assert told.script.sleeps == [5, 5, 10]
 
 
 def test_key_that_is_changed_in_time_ends_nothing() -> None:
     """A good look between refusals begins the count anew, however many they are."""
     told = Told(
-        *[answer({}, 404), answer({}, 401), state("running")] * 3, answer({}, 403), state("completed")
+        *[json_response({}, 404), json_response({}, 401), state("running")] * 3,
+        json_response({}, 403),
+        state("completed"),
     )
-    assert told.hold().final
+    assert told.hold().is_final
     assert len(told.script.requests) == 11
 
 
 def test_refusals_between_other_trouble_count_on() -> None:
     """A look that brought nothing is no good look: three refusals with trouble between them end the wait."""
     told = Told(
-        state("running"), answer({}, 401), answer({}, 503), answer({}, 401), silence(), answer({}, 401)
+        state("running"),
+        json_response({}, 401),
+        json_response({}, 503),
+        json_response({}, 401),
+        no_response(),
+        json_response({}, 401),
     )
     with pytest.raises(FlowAuthError):
         told.hold()
@@ -130,43 +137,43 @@ def test_refusals_between_other_trouble_count_on() -> None:
 
 def test_who_forgets_looks_until_it_is_sure() -> None:
     """A look that nothing is remembered of is repeated soon while it is refused, and not for any other trouble."""
-    refused = Told(*[answer({}, 404)] * 3)
+    refused = Told(*[json_response({}, 404)] * 3)
     with pytest.raises(FlowNotFound):
-        refused.script.hold(once(refused.wait.look_surely()))
-    assert refused.script.pauses == [5, 10]
+        refused.script.run(without_retries(refused.wait.poll_until_confirmed()))
+    assert refused.script.sleeps == [5, 10]
 
-    late = Told(answer({}, 404), answer({}, 503), state("completed"))
-    run = late.script.hold(once(late.wait.look_surely()))
+    late = Told(json_response({}, 404), json_response({}, 503), state("completed"))
+    run = late.script.run(without_retries(late.wait.poll_until_confirmed()))
     assert run is not None
-    assert run.final
+    assert run.is_final
 
-    away = Told(answer({}, 503))
-    assert away.script.hold(once(away.wait.look_surely())) is None
+    away = Told(json_response({}, 503))
+    assert away.script.run(without_retries(away.wait.poll_until_confirmed())) is None
 
 
 def test_refusals_are_counted_on_in_another_process() -> None:
     """A wait that goes on elsewhere remembers how often it was refused, also where the memory is of an older version."""
-    first = Told(answer({}, 404), answer({}, 404))
+    first = Told(json_response({}, 404), json_response({}, 404))
     for _ in range(2):
-        assert first.script.hold(once(first.wait.look())) is None
-    memory = json.loads(json.dumps(first.wait.memory))
-    second = Told(answer({}, 404))
-    second.wait.recall(memory)
+        assert first.script.run(without_retries(first.wait.poll())) is None
+    memory = json.loads(json.dumps(first.wait.to_dict()))
+    second = Told(json_response({}, 404))
+    second.wait.restore(memory)
     with pytest.raises(FlowNotFound):
         second.hold()
 
-    for name in ("refusals", "progress"):
+    for name in ("rejections", "progress"):
         del memory[name]
-    third = Told(answer({}, 404), state("completed"))
-    third.wait.recall(memory)
-    assert third.hold().final
+    third = Told(json_response({}, 404), state("completed"))
+    third.wait.restore(memory)
+    assert third.hold().is_final
 
 
 def test_retry_after_is_honoured_by_the_wait() -> None:
     """A service that asks for a pause is left in peace that long."""
-    told = Told(state("running"), answer({}, 503, retry_after="120"), state("completed"))
+    told = Told(state("running"), json_response({}, 503, retry_after="120"), state("completed"))
     told.hold()
-    assert told.script.pauses == [5, 120]
+    assert told.script.sleeps == [5, 120]
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
@@ -181,12 +188,12 @@ def test_deadline_ends_the_wait_at_its_second(kind: str) -> None:
 
 def test_run_that_ends_by_the_deadline_is_given() -> None:
     """A run that is final at the look on the deadline is not late."""
-    assert Told(state("running"), state("running"), state("completed"), deadline=NOON + 8).hold().final
+    assert Told(state("running"), state("running"), state("completed"), deadline=NOON + 8).hold().is_final
 
 
 def test_deadline_holds_in_trouble_too() -> None:
     """A service that never answers is waited for until the deadline, and the error says why nothing was seen."""
-    told = Told(silence(), deadline=NOON + 60, endless=True)
+    told = Told(no_response(), deadline=NOON + 60, endless=True)
     with pytest.raises(FlowTimeout, match="never seen; the last look failed: GET / got no answer"):
         told.hold()
     assert told.script.now == NOON + 60
@@ -195,7 +202,7 @@ def test_deadline_holds_in_trouble_too() -> None:
 def test_state_word_never_seen_is_waited_out_and_warned_of_once() -> None:
     """A word that nobody knows is warned of once, by that word, and the wait goes on."""
     told = Told(state("paused"), state("paused"), state("paused"), state("completed"))
-    assert told.hold().final
+    assert told.hold().is_final
     (warning,) = told.of(logging.WARNING)
     assert "'paused'" in warning
     assert "goes on" in warning
@@ -227,7 +234,9 @@ def test_progress_is_told_every_ten_points() -> None:
 
 def test_trouble_is_told_and_its_end() -> None:
     """The first miss of a row is a warning, then each doubling of the row, and its end is told once."""
-    told = Told(state("running"), *[answer({}, 503)] * 9, state("running"), silence(), state("completed"))
+    told = Told(
+        state("running"), *[json_response({}, 503)] * 9, state("running"), no_response(), state("completed")
+    )
     told.hold()
     warnings = told.of(logging.WARNING)
     assert [warning.split("(")[1].split(" ")[0] for warning in warnings] == ["1", "2", "4", "8", "1"]
@@ -239,9 +248,9 @@ def test_trouble_is_told_and_its_end() -> None:
 
 def test_single_look_gives_none_in_trouble() -> None:
     """A look that brings nothing gives None and leaves the decision to the wait."""
-    told = Told(silence(), state("running"))
-    assert told.script.hold(once(told.wait.look())) is None
-    assert told.wait.pause() == 5
-    run = told.script.hold(once(told.wait.look()))
+    told = Told(no_response(), state("running"))
+    assert told.script.run(without_retries(told.wait.poll())) is None
+    assert told.wait.next_delay() == 5
+    run = told.script.run(without_retries(told.wait.poll()))
     assert run is not None
-    assert not run.final
+    assert not run.is_final

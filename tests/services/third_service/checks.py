@@ -20,7 +20,7 @@ from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 from airflow.models.connection import Connection
 from airflow.providers_manager import ProvidersManager
 from airflow.sdk import DAG, task
-from brewery_flows import Brewery, BreweryHook, read_brew
+from brewery_flows import Brewery, BreweryHook, parse_brew
 from packaging.version import Version
 
 from airflow_provider_flows.cli.exit_codes import Exit
@@ -32,17 +32,17 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.http import Conversation, Request, Resend
 from airflow_provider_flows.core.run import FlowRun, FlowState
-from airflow_provider_flows.core.service import Inputs, Service, asked
-from airflow_provider_flows.core.start import Record, picked_up, start
+from airflow_provider_flows.core.service import Inputs, Service, request_json
+from airflow_provider_flows.core.start import RunRecord, resume, start
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
 from tests.support.airflow_run import DagResult, run_dag
-from tests.support.brewery_server import FILES, KEY, RECIPES, WORDS, Brewhouse, brewery
-from tests.support.commands import Ended, caller
-from tests.support.no_lineage import belongs
-from tests.support.watchers import watching
-from tests.support.watching import ended, errors_of, only, until
+from tests.support.brewery_server import FILES, KEY, RECIPES, TOAST_TEXT, Brewhouse, run_brewery
+from tests.support.commands import CommandResult, flows_command
+from tests.support.no_lineage import is_hidden
+from tests.support.watchers import run_watcher
+from tests.support.watching import collect_errors, error_text, run_trigger, wait_for_condition
 
 OFTEN = {"poll_interval": 0.05, "max_poll_interval": 0.1}
 STOUT: dict[str, Any] = {"flow": "stout", "inputs": ["Fuggle", "Golding"], "parameters": {"strength": 4}}
@@ -61,7 +61,7 @@ WITH_A_STORE = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brewhouse]:
     """Run a brewery, and name it in the connections `pub` and `flows_default`."""
-    with brewery() as (house, url):
+    with run_brewery() as (house, url):
         told = {
             "conn_type": "brewery",
             "host": url,
@@ -75,9 +75,9 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brewhouse]:
 
 
 @pytest.fixture
-def flows(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+def flows(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
     """Run `airflow flows ... --conn-id pub`."""
-    run = caller(capsys)
+    run = flows_command(capsys)
     return lambda line: run(f"{line} --conn-id pub")
 
 
@@ -135,7 +135,7 @@ def test_every_kind_of_task_runs_its_flows(house: Brewhouse, tmp_path: Path) -> 
     """Operator (three ways), sensor (two) and `@task.flow` brew, and bring home what that gives."""
     result = run_dag(made(tmp_path))
     assert result.state == "success", result.log
-    assert house.lit == len(house.brews) == 5
+    assert house.paid_count == len(house.brews) == 5
     assert {brew.stage for brew in house.brews.values()} == {"done"}
 
     for name in ("blocking", "deferred", "sensed"):
@@ -150,10 +150,10 @@ def test_every_kind_of_task_runs_its_flows(house: Brewhouse, tmp_path: Path) -> 
             Path(output["uri"].removeprefix("file://")).read_bytes() for output in written.values()
         ] == CONTENTS
         assert [output["value"] for output in returned["outputs"] if "value" in output] == [
-            f"{WORDS} Fuggle and Golding"
+            f"{TOAST_TEXT} Fuggle and Golding"
         ]
         assert result.xcoms[name]["flow_run_link"] == f"{CONSOLE}/brews/{returned['flow_run_id']}"
-    assert result.xcoms["toast"]["return_value"] == f"{WORDS} Cascade"
+    assert result.xcoms["toast"]["return_value"] == f"{TOAST_TEXT} Cascade"
     assert house.brews[int(result.xcoms["blocking"]["flow_run_id"])].note["order"] == 7
 
 
@@ -173,7 +173,7 @@ def test_no_lineage_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.state == "success", result.log
     assert result.xcoms["brew"]["flow_run_link"]
     assert not [name for name in ProvidersManager().providers if "openlineage" in name]
-    assert not [name for name in sys.modules if belongs(name)]
+    assert not [name for name in sys.modules if is_hidden(name)]
 
 
 def failed(**arguments: Any) -> DagResult:
@@ -214,19 +214,23 @@ def brewed(hook: FlowsHook) -> str:
 async def test_its_runs_are_waited_for_and_told_by_triggers(house: Brewhouse) -> None:
     """A trigger waits for a run and another tells an asset watcher of it, whoever started it; one that nobody knows is told."""
     hook = await FlowsHook.aget_hook("pub")
-    async with watching(flows_conn_id="pub", flow="stout") as watcher:
-        assert await until(lambda: any(seen.path == "/v2/brews" for seen in house.seen), within=30)
+    async with run_watcher(flows_conn_id="pub", flow="stout") as watcher:
+        assert await wait_for_condition(
+            lambda: any(seen.path == "/v2/brews" for seen in house.requests), max_seconds=30
+        )
         number = await asyncio.to_thread(brewed, hook)
-        run = await ended(number, conn_id="pub")
-        assert (run.state, run.state_word, run.service) == (FlowState.COMPLETED, "done", "brewery")
-        assert await until(lambda: watcher.ids == [number], within=30)
+        run = await run_trigger(number, conn_id="pub")
+        assert (run.state, run.raw_state, run.service) == (FlowState.COMPLETED, "done", "brewery")
+        assert await wait_for_condition(lambda: watcher.ids == [number], max_seconds=30)
     (event,) = watcher.events
     assert (event["service"], event["flow"], event["state"]) == ("brewery", "stout", "completed")
-    assert only((await errors_of(["4711"], conn_id="pub"))[0], FlowNotFound)
+    assert error_text((await collect_errors(["4711"], conn_id="pub"))[0], FlowNotFound)
 
 
 @WITH_FORM_AND_COMMANDS
-def test_the_command_line_serves_it(house: Brewhouse, flows: Callable[[str], Ended], tmp_path: Path) -> None:
+def test_the_command_line_serves_it(
+    house: Brewhouse, flows: Callable[[str], CommandResult], tmp_path: Path
+) -> None:
     """Every command that asks a service does so here, by nothing but `--conn-id`."""
     assert [row["flow"] for row in flows("list -o json").json] == [*RECIPES]
     assert flows("describe stout -o json").json["parameters"]["strength"]["maximum"] == 9
@@ -255,7 +259,7 @@ def test_the_command_line_serves_it(house: Brewhouse, flows: Callable[[str], End
 class Hasty(Brewery):
     """The same brewery as a service whose one request makes a brew and lights it, and whose brews can be looked at, not spilt."""
 
-    steps = False
+    staged_start = False
     abort = Service.abort
 
     def start(
@@ -265,36 +269,34 @@ class Hasty(Brewery):
         parameters: Any,
         additional: Any,
         *,
-        about: Callable[[], None] = lambda: None,
-        promised: Collection[str] | None = None,  # noqa: ARG002  # a brew takes a while
+        before_start: Callable[[], None] = lambda: None,
+        expected_outputs: Collection[str] | None = None,  # noqa: ARG002  # a brew takes a while
     ) -> Conversation[FlowRun]:
         """POST /v2/brews with the hops."""
-        hops = [item.data for item in self.checked(inputs)]
+        hops = [item.data for item in self.to_flow_inputs(inputs)]
         body = {"recipe": flow, "knobs": parameters or {}, "note": additional, "hops": hops}
-        about()
+        before_start()
         return (
-            yield from asked(
-                Request("POST", "/v2/brews", json=body, resend=Resend.IF_NEVER_ARRIVED), read_brew
+            yield from request_json(
+                Request("POST", "/v2/brews", json=body, resend=Resend.IF_NEVER_ARRIVED), parse_brew
             )
         )
 
 
 def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse) -> None:
     """A retry goes on with the brew of an earlier try, as it is now; it starts anew where that has failed, or is another's."""
-    hook, service, records = FlowsHook.get_hook("pub"), Hasty(), list[Record | None]()
+    hook, service, records = FlowsHook.get_hook("pub"), Hasty(), list[RunRecord | None]()
     for flow, again in (("stout", True), ("sour", False)):
-        order = hook.order(flow, "Saaz", {"strength": 1}, None)
-        made = hook.patient(start(service, order, Record(order.fingerprint, 0), records.append))
+        order = hook.build_request(flow, "Saaz", {"strength": 1}, None)
+        made = hook.run(start(service, order, RunRecord(order.fingerprint, 0), records.append))
         record = records[-1]
         assert record is not None
-        assert (record.flow_run_id, record.answer) == (made.flow_run_id, None)
-        found = hook.patient(picked_up(service, order, record, 0))
+        assert (record.flow_run_id, record.saved_run) == (made.flow_run_id, None)
+        found = hook.run(resume(service, order, record, 0))
         assert (found is not None and found.state is FlowState.RUNNING) is again
-    order = hook.order("lager", "Saaz", None, None)
-    hook.patient(start(service, order, Record(order.fingerprint, 0), records.append))
-    assert (
-        hook.patient(picked_up(service, order, records[-1], 1)) is None
-    )  # after a Clear; it cannot be spilt here
+    order = hook.build_request("lager", "Saaz", None, None)
+    hook.run(start(service, order, RunRecord(order.fingerprint, 0), records.append))
+    assert hook.run(resume(service, order, records[-1], 1)) is None  # after a Clear; it cannot be spilt here
     assert [brew.stage for brew in house.brews.values()] == ["brewing", "spoilt", "brewing"]
 
 
@@ -303,9 +305,9 @@ def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse)
 def test_a_retry_pays_once(house: Brewhouse, monkeypatch: pytest.MonkeyPatch, service: type[Brewery]) -> None:
     """A task whose first try breaks after the brew is lit goes on with that brew, however the service starts one."""
     monkeypatch.setattr(
-        BreweryHook, "make_service", lambda *_: service()
+        BreweryHook, "create_service", lambda *_: service()
     )  # the brewery's own: another version of its package
-    house.troubles = 1
+    house.failures_left = 1
     with DAG(f"brewed_again_{service.__name__}", schedule=None) as dag:
         again = {"retries": 1, "retry_delay": timedelta(0)}
         RunFlowOperator(
@@ -314,4 +316,4 @@ def test_a_retry_pays_once(house: Brewhouse, monkeypatch: pytest.MonkeyPatch, se
     result = run_dag(dag)
     assert result.state == "success", result.log
     assert isinstance(result.errors["brew"], FlowServiceError)
-    assert (house.troubles, house.lit) == (0, 1)
+    assert (house.failures_left, house.paid_count) == (0, 1)

@@ -9,7 +9,7 @@ from playwright.sync_api import Frame, Page
 
 from tests.system.browser.stage import IMAGES
 
-READABLE = 4.5  # contrast of text, WCAG 2.2, 1.4.3
+MIN_CONTRAST = 4.5  # contrast of text, WCAG 2.2, 1.4.3
 # The contrast of every text that is seen, worst first; a canvas turns whatever colour a style has into red, green and blue.
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas");
@@ -28,7 +28,7 @@ CONTRASTS = """() => {
   const found = [];
   for (const it of document.querySelectorAll("main *")) {
     const text = [...it.childNodes].filter((each) => each.nodeType === 3).map((each) => each.data.trim()).join("");
-    if (!text || !it.checkVisibility() || it.namespaceURI.endsWith("svg") || it.closest(".heard")) continue;
+    if (!text || !it.checkVisibility() || it.namespaceURI.endsWith("svg") || it.closest(".visually-hidden")) continue;
     const behind = [];
     for (let outer = it; outer; outer = outer.parentElement) behind.unshift(getComputedStyle(outer).backgroundColor);
     const [a, b] = [light(mixed(behind)), light(mixed([...behind, getComputedStyle(it).color]))];
@@ -48,7 +48,7 @@ def hide(page: Page, *, hidden: bool) -> None:
     page.evaluate(HIDE, hidden)
 
 
-def framed(page: Page, address: str) -> Frame:
+def open_frame(page: Page, address: str) -> Frame:
     """Go to a page of Airflow's, and give what stands in its frame."""
     page.goto(address)
     handle = page.locator("iframe").element_handle()
@@ -58,35 +58,35 @@ def framed(page: Page, address: str) -> Frame:
     return frame
 
 
-def shot(page: Page, name: str) -> None:
+def save_screenshot(page: Page, name: str) -> None:
     """Keep a picture of what is seen, once it stands still."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(700)
     page.screenshot(path=IMAGES / f"{name}.png")
 
 
-def readable(seen: Frame | Page, width: int | None = None) -> None:
+def assert_readable(target: Frame | Page, width: int | None = None) -> None:
     """Every text stands out from what is behind it, and the page fits its width.
 
     :param width: in CSS pixels, if it is to fit.
     """
-    contrasts = seen.evaluate(CONTRASTS)
+    contrasts = target.evaluate(CONTRASTS)
     assert contrasts
-    assert [told for told in contrasts if told[0] < READABLE] == []
-    assert width is None or seen.evaluate("document.documentElement.scrollWidth") <= width
+    assert [contrast for contrast in contrasts if contrast[0] < MIN_CONTRAST] == []
+    assert width is None or target.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def harmless(page: Page) -> None:
+def assert_harmless(page: Page) -> None:
     """Nothing of what is hostile was run."""
     assert page.evaluate("window.hostile") is None
 
 
-def numbers(frame: Frame, how_many: int) -> list[int]:
+def collect_percentages(frame: Frame, count: int) -> list[int]:
     """Give the percentages that are shown one after the other."""
-    seen: list[int] = []
-    while len(seen) < how_many:
+    percentages: list[int] = []
+    while len(percentages) < count:
         now = int(frame.locator('[data-is="percent"]').first.inner_text().split()[0])
-        if not seen or now != seen[-1]:
-            seen.append(now)
+        if not percentages or now != percentages[-1]:
+            percentages.append(now)
         frame.page.wait_for_timeout(200)
-    return seen
+    return percentages

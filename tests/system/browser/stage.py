@@ -28,43 +28,43 @@ IMAGES = Path(__file__).parents[3] / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PASSWORDS = {"admin": "admin-of-the-tests", "vera": "viewer-of-the-tests"}
 RUN_SECONDS = 14.0
-AIRFLOWS_OWN = "An iframe which has both allow-scripts and allow-same-origin"  # said of the frame that Airflow itself makes
+IGNORED_WARNING = "An iframe which has both allow-scripts and allow-same-origin"  # said of the frame that Airflow itself makes
 WIDE, NARROW = (1600, 1000), (400, 900)
 
 
 @dataclass
-class Watched:
+class BrowserLog:
     """What a browser's page has complained of, and whom it has asked."""
 
-    complaints: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    requested_urls: list[str] = field(default_factory=list)
 
-    def over(self, page: Page) -> None:
+    def attach(self, page: Page) -> None:
         """Listen to a page."""
-        page.on("console", self._said)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", self._asks)
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self._on_request)
 
     def hosts(self) -> set[str]:
         """Name all whom the browser has asked."""
-        return {urlsplit(url).netloc for url in self.asked if not url.startswith(("data:", "blob:"))}
+        return {urlsplit(url).netloc for url in self.requested_urls if not url.startswith(("data:", "blob:"))}
 
-    def _said(self, message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"} and not message.text.startswith(AIRFLOWS_OWN):
-            self.complaints.append(f"{message.type}: {message.text} ({(message.location or {}).get('url')})")
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"} and not message.text.startswith(IGNORED_WARNING):
+            self.errors.append(f"{message.type}: {message.text} ({(message.location or {}).get('url')})")
 
-    def _asks(self, request: Request) -> None:
-        self.asked.append(request.url)
+    def _on_request(self, request: Request) -> None:
+        self.requested_urls.append(request.url)
 
 
 @dataclass
-class Stage:
+class BrowserStage:
     """All of it."""
 
     emulator: Emulator
     stack: Stack
     browser: Browser
-    watched: Watched
+    browser_log: BrowserLog
     output: Path
 
     def log_in(self, user: str = "admin", *, dark: bool = False, size: tuple[int, int] = WIDE) -> Page:
@@ -76,7 +76,7 @@ class Stage:
         )
         page = context.new_page()
         page.set_default_timeout(90_000)
-        self.watched.over(page)
+        self.browser_log.attach(page)
         page.goto(f"{self.stack.address}/auth/login")
         page.get_by_label("Username").fill(user)
         page.locator("input[type=password]").fill(PASSWORDS[user])
@@ -84,16 +84,16 @@ class Stage:
         page.wait_for_url(lambda url: "/auth/login" not in url)
         return page
 
-    def tab(self, dag_id: str, run_id: str, task_id: str, map_index: int | None = None) -> str:
+    def tab_url(self, dag_id: str, run_id: str, task_id: str, map_index: int | None = None) -> str:
         """Give the address of the tab in Airflow's own page."""
         mapped = "" if map_index is None else f"/mapped/{map_index}"
         return f"{self.stack.address}/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/{task_id}{mapped}/plugin/flow-run"
 
-    def own(self, dag_id: str, run_id: str, task_id: str) -> str:
+    def content_url(self, dag_id: str, run_id: str, task_id: str) -> str:
         """Give the address of the tab's content alone."""
         return f"{self.stack.address}/flows/task/{dag_id}/{quote(run_id, safe='')}/{task_id}/-1"
 
-    def start(self, template: str) -> None:
+    def start_run(self, template: str) -> None:
         """Start a flow run without Airflow, as anybody with the key may."""
         image = (
             "data:image/png;base64,"
@@ -112,7 +112,7 @@ def installed_browser() -> str:
 
 
 @contextmanager
-def stage(folder: Path) -> Iterator[Stage]:
+def open_stage(folder: Path) -> Iterator[BrowserStage]:
     """Set everything up, and take it down in the end."""
     output = Path(tempfile.mkdtemp(prefix="flows-"))  # the pictures show it
     home = folder / "airflow"
@@ -135,7 +135,7 @@ def stage(folder: Path) -> Iterator[Stage]:
                 executable_path=installed_browser(), args=["--no-sandbox"], env=dict(os.environ)
             )
             try:
-                yield Stage(emulator, stack, browser, Watched(), output)
+                yield BrowserStage(emulator, stack, browser, BrowserLog(), output)
             finally:
                 browser.close()
                 shutil.rmtree(output, ignore_errors=True)
@@ -143,7 +143,7 @@ def stage(folder: Path) -> Iterator[Stage]:
 
 def _connect(stack: Stack, emulator: Emulator) -> None:
     """Write the connections into the metadata database, one of them with a wrong key, one to nobody."""
-    told = {
+    connections = {
         "flows_default": {"conn_type": "generio", "host": emulator.url, "password": emulator.key},
         "promptchainer_default": {
             "conn_type": "promptchainer",
@@ -155,5 +155,5 @@ def _connect(stack: Stack, emulator: Emulator) -> None:
         "away": {"conn_type": "generio", "host": "http://127.0.0.1:9", "password": "any"},
     }
     file = stack.home / "connections.json"
-    file.write_text(json.dumps(told))
+    file.write_text(json.dumps(connections))
     stack.airflow("connections", "import", "--overwrite", str(file))

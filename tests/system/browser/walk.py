@@ -17,9 +17,16 @@ from playwright.sync_api import expect
 
 from airflow_provider_flows.emulator.faults import Fault
 from airflow_provider_flows.emulator.plans import Plan
-from airflow_provider_flows.plugin.run_view import LOOK_SECONDS
-from tests.system.browser.looking import framed, harmless, hide, numbers, readable, shot
-from tests.system.browser.stage import GRAPHS, IMAGES, NARROW, PASSWORDS, Stage, stage
+from airflow_provider_flows.plugin.run_view import PAGE_POLL_SECONDS
+from tests.system.browser.looking import (
+    assert_harmless,
+    assert_readable,
+    collect_percentages,
+    hide,
+    open_frame,
+    save_screenshot,
+)
+from tests.system.browser.stage import GRAPHS, IMAGES, NARROW, PASSWORDS, BrowserStage, open_stage
 
 log = logging.getLogger(__name__)
 pytestmark = pytest.mark.timeout(600)
@@ -27,118 +34,125 @@ pytestmark = pytest.mark.timeout(600)
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 HOSTILE = '<img src=x onerror="window.top.hostile=1">'
 HOSTILE_PROMPT = f"a ball{HOSTILE}</dd></pre><script>window.top.hostile=1</script>"
-BEGUN = 30_000  # milliseconds; by then the longest run here moves: an emulated one does nothing for a tenth of its time
-LOOKED = "window.looked"  # survives whatever is no reload
+START_TIMEOUT_MILLISECONDS = 30_000  # milliseconds; by then the longest run here moves: an emulated one does nothing for a tenth of its time
+RELOAD_MARKER = "window.notReloaded"  # survives whatever is no reload
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserStage]:
     """Set it all up once."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    with stage(tmp_path_factory.mktemp("browser")) as made:
-        yield made
+    with open_stage(tmp_path_factory.mktemp("browser")) as browser_stage:
+        yield browser_stage
 
 
-def test_the_tab_follows_a_run_to_its_end(house: Stage) -> None:
+def test_the_tab_follows_a_run_to_its_end(house: BrowserStage) -> None:
     """Progress moves without a reload until the final state; the model's file comes down as it was written."""
-    house.emulator.plan(Plan(run_seconds=45))  # a first log-in takes a while
+    house.emulator.add_plan(Plan(run_seconds=45))  # a first log-in takes a while
     run_id = house.stack.trigger("browser_model")
     page = house.log_in()
     house.stack.wait_for_task("browser_model", run_id, "make", {"running"}, 60)
-    frame = framed(page, house.tab("browser_model", run_id, "make"))
+    frame = open_frame(page, house.tab_url("browser_model", run_id, "make"))
     expect(frame.locator(".badge.running")).to_be_visible(timeout=60_000)
-    frame.evaluate(f"{LOOKED} = true")
-    moved = numbers(frame, 3)
+    frame.evaluate(f"{RELOAD_MARKER} = true")
+    moved = collect_percentages(frame, 3)
     assert moved == sorted(moved)
     expect(frame.locator('[data-is="end"]')).to_contain_text("left")
     expect(frame.get_by_text("A modern office chair")).to_be_visible()
-    readable(frame)
-    shot(page, "flow-run-running-light")
+    assert_readable(frame)
+    save_screenshot(page, "flow-run-running-light")
     expect(frame.locator(".badge.completed")).to_be_visible(timeout=60_000)
-    expect(frame.locator(".place")).to_contain_text("file://", timeout=60_000)
+    expect(frame.locator(".location")).to_contain_text("file://", timeout=60_000)
     expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
     expect(frame.get_by_text("success", exact=True)).to_be_visible(timeout=60_000)
-    assert frame.evaluate(LOOKED) is True
-    assert frame.locator("#told").inner_text() == "Flow run completed"  # for who hears the page
-    readable(frame)
-    shot(page, "flow-run-light")
-    with page.expect_download() as coming:
+    assert frame.evaluate(RELOAD_MARKER) is True
+    assert frame.locator("#announcement").inner_text() == "Flow run completed"  # for who hears the page
+    assert_readable(frame)
+    save_screenshot(page, "flow-run-light")
+    with page.expect_download() as download:
         frame.get_by_role("link", name="Download").click()
     written = next(house.output.rglob("*.glb"))
-    assert Path(coming.value.path()).read_bytes() == written.read_bytes()
-    assert coming.value.suggested_filename == written.name
-    before = len([url for url in house.watched.asked if "/flows/json/" in url])
+    assert Path(download.value.path()).read_bytes() == written.read_bytes()
+    assert download.value.suggested_filename == written.name
+    before = len([url for url in house.browser_log.requested_urls if "/flows/json/" in url])
     page.wait_for_timeout(6_000)
-    assert len([url for url in house.watched.asked if "/flows/json/" in url]) == before
-    harmless(page)
+    assert len([url for url in house.browser_log.requested_urls if "/flows/json/" in url]) == before
+    assert_harmless(page)
 
 
-def test_a_tab_that_nobody_sees_asks_nothing(house: Stage) -> None:
+def test_a_tab_that_nobody_sees_asks_nothing(house: BrowserStage) -> None:
     """A hidden tab stops asking, and asks at once when it is seen again; who has been logged out meanwhile is told so."""
-    house.emulator.plan(Plan(run_seconds=90))
+    house.emulator.add_plan(Plan(run_seconds=90))
     run_id = house.stack.trigger("browser_left")
     assert house.stack.wait("browser_left", run_id, 60) == "success"
     page = house.log_in()
-    page.goto(house.own("browser_left", run_id, "start"))
-    asked = house.watched.asked
-    expect(page.locator('[data-is="percent"]')).not_to_have_text("0 %", timeout=BEGUN)
+    page.goto(house.content_url("browser_left", run_id, "start"))
+    urls = house.browser_log.requested_urls
+    expect(page.locator('[data-is="percent"]')).not_to_have_text("0 %", timeout=START_TIMEOUT_MILLISECONDS)
     hide(page, hidden=True)
     page.wait_for_timeout(500)  # what was on its way
-    before, shown = len(asked), page.locator('[data-is="percent"]').inner_text()
+    before, shown = len(urls), page.locator('[data-is="percent"]').inner_text()
     page.wait_for_timeout(8_000)
-    assert asked[before:] == []
+    assert urls[before:] == []
     hide(page, hidden=False)
     expect(page.locator('[data-is="percent"]')).not_to_have_text(shown, timeout=2_000)
-    complaints = list(house.watched.complaints)
+    errors = list(house.browser_log.errors)
     page.context.clear_cookies()
     expect(page.get_by_role("heading", name="Please log in")).to_be_visible()
-    before = len(asked)
+    before = len(urls)
     page.wait_for_timeout(4_000)
-    assert asked[before:] == []
-    house.watched.complaints[:] = complaints  # the browser itself says that it was refused
+    assert urls[before:] == []
+    house.browser_log.errors[:] = errors  # the browser itself says that it was refused
 
 
-def test_twenty_tabs_cost_the_service_no_more_than_one(house: Stage) -> None:
+def test_twenty_tabs_cost_the_service_no_more_than_one(house: BrowserStage) -> None:
     """Twenty tabs on one running flow: at most one request to the service in each interval, and all of them follow it."""
-    house.emulator.plan(Plan(run_seconds=150))
+    house.emulator.add_plan(Plan(run_seconds=150))
     run_id = house.stack.trigger("browser_left")
     assert house.stack.wait("browser_left", run_id, 60) == "success"
     context = house.log_in().context
     tabs = [context.new_page() for _ in range(20)]
     for tab in tabs:
-        tab.goto(house.own("browser_left", run_id, "start"))
+        tab.goto(house.content_url("browser_left", run_id, "start"))
     flow_run_id = tabs[0].locator("dd code").first.inner_text()
     before = len(house.emulator.requests)
     first = [tab.locator('[data-is="percent"]').inner_text() for tab in tabs]
     for tab, shown in zip(tabs, first, strict=True):
-        expect(tab.locator('[data-is="percent"]')).not_to_have_text(shown, timeout=BEGUN)
-    tabs[0].wait_for_timeout(4 * 1000 * LOOK_SECONDS)
-    looks = [asked.at for asked in house.emulator.requests[before:] if asked.path == f"/flows/{flow_run_id}"]
-    apart = [later - earlier for earlier, later in pairwise(looks)]
+        expect(tab.locator('[data-is="percent"]')).not_to_have_text(shown, timeout=START_TIMEOUT_MILLISECONDS)
+    tabs[0].wait_for_timeout(4 * 1000 * PAGE_POLL_SECONDS)
+    poll_times = [
+        recorded.at
+        for recorded in house.emulator.requests[before:]
+        if recorded.path == f"/flows/{flow_run_id}"
+    ]
+    intervals = [later - earlier for earlier, later in pairwise(poll_times)]
     log.info(
-        "%d looks at the run in %.1f s, at least %.2f s apart", len(looks), looks[-1] - looks[0], min(apart)
+        "%d looks at the run in %.1f s, at least %.2f s apart",
+        len(poll_times),
+        poll_times[-1] - poll_times[0],
+        min(intervals),
     )
-    assert len(looks) >= 4
-    assert min(apart) >= LOOK_SECONDS
+    assert len(poll_times) >= 4
+    assert min(intervals) >= PAGE_POLL_SECONDS
     context.close()
 
 
-def test_the_runs_of_earlier_tries(house: Stage) -> None:
+def test_the_runs_of_earlier_tries(house: BrowserStage) -> None:
     """The tab shows the last try's run, and leads to the one that the try before had."""
-    house.emulator.plan(Plan(outcome="failed", error="The mesh has a hole", run_seconds=2))
+    house.emulator.add_plan(Plan(outcome="failed", error="The mesh has a hole", run_seconds=2))
     run_id = house.stack.trigger("browser_tries")
     assert house.stack.wait("browser_tries", run_id, 150) == "success"
     page = house.log_in()
-    frame = framed(page, house.tab("browser_tries", run_id, "make"))
+    frame = open_frame(page, house.tab_url("browser_tries", run_id, "make"))
     expect(frame.locator(".badge.completed")).to_be_visible()
-    shot(page, "flow-run-tries-light")
+    save_screenshot(page, "flow-run-tries-light")
     frame.get_by_role("link", name="Try 1").click()
     expect(frame.get_by_text("The mesh has a hole")).to_be_visible()
     frame.get_by_role("link", name="The last try's flow run").click()
     expect(frame.locator(".badge.completed")).to_be_visible()
 
 
-def test_a_chain_of_prompts_with_a_hostile_name(house: Stage) -> None:
+def test_a_chain_of_prompts_with_a_hostile_name(house: BrowserStage) -> None:
     """Picture and text of a run are shown, a hostile flow's name is a text, all of it in the dark too."""
     graph = json.loads((GRAPHS / f"{SAMPLE}.json").read_text())
     house.emulator.add_graph(HOSTILE, graph)
@@ -147,67 +161,67 @@ def test_a_chain_of_prompts_with_a_hostile_name(house: Stage) -> None:
     for run_id in (hostile, plain):
         assert house.stack.wait("browser_chain", run_id, 90) == "success"
     page = house.log_in(dark=True)
-    frame = framed(page, house.tab("browser_chain", hostile, "write"))
+    frame = open_frame(page, house.tab_url("browser_chain", hostile, "write"))
     expect(frame.get_by_role("heading", name=HOSTILE)).to_be_visible()
     expect(frame.get_by_text(HOSTILE_PROMPT, exact=True)).to_be_visible()
     assert HOSTILE_PROMPT in frame.locator("pre").first.inner_text()
-    harmless(page)
-    frame = framed(page, house.tab("browser_chain", plain, "write"))
+    assert_harmless(page)
+    frame = open_frame(page, house.tab_url("browser_chain", plain, "write"))
     assert "dark" in frame.evaluate("document.documentElement.className")
     expect(frame.locator(".flow-drawing")).to_be_visible()
     image = frame.locator(".output img")
     image.scroll_into_view_if_needed()
     frame.wait_for_function("document.querySelector('.output img').naturalWidth > 0")
     frame.evaluate("window.scrollTo(0, 0)")
-    readable(frame)
-    shot(page, "flow-run-dark")
-    with page.expect_download() as coming:
+    assert_readable(frame)
+    save_screenshot(page, "flow-run-dark")
+    with page.expect_download() as download:
         frame.locator(".output.text").get_by_role("link", name="Download").click()
-    assert Path(coming.value.path()).read_text() == frame.locator("pre").inner_text()
+    assert Path(download.value.path()).read_text() == frame.locator("pre").inner_text()
 
 
-def test_each_mapped_instance_has_its_own_run(house: Stage) -> None:
+def test_each_mapped_instance_has_its_own_run(house: BrowserStage) -> None:
     """The tab of a mapped task instance shows that instance's run, and its output though it stayed at the service."""
     run_id = house.stack.trigger("browser_mapped")
     assert house.stack.wait("browser_mapped", run_id, 120) == "success"
     page = house.log_in()
     for index, prompt in enumerate(("A round table", "A stool")):
-        frame = framed(page, house.tab("browser_mapped", run_id, "make", index))
+        frame = open_frame(page, house.tab_url("browser_mapped", run_id, "make", index))
         expect(frame.get_by_text(prompt)).to_be_visible()
         expect(frame.get_by_text("model/gltf-binary")).to_be_visible()
         expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
-    with page.expect_download() as coming:
+    with page.expect_download() as download:
         frame.get_by_role("link", name="Download").click()
-    assert Path(coming.value.path()).read_bytes().startswith(b"glTF")
+    assert Path(download.value.path()).read_bytes().startswith(b"glTF")
 
 
-def test_a_task_without_a_run_says_so(house: Stage) -> None:
+def test_a_task_without_a_run_says_so(house: BrowserStage) -> None:
     """Airflow shows the tab on every task."""
     run_id = house.stack.trigger("browser_none")
     house.stack.wait("browser_none", run_id, 60)
-    frame = framed(house.log_in(), house.tab("browser_none", run_id, "nothing"))
+    frame = open_frame(house.log_in(), house.tab_url("browser_none", run_id, "nothing"))
     expect(frame.get_by_text("This task has no flow run")).to_be_visible()
 
 
-def test_the_page_of_all_runs(house: Stage) -> None:
+def test_the_page_of_all_runs(house: BrowserStage) -> None:
     """A connection's runs move, are filtered and sorted, and are opened by keyboard; trouble is told."""
-    house.emulator.plan(
+    house.emulator.add_plan(
         Plan(outcome="failed", error="The mesh has a hole that cannot be closed", run_seconds=60)
     )
-    house.emulator.plan(Plan(run_seconds=60))  # a log-in takes a while
+    house.emulator.add_plan(Plan(run_seconds=60))  # a log-in takes a while
     runs = [house.stack.trigger("browser_model", {"prompt": prompt}) for prompt in ("A lamp", "A vase")]
     house.stack.wait_for_task("browser_model", runs[1], "make", {"running"}, 60)
     page = house.log_in()
-    frame = framed(page, f"{house.stack.address}/plugin/flow-runs")
+    frame = open_frame(page, f"{house.stack.address}/plugin/flow-runs")
     expect(frame.locator("td .badge.running").first).to_be_visible(timeout=60_000)
     still = frame.locator('[data-is="percent"]').filter(has_text=re.compile(r"^\s*0 %\s*$"))
-    expect(still).to_have_count(0, timeout=BEGUN)  # each has begun to move
-    readable(frame)
-    shot(page, "flow-runs-light")
+    expect(still).to_have_count(0, timeout=START_TIMEOUT_MILLISECONDS)  # each has begun to move
+    assert_readable(frame)
+    save_screenshot(page, "flow-runs-light")
     for run_id in runs:
         house.stack.wait("browser_model", run_id, 150)
     expect(frame.locator("td .badge.failed").first).to_be_visible()
-    house.start("model_generate_fromimage")
+    house.start_run("model_generate_fromimage")
     frame.get_by_label("Flow", exact=True).select_option("model_generate_fromimage")
     frame.get_by_role("button", name="Show").focus()
     page.keyboard.press("Enter")
@@ -223,58 +237,58 @@ def test_the_page_of_all_runs(house: Stage) -> None:
     frame.get_by_role("link", name="Flow runs").click()
     frame.get_by_role("link", name="Duration").click()
     expect(frame.locator("th[aria-sort]")).to_have_text("Duration ↓")
-    for connection, told in (("wrong_key", "refuses the key"), ("away", "could not be asked")):
+    for connection, message in (("wrong_key", "refuses the key"), ("away", "could not be asked")):
         frame.get_by_role("link", name=connection).click()
-        expect(frame.get_by_role("alert")).to_contain_text(told)
+        expect(frame.get_by_role("alert")).to_contain_text(message)
     frame.get_by_role("link", name="promptchainer_default").click()
     frame.get_by_role("link", name=SAMPLE).click()
     expect(frame.locator(".flow-drawing")).to_be_visible()
-    shot(page, "flow-light")
+    save_screenshot(page, "flow-light")
 
 
-def test_dark_and_narrow(house: Stage) -> None:
+def test_dark_and_narrow(house: BrowserStage) -> None:
     """The page is at home in the dark, and fits a telephone; a hostile name in the list is a text."""
     page = house.log_in(dark=True)
-    frame = framed(page, f"{house.stack.address}/plugin/flow-runs")
-    readable(frame)
-    shot(page, "flow-runs-dark")
-    told = {"flows": [{"flow_id": HOSTILE, "template": HOSTILE, "state": "running", "progress": 0.4}]}
-    house.emulator.fault(
-        Fault(method="GET", path="/flows", times=None, status=200, body=json.dumps(told).encode())
+    frame = open_frame(page, f"{house.stack.address}/plugin/flow-runs")
+    assert_readable(frame)
+    save_screenshot(page, "flow-runs-dark")
+    body = {"flows": [{"flow_id": HOSTILE, "template": HOSTILE, "state": "running", "progress": 0.4}]}
+    house.emulator.add_fault(
+        Fault(method="GET", path="/flows", times=None, status=200, body=json.dumps(body).encode())
     )
     small = house.log_in(size=NARROW)
     small.goto(f"{house.stack.address}/flows/connection/flows_default")
     expect(small.locator("td.flow")).to_have_text(HOSTILE, timeout=30_000)
-    harmless(small)
+    assert_harmless(small)
     house.emulator.clear_faults()
     expect(small.locator("tbody tr").nth(2)).to_be_visible(timeout=30_000)
-    readable(small, NARROW[0])
-    shot(small, "flow-runs-narrow-light")
+    assert_readable(small, NARROW[0])
+    save_screenshot(small, "flow-runs-narrow-light")
     small.locator("tbody a").first.click()
     expect(small.get_by_role("heading", name="Timeline")).to_be_visible()
-    readable(small, NARROW[0])
-    shot(small, "flow-run-narrow-light")
+    assert_readable(small, NARROW[0])
+    save_screenshot(small, "flow-run-narrow-light")
 
 
-def test_who_may_not_look(house: Stage) -> None:
+def test_who_may_not_look(house: BrowserStage) -> None:
     """A viewer sees no connection's runs, but those of tasks; who is not logged in sees nothing."""
-    complaints = list(house.watched.complaints)
+    errors = list(house.browser_log.errors)
     page = house.log_in("vera")
-    frame = framed(page, f"{house.stack.address}/plugin/flow-runs")
+    frame = open_frame(page, f"{house.stack.address}/plugin/flow-runs")
     expect(frame.get_by_role("heading", name="No connection")).to_be_visible()
-    answer = page.goto(f"{house.stack.address}/flows/connection/flows_default")
-    assert answer is not None
-    assert answer.status == 403
+    response = page.goto(f"{house.stack.address}/flows/connection/flows_default")
+    assert response is not None
+    assert response.status == 403
     expect(page.get_by_role("heading", name="You may not see this")).to_be_visible()
-    nobody = house.browser.new_context().new_page()
-    answer = nobody.goto(f"{house.stack.address}/flows/connection/flows_default")
-    assert answer is not None
-    assert answer.status == 401
-    house.watched.complaints[:] = complaints  # the browser itself says that it was refused
+    anonymous = house.browser.new_context().new_page()
+    response = anonymous.goto(f"{house.stack.address}/flows/connection/flows_default")
+    assert response is not None
+    assert response.status == 401
+    house.browser_log.errors[:] = errors  # the browser itself says that it was refused
 
 
-def test_nothing_went_wrong_in_the_browser(house: Stage) -> None:
+def test_nothing_went_wrong_in_the_browser(house: BrowserStage) -> None:
     """No error stands in the console, and nobody but Airflow was asked for anything; the key was told to nobody."""
-    assert house.watched.complaints == []
-    assert house.watched.hosts() == {house.stack.address.removeprefix("http://")}
-    assert PASSWORDS["admin"] not in "".join(house.watched.asked)
+    assert house.browser_log.errors == []
+    assert house.browser_log.hosts() == {house.stack.address.removeprefix("http://")}
+    assert PASSWORDS["admin"] not in "".join(house.browser_log.requested_urls)

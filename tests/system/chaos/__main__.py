@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.system.chaos.case import Scenario
-from tests.system.chaos.report import Row, not_played, play_all, table, write
-from tests.system.chaos.scenarios import every, quick
-from tests.system.chaos.services import Emulated, Other, Running, Server
+from tests.system.chaos.report import Row, markdown_table, play_all, skipped_row, write_report
+from tests.system.chaos.scenarios import all_scenarios, quick_scenarios
+from tests.system.chaos.services import EmulatorService, ExternalService, IndependentService, ServiceFactory
 from tests.system.chaos.stage import Stage
 from tests.system.chaos.upheavals import MANY
 from tools.processes import exit_on_sigterm
@@ -26,65 +26,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Play, print, and return the exit code."""
     options = _parser().parse_args(argv)
     exit_on_sigterm()
-    wanted, left_out = _chosen(options)
-    if options.list or not wanted:
-        names = [one.name for one in wanted] + [f"{row.scenario} ({row.seen})" for row in left_out]
-        _say("\n".join(names) or "No scenario is called that.")
-        return 0 if wanted else 2
-    began = time.monotonic()
+    selected, skipped = _select_scenarios(options)
+    if options.list or not selected:
+        names = [one.name for one in selected] + [f"{row.scenario} ({row.actual})" for row in skipped]
+        _print("\n".join(names) or "No scenario is called that.")
+        return 0 if selected else 2
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         home = options.home or Path(folder)
         with Stage(
-            home, wanted, parallelism=options.parallelism, outage=options.outage, many=options.many
+            home, selected, parallelism=options.parallelism, outage=options.outage, many=options.many
         ) as stage:
             where = options.url or f"the server {options.server!r}"
-            _say(
-                f"Airflow is up after {time.monotonic() - began:.0f} s; {len(wanted)} scenarios against {where}"
+            _print(
+                f"Airflow is up after {time.monotonic() - started:.0f} s; {len(selected)} scenarios against {where}"
             )
-            rows = play_all(stage, _tell)
-            _keep_logs(stage, rows)
-    _say("\n" + table(rows + left_out))
+            rows = play_all(stage, _print_row)
+            _save_logs(stage, rows)
+    _print("\n" + markdown_table(rows + skipped))
     good = sum(row.ok is True for row in rows)
-    _say(f"\n{good} of {len(rows)} against {where} as expected, in {time.monotonic() - began:.0f} s")
+    _print(f"\n{good} of {len(rows)} against {where} as expected, in {time.monotonic() - started:.0f} s")
     for path in options.report:
-        write(rows + left_out, path)
+        write_report(rows + skipped, path)
     return 0 if good == len(rows) else 1
 
 
-def _chosen(options: argparse.Namespace) -> tuple[list[Scenario], list[Row]]:
+def _select_scenarios(options: argparse.Namespace) -> tuple[list[Scenario], list[Row]]:
     """Give the scenarios that are wanted, and the rows of those that cannot be played against a server that runs anyway."""
-    server = _server(options)
-    scenarios = quick() if options.quick else every(options.many)
-    wanted = [one for one in scenarios if not options.only or any(part in one.name for part in options.only)]
-    left_out = [not_played(one) for one in wanted if options.url and one.order]
-    return [replace(one, server=server) for one in wanted if not (options.url and one.order)], left_out
+    server = _service_factory(options)
+    scenarios = quick_scenarios() if options.quick else all_scenarios(options.many)
+    selected = [
+        one for one in scenarios if not options.only or any(part in one.name for part in options.only)
+    ]
+    skipped = [skipped_row(one) for one in selected if options.url and one.service_requirement]
+    return [
+        replace(one, server=server) for one in selected if not (options.url and one.service_requirement)
+    ], skipped
 
 
-def _server(options: argparse.Namespace) -> Server:
+def _service_factory(options: argparse.Namespace) -> ServiceFactory:
     """Give what makes the service that was asked for."""
     if options.url:
-        return lambda _log, _seconds: Running(options.url, options.key, options.flow)
-    return {"emulator": Emulated, "other": Other}[options.server]
+        return lambda _log, _seconds: ExternalService(options.url, options.key, options.flow)
+    return {"emulator": EmulatorService, "other": IndependentService}[options.server]
 
 
-def _tell(row: Row) -> None:
-    _say(
+def _print_row(row: Row) -> None:
+    _print(
         f"{'ok ' if row.ok else 'NOT'} {row.seconds:6.1f} s  {row.scenario}"
-        + ("" if row.ok else f"  [{row.seen}]")
+        + ("" if row.ok else f"  [{row.actual}]")
     )
 
 
-def _keep_logs(stage: Stage, rows: Sequence[Row]) -> None:
+def _save_logs(stage: Stage, rows: Sequence[Row]) -> None:
     """Write beside the stage's other files what tells why a row is not as expected."""
     cases = {scenario.name: stage.case(scenario) for scenario in stage.scenarios}
     for row in rows:
         if not row.ok:
             case = cases[row.scenario]
-            told = "\n".join([row.seen, *row.requests, case.all_logs()])
-            (stage.home / f"{case.tag}.txt").write_text(told)
+            text = "\n".join([row.actual, *row.requests, case.all_logs()])
+            (stage.home / f"{case.tag}.txt").write_text(text)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -126,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--url", help="its address; what cannot be brought about there is not played")
     running.add_argument("--key", default="", help="its key")
     running.add_argument(
-        "--flow", default=Emulated.flow, help="a flow that takes prompts (default: %(default)s)"
+        "--flow", default=EmulatorService.flow, help="a flow that takes prompts (default: %(default)s)"
     )
     parser.add_argument("--parallelism", type=int, default=6, help="tasks at a time (default: %(default)s)")
     return parser

@@ -8,53 +8,55 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.system.chaos.case import RUN, Case, Scenario
+from tests.system.chaos.case import RUN_PATH, Case, Scenario
 from tests.system.chaos.deaths import MODES
 from tests.system.chaos.services import Plan
 
 EXPECTED = {"starts": 1, "task": "success", "runs": "1 completed"}
 
 
-def outages() -> Iterator[Scenario]:
+def outage_scenarios() -> Iterator[Scenario]:
     """Give the absences during the wait, at the start, and before the downloads."""
     for mode in MODES:
 
-        def waiting(case: Case, mode: str = mode) -> dict[str, Any]:
+        def during_wait(case: Case, mode: str = mode) -> dict[str, Any]:
             run_id = case.trigger(mode)
-            case.until(lambda: case.waits(mode, run_id))
-            case.proxy.away = True
-            return _back_later(case, mode, run_id)
+            case.wait_until(lambda: case.is_waiting(mode, run_id))
+            case.proxy.is_down = True
+            return _end_outage(case, mode, run_id)
 
-        def starting(case: Case, mode: str = f"{mode}_patient") -> dict[str, Any]:
-            case.proxy.away = True
+        def at_start(case: Case, mode: str = f"{mode}_slow_retries") -> dict[str, Any]:
+            case.proxy.is_down = True
             run_id = case.trigger(mode)
-            case.until(lambda: case.book.requests)
-            return _back_later(case, mode, run_id)
+            case.wait_until(lambda: case.traffic.requests)
+            return _end_outage(case, mode, run_id)
 
-        def fetching(case: Case, mode: str = f"{mode}_patient") -> dict[str, Any]:
-            case.arm(case.go_away, "GET", rf"{RUN}/outputs", "after")
+        def at_downloads(case: Case, mode: str = f"{mode}_slow_retries") -> dict[str, Any]:
+            case.arm(case.take_service_down, "GET", rf"{RUN_PATH}/outputs", "after")
             run_id = case.trigger(mode)
-            case.until(lambda: case.proxy.away)
-            return _back_later(case, mode, run_id)
+            case.wait_until(lambda: case.proxy.is_down)
+            return _end_outage(case, mode, run_id)
 
         expected = EXPECTED | {"files": "all of 1 run"}
-        yield Scenario(f"the service is away during the wait, {mode}", expected, waiting, plans=(Plan(30.0),))
-        yield Scenario(f"the service is away at the start, {mode}", expected, starting)
-        yield Scenario(f"the service is away at the downloads, {mode}", expected, fetching)
+        yield Scenario(
+            f"the service is away during the wait, {mode}", expected, during_wait, plans=(Plan(30.0),)
+        )
+        yield Scenario(f"the service is away at the start, {mode}", expected, at_start)
+        yield Scenario(f"the service is away at the downloads, {mode}", expected, at_downloads)
 
     def sensor(case: Case) -> dict[str, Any]:
-        run_id = case.trigger("sensor", flow_run_id=case.started_elsewhere())
-        case.proxy.away = True
-        case.until(lambda: case.book.requests)
-        return _back_later(case, "sensor", run_id)
+        run_id = case.trigger("sensor", flow_run_id=case.start_external_run())
+        case.proxy.is_down = True
+        case.wait_until(lambda: case.traffic.requests)
+        return _end_outage(case, "sensor", run_id)
 
     expected = EXPECTED | {"files": "all of 1 run"}
     yield Scenario("the service is away during the wait, reschedule sensor", expected, sensor)
 
 
-def _back_later(case: Case, dag: str, run_id: str) -> dict[str, Any]:
+def _end_outage(case: Case, dag: str, run_id: str) -> dict[str, Any]:
     """Let the absence last, end it, and see what has come of the task."""
-    case.stage.over.wait(case.stage.outage)
-    case.proxy.away = False
-    case.ended(dag, run_id)
+    case.stage.stop_event.wait(case.stage.outage)
+    case.proxy.is_down = False
+    case.wait_for_end(dag, run_id)
     return case.facts(dag, run_id)

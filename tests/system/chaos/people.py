@@ -12,120 +12,129 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.system.chaos import victims
-from tests.system.chaos.case import PATIENCE, RUN, Case, Scenario
-from tests.system.chaos.deaths import BODY, MODES, STARTING, Place
+from tests.system.chaos.case import MAX_WAIT_SECONDS, RUN_PATH, Case, Scenario
+from tests.system.chaos.deaths import BODY, MODES, START_POINTS, RequestPoint
 from tests.system.chaos.services import Plan
 
-SOON = 30.0  # seconds in which a kill must have come to the service
-UNDISTURBED = 20.0  # seconds in which nothing must have come of it
-ENDLESS = (Plan(3600.0),)
-SOMETIME = (
+MAX_ABORT_SECONDS = 30.0  # seconds in which a kill must have come to the service
+OBSERVATION_SECONDS = 20.0  # seconds in which nothing must have come of it
+ENDLESS_PLANS = (Plan(3600.0),)
+LONG_PLANS = (
     Plan(200.0),
 )  # long enough for all that is done meanwhile; at the emulator a tenth of it is spent in `starting`
-WAITING = {"blocking": "running", "deferrable": "deferred"}
+WAITING_STATES = {"blocking": "running", "deferrable": "deferred"}
 
 
-def clears() -> Iterator[Scenario]:
+def clear_scenarios() -> Iterator[Scenario]:
     """Give the clears of a green, a red and a waiting task."""
     for mode in MODES:
 
         def green(case: Case, mode: str = mode) -> dict[str, Any]:
             run_id = case.trigger(mode)
-            case.ended(mode, run_id)
+            case.wait_for_end(mode, run_id)
             case.clear(mode, run_id)
-            case.until(lambda: len(case.book.started) == 2)
-            case.ended(mode, run_id)
+            case.wait_until(lambda: len(case.traffic.started_ids) == 2)
+            case.wait_for_end(mode, run_id)
             return case.facts(mode, run_id)
 
         def waiting(case: Case, mode: str = mode) -> dict[str, Any]:
-            run_id = _waiting(case, mode)
+            run_id = _start_waiting_task(case, mode)
             case.clear(mode, run_id)
-            case.until(lambda: len(case.book.started) == 2)
-            case.ended(mode, run_id)
+            case.wait_until(lambda: len(case.traffic.started_ids) == 2)
+            case.wait_for_end(mode, run_id)
             return case.facts(mode, run_id)
 
         def red(case: Case, mode: str = mode) -> dict[str, Any]:
-            marked_while_waiting(case, mode, "failed")
-            ((_, run_id),) = case.triggered
+            mark_while_waiting(case, mode, "failed")
+            ((_, run_id),) = case.dag_runs
             case.clear(mode, run_id)
-            case.until(lambda: len(case.book.started) == 2)
-            case.ended(mode, run_id)
+            case.wait_until(lambda: len(case.traffic.started_ids) == 2)
+            case.wait_for_end(mode, run_id)
             return case.facts(mode, run_id)
 
         again = {"starts": 2, "task": "success", "runs": "2 completed", "files": "all of 2 runs"}
         instead = {"starts": 2, "task": "success", "runs": "1 aborted, 1 completed", "files": "all of 1 run"}
         yield Scenario(f"clear after success, {mode}", again, green)
-        yield Scenario(f"clear while it waits, {mode}", instead, waiting, plans=ENDLESS)
-        yield Scenario(f"clear after mark failed, {mode}", instead, red, plans=ENDLESS)
+        yield Scenario(f"clear while it waits, {mode}", instead, waiting, plans=ENDLESS_PLANS)
+        yield Scenario(f"clear after mark failed, {mode}", instead, red, plans=ENDLESS_PLANS)
 
 
-def marks() -> Iterator[Scenario]:
+def mark_scenarios() -> Iterator[Scenario]:
     """Give the marks as failed and as success of a waiting task, with and without `abort_on_kill`."""
     for mode in MODES:
-        for word in ("failed", "success"):
+        for state in ("failed", "success"):
 
-            def waiting(case: Case, mode: str = mode, word: str = word) -> dict[str, Any]:
-                return marked_while_waiting(case, mode, word)
+            def waiting(case: Case, mode: str = mode, state: str = state) -> dict[str, Any]:
+                return mark_while_waiting(case, mode, state)
 
-            expected = {"starts": 1, "task": word, "runs": "1 aborted", "within 30 s": True}
-            yield Scenario(f"mark {word} while {WAITING[mode]}", expected, waiting, plans=ENDLESS)
+            expected = {"starts": 1, "task": state, "runs": "1 aborted", "within 30 s": True}
+            yield Scenario(
+                f"mark {state} while {WAITING_STATES[mode]}", expected, waiting, plans=ENDLESS_PLANS
+            )
 
         def left_alone(case: Case, mode: str = mode) -> dict[str, Any]:
             dag = f"{mode}_left_alone"
-            run_id = _waiting(case, dag)
+            run_id = _start_waiting_task(case, dag)
             case.mark(dag, run_id, "failed")
-            time.sleep(UNDISTURBED)
+            time.sleep(OBSERVATION_SECONDS)
             return case.facts(dag, run_id)
 
         expected = {"starts": 1, "task": "failed", "runs": "1 running"}
         yield Scenario(
-            f"mark failed while {WAITING[mode]}, abort_on_kill=False", expected, left_alone, plans=SOMETIME
+            f"mark failed while {WAITING_STATES[mode]}, abort_on_kill=False",
+            expected,
+            left_alone,
+            plans=LONG_PLANS,
         )
 
 
-def marked_while_waiting(case: Case, dag: str, word: str) -> dict[str, Any]:
+def mark_while_waiting(case: Case, dag: str, state: str) -> dict[str, Any]:
     """Mark a task as soon as it waits."""
-    return marked(case, dag, _waiting(case, dag), word)
+    return mark_and_check(case, dag, _start_waiting_task(case, dag), state)
 
 
-def marked(case: Case, dag: str, run_id: str, word: str) -> dict[str, Any]:
+def mark_and_check(case: Case, dag: str, run_id: str, state: str) -> dict[str, Any]:
     """Mark a task, and see whether its flow run is aborted soon."""
-    case.mark(dag, run_id, word)
-    aborted = case.until(lambda: case.service.states(case.book.created) == "1 aborted", SOON)
+    case.mark(dag, run_id, state)
+    aborted = case.wait_until(
+        lambda: case.service.states(case.traffic.created_ids) == "1 aborted", MAX_ABORT_SECONDS
+    )
     return case.facts(dag, run_id) | {"within 30 s": aborted}
 
 
-def halves() -> Iterator[Scenario]:
+def partial_transfer_scenarios() -> Iterator[Scenario]:
     """Give the marks as failed in the middle of the inputs and of a download."""
-    second_input = STARTING[2]
+    second_input = START_POINTS[2]
     expected = {"starts": 0, "task": "failed", "runs": "none"}
-    yield Scenario("mark failed during the inputs", expected, lambda case: _marked_at(case, second_input))
+    yield Scenario(
+        "mark failed during the inputs", expected, lambda case: _mark_during_request(case, second_input)
+    )
     expected = {"starts": 1, "task": "failed", "runs": "1 completed", "files": "none"}
-    yield Scenario("mark failed during a download", expected, lambda case: _marked_at(case, BODY))
+    yield Scenario("mark failed during a download", expected, lambda case: _mark_during_request(case, BODY))
 
 
-def _marked_at(case: Case, place: Place) -> dict[str, Any]:
+def _mark_during_request(case: Case, point: RequestPoint) -> dict[str, Any]:
     """Hold a request up, mark the task meanwhile, and let it go on when the task's process is gone."""
-    held, gone = threading.Event(), threading.Event()
+    blocked, task_ended = threading.Event(), threading.Event()
 
-    def hold(port: int) -> bool:
-        case.note_task(port)
-        held.set()
-        gone.wait(PATIENCE)
+    def block_request(port: int) -> bool:
+        case.record_task(port)
+        blocked.set()
+        task_ended.wait(MAX_WAIT_SECONDS)
         return False
 
-    case.arm(hold, place.method, place.path, "midway" if place is BODY else "before", place.nth)
+    case.arm(block_request, point.method, point.path, "midway" if point is BODY else "before", point.nth)
     run_id = case.trigger("blocking")
-    if not held.wait(PATIENCE):
-        return {"trouble": "the request never came"}
+    if not blocked.wait(MAX_WAIT_SECONDS):
+        return {"error": "the request never came"}
     case.mark("blocking", run_id, "failed")
-    case.until(lambda: not victims.alive(case.seen_pids[0]), SOON)
-    gone.set()
+    case.wait_until(lambda: not victims.is_alive(case.task_pids[0]), MAX_ABORT_SECONDS)
+    task_ended.set()
     time.sleep(1)
     return case.facts("blocking", run_id)
 
 
-def evictions() -> Iterator[Scenario]:
+def eviction_scenarios() -> Iterator[Scenario]:
     """Give the signals to a task's process and to the worker above it."""
     expected = {
         "signalled": 1,
@@ -136,39 +145,42 @@ def evictions() -> Iterator[Scenario]:
     }
     plans = (Plan(30.0),)
 
-    def evicted(case: Case, *, worker: bool, number: signal.Signals) -> dict[str, Any]:
-        case.arm(case.note_task, "GET", RUN)
+    def evict(case: Case, *, worker: bool, number: signal.Signals) -> dict[str, Any]:
+        case.arm(case.record_task, "GET", RUN_PATH)
         run_id = case.trigger("blocking")
-        if not case.until(lambda: case.seen_pids):
-            return {"trouble": "no task was seen"}
-        task = case.seen_pids[0]
-        both = [victims.parent(task), task] if number == signal.SIGKILL else [victims.parent(task)]
+        if not case.wait_until(lambda: case.task_pids):
+            return {"error": "no task was seen"}
+        task = case.task_pids[0]
+        both = [victims.parent_pid(task), task] if number == signal.SIGKILL else [victims.parent_pid(task)]
         victims.kill(*(both if worker else [task]), number=number)
-        signalled = case.until(lambda: not victims.alive(task), 60)
-        case.ended("blocking", run_id)
+        signalled = case.wait_until(lambda: not victims.is_alive(task), 60)
+        case.wait_for_end("blocking", run_id)
         return case.facts("blocking", run_id) | {"signalled": int(signalled)}
 
-    def task_evicted(case: Case) -> dict[str, Any]:
-        return evicted(case, worker=False, number=signal.SIGTERM)
+    def evict_task(case: Case) -> dict[str, Any]:
+        return evict(case, worker=False, number=signal.SIGTERM)
 
-    def worker_evicted(case: Case) -> dict[str, Any]:
-        return evicted(case, worker=True, number=signal.SIGTERM)
+    def evict_worker(case: Case) -> dict[str, Any]:
+        return evict(case, worker=True, number=signal.SIGTERM)
 
-    def worker_killed(case: Case) -> dict[str, Any]:
-        return evicted(case, worker=True, number=signal.SIGKILL)
+    def kill_worker(case: Case) -> dict[str, Any]:
+        return evict(case, worker=True, number=signal.SIGKILL)
 
-    yield Scenario("SIGTERM to the task's process", expected, task_evicted, plans=plans)
-    yield Scenario("SIGTERM to the worker above the task", expected, worker_evicted, plans=plans)
-    yield Scenario("SIGKILL to the worker and its task", expected, worker_killed, plans=plans)
+    yield Scenario("SIGTERM to the task's process", expected, evict_task, plans=plans)
+    yield Scenario("SIGTERM to the worker above the task", expected, evict_worker, plans=plans)
+    yield Scenario("SIGKILL to the worker and its task", expected, kill_worker, plans=plans)
 
 
-def _waiting(case: Case, dag: str) -> str:
+def _start_waiting_task(case: Case, dag: str) -> str:
     """Start a task and give its run's id when its flow run is under way and it waits."""
     run_id = case.trigger(dag)
-    if not case.until(lambda: case.waits(dag, run_id)):
+    if not case.wait_until(lambda: case.is_waiting(dag, run_id)):
         raise TimeoutError(f"the task does not wait; it is {case.state(dag, run_id)}")
-    case.until(
-        lambda: "running" in case.service.states(case.book.created) or case.scenario.plans == ENDLESS, 60
+    case.wait_until(
+        lambda: (
+            "running" in case.service.states(case.traffic.created_ids) or case.scenario.plans == ENDLESS_PLANS
+        ),
+        60,
     )
     time.sleep(3)
     return run_id

@@ -20,18 +20,18 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-CHAINS = "/api/flows/run/"
-OWN = "/chaos/"  # paths that are for the proxy itself; a task tells by them where it is
+CHAIN_PATH = "/api/flows/run/"
+CONTROL_PATH = "/chaos/"  # paths that are for the proxy itself; a task tells by them where it is
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "host", "keep-alive"}
 FORWARD_TIMEOUT = 120
-ROW = threading.Lock()  # a plan is for the run that is created next, so runs are created one by one
+CREATE_LOCK = threading.Lock()  # a plan is for the run that is created next, so runs are created one by one
 
-Deed = Callable[[int], bool]
+Action = Callable[[int], bool]
 When = Literal["before", "after", "midway"]
 
 
 @dataclass
-class Moment:
+class Interception:
     """The n-th request of a kind, and whether its deed is done before the work, after it, or midway through the answer.
 
     The deed is given the client's port and tells whether it was done; if it was not, the next such request is meant.
@@ -39,23 +39,23 @@ class Moment:
 
     method: str
     path: str
-    deed: Deed
+    action: Action
     when: When = "before"
     nth: int = 1
-    passed: int = 0
-    done: bool = False
+    match_count: int = 0
+    is_done: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def comes(self, method: str, path: str) -> bool:
+    def matches(self, method: str, path: str) -> bool:
         """Count a request, and tell whether it is the one."""
-        if self.done or method != self.method or not re.fullmatch(self.path, path):
+        if self.is_done or method != self.method or not re.fullmatch(self.path, path):
             return False
-        self.passed += 1
-        return self.passed >= self.nth
+        self.match_count += 1
+        return self.match_count >= self.nth
 
 
 @dataclass
-class Seen:
+class ProxiedRequest:
     """One request and the status of its answer; 0 if none was given."""
 
     method: str
@@ -64,7 +64,7 @@ class Seen:
 
 
 @dataclass
-class Answer:
+class ProxiedResponse:
     """What the service answered."""
 
     status: int
@@ -73,34 +73,34 @@ class Answer:
 
 
 @dataclass
-class Book:
+class TrafficLog:
     """What a proxy has seen."""
 
-    requests: list[Seen] = field(default_factory=list)
-    created: list[str] = field(default_factory=list)
+    requests: list[ProxiedRequest] = field(default_factory=list)
+    created_ids: list[str] = field(default_factory=list)
     """The ids of the flow runs that were made, in order."""
-    started: list[str] = field(default_factory=list)
+    started_ids: list[str] = field(default_factory=list)
     """The id of a flow run each time that one was started."""
-    deleted: list[str] = field(default_factory=list)
+    deleted_ids: list[str] = field(default_factory=list)
 
-    def note(self, seen: Seen, sent: bytes, answer: Answer) -> None:
+    def record(self, request: ProxiedRequest, body: bytes, response: ProxiedResponse) -> None:
         """Note what a request has changed at the service."""
-        seen.status = answer.status
-        if answer.status >= 300:
+        request.status = response.status
+        if response.status >= 300:
             return
-        flow_run_id = seen.path.removeprefix("/flows/")
-        told = _json(sent)
-        if (seen.method, seen.path) == ("POST", "/flows"):
-            flow_run_id = _json(answer.body)["flow_id"]
-            self.created.append(flow_run_id)
-            if told.get("inputs"):
-                self.started.append(flow_run_id)
-        elif seen.method == "POST" and seen.path.startswith(CHAINS):
-            self.started.append(f"chain {len(self.started)}")  # PromptChainer gives its runs no id
-        elif seen.method == "PATCH" and told.get("action") == "start":
-            self.started.append(flow_run_id)
-        elif seen.method == "DELETE":
-            self.deleted.append(flow_run_id)
+        flow_run_id = request.path.removeprefix("/flows/")
+        payload = _parse_object(body)
+        if (request.method, request.path) == ("POST", "/flows"):
+            flow_run_id = _parse_object(response.body)["flow_id"]
+            self.created_ids.append(flow_run_id)
+            if payload.get("inputs"):
+                self.started_ids.append(flow_run_id)
+        elif request.method == "POST" and request.path.startswith(CHAIN_PATH):
+            self.started_ids.append(f"chain {len(self.started_ids)}")  # PromptChainer gives its runs no id
+        elif request.method == "PATCH" and payload.get("action") == "start":
+            self.started_ids.append(flow_run_id)
+        elif request.method == "DELETE":
+            self.deleted_ids.append(flow_run_id)
 
 
 class Proxy(AbstractContextManager["Proxy"]):
@@ -113,9 +113,9 @@ class Proxy(AbstractContextManager["Proxy"]):
         """
         self.target = target
         self.plan = plan
-        self.moments: list[Moment] = []
-        self.book = Book()
-        self.away = False
+        self.interceptions: list[Interception] = []
+        self.traffic = TrafficLog()
+        self.is_down = False
         """While it is set, every connection is broken off without an answer."""
         self.lock = threading.Lock()
         self._http = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"owner": self}))
@@ -134,15 +134,18 @@ class Proxy(AbstractContextManager["Proxy"]):
         self._http.shutdown()
         self._http.server_close()
 
-    def coming(self, method: str, path: str) -> Moment | None:
+    def match_request(self, method: str, path: str) -> Interception | None:
         """Count a request, and give the moment that it is, if any."""
         with self.lock:
-            return next((moment for moment in self.moments if moment.comes(method, path)), None)
+            return next(
+                (interception for interception in self.interceptions if interception.matches(method, path)),
+                None,
+            )
 
-    def forward(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> Answer:
+    def forward(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> ProxiedResponse:
         """Ask the service."""
         creating = method == "POST" and path.partition("?")[0] == "/flows"
-        with ROW if creating else contextlib.nullcontext():
+        with CREATE_LOCK if creating else contextlib.nullcontext():
             if creating and self.plan is not None:
                 self.plan()
             target = urlsplit(self.target)
@@ -151,8 +154,8 @@ class Proxy(AbstractContextManager["Proxy"]):
             )
             with contextlib.closing(connection):
                 connection.request(method, path, body or None, dict(headers))
-                told = connection.getresponse()
-                return Answer(told.status, told.getheaders(), told.read())
+                response = connection.getresponse()
+                return ProxiedResponse(response.status, response.getheaders(), response.read())
 
 
 class _Server(ThreadingHTTPServer):
@@ -170,70 +173,72 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         """Forward one request, unless its moment has come."""
-        body = self._body()
+        body = self._read_body()
         path = self.path.partition("?")[0]
-        seen = Seen(self.command, path)
-        self.owner.book.requests.append(seen)
-        if self.owner.away:
-            self._break_off()
+        request = ProxiedRequest(self.command, path)
+        self.owner.traffic.requests.append(request)
+        if self.owner.is_down:
+            self._reset_connection()
             return
-        moment = self.owner.coming(self.command, path)
-        if moment is not None and moment.when == "before" and self._befell(moment):
+        interception = self.owner.match_request(self.command, path)
+        if interception is not None and interception.when == "before" and self._run_action(interception):
             return
         try:
-            answer = self._answered(body)
+            response = self._get_response(body)
         except OSError:
-            self._break_off()
+            self._reset_connection()
             return
-        if not path.startswith(OWN):
-            self.owner.book.note(seen, body, answer)
-        if moment is not None and moment.when == "after" and self._befell(moment):
+        if not path.startswith(CONTROL_PATH):
+            self.owner.traffic.record(request, body, response)
+        if interception is not None and interception.when == "after" and self._run_action(interception):
             return
-        if moment is not None and moment.when == "midway":
-            self._tell(answer, len(answer.body) // 2)
-            if self._befell(moment):
+        if interception is not None and interception.when == "midway":
+            self._send(response, len(response.body) // 2)
+            if self._run_action(interception):
                 return
-            self.wfile.write(answer.body[len(answer.body) // 2 :])
+            self.wfile.write(response.body[len(response.body) // 2 :])
             return
-        self._tell(answer, len(answer.body))
+        self._send(response, len(response.body))
 
     do_GET = do_POST = do_PATCH = do_DELETE = serve  # noqa: N815  # the names are the standard library's
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
-    def _befell(self, moment: Moment) -> bool:
-        with moment.lock:  # two downloads at once may both be the one that is meant; only one of them is
-            done = not moment.done and moment.deed(self.client_address[1])
-            moment.done = moment.done or done
+    def _run_action(self, interception: Interception) -> bool:
+        with (
+            interception.lock
+        ):  # two downloads at once may both be the one that is meant; only one of them is
+            done = not interception.is_done and interception.action(self.client_address[1])
+            interception.is_done = interception.is_done or done
         if done:
-            self._break_off()
+            self._reset_connection()
         return done
 
-    def _answered(self, body: bytes) -> Answer:
-        if self.path.startswith(OWN):
-            return Answer(200, [], b"{}")
+    def _get_response(self, body: bytes) -> ProxiedResponse:
+        if self.path.startswith(CONTROL_PATH):
+            return ProxiedResponse(200, [], b"{}")
         headers = [(name, value) for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP]
         return self.owner.forward(self.command, self.path, headers, body)
 
-    def _tell(self, answer: Answer, size: int) -> None:
-        self.send_response(answer.status)
-        for name, value in answer.headers:
+    def _send(self, response: ProxiedResponse, size: int) -> None:
+        self.send_response(response.status)
+        for name, value in response.headers:
             if name.lower() not in HOP_BY_HOP | {"date", "server"}:
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Content-Length", str(len(response.body)))
         self.end_headers()
-        self.wfile.write(answer.body[:size])
+        self.wfile.write(response.body[:size])
         self.wfile.flush()
 
-    def _break_off(self) -> None:
+    def _reset_connection(self) -> None:
         """Reset the connection."""
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
 
-    def _body(self) -> bytes:
+    def _read_body(self) -> bytes:
         if self.headers.get("transfer-encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("content-length", 0)))
         body = b""
@@ -244,9 +249,9 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
 
-def _json(text: bytes) -> dict[str, Any]:
+def _parse_object(text: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(text or b"{}")
+        value = json.loads(text or b"{}")
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -17,7 +17,7 @@ from typing import Any
 from tests.system.chaos.case import Scenario
 from tests.system.chaos.stage import Stage
 
-AT_ONCE = 8
+MAX_PARALLEL = 8
 
 
 @dataclass(frozen=True)
@@ -26,68 +26,71 @@ class Row:
 
     scenario: str
     expected: str
-    seen: str
+    actual: str
     ok: bool | None
     """None for a scenario that was not played."""
     seconds: float
     requests: tuple[str, ...] = ()
 
 
-def play_all(stage: Stage, tell: Callable[[Row], None] = lambda _: None) -> list[Row]:
+def play_all(stage: Stage, on_row: Callable[[Row], None] = lambda _: None) -> list[Row]:
     """Play all scenarios of a stage: first those that can be together, then one after the other those that cannot."""
-    together = [scenario for scenario in stage.scenarios if not scenario.alone]
-    alone = [scenario for scenario in stage.scenarios if scenario.alone]
+    together = [scenario for scenario in stage.scenarios if not scenario.is_exclusive]
+    exclusive = [scenario for scenario in stage.scenarios if scenario.is_exclusive]
 
-    def played(scenario: Scenario) -> Row:
+    def play_and_report(scenario: Scenario) -> Row:
         row = play(stage, scenario)
-        tell(row)
+        on_row(row)
         return row
 
-    pool = ThreadPoolExecutor(AT_ONCE)
+    pool = ThreadPoolExecutor(MAX_PARALLEL)
     try:
-        rows = list(pool.map(played, together))
-        return rows + [played(scenario) for scenario in alone]
+        rows = list(pool.map(play_and_report, together))
+        return rows + [play_and_report(scenario) for scenario in exclusive]
     finally:
-        stage.over.set()
+        stage.stop_event.set()
         pool.shutdown(cancel_futures=True)
 
 
 def play(stage: Stage, scenario: Scenario) -> Row:
     """Play one scenario; whatever goes wrong in it is its row's affair."""
-    began = time.monotonic()
+    started = time.monotonic()
     case = stage.case(scenario)
     try:
-        seen = scenario.play(case)
+        facts = scenario.play(case)
     except Exception:  # noqa: BLE001  # the others are to be played all the same
-        seen = {"trouble": traceback.format_exc().strip().splitlines()[-1]}
-    ok = all(seen.get(key) == value for key, value in scenario.expected.items())
-    requests = tuple(f"{one.method} {one.path} {one.status or 'no answer'}" for one in case.book.requests)
-    lasted = round(time.monotonic() - began, 1)
-    shown = seen if "trouble" in seen else {key: seen.get(key) for key in scenario.expected}
-    return Row(scenario.name, _words(scenario.expected), _words(shown), ok, lasted, requests)
+        facts = {"error": traceback.format_exc().strip().splitlines()[-1]}
+    ok = all(facts.get(key) == value for key, value in scenario.expected.items())
+    requests = tuple(f"{one.method} {one.path} {one.status or 'no answer'}" for one in case.traffic.requests)
+    seconds = round(time.monotonic() - started, 1)
+    relevant = facts if "error" in facts else {key: facts.get(key) for key in scenario.expected}
+    return Row(
+        scenario.name, _format_facts(scenario.expected), _format_facts(relevant), ok, seconds, requests
+    )
 
 
-def not_played(scenario: Scenario) -> Row:
+def skipped_row(scenario: Scenario) -> Row:
     """Give the row of a scenario that the service cannot be told what it needs for."""
     return Row(
         scenario.name,
-        _words(scenario.expected),
-        f"not played: the service cannot be told {scenario.order}",
+        _format_facts(scenario.expected),
+        f"not played: the service cannot be told {scenario.service_requirement}",
         None,
         0.0,
     )
 
 
-def _words(facts: dict[str, Any]) -> str:
+def _format_facts(facts: dict[str, Any]) -> str:
     return "; ".join(f"{key}: {value}" for key, value in facts.items())
 
 
-def table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
     """Write the rows as a table in Markdown."""
-    head = ("scenario", "expected", "seen", "ok")
+    head = ("scenario", "expected", "actual", "ok")
     verdicts = {True: "yes", False: "NO", None: "-"}
     lines = [
-        (row.scenario, row.expected, "as expected" if row.ok else row.seen, verdicts[row.ok]) for row in rows
+        (row.scenario, row.expected, "as expected" if row.ok else row.actual, verdicts[row.ok])
+        for row in rows
     ]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
     ruled = [head, tuple("-" * width for width in widths), *lines]
@@ -97,9 +100,9 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def write(rows: Iterable[Row], path: Path) -> None:
+def write_report(rows: Iterable[Row], path: Path) -> None:
     """Write the rows to a file: as JSON if its name says so, as Markdown otherwise."""
     listed = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     as_json = json.dumps([asdict(row) for row in listed], indent=1) + "\n"
-    path.write_text(as_json if path.suffix == ".json" else table(listed) + "\n")
+    path.write_text(as_json if path.suffix == ".json" else markdown_table(listed) + "\n")

@@ -8,30 +8,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.system.chaos.case import Scenario
-from tests.system.chaos.deaths import chains, controls, kills, twice_killed
-from tests.system.chaos.outages import outages
-from tests.system.chaos.people import clears, evictions, halves, marks
-from tests.system.chaos.upheavals import MANY, upheavals
+from tests.system.chaos.deaths import chain_scenarios, control_scenarios, double_kill_scenario, kill_scenarios
+from tests.system.chaos.outages import outage_scenarios
+from tests.system.chaos.people import (
+    clear_scenarios,
+    eviction_scenarios,
+    mark_scenarios,
+    partial_transfer_scenarios,
+)
+from tests.system.chaos.upheavals import MANY, infrastructure_scenarios
 
 
-def every(many: int = MANY) -> Iterator[Scenario]:
+def all_scenarios(many: int = MANY) -> Iterator[Scenario]:
     """Give all scenarios.
 
     :param many: how many tasks are deferred when something befalls the triggerer.
     """
-    yield from outages()  # first, because they take the longest
-    yield from evictions()
-    yield from clears()
-    yield from marks()
-    yield from halves()
-    yield from kills()
-    yield twice_killed()
-    yield from controls()
-    yield from chains()
-    yield from upheavals(many)
+    yield from outage_scenarios()  # first, because they take the longest
+    yield from eviction_scenarios()
+    yield from clear_scenarios()
+    yield from mark_scenarios()
+    yield from partial_transfer_scenarios()
+    yield from kill_scenarios()
+    yield double_kill_scenario()
+    yield from control_scenarios()
+    yield from chain_scenarios()
+    yield from infrastructure_scenarios(many)
 
 
-QUICK = frozenset(
+QUICK_NAMES = frozenset(
     {
         "kill after PATCH start, blocking",
         "kill after PATCH start, deferrable",
@@ -48,6 +53,6 @@ QUICK = frozenset(
 )
 
 
-def quick() -> list[Scenario]:
+def quick_scenarios() -> list[Scenario]:
     """Give the scenarios for every day."""
-    return [scenario for scenario in every() if scenario.name in QUICK]
+    return [scenario for scenario in all_scenarios() if scenario.name in QUICK_NAMES]

@@ -15,8 +15,8 @@ from typing import Any
 import requests
 
 from tests.support.other_runs import FLOW
-from tests.support.other_server import CHAIN, OtherServer
-from tools.stand_in import StandIn
+from tests.support.other_server import CHAIN_ID, OtherServer
+from tools.stand_in import EmulatorProcess
 
 TIMEOUT = 30
 
@@ -29,7 +29,7 @@ class Plan:
     error: str | None = None
 
 
-class Service(ABC):
+class ServiceUnderTest(ABC):
     """One service that speaks Generio's documented API."""
 
     flow: str
@@ -47,7 +47,7 @@ class Service(ABC):
         """End."""
 
     @abstractmethod
-    def plan(self, plan: Plan) -> None:
+    def plan_next(self, plan: Plan) -> None:
         """Say how the flow run goes that is created next."""
 
     @abstractmethod
@@ -55,10 +55,10 @@ class Service(ABC):
         """Push the service's clock forward."""
 
     @abstractmethod
-    def paid(self, tag: str, conn_type: str) -> int | None:
+    def count_paid(self, tag: str, conn_type: str) -> int | None:
         """Tell how many flow runs with this tag the service takes money for; None if it does not say."""
 
-    def ask(self, method: str, path: str, **options: Any) -> requests.Response:
+    def send(self, method: str, path: str, **options: Any) -> requests.Response:
         """Ask anything of the service, not through a proxy."""
         with requests.Session() as session:
             session.trust_env = False
@@ -67,11 +67,11 @@ class Service(ABC):
 
     def state(self, flow_run_id: str) -> str:
         """Tell the state of a flow run, `gone` if it was deleted; a run that is being aborted counts as aborted."""
-        answer = self.ask("GET", f"/flows/{flow_run_id}")
-        if answer.status_code == 404:
+        response = self.send("GET", f"/flows/{flow_run_id}")
+        if response.status_code == 404:
             return "gone"
-        answer.raise_for_status()
-        return str(answer.json()["state"]).replace("aborting", "aborted")
+        response.raise_for_status()
+        return str(response.json()["state"]).replace("aborting", "aborted")
 
     def states(self, flow_run_ids: list[str]) -> str:
         """Put the states of flow runs into words, without those that are gone."""
@@ -83,16 +83,16 @@ class Service(ABC):
 
     def outputs(self, flow_run_id: str) -> int:
         """Tell how many outputs a flow run has."""
-        answer = self.ask("GET", f"/flows/{flow_run_id}/outputs")
-        answer.raise_for_status()
-        return len(answer.json()["outputs"])
+        response = self.send("GET", f"/flows/{flow_run_id}/outputs")
+        response.raise_for_status()
+        return len(response.json()["outputs"])
 
 
-Server = Callable[[Path, float], Service]
+ServiceFactory = Callable[[Path, float], ServiceUnderTest]
 """Makes a service, from where its log goes and how long its flow runs take."""
 
 
-class Emulated(Service):
+class EmulatorService(ServiceUnderTest):
     """The emulator as a process of its own."""
 
     flow = "model_generate_fromprompt"
@@ -100,7 +100,7 @@ class Emulated(Service):
 
     def __init__(self, log: Path, run_seconds: float) -> None:
         """Choose the port."""
-        self._program = StandIn(log, "--run-seconds", str(run_seconds))
+        self._program = EmulatorProcess(log, "--run-seconds", str(run_seconds))
         self.url = self._program.address
         self.key = self._program.connections()["generio_default"]["password"]
 
@@ -112,32 +112,32 @@ class Emulated(Service):
         """End the process."""
         self._program.stop()
 
-    def plan(self, plan: Plan) -> None:
+    def plan_next(self, plan: Plan) -> None:
         """Hand it to the emulator."""
-        told = {
+        payload = {
             "run_seconds": plan.seconds,
             "outcome": "failed" if plan.error else "completed",
             "error": plan.error,
         }
-        self.ask("POST", "/_emulator/plans", json=told).raise_for_status()
+        self.send("POST", "/_emulator/plans", json=payload).raise_for_status()
 
     def advance(self, seconds: float) -> None:
         """Push the emulator's clock forward."""
-        self.ask("PATCH", "/_emulator/settings", json={"advance": seconds}).raise_for_status()
+        self.send("PATCH", "/_emulator/settings", json={"advance": seconds}).raise_for_status()
 
-    def paid(self, tag: str, conn_type: str) -> int | None:
+    def count_paid(self, tag: str, conn_type: str) -> int | None:
         """Count by the tag in `additional`; the emulator does not tell what a chain was given."""
         if conn_type != "generio":
             return None
-        paid = self.ask("GET", "/_emulator/runs").json()["paid_runs"]
+        paid = self.send("GET", "/_emulator/runs").json()["paid_runs"]
         return [(run["additional"] or {}).get("tag") for run in paid].count(tag)
 
 
-class Other(Service):
+class IndependentService(ServiceUnderTest):
     """The independent server of tests/support/other_server.py, in a thread."""
 
     flow = FLOW
-    chain = CHAIN
+    chain = CHAIN_ID
 
     def __init__(self, _log: Path, run_seconds: float) -> None:
         """Take a free port."""
@@ -153,20 +153,20 @@ class Other(Service):
         """End."""
         self._server.__exit__(None, None, None)
 
-    def plan(self, plan: Plan) -> None:
+    def plan_next(self, plan: Plan) -> None:
         """Hand it to the server."""
-        self._server.expect(seconds=plan.seconds, error=plan.error)
+        self._server.plan_next(seconds=plan.seconds, error=plan.error)
 
     def advance(self, seconds: float) -> None:
         """Push its clock forward."""
         self._server.advance(seconds)
 
-    def paid(self, tag: str, conn_type: str) -> int:  # noqa: ARG002  # it counts both kinds in the same way
+    def count_paid(self, tag: str, conn_type: str) -> int:  # noqa: ARG002  # it counts both kinds in the same way
         """Count by the tag, in `additional` or among a chain's variables."""
-        return self._server.paid(tag)
+        return self._server.count_paid(tag)
 
 
-class Running(Service):
+class ExternalService(ServiceUnderTest):
     """A server that runs anyway, and is told nothing but what the API has a word for."""
 
     def __init__(self, url: str, key: str, flow: str) -> None:
@@ -179,12 +179,12 @@ class Running(Service):
     def stop(self) -> None:
         """Leave it as it is."""
 
-    def plan(self, plan: Plan) -> None:
+    def plan_next(self, plan: Plan) -> None:
         """Do nothing: runs go as they go there."""
 
     def advance(self, seconds: float) -> None:
         """Refuse; its clock is its own."""
         raise NotImplementedError(f"the clock of {self.url} cannot be pushed {seconds} s forward")
 
-    def paid(self, tag: str, conn_type: str) -> None:
+    def count_paid(self, tag: str, conn_type: str) -> None:
         """Tell nothing: no page of the API does."""

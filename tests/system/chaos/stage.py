@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.system.chaos.case import Case, Scenario
-from tests.system.chaos.services import Plan, Server, Service
+from tests.system.chaos.services import Plan, ServiceFactory, ServiceUnderTest
 from tools.airflow_stack import Stack
 from tools.processes import Program
 
 DAGS = Path(__file__).parent / "dags"
-DAG_OF_MANY = "chaos_many"
+MANY_TASKS_DAG = "chaos_many"
 RUN_SECONDS = 5.0
 LONG_SECONDS = 3600.0
 SETTINGS = {
@@ -37,13 +37,13 @@ SETTINGS = {
 # Seconds that a process waits for the database. The API server writes to its log of events on its event loop: while it waits
 # there, none of its other requests can let go of the database, so it had better give up soon (whoever asked asks again). The
 # others would die of 5 s, the default.
-LOCKED_SECONDS = {"api-server": 1, "scheduler": 60, "triggerer": 60}
+LOCK_TIMEOUT_SECONDS = {"api-server": 1, "scheduler": 60, "triggerer": 60}
 
 
 class Airflow(Stack):
     """An Airflow whose SQLite is written to by many at a time."""
 
-    def another(self, name: str) -> Program:
+    def second_program(self, name: str) -> Program:
         """Give a second process of a kind; whoever starts it stops it."""
         program = self._program(name)
         program.log = self.logs / f"{name}-2.log"
@@ -51,21 +51,21 @@ class Airflow(Stack):
 
     def _program(self, name: str) -> Program:
         program = super()._program(name)
-        database = f"sqlite:///{self.home / 'airflow.db'}?timeout={LOCKED_SECONDS[name]}"
+        database = f"sqlite:///{self.home / 'airflow.db'}?timeout={LOCK_TIMEOUT_SECONDS[name]}"
         program._environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
         return program
 
 
-def _warm(case: Case) -> dict[str, Any]:
+def _run_warm_up(case: Case) -> dict[str, Any]:
     """Kill a deferred task: a triggerer's first question to Airflow holds all of it up, which is a scenario of its own."""
     run_id = case.trigger("deferrable")
-    waits = case.until(lambda: case.waits("deferrable", run_id))
+    is_waiting = case.wait_until(lambda: case.is_waiting("deferrable", run_id))
     case.mark("deferrable", run_id, "failed")
-    case.until(lambda: case.service.states(case.book.created) == "1 aborted", 60)
-    return {"waits": waits}
+    case.wait_until(lambda: case.service.states(case.traffic.created_ids) == "1 aborted", 60)
+    return {"waits": is_waiting}
 
 
-WARMING_UP = Scenario("warming up", {"waits": True}, _warm, plans=(Plan(3600.0),))
+WARM_UP = Scenario("warming up", {"waits": True}, _run_warm_up, plans=(Plan(3600.0),))
 
 
 class Stage(AbstractContextManager["Stage"]):
@@ -90,22 +90,22 @@ class Stage(AbstractContextManager["Stage"]):
         self.home = home.resolve()
         self.home.mkdir(parents=True, exist_ok=True)
         self.scenarios = list(scenarios)
-        self._warming_up = replace(WARMING_UP, server=self.scenarios[0].server)
+        self._warm_up_scenario = replace(WARM_UP, server=self.scenarios[0].server)
         self.outage = outage
         self.schedulers: set[int] = set()
-        self.over = threading.Event()
+        self.stop_event = threading.Event()
         """Set when the play is broken off: whoever waits gives up."""
         self._parallelism = parallelism
         self._many = many
         self._database = database
-        self._services: dict[tuple[Server, str], Service] = {}
+        self._services: dict[tuple[ServiceFactory, str], ServiceUnderTest] = {}
         self._exits = ExitStack()
         self._cases: dict[str, Case] = {}
 
     def __enter__(self) -> Self:
         """Start the services, the proxies and Airflow."""
         with self._exits as exits:
-            for scenario in [self._warming_up, *self.scenarios]:
+            for scenario in [self._warm_up_scenario, *self.scenarios]:
                 self._cases[scenario.tag] = case = Case(self, scenario, self._service(scenario))
                 exits.enter_context(case.proxy)
             connections = {
@@ -134,9 +134,9 @@ class Stage(AbstractContextManager["Stage"]):
 
     def _warm_up(self) -> None:
         """Play one task, so that a setting or a package that is broken is told at once."""
-        case = self.case(self._warming_up)
-        seen = _warm(case)
-        if seen != WARMING_UP.expected:
+        case = self.case(self._warm_up_scenario)
+        facts = _run_warm_up(case)
+        if facts != WARM_UP.expected:
             raise RuntimeError(
                 f"not even a task that nothing disturbs comes to its wait:\n{case.all_logs()[-6000:]}"
             )
@@ -145,7 +145,7 @@ class Stage(AbstractContextManager["Stage"]):
         """Give the place of one scenario on this stage."""
         return self._cases[scenario.tag]
 
-    def _service(self, scenario: Scenario) -> Service:
+    def _service(self, scenario: Scenario) -> ServiceUnderTest:
         """Give the service of a scenario; one whose runs take for ever is its own, for its clock is pushed forward."""
         name = scenario.tag if scenario.slow else "shared"
         key = (scenario.server, name)

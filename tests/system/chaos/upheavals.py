@@ -14,124 +14,130 @@ from typing import Any
 from urllib.parse import quote
 
 from tests.system.chaos import victims
-from tests.system.chaos.case import FINAL, Case, Scenario
+from tests.system.chaos.case import FINAL_TASK_STATES, Case, Scenario
 from tests.system.chaos.deaths import MODES
-from tests.system.chaos.people import ENDLESS, marked, marked_while_waiting
+from tests.system.chaos.people import ENDLESS_PLANS, mark_and_check, mark_while_waiting
 from tests.system.chaos.services import Plan
-from tests.system.chaos.stage import DAG_OF_MANY, LONG_SECONDS
+from tests.system.chaos.stage import LONG_SECONDS, MANY_TASKS_DAG
 
 MANY = 50
-EACH = 8.0  # seconds that one task among many may take, on a machine with few cores
-PAGE = 100
-UNDISTURBED = 25.0  # seconds after which whatever would be aborted wrongly has been
+SECONDS_PER_TASK = 8.0  # seconds that one task among many may take, on a machine with few cores
+PAGE_SIZE = 100
+SETTLE_SECONDS = 25.0  # seconds after which whatever would be aborted wrongly has been
 
 
-def upheavals(many: int) -> Iterator[Scenario]:
+def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
     """Give all of them."""
     expected = {"starts": many, "twice": 0, "tasks": f"{many} success", "runs": f"{many} completed"}
-    killed_triggerer = partial(_triggerer_killed, many=many)
+    killed_triggerer = partial(_kill_triggerer, many=many)
     yield Scenario(
-        f"kill -9 of the triggerer, {many} deferred", expected, killed_triggerer, alone=True, slow=True
+        f"kill -9 of the triggerer, {many} deferred", expected, killed_triggerer, is_exclusive=True, slow=True
     )
     yield Scenario(
         f"triggerer stopped until its triggers are elsewhere, then continued, {many} deferred",
         expected | {"moved": True, "aborted": 0},
-        partial(_triggerer_stopped, many=many),
-        alone=True,
+        partial(_suspend_triggerer, many=many),
+        is_exclusive=True,
         slow=True,
     )
     aborted = {"starts": 1, "task": "failed", "runs": "1 aborted", "within 30 s": True}
     yield Scenario(
         "mark failed while deferred, triggerer just started",
         aborted,
-        _marked_when_cold,
-        alone=True,
-        plans=ENDLESS,
+        _mark_after_restart,
+        is_exclusive=True,
+        plans=ENDLESS_PLANS,
     )
     yield Scenario(
-        "mark failed while deferred, no triggerer there", aborted, _marked_unseen, alone=True, plans=ENDLESS
+        "mark failed while deferred, no triggerer there",
+        aborted,
+        _mark_without_triggerer,
+        is_exclusive=True,
+        plans=ENDLESS_PLANS,
     )
     once = {"starts": 1, "task": "success", "runs": "1 completed", "files": "all of 1 run"}
     for mode in MODES:
 
-        def killed(case: Case, mode: str = mode) -> dict[str, Any]:
-            return _scheduler_killed(case, mode)
+        def kill_scheduler(case: Case, mode: str = mode) -> dict[str, Any]:
+            return _kill_scheduler(case, mode)
 
-        yield Scenario(f"kill -9 of the scheduler, {mode}", once, killed, alone=True, plans=(Plan(60.0),))
+        yield Scenario(
+            f"kill -9 of the scheduler, {mode}", once, kill_scheduler, is_exclusive=True, plans=(Plan(60.0),)
+        )
 
 
-def _triggerer_killed(case: Case, many: int) -> dict[str, Any]:
-    run_id = _all_deferred(case, many)
+def _kill_triggerer(case: Case, many: int) -> dict[str, Any]:
+    run_id = _start_all_deferred(case, many)
     airflow = case.stage.airflow
-    victims.kill(*victims.family(airflow.process("triggerer").pid))
+    victims.kill(*victims.process_tree(airflow.process("triggerer").pid))
     airflow.restart("triggerer")
-    return _finished(case, run_id)
+    return _finish_runs(case, run_id)
 
 
-def _triggerer_stopped(case: Case, many: int) -> dict[str, Any]:
-    run_id = _all_deferred(case, many)
+def _suspend_triggerer(case: Case, many: int) -> dict[str, Any]:
+    run_id = _start_all_deferred(case, many)
     airflow = case.stage.airflow
-    first = victims.family(airflow.process("triggerer").pid)
-    held_by = set(_triggerers(case, run_id))
-    second = airflow.another("triggerer")
+    first = victims.process_tree(airflow.process("triggerer").pid)
+    first_triggerers = set(_triggerers(case, run_id))
+    second = airflow.second_program("triggerer")
     second.start()
 
-    def elsewhere() -> bool:
+    def is_moved() -> bool:
         second.check()
-        held = _triggerers(case, run_id)
-        return len(held) == many and held_by.isdisjoint(held)
+        current = _triggerers(case, run_id)
+        return len(current) == many and first_triggerers.isdisjoint(current)
 
     try:
         victims.kill(*first, number=signal.SIGSTOP)
-        moved = case.until(elsewhere, _patience(many))
+        moved = case.wait_until(is_moved, _max_wait(many))
         time.sleep(3)
         victims.kill(*first, number=signal.SIGCONT)
-        time.sleep(UNDISTURBED)
-        states = case.service.states(case.book.created)
-        seen = _finished(case, run_id)
+        time.sleep(SETTLE_SECONDS)
+        states = case.service.states(case.traffic.created_ids)
+        facts = _finish_runs(case, run_id)
     finally:
         victims.kill(*first, number=signal.SIGCONT)
         second.stop()
-    return seen | {"moved": moved, "aborted": states if "aborted" in states else 0}
+    return facts | {"moved": moved, "aborted": states if "aborted" in states else 0}
 
 
-def _marked_when_cold(case: Case) -> dict[str, Any]:
+def _mark_after_restart(case: Case) -> dict[str, Any]:
     """Mark right after a start: a triggerer's first question to Airflow takes seconds, in which the kill has to wait."""
     case.stage.airflow.restart("triggerer")
-    return marked_while_waiting(case, "deferrable", "failed")
+    return mark_while_waiting(case, "deferrable", "failed")
 
 
-def _marked_unseen(case: Case) -> dict[str, Any]:
+def _mark_without_triggerer(case: Case) -> dict[str, Any]:
     """Mark while no triggerer has the task, and so none is told."""
     airflow = case.stage.airflow
-    victims.kill(*victims.family(airflow.process("triggerer").pid))
+    victims.kill(*victims.process_tree(airflow.process("triggerer").pid))
     try:
         run_id = case.trigger("deferrable")
-        case.until(lambda: case.state("deferrable", run_id) == "deferred")
-        return marked(case, "deferrable", run_id, "failed")
+        case.wait_until(lambda: case.state("deferrable", run_id) == "deferred")
+        return mark_and_check(case, "deferrable", run_id, "failed")
     finally:
         airflow.restart("triggerer")
 
 
-def _scheduler_killed(case: Case, mode: str) -> dict[str, Any]:
+def _kill_scheduler(case: Case, mode: str) -> dict[str, Any]:
     run_id = case.trigger(mode)
-    case.until(lambda: case.waits(mode, run_id))
+    case.wait_until(lambda: case.is_waiting(mode, run_id))
     stage = case.stage
     victims.kill(stage.airflow.process("scheduler").pid)
     stage.airflow.restart("scheduler")
     stage.schedulers.add(stage.airflow.process("scheduler").pid)
-    case.ended(mode, run_id)
+    case.wait_for_end(mode, run_id)
     return case.facts(mode, run_id)
 
 
-def _patience(many: int) -> float:
-    return max(400.0, EACH * many)
+def _max_wait(many: int) -> float:
+    return max(400.0, SECONDS_PER_TASK * many)
 
 
-def _all_deferred(case: Case, many: int) -> str:
+def _start_all_deferred(case: Case, many: int) -> str:
     """Start all tasks, and give their run's id when all of them wait in the triggerer."""
     run_id = case.trigger("many")
-    if not case.until(lambda: len(_triggerers(case, run_id)) == many, _patience(many)):
+    if not case.wait_until(lambda: len(_triggerers(case, run_id)) == many, _max_wait(many)):
         raise TimeoutError(f"not all tasks are deferred: {_states(case, run_id)}")
     time.sleep(5)
     return run_id
@@ -139,22 +145,22 @@ def _all_deferred(case: Case, many: int) -> str:
 
 def _instances(case: Case, run_id: str) -> list[dict[str, Any]]:
     """Give the task instances, page by page: Airflow gives a hundred at most."""
-    path = f"dags/{DAG_OF_MANY}/dagRuns/{quote(run_id, safe='')}/taskInstances"
+    path = f"dags/{MANY_TASKS_DAG}/dagRuns/{quote(run_id, safe='')}/taskInstances"
     found: list[dict[str, Any]] = []
     while True:
-        params = {"limit": PAGE, "offset": len(found), "order_by": "map_index"}
-        told = case.asked(partial(case.stage.airflow.call, "GET", path, params=params)).json()
-        found += told["task_instances"]
-        if len(told["task_instances"]) < PAGE:
+        params = {"limit": PAGE_SIZE, "offset": len(found), "order_by": "map_index"}
+        page = case.retry_when_locked(partial(case.stage.airflow.call, "GET", path, params=params)).json()
+        found += page["task_instances"]
+        if len(page["task_instances"]) < PAGE_SIZE:
             return found
 
 
 def _triggerers(case: Case, run_id: str) -> list[int]:
     """Tell which triggerer holds each of the deferred tasks that one holds."""
-    held = [
+    deferred = [
         one for one in _instances(case, run_id) if one["state"] == "deferred" and one.get("triggerer_job")
     ]
-    return [one["triggerer_job"]["id"] for one in held]
+    return [one["triggerer_job"]["id"] for one in deferred]
 
 
 def _states(case: Case, run_id: str) -> str:
@@ -162,14 +168,17 @@ def _states(case: Case, run_id: str) -> str:
     return ", ".join(f"{number} {state}" for state, number in sorted(counted.items(), key=str))
 
 
-def _finished(case: Case, run_id: str) -> dict[str, Any]:
+def _finish_runs(case: Case, run_id: str) -> dict[str, Any]:
     """Let all flow runs be done, wait for the tasks, and tell what came of them."""
     case.service.advance(2 * LONG_SECONDS)
-    starts = case.book.started
-    case.until(lambda: all(one["state"] in FINAL for one in _instances(case, run_id)), _patience(len(starts)))
+    starts = case.traffic.started_ids
+    case.wait_until(
+        lambda: all(one["state"] in FINAL_TASK_STATES for one in _instances(case, run_id)),
+        _max_wait(len(starts)),
+    )
     return {
         "starts": len(starts),
         "twice": len(starts) - len(set(starts)),
         "tasks": _states(case, run_id),
-        "runs": case.service.states(case.book.created),
+        "runs": case.service.states(case.traffic.created_ids),
     }

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import psutil
 
-GONE_WITHIN = 10.0
+KILL_TIMEOUT_SECONDS = 10.0
 
 
 def owner_of(port: int, server_port: int) -> int | None:
@@ -43,14 +43,14 @@ def kill(*pids: int, number: int = signal.SIGKILL) -> None:
             os.kill(pid, number)
     if number != signal.SIGKILL:
         return
-    deadline = time.monotonic() + GONE_WITHIN
-    while any(alive(pid) for pid in pids):
+    deadline = time.monotonic() + KILL_TIMEOUT_SECONDS
+    while any(is_alive(pid) for pid in pids):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{pids} still live after SIGKILL")
         time.sleep(0.02)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Tell whether a process still runs; a zombie does not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
@@ -58,7 +58,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """Tell the ids of a process and of all that descend from it, itself first."""
     try:
         return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
@@ -66,6 +66,6 @@ def family(pid: int) -> list[int]:
         return [pid]
 
 
-def parent(pid: int) -> int:
+def parent_pid(pid: int) -> int:
     """Tell the id of a process's parent."""
     return int(psutil.Process(pid).ppid())

@@ -16,21 +16,21 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
 
 
-def tell_the_end(context: Any, _result: Any = None) -> None:
+def report_end(context: Any, _result: Any = None) -> None:
     """Tell the proxy that all is written although the task has not ended yet."""
     with requests.Session() as session:
         session.trust_env = False
         session.get(context["dag_run"].conf["proxy"] + "/chaos/written", timeout=60)
 
 
-OFTEN: dict[str, Any] = {"poll_interval": 1, "max_poll_interval": 2}
+FAST_POLLING: dict[str, Any] = {"poll_interval": 1, "max_poll_interval": 2}
 RETRIES: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=1)}
-PATIENT: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=25)}
-WHERE: dict[str, Any] = {
+SLOW_RETRIES: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=25)}
+LOCATION_ARGUMENTS: dict[str, Any] = {
     "flows_conn_id": "{{ dag_run.conf['conn'] }}",
     "output_path": "{{ dag_run.conf['output'] }}",
 }
-WHAT: dict[str, Any] = {
+FLOW_ARGUMENTS: dict[str, Any] = {
     "flow": "{{ dag_run.conf['flow'] }}",
     "inputs": ["A modern office chair", "A round table"],
     "additional": {"tag": "{{ dag_run.conf['tag'] }}"},
@@ -41,12 +41,16 @@ MODES: dict[str, dict[str, Any]] = {
     "blocking_forgetful": {"durable": False},
     "blocking_left_alone": {"abort_on_kill": False},
     "deferrable_left_alone": {"abort_on_kill": False, "deferrable": True},
-    "blocking_patient": PATIENT,
-    "deferrable_patient": PATIENT | {"deferrable": True},
+    "blocking_slow_retries": SLOW_RETRIES,
+    "deferrable_slow_retries": SLOW_RETRIES | {"deferrable": True},
 }
 for name, mode in MODES.items():
     with DAG(f"chaos_{name}", schedule=None, max_active_runs=100, max_active_tasks=100) as dag:
-        RunFlowOperator(task_id="run", post_execute=tell_the_end, **(WHAT | WHERE | OFTEN | RETRIES | mode))
+        RunFlowOperator(
+            task_id="run",
+            post_execute=report_end,
+            **(FLOW_ARGUMENTS | LOCATION_ARGUMENTS | FAST_POLLING | RETRIES | mode),
+        )
     globals()[dag.dag_id] = dag
 
 with DAG("chaos_sensor", schedule=None, max_active_runs=100, max_active_tasks=100) as chaos_sensor:
@@ -56,7 +60,7 @@ with DAG("chaos_sensor", schedule=None, max_active_runs=100, max_active_tasks=10
         poll_interval=5,
         max_poll_interval=6,
         timeout=600,
-        **WHERE,
+        **LOCATION_ARGUMENTS,
         **RETRIES,
     )
 
@@ -65,8 +69,8 @@ with DAG("chaos_chain", schedule=None, max_active_runs=100, max_active_tasks=100
         task_id="run",
         flow="{{ dag_run.conf['flow'] }}",
         inputs={"color": "red", "item": "{{ dag_run.conf['tag'] }}"},
-        flows_conn_id=WHERE["flows_conn_id"],
-        post_execute=tell_the_end,
+        flows_conn_id=LOCATION_ARGUMENTS["flows_conn_id"],
+        post_execute=report_end,
         **RETRIES,
     )
 
@@ -75,8 +79,8 @@ with DAG("chaos_many", schedule=None, max_active_runs=100, max_active_tasks=100)
         task_id="run",
         flow="{{ dag_run.conf['flow'] }}",
         deferrable=True,
-        flows_conn_id=WHERE["flows_conn_id"],
+        flows_conn_id=LOCATION_ARGUMENTS["flows_conn_id"],
         timeout=None,
-        **OFTEN,
+        **FAST_POLLING,
         **RETRIES,
     ).expand(inputs=[[f"Chair number {number}"] for number in range(int(os.environ["CHAOS_MANY"]))])
