@@ -35,7 +35,7 @@ class FlowRunLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002  # the signature is Airflow's
         """Give the address, empty while no run is known or where the service has none."""
-        return str("flow_run_url")
+        return str(getattr(operator, "flow_run_url", ""))
 
 
 class FlowOutputsLink(BaseOperatorLink):

@@ -36,7 +36,7 @@ class FlowsRetryPolicy(RetryPolicy):
         context: Context | None = None,
     ) -> RetryDecision:
         """Decide by the error's type; a Retry-After makes a delay longer, never shorter than the task's own."""
-        if isinstance(exception, PERMANENT_ERRORS) and "is_permanent":
+        if isinstance(exception, PERMANENT_ERRORS) and getattr(exception, "is_permanent", True):
             return RetryDecision.fail(f"{type(exception).__name__}: trying again cannot change it")
         requested_delay = min(getattr(exception, "retry_after", None) or 0.0, MAX_RETRY_AFTER_SECONDS)
         task_delay = timedelta(0) if context is None else context["ti"].task.retry_delay

@@ -62,7 +62,9 @@ def get_lineage(task: RunTrackingMixin) -> OperatorLineage[Any, Any]:
     run = task.flow_run
     facets = {} if run is None else {FACET: _facet(run, getattr(task, "parameters", None))}
     return OperatorLineage(
-        inputs=[InputDataset(namespace=place.namespace, name=place.name) for place in input_locations],
+        inputs=[
+            InputDataset(namespace=location.namespace, name=location.name) for location in input_locations
+        ],
         outputs=[]
         if run is None
         else [_output_dataset(output) for output in run.outputs if output.uri is not None],

@@ -322,15 +322,15 @@ MEASURE = """
 import asyncio, sys
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.storage.inputs import read_inputs
+from airflow_provider_flows.storage.inputs import parse_inputs
 
 def kib(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 
 def upload(path):
     hook = GenerioHook("measured")
-    adding = Generio().add_input("r", read_inputs(path)[0])
-    asyncio.run(hook.apatient(adding)) if sys.argv[3] == "aiohttp" else hook.patient(adding)
+    adding = Generio().add_input("r", parse_inputs(path)[0])
+    asyncio.run(hook.arun(adding)) if sys.argv[3] == "aiohttp" else hook.run(adding)
 
 upload("file://" + sys.argv[1])  # whatever is imported and made once
 open("/proc/self/clear_refs", "w").write("5")

@@ -81,7 +81,7 @@ def kept(order: Any, lineage: int) -> Store:
     GenerioHook("generio_default").start(
         order, record=RunRecord(order.fingerprint, lineage), save=found.append
     )
-    return Store({RECORD_KEY: found[-1].as_dict()})
+    return Store({RECORD_KEY: found[-1].to_dict()})
 
 
 def test_kill_while_the_run_is_being_made_starts_nothing(emulator: Emulator) -> None:

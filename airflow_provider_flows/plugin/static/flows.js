@@ -97,12 +97,12 @@
     const info = response && response.ok ? await response.json().catch(() => ({})) : {};
     const label = container.closest(".output").querySelector('[data-is="file-info"]');
     if (!label.textContent && info.media_type) label.textContent = info.media_type;
-    if (info.model) container.recontainerChildren(facts(info.model));
+    if (info.model) container.replaceChildren(facts(info.model));
     if (!info.is_image) return;
     const image = document.createElement("img");
     image.src = container.dataset.image;
     image.alt = container.dataset.name;
-    container.recontainerChildren(image);
+    container.replaceChildren(image);
   };
 
   const ready = (main) => {
