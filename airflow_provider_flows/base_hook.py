@@ -6,7 +6,7 @@ It has no words for what can be asked of a service (hooks.py has) and keeps noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
 from dataclasses import replace
@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
-from airflow_provider_flows.core.retry import Retry, with_retries, without_retries
+from airflow_provider_flows.core.retry import Retry, with_retries
 
 if TYPE_CHECKING:
     import requests
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
-
-MIN_DOWNLOAD_ATTEMPTS = 3  # at a file that does not come whole
 
 
 class BaseFlowsHook(BaseHook):
@@ -132,31 +130,33 @@ class BaseFlowsHook(BaseHook):
             self._session = new_session(self.settings)
         return self._session
 
-    def run_once(self, conversation: Conversation[T], settings: Settings | None = None) -> T:
-        """Hold a conversation over `requests`, blocking, each request asked once."""
-        return self._run(without_retries(conversation), settings or self.settings)
+    def run(
+        self, conversation: Conversation[T], *, retry: Retry | None = None, timeout: float | None = None
+    ) -> T:
+        """Run a conversation over `requests`.
 
-    def run(self, conversation: Conversation[T]) -> T:
-        """Hold a conversation, blocking, in which each request is sent again as often as it may be."""
-        return self._run(with_retries(conversation, Retry(attempts=1 + self.extra["retries"])), self.settings)
-
-    def run_with_timeout(self, conversation: Conversation[T], seconds: float, attempts: int = 1) -> T:
-        """Hold a conversation, blocking, that somebody waits for who can do without.
-
-        :param seconds: that a connection may take at the most to stand, and the service to answer.
-        :param attempts: at each request, at the most.
+        :param retry: how often each request is sent, and when; by default as the connection says (`retries`).
+        :param timeout: seconds that connecting and each read may take at most, if the connection allows more.
         """
-        settings = self.settings
-        connect, read = min(seconds, settings.connect_timeout), min(seconds, settings.read_timeout)
-        retry = Retry(attempts=min(attempts, 1 + self.extra["retries"]), max_delay=seconds)
-        return self._run(
-            with_retries(conversation, retry), replace(settings, connect_timeout=connect, read_timeout=read)
-        )
+        from airflow_provider_flows.transport.blocking import BlockingTransport, run
 
-    def run_download(self, conversation: Callable[[], Conversation[T]]) -> T:
-        """Hold a conversation that only reads, and hold it anew when what came was broken: a few times in any case."""
-        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
-        return self._run(with_retries(retry.retry_incomplete(conversation), retry), self.settings)
+        settings = self.settings
+        if timeout is not None:
+            settings = replace(
+                settings,
+                connect_timeout=min(timeout, settings.connect_timeout),
+                read_timeout=min(timeout, settings.read_timeout),
+            )
+        with self.add_connection_to_errors():
+            return run(
+                with_retries(conversation, retry or self.retry),
+                BlockingTransport(settings, self.get_conn()).send,
+            )
+
+    @property
+    def retry(self) -> Retry:
+        """How often each request is sent, and when, as the connection says."""
+        return Retry(attempts=1 + self.extra["retries"])
 
     @contextmanager
     def copy_for_thread(self) -> Iterator[Self]:
@@ -173,12 +173,6 @@ class BaseFlowsHook(BaseHook):
         if self._session is not None:
             self._session.close()
             self._session = None
-
-    def _run(self, conversation: Conversation[T], settings: Settings) -> T:
-        from airflow_provider_flows.transport.blocking import BlockingTransport, run
-
-        with self.add_connection_to_errors():
-            return run(conversation, BlockingTransport(settings, self.get_conn()).send)
 
     @contextmanager
     def add_connection_to_errors(self) -> Iterator[None]:
@@ -207,17 +201,13 @@ class BaseFlowsHook(BaseHook):
         async with opened as session:
             yield AsyncTransport(settings, session)
 
-    async def arun_once(self, conversation: Conversation[T]) -> T:
-        """Hold a conversation over `aiohttp`, each request asked once."""
-        return await self._arun(without_retries(conversation))
+    async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
+        """Run a conversation over `aiohttp`.
 
-    async def arun(self, conversation: Conversation[T]) -> T:
-        """Hold a conversation over `aiohttp`, in which each request is sent again as often as it may be."""
-        return await self._arun(with_retries(conversation, Retry(attempts=1 + self.extra["retries"])))
-
-    async def _arun(self, conversation: Conversation[T]) -> T:
+        :param retry: how often each request is sent, and when; by default as the connection says (`retries`).
+        """
         from airflow_provider_flows.transport.asynchronous import run
 
         async with self.async_transport() as transport:
             with self.add_connection_to_errors():
-                return await run(conversation, transport.send)
+                return await run(with_retries(conversation, retry or self.retry), transport.send)

@@ -6,7 +6,7 @@ They know no paths and no states (flow/services do); how a conversation is held 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,13 @@ from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.problems import NOTHING_STARTED, Problems, collect_problems
+from airflow_provider_flows.core.retry import NO_RETRY, Retry
 from airflow_provider_flows.core.signed_urls import find_signatures
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
     from airflow_provider_flows.core.graph import FlowGraph
+    from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.wait import LogFunction
     from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.start import RunRecord, RunRequest, SaveRecord
 
 TEST_SECONDS = 5.0  # Airflow runs the Test button inside its web server
+MIN_DOWNLOAD_ATTEMPTS = 3
 
 
 class FlowsHook(BaseFlowsHook):
@@ -173,7 +176,7 @@ class FlowsHook(BaseFlowsHook):
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:
         """Download one input."""
-        return self.run_download(lambda: self.service.get_input(flow_run_id, asset_id))
+        return self._run_download(lambda: self.service.get_input(flow_run_id, asset_id))
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
         """List a flow run's inputs."""
@@ -204,7 +207,7 @@ class FlowsHook(BaseFlowsHook):
         :raises FlowServiceError: the output could not be read, or not all of it; what is in the target is worth nothing then.
         """
         service, is_allowed = self.service, self.settings.is_allowed_url
-        return self.run_download(
+        return self._run_download(
             lambda: restrict_redirects(
                 service.save_output(flow_run_id, asset_id, target, media_type), is_allowed
             )
@@ -222,11 +225,16 @@ class FlowsHook(BaseFlowsHook):
         settings, link = self.settings, url.strip()
         if not settings.is_allowed_url(link):
             return None
-        return self.run_download(
+        return self._run_download(
             lambda: restrict_redirects(
                 download_image(link, target, settings.max_response_bytes), settings.is_allowed_url
             )
         )
+
+    def _run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
+        """Run a conversation that only reads; run it again, at least three times in all, while what arrives is incomplete."""
+        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
+        return self.run(retry.retry_incomplete(create_conversation), retry=retry)
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Read what a flow takes and gives; where the service cannot tell it, from the flow's exported graph (`get_graph`)."""
@@ -279,12 +287,12 @@ class FlowsHook(BaseFlowsHook):
         schedule = Schedule.of(
             poll_interval, max_poll_interval, None if limit is None else time.time() + limit
         )
-        return self.run_once(self.create_wait(flow_run_id, schedule).poll_until_final())
+        return self.run(self.create_wait(flow_run_id, schedule).poll_until_final(), retry=NO_RETRY)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service whether it takes the key; tells a wrong key from a host that cannot be reached."""
         try:
-            return True, self.run_with_timeout(self.service.check_credentials(), TEST_SECONDS)
+            return True, self.run(self.service.check_credentials(), retry=NO_RETRY, timeout=TEST_SECONDS)
         except FlowError as error:
             return False, str(error)
 

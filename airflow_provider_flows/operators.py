@@ -244,13 +244,17 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
 
     def _wait_or_defer(self, task_try: TaskTry, flow_run_id: str, schedule: Schedule) -> FlowRun:
         """Wait here, or look once and, if the run is not final yet, go to the triggerer."""
+        from airflow_provider_flows.core.retry import NO_RETRY  # needed when a task runs only
+
         if self.deferrable and self.execution_timeout is not None:
             # Airflow does not keep execution_timeout while a task is deferred, so the deadline does
             try_deadline = task_try.started_at + self.execution_timeout.total_seconds()
             schedule = replace(schedule, deadline=min(try_deadline, schedule.deadline or try_deadline))
         wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log)
         try:
-            run = task_try.hook.run_once(wait.poll() if self.deferrable else wait.poll_until_final())
+            run = task_try.hook.run(
+                wait.poll() if self.deferrable else wait.poll_until_final(), retry=NO_RETRY
+            )
         except FlowTimeout as error:
             return task_try.on_deadline(error)
         if run is not None and run.is_final:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowInputError, FlowServiceError
 from airflow_provider_flows.core.problems import NOTHING_STARTED, Problems
+from airflow_provider_flows.core.retry import Retry
 from airflow_provider_flows.core.validation import select_definition, validate_arguments
 
 if TYPE_CHECKING:
@@ -153,7 +154,10 @@ def _load_definitions(
 
 
 def _run_with_timeout(hook: FlowsHook, conversation: Conversation[T]) -> T:
-    return hook.run_with_timeout(conversation, DEFINITION_TIMEOUT_SECONDS, MAX_DEFINITION_ATTEMPTS)
+    retry = Retry(
+        attempts=min(MAX_DEFINITION_ATTEMPTS, 1 + hook.extra["retries"]), max_delay=DEFINITION_TIMEOUT_SECONDS
+    )
+    return hook.run(conversation, retry=retry, timeout=DEFINITION_TIMEOUT_SECONDS)
 
 
 def _match_definition(

@@ -113,6 +113,8 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait in the mode that was asked for."""
+        from airflow_provider_flows.core.retry import NO_RETRY  # needed when a task runs only
+
         with self._translate_errors():
             self._validate_output_options(context)
             if not self.deferrable:
@@ -120,7 +122,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
             hook = self._get_hook()
             wait = self._create_wait(hook, time.time() + self.timeout)
             on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
-            run = hook.run_once(wait.poll())
+            run = hook.run(wait.poll(), retry=NO_RETRY)
             if run is not None and run.is_final:
                 return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
         from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
@@ -144,12 +146,16 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
+        from airflow_provider_flows.core.retry import NO_RETRY  # needed when a task runs only
+
         hook = self._get_hook()
         if self._wait is None:
             self._wait = self._create_wait(hook, None)
         on_run_update = self.get_run_tracker(context, hook, self._wait.flow_run_id)
         with self._persist_wait(context, self._wait) as has_state:
-            run = hook.run_once(self._wait.poll() if has_state else self._wait.poll_until_confirmed())
+            run = hook.run(
+                self._wait.poll() if has_state else self._wait.poll_until_confirmed(), retry=NO_RETRY
+            )
         if run is not None:
             on_run_update(run)
         if run is None or not run.is_final:

@@ -20,6 +20,7 @@ from airflow_provider_flows.cli.prompts import confirm, is_interactive
 from airflow_provider_flows.cli.signals import SignalReceived
 from airflow_provider_flows.cli.terminal import echo_err, escape_control_chars
 from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound, FlowServiceError, FlowTimeout
+from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.run import FlowRun
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def wait_for_run(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Na
         bar = sys.stdout.isatty() and sys.stderr.isatty()
         wait = hook.create_wait(flow_run_id, schedule, _echo_warning if bar else _echo_log_line)
         with _progress_bar(flow_run_id) if bar else _no_progress_bar() as show:
-            return hook.run_once(wait.poll_until_final(show))
+            return hook.run(wait.poll_until_final(show), retry=NO_RETRY)
     except FlowTimeout as error:
         message = f"{error} The flow run goes on; watch it: {command_line('watch', flow_run_id, args)}"
         raise FlowTimeout(message) from error

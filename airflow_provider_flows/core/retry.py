@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
@@ -125,11 +124,9 @@ def follow_redirects(request: Request) -> Conversation[Response]:
     raise FlowMalformed(message, status=response.status)
 
 
+NO_RETRY = Retry(attempts=1)
+
+
 def with_retries(conversation: Conversation[T], retry: Retry) -> Conversation[T]:
     """Hold a conversation in which each request is asked as often as it may be."""
     return map_requests(conversation, retry.send)
-
-
-without_retries = partial(
-    map_requests, send_one=follow_redirects
-)  # hold a conversation in which each request is asked once

@@ -19,6 +19,7 @@ from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.polling.schedule import expected_end
+from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.plugin.cache import CachedResponse
@@ -166,7 +167,7 @@ def _load_listing(conn_id: str) -> _RunListing:
     if not service.supports("list_runs"):
         return _RunListing(service.name, (), supports_list=False, load_seconds=FINAL_TTL_SECONDS)
     try:
-        runs = hook.run_with_timeout(service.list_runs(), PAGE_TIMEOUT_SECONDS)
+        runs = hook.run(service.list_runs(), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
     finally:
         hook.close()
     # there may be many, and they are kept
@@ -224,7 +225,9 @@ def _load_definition(conn_id: str, flow: str) -> FlowDefinition:
     hook = get_flows_hook(conn_id)
     try:
         return load_definition(
-            hook, flow, lambda conversation: hook.run_with_timeout(conversation, PAGE_TIMEOUT_SECONDS)
+            hook,
+            flow,
+            lambda conversation: hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS),
         )
     finally:
         hook.close()

@@ -21,6 +21,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
 )
 from airflow_provider_flows.core.polling.schedule import expected_end
+from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.run import PENDING, FlowOutput, FlowRun
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
@@ -267,7 +268,7 @@ def get_flows_hook(conn_id: str) -> FlowsHook:
 def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
     hook = get_flows_hook(conn_id)
     try:
-        run = hook.run_with_timeout(hook.service.get_run(flow_run_id), PAGE_TIMEOUT_SECONDS)
+        run = hook.run(hook.service.get_run(flow_run_id), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
     finally:
         hook.close()
     run = replace(run, raw={})  # it may be large, and many are kept
@@ -279,7 +280,9 @@ def _load_outputs(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
     if not hook.service.supports("list_outputs"):
         return ()
     try:
-        return tuple(hook.run_with_timeout(hook.service.list_outputs(flow_run_id), PAGE_TIMEOUT_SECONDS))
+        return tuple(
+            hook.run(hook.service.list_outputs(flow_run_id), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
+        )
     finally:
         hook.close()
 

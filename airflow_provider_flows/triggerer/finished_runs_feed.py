@@ -28,7 +28,7 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.polling.event_cursor import Snapshot
 from airflow_provider_flows.core.polling.finished_runs import FinishedRuns
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.retry import Retry, with_retries, without_retries
+from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.core.timestamps import parse_http_date
 from airflow_provider_flows.transport.asynchronous import run
 from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
@@ -191,7 +191,7 @@ class FinishedRunsFeed:
         for flow_run_id in flow_run_ids:
             try:
                 self._finished_runs.record_single_poll(
-                    flow_run_id, await run(without_retries(hook.service.get_run(flow_run_id)), send)
+                    flow_run_id, await run(with_retries(hook.service.get_run(flow_run_id), NO_RETRY), send)
                 )
             except FlowAuthError:
                 raise

@@ -19,7 +19,7 @@ from airflow_provider_flows import metrics
 from airflow_provider_flows.core.exceptions import FlowRateLimited, FlowServiceError
 from airflow_provider_flows.core.polling.bulk import ActiveRuns, BulkPollPolicy
 from airflow_provider_flows.core.polling.timer_queue import TimerQueue
-from airflow_provider_flows.core.retry import without_retries
+from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.transport.asynchronous import run
 from airflow_provider_flows.triggerer.rate_limited_transport import RateLimitedTransport
 from airflow_provider_flows.triggerer.subscriber import LIST_TIMEOUT_SECONDS, Subscriber
@@ -228,7 +228,7 @@ class SharedPoller:
     async def _poll_one(self, subscriber: Subscriber) -> None:
         """Look at one run; whatever goes wrong is told to its subscriber, and to nobody else."""
         try:
-            flow_run = await run(without_retries(subscriber.wait.poll_once()), self._transport.send)
+            flow_run = await run(with_retries(subscriber.wait.poll_once(), NO_RETRY), self._transport.send)
             if flow_run is not None:
                 self._bulk_policy.record_single_poll(flow_run, time.monotonic())
             if flow_run is None or not flow_run.is_final:
@@ -257,7 +257,8 @@ class SharedPoller:
         active_runs, gone = ActiveRuns(), set[str]()
         try:
             active_runs = await run(
-                without_retries(self._service.list_active({one.wait.flow_run_id for one in batch})), send
+                with_retries(self._service.list_active({one.wait.flow_run_id for one in batch}), NO_RETRY),
+                send,
             )
             gone = self._bulk_policy.record_list(active_runs)
         except (FlowServiceError, TimeoutError) as error:

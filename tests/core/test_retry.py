@@ -13,7 +13,7 @@ import pytest
 
 from airflow_provider_flows.core.exceptions import FlowRateLimited, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.http import Request, Resend, Response
-from airflow_provider_flows.core.retry import Retry, with_retries, without_retries
+from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
@@ -144,7 +144,7 @@ def test_every_changing_request_is_marked_for_what_it_costs() -> None:
 def test_once_asks_once() -> None:
     """A wait's looks are not repeated by themselves: the wait does that."""
     script = ScriptedTransport(json_response({}, 503))
-    assert script.run(without_retries(single_request(GET))).status == 503
+    assert script.run(with_retries(single_request(GET), NO_RETRY)).status == 503
     assert script.sleeps == []
 
 

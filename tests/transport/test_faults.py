@@ -21,7 +21,7 @@ from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.core.http import Conversation
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.polling.wait import Wait
-from airflow_provider_flows.core.retry import Retry, with_retries, without_retries
+from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.core.start import RunRecord, RunRequest, start
 from airflow_provider_flows.emulator import Emulator, Fault
@@ -153,7 +153,7 @@ def outcome(emulator: Emulator, name: str, fault: str, door: str) -> str:
     script = ScriptedTransport()
     conversation = operation.hold(hook, run, script)
     patient = (
-        without_retries(conversation)
+        with_retries(conversation, NO_RETRY)
         if name == "wait"
         else with_retries(conversation, Retry(attempts=2, now=script.clock))
     )
@@ -188,7 +188,9 @@ def test_retry_after_is_told_and_kept(
     assert caught.value.retry_after == (None if asked is None else pytest.approx(asked, abs=10))
     schedule = Schedule(5, 60, NOON + 600)
     wait = Wait(run, hook.service.get_run, schedule=schedule, clock=script.clock, log=lambda *_: None)
-    assert DRIVERS[door](hook.settings, without_retries(wait.poll_until_final()), script.sleep).is_final
+    assert DRIVERS[door](
+        hook.settings, with_retries(wait.poll_until_final(), NO_RETRY), script.sleep
+    ).is_final
     assert script.sleeps == [pytest.approx(asked or 5, abs=10)]
 
 

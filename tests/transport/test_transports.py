@@ -16,7 +16,7 @@ import pytest
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowMalformed, FlowUnreachable
 from airflow_provider_flows.core.http import Conversation, Request, Response, parse_json, raise_for_status
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
-from airflow_provider_flows.core.retry import Retry, with_retries, without_retries
+from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.emulator import Emulator, Fault
 from tests.support.doors import (
     DRIVERS,
@@ -233,7 +233,8 @@ class TestWhatASinkTakes:
         sink = Counted()
         with StubServer(lambda seen: replies[seen.path]) as station:
             door(
-                settings_for(station.url), without_retries(single_request(Request("GET", "/file", sink=sink)))
+                settings_for(station.url),
+                with_retries(single_request(Request("GET", "/file", sink=sink)), NO_RETRY),
             )
         assert (bytes(sink.data), sink.begun) == (b"file", [(200, None)])
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.polling.wait import WaitMetrics
-from airflow_provider_flows.core.retry import without_retries
+from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
@@ -23,7 +23,7 @@ from tests.support.scripted import NOON, no_response
 
 def look(told: Told) -> FlowRun:
     """Look once, and give the run."""
-    run = told.script.run(without_retries(told.wait.poll()))
+    run = told.script.run(with_retries(told.wait.poll(), NO_RETRY))
     assert run is not None
     return run
 

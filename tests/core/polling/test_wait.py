@@ -22,7 +22,7 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.http import Response
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.polling.wait import Wait, WaitMetrics
-from airflow_provider_flows.core.retry import without_retries
+from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.services.generio.api import Generio
 from tests.support.scripted import NOON, ScriptedTransport, json_response, no_response
@@ -63,7 +63,7 @@ class Told:
 
     def hold(self, kind: str = "blocking") -> FlowRun:
         """Wait to the end."""
-        return self.script.run(without_retries(self.wait.poll_until_final()), kind)
+        return self.script.run(with_retries(self.wait.poll_until_final(), NO_RETRY), kind)
 
     def of(self, level: int) -> list[str]:
         """Give the lines of one level."""
@@ -139,23 +139,23 @@ def test_who_forgets_looks_until_it_is_sure() -> None:
     """A look that nothing is remembered of is repeated soon while it is refused, and not for any other trouble."""
     refused = Told(*[json_response({}, 404)] * 3)
     with pytest.raises(FlowNotFound):
-        refused.script.run(without_retries(refused.wait.poll_until_confirmed()))
+        refused.script.run(with_retries(refused.wait.poll_until_confirmed(), NO_RETRY))
     assert refused.script.sleeps == [5, 10]
 
     late = Told(json_response({}, 404), json_response({}, 503), state("completed"))
-    run = late.script.run(without_retries(late.wait.poll_until_confirmed()))
+    run = late.script.run(with_retries(late.wait.poll_until_confirmed(), NO_RETRY))
     assert run is not None
     assert run.is_final
 
     away = Told(json_response({}, 503))
-    assert away.script.run(without_retries(away.wait.poll_until_confirmed())) is None
+    assert away.script.run(with_retries(away.wait.poll_until_confirmed(), NO_RETRY)) is None
 
 
 def test_refusals_are_counted_on_in_another_process() -> None:
     """A wait that goes on elsewhere remembers how often it was refused, also where the memory is of an older version."""
     first = Told(json_response({}, 404), json_response({}, 404))
     for _ in range(2):
-        assert first.script.run(without_retries(first.wait.poll())) is None
+        assert first.script.run(with_retries(first.wait.poll(), NO_RETRY)) is None
     memory = json.loads(json.dumps(first.wait.to_dict()))
     second = Told(json_response({}, 404))
     second.wait.restore(memory)
@@ -249,8 +249,8 @@ def test_trouble_is_told_and_its_end() -> None:
 def test_single_look_gives_none_in_trouble() -> None:
     """A look that brings nothing gives None and leaves the decision to the wait."""
     told = Told(no_response(), state("running"))
-    assert told.script.run(without_retries(told.wait.poll())) is None
+    assert told.script.run(with_retries(told.wait.poll(), NO_RETRY)) is None
     assert told.wait.next_delay() == 5
-    run = told.script.run(without_retries(told.wait.poll()))
+    run = told.script.run(with_retries(told.wait.poll(), NO_RETRY))
     assert run is not None
     assert not run.is_final
