@@ -25,7 +25,7 @@ from airflow_provider_flows.plugin.run_list import (
     get_graph,
     get_run_list,
 )
-from airflow_provider_flows.plugin.run_routes import add_run_routes, fill_path
+from airflow_provider_flows.plugin.routes import add_run_routes, fill_path
 from airflow_provider_flows.plugin.run_view import RunView, get_service_run_view
 from airflow_provider_flows.plugin.schemas import MAX_LINE_LENGTH, RunListSchema, to_safe_line
 

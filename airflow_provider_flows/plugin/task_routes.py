@@ -15,7 +15,7 @@ from airflow_provider_flows.plugin.airflow_internals import (
     TaskInstanceData,
     load_task_instance,
 )
-from airflow_provider_flows.plugin.run_routes import add_run_routes
+from airflow_provider_flows.plugin.routes import add_run_routes
 from airflow_provider_flows.plugin.run_view import RunView, get_previous_run_view, get_task_run_view
 
 TASK_PATH = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
