@@ -1,6 +1,7 @@
-"""The plugin: what this provider adds to Airflow itself, loaded by every process of Airflow that knows plugins.
+"""The Airflow plugin: a listener for finished tasks, and the user interface for flow runs.
 
-It only names things; they are imported by whoever needs them, for every task pays for what is imported here.
+Every Airflow process that loads plugins imports this module, task processes included. The user interface is
+therefore imported lazily, on its first request.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from airflow.providers.common.compat.sdk import AirflowPlugin
 from airflow_provider_flows.plugin import listener
 from airflow_provider_flows.plugin.lazy_app import PREFIX, LazyApp
 
-# Relative addresses: Airflow's page resolves them against its own, wherever it is served.
+# Relative URLs: Airflow's UI resolves them against its own base URL.
 _BASE_PATH = PREFIX.removeprefix("/")
 _ICONS = {"icon": f"{_BASE_PATH}/static/icon.svg", "icon_dark_mode": f"{_BASE_PATH}/static/icon-dark.svg"}
 
 
 class FlowsPlugin(AirflowPlugin):
-    """Listens for tasks that are over; shows flow runs: a tab on each task instance, and a page in the navigation."""
+    """Add a *Flow run* tab to each task instance, a *Flow runs* page and the listener for finished tasks."""
 
     name = "flows"
-    listeners = [listener]  # noqa: RUF012  # Airflow declares it so
-    fastapi_apps = [{"name": "Flow runs", "app": LazyApp(), "url_prefix": PREFIX}]  # noqa: RUF012  # Airflow declares it so
-    external_views = [  # noqa: RUF012  # Airflow declares it so
+    listeners = [listener]  # noqa: RUF012  # declared as in AirflowPlugin
+    fastapi_apps = [{"name": "Flow runs", "app": LazyApp(), "url_prefix": PREFIX}]  # noqa: RUF012  # as in AirflowPlugin
+    external_views = [  # noqa: RUF012  # as in AirflowPlugin
         {
             "name": "Flow run",
             "href": f"{_BASE_PATH}/task/{{DAG_ID}}/{{RUN_ID}}/{{TASK_ID}}/{{MAP_INDEX}}",

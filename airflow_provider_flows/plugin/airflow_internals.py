@@ -1,7 +1,7 @@
-"""What the pages need of Airflow's inside: who asks, what that user may see, and what a task instance has left.
+"""All private Airflow APIs that the pages use: permissions, connections, stored data of task instances.
 
-Airflow promises none of these names; they stand here and nowhere else, and tests/plugin/test_airflow_internals.py notices when they move.
-What is shown of them is for others to say.
+Airflow guarantees none of these names, so they are imported here and nowhere else in the plugin, and tests
+compare them with the installed Airflow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY, RUN_ID_K
 
 User = GetUserDep
 REQUIRES_LOGIN = [Depends(get_user)]
-# What is shown of a task instance is its state, and what it has pushed to XCom.
+# the tab shows a task instance's state and its XComs
 REQUIRES_TASK_ACCESS = [
     Depends(requires_access_dag("GET", DagAccessEntity.TASK_INSTANCE)),
     Depends(requires_access_dag("GET", DagAccessEntity.XCOM)),
@@ -54,15 +54,20 @@ TASK_ARGUMENTS = (
     "output_conn_id",
     "flow_run_id",
 )
-OFFICIAL_PROVIDERS_PREFIX = "airflow.providers."  # their hooks are none of ours, and dear to import
+OFFICIAL_PROVIDERS_PREFIX = "airflow.providers."  # their hooks run no flows and are slow to import
 
 
 @dataclass(frozen=True)
 class TaskInstanceData:
-    """What one task instance has left in Airflow's database; `fields` are the task's arguments as they were rendered.
+    """What Airflow's database has of one task instance.
 
-    What was pushed to XCom is the last try's, for Airflow forgets it when a try begins; `previous_runs` is what was remembered of the
-    flow runs of the tries before (memory.py).
+    XComs are those of the latest try, because Airflow deletes them when a try starts.
+
+    :param fields: the task's arguments, as rendered.
+    :param previous_runs: the flow runs of earlier tries, from the task state store.
+    :param result: the XCom `return_value`.
+    :param flow_run_id: the XCom of this name.
+    :param outputs: the XCom with the outputs.
     """
 
     state: str | None
@@ -75,7 +80,7 @@ class TaskInstanceData:
 
 
 def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskInstanceData | None:
-    """Read what a task instance has left, None if there is none."""
+    """Return the stored data of a task instance, None if it does not exist."""
     ti_key = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
     with create_session() as session:
         ti = session.scalar(select(TaskInstance).filter_by(**ti_key))
@@ -85,20 +90,23 @@ def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -
         rows = session.scalars(select(XComModel).filter_by(**ti_key).where(XComModel.key.in_(keys)))
         xcoms = {row.key: XComModel.deserialize_value(row) for row in rows}
         rendered = RenderedTaskInstanceFields.get_templated_fields(ti, session=session)
-        fields = (
-            {name: (rendered or {}).get(name) for name in TASK_ARGUMENTS}
-            if rendered
-            else _get_untemplated_arguments(ti, session)
-        )
-        previous_runs = _load_previous_runs(ti_key, session)
-        xcom_values = (xcoms.get(key) for key in keys)
+        if rendered:
+            fields = {name: rendered.get(name) for name in TASK_ARGUMENTS}
+        else:
+            fields = _get_untemplated_arguments(ti, session)
         return TaskInstanceData(
-            ti.state and str(ti.state), ti.try_number or 0, fields, previous_runs, *xcom_values
+            state=ti.state and str(ti.state),
+            try_number=ti.try_number or 0,
+            fields=fields,
+            previous_runs=_load_previous_runs(ti_key, session),
+            result=xcoms.get(RESULT_KEY),
+            flow_run_id=xcoms.get(RUN_ID_KEY),
+            outputs=xcoms.get(OUTPUTS_KEY),
         )
 
 
 def _load_previous_runs(ti_key: Mapping[str, Any], session: Any) -> Any:
-    """Read what the tries before left in the task state store, None where this Airflow (before 3.3) has none."""
+    """Return the recorded runs of earlier tries, None if there are none or Airflow is older than 3.3."""
     try:
         from airflow.models.task_state_store import TaskStateStoreModel
     except ImportError:
@@ -108,7 +116,7 @@ def _load_previous_runs(ti_key: Mapping[str, Any], session: Any) -> Any:
 
 
 def _get_untemplated_arguments(ti: TaskInstance, session: Any) -> dict[str, Any]:
-    """Give those of a task's arguments that are no templates: of runs long past Airflow keeps the rendered ones no more."""
+    """Return the arguments without templates, for old runs whose rendered arguments Airflow has deleted."""
     dag = DBDagBag().get_dag_for_run(ti.dag_run, session=session)
     if dag is None or not dag.has_task(ti.task_id):
         return {}
@@ -121,16 +129,16 @@ def _get_untemplated_arguments(ti: TaskInstance, session: Any) -> dict[str, Any]
     return {name: value for name, value in values.items() if value is not None and "{{" not in str(value)}
 
 
-def readable_connections(user: Any) -> list[tuple[str, str]]:
-    """Give id and type of each connection in Airflow's database that runs flows and that this user may read."""
+def list_readable_connections(user: Any) -> list[tuple[str, str]]:
+    """Return id and type of the connections to flow services in Airflow's database that the user may read."""
     with create_session() as session:
         rows = session.execute(
             select(Connection.conn_id, Connection.conn_type).order_by(Connection.conn_id)
         ).all()
     return [
-        (conn_id, kind)
-        for conn_id, kind in rows
-        if _is_flows_connection_type(kind) and _can_read(user, conn_id)
+        (conn_id, conn_type)
+        for conn_id, conn_type in rows
+        if _is_flows_connection_type(conn_type) and _can_read(user, conn_id)
     ]
 
 
@@ -141,8 +149,8 @@ def _can_read(user: Any, conn_id: str) -> bool:
 
 @cache
 def _is_flows_connection_type(conn_type: str) -> bool:
-    """Whether the hook of a connection type is one of ours, or made of one."""
-    # the public mapping would import each hook that is asked for, the amazon provider's with all of boto
+    """Return whether the hook of a connection type is a subclass of `FlowsHook`."""
+    # the public mapping imports each hook when it is read, for the Amazon provider together with boto
     manager = ProvidersManager()
     manager.initialize_providers_hooks()
     provider = manager._hook_provider_dict.get(conn_type)  # noqa: SLF001
@@ -151,6 +159,6 @@ def _is_flows_connection_type(conn_type: str) -> bool:
     module, _, name = provider.hook_class_name.rpartition(".")
     try:
         hook = getattr(importlib.import_module(module), name)
-    except Exception:  # noqa: BLE001  # somebody else's package: whatever it raises, it shows no flow runs
+    except Exception:  # noqa: BLE001  # importing another package's hook can raise any exception
         return False
     return isinstance(hook, type) and issubclass(hook, FlowsHook)

@@ -1,6 +1,7 @@
-"""What a service has told of late, for all who look at it: asked for once, by whoever comes first, and kept for a moment.
+"""A cache of service responses, shared by all users of one API server process.
 
-What is asked it does not know; the answers of this process are shared by all its users, so whoever asks must be let in before.
+Concurrent requests for the same key wait for one call. The cache checks no permissions: callers do that
+first.
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from airflow_provider_flows.core.exceptions import FlowError, FlowServiceError, 
 
 T = TypeVar("T")
 
+FINAL_TTL_SECONDS = 60.0  # for responses that no longer change
 MAX_CACHED_RESPONSES = 500
-MAX_SERVICE_THREADS = 8  # threads that wait for services; those of Airflow's own pages are not used
-MAX_FILE_THREADS = 4  # threads that fetch whole files, which may take minutes, while others look at runs
-RESPONSE_WAIT_SECONDS = (
-    10.0  # seconds that a page waits for an answer; what comes later is there for who comes later
-)
-MIN_ERROR_TTL_SECONDS = 5.0  # for so long an error serves whoever comes
-MAX_ERROR_TTL_SECONDS = 60.0  # seconds that a service may ask us to stay away for
-STILL_WAITING = "It has not answered for a while, and is still waited for."
+MAX_SERVICE_THREADS = 8  # a pool of our own, so that a slow service does not block Airflow's pages
+MAX_FILE_THREADS = 4  # downloads may take minutes, so they have a pool of their own
+RESPONSE_WAIT_SECONDS = 10.0  # a page waits this long; a later response is stored for the next request
+MIN_ERROR_TTL_SECONDS = 5.0
+MAX_ERROR_TTL_SECONDS = 60.0  # upper bound of a service's Retry-After
+STILL_WAITING = "The service is slow to respond; still waiting."
 
 
 @dataclass(frozen=True)
 class CachedResponse(Generic[T]):
-    """What was told: the value, None if there never was one; and what went wrong the last time, if something did."""
+    """The most recent value, None if there was none yet, and the error of the last call if it failed."""
 
     value: T | None
     error: FlowError | None = None
@@ -45,16 +45,15 @@ class _Entry:
 
 
 class ResponseCache:
-    """Answers by what they are of; an answer under way is waited for by all who want it.
+    """A time-limited cache that runs its calls in threads and at most one call per key at a time.
 
-    :param clock: gives monotonic seconds.
-    :param wait_seconds: seconds after which whoever waits is told so, and of what was known before.
+    :param clock: returns monotonic seconds.
+    :param wait_seconds: how long `get` waits for a call before it returns the previous value and an error.
     """
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, wait_seconds: float = RESPONSE_WAIT_SECONDS
     ) -> None:
-        """Begin with nothing."""
         self._clock = clock
         self._wait_seconds = wait_seconds
         self._lock = Lock()
@@ -65,12 +64,13 @@ class ResponseCache:
     async def get(
         self, key: Hashable, load: Callable[[], T], get_ttl: Callable[[T], float]
     ) -> CachedResponse[T]:
-        """Give what is kept of this, else ask for it.
+        """Return the cached response of a key, or load it.
 
-        After an error the value before it is given beside it.
+        A `FlowError` is cached too, together with the value before it. Any other exception is raised and not
+        cached.
 
-        :param load: is called in another thread.
-        :param get_ttl: gives the seconds for which a value serves whoever comes.
+        :param load: called in a thread.
+        :param get_ttl: returns the number of seconds for which a value is valid.
         """
         with self._lock:
             entry = self._entries.get(key)
@@ -85,11 +85,11 @@ class ResponseCache:
             return CachedResponse(entry.previous_value, FlowUnreachable(STILL_WAITING))
 
     async def run_in_file_pool(self, job: Callable[[], T]) -> T:
-        """Fetch a whole file in a thread, of which there are others than those that look at runs."""
+        """Run a download in a thread of the pool for files."""
         return await asyncio.wrap_future(self._file_pool.submit(job))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         with self._lock:
             self._entries.clear()
 
@@ -102,22 +102,21 @@ class ResponseCache:
             try:
                 value = load()
             except FlowError as error:
-                response, seconds = CachedResponse(previous_value, error), _get_error_ttl(error)
+                response, ttl = CachedResponse(previous_value, error), _get_error_ttl(error)
             else:
-                response, seconds = CachedResponse(value), get_ttl(value)
-            entry.expires_at = self._clock() + seconds
+                response, ttl = CachedResponse(value), get_ttl(value)
+            entry.expires_at = self._clock() + ttl
             return response
 
         entry = self._entries[key] = _Entry(Future(), previous_value)
         entry.future = self._service_pool.submit(load_response)
-        entry.future.add_done_callback(lambda done: _expire(entry) if done.exception() else None)
+        entry.future.add_done_callback(lambda future: _expire(entry) if future.exception() else None)
         while len(self._entries) > MAX_CACHED_RESPONSES:
             self._entries.popitem(last=False)
         return entry
 
 
 def _expire(entry: _Entry) -> None:
-    """Keep nothing of what ended in an error that is none of ours."""
     entry.expires_at = float("-inf")
 
 
@@ -130,3 +129,6 @@ def _get_value(entry: _Entry | None) -> Any:
 def _get_error_ttl(error: FlowError) -> float:
     retry_after = error.retry_after if isinstance(error, FlowServiceError) else None
     return min(max(MIN_ERROR_TTL_SECONDS, retry_after or 0.0), MAX_ERROR_TTL_SECONDS)
+
+
+RESPONSE_CACHE = ResponseCache()

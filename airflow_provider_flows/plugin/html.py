@@ -1,6 +1,7 @@
-"""How what is seen becomes HTML: the templates, the words for sizes and spans of time, the picture of a flow.
+"""Rendering of pages: the Jinja environment, its filters and functions, and the static files.
 
-Everything is escaped by jinja; only the picture is put in as it is, which is made of escaped texts itself (flow/drawing).
+Jinja escapes every value. The picture of a flow is the only markup inserted as it is; its texts are escaped
+when it is drawn.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fastapi import Request
 
 NO_VALUE = "\N{EN DASH}"
+MAX_SHORT_ID_LENGTH = 26
 STATIC_MEDIA_TYPES = {
     "flows.css": "text/css",
     "flows.js": "text/javascript",
@@ -34,19 +36,18 @@ STATIC_MEDIA_TYPES = {
 
 
 async def render_page(request: Request, name: str, status: int = 200, **context: Any) -> HTMLResponse:
-    """Make a page of a template, in another thread: a large one takes a while, and Airflow answers others meanwhile.
+    """Render a template in a thread, so that a large page does not block Airflow's event loop.
 
-    :param context: what the template speaks of; `base`, the address of the pages' beginning, it always has.
+    :param context: the template's variables; `base`, the path at which the app is mounted, is added.
     """
     base = request.scope.get("root_path", "")
-    return HTMLResponse(
-        await run_in_threadpool(_environment().get_template(name).render, base=base, **context), status
-    )
+    template = _environment().get_template(name)
+    return HTMLResponse(await run_in_threadpool(template.render, base=base, **context), status)
 
 
 @cache
 def load_static(name: str) -> bytes | None:
-    """Give one of our own files, None if there is no such one."""
+    """Return the content of a static file, None if there is no such file."""
     if name not in STATIC_MEDIA_TYPES:
         return None
     content = (files("airflow_provider_flows.plugin") / "static" / name).read_bytes()
@@ -55,9 +56,8 @@ def load_static(name: str) -> bytes | None:
 
 @cache
 def _environment() -> Environment:
-    loader = PackageLoader("airflow_provider_flows.plugin")
     environment = Environment(
-        loader=loader,
+        loader=PackageLoader("airflow_provider_flows.plugin"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -66,23 +66,26 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         quote_segment=quote_segment,
-        size=size,
-        span=span,
-        percent=percent,
-        timestamp=timestamp,
+        size=format_size,
+        duration=format_duration,
+        percent=format_percent,
+        timestamp=format_timestamp,
         shorten=shorten,
     )
-    environment.globals.update(query=query, picture=picture)
+    environment.globals.update(query=to_query, picture=draw_picture)
     return environment
 
 
 def quote_segment(text: str) -> str:
-    """Quote an id as one segment of a path."""
+    """Quote a text as one segment of a URL's path."""
     return quote(text, safe="", errors="replace")
 
 
-def query(selection: Mapping[str, Any], **changes: Any) -> str:
-    """Give the query of an address with some of it changed; what is empty is left out, and a new choice begins on page 1."""
+def to_query(selection: Mapping[str, Any], **changes: Any) -> str:
+    """Return a URL's query with some parameters changed.
+
+    Empty parameters and defaults are omitted. Any change but one of the page itself leads to page 1.
+    """
     params = {**selection, **({} if "page" in changes else {"page": 1}), **changes}
     non_default_params = {
         name: value
@@ -92,18 +95,19 @@ def query(selection: Mapping[str, Any], **changes: Any) -> str:
     return f"?{urlencode(non_default_params, errors='replace')}"
 
 
-def size(count: int | None) -> str:
-    """Word a number of bytes."""
+def format_size(count: int | None) -> str:
+    """Format a number of bytes, in powers of 1000."""
     if count is None:
         return ""
     if count < 1000:
         return f"{count} bytes"
     power = min(int(math.log(count, 1000)), 4)
-    return f"{count / 1000**power:.{1 if count < 100 * 1000**power else 0}f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+    digits = 1 if count < 100 * 1000**power else 0
+    return f"{count / 1000**power:.{digits}f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def span(seconds: float | None) -> str:
-    """Word a span of time."""
+def format_duration(seconds: float | None) -> str:
+    """Format a number of seconds."""
     if seconds is None:
         return ""
     if seconds < 10:
@@ -115,23 +119,23 @@ def span(seconds: float | None) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def percent(progress: float) -> str:
-    """Word a progress of 0.0 to 1.0; it is 100 % only at the end."""
+def format_percent(progress: float) -> str:
+    """Format a progress of 0.0 to 1.0, rounded down, so that only a finished run has 100 %."""
     return f"{int(progress * 100)} %"
 
 
-def timestamp(when: datetime | None) -> Markup:
-    """Give a moment as an element that the script words in the time zone that the user has chosen in Airflow."""
+def format_timestamp(when: datetime | None) -> Markup:
+    """Return a `<time>` element in UTC, which the script converts to the user's time zone in Airflow."""
     if when is None:
         return Markup('<span class="nothing">{}</span>').format(NO_VALUE)
     return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(when.isoformat(), when)
 
 
-def shorten(text: str, max_length: int = 26) -> str:
-    """Give the beginning of a long id."""
+def shorten(text: str, max_length: int = MAX_SHORT_ID_LENGTH) -> str:
+    """Return a text, truncated with an ellipsis if it is long."""
     return text if len(text) <= max_length + 1 else f"{text[:max_length]}…"
 
 
-def picture(graph: FlowGraph, title: str) -> Markup:
-    """Draw a flow's graph; its colours are in our style sheet."""
-    return Markup(to_svg(graph, title=title, styled=False))  # noqa: S704  # a tree of elements whose texts are escaped
+def draw_picture(graph: FlowGraph, title: str) -> Markup:
+    """Return the picture of a flow's graph as SVG; its colors are in the style sheet."""
+    return Markup(to_svg(graph, title=title, styled=False))  # noqa: S704  # an element tree, with escaped texts

@@ -1,6 +1,7 @@
-"""The door to the pages: an ASGI app that imports them when the first request comes, and puts the same headers on every answer.
+"""The ASGI app that Airflow mounts.
 
-What is behind it stands in site.py; whoever loads plugins and serves nothing pays for this module only.
+It imports the pages on the first request and adds security headers to each response.
+This module imports nothing but the standard library, because every process that loads plugins imports it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# Nothing but our own files, shown nowhere but in Airflow, kept by nobody.
+# The pages load only their own files, can be framed only by Airflow, and are not cached.
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -31,23 +32,29 @@ HEADERS = {
 }
 _ENCODED_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 _OWN_HEADER_NAMES = {name for name, _ in _ENCODED_HEADERS}
-UNAVAILABLE_WARNING = "The pages of flow runs need parts of Airflow that this version does not have: %s. Everything else of the provider works"
+UNAVAILABLE_WARNING = (
+    "The Flow runs pages are not available in this version of Airflow: %s. "
+    "All other parts of the provider work"
+)
+UNAVAILABLE_TEXT = (
+    "The Flow runs pages are not available in this version of Airflow. "
+    "The log of the API server has the reason."
+)
 
 
 class LazyApp:
-    """The ASGI app that Airflow mounts."""
+    """An ASGI app that creates the actual app when the first request arrives."""
 
     def __init__(self) -> None:
-        """Open nothing yet."""
         self._app: App | None = None
         self._lock = Lock()
 
     def __repr__(self) -> str:
-        """Airflow's page of plugins shows it."""
+        """Return the name that Airflow's *Plugins* page shows."""
         return f"<{__name__} at {PREFIX}>"
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Let one request in."""
+        """Handle one request and set the headers of its response."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -64,11 +71,11 @@ class LazyApp:
     def _get_app(self) -> App:
         with self._lock:
             if self._app is None:
-                self._app = _build_app()
+                self._app = _create_app()
             return self._app
 
 
-def _build_app() -> App:
+def _create_app() -> App:
     try:
         from airflow_provider_flows.plugin.app import create_app
     except ImportError as error:
@@ -77,8 +84,7 @@ def _build_app() -> App:
     return create_app()
 
 
-async def _send_unavailable(scope: Message, receive: Receive, send: Send) -> None:  # noqa: ARG001  # the signature of an ASGI app
-    text = b"This version of Airflow does not have what the pages of flow runs need. The log of the API server names it."
+async def _send_unavailable(scope: Message, receive: Receive, send: Send) -> None:  # noqa: ARG001  # an ASGI app
     await send(
         {
             "type": "http.response.start",
@@ -86,4 +92,4 @@ async def _send_unavailable(scope: Message, receive: Receive, send: Send) -> Non
             "headers": [(b"content-type", b"text/plain; charset=utf-8")],
         }
     )
-    await send({"type": "http.response.body", "body": text})
+    await send({"type": "http.response.body", "body": UNAVAILABLE_TEXT.encode()})

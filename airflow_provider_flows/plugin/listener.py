@@ -1,7 +1,7 @@
-"""What is to be done when a task is over and nothing of ours runs any more: stop a run nobody waits for, forget an answer.
+"""The listener for finished tasks: it deletes saved responses and aborts the flow runs of marked tasks.
 
-How a run is stopped stands in flow/starting.py, what is remembered in memory.py. Airflow calls these functions for every task of
-every provider: in the worker that ran it, and in the API server when a person marks it.
+Airflow calls these functions for every task of every provider: in the worker that ran it, and in the API
+server when a user marks it as success, failed or skipped.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ TRIGGER_CLASSPATH = f"{PACKAGE}.triggers.FlowRunTrigger"
 
 @hookimpl
 def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
-    """Forget the answer that was kept until now; or stop the run of a deferred task that a person marked as success."""
-    operators = sys.modules.get(
-        f"{PACKAGE}.operators"
-    )  # where they were not imported, the task is none of ours
+    """Delete what was saved for a retry; abort the run of a deferred task that a user marked as success."""
+    # a task of another provider must not cost the import of our operators
+    operators = sys.modules.get(f"{PACKAGE}.operators")
     task = getattr(task_instance, "task", None)
     if operators is not None and isinstance(task, operators.RunFlowOperator):
         task.forget()
@@ -34,38 +33,37 @@ def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
 
 @hookimpl
 def on_task_instance_failed(previous_state: Any, task_instance: Any) -> None:
-    """Stop the run of a deferred task that a person marked as failed."""
+    """Abort the run of a deferred task that a user marked as failed."""
     _cancel_deferred_run(previous_state, task_instance)
 
 
-@hookimpl(optionalhook=True)  # Airflow before 3.2 does not have it
+@hookimpl(optionalhook=True)  # added in Airflow 3.2
 def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
-    """Stop the run of a deferred task that a person marked as skipped."""
+    """Abort the run of a deferred task that a user marked as skipped."""
     _cancel_deferred_run(previous_state, task_instance)
 
 
 def _cancel_deferred_run(previous_state: Any, task_instance: Any) -> None:
-    """Stop the flow run of a deferred task, which no triggerer may know of yet: then its trigger is told of nothing.
+    """Abort the flow run of a deferred task that a user marked.
 
-    Only the API server tells no previous state, for it was a person who set the new one; a failure that the scheduler finds may
-    be followed by a retry, which goes on with the run. Only an ORM's task instance has its trigger; the worker's has none.
+    If no triggerer has picked up the trigger yet, Airflow does not call its `on_kill`. `previous_state` is
+    None only in the API server, when a user sets the state. A failure detected by the scheduler is left
+    alone, because a retry may resume the run. A task instance has its trigger only as an ORM object, not in a
+    worker.
     """
     trigger = getattr(task_instance, "trigger", None) if previous_state is None else None
     if trigger is None or trigger.classpath != TRIGGER_CLASSPATH or not trigger.kwargs.get("abort_on_kill"):
         return
-    # Airflow holds its database transaction open, and the person's click up, until this function returns
+    # in a thread, because Airflow's database transaction and the user's request wait for this function
     Thread(target=_cancel_run, args=(dict(trigger.kwargs),), name="flows-cancel", daemon=True).start()
 
 
 def _cancel_run(trigger_kwargs: Mapping[str, Any]) -> None:
     from airflow_provider_flows.hooks import FlowsHook
 
+    flow_run_id = trigger_kwargs["flow_run_id"]
     try:
-        FlowsHook.get_hook(trigger_kwargs["flows_conn_id"]).cancel(trigger_kwargs["flow_run_id"])
-        log.info(
-            "The task was marked while it was deferred; flow run %s is stopped", trigger_kwargs["flow_run_id"]
-        )
-    except Exception as error:  # noqa: BLE001  # whatever it is, the trigger's own on_kill is the other way
-        log.warning(
-            "The flow run %s could not be stopped from here: %s", trigger_kwargs["flow_run_id"], error
-        )
+        FlowsHook.get_hook(trigger_kwargs["flows_conn_id"]).cancel(flow_run_id)
+        log.info("Flow run %s was aborted: its task was marked while it was deferred", flow_run_id)
+    except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run
+        log.warning("Flow run %s could not be aborted by the API server: %s", flow_run_id, error)

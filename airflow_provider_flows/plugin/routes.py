@@ -1,87 +1,250 @@
-"""The routes of one flow run, however it was found: its page, the same as JSON, and its outputs.
+"""The routes of the plugin: the *Flow run* tab, the *Flow runs* page, and a run's outputs.
 
-Who may see it is for the router to say, how it is found for `get_view`; which bytes may be had stands in files.py.
+Each page of runs has a JSON route at the same path below `/json`, which the page polls. Access is checked by
+the dependencies of the routers, before any route runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from airflow_provider_flows.plugin.html import quote_segment, render_page
-from airflow_provider_flows.plugin.output_responses import (
-    get_output_info,
-    to_download_response,
-    to_image_response,
+from airflow_provider_flows.plugin import output_files
+from airflow_provider_flows.plugin.airflow_internals import (
+    REQUIRES_CONNECTION_ACCESS,
+    REQUIRES_LOGIN,
+    REQUIRES_TASK_ACCESS,
+    TaskInstanceData,
+    User,
+    list_readable_connections,
+    load_task_instance,
 )
-from airflow_provider_flows.plugin.run_list import get_graph
-from airflow_provider_flows.plugin.run_view import RunView
-from airflow_provider_flows.plugin.schemas import OutputInfoSchema, RunPage
+from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
+from airflow_provider_flows.plugin.flow_view import get_definition, get_flow_ids, get_graph
+from airflow_provider_flows.plugin.html import quote_segment, render_page
+from airflow_provider_flows.plugin.present import MAX_LINE_LENGTH, to_safe_line
+from airflow_provider_flows.plugin.run_list import ListQuery, get_run_list
+from airflow_provider_flows.plugin.run_view import (
+    RunView,
+    get_previous_run_view,
+    get_service_run_view,
+    get_task_run_view,
+)
+from airflow_provider_flows.plugin.schemas import OutputInfoSchema, RunListSchema, RunPage
+
+CONNECTION_PATH = "/connection/{connection_id}"
+CONNECTION_RUN_PATH = f"{CONNECTION_PATH}/run/{{flow_run_id}}"
+TASK_PATH = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
+PREVIOUS_RUN_PATH = f"{TASK_PATH}/previous/{{flow_run_id}}"
+PREFERRED_CONN_ID = "flows_default"
+NO_CONNECTION_NOTE = (
+    "There are no connections to a flow service such as Generio or PromptChainer, "
+    "or you do not have permission to view them. Connections are added under Admin, Connections. "
+    "Those defined in environment variables or in a secrets backend are not listed here."
+)
+index_router = APIRouter(dependencies=REQUIRES_LOGIN)
+connection_router = APIRouter(dependencies=REQUIRES_CONNECTION_ACCESS)
+task_router = APIRouter(dependencies=REQUIRES_TASK_ACCESS)
+GetView = Callable[..., Awaitable[RunView]]
 
 
 def add_run_routes(
-    router: APIRouter,
-    path: str,
-    get_view: Callable[..., Awaitable[RunView]],
-    *,
-    back: str | None = None,
-    back_label: str = "",
+    router: APIRouter, path: str, get_view: GetView, *, back: str | None = None, back_label: str = ""
 ) -> None:
-    """Add the routes of a run to a router.
+    """Add the routes of one flow run to a router: its page, its JSON and its outputs.
 
-    :param path: the address of its page, with names in the place of what is variable; the other addresses are made of it.
-    :param get_view: the dependency that finds the run.
-    :param back: the address of the page before it, in the same form, and and `back_label` what it is called.
+    :param path: path of the page, with placeholders; the other paths are derived from it.
+    :param get_view: the FastAPI dependency that returns the run.
+    :param back: path of the page to link back to, with the same placeholders.
+    :param back_label: text of that link.
     """
 
     @router.get(path, response_class=HTMLResponse)
-    async def show_run(request: Request, view: RunView = Depends(get_view)) -> HTMLResponse:  # noqa: B008, FAST002  # `get_view` is known here only
-        """Show the run."""
+    async def show_run(request: Request, view: RunView = Depends(get_view)) -> HTMLResponse:  # noqa: B008, FAST002  # `get_view` is local
+        """Return the run as a page."""
         run_page = await run_in_threadpool(view.to_page)
-        graph = await get_graph(view.flows_conn_id, view.run.flow if view.run else None)
-        back_path = back and fill_path(back, request)
         return await render_page(
             request,
             "run.html",
             run_page=run_page,
             run_path=fill_path(path, request),
-            graph=graph,
-            back=back_path,
+            graph=await get_graph(view.flows_conn_id, view.run.flow if view.run else None),
+            back=back and fill_path(back, request),
             back_label=back_label,
         )
 
     @router.get(f"/json{path}")
-    async def get_run(view: RunView = Depends(get_view)) -> RunPage:  # noqa: B008, FAST002  # `get_view` is known here only
-        """Tell the same as JSON."""
+    async def get_run(view: RunView = Depends(get_view)) -> RunPage:  # noqa: B008, FAST002  # `get_view` is local
+        """Return the run as JSON."""
         return await run_in_threadpool(view.to_page)
 
-    add_output_routes(router, f"{path}/output/{{number}}", get_view)
+    _add_output_routes(router, f"{path}/output/{{number}}", get_view)
 
 
-def add_output_routes(router: APIRouter, path: str, get_view: Callable[..., Awaitable[RunView]]) -> None:
-    """Add the routes of a run's outputs to a router."""
-
+def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
     @router.get(path, response_class=StreamingResponse)
     async def download_output(number: int, view: RunView = Depends(get_view)) -> StreamingResponse:  # noqa: B008, FAST002  # as above
-        """Send an output as a file."""
-        return await to_download_response(view, number)
+        """Return an output as an attachment, which the browser saves and does not open."""
+        file = await RESPONSE_CACHE.run_in_file_pool(lambda: output_files.open_output(view, number))
+        headers = {
+            "content-length": str(file.size),
+            "content-disposition": f'attachment; filename="{file.name}"',
+        }
+        return StreamingResponse(file.iter_chunks(), media_type="application/octet-stream", headers=headers)
 
     @router.get(f"{path}/image", response_class=Response)
     async def get_image(number: int, view: RunView = Depends(get_view)) -> Response:  # noqa: B008, FAST002  # as above
-        """Send a picture that may be shown."""
-        return await to_image_response(view, number)
+        """Return an image of a type in which a browser executes nothing."""
+        image = await RESPONSE_CACHE.run_in_file_pool(lambda: output_files.load_image(view, number))
+        return Response(image.data, media_type=image.media_type)
 
-    @router.get(f"/json{path}/about")
-    async def get_info(number: int, view: RunView = Depends(get_view)) -> OutputInfoSchema:  # noqa: B008, FAST002  # as above
-        """Tell what the beginning of an output's file tells."""
-        return await get_output_info(view, number)
+    @router.get(f"/json{path}/info")
+    async def get_output_info(number: int, view: RunView = Depends(get_view)) -> OutputInfoSchema:  # noqa: B008, FAST002  # as above
+        """Return the facts in the first bytes of an output's file, which does not change and is read once."""
+        selected_output = view.outputs[number : number + 1]
+        key = (
+            "output_info",
+            view.flows_conn_id,
+            view.flow_run_id,
+            number,
+            selected_output,
+            view.output_options,
+        )
+        response = await RESPONSE_CACHE.get(
+            key, lambda: output_files.load_output_info(view, number), lambda _: FINAL_TTL_SECONDS
+        )
+        if response.value is None:
+            raise output_files.NoFileError("This output cannot be read.")
+        return response.value
 
 
 def fill_path(path: str, request: Request) -> str:
-    """Give an address below the pages' beginning, with what the request has in the place of the names."""
+    """Return a path, relative to the app, with its placeholders replaced by the request's path parameters."""
     return path.format_map(
         {name: quote_segment(str(value)) for name, value in request.path_params.items()}
     ).lstrip("/")
+
+
+# The Flow runs page of a connection
+
+
+@index_router.get("/", response_class=HTMLResponse)
+async def redirect_to_connection(request: Request, user: User) -> Response:
+    """Redirect to the default connection, or else to the first one that the user may read."""
+    conn_ids = [conn_id for conn_id, _ in await run_in_threadpool(list_readable_connections, user)]
+    if not conn_ids:
+        return await render_page(request, "message.html", title="No connections", text=NO_CONNECTION_NOTE)
+    conn_id = PREFERRED_CONN_ID if PREFERRED_CONN_ID in conn_ids else conn_ids[0]
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/connection/{quote_segment(conn_id)}", 303)
+
+
+def get_list_query(
+    state: Annotated[str, Query(max_length=20)] = "",
+    flow: Annotated[str, Query(max_length=MAX_LINE_LENGTH + 1)] = "",
+    sort: Annotated[str, Query(max_length=20)] = "-created",
+    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+) -> ListQuery:
+    """Return the filters, the order and the page number in the URL."""
+    return ListQuery(state, flow, sort, page)
+
+
+ListQueryDependency = Annotated[ListQuery, Depends(get_list_query)]
+
+
+@connection_router.get(CONNECTION_PATH, response_class=HTMLResponse)
+async def show_runs(
+    request: Request, connection_id: str, user: User, query: ListQueryDependency
+) -> HTMLResponse:
+    """Return the runs of a connection as a page."""
+    run_list = await get_run_list(connection_id, query)
+    return await render_page(
+        request,
+        "runs.html",
+        run_list=run_list,
+        connections=await run_in_threadpool(list_readable_connections, user),
+        flows=await get_flow_ids(connection_id),
+        selection={"state": query.state, "flow": query.flow, "sort": query.sort, "page": run_list.page},
+    )
+
+
+@connection_router.get(f"/json{CONNECTION_PATH}")
+async def get_runs(connection_id: str, query: ListQueryDependency) -> RunListSchema:
+    """Return the runs of a connection as JSON."""
+    return await get_run_list(connection_id, query)
+
+
+@connection_router.get(f"{CONNECTION_PATH}/flow/{{flow}}", response_class=HTMLResponse)
+async def show_flow(request: Request, connection_id: str, flow: str) -> HTMLResponse:
+    """Return a page with a flow's inputs and outputs, and its picture if an exported graph is configured."""
+    definition, error = await get_definition(connection_id, flow)
+    return await render_page(
+        request,
+        "flow.html",
+        flow=flow,
+        definition=definition,
+        error_text=None if error is None else to_safe_line(str(error)),
+        graph=await get_graph(connection_id, flow),
+        back=fill_path(CONNECTION_PATH, request),
+    )
+
+
+async def get_connection_run_view(connection_id: str, flow_run_id: str) -> RunView:
+    """Return a run as its service reports it; the user may read the connection."""
+    view = RunView(flow_run_id, connection_id, show_host=True)
+    return await get_service_run_view(connection_id, flow_run_id, view)
+
+
+add_run_routes(
+    connection_router,
+    CONNECTION_RUN_PATH,
+    get_connection_run_view,
+    back=CONNECTION_PATH,
+    back_label="Flow runs",
+)
+
+
+# The Flow run tab of a task instance
+
+
+async def get_task_instance(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskInstanceData:
+    """Return the stored data of the task instance in the path.
+
+    Airflow's UI leaves the placeholder `{MAP_INDEX}` in the URL of a task instance that is not mapped.
+    """
+    index = int(map_index) if map_index.removeprefix("-").isdecimal() and len(map_index) < 10 else -1
+    ti_data = await run_in_threadpool(load_task_instance, dag_id, run_id, task_id, index)
+    if ti_data is None:
+        raise HTTPException(404, "Task instance not found.")
+    return ti_data
+
+
+TaskInstanceDependency = Annotated[TaskInstanceData, Depends(get_task_instance)]
+
+
+async def get_task_view(ti_data: TaskInstanceDependency) -> RunView:
+    """Return the run of a task instance's latest try."""
+    return await get_task_run_view(ti_data)
+
+
+async def get_previous_view(ti_data: TaskInstanceDependency, flow_run_id: str) -> RunView:
+    """Return the run of an earlier try."""
+    view = await get_previous_run_view(ti_data, flow_run_id)
+    if view is None:
+        raise HTTPException(
+            404, "No earlier try of this task instance has this flow run, or it is no longer recorded."
+        )
+    return view
+
+
+add_run_routes(
+    task_router,
+    PREVIOUS_RUN_PATH,
+    get_previous_view,
+    back=TASK_PATH,
+    back_label="Flow run of the latest try",
+)
+add_run_routes(task_router, TASK_PATH, get_task_view)

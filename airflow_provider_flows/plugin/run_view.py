@@ -1,15 +1,16 @@
-"""What is to be seen of a flow run: put together from what its task has left in Airflow and what its service tells now.
+"""The view of one flow run: what its task instance stored in Airflow, and the service's current data.
 
-Who may see it is decided before (inside.py), how it looks later (pages.py); the service is asked through answers.py only.
+Access is checked before. Requests to the service go through the response cache only.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
@@ -22,59 +23,69 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.retry import NO_RETRY
-from airflow_provider_flows.core.run import PENDING, FlowOutput, FlowRun
+from airflow_provider_flows.core.run import PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
-from airflow_provider_flows.plugin.cache import ResponseCache
-from airflow_provider_flows.plugin.schemas import (
-    PreviousRunSchema,
-    RunPage,
-    parse_outputs,
+from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
+from airflow_provider_flows.plugin.present import (
+    MAX_OUTPUTS_PER_PAGE,
     to_input_schemas,
     to_output_schemas,
     to_parameters,
     to_run_schema,
     to_safe_line,
 )
+from airflow_provider_flows.plugin.schemas import PreviousRunSchema, RunPage
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.worker.task_state import MAX_PREVIOUS_RUNS
 
-PAGE_POLL_SECONDS = 2.5  # between two looks at a run that is not final, however many look
-FINAL_TTL_SECONDS = 60.0  # for which what is final is kept
-PAGE_TIMEOUT_SECONDS = 8.0  # that a service may take: somebody sits before the page
+PAGE_POLL_SECONDS = 2.5  # between two polls of an active run, however many users view it
+PAGE_TIMEOUT_SECONDS = 8.0  # for a request to a service, because a user waits for the page
+MAX_PLAUSIBLE_SIZE_BYTES = 2**60
 
-INVALID_KEY_NOTE = "The service refuses the key of this connection. Put the right one into its password field (Admin, Connections)."
-UNREACHABLE_NOTE = (
-    "The service cannot be reached, or does not answer as it should; this is what was known before."
+INVALID_KEY_NOTE = (
+    "The service rejected the API key of this connection. "
+    "Enter a valid key in the connection's password field (Admin, Connections)."
 )
-NO_RESPONSE_NOTE = "The service could not be asked."
-HIDDEN_ERROR_NOTE = "The page Flow runs tells more to who may read the connection."
-RUN_NOT_FOUND_NOTE = "The service does not know this flow run any more: it may have been deleted there."
-NO_RUN_YET_NOTE = "No flow run yet: the task has not come so far."
-TASK_WITHOUT_RUN_NOTE = "This task has no flow run. Tasks of RunFlowOperator, FlowRunSensor and @task.flow have one, once they have started it."
+STALE_RUN_NOTE = "The flow run could not be refreshed. This page shows its last known state."
+FETCH_FAILED_NOTE = "The flow run could not be fetched from the service."
+HIDDEN_ERROR_NOTE = "The Flow runs page shows the error to users who may read the connection."
+RUN_NOT_FOUND_NOTE = "The flow run was not found at the service. It may have been deleted."
+NO_RUN_YET_NOTE = "The task has not started a flow run yet."
 START_IN_PROGRESS_NOTE = (
-    "The task is at work; its flow run shows as soon as the service has answered its start."
+    "The task is running. Its flow run appears here as soon as the service has confirmed the start."
+)
+TASK_WITHOUT_RUN_NOTE = (
+    "This task instance has no flow run. "
+    "Only RunFlowOperator, FlowRunSensor and @task.flow tasks have one, once they have started it."
 )
 UNKNOWN_CONNECTION_NOTE = (
-    "Which connection this flow run belongs to is not known any more, so its service cannot be asked."
+    "The connection of this flow run is no longer known, so its current state cannot be fetched."
 )
 TASK_WAITING_STATES = frozenset(
     {None, "none", "scheduled", "queued", "restarting", "up_for_retry", "up_for_reschedule"}
 )
 TASK_ACTIVE_STATES = frozenset({"running", "deferred", "up_for_reschedule"})
 
-RESPONSE_CACHE = ResponseCache()
+
+class Note(NamedTuple):
+    """A message on top of a page."""
+
+    text: str
+    is_error: bool = True
 
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as far as it is known; `error` tells why its service could not be asked.
+    """One flow run, as far as it is known.
 
-    :param output_options: where its task put its files; None where no task is known.
-    :param task_state: Airflow's word for it, empty where no task is known.
-    :param try_number: the task's last try, which had this run; 0 where no task is known.
-    :param show_host: whether whoever looks may read the connection, so that errors may name its host.
-    :param previous_runs: ids of the runs that tries before had, each with the number of the last of them.
+    :param run: the run, None if neither its task nor its service provided it.
+    :param output_options: where the task stores files; None for a run without a task.
+    :param task_state: the task instance's state in Airflow; empty for a run without a task.
+    :param error: why the service could not be polled.
+    :param try_number: the task instance's latest try, which had this run; 0 for a run without a task.
+    :param previous_runs: ids of the runs of earlier tries, each with the number of the last try that had it.
+    :param show_host: whether the user may read the connection, so that error messages may contain its host.
     """
 
     flow_run_id: str | None = None
@@ -90,88 +101,83 @@ class RunView:
     previous_runs: tuple[tuple[str, int], ...] = ()
     show_host: bool = False
 
-    @property
-    def is_at_service(self) -> bool:
-        """Whether the service has what this run made, for all that is known."""
-        return (
-            self.flows_conn_id is not None
-            and not isinstance(self.error, FlowNotFound)
-            and bool(self.run and self.run.is_final)
-        )
-
-    @property
-    def _is_active(self) -> bool:
-        """Whether the run is under way, or its outputs are, and its service can tell more of it."""
-        is_known_at_service = self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound)
-        return (
-            is_known_at_service
-            and self.run is not None
-            and (not self.run.is_final or _has_pending_outputs(self.outputs))
-        )
-
-    def to_error_text(self, error: FlowError) -> str:
-        """Word an error for whoever looks; only errors of the service name where it is."""
-        return (
-            to_safe_line(str(error))
-            if self.show_host or isinstance(error, FlowInputError)
-            else HIDDEN_ERROR_NOTE
-        )
-
     def to_page(self) -> RunPage:
-        """Put it into its shape."""
-        note, is_error = self._get_note()
-        # a task that is at work although its run is final brings the files home; one that is tried again may have another run
-        is_transient = isinstance(self.error, FlowServiceError) and self.error.is_transient
-        can_change = (
-            self.task_state in TASK_WAITING_STATES | TASK_ACTIVE_STATES or is_transient or self._is_active
-        )
-        version_parts = (
-            note,
-            self.task_state,
-            self.run and (self.run.raw_state, self.run.started_at),
-            self.outputs,
-        )
+        """Convert the view to the schema of its page."""
+        note = self._get_note()
         return RunPage(
-            version=sha256(repr(version_parts).encode()).hexdigest()[:16],
+            version=self._get_version(note),
             run=None if self.run is None else to_run_schema(self.run, time.time()),
             inputs=to_input_schemas(self.inputs),
             parameters=to_parameters(self.parameters or (self.run.parameters if self.run else None)),
-            outputs=to_output_schemas(self.outputs, is_at_service=self.is_at_service),
-            note=note,
-            is_error=is_error,
+            outputs=to_output_schemas(self.outputs, is_at_service=self._has_outputs_at_service),
+            note=note.text if note else None,
+            is_error=note is not None and note.is_error,
             task_state=self.task_state,
             try_number=self.try_number,
             previous_runs=[
                 PreviousRunSchema(flow_run_id=run, last_try=last) for run, last in self.previous_runs
             ],
-            refresh_after=PAGE_POLL_SECONDS if can_change else None,
+            refresh_after=PAGE_POLL_SECONDS if self._can_change else None,
         )
 
-    def _get_note(self) -> tuple[str | None, bool]:
-        if isinstance(self.error, FlowNotFound):
-            return RUN_NOT_FOUND_NOTE, True
-        if isinstance(self.error, FlowAuthError):
-            return INVALID_KEY_NOTE, True
+    def to_error_text(self, error: FlowError) -> str:
+        """Return an error's message for this user; a message of the service may contain its host."""
+        if self.show_host or isinstance(error, FlowInputError):
+            return to_safe_line(str(error))
+        return HIDDEN_ERROR_NOTE
+
+    @property
+    def _is_known_at_service(self) -> bool:
+        return self.flows_conn_id is not None and not isinstance(self.error, FlowNotFound)
+
+    @property
+    def _has_outputs_at_service(self) -> bool:
+        return self._is_known_at_service and self.run is not None and self.run.is_final
+
+    @property
+    def _can_change(self) -> bool:
+        # a running task with a final run is still storing its files; a waiting task may start another run
+        if self.task_state in TASK_WAITING_STATES | TASK_ACTIVE_STATES:
+            return True
+        if isinstance(self.error, FlowServiceError) and self.error.is_transient:
+            return True
+        if self.run is None or not self._is_known_at_service:
+            return False
+        return not self.run.is_final or _has_pending_outputs(self.outputs)
+
+    def _get_note(self) -> Note | None:
         if self.error is not None:
-            return (
-                f"{UNREACHABLE_NOTE if self.run else NO_RESPONSE_NOTE} {self.to_error_text(self.error)}",
-                True,
-            )
+            return Note(self._get_error_note(self.error))
         if self.run is None and self.flow_run_id is None:
-            return (
-                START_IN_PROGRESS_NOTE
-                if self.task_state in TASK_ACTIVE_STATES
-                else NO_RUN_YET_NOTE
-                if self.task_state in TASK_WAITING_STATES
-                else TASK_WITHOUT_RUN_NOTE
-            ), False
+            return Note(_get_no_run_note(self.task_state), is_error=False)
         if self.run is None or (not self.run.is_final and self.flows_conn_id is None):
-            return UNKNOWN_CONNECTION_NOTE, True
-        return None, False
+            return Note(UNKNOWN_CONNECTION_NOTE)
+        return None
+
+    def _get_error_note(self, error: FlowError) -> str:
+        if isinstance(error, FlowNotFound):
+            return RUN_NOT_FOUND_NOTE
+        if isinstance(error, FlowAuthError):
+            return INVALID_KEY_NOTE
+        return f"{STALE_RUN_NOTE if self.run else FETCH_FAILED_NOTE} {self.to_error_text(error)}"
+
+    def _get_version(self, note: Note | None) -> str:
+        run_parts = self.run and (self.run.raw_state, self.run.started_at)
+        parts = (note and note.text, self.task_state, run_parts, self.outputs)
+        return sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _get_no_run_note(task_state: str | None) -> str:
+    if task_state in TASK_ACTIVE_STATES:
+        return START_IN_PROGRESS_NOTE
+    return NO_RUN_YET_NOTE if task_state in TASK_WAITING_STATES else TASK_WITHOUT_RUN_NOTE
 
 
 async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
-    """Put together what is known of a task instance's run; its service is asked only for what the task has not returned."""
+    """Return the run of a task instance's latest try.
+
+    The service is polled only for what the task has not returned.
+    """
     returned_run = _parse_returned_run(ti_data.result)
     candidates = (
         returned_run and returned_run.flow_run_id,
@@ -180,21 +186,15 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
     )
     flow_run_id = next((text for text in candidates if isinstance(text, str) and text.strip()), None)
     conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
-    inputs, parameters = ti_data.fields.get("inputs"), ti_data.fields.get("parameters")
     view = RunView(
         flow_run_id,
         conn_id,
-        None,
-        (),
-        inputs,
-        parameters,
-        _parse_output_options(ti_data.fields),
-        ti_data.state,
-    )
-    view = replace(
-        view,
+        inputs=ti_data.fields.get("inputs"),
+        parameters=ti_data.fields.get("parameters"),
+        output_options=_parse_output_options(ti_data.fields),
+        task_state=ti_data.state,
         try_number=ti_data.try_number,
-        previous_runs=tuple(one for one in _parse_previous_runs(ti_data) if one[0] != flow_run_id),
+        previous_runs=tuple(pair for pair in _parse_previous_runs(ti_data) if pair[0] != flow_run_id),
     )
     if flow_run_id is None:
         return view
@@ -208,37 +208,17 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
 
 
 async def get_previous_run_view(ti_data: TaskInstanceData, flow_run_id: str) -> RunView | None:
-    """Put together what is known of a run that a try before the last one had, None if none is known to have had it."""
+    """Return the run of an earlier try, None if no earlier try is recorded to have had it."""
     if flow_run_id not in dict(_parse_previous_runs(ti_data)):
         return None
     conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
     return RunView(flow_run_id) if conn_id is None else await get_service_run_view(conn_id, flow_run_id)
 
 
-def _parse_returned_run(result: Any) -> FlowRun | None:
-    """Read the run that a task returned, None if it is something else: any task may return anything."""
-    if not isinstance(result, Mapping) or not all(
-        isinstance(result.get(name), str) for name in ("flow_run_id", "service")
-    ):
-        return None
-    return FlowRun.from_event(result)
-
-
-def _parse_previous_runs(ti_data: TaskInstanceData) -> list[tuple[str, int]]:
-    """Read what is remembered of the tries before, newest first; whoever may write it may have written anything."""
-    rows = (
-        [row for row in ti_data.previous_runs if isinstance(row, Mapping)]
-        if isinstance(ti_data.previous_runs, list)
-        else []
-    )
-    pairs = [(row.get("flow_run_id"), row.get("last_try")) for row in reversed(rows[-MAX_PREVIOUS_RUNS:])]
-    return [(run, last) for run, last in pairs if isinstance(run, str) and run.strip() and type(last) is int]
-
-
 async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | None = None) -> RunView:
-    """Ask a run's service how it is and, once it is final, what it made.
+    """Return a run as its service reports it, with its outputs once it is final.
 
-    :param view: what is known of it from elsewhere.
+    :param view: the view to update, with what is known from the task instance.
     """
     view = view or RunView(flow_run_id, conn_id)
     run_response = await RESPONSE_CACHE.get(
@@ -254,37 +234,29 @@ async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | N
 
 
 def get_flows_hook(conn_id: str) -> FlowsHook:
-    """Give the hook of a connection.
+    """Return the hook of a connection.
 
-    :raises FlowInputError: there is none of this id, or it runs no flows.
+    :raises FlowInputError: the connection does not exist, or its type is not one of a flow service.
     """
     try:
         return FlowsHook.get_hook(conn_id)
     except AirflowNotFoundException as error:
-        message = f"There is no connection {conn_id!r}"
-        raise FlowInputError(message) from error
+        raise FlowInputError(f"Connection {conn_id!r} does not exist.") from error
 
 
 def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
-    hook = get_flows_hook(conn_id)
-    try:
+    with closing(get_flows_hook(conn_id)) as hook:
         run = hook.run(hook.service.get_run(flow_run_id), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
-    finally:
-        hook.close()
-    run = replace(run, raw={})  # it may be large, and many are kept
+    run = replace(run, raw={})  # it may be large, and the cache holds many runs
     return run if run.is_final else replace(run, expected_at=expected_end(run, time.time()))
 
 
 def _load_outputs(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
-    hook = get_flows_hook(conn_id)
-    if not hook.service.supports("list_outputs"):
-        return ()
-    try:
-        return tuple(
-            hook.run(hook.service.list_outputs(flow_run_id), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
-        )
-    finally:
-        hook.close()
+    with closing(get_flows_hook(conn_id)) as hook:
+        if not hook.service.supports("list_outputs"):
+            return ()
+        conversation = hook.service.list_outputs(flow_run_id)
+        return tuple(hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS))
 
 
 def _get_run_ttl(run: FlowRun) -> float:
@@ -296,8 +268,27 @@ def _get_outputs_ttl(outputs: tuple[FlowOutput, ...]) -> float:
 
 
 def _has_pending_outputs(outputs: tuple[FlowOutput, ...]) -> bool:
-    """Whether some of a final run's outputs are on their way still."""
     return any(output.status == PENDING for output in outputs)
+
+
+# Parsing of what a task instance stored. Any task, and any user who may write XComs, can store any value.
+
+
+def _parse_returned_run(result: Any) -> FlowRun | None:
+    """Return the run that a task returned, None if it returned something else."""
+    if not isinstance(result, Mapping):
+        return None
+    if not all(isinstance(result.get(name), str) for name in ("flow_run_id", "service")):
+        return None
+    return FlowRun.from_event(result)
+
+
+def _parse_previous_runs(ti_data: TaskInstanceData) -> list[tuple[str, int]]:
+    """Return the recorded runs of earlier tries, latest first."""
+    value = ti_data.previous_runs
+    rows = [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
+    pairs = [(row.get("flow_run_id"), row.get("last_try")) for row in reversed(rows[-MAX_PREVIOUS_RUNS:])]
+    return [(run, last) for run, last in pairs if isinstance(run, str) and run.strip() and type(last) is int]
 
 
 def _parse_output_options(fields: Mapping[str, Any]) -> OutputOptions:
@@ -309,6 +300,35 @@ def _parse_output_options(fields: Mapping[str, Any]) -> OutputOptions:
         return OutputOptions()
 
 
-def _get_nonempty_str(fields: Mapping[str, Any], name: str) -> str | None:
+def parse_outputs(value: Any) -> tuple[FlowOutput, ...]:
+    """Return the outputs in an XCom, without fields of the wrong type."""
+    rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+    return tuple(
+        FlowOutput(
+            name=_get_str(row, "name") or f"output {number}",
+            asset_id=_get_str(row, "asset_id"),
+            status=_get_str(row, "status") or READY,
+            media_type=_get_str(row, "media_type"),
+            value=_get_str(row, "value"),
+            uri=_get_str(row, "uri"),
+            size=_get_size(row),
+            sha256=_get_str(row, "sha256"),
+            error=_get_str(row, "error"),
+        )
+        for number, row in enumerate(rows[:MAX_OUTPUTS_PER_PAGE], 1)
+    )
+
+
+def _get_size(row: Mapping[str, Any]) -> int | None:
+    size = row.get("size")
+    return size if type(size) is int and 0 <= size <= MAX_PLAUSIBLE_SIZE_BYTES else None
+
+
+def _get_str(fields: Mapping[str, Any], name: str) -> str | None:
     value = fields.get(name)
-    return value if isinstance(value, str) and value.strip() else None
+    return value if isinstance(value, str) else None
+
+
+def _get_nonempty_str(fields: Mapping[str, Any], name: str) -> str | None:
+    value = _get_str(fields, name)
+    return value if value is not None and value.strip() else None

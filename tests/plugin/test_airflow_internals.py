@@ -1,6 +1,6 @@
-"""Tests that Airflow's inside is still where the pages of flow runs look for it, and does what they take it to do.
+"""Tests that the private Airflow APIs of the pages exist and behave as expected.
 
-When one fails after an update of Airflow, airflow_provider_flows/plugin/inside.py is the one place to mend.
+When one fails after an update of Airflow, adapt airflow_provider_flows/plugin/airflow_internals.py.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tests.support.tries import CHAIR_ARGUMENTS, set_up
 from tests.support.versions import needs
 
 
-def test_the_signatures_are_the_ones_that_are_called() -> None:
-    """Names and parameters of what is imported from Airflow's inside."""
+def test_private_apis_have_the_expected_signatures() -> None:
+    """The imported functions exist and have the expected parameters."""
     assert callable(get_auth_manager)
     assert {"user", "method", "details"} <= inspect.signature(
         BaseAuthManager.is_authorized_connection
@@ -43,8 +43,8 @@ def test_the_signatures_are_the_ones_that_are_called() -> None:
 
 
 @needs("task state store")
-def test_the_table_of_the_state_store_is_the_one_that_is_read() -> None:
-    """What the tries before have left is looked up in it; where it is missing, nothing is said to have been left."""
+def test_the_task_state_store_has_the_expected_columns() -> None:
+    """The runs of earlier tries are read from it, where this Airflow has one."""
     from airflow.models.task_state_store import TaskStateStoreModel
 
     assert {"dag_id", "run_id", "task_id", "map_index", "key", "value"} <= set(
@@ -53,38 +53,45 @@ def test_the_table_of_the_state_store_is_the_one_that_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "ours"),
+    ("conn_type", "expected"),
     [("generio", True), ("promptchainer", True), ("aws", False), ("http", False), ("", False)],
 )
-def test_connection_types_that_run_flows_are_known(kind: str, ours: bool) -> None:  # noqa: FBT001  # a table's column
-    """A type is ours by its hook's class; an official provider's hook is not even imported."""
-    assert airflow_internals._is_flows_connection_type(kind) is ours
+def test_connection_types_of_flow_services_are_detected(conn_type: str, expected: bool) -> None:  # noqa: FBT001  # a table's column
+    """The class of the hook decides; hooks of official providers are not even imported."""
+    assert airflow_internals._is_flows_connection_type(conn_type) is expected
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_what_a_task_instance_has_left_is_read(
+def test_the_stored_data_of_a_task_instance_is_loaded(
     flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """State, returned dict, id and rendered arguments; of runs long past, those arguments that are no templates."""
+    """State, returned dict, id and rendered arguments; of an old run, the arguments without templates."""
     set_up(flow_emulator, monkeypatch)
-    with DAG("inside_left", schedule=None) as dag:
+    with DAG("internals_stored", schedule=None) as dag:
         RunFlowOperator(
             task_id="run", **{**CHAIR_ARGUMENTS, "flow": "{{ 'model_generate_' ~ 'fromprompt' }}"}
         )
     result = run_dag(dag)
-    left = airflow_internals.load_task_instance("inside_left", result.run_id, "run", -1)
-    assert left is not None
+    ti_data = airflow_internals.load_task_instance("internals_stored", result.run_id, "run", -1)
+    assert ti_data is not None
     returned = result.xcoms["run"]["return_value"]
-    assert (left.state, left.result, left.flow_run_id) == ("success", returned, returned["flow_run_id"])
-    assert left.outputs == returned["outputs"]
-    assert left.fields["flow"] == "model_generate_fromprompt"
-    assert (left.fields["flows_conn_id"], left.fields["parameters"]) == ("flows_default", {"quality": "low"})
+    assert (ti_data.state, ti_data.result, ti_data.flow_run_id) == (
+        "success",
+        returned,
+        returned["flow_run_id"],
+    )
+    assert ti_data.outputs == returned["outputs"]
+    assert ti_data.fields["flow"] == "model_generate_fromprompt"
+    assert (ti_data.fields["flows_conn_id"], ti_data.fields["parameters"]) == (
+        "flows_default",
+        {"quality": "low"},
+    )
     with create_session() as session:
         session.execute(
             delete(RenderedTaskInstanceFields).where(RenderedTaskInstanceFields.run_id == result.run_id)
         )
-    old = airflow_internals.load_task_instance("inside_left", result.run_id, "run", -1)
+    old = airflow_internals.load_task_instance("internals_stored", result.run_id, "run", -1)
     assert old is not None
     assert old.fields["flows_conn_id"] == "flows_default"
     assert "flow" not in old.fields
-    assert airflow_internals.load_task_instance("inside_left", result.run_id, "run", 0) is None
+    assert airflow_internals.load_task_instance("internals_stored", result.run_id, "run", 0) is None

@@ -1,6 +1,6 @@
-"""Tests of what is done when a task is over and nothing of ours runs any more: Airflow's own listeners, called by Airflow.
+"""Tests of the listener for finished tasks, called by Airflow's listener manager.
 
-That a click in a whole Airflow comes to this is shown in tests/system/chaos.
+tests/system/chaos tests it with marks in a running Airflow.
 """
 
 from __future__ import annotations
@@ -25,72 +25,78 @@ from tests.support.airflow_run import run_dag
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries, set_up
 from tests.support.versions import needs
 
-SOON = 10.0
+MAX_WAIT_SECONDS = 10.0
 
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs go on until they are stopped."""
+    """Return an emulator whose runs do not end by themselves."""
     set_up(flow_emulator, monkeypatch).run_seconds = 3600
     return flow_emulator
 
 
-def marked(
-    word: str, dag_id: str, trigger: Callable[[str], BaseTrigger | None], previous: str | None = None
+def mark_task(
+    state: str, dag_id: str, create_trigger: Callable[[str], BaseTrigger | None], previous: str | None = None
 ) -> None:
-    """Start a flow run, let its task be deferred to no triggerer, and tell Airflow's listeners that somebody marked it."""
+    """Start a flow run, defer its task without a triggerer, and call Airflow's listeners as a mark does."""
     with DAG(dag_id, schedule=None) as dag:
         RunFlowOperator(task_id="run", **CHAIR_ARGUMENTS, wait_for_completion=False)
     result = run_dag(dag)
-    made = trigger(result.xcoms["run"]["flow_run_id"])
+    trigger = create_trigger(result.xcoms["run"]["flow_run_id"])
     with create_session() as session:
         ti = session.scalar(
             select(TaskInstance).where(TaskInstance.run_id == result.run_id, TaskInstance.dag_id == dag_id)
         )
         assert ti is not None
-        if made is not None:
-            row = Trigger.from_object(made)
+        if trigger is not None:
+            row = Trigger.from_object(trigger)
             session.add(row)
             session.flush()
             ti.trigger_id, ti.state = row.id, "deferred"
             session.flush()
-        error: dict[str, Any] = {"error": "marked"} if word == "failed" else {}
-        hook = getattr(get_listener_manager().hook, f"on_task_instance_{word}")
+        error: dict[str, Any] = {"error": "marked"} if state == "failed" else {}
+        hook = getattr(get_listener_manager().hook, f"on_task_instance_{state}")
         hook(previous_state=previous, task_instance=ti, **error)
         session.rollback()
 
 
-def states(emulator: Emulator, wanted: str) -> list[str]:
-    """Give the states of all runs as soon as one is as wanted, or when the time is over."""
-    until = time.monotonic() + SOON
-    while wanted not in (told := [run.state for run in emulator.runs.values()]) and time.monotonic() < until:
+def wait_for_state(emulator: Emulator, state: str) -> list[str]:
+    """Wait until a run has this state; return the states of all runs."""
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
+    while True:
+        states = [run.state for run in emulator.runs.values()]
+        if state in states or time.monotonic() >= deadline:
+            return states
         time.sleep(0.05)
-    return told
 
 
-@pytest.mark.parametrize("word", ["failed", "success", "skipped"])
-def test_marked_before_a_triggerer_had_it(emulator: Emulator, word: str) -> None:
-    """The run of a deferred task that no triggerer knows of is aborted when the task is marked."""
-    marked(word, f"listener_{word}", lambda run: FlowRunTrigger("generio_default", run, abort_on_kill=True))
-    assert states(emulator, "aborted") == ["aborted"]
+@pytest.mark.parametrize("state", ["failed", "success", "skipped"])
+def test_a_mark_before_a_triggerer_has_the_task_aborts_the_run(emulator: Emulator, state: str) -> None:
+    """The run of a deferred task that no triggerer has picked up is aborted when the task is marked."""
+    mark_task(
+        state, f"listener_{state}", lambda run: FlowRunTrigger("generio_default", run, abort_on_kill=True)
+    )
+    assert wait_for_state(emulator, "aborted") == ["aborted"]
 
 
 @pytest.mark.parametrize(
-    "trigger",
+    "create_trigger",
     [lambda run: FlowRunTrigger("generio_default", run), lambda _: None],
     ids=["abort_on_kill=False", "not deferred"],
 )
-def test_left_alone(emulator: Emulator, trigger: Callable[[str], BaseTrigger | None]) -> None:
-    """A run that is not to be aborted goes on, and so does one whose task does not wait for it."""
-    marked("failed", "listener_alone", trigger)
+def test_a_mark_without_abort_on_kill_aborts_nothing(
+    emulator: Emulator, create_trigger: Callable[[str], BaseTrigger | None]
+) -> None:
+    """A run continues without abort_on_kill, and so does one whose task does not wait for it."""
+    mark_task("failed", "listener_alone", create_trigger)
     time.sleep(0.5)
     assert "aborted" not in [run.state for run in emulator.runs.values()]
-    assert [asked.method for asked in emulator.requests].count("PATCH") == 1  # the start's
+    assert [request.method for request in emulator.requests].count("PATCH") == 1  # the start's
 
 
-def test_failure_that_the_scheduler_finds_stops_nothing(emulator: Emulator) -> None:
-    """A task that nobody marked, but Airflow itself found to have failed, may be tried again: its run goes on."""
-    marked(
+def test_a_failure_that_the_scheduler_finds_aborts_nothing(emulator: Emulator) -> None:
+    """A task that the scheduler finds to have failed may be retried, so its run continues."""
+    mark_task(
         "failed",
         "listener_found",
         lambda run: FlowRunTrigger("generio_default", run, abort_on_kill=True),
@@ -101,18 +107,18 @@ def test_failure_that_the_scheduler_finds_stops_nothing(emulator: Emulator) -> N
 
 
 @needs("task state store")
-def test_answer_is_kept_until_the_task_has_succeeded(emulator: Emulator) -> None:
-    """PromptChainer's answer, content and all, is gone from Airflow's state store when the task is green."""
+def test_a_saved_response_is_deleted_when_the_task_has_succeeded(emulator: Emulator) -> None:
+    """PromptChainer's response is deleted from Airflow's task state store when the task has succeeded."""
     emulator.run_seconds = 0
-    ended = run_with_retries("listener_kept", **CHAIN_ARGUMENTS)
-    assert ended.state == "success"
-    assert ended.record is None
+    result = run_with_retries("listener_kept", **CHAIN_ARGUMENTS)
+    assert result.state == "success"
+    assert result.record is None
 
 
 @needs("task state store")
-def test_record_of_a_run_with_an_id_stays(emulator: Emulator) -> None:
-    """What a Clear must know of a Generio run is not forgotten."""
+def test_the_record_of_a_run_with_an_id_is_not_deleted(emulator: Emulator) -> None:
+    """The record of a Generio run, which a Clear needs, is not deleted."""
     emulator.run_seconds = 0
-    ended = run_with_retries("listener_stays", **CHAIR_ARGUMENTS)
-    assert ended.state == "success"
-    assert ended.record["flow_run_id"] in emulator.runs
+    result = run_with_retries("listener_stays", **CHAIR_ARGUMENTS)
+    assert result.state == "success"
+    assert result.record["flow_run_id"] in emulator.runs

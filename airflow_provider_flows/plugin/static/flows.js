@@ -1,18 +1,18 @@
-// Keeps a page of flow runs as it is at the service: looks again while something goes on, and shows moments in Airflow's time zone.
+// Polls the JSON of a page while something can change, updates the page, and shows times in the time zone chosen in Airflow.
 "use strict";
 
 (() => {
   const root = document.documentElement;
   const system = window.matchMedia("(prefers-color-scheme: dark)");
   const MAX_POLL_SECONDS = 60;
-  let outer = null;
+  let airflowRoot = null;
   try {
-    outer = window.parent === window ? null : window.parent.document.documentElement;
+    airflowRoot = window.parent === window ? null : window.parent.document.documentElement;
   } catch {
-    outer = null; // framed by another site: then it has no say
+    airflowRoot = null; // framed by another origin, whose document cannot be read
   }
 
-  const stored = (key) => {
+  const getStored = (key) => {
     try {
       return window.localStorage.getItem(key);
     } catch {
@@ -20,18 +20,20 @@
     }
   };
 
-  const theme = () => {
-    const chosenTheme = outer ? ["dark", "light"].find((name) => outer.classList.contains(name)) : stored("theme");
+  const applyTheme = () => {
+    const chosenTheme = airflowRoot
+      ? ["dark", "light"].find((name) => airflowRoot.classList.contains(name))
+      : getStored("theme");
     const dark = chosenTheme === "dark" || (chosenTheme !== "light" && system.matches);
     root.classList.toggle("dark", dark);
     root.classList.toggle("light", !dark);
   };
-  theme();
-  system.addEventListener("change", theme);
-  if (outer) new MutationObserver(theme).observe(outer, { attributes: true, attributeFilter: ["class"] });
+  applyTheme();
+  system.addEventListener("change", applyTheme);
+  if (airflowRoot) new MutationObserver(applyTheme).observe(airflowRoot, { attributes: true, attributeFilter: ["class"] });
 
-  const zone = () => {
-    const item = stored("timezone");
+  const getTimeZone = () => {
+    const item = getStored("timezone");
     try {
       const name = item && item.startsWith('"') ? JSON.parse(item) : item;
       new Intl.DateTimeFormat("sv-SE", { timeZone: name || "UTC" });
@@ -41,46 +43,46 @@
     }
   };
 
-  const showTimes = (within) => {
-    const formatter = new Intl.DateTimeFormat("sv-SE", { timeZone: zone(), dateStyle: "short", timeStyle: "medium" });
-    for (const each of within.querySelectorAll("time")) {
+  const formatTimes = (container) => {
+    const formatter = new Intl.DateTimeFormat("sv-SE", { timeZone: getTimeZone(), dateStyle: "short", timeStyle: "medium" });
+    for (const each of container.querySelectorAll("time")) {
       const when = new Date(each.dateTime);
-      each.title = `${each.dateTime} (${zone()})`;
+      each.title = `${each.dateTime} (${getTimeZone()})`;
       each.textContent = formatter.format(when);
     }
   };
 
-  const span = (seconds) => {
+  const formatDuration = (seconds) => {
     if (seconds < 10) return `${seconds.toFixed(1)} s`;
-    const all = Math.round(seconds);
-    const [hours, minutes, rest] = [Math.floor(all / 3600), Math.floor(all / 60) % 60, all % 60];
-    const two = (number) => String(number).padStart(2, "0");
-    if (hours) return `${hours} h ${two(minutes)} min`;
-    return minutes ? `${minutes} min ${two(rest)} s` : `${rest} s`;
+    const total = Math.round(seconds);
+    const [hours, minutes, rest] = [Math.floor(total / 3600), Math.floor(total / 60) % 60, total % 60];
+    const pad = (number) => String(number).padStart(2, "0");
+    if (hours) return `${hours} h ${pad(minutes)} min`;
+    return minutes ? `${minutes} min ${pad(rest)} s` : `${rest} s`;
   };
 
-  const set = (within, name, text) => {
-    const found = within.querySelector(`[data-is="${name}"]`);
-    if (found && found.textContent !== text) found.textContent = text;
+  const setText = (container, name, text) => {
+    const element = container.querySelector(`[data-is="${name}"]`);
+    if (element && element.textContent !== text) element.textContent = text;
   };
 
-  const move = (within, run) => {
-    const bar = within.querySelector('[data-is="bar"]');
+  const updateRun = (container, run) => {
+    const bar = container.querySelector('[data-is="bar"]');
     if (bar) bar.value = run.progress;
-    set(within, "percent", `${Math.floor(run.progress * 100)} %`);
-    if (run.duration !== null) set(within, "duration", span(run.duration));
-    const end = within.querySelector('[data-is="end"]');
+    setText(container, "percent", `${Math.floor(run.progress * 100)} %`);
+    if (run.duration !== null) setText(container, "duration", formatDuration(run.duration));
+    const end = container.querySelector('[data-is="end"]');
     if (!end) return;
     end.hidden = run.expected_end === null;
     if (run.expected_end === null) return;
     const time = document.createElement("time");
     time.dateTime = run.expected_end;
-    within.querySelector('[data-is="expected_end"]').replaceChildren(time);
-    set(within, "left", `(${span(Math.max(0, (new Date(run.expected_end) - Date.now()) / 1000))} left)`);
-    showTimes(end);
+    container.querySelector('[data-is="expected_end"]').replaceChildren(time);
+    setText(container, "left", `(${formatDuration(Math.max(0, (new Date(run.expected_end) - Date.now()) / 1000))} left)`);
+    formatTimes(end);
   };
 
-  const facts = (model) => {
+  const createFacts = (model) => {
     const list = document.createElement("dl");
     for (const [name, value] of Object.entries(model)) {
       if (value === null || value === 0) continue;
@@ -93,11 +95,11 @@
   };
 
   const showFileInfo = async (container) => {
-    const response = await fetch(container.dataset.about, { headers: { accept: "application/json" } }).catch(() => null);
+    const response = await fetch(container.dataset.info, { headers: { accept: "application/json" } }).catch(() => null);
     const info = response && response.ok ? await response.json().catch(() => ({})) : {};
     const label = container.closest(".output").querySelector('[data-is="file-info"]');
     if (!label.textContent && info.media_type) label.textContent = info.media_type;
-    if (info.model) container.replaceChildren(facts(info.model));
+    if (info.model) container.replaceChildren(createFacts(info.model));
     if (!info.is_image) return;
     const image = document.createElement("img");
     image.src = container.dataset.image;
@@ -105,30 +107,30 @@
     container.replaceChildren(image);
   };
 
-  const ready = (main) => {
-    showTimes(main);
-    main.querySelectorAll("[data-about]").forEach(showFileInfo);
+  const prepare = (main) => {
+    formatTimes(main);
+    main.querySelectorAll("[data-info]").forEach(showFileInfo);
   };
 
-  // What has the focus is found again on a page that is made anew: a link by where it leads, anything else by its place.
-  const focused = (main) => {
-    const it = document.activeElement;
-    if (!it || !main.contains(it)) return () => {};
-    const alike = (within) => [...within.querySelectorAll(it.localName)];
-    const [href, index] = [it.getAttribute("href"), alike(main).indexOf(it)];
+  // Returns a function that restores the focus on a replaced page: links are matched by href, other elements by position.
+  const saveFocus = (main) => {
+    const active = document.activeElement;
+    if (!active || !main.contains(active)) return () => {};
+    const sameTag = (container) => [...container.querySelectorAll(active.localName)];
+    const [href, index] = [active.getAttribute("href"), sameTag(main).indexOf(active)];
     return (fresh) => {
-      const found = href === null ? alike(fresh)[index] : alike(fresh).find((each) => each.getAttribute("href") === href);
-      found?.focus({ preventScroll: true });
+      const match = href === null ? sameTag(fresh)[index] : sameTag(fresh).find((each) => each.getAttribute("href") === href);
+      match?.focus({ preventScroll: true });
     };
   };
 
-  // The whole page anew, without a reload: what is open stays open, what is chosen chosen, and what has the focus keeps it.
+  // Replaces the page without a reload; open details, selected options and the focus are preserved.
   const replacePage = async (main) => {
     const response = await fetch(window.location.href);
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("main");
     if (!fresh) return main;
-    const focus = focused(main);
-    const chosen = [...main.querySelectorAll("select")].map((each) => each.value);
+    const restoreFocus = saveFocus(main);
+    const selected = [...main.querySelectorAll("select")].map((each) => each.value);
     const open = [...main.querySelectorAll("details")].map((each) => each.open);
     document.adoptNode(fresh);
     main.replaceWith(fresh);
@@ -136,25 +138,25 @@
       if (index < open.length) each.open = open[index];
     });
     [...fresh.querySelectorAll("select")].forEach((each, index) => {
-      if ([...each.options].some((option) => option.value === chosen[index])) each.value = chosen[index];
+      if ([...each.options].some((option) => option.value === selected[index])) each.value = selected[index];
     });
-    focus(fresh);
-    // for who hears the page
+    restoreFocus(fresh);
+    // for screen readers
     if (fresh.dataset.announcement !== main.dataset.announcement) document.getElementById("announcement").textContent = fresh.dataset.announcement ?? "";
-    ready(fresh);
+    prepare(fresh);
     return fresh;
   };
 
   const poll = async (main) => {
     const response = await fetch(main.dataset.json, { headers: { accept: "application/json" } });
-    if (response.status === 401 || response.status === 403) return replacePage(main); // it says so, and does not look again
+    if (response.status === 401 || response.status === 403) return replacePage(main); // the error page does not poll
     if (!response.ok) throw new Error(String(response.status));
     const page = await response.json();
     if (page.version !== main.dataset.version) return replacePage(main);
-    if (page.run) move(main, page.run);
+    if (page.run) updateRun(main, page.run);
     for (const run of page.runs ?? []) {
       const row = main.querySelector(`[data-run="${CSS.escape(run.flow_run_id)}"]`);
-      if (row) move(row, run);
+      if (row) updateRun(row, run);
     }
     if (page.refresh_after === null) delete main.dataset.refreshAfter;
     return main;
@@ -178,7 +180,7 @@
         main = await poll(main);
         failedPolls = 0;
       } catch {
-        failedPolls = Math.min(failedPolls + 1, 5); // Airflow itself is away: look more and more rarely
+        failedPolls = Math.min(failedPolls + 1, 5); // Airflow is not reachable: back off
       }
       polling = false;
       schedulePoll();
@@ -187,7 +189,7 @@
       if (!document.hidden && main.dataset.refreshAfter) next();
       else window.clearTimeout(timer);
     });
-    ready(main);
+    prepare(main);
     schedulePoll();
   });
 })();

@@ -1,0 +1,178 @@
+"""Conversion of flow runs, inputs, parameters and outputs to the schemas of the pages.
+
+Values come from services and from XComs, so they are untrusted: secrets are redacted, links omitted, texts
+bounded and control characters replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow_provider_flows.core.payload.data_uri import GLB
+from airflow_provider_flows.core.run import ERROR, FlowOutput, FlowRun
+from airflow_provider_flows.core.signed_urls import find_signatures
+from airflow_provider_flows.plugin.schemas import InputSchema, OutputKind, OutputSchema, RunSchema
+from airflow_provider_flows.storage.locations import StorageLocation
+from airflow_provider_flows.worker.run_tracking import redact_parameters
+
+# image types in which a browser executes nothing
+SAFE_IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+MAX_TEXT_PREVIEW_LENGTH = 20_000  # characters of a text output
+MAX_LINE_LENGTH = 2_000  # characters of a name, an error message or an input
+MAX_OUTPUTS_PER_PAGE = 200
+OUTPUT_PATH_HINT = "Set output_path to have the task store the file."
+LINK_NOTE = f"This output is an expiring link, which is not shown. {OUTPUT_PATH_HINT}"
+
+
+def to_run_schema(run: FlowRun, now: float) -> RunSchema:
+    """Convert a flow run.
+
+    :param now: epoch seconds, for the duration of an active run.
+    """
+    duration = run.duration
+    if duration is None and run.started_at is not None and not run.is_final:
+        duration = max(0.0, now - run.started_at.timestamp())
+    return RunSchema(
+        flow_run_id=run.flow_run_id,
+        service=run.service,
+        flow=_to_optional_safe_line(run.flow),
+        state=run.state,
+        raw_state=to_safe_line(run.raw_state or run.state.value),
+        is_final=run.is_final,
+        progress=1.0 if run.is_completed else run.progress,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+        expected_end=None if run.is_final else run.expected_end,
+        duration=duration,
+        error=_to_optional_safe_line(run.error),
+    )
+
+
+def to_parameters(parameters: Any) -> dict[str, Any]:
+    """Return parameters with their secrets redacted; a mapping rendered as JSON text is parsed first."""
+    redacted = redact_parameters(_parse_json_text(parameters) if isinstance(parameters, str) else parameters)
+    cleaned: dict[str, Any] = json.loads(_replace_surrogates(json.dumps(redacted, ensure_ascii=False)))
+    return cleaned
+
+
+def to_input_schemas(inputs: Any) -> list[InputSchema]:
+    """Convert inputs in any form that `RunFlowOperator` accepts; redact secrets, shorten data URIs."""
+    if isinstance(inputs, str):
+        inputs = _parse_json_text(inputs)
+    if isinstance(inputs, Mapping) and not {"data", "uri", "outputs"} & inputs.keys():
+        items_by_name = [(str(name), value) for name, value in inputs.items()]
+    else:
+        items = inputs if isinstance(inputs, list | tuple) else [] if inputs is None else [inputs]
+        items_by_name = [(str(number), item) for number, item in enumerate(items, 1)]
+    redacted = redact_parameters(dict(items_by_name))
+    return [
+        InputSchema(name=to_safe_line(name), text=_replace_surrogates(_to_input_text(value)))
+        for name, value in redacted.items()
+    ]
+
+
+def _parse_json_text(text: str) -> Any:
+    """Return the list or mapping that Airflow stored as JSON text, or else the text itself."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, list | dict) else text
+
+
+def _to_input_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = next(
+            (value[key] for key in ("data", "uri", "value", "name") if isinstance(value.get(key), str)), value
+        )
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if text.startswith("data:") and "," in text:
+        prefix, _, data = text.partition(",")
+        return f"{to_safe_line(prefix)},… ({len(data):,} characters)"
+    return text if len(text) <= MAX_LINE_LENGTH else f"{text[:MAX_LINE_LENGTH]}…"
+
+
+def to_output_schemas(outputs: Iterable[FlowOutput], *, is_at_service: bool) -> list[OutputSchema]:
+    """Convert outputs, up to `MAX_OUTPUTS_PER_PAGE`.
+
+    :param is_at_service: whether outputs without a stored file can be downloaded from the service.
+    """
+    return [
+        _to_output_schema(number, output, is_at_service=is_at_service)
+        for number, output in enumerate(outputs)
+        if number < MAX_OUTPUTS_PER_PAGE
+    ]
+
+
+def _to_output_schema(number: int, output: FlowOutput, *, is_at_service: bool) -> OutputSchema:
+    link = is_link(output)
+    text = None if link else output.value
+    has_file = output.uri is not None or (
+        text is None and not link and is_at_service and output.asset_id is not None
+    )
+    size = output.size
+    if size is None and text is not None:
+        size = len(text.encode("utf-8", "replace"))
+    return OutputSchema(
+        number=number,
+        name=to_safe_line(output.name),
+        kind=_get_output_kind(output, text),
+        status=to_safe_line(output.status),
+        media_type=_to_optional_safe_line(output.media_type),
+        size=size,
+        sha256=_to_optional_safe_line(output.sha256),
+        location=_to_location(output.uri),
+        text=None if text is None else _replace_surrogates(text[:MAX_TEXT_PREVIEW_LENGTH]),
+        is_truncated=text is not None and (len(text) > MAX_TEXT_PREVIEW_LENGTH or output.uri is not None),
+        error=_to_optional_safe_line(output.error),
+        note=LINK_NOTE if link and output.uri is None else None,
+        is_downloadable=output.status != ERROR and (has_file or text is not None),
+    )
+
+
+def _to_location(uri: str | None) -> str | None:
+    """Return the URI of a stored file without credentials, signature and connection id."""
+    location = StorageLocation.parse(uri or "")
+    if location is None:
+        return None
+    return to_safe_line(f"{location.scheme}://{location.authority}/{location.path}")
+
+
+def _get_output_kind(output: FlowOutput, text: str | None) -> OutputKind:
+    if text is not None:
+        return "text"
+    if output.media_type in SAFE_IMAGE_TYPES:
+        return "image"
+    return "inspectable" if output.media_type in {None, GLB} else "file"
+
+
+def is_link(output: FlowOutput) -> bool:
+    """Return whether an output's value is a link to its file, which may be signed and then is a secret."""
+    value = (output.value or "").strip()
+    is_single_url = value.startswith(("https://", "http://")) and not any(
+        character.isspace() for character in value
+    )
+    return output.is_url or (
+        is_single_url and ((output.media_type or "").startswith("image/") or bool(find_signatures(value)))
+    )
+
+
+def to_safe_line(text: str) -> str:
+    """Return a text of bounded length, with unprintable and bidirectional control characters replaced."""
+    safe = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for character in text[:MAX_LINE_LENGTH]
+    )
+    return safe if len(text) <= MAX_LINE_LENGTH else f"{safe}…"
+
+
+def _to_optional_safe_line(text: Any) -> str | None:
+    return to_safe_line(text) if isinstance(text, str) else None
+
+
+def _replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON may contain and UTF-8 cannot encode."""
+    return text.encode("utf-8", "replace").decode()
