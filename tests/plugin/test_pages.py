@@ -304,8 +304,7 @@ def test_runs_are_filtered_sorted_and_paged(clients: Clients, service: Emulator)
 def test_errors_have_messages_with_what_to_do(
     clients: Clients, service: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An invalid key, an unreachable service, a missing run and a wrong connection type have a message each."""
-    connection["extra"] = {"retries": 0}
+    """An invalid key, an unreachable service, a missing run and a wrong type have a message each."""
     connection = {"conn_type": "generio", "host": service.url, "password": "wrong", "extra": {"retries": 0}}
     monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(connection))
     monkeypatch.setenv("AIRFLOW_CONN_AWAY", json.dumps({**connection, "host": "http://127.0.0.1:9"}))

@@ -1,6 +1,6 @@
-"""An auth manager whose users have rights to single DAGs, parts of DAGs and connections, as Airflow's own simple one cannot say.
+"""An auth manager with permissions for single DAGs, parts of DAGs and connections, as FAB has them.
 
-It stands in for those that can: FAB's roles, Keycloak's policies, teams.
+Airflow's simple auth manager has roles only.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 
-DORAS_DAG = "rights_hers"  # the only DAG that dora may see
+DORAS_DAG = "rights_hers"  # the only DAG that dora may read
 CARLS_CONNECTION = "flows_default"  # the only connection that carl may read
 
 
 class SingleRights(SimpleAuthManager):
-    """Airflow's simple auth manager, but dora, carl and xena may not see everything that their role may."""
+    """Airflow's simple auth manager, but dora, carl and xena lack some permissions of their role."""
 
     def is_authorized_dag(
         self, *, user: Any, details: Any = None, access_entity: Any = None, **kwargs: Any
     ) -> bool:
-        """Show dora one DAG, and xena no XComs."""
+        """Deny dora all DAGs but one, and xena all XComs."""
         denied = user.username == "dora" and getattr(details, "id", None) != DORAS_DAG
         denied = denied or (user.username == "xena" and access_entity is DagAccessEntity.XCOM)
         return not denied and super().is_authorized_dag(
@@ -28,6 +28,6 @@ class SingleRights(SimpleAuthManager):
         )
 
     def is_authorized_connection(self, *, user: Any, details: Any = None, **kwargs: Any) -> bool:
-        """Show carl one connection."""
+        """Deny carl all connections but one."""
         denied = user.username == "carl" and getattr(details, "conn_id", None) != CARLS_CONNECTION
         return not denied and super().is_authorized_connection(user=user, details=details, **kwargs)

@@ -1,7 +1,4 @@
-"""Airflow's own API server application in the test's process, with our plugin in it, and users with different rights.
-
-It listens on no port: requests go to it as a web server would hand them over. What is behind the pages are real DAG runs.
-"""
+"""Airflow's API server app with the plugin, in the test process, and clients with different permissions."""
 
 from __future__ import annotations
 
@@ -18,18 +15,17 @@ from airflow.utils.session import create_session
 from fastapi.testclient import TestClient
 from sqlalchemy import delete
 
-# dora, carl and xena lack single rights of their role (plugin_rights.py)
+# dora, carl and xena lack some permissions of their role
 USERS = {"anna": "admin", "vera": "viewer", "dora": "op", "carl": "op", "xena": "op"}
 SECRET = "a-secret-of-the-tests-that-is-long-enough-for-every-algorithm-there-is"
 
 
 @contextmanager
 def airflow_clients() -> Iterator[dict[str, TestClient]]:
-    """Give a client for each user, and one for `nobody`; the app is made once, which takes seconds."""
+    """Yield a client for each user, and an anonymous one named `nobody`; creating the app takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "_AIRFLOW_PROCESS_CONTEXT", "server"
-        )  # as `airflow api-server` has it: connections come from the database too
+        # as in `airflow api-server`, so that connections come from the database too
+        patch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
         patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", SECRET)
         patch.setenv(
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS",
@@ -37,7 +33,7 @@ def airflow_clients() -> Iterator[dict[str, TestClient]]:
         )
         patch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "tests.support.plugin_rights.SingleRights")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Airflow 3.1 says of the libraries that it is made of
+            warnings.simplefilter("ignore")  # Airflow 3.1 has warnings about its dependencies
             from airflow.api_fastapi.app import create_app, get_auth_manager
             from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
@@ -47,12 +43,12 @@ def airflow_clients() -> Iterator[dict[str, TestClient]]:
             for name, role in USERS.items():
                 token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name, role=role))
                 clients[name] = TestClient(app, cookies={"_token": token}, follow_redirects=False)
-                clients[name].portal = anonymous.portal  # one event loop for all, as in a server
+                clients[name].portal = anonymous.portal  # one event loop, as in a server
             yield clients
 
 
 def save_connections(connections: dict[str, dict[str, Any]]) -> None:
-    """Write connections, and no others, into Airflow's database, where its own page shows them."""
+    """Replace all connections in Airflow's database."""
     with create_session() as session:
         session.execute(delete(Connection))
         for conn_id, fields in connections.items():
@@ -69,5 +65,5 @@ def save_connections(connections: dict[str, dict[str, Any]]) -> None:
 
 
 def task_path(dag_id: str, run_id: str, task_id: str = "run", map_index: object = -1) -> str:
-    """Give the end of the addresses of a task instance's tab."""
+    """Return the path of a task instance's tab, relative to the app."""
     return "/".join(["task", *(quote(part, safe="") for part in (dag_id, run_id, task_id, str(map_index)))])

@@ -1,4 +1,4 @@
-"""What `make test-browser` runs: the pages of flow runs in a real browser, on a real Airflow, beside the emulator.
+"""`make test-browser`: the plugin's pages in a browser, with a complete Airflow and the emulator.
 
-It is no part of `make test`: it needs a browser and takes minutes.
+These tests are not part of `make test`, because they need a browser and take minutes.
 """

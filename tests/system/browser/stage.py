@@ -1,7 +1,4 @@
-"""Where the browser walks: an emulator, a real Airflow with two users, and the browser that Debian brings.
-
-What is looked at stands in walk.py.
-"""
+"""The environment of the browser tests: an emulator, an Airflow with two users, and Debian's chromium."""
 
 from __future__ import annotations
 
@@ -28,25 +25,27 @@ IMAGES = Path(__file__).parents[3] / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PASSWORDS = {"admin": "admin-of-the-tests", "vera": "viewer-of-the-tests"}
 RUN_SECONDS = 14.0
-IGNORED_WARNING = "An iframe which has both allow-scripts and allow-same-origin"  # said of the frame that Airflow itself makes
+IGNORED_WARNING = (
+    "An iframe which has both allow-scripts and allow-same-origin"  # about the frame that Airflow creates
+)
 WIDE, NARROW = (1600, 1000), (400, 900)
 
 
 @dataclass
 class BrowserLog:
-    """What a browser's page has complained of, and whom it has asked."""
+    """Console errors and requested URLs of all pages."""
 
     errors: list[str] = field(default_factory=list)
     requested_urls: list[str] = field(default_factory=list)
 
     def attach(self, page: Page) -> None:
-        """Listen to a page."""
+        """Record the events of a page."""
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", self._on_request)
 
     def hosts(self) -> set[str]:
-        """Name all whom the browser has asked."""
+        """Return the hosts of all requests."""
         return {urlsplit(url).netloc for url in self.requested_urls if not url.startswith(("data:", "blob:"))}
 
     def _on_console(self, message: ConsoleMessage) -> None:
@@ -59,7 +58,7 @@ class BrowserLog:
 
 @dataclass
 class BrowserStage:
-    """All of it."""
+    """The running environment."""
 
     emulator: Emulator
     stack: Stack
@@ -68,7 +67,7 @@ class BrowserStage:
     output: Path
 
     def log_in(self, user: str = "admin", *, dark: bool = False, size: tuple[int, int] = WIDE) -> Page:
-        """Open a window of its own for a user, and log in as people do."""
+        """Open a page in a new browser context and log a user in."""
         context: BrowserContext = self.browser.new_context(
             viewport={"width": size[0], "height": size[1]},
             color_scheme="dark" if dark else "light",
@@ -85,16 +84,17 @@ class BrowserStage:
         return page
 
     def tab_url(self, dag_id: str, run_id: str, task_id: str, map_index: int | None = None) -> str:
-        """Give the address of the tab in Airflow's own page."""
+        """Return the URL of the tab in Airflow's UI."""
         mapped = "" if map_index is None else f"/mapped/{map_index}"
-        return f"{self.stack.address}/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/{task_id}{mapped}/plugin/flow-run"
+        run_url = f"{self.stack.address}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
+        return f"{run_url}/tasks/{task_id}{mapped}/plugin/flow-run"
 
     def content_url(self, dag_id: str, run_id: str, task_id: str) -> str:
-        """Give the address of the tab's content alone."""
+        """Return the URL of the tab's content, without Airflow's UI."""
         return f"{self.stack.address}/flows/task/{dag_id}/{quote(run_id, safe='')}/{task_id}/-1"
 
     def start_run(self, template: str) -> None:
-        """Start a flow run without Airflow, as anybody with the key may."""
+        """Start a flow run without Airflow, with the API key."""
         image = (
             "data:image/png;base64,"
             + b64encode((IMAGES / "../../example_dags/images/chair.png").read_bytes()).decode()
@@ -104,17 +104,17 @@ class BrowserStage:
         requests.post(f"{self.emulator.url}/flows", json=body, headers=headers, timeout=10).raise_for_status()
 
 
-def installed_browser() -> str:
-    """Give the path of Debian's chromium."""
-    found = next((path for path in map(shutil.which, BROWSERS) if path), None)
-    assert found, "There is no chromium; on Debian: apt-get install chromium"
-    return found
+def find_browser() -> str:
+    """Return the path of Debian's chromium."""
+    browser_path = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    assert browser_path, "chromium is not installed; on Debian: apt-get install chromium"
+    return browser_path
 
 
 @contextmanager
 def open_stage(folder: Path) -> Iterator[BrowserStage]:
-    """Set everything up, and take it down in the end."""
-    output = Path(tempfile.mkdtemp(prefix="flows-"))  # the pictures show it
+    """Start the environment, and stop it at the end."""
+    output = Path(tempfile.mkdtemp(prefix="flows-"))  # its name is in the screenshots
     home = folder / "airflow"
     home.mkdir()
     secret = home / "users.json"
@@ -130,9 +130,9 @@ def open_stage(folder: Path) -> Iterator[BrowserStage]:
         stack._credentials["password"] = PASSWORDS["admin"]
         with stack, sync_playwright() as playwright:
             _connect(stack, emulator)
-            # in a container chromium's own sandbox needs rights that root in there does not have
+            # in a container, chromium's sandbox needs privileges that root does not have
             browser = playwright.chromium.launch(
-                executable_path=installed_browser(), args=["--no-sandbox"], env=dict(os.environ)
+                executable_path=find_browser(), args=["--no-sandbox"], env=dict(os.environ)
             )
             try:
                 yield BrowserStage(emulator, stack, browser, BrowserLog(), output)
@@ -142,7 +142,7 @@ def open_stage(folder: Path) -> Iterator[BrowserStage]:
 
 
 def _connect(stack: Stack, emulator: Emulator) -> None:
-    """Write the connections into the metadata database, one of them with a wrong key, one to nobody."""
+    """Import the connections, one of them with an invalid key and one to an unreachable host."""
     connections = {
         "flows_default": {"conn_type": "generio", "host": emulator.url, "password": emulator.key},
         "promptchainer_default": {

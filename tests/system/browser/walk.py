@@ -1,6 +1,6 @@
-"""A walk through the tab "Flow run" and the page "Flow runs" in a real browser, with the screenshots of the documentation.
+"""Tests of the *Flow run* tab and the *Flow runs* page in a browser; they take the screenshots of the docs.
 
-`make test-browser` runs it; the browser, Airflow and the emulator stand in stage.py.
+`make test-browser` runs them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from playwright.sync_api import expect
 from airflow_provider_flows.emulator.faults import Fault
 from airflow_provider_flows.emulator.plans import Plan
 from airflow_provider_flows.plugin.run_view import PAGE_POLL_SECONDS
-from tests.system.browser.looking import (
+from tests.system.browser.page_checks import (
     assert_harmless,
     assert_readable,
     collect_percentages,
@@ -34,29 +34,30 @@ pytestmark = pytest.mark.timeout(600)
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 HOSTILE = '<img src=x onerror="window.top.hostile=1">'
 HOSTILE_PROMPT = f"a ball{HOSTILE}</dd></pre><script>window.top.hostile=1</script>"
-START_TIMEOUT_MILLISECONDS = 30_000  # milliseconds; by then the longest run here moves: an emulated one does nothing for a tenth of its time
-RELOAD_MARKER = "window.notReloaded"  # survives whatever is no reload
+# an emulated run has no progress in the first tenth of its time; by then, the longest one has some
+START_TIMEOUT_MILLISECONDS = 30_000
+RELOAD_MARKER = "window.notReloaded"  # a reload removes it
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserStage]:
-    """Set it all up once."""
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserStage]:
+    """Start the environment once."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with open_stage(tmp_path_factory.mktemp("browser")) as browser_stage:
         yield browser_stage
 
 
-def test_the_tab_follows_a_run_to_its_end(house: BrowserStage) -> None:
-    """Progress moves without a reload until the final state; the model's file comes down as it was written."""
-    house.emulator.add_plan(Plan(run_seconds=45))  # a first log-in takes a while
-    run_id = house.stack.trigger("browser_model")
-    page = house.log_in()
-    house.stack.wait_for_task("browser_model", run_id, "make", {"running"}, 60)
-    frame = open_frame(page, house.tab_url("browser_model", run_id, "make"))
+def test_the_tab_follows_a_run_to_its_end(stage: BrowserStage) -> None:
+    """Progress moves without a reload until the final state; the stored file can be downloaded."""
+    stage.emulator.add_plan(Plan(run_seconds=45))  # a first log-in takes a while
+    run_id = stage.stack.trigger("browser_model")
+    page = stage.log_in()
+    stage.stack.wait_for_task("browser_model", run_id, "make", {"running"}, 60)
+    frame = open_frame(page, stage.tab_url("browser_model", run_id, "make"))
     expect(frame.locator(".badge.running")).to_be_visible(timeout=60_000)
     frame.evaluate(f"{RELOAD_MARKER} = true")
-    moved = collect_percentages(frame, 3)
-    assert moved == sorted(moved)
+    percentages = collect_percentages(frame, 3)
+    assert percentages == sorted(percentages)
     expect(frame.locator('[data-is="end"]')).to_contain_text("left")
     expect(frame.get_by_text("A modern office chair")).to_be_visible()
     assert_readable(frame)
@@ -66,28 +67,28 @@ def test_the_tab_follows_a_run_to_its_end(house: BrowserStage) -> None:
     expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
     expect(frame.get_by_text("success", exact=True)).to_be_visible(timeout=60_000)
     assert frame.evaluate(RELOAD_MARKER) is True
-    assert frame.locator("#announcement").inner_text() == "Flow run completed"  # for who hears the page
+    assert frame.locator("#announcement").inner_text() == "Flow run completed"  # for screen readers
     assert_readable(frame)
     save_screenshot(page, "flow-run-light")
     with page.expect_download() as download:
         frame.get_by_role("link", name="Download").click()
-    written = next(house.output.rglob("*.glb"))
+    written = next(stage.output.rglob("*.glb"))
     assert Path(download.value.path()).read_bytes() == written.read_bytes()
     assert download.value.suggested_filename == written.name
-    before = len([url for url in house.browser_log.requested_urls if "/flows/json/" in url])
+    before = len([url for url in stage.browser_log.requested_urls if "/flows/json/" in url])
     page.wait_for_timeout(6_000)
-    assert len([url for url in house.browser_log.requested_urls if "/flows/json/" in url]) == before
+    assert len([url for url in stage.browser_log.requested_urls if "/flows/json/" in url]) == before
     assert_harmless(page)
 
 
-def test_a_tab_that_nobody_sees_asks_nothing(house: BrowserStage) -> None:
-    """A hidden tab stops asking, and asks at once when it is seen again; who has been logged out meanwhile is told so."""
-    house.emulator.add_plan(Plan(run_seconds=90))
-    run_id = house.stack.trigger("browser_left")
-    assert house.stack.wait("browser_left", run_id, 60) == "success"
-    page = house.log_in()
-    page.goto(house.content_url("browser_left", run_id, "start"))
-    urls = house.browser_log.requested_urls
+def test_a_hidden_tab_does_not_poll(stage: BrowserStage) -> None:
+    """A hidden tab stops polling, and resumes at once when it is visible; a logged-out user gets a message."""
+    stage.emulator.add_plan(Plan(run_seconds=90))
+    run_id = stage.stack.trigger("browser_left")
+    assert stage.stack.wait("browser_left", run_id, 60) == "success"
+    page = stage.log_in()
+    page.goto(stage.content_url("browser_left", run_id, "start"))
+    urls = stage.browser_log.requested_urls
     expect(page.locator('[data-is="percent"]')).not_to_have_text("0 %", timeout=START_TIMEOUT_MILLISECONDS)
     hide(page, hidden=True)
     page.wait_for_timeout(500)  # what was on its way
@@ -96,38 +97,38 @@ def test_a_tab_that_nobody_sees_asks_nothing(house: BrowserStage) -> None:
     assert urls[before:] == []
     hide(page, hidden=False)
     expect(page.locator('[data-is="percent"]')).not_to_have_text(shown, timeout=2_000)
-    errors = list(house.browser_log.errors)
+    errors = list(stage.browser_log.errors)
     page.context.clear_cookies()
-    expect(page.get_by_role("heading", name="Please log in")).to_be_visible()
+    expect(page.get_by_role("heading", name="Not logged in")).to_be_visible()
     before = len(urls)
     page.wait_for_timeout(4_000)
     assert urls[before:] == []
-    house.browser_log.errors[:] = errors  # the browser itself says that it was refused
+    stage.browser_log.errors[:] = errors  # the browser reports the denied request
 
 
-def test_twenty_tabs_cost_the_service_no_more_than_one(house: BrowserStage) -> None:
-    """Twenty tabs on one running flow: at most one request to the service in each interval, and all of them follow it."""
-    house.emulator.add_plan(Plan(run_seconds=150))
-    run_id = house.stack.trigger("browser_left")
-    assert house.stack.wait("browser_left", run_id, 60) == "success"
-    context = house.log_in().context
+def test_twenty_tabs_cost_the_service_no_more_than_one(stage: BrowserStage) -> None:
+    """Twenty tabs with one active run cost at most one poll per interval, and all of them show progress."""
+    stage.emulator.add_plan(Plan(run_seconds=150))
+    run_id = stage.stack.trigger("browser_left")
+    assert stage.stack.wait("browser_left", run_id, 60) == "success"
+    context = stage.log_in().context
     tabs = [context.new_page() for _ in range(20)]
     for tab in tabs:
-        tab.goto(house.content_url("browser_left", run_id, "start"))
+        tab.goto(stage.content_url("browser_left", run_id, "start"))
     flow_run_id = tabs[0].locator("dd code").first.inner_text()
-    before = len(house.emulator.requests)
+    before = len(stage.emulator.requests)
     first = [tab.locator('[data-is="percent"]').inner_text() for tab in tabs]
     for tab, shown in zip(tabs, first, strict=True):
         expect(tab.locator('[data-is="percent"]')).not_to_have_text(shown, timeout=START_TIMEOUT_MILLISECONDS)
     tabs[0].wait_for_timeout(4 * 1000 * PAGE_POLL_SECONDS)
     poll_times = [
         recorded.at
-        for recorded in house.emulator.requests[before:]
+        for recorded in stage.emulator.requests[before:]
         if recorded.path == f"/flows/{flow_run_id}"
     ]
     intervals = [later - earlier for earlier, later in pairwise(poll_times)]
     log.info(
-        "%d looks at the run in %.1f s, at least %.2f s apart",
+        "%d polls of the run in %.1f s, at least %.2f s apart",
         len(poll_times),
         poll_times[-1] - poll_times[0],
         min(intervals),
@@ -137,36 +138,36 @@ def test_twenty_tabs_cost_the_service_no_more_than_one(house: BrowserStage) -> N
     context.close()
 
 
-def test_the_runs_of_earlier_tries(house: BrowserStage) -> None:
-    """The tab shows the last try's run, and leads to the one that the try before had."""
-    house.emulator.add_plan(Plan(outcome="failed", error="The mesh has a hole", run_seconds=2))
-    run_id = house.stack.trigger("browser_tries")
-    assert house.stack.wait("browser_tries", run_id, 150) == "success"
-    page = house.log_in()
-    frame = open_frame(page, house.tab_url("browser_tries", run_id, "make"))
+def test_the_runs_of_earlier_tries(stage: BrowserStage) -> None:
+    """The tab shows the latest try's run and links to the run of the earlier try."""
+    stage.emulator.add_plan(Plan(outcome="failed", error="The mesh has a hole", run_seconds=2))
+    run_id = stage.stack.trigger("browser_tries")
+    assert stage.stack.wait("browser_tries", run_id, 150) == "success"
+    page = stage.log_in()
+    frame = open_frame(page, stage.tab_url("browser_tries", run_id, "make"))
     expect(frame.locator(".badge.completed")).to_be_visible()
     save_screenshot(page, "flow-run-tries-light")
     frame.get_by_role("link", name="Try 1").click()
     expect(frame.get_by_text("The mesh has a hole")).to_be_visible()
-    frame.get_by_role("link", name="The last try's flow run").click()
+    frame.get_by_role("link", name="Flow run of the latest try").click()
     expect(frame.locator(".badge.completed")).to_be_visible()
 
 
-def test_a_chain_of_prompts_with_a_hostile_name(house: BrowserStage) -> None:
-    """Picture and text of a run are shown, a hostile flow's name is a text, all of it in the dark too."""
+def test_a_chain_of_prompts_with_a_hostile_name(stage: BrowserStage) -> None:
+    """Image and text outputs are shown, a hostile flow name is escaped, also in dark mode."""
     graph = json.loads((GRAPHS / f"{SAMPLE}.json").read_text())
-    house.emulator.add_graph(HOSTILE, graph)
-    hostile = house.stack.trigger("browser_chain", {"flow": HOSTILE, "item": HOSTILE_PROMPT})
-    plain = house.stack.trigger("browser_chain", {"flow": SAMPLE})
+    stage.emulator.add_graph(HOSTILE, graph)
+    hostile = stage.stack.trigger("browser_chain", {"flow": HOSTILE, "item": HOSTILE_PROMPT})
+    plain = stage.stack.trigger("browser_chain", {"flow": SAMPLE})
     for run_id in (hostile, plain):
-        assert house.stack.wait("browser_chain", run_id, 90) == "success"
-    page = house.log_in(dark=True)
-    frame = open_frame(page, house.tab_url("browser_chain", hostile, "write"))
+        assert stage.stack.wait("browser_chain", run_id, 90) == "success"
+    page = stage.log_in(dark=True)
+    frame = open_frame(page, stage.tab_url("browser_chain", hostile, "write"))
     expect(frame.get_by_role("heading", name=HOSTILE)).to_be_visible()
     expect(frame.get_by_text(HOSTILE_PROMPT, exact=True)).to_be_visible()
     assert HOSTILE_PROMPT in frame.locator("pre").first.inner_text()
     assert_harmless(page)
-    frame = open_frame(page, house.tab_url("browser_chain", plain, "write"))
+    frame = open_frame(page, stage.tab_url("browser_chain", plain, "write"))
     assert "dark" in frame.evaluate("document.documentElement.className")
     expect(frame.locator(".flow-drawing")).to_be_visible()
     image = frame.locator(".output img")
@@ -180,13 +181,13 @@ def test_a_chain_of_prompts_with_a_hostile_name(house: BrowserStage) -> None:
     assert Path(download.value.path()).read_text() == frame.locator("pre").inner_text()
 
 
-def test_each_mapped_instance_has_its_own_run(house: BrowserStage) -> None:
-    """The tab of a mapped task instance shows that instance's run, and its output though it stayed at the service."""
-    run_id = house.stack.trigger("browser_mapped")
-    assert house.stack.wait("browser_mapped", run_id, 120) == "success"
-    page = house.log_in()
+def test_each_mapped_instance_has_its_own_run(stage: BrowserStage) -> None:
+    """The tab of a mapped task instance shows that instance's run, and its output from the service."""
+    run_id = stage.stack.trigger("browser_mapped")
+    assert stage.stack.wait("browser_mapped", run_id, 120) == "success"
+    page = stage.log_in()
     for index, prompt in enumerate(("A round table", "A stool")):
-        frame = open_frame(page, house.tab_url("browser_mapped", run_id, "make", index))
+        frame = open_frame(page, stage.tab_url("browser_mapped", run_id, "make", index))
         expect(frame.get_by_text(prompt)).to_be_visible()
         expect(frame.get_by_text("model/gltf-binary")).to_be_visible()
         expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
@@ -195,40 +196,40 @@ def test_each_mapped_instance_has_its_own_run(house: BrowserStage) -> None:
     assert Path(download.value.path()).read_bytes().startswith(b"glTF")
 
 
-def test_a_task_without_a_run_says_so(house: BrowserStage) -> None:
+def test_a_task_without_a_run_says_so(stage: BrowserStage) -> None:
     """Airflow shows the tab on every task."""
-    run_id = house.stack.trigger("browser_none")
-    house.stack.wait("browser_none", run_id, 60)
-    frame = open_frame(house.log_in(), house.tab_url("browser_none", run_id, "nothing"))
-    expect(frame.get_by_text("This task has no flow run")).to_be_visible()
+    run_id = stage.stack.trigger("browser_none")
+    stage.stack.wait("browser_none", run_id, 60)
+    frame = open_frame(stage.log_in(), stage.tab_url("browser_none", run_id, "nothing"))
+    expect(frame.get_by_text("This task instance has no flow run")).to_be_visible()
 
 
-def test_the_page_of_all_runs(house: BrowserStage) -> None:
-    """A connection's runs move, are filtered and sorted, and are opened by keyboard; trouble is told."""
-    house.emulator.add_plan(
+def test_the_page_of_all_runs(stage: BrowserStage) -> None:
+    """A connection's runs are updated, filtered, sorted and opened by keyboard; errors have messages."""
+    stage.emulator.add_plan(
         Plan(outcome="failed", error="The mesh has a hole that cannot be closed", run_seconds=60)
     )
-    house.emulator.add_plan(Plan(run_seconds=60))  # a log-in takes a while
-    runs = [house.stack.trigger("browser_model", {"prompt": prompt}) for prompt in ("A lamp", "A vase")]
-    house.stack.wait_for_task("browser_model", runs[1], "make", {"running"}, 60)
-    page = house.log_in()
-    frame = open_frame(page, f"{house.stack.address}/plugin/flow-runs")
+    stage.emulator.add_plan(Plan(run_seconds=60))  # a log-in takes a while
+    runs = [stage.stack.trigger("browser_model", {"prompt": prompt}) for prompt in ("A lamp", "A vase")]
+    stage.stack.wait_for_task("browser_model", runs[1], "make", {"running"}, 60)
+    page = stage.log_in()
+    frame = open_frame(page, f"{stage.stack.address}/plugin/flow-runs")
     expect(frame.locator("td .badge.running").first).to_be_visible(timeout=60_000)
     still = frame.locator('[data-is="percent"]').filter(has_text=re.compile(r"^\s*0 %\s*$"))
-    expect(still).to_have_count(0, timeout=START_TIMEOUT_MILLISECONDS)  # each has begun to move
+    expect(still).to_have_count(0, timeout=START_TIMEOUT_MILLISECONDS)  # each has some progress
     assert_readable(frame)
     save_screenshot(page, "flow-runs-light")
     for run_id in runs:
-        house.stack.wait("browser_model", run_id, 150)
+        stage.stack.wait("browser_model", run_id, 150)
     expect(frame.locator("td .badge.failed").first).to_be_visible()
-    house.start_run("model_generate_fromimage")
+    stage.start_run("model_generate_fromimage")
     frame.get_by_label("Flow", exact=True).select_option("model_generate_fromimage")
-    frame.get_by_role("button", name="Show").focus()
+    frame.get_by_role("button", name="Apply").focus()
     page.keyboard.press("Enter")
     expect(frame.locator("td.flow")).to_have_text(["model_generate_fromimage"])
     expect(frame.get_by_label("Flow", exact=True)).to_have_value("model_generate_fromimage")
     frame.get_by_label("Flow", exact=True).select_option("All flows")
-    frame.get_by_role("button", name="Show").click()
+    frame.get_by_role("button", name="Apply").click()
     frame.locator(".filters .badge.failed").click()
     expect(frame.locator("td .badge:not(.failed)")).to_have_count(0)
     frame.locator("tbody a").first.focus()
@@ -237,7 +238,7 @@ def test_the_page_of_all_runs(house: BrowserStage) -> None:
     frame.get_by_role("link", name="Flow runs").click()
     frame.get_by_role("link", name="Duration").click()
     expect(frame.locator("th[aria-sort]")).to_have_text("Duration ↓")
-    for connection, message in (("wrong_key", "refuses the key"), ("away", "could not be asked")):
+    for connection, message in (("wrong_key", "rejected the API key"), ("away", "could not be fetched")):
         frame.get_by_role("link", name=connection).click()
         expect(frame.get_by_role("alert")).to_contain_text(message)
     frame.get_by_role("link", name="promptchainer_default").click()
@@ -246,21 +247,21 @@ def test_the_page_of_all_runs(house: BrowserStage) -> None:
     save_screenshot(page, "flow-light")
 
 
-def test_dark_and_narrow(house: BrowserStage) -> None:
-    """The page is at home in the dark, and fits a telephone; a hostile name in the list is a text."""
-    page = house.log_in(dark=True)
-    frame = open_frame(page, f"{house.stack.address}/plugin/flow-runs")
+def test_dark_and_narrow(stage: BrowserStage) -> None:
+    """The page supports dark mode and narrow screens; a hostile name in the list is escaped."""
+    page = stage.log_in(dark=True)
+    frame = open_frame(page, f"{stage.stack.address}/plugin/flow-runs")
     assert_readable(frame)
     save_screenshot(page, "flow-runs-dark")
     body = {"flows": [{"flow_id": HOSTILE, "template": HOSTILE, "state": "running", "progress": 0.4}]}
-    house.emulator.add_fault(
+    stage.emulator.add_fault(
         Fault(method="GET", path="/flows", times=None, status=200, body=json.dumps(body).encode())
     )
-    small = house.log_in(size=NARROW)
-    small.goto(f"{house.stack.address}/flows/connection/flows_default")
+    small = stage.log_in(size=NARROW)
+    small.goto(f"{stage.stack.address}/flows/connection/flows_default")
     expect(small.locator("td.flow")).to_have_text(HOSTILE, timeout=30_000)
     assert_harmless(small)
-    house.emulator.clear_faults()
+    stage.emulator.clear_faults()
     expect(small.locator("tbody tr").nth(2)).to_be_visible(timeout=30_000)
     assert_readable(small, NARROW[0])
     save_screenshot(small, "flow-runs-narrow-light")
@@ -270,25 +271,25 @@ def test_dark_and_narrow(house: BrowserStage) -> None:
     save_screenshot(small, "flow-run-narrow-light")
 
 
-def test_who_may_not_look(house: BrowserStage) -> None:
-    """A viewer sees no connection's runs, but those of tasks; who is not logged in sees nothing."""
-    errors = list(house.browser_log.errors)
-    page = house.log_in("vera")
-    frame = open_frame(page, f"{house.stack.address}/plugin/flow-runs")
-    expect(frame.get_by_role("heading", name="No connection")).to_be_visible()
-    response = page.goto(f"{house.stack.address}/flows/connection/flows_default")
+def test_users_without_access(stage: BrowserStage) -> None:
+    """A viewer may see no connection's runs; an anonymous user may see nothing."""
+    errors = list(stage.browser_log.errors)
+    page = stage.log_in("vera")
+    frame = open_frame(page, f"{stage.stack.address}/plugin/flow-runs")
+    expect(frame.get_by_role("heading", name="No connections")).to_be_visible()
+    response = page.goto(f"{stage.stack.address}/flows/connection/flows_default")
     assert response is not None
     assert response.status == 403
-    expect(page.get_by_role("heading", name="You may not see this")).to_be_visible()
-    anonymous = house.browser.new_context().new_page()
-    response = anonymous.goto(f"{house.stack.address}/flows/connection/flows_default")
+    expect(page.get_by_role("heading", name="Access denied")).to_be_visible()
+    anonymous = stage.browser.new_context().new_page()
+    response = anonymous.goto(f"{stage.stack.address}/flows/connection/flows_default")
     assert response is not None
     assert response.status == 401
-    house.browser_log.errors[:] = errors  # the browser itself says that it was refused
+    stage.browser_log.errors[:] = errors  # the browser reports the denied request
 
 
-def test_nothing_went_wrong_in_the_browser(house: BrowserStage) -> None:
-    """No error stands in the console, and nobody but Airflow was asked for anything; the key was told to nobody."""
-    assert house.browser_log.errors == []
-    assert house.browser_log.hosts() == {house.stack.address.removeprefix("http://")}
-    assert PASSWORDS["admin"] not in "".join(house.browser_log.requested_urls)
+def test_the_browser_reported_no_error(stage: BrowserStage) -> None:
+    """The console has no error, all requests went to Airflow, and no URL contains the password."""
+    assert stage.browser_log.errors == []
+    assert stage.browser_log.hosts() == {stage.stack.address.removeprefix("http://")}
+    assert PASSWORDS["admin"] not in "".join(stage.browser_log.requested_urls)

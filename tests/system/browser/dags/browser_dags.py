@@ -1,6 +1,6 @@
-"""The DAGs that the browser looks at: a model, a chain with a hostile name, mapped ones, one left alone, one tried again, none.
+"""The DAGs of the browser tests: a model, a chain, mapped tasks, no waiting, retries, no flow run.
 
-What is hostile comes from walk.py, as the configuration of a DAG run.
+Hostile texts come from the configuration of a DAG run.
 """
 
 from __future__ import annotations
@@ -57,6 +57,6 @@ with DAG("browser_none", schedule=None):
 
     @task
     def nothing() -> None:
-        """Run no flow."""
+        """Start no flow run."""
 
     nothing()
