@@ -326,7 +326,7 @@ def _count_triangles(gltf: Mapping[str, Any]) -> int:
 def _count_primitive_triangles(mode: Any, corners: int) -> int:
     if mode == TRIANGLE_LIST:
         return max(0, corners // 3)
-    return max(0, corners - 2) if mode in (TRIANGLE_STRIP, TRIANGLE_FAN) else 0
+    return max(0, corners - 2) if mode in {TRIANGLE_STRIP, TRIANGLE_FAN} else 0
 
 
 def _get_mappings(value: Any, name: str) -> list[Mapping[str, Any]]:

@@ -82,7 +82,7 @@ def test_the_tab_follows_a_run_to_its_end(stage: BrowserStage) -> None:
 
 
 def test_a_hidden_tab_does_not_poll(stage: BrowserStage) -> None:
-    """A hidden tab stops polling, and resumes at once when it is visible; a logged-out user gets a message."""
+    """A hidden tab stops polling and resumes at once when it is visible; a logged-out user gets a message."""
     stage.emulator.add_plan(Plan(run_seconds=90))
     run_id = stage.stack.trigger("browser_left")
     assert stage.stack.wait("browser_left", run_id, 60) == "success"
