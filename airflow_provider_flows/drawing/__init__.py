@@ -1,7 +1,4 @@
-"""The picture of a flow graph: as SVG for a page or a file, and as Mermaid for text that is rendered elsewhere.
-
-It reads no graph (flow/graph.py does) and writes no file.
-"""
+"""The picture of a flow graph: SVG for a page or a file, Mermaid for text that is rendered elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of a flow graph's picture: that all of it is there, that nothing overlaps, and that no name becomes markup.
+"""Tests of a flow graph's picture: everything is in it, columns do not overlap, and no name becomes markup.
 
 What it looks like is for eyes; the layout's promises are checked on its numbers.
 """
@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_flows.core.graph import MAX_NODES, Edge, FlowGraph, Node, NodeKind
 from airflow_provider_flows.drawing import STYLE, to_mermaid, to_svg
-from airflow_provider_flows.drawing.layout import Box, Layout, arrange
-from airflow_provider_flows.drawing.text import bold, clean, emphasised, wrap
+from airflow_provider_flows.drawing.svg import MAX_HEIGHT, Box, arrange, clean
 from tests.core.test_graph import SAMPLE
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -61,39 +60,14 @@ def texts(svg: str) -> list[str]:
     ]
 
 
-def laid_out(graph: FlowGraph) -> Layout:
-    """Lay a graph out in boxes of two sizes."""
-    return arrange(
-        graph, {node.node_id: (200.0, 50.0 + 40 * (at % 2)) for at, node in enumerate(graph.nodes)}
-    )
-
-
 def overlaps(one: Box, other: Box) -> bool:
     """Tell whether two boxes share a point, but for rounding."""
     across = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
     return across > 0.01 and min(one.y + one.height, other.y + other.height) - max(one.y, other.y) > 0.01
 
 
-def crossed(layout: Layout, edge: Edge) -> list[str]:
-    """Find the boxes that an edge runs over within its lanes, or leaves out by crossing a column without a lane."""
-    points = layout.routes[edge]
-    found = []
-    for box_id, box in layout.boxes.items():
-        lanes = zip(points[1:-1:2], points[2:-1:2], strict=True)
-        found += [
-            box_id for (x, y), (to_x, _) in lanes if overlaps(box, Box(min(x, to_x), y - 1, abs(to_x - x), 2))
-        ]
-        gaps = zip(points[::2], points[1::2], strict=True)
-        found += [
-            box_id
-            for (x, _), (to_x, _) in gaps
-            if min(x, to_x) < box.x + box.width - 0.01 and max(x, to_x) > box.x + 0.01
-        ]
-    return found
-
-
 def test_sample_is_drawn_whole() -> None:
-    """Variables, prompts, images and outputs of the vendor's sample stand in three columns, as their author put them."""
+    """The picture contains all nodes and edges of the vendor's sample, and says so in words."""
     graph = FlowGraph.parse(SAMPLE)
     svg = to_svg(graph, title="Toys")
     root = parsed(svg)
@@ -104,21 +78,52 @@ def test_sample_is_drawn_whole() -> None:
         texts(svg)
     )
     assert [part.text for part in classed(svg, "placeholder")] == ["{color}", "{item}"] * 2
-    assert "A flow with 2 variables, 1 prompt, 1 image, 2 outputs. item goes to img, joke." in svg
-    boxes = {item.name: laid_out(graph).boxes[item.node_id] for item in graph.nodes}
-    assert (
-        boxes["color"].x
-        == boxes["item"].x
-        < boxes["img"].x
-        == boxes["joke"].x
-        < boxes["image"].x
-        == boxes["text"].x
-    )
-    assert boxes["img"].y < boxes["joke"].y
+    assert "A flow with 2 variables, 1 image, 2 outputs, 1 prompt. item goes to img, joke." in svg
+
+
+def test_nodes_are_where_their_author_put_them() -> None:
+    """Positions and widths are those of the export; heights are limited."""
+    graph = FlowGraph.parse(SAMPLE)
+    boxes = {item.name: arrange(graph)[item.node_id] for item in graph.nodes}
+    positions = {item.name: (item.x, item.y) for item in graph.nodes}
+    for name, (x, y) in positions.items():
+        assert boxes[name].x - boxes["color"].x == pytest.approx(x - positions["color"][0])
+        assert boxes[name].y - boxes["color"].y == pytest.approx(y - positions["color"][1])
+    assert [boxes[name].width for name in ("color", "img", "joke")] == [260, 271, 218]
+    assert {boxes["img"].height, boxes["joke"].height} == {MAX_HEIGHT}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "columns"),
+    [
+        ("ab bc cd", "0123"),
+        ("ab ac bc cd", "0123"),
+        ("ad bd", "0001"),
+        ("ab bc ca cd", "0123"),
+        ("aa ab", "0100"),
+        ("", "0000"),
+    ],
+)
+def test_nodes_without_positions_are_in_columns_by_depth(pairs: str, columns: str) -> None:
+    """A node is right of all that lead to it, unless they form a cycle, and no two boxes overlap."""
+    boxes = arrange(graph_of(*map(node, "abcd"), pairs=pairs))
+    order = sorted({box.x for box in boxes.values()})
+    assert "".join(str(order.index(boxes[name].x)) for name in "abcd") == columns
+    assert not [pair for pair in combinations(boxes.values(), 2) if overlaps(*pair)]
+
+
+def test_prompt_is_wrapped_cut_and_emphasised() -> None:
+    """A prompt fills its box and ends in an ellipsis; only names of the flow's nodes are emphasised."""
+    prompt = 'Use {the name} in {"json": 1} and {other} ' + "word " * 100
+    svg = to_svg(graph_of(node("a", NodeKind.VARIABLE, name="the name"), node("b", prompt=prompt)))
+    assert [part.text for part in classed(svg, "placeholder")] == ["{the\u00a0name}"]
+    lines = ["".join(part.itertext()) for part in classed(svg, "soft")]
+    assert len(lines) > 2
+    assert lines[-1].endswith(" …")
 
 
 def test_picture_needs_nothing_from_elsewhere_and_clashes_with_nothing() -> None:
-    """No ids, references, scripts or handlers; a page that brings the style sheet gets none in the picture."""
+    """No ids, references, scripts or handlers; without styles, the picture has no style sheet."""
     graph = FlowGraph.parse(SAMPLE)
     svg = to_svg(graph)
     parts = list(parsed(svg).iter())
@@ -136,44 +141,6 @@ def test_picture_needs_nothing_from_elsewhere_and_clashes_with_nothing() -> None
         assert all(".flow-drawing" in one or one == "svg:root" for one in selector.split(",")), selector
 
 
-@pytest.mark.parametrize("theme", ["light", "dark", ""])
-def test_theme_may_be_fixed(theme: str) -> None:
-    """A theme is a class of the picture, for which the style sheet has rules."""
-    root = parsed(to_svg(FlowGraph.parse(SAMPLE), theme=theme))
-    assert root.get("class") == f"flow-drawing {theme}".strip()
-    assert not theme or f".flow-drawing.{theme}{{" in STYLE
-
-
-def test_authors_columns_are_kept_where_they_can_be() -> None:
-    """Four columns of the author stay four, though three would do, until one edge would run back in them."""
-    places = {"a": (0, 0), "b": (300, 0), "c": (610, 0), "d": (900, 50), "e": (905, 300)}
-    nodes = [node(name, x=float(x), y=float(y)) for name, (x, y) in places.items()]
-
-    def columns(pairs: str) -> list[float]:
-        layout = laid_out(graph_of(*nodes, pairs=pairs))
-        order = sorted({box.x for box in layout.boxes.values()})
-        return [order.index(layout.boxes[name].x) for name in places]
-
-    assert columns("ab ad ce") == [0, 1, 2, 3, 3]
-    assert columns("ab ad de") == [0, 1, 0, 1, 2]
-
-
-def test_edges_over_columns_keep_to_lanes() -> None:
-    """An edge over several columns, one that runs back and one to its own node pass all boxes by."""
-    graph = graph_of(*map(node, "abcdef"), pairs="ab bc cd ad ed fd db cc ac")
-    layout = laid_out(graph)
-    assert not [(edge, crossed(layout, edge)) for edge in graph.edges if crossed(layout, edge)]
-    assert layout.boxes["d"].x > layout.boxes["b"].x, "db closes the circle, so it is the one that runs back"
-
-
-def test_lines_are_drawn_with_few_crossings() -> None:
-    """Where the order of a column is free, edges that need not cross do not."""
-    layout = laid_out(graph_of(*map(node, "abcdef"), pairs="af be cd"))
-    order = [layout.boxes[name].middle for name in "abc"], [layout.boxes[name].middle for name in "fed"]
-    assert order[0] == sorted(order[0])
-    assert order[1] == sorted(order[1])
-
-
 def test_hostile_names_are_text() -> None:
     """A name that is markup stands in the picture as text, without what is not seen."""
     svg = to_svg(graph_of(node("a", name=HOSTILE, prompt=f"{HOSTILE} {{x}}", model=HOSTILE)), title=HOSTILE)
@@ -181,12 +148,12 @@ def test_hostile_names_are_text() -> None:
     assert not re.search("[\x00-\x08\u202e]", svg)
     assert any(clean(HOSTILE) in text for text in texts(svg))
     assert {part.tag.removeprefix(SVG) for part in parsed(svg).iter()} <= {
-        *("svg", "title", "desc", "style", "g", "path", "circle", "rect", "text", "tspan")
+        *("svg", "title", "desc", "style", "path", "rect", "text", "tspan")
     }
 
 
 def test_unnamed_and_unknown_nodes_say_so() -> None:
-    """A node without a name, one of a kind that nobody knows and a flow without nodes are shown as what they are."""
+    """A node without a name, one of an unknown kind and a flow without nodes are labelled."""
     svg = to_svg(graph_of(node("a", NodeKind.OUTPUT, name="\x00"), node("b", NodeKind.OTHER, name="split")))
     assert {"(no name)", "Code", "split"} <= set(texts(svg))
     assert "This flow has no nodes" in to_svg(graph_of())
@@ -220,23 +187,6 @@ def test_picture_is_the_same_in_another_process() -> None:
         for seed in "12"
     ]
     assert runs[0].stdout == runs[1].stdout
-
-
-def test_long_texts_are_wrapped_and_cut() -> None:
-    """Lines are no wider than told, the last one ends in an ellipsis, words of any length are broken."""
-    lines = wrap(bold("a short one and " + "W" * 500), 120, 12, 3)
-    assert len(lines) == 3
-    assert lines[0] == [("a short one and", True)]
-    assert lines[-1][-1] == ("…", False)
-    assert wrap(bold("x"), 120, 12, 3) == [[("x", True)]]
-
-
-def test_only_placeholders_of_the_flow_are_emphasised() -> None:
-    """A `{name}` that some node has is emphasised, also across a line's end; JSON in a prompt is not."""
-    letters = emphasised('Use {the name} in {"json": 1} and {other}', {"the name"})
-    assert "".join(char for char, heavy in letters if heavy) == "{the name}"
-    lines = wrap(letters, 80, 12, 9)
-    assert lines[:2] == [[("Use ", False), ("{the", True)], [("name}", True), (" in", False)]]
 
 
 def test_mermaid_of_the_sample() -> None:
@@ -296,7 +246,7 @@ def graphs(draw: st.DrawFn) -> FlowGraph:
 @given(graph=graphs())
 @example(graph=graph_of(node("a", name=HOSTILE), pairs="aa"))
 def test_any_graph_makes_a_whole_picture(graph: FlowGraph) -> None:
-    """The picture is well-formed, holds every name and edge, is free of scripts, and no box or lane runs over a box."""
+    """The picture is well-formed, has every name and edge and no scripts, and columns do not overlap."""
     svg = to_svg(graph)
     shown = texts(svg)
     assert all(any(clean(item.name) in text for text in shown) for item in graph.nodes)
@@ -304,8 +254,5 @@ def test_any_graph_makes_a_whole_picture(graph: FlowGraph) -> None:
     assert "<script" not in svg.lower()
     assert svg == to_svg(graph)
     assert to_mermaid(graph).count(" --> ") == len(graph.edges)
-    layout = laid_out(graph)
-    assert not [pair for pair in combinations(layout.boxes.values(), 2) if overlaps(*pair)]
-    assert not [edge for edge in graph.edges if crossed(layout, edge)]
-    assert all(box.x > 0 and box.x + box.width < layout.width for box in layout.boxes.values())
-    assert all(0 < y < layout.height for route in layout.routes.values() for _, y in route)
+    if len({(item.x, item.y) for item in graph.nodes if None not in (item.x, item.y)}) < len(graph.nodes):
+        assert not [pair for pair in combinations(arrange(graph).values(), 2) if overlaps(*pair)]
