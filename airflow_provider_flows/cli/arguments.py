@@ -1,7 +1,4 @@
-"""From what stands on the command line to what the hook takes: inputs, parameters, paths, intervals.
-
-It reads no files (inputs.py does) and sends nothing.
-"""
+"""From command-line arguments to the hook's: inputs, parameters, paths, intervals."""
 
 from __future__ import annotations
 
@@ -19,35 +16,35 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.problems import Problems
     from airflow_provider_flows.core.start import RunRequest
 
-MAX_POLL_INTERVAL = 60.0  # seconds; the operator's default
+MAX_POLL_INTERVAL = 60.0  # seconds; as in the operator
 
 
 def parse_request(args: Namespace, problems: Problems) -> RunRequest:
-    """Read what is to be started; nothing is sent.
+    """Return the request that the arguments describe; nothing is sent.
 
-    :param findings: takes what cannot be sent.
+    :param problems: collects what cannot be sent.
     """
-    given = (
+    arguments = (
         args.flow,
         _parse_inputs(args, problems),
         dict(args.param or ()),
         args.additional,
         args.input_conn_id,
     )
-    return build_request(*given, problems)
+    return build_request(*arguments, problems)
 
 
 def parse_schedule(args: Namespace) -> Schedule:
-    """Read how often it looks, and until when, counted from now.
+    """Return the poll schedule, with a deadline counted from now.
 
-    :raises FlowInputError: that cannot be kept.
+    :raises FlowInputError: an interval is invalid.
     """
     deadline = None if args.timeout is None else time.time() + args.timeout
     return Schedule.of(args.poll_interval, MAX_POLL_INTERVAL, deadline)
 
 
 def parse_output_options(args: Namespace) -> OutputOptions:
-    """Read where files go. A long text becomes a file as it does in a DAG, but only where files are wanted."""
+    """Return where files go; as in a DAG, a long text becomes a file, but only with an output path."""
     path = args.output_path
     if path is not None and "://" not in path:
         path = str(Path(path).expanduser().absolute())
@@ -61,19 +58,22 @@ def _parse_inputs(args: Namespace, problems: Problems) -> Any:
     if args.variable is None:
         return [_parse_input(text, problems) for text in args.input or ()]
     if args.input is not None:
-        message = "--input and --variable do not go together: a flow takes inputs (Generio's do) or variables (PromptChainer's)"
+        message = (
+            "--input and --variable are exclusive: Generio's flows take inputs, PromptChainer's variables"
+        )
         problems.add(message, invalidates="inputs")
     return dict(args.variable)
 
 
 def _parse_input(text: str, problems: Problems) -> Any:
-    """Read one --input; what its help says."""
+    """Return one --input, in the forms that its help lists."""
     if text.startswith("@"):
         return Path(text[1:]).expanduser()
     if is_likely_path(text):
         prompt = json.dumps({"data": text})
         problems.add(
-            f"--input {text} looks like a path. For the file write --input @{text}; for a prompt, --input {json.dumps(prompt)}"
+            f"--input {text} resembles a path. For the file, write --input @{text}; "
+            f"for a prompt, --input {json.dumps(prompt)}"
         )
         return json.loads(prompt)
     try:

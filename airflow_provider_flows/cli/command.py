@@ -1,27 +1,25 @@
-"""What surrounds every command: where connections are found, where the log goes, and which exit code an error has.
-
-What a command does is not known here.
-"""
+"""What every command has in common: connection lookup, log, signals, and the exit code of each error."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import structlog
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, redact
 
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.cli.signals import raise_on_signals
-from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err
+from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err, escape_control_chars
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
@@ -31,10 +29,10 @@ from airflow_provider_flows.core.exceptions import (
     FlowTimeout,
 )
 
-# the first that fits; any other error is Exit.FAILED
+# The first that matches counts; any other error is Exit.FAILED.
 ERROR_EXIT_CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (FlowInputError, Exit.USAGE),
-    (AirflowNotFoundException, Exit.USAGE),  # there is no such connection
+    (AirflowNotFoundException, Exit.USAGE),  # the connection does not exist
     (FlowRunAborted, Exit.ABORTED),
     (FlowTimeout, Exit.TIMEOUT),
     (FlowNotFound, Exit.NOT_FOUND),
@@ -44,18 +42,22 @@ PROCESS_CONTEXT_VARIABLE = "_AIRFLOW_PROCESS_CONTEXT"
 PACKAGE_NAME = __name__.partition(".")[0]
 
 
-def command(function: Callable[[Namespace], Exit | None]) -> Callable[[Namespace], None]:
-    """Make a command of a function: an error becomes one line on stderr, and an exit code.
+class SigtermReceived(KeyboardInterrupt):
+    """SIGTERM, which ends the command as Ctrl-C does, but asks nothing."""
 
-    :raises SystemExit: with a code that is not 0.
+
+def command(function: Callable[[Namespace], Exit | None]) -> Callable[[Namespace], None]:
+    """Wrap a function as a command: an error becomes one line on stderr and an exit code.
+
+    :raises SystemExit: with a code other than 0.
     """
 
     @wraps(function)
     def wrapper(args: Namespace) -> None:
         with (
-            _redirect_logs(verbose=args.verbose),
+            _log_to_stderr(verbose=args.verbose),
             _allow_database_connections(),
-            raise_on_signals() as received_codes,
+            _raise_on_sigterm() as received_codes,
         ):
             code = _run_command(function, args)
         if code is Exit.INTERRUPTED and received_codes:
@@ -67,7 +69,7 @@ def command(function: Callable[[Namespace], Exit | None]) -> Callable[[Namespace
 
 
 def get_exit_code(error: Exception) -> Exit:
-    """Give the exit code that stands for an error."""
+    """Return the exit code of an error."""
     return next((code for kind, code in ERROR_EXIT_CODES if isinstance(error, kind)), Exit.FAILED)
 
 
@@ -80,7 +82,7 @@ def _run_command(function: Callable[[Namespace], Exit | None], args: Namespace) 
     except FlowError as error:
         echo_err(error)
         return get_exit_code(error)
-    except Exception as error:  # noqa: BLE001  # a store's library, a disk: whatever it is, a person at a terminal wants a line
+    except Exception as error:  # noqa: BLE001  # a storage library's error, say: users want one line, whatever its type
         if args.verbose:
             sys.stderr.write(str(redact(traceback.format_exc())))
         echo_err(redact(f"{type(error).__name__}: {error}"))
@@ -89,10 +91,10 @@ def _run_command(function: Callable[[Namespace], Exit | None], args: Namespace) 
 
 @contextmanager
 def _allow_database_connections() -> Iterator[None]:
-    """Let connections be found in Airflow's database too, not in the environment and in secrets backends only.
+    """Find connections in Airflow's database too, not only in the environment and in secrets backends.
 
-    Airflow has no public way to say that a process may ask the database; its own commands (connection_command.py) set this
-    variable. tests/cli/test_terminal.py notices when that does not do any more.
+    Airflow has no public way to allow a process to read the database; its own commands
+    (connection_command.py) set this variable. tests/cli/test_terminal.py fails when that changes.
     """
     previous = os.environ.get(PROCESS_CONTEXT_VARIABLE)
     os.environ[PROCESS_CONTEXT_VARIABLE] = "server"
@@ -105,32 +107,57 @@ def _allow_database_connections() -> Iterator[None]:
 
 
 @contextmanager
-def _redirect_logs(*, verbose: bool) -> Iterator[None]:
-    """Write warnings (if it is to be verbose: everything of ours) to stderr, harmless, and nothing of any log to stdout."""
-    package_logger, root, echo_handler = logging.getLogger(PACKAGE_NAME), logging.getLogger(), _EchoHandler()
+def _raise_on_sigterm() -> Iterator[list[Exit]]:
+    """Raise `SigtermReceived` on SIGTERM, unless it is ignored; yield a list that then gets the exit code."""
+    received_codes: list[Exit] = []
+
+    def on_signal(_: int, __: FrameType | None) -> NoReturn:
+        received_codes.append(Exit.TERMINATED)
+        raise SigtermReceived
+
+    previous = signal.getsignal(signal.SIGTERM)
+    is_handled = previous not in {signal.SIG_IGN, None}
+    if is_handled:
+        signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield received_codes
+    finally:
+        if is_handled:
+            signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _log_to_stderr(*, verbose: bool) -> Iterator[None]:
+    """Write warnings (with `verbose`, everything that this package logs) to stderr; stdout is for data."""
+    level = logging.DEBUG if verbose else logging.WARNING
+    package_logger, echo_handler = logging.getLogger(PACKAGE_NAME), _EchoHandler()
     previous = package_logger.level, package_logger.propagate
     stdout_handlers = [
-        each
-        for each in root.handlers
-        if isinstance(each, logging.StreamHandler) and each.stream is sys.stdout
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout
     ]
     package_logger.addHandler(echo_handler)
-    package_logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    package_logger.setLevel(level)
     package_logger.propagate = False
     for handler in stdout_handlers:
         handler.setStream(sys.stderr)
+    # Airflow's hooks log by structlog, which Airflow configures to print to stdout.
     structlog_config = structlog.get_config()
-    min_level = logging.DEBUG if verbose else logging.WARNING
-    structlog.configure(processors=[_LogLineRenderer(min_level)], logger_factory=lambda *_: _EchoLogger())
+
+    def format_line(_: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        if logging.getLevelNamesMapping().get(method.upper(), logging.ERROR) < level:
+            raise structlog.DropEvent
+        return escape_control_chars(f"{method}: {redact(str(event.get('event')))}")
+
+    structlog.configure(processors=[format_line], logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         with warnings.catch_warnings():
             if not verbose:
-                warnings.simplefilter("ignore")  # Airflow's parts say of each other that they are deprecated
+                warnings.simplefilter("ignore")  # deprecations inside of Airflow
             yield
     finally:
-        structlog.configure(
-            processors=structlog_config["processors"], logger_factory=structlog_config["logger_factory"]
-        )
+        structlog.configure(**structlog_config)
         for handler in stdout_handlers:
             handler.setStream(sys.stdout)
         package_logger.removeHandler(echo_handler)
@@ -138,32 +165,8 @@ def _redirect_logs(*, verbose: bool) -> Iterator[None]:
 
 
 class _EchoHandler(logging.Handler):
-    """Says each line of the log."""
+    """Write each log record as one line to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
+        """Write the record."""
         echo_err(f"{record.levelname.lower()}: {record.getMessage()}")
-
-
-class _LogLineRenderer:
-    """Makes a line of what Airflow's hooks log (theirs is a log of its own, which goes to stdout), from this level on."""
-
-    def __init__(self, min_level: int) -> None:
-        self._min_level = min_level
-
-    def __call__(self, _: Any, method: str, event: Mapping[str, Any]) -> str:
-        """Give the line.
-
-        :raises structlog.DropEvent: nobody wants it.
-        """
-        if logging.getLevelNamesMapping().get(method.upper(), logging.ERROR) < self._min_level:
-            raise structlog.DropEvent
-        return f"{method}: {redact(str(event.get('event')))}"
-
-
-class _EchoLogger:
-    """Says whatever it is told, at any level."""
-
-    def __getattr__(self, level: str) -> Callable[[str], None]:
-        """Give the method of that level."""
-        return echo_err

@@ -1,7 +1,4 @@
-"""The command that writes a flow run's outputs into files, and what `run` does when the flow run is over.
-
-How files are written outputs.py knows; they land as those of a task do.
-"""
+"""The command download, and how `run` fetches and prints the outputs of a finished flow run."""
 
 from __future__ import annotations
 
@@ -25,16 +22,19 @@ if TYPE_CHECKING:
 EXIT_CODES_BY_STATE = {
     FlowState.COMPLETED: Exit.DONE,
     FlowState.ABORTED: Exit.ABORTED,
-}  # any other state is Exit.FAILED
+}  # for any other state, Exit.FAILED
 
 
 @command
 def download(args: Namespace) -> Exit:
-    """Write outputs into files, and print what was written."""
+    """Write outputs to files, and print a list of them."""
     hook, output_options = FlowsHook.get_hook(args.conn_id), arguments.parse_output_options(args)
     run = hook.get_run(args.flow_run_id)
     if not run.is_final:
-        message = f"The {run} is {run.raw_state}: its outputs are there when it is over. Wait: {command_line('watch', run, args)}"
+        watch = command_line("watch", run, args)
+        message = (
+            f"The {run} is {run.raw_state}; its outputs are available when it is completed. Wait: {watch}"
+        )
         raise FlowConflict(message)
     if not run.is_completed:
         echo_err(failure_message(run))
@@ -58,9 +58,9 @@ def _check_assets_exist(run: FlowRun, output_options: OutputOptions) -> None:
 
 
 def fetch_and_print(hook: FlowsHook, run: FlowRun, output_options: OutputOptions, args: Namespace) -> Exit:
-    """Fetch and print what a run that is over has made; only one that completed has its outputs fetched, as in a DAG.
+    """Fetch and print the outputs of a final run; as in a DAG, only those of a completed run are fetched.
 
-    :raises Exception: an output could not be fetched; what could be is printed.
+    :raises Exception: an output could not be fetched; the others are printed.
     """
     error = None
     if run.is_completed:
@@ -77,32 +77,32 @@ def fetch_and_print(hook: FlowsHook, run: FlowRun, output_options: OutputOptions
     show_one(run.to_dict(), args.output)
     if error is not None:
         if hook.service.supports("get_run"):
-            echo_err(
-                f"Not every output of the {run} could be fetched; try again: {command_line('download', run, args)}"
-            )
+            download = command_line("download", run, args)
+            echo_err(f"Not all outputs of the {run} could be fetched; try again: {download}")
         raise error
     return EXIT_CODES_BY_STATE.get(run.state, Exit.FAILED)
 
 
 def _report_not_fetched(hook: FlowsHook, run: FlowRun, args: Namespace) -> None:
-    """Keep what a run has made from being lost: say how to fetch it, or print it where it was told once and never again."""
+    """Say how to fetch a run's outputs later; print them if the service returns them only once."""
     if hook.service.supports("get_run"):
         echo_err(f"The {run} is completed; fetch its outputs: {command_line('download', run, args)}")
         return
     echo_err(
-        f"The {run} is completed, and its outputs cannot be asked for again. They are printed as they came; a link ends soon."
+        f"The {run} is completed, and its outputs cannot be requested again. "
+        "They are printed as they arrived; links expire soon."
     )
     show_one(run.to_dict(), args.output)
 
 
 def failure_message(run: FlowRun) -> str:
-    """Say how a run ended that did not complete."""
+    """Return how a run ended that did not complete."""
     detail = f"The service says: {run.error}" if run.error else "The service gives no reason."
     return f"The {run} {'was aborted' if run.state is FlowState.ABORTED else 'failed'}. {detail}"
 
 
 def command_line(name: str, run: FlowRun | str, args: Namespace) -> str:
-    """Give the command that goes on with a run, as it is typed."""
+    """Return the command line that continues with a run, ready to be pasted."""
     flow_run_id = run if isinstance(run, str) else run.flow_run_id
     argv = ["airflow", "flows", name, flow_run_id]
     return shlex.join([*argv, *([] if args.conn_id == "flows_default" else ["--conn-id", args.conn_id])])

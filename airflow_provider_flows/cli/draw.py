@@ -1,7 +1,4 @@
-"""The command that draws a flow graph, of a flow or of an exported file, as SVG or as Mermaid.
-
-What the picture looks like flow/drawing knows, where a flow's graph lies the hook.
-"""
+"""The command that draws the graph of a flow, or of an exported file, as SVG or Mermaid."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ from airflow_provider_flows.drawing import to_mermaid, to_svg
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.storage.graph_files import MAX_GRAPH_BYTES, parse_graph
 
-MERMAID_SUFFIXES = frozenset({".mmd", ".mermaid"})  # endings of --to
+MERMAID_SUFFIXES = frozenset({".mmd", ".mermaid"})  # of --to
 
 
 @command
 def draw(args: Namespace) -> None:
-    """Write the picture to stdout, or to a file."""
+    """Write the picture to stdout or to a file."""
     graph, to = _get_graph(args), None if args.to is None else Path(args.to).expanduser()
     mermaid = args.format == "mermaid" or (
         args.format is None and to is not None and to.suffix.lower() in MERMAID_SUFFIXES
@@ -38,7 +35,7 @@ def draw(args: Namespace) -> None:
             sys.stdout.write(text)
         return
     to.write_text(text, encoding="utf-8")
-    echo_err(f"{to} is written.")
+    echo_err(f"Wrote {to}.")
 
 
 def _get_graph(args: Namespace) -> FlowGraph:
@@ -48,8 +45,9 @@ def _get_graph(args: Namespace) -> FlowGraph:
     graph = FlowsHook.get_hook(args.conn_id).get_graph(args.flow)
     if graph is None:
         message = (
-            f"There is no flow graph of {args.flow}: export it from PromptChainer's editor and give the file (--file), or put it "
-            f"as {args.flow}.json into the folder that the field graphs of connection {args.conn_id!r} names"
+            f"No flow graph of {args.flow} was found. Export it from PromptChainer's editor and pass "
+            f"the file (--file), or store it as {args.flow}.json in the folder that the field graphs of "
+            f"connection {args.conn_id!r} names"
         )
         raise FlowInputError(message)
     return graph
@@ -67,5 +65,5 @@ def _load_graph_file(path: Path) -> FlowGraph:
         message = f"The flow graph {path} cannot be read: {error.strerror or error}"
         raise FlowInputError(message) from error
     except FlowInputError as error:
-        message = f"{path} is no flow graph. {error}"
+        message = f"{path} is not a flow graph. {error}"
         raise FlowInputError(message) from error

@@ -1,7 +1,4 @@
-"""The command that starts the emulator.
-
-What it can do, and its options, the emulator itself knows.
-"""
+"""The command that starts the emulator."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ from argparse import Namespace
 
 
 def emulator(args: Namespace) -> None:
-    """Serve until told to stop.
+    """Serve until interrupted.
 
-    :raises SystemExit: with a code that is not 0.
+    :raises SystemExit: with a code other than 0.
     """
     from airflow_provider_flows.emulator.__main__ import main
 

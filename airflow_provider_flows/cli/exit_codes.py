@@ -1,7 +1,4 @@
-"""The exit codes of `airflow flows`, each with its meaning for the help and for scripts.
-
-Which error means which code stands in frame.py.
-"""
+"""The exit codes of `airflow flows`, each with its meaning for the help and for scripts."""
 
 from __future__ import annotations
 
@@ -12,21 +9,21 @@ from typing import Self
 class Exit(IntEnum):
     """How a command ended."""
 
-    DONE = 0, "done; for run and watch: the flow run completed"
-    FAILED = 1, "the flow run failed, or something else went wrong (the service, a file)"
-    USAGE = 2, "an argument, an input or the connection cannot be used; nothing was paid"
+    DONE = 0, "success; for run and watch: the flow run completed"
+    FAILED = 1, "the flow run failed, or another error occurred (the service, a file)"
+    USAGE = 2, "an argument, an input or the connection is invalid; nothing was paid"
     ABORTED = 3, "the flow run was aborted"
-    TIMEOUT = 4, "--timeout passed; the flow run goes on"
-    NOT_FOUND = 5, "the service knows no such flow, flow run or output"
-    AUTH_ERROR = 6, "the service refuses the key"
-    HANGUP = 129, "the terminal was closed (SIGHUP); a flow run that was started goes on"
-    INTERRUPTED = 130, "Ctrl-C; a flow run that was started goes on"
-    TERMINATED = 143, "SIGTERM; a flow run that was started goes on"
+    TIMEOUT = 4, "--timeout expired; the flow run continues"
+    NOT_FOUND = 5, "the service has no such flow, flow run or output"
+    AUTH_ERROR = 6, "the service rejected the key"
+    HANGUP = 129, "the terminal was closed (SIGHUP); a started flow run continues"
+    INTERRUPTED = 130, "Ctrl-C; a started flow run continues"
+    TERMINATED = 143, "SIGTERM; a started flow run continues"
 
     meaning: str
 
     def __new__(cls, code: int, meaning: str) -> Self:
-        """Keep the meaning beside the code."""
+        """Create the member of a code, with its meaning."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.meaning = meaning

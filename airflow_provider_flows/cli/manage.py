@@ -1,7 +1,4 @@
-"""The commands that put an end to a flow run: abort and delete.
-
-They do not wait until it has ended.
-"""
+"""The commands that end or remove a flow run: abort and delete."""
 
 from __future__ import annotations
 
@@ -9,16 +6,15 @@ from argparse import Namespace
 
 from airflow_provider_flows.cli.command import command
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.cli.prompts import confirm, is_interactive
 from airflow_provider_flows.cli.query import to_run_summary
-from airflow_provider_flows.cli.terminal import echo_err, show_one
+from airflow_provider_flows.cli.terminal import confirm, echo_err, is_interactive, show_one
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.hooks import FlowsHook
 
 
 @command
 def abort(args: Namespace) -> None:
-    """Ask that a flow run be stopped, and print how it is then."""
+    """Abort a flow run, without waiting for its end, and print its state."""
     hook = FlowsHook.get_hook(args.conn_id)
     hook.abort(args.flow_run_id)
     show_one(to_run_summary(hook.get_run(args.flow_run_id)), args.output)
@@ -26,13 +22,13 @@ def abort(args: Namespace) -> None:
 
 @command
 def delete(args: Namespace) -> Exit | None:
-    """Delete a flow run, if a person says so."""
+    """Delete a flow run after confirmation."""
     hook = FlowsHook.get_hook(args.conn_id)
     if not args.yes:
         if not is_interactive():
-            message = "delete asks before it deletes, and there is no terminal to ask at; say --yes"
+            message = "delete asks for confirmation, and there is no terminal to ask at; use --yes"
             raise FlowInputError(message)
-        if not confirm(f"Delete the flow run {args.flow_run_id} with its inputs and outputs, for ever?"):
+        if not confirm(f"Delete the flow run {args.flow_run_id} with its inputs and outputs permanently?"):
             echo_err("Nothing was deleted.")
             return Exit.FAILED
     hook.delete(args.flow_run_id)

@@ -1,7 +1,7 @@
-"""What `airflow flows` is made of: its commands, their arguments and their help.
+"""The commands of `airflow flows`, their arguments and their help.
 
-Airflow imports it at every start of `airflow`, so it imports nothing that Airflow has not imported already; what the commands do
-is in the other modules of this package, which are imported when a command is run.
+Airflow imports this module at every start of `airflow`, so it imports nothing new.
+The commands are in the other modules of this folder, which are imported when a command runs.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ def _parse_strict_json(text: str) -> Any:
     def reject_constant(constant: str) -> NoReturn:
         raise ValueError(constant)
 
-    return json.loads(
-        text, parse_constant=reject_constant
-    )  # NaN and Infinity, which Python reads and nobody else
+    # NaN and Infinity are no JSON, though Python parses them
+    return json.loads(text, parse_constant=reject_constant)
 
 
 def _parse_parameter_argument(text: str) -> tuple[str, Any]:
@@ -54,7 +53,7 @@ def _parse_json_argument(text: str) -> Any:
     try:
         return _parse_strict_json(text)
     except ValueError as error:
-        message = f"{text!r} is no JSON ({error})"
+        message = f"{text!r} is not JSON ({error})"
         raise argparse.ArgumentTypeError(message) from error
 
 
@@ -64,23 +63,23 @@ def _parse_seconds(text: str) -> float:
     except ValueError:
         seconds = -1
     if not 0 <= seconds < float("inf"):
-        message = f"{text!r} is no number of seconds"
+        message = f"{text!r} is not a number of seconds"
         raise argparse.ArgumentTypeError(message)
     return seconds
 
 
 def _parse_run_count(text: str) -> int:
     if not text.isdecimal():
-        message = f"{text!r} is no number of flow runs"
+        message = f"{text!r} is not a number of flow runs"
         raise argparse.ArgumentTypeError(message)
     return int(text)
 
 
 class _Remainder(Arg):
-    """All arguments that follow, also those that begin with a dash and --help, for a command with a parser of its own."""
+    """All further arguments, options and --help included, for a command that parses them itself."""
 
     def add_to_parser(self, parser: argparse.ArgumentParser) -> None:
-        """Let nothing look like an option here; argparse.REMAINDER alone takes no option as the first argument."""
+        """Add the argument, with no prefix for options: argparse.REMAINDER accepts none in first place."""
         parser.prefix_chars = "\0"
         parser.add_argument(*self.flags, **self.kwargs)
 
@@ -88,105 +87,106 @@ class _Remainder(Arg):
 CONN_ID = Arg(
     ("--conn-id",),
     default="flows_default",
-    help="Airflow connection; its type picks the service (default: flows_default)",
+    help="Airflow connection; its type selects the service (default: flows_default)",
 )
 FLOW = Arg(("flow",), help="Name or id of the flow")
 RUN = Arg(("flow_run_id",), metavar="RUN", help="Id of the flow run")
 STATE = Arg(
     ("--state",),
-    help="Only those in this state: created, starting, running, aborting, completed, failed or aborted",
+    help="Only flow runs in this state: created, starting, running, aborting, completed, failed or aborted",
 )
 LIMIT = Arg(
     ("--limit",),
     type=_parse_run_count,
     default=100,
     metavar="N",
-    help="The most that are printed, the newest; 0 for all (default: 100)",
+    help="Maximum number of flow runs to print, newest first; 0 for all (default: 100)",
 )
 INPUT = Arg(
     ("-i", "--input"),
     action="append",
     metavar="INPUT",
-    help="What the flow works on; may be repeated, the order is kept. One of\n"
+    help="What the flow works on; may be repeated. One of\n"
     "  a prompt:               -i 'A modern office chair'\n"
     "  @PATH, a local file:    -i @chair.png\n"
     "  the URI of a file:      -i s3://bucket/chair.png\n"
-    '  a JSON object with data (a prompt) or uri (a file), and perhaps additional: -i \'{"data": "A chair", "additional": 7}\'',
+    "  a JSON object with data (a prompt) or uri (a file), optionally additional:\n"
+    '    -i \'{"data": "A chair", "additional": 7}\'',
 )
 VARIABLE = Arg(
     ("--variable",),
     action="append",
     type=_parse_name_value,
     metavar="NAME=VALUE",
-    help="A variable of a flow that has variables (PromptChainer), in place of --input; may be repeated",
+    help="A variable of the flow (PromptChainer), instead of --input; may be repeated",
 )
 PARAM = Arg(
     ("-p", "--param"),
     action="append",
     type=_parse_parameter_argument,
     metavar="NAME=VALUE",
-    help="A parameter of the flow; may be repeated. JSON where it can be read as such (a number, true, ...), else a text:\n"
+    help="A parameter of the flow; may be repeated. JSON if possible (a number, true, ...), else a text:\n"
     "-p seed=7, -p quality=low; for the text 7: -p 'label=\"7\"'",
 )
 ADDITIONAL = Arg(
     ("--additional",),
     type=_parse_json_argument,
     metavar="JSON",
-    help="Metadata of yours, stored with the flow run (Generio)",
+    help="Your metadata, stored with the flow run (Generio)",
 )
-OUTPUT_PATH_HELP = (
-    "Where files are written, a path or the URI of any object storage, below it a folder a flow run"
-)
-RUN_OUTPUT_PATH = Arg(("--output-path",), help=f"{OUTPUT_PATH_HELP} (default: they stay at the service)")
+OUTPUT_PATH_HELP = "Where to write files: a path or an object storage URI; each flow run gets a folder there"
+RUN_OUTPUT_PATH = Arg(("--output-path",), help=f"{OUTPUT_PATH_HELP} (default: they remain at the service)")
 DOWNLOAD_OUTPUT_PATH = Arg(
     ("--output-path",), default=".", help=f"{OUTPUT_PATH_HELP} (default: the current folder)"
 )
 OUTPUT_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the storage of --output-path")
 INPUT_CONN_ID = Arg(
-    ("--input-conn-id",), help="Airflow connection of the storage that file URIs among the inputs lie in"
+    ("--input-conn-id",), help="Airflow connection of the storage of file URIs among the inputs"
 )
 NO_VALIDATE = Arg(
-    ("--no-validate",), action="store_true", help="Do not check first whether all this fits the flow"
+    ("--no-validate",),
+    action="store_true",
+    help="Do not validate inputs and parameters against the flow first",
 )
-NO_WAIT = Arg(("--no-wait",), action="store_true", help="End when the flow run is started")
+NO_WAIT = Arg(("--no-wait",), action="store_true", help="Exit as soon as the flow run has started")
 TIMEOUT = Arg(
     ("--timeout",),
     type=_parse_seconds,
     metavar="SECONDS",
-    help="Wait no longer; the flow run goes on (default: no limit)",
+    help="Maximum time to wait; the flow run continues afterwards (default: no limit)",
 )
 POLL_INTERVAL = Arg(
     ("--poll-interval",),
     type=_parse_seconds,
     default=5.0,
     metavar="SECONDS",
-    help="The most often that it looks (default: 5)",
+    help="Minimum time between two polls (default: 5)",
 )
 ON_INTERRUPT = Arg(
     ("--on-interrupt",),
     choices=("ask", "abort", "leave"),
     default="ask",
-    help="What Ctrl-C does: ask whether to abort the flow run, abort it, or leave it going. Without a terminal nothing is\n"
-    "asked and the flow run is left going (default: ask). SIGTERM, and SIGHUP where the terminal is closed, ask nothing either",
+    help="What Ctrl-C does to the flow run: ask whether to abort it, abort it, or leave it running\n"
+    "(default: ask). Without a terminal, and on SIGTERM, ask means leave",
 )
 ASSET = Arg(
     ("--asset",),
     action="append",
     metavar="ASSET",
-    help="Asset id or name of an output that is wanted; may be repeated (default: all)",
+    help="Asset id or name of an output to download; may be repeated (default: all)",
 )
-FLOW_OR_FILE = Arg(
-    ("flow",), help="Id of a PromptChainer flow, or the path of an exported file (it ends with .json)"
-)
+FLOW_OR_FILE = Arg(("flow",), help="Id of a PromptChainer flow, or the path of an exported file (.json)")
 FILE = Arg(
     ("--file",),
     metavar="FILE",
-    help="The file that PromptChainer's editor exported, if it is not found by the flow's id",
+    help="The file exported from PromptChainer's editor, if it cannot be found by the flow's id",
 )
 FORMAT = Arg(
-    ("--format",), choices=("svg", "mermaid"), help="What is written (default: what --to ends with, else svg)"
+    ("--format",),
+    choices=("svg", "mermaid"),
+    help="Format of the picture (default: by the suffix of --to, otherwise svg)",
 )
-TO = Arg(("--to",), metavar="FILE", help="Where it is written (default: stdout)")
+TO = Arg(("--to",), metavar="FILE", help="File to write to (default: stdout)")
 OPTIONS = _Remainder(("options",), nargs=argparse.REMAINDER)  # type: ignore[no-untyped-call]
 COMMON_ARGS = (CONN_ID, ARG_OUTPUT, ARG_VERBOSE)
 
@@ -201,18 +201,18 @@ def _build_command(
 
 
 def get_commands() -> list[GroupCommand]:
-    """Give the group of commands to Airflow (provider info, `cli`; Airflow 3.2 and later asks for it)."""
+    """Return the group of commands (provider info, `cli`; called by Airflow 3.2 and later)."""
     wait_args = (TIMEOUT, POLL_INTERVAL, ON_INTERRUPT)
     commands = (
-        _build_command("list", "query", "List the flows that can be run"),
-        _build_command("describe", "query", "Tell what a flow takes and gives", FLOW),
+        _build_command("list", "query", "List the available flows"),
+        _build_command("describe", "query", "Show the inputs, parameters and outputs of a flow", FLOW),
         _build_command("runs", "query", "List the account's flow runs, newest first", STATE, LIMIT),
-        _build_command("get", "query", "Tell how a flow run is now", RUN),
-        _build_command("outputs", "query", "List the outputs of a flow run that is over", RUN),
+        _build_command("get", "query", "Show the current state of a flow run", RUN),
+        _build_command("outputs", "query", "List the outputs of a finished flow run", RUN),
         _build_command(
             "run",
             "run",
-            "Run a flow, wait for it and fetch what it made",
+            "Run a flow, wait for it and fetch its outputs",
             *(
                 FLOW,
                 INPUT,
@@ -227,21 +227,19 @@ def get_commands() -> list[GroupCommand]:
             ),
             *wait_args,
         ),
-        _build_command(
-            "watch", "run", "Wait for a flow run, whoever started it, with a progress bar", RUN, *wait_args
-        ),
+        _build_command("watch", "run", "Wait for any flow run, with a progress bar", RUN, *wait_args),
         _build_command(
             "download",
             "download",
-            "Write a flow run's outputs into files",
+            "Write the outputs of a flow run to files",
             RUN,
             DOWNLOAD_OUTPUT_PATH,
             OUTPUT_CONN_ID,
             ASSET,
         ),
-        _build_command("abort", "manage", "Ask that a flow run be stopped", RUN),
+        _build_command("abort", "manage", "Abort a flow run", RUN),
         _build_command(
-            "delete", "manage", "Delete a flow run with its inputs and outputs, for ever", RUN, ARG_YES
+            "delete", "manage", "Delete a flow run with its inputs and outputs permanently", RUN, ARG_YES
         ),
         _build_command(
             "draw",
@@ -254,10 +252,10 @@ def get_commands() -> list[GroupCommand]:
             common_args=(CONN_ID, ARG_VERBOSE),
         ),
         _build_command(
-            "emulator", "emulator", "Start a stand-in for Generio and PromptChainer", OPTIONS, common_args=()
+            "emulator", "emulator", "Start an emulator of Generio and PromptChainer", OPTIONS, common_args=()
         ),
     )
-    description = "Run flows at Generio, PromptChainer, or any service that a connection type stands for"
+    description = "Run flows at Generio, PromptChainer, or any service with a connection type"
     return [
         GroupCommand(
             name="flows",

@@ -1,7 +1,4 @@
-"""How a wait looks at a terminal, and what Ctrl-C does to it.
-
-When to look is the wait's own business (flow/waiting.py); here is only what is shown and asked.
-"""
+"""The wait for a flow run at a terminal: its progress bar, and what Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -15,10 +12,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from airflow_provider_flows.cli.command import SigtermReceived
 from airflow_provider_flows.cli.download import command_line
-from airflow_provider_flows.cli.prompts import confirm, is_interactive
-from airflow_provider_flows.cli.signals import SignalReceived
-from airflow_provider_flows.cli.terminal import echo_err, escape_control_chars
+from airflow_provider_flows.cli.terminal import confirm, echo_err, escape_control_chars, is_interactive
 from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound, FlowServiceError, FlowTimeout
 from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.run import FlowRun
@@ -31,9 +27,9 @@ ProgressCallback = Callable[[FlowRun], None]
 
 
 def wait_for_run(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Namespace) -> FlowRun | None:
-    """Wait for a flow run, and show how far it is; None if Ctrl-C ended the wait and the run goes on.
+    """Wait for a flow run and show its progress; return None if Ctrl-C ended the wait and the run continues.
 
-    :raises FlowTimeout: the time is over; the run goes on.
+    :raises FlowTimeout: the timeout expired; the run continues.
     """
     try:
         bar = sys.stdout.isatty() and sys.stderr.isatty()
@@ -41,7 +37,7 @@ def wait_for_run(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Na
         with _progress_bar(flow_run_id) if bar else _no_progress_bar() as show:
             return hook.run(wait.poll_until_final(show), retry=NO_RETRY)
     except FlowTimeout as error:
-        message = f"{error} The flow run goes on; watch it: {command_line('watch', flow_run_id, args)}"
+        message = f"{error} The flow run continues; watch it: {command_line('watch', flow_run_id, args)}"
         raise FlowTimeout(message) from error
     except KeyboardInterrupt as interrupt:
         return handle_interrupt(hook, flow_run_id, args, interrupt)
@@ -54,7 +50,7 @@ def wait_for_run(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Na
 def handle_interrupt(
     hook: FlowsHook, flow_run_id: str, args: Namespace, interrupt: KeyboardInterrupt
 ) -> FlowRun | None:
-    """Do what Ctrl-C, or a signal like it, is to do to a flow run: gives it if it was stopped and is over, None if it goes on."""
+    """Abort the run if the user or `--on-interrupt` says so; return it if it is final, otherwise None."""
     try:
         if not _confirm_abort(flow_run_id, args.on_interrupt, interrupt):
             _report_still_running(flow_run_id, args)
@@ -62,27 +58,28 @@ def handle_interrupt(
         run = hook.cancel_and_wait(flow_run_id)
     except (KeyboardInterrupt, FlowError) as error:
         if isinstance(error, FlowError):
-            echo_err(f"The flow run could not be stopped: {error}")
+            echo_err(f"The flow run could not be aborted: {error}")
         _report_still_running(flow_run_id, args)
         return None
     if run is None:
-        echo_err(f"The flow run {flow_run_id} is gone from the service.")
+        echo_err(f"The flow run {flow_run_id} no longer exists at the service.")
     elif not run.is_final:
         echo_err(
-            f"The {run} was asked to stop; it is {run.raw_state} still. Watch it: {command_line('watch', run, args)}"
+            f"The abort of the {run} was requested; it is still {run.raw_state}. "
+            f"Watch it: {command_line('watch', run, args)}"
         )
     return run if run is not None and run.is_final else None
 
 
 def _confirm_abort(flow_run_id: str, on_interrupt: str, interrupt: KeyboardInterrupt) -> bool:
-    if on_interrupt == "ask" and is_interactive() and not isinstance(interrupt, SignalReceived):
+    if on_interrupt == "ask" and is_interactive() and not isinstance(interrupt, SigtermReceived):
         return confirm(f"Abort the flow run {flow_run_id}?")
     return on_interrupt == "abort"
 
 
 def _report_still_running(flow_run_id: str, args: Namespace) -> None:
     watch, abort = command_line("watch", flow_run_id, args), command_line("abort", flow_run_id, args)
-    echo_err(f"The flow run {flow_run_id} goes on. Watch it: {watch}; abort it: {abort}")
+    echo_err(f"The flow run {flow_run_id} continues. Watch it: {watch}; abort it: {abort}")
 
 
 def _echo_log_line(_: int, line: str) -> None:
@@ -90,7 +87,7 @@ def _echo_log_line(_: int, line: str) -> None:
 
 
 def _echo_warning(level: int, line: str) -> None:
-    """Say what the bar does not show."""
+    """Write what the bar does not show."""
     if level >= logging.WARNING:
         echo_err(line)
 
@@ -102,7 +99,7 @@ def _no_progress_bar() -> Iterator[ProgressCallback]:
 
 @contextmanager
 def _progress_bar(flow_run_id: str) -> Iterator[ProgressCallback]:
-    """Show a progress bar on stderr as long as the block lasts; it stays there when it is over."""
+    """Show a progress bar on stderr during the block; it remains there afterwards."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

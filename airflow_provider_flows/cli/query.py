@@ -1,7 +1,4 @@
-"""The commands that only look: which flows there are, which flow runs, how one is, what it made.
-
-They wait for nothing and write no file.
-"""
+"""The read-only commands: list, describe, runs, get and outputs."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ OUTPUT_COLUMNS = ("name", "asset_id", "status", "media_type", "value", "uri", "s
 
 
 @command
-def list(args: Namespace) -> None:  # noqa: A001  # the command's name
+def list(args: Namespace) -> None:  # noqa: A001  # named like the command
     """Print the definitions of all flows."""
     found = FlowsHook.get_hook(args.conn_id).list_definitions()
     show_many(
@@ -53,30 +50,31 @@ def runs(args: Namespace) -> None:
     """Print the account's flow runs."""
     state = None if args.state is None else FlowState.parse(args.state)
     if state is FlowState.UNKNOWN:
-        message = f"--state must be one of {', '.join(each for each in FlowState if each is not state)}, not {args.state!r}"
+        names = ", ".join(each for each in FlowState if each is not state)
+        message = f"--state must be one of {names}, not {args.state!r}"
         raise FlowInputError(message)
     found = FlowsHook.get_hook(args.conn_id).list_runs(state)
     newest = found[: args.limit or None]
     show_many([to_run_summary(run) for run in newest], args.output, RUN_COLUMNS)
     if more := len(found) - len(newest):
-        echo_err(f"{more} more, which are older, are not shown; --limit 0 shows all.")
+        echo_err(f"{more} older flow runs are not shown; --limit 0 shows all.")
 
 
 @command
 def get(args: Namespace) -> None:
-    """Print a flow run as it is now."""
+    """Print the current state of a flow run."""
     show_one(to_run_summary(FlowsHook.get_hook(args.conn_id).get_run(args.flow_run_id)), args.output)
 
 
 @command
 def outputs(args: Namespace) -> None:
-    """Print what a flow run made."""
+    """Print the outputs of a flow run."""
     found = FlowsHook.get_hook(args.conn_id).list_ready_outputs(args.flow_run_id)
     show_many([output.to_dict() for output in found], args.output, OUTPUT_COLUMNS)
 
 
 def to_run_summary(run: FlowRun) -> dict[str, Any]:
-    """Give a run as it was seen, without the outputs, which nobody asked for; with the expected end and the reason."""
+    """Return a run without its outputs, with its expected end and the reason of a failure."""
     fields = {name: value for name, value in run.to_dict().items() if name != "outputs"}
     end = run.expected_end
     return {
@@ -103,7 +101,7 @@ def _definition_to_dict(definition: FlowDefinition) -> dict[str, Any]:
 
 
 def _parameter_to_dict(parameter: Parameter) -> dict[str, Any]:
-    """Give what the service tells of a parameter."""
+    """Return what the service says about a parameter."""
     items = asdict(parameter).items()
     return {
         key: [*value] if isinstance(value, tuple) else value

@@ -1,7 +1,4 @@
-"""The commands that wait: `run` starts a flow run first and fetches what it made, `watch` waits for one that there is.
-
-How a start goes stands in flow/starting.py, how a wait looks in following.py; here is only their order.
-"""
+"""The commands that wait: `run`, which also starts a flow run and fetches its outputs, and `watch`."""
 
 from __future__ import annotations
 
@@ -31,12 +28,12 @@ from airflow_provider_flows.preflight import raise_if_invalid
 if TYPE_CHECKING:
     from airflow_provider_flows.core.run import FlowRun
 
-GENERATION = 0  # a command is tried once
+GENERATION = 0  # a command has no retries
 
 
 @command
 def run(args: Namespace) -> Exit:
-    """Start a flow run, wait for it, fetch its outputs, print what a task would return."""
+    """Start a flow run, wait for it, fetch its outputs and print what a task would return."""
     hook, output_options, problems = (
         FlowsHook.get_hook(args.conn_id),
         arguments.parse_output_options(args),
@@ -61,7 +58,7 @@ def watch(args: Namespace) -> Exit:
     """Wait for a flow run, and print how it ended."""
     hook = FlowsHook.get_hook(args.conn_id)
     schedule = arguments.parse_schedule(args)
-    flow_run = hook.get_run(args.flow_run_id)  # first, for a wait is patient with an id that nobody knows
+    flow_run = hook.get_run(args.flow_run_id)  # before the wait, which would poll an unknown id several times
     final = flow_run if flow_run.is_final else wait_for_run(hook, args.flow_run_id, schedule, args)
     if final is None:
         return Exit.INTERRUPTED
@@ -73,7 +70,7 @@ def watch(args: Namespace) -> Exit:
 
 @contextmanager
 def _use_option_names() -> Iterator[None]:
-    """Let an error name the option in place of the argument that it stands for."""
+    """Name the command-line option in an error that names the operator's argument."""
     try:
         yield
     except FlowInputError as error:
@@ -81,22 +78,21 @@ def _use_option_names() -> Iterator[None]:
 
 
 class _RunStarter:
-    """One start, and what Ctrl-C makes of it."""
+    """One start, which Ctrl-C may interrupt."""
 
     def __init__(self, hook: FlowsHook, request: RunRequest, args: Namespace) -> None:
         self._hook, self._request, self._args = hook, request, args
         self._record = RunRecord(request.fingerprint, GENERATION)
         self._validate = not args.no_validate
         self._is_sent = False
-        self._supports_get_run = hook.service.supports(
-            "get_run"
-        )  # a run has an id there, and can be asked for after its start
+        # whether a run has an id at the service and can be polled
+        self._supports_get_run = hook.service.supports("get_run")
 
     def start(self) -> FlowRun | None:
-        """Start the flow run; None if Ctrl-C came before it was started, or it was left going then.
+        """Start the flow run; return None if Ctrl-C prevented the start or left the run running.
 
-        :raises FlowInputError: the service refuses the arguments.
-        :raises FlowServiceError: it was not started, as far as can be found out; what cannot is said.
+        :raises FlowInputError: the service rejects the arguments.
+        :raises FlowServiceError: no run was started, as far as is known; stderr says what is not.
         """
         try:
             flow_run = self._hook.start(
@@ -106,13 +102,13 @@ class _RunStarter:
                 echo_err(f"The {flow_run} is started.")
         except KeyboardInterrupt as interrupt:
             return self._handle_interrupt(interrupt)
-        except FlowInvalid as error:  # what was sent is refused, so nothing is paid
+        except FlowInvalid as error:  # the service rejected the request, so nothing is paid
             raise FlowInputError(str(error)) from error
         except FlowServiceError as error:
             found = self._find_run() if error.outcome_unknown and self._is_sent else None
             if found is None:
                 raise
-            echo_err(f"The {found} is started, although the service's answer was: {error}")
+            echo_err(f"The {found} is started, although the service responded: {error}")
             return found
         return flow_run
 
@@ -122,16 +118,19 @@ class _RunStarter:
             return
         self._record = record
         if not self._supports_get_run and record.flow_run_id is None:
-            echo_err(f"The flow {self._request.flow} is sent; it is answered when it is over.")
+            echo_err(
+                f"The flow {self._request.flow} has been sent; the service responds when it has finished."
+            )
         elif self._hook.service.staged_start and record.flow_run_id is not None:
             echo_err(
-                f"The flow run {record.flow_run_id} of flow {self._request.flow} is made; its inputs are sent now."
+                f"The flow run {record.flow_run_id} of flow {self._request.flow} is created; "
+                "sending its inputs."
             )
 
     def _handle_interrupt(self, interrupt: KeyboardInterrupt) -> FlowRun | None:
-        """Delete a run that was not started; ask about one that was."""
+        """Delete a run that was not started; ask whether to abort one that was."""
         if not self._is_sent:
-            echo_err(f"{INTERRUPTED_MESSAGE} The flow {self._request.flow} was not run.")
+            echo_err(f"{INTERRUPTED_MESSAGE} The flow {self._request.flow} was not started.")
             return None
         echo_err(INTERRUPTED_MESSAGE)
         flow_run = self._find_run()
@@ -144,15 +143,15 @@ class _RunStarter:
         )
 
     def _find_run(self) -> FlowRun | None:
-        """Give the run if it was started, else delete what was made of it; say what could not be found out. None without one."""
+        """Return the run if it was started, otherwise delete it; report what could not be determined."""
         flow_run_id, service = self._record.flow_run_id, self._hook.service
         if not self._supports_get_run or (flow_run_id is None and not service.staged_start):
             hint = (
-                "look for its run: airflow flows runs"
+                "find its run: airflow flows runs"
                 if service.supports("list_runs")
-                else "what it makes cannot be fetched"
+                else "its outputs cannot be fetched"
             )
-            echo_err(f"The flow {self._request.flow} may run all the same; {hint}.")
+            echo_err(f"The flow {self._request.flow} may run nevertheless; {hint}.")
             return None
         try:
             found = self._hook.resume(self._request, self._record, GENERATION, abort=False)
@@ -165,9 +164,10 @@ class _RunStarter:
                     command_line("abort", flow_run_id, self._args),
                 )
                 echo_err(
-                    f"The flow run {flow_run_id} may have started. Look: {get_command}; abort it: {abort_command}"
+                    f"The flow run {flow_run_id} may have started. "
+                    f"Check it: {get_command}; abort it: {abort_command}"
                 )
             return None
         if found is None:
-            echo_err("No flow run goes on; what was made of one is deleted.")
+            echo_err("No flow run is running; the one that had been created was deleted.")
         return found

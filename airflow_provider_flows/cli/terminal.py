@@ -1,6 +1,6 @@
-"""What goes to the terminal: data to stdout in the form that was asked for, lines for a person to stderr.
+"""The terminal: data on stdout in the requested format, messages and questions on stderr.
 
-What comes from a service is not trusted: nothing in it moves a cursor, changes a colour or hides a word.
+Text from a service is not trusted: nothing in it moves a cursor, changes a colour or hides a word.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INTERRUPTED_MESSAGE = "Interrupted."
 
 
 def escape_control_chars(text: object) -> str:
-    """Give a text with every character written out that a terminal would obey or not show: control, direction, line ends."""
+    """Return a text with all unprintable characters escaped: control codes, text direction, line breaks."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
     )
@@ -32,51 +32,68 @@ def echo_err(line: object) -> None:
     sys.stderr.flush()
 
 
+def is_interactive() -> bool:
+    """Return whether a person can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str) -> bool:
+    """Ask a yes/no question; anything but yes is no.
+
+    :raises KeyboardInterrupt: the person pressed Ctrl-C.
+    """
+    try:
+        sys.stderr.write(f"{escape_control_chars(question)} [y/N] ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        raise
+
+
 @contextmanager
 def ignore_broken_pipe() -> Iterator[None]:
-    """Print as long as somebody reads it: that `head` has seen enough changes neither what a command does nor how it ends."""
+    """Print as long as the reader reads; `| head` changes neither what a command does nor its exit code."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else Python itself tries again at its end
+        # otherwise Python flushes stdout again at exit and fails
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Console(AirflowConsole):
-    """Airflow's console, which leaves it to us what a broken pipe means; rich would end the process with code 1."""
+    """Airflow's console, without rich's own exit code 1 on a broken pipe."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Say that it is broken."""
+        """Raise the error that `ignore_broken_pipe` expects."""
         raise BrokenPipeError
 
 
 def show_one(data: Mapping[str, Any], output: str) -> None:
-    """Print one thing: an object in JSON and YAML, else a row for each of its properties.
+    """Print an object: as such in JSON and YAML, otherwise one row for each property.
 
-    :param output: table, json, yaml or plain, as Airflow's own commands have it.
+    :param output: `table`, `json`, `yaml` or `plain`, as in Airflow's own commands.
     """
     rows = [{"property_name": name, "property_value": value} for name, value in _flatten(data)]
     _show(data, rows, output)
 
 
 def show_many(data: Sequence[Mapping[str, Any]], output: str, columns: Iterable[str]) -> None:
-    """Print a list: an array of objects in JSON and YAML, else a row for each, of these columns."""
+    """Print a list: an array of objects in JSON and YAML, otherwise one row for each, with these columns."""
     _show(data, [{name: row.get(name) for name in columns} for row in data], output)
 
 
 def _show(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
     with ignore_broken_pipe():
-        _write(data, rows, output)
+        _print(data, rows, output)
 
 
-def _write(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
+def _print(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
     console = _Console()
     if output == "json" and not console.is_terminal:
-        sys.stdout.write(
-            f"{json.dumps(data)}\n"
-        )  # what Airflow's console prints, and that takes seconds for a long list
+        # the same text as from Airflow's console, which takes seconds for a long list
+        sys.stdout.write(f"{json.dumps(data)}\n")
     elif output == "json":
         console.print_as_json(data)
     elif output == "yaml":
@@ -85,17 +102,15 @@ def _write(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
         echo_err("No data found")
     elif output == "plain":
         cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
-        sys.stdout.write(
-            f"{tabulate(cells, headers='keys', tablefmt='plain', disable_numparse=True)}\n"
-        )  # 12e3 may be an id
+        # numbers are not parsed: 12e3 may be an id
+        sys.stdout.write(f"{tabulate(cells, headers='keys', tablefmt='plain', disable_numparse=True)}\n")
     else:
         table = SimpleTable(show_header=console.show_header)
         for name in rows[0]:
             table.add_column(name, overflow="fold")
         for row in rows:
-            table.add_row(
-                *(Text(_cell(value)) for value in row.values())
-            )  # a Text, for in a str rich would see its markup
+            # Text, because rich parses markup in a str
+            table.add_row(*(Text(_cell(value)) for value in row.values()))
         console.print(table)
 
 
@@ -108,15 +123,14 @@ def _cell(value: Any) -> str:
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Give what is nested as `outer.inner`."""
-    inner = (
-        value.items()
-        if isinstance(value, Mapping)
-        else enumerate(value)
-        if isinstance(value, (list, tuple))
-        else ()
-    )
-    if not inner:
+    """Yield nested values with names such as `outer.inner`."""
+    children: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping) and value:
+        children = value.items()
+    elif isinstance(value, (list, tuple)):
+        children = enumerate(value)
+    else:
         yield escape_control_chars(name), value
-    for key, each in inner:
-        yield from _flatten(each, f"{name}.{key}" if name else str(key))
+        return
+    for key, child in children:
+        yield from _flatten(child, f"{name}.{key}" if name else str(key))

@@ -95,7 +95,7 @@ def test_list_tells_the_flows(emulator: Emulator, flows: FlowsCommand) -> None:
 
 
 def test_describe_tells_what_a_flow_takes(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`describe` prints a definition, of either service, and a row for each property where that is easier to read."""
+    """`describe` prints a definition of either service, as rows where that is easier to read."""
     del emulator
     assert flows(f"describe {PROMPT_FLOW} -o json").json["outputs"] == ["model/gltf-binary"]
     assert re.search(r"parameters\.quality\.default +high", flows(f"describe {PROMPT_FLOW} -o plain").out)
@@ -106,7 +106,7 @@ def test_describe_tells_what_a_flow_takes(emulator: Emulator, flows: FlowsComman
 
 
 def test_runs_are_listed_by_state(emulator: Emulator, made: FlowRun, flows: FlowsCommand) -> None:
-    """`runs` prints the account's flow runs, newest first, or those in one state; a word that is no state is refused."""
+    """`runs` prints the account's flow runs, newest first, or those in one state; other words are errors."""
     under_way = going(emulator)
     assert [row["flow_run_id"] for row in flows("runs -o json").json] == [under_way, made.flow_run_id]
     assert [row["state"] for row in flows("runs --state completed -o json").json] == ["completed"]
@@ -126,7 +126,7 @@ def test_runs_are_as_many_as_wanted(emulator: Emulator, flows: FlowsCommand) -> 
         assert (told.code, len(told.json)) == (0, shown)
         assert {row["flow_run_id"] for row in told.json} <= set(ids)
         assert told.err == (
-            "" if shown == 4 else f"{4 - shown} more, which are older, are not shown; --limit 0 shows all.\n"
+            "" if shown == 4 else f"{4 - shown} older flow runs are not shown; --limit 0 shows all.\n"
         )
     newest = max(emulator.runs.values(), key=lambda run: run.created_at).flow_run_id
     assert flows("runs -o json --limit 1").json[0]["flow_run_id"] == newest
@@ -135,7 +135,7 @@ def test_runs_are_as_many_as_wanted(emulator: Emulator, flows: FlowsCommand) -> 
 
 
 def test_get_and_outputs_tell_of_a_run(emulator: Emulator, made: FlowRun, flows: FlowsCommand) -> None:
-    """`get` prints a run as it is, with the expected end while it goes on; `outputs` what it made, without a download."""
+    """`get` prints a run and its expected end; `outputs` lists its outputs without a download."""
     told = flows(f"get {made.flow_run_id} -o json").json
     assert list(told) == [*RUN_KEYS, "expected_end", "error"]
     assert (told["state"], told["progress"], told["expected_end"]) == ("completed", 1.0, None)
@@ -154,7 +154,8 @@ def test_get_and_outputs_tell_of_a_run(emulator: Emulator, made: FlowRun, flows:
 def test_run_prints_what_a_task_returns(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
     """`run` writes the files, prints the very dict on stdout, and all else on stderr: first of all the id."""
     done = flows(
-        f"{QUICK} --output-path {tmp_path} --param seed=7 --param texture=True --additional '{{\"order\": 17}}'"
+        f"{QUICK} --output-path {tmp_path} --param seed=7 --param texture=True "
+        "--additional '{\"order\": 17}'"
     )
     assert done.code == 0, done.err
     told = done.json
@@ -173,7 +174,7 @@ def test_run_prints_what_a_task_returns(emulator: Emulator, flows: FlowsCommand,
     assert run.additional["order"] == 17
     assert (
         done.err.splitlines()[0]
-        == f"The flow run {told['flow_run_id']} of flow {PROMPT_FLOW} is made; its inputs are sent now."
+        == f"The flow run {told['flow_run_id']} of flow {PROMPT_FLOW} is created; sending its inputs."
     )
 
 
@@ -190,7 +191,7 @@ def test_run_prints_in_every_form(emulator: Emulator, flows: FlowsCommand, form:
 
 
 def test_inputs_in_all_their_forms(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
-    """A prompt, @PATH, a URI and a JSON object are sent in their order, a prompt that is JSON of another kind as it is."""
+    """A prompt, @PATH, a URI and a JSON object are sent in order; other JSON is a prompt."""
     emulator.run_seconds = 0
     (tmp_path / "a b.png").write_bytes(PNG)
     (tmp_path / "b.png").write_bytes(PNG)
@@ -218,11 +219,15 @@ def test_inputs_in_all_their_forms(emulator: Emulator, flows: FlowsCommand, tmp_
 
 
 def test_variables_of_a_chain(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
-    """`run --variable` runs a PromptChainer flow, which has no id to be told of; its texts are printed, its picture is saved."""
+    """`run --variable` runs a PromptChainer flow; its texts are printed, its picture is saved."""
     del emulator
-    line = f"run {SAMPLE} --conn-id promptchainer_default --variable color=Red --variable item=Ball=round -o json"
+    line = f"run {SAMPLE} --conn-id promptchainer_default -o json"
+    line += " --variable color=Red --variable item=Ball=round"
     done = flows(f"{line} --output-path {tmp_path}")
-    assert (done.code, done.err) == (0, f"The flow {SAMPLE} is sent; it is answered when it is over.\n")
+    assert (done.code, done.err) == (
+        0,
+        f"The flow {SAMPLE} has been sent; the service responds when it has finished.\n",
+    )
     assert done.json["state"] == "completed"
     assert any("Ball=round" in (output.get("value") or "") for output in done.json["outputs"])
     assert len([*tmp_path.rglob("*.png")]) == 1
@@ -237,7 +242,7 @@ def test_no_wait_ends_with_the_start(emulator: Emulator, flows: FlowsCommand) ->
 
 
 def test_exit_codes_of_runs_that_end_badly(emulator: Emulator, flows: FlowsCommand) -> None:
-    """Failed is 1, aborted is 3, too late is 4; the run's dict is printed where there is one, the reason is on stderr."""
+    """Failed is 1, aborted 3, timeout 4; the run is printed if there is one, the reason is on stderr."""
     emulator.add_plan(Plan("failed", error="no more clay", run_seconds=0))
     failed = flows(QUICK)
     assert (failed.code, failed.json["state"]) == (1, "failed")
@@ -250,14 +255,14 @@ def test_exit_codes_of_runs_that_end_badly(emulator: Emulator, flows: FlowsComma
     assert (late.code, late.out) == (4, "")
     (under_way,) = [run for run in emulator.runs.values() if run.current.state not in {"failed", "aborted"}]
     assert late.err.splitlines()[-1].endswith(
-        f"goes on; watch it: airflow flows watch {under_way.flow_run_id}"
+        f"continues; watch it: airflow flows watch {under_way.flow_run_id}"
     )
     watched = flows(f"watch {failed.json['flow_run_id']} -o json")
     assert (watched.code, watched.json["error"]) == (1, "no more clay")
 
 
 def test_watch_tells_what_changes(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`watch` without a terminal writes a line for each change to stderr, and prints the run when it is over."""
+    """`watch` without a terminal writes a line for each change to stderr, and prints the run at its end."""
     done = flows(f"watch {going(emulator, 0.5)} --poll-interval 0.1 -o json")
     assert (done.code, done.json["state"]) == (0, "completed")
     words = [re.sub(r".*is (at )?(\w+).*", r"\2", line) for line in done.err.splitlines()]
@@ -286,14 +291,14 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
         ("get 0123456789abcdef01234567", 5, "HTTP 404"),
         ("watch 0123456789abcdef01234567 --poll-interval 0.01", 5, "HTTP 404"),
         (f"run {PROMPT_FLOW}", 2, "must hold at least one prompt"),
-        (f"run {PROMPT_FLOW} --input chair.png", 2, "For the file write --input @chair.png"),
+        (f"run {PROMPT_FLOW} --input chair.png", 2, "For the file, write --input @chair.png"),
         (f"run {PROMPT_FLOW} --input @nowhere.png", 2, "nowhere.png"),
-        (f"run {PROMPT_FLOW} --input x --variable a=b", 2, "do not go together"),
+        (f"run {PROMPT_FLOW} --input x --variable a=b", 2, "are exclusive"),
         (f"run {PROMPT_FLOW} --input x --variable ab", 2, "is not NAME=VALUE"),
-        (f"run {PROMPT_FLOW} --input x --additional ab", 2, "is no JSON"),
-        (f"run {PROMPT_FLOW} --input x --additional NaN", 2, "is no JSON"),
+        (f"run {PROMPT_FLOW} --input x --additional ab", 2, "is not JSON"),
+        (f"run {PROMPT_FLOW} --input x --additional NaN", 2, "is not JSON"),
         (f"run {PROMPT_FLOW} --input x --param seed=NaN", 2, "must be of type integer, not 'NaN'"),
-        (f"run {PROMPT_FLOW} --input x --timeout -1", 2, "is no number of seconds"),
+        (f"run {PROMPT_FLOW} --input x --timeout -1", 2, "is not a number of seconds"),
         (f"run {PROMPT_FLOW} --input x --poll-interval 0", 2, "poll_interval must be more than 0"),
         (f"run {PROMPT_FLOW} --input x --output-path nonsense://b", 2, "cannot be written to"),
         ("list --conn-id no_such_connection", 2, "no_such_connection"),
@@ -324,18 +329,18 @@ def test_errors_are_one_line_and_a_code(
 def test_a_start_that_fails_halfway_is_told_and_leaves_nothing(
     emulator: Emulator, flows: FlowsCommand
 ) -> None:
-    """The id is told before the inputs are sent; a run whose inputs are refused is deleted again and never paid."""
+    """The id is printed before the inputs are sent; a run with rejected inputs is deleted, not paid."""
     emulator.add_fault(Fault("POST", "*/inputs", times=None, status=422, body=b'{"detail": "no chairs"}'))
     ended = flows(QUICK)
     assert (ended.code, ended.out) == (2, "")
     first, last = ended.err.splitlines()
-    assert "is made" in first
+    assert "is created" in first
     assert "no chairs" in last
     assert (emulator.paid_runs, dict(emulator.runs)) == ([], {})
 
 
 def test_a_start_in_doubt_is_looked_for(emulator: Emulator, flows: FlowsCommand) -> None:
-    """A run whose start was never answered is waited for if it is found, and named if it cannot be looked for."""
+    """After a start without a response, the command waits for the run if it finds it, and names it if not."""
     lost, away = Fault("PATCH", "*", reset="after"), Fault("GET", "/flows/*", status=500)
     emulator.add_fault(lost)
     emulator.add_fault(away)
@@ -349,18 +354,19 @@ def test_a_start_in_doubt_is_looked_for(emulator: Emulator, flows: FlowsCommand)
     (started,) = {run.flow_run_id for run in emulator.paid_runs} - {found.json["flow_run_id"]}
     assert (ended.code, ended.out) == (1, "")
     assert (
-        f"The flow run {started} may have started. Look: airflow flows get {started}; abort it" in ended.err
+        f"The flow run {started} may have started. Check it: airflow flows get {started}; abort it"
+        in ended.err
     )
 
 
 def test_what_is_paid_for_is_named_when_the_service_fails(emulator: Emulator, flows: FlowsCommand) -> None:
-    """A key that is refused while a run goes on, or outputs that cannot be listed: how to go on with the run is said."""
+    """If the key is rejected during a run, or outputs cannot be listed, stderr says how to continue."""
     emulator.run_seconds = 60
     emulator.add_fault(Fault("GET", "/flows/*", status=401, times=None))
     refused = flows(QUICK.replace("0.1", "0.01") + " --no-validate")
     (flow_run_id,) = emulator.runs
     assert refused.code == 6
-    assert f"The flow run {flow_run_id} goes on. Watch it: airflow flows watch {flow_run_id}" in refused.err
+    assert f"The flow run {flow_run_id} continues. Watch it: airflow flows watch {flow_run_id}" in refused.err
 
     emulator.clear_faults()
     emulator.run_seconds = 0
@@ -371,7 +377,7 @@ def test_what_is_paid_for_is_named_when_the_service_fails(emulator: Emulator, fl
 
 
 def test_log_of_hooks_is_not_data(emulator: Emulator, flows: FlowsCommand) -> None:
-    """What Airflow's hooks log goes to stderr, a warning always, all else with --verbose; stdout holds the JSON only."""
+    """The hooks' warnings go to stderr, the rest of their log with --verbose; stdout is JSON only."""
     emulator.run_seconds = 0
     for status, verbose, told in ((500, "", True), (404, "", False), (404, " --verbose", True)):
         emulator.add_fault(Fault("GET", "/templates", status=status, times=2))
@@ -399,7 +405,7 @@ def test_reader_that_has_seen_enough_changes_nothing(
 def test_download_writes_the_right_bytes(
     emulator: Emulator, made: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
-    """`download` writes all outputs, or those that are wanted under the very same names, and nothing where one is not known."""
+    """`download` writes all outputs, or the selected ones under the same names; unknown ones are errors."""
     contents = {output.asset_id: output.content for output in emulator.runs[made.flow_run_id].outputs}
     done = flows(f"download {made.flow_run_id} --output-path {tmp_path / 'all'} -o json")
     assert done.code == 0, done.err
@@ -422,7 +428,7 @@ def test_download_writes_the_right_bytes(
 def test_outputs_of_the_same_name_keep_their_files(
     flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """An output that is wanted alone has the name that it has among all, so that it never takes another one's place."""
+    """A single selected output has the file name that it has among all, so it never replaces another."""
     rows = [{"asset_id": key, "name": "model", "status": "ready", "media_type": "image/png"} for key in "ab"]
     with StubFlowServer() as station:
         station.connect(monkeypatch)
@@ -446,11 +452,11 @@ def test_place_that_cannot_be_written_to_is_all_that_is_told(
 
 
 def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: FlowsCommand) -> None:
-    """Inputs, files, path and parameters of one command are one line, with the option's own name for the way out."""
+    """All problems of one command are in one line, which names the command's own options."""
     ended = flows(f"run {PROMPT_FLOW} -i chair.png -i @nowhere.png -p qualty=1 --output-path nonsense://b")
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
     for part in (
-        "--input chair.png looks like a path",
+        "--input chair.png resembles a path",
         "nowhere.png",
         "'qualty' is not known",
         "nonsense://b",
@@ -460,7 +466,7 @@ def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: FlowsCom
     both = flows(
         f"run {PROMPT_FLOW} -i a --variable b=c -p qualty=1 --no-validate --output-path nonsense://b"
     )
-    assert "do not go together" in both.err
+    assert "are exclusive" in both.err
     assert "nonsense://b" in both.err
     assert emulator.runs == {}
 
@@ -476,7 +482,7 @@ def test_download_waits_for_nothing(emulator: Emulator, flows: FlowsCommand, tmp
 def test_what_could_be_fetched_is_printed(
     emulator: Emulator, made: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
-    """When one output cannot be fetched the other one is written and both are printed; the exit code says that it went wrong."""
+    """If one output cannot be fetched, the other is written, both are printed, and the exit code is 1."""
     first = emulator.runs[made.flow_run_id].outputs[0].asset_id
     emulator.add_fault(Fault("GET", f"*/outputs/{first}*", times=None, status=401))
     ended = flows(f"download {made.flow_run_id} --output-path {tmp_path} -o json")
@@ -493,7 +499,7 @@ def test_abort_and_delete(emulator: Emulator, flows: FlowsCommand) -> None:
     emulator.advance(120)
     asked = flows(f"delete {flow_run_id}")
     assert (asked.code, asked.out) == (2, "")
-    assert "say --yes" in asked.err
+    assert "use --yes" in asked.err
     assert flow_run_id in emulator.runs
     deleted = flows(f"delete {flow_run_id} --yes -o json")
     assert deleted.code == 0, deleted.err
@@ -611,7 +617,7 @@ GRAPH = {
 
 
 def test_draw_writes_a_graph_in_both_forms(flows: FlowsCommand, tmp_path: Path) -> None:
-    """`draw` draws an exported file to stdout or into a file, in the form that was asked for or that the file's name says."""
+    """`draw` writes an exported graph to stdout or to a file, in the requested or the file's format."""
     exported, picture, text = (tmp_path / name for name in ("chain.json", "chain.svg", "chain.mmd"))
     exported.write_text(json.dumps(GRAPH))
     shown = flows(f"draw {exported}")
@@ -621,7 +627,7 @@ def test_draw_writes_a_graph_in_both_forms(flows: FlowsCommand, tmp_path: Path) 
     assert "\x1b" not in shown.out
     assert "<script" not in shown.out
     assert flows(f"draw {exported} --format mermaid").out.startswith("flowchart LR\n")
-    assert flows(f"draw chain --file {exported} --to {picture}").err == f"{picture} is written.\n"
+    assert flows(f"draw chain --file {exported} --to {picture}").err == f"Wrote {picture}.\n"
     assert flows(f"draw {exported} --to {text}").out == ""
     assert ET.parse(picture).getroot().tag == root.tag  # noqa: S314  # it was made here
     assert text.read_text().startswith("flowchart LR\n")

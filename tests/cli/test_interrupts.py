@@ -1,6 +1,6 @@
-"""Tests of Ctrl-C, and of SIGTERM, in every part of `airflow flows run`: before the start, while it runs, while its files come.
+"""Tests of Ctrl-C and SIGTERM in every phase of `airflow flows run`: start, wait and download.
 
-The signal is a real one, to the test's own process, which has no terminal; tests/cli/test_terminal.py asks at one.
+The signals are real; the process has no terminal (tests/cli/test_terminal.py has one).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
 
 @contextmanager
 def ctrl_c_when(true: Callable[[], bool], number: signal.Signals = signal.SIGINT) -> Iterator[None]:
-    """Interrupt this process once, as soon as something is so; a command that does not heed the signal ends the tests."""
+    """Interrupt this process once, as soon as a condition holds; a command that ignores it ends the tests."""
 
     def interrupt() -> None:
         end = time.monotonic() + 30
@@ -90,7 +90,7 @@ def test_only_yes_aborts(flow_emulator: Emulator, flows: FlowsCommand, answer: s
 
 
 def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """Also at a terminal SIGTERM leaves the run going without a question; with --on-interrupt abort it stops it."""
+    """At a terminal too, SIGTERM asks nothing: the run continues, or is aborted with --on-interrupt abort."""
     before = signal.getsignal(signal.SIGTERM)
     for more, code, state in (("", 143, {"starting", "running"}), (" --on-interrupt abort", 3, {"aborted"})):
         flow_emulator.reset()
@@ -104,26 +104,26 @@ def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: FlowsCommand) -> No
 
 
 def test_sigterm_before_the_start_pays_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A SIGTERM while the inputs are sent deletes what was made of the run, and any other command just ends."""
+    """A SIGTERM while inputs are sent deletes the created run; any other command just ends."""
     flow_emulator.add_fault(Fault("POST", "*/inputs", delay=20))
     with ctrl_c_when(asked(flow_emulator, "POST", "/inputs"), signal.SIGTERM):
         ended = flows(RUN)
     assert (ended.code, flow_emulator.paid_runs, dict(flow_emulator.runs)) == (143, [], {})
-    assert ended.err.splitlines()[-1] == "No flow run goes on; what was made of one is deleted."
+    assert ended.err.splitlines()[-1] == "No flow run is running; the one that had been created was deleted."
     flow_emulator.add_fault(Fault("GET", "/templates", delay=20))
     with ctrl_c_when(asked(flow_emulator, "GET", "/templates"), signal.SIGTERM):
         assert flows("list").code == 143
 
 
 def test_signal_that_is_ignored_stays_so(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """Under nohup a terminal that is closed ends nothing."""
+    """A SIGTERM that the caller ignores ends nothing."""
     flow_emulator.run_seconds = 0.5
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with ctrl_c_when(asked(flow_emulator, "GET", ""), signal.SIGHUP):
+        with ctrl_c_when(asked(flow_emulator, "GET", ""), signal.SIGTERM):
             assert flows(RUN).code == 0
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_delete_asks(flow_emulator: Emulator, flows: FlowsCommand) -> None:
@@ -142,7 +142,7 @@ def test_before_the_start_nothing_is_paid(flow_emulator: Emulator, flows: FlowsC
     with ctrl_c_when(asked(flow_emulator, "POST", "/inputs")):
         ended = flows(RUN)
     assert (ended.code, ended.out) == (130, "")
-    assert ended.err.splitlines()[-1] == "No flow run goes on; what was made of one is deleted."
+    assert ended.err.splitlines()[-1] == "No flow run is running; the one that had been created was deleted."
     assert (flow_emulator.paid_runs, dict(flow_emulator.runs)) == ([], {})
 
 
@@ -154,11 +154,11 @@ def test_a_run_whose_start_was_sent_goes_on(flow_emulator: Emulator, flows: Flow
         ended = flows(RUN)
     (run,) = flow_emulator.runs.values()
     assert (ended.code, run.current.state in {"starting", "running"}) == (130, True)
-    assert f"goes on. Watch it: airflow flows watch {run.flow_run_id}; abort it:" in ended.err
+    assert f"continues. Watch it: airflow flows watch {run.flow_run_id}; abort it:" in ended.err
 
 
 def test_abort_may_be_decided_beforehand(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """With --on-interrupt abort a Ctrl-C during the wait stops the run without a question, and the exit code says so."""
+    """With --on-interrupt abort, Ctrl-C during the wait aborts the run without a question."""
     flow_emulator.run_seconds = 5
     with ctrl_c_when(asked(flow_emulator, "GET", "")):
         ended = flows(f"{RUN} --on-interrupt abort")
@@ -171,7 +171,7 @@ def test_a_chain_that_was_sent_may_run(flow_emulator: Emulator, flows: FlowsComm
     with ctrl_c_when(asked(flow_emulator, "POST", "hvv3y7f")):
         ended = flows(CHAIN)
     assert ended.code == 130
-    assert ended.err.endswith("may run all the same; what it makes cannot be fetched.\n")
+    assert ended.err.endswith("may run nevertheless; its outputs cannot be fetched.\n")
 
 
 def test_outputs_can_be_fetched_later(flow_emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_second_ctrl_c_tells_what_may_go_on(flow_emulator: Emulator, flows: Flow
     look, stop = f"airflow flows get {flow_run_id}", f"airflow flows abort {flow_run_id}"
     assert (ended.code, ended.out) == (130, "")
     assert ended.err.endswith(
-        f"The flow run {flow_run_id} may have started. Look: {look}; abort it: {stop}\n"
+        f"The flow run {flow_run_id} may have started. Check it: {look}; abort it: {stop}\n"
     )
 
 
@@ -208,7 +208,7 @@ def test_ctrl_c_before_anything_is_sent(flow_emulator: Emulator, flows: FlowsCom
     flow_emulator.add_fault(Fault("GET", "/templates", delay=20))
     with ctrl_c_when(asked(flow_emulator, "GET", "/templates")):
         ended = flows(RUN.replace(" --no-validate", ""))
-    assert (ended.code, ended.err) == (130, f"Interrupted. The flow {PROMPT_FLOW} was not run.\n")
+    assert (ended.code, ended.err) == (130, f"Interrupted. The flow {PROMPT_FLOW} was not started.\n")
     assert len(flow_emulator.requests) == 1
 
 
@@ -220,8 +220,8 @@ def test_a_run_that_cannot_be_stopped_is_told_of(flow_emulator: Emulator, flows:
         ended = flows(f"{RUN} --on-interrupt abort")
     (flow_run_id,) = flow_emulator.runs
     assert ended.code == 130
-    assert "could not be stopped: PATCH" in ended.err
-    assert f"The flow run {flow_run_id} goes on. Watch it: airflow flows watch {flow_run_id}" in ended.err
+    assert "could not be aborted: PATCH" in ended.err
+    assert f"The flow run {flow_run_id} continues. Watch it: airflow flows watch {flow_run_id}" in ended.err
 
 
 def test_a_chain_that_is_over_is_never_lost(

@@ -1,4 +1,4 @@
-"""Tests of `airflow flows` as a process of its own: at a terminal, where there is a bar and Ctrl-C asks, and at none.
+"""Tests of `airflow flows` as a child process: at a terminal, with a bar and questions, and without.
 
 Each start of `airflow` takes seconds, so what needs no process is in tests/cli/test_commands.py.
 """
@@ -43,9 +43,9 @@ def come(true: Callable[[], bool]) -> None:
 
 
 def test_ctrl_c_asks_and_aborts(emulator: Emulator) -> None:
-    """The bar shows state, part and expected end; Ctrl-C asks, yes aborts the flow run, and the exit code says so."""
+    """The bar shows state, progress and expected end; Ctrl-C asks, and yes aborts the flow run."""
     with Terminal(*AIRFLOW, "run", PROMPT_FLOW, "-i", "A chair", "--poll-interval", "0.2") as terminal:
-        terminal.wait_for(r"is made; its inputs are sent now")
+        terminal.wait_for(r"is created; sending its inputs")
         come(lambda: bool(emulator.paid_runs))
         (run,) = emulator.runs.values()
         emulator.advance(LONG / 2)
@@ -72,7 +72,7 @@ def test_ctrl_c_twice_leaves_the_run_going(emulator: Emulator) -> None:
         terminal.press(CTRL_C)
         assert terminal.wait_for_exit() == 130
     told = (
-        f"goes on. Watch it: airflow flows watch {flow_run_id}; abort it: airflow flows abort {flow_run_id}"
+        f"continues. Watch it: airflow flows watch {flow_run_id}; abort it: airflow flows abort {flow_run_id}"
     )
     assert told in terminal.output
     assert emulator.runs[flow_run_id].current.state == "running"
@@ -88,11 +88,11 @@ def stored(emulator: Emulator, airflow_database: None) -> Iterator[str]:
 
 
 def test_closed_terminal_leaves_the_run_going(emulator: Emulator) -> None:
-    """Where the terminal is closed during the wait the command ends by itself, with its code, and the run goes on."""
+    """When the terminal is closed during the wait, SIGHUP ends the command and the run continues."""
     flow_run_id = GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
     with Terminal(*AIRFLOW, "watch", flow_run_id, "--poll-interval", "0.2") as terminal:
         terminal.wait_for(f"{flow_run_id} running")
-        assert terminal.close() == 129
+        assert terminal.close() == -signal.SIGHUP  # a shell reports 129
     assert emulator.runs[flow_run_id].current.state == "running"
 
 
@@ -100,7 +100,7 @@ def test_closed_terminal_leaves_the_run_going(emulator: Emulator) -> None:
 def test_without_a_terminal_nothing_is_asked(
     emulator: Emulator, stored: str, number: signal.Signals, code: int
 ) -> None:
-    """A script's Ctrl-C, and SIGTERM, leave the run going, with a code and a line; the connection is the database's."""
+    """Ctrl-C and SIGTERM in a script leave the run running; the connection comes from the database."""
     words = [
         sys.executable,
         *AIRFLOW,
@@ -127,14 +127,14 @@ def test_without_a_terminal_nothing_is_asked(
     out, err = process.communicate(timeout=TERMINAL_TIMEOUT_SECONDS)
     (run,) = emulator.runs.values()
     assert (process.returncode, out, run.current.is_final) == (code, "", False)
-    assert f"The flow run {run.flow_run_id} goes on. Watch it: airflow flows watch {run.flow_run_id}" in err
+    assert f"The flow run {run.flow_run_id} continues. Watch it: airflow flows watch {run.flow_run_id}" in err
     assert err.splitlines()[-1].endswith(
         f"abort it: airflow flows abort {run.flow_run_id} --conn-id {stored}"
     )
 
 
 def test_stdout_is_data_only(emulator: Emulator, tmp_path: Path) -> None:
-    """A real `airflow flows run -o json` writes nothing but JSON to stdout, the files to the disk, and no key anywhere."""
+    """`airflow flows run -o json` writes only JSON to stdout, the files to the disk, and no key anywhere."""
     emulator.run_seconds = 0.2
     words = [
         sys.executable,
