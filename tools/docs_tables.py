@@ -64,7 +64,7 @@ def emulator_help() -> str:
     out = io.StringIO()
     with redirect_stdout(out), suppress(SystemExit):
         emulate(["--help"])
-    return out.getvalue().partition("\nSwitches:")[0].strip()
+    return out.getvalue().partition("\nSwitches, for provider developers:")[0].strip()
 
 
 def _remarks(source: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""A stand-in for Generio and PromptChainer, for demos, examples and tests without an account.
+"""An emulator of Generio and PromptChainer, for demos, examples and tests without an account.
 
-It is no part of what runs in production, and it imports nothing else of this package.
+It is not used in production and imports nothing else of this package.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airflow_provider_flows.emulator.emulator import Emulator, MissingExtraError
-    from airflow_provider_flows.emulator.faults import Fault
-    from airflow_provider_flows.emulator.plans import Plan
-    from airflow_provider_flows.emulator.request_log import RecordedRequest
+    from airflow_provider_flows.emulator.scripting import Fault, Plan
+    from airflow_provider_flows.emulator.state import RecordedRequest
     from airflow_provider_flows.emulator.switches import Switches
 
 __all__ = ["Emulator", "Fault", "MissingExtraError", "Plan", "RecordedRequest", "Switches"]
 
-# Looked up when first used: the pytest plugin lives in this package, and pytest imports it for people who never test a flow.
+# Imported on first use: the pytest plugin is in this package, and pytest loads it also for users who do not
+# test flows.
 _MODULES = {
     "Emulator": "emulator",
-    "Fault": "faults",
+    "Fault": "scripting",
     "MissingExtraError": "emulator",
-    "Plan": "plans",
-    "RecordedRequest": "request_log",
+    "Plan": "scripting",
+    "RecordedRequest": "state",
     "Switches": "switches",
 }
 

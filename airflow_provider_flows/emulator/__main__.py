@@ -1,7 +1,4 @@
-"""The command `python -m airflow_provider_flows.emulator`: an emulator as a process of its own.
-
-It only reads the command line; the emulator does the rest.
-"""
+"""The command `python -m airflow_provider_flows.emulator`, which runs an emulator until it is interrupted."""
 
 from __future__ import annotations
 
@@ -19,9 +16,9 @@ from airflow_provider_flows.emulator.switches import Switches, switch_choices, s
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m airflow_provider_flows.emulator") -> int:
-    """Serve until told to stop; return the exit code.
+    """Run an emulator until SIGINT or SIGTERM, and return the exit code.
 
-    :param prog: what the command is called in its help.
+    :param prog: name of the command in its help.
     """
     arguments = _parser(prog).parse_args(argv)
     try:
@@ -45,7 +42,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m airflow_provi
 
 
 def _install_signal_handlers() -> threading.Event:
-    """Return an event that is set when the process is asked to end."""
+    """Return an event that SIGINT and SIGTERM set."""
     stop_event = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop_event.set())
@@ -55,24 +52,26 @@ def _install_signal_handlers() -> threading.Event:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="A stand-in for Generio and PromptChainer on one port.",
-        epilog="Switches: " + "; ".join(f"{name} ({switch_choices(name)})" for name in switch_names()),
+        description="Emulate Generio and PromptChainer on one port.",
+        epilog="Switches, for provider developers: "
+        + "; ".join(f"{name} ({switch_choices(name)})" for name in switch_names()),
     )
-    parser.add_argument("--port", type=int, default=8084, help="0 means any free one (default: %(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8084, help="0 chooses a free one (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--key", default="emulator", help="accepted API key (default: %(default)s)")
     parser.add_argument(
-        "--key", default="emulator", help="the only key that is let in (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--run-seconds", type=float, default=6.0, help="how long a run takes (default: %(default)s)"
+        "--run-seconds",
+        type=float,
+        default=6.0,
+        help="duration of a flow run in seconds (default: %(default)s)",
     )
     parser.add_argument(
         "--graph", type=Path, action="append", default=[], metavar="FILE",
-        help="a PromptChainer flow graph; its id is the file's name without .json; may be repeated",
+        help="a PromptChainer flow graph; the file's name without .json is the flow's id; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--switch", type=_parse_switch, action="append", default=[], metavar="NAME=VALUE",
-        help="how to read a doubt of the documentation; may be repeated",
+        help="set a switch, for provider developers; may be repeated",
     )  # fmt: skip
     return parser
 

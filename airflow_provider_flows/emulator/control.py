@@ -1,7 +1,4 @@
-"""The emulator's own routes under `/_emulator`: what can be set from Python can be set here over HTTP.
-
-Nothing of either vendor is in them.
-"""
+"""The control API under `/_emulator`: does over HTTP what the class `Emulator` does in Python."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,31 +8,30 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from airflow_provider_flows.emulator.clock import to_iso
 from airflow_provider_flows.emulator.errors import ApiError
-from airflow_provider_flows.emulator.faults import Fault
-from airflow_provider_flows.emulator.plans import Plan
 from airflow_provider_flows.emulator.promptchainer.graph import FlowGraph
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
+from airflow_provider_flows.emulator.scripting import Fault, Plan
 from airflow_provider_flows.emulator.state import EmulatorState
+from airflow_provider_flows.emulator.timeline import to_iso
 
 
 class GraphBody(BaseModel):
-    """A flow to add."""
+    """A PromptChainer flow to add."""
 
     flow_id: str
     graph: dict[str, Any]
 
 
 class SettingsBody(BaseModel):
-    """What PATCH settings takes; ``advance`` pushes the clock forward."""
+    """The settings to change; ``advance`` moves the clock forward by so many seconds."""
 
     run_seconds: float | None = Field(None, ge=0)
     advance: float = Field(0.0, ge=0)
 
 
 class ControlApi:
-    """The control routes over one world."""
+    """The control routes of one emulator; all but the health check require its key."""
 
     def __init__(self, emulator_state: EmulatorState) -> None:
         self.emulator_state = emulator_state
@@ -60,62 +56,62 @@ class ControlApi:
         ):
             guarded.add_api_route(path, endpoint, methods=[method], response_model=None)
         router = APIRouter(tags=["Emulator"])
-        router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
+        router.add_api_route("/health", self.get_health, methods=["GET"], response_model=None)
         router.include_router(guarded)
         return router
 
     def authorise(self, request: Request) -> None:
-        """Refuse whoever does not send the key, in either service's way."""
+        """Reject a request without the key in the header of either service."""
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         if not self.emulator_state.is_valid_key(request.headers.get("x-api-key", bearer)):
             raise HTTPException(401, "Not authenticated", headers={"WWW-Authenticate": "Bearer"})
 
-    async def health(self) -> Response:
-        """Tell that the emulator is up."""
+    async def get_health(self) -> Response:
+        """Return that the emulator is running."""
         return JSONResponse({"ready": True, "services": ["generio", "promptchainer"]})
 
     async def get_switches(self) -> Response:
-        """Tell all switches."""
+        """Return all switches by name."""
         return JSONResponse(self.emulator_state.switches.to_dict())
 
     async def set_switches(self, values: dict[str, Any]) -> Response:
-        """Set some switches, or none if one of them is wrong."""
+        """Set switches by name, or none of them if one is not valid."""
         with convert_value_errors():
             self.emulator_state.switches.update(values)
         return await self.get_switches()
 
     async def get_faults(self) -> Response:
-        """Tell the faults in force, and how often each has struck."""
+        """Return the faults in force, each with its number of hits."""
         return JSONResponse(self.emulator_state.faults.to_json())
 
     async def add_fault(self, values: dict[str, Any]) -> Response:
-        """Put a fault in force."""
+        """Activate a fault."""
         with convert_value_errors():
             self.emulator_state.faults.add(Fault.from_json(values))
         return await self.get_faults()
 
     async def clear_faults(self) -> Response:
-        """Let everything go right again."""
+        """Remove all faults."""
         self.emulator_state.faults.clear()
         return await self.get_faults()
 
     async def add_plan(self, values: dict[str, Any]) -> Response:
-        """Say how the next flow runs go."""
+        """Queue a plan for the flow runs that are created next."""
         with convert_value_errors():
             self.emulator_state.plans.add(Plan.from_json(values))
         return JSONResponse(values)
 
     async def get_requests(self) -> Response:
-        """Tell what was asked."""
+        """Return the recorded requests, oldest first."""
         return JSONResponse([record.to_json() for record in self.emulator_state.request_log.all()])
 
     async def clear_requests(self) -> Response:
-        """Forget what was asked."""
+        """Remove the recorded requests."""
         self.emulator_state.request_log.clear()
         return JSONResponse([])
 
     async def get_runs(self) -> Response:
-        """Tell the flow runs that are there, and those that were paid for, deleted ones among them."""
+        """Return the existing flow runs, and all that were started, including deleted ones."""
         with self.emulator_state.lock:
             runs, paid = list(self.emulator_state.runs.values()), list(self.emulator_state.paid_runs)
         return JSONResponse(
@@ -127,7 +123,7 @@ class ControlApi:
         )
 
     async def get_settings(self) -> Response:
-        """Tell the settings."""
+        """Return the settings and the emulator's time."""
         return JSONResponse(
             {"run_seconds": self.emulator_state.run_seconds, "now": to_iso(self.emulator_state.clock.now())}
         )
@@ -140,21 +136,21 @@ class ControlApi:
         return await self.get_settings()
 
     async def add_graph(self, body: GraphBody) -> Response:
-        """Add a flow of PromptChainer's."""
+        """Add or replace a PromptChainer flow."""
         with convert_value_errors():
             graph = FlowGraph.parse(body.graph)
         self.emulator_state.graphs[body.flow_id] = graph
         return JSONResponse({"flow_id": body.flow_id, "variables": graph.variables, "outputs": graph.outputs})
 
     async def reset(self) -> Response:
-        """Forget everything."""
+        """Restore the state that the emulator was created with."""
         self.emulator_state.reset()
-        return await self.health()
+        return await self.get_health()
 
 
 @contextmanager
 def convert_value_errors() -> Generator[None]:
-    """Turn the error of wrong values into an answer that says what is wrong."""
+    """Convert errors about values into a response with status 422 and the error's message."""
     try:
         yield
     except (ValueError, TypeError) as error:

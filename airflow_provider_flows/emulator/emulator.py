@@ -1,6 +1,6 @@
-"""The emulator as users hold it: begin, end, set, ask.
+"""The public class `Emulator`: starts and stops the server, scripts it and shows what it recorded.
 
-It imports no web framework and no mesh library before it is started.
+Web framework and mesh libraries are imported when an emulator starts, not with this module.
 """
 
 from __future__ import annotations
@@ -11,26 +11,33 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_flows.emulator.faults import ActiveFault, Fault
-from airflow_provider_flows.emulator.plans import Plan
 from airflow_provider_flows.emulator.promptchainer.graph import FlowGraph
-from airflow_provider_flows.emulator.request_log import RecordedRequest
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
-from airflow_provider_flows.emulator.state import EmulatorState
+from airflow_provider_flows.emulator.scripting import ActiveFault, Fault, Plan
+from airflow_provider_flows.emulator.state import EmulatorState, RecordedRequest
 from airflow_provider_flows.emulator.switches import Switches
 
 if TYPE_CHECKING:
     from airflow_provider_flows.emulator.server import Server
 
 REQUIRED_MODULES = ("fastapi", "uvicorn", "numpy", "trimesh", "fast_simplification", "PIL")
+# The names of Airflow's default connections, with their types.
+CONNECTION_TYPES = {"FLOWS": "generio", "GENERIO": "generio", "PROMPTCHAINER": "promptchainer"}
 
 
 class MissingExtraError(ImportError):
-    """The libraries that the emulator needs are not installed."""
+    """The libraries of the extra `emulator` are not installed."""
 
 
 class Emulator:
-    """A stand-in for Generio and PromptChainer on one port; a context manager."""
+    """An emulator of Generio and PromptChainer on one port; a context manager.
+
+    :param key: the only API key that the emulator accepts.
+    :param run_seconds: duration of a flow run in seconds.
+    :param port: port to listen on; 0 chooses a free one.
+    :param host: address to listen on.
+    :param switches: initial switches; :meth:`reset` restores them.
+    """
 
     def __init__(
         self,
@@ -46,45 +53,51 @@ class Emulator:
         self._server: Server | None = None
 
     def start(self) -> Self:
-        """Begin to serve."""
+        """Start the server in a thread.
+
+        :raises MissingExtraError: the extra `emulator` is not installed.
+        :raises OSError: the address cannot be used.
+        :raises RuntimeError: the emulator is already running.
+        """
         if self._server is not None:
             raise RuntimeError(f"The emulator is already running at {self.url}")
         missing = [name for name in REQUIRED_MODULES if importlib.util.find_spec(name) is None]
         if missing:
-            message = f"The emulator needs {', '.join(missing)}: install them with pip install 'airflow-provider-flows[emulator]'"
-            raise MissingExtraError(message)
-        # Only now, because these cost time, and memory for good.
-        from airflow_provider_flows.emulator import app
+            raise MissingExtraError(
+                f"The emulator needs {', '.join(missing)}: "
+                "install them with pip install 'airflow-provider-flows[emulator]'"
+            )
+        # Imported here because it takes time and memory that a process without a running emulator can save.
         from airflow_provider_flows.emulator.server import Server
 
-        server = Server(lambda find_connection: app.create_app(self._state, find_connection))
+        server = Server(self._state)
         self._address = server.start(*self._bind_address)
         self._server = server
         return self
 
     def stop(self) -> None:
-        """End; what happened can still be asked for."""
+        """Stop the server; runs and requests remain available."""
         if self._server is not None:
             self._server.stop()
             self._server = None
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the server."""
         return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End."""
+        """Stop the server."""
         self.stop()
 
     def __repr__(self) -> str:
-        """Tell where it is, and not the key."""
+        """Return the URL, without the key."""
         return f"<Emulator at {self.url if self._address else 'no address yet'}>"
 
     @property
     def url(self) -> str:
-        """Where both services are."""
+        """The URL of both services, without a path."""
         if self._address is None:
             raise RuntimeError("The emulator has not been started")
         host, port = self._address
@@ -92,12 +105,12 @@ class Emulator:
 
     @property
     def key(self) -> str:
-        """The only key that is let in."""
+        """The only API key that the emulator accepts."""
         return self._state.key
 
     @property
     def run_seconds(self) -> float:
-        """How long the flow runs take that start from now on."""
+        """Duration in seconds of the flow runs that start from now on; may be set."""
         return self._state.run_seconds
 
     @run_seconds.setter
@@ -108,41 +121,46 @@ class Emulator:
 
     @property
     def switches(self) -> Switches:
-        """The readings of the documentation that are played."""
+        """The emulator's switches, for provider developers; set attributes to change its behaviour."""
         return self._state.switches
 
     @property
     def connections(self) -> dict[str, str]:
-        """The environment variables that make the Airflow connections to it."""
-        return connections(self.url, self.key)
+        """The Airflow connections to the emulator, as environment variables and their values."""
+        return {
+            f"AIRFLOW_CONN_{name}_DEFAULT": json.dumps(
+                {"conn_type": kind, "host": self.url, "password": self.key}
+            )
+            for name, kind in CONNECTION_TYPES.items()
+        }
 
     def add_fault(self, fault: Fault) -> ActiveFault:
-        """Let the matching requests go wrong."""
+        """Make the matching requests go wrong; the returned object counts them in `hits`."""
         return self._state.faults.add(fault)
 
     def clear_faults(self) -> None:
-        """Let everything go right again."""
+        """Remove all faults."""
         self._state.faults.clear()
 
     def add_plan(self, plan: Plan) -> None:
-        """Say how the flow runs go that are created next."""
+        """Decide how the Generio flow runs end that are created next."""
         self._state.plans.add(plan)
 
     def advance(self, seconds: float) -> None:
-        """Push the emulator's clock forward: runs go on, URLs expire."""
+        """Move the emulator's clock forward: flow runs progress and URLs expire without waiting."""
         self._state.clock.advance(seconds)
 
     def set_request_listener(self, listener: Callable[[RecordedRequest], None] | None) -> None:
-        """Have a listener told of each request that comes in from now on, until :meth:`reset`; None for nobody.
+        """Call a function with each request until :meth:`reset`; None removes it.
 
-        It is told before anything is done with the request, which so meets what the listener does: with :meth:`advance`
-        looks themselves make a flow run go on, however fast or slowly the machine makes them.
+        The function runs before the request is processed, so the request sees its effects. For example, a
+        function that calls :meth:`advance` lets each poll move a flow run forward, on any machine.
         """
         self._state.request_listener = listener
 
     @property
     def requests(self) -> tuple[RecordedRequest, ...]:
-        """What was asked, oldest first."""
+        """The requests that the emulator received, oldest first."""
         return self._state.request_log.all()
 
     @property
@@ -153,27 +171,22 @@ class Emulator:
 
     @property
     def paid_runs(self) -> list[GenerioRun | ChainRun]:
-        """The flow runs of both services that were ever started, deleted ones among them."""
+        """All flow runs of both services that were started, including deleted ones."""
         return list(self._state.paid_runs)
 
     @property
     def started_count(self) -> int:
-        """How many flow runs were ever started."""
+        """Number of flow runs that were started."""
         return len(self._state.paid_runs)
 
     def add_graph(self, flow_id: str, graph: dict[str, Any]) -> None:
-        """Add a flow of PromptChainer's, or replace one."""
+        """Add or replace a PromptChainer flow.
+
+        :param graph: the flow graph as PromptChainer's editor exports it.
+        :raises ValueError: it is not a flow graph.
+        """
         self._state.graphs[flow_id] = FlowGraph.parse(graph)
 
     def reset(self) -> None:
-        """Go back to how it was when it was made."""
+        """Restore the state that the emulator was created with."""
         self._state.reset()
-
-
-def connections(url: str, key: str) -> dict[str, str]:
-    """Return the environment variables that make the Airflow connections to an emulator."""
-    names = {"FLOWS": "generio", "GENERIO": "generio", "PROMPTCHAINER": "promptchainer"}
-    return {
-        f"AIRFLOW_CONN_{name}_DEFAULT": json.dumps({"conn_type": kind, "host": url, "password": key})
-        for name, kind in names.items()
-    }

@@ -1,7 +1,4 @@
-"""The gate that every request goes through: it is recorded there, and there faults are carried out.
-
-Which requests are struck is the fault book's affair; what they mean the routes'.
-"""
+"""The ASGI middleware around both services: it records each request and injects faults."""
 
 from __future__ import annotations
 
@@ -14,49 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-from airflow_provider_flows.emulator.faults import Fault
-from airflow_provider_flows.emulator.request_log import MAX_LOGGED_BODY_BYTES, RecordedRequest, redact_headers
-from airflow_provider_flows.emulator.state import EmulatorState
+from airflow_provider_flows.emulator.scripting import Fault
+from airflow_provider_flows.emulator.state import EmulatorState, RecordedRequest
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-# Finds the connection that a request came by, while it is open.
+# Returns the connection of a request while it is open.
 FindConnection = Callable[[Scope], asyncio.Transport | None]
 
 CONTROL_PREFIX = "/_emulator"
-
-
-@dataclass
-class BufferedResponse:
-    """An answer held back until it is known what becomes of it."""
-
-    status: int = 200
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    body: bytes = b""
-
-    async def receive(self, message: Message) -> None:
-        """Be sent to, in place of the client."""
-        if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], list(message.get("headers", []))
-        else:
-            self.body += message.get("body", b"")
-
-    def override(self, headers: dict[str, str], body: bytes | None) -> None:
-        """Put in other headers and another body."""
-        if body is not None:
-            self.body = body
-        new = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in headers.items()}
-        new.setdefault(b"content-length", str(len(self.body)).encode())
-        self.headers = [(name, value) for name, value in self.headers if name.lower() not in new] + list(
-            new.items()
-        )
+SECRET_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
+MAX_LOGGED_BODY_BYTES = 256 * 1024
 
 
 class EmulatorMiddleware:
-    """An ASGI middleware around both services."""
+    """Passes requests on to the services, unless a fault hits them; control requests always pass."""
 
     def __init__(self, app: App, emulator_state: EmulatorState, find_connection: FindConnection) -> None:
         self.app = app
@@ -64,11 +36,11 @@ class EmulatorMiddleware:
         self.find_connection = find_connection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, recorded, or let a fault have it."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["path"].startswith(CONTROL_PREFIX):
             await self.app(scope, receive, send)
             return
-        # The whole body first: a fault is to strike a request that arrived, not one half sent.
+        # A fault hits a request that arrived completely, so the entire body is read first.
         body = await _read_body(receive)
         record = _to_recorded_request(scope, body)
         self.emulator_state.request_log.add(record)
@@ -97,20 +69,46 @@ class EmulatorMiddleware:
         if fault.truncate is None or fault.truncate >= len(response.body):
             return await send({"type": "http.response.body", "body": response.body})
         await send({"type": "http.response.body", "body": response.body[: fault.truncate], "more_body": True})
-        # close() sends what is written first.
+        # close() first sends what has been written.
         connection = self.find_connection(scope)
         if connection is not None:
             connection.close()
         return await _wait_for_disconnect(receive)
 
 
+@dataclass
+class BufferedResponse:
+    """A response of a service, buffered until the fault has changed it."""
+
+    status: int = 200
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytes = b""
+
+    async def receive(self, message: Message) -> None:
+        """Receive an ASGI message in place of the client."""
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message.get("headers", []))
+        else:
+            self.body += message.get("body", b"")
+
+    def override(self, headers: dict[str, str], body: bytes | None) -> None:
+        """Replace the given headers, and the body unless it is None."""
+        if body is not None:
+            self.body = body
+        new = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in headers.items()}
+        new.setdefault(b"content-length", str(len(self.body)).encode())
+        unchanged = [(name, value) for name, value in self.headers if name.lower() not in new]
+        self.headers = unchanged + list(new.items())
+
+
 def _to_recorded_request(scope: Scope, body: bytes) -> RecordedRequest:
+    """Return the record of a request, with credentials blanked and a long body cut."""
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
     return RecordedRequest(
         method=scope["method"],
         path=scope["path"],
         query=dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
-        headers=redact_headers(headers),
+        headers={name: "***" if name in SECRET_HEADERS else value for name, value in headers.items()},
         body=body[:MAX_LOGGED_BODY_BYTES],
         body_size=len(body),
         at=time.time(),
@@ -118,16 +116,16 @@ def _to_recorded_request(scope: Scope, body: bytes) -> RecordedRequest:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    parts = []
+    chunks = []
     while True:
         message = await receive()
-        parts.append(message.get("body", b""))
+        chunks.append(message.get("body", b""))
         if not message.get("more_body"):
-            return b"".join(parts)
+            return b"".join(chunks)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a receive that gives the body once more, and then whatever really comes."""
+    """Return a `receive` that returns the body first, and then the messages that follow it."""
     pending = [body]
 
     async def receive_replay() -> Message:
@@ -139,6 +137,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _recording_send(record: RecordedRequest, send: Send) -> Send:
+    """Return a `send` that stores the response's status in the record."""
+
     async def send_and_record(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.status = message["status"]
@@ -150,7 +150,7 @@ def _recording_send(record: RecordedRequest, send: Send) -> Send:
 def _reset_connection(connection: asyncio.Transport | None) -> None:
     if connection is None:
         return
-    # With no time to linger the kernel answers RST, as a crashed peer's does, and not an orderly end.
+    # With a linger time of zero the kernel sends RST, as for a crashed peer, and does not close in order.
     connection.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
     )
@@ -158,6 +158,6 @@ def _reset_connection(connection: asyncio.Transport | None) -> None:
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
-    """Wait until the server has noticed, or else it would answer on its own."""
+    """Wait until the server has noticed the disconnect; before that, it would send an error response."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,6 +1,6 @@
 """The pytest fixture `flow_emulator`: an emulator for a test, with the Airflow connections to it.
 
-This module is imported in every pytest run of every user, so it imports nothing that costs.
+pytest imports this module in every run of every user, so it imports nothing that takes time.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ RUN_SECONDS = 0.5
 
 @pytest.fixture(scope="session")
 def flow_emulator_server() -> Iterator[Emulator]:
-    """Run one emulator for the whole session; tests use `flow_emulator`, which is fresh in each."""
+    """Run one emulator for the session; tests use `flow_emulator`, which resets it for each test."""
     from airflow_provider_flows.emulator import Emulator, MissingExtraError
 
     emulator = Emulator(run_seconds=RUN_SECONDS)
     try:
         emulator.start()
     except MissingExtraError as error:
-        pytest.fail(f"The fixture flow_emulator cannot work. {error}", pytrace=False)
+        pytest.fail(f"The fixture flow_emulator cannot start. {error}", pytrace=False)
     yield emulator
     emulator.stop()
 
 
 @pytest.fixture
 def flow_emulator(flow_emulator_server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give a test an emulator of both services, reset, with the Airflow connections to it set."""
+    """Return an emulator of both services, after a reset and with the Airflow connections to it set.
+
+    A flow run takes half a second. The connections `flows_default`, `generio_default` and
+    `promptchainer_default` lead to the emulator during the test.
+    """
     flow_emulator_server.reset()
     for name, value in flow_emulator_server.connections.items():
         monkeypatch.setenv(name, value)

@@ -1,7 +1,4 @@
-"""An HTTP server in a thread of its own: begins, tells where it is, ends.
-
-What it serves is handed in.
-"""
+"""The server: both services and the control routes as one ASGI application, run by uvicorn in a thread."""
 
 from __future__ import annotations
 
@@ -13,34 +10,47 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+
+from airflow_provider_flows.emulator.control import ControlApi
+from airflow_provider_flows.emulator.errors import ApiError
+from airflow_provider_flows.emulator.generio.routes import GenerioApi
+from airflow_provider_flows.emulator.middleware import CONTROL_PREFIX, EmulatorMiddleware, FindConnection
+from airflow_provider_flows.emulator.promptchainer.routes import PromptChainerApi
+from airflow_provider_flows.emulator.state import EmulatorState
+from airflow_provider_flows.emulator.switches import Switches
 
 START_TIMEOUT_SECONDS = 15
-FindConnection = Callable[[MutableMapping[str, Any]], asyncio.Transport | None]
-# A client that polls every few seconds keeps its connection.
+# Longer than the poll interval of most clients, so that they can reuse their connection.
 KEEP_ALIVE_SECONDS = 75
+ErrorHandler = Callable[[Request, Exception], Response]
 
 
 class PortTakenError(OSError):
-    """Somebody else listens at that address, or it is not ours to listen at."""
+    """The address is in use or may not be used."""
 
     def __str__(self) -> str:
-        """Say it without the number, which helps nobody."""
+        """Return the message without the error number."""
         return self.strerror or "Cannot listen"
 
 
 class Server:
-    """uvicorn, serving one application until it is stopped."""
+    """A uvicorn server that runs in a daemon thread until it is stopped."""
 
-    def __init__(self, create_app: Callable[[FindConnection], Any]) -> None:
+    def __init__(self, emulator_state: EmulatorState) -> None:
         config = uvicorn.Config(
-            create_app(self.find_connection),
+            create_app(emulator_state, self._find_connection),
             loop="asyncio",
             ws="none",
             lifespan="off",
             log_config=None,
             log_level="critical",
             access_log=False,
-            # With it the address of a client would be what the client says, and no connection found by it.
+            # Otherwise a client could set its own address, by which its connection is found.
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
@@ -49,7 +59,11 @@ class Server:
         self._thread: threading.Thread | None = None
 
     def start(self, host: str, port: int) -> tuple[str, int]:
-        """Begin to serve; return the address."""
+        """Start the server, and return its host and port.
+
+        :raises PortTakenError: the address cannot be used.
+        :raises RuntimeError: the server did not start in time.
+        """
         listening = _open_listening_socket(host, port)
         address = listening.getsockname()
         self._thread = threading.Thread(
@@ -65,14 +79,14 @@ class Server:
         return address[0], address[1]
 
     def stop(self) -> None:
-        """End, and wait for the end."""
+        """Stop the server, and wait for its thread."""
         self._uvicorn.should_exit = True
         if self._thread is not None:
             self._thread.join(START_TIMEOUT_SECONDS)
             self._thread = None
 
-    def find_connection(self, scope: MutableMapping[str, Any]) -> asyncio.Transport | None:
-        """Return the connection that a request came by, unless it is gone."""
+    def _find_connection(self, scope: MutableMapping[str, Any]) -> asyncio.Transport | None:
+        """Return the connection of a request, or None if it is closed."""
         client = tuple(scope["client"])
         for protocol in list(self._uvicorn.server_state.connections):
             transport = protocol.transport
@@ -81,11 +95,91 @@ class Server:
         return None
 
 
+def create_app(emulator_state: EmulatorState, find_connection: FindConnection) -> EmulatorMiddleware:
+    """Create the ASGI application of one emulator."""
+    promptchainer = PromptChainerApi(emulator_state)
+    promptchainer_app = FastAPI(title="PromptChainer, emulated")
+    promptchainer_app.add_middleware(
+        CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]
+    )
+    promptchainer_app.include_router(promptchainer.router())
+    promptchainer_app.add_exception_handler(
+        ApiError, _create_promptchainer_error_handler(emulator_state.switches)
+    )
+
+    app = FastAPI(title="Generio and PromptChainer, emulated")
+    app.include_router(promptchainer.image_router())
+    app.include_router(GenerioApi(emulator_state).router())
+    app.mount("/api", promptchainer_app)
+    app.mount(CONTROL_PREFIX, _create_control_app(emulator_state))
+    handler = _create_generio_error_handler(emulator_state.switches)
+    for kind in (ApiError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handler)
+    return EmulatorMiddleware(app, emulator_state, find_connection)
+
+
+def _create_control_app(emulator_state: EmulatorState) -> FastAPI:
+    """Create a separate application for the control routes, whose responses do not depend on switches."""
+    control = FastAPI(title="The emulator itself")
+    control.include_router(ControlApi(emulator_state).router())
+
+    def handle_error(_: Request, error: Exception) -> Response:
+        status, detail, headers = _error_parts(error)
+        return JSONResponse({"detail": detail}, status, headers)
+
+    control.add_exception_handler(ApiError, handle_error)
+    return control
+
+
+def _create_generio_error_handler(switches: Switches) -> ErrorHandler:
+    """Create the handler that formats Generio's errors according to the switches."""
+
+    def handle_error(_: Request, error: Exception) -> Response:
+        status, detail, headers = _error_parts(error)
+        if switches.envelope == "hidden_errors":
+            return JSONResponse({"success": False, "message": str(detail)})
+        if isinstance(detail, str) and switches.error_detail == "list":
+            detail = [{"loc": [], "msg": detail, "type": "error"}]
+        elif isinstance(detail, str) and switches.error_detail == "object":
+            detail = {"message": detail}
+        body = {"detail": detail}
+        if switches.envelope == "success":
+            body |= {"success": False, "message": "Error"}
+        return JSONResponse(body, status, headers)
+
+    return handle_error
+
+
+def _create_promptchainer_error_handler(switches: Switches) -> ErrorHandler:
+    """Create the handler that formats PromptChainer's errors according to the switches."""
+
+    def handle_error(_: Request, error: Exception) -> Response:
+        status, text, headers = _error_parts(error)
+        if switches.chain_errors == "text":
+            return PlainTextResponse(text, status, headers)
+        if switches.chain_errors == "message":
+            return JSONResponse({"statusCode": status, "message": text}, status, headers)
+        return JSONResponse({"error": text}, status, headers)
+
+    return handle_error
+
+
+def _error_parts(error: Exception) -> tuple[int, Any, dict[str, str] | None]:
+    """Return status, detail and headers of the response to an exception."""
+    if isinstance(error, ApiError):
+        return error.status, error.detail, None
+    if isinstance(error, HTTPException):
+        return error.status_code, error.detail, dict(error.headers or {})
+    # Without the rejected value, which may be large and may not even be JSON.
+    errors = error.errors() if isinstance(error, RequestValidationError) else []
+    return 422, [{name: item[name] for name in ("type", "loc", "msg")} for item in errors], None
+
+
 def _open_listening_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio turns Nagle's delay (40 ms an answer) off only where it is.
+    # asyncio disables Nagle's algorithm, which delays a response by 40 ms, only if the protocol is given.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    # Only for addresses that are still winding down; a port in use is refused all the same.
+    # Allows an address whose old connections are in TIME_WAIT; a port in use is still an error.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

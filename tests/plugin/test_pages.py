@@ -21,9 +21,7 @@ from airflow.utils.session import create_session
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.emulator.faults import Fault
-from airflow_provider_flows.emulator.plans import Plan
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin.app import create_app

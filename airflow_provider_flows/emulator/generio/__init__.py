@@ -1,1 +1,1 @@
-"""The Generio half of the emulator."""
+"""The emulated Generio API."""

@@ -1,7 +1,4 @@
-"""How Generio's flow runs and assets look on the wire, as the switches have it.
-
-It decides nothing: who may see what is the rules' affair.
-"""
+"""The bodies of Generio's responses about flow runs and assets, in the form of the switches."""
 
 from __future__ import annotations
 
@@ -9,16 +6,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from airflow_provider_flows.emulator.clock import to_iso
 from airflow_provider_flows.emulator.errors import ApiError, validation_error
-from airflow_provider_flows.emulator.generio.inputs import to_data_uri
 from airflow_provider_flows.emulator.generio.templates import GLB
-from airflow_provider_flows.emulator.runs import GenerioRun, InputAsset, OutputAsset
+from airflow_provider_flows.emulator.runs import GenerioRun, InputAsset, OutputAsset, to_data_uri
 from airflow_provider_flows.emulator.switches import Switches
-from airflow_provider_flows.emulator.timeline import StateAt
+from airflow_provider_flows.emulator.timeline import StateAt, to_iso
 
 STATES = frozenset({"created", "starting", "running", "aborting", "completed", "aborted", "failed"})
-# Two words for one key stand on the vendor's page.
+# The vendor's page has two names for one key (vendor_notes.md, G-07).
 SORT_KEYS = {"status": "state"} | {
     name: name for name in ("state", "progress", "created_at", "started_at", "finished_at")
 }
@@ -26,7 +21,7 @@ SORT_KEYS = {"status": "state"} | {
 
 @dataclass(frozen=True)
 class RunQuery:
-    """What a request for the list of flow runs asks for."""
+    """The query parameters of GET /flows."""
 
     filter_by: str | None = None
     sort_by: str = "created_at"
@@ -37,19 +32,19 @@ class RunQuery:
 
 @dataclass(frozen=True)
 class ResponseBodies:
-    """The views, under one set of switches."""
+    """The bodies, in the form of one set of switches."""
 
     switches: Switches
 
     def run(self, run: GenerioRun) -> dict[str, Any]:
-        """Show a flow run."""
+        """Return a flow run."""
         current = run.current
         style = self.switches.timestamps
         body: dict[str, Any] = {
             "flow_id": run.flow_run_id,
             "template": run.template,
-            **self._state(current),
-            **self._progress(current),
+            **self._state_fields(current),
+            **self._progress_field(current),
             "created_at": to_iso(run.created_at, style),
             "started_at": to_iso(run.timeline.started_at, style),
             "finished_at": to_iso(current.finished_at, style),
@@ -61,19 +56,22 @@ class ResponseBodies:
         return body
 
     def runs(self, runs: list[GenerioRun], query: RunQuery) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Show the list of flow runs, and the hints about its pages."""
+        """Return one page of the list of flow runs, and the keys that describe the pages.
+
+        :raises ApiError: a query parameter has an unknown value.
+        """
         self._validate_query(query)
         key = SORT_KEYS[query.sort_by]
         rows = [
             (self._sort_value(run, key), run) for run in runs if self._matches_filter(run, query.filter_by)
         ]
         rows.sort(key=itemgetter(0), reverse=self.switches.sort_order == "descending")
-        window, hints = self._page(len(rows), query)
+        window, hints = self._select_page(len(rows), query)
         return [self._select_fields(self.run(run), query.filter_by) for _, run in rows[window]], hints
 
     def input(self, asset: InputAsset, run: GenerioRun, *, with_data: bool) -> dict[str, Any]:
-        """Show one input."""
-        body = self.identifier(asset.asset_id) | {
+        """Return one input, optionally with its data."""
+        body = self._id_fields(asset.asset_id) | {
             "status": self.switches.ready_word,
             **self._processed_field(run.current.finished_at),
             "additional": asset.additional,
@@ -81,8 +79,8 @@ class ResponseBodies:
         return body | ({"data": asset.data} if with_data else {})
 
     def output(self, asset: OutputAsset, run: GenerioRun, *, with_data: bool) -> dict[str, Any]:
-        """Show one output as the list of outputs has it."""
-        body = self.identifier(asset.asset_id)
+        """Return one output as in the list of outputs, optionally with its data."""
+        body = self._id_fields(asset.asset_id)
         body["status"] = self.switches.ready_word if asset.error is None else "error"
         body |= self._processed_field(run.current.finished_at) | {"additional": asset.additional}
         if asset.error is not None:
@@ -91,28 +89,28 @@ class ResponseBodies:
             return body | {"status": "processing"}
         return body | ({"data": to_data_uri(GLB, asset.content)} if with_data else {})
 
-    def identifier(self, asset_id: str) -> dict[str, Any]:
-        """Show an asset's id under the key, or keys, of the day."""
-        way = self.switches.output_id
-        return dict.fromkeys(("asset_id", "id") if way == "both" else (way,), asset_id)
+    def _id_fields(self, asset_id: str) -> dict[str, Any]:
+        """Return an asset's id under the key, or keys, of the switch `output_id`."""
+        mode = self.switches.output_id
+        return dict.fromkeys(("asset_id", "id") if mode == "both" else (mode,), asset_id)
 
-    def _state(self, current: StateAt) -> dict[str, Any]:
+    def _state_fields(self, current: StateAt) -> dict[str, Any]:
         raw_state = current.state.upper() if self.switches.state_case == "upper" else current.state
         keys = ("state", "status") if self.switches.state_key == "both" else (self.switches.state_key,)
         return dict.fromkeys(keys, raw_state)
 
-    def _progress(self, current: StateAt) -> dict[str, Any]:
-        way = self.switches.progress
-        if way == "missing":
+    def _progress_field(self, current: StateAt) -> dict[str, Any]:
+        mode = self.switches.progress
+        if mode == "missing":
             return {}
-        if way == "null":
+        if mode == "null":
             return {"progress": None}
         fraction = current.fraction
-        if way == "late":
+        if mode == "late":
             fraction = 1.0 if current.state == "completed" else 0.0
-        elif way == "steps":
+        elif mode == "steps":
             fraction = int(fraction * 4) / 4
-        return {"progress": round(fraction * (100 if way == "percent" else 1), 4)}
+        return {"progress": round(fraction * (100 if mode == "percent" else 1), 4)}
 
     def _processed_field(self, finished_at: float | None) -> dict[str, Any]:
         values = {
@@ -120,8 +118,8 @@ class ResponseBodies:
             "bool": finished_at is not None,
             "null": None,
         }
-        way = self.switches.processed
-        return {} if way == "missing" else {"processed": values[way]}
+        mode = self.switches.processed
+        return {} if mode == "missing" else {"processed": values[mode]}
 
     def _validate_query(self, query: RunQuery) -> None:
         if query.sort_by not in SORT_KEYS:
@@ -150,26 +148,26 @@ class ResponseBodies:
             "started_at": run.timeline.started_at or 0.0,
             "finished_at": current.finished_at or 0.0,
         }
-        # Ids grow with time: they settle what happened within one tick of the clock.
+        # Ids increase with time, and decide between equal timestamps.
         return values[key], run.flow_run_id
 
-    def _page(self, total: int, query: RunQuery) -> tuple[slice, dict[str, Any]]:
-        way, size = self.switches.paging, self.switches.page_size
+    def _select_page(self, total: int, query: RunQuery) -> tuple[slice, dict[str, Any]]:
+        mode, size = self.switches.paging, self.switches.page_size
         hints: dict[str, Any]
-        if way == "offset":
+        if mode == "offset":
             limit = min(size, query.limit or size)
             hints = {"total": total, "limit": limit, "offset": query.offset}
             return slice(query.offset, query.offset + limit), hints
-        if way == "page":
+        if mode == "page":
             pages = max(1, -(-total // size))
             next_page = f"/flows?page={query.page + 1}" if query.page < pages else None
             hints = {"next": next_page, "total": total, "page": query.page, "pages": pages}
             return slice((query.page - 1) * size, query.page * size), hints
-        return slice(0, size if way == "silent" else None), {}
+        return slice(0, size if mode == "silent" else None), {}
 
 
 def _unknown_value_error(name: str, value: str, known: list[str]) -> ApiError:
-    choices = ", ".join(f"'{word}'" for word in known)
+    choices = ", ".join(f"'{choice}'" for choice in known)
     return ApiError(
         422, [validation_error(["query", name], f"Input should be one of {choices}", "enum", value)]
     )

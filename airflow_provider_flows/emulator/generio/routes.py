@@ -1,7 +1,4 @@
-"""Generio's routes: who asks, what for, and the answer in the form that the switches have it.
-
-The rules decide and the views show; nothing is decided here.
-"""
+"""Generio's routes: authentication, parsing of requests, and responses in the form of the switches."""
 
 import asyncio
 from http import HTTPStatus
@@ -12,17 +9,15 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 
 from airflow_provider_flows.emulator.errors import ApiError, validation_error
-from airflow_provider_flows.emulator.generio import templates
-from airflow_provider_flows.emulator.generio.inputs import to_data_uri
 from airflow_provider_flows.emulator.generio.responses import ResponseBodies, RunQuery
 from airflow_provider_flows.emulator.generio.rules import Rules
-from airflow_provider_flows.emulator.generio.templates import GLB, Template
-from airflow_provider_flows.emulator.runs import InputAsset
+from airflow_provider_flows.emulator.generio.templates import GLB, TEMPLATES, Template
+from airflow_provider_flows.emulator.runs import InputAsset, to_data_uri
 from airflow_provider_flows.emulator.state import EmulatorState
 
 
 class InputItem(BaseModel):
-    """One input; ``file_data`` is its oldest name for the data."""
+    """One input; ``file_data`` is the name of ``data`` in the first version of the API."""
 
     data: str | None = None
     file_data: str | None = None
@@ -30,7 +25,7 @@ class InputItem(BaseModel):
 
 
 class CreateBody(BaseModel):
-    """What POST /flows takes."""
+    """The body of POST /flows."""
 
     template: str
     parameters: Any = None
@@ -39,16 +34,17 @@ class CreateBody(BaseModel):
 
 
 class ActionBody(BaseModel):
-    """What PATCH /flows/{flow_id} takes."""
+    """The body of PATCH /flows/{flow_id}."""
 
     action: Literal["start", "abort"]
 
 
 class GenerioApi:
-    """Generio's API over one world."""
+    """The Generio API of one emulator."""
 
     def __init__(self, emulator_state: EmulatorState) -> None:
         self.emulator_state = emulator_state
+        self.switches = emulator_state.switches
         self.rules = Rules(emulator_state)
         self.bodies = ResponseBodies(emulator_state.switches)
 
@@ -76,32 +72,29 @@ class GenerioApi:
         return router
 
     def authorise(self, request: Request) -> None:
-        """Refuse whoever does not send the key as a bearer token."""
+        """Reject a request without the key as a bearer token."""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.emulator_state.is_valid_key(key.strip()):
             return
         detail = "Invalid or expired API key" if key else "Not authenticated"
-        raise HTTPException(
-            self.emulator_state.switches.auth_failure, detail, headers={"WWW-Authenticate": "Bearer"}
-        )
+        raise HTTPException(self.switches.auth_failure, detail, headers={"WWW-Authenticate": "Bearer"})
 
     async def list_templates(self) -> Response:
-        """List what can be run."""
+        """List the templates."""
         self._require_endpoint("templates_endpoint")
-        switches = self.emulator_state.switches
-        return self._response({"templates": [template.to_json(switches) for template in templates.TEMPLATES]})
+        return self._response({"templates": [template.to_json(self.switches) for template in TEMPLATES]})
 
     async def get_template(self, template_id: str) -> Response:
-        """Show one template."""
-        return self._response(self.rules.template(template_id).to_json(self.emulator_state.switches))
+        """Return one template."""
+        return self._response(self.rules.get_template(template_id).to_json(self.switches))
 
     async def create(self, body: CreateBody) -> Response:
-        """Create a flow run; with inputs it starts at once."""
-        template = self.rules.template(body.template)
-        # In a thread: decoding files would hold up everybody else.
+        """Create a flow run, and start it if it has inputs."""
+        template = self.rules.get_template(body.template)
+        # In a thread, because decoding files would block all other requests.
         inputs = await asyncio.to_thread(self._parse_inputs, template, body.inputs or [])
         run = await asyncio.to_thread(self.rules.create, template, body.parameters, body.additional, inputs)
-        full = self.emulator_state.switches.create_answer == "full"
+        full = self.switches.create_answer == "full"
         return self._response(self.bodies.run(run) if full else {"flow_id": run.flow_run_id})
 
     async def list_flows(
@@ -117,17 +110,17 @@ class GenerioApi:
         with self.emulator_state.lock:
             runs = list(self.emulator_state.runs.values())
         rows, hints = self.bodies.runs(runs, RunQuery(filter_by, sort_by, limit, offset, page))
-        if self.emulator_state.switches.list_envelope == "array":
+        if self.switches.list_envelope == "array":
             return JSONResponse(rows)
         return self._response({"flows": rows} | hints)
 
     async def get_flow(self, flow_id: str) -> Response:
-        """Show one flow run."""
-        return self._response(self.bodies.run(self.rules.run(flow_id)))
+        """Return one flow run."""
+        return self._response(self.bodies.run(self.rules.get_run(flow_id)))
 
     async def act(self, flow_id: str, body: ActionBody) -> Response:
         """Start or abort a flow run."""
-        run = self.rules.run(flow_id)
+        run = self.rules.get_run(flow_id)
         if body.action == "start":
             await asyncio.to_thread(self.rules.start, run)
         else:
@@ -136,63 +129,63 @@ class GenerioApi:
 
     async def delete(self, flow_id: str) -> Response:
         """Delete a flow run and all its assets."""
-        run = self.rules.run(flow_id)
+        run = self.rules.get_run(flow_id)
         body = self.bodies.run(run)
         self.rules.delete(run)
         return self._acknowledgement(body, "Flow deleted")
 
     async def add_input(self, flow_id: str, body: InputItem) -> Response:
         """Add one input."""
-        if self.emulator_state.switches.input_path == "input":
+        if self.switches.input_path == "input":
             raise HTTPException(405, "Method Not Allowed")
         return await self._add_input(flow_id, body)
 
     async def add_legacy_input(self, flow_id: str, body: InputItem) -> Response:
-        """Add one input in the way of the oldest documentation."""
-        if self.emulator_state.switches.input_path == "inputs":
+        """Add one input by the route of the first version of the API."""
+        if self.switches.input_path == "inputs":
             raise HTTPException(404, "Not Found")
         return await self._add_input(flow_id, body)
 
     async def list_inputs(self, flow_id: str, *, include_data: bool = False) -> Response:
         """List the inputs."""
-        run = self.rules.run(flow_id)
+        run = self.rules.get_run(flow_id)
         items = await asyncio.to_thread(
             lambda: [self.bodies.input(asset, run, with_data=include_data) for asset in run.inputs]
         )
         return self._response({"flow_id": flow_id, "inputs": items})
 
     async def get_input(self, flow_id: str, asset_id: str) -> Response:
-        """Show one input with its data."""
-        run = self.rules.run(flow_id)
-        asset = self.rules.input(run, asset_id)
+        """Return one input with its data."""
+        run = self.rules.get_run(flow_id)
+        asset = self.rules.get_input(run, asset_id)
         return self._response(await asyncio.to_thread(self.bodies.input, asset, run, with_data=True))
 
     async def list_outputs(self, flow_id: str, *, include_data: bool = False) -> Response:
         """List the outputs."""
-        run = self.rules.run(flow_id)
-        outputs = self.rules.outputs(run)
+        run = self.rules.get_run(flow_id)
+        outputs = self.rules.get_outputs(run)
         items = await asyncio.to_thread(
             lambda: [self.bodies.output(asset, run, with_data=include_data) for asset in outputs]
         )
         return self._response({"flow_id": flow_id, "outputs": items})
 
     async def get_output(self, flow_id: str, asset_id: str) -> Response:
-        """Give one output's file, in the form that the switch has it."""
-        run = self.rules.run(flow_id)
-        asset = self.rules.output(run, asset_id)
+        """Return the file of one output, in the form of the switch `download`."""
+        run = self.rules.get_run(flow_id)
+        asset = self.rules.get_output(run, asset_id)
         content = await asyncio.to_thread(lambda: asset.content)
-        way = self.emulator_state.switches.download
-        if way == "raw":
+        mode = self.switches.download
+        if mode == "raw":
             return Response(content, media_type=GLB)
         data = await asyncio.to_thread(to_data_uri, GLB, content)
-        if way == "text":
+        if mode == "text":
             return PlainTextResponse(data)
-        more = self.bodies.output(asset, run, with_data=False) if way == "json_more" else {}
+        more = self.bodies.output(asset, run, with_data=False) if mode == "json_more" else {}
         return self._response(more | {"data": data})
 
-    def _require_endpoint(self, endpoint: str) -> None:
-        """Refuse what the switch of that name says is not there."""
-        status = getattr(self.emulator_state.switches, endpoint)
+    def _require_endpoint(self, switch: str) -> None:
+        """Reject the request if a switch says that the endpoint does not exist."""
+        status = getattr(self.switches, switch)
         if status != "present":
             raise HTTPException(status, HTTPStatus(status).phrase)
 
@@ -208,8 +201,8 @@ class GenerioApi:
         ]
 
     def _input_data(self, item: InputItem, location: list[str | int]) -> str:
-        """Return the data under the name that holds today."""
-        path = self.emulator_state.switches.input_path
+        """Return the data under the key, or keys, of the switch `input_path`."""
+        path = self.switches.input_path
         data = {"inputs": item.data, "input": item.file_data, "both": item.data or item.file_data}[path]
         if data is None:
             name = "file_data" if path == "input" else "data"
@@ -219,18 +212,18 @@ class GenerioApi:
         return data
 
     async def _add_input(self, flow_id: str, body: InputItem) -> Response:
-        run = self.rules.run(flow_id)
+        run = self.rules.get_run(flow_id)
         data = self._input_data(body, ["body"])
         asset = await asyncio.to_thread(self.rules.add_input, run, data, body.additional)
         return self._response({"flow_id": flow_id} | self.bodies.input(asset, run, with_data=False))
 
     def _acknowledgement(self, body: dict[str, Any], message: str) -> Response:
-        way = self.emulator_state.switches.acknowledgement
-        if way == "empty":
+        mode = self.switches.acknowledgement
+        if mode == "empty":
             return Response(status_code=200)
-        return self._response(body if way == "flow" else {"message": message})
+        return self._response(body if mode == "flow" else {"message": message})
 
     def _response(self, content: dict[str, Any]) -> Response:
-        if self.emulator_state.switches.envelope == "none":
+        if self.switches.envelope == "none":
             return JSONResponse(content)
         return JSONResponse({"success": True, "message": "OK"} | content)

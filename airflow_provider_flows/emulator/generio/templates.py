@@ -1,7 +1,4 @@
-"""Generio's three templates: what they take, and whether given parameters are right.
-
-Making outputs is the work module's affair.
-"""
+"""Generio's three templates, with the validation of their parameters (vendor_notes.md, 1.6)."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ TYPES: dict[str, type] = {"string": str, "integer": int, "boolean": bool}
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing that can be told to a template."""
+    """One parameter of a template."""
 
     name: str
     type: str
@@ -30,15 +27,15 @@ class Parameter:
     minimum: int | None = None
 
     def validation_error(self, value: object) -> dict[str, Any] | None:
-        """Return what is wrong with a value, or None."""
+        """Return the validation error of a value, or None if it is valid."""
         location: list[str | int] = ["body", "parameters", self.name]
-        # By exact type, because True is an int to Python and not to the service.
+        # The exact type is compared, because True is an int in Python but not for the service.
         if type(value) is not TYPES[self.type]:
             return validation_error(
                 location, f"Input should be a valid {self.type}", f"{self.type}_type", value
             )
         if self.values and value not in self.values:
-            choices = " or ".join(f"'{word}'" for word in self.values)
+            choices = " or ".join(f"'{choice}'" for choice in self.values)
             return validation_error(location, f"Input should be {choices}", "literal_error", value)
         if self.minimum is not None and isinstance(value, int) and value < self.minimum:
             message = f"Input should be greater than or equal to {self.minimum}"
@@ -46,7 +43,7 @@ class Parameter:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the parameter as GET /templates shows it."""
+        """Return the parameter as GET /templates sends it."""
         body = {
             "name": self.name,
             "type": self.type,
@@ -56,7 +53,7 @@ class Parameter:
         return body | ({"values": list(self.values)} if self.values else {})
 
     def to_json_schema(self) -> dict[str, Any]:
-        """Return the parameter as a JSON schema would have it."""
+        """Return the parameter as a JSON schema."""
         schema = {"type": self.type, "default": self.default, "title": self.description}
         allowed = {"enum": list(self.values)} if self.values else {}
         return schema | allowed | ({"minimum": self.minimum} if self.minimum is not None else {})
@@ -64,7 +61,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Template:
-    """One template, found by its name or its id."""
+    """One template."""
 
     name: str
     description: str
@@ -74,7 +71,7 @@ class Template:
 
     @property
     def template_id(self) -> str:
-        """An id in the form of a MongoDB ObjectId, always the same."""
+        """An id in the form of a MongoDB ObjectId, derived from the name."""
         return hashlib.sha256(self.name.encode()).hexdigest()[:24]
 
     @property
@@ -83,11 +80,14 @@ class Template:
         return "text/plain" in self.input_types
 
     def defaults(self) -> dict[str, Any]:
-        """Return what holds for parameters that are not given."""
+        """Return the default value of each parameter."""
         return {parameter.name: parameter.default for parameter in self.parameters}
 
     def validation_errors(self, values: object, *, reject_unknown: bool) -> list[dict[str, Any]]:
-        """Return all that is wrong with the given parameters."""
+        """Return the validation errors of the parameters in a request.
+
+        :param reject_unknown: whether a parameter that the template does not have is an error.
+        """
         if not isinstance(values, dict):
             return [
                 validation_error(
@@ -95,18 +95,18 @@ class Template:
                 )
             ]
         known = {parameter.name: parameter for parameter in self.parameters}
-        wrong = [known[name].validation_error(value) for name, value in values.items() if name in known]
+        errors = [known[name].validation_error(value) for name, value in values.items() if name in known]
         if reject_unknown:
             message = "Extra inputs are not permitted"
-            wrong += [
+            errors += [
                 validation_error(["body", "parameters", name], message, "extra_forbidden", values[name])
                 for name in values
                 if name not in known
             ]
-        return [item for item in wrong if item is not None]
+        return [item for item in errors if item is not None]
 
     def to_json(self, switches: Switches) -> dict[str, Any]:
-        """Return the template as GET /templates shows it, with parameters and inputs as the switches have them."""
+        """Return the template as GET /templates sends it, in the form of the switches."""
         body = self._common_fields() | {"parameters": self._parameters(switches.template_parameters)}
         body |= dict.fromkeys(("inputs", "input_types"), self._inputs(switches.template_inputs))
         return {name: value for name, value in body.items() if value is not None}
@@ -124,7 +124,7 @@ class Template:
         return [parameter.name for parameter in self.parameters] if style == "names" else None
 
     def _inputs(self, style: str) -> Any:
-        # The pseudo-type "prompt" stands in the vendor's README beside text/plain.
+        # The vendor's README lists "prompt" next to text/plain (vendor_notes.md, G-13).
         kinds = [*self.input_types, *(["prompt"] if self.has_text_inputs else [])]
         if style == "objects":
             return [{"type": kind} for kind in kinds]
@@ -145,7 +145,7 @@ class Template:
 
 
 GENERATION_PARAMETERS = (
-    Parameter("quality", "string", "high", "How fine the mesh is", values=("low", "high")),
+    Parameter("quality", "string", "high", "Resolution of the mesh", values=("low", "high")),
     Parameter(
         "seed", "integer", -1, "The same seed gives the same model; -1 lets the service choose", minimum=-1
     ),
@@ -181,5 +181,5 @@ TEMPLATES = (
 
 
 def find_template(reference: str) -> Template | None:
-    """Return the template of that name or id."""
+    """Return the template with this name or id, or None."""
     return next((item for item in TEMPLATES if reference in {item.name, item.template_id}), None)

@@ -1,7 +1,4 @@
-"""Which colour a prompt means: one it names, or else one of its own.
-
-It draws nothing.
-"""
+"""The colour of a prompt, and a hash that is the same on every machine."""
 
 from __future__ import annotations
 
@@ -32,12 +29,12 @@ CLAY = (176, 168, 160)
 
 
 def digest(*parts: object) -> bytes:
-    """Return bytes that depend on all parts, the same ones on every machine."""
+    """Return the SHA-256 hash of the parts' texts."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
 
 
 def get_colour(text: str) -> tuple[int, int, int]:
-    """Return the first colour that the text names, or one made from the text."""
+    """Return the RGB values (0 to 255) of the first colour that the text names, or of one derived from it."""
     for word in re.findall(r"[a-z]+", text.lower()):
         if word in NAMED_COLOURS:
             return NAMED_COLOURS[word]

@@ -1,1 +1,1 @@
-"""The PromptChainer half of the emulator."""
+"""The emulated PromptChainer API."""

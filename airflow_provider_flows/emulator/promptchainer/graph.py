@@ -1,21 +1,28 @@
-"""PromptChainer's flow graphs: reading one, telling what it needs, and evaluating it.
-
-What a model would say or draw is handed in; nothing here knows HTTP.
-"""
+"""PromptChainer's flow graphs: parsing, evaluation, and the fake models that text and image nodes use."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from typing import Any
 
-# What a model makes of a node and its filled-in prompt; None: it failed.
+from airflow_provider_flows.emulator.models.colours import digest, get_colour
+
+# Returns a model's result for a node and its prompt; None means that the model failed.
 Model = Callable[["Node", str], str | None]
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+IMAGE_SIDE_PIXELS = 512
+TEXTS = (
+    "You asked for this: {prompt}. Here it is, as well as an emulator can write it.",
+    "Once upon a time there was a prompt: {prompt}. And so it was written.",
+    "About '{prompt}' an emulator knows one thing for sure: that it was asked for it.",
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Output:
-    """What one output node got: a value for each node wired to it, in the order of the wires."""
+    """The values of one output node by upstream node id, in the order of the edges."""
 
     name: str
     values: dict[str, str | None]
@@ -39,7 +46,10 @@ class Output:
 
 @dataclass(frozen=True)
 class FlowGraph:
-    """A flow, as PromptChainer's editor exports it."""
+    """A flow as PromptChainer's editor exports it (vendor_notes.md, 2.4).
+
+    `edges` are pairs of source and target; `order` has the node ids in order of evaluation.
+    """
 
     source: dict[str, Any] = field(repr=False)
     nodes: dict[str, Node]
@@ -48,15 +58,18 @@ class FlowGraph:
 
     @classmethod
     def parse(cls, source: dict[str, Any]) -> FlowGraph:
-        """Read an exported graph; ValueError says what is wrong with it."""
+        """Parse an exported graph.
+
+        :raises ValueError: it is not a flow graph.
+        """
         try:
             nodes = {item["id"]: _parse_node(item) for item in source["nodes"]}
             edges = tuple((edge["source"], edge["target"]) for edge in source["edges"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Not a flow graph; this is missing or of the wrong type: {error}") from error
-        loose = {end for wire in edges for end in wire if end not in nodes}
-        if loose:
-            raise ValueError(f"The graph has wires to nodes that are not there: {', '.join(sorted(loose))}")
+        unknown = {end for edge in edges for end in edge if end not in nodes}
+        if unknown:
+            raise ValueError(f"The graph has edges to nodes that are not there: {', '.join(sorted(unknown))}")
         sorter = TopologicalSorter({node: [start for start, end in edges if end == node] for node in nodes})
         try:
             order = tuple(sorter.static_order())
@@ -75,7 +88,10 @@ class FlowGraph:
         return [node.name for node in self.nodes.values() if node.kind == "outputNode"]
 
     def evaluate(self, variables: Mapping[str, str], model: Model) -> list[Output]:
-        """Run the graph; every model is asked once, after all that its prompt is filled with."""
+        """Evaluate the graph, and return its outputs in node order.
+
+        :param model: called once for each text or image node, after all nodes that its prompt refers to.
+        """
         values: dict[str, str | None] = {}
         for node_id in self.order:
             node = self.nodes[node_id]
@@ -84,7 +100,7 @@ class FlowGraph:
             elif node.kind in {"actionNode", "imageNode"}:
                 values[node_id] = model(node, self._fill_prompt(node, values))
             else:
-                # Conditions and code cannot be run here: they are passed over with nothing to say.
+                # Conditions and code are not emulated: their result is empty.
                 values[node_id] = ""
         return [
             Output(node.name, {start: values[start] for start in self._get_sources(node.node_id)})
@@ -96,19 +112,50 @@ class FlowGraph:
         return [start for start, end in self.edges if end == node_id]
 
     def _fill_prompt(self, node: Node, values: Mapping[str, str | None]) -> str:
-        """Return the prompt with what is wired to the node in its places; the rest stays as it stands."""
+        """Return the prompt with the upstream nodes' values; other placeholders remain as they are."""
         known = {self.nodes[start].name: values[start] or "" for start in self._get_sources(node.node_id)}
-        return PLACEHOLDER.sub(lambda found: known.get(found[1], found[0]), node.prompt)
+        return PLACEHOLDER.sub(lambda match: known.get(match[1], match[0]), node.prompt)
 
 
 def sample_graphs() -> dict[str, FlowGraph]:
-    """Return the flows that come with the emulator, by id."""
+    """Return the flows that are part of the emulator, by id."""
     folder = resources.files("airflow_provider_flows.emulator") / "graphs"
     return {
         item.name.removesuffix(".json"): FlowGraph.parse(json.loads(item.read_text(encoding="utf-8")))
         for item in folder.iterdir()
         if item.name.endswith(".json")
     }
+
+
+def create_text(prompt: str) -> str:
+    """Return a text that contains the prompt, always the same for the same prompt."""
+    return TEXTS[digest(prompt)[0] % len(TEXTS)].format(prompt=prompt)
+
+
+def create_image(prompt: str) -> bytes:
+    """Return a PNG with the prompt and shapes in its colour, always the same for the same prompt."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = IMAGE_SIDE_PIXELS
+    colour = get_colour(prompt)
+    numbers = digest("picture", prompt)
+    image = Image.new("RGB", (side, side), tuple((part + 3 * 255) // 4 for part in colour))
+    draw = ImageDraw.Draw(image)
+    for number in range(3):
+        across, down, size = (part * side // 256 for part in numbers[3 * number : 3 * number + 3])
+        reach = 60 + size // 4
+        shade = tuple(part * (4 - number) // 4 for part in colour)
+        box = (across - reach, down - reach, across + reach, down + reach)
+        (draw.ellipse if numbers[9 + number] % 2 else draw.rectangle)(box, fill=shade)
+    centre = (side // 4, side // 5, side * 3 // 4, side * 7 // 10)
+    draw.ellipse(centre, fill=colour, outline="white", width=4)
+    caption = "\n".join(textwrap.wrap(prompt, 38)[:4])
+    font = ImageFont.load_default(22)
+    draw.rectangle((0, side - 116, side, side), fill="white")
+    draw.multiline_text((16, side - 106), caption, fill="black", font=font)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _parse_node(item: dict[str, Any]) -> Node:

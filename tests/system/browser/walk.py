@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from airflow_provider_flows.emulator.faults import Fault
-from airflow_provider_flows.emulator.plans import Plan
+from airflow_provider_flows.emulator import Fault, Plan
 from airflow_provider_flows.plugin.run_view import PAGE_POLL_SECONDS
 from tests.system.browser.page_checks import (
     assert_harmless,
