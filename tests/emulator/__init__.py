@@ -1,1 +1,1 @@
-"""Tests of the emulator, over the socket."""
+"""Tests of the emulator over HTTP."""

@@ -1,7 +1,4 @@
-"""Fixtures for the emulator's tests: one emulator for the session, reset for each test, and a client to it.
-
-What the client can do stands in caller.py.
-"""
+"""Fixtures of the emulator's tests: one emulator for the session, reset for each test, and a client."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_provider_flows.emulator import Emulator
-from tests.emulator.caller import EmulatorClient
+from tests.emulator.client import EmulatorClient
 
 
 @pytest.fixture(scope="session")
@@ -21,14 +18,14 @@ def _emulator() -> Iterator[Emulator]:
 
 @pytest.fixture
 def emulator(_emulator: Emulator) -> Emulator:
-    """Give a test the session's emulator as if it were new."""
+    """Return the session's emulator after a reset."""
     _emulator.reset()
     return _emulator
 
 
 @pytest.fixture
-def caller(emulator: Emulator) -> Iterator[EmulatorClient]:
-    """Give a test a client with the key."""
+def client(emulator: Emulator) -> Iterator[EmulatorClient]:
+    """Yield a client with the key."""
     client = EmulatorClient(emulator)
     yield client
     client.session.close()

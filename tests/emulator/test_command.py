@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from airflow_provider_flows.emulator.__main__ import main
-from tests.emulator.caller import SAMPLE_FLOW
+from tests.emulator.client import SAMPLE_FLOW
 
 COMMAND = [sys.executable, "-m", "airflow_provider_flows.emulator"]
 Start = Callable[..., tuple["subprocess.Popen[str]", str]]
@@ -24,7 +24,7 @@ Start = Callable[..., tuple["subprocess.Popen[str]", str]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Give a test a way to start the command, and end what it started."""
+    """Yield a function that starts the command; processes that it started are killed after the test."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str) -> tuple[subprocess.Popen[str], str]:
@@ -39,20 +39,20 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
-def url_in(line: str) -> str:
-    """Return the URL that the command told."""
+def parse_url(line: str) -> str:
+    """Return the URL in the line that the command printed."""
     found = re.search(r"http://127\.0\.0\.1:\d+", line)
     assert found, line
     return found[0]
 
 
 def test_one_line_says_it_all(start: Start, tmp_path: Path) -> None:
-    """The command tells where it is and how to connect, serves both services and the flows given, and obeys switches."""
+    """The command prints its URL and connections, serves both services and added flows, and uses switches."""
     graph = tmp_path / "mine.json"
     graph.write_text(json.dumps({"nodes": [], "edges": []}))
     arguments = ["--key", "k-1", "--run-seconds", "0.2", "--graph", str(graph), "--switch", "download=raw"]
     process, line = start(*arguments, "--switch", "auth_failure=403", "--switch", "bmp=accept")
-    url = url_in(line)
+    url = parse_url(line)
     assert "Generio and PromptChainer" in line
     found = dict(re.findall(r"(AIRFLOW_CONN_\w+)='([^']+)'", line))
     assert {name: json.loads(value) for name, value in found.items()} == {
@@ -61,10 +61,10 @@ def test_one_line_says_it_all(start: Start, tmp_path: Path) -> None:
     }
     assert requests.get(url + "/flows", timeout=10).status_code == 403
     for flow_id in ("mine", SAMPLE_FLOW):
-        answer = requests.get(
+        response = requests.get(
             f"{url}/api/flows/getFlowInfo/{flow_id}", headers={"x-api-key": "k-1"}, timeout=10
         )
-        assert answer.status_code == 200
+        assert response.status_code == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(5) == 0
 
@@ -77,7 +77,7 @@ def test_interrupt_ends_cleanly(start: Start) -> None:
 
 
 def test_taken_port_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """A port in use ends the command with exit code 1 and a line that says what to do."""
+    """A port in use ends the command with exit code 1 and a message with a remedy."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -89,17 +89,17 @@ def test_taken_port_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("nonsense=1", "no switch 'nonsense'"), ("download=zip", "cannot be 'zip'")]
+    ("text", "message"), [("nonsense=1", "no switch 'nonsense'"), ("download=zip", "cannot be 'zip'")]
 )
-def test_wrong_switches_are_told(capsys: pytest.CaptureFixture[str], text: str, why: str) -> None:
-    """A switch that there is not is refused with the choice there is."""
+def test_wrong_switches_are_told(capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    """An unknown switch or value is rejected with a message that lists the valid ones."""
     with pytest.raises(SystemExit):
         main(["--switch", text])
-    assert why in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_wrong_graph_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A file that is no flow graph, or not there, ends the command with the reason."""
+    """A file that is not a flow graph or does not exist ends the command with an error message."""
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}")
     assert main(["--port", "0", "--graph", str(wrong)]) == 1
@@ -108,7 +108,7 @@ def test_wrong_graph_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "absent.json" in capsys.readouterr().err
 
 
-USERS_TEST = """
+USER_TESTS = """
 import json, os, requests
 from airflow_provider_flows.emulator import Fault
 
@@ -133,9 +133,9 @@ def test_without():
 """
 
 
-def users_pytest(folder: Path, conftest: str = "") -> str:
-    """Run a user's tests in a pytest of their own, with no plugin but ours, and return what it printed."""
-    (folder / "test_users.py").write_text(USERS_TEST)
+def run_users_tests(folder: Path, conftest: str = "") -> str:
+    """Run a user's tests in a separate pytest, with the emulator's plugin only, and return its output."""
+    (folder / "test_users.py").write_text(USER_TESTS)
     (folder / "conftest.py").write_text(conftest)
     environment = os.environ | {
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
@@ -150,19 +150,19 @@ def users_pytest(folder: Path, conftest: str = "") -> str:
         "-p",
         "no:cacheprovider",
     ]
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, str(folder)], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    return done.stdout
+    return result.stdout
 
 
 def test_fixture_serves_users(tmp_path: Path) -> None:
-    """The fixture gives each test a fresh emulator and the connections to it, and leaves nothing behind."""
-    assert "3 passed" in users_pytest(tmp_path)
+    """Each test gets a reset emulator and its connections, which are removed afterwards."""
+    assert "3 passed" in run_users_tests(tmp_path)
 
 
 def test_fixture_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
-    """Without the extra's libraries only tests that use the fixture fail, and say what to install."""
-    told = users_pytest(tmp_path, "import sys\nsys.modules['trimesh'] = None\n")
-    assert "pip install 'airflow-provider-flows[emulator]'" in told
-    assert "1 passed, 2 errors" in told
+    """Without the extra, only tests that use the fixture fail, with the command that installs it."""
+    output = run_users_tests(tmp_path, "import sys\nsys.modules['trimesh'] = None\n")
+    assert "pip install 'airflow-provider-flows[emulator]'" in output
+    assert "1 passed, 2 errors" in output

@@ -1,4 +1,4 @@
-"""Every kind of fault strikes as told, and only what it is meant for."""
+"""Tests of every kind of fault."""
 
 from __future__ import annotations
 
@@ -9,100 +9,104 @@ import pytest
 import requests
 
 from airflow_provider_flows.emulator import Emulator, Fault
-from tests.emulator.caller import EmulatorClient
+from tests.emulator.client import EmulatorClient
 
 
-def create(caller: EmulatorClient) -> requests.Response:
+def create(client: EmulatorClient) -> requests.Response:
     """Create and start a flow run."""
     body = {"template": "model_generate_fromprompt", "inputs": [{"data": "a chair"}]}
-    return caller.call("POST", "/flows", json=body)
+    return client.call("POST", "/flows", json=body)
 
 
-def test_status_with_headers_and_body(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A fault answers in place of the service, with status, headers and body, and no work is done."""
+def test_status_with_headers_and_body(emulator: Emulator, client: EmulatorClient) -> None:
+    """A fault with a status replaces the response, and the service does not process the request."""
     html = {"Content-Type": "text/html", "Retry-After": "7"}
     emulator.add_fault(Fault(method="POST", path="/flows", status=503, headers=html, body=b"<h1>Busy</h1>"))
-    answer = create(caller)
-    assert (answer.status_code, answer.headers["Retry-After"], answer.text) == (503, "7", "<h1>Busy</h1>")
-    assert answer.headers["Content-Type"] == "text/html"
+    response = create(client)
+    assert (response.status_code, response.headers["Retry-After"], response.text) == (
+        503,
+        "7",
+        "<h1>Busy</h1>",
+    )
+    assert response.headers["Content-Type"] == "text/html"
     assert emulator.started_count == 0
-    assert create(caller).status_code == 200
+    assert create(client).status_code == 200
 
 
-def test_times_and_skip(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A fault lets the first requests pass, strikes so many, and then is over."""
-    armed = emulator.add_fault(Fault(path="/templates", skip=1, times=2, status=500))
-    assert [caller.call("GET", "/templates").status_code for _ in range(5)] == [200, 500, 500, 200, 200]
-    assert (armed.hits, armed.is_exhausted) == (2, True)
+def test_times_and_skip(emulator: Emulator, client: EmulatorClient) -> None:
+    """A fault skips the first requests, hits as many as configured, and is exhausted then."""
+    active = emulator.add_fault(Fault(path="/templates", skip=1, times=2, status=500))
+    assert [client.call("GET", "/templates").status_code for _ in range(5)] == [200, 500, 500, 200, 200]
+    assert (active.hits, active.is_exhausted) == (2, True)
 
 
-def test_until_cleared(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A fault without a number of times strikes until it is cleared."""
+def test_until_cleared(emulator: Emulator, client: EmulatorClient) -> None:
+    """A fault with times=None hits until it is cleared."""
     emulator.add_fault(Fault(times=None, status=502))
-    assert {caller.call("GET", "/templates").status_code for _ in range(5)} == {502}
+    assert {client.call("GET", "/templates").status_code for _ in range(5)} == {502}
     emulator.clear_faults()
-    assert caller.call("GET", "/templates").status_code == 200
+    assert client.call("GET", "/templates").status_code == 200
 
 
-def test_faults_strike_in_order_and_only_what_matches(emulator: Emulator, caller: EmulatorClient) -> None:
-    """The first fault added strikes first; method and path pattern both have to match."""
+def test_faults_strike_in_order_and_only_what_matches(emulator: Emulator, client: EmulatorClient) -> None:
+    """The fault added first hits first; method and path pattern both have to match."""
     emulator.add_fault(Fault(method="get", path="/flows/*", status=500))
     emulator.add_fault(Fault(method="GET", path="/flows/*/outputs", status=501))
-    path = f"/flows/{caller.create()}"
-    assert caller.call("DELETE", f"{path}/none").status_code == 404
-    assert [caller.call("GET", f"{path}/outputs").status_code for _ in range(3)] == [500, 501, 409]
+    path = f"/flows/{client.create()}"
+    assert client.call("DELETE", f"{path}/none").status_code == 404
+    assert [client.call("GET", f"{path}/outputs").status_code for _ in range(3)] == [500, 501, 409]
 
 
 @pytest.mark.parametrize(("when", "started"), [("before", 0), ("after", 1)])
-def test_reset(emulator: Emulator, caller: EmulatorClient, when: Any, started: int) -> None:
-    """A connection is reset before the work is done, or after it; either way no answer comes."""
+def test_reset(emulator: Emulator, client: EmulatorClient, when: Any, started: int) -> None:
+    """The connection is reset before or after the request is processed; either way there is no response."""
     emulator.add_fault(Fault(method="POST", reset=when))
     with pytest.raises(requests.ConnectionError) as caught:
-        create(caller)
+        create(client)
     assert "reset by peer" in str(caught.value)
     assert emulator.started_count == started
     assert [(record.method, record.status) for record in emulator.requests] == [("POST", None)]
-    assert create(caller).status_code == 200
+    assert create(client).status_code == 200
 
 
-def test_truncated_body(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A truncated answer announces its full length and ends early."""
+def test_truncated_body(emulator: Emulator, client: EmulatorClient) -> None:
+    """A truncated response announces its full length and ends early."""
     emulator.add_fault(Fault(path="/templates", truncate=10))
-    with caller.call("GET", "/templates", stream=True) as answer:
-        assert int(answer.headers["Content-Length"]) > 100
-        assert answer.raw.read(10) == b'{"template'
+    with client.call("GET", "/templates", stream=True) as response:
+        assert int(response.headers["Content-Length"]) > 100
+        assert response.raw.read(10) == b'{"template'
         with pytest.raises(Exception, match="IncompleteRead"):
-            answer.raw.read()
+            response.raw.read()
 
 
-def test_changed_body(emulator: Emulator, caller: EmulatorClient) -> None:
-    """Without a status the work is done, and the answer's body and headers are replaced."""
+def test_changed_body(emulator: Emulator, client: EmulatorClient) -> None:
+    """Without a status the request is processed, and body and headers of the response are replaced."""
     emulator.add_fault(Fault(method="POST", headers={"X-Odd": "1"}, body=b"not json"))
-    answer = create(caller)
-    assert (answer.status_code, answer.text, answer.headers["X-Odd"]) == (200, "not json", "1")
+    response = create(client)
+    assert (response.status_code, response.text, response.headers["X-Odd"]) == (200, "not json", "1")
     assert emulator.started_count == 1
 
 
-def test_delay(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A delayed answer comes late, while the work is done at once and others are served."""
+def test_delay(emulator: Emulator, client: EmulatorClient) -> None:
+    """A delayed response comes late, but the request is processed at once, and others are served."""
     emulator.add_fault(Fault(method="POST", delay=4))
-    began = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(requests.ReadTimeout):
-        caller.session.post(emulator.url + "/flows", json={"template": "model_optimize"}, timeout=0.2)
-    assert len(caller.get("/flows")["flows"]) == 1
-    assert time.monotonic() - began < 3
+        client.session.post(emulator.url + "/flows", json={"template": "model_optimize"}, timeout=0.2)
+    assert len(client.get("/flows")["flows"]) == 1
+    assert time.monotonic() - start_time < 3
     emulator.add_fault(Fault(path="/templates", delay=0.3, status=504))
-    began = time.monotonic()
-    assert caller.call("GET", "/templates").status_code == 504
-    assert time.monotonic() - began >= 0.3
+    start_time = time.monotonic()
+    assert client.call("GET", "/templates").status_code == 504
+    assert time.monotonic() - start_time >= 0.3
 
 
-def test_faults_strike_promptchainer_too(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A run of PromptChainer's whose answer is lost is paid for all the same."""
+def test_faults_strike_promptchainer_too(emulator: Emulator, client: EmulatorClient) -> None:
+    """A PromptChainer run whose response is lost is still billed."""
     emulator.switches.chain_seconds = 0.0
     emulator.add_fault(Fault(path="/api/flows/run/*", reset="after"))
     with pytest.raises(requests.ConnectionError):
-        caller.run_chain()
+        client.run_chain()
     assert emulator.started_count == 1
 
 
@@ -111,6 +115,6 @@ def test_faults_strike_promptchainer_too(emulator: Emulator, caller: EmulatorCli
     [{"reset": "later"}, {"delay": -1}, {"times": -1}, {"skip": -1}, {"truncate": -1}, {"status": 42}],
 )
 def test_an_impossible_fault_is_refused(values: dict[str, Any]) -> None:
-    """A fault that could never strike as meant is refused, by the name of what is wrong."""
+    """A fault with an invalid value is rejected with the name of the value."""
     with pytest.raises(ValueError, match=next(iter(values))):
         Fault(**values)

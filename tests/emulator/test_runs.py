@@ -1,4 +1,4 @@
-"""The life of a flow run of Generio's, over the socket."""
+"""Tests of the life of a Generio flow run."""
 
 from __future__ import annotations
 
@@ -8,216 +8,216 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Plan
-from tests.emulator.caller import EmulatorClient
+from tests.emulator.client import EmulatorClient
 
 
-def test_states_follow_one_another(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A flow run with inputs goes by itself through starting and running to completed, with progress."""
+def test_states_follow_one_another(emulator: Emulator, client: EmulatorClient) -> None:
+    """A flow run with inputs passes through starting and running to completed, with progress."""
     emulator.run_seconds = 100
-    flow_id = caller.create("a chair")
-    seen = [caller.get(f"/flows/{flow_id}")]
-    while seen[-1]["state"] != "completed":
+    flow_id = client.create("a chair")
+    polls = [client.get(f"/flows/{flow_id}")]
+    while polls[-1]["state"] != "completed":
         emulator.advance(5)
-        seen.append(caller.get(f"/flows/{flow_id}"))
-    assert list(dict.fromkeys(item["state"] for item in seen)) == ["starting", "running", "completed"]
-    fractions = [item["progress"] for item in seen]
+        polls.append(client.get(f"/flows/{flow_id}"))
+    assert list(dict.fromkeys(item["state"] for item in polls)) == ["starting", "running", "completed"]
+    fractions = [item["progress"] for item in polls]
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
     assert len(set(fractions)) > 4
-    assert seen[0]["finished_at"] is None
-    assert seen[-1]["created_at"] <= seen[-1]["started_at"] < seen[-1]["finished_at"]
+    assert polls[0]["finished_at"] is None
+    assert polls[-1]["created_at"] <= polls[-1]["started_at"] < polls[-1]["finished_at"]
 
 
-def test_looking_changes_nothing(emulator: Emulator, caller: EmulatorClient) -> None:
-    """The state depends on the clock alone, however often somebody looks."""
+def test_looking_changes_nothing(emulator: Emulator, client: EmulatorClient) -> None:
+    """The state depends on the clock alone, not on the number of polls."""
     emulator.run_seconds = 100
-    flow_id = caller.create("a chair")
-    assert {caller.get(f"/flows/{flow_id}")["state"] for _ in range(30)} == {"starting"}
+    flow_id = client.create("a chair")
+    assert {client.get(f"/flows/{flow_id}")["state"] for _ in range(30)} == {"starting"}
     emulator.advance(50)
-    assert {caller.get(f"/flows/{flow_id}")["state"] for _ in range(30)} == {"running"}
+    assert {client.get(f"/flows/{flow_id}")["state"] for _ in range(30)} == {"running"}
     emulator.advance(50)
-    assert caller.get(f"/flows/{flow_id}")["state"] == "completed"
+    assert client.get(f"/flows/{flow_id}")["state"] == "completed"
 
 
-def test_run_without_inputs_waits_for_its_start(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A flow run without inputs is created, takes inputs, costs nothing, and starts when told."""
-    flow_id = caller.create()
-    shown = caller.get(f"/flows/{flow_id}")
-    assert (shown["state"], shown["started_at"], shown["progress"]) == ("created", None, 0.0)
+def test_run_without_inputs_waits_for_its_start(emulator: Emulator, client: EmulatorClient) -> None:
+    """A flow run without inputs is created, accepts inputs, costs nothing, and starts on request."""
+    flow_id = client.create()
+    result = client.get(f"/flows/{flow_id}")
+    assert (result["state"], result["started_at"], result["progress"]) == ("created", None, 0.0)
     for number in range(2):
         body = {"data": f"chair {number}", "additional": number}
-        assert caller.call("POST", f"/flows/{flow_id}/inputs", json=body).json()["asset_id"]
+        assert client.call("POST", f"/flows/{flow_id}/inputs", json=body).json()["asset_id"]
     assert (emulator.started_count, emulator.runs[flow_id].has_started) == (0, False)
-    assert caller.call("PATCH", f"/flows/{flow_id}", json={"action": "start"}).json()["state"] == "starting"
+    assert client.call("PATCH", f"/flows/{flow_id}", json={"action": "start"}).json()["state"] == "starting"
     assert emulator.started_count == 1
-    caller.wait(flow_id, "completed")
-    outputs = caller.get(f"/flows/{flow_id}/outputs")["outputs"]
+    client.wait(flow_id, "completed")
+    outputs = client.get(f"/flows/{flow_id}/outputs")["outputs"]
     assert [item["additional"] for item in outputs] == [0, 1]
 
 
-def test_an_empty_list_is_no_inputs(caller: EmulatorClient) -> None:
+def test_an_empty_list_is_no_inputs(client: EmulatorClient) -> None:
     """An empty list of inputs starts nothing."""
-    answer = caller.call("POST", "/flows", json={"template": "model_optimize", "inputs": []})
-    assert answer.json()["state"] == "created"
+    response = client.call("POST", "/flows", json={"template": "model_optimize", "inputs": []})
+    assert response.json()["state"] == "created"
 
 
-def test_a_run_without_inputs_cannot_start(caller: EmulatorClient) -> None:
-    """There is nothing to start where there are no inputs."""
-    answer = caller.call("PATCH", f"/flows/{caller.create()}", json={"action": "start"})
-    assert answer.status_code == 422
+def test_a_run_without_inputs_cannot_start(client: EmulatorClient) -> None:
+    """Starting a flow run without inputs is an error."""
+    response = client.call("PATCH", f"/flows/{client.create()}", json={"action": "start"})
+    assert response.status_code == 422
 
 
-def test_what_is_forbidden_while_it_runs(emulator: Emulator, caller: EmulatorClient) -> None:
-    """Start, more inputs, deletion and outputs are conflicts while a flow run is under way."""
+def test_what_is_forbidden_while_it_runs(emulator: Emulator, client: EmulatorClient) -> None:
+    """Start, more inputs, deletion and outputs are conflicts while a flow run is in progress."""
     emulator.run_seconds = 100
-    path = f"/flows/{caller.create('a chair')}"
-    answers = [
-        caller.call("PATCH", path, json={"action": "start"}),
-        caller.call("POST", f"{path}/inputs", json={"data": "a table"}),
-        caller.call("DELETE", path),
-        caller.call("GET", f"{path}/outputs"),
+    path = f"/flows/{client.create('a chair')}"
+    responses = [
+        client.call("PATCH", path, json={"action": "start"}),
+        client.call("POST", f"{path}/inputs", json={"data": "a table"}),
+        client.call("DELETE", path),
+        client.call("GET", f"{path}/outputs"),
     ]
-    assert [answer.status_code for answer in answers] == [409] * 4
-    assert "not starting" in answers[0].json()["detail"]
+    assert [response.status_code for response in responses] == [409] * 4
+    assert "not starting" in responses[0].json()["detail"]
 
 
-def test_abort_passes_through_aborting(emulator: Emulator, caller: EmulatorClient) -> None:
-    """An aborted flow run shows aborting for a moment, and cannot be aborted twice."""
+def test_abort_passes_through_aborting(emulator: Emulator, client: EmulatorClient) -> None:
+    """An aborted flow run is aborting for a while, and cannot be aborted twice."""
     emulator.run_seconds = 100
-    path = f"/flows/{caller.create('a chair')}"
-    assert caller.call("PATCH", path, json={"action": "abort"}).json()["state"] == "aborting"
-    assert caller.call("PATCH", path, json={"action": "abort"}).status_code == 409
-    assert caller.call("DELETE", path).status_code == 409
+    path = f"/flows/{client.create('a chair')}"
+    assert client.call("PATCH", path, json={"action": "abort"}).json()["state"] == "aborting"
+    assert client.call("PATCH", path, json={"action": "abort"}).status_code == 409
+    assert client.call("DELETE", path).status_code == 409
     emulator.advance(20)
-    shown = caller.get(path)
-    assert (shown["state"], shown["finished_at"] is None) == ("aborted", False)
-    assert caller.get(f"{path}/outputs")["outputs"] == []
-    assert caller.call("PATCH", path, json={"action": "abort"}).status_code == 409
+    result = client.get(path)
+    assert (result["state"], result["finished_at"] is None) == ("aborted", False)
+    assert client.get(f"{path}/outputs")["outputs"] == []
+    assert client.call("PATCH", path, json={"action": "abort"}).status_code == 409
 
 
-def test_abort_is_for_runs_under_way(caller: EmulatorClient) -> None:
-    """What was only created or is over cannot be aborted."""
-    for flow_id in (caller.create(), caller.finish("a chair")):
-        assert caller.call("PATCH", f"/flows/{flow_id}", json={"action": "abort"}).status_code == 409
+def test_abort_is_for_runs_under_way(client: EmulatorClient) -> None:
+    """A flow run that was not started or is final cannot be aborted."""
+    for flow_id in (client.create(), client.finish("a chair")):
+        assert client.call("PATCH", f"/flows/{flow_id}", json={"action": "abort"}).status_code == 409
 
 
-def test_deleted_is_gone(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A deleted flow run is not found any more, and stays paid."""
-    for flow_id in (caller.create(), caller.finish("a chair")):
-        assert caller.call("DELETE", f"/flows/{flow_id}").status_code == 200
-        assert caller.call("GET", f"/flows/{flow_id}").status_code == 404
+def test_deleted_is_gone(emulator: Emulator, client: EmulatorClient) -> None:
+    """A deleted flow run is not found any more, but remains billed."""
+    for flow_id in (client.create(), client.finish("a chair")):
+        assert client.call("DELETE", f"/flows/{flow_id}").status_code == 200
+        assert client.call("GET", f"/flows/{flow_id}").status_code == 404
         assert flow_id not in emulator.runs
     assert [run.template for run in emulator.paid_runs] == ["model_generate_fromprompt"]
 
 
 @pytest.mark.parametrize("outcome", ["failed", "aborted"])
-def test_plans_end_badly(emulator: Emulator, caller: EmulatorClient, outcome: Any) -> None:
-    """A planned outcome comes about, with its reason, for as many flow runs as planned."""
+def test_plans_end_badly(emulator: Emulator, client: EmulatorClient, outcome: Any) -> None:
+    """As many flow runs as planned have the planned outcome and error."""
     emulator.add_plan(Plan(outcome=outcome, error="out of clay", times=2))
-    ids = [caller.finish("a chair") for _ in range(3)]
-    shown = [caller.get(f"/flows/{flow_id}") for flow_id in ids]
-    assert [item["state"] for item in shown] == [outcome, outcome, "completed"]
-    assert shown[0].get("error") == ("out of clay" if outcome == "failed" else None)
-    assert caller.get(f"/flows/{ids[0]}/outputs")["outputs"] == []
+    ids = [client.finish("a chair") for _ in range(3)]
+    result = [client.get(f"/flows/{flow_id}") for flow_id in ids]
+    assert [item["state"] for item in result] == [outcome, outcome, "completed"]
+    assert result[0].get("error") == ("out of clay" if outcome == "failed" else None)
+    assert client.get(f"/flows/{ids[0]}/outputs")["outputs"] == []
 
 
-def test_partial_outputs(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A failed flow run may have some outputs; the others say why they are missing."""
+def test_partial_outputs(emulator: Emulator, client: EmulatorClient) -> None:
+    """A failed flow run may have some outputs; the others have an error."""
     emulator.add_plan(Plan(outcome="failed", error="out of clay", partial_outputs=True))
-    flow_id = caller.finish("a chair", "a table", "a lamp")
-    outputs = caller.get(f"/flows/{flow_id}/outputs")["outputs"]
+    flow_id = client.finish("a chair", "a table", "a lamp")
+    outputs = client.get(f"/flows/{flow_id}/outputs")["outputs"]
     assert [item["status"] for item in outputs] == ["ready", "ready", "error"]
     assert outputs[2]["error"] == "out of clay"
-    assert caller.call("GET", f"/flows/{flow_id}/outputs/{outputs[0]['id']}").status_code == 200
-    assert caller.call("GET", f"/flows/{flow_id}/outputs/{outputs[2]['id']}").status_code == 404
+    assert client.call("GET", f"/flows/{flow_id}/outputs/{outputs[0]['id']}").status_code == 200
+    assert client.call("GET", f"/flows/{flow_id}/outputs/{outputs[2]['id']}").status_code == 404
 
 
-def test_a_plan_has_its_own_time_and_words(emulator: Emulator, caller: EmulatorClient) -> None:
-    """A plan sets how long a flow run takes, and a state nobody knows in the middle of it."""
+def test_a_plan_has_its_own_time_and_words(emulator: Emulator, client: EmulatorClient) -> None:
+    """A plan sets the duration of a flow run, and an unknown state in its middle third."""
     emulator.add_plan(Plan(run_seconds=300, unknown_state="queued"))
-    flow_id = caller.create("a chair")
+    flow_id = client.create("a chair")
     states = []
     for _ in range(4):
-        states.append(caller.get(f"/flows/{flow_id}")["state"])
+        states.append(client.get(f"/flows/{flow_id}")["state"])
         emulator.advance(75)
     assert states == ["starting", "running", "queued", "running"]
 
 
 def test_an_impossible_plan_is_refused() -> None:
-    """A plan for an outcome that there is not says so."""
+    """A plan with an unknown outcome is rejected."""
     with pytest.raises(ValueError, match="exploded"):
         Plan(outcome="exploded")  # type: ignore[arg-type]
 
 
-def test_run_seconds_can_be_a_fraction_and_changed(emulator: Emulator, caller: EmulatorClient) -> None:
-    """The next flow run takes the time set last."""
+def test_run_seconds_can_be_a_fraction_and_changed(emulator: Emulator, client: EmulatorClient) -> None:
+    """The next flow run has the duration that was set last."""
     emulator.run_seconds = 0.05
-    flow_id = caller.create("a chair")
+    flow_id = client.create("a chair")
     time.sleep(0.06)
-    assert caller.get(f"/flows/{flow_id}")["state"] == "completed"
+    assert client.get(f"/flows/{flow_id}")["state"] == "completed"
 
 
-def test_the_whole_of_a_run_is_shown(caller: EmulatorClient) -> None:
-    """Parameters come back with the template's defaults in the gaps, and the caller's own data as it was."""
-    flow_id = caller.create("a chair", parameters={"quality": "low"}, additional={"order": [17, None]})
-    shown = caller.get(f"/flows/{flow_id}")
-    assert shown["parameters"] == {"quality": "low", "seed": -1, "texture": True}
-    assert shown["additional"] == {"order": [17, None]}
-    assert shown["template"] == "model_generate_fromprompt"
+def test_the_whole_of_a_run_is_shown(client: EmulatorClient) -> None:
+    """A flow run has its parameters, the template's defaults for the others, and the caller's metadata."""
+    flow_id = client.create("a chair", parameters={"quality": "low"}, additional={"order": [17, None]})
+    result = client.get(f"/flows/{flow_id}")
+    assert result["parameters"] == {"quality": "low", "seed": -1, "texture": True}
+    assert result["additional"] == {"order": [17, None]}
+    assert result["template"] == "model_generate_fromprompt"
 
 
-def test_list_is_filtered_and_sorted(emulator: Emulator, caller: EmulatorClient) -> None:
-    """The list shows one state if asked, newest first, by either word for the state."""
-    done = caller.finish("a chair")
+def test_list_is_filtered_and_sorted(emulator: Emulator, client: EmulatorClient) -> None:
+    """The list is filtered by state, newest first, and sorted by either name of the state."""
+    completed = client.finish("a chair")
     emulator.run_seconds = 500
-    waiting, busy = caller.create(), caller.create("a table")
-    assert [item["flow_id"] for item in caller.get("/flows")["flows"]] == [busy, waiting, done]
-    starting = caller.get("/flows", params={"filter_by": "starting"})["flows"]
+    waiting, busy = client.create(), client.create("a table")
+    assert [item["flow_id"] for item in client.get("/flows")["flows"]] == [busy, waiting, completed]
+    starting = client.get("/flows", params={"filter_by": "starting"})["flows"]
     assert [item["flow_id"] for item in starting] == [busy]
     for word in ("state", "status"):
-        states = [item["state"] for item in caller.get("/flows", params={"sort_by": word})["flows"]]
+        states = [item["state"] for item in client.get("/flows", params={"sort_by": word})["flows"]]
         assert states == ["starting", "created", "completed"]
-    assert caller.call("GET", "/flows", params={"sort_by": "colour"}).status_code == 422
-    assert caller.call("GET", "/flows", params={"filter_by": "sleeping"}).status_code == 422
+    assert client.call("GET", "/flows", params={"sort_by": "colour"}).status_code == 422
+    assert client.call("GET", "/flows", params={"filter_by": "sleeping"}).status_code == 422
 
 
-def test_templates_are_found_by_either_reference(caller: EmulatorClient) -> None:
-    """A template's id does as well as its name."""
-    for template in caller.get("/templates")["templates"]:
-        assert caller.get(f"/templates/{template['template_id']}")["name"] == template["name"]
-        flow_id = caller.create(template=template["template_id"])
-        assert caller.get(f"/flows/{flow_id}")["template"] == template["name"]
+def test_templates_are_found_by_either_reference(client: EmulatorClient) -> None:
+    """A template is found by its id or its name."""
+    for template in client.get("/templates")["templates"]:
+        assert client.get(f"/templates/{template['template_id']}")["name"] == template["name"]
+        flow_id = client.create(template=template["template_id"])
+        assert client.get(f"/flows/{flow_id}")["template"] == template["name"]
 
 
-def test_what_is_unknown_is_not_found(caller: EmulatorClient) -> None:
+def test_what_is_unknown_is_not_found(client: EmulatorClient) -> None:
     """Unknown ids, templates and routes are 404, wrong methods 405."""
-    flow_id = caller.finish("a chair")
+    flow_id = client.finish("a chair")
     unknown = "0" * 24
     for path in (
         f"/flows/{unknown}",
         f"/flows/{flow_id}/outputs/{unknown}",
         f"/flows/{flow_id}/inputs/{unknown}",
     ):
-        assert caller.call("GET", path).status_code == 404
-    assert caller.call("POST", "/flows", json={"template": "teapot"}).status_code == 404
-    assert caller.call("GET", "/teapots").json() == {"detail": "Not Found"}
-    assert caller.call("PUT", f"/flows/{flow_id}").status_code == 405
+        assert client.call("GET", path).status_code == 404
+    assert client.call("POST", "/flows", json={"template": "teapot"}).status_code == 404
+    assert client.call("GET", "/teapots").json() == {"detail": "Not Found"}
+    assert client.call("PUT", f"/flows/{flow_id}").status_code == 405
 
 
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic emulator"}]
 )
-def test_only_the_key_opens(emulator: Emulator, caller: EmulatorClient, headers: dict[str, str]) -> None:
-    """Without the key as a bearer token the answer is 401 and names the scheme."""
-    caller.session.headers.clear()
+def test_only_the_key_opens(emulator: Emulator, client: EmulatorClient, headers: dict[str, str]) -> None:
+    """Without the key as a bearer token the status is 401, and a header names the scheme."""
+    client.session.headers.clear()
     for method, path in (("GET", "/flows"), ("POST", "/flows"), ("GET", "/templates")):
-        answer = caller.call(method, path, headers=headers)
-        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+        response = client.call(method, path, headers=headers)
+        assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert emulator.runs == {}
 
 
 @pytest.mark.parametrize(
-    ("body", "where"),
+    ("body", "field"),
     [
         ({"parameters": {}}, "template"),
         ({"template": "model_optimize", "parameters": {"polygon_count": "many"}}, "polygon_count"),
@@ -230,33 +230,33 @@ def test_only_the_key_opens(emulator: Emulator, caller: EmulatorClient, headers:
     ],
 )
 def test_bad_bodies_are_explained(
-    emulator: Emulator, caller: EmulatorClient, body: dict[str, Any], where: str
+    emulator: Emulator, client: EmulatorClient, body: dict[str, Any], field: str
 ) -> None:
-    """A body that is wrong is answered as FastAPI answers: 422 with the places."""
-    answer = caller.call("POST", "/flows", json=body)
-    assert answer.status_code == 422
-    assert [item["loc"][-1] for item in answer.json()["detail"]] == [where]
+    """An invalid body gets FastAPI's 422 with the location of each error."""
+    response = client.call("POST", "/flows", json=body)
+    assert response.status_code == 422
+    assert [item["loc"][-1] for item in response.json()["detail"]] == [field]
     assert emulator.runs == {}
 
 
-def test_documentation_samples_without_a_body_are_refused(caller: EmulatorClient) -> None:
+def test_documentation_samples_without_a_body_are_refused(client: EmulatorClient) -> None:
     """The generated samples, which send no body or stub text, get 422."""
-    flow_id = caller.create()
-    assert caller.call("POST", "/flows").status_code == 422
-    assert caller.call("POST", "/flows", json={}).status_code == 422
-    assert caller.call("PATCH", f"/flows/{flow_id}").status_code == 422
-    assert caller.call("PATCH", f"/flows/{flow_id}", json={"action": "string"}).status_code == 422
-    assert caller.call("POST", f"/flows/{flow_id}/inputs", json={}).status_code == 422
+    flow_id = client.create()
+    assert client.call("POST", "/flows").status_code == 422
+    assert client.call("POST", "/flows", json={}).status_code == 422
+    assert client.call("PATCH", f"/flows/{flow_id}").status_code == 422
+    assert client.call("PATCH", f"/flows/{flow_id}", json={"action": "string"}).status_code == 422
+    assert client.call("POST", f"/flows/{flow_id}/inputs", json={}).status_code == 422
 
 
-def test_inputs_can_be_read_back(caller: EmulatorClient) -> None:
-    """Inputs are listed, with their data when asked in any of FastAPI's words for yes."""
-    flow_id = caller.create("a chair", "a table")
-    listed = caller.get(f"/flows/{flow_id}/inputs")
+def test_inputs_can_be_read_back(client: EmulatorClient) -> None:
+    """Inputs are listed, with their data for every value that FastAPI reads as true."""
+    flow_id = client.create("a chair", "a table")
+    listed = client.get(f"/flows/{flow_id}/inputs")
     assert [item["additional"] for item in listed["inputs"]] == [{"number": 0}, {"number": 1}]
     assert "data" not in listed["inputs"][0]
     for word in ("true", "1", "yes", "on", "True"):
-        items = caller.get(f"/flows/{flow_id}/inputs", params={"include_data": word})["inputs"]
+        items = client.get(f"/flows/{flow_id}/inputs", params={"include_data": word})["inputs"]
         assert [item["data"] for item in items] == ["a chair", "a table"]
     asset = listed["inputs"][1]["asset_id"]
-    assert caller.get(f"/flows/{flow_id}/inputs/{asset}")["data"] == "a table"
+    assert client.get(f"/flows/{flow_id}/inputs/{asset}")["data"] == "a table"

@@ -1,4 +1,4 @@
-"""Switches know their names and values, and none is without a test."""
+"""Tests that switches validate names and values, and that every value has a check."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.emulator import test_switches_rules as rules
 
 
 def test_every_value_of_every_switch_is_exhibited() -> None:
-    """A switch or value that no exhibit shows is a gap in these tests."""
-    cases = set(generio.EXHIBITS.cases() + rules.EXHIBITS.cases() + promptchainer.EXHIBITS.cases())
-    shown = {name for name, _ in cases}
+    """Every value of every switch is covered by a check."""
+    cases = set(generio.CHECKS.cases() + rules.CHECKS.cases() + promptchainer.CHECKS.cases())
+    result = {name for name, _ in cases}
     for name, hint in get_type_hints(Switches).items():
-        assert name in shown
-        wanted = get_args(hint) if get_origin(hint) is Literal else ()
-        assert {(name, value) for value in wanted} <= cases
+        assert name in result
+        expected = get_args(hint) if get_origin(hint) is Literal else ()
+        assert {(name, value) for value in expected} <= cases
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_every_value_of_every_switch_is_exhibited() -> None:
     ],
 )
 def test_an_unknown_value_is_refused(name: str, value: object) -> None:
-    """A switch or value that there is not is refused, by name."""
+    """An unknown switch or value is rejected with the switch's name."""
     with pytest.raises(ValueError, match=name):
         setattr(Switches(), name, value)
 

@@ -1,4 +1,4 @@
-"""Scripts written as the vendors' own are finish against the emulator."""
+"""Scripts written like the vendors' own run against the emulator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from airflow_provider_flows.emulator import Emulator
-from tests.emulator.caller import SAMPLE_FLOW, EmulatorClient, data_uri, picture, read_glb
+from tests.emulator.client import SAMPLE_FLOW, EmulatorClient, data_uri, draw_image, read_glb
 
 # The scripts say 5; what they read does not depend on it.
 POLL_SECONDS = 0.05
@@ -26,18 +26,18 @@ def from_prompt_script(base_url: str, key: str, folder: Path) -> list[Path]:
         "inputs": [{"data": "A modern office chair"}],
         "additional": None,
     }
-    answer = requests.post(f"{base_url}/flows", headers=headers, json=body, timeout=10)
-    answer.raise_for_status()
-    return _poll_and_download(base_url, headers, answer.json()["flow_id"], folder)
+    response = requests.post(f"{base_url}/flows", headers=headers, json=body, timeout=10)
+    response.raise_for_status()
+    return _poll_and_download(base_url, headers, response.json()["flow_id"], folder)
 
 
 def from_image_script(base_url: str, key: str, folder: Path, image: bytes) -> list[Path]:
     """Do what the vendor's image quickstart does: create empty, upload, start, poll, download."""
     headers = {"Authorization": f"Bearer {key}"}
     body: dict[str, Any] = {"template": "model_generate_fromimage", "parameters": {}, "inputs": None}
-    answer = requests.post(f"{base_url}/flows", headers=headers, json=body, timeout=10)
-    answer.raise_for_status()
-    flow_id = answer.json()["flow_id"]
+    response = requests.post(f"{base_url}/flows", headers=headers, json=body, timeout=10)
+    response.raise_for_status()
+    flow_id = response.json()["flow_id"]
     upload = {"data": data_uri("image/png", image), "additional": {"file": "chair.png"}}
     requests.post(
         f"{base_url}/flows/{flow_id}/inputs", headers=headers, json=upload, timeout=10
@@ -59,19 +59,19 @@ def _poll_and_download(base_url: str, headers: dict[str, str], flow_id: str, fol
     paths = []
     for output in listed["outputs"]:
         assert output["status"] == "ready"
-        answer = requests.get(
+        response = requests.get(
             f"{base_url}/flows/{flow_id}/outputs/{output['id']}", headers=headers, timeout=10
         )
-        answer.raise_for_status()
+        response.raise_for_status()
         path = folder / f"{output['id']}.glb"
-        path.write_bytes(answer.content)
+        path.write_bytes(response.content)
         paths.append(path)
     return paths
 
 
 @pytest.mark.parametrize("download", ["json", "raw"])
 def test_prompt_script_finishes(emulator: Emulator, tmp_path: Path, download: Any) -> None:
-    """The vendor's prompt script writes one file, by the default switches too."""
+    """The vendor's prompt script writes one file, also with the default switches."""
     emulator.switches.download = download
     (path,) = from_prompt_script(emulator.url, emulator.key, tmp_path)
     assert path.read_bytes().startswith(
@@ -82,24 +82,24 @@ def test_prompt_script_finishes(emulator: Emulator, tmp_path: Path, download: An
 def test_image_script_writes_a_model(emulator: Emulator, tmp_path: Path) -> None:
     """The vendor's image script writes a real GLB where downloads are raw."""
     emulator.switches.download = "raw"
-    (path,) = from_image_script(emulator.url, emulator.key, tmp_path, picture())
+    (path,) = from_image_script(emulator.url, emulator.key, tmp_path, draw_image())
     assert read_glb(path.read_bytes())["meshes"]
 
 
 def test_image_script_finishes_by_default(emulator: Emulator, tmp_path: Path) -> None:
     """The vendor's image script finishes with nothing set but URL and key."""
-    assert len(from_image_script(emulator.url, emulator.key, tmp_path, picture())) == 1
+    assert len(from_image_script(emulator.url, emulator.key, tmp_path, draw_image())) == 1
 
 
-def test_newest_documentation_holds(caller: EmulatorClient) -> None:
-    """The keys that the newest reference pages show are there."""
-    flow_id = caller.finish("a chair")
-    shown = caller.get(f"/flows/{flow_id}/outputs", params={"include_data": "true"})
-    assert shown["flow_id"] == flow_id
-    (output,) = shown["outputs"]
+def test_newest_documentation_holds(client: EmulatorClient) -> None:
+    """Responses have the keys of the newest reference pages."""
+    flow_id = client.finish("a chair")
+    result = client.get(f"/flows/{flow_id}/outputs", params={"include_data": "true"})
+    assert result["flow_id"] == flow_id
+    (output,) = result["outputs"]
     assert {"asset_id", "status", "additional", "data"} <= set(output)
-    assert list(caller.get(f"/flows/{flow_id}/outputs/{output['asset_id']}")) == ["data"]
-    assert {item["name"] for item in caller.get("/templates")["templates"]} == {
+    assert list(client.get(f"/flows/{flow_id}/outputs/{output['asset_id']}")) == ["data"]
+    assert {item["name"] for item in client.get("/templates")["templates"]} == {
         "model_generate_fromprompt",
         "model_generate_fromimage",
         "model_optimize",
@@ -107,7 +107,7 @@ def test_newest_documentation_holds(caller: EmulatorClient) -> None:
 
 
 def test_chain_script_finishes(emulator: Emulator) -> None:
-    """A script written by PromptChainer's pages gets the outputs that getFlowInfo announced."""
+    """A script that follows PromptChainer's pages gets the outputs that getFlowInfo lists."""
     headers = {"x-api-key": emulator.key}
     info = requests.get(
         f"{emulator.url}/api/flows/getFlowInfo/{SAMPLE_FLOW}", headers=headers, timeout=10
@@ -119,11 +119,11 @@ def test_chain_script_finishes(emulator: Emulator) -> None:
         {"name": "text", "type": "output"},
     ]
     body = {"variables": {"item": "Ball", "color": "Blue"}}
-    answer = requests.post(
+    response = requests.post(
         f"{emulator.url}/api/flows/run/{SAMPLE_FLOW}", headers=headers, json=body, timeout=10
     )
-    assert [(item["name"], item["type"]) for item in answer.json()] == [
+    assert [(item["name"], item["type"]) for item in response.json()] == [
         ("image", "output"),
         ("text", "output"),
     ]
-    assert "A joke about a Blue and big Ball" in answer.json()[1]["output"]
+    assert "A joke about a Blue and big Ball" in response.json()[1]["output"]

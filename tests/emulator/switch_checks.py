@@ -1,7 +1,4 @@
-"""A table of what each value of each switch does, so that none is forgotten.
-
-The exhibits themselves stand in the test modules.
-"""
+"""A registry of checks, one for each switch, with the values that it covers."""
 
 from __future__ import annotations
 
@@ -9,24 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.emulator.caller import EmulatorClient
+from tests.emulator.client import EmulatorClient
 
 SwitchCheck = Callable[[EmulatorClient, Any], None]
 
 
 @dataclass(frozen=True)
 class SwitchEntry:
-    """What a switch does, and the values at which that is shown."""
+    """The check of one switch, and the values with which it is called."""
 
     check: SwitchCheck
     values: tuple[object, ...]
 
 
 class SwitchChecks(dict[str, SwitchEntry]):
-    """Exhibits by the name of their switch."""
+    """Checks by the name of their switch."""
 
     def covers(self, name: str, *values: object) -> Callable[[SwitchCheck], SwitchCheck]:
-        """Register an exhibit; it is called with the switch set to each of the values."""
+        """Register a check, which is called with the switch set to each of the values."""
 
         def register(check: SwitchCheck) -> SwitchCheck:
             self[name] = SwitchEntry(check, values)
@@ -35,5 +32,5 @@ class SwitchChecks(dict[str, SwitchEntry]):
         return register
 
     def cases(self) -> list[tuple[str, object]]:
-        """List every switch with every value."""
+        """Return every switch with every value."""
         return [(name, value) for name, item in self.items() for value in item.values]

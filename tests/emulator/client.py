@@ -1,7 +1,4 @@
-"""A bare HTTP client to the emulator, and readers of what it gives.
-
-It uses nothing of the provider: what is tested is what goes over the socket.
-"""
+"""An HTTP client for the emulator that uses nothing of the provider, and helpers for files."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"
 
 
 class EmulatorClient:
-    """Talks HTTP to the emulator; paths begin with a slash."""
+    """Sends requests with the key; paths start with a slash."""
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
@@ -29,7 +26,7 @@ class EmulatorClient:
         self.session.headers.update({"Authorization": f"Bearer {emulator.key}", "x-api-key": emulator.key})
 
     def call(self, method: str, path: str, **more: Any) -> requests.Response:
-        """Send a request, and return the answer whatever it is."""
+        """Send a request, and return the response with any status."""
         return self.session.request(method, self.emulator.url + path, timeout=20, **more)
 
     def get(self, path: str, **more: Any) -> Any:
@@ -46,7 +43,7 @@ class EmulatorClient:
         return str(response.json()["flow_id"])
 
     def finish(self, *inputs: str, **more: Any) -> str:
-        """Create a flow run, let its time pass, and return its id."""
+        """Create a flow run, advance the clock past its end, and return its id."""
         flow_id = self.create(*inputs, **more)
         self.emulator.advance(60)
         return flow_id
@@ -62,13 +59,13 @@ class EmulatorClient:
         raise AssertionError(f"Never {states}: {run}")
 
     def run_chain(self, flow_id: str = SAMPLE_FLOW, **variables: str) -> requests.Response:
-        """Run a flow of PromptChainer's; without variables, the sample flow's."""
+        """Run a PromptChainer flow, by default with the variables of the sample flow."""
         values = variables or {"color": "Red", "item": "Ball"}
         return self.call("POST", f"/api/flows/run/{flow_id}", json={"variables": values})
 
 
 def read_glb(content: bytes) -> dict[str, Any]:
-    """Return the JSON chunk of a GLB, having checked the frame around it."""
+    """Check the header of a GLB, and return its JSON chunk."""
     magic, version, length, size, kind = struct.unpack("<4sII I4s", content[:20])
     assert (magic, version, length, kind) == (b"glTF", 2, len(content), b"JSON")
     gltf: dict[str, Any] = json.loads(content[20 : 20 + size])
@@ -76,19 +73,19 @@ def read_glb(content: bytes) -> dict[str, Any]:
 
 
 def count_triangles(content: bytes) -> int:
-    """Count the triangles of a GLB."""
+    """Return the number of triangles of a GLB."""
     gltf = read_glb(content)
     parts = [part for mesh in gltf["meshes"] for part in mesh["primitives"]]
     return int(sum(gltf["accessors"][part["indices"]]["count"] // 3 for part in parts))
 
 
 def data_uri(media_type: str, content: bytes) -> str:
-    """Write a data URI."""
+    """Return the content as a data URI."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def picture(kind: str = "PNG", size: tuple[int, int] = (48, 32)) -> bytes:
-    """Draw a small picture with bright and dark parts."""
+def draw_image(kind: str = "PNG", size: tuple[int, int] = (48, 32)) -> bytes:
+    """Return a small image with bright and dark areas."""
     buffer = io.BytesIO()
     Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, kind)
     return buffer.getvalue()
