@@ -1,4 +1,4 @@
-"""Programs for people who work on this package: the demo, a whole Airflow to try it in, and what tests need of it.
+"""Programs for developers of this package: the demo, a local Airflow, helpers of tests and benchmarks.
 
-Nothing here is shipped to users.
+The wheel does not contain them.
 """

@@ -1,7 +1,4 @@
-"""A small client of Airflow's public REST API, for those who drive an Airflow from a test or a script.
-
-It starts nothing and knows no database: what it tells is what any user of that Airflow could see.
-"""
+"""A small client of Airflow's public REST API, for tests and scripts that drive a running Airflow."""
 
 from __future__ import annotations
 
@@ -14,30 +11,31 @@ from urllib.parse import quote
 import requests
 
 _POLL_SECONDS = 0.2
-_TIMEOUT = 30
+_TIMEOUT_SECONDS = 30
 _FINAL_DAG_STATES = frozenset({"success", "failed"})
 
 
 class AirflowApi:
-    """What one Airflow tells and does over its REST API, version 2."""
+    """A client of one Airflow's REST API, version 2; errors of the API raise RuntimeError."""
 
     def __init__(self, address: str, user: str, password: str) -> None:
-        """Keep the address and the user; the first call logs in."""
+        """Save the address and the credentials; the first call logs in."""
         self.address = address
         self._credentials = {"username": user, "password": password}
         self._session = requests.Session()
-        self._session.trust_env = False  # a proxy or a netrc of the machine has no say on the loopback
+        self._session.trust_env = False  # ignore the machine's proxies and netrc file
 
-    def is_healthy(self, parts: Iterable[str], since: datetime) -> bool:
-        """Tell whether parts of Airflow are healthy, each with a sign of life not older than `since`."""
+    def is_healthy(self, components: Iterable[str], since: datetime) -> bool:
+        """Return whether components of Airflow are healthy, each with a heartbeat after `since`."""
         try:
-            response = self._session.get(f"{self.address}/api/v2/monitor/health", timeout=_TIMEOUT)
+            response = self._session.get(f"{self.address}/api/v2/monitor/health", timeout=_TIMEOUT_SECONDS)
             response.raise_for_status()
         except requests.RequestException:
             return False
         health = response.json()
         return all(
-            _is_alive(health[part], health[part].get(f"latest_{part}_heartbeat"), since) for part in parts
+            _is_alive(health[name], health[name].get(f"latest_{name}_heartbeat"), since)
+            for name in components
         )
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> str:
@@ -46,11 +44,11 @@ class AirflowApi:
         return str(self.call("POST", f"dags/{_q(dag_id)}/dagRuns", json=body).json()["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
-        """Tell the state of a DAG run."""
+        """Return the state of a DAG run."""
         return str(self.call("GET", f"dags/{_q(dag_id)}/dagRuns/{_q(run_id)}").json()["state"])
 
     def wait(self, dag_id: str, run_id: str, timeout: float) -> str:
-        """Wait until a DAG run has ended and return its state."""
+        """Wait until a DAG run has ended, and return its state."""
         deadline = time.monotonic() + timeout
         while (state := self.run_state(dag_id, run_id)) not in _FINAL_DAG_STATES:
             if time.monotonic() > deadline:
@@ -60,20 +58,20 @@ class AirflowApi:
         return state
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """List the task instances of a run, as the API tells them (the first hundred)."""
+        """Return the first hundred task instances of a run, as the API sends them."""
         path = f"dags/{_q(dag_id)}/dagRuns/{_q(run_id)}/taskInstances"
         return list(self.call("GET", path, params={"limit": 100}).json()["task_instances"])
 
     def task_state(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str | None:
-        """Tell the state of one task instance; None while it has none."""
+        """Return the state of one task instance; None while it has none."""
         path = _task_path(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
         state = self.call("GET", path).json()["state"]
         return None if state is None else str(state)
 
-    def wait_for_task(  # noqa: PLR0917 - the ids of a task in Airflow's own order
+    def wait_for_task(  # noqa: PLR0917  the ids of a task in Airflow's order
         self, dag_id: str, run_id: str, task_id: str, states: set[str], timeout: float, map_index: int = -1
     ) -> str:
-        """Wait until a task instance is in one of the states and return which."""
+        """Wait until a task instance is in one of the states, and return its state."""
         deadline = time.monotonic() + timeout
         while (state := self.task_state(dag_id, run_id, task_id, map_index)) not in states:
             if time.monotonic() > deadline:
@@ -84,7 +82,7 @@ class AirflowApi:
         return str(state)
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
-        """Read the log of one try of a task instance, one JSON object a line."""
+        """Return the log of one try of a task instance, with one JSON object in each line."""
         path = f"{_task_path(dag_id, run_id, task_id)}/logs/{try_number}"
         params = {"full_content": "true", "map_index": str(map_index)}
         return self.call("GET", path, params=params, headers={"Accept": "application/x-ndjson"}).text
@@ -92,19 +90,19 @@ class AirflowApi:
     def xcom(
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
     ) -> Any:
-        """Read one XCom of a task instance; a plain value comes back as it was pushed, any other in Airflow's JSON."""
-        # Not `deserialize`: with it the API takes the text "7" for a number.
+        """Return one XCom of a task instance: a plain value as it was pushed, any other in Airflow's JSON."""
+        # Without `deserialize`, with which the API would parse the text "7" as a number.
         path = f"{_task_path(dag_id, run_id, task_id)}/xcomEntries/{_q(key)}"
         params = {"map_index": str(map_index), "deserialize": "false", "stringify": "false"}
         return self.call("GET", path, params=params).json()["value"]
 
     def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
-        """Mark a task instance, as the button "Mark as" does."""
+        """Set the state of a task instance, like the button "Mark as"."""
         path = _task_path(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
         self.call("PATCH", path, json={"new_state": state})
 
     def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
-        """Clear tasks of a run (all of them when none is named), so that they run again."""
+        """Clear tasks of a run, or all of them if no id is passed, so that they run again."""
         body: dict[str, Any] = {"dry_run": False, "dag_run_id": run_id, "only_failed": False}
         if task_ids:
             body["task_ids"] = list(task_ids)
@@ -115,26 +113,35 @@ class AirflowApi:
         self.call("PATCH", f"dags/{_q(dag_id)}", json={"is_paused": True})
 
     def unpause(self, dag_id: str) -> None:
-        """Let a DAG run again."""
+        """Unpause a DAG."""
         self.call("PATCH", f"dags/{_q(dag_id)}", json={"is_paused": False})
 
     def call(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Ask anything of the API; an answer that is an error raises, with what Airflow said."""
+        """Send a request to the API.
+
+        :param path: path below `/api/v2/`.
+        :param options: arguments of `requests.Session.request`.
+        :raises RuntimeError: the response is an error; the message contains its body.
+        """
         if "Authorization" not in self._session.headers:
             self._log_in()
-        response = self._session.request(method, f"{self.address}/api/v2/{path}", timeout=_TIMEOUT, **options)
+        response = self._session.request(
+            method, f"{self.address}/api/v2/{path}", timeout=_TIMEOUT_SECONDS, **options
+        )
         if not response.ok:
             raise RuntimeError(f"{method} {path}: {response.status_code} {response.text[:2000]}")
         return response
 
     def _log_in(self) -> None:
-        response = self._session.post(f"{self.address}/auth/token", json=self._credentials, timeout=_TIMEOUT)
+        response = self._session.post(
+            f"{self.address}/auth/token", json=self._credentials, timeout=_TIMEOUT_SECONDS
+        )
         response.raise_for_status()
         self._session.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
 
 
 def _is_alive(component: dict[str, Any], heartbeat: str | None, since: datetime) -> bool:
-    # Airflow takes a process that died for healthy as long as its last sign of life is fresh.
+    # Airflow reports a process that died as healthy while its last heartbeat is recent.
     return (
         component["status"] == "healthy"
         and heartbeat is not None

@@ -1,6 +1,6 @@
-"""The settings of an Airflow that is only ours: its environment variables, its user and its secrets.
+"""The settings of an isolated Airflow: environment variables, user and secrets.
 
-It starts nothing, and leaves out whatever Airflow settings the surrounding shell has.
+Airflow settings of the surrounding shell are not inherited.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tools.processes import LOOPBACK
 
 USER = "admin"
 
-# Everything of an Airflow that a person may have set up in their shell; none of it is meant for ours.
+# The prefix of all Airflow settings and connections that the surrounding shell may have.
 _AIRFLOW_PREFIX = "AIRFLOW_"
 
 
 def own_environment(home: Path, dags_folder: Path) -> dict[str, str]:
-    """Build what any Airflow command needs to work in `home` and nowhere else."""
+    """Return the environment in which an Airflow command uses the folder `home` and no other Airflow."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_AIRFLOW_PREFIX)}
     bypass = ",".join(filter(None, (LOOPBACK, "localhost", os.environ.get("NO_PROXY"))))
     return environment | {
@@ -38,7 +38,7 @@ def own_environment(home: Path, dags_folder: Path) -> dict[str, str]:
 
 
 def server_settings(home: Path, port: int, password: str, parallelism: int) -> dict[str, str]:
-    """Build what makes several Airflow processes one Airflow: the same address, secrets and users."""
+    """Return the settings that the processes of one Airflow share: address, secrets and users."""
     passwords = home / "passwords.json"
     passwords.write_text(json.dumps({USER: password}))
     passwords.chmod(0o600)
@@ -60,9 +60,10 @@ def server_settings(home: Path, port: int, password: str, parallelism: int) -> d
 
 
 def _fernet_key(home: Path) -> str:
-    """Give the key of what is encrypted in this Airflow's database, the same at each start.
+    """Return the key that encrypts values in this Airflow's database, the same at each start.
 
-    Without it each process would read the one in airflow.cfg, which the first of them makes: one that comes meanwhile reads none.
+    Without this setting each process would read the key from airflow.cfg, which the first process writes:
+    a process that starts at the same time would read none.
     """
     key_file = home / "fernet.key"
     if not key_file.exists():
@@ -72,7 +73,7 @@ def _fernet_key(home: Path) -> str:
 
 
 def tuning() -> Mapping[str, str]:
-    """Build the two settings that make a small Airflow answer in a second instead of several."""
+    """Return the settings with which a small Airflow reacts within a second instead of several."""
     return {
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",

@@ -1,6 +1,6 @@
-"""Runs a real Airflow as separate processes on this machine: API server, scheduler, triggerer, DAG processor.
+"""Runs an Airflow on this machine: API server, scheduler, triggerer and DAG processor as processes.
 
-It does not know what the DAGs do, and nothing that it starts listens anywhere but on the loopback address.
+All of them listen on the loopback address only.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tools.processes import LOOPBACK, ProcessDied, Program, free_port, stop_all,
 AIRFLOW = (sys.executable, "-m", "airflow")
 _COMMANDS = {
     "api-server": ("api-server",),
-    "scheduler": ("scheduler", "--skip-serve-logs"),  # what would serve logs listens on every address
+    "scheduler": ("scheduler", "--skip-serve-logs"),  # the server for logs would listen on every address
     "triggerer": ("triggerer", "--skip-serve-logs"),
     "dag-processor": ("dag-processor",),
 }
 
 
 class Stack(AirflowApi):
-    """A whole Airflow in one folder, from `with Stack(...)` to the end of the block.
+    """An Airflow in one folder, which runs from `with Stack(...)` to the end of the block.
 
-    Every method of `AirflowApi` works on it. `tuned` makes it answer in about a second; leave it off to see what
-    users see. Without a DAG processor the DAGs are read once, at the start: see `reserialize`.
+    The methods of `AirflowApi` send requests to it. Without a DAG processor the DAG files are read once, at
+    the start: see `reserialize`.
     """
 
     def __init__(
@@ -48,9 +48,16 @@ class Stack(AirflowApi):
         start_timeout: float = 120,
         database: Path | None = None,
     ) -> None:
-        """Choose the port and the secrets; nothing is started yet.
+        """Choose the port and the secrets; `start` starts the processes.
 
-        :param database: a file to begin with, of just this Airflow, in place of one that it sets up itself, which takes seconds.
+        :param home: Airflow's home folder; it is created if it does not exist.
+        :param environment: additional environment variables.
+        :param tuned: whether Airflow reacts within a second; users' Airflows take longer.
+        :param dag_processor: whether to start a DAG processor.
+        :param port: preferred port of the API server; 0 chooses a free one.
+        :param start_timeout: seconds until all processes have to be healthy.
+        :param database: SQLite file of the same Airflow version to copy, because setting up an empty database
+            takes seconds.
         """
         self.home = home.resolve()
         self.home.mkdir(parents=True, exist_ok=True)
@@ -66,7 +73,7 @@ class Stack(AirflowApi):
         }
         self._start_timeout, self._database = start_timeout, database
         names = [name for name in _COMMANDS if dag_processor or name != "dag-processor"]
-        self._programs = {name: self._program(name) for name in names}
+        self._programs = {name: self._create_program(name) for name in names}
 
     @property
     def logs(self) -> Path:
@@ -74,7 +81,7 @@ class Stack(AirflowApi):
         return self.home / "processes"
 
     def start(self) -> None:
-        """Set up the database and start every process; return when all of them say that they are healthy."""
+        """Set up the database, start every process, and wait until all of them are healthy."""
         if self._database is None:
             self.airflow("db", "migrate")
         else:
@@ -84,30 +91,33 @@ class Stack(AirflowApi):
             for program in self._programs.values():
                 program.start()
             if "dag-processor" not in self._programs:
-                self.reserialize()  # beside the start of the others: nobody needs the DAGs before they are up
+                self.reserialize()  # while the processes start: the DAGs are not needed before that
             self._wait_until_healthy(since, *self._programs)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """End every process that was started here, and what those have started."""
+        """Stop every process, including those that they started."""
         stop_all(self._programs.values())
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start the processes."""
         self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop it, whatever has happened."""
+        """Stop the processes."""
         self.stop()
 
     def airflow(self, *arguments: str) -> str:
-        """Run an `airflow` command in this Airflow and return what it printed."""
-        done = subprocess.run(
+        """Run an `airflow` command in this Airflow, and return its standard output.
+
+        :raises ProcessDied: the command failed.
+        """
+        result = subprocess.run(
             [*AIRFLOW, *arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -115,46 +125,48 @@ class Stack(AirflowApi):
             text=True,
             check=False,
         )
-        if done.returncode:
-            end = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
-            raise ProcessDied(f"airflow {' '.join(arguments)} ended with exit code {done.returncode}:\n{end}")
-        return done.stdout
+        if result.returncode:
+            end = "\n".join((result.stdout + result.stderr).splitlines()[-30:])
+            raise ProcessDied(
+                f"airflow {' '.join(arguments)} ended with exit code {result.returncode}:\n{end}"
+            )
+        return result.stdout
 
     def reserialize(self) -> None:
-        """Read the DAG files again; needed after a change when there is no DAG processor."""
+        """Read the DAG files again; without a DAG processor this is needed after a change."""
         self.airflow("dags", "reserialize")
 
     def check(self) -> None:
-        """Raise if any process has ended by itself."""
+        """Raise ProcessDied if a process has ended."""
         for program in self._programs.values():
             program.check()
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
-        """Return a process by its name (`scheduler`, ...): for its id, and for signals."""
+        """Return the running process with this name, such as `scheduler`."""
         return self._programs[name].popen
 
     def process_log(self, name: str, lines: int = 100) -> str:
-        """Read the end of a process's own log."""
+        """Return the last lines of a process's log."""
         return tail(self._programs[name].log, lines)
 
     def restart(self, name: str) -> None:
-        """Stop one process if it still runs, start it again, and wait until it is healthy.
+        """Stop one process if it is running, start it again, and wait until it is healthy.
 
-        What a killed process left behind, such as the workers of a scheduler, stays as it would on a real machine.
+        Child processes of a killed process, such as the workers of a scheduler, continue to run.
         """
         self._programs[name].end()
         since = _now()
         self._programs[name].start()
         self._wait_until_healthy(since, name)
 
-    def _program(self, name: str) -> Program:
+    def _create_program(self, name: str) -> Program:
         return Program(name, (*AIRFLOW, *_COMMANDS[name]), self.environment, self.logs / f"{name}.log")
 
     def _wait_until_healthy(self, since: datetime, *names: str) -> None:
-        parts = [name.replace("-", "_") for name in names if name != "api-server"]
+        components = [name.replace("-", "_") for name in names if name != "api-server"]
         programs = [self._programs[name] for name in names]
         what = f"Airflow's start ({', '.join(names)})"
-        wait_until(lambda: self.is_healthy(parts, since), programs, self._start_timeout, what)
+        wait_until(lambda: self.is_healthy(components, since), programs, self._start_timeout, what)
 
 
 def _now() -> datetime:

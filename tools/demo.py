@@ -1,6 +1,6 @@
-"""`make demo`: a real Airflow makes a 3D model from a prompt and optimizes it, at an emulated service, and shows the files.
+"""`make demo`: run a DAG that creates and optimizes a 3D model, in a local Airflow with the emulator.
 
-It proves that the package works on this machine; it is no benchmark and needs no account.
+The demo needs no account.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tools.airflow_settings import own_environment
 from tools.airflow_stack import AIRFLOW
+from tools.emulator_process import EmulatorProcess
 from tools.glb import BrokenModelError, count_triangles
 from tools.processes import ProcessDied, Program, exit_on_sigterm, tail
-from tools.stand_in import EmulatorProcess
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".demo"
@@ -32,7 +32,7 @@ def main() -> int:
     """Run the demo and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
     parser.add_argument(
-        "--dags-folder", type=Path, default=ROOT / "example_dags", help=f"where the DAG {DAG_ID} is"
+        "--dags-folder", type=Path, default=ROOT / "example_dags", help=f"folder with the DAG {DAG_ID}"
     )
     dags_folder = parser.parse_args().dags_folder.resolve()
     exit_on_sigterm()
@@ -55,21 +55,21 @@ def main() -> int:
 def _demo(emulator: EmulatorProcess, dags_folder: Path, log: Path) -> int:
     started = time.monotonic()
     output = FOLDER / "output"
-    _print("1. Starting the emulator of Generio and PromptChainer")
+    _print("1. Start the emulator of Generio and PromptChainer")
     emulator.start()
-    _print(f"   it listens at {emulator.address}")
+    _print(f"   listening at {emulator.address}")
     environment = {
         **own_environment(FOLDER / "airflow", dags_folder),
         **emulator.environment(),
-        "AIRFLOW__LOGGING__JSON_LOGS": "True",  # so that our lines can be told from Airflow's
+        "AIRFLOW__LOGGING__JSON_LOGS": "True",  # so that this package's lines can be found
         "FLOWS_DEMO_OUTPUT": str(output),
     }
-    _print(f"2. Setting up an Airflow with an empty database in {_short(FOLDER / 'airflow')}")
+    _print(f"2. Set up Airflow with an empty database in {_short(FOLDER / 'airflow')}")
     _run_airflow(environment, log, "db", "migrate")
     _print("   connection flows_default: type generio, host " + emulator.address)
-    _print(f"3. Running the DAG {DAG_ID} (airflow dags test {DAG_ID}); the whole log is in {_short(log)}")
+    _print(f"3. Run the DAG {DAG_ID} (airflow dags test {DAG_ID}); the complete log is {_short(log)}")
     _run_airflow(environment, log, "dags", "test", DAG_ID)
-    _print("4. What it made")
+    _print("4. Check the 3D models")
     models = sorted(output.rglob("*.glb"), key=lambda path: path.stat().st_mtime)
     for model in models:
         _print(f"   {_short(model)}: {model.stat().st_size:,} bytes, {count_triangles(model):,} triangles")
@@ -82,7 +82,7 @@ def _demo(emulator: EmulatorProcess, dags_folder: Path, log: Path) -> int:
 
 
 def _run_airflow(environment: Mapping[str, str], log: Path, *arguments: str) -> None:
-    """Run one `airflow` command to its end, and show what our own part of it logs meanwhile."""
+    """Run an `airflow` command, and print what this package logs while it runs."""
     command = Program(f"airflow {' '.join(arguments)}", (*AIRFLOW, *arguments), environment, log)
     offset = log.stat().st_size if log.exists() else 0
     command.start()
@@ -98,22 +98,22 @@ def _run_airflow(environment: Mapping[str, str], log: Path, *arguments: str) -> 
 
 
 def _follow(lines: Iterator[str], process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """Yield each line of a growing file, until the process that writes it has ended."""
-    part = ""
+    """Yield each line of a growing file until the process that writes it has ended."""
+    line = ""
     while True:
         ended = process.poll() is not None
         for chunk in lines:
-            part += chunk
-            if part.endswith("\n"):
-                yield part
-                part = ""
+            line += chunk
+            if line.endswith("\n"):
+                yield line
+                line = ""
         if ended:
             return
         time.sleep(0.1)
 
 
 def _print_event(line: str) -> None:
-    """Print a line that our operators, or what they use, logged; and any failure of a task."""
+    """Print a line of Airflow's log if it is from this package, starts a task or reports its failure."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -129,7 +129,7 @@ def _print_event(line: str) -> None:
 
 
 def _log_tail(log: Path) -> str:
-    """Make the end of a log readable for a person."""
+    """Return the end of a log in readable form."""
     lines = []
     for line in tail(log).splitlines():
         try:

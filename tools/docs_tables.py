@@ -1,6 +1,6 @@
-"""Makes the tables of the documentation that come from the code, so that nobody has to type them again.
+"""Creates the tables of the documentation that are derived from the code.
 
-It writes no page: docs/conf.py hands each table to the page that names it between double braces.
+docs/conf.py inserts each table into the page that has its name between double braces.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from contextlib import redirect_stdout, suppress
 from typing import Any
 
 from airflow_provider_flows.connection import GENERIO_FIELDS, PROMPTCHAINER_FIELDS, Field
-from airflow_provider_flows.emulator.__main__ import main as emulate
+from airflow_provider_flows.emulator.__main__ import main as run_emulator
 from airflow_provider_flows.emulator.switches import Switches, switch_choices, switch_names
 
 
 def tables() -> dict[str, str]:
-    """Give each table, as Markdown, by the name that pages call it by."""
+    """Return each table as Markdown, by the name that pages use."""
     return {
-        "generio_fields": _fields(GENERIO_FIELDS),
-        "promptchainer_fields": _fields(PROMPTCHAINER_FIELDS),
-        "emulator_switches": _switches(),
+        "generio_fields": _fields_table(GENERIO_FIELDS),
+        "promptchainer_fields": _fields_table(PROMPTCHAINER_FIELDS),
+        "emulator_switches": _switches_table(),
         "emulator_help": f"```text\n{emulator_help()}\n```",
     }
 
@@ -33,7 +33,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _fields(table: Mapping[str, Field]) -> str:
+def _fields_table(table: Mapping[str, Field]) -> str:
     rows = (
         (
             f"`{name}`",
@@ -45,38 +45,38 @@ def _fields(table: Mapping[str, Field]) -> str:
         )
         for name, field in table.items()
     )
-    return _table(("field", "in the form", "type", "default", "at least", "meaning"), rows)
+    return _table(("field", "label in the form", "type", "default", "minimum", "meaning"), rows)
 
 
-def _switches() -> str:
-    """Give the switches with their defaults, what they can be, and the remark that stands above each of them in the code."""
-    remarks = _remarks(inspect.getsource(Switches))
+def _switches_table() -> str:
+    """Return the switches with default, values, and the comment above each of them in the code."""
+    comments = _parse_comments(inspect.getsource(Switches))
     default = Switches()
     rows = (
-        (f"`{name}`", _format_value(getattr(default, name)), switch_choices(name), remarks.get(name, ""))
+        (f"`{name}`", _format_value(getattr(default, name)), switch_choices(name), comments.get(name, ""))
         for name in switch_names()
     )
-    return _table(("switch", "default", "can be", "what it is about"), rows)
+    return _table(("switch", "default", "values", "meaning"), rows)
 
 
 def emulator_help() -> str:
-    """Give what the emulator's `--help` says, but for the switches, which have a table of their own."""
+    """Return the emulator's `--help` without the switches, which have a separate table."""
     out = io.StringIO()
     with redirect_stdout(out), suppress(SystemExit):
-        emulate(["--help"])
+        run_emulator(["--help"])
     return out.getvalue().partition("\nSwitches, for provider developers:")[0].strip()
 
 
-def _remarks(source: str) -> dict[str, str]:
-    """Read the comment lines above each attribute; a line of dashes is a headline, not a remark."""
-    found: dict[str, str] = {}
-    remark: list[str] = []
+def _parse_comments(source: str) -> dict[str, str]:
+    """Return the comment above each attribute; a comment that ends with dashes is a heading."""
+    comments: dict[str, str] = {}
+    lines: list[str] = []
     for line in source.splitlines():
         if comment := re.match(r"    # (.*?)(-{5,})?$", line):
-            remark = [] if comment[2] else [*remark, comment[1]]
+            lines = [] if comment[2] else [*lines, comment[1]]
         elif attribute := re.match(r"    (\w+): ", line):
-            found[attribute[1]], remark = " ".join(remark), []
-    return found
+            comments[attribute[1]], lines = " ".join(lines), []
+    return comments
 
 
 def _format_value(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""Looks into a GLB file, the binary form of a glTF 3D model: whether it is whole, and how many triangles it has.
+"""Checks that a GLB file, the binary form of a glTF 3D model, is complete, and counts its triangles.
 
-It reads the header and the JSON chunk only; whether the model looks like anything is not for it to say.
+Only the header and the JSON chunk are read.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from typing import Any
 
 _HEADER = struct.Struct("<4sII")
 _CHUNK = struct.Struct("<I4s")
-_TRIANGLES = 4
+_TRIANGLES_MODE = 4
 
 
 class BrokenModelError(ValueError):
-    """A file is no whole GLB model."""
+    """A file is not a complete GLB model."""
 
 
 def count_triangles(path: Path) -> int:
-    """Check that a file is a whole GLB model and count its triangles."""
+    """Check that a file is a complete GLB model, and return its number of triangles.
+
+    :raises BrokenModelError: it is not.
+    """
     data = path.read_bytes()
     if len(data) < _HEADER.size + _CHUNK.size:
         raise BrokenModelError(f"{path}: {len(data)} bytes are too few for a GLB file")
@@ -41,7 +44,7 @@ def _sum_triangles(gltf: dict[str, Any]) -> int:
     total = 0
     for mesh in gltf.get("meshes", []):
         for primitive in mesh["primitives"]:
-            if primitive.get("mode", _TRIANGLES) == _TRIANGLES:
+            if primitive.get("mode", _TRIANGLES_MODE) == _TRIANGLES_MODE:
                 corners = primitive.get("indices", primitive["attributes"]["POSITION"])
                 total += int(accessors[corners]["count"]) // 3
     return total

@@ -1,7 +1,4 @@
-"""Starts programs that belong to us, watches them, and ends them with all that they started.
-
-It knows nothing of Airflow or of the services; it only handles processes, their logs, and ports.
-"""
+"""Starts programs, monitors them, and stops them with all processes that they started; finds free ports."""
 
 from __future__ import annotations
 
@@ -23,32 +20,32 @@ _POLL_SECONDS = 0.1
 
 
 class ProcessDied(RuntimeError):
-    """A program ended although it was needed; the message carries the end of its log."""
+    """A program ended although it was needed; the message contains the end of its log."""
 
 
 def free_port(preferred: int = 0) -> int:
-    """Find a port of the loopback address that nobody listens on: the preferred one where that is free."""
+    """Return a free port of the loopback address: the preferred one if it is free."""
     for candidate in (preferred, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            # Without this the port counts as taken for a minute after the last server on it went away.
+            # Without this option the port counts as taken for a minute after the last server on it has ended.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((LOOPBACK, candidate))
             return int(probe.getsockname()[1])
-    raise OSError(f"no free port on {LOOPBACK}")
+    raise OSError(f"{LOOPBACK} has no free port")
 
 
 def tail(path: Path, lines: int = 30) -> str:
-    """Read the last lines of a log."""
+    """Return the last lines of a log."""
     if not path.exists():
         return "(no log)"
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
 
 class Program:
-    """One program of ours, in a session of its own, with its output in one file."""
+    """A program that runs in its own session, with its output in one file."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Keep what is needed to start it, and to start it again."""
+        """Save the command, which may be started several times."""
         self.name = name
         self.log = log
         self._command = list(command)
@@ -58,17 +55,17 @@ class Program:
 
     @property
     def popen(self) -> subprocess.Popen[bytes]:
-        """The running process: for its id, and for signals."""
+        """The process that was started last."""
         if self._popen is None:
             raise RuntimeError(f"{self.name} was not started")
         return self._popen
 
     def start(self) -> None:
-        """Start it; what it writes is added to its log."""
+        """Start the program; its output is appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
-            # A session of its own: Ctrl-C reaches us alone and we end it in order, and every process that
-            # descends from it can be found, even after it has died itself.
+            # In a new session Ctrl-C does not reach the program, so it can be stopped in order. Also, all
+            # processes that it started can be found, even after it has died.
             self._popen = subprocess.Popen(
                 self._command,
                 env=self._environment,
@@ -80,20 +77,20 @@ class Program:
         self._sessions.append(self._popen.pid)
 
     def check(self) -> None:
-        """Raise if it has ended."""
+        """Raise ProcessDied if the program has ended."""
         if (code := self.popen.poll()) is not None:
             raise ProcessDied(
                 f"{self.name} ended with exit code {code}. The end of {self.log}:\n{tail(self.log)}"
             )
 
     def terminate(self) -> None:
-        """Send it SIGTERM, without waiting."""
+        """Send SIGTERM without waiting."""
         if self._popen is not None and self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGCONT)  # one that a test has stopped could not answer
+            self._popen.send_signal(signal.SIGCONT)  # a process that a test has paused cannot react
             self._popen.terminate()
 
     def end(self, grace: float = 5.0) -> None:
-        """End the process itself, asked first, by force after the grace; what it started is left as it is."""
+        """Terminate the process, or kill it after `grace` seconds; its child processes continue to run."""
         if self._popen is None:
             return
         self.terminate()
@@ -104,7 +101,7 @@ class Program:
             self._popen.wait()
 
     def stop(self, grace: float = 5.0) -> None:
-        """End it and all that it started, in any of its lives."""
+        """Terminate the process, and kill all processes that the program started since its first start."""
         pids = {pid for session in self._sessions for pid in _session_processes(session)}
         self.end(grace)
         for pid in pids.union(*map(_session_processes, self._sessions)):
@@ -113,16 +110,22 @@ class Program:
 
 
 def stop_all(programs: Iterable[Program]) -> None:
-    """End several programs: all are asked at once, so that they end side by side."""
-    ours = list(programs)
-    for program in ours:
+    """Stop several programs, which terminate at the same time."""
+    programs = list(programs)
+    for program in programs:
         program.terminate()
-    for program in ours:
+    for program in programs:
         program.stop()
 
 
 def wait_until(ready: Callable[[], bool], programs: Iterable[Program], timeout: float, what: str) -> None:
-    """Wait for a condition; give up when a program it needs has died, or when time is up."""
+    """Wait until a condition is true.
+
+    :param programs: the programs that the condition depends on.
+    :param what: subject of the message when the time is up.
+    :raises ProcessDied: one of the programs has ended.
+    :raises TimeoutError: the condition was not true within `timeout` seconds.
+    """
     needed = list(programs)
     deadline = time.monotonic() + timeout
     while not ready():
@@ -135,19 +138,19 @@ def wait_until(ready: Callable[[], bool], programs: Iterable[Program], timeout: 
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM unwind this program as Ctrl-C does, so that what it started is ended too."""
+    """Make SIGTERM raise SystemExit, so that processes that this program started are stopped as on Ctrl-C."""
 
-    def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+    def raise_exit(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, raise_exit)
 
 
 def _session_processes(session: int) -> set[int]:
-    """Find who is left of a session that we opened, and the children of those.
+    """Return the ids of the processes of a session, and of their descendants.
 
-    Going by the process group would miss Airflow's task processes, and going by the session alone what a task
-    starts in a session of its own, as BashOperator does.
+    The process group does not contain Airflow's task processes. The session does not contain processes that a
+    task starts in a new session, as BashOperator does.
     """
     found: set[int] = set()
     for pid in psutil.pids():

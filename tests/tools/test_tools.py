@@ -1,7 +1,4 @@
-"""Tests of the small parts under the demo and the Airflow runner: models are checked, programs end with all they started.
-
-The runner itself is tested by the tests that run a whole Airflow with it.
-"""
+"""Tests of the helpers of the demo and of `make airflow`: GLB files, programs, ports and settings."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ def _glb(*, magic: bytes = b"glTF", missing: int = 0) -> bytes:
 
 
 def test_triangles_of_a_whole_model_are_counted(tmp_path: Path) -> None:
-    """A whole model has a third as many triangles as indices."""
+    """A complete model has a third as many triangles as indices."""
     model = tmp_path / "cube.glb"
     model.write_bytes(_glb())
     assert count_triangles(model) == 12
@@ -42,7 +39,7 @@ def test_triangles_of_a_whole_model_are_counted(tmp_path: Path) -> None:
     [(b"glTF", "too few"), (_glb(magic=b"PK\x03\x04"), "not a GLB file"), (_glb(missing=10), "header says")],
 )
 def test_broken_model_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
-    """A file that is cut short or is something else is not taken for a model."""
+    """A file that is truncated or is not a GLB is rejected."""
     model = tmp_path / "broken.glb"
     model.write_bytes(data)
     with pytest.raises(BrokenModelError, match=reason):
@@ -54,12 +51,13 @@ def _program(tmp_path: Path, source: str) -> Program:
 
 
 def test_stopped_program_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Stopping a program that was killed ends what it had started, also what stands in a session of its own."""
+    """Stopping a program that was killed stops the processes that it started, also those in a new session."""
     pid = tmp_path / "pid"
     child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     parent = (
         "import subprocess, sys, time\n"
-        f"middle = 'import subprocess, sys; subprocess.run([sys.executable, \"-c\", sys.argv[1]], start_new_session=True)'\n"
+        "middle = 'import subprocess, sys; '"
+        "'subprocess.run([sys.executable, \"-c\", sys.argv[1]], start_new_session=True)'\n"
         f"subprocess.run([sys.executable, '-c', middle, {child!r}])"
     )
     program = _program(tmp_path, parent)
@@ -80,7 +78,7 @@ def test_stopped_program_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_program_that_dies_is_noticed_at_once(tmp_path: Path) -> None:
-    """Waiting for a program that has died raises soon, with the end of its log."""
+    """Waiting for a program that has died raises an error at once, with the end of its log."""
     program = _program(tmp_path, "print('no such table'); raise SystemExit(3)")
     program.start()
     with pytest.raises(ProcessDied, match=r"exit code 3[\s\S]*no such table"):
@@ -88,7 +86,7 @@ def test_program_that_dies_is_noticed_at_once(tmp_path: Path) -> None:
 
 
 def test_waiting_ends_when_time_is_up(tmp_path: Path) -> None:
-    """Waiting for what never comes raises and says for what it waited."""
+    """Waiting for a condition that never becomes true raises an error that names it."""
     program = _program(tmp_path, "import time; time.sleep(60)")
     program.start()
     try:
@@ -99,7 +97,7 @@ def test_waiting_ends_when_time_is_up(tmp_path: Path) -> None:
 
 
 def test_preferred_port_is_given_up_when_it_is_taken() -> None:
-    """A port that somebody listens on is not offered again."""
+    """A preferred port that is in use is not returned."""
     import socket
 
     with socket.socket() as listener:
@@ -113,7 +111,7 @@ def test_preferred_port_is_given_up_when_it_is_taken() -> None:
 def test_own_airflow_knows_nothing_of_the_shell_it_was_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Airflow settings and connections of the surrounding shell do not reach an Airflow of ours."""
+    """Airflow settings and connections of the surrounding shell are not inherited."""
     monkeypatch.setenv("AIRFLOW_CONN_FLOWS_DEFAULT", "generio://secret@elsewhere")
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD", "echo elsewhere")
     environment = own_environment(tmp_path, tmp_path / "dags")

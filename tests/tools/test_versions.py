@@ -1,6 +1,6 @@
-"""Tests of how the tests run on several Airflows: `make test-versions`, its constraints, and what is said of each environment.
+"""Tests of `make test-versions`: its Airflow versions, their constraints, and the result of each environment.
 
-What we do where an Airflow lacks something is tested beside that which it lacks: look for `lacks(`.
+Tests of the behaviour on an Airflow without a feature are marked with `lacks(...)`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ FLOORS = dict(
 
 
 def pins(version: str) -> dict[str, str]:
-    """Read the constraints of one of Airflow's minor versions."""
+    """Return the constraints of one of Airflow's minor versions."""
     (file,) = (ROOT / "constraints").glob(f"py311-airflow-{version}.*.txt")
     rows = [line.partition("==") for line in file.read_text().splitlines() if not line.startswith("#")]
     return {name.lower().replace("_", "-"): pinned for name, _, pinned in rows}
 
 
 def test_oldest_airflow_is_the_one_that_is_needed() -> None:
-    """The oldest Airflow that the tests run on is the one that the package asks for, and so is all else that it asks for."""
+    """The oldest Airflow of the tests and its constraints are the package's minimum versions."""
     assert FLOORS["apache-airflow"] == VERSIONS[0]
     oldest = pins(VERSIONS[0])
     assert {
@@ -45,7 +45,7 @@ def test_oldest_airflow_is_the_one_that_is_needed() -> None:
 
 
 def test_newest_airflow_is_the_one_that_is_developed_in() -> None:
-    """The newest Airflow that the tests run on is that of `make test`."""
+    """The newest Airflow of the tests is that of `make test`."""
     newest = pins(VERSIONS[1])["apache-airflow"]
     assert newest.startswith(f"{VERSIONS[1]}.")
     assert f"CONSTRAINTS := constraints/py311-airflow-{newest}.txt" in (ROOT / "Makefile").read_text()
@@ -53,7 +53,7 @@ def test_newest_airflow_is_the_one_that_is_developed_in() -> None:
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_each_feature_that_may_lack_is_tested_where_it_lacks(feature: str) -> None:
-    """For everything that tests are left out for on an older Airflow, there is a test that shows what we do without it."""
+    """For each feature that an older Airflow lacks, a test covers the behaviour without it."""
     file, _, name = FEATURES[feature].fallback_test.partition("::")
     assert f"def {name}(" in (ROOT / "tests" / file).read_text()
 
@@ -62,7 +62,7 @@ def test_each_feature_that_may_lack_is_tested_where_it_lacks(feature: str) -> No
     ("body", "ended", "code"), [("pass", "1 passed", 0), ("assert False", "1 failed", 1)]
 )
 def test_each_environment_has_its_line(tmp_path: Path, body: str, ended: str, code: int) -> None:
-    """The tests run in every environment, whatever came of the one before; the last lines tell each Airflow and its end."""
+    """The tests run in every environment, also after a failure; the last lines have the result of each."""
     (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
     command = [sys.executable, "-m", "tools.test_versions", sys.executable, sys.executable]
     given = ["-q", "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path)]

@@ -16,7 +16,7 @@ import requests
 
 from tests.support.other_runs import FLOW
 from tests.support.other_server import CHAIN_ID, OtherServer
-from tools.stand_in import EmulatorProcess
+from tools.emulator_process import EmulatorProcess
 
 TIMEOUT = 30
 
