@@ -33,8 +33,8 @@ START_POINTS = (
     RequestPoint("the second input", "POST", rf"{RUN_PATH}/inputs?", 2),
     RequestPoint("PATCH start", "PATCH", RUN_PATH),
 )
-FIRST_POLL = RequestPoint("the first look", "GET", RUN_PATH)
-MIDDLE_POLL = RequestPoint("a look in the middle", "GET", RUN_PATH, 3)
+FIRST_POLL = RequestPoint("the first poll", "GET", RUN_PATH)
+MIDDLE_POLL = RequestPoint("a later poll", "GET", RUN_PATH, 3)
 OUTPUTS = RequestPoint("the list of outputs", "GET", rf"{RUN_PATH}/outputs")
 DOWNLOAD = RequestPoint("a download", "GET", rf"{RUN_PATH}/outputs/[^/]+")
 BODY = RequestPoint("a download's body", "GET", rf"{RUN_PATH}/outputs/[^/]+")
@@ -92,7 +92,7 @@ def chain_scenarios() -> Iterator[Scenario]:
 
     once = {"killed": 1, "starts": 1, "task": "success"}
     yield Scenario(
-        "kill after the answer came, PromptChainer", once, kill_after_response, conn_type="promptchainer"
+        "kill after the response arrived, PromptChainer", once, kill_after_response, conn_type="promptchainer"
     )
 
     def kill_before_response(case: Case) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def chain_scenarios() -> Iterator[Scenario]:
 
     twice = {"killed": 1, "starts": 2, "task": "success", "warned": True}
     yield Scenario(
-        "kill before the answer came, PromptChainer", twice, kill_before_response, conn_type="promptchainer"
+        "kill before the response arrived, PromptChainer", twice, kill_before_response, conn_type="promptchainer"
     )
 
 

@@ -39,10 +39,10 @@ def outage_scenarios() -> Iterator[Scenario]:
 
         expected = EXPECTED | {"files": "all of 1 run"}
         yield Scenario(
-            f"the service is away during the wait, {mode}", expected, during_wait, plans=(Plan(30.0),)
+            f"the service is down during the wait, {mode}", expected, during_wait, plans=(Plan(30.0),)
         )
-        yield Scenario(f"the service is away at the start, {mode}", expected, at_start)
-        yield Scenario(f"the service is away at the downloads, {mode}", expected, at_downloads)
+        yield Scenario(f"the service is down at the start, {mode}", expected, at_start)
+        yield Scenario(f"the service is down at the downloads, {mode}", expected, at_downloads)
 
     def sensor(case: Case) -> dict[str, Any]:
         run_id = case.trigger("sensor", flow_run_id=case.start_external_run())
@@ -51,7 +51,7 @@ def outage_scenarios() -> Iterator[Scenario]:
         return _end_outage(case, "sensor", run_id)
 
     expected = EXPECTED | {"files": "all of 1 run"}
-    yield Scenario("the service is away during the wait, reschedule sensor", expected, sensor)
+    yield Scenario("the service is down during the wait, reschedule sensor", expected, sensor)
 
 
 def _end_outage(case: Case, dag: str, run_id: str) -> dict[str, Any]:

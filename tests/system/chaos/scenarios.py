@@ -42,7 +42,7 @@ QUICK_NAMES = frozenset(
         "kill after PATCH start, deferrable",
         "kill before the second input, blocking",
         "kill in the middle of a download's body, deferrable",
-        "the service is away during the wait, deferrable",
+        "the service is down during the wait, deferrable",
         "clear after success, deferrable",
         "clear while it waits, blocking",
         "mark failed while deferred",

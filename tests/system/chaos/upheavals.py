@@ -49,7 +49,7 @@ def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
         plans=ENDLESS_PLANS,
     )
     yield Scenario(
-        "mark failed while deferred, no triggerer there",
+        "mark failed while deferred, no triggerer",
         aborted,
         _mark_without_triggerer,
         is_exclusive=True,
