@@ -1,16 +1,16 @@
-# Each target sets up what it needs. The set-up is one virtual environment, pinned by $(CONSTRAINTS); the benchmarks and the tests
-# on an older Airflow have their own.
+# Each target sets up its requirements: one virtual environment, pinned by $(CONSTRAINTS). The benchmarks and the tests on an older
+# Airflow use separate environments.
 
 CONSTRAINTS := constraints/py311-airflow-3.3.2.txt
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# Written last: a set-up that was interrupted has no stamp and is done again.
+# Written last: an interrupted set-up has no stamp and is repeated.
 STAMP := $(VENV)/.complete
 PYTEST_ARGS ?=
-# Four processes keep two processors busy: tests wait for clocks. The order of the files is that of tests/conftest.py.
+# Four processes for two processors, because tests wait for clocks. tests/conftest.py sets the order of the files.
 SIDE_BY_SIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 CHAOS_ARGS ?=
-# The benchmarks need other providers to compare with; these have no place in the environment that we develop in.
+# The benchmarks compare with other providers, which do not belong into the development environment.
 BENCH_CONSTRAINTS := constraints/bench.txt
 BENCH_VENV := .venv-bench
 BENCH_PYTHON := $(BENCH_VENV)/bin/python
@@ -18,8 +18,8 @@ BENCH_STAMP := $(BENCH_VENV)/.complete
 BENCH_ARGS ?=
 # `make test` needs no browser.
 BROWSER_STAMP := $(VENV)/.browser
-# The oldest and the newest of Airflow's minor versions that we support. Each has its constraints and an environment; the newest is
-# the one that we develop in.
+# The oldest and the newest supported minor version of Airflow. Each has constraints and an environment; the newest one is the
+# development environment.
 VERSIONS ?= 3.1 3.3
 version_constraints = $(or $(wildcard constraints/py311-airflow-$(1).*.txt),$(error there are no constraints for Airflow $(1)))
 version_venv = $(if $(filter $(CONSTRAINTS),$(version_constraints)),$(VENV),.venv-airflow-$(1))
@@ -29,26 +29,26 @@ VERSION_VENVS = $(foreach version,$(VERSIONS),$(call version_venv,$(version)))
 .SECONDEXPANSION:
 .PHONY: help demo test test-versions test-browser chaos bench docs lint format airflow build clean
 
-help:  ## show this list
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
 
-demo: $(STAMP)  ## make a 3D model in a real Airflow, against an emulated service
+demo: $(STAMP)  ## generate a 3D model in a real Airflow, with the emulator as the service
 	@$(PYTHON) -m tools.demo
 
-test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" passes on to pytest
+test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" adds arguments for pytest
 	@$(PYTHON) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on the oldest and the newest Airflow; VERSIONS=3.1 for one
 	@$(firstword $(VERSION_VENVS))/bin/python -m tools.test_versions $(addsuffix /bin/python,$(VERSION_VENVS)) -- \
 	    $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-test-browser: $(BROWSER_STAMP)  ## look at the pages of flow runs in a real browser, and make the pictures in docs/images
+test-browser: $(BROWSER_STAMP)  ## test the pages of flow runs in a browser, and create the pictures in docs/images
 	@$(PYTHON) -m pytest tests/system/browser/walk.py $(PYTEST_ARGS)
 
-chaos: $(STAMP)  ## let processes of a real Airflow die; CHAOS_ARGS="--list" passes on
+chaos: $(STAMP)  ## kill processes of a real Airflow; CHAOS_ARGS="--list" adds arguments
 	@$(PYTHON) -m tests.system.chaos $(CHAOS_ARGS)
 
-bench: $(BENCH_STAMP)  ## measure us beside other providers; BENCH_ARGS="triggers --quick" passes on
+bench: $(BENCH_STAMP)  ## compare with other providers; BENCH_ARGS="triggers --quick" adds arguments
 	@$(BENCH_PYTHON) -m benchmarks $(BENCH_ARGS)
 
 docs: $(STAMP)  ## build the documentation site into docs/_build/html; a warning is an error
@@ -60,7 +60,7 @@ lint: $(STAMP)  ## check style and types
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 
-format: $(STAMP)  ## format the code and repair what can be repaired
+format: $(STAMP)  ## format the code and apply automatic fixes
 	@$(PYTHON) -m ruff check --fix-only .
 	@$(PYTHON) -m ruff format .
 
@@ -71,7 +71,7 @@ build: $(STAMP)  ## build the wheel and the source distribution into dist/
 	@rm -rf dist
 	@$(PYTHON) -m build --no-isolation --outdir dist .
 
-clean:  ## remove everything that the targets made
+clean:  ## remove everything that the targets created
 	rm -rf $(VENV) $(BENCH_VENV) .venv-airflow-* bench.json .airflow .demo dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,6 +1,6 @@
-"""How Sphinx builds the site from the pages in this folder; `make docs` runs it.
+"""Sphinx's configuration of the documentation site; `make docs` builds it.
 
-It writes no page: the tables that come from the code are made in tools/docs_tables.py.
+Tables that are generated from the code come from tools/docs_tables.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.airflow_settings import own_environment  # noqa: E402  # it needs the line above
+from tools.airflow_settings import own_environment  # noqa: E402  # requires the line above
 
-# autodoc imports the package, and with it Airflow, which writes its settings into a folder: into one that is thrown away.
+# autodoc imports the package and thereby Airflow, which writes its settings into AIRFLOW_HOME: here a
+# temporary folder.
 _HOME = tempfile.TemporaryDirectory(prefix="flows-docs-")
 if "airflow" not in sys.modules:
-    logging.getLogger("airflow").setLevel(logging.WARNING)  # what it tells of its start is no warning
+    logging.getLogger("airflow").setLevel(logging.WARNING)  # hide messages about its start
     os.environ.update(own_environment(Path(_HOME.name), Path(_HOME.name)))
 
 from airflow_provider_flows import __version__  # noqa: E402
@@ -33,20 +34,20 @@ from tools.docs_tables import tables  # noqa: E402
 project = "airflow-provider-flows"
 author = "the authors of airflow-provider-flows"
 release = __version__
-html_title = f"Flows {release}"  # short, for it stands above the list of pages
+html_title = f"Flows {release}"  # the heading of the narrow sidebar
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
-# other people's types have their pages elsewhere, and some of the emulator's have none
+# Types of other packages are documented elsewhere, and some of the emulator's types are not documented.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!Flow|airflow_provider_flows).*"),
     ("py:class", r"airflow_provider_flows\.emulator\..*"),
 ]
-default_role = "code"  # our docstrings put code between single backquotes
+default_role = "code"  # docstrings put code between single backquotes
 
 myst_enable_extensions = ["substitution"]
-myst_heading_anchors = 3  # so that a link to a heading is the same here and on GitHub
+myst_heading_anchors = 3  # the same links to headings as on GitHub
 myst_substitutions = tables()
 
 autodoc_member_order = "bysource"
@@ -65,11 +66,11 @@ html_show_sphinx = False
 
 
 def setup(app: Sphinx) -> None:
-    """Let autodoc read our docstrings as they are written."""
-    app.connect("autodoc-process-docstring", _separated)
+    """Register the hook that adapts docstrings to reStructuredText."""
+    app.connect("autodoc-process-docstring", _escape_code_suffixes)
 
 
-def _separated(*given: Any) -> None:
-    """Part code from the letters that follow it, as in `Path`s: a docstring may join them, reStructuredText may not."""
-    lines: list[str] = given[-1]
+def _escape_code_suffixes(*args: Any) -> None:
+    """Escape the boundary between code and a suffix, as in `Path`s, for reStructuredText."""
+    lines: list[str] = args[-1]
     lines[:] = [re.sub(r"(`+)[^`]+\1", r"\g<0>\\ ", line) for line in lines]

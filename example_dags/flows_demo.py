@@ -1,6 +1,7 @@
-"""Lesson 1: a 3D model from a prompt, made smaller in a second flow run; `make demo` runs this DAG.
+"""Lesson 1: a 3D model from a prompt, reduced in a second flow run; `make demo` runs this DAG.
 
-It shows how one flow run's outputs become the next one's inputs, and where the files go; it needs a connection `flows_default`.
+It shows how the outputs of one flow run become the inputs of the next one, and where the files are stored. It
+needs a connection `flows_default` of type Generio.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_flows.operators import RunFlowOperator
 
-# Where the files go: any place that Airflow's ObjectStoragePath can write to. A folder named after the flow run is made there.
+# Any location that Airflow's ObjectStoragePath can write to. Each flow run gets its own folder.
 OUTPUT = os.environ.get("FLOWS_DEMO_OUTPUT", "file:///tmp/flows")
 
 with DAG(
@@ -21,8 +22,8 @@ with DAG(
     tags=["flows"],
     doc_md=__doc__,
 ) as dag:
-    # A flow is started by its name. What comes from others is said to be a prompt (`data`), so that it can never name a file.
-    # Everything below is templated.
+    # `data` marks the text as a prompt. A plain string from a DAG parameter could name a file. All arguments
+    # below are templated.
     make_chair = RunFlowOperator(
         task_id="make_chair",
         flow="model_generate_fromprompt",
@@ -32,7 +33,8 @@ with DAG(
         output_path=OUTPUT,
     )
 
-    # What the first task returns lists its outputs, each with the `uri` of its file: they can be given to the next as they are.
+    # The result of the first task lists its outputs, each with the `uri` of its file. They are valid inputs
+    # of the next task.
     shrink_chair = RunFlowOperator(
         task_id="shrink_chair",
         flow="model_optimize",

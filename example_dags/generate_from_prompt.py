@@ -1,4 +1,4 @@
-"""Lesson 2: the shortest DAG that works. One prompt in, one 3D model out, in the folder that `output_path` names.
+"""Lesson 2: one prompt in, one 3D model out, stored in the folder `output_path`.
 
 It needs a connection `flows_default` of type Generio.
 """
@@ -19,9 +19,7 @@ with DAG(
     RunFlowOperator(
         task_id="make_gnome",
         flow="model_generate_fromprompt",
-        inputs={
-            "data": "{{ params.prompt }}"
-        },  # what others write is said to be a prompt, so that it can never name a file
+        inputs={"data": "{{ params.prompt }}"},  # `data` is always a prompt; a plain string could name a file
         parameters={"quality": "low", "seed": 7},
         additional={"dag_run": "{{ run_id }}"},  # your own metadata, stored with the flow run at the service
         output_path="{{ params.output_path }}",

@@ -11,7 +11,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_flows.operators import RunFlowOperator
 
-# A file is named by a pathlib.Path or by a URI (file:///..., s3://...). Any other string is a prompt.
+# A file is a pathlib.Path or a URI (file:///..., s3://...). Any other string is a prompt.
 CHAIR = Path(__file__).parent / "images" / "chair.png"
 
 with DAG(
@@ -22,7 +22,7 @@ with DAG(
     tags=["flows"],
     doc_md=__doc__,
 ) as dag:
-    # `additional` of an input comes back on the output that was made of it.
+    # The service copies `additional` of an input to its output.
     model = RunFlowOperator(
         task_id="make_model",
         flow="model_generate_fromimage",
@@ -30,7 +30,7 @@ with DAG(
         parameters={"quality": "high"},
     )
 
-    # The outputs of the first flow run are the inputs of the second, by the URIs of their files.
+    # The outputs of the first flow run are the inputs of the second one, by the URIs of their files.
     RunFlowOperator(
         task_id="optimize_model",
         flow="model_optimize",

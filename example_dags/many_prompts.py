@@ -1,7 +1,7 @@
-"""Lesson 5: as many models as there are prompts, all at once, with dynamic task mapping and no worker slot while they wait.
+"""Lesson 5: one model for each prompt, all at once, by dynamic task mapping, without worker slots.
 
-It shows `.partial().expand()`, and a task that reads what all of them returned. It needs a connection `flows_default` of type
-Generio.
+It shows `.partial().expand()`, and a task that reads all results. It needs a connection `flows_default` of
+type Generio.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ with DAG(
 
     @task
     def prompts(params: dict[str, Any] | None = None) -> list[str]:
-        """Give the prompts; in your DAG they may come from a table or a file."""
+        """Return the prompts; in your DAG they may come from a table or a file."""
         return list((params or {})["prompts"])
 
     models = RunFlowOperator.partial(
@@ -31,12 +31,12 @@ with DAG(
         parameters={"quality": "low"},
         deferrable=True,
         output_path="{{ params.output_path }}",
-        retries=2,  # a retry goes on with the same flow run: nothing is paid twice
+        retries=2,  # a retry resumes the same flow run, which is billed once
     ).expand(inputs=prompts())
 
     @task
     def summary(runs: list[dict[str, Any]]) -> dict[str, int]:
-        """Give the size of every file that was made."""
+        """Return the size of each file."""
         return {output["uri"]: output["size"] for run in runs for output in run["outputs"]}
 
     summary(models.output)

@@ -1,7 +1,8 @@
-"""Lesson 9: a DAG that starts by itself when a flow run ends at the service, whoever started it there.
+"""Lesson 9: a DAG that starts when a flow run finishes at the service.
 
-An asset stands for what the service makes; its watcher looks for runs that ended and starts this DAG, which fetches their files.
-One start may be for several runs, so the fetching is mapped. Started by hand, it takes the newest run that completed.
+This includes runs that were started outside of Airflow. An asset represents the models that the service
+creates. Its watcher detects finished runs and starts this DAG, which downloads their files. One DAG run may
+be for several flow runs, so the downloads are mapped. If a user starts it, it uses the newest completed run.
 It needs a triggerer, and a connection `flows_default` of type Generio.
 """
 
@@ -19,23 +20,25 @@ from airflow_provider_flows.triggers import FlowRunFinishedTrigger
 trigger = FlowRunFinishedTrigger(
     "flows_default", flow="model_generate_fromprompt", states="completed", poll_interval=60
 )
-models_made = Asset("models_made", watchers=[AssetWatcher(name="generio", trigger=trigger)])
+finished_models = Asset("finished_models", watchers=[AssetWatcher(name="generio", trigger=trigger)])
 
 with DAG(
     dag_id="on_finished_run",
-    schedule=[models_made],
+    schedule=[finished_models],
     params={"output_path": "file:///tmp/flows"},
     tags=["flows"],
     doc_md=__doc__,
 ) as dag:
 
     @task
-    def ended(triggering_asset_events: Any = None) -> list[str]:
-        """Give the ids of the flow runs that this start is for."""
+    def finished_runs(triggering_asset_events: Any = None) -> list[str]:
+        """Return the ids of the flow runs that this DAG run is for."""
         events = [event for found in (triggering_asset_events or {}).values() for event in found]
         if events:
             return [event.extra["payload"]["flow_run_id"] for event in events]
         runs = FlowsHook.get_hook("flows_default").list_runs(FlowState.COMPLETED)
         return [run.flow_run_id for run in runs[:1]]
 
-    FlowRunSensor.partial(task_id="fetch", output_path="{{ params.output_path }}").expand(flow_run_id=ended())
+    FlowRunSensor.partial(task_id="fetch", output_path="{{ params.output_path }}").expand(
+        flow_run_id=finished_runs()
+    )

@@ -1,7 +1,7 @@
-"""Lesson 4: a chain of prompts at PromptChainer: variables in, texts and pictures out.
+"""Lesson 4: a chain of prompts at PromptChainer: variables in, texts and images out.
 
-The same operator serves both services: the type of the connection picks the one. It needs a connection `promptchainer_default`
-of type PromptChainer.
+The same operator supports both services; the type of the connection selects the service. It needs a
+connection `promptchainer_default` of type PromptChainer.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_flows.operators import RunFlowOperator
 
-SAMPLE_FLOW = (
-    "clibnwpno000bmc0k9hvv3y7f"  # the vendor's sample: variables color and item, outputs image and text
-)
+# The vendor's sample flow, with variables color and item, and outputs image and text.
+SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"
 
 with DAG(
     dag_id="promptchainer_texts",
@@ -23,18 +22,19 @@ with DAG(
     tags=["flows"],
     doc_md=__doc__,
 ) as dag:
-    # Variables are checked against the flow before it runs: a misspelt name is an error that names the nearest match.
+    # Variables are checked against the flow before it runs; the error for a misspelled name has the nearest
+    # match.
     texts = RunFlowOperator(
         task_id="make_texts",
         flow=SAMPLE_FLOW,
         inputs={"color": "{{ params.color }}", "item": "{{ params.item }}"},
         flows_conn_id="promptchainer_default",
-        output_path="{{ params.output_path }}",  # pictures are links that end after an hour: this keeps them
+        output_path="{{ params.output_path }}",  # stores images, whose links expire after an hour
     )
 
     @task
     def show(run: dict[str, Any]) -> dict[str, str]:
-        """Pick each output's text, or the place of its file."""
+        """Return each output's text, or the URI of its file."""
         return {output["name"]: output.get("uri") or output["value"] for output in run["outputs"]}
 
     show(texts.output)

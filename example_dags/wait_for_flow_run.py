@@ -1,7 +1,7 @@
-"""Lesson 6: a flow run that somebody else started, waited for by a sensor that holds no worker slot between its looks.
+"""Lesson 6: a sensor waits for a flow run that was started elsewhere, without a worker slot between polls.
 
-The sensor looks, gives its slot back, and is scheduled again when the next look pays: more rarely for a run that takes long.
-It needs a connection `flows_default` of type Generio.
+The sensor polls, releases its slot, and is scheduled again for the next poll; the interval grows with the age
+of the run. It needs a connection `flows_default` of type Generio.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ with DAG(
 
     @task
     def start_elsewhere() -> str:
-        """Stand for the other system: start a flow run and hand on nothing but its id."""
+        """Start a flow run, as another system would do, and return its id."""
         run = FlowsHook.get_hook("flows_default").start(
             "model_generate_fromprompt", "A street lamp", {"quality": "low"}
         )

@@ -1,6 +1,6 @@
-"""Tests that the documentation is true: its snippets run, its links lead somewhere, its tables are the code's, its site is built.
+"""Tests of the documentation: snippets run, links resolve, tables match the code, and the site builds.
 
-README.md is one of its pages; what README lists in tables is compared in test_readme.py.
+README.md is one of the pages; test_readme.py compares its tables with the code.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from airflow_provider_flows.core.exceptions import FlowUnreachable
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep
 from airflow_provider_flows.core.retry import Retry
 from airflow_provider_flows.emulator import Emulator
-from tests.support.documented import PAGES, ROOT, Reader, snippets
+from tests.support.documented import PAGES, ROOT, Reader, iter_snippets
 from tests.support.versions import needs
 
-MOST_MARKED = (
-    8  # blocks that are looked up instead of run: those that take minutes, or serve until they are stopped
-)
-DATA = {  # what readers have in their folder /data
+# Blocks that are checked instead of run: those that take minutes, or run until they are stopped.
+MAX_BLOCKS_NOT_RUN = 8
+DATA = {  # the files that the pages expect in the folder /data
     "chair.png": "example_dags/images/chair.png",
     "table.png": "example_dags/images/chair.png",
     "flow.json": "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json",
 }
-PLAYED_ELSEWHERE = {ROOT / "docs" / "cli.md"}  # test_docs_cli.py compares each line that its commands write
+TESTED_ELSEWHERE = {ROOT / "docs" / "cli.md"}  # test_docs_cli.py compares the output of its commands
 NEEDS = {
     ROOT / "docs" / "howto" / "add-a-service.md": "commands of providers",
     ROOT / "docs" / "howto" / "draw.md": "commands of providers",
@@ -40,12 +39,12 @@ NEEDS = {
 PAGES_WITH_SNIPPETS = [
     pytest.param(page, marks=needs(NEEDS[page]) if page in NEEDS else (), id=str(page.relative_to(ROOT)))
     for page in PAGES
-    if any(snippets(page)) and page not in PLAYED_ELSEWHERE
+    if any(iter_snippets(page)) and page not in TESTED_ELSEWHERE
 ]
 
 
-def named(page: Path) -> str:
-    """Name a page by its place."""
+def page_id(page: Path) -> str:
+    """Return the path of a page as its test id."""
     return str(page.relative_to(ROOT))
 
 
@@ -53,63 +52,68 @@ def named(page: Path) -> str:
 def reader(
     airflow_home: Path, flow_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Reader]:
-    """Give somebody who follows a page: flow runs are short, a deferred task comes back at once, and home is a folder."""
+    """Create a reader: flow runs are short, deferred tasks return at once, and home is temporary."""
     flow_emulator.run_seconds = 0.0
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    for name, theirs in DATA.items():
-        shutil.copy(ROOT / theirs, tmp_path / "data" / name)
+    for name, source in DATA.items():
+        shutil.copy(ROOT / source, tmp_path / "data" / name)
     dags_folder = airflow_home / "dags"
     yield Reader(tmp_path, dags_folder, flow_emulator, monkeypatch)
     for path in dags_folder.glob("*.py"):
         path.unlink()
 
 
-@pytest.mark.usefixtures("airflow_database")  # a page's commands may be the first that want one
+@pytest.mark.usefixtures("airflow_database")  # commands of a page need a database
 @pytest.mark.parametrize("page", PAGES_WITH_SNIPPETS)
 def test_snippets_run(page: Path, reader: Reader) -> None:
-    """Each block of the page does what the page says, from top to bottom."""
-    for snippet in snippets(page):
+    """Each block of the page runs, from top to bottom, and has the documented output."""
+    for snippet in iter_snippets(page):
         try:
-            reader.follow(snippet)
+            reader.run(snippet)
         except BaseException as error:
             error.add_note(f"in {snippet}")
             raise
 
 
 def test_few_snippets_are_not_run() -> None:
-    """Blocks that are only looked up are few, and say why."""
-    marked = [str(snippet) for page in PAGES for snippet in snippets(page) if snippet.directive == "not run"]
-    assert len(marked) <= MOST_MARKED, marked
+    """At most a few blocks are checked instead of run."""
+    not_run = [
+        str(snippet) for page in PAGES for snippet in iter_snippets(page) if snippet.directive == "not run"
+    ]
+    assert len(not_run) <= MAX_BLOCKS_NOT_RUN, not_run
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
-    """A relative link leads to a file that is there, so that it works on GitHub too; Sphinx looks at headings."""
+    """A relative link leads to an existing file, as GitHub requires; Sphinx checks the links to headings."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
-# what the pages list ----------------------------------------------------------------------------------------------------
+# tables of the pages ------------------------------------------------------------------------------------
 
-KINDS = {"look": Resend.ALWAYS, "make": Resend.IF_REFUSED, "start": Resend.IF_NEVER_ARRIVED}
+KINDS = {"poll": Resend.ALWAYS, "create": Resend.IF_REFUSED, "start": Resend.IF_NEVER_ARRIVED}
 
 
-def sent_again(resend: Resend, answer: Response | FlowUnreachable) -> bool:
-    """Tell whether a request is sent a second time after this, by asking the code that decides it."""
-    talk = Retry(attempts=2, jitter=lambda: 0.0).send(Request("GET", "/flows", resend=resend))
-    next(talk)
+def is_retried(resend: Resend, result: Response | FlowUnreachable) -> bool:
+    """Whether core/retry.py sends a request a second time after this result."""
+    conversation = Retry(attempts=2, jitter=lambda: 0.0).send(Request("GET", "/flows", resend=resend))
+    next(conversation)
     try:
-        step = talk.throw(answer) if isinstance(answer, FlowUnreachable) else talk.send(answer)
+        if isinstance(result, FlowUnreachable):
+            step = conversation.throw(result)
+        else:
+            step = conversation.send(result)
     except (StopIteration, FlowUnreachable):
         return False
     return isinstance(step, Sleep)
 
 
 def test_requests_are_sent_again_as_the_page_says() -> None:
-    """Each cell of the table of single requests is what flow/retry.py does."""
+    """Each cell of the table of single requests matches core/retry.py."""
     page = (
         (ROOT / "docs" / "explanation" / "retries.md")
         .read_text()
@@ -121,7 +125,7 @@ def test_requests_are_sent_again_as_the_page_says() -> None:
         for line in page.splitlines()
         if line.startswith("| ")
     ][2:]
-    answers: list[tuple[Response | FlowUnreachable, ...]] = [
+    results: list[tuple[Response | FlowUnreachable, ...]] = [
         (Response(429),),
         (Response(502), Response(503), Response(504)),
         (FlowUnreachable("", may_have_arrived=False),),
@@ -130,13 +134,13 @@ def test_requests_are_sent_again_as_the_page_says() -> None:
     ]
     assert [row[0].split()[0].strip(",") for row in rows] == list(KINDS)
     for row, resend in zip(rows, KINDS.values(), strict=True):
-        for cell, same in zip(row[1:], answers, strict=True):
-            assert {sent_again(resend, answer) for answer in same} == {cell == "yes"}, row
+        for cell, same in zip(row[1:], results, strict=True):
+            assert {is_retried(resend, result) for result in same} == {cell == "yes"}, row
 
 
 @needs("retry policies")
 def test_hopeless_errors_are_the_ones_the_page_names() -> None:
-    """The page names just those errors after which there is no other try."""
+    """The page has exactly the errors after which Airflow schedules no other try."""
     from airflow_provider_flows.retry_policy import PERMANENT_ERRORS
 
     page = (ROOT / "docs" / "explanation" / "retries.md").read_text()
@@ -146,7 +150,7 @@ def test_hopeless_errors_are_the_ones_the_page_names() -> None:
 
 
 def test_reference_names_every_error() -> None:
-    """The page of errors has every class of the tree."""
+    """The page of errors has every class of the tree, in its order."""
     page = (ROOT / "docs" / "reference" / "errors.md").read_text()
     known = [
         name
@@ -156,18 +160,18 @@ def test_reference_names_every_error() -> None:
     assert re.findall(r"autoexception:: (\w+)", page) == known
 
 
-# the site ---------------------------------------------------------------------------------------------------------------
+# the site -----------------------------------------------------------------------------------------------
 
 
-@needs("retry policies")  # the reference has ours
+@needs("retry policies")  # the reference documents FlowsRetryPolicy
 @pytest.mark.skipif(find_spec("sphinx") is None, reason="Sphinx is not installed here")
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    """`make docs` builds the site; a warning is an error, and no page asks another host for anything."""
+    """`make docs` builds the site without warnings, and no page loads anything from another host."""
     (command,) = re.findall(
         r"^\t@\$\(PYTHON\) (-m sphinx .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
     )
     words = [str(tmp_path) if word == "docs/_build/html" else word for word in command.split()]
-    # a process of its own, because autodoc writes into the signatures that it reads
+    # in a separate process, because autodoc modifies the signatures of the imported objects
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for page in tmp_path.rglob("*.html"):

@@ -1,7 +1,4 @@
-"""Tests that docs/cli.md shows what `airflow flows` does: its commands are run again, and its tables are the code's.
-
-How a page is played stands in tests/support/transcript.py.
-"""
+"""Tests that docs/cli.md matches `airflow flows`: its commands are run again, its tables compared."""
 
 from __future__ import annotations
 
@@ -21,21 +18,21 @@ PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 
 
 def test_the_page_is_what_the_commands_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command on the page writes today what the page says, but for ids, times, sizes and the lines about progress."""
+    """Each command has the output of the page, except for ids, times, sizes and lines about progress."""
     for name in ("FLOWS_DEFAULT", "PROMPTCHAINER"):
-        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", "")  # the page sets them; this takes them away again
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", "")  # removes the variables that the page sets
     with short_folder() as folder:
         assert normalize(PageReplay(folder).render(PAGE)) == normalize(PAGE)
 
 
 def test_every_command_is_shown() -> None:
-    """The page shows each command of the group at least once."""
+    """The page has each command of the group at least once."""
     (group,) = get_commands()
-    shown = set(re.findall(r"^\$ airflow flows (\w+)", PAGE, re.MULTILINE))
-    assert shown == {command.name for command in group.subcommands}
+    documented = set(re.findall(r"^\$ airflow flows (\w+)", PAGE, re.MULTILINE))
+    assert documented == {command.name for command in group.subcommands}
 
 
 def test_the_exit_codes_are_the_ones_there_are() -> None:
-    """The table of exit codes is the code's own."""
+    """The table of exit codes matches the code."""
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", PAGE, re.MULTILINE)
     assert rows == [(str(code.value), code.meaning) for code in Exit]

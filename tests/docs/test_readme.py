@@ -1,7 +1,4 @@
-"""Compares what the README lists with what there is.
-
-It runs none of the README's snippets: test_docs.py does, as it does for every page.
-"""
+"""Tests that the lists and tables of the README match the code."""
 
 from __future__ import annotations
 
@@ -20,8 +17,8 @@ from airflow_provider_flows.operators import RunFlowOperator
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-def rows_under(heading: str) -> list[list[str]]:
-    """Give the cells of the table rows between a heading and the next one."""
+def parse_table(heading: str) -> list[list[str]]:
+    """Return the cells of the table rows between a heading and the next one."""
     section = README.split(f"# {heading}\n")[1].split("\n#")[0]
     return [
         [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -34,7 +31,7 @@ def rows_under(heading: str) -> list[list[str]]:
 def test_connection_spellings_reach_the_service_itself(
     spelling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each spelling of the default connection in the README means Generio's own host and the token TOKEN."""
+    """Each spelling of the default connection has Generio's own host and the token TOKEN."""
     monkeypatch.setenv("AIRFLOW_CONN_FLOWS_DEFAULT", spelling)
     settings = GenerioHook("flows_default").settings
     assert settings.base_url == "https://flows.generio.ai"
@@ -42,7 +39,7 @@ def test_connection_spellings_reach_the_service_itself(
 
 
 def test_the_uri_with_another_host_means_that_host() -> None:
-    """The README's URI with scheme, host and port means just that address."""
+    """The URI with scheme, host and port has exactly that address."""
     (uri,) = re.findall(r"`(generio://http://.*?)`", README)
     connection = Connection.from_uri(uri, conn_id="elsewhere")
     hook = GenerioHook("elsewhere")
@@ -51,26 +48,26 @@ def test_the_uri_with_another_host_means_that_host() -> None:
 
 
 def test_the_operators_arguments_are_the_ones_listed() -> None:
-    """The README lists every argument of the operator, in order, marks the templated ones, and tells the plain defaults."""
-    rows = rows_under("`RunFlowOperator`")
+    """The README lists all arguments of the operator in order, with the templated ones marked."""
+    rows = parse_table("`RunFlowOperator`")
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
     parameters = inspect.signature(RunFlowOperator.__init__).parameters
     assert listed == [name for name in parameters if name not in {"self", "kwargs"}]
     templated = {name for row in rows if "*t*" in row[0] for name in re.findall(r"`(\w+)`", row[0])}
     assert templated == set(RunFlowOperator.template_fields)
-    told = {row[0].split("`")[1]: row[1] for row in rows}
-    assert told["durable"] == str(parameters["durable"].default)
-    assert told["flows_conn_id"] == f"`{parameters['flows_conn_id'].default}`"
+    defaults = {row[0].split("`")[1]: row[1] for row in rows}
+    assert defaults["durable"] == str(parameters["durable"].default)
+    assert defaults["flows_conn_id"] == f"`{parameters['flows_conn_id'].default}`"
 
 
 def test_the_connections_fields_are_the_ones_listed() -> None:
-    """The README lists every field of a connection's extra."""
+    """The README lists all fields of a connection's extra."""
     section = README.split("More fields")[1].split("\n#")[0]
     assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(PROMPTCHAINER_FIELDS)
 
 
 def test_the_errors_are_the_ones_there_are() -> None:
-    """The README's table of errors names every error class but the root, and no other."""
+    """The README's table of errors lists all error classes except the root."""
     section = README.split("\n## Errors\n")[1].split("\n#")[0]
     known = [
         name

@@ -1,7 +1,8 @@
-"""Finds what stands between code fences in the documentation, and runs it as a reader would; it asserts what pages promise.
+"""Extracts the code blocks of the documentation and runs them as a reader would.
 
-A comment above a block says what is not done with it: `<!-- not run: why -->` (a shell's words are looked up only) or
-`<!-- parsed only: why -->` (a DAG is read as Airflow reads it). `<!-- prints -->` stands above what the block before prints.
+A comment above a block changes its treatment: `<!-- not run: why -->` (names in a shell command are only
+checked), `<!-- parsed only: why -->` (a DAG is only parsed), `<!-- prints -->` (the block is the output of
+the previous one).
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 DIRECTIVE = re.compile(r"<!-- (not run|parsed only|prints)(?:: [^>]*)? -->\s*\Z")
-VARYING_TEXT = re.compile(r"\b[0-9a-f]{24}\b|\d[\d.,:]*\d")  # ids, times, sizes: another one each time
+VARYING_TEXT = re.compile(r"\b[0-9a-f]{24}\b|\d[\d.,:]*\d")  # ids, times, sizes: they differ in each run
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """One block, where it stands, and what the comment above it says."""
+    """One code block, its location, and the directive above it."""
 
     page: Path
     line: int
@@ -47,41 +48,42 @@ class Snippet:
     directive: str | None
 
     def __str__(self) -> str:
-        """Name the place."""
+        """Return the location."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
-def snippets(page: Path) -> Iterator[Snippet]:
-    """Give the blocks of a page; what Sphinx itself runs (a directive's name between braces) is none."""
+def iter_snippets(page: Path) -> Iterator[Snippet]:
+    """Yield the code blocks of a page, without Sphinx's directives (a name between braces)."""
     text = page.read_text()
-    for found in FENCE.finditer(text):
-        if found[2].startswith("{"):
+    for fence in FENCE.finditer(text):
+        if fence[2].startswith("{"):
             continue
-        body = "".join(line.removeprefix(found[1]) for line in found[3].splitlines(keepends=True))
-        directive = DIRECTIVE.search(text[: found.start()])
+        body = "".join(line.removeprefix(fence[1]) for line in fence[3].splitlines(keepends=True))
+        directive = DIRECTIVE.search(text[: fence.start()])
         yield Snippet(
-            page, text.count("\n", 0, found.start()) + 1, found[2], body, directive and directive[1]
+            page, text.count("\n", 0, fence.start()) + 1, fence[2], body, directive and directive[1]
         )
 
 
 @dataclass
 class Reader:
-    """Somebody who follows one page from top to bottom, with the emulator as the service and a folder as the world."""
+    """Runs the blocks of a page from top to bottom, with the emulator and a temporary folder."""
 
     folder: Path
     dags_folder: Path
     emulator: Emulator
     monkeypatch: pytest.MonkeyPatch
     dags: dict[str, Any] = field(default_factory=dict)
-    result: DagResult | None = None  # of the DAG that ran last
-    scope: dict[str, Any] = field(default_factory=dict)  # what the page's blocks have named so far
+    result: DagResult | None = None  # of the last DAG
+    scope: dict[str, Any] = field(default_factory=dict)  # names that the page's blocks have defined
     output: str = ""
 
-    def follow(self, snippet: Snippet) -> None:
-        """Do with a block what is done with its kind."""
+    def run(self, snippet: Snippet) -> None:
+        """Run or check a block according to its language."""
         text = snippet.text.replace("127.0.0.1:8084", self.emulator.url.removeprefix("http://"))
-        for theirs, ours in {"/tmp/flows": "flows", "/data/": "data/"}.items():  # noqa: S108  # a page's places, not ours
-            text = text.replace(theirs, f"{self.folder}/{ours}")
+        paths = {"/tmp/flows": "flows", "/data/": "data/"}  # noqa: S108  # paths on the page, replaced by temporary ones
+        for documented, replacement in paths.items():
+            text = text.replace(documented, f"{self.folder}/{replacement}")
         getattr(self, "_" + snippet.language)(snippet, text)
 
     def _text(self, snippet: Snippet, text: str) -> None:
@@ -103,13 +105,13 @@ class Reader:
     def _python(self, snippet: Snippet, text: str) -> None:
         if text.startswith("{"):
             return self._compare_with_result(ast.literal_eval(text))
-        # whoever names a poll_interval wants to see the wait; else a flow run is over at the first look
+        # A snippet with a poll_interval demonstrates the wait; in others the run is final at the first poll.
         self.emulator.run_seconds = 0.3 if "poll_interval" in text else 0.0
         if re.search(r"\bDAG\(|^@dag\b", text, re.MULTILINE):
             return self._dag(snippet, text)
         scope = self.scope | self.dags
         with self._capture_output():
-            exec(compile(text, str(snippet), "exec"), scope)  # noqa: S102  # it is what the page shows
+            exec(compile(text, str(snippet), "exec"), scope)  # noqa: S102  # the page's code
             for name, test in list(scope.items()):
                 if name.startswith("test_"):
                     self.emulator.reset()
@@ -119,23 +121,22 @@ class Reader:
         return None
 
     def _dag(self, snippet: Snippet, text: str) -> None:
-        path = (
-            self.dags_folder / f"{snippet.page.stem}.py"
-        )  # one file a page: the next block of a page is its next version
+        # One file for each page: the next block replaces it.
+        path = self.dags_folder / f"{snippet.page.stem}.py"
         path.write_text(text)
-        found = load_dags(path)
-        assert found, "no DAG in it"
-        self.dags.update(found)
+        dags = load_dags(path)
+        assert dags, "the block has no DAG"
+        self.dags.update(dags)
         if snippet.directive == "parsed only":
             return
-        for dag in found.values():
+        for dag in dags.values():
             self.result = run_dag(dag)
             assert self.result.state == "success", self.result.log
 
     def _compare_with_result(self, expected: dict[str, Any]) -> None:
-        """Compare a dict that a page shows with what the DAG before it returned: the same keys, in order."""
+        """Compare a dict on the page with the result of the previous DAG: the same keys, in order."""
         assert self.result is not None
-        (returned,) = (found["return_value"] for found in self.result.xcoms.values())
+        (returned,) = (xcoms["return_value"] for xcoms in self.result.xcoms.values())
         assert list(returned) == list(expected)
         assert [set(output) for output in returned["outputs"]] == [
             set(output) for output in expected["outputs"]
@@ -150,7 +151,7 @@ class Reader:
                 self._run(command, argv)
 
     def _console(self, snippet: Snippet, text: str) -> None:
-        """Run what stands behind each `$ `, and find the lines below it in what that printed or logged."""
+        """Run the command after each `$ `, and find the lines below it in its output or log."""
         for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             command, _, expected = part.partition("\n")
             self._shell(snippet, command)
@@ -158,28 +159,28 @@ class Reader:
                 self._expect(expected)
 
     def _run(self, command: str, argv: list[str]) -> None:
-        """Run a command: Airflow's own in this process, which has an Airflow already, any other in a shell."""
+        """Run a command: Airflow's own in this process, any other in a shell."""
         if argv[0] == "export":
             for name, _, value in (word.partition("=") for word in argv[1:]):
                 self.monkeypatch.setenv(name, value.replace("~", str(self.folder)))
         elif argv[0] == "airflow":
             with self._capture_output(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what Airflow's commands warn of is not ours
+                warnings.simplefilter("ignore")  # warnings of Airflow itself
                 arguments = get_parser().parse_args(argv[1:])
                 arguments.func(arguments)
         else:
-            done = subprocess.run(
+            process = subprocess.run(
                 ["/bin/bash", "-c", command], cwd=self.folder, capture_output=True, text=True, check=False
             )
-            self.output = done.stdout + done.stderr
-            assert done.returncode == 0, self.output
+            self.output = process.stdout + process.stderr
+            assert process.returncode == 0, self.output
 
     def _expect(self, text: str) -> None:
-        """Find lines in what was printed, in that order; `…` stands for anything, and ids and numbers may be others."""
+        """Find the lines in the output, in order; `…` matches any text, and ids and numbers may differ."""
         printed = iter([_normalize(line) for line in self.output.splitlines()])
         for line in (_normalize(line) for line in text.splitlines() if line.strip(" …")):
-            wanted = re.compile(".*".join(map(re.escape, line.split("…"))))
-            assert any(wanted.search(printed_line) for printed_line in printed), (
+            pattern = re.compile(".*".join(map(re.escape, line.split("…"))))
+            assert any(pattern.search(printed_line) for printed_line in printed), (
                 f"{line!r} is not in:\n{self.output}"
             )
 
@@ -204,7 +205,7 @@ def _check_make(argv: list[str]) -> None:
 def _check_pip(argv: list[str]) -> None:
     assert argv[1] == "install"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for extra in (found[1] for word in argv[2:] if (found := re.fullmatch(r"\.\[(.*)\]", word))):
+    for extra in (match[1] for word in argv[2:] if (match := re.fullmatch(r"\.\[(.*)\]", word))):
         assert extra in project["optional-dependencies"]
 
 
@@ -228,10 +229,10 @@ COMMAND_CHECKS: dict[str, Callable[[list[str]], None]] = {
 
 
 def check_command(argv: list[str]) -> None:
-    """Find that there is what a command names, without running it: a target, an extra, a module's arguments."""
+    """Check the names in a command without running it: a target, an extra, a module's arguments."""
     if argv[0] == "python3.11":
         argv = ["python", *argv[1:]]
     if argv[0] in COMMAND_CHECKS:
         COMMAND_CHECKS[argv[0]](argv)
     else:
-        assert argv[0] in {"git", "cd", "source", ".", "pytest"}, f"nobody looks up {argv[0]}"
+        assert argv[0] in {"git", "cd", "source", ".", "pytest"}, f"no check for {argv[0]}"

@@ -1,6 +1,6 @@
-"""Plays the commands that a page of docs/ shows, and gives the page with what they write now.
+"""Runs the commands on a page of docs/ and renders the page with their current output.
 
-`python -m tests.support.transcript docs/cli.md` writes that into the page; tests/docs/test_docs_cli.py compares it.
+`python -m tests.support.transcript docs/cli.md` updates the page; tests/docs/test_docs_cli.py compares it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-ADDRESS = "http://127.0.0.1:8084"  # of the emulator, as it is shown
+ADDRESS = "http://127.0.0.1:8084"  # of the emulator, on the page
 SAMPLE = Path(__file__).parents[2] / "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json"
-HOME = "/home/you"  # the folder that the commands are run in, as it is shown
+HOME = "/home/you"  # the working folder of the commands, on the page
 CONSOLE_BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 IDS = re.compile(r"\b[0-9a-f]{24}(?:[0-9a-f]{8})?\b")
-PROGRESS_LINES = re.compile(
-    r"^.* is (starting|running|at \d+% after .*)\n", re.MULTILINE
-)  # how many of these there are is chance
+# The number of these lines differs in each run.
+PROGRESS_LINES = re.compile(r"^.* is (starting|running|at \d+% after .*)\n", re.MULTILINE)
 VARYING_PATTERNS = {
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*\+00:00": "TIME",
     r"(started_at\W+)(null|None|'?TIME'?)": r"\1TIME",
@@ -40,30 +39,30 @@ VARYING_PATTERNS = {
 
 
 def normalize(page: str) -> str:
-    """Take from a page what differs from one play to the next: ids become numbers, times and sizes words."""
+    """Replace what differs in each run by placeholders: ids by numbers, times and sizes by words."""
     names: dict[str, str] = {}
     page = PROGRESS_LINES.sub("", page)
-    page = IDS.sub(lambda found: names.setdefault(found[0], f"ID{len(names)}"), page)
+    page = IDS.sub(lambda match: names.setdefault(match[0], f"ID{len(names)}"), page)
     for pattern, placeholder in VARYING_PATTERNS.items():
         page = re.sub(pattern, placeholder, page, flags=re.MULTILINE)
     return page
 
 
 class PageReplay:
-    """One play of a page, in a folder of its own."""
+    """One run of the commands of a page, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._url = ""
         self._code = 0
-        self._current_ids: dict[str, str] = {}  # ids: as the page has them, and as they are now
+        self._current_ids: dict[str, str] = {}  # maps ids on the page to those of this run
         self._emulator: subprocess.Popen[str] | None = None
 
     def render(self, page: str) -> str:
-        """Give the page with what its commands write now."""
+        """Return the page with the current output of its commands."""
         try:
             with chdir(self._folder):
-                return CONSOLE_BLOCK.sub(lambda found: "".join(self._replay_block(found[0])), page)
+                return CONSOLE_BLOCK.sub(lambda match: "".join(self._replay_block(match[0])), page)
         finally:
             if self._emulator is not None:
                 self._emulator.terminate()
@@ -72,14 +71,14 @@ class PageReplay:
     def _replay_block(self, block: str) -> Iterator[str]:
         for part in re.split(r"^(?=\$ )", block, flags=re.MULTILINE)[1:]:
             line, _, previous = part.partition("\n")
-            line = IDS.sub(lambda found: self._current_ids.get(found[0], found[0]), line)
+            line = IDS.sub(lambda match: self._current_ids.get(match[0], match[0]), line)
             output = self._normalize_output(self._run(line.removeprefix("$ ")))
-            found = zip(
+            id_pairs = zip(
                 IDS.findall(PROGRESS_LINES.sub("", previous)),
                 IDS.findall(PROGRESS_LINES.sub("", output)),
                 strict=False,
             )
-            self._current_ids = dict(found) | self._current_ids
+            self._current_ids = dict(id_pairs) | self._current_ids
             yield f"{line}\n{output}"
 
     def _normalize_output(self, output: str) -> str:
@@ -105,7 +104,7 @@ class PageReplay:
         return output.getvalue()
 
     def _start(self, args: list[str]) -> str:
-        """Start the emulator, at any port that is free."""
+        """Start the emulator on a free port and return its first line."""
         command = [sys.executable, "-m", "airflow", *args, "--port", "0"]
         self._emulator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._emulator.stdout is not None
@@ -116,14 +115,14 @@ class PageReplay:
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """Give a folder with a short name (tables have a width), and in it the flow graph of the vendor's page."""
+    """Create a folder with a short name (tables have a limited width) and the vendor's sample graph."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(SAMPLE, Path(folder) / "sample.json")
         yield Path(folder).resolve()
 
 
 if __name__ == "__main__":
-    import tests.conftest  # noqa: F401  # an Airflow of its own, before Airflow is imported
+    import tests.conftest  # noqa: F401  # sets up a temporary Airflow before Airflow is imported
 
     target = Path(sys.argv[1]).resolve()
     with short_folder() as own:
