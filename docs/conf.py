@@ -39,10 +39,10 @@ html_title = f"Flows {release}"  # the heading of the narrow sidebar
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
-# Types of other packages are documented elsewhere, and some of the emulator's types are not documented.
+# Types of other packages are documented elsewhere, and internal types in signatures are not documented.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!Flow|airflow_provider_flows).*"),
-    ("py:class", r"airflow_provider_flows\.emulator\..*"),
+    ("py:class", r"airflow_provider_flows\.(core|emulator|preflight|transport)\..*"),
 ]
 default_role = "code"  # docstrings put code between single backquotes
 
