@@ -103,7 +103,10 @@ def chain_scenarios() -> Iterator[Scenario]:
 
     twice = {"killed": 1, "starts": 2, "task": "success", "warned": True}
     yield Scenario(
-        "kill before the response arrived, PromptChainer", twice, kill_before_response, conn_type="promptchainer"
+        "kill before the response arrived, PromptChainer",
+        twice,
+        kill_before_response,
+        conn_type="promptchainer",
     )
 
 
