@@ -38,7 +38,7 @@ TERMS = {  # a phrase, and the term to use
     r"lateness|news is|late news": "detection delay",
     rf"(?:pick|picks|picked|picking) up {RUN}": "resume",
     rf"(?:stop|stops|stopped|stopping) {RUN}": "abort",
-    r"a (?:piece|chunk) at a time": "in chunks",
+    r"a piece at a time": "in chunks",
     r"stands? in [\w/]+\.(?:py|md)|stands? in for": "is in, replaces",
     r"brings? home|brought home": "download, store",
     r"the (?:most|least) often": "shortest, longest interval",
@@ -64,6 +64,8 @@ def compile_phrase(phrase: str) -> re.Pattern[str]:
 
 PATTERNS = [(compile_phrase(phrase), term) for phrase, term in TERMS.items()]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Python 3.12 and later split f-strings into tokens.
+PROSE_TOKENS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 SOURCES = sorted(
     path
     for folder in ("airflow_provider_flows", "example_dags")
@@ -83,7 +85,7 @@ def python_prose(text: str) -> str:
     """Return the strings and comments of a module, each on its line, without identifiers."""
     lines: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type in {tokenize.COMMENT, tokenize.STRING}:
+        if token.type in PROSE_TOKENS:
             words = token.string.lstrip("# ") if token.type == tokenize.COMMENT else token.string
             for number, line in enumerate(words.splitlines(), token.start[0]):
                 lines[number] = f"{lines.get(number, '')} {line.strip()}"
