@@ -126,13 +126,19 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         In an XCom, because `dag.test()` forgets the arguments that a task defers with. Of the inputs the files' names are kept,
         which lineage and the user interface show; prompts may be large.
         """
-        from airflow_provider_flows.worker.run_tracking import redact_parameters, redacted_uris
+        from airflow.providers.common.compat.sdk import redact
+
+        from airflow_provider_flows.core.redaction import redact_parameters, redact_uris
+        from airflow_provider_flows.storage.inputs import get_file_uris
 
         values = {
             name: getattr(self, name) for name in _DEFERRED_ARGUMENTS
         }  # where one is no text, the order refuses it, or takes it as one
         texts = {name: value if value is None else str(value) for name, value in values.items()}
-        redacted = {"parameters": redact_parameters(self.parameters), "inputs": redacted_uris(self.inputs)}
+        redacted = {
+            "parameters": redact_parameters(self.parameters, redact),
+            "inputs": redact_uris(get_file_uris(self.inputs)),
+        }
         context["ti"].xcom_push(ARGUMENTS_KEY, {**texts, **redacted})
 
 

@@ -27,6 +27,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowRateLimited,
     FlowServiceError,
 )
+from airflow_provider_flows.core.redaction import mask_values
 from airflow_provider_flows.core.request_body import Body, to_body
 from airflow_provider_flows.core.timestamps import parse_http_date
 
@@ -86,9 +87,7 @@ class Response:
 
     def redact(self, text: str) -> str:
         """Give a part of the answer as it may be shown."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text
+        return mask_values(text, self.secrets)
 
     @property
     def is_success(self) -> bool:

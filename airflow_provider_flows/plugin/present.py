@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from airflow.providers.common.compat.sdk import redact
+
 from airflow_provider_flows.core.payload.data_uri import GLB
+from airflow_provider_flows.core.redaction import find_signatures, redact_parameters
 from airflow_provider_flows.core.run import ERROR, FlowOutput, FlowRun
-from airflow_provider_flows.core.signed_urls import find_signatures
 from airflow_provider_flows.plugin.schemas import InputSchema, OutputKind, OutputSchema, RunSchema
 from airflow_provider_flows.storage.locations import StorageLocation
-from airflow_provider_flows.worker.run_tracking import redact_parameters
 
 # image types in which a browser executes nothing
 SAFE_IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
@@ -53,7 +54,9 @@ def to_run_schema(run: FlowRun, now: float) -> RunSchema:
 
 def to_parameters(parameters: Any) -> dict[str, Any]:
     """Return parameters with their secrets redacted; a mapping rendered as JSON text is parsed first."""
-    redacted = redact_parameters(_parse_json_text(parameters) if isinstance(parameters, str) else parameters)
+    redacted = redact_parameters(
+        _parse_json_text(parameters) if isinstance(parameters, str) else parameters, redact
+    )
     cleaned: dict[str, Any] = json.loads(_replace_surrogates(json.dumps(redacted, ensure_ascii=False)))
     return cleaned
 
@@ -67,7 +70,7 @@ def to_input_schemas(inputs: Any) -> list[InputSchema]:
     else:
         items = inputs if isinstance(inputs, list | tuple) else [] if inputs is None else [inputs]
         items_by_name = [(str(number), item) for number, item in enumerate(items, 1)]
-    redacted = redact_parameters(dict(items_by_name))
+    redacted = redact_parameters(dict(items_by_name), redact)
     return [
         InputSchema(name=to_safe_line(name), text=_replace_surrogates(_to_input_text(value)))
         for name, value in redacted.items()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.signed_urls import strip_signatures
+from airflow_provider_flows.core.redaction import redact_path, redact_text
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -30,7 +29,6 @@ INPUT_BLOCK_BYTES = (
     8 * 1024 * 1024
 )  # what a file system fetches at a time; s3fs would take 50 MiB and keep them
 MAX_TEXT_INPUT_BYTES = 1024 * 1024
-MAX_DISPLAY_LENGTH = 2000  # characters of a name that are told; what was meant as content may stand there
 LOCAL_SCHEMES = frozenset({"", "file", "local"})
 
 
@@ -121,18 +119,6 @@ def encode_content(where: str, content: Content) -> str:
     return data_uri.encode(_to_png(where, content) if content.media_type == "image/bmp" else content)
 
 
-def redact_path(path: Path | ObjectStoragePath | str) -> str:
-    """Give a file's name as it may be told: without the credentials or the signature that a URI may carry, and not too long."""
-    return _redact_text(str(path))
-
-
-def _redact_text(text: str) -> str:
-    plain = re.sub(
-        r"(https?://[^\s?]*)\?\S*", r"\1", re.sub(r"(?<=://)[^\s/@]*@", "", strip_signatures(text))
-    )
-    return plain if len(plain) <= MAX_DISPLAY_LENGTH else f"{plain[:MAX_DISPLAY_LENGTH]}..."
-
-
 def get_conn_id(path: ObjectStoragePath) -> str | None:
     """Give the Airflow connection that a path names; Airflow 3.1 has no attribute for it."""
     conn_id: str | None = path.serialize()["conn_id"]
@@ -175,7 +161,7 @@ def _iter_file_chunks(where: str, path: Any, *, is_permanent: bool = True) -> It
 def _unreadable_error(
     where: str, path: Path | ObjectStoragePath | str, error: Exception, *, is_permanent: bool = True
 ) -> FlowInputError:
-    detail = _redact_text(str(error)) or type(error).__name__
+    detail = redact_text(str(error)) or type(error).__name__
     return FlowInputError(
         f"{where} names a file that cannot be read ({redact_path(path)}): {detail}", is_permanent=is_permanent
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote
 
-from airflow_provider_flows.core.signed_urls import strip_signatures
+from airflow_provider_flows.core.redaction import strip_signatures
 
 SCHEME_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "local": "file"}  # other names of the same store
 HADOOP_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # there a container stands before the host

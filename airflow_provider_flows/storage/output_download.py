@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
 from airflow_provider_flows.core.payload import data_uri
+from airflow_provider_flows.core.redaction import redact_path
 from airflow_provider_flows.core.run import ERROR, PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.storage.atomic_file import (
     CancelledWriteError,
@@ -21,7 +22,7 @@ from airflow_provider_flows.storage.atomic_file import (
     compute_sha256,
     to_uri,
 )
-from airflow_provider_flows.storage.file_source import get_conn_id, redact_path
+from airflow_provider_flows.storage.file_source import get_conn_id
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath

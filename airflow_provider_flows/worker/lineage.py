@@ -17,13 +17,12 @@ from openlineage.client.event_v2 import InputDataset, OutputDataset
 from openlineage.client.facet_v2 import RunFacet, output_statistics_output_dataset
 
 from airflow_provider_flows import __version__
+from airflow_provider_flows.core.redaction import redact_parameters
 from airflow_provider_flows.storage.inputs import get_file_uris
 from airflow_provider_flows.storage.locations import StorageLocation
-from airflow_provider_flows.worker.run_tracking import redact_parameters
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.run import FlowOutput, FlowRun
-    from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 
 FACET = "flows_flowRun"  # a custom facet's key begins with who made it
 PRODUCER = f"pkg:pypi/airflow-provider-flows@{__version__}"  # a package URL: this package, in this version
@@ -52,15 +51,12 @@ class FlowRunFacet(RunFacet):
     error: str | None
 
 
-def get_lineage(task: RunTrackingMixin) -> OperatorLineage[Any, Any]:
+def get_lineage(run: FlowRun | None, inputs: Any, parameters: Any) -> OperatorLineage[Any, Any]:
     """Give what is known of a task's flow run; a task that failed before there was a run has its inputs only."""
     input_locations = dict.fromkeys(
-        location
-        for uri in get_file_uris(getattr(task, "inputs", None))
-        if (location := StorageLocation.parse(uri)) is not None
+        location for uri in get_file_uris(inputs) if (location := StorageLocation.parse(uri)) is not None
     )
-    run = task.flow_run
-    facets = {} if run is None else {FACET: _facet(run, getattr(task, "parameters", None))}
+    facets = {} if run is None else {FACET: _facet(run, parameters)}
     return OperatorLineage(
         inputs=[
             InputDataset(namespace=location.namespace, name=location.name) for location in input_locations
@@ -78,7 +74,7 @@ def _facet(run: FlowRun, parameters: Any) -> FlowRunFacet:
         flow=run.flow,
         flowRunId=run.flow_run_id,
         state=run.state.value,
-        parameters=redact_parameters(run.parameters if parameters is None else parameters),
+        parameters=redact_parameters(run.parameters if parameters is None else parameters, redact),
         duration=run.duration,
         error=None if run.error is None else str(redact(run.error))[:MAX_ERROR_CHARACTERS],
         producer=PRODUCER,

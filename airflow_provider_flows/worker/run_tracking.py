@@ -5,9 +5,8 @@ The operator and the sensor share it; how the links are made stands in links.py,
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.links import RUN_LINK_KEY, FlowOutputsLink, FlowRunLink, get_run_url
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
-
-MAX_PARAMETERS = 100
-MAX_REDACTED_BYTES = (
-    8 * 1024
-)  # of all parameters together, and of all inputs' names; what is told is kept by whoever collects it
-MAX_REDACTION_DEPTH = 20  # levels at which secrets are looked for, as the openlineage provider does
 
 
 class RunTrackingMixin:
@@ -62,7 +55,7 @@ class RunTrackingMixin:
             get_lineage,
         )  # imports that provider, which may not be installed
 
-        return get_lineage(self)
+        return get_lineage(self.flow_run, getattr(self, "inputs", None), getattr(self, "parameters", None))
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Give the same of a task that failed: what it was to work on, and what is known of the run."""
@@ -75,54 +68,3 @@ def _push_run_link(context: Context, url: str) -> None:
         context["ti"].xcom_push(RUN_LINK_KEY, url)
     except Exception as error:  # noqa: BLE001  # whatever the XCom backend raises, a link is not worth a run that is paid for
         log.warning("The link to the flow run could not be pushed: %r", error)
-
-
-def redact_parameters(parameters: Any) -> dict[str, Any]:
-    """Give parameters as they may be told: without secrets, and without the largest where they are too large together.
-
-    A signed URL among them loses its query: only the request itself needs it whole. What Airflow keeps by itself of a task's
-    templated arguments it masks by the names of keys alone, and by the signatures that read_order has told it of.
-    """
-    from airflow.providers.common.compat.sdk import redact
-
-    if not isinstance(parameters, Mapping):
-        return {}
-    first = dict(list(parameters.items())[:MAX_PARAMETERS])
-    try:
-        plain: dict[str, Any] = _strip_signatures(
-            json.loads(json.dumps(redact(first, max_depth=MAX_REDACTION_DEPTH), default=str, skipkeys=True))
-        )
-    except (ValueError, RecursionError):  # they hold themselves; no run is started with such
-        return {}
-    sizes = {name: len(json.dumps(value)) for name, value in plain.items()}
-    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
-        if sum(sizes.values()) + sum(map(len, sizes)) <= MAX_REDACTED_BYTES:
-            break
-        plain[name] = f"left out: {sizes[name]} bytes"
-        sizes[name] = len(plain[name])
-    return plain
-
-
-def _strip_signatures(value: Any) -> Any:
-    """Give plain JSON values without the signatures of the URLs in their texts."""
-    from airflow_provider_flows.core.signed_urls import strip_signatures  # needed when a task runs only
-
-    if isinstance(value, dict):
-        return {key: _strip_signatures(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_strip_signatures(each) for each in value]
-    return strip_signatures(value) if isinstance(value, str) else value
-
-
-def redacted_uris(inputs: Any) -> list[str]:
-    """Give the URIs of the files among inputs as they may be told: without secrets, and as many as fit."""
-    from airflow_provider_flows.storage.file_source import redact_path
-    from airflow_provider_flows.storage.inputs import get_file_uris
-
-    uris, remaining = list[str](), MAX_REDACTED_BYTES
-    for uri in map(redact_path, get_file_uris(inputs)):
-        remaining -= len(uri)
-        if remaining < 0:
-            break
-        uris.append(uri)
-    return uris

@@ -22,7 +22,7 @@ from PIL import Image
 from airflow_provider_flows.core.exceptions import FlowInvalid, FlowMalformed, FlowNotFound, FlowServiceError
 from airflow_provider_flows.core.http import Request, is_same_origin
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
-from airflow_provider_flows.core.signed_urls import find_signatures
+from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.hooks import PromptChainerHook
 from airflow_provider_flows.transport.settings import Settings
 from airflow_provider_flows.transport.url_guard import resolves_to_public

@@ -18,12 +18,12 @@ from airflow.providers.openlineage.plugins.listener import OpenLineageListener
 from airflow.sdk import DAG
 from openlineage.client.naming import dataset as naming
 
+from airflow_provider_flows.core.redaction import MAX_PARAMETERS, MAX_REDACTED_BYTES, redact_parameters
 from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.inputs import get_file_uris
 from airflow_provider_flows.storage.locations import StorageLocation
-from airflow_provider_flows.worker.run_tracking import MAX_PARAMETERS, MAX_REDACTED_BYTES, redact_parameters
 from tests.support.airflow_run import run_dag
 from tests.support.modes import MODES, run_in_mode
 from tests.support.tries import BOTH_MODES, CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
@@ -276,7 +276,8 @@ def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
             "seed": 7,
             "text": "x" * MAX_REDACTED_BYTES,
             "path": PICTURE,
-        }
+        },
+        redact,
     )
     assert "s3cret-of-mine" not in json.dumps(shown)
     assert (shown["seed"], shown["path"], shown["text"]) == (
@@ -285,10 +286,10 @@ def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
         f"left out: {MAX_REDACTED_BYTES + 2} bytes",
     )
     assert (
-        len(redact_parameters({str(number): number for number in range(10 * MAX_PARAMETERS)}))
+        len(redact_parameters({str(number): number for number in range(10 * MAX_PARAMETERS)}, redact))
         == MAX_PARAMETERS
     )
-    assert redact_parameters(None) == redact_parameters("text") == {}
+    assert redact_parameters(None, redact) == redact_parameters("text", redact) == {}
 
 
 SIGNED = "https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=0123456789abcdef0123"
@@ -301,7 +302,7 @@ def test_signed_urls_among_parameters_are_told_without_their_signature() -> None
         "deep": [{"in": f"see {SIGNED} and gs://b/k?Signature=short, and that"}],
         "page": "https://a.example/?q=1",
     }
-    assert redact_parameters(given) == {
+    assert redact_parameters(given, redact) == {
         "texture": "https://store.example/a.png",
         "deep": [{"in": "see https://store.example/a.png and gs://b/k and that"}],
         "page": "https://a.example/?q=1",
