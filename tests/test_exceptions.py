@@ -27,7 +27,7 @@ from airflow_provider_flows.core.exceptions import (
     error_from_dict,
 )
 from airflow_provider_flows.core.http import Request, raise_for_status
-from airflow_provider_flows.core.run import FlowRun, FlowState
+from airflow_provider_flows.core.run import FlowRun, FlowState, raise_for_state
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from tests.support.doors import TOKEN
@@ -189,7 +189,7 @@ def test_run_that_ends_badly_carries_the_run(
     flow_emulator.add_plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]
     run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
     with pytest.raises(kind, match=f"{run.flow_run_id}.*un the task again") as caught:
-        run.completed_or_raise()
+        raise_for_state(run)
     assert caught.value.run is run
     assert ("out of clay" in str(caught.value)) == (outcome == "failed")
 

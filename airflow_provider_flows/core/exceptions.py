@@ -1,42 +1,37 @@
-"""The errors of this provider, one tree, told apart by who is at fault.
-
-It does not decide which answer is which error (exchange.py does) nor what may be tried again (retry.py and waiting.py do).
+"""The exception tree of this provider, ordered by the cause of a failure.
 
 FlowError
-├── FlowInputError          you: an argument cannot be sent; found before any request, or a file changed before it was sent
-├── FlowRunFailed           the flow run: it ended in `failed`; carries the run
-│   └── FlowRunAborted      the flow run: somebody aborted it
-├── FlowTimeout             the clock: the deadline passed before the run was final (the sensor's is a FlowSensorTimeout)
-└── FlowServiceError        the service: it answered with something else than success
-    ├── FlowAuthError       401, 403: the key is wrong, expired or not allowed
+├── FlowInputError          an argument cannot be sent, or a file changed before it was sent
+├── FlowRunFailed           the flow run ended in state `failed`; carries the run
+│   └── FlowRunAborted      the flow run ended in state `aborted`
+├── FlowTimeout             the deadline passed before the run was final (the sensor raises FlowSensorTimeout)
+└── FlowServiceError        the service did not respond with success
+    ├── FlowAuthError       401, 403: the API key is wrong, expired or lacks a permission
     ├── FlowNotFound        404: no such flow, flow run or output
-    ├── FlowInvalid         400, 415, 422: the service refuses what it was sent
-    ├── FlowConflict        409, 425: not in this state
+    ├── FlowInvalid         400, 413, 415, 422: the service rejected the request's content
+    ├── FlowConflict        409, 425: not possible in the flow run's current state
     ├── FlowRateLimited     429: too many requests
-    ├── FlowUnreachable     no answer at all: refused, reset, timed out, name not known
-    └── FlowMalformed       an answer that cannot be read
+    ├── FlowUnreachable     no response: connection refused or reset, timeout, unknown host
+    └── FlowMalformed       a response that cannot be parsed
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowRun
+from typing import Any
 
 
 class FlowError(Exception):
-    """Anything that goes wrong with a flow; its message says what happened and what to do."""
+    """Base class of this provider's exceptions; a message says what happened and what to do."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give type and message as a plain dict, for the way from a trigger to its task."""
+        """Return type and message as a plain dict, for a trigger's event."""
         return {"type": type(self).__name__, "message": str(self)}
 
 
 class FlowInputError(FlowError):
-    """An argument that cannot be sent, or a file that is not what it was: nothing runs.
+    """An argument cannot be sent, or an input file has changed; no flow run was started.
 
-    `lasting` tells whether it holds for a retry as well.
+    :param is_permanent: whether a retry of the task would fail in the same way.
     """
 
     def __init__(self, message: str, *, is_permanent: bool = True) -> None:
@@ -45,19 +40,27 @@ class FlowInputError(FlowError):
 
 
 class FlowRunFailed(FlowError):
-    """The flow run ended in state `failed`; `run` tells how far it came (None if it came from elsewhere)."""
+    """The flow run ended in state `failed`.
 
-    def __init__(self, message: str, run: FlowRun | None = None) -> None:
+    :param run: the `FlowRun`, or None if the exception was created from a trigger's event.
+        It is not annotated as one: importing this module must not load the module of `FlowRun`, because every
+        Airflow process imports it.
+    """
+
+    def __init__(self, message: str, run: Any = None) -> None:
         super().__init__(message)
         self.run = run
 
 
 class FlowRunAborted(FlowRunFailed):
-    """The flow run ended in state `aborted`: somebody stopped it at the service."""
+    """The flow run ended in state `aborted`."""
 
 
 class FlowTimeout(FlowError):
-    """The deadline passed before the flow run reached a final state; `lasting` tells whether it holds for a retry as well."""
+    """The deadline passed before the flow run reached a final state.
+
+    :param is_permanent: whether a retry of the task would fail in the same way.
+    """
 
     def __init__(self, message: str, *, is_permanent: bool = True) -> None:
         super().__init__(message)
@@ -65,7 +68,11 @@ class FlowTimeout(FlowError):
 
 
 class FlowServiceError(FlowError):
-    """The service answered, but not with success; `status` is the HTTP status, `retry_after` what it asked for in seconds."""
+    """The service did not respond with success.
+
+    :param status: the HTTP status, or None if there was no response.
+    :param retry_after: seconds that the service asked the client to wait (header `Retry-After`), or None.
+    """
 
     def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -74,53 +81,59 @@ class FlowServiceError(FlowError):
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may well succeed later, with nothing changed by the user."""
+        """Whether the same request may succeed later."""
         return self.status is not None and (self.status >= 500 or self.status == 408)
 
     @property
     def outcome_unknown(self) -> bool:
-        """Whether the service may have done what it was asked, although it did not say so."""
+        """Whether the service may have carried out the request despite the error."""
         return self.is_transient
 
     def to_dict(self) -> dict[str, Any]:
-        """Give type, message and status as a plain dict."""
+        """Return type, message and status as a plain dict."""
         return {**super().to_dict(), "status": self.status}
 
 
 class FlowAuthError(FlowServiceError):
-    """The service refuses the key: wrong, expired, or not allowed to do this."""
+    """The service rejected the API key: it is wrong, expired or lacks a permission."""
 
 
 class FlowNotFound(FlowServiceError):
-    """The service knows no such flow, flow run or output; `lasting` tells whether it holds for a retry as well."""
+    """The service has no such flow, flow run or output.
+
+    `is_permanent` is whether a retry of the task would fail in the same way.
+    """
 
     is_permanent = True
 
 
 class FlowInvalid(FlowServiceError):
-    """The service refuses what it was sent; the message carries its reasons."""
+    """The service rejected the request's content; the message carries its reasons."""
 
 
 class FlowConflict(FlowServiceError):
-    """What was asked cannot be done in the flow run's present state."""
+    """The request is not possible in the flow run's current state."""
 
 
 class FlowRateLimited(FlowServiceError):
-    """The service asks for fewer requests."""
+    """The service limits the number of requests."""
 
     @property
     def is_transient(self) -> bool:
-        """It passes by itself."""
+        """Always true: the limit is temporary."""
         return True
 
     @property
     def outcome_unknown(self) -> bool:
-        """It says that it did nothing."""
+        """Always false: the service did not carry out the request."""
         return False
 
 
 class FlowUnreachable(FlowServiceError):
-    """No answer came back; `may_have_arrived` tells whether the service may have acted on the request all the same."""
+    """No response arrived.
+
+    :param may_have_arrived: whether the service may have received the request.
+    """
 
     def __init__(self, message: str, *, may_have_arrived: bool = True, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
@@ -128,34 +141,32 @@ class FlowUnreachable(FlowServiceError):
 
     @property
     def is_transient(self) -> bool:
-        """It passes by itself."""
+        """Always true: a connection may succeed later."""
         return True
 
     @property
     def outcome_unknown(self) -> bool:
-        """It may have arrived, or it is known that it did not."""
+        """Whether the service may have received the request."""
         return self.may_have_arrived
 
 
 class FlowMalformed(FlowServiceError):
-    """An answer that cannot be read: not JSON, cut short, or without what it must hold."""
+    """A response cannot be parsed: it is not JSON, is truncated, or lacks a required field."""
 
     @property
     def is_transient(self) -> bool:
-        """A proxy's page or a cut answer is gone the next time, as a rule."""
+        """Always true: most often a proxy's page or a truncated response."""
         return True
 
 
 def error_from_dict(data: dict[str, Any]) -> FlowError:
-    """Make the error that `FlowError.as_dict` described: the very same type, message and status.
+    """Return the exception that `FlowError.to_dict` described, with the same type, message and status.
 
-    :param told: `{"type": str, "message": str, "status": int | None}`; a type that is not ours gives a plain FlowError.
+    :param data: `{"type": str, "message": str, "status": int | None}`; an unknown type becomes a `FlowError`.
     """
     candidate = globals().get(str(data.get("type")))
     error_class = candidate if isinstance(candidate, type) and issubclass(candidate, FlowError) else FlowError
     message = str(data.get("message"))
-    return (
-        error_class(message, status=data.get("status"))
-        if issubclass(error_class, FlowServiceError)
-        else error_class(message)
-    )
+    if issubclass(error_class, FlowServiceError):
+        return error_class(message, status=data.get("status"))
+    return error_class(message)

@@ -1,11 +1,8 @@
-"""What a flow run is: its state, its outputs, the dict that goes to XCom, and "completed, or raise".
-
-It does not know how any service words these (flow/services reads them) nor how they are asked for.
-"""
+"""The model of a flow run: states, inputs, outputs, and the run itself with its dict forms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FlowState(StrEnum):
-    """Every state a flow run can be in; the one table of states (vendor-api 1.3, G-05)."""
+    """Every state of a flow run (vendor_notes.md, 1.3 and G-05)."""
 
     CREATED = "created"
     STARTING = "starting"
@@ -31,63 +28,75 @@ class FlowState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether a run in this state will never change again; an unknown word is not final, the deadline is its guard."""
+        """Whether a run in this state can no longer change; UNKNOWN is not final."""
         return self in _FINAL_STATES
 
     @classmethod
     def parse(cls, value: object) -> FlowState:
-        """Read a service's word, whatever its case; one that nobody knows is UNKNOWN."""
+        """Parse a service's state name, case-insensitively; an unrecognized name is UNKNOWN."""
         return _STATES_BY_VALUE.get(str(value).strip().lower(), cls.UNKNOWN)
 
 
 _STATES_BY_VALUE: dict[str, FlowState] = {state.value: state for state in FlowState}
 _FINAL_STATES = frozenset({FlowState.COMPLETED, FlowState.FAILED, FlowState.ABORTED})
 
-READY, ERROR, PENDING = "ready", "error", "pending"  # an output's status, in our words (vendor-api G-03)
+READY, ERROR, PENDING = "ready", "error", "pending"  # status of an output (vendor_notes.md, G-03)
 
 
 @runtime_checkable
 class UploadSource(Protocol):
-    """A file that is sent a chunk at a time, as it was when its digest (SHA-256, hexadecimal) was taken."""
+    """A file that is uploaded a chunk at a time, with the content it had when its digest was computed."""
 
     @property
     def media_type(self) -> str:
-        """What it is."""
+        """Media type of the file."""
 
     @property
     def size(self) -> int:
-        """How many bytes it has."""
+        """Size in bytes."""
 
     @property
     def digest(self) -> str:
-        """What stands for its content."""
+        """SHA-256 of the content, hexadecimal."""
 
     def chunks(self) -> Iterator[bytes]:
-        """Give its bytes, each time from the beginning.
+        """Return an iterator over the content; each call starts with the first byte.
 
-        :raises FlowInputError: it has changed; this is raised in place of the last chunk.
+        :raises FlowInputError: the file has changed; raised in place of the last chunk.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class FlowInput:
-    """One thing a run works on: a prompt, a data URI or a file; and the caller's metadata, which returns on its output."""
+    """One input of a run.
+
+    :param data: a prompt, a data URI or a file.
+    :param additional: the caller's metadata; Generio copies it to the corresponding output.
+    """
 
     data: str | UploadSource = field(repr=False)  # content never reaches a log
     additional: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give the item of the request body (docs C, POST /flows): `additional` is left out when there is none."""
-        return (
-            {"data": self.data}
-            if self.additional is None
-            else {"data": self.data, "additional": self.additional}
-        )
+        """Return the item of Generio's request body (POST /flows), without `additional` if it is None."""
+        item: dict[str, Any] = {"data": self.data}
+        return item if self.additional is None else {**item, "additional": self.additional}
+
+
+Inputs = Sequence[FlowInput] | Mapping[str, Any]  # a list of inputs, or variables by name
 
 
 @dataclass(frozen=True, slots=True)
 class FlowOutput:
-    """One thing a run made: a text (`value`), or a file that stays at the service until it is written (`uri, size, sha256`)."""
+    """One output of a run.
+
+    A text output has `value`. A file output has `uri`, `size` and `sha256` once it is downloaded.
+
+    :param status: READY, ERROR or PENDING.
+    :param additional: metadata of the corresponding input.
+    :param is_url: whether `value` is a URL of the output, possibly signed, instead of the output itself.
+    :param expires_at: time at which that URL expires, ISO 8601.
+    """
 
     name: str
     asset_id: str | None = None
@@ -99,11 +108,15 @@ class FlowOutput:
     size: int | None = None
     sha256: str | None = None
     error: str | None = None
-    is_url: bool = False  # `value` is a URL of the output, perhaps signed, not the output itself
-    expires_at: str | None = None  # ISO 8601; when the link ends
+    is_url: bool = False
+    expires_at: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the XCom form: name, asset_id, status, media_type, additional, and value or uri, size, sha256, or both."""
+        """Return the XCom form.
+
+        Always present are name, asset_id, status, media_type and additional; error, value, and uri with size
+        and sha256, only if they are set.
+        """
         data: dict[str, Any] = {
             "name": self.name,
             "asset_id": self.asset_id,
@@ -115,18 +128,20 @@ class FlowOutput:
             data["error"] = self.error
         if self.value is not None:
             data["value"] = self.value
-        return (
-            data if self.uri is None else {**data, "uri": self.uri, "size": self.size, "sha256": self.sha256}
-        )
+        if self.uri is not None:
+            data |= {"uri": self.uri, "size": self.size, "sha256": self.sha256}
+        return data
 
 
 @dataclass(frozen=True, slots=True)
 class FlowRun:
-    """One flow run as it was seen at one moment.
+    """A snapshot of one flow run; timestamps are pendulum datetimes in UTC, or None.
 
-    `progress` is 0.0 to 1.0; the timestamps are pendulum datetimes in UTC or None; `expected_at` is, in epoch seconds, when it
-    will be done if it goes on as it did until then (None: nothing tells); `state_word` is the service's own word for the state;
-    `error` its reason for a failure, if it told one; `raw` the whole answer, kept for whoever needs more, never needed.
+    :param raw_state: the service's own name for the state.
+    :param progress: 0.0 to 1.0.
+    :param expected_at: epoch seconds at which the run will finish at its current speed, None if unknown.
+    :param error: the service's reason for a failure, if it states one.
+    :param raw: the service's complete response.
     """
 
     flow_run_id: str
@@ -146,58 +161,42 @@ class FlowRun:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        """Service, id and flow, as logs and errors name a run."""
+        """Return service, id and flow, for logs and error messages."""
         return f"{self.service} flow run {self.flow_run_id}" + (f" (flow {self.flow})" if self.flow else "")
 
     @property
     def is_final(self) -> bool:
-        """Whether the run will never change again."""
+        """Whether the run can no longer change."""
         return self.state.is_final
 
     @property
     def is_completed(self) -> bool:
-        """Whether the run ended well."""
+        """Whether the run ended in state completed."""
         return self.state is FlowState.COMPLETED
 
     @property
     def duration(self) -> float | None:
-        """Seconds from start to end, None while either is unknown."""
+        """Seconds from start to end, None if either is unknown."""
         if self.started_at is None or self.finished_at is None:
             return None
         return round(to_epoch(self.finished_at) - to_epoch(self.started_at), 3)
 
     @property
     def expected_end(self) -> DateTime | None:
-        """When the run will be done if it goes on as it did until it was seen, None if nothing tells."""
-        import pendulum  # first used here: importing this module stays cheap
+        """Time at which the run will finish at its current speed, None if unknown."""
+        import pendulum  # expensive to import
 
         return None if self.expected_at is None else pendulum.from_timestamp(self.expected_at)
 
     def with_outputs(self, outputs: tuple[FlowOutput, ...]) -> FlowRun:
-        """Give the same run with these outputs."""
+        """Return a copy of this run with these outputs."""
         return replace(self, outputs=outputs)
 
-    def completed_or_raise(self) -> FlowRun:
-        """Give the run back if it completed.
-
-        :raises FlowRunFailed: it failed; the message carries the service's reason.
-        :raises FlowRunAborted: somebody aborted it.
-        """
-        if self.state is FlowState.FAILED:
-            message = f"The {self} failed. {self._failure_reason()} Look at the run at the service, then run the task again."
-            raise FlowRunFailed(message, self)
-        if self.state is FlowState.ABORTED:
-            message = f"The {self} was aborted at the service. {self._failure_reason()} Run the task again to start a new one."
-            raise FlowRunAborted(message, self)
-        return self
-
-    def _failure_reason(self) -> str:
-        reason = f"The service says: {self.error}." if self.error else "The service gives no reason."
-        files = [output.uri for output in self.outputs if output.uri is not None]
-        return f"{reason} Its partial outputs are in {', '.join(files)}." if files else reason
-
     def to_dict(self) -> dict[str, Any]:
-        """Give the plain dict that operator and sensor return; timestamps are ISO 8601 in UTC, `duration` is seconds."""
+        """Return the dict that operator and sensor return.
+
+        Timestamps are ISO 8601 in UTC, `duration` is in seconds.
+        """
         return {
             "flow_run_id": self.flow_run_id,
             "flow": self.flow,
@@ -212,23 +211,22 @@ class FlowRun:
         }
 
     def to_event(self) -> dict[str, Any]:
-        """Give what a trigger tells its task: the dict without outputs (they are fetched by the task), with the reason."""
+        """Return the payload of a trigger's event: the dict without outputs, which the task fetches."""
         return {**self.to_dict(), "outputs": [], "raw_state": self.raw_state, "error": self.error}
 
     def to_record(self) -> dict[str, Any]:
-        """Give all that a retry needs to end its task with this run, outputs and all, as plain JSON values."""
+        """Return the complete run as plain JSON values, from which a retry can finish its task."""
         return {**self.to_event(), "outputs": [asdict(output) for output in self.outputs]}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> FlowRun:
-        """Read what `as_kept` wrote."""
-        return cls.from_event(record).with_outputs(
-            tuple(FlowOutput(**output) for output in record["outputs"])
-        )
+        """Return the run that `to_record` described."""
+        outputs = tuple(FlowOutput(**output) for output in record["outputs"])
+        return cls.from_event(record).with_outputs(outputs)
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> FlowRun:
-        """Read what `as_event` wrote."""
+        """Return the run that `to_event` described."""
         return cls(
             flow_run_id=str(event["flow_run_id"]),
             service=str(event["service"]),
@@ -243,14 +241,37 @@ class FlowRun:
         )
 
 
+def raise_for_state(run: FlowRun) -> None:
+    """Raise an exception if the run failed or was aborted; do nothing in any other state.
+
+    :raises FlowRunFailed: the run failed; the message carries the service's reason.
+    :raises FlowRunAborted: the run was aborted.
+    """
+    if run.state is FlowState.FAILED:
+        hint = "Check the run at the service, then run the task again."
+        raise FlowRunFailed(f"The {run} failed. {_failure_reason(run)} {hint}", run)
+    if run.state is FlowState.ABORTED:
+        hint = "Run the task again to start a new flow run."
+        raise FlowRunAborted(f"The {run} was aborted at the service. {_failure_reason(run)} {hint}", run)
+
+
+def _failure_reason(run: FlowRun) -> str:
+    reason = f"The service says: {run.error}." if run.error else "The service states no reason."
+    files = [output.uri for output in run.outputs if output.uri is not None]
+    return f"{reason} Its partial outputs are in {', '.join(files)}." if files else reason
+
+
 def _to_iso(timestamp: DateTime | None) -> str | None:
     return None if timestamp is None else timestamp.isoformat()
 
 
 def parse_progress(raw: object) -> float:
-    """Read a progress into 0.0 to 1.0: missing or unreadable is 0.0, more than 1 is a percentage (vendor-api G-18)."""
+    """Return a progress from 0.0 to 1.0 (vendor_notes.md, G-18).
+
+    A missing or unreadable value is 0.0; a value above 1 is taken as a percentage.
+    """
     try:
-        value = float(raw)  # type: ignore[arg-type]  # whatever is not a number is caught
+        value = float(raw)  # type: ignore[arg-type]  # any other type raises and is caught
     except (TypeError, ValueError, OverflowError):
         return 0.0
     value = value / 100 if value > 1 else value

@@ -46,6 +46,7 @@ def finish(
     :raises FlowRunFailed: the run failed; FlowRunAborted if somebody aborted it.
     :raises FlowServiceError: an output could not be fetched.
     """
+    from airflow_provider_flows.core.run import raise_for_state
     from airflow_provider_flows.storage.outputs import (
         fetch_outputs,
     )  # needed at the end only: importing the operators stays cheap
@@ -63,7 +64,8 @@ def finish(
             context["ti"].xcom_push(OUTPUTS_KEY, run.to_dict()["outputs"])
         except Exception as error:  # noqa: BLE001  # whatever it is, that the run failed matters more
             log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
-    run, fetch_error = fetch_outputs(hook, run.completed_or_raise(), options, files, cancellation)
+    raise_for_state(run)
+    run, fetch_error = fetch_outputs(hook, run, options, files, cancellation)
     on_run_update(run)
     result = run.to_dict()
     context["ti"].xcom_push(OUTPUTS_KEY, result["outputs"])
