@@ -1,6 +1,4 @@
-"""PromptChainer: its two endpoints, and how their answers are read.
-
-It draws nothing and downloads nothing: an output that is a link is marked as one, and outputs.py saves it.
+"""PromptChainer: its two endpoints, and the parser of their responses.
 
 Source: the vendor's documentation, https://docs.promptchainer.io (pages "Get Flow Info" and "Run Flow").
 """
@@ -33,37 +31,43 @@ from airflow_provider_flows.core.http import (
     send,
 )
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.problems import Problems
-from airflow_provider_flows.core.run import ERROR, READY, FlowOutput, FlowRun, FlowState
-from airflow_provider_flows.core.service import Inputs, Service, quote_path_segment
-from airflow_provider_flows.core.signed_urls import SIGNATURE_PARAMETERS
+from airflow_provider_flows.core.redaction import SIGNATURE_PARAMETERS
+from airflow_provider_flows.core.run import ERROR, READY, FlowOutput, FlowRun, FlowState, Inputs
+from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
-from airflow_provider_flows.core.validation import find_unsendable_variables, shorten
+from airflow_provider_flows.core.validation import Problems, find_unsendable_variables, shorten
 
 if TYPE_CHECKING:
     from pendulum import DateTime
 
     from airflow_provider_flows.core.http import Conversation, Response
 
-IMAGE_HOST = ".blob.core.windows.net"  # where the sample's images lie (the page's sample graph)
+IMAGE_HOST = ".blob.core.windows.net"  # host of the images in the vendor's sample graph
 PROBE_FLOW_ID = "airflow-connection-test"
 
 
 class PromptChainer(Service):
-    """The PromptChainer API: a run is one synchronous request and has no id; we give it one, for logs and files."""
+    """The PromptChainer API; a run is one synchronous request.
+
+    The service has no ids of runs. This class generates one, for logs and file names.
+
+    :param test_flow: id of a flow for `check_credentials`, from the connection.
+    """
 
     name: ClassVar[str] = "promptchainer"
 
     def __init__(self, test_flow: str | None = None) -> None:
-        """Keep the flow id that `check` asks for, if the connection names one."""
         self._test_flow = test_flow
 
     def auth_headers(self, token: str) -> dict[str, str]:
-        """Put the key into a header (docs, "API key"; P-05)."""
+        """Return the header with the API key (docs, "API key"; P-05)."""
         return {"x-api-key": token}
 
     def check_credentials(self) -> Conversation[str]:
-        """Ask getFlowInfo: no endpoint only checks a key, so without a known flow any answer but 401 and 403 counts."""
+        """GET /api/flows/getFlowInfo/{id}, because no endpoint only tests a key.
+
+        Without a test flow, a response other than 401 and 403 counts as success.
+        """
         try:
             yield from self.get_definition(self._test_flow or PROBE_FLOW_ID)
         except FlowAuthError:
@@ -71,11 +75,12 @@ class PromptChainer(Service):
         except (FlowInvalid, FlowNotFound):
             if self._test_flow:
                 raise
-            return "PromptChainer answers and does not refuse the key. Set a test flow in the connection to be sure of it."
-        return "PromptChainer answers and takes the key."
+            hint = "Set a test flow in the connection for a definite result."
+            return f"PromptChainer did not reject the API key. {hint}"
+        return "PromptChainer accepted the API key."
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
-        """GET /api/flows/getFlowInfo/{id}: an array of `{name, type}`; a graph, or a wrapped array, is read as well (P-03)."""
+        """GET /api/flows/getFlowInfo/{id}: an array of `{name, type}`, a wrapped array, or a graph (P-03)."""
         request = Request("GET", f"/api/flows/getFlowInfo/{quote_path_segment('flow', flow)}")
         response = yield from send(request)
         value = parse_json(request, response)
@@ -100,11 +105,14 @@ class PromptChainer(Service):
         )
 
     def validate(self, inputs: Inputs, parameters: Any, problems: Problems) -> None:
-        """Note whatever is no mapping of names to text, numbers or Booleans, and all parameters, for no flow has any."""
+        """Add a problem for each variable that is not text, a number or a Boolean, and for each parameter."""
         if isinstance(inputs, Mapping):
             problems.add(*find_unsendable_variables(inputs))
         elif inputs:
-            message = "inputs must be a mapping of variable names to values for a PromptChainer flow, such as {'color': 'red'}"
+            example = "such as {'color': 'red'}"
+            message = (
+                f"inputs must be a mapping of variable names to values for a PromptChainer flow, {example}"
+            )
             problems.add(message, invalidates="inputs")
         what = "is not known: a PromptChainer flow has variables only; put them into inputs"
         problems.add(
@@ -122,11 +130,11 @@ class PromptChainer(Service):
         before_start: Callable[[], None] = lambda: None,
         expected_outputs: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
-        """POST /api/flows/run/{id}: its answer is the finished run.
+        """POST /api/flows/run/{id}; the response has the outputs of the finished run.
 
-        It is sent again only if it cannot have arrived: every arrival may cost credits.
+        Each request may cost credits, so it is sent again only if it cannot have arrived.
 
-        :raises FlowInputError: the variables cannot be sent, or there are parameters; no run was made.
+        :raises FlowInputError: the variables cannot be sent, or there are parameters; no run was created.
         """
         problems = Problems()
         self.validate(inputs, parameters, problems)
@@ -145,12 +153,12 @@ class PromptChainer(Service):
 
 
 def _row_kind(row: Mapping[str, Any]) -> str:
-    """Give what a row of getFlowInfo is about: `variable` or `output` (vendor-api 2.2), also in the words of a graph."""
+    """Return the kind of a row of getFlowInfo: `variable` or `output` (vendor_notes.md, 2.2)."""
     return str(row.get("type")).lower().removesuffix("node")
 
 
 def _to_variables(inputs: Inputs) -> dict[str, str]:
-    """Give all values as strings (vendor-api 2.3: none else was ever seen); no inputs at all are no variables."""
+    """Return all values as strings, the only type in the documentation (vendor_notes.md, 2.3)."""
     if not isinstance(inputs, Mapping):
         return {}
     return {
@@ -159,21 +167,23 @@ def _to_variables(inputs: Inputs) -> dict[str, str]:
 
 
 def _parse_rows(request: Request, response: Response, value: Any) -> list[Mapping[str, Any]]:
-    """Find the array, bare or wrapped (vendor-api 2.7)."""
+    """Return the objects of the array, which may be wrapped in an object (vendor_notes.md, 2.7).
+
+    :raises FlowMalformed: the response contains no array.
+    """
     if isinstance(value, Mapping):
         value = next(
             (value[key] for key in ("outputs", "data", "list") if isinstance(value.get(key), list)), None
         )
     if not isinstance(value, list):
         raise FlowMalformed(
-            malformed_message(request, response, "is not the JSON array that is documented"),
-            status=response.status,
+            malformed_message(request, response, "is not the documented JSON array"), status=response.status
         )
     return [row for row in value if isinstance(row, Mapping)]
 
 
 def parse_output_rows(rows: list[Mapping[str, Any]]) -> tuple[FlowOutput, ...]:
-    """Read the outputs in their order, duplicates too; a row of another type is passed over where types are told (P-12)."""
+    """Return the outputs in their order, including duplicates; rows of another type are skipped (P-12)."""
     output_rows = (row for row in rows if row.get("type") in (None, "output"))
     return tuple(
         _parse_output(str(row.get("name") or "")[:MAX_EXCERPT_CHARS], row.get("output"))
@@ -183,9 +193,9 @@ def parse_output_rows(rows: list[Mapping[str, Any]]) -> tuple[FlowOutput, ...]:
 
 def _parse_output(name: str, raw: Any) -> FlowOutput:
     if isinstance(raw, Mapping) and len(raw) == 1:
-        raw = next(iter(raw.values()))  # a map by upstream node, as in the graph (P-07)
+        raw = next(iter(raw.values()))  # a mapping by upstream node, as in the graph (P-07)
     if raw is None or raw == "":
-        return FlowOutput(name, status=ERROR, value="", error="The output came back empty.")  # P-08
+        return FlowOutput(name, status=ERROR, value="", error="The output is empty.")  # P-08
     text = raw if isinstance(raw, str) else json.dumps(raw)
     image = get_image_media_type(text)
     return FlowOutput(
@@ -199,9 +209,9 @@ def _parse_output(name: str, raw: Any) -> FlowOutput:
 
 
 def get_image_media_type(text: str) -> str | None:
-    """Tell the media type if a text is nothing but an image's URL: by its `rsct`, its name, its host, or its signature (P-11).
+    """Return the media type of the image if a text is an image's URL, else None (P-11).
 
-    Whether it really is one shows when it is fetched.
+    The URL is recognized by its parameter `rsct`, file name, host or signature. The content is not checked.
     """
     url = text.strip()
     if not url.lower().startswith(("https://", "http://")) or len(url.split()) != 1:
@@ -219,13 +229,13 @@ def get_image_media_type(text: str) -> str | None:
 
 
 def get_expires_at(url: str) -> str | None:
-    """Give the moment (ISO 8601) at which a signed URL ends, from its `se`, or None (vendor-api 2.5)."""
+    """Return the expiry time of a signed URL (ISO 8601), from its `se`, or None (vendor_notes.md, 2.5)."""
     expires_at = parse_timestamp(parse_qs(urlsplit(url).query).get("se", [None])[0])
     return None if expires_at is None else expires_at.isoformat()
 
 
 def _now() -> DateTime:
-    import pendulum  # first used here: importing this module stays cheap
+    import pendulum  # expensive to import
 
     return pendulum.now("UTC")
 
@@ -233,7 +243,7 @@ def _now() -> DateTime:
 def _build_finished_run(
     flow: str, outputs: tuple[FlowOutput, ...], expected_outputs: Collection[str] | None
 ) -> FlowRun:
-    """Make the run: failed if nothing at all came out, unless it is known that nothing was promised; else completed."""
+    """Return the run: failed if all outputs are empty or missing, unless the flow has no outputs."""
     present = {output.name for output in outputs}
     names = (name[:MAX_EXCERPT_CHARS] for name in expected_outputs or ())
     missing = tuple(
@@ -254,6 +264,6 @@ def _build_finished_run(
         raw_state=state.value,
         progress=1.0,
         finished_at=_now(),
-        error="every output came back empty or is missing" if failed else None,
+        error="all outputs are empty or missing" if failed else None,
         outputs=all_outputs,
     )

@@ -16,12 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_flows.core.definition import FlowDefinition, Parameter, find_definition
-from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.payload.data_uri import Content, encode
-from airflow_provider_flows.core.problems import NOTHING_STARTED, Problems
 from airflow_provider_flows.core.run import FlowInput
-from airflow_provider_flows.core.validation import coerce_parameters, select_definition, validate_arguments
+from airflow_provider_flows.core.validation import (
+    NOTHING_STARTED,
+    Problems,
+    coerce_parameters,
+    select_definition,
+    validate_arguments,
+)
 from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
 from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, DefinitionCache
 from airflow_provider_flows.services.generio.api import Generio
@@ -80,15 +85,12 @@ def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> 
     "told",
     [
         [{"name": "seed", "type": "integer", "default": -1, "description": "d", "values": [1, 2, 3]}],
-        [{"key": "seed", "type": "int", "default_value": -1, "help": "d", "enum": [1, 2, 3]}],
-        [{"name": "A b", "id": "seed", "type": "INT", "default": -1, "help": "d", "options": [{"value": n} for n in (1, 2, 3)]}],
-        [{"name": "seed", "description": "d", "schema": {"type": ["integer"], "default": -1, "enum": [1, 2, 3]}}],
-        {"seed": {"type": "integer", "default": -1, "description": "d", "allowed_values": [1, 2, 3]}},
+        {"seed": {"type": "INTEGER", "default": -1, "description": "d", "values": [1, 2, 3]}},
         {"type": "object", "properties": {"seed": {"type": "integer", "default": -1, "title": "d", "enum": [1, 2, 3]}}},
     ],
 )  # fmt: skip
 def test_parameters_are_read_in_every_shape(told: Any) -> None:
-    """A parameter is the same, whatever its fields are called and whether it stands in a list, a mapping or a schema."""
+    """A parameter is the same in a list, in a mapping by name and in a JSON Schema."""
     definition = template(parameters=told)
     assert definition.parameters == {"seed": Parameter("seed", ("integer",), -1, "d", (1, 2, 3))}
     assert definition.is_complete
@@ -98,8 +100,8 @@ def test_parameters_are_read_in_every_shape(told: Any) -> None:
     ("told", "parameter"),
     [
         (["seed"], Parameter("seed")),
-        ({"seed": -1}, Parameter("seed", default=-1)),
-        ({"seed": "integer"}, Parameter("seed", ("integer",))),
+        ({"seed": -1}, Parameter("seed")),
+        ({"seed": "integer"}, Parameter("seed")),
         ({"seed": None}, Parameter("seed")),
         ([{"name": "seed", "type": "magic"}], Parameter("seed")),
         ([{"name": "seed", "type": ["integer", "null"]}], Parameter("seed", ("integer", "null"))),
@@ -110,17 +112,22 @@ def test_parameters_are_read_in_every_shape(told: Any) -> None:
         ),
         (
             [{"name": "seed", "type": "integer", "values": [1, 9]}],
-            Parameter("seed", ("integer",), minimum=1, maximum=9),
+            Parameter("seed", ("integer",)),
         ),
         ([{"name": "seed", "values": {"low": "Low"}}], Parameter("seed")),
-        ([{"name": "seed", "min": 1, "max": True}], Parameter("seed", minimum=1)),
-        ([{"name": "seed", "required": True}], Parameter("seed", required=True)),
+        ([{"name": "seed", "minimum": 1, "maximum": True}], Parameter("seed", minimum=1)),
+        ([{"name": "seed", "type": "int", "min": 1, "options": [1, 2, 3]}], Parameter("seed")),
+        ([{"name": "seed", "required": True}], Parameter("seed")),
         ([{"name": "seed", "required": True, "default": 3}], Parameter("seed", default=3)),
         ({"properties": {"seed": {}}, "required": ["seed", 7]}, Parameter("seed", required=True)),
+        (
+            {"properties": {"seed": {"default": 3}}, "required": ["seed"]},
+            Parameter("seed", default=3),
+        ),
     ],
 )
 def test_what_a_template_does_not_tell_is_not_there(told: Any, parameter: Parameter) -> None:
-    """A word that nobody knows, values that contradict the type, and what is of the wrong shape count as not told."""
+    """Unknown types and fields, ambiguous values and values of a wrong shape are not validated; the name is known."""
     assert template(parameters=told).parameters == {"seed": parameter}
 
 
@@ -130,21 +137,19 @@ def test_what_a_template_does_not_tell_is_not_there(told: Any, parameter: Parame
 def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
     """A parameter of any name goes through where the template's list cannot be read whole."""
     assert not template(parameters=told).is_complete
-    assert not refusal(template(parameters=told, inputs="prompt"), PROMPT, {"anything": 1})
+    assert not refusal(template(parameters=told, inputs=["prompt"]), PROMPT, {"anything": 1})
 
 
 @pytest.mark.parametrize(
     ("told", "types"),
     [
         ({"input_types": ["text/plain", "prompt"]}, ("text/plain",)),
-        ({"inputs": [{"type": "image/jpg"}, {"mime_type": "IMAGE/PNG"}]}, ("image/jpeg", "image/png")),
-        ({"inputs": "png, jpg, .glb"}, ("image/png", "image/jpeg", "model/gltf-binary")),
+        ({"inputs": [{"type": "image/jpg"}, {"type": "IMAGE/PNG"}]}, ("image/jpeg", "image/png")),
+        ({"inputs": ["png", "jpg", "glb"]}, ("image/png", "image/jpeg", "model/gltf-binary")),
+        ({"inputs": "png"}, ()),
+        ({"inputs": [{"mime_type": "image/png"}]}, ()),
         ({"inputs": ["image", "sketch"]}, ("image/*",)),
-        ({"inputs": {"types": ["image/png"], "min": 1, "max": 2}}, ("image/png",)),
-        (
-            {"inputs": {"picture": {"type": "file", "formats": ["png"]}, "about": "prompt"}},
-            ("image/png", "text/plain"),
-        ),
+        ({"inputs": {"types": ["image/png"], "min": 1, "max": 2}}, ()),
         ({"inputs": ["image/tif", "model/GLB"]}, ("image/tiff", "model/gltf-binary")),
         ({"inputs": ["png/jpg", "image/webp"]}, ()),
         ({"inputs": ["image/png", 7]}, ()),
@@ -155,22 +160,18 @@ def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
     ],
 )
 def test_input_types_are_read_in_every_shape(told: dict[str, Any], types: tuple[str, ...]) -> None:
-    """Media types are read from strings and objects, in standard names (G-11 to G-13); if one cannot be read, none is."""
+    """Media types are parsed from strings and objects into standard names (G-11 to G-13); if one is unreadable, none is."""
     assert template(**told).inputs == types
 
 
-def test_number_of_inputs_is_read() -> None:
-    """How many inputs a run takes is read where it is told, and is no number below one."""
-    counted = template(inputs={"types": ["prompt"], "min_items": 1, "maxItems": 2})
-    assert (counted.min_inputs, counted.max_inputs) == (1, 2)
-    lengths = template(
-        inputs={"type": "prompt", "min": 3, "max": 1000}
-    )  # of a prompt, for all that anybody knows
-    assert (lengths.inputs, lengths.min_inputs, lengths.max_inputs) == (("text/plain",), None, None)
-    assert template(min_inputs=2, max_inputs=0).min_inputs == 2
-    assert template(min_inputs=True, max_inputs=0).max_inputs is None
-    assert "inputs must be 2 at the most, not 3" in refusal(counted, PROMPT * 3)
-    assert "inputs must be 3 at the least, not 1" in refusal(replace(counted, min_inputs=3), PROMPT)
+def test_number_of_inputs_is_checked() -> None:
+    """The bounds in a definition are checked; Generio documents none, so a template has none."""
+    counted = replace(MODEL, min_inputs=1, max_inputs=2)
+    assert not refusal(counted, PROMPT)
+    assert "the number of inputs must be at most 2, not 3" in refusal(counted, PROMPT * 3)
+    assert "the number of inputs must be at least 3, not 1" in refusal(replace(counted, min_inputs=3), PROMPT)
+    undocumented = template(inputs=["prompt"], min_inputs=2, max_inputs=2)
+    assert (undocumented.min_inputs, undocumented.max_inputs) == (None, None)
 
 
 JSON = st.recursive(
@@ -224,30 +225,38 @@ def test_any_template_is_read_or_none(item: Any, given_parameters: Any) -> None:
         refusal(definition, [*PROMPT, PNG], {"name": given_parameters, "quality": "low"})
         refusal(definition, {"color": given_parameters})
         find_definition("t", [definition])
-    ScriptedTransport(json_response({"templates": item if isinstance(item, list | dict) else [item]})).run(
-        Generio().list_definitions()
-    )
+    rows = item if isinstance(item, list) else [item]
+    ScriptedTransport(json_response({"templates": rows})).run(Generio().list_definitions())
 
 
 @pytest.mark.parametrize(
     "told",
     [
         {"templates": [{"id": "1", "name": "t"}]},
-        {"templates": {"t": {"id": "1"}}},
         [{"_id": "1", "template_name": "t"}],
-        {"data": [{"id": "1", "slug": "t"}]},
+        {"templates": [{"template_id": "1", "name": "t"}, "t", {"slug": "t"}]},
     ],
 )
 def test_list_of_templates_is_read_in_every_shape(told: Any) -> None:
-    """A list, a mapping by name, wrapped or bare, gives the same flow, found by id and by name (G-26)."""
+    """A list, wrapped or bare, gives the same flow, found by id and by name (G-26); rows without either are skipped."""
     known = ScriptedTransport(json_response(told)).run(Generio().list_definitions())
     assert [one.flow for one in known] == ["1"]
     assert find_definition("1", known) is find_definition("t", known) is known[0]
 
 
+@pytest.mark.parametrize("body", [{"templates": {"t": {"id": "1"}}}, {"data": [{"id": "1"}]}, {}, "t"])
+def test_other_shapes_of_the_list_are_malformed(body: Any) -> None:
+    """A response without a list of templates is an error, so that no flow is taken for unknown because of it."""
+    with pytest.raises(FlowMalformed, match="contains no list of templates"):
+        ScriptedTransport(json_response(body)).run(Generio().list_definitions())
+
+
 def test_list_of_templates_is_read_to_its_end() -> None:
     """Pages that are told of are read, so that a flow on the second one is known."""
-    pages = {"templates": [{"name": "a"}], "page": 1, "pages": 2}, {"templates": ["b"], "page": 2, "pages": 2}
+    pages = (
+        {"templates": [{"name": "a"}], "page": 1, "pages": 2},
+        {"templates": [{"name": "b"}], "page": 2, "pages": 2},
+    )
     script = ScriptedTransport(*map(json_response, pages))
     assert [one.flow for one in script.run(Generio().list_definitions())] == ["a", "b"]
     assert script.requests[1].query == {"page": "2"}
@@ -273,7 +282,7 @@ def test_unknown_flow_is_told_with_the_nearest() -> None:
         "generio has no flow 'model_fromprmpt' (did you mean 'model_fromprompt' or 'model_fromimage'?)"
         in told
     )
-    assert "'poem'. No flow run was made" in told
+    assert "'poem'. No flow run was created" in told
     assert "validate=False" in told
 
 
@@ -364,14 +373,14 @@ def test_all_findings_are_told_at_once() -> None:
     definition = replace(MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", required=True)})
     told = refusal(definition, [PNG, *PROMPT, PNG], {"qualty": "low", "seed": "x", "mod": 1})
     assert told.startswith(
-        "This does not fit the generio flow chairs: inputs[0], inputs[2] must be text/plain, not image/png; "
+        "The request does not match the generio flow chairs: inputs[0], inputs[2] must be text/plain, not image/png; "
     )
     for part in (
         "'qualty' is not known (did you mean 'quality'?)",
         "parameters['seed'] must be of type integer, not 'x'",
         "parameter 'mode' is missing (did you mean 'mod'?)",
-        "It takes text/plain, and the parameters quality ('low' or 'high'), seed (integer, 0 or more and 9 or less), ",
-        "No flow run was made",
+        "The flow takes text/plain, and the parameters quality ('low' or 'high'), seed (integer, 0 or more and 9 or less), ",
+        "No flow run was created",
         "validate=False",
     ):
         assert part in told
@@ -431,8 +440,8 @@ def test_variables_are_checked_all_at_once() -> None:
         "variable 'item' is missing",
         "variable 'xyz' is not known",
         "inputs['xyz'] must be text, a number or a Boolean, not NoneType",
-        "parameter 'quality' is not known; it has variables only",
-        "It takes 'color', 'item'",
+        "parameter 'quality' is not known; the flow has only variables",
+        "The flow takes 'color', 'item'",
     ):
         assert part in told
     assert "inputs must be a mapping" in refusal(CHAIN, PROMPT)
@@ -503,9 +512,9 @@ def test_flow_never_leads_out_of_the_folder(tmp_path: Path, flow: str) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"{", "no JSON"),
-        (b"\xff\xfe\x00", "no JSON"),
-        (b"[" * 5000, "no JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[" * 5000, "not JSON"),
         (b"{}", "no list of nodes"),
         (b" " * (MAX_GRAPH_BYTES + 1), "larger than"),
     ],

@@ -1,1 +1,1 @@
-"""Generio: its endpoints and how its responses are read."""
+"""Generio Flows: endpoints, and parsers of responses and templates."""

@@ -1,8 +1,6 @@
-"""Generio Flows: its paths and request bodies, each endpoint a conversation.
+"""The endpoints of Generio Flows, each as a conversation.
 
-How its answers are read stands in generio_answers.py; nothing else knows the service.
-
-Source of every path and body: the vendor's reference, https://docs.generio.ai, in its newest wording ("docs C").
+Source of all paths and bodies: the newest version of the vendor's reference, https://docs.generio.ai.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import DownloadSink, download
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
-from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState
-from airflow_provider_flows.core.service import Inputs, Service, quote_path_segment
+from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
+from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import to_epoch
-from airflow_provider_flows.services.generio import responses
+from airflow_provider_flows.services.generio import responses, templates
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
@@ -38,10 +36,8 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.payload.sink import Target
 
 MAX_PAGES = 1000
-ROWS_PER_YIELD = 200  # rows of a long list that are read before others have their turn
-WRONG_STATE_STATUSES = frozenset(
-    {400, 409, 422, 425}
-)  # what may stand for "not in this state" (vendor-api 1.8)
+ROWS_PER_YIELD = 200  # rows that are parsed before other tasks of the event loop can run
+WRONG_STATE_STATUSES = frozenset({400, 409, 422, 425})  # may mean "not in this state" (vendor_notes.md, 1.8)
 
 
 class Generio(Service):
@@ -51,18 +47,18 @@ class Generio(Service):
     staged_start: ClassVar[bool] = True
 
     def auth_headers(self, token: str) -> dict[str, str]:
-        """Bearer token, on every call (docs C, all pages)."""
+        """Return the bearer token's header, which every endpoint requires."""
         return {"Authorization": f"Bearer {token}"}
 
     def check_credentials(self) -> Conversation[str]:
-        """GET /flows?filter_by=running: the account's own runs, so it needs the key; where that is missing, GET /templates."""
+        """GET /flows?filter_by=running, or GET /templates if that does not exist."""
         request = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
         response = yield from send(request)
         if response.status in {404, 405}:
             request = Request("GET", "/templates")
             response = yield from send(request)
         parse_json(request, response)
-        return "Generio answers and takes the key."
+        return "Generio accepted the API key."
 
     def start(
         self,
@@ -72,39 +68,46 @@ class Generio(Service):
         additional: Any,
         *,
         before_start: Callable[[], None] = lambda: None,
-        expected_outputs: Collection[str] | None = None,  # it takes a while until there are any
+        expected_outputs: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
-        """POST /flows with inputs: one request, and the run starts by itself. It is never sent twice: it costs money."""
+        """POST /flows with inputs, which creates and starts the run.
+
+        The request costs money, so it is sent again only if it cannot have arrived.
+        """
         body = {
             **_creation_body(flow, parameters, additional),
             "inputs": [_escape_prompt(item).to_json() for item in self.to_flow_inputs(inputs)],
         }
+        request = Request("POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED)
         before_start()
-        return (
-            yield from _send_create(
-                Request("POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED), flow, FlowState.STARTING
-            )
-        )
+        return (yield from _send_create(request, flow, FlowState.STARTING))
 
     def to_flow_inputs(self, inputs: Inputs) -> list[FlowInput]:
-        """Refuse a mapping, and nothing at all: without an input a run would never start."""
+        """Return the inputs; at least one is required, because a run without inputs does not start.
+
+        :raises FlowInputError: the inputs are a mapping, or there are none.
+        """
         if isinstance(inputs, Mapping):
-            message = "inputs must be a list of prompts and files for a Generio flow; a mapping of variables is for PromptChainer"
-            raise FlowInputError(message)
+            raise FlowInputError(
+                "inputs must be a list of prompts and files for a Generio flow; "
+                "a mapping of variables is for PromptChainer"
+            )
         if not inputs:
-            message = "inputs must hold at least one prompt or file: without one a Generio flow run would never start"
-            raise FlowInputError(message)
+            raise FlowInputError(
+                "inputs must hold at least one prompt or file: "
+                "a Generio flow run does not start without inputs"
+            )
         return list(inputs)
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
-        """POST /flows without inputs: the run is made, does not start and costs nothing."""
+        """POST /flows without inputs, which creates a run that does not start and costs nothing."""
         request = Request(
             "POST", "/flows", json=_creation_body(flow, parameters, additional), resend=Resend.IF_REFUSED
         )
         return (yield from _send_create(request, flow, FlowState.CREATED))
 
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
-        """POST /flows/{id}/inputs; on 404 or 405 once /flows/{id}/input with `file_data`, as the oldest docs have it (G-09)."""
+        """POST /flows/{id}/inputs, or, after 404 or 405, POST /flows/{id}/input with `file_data` (G-09)."""
         path, body = f"{_path(flow_run_id)}/inputs", _escape_prompt(item).to_json()
         request = Request("POST", path, json=body, resend=Resend.IF_REFUSED)
         response = yield from send(request)
@@ -116,12 +119,12 @@ class Generio(Service):
         return responses.parse_asset_id(parse_json(request, response))
 
     def start_created(self, flow_run_id: str) -> Conversation[None]:
-        """PATCH /flows/{id} with action start; a run that is not in state created has started already (G-17)."""
+        """PATCH /flows/{id} with action start; a run in any state but created has already started (G-17)."""
         request = Request("PATCH", _path(flow_run_id), json={"action": "start"}, resend=Resend.IF_REFUSED)
         yield from self._change_state(flow_run_id, request, lambda state: state is not FlowState.CREATED)
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
-        """PATCH /flows/{id} with action abort; a run that is aborting or final needs none."""
+        """PATCH /flows/{id} with action abort; no error if the run is already aborting or final."""
         request = Request("PATCH", _path(flow_run_id), json={"action": "abort"})
         yield from self._change_state(
             flow_run_id, request, lambda state: state.is_final or state is FlowState.ABORTING
@@ -130,9 +133,12 @@ class Generio(Service):
     def _change_state(
         self, flow_run_id: str, request: Request, is_reached: Callable[[FlowState], bool]
     ) -> Conversation[None]:
-        """Ask for a change of state; a refusal is settled by reading the run: it may be there already (vendor-api 1.12.9).
+        """Request a change of state; if it is rejected, poll the run, which may be in that state already.
 
-        :raises FlowConflict: the run is in a state that does not allow it, whichever status said so.
+        See vendor_notes.md, 1.12.
+
+        :param is_reached: whether a state needs no change.
+        :raises FlowConflict: the run's state does not allow the change.
         """
         response = yield from send(request)
         if response.status not in WRONG_STATE_STATUSES:
@@ -140,29 +146,33 @@ class Generio(Service):
             return
         run = yield from self.get_run(flow_run_id)
         if not is_reached(run.state):
-            message = f"{request} was refused (HTTP {response.status}): the run is {run.raw_state}. {error_reason(response)}"
-            raise FlowConflict(message, status=response.status)
+            problem = f"{request} was rejected (HTTP {response.status}): the run is {run.raw_state}."
+            raise FlowConflict(f"{problem} {error_reason(response)}", status=response.status)
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
-        """DELETE /flows/{id}; only a run in state created or a final one takes it."""
+        """DELETE /flows/{id}; possible for a run in state created and for a final one."""
         request = Request("DELETE", _path(flow_run_id))
         expect_success(request, (yield from send(request)))
 
     def run_url(self, flow_run_id: str, flow: str | None) -> str | None:
-        """Give the API's own path of the run, for no page of the vendor tells of a console that shows one."""
+        """Return the run's path in the API, because no console with pages of runs is documented."""
         return _path(flow_run_id)
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
-        """GET /flows/{id}: https://docs.generio.ai, "Get flow details"."""
+        """GET /flows/{id} (https://docs.generio.ai, "Get flow details")."""
         request = Request("GET", _path(flow_run_id))
         response = yield from send(request)
         return responses.parse_run(request, response, parse_json(request, response), known_id=flow_run_id)
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
-        """GET /flows, newest first. What `filter_by` and paging really do is not known (G-06, G-07, G-08): done here again."""
+        """GET /flows, newest first.
+
+        The documentation is ambiguous about `filter_by`, order and paging (G-06, G-07, G-08), so the result
+        is filtered and sorted here as well.
+        """
         query = {"sort_by": "created_at"}
         found, has_states = yield from self._fetch_runs(query | ({"filter_by": state.value} if state else {}))
-        if state and not has_states:  # `filter_by` took the states away: it selects fields, not runs
+        if state and not has_states:  # `filter_by` selects fields, not runs
             found, _ = yield from self._fetch_runs(query)
         matching = (run for run in found if state in {None, run.state})
         return sorted(
@@ -170,14 +180,14 @@ class Generio(Service):
         )
 
     def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
-        """GET /flows?filter_by=running, page after page: of all that it lists, these runs, if it says that they are running."""
+        """GET /flows?filter_by=running, all pages; return those of these runs that are running."""
         request: Request | None = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
         found: dict[str, FlowRun] = {}
         ids: set[str] = set()
         pages = 0
         while request is not None and pages <= len(
             flow_run_ids
-        ):  # with more requests than runs it would be of no use
+        ):  # more requests would cost more than polling
             response = yield from send(request)
             value = parse_json(request, response)
             rows = responses.rows_by_id(request, response, value)
@@ -193,7 +203,7 @@ class Generio(Service):
         return ActiveRuns(found, ids, pages, is_complete=request is None)
 
     def _fetch_runs(self, query: dict[str, str]) -> Conversation[tuple[list[FlowRun], bool]]:
-        """Read the list, page after page while there are new rows; also tell whether every row told an id and a state."""
+        """Return the runs of all pages up to one without new rows, and whether every row has id and state."""
         request: Request | None = Request("GET", "/flows", query)
         found: dict[str, FlowRun] = {}
         has_states = True
@@ -223,20 +233,22 @@ class Generio(Service):
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """GET /flows/{id}/inputs/{asset_id}."""
         buffer = MemoryBuffer()
-        sink = DownloadSink(buffer, allow_text=True)  # a prompt is given back as it was sent
+        sink = DownloadSink(buffer, allow_text=True)  # a prompt is returned as plain text
         media_type = yield from download(
             f"{_path(flow_run_id)}/inputs/{quote_path_segment('asset_id', asset_id)}", sink
         )
         return Content(bytes(buffer.data), media_type)
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
-        """GET /flows/{id}/outputs; only a final run has them, and a refusal is settled by reading the run (G-22)."""
+        """GET /flows/{id}/outputs; if rejected, poll the run, because only a final run has outputs (G-22)."""
         request, response = yield from _request_assets(flow_run_id, "outputs", include_data=include_data)
         if response.status in WRONG_STATE_STATUSES:
             run = yield from self.get_run(flow_run_id)
             if not run.is_final:
-                message = f"{request} was refused (HTTP {response.status}): the run is {run.raw_state}, outputs come at its end"
-                raise FlowConflict(message, status=response.status)
+                problem = f"{request} was rejected (HTTP {response.status}): the run is {run.raw_state}"
+                raise FlowConflict(
+                    f"{problem}, and has outputs only when it is final", status=response.status
+                )
         return responses.parse_assets(
             request, response, parse_json(request, response), "outputs", include_data=include_data
         )
@@ -252,16 +264,15 @@ class Generio(Service):
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
     ) -> Conversation[str]:
-        """GET /flows/{id}/outputs/{asset_id}, a piece at a time; a plain text only if the list told of one."""
-        return (
-            yield from download(
-                f"{_path(flow_run_id)}/outputs/{quote_path_segment('asset_id', asset_id)}",
-                DownloadSink(target, media_type),
-            )
-        )
+        """GET /flows/{id}/outputs/{asset_id}, a chunk at a time.
+
+        Plain text is accepted only if the list of outputs has a text media type.
+        """
+        path = f"{_path(flow_run_id)}/outputs/{quote_path_segment('asset_id', asset_id)}"
+        return (yield from download(path, DownloadSink(target, media_type)))
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
-        """GET /templates, page after page if the answer tells of more (it is not documented to)."""
+        """GET /templates, all pages; paging is not documented."""
         request: Request | None = Request("GET", "/templates")
         found: dict[str, FlowDefinition] = {}
         for _ in range(MAX_PAGES):
@@ -269,10 +280,8 @@ class Generio(Service):
                 break
             response = yield from send(request)
             value = parse_json(request, response)
-            new = {
-                definition.flow: definition
-                for definition in responses.parse_definitions(request, response, value)
-            }
+            parsed = templates.parse_definitions(request, response, value)
+            new = {definition.flow: definition for definition in parsed}
             has_new_rows = not new.keys() <= found.keys()
             found |= new
             request = responses.next_page_request(request, value, len(found)) if has_new_rows else None
@@ -284,13 +293,13 @@ def _path(flow_run_id: str) -> str:
 
 
 def _creation_body(flow: str, parameters: Any, additional: Any) -> dict[str, Any]:
-    """Give the body of POST /flows: `template`, and what there is of `parameters` and `additional`."""
+    """Return the body of POST /flows: `template`, and `parameters` and `additional` unless they are None."""
     optional = {"parameters": parameters, "additional": additional}
     return {"template": flow, **{key: value for key, value in optional.items() if value is not None}}
 
 
 def _escape_prompt(item: FlowInput) -> FlowInput:
-    """Give the input as it is sent: a prompt that merely begins like a data URI gets a leading blank (vendor-api G-15)."""
+    """Return the input, with a leading space if it is a prompt that starts with "data:" (G-15)."""
     if not isinstance(item.data, str) or item.data[:5].lower() != "data:":
         return item
     try:
@@ -305,9 +314,7 @@ def _send_create(request: Request, flow: str, default_state: FlowState) -> Conve
     try:
         value = parse_json(request, response)
     except FlowNotFound as error:
-        message = (
-            f"flow {flow!r} is not known to Generio; list_definitions() of the hook tells what is. {error}"
-        )
+        message = f"Generio has no flow {flow!r}; list_definitions() of the hook returns all flows. {error}"
         raise FlowNotFound(message, status=error.status) from None
     return responses.parse_run(request, response, value, known_flow=flow, default_state=default_state)
 
@@ -315,11 +322,11 @@ def _send_create(request: Request, flow: str, default_state: FlowState) -> Conve
 def _request_assets(
     flow_run_id: str, kind: str, *, include_data: bool
 ) -> Conversation[tuple[Request, Response]]:
-    # true and false in lower case: whether the service reads a string or a Boolean is not known (G-25)
+    # in lower case, because the documentation is ambiguous about the type: a string or a Boolean (G-25)
     query = {"include_data": str(include_data).lower()}
-    buffer = MemoryBuffer()  # with the files in it, it may be of any size
+    buffer = MemoryBuffer()  # a response with data can be of any size
     request = Request("GET", f"{_path(flow_run_id)}/{kind}", query, sink=buffer if include_data else None)
     response = yield from send(request)
-    return request, response if response.bytes_received is None else replace(
-        response, body=bytes(buffer.data)
-    )
+    if response.bytes_received is not None:
+        response = replace(response, body=bytes(buffer.data))
+    return request, response

@@ -1,6 +1,6 @@
-"""Generio Flows: how its answers are read, tolerant wherever its documentation is of two minds (vendor-api part 3, G rows).
+"""Parser of Generio's responses, tolerant wherever the documentation is ambiguous.
 
-It sends nothing; generio.py says what is asked.
+Ids such as G-01 refer to vendor_notes.md, part 3.
 """
 
 from __future__ import annotations
@@ -24,29 +24,58 @@ from airflow_provider_flows.core.run import (
     parse_progress,
 )
 from airflow_provider_flows.core.timestamps import parse_timestamp
-from airflow_provider_flows.services.generio.fields import get_first, get_id
-from airflow_provider_flows.services.generio.templates import parse_template
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.definition import FlowDefinition
     from airflow_provider_flows.core.http import Request, Response
 
 ASSET_ID_KEYS = ("asset_id", "id", "_id")  # G-01
 RUN_ID_KEYS = ("flow_id", "id", "_id")
 RUN_LIST_KEYS = ("flows", "items", "data", "results")
 STATE_KEYS = ("state", "status")  # G-28
-OUTPUT_STATUSES = {  # G-03: whatever is not listed is pending
+OUTPUT_STATUSES = {  # G-03: any other status is pending
     **dict.fromkeys(("ready", "available", "completed", "done"), READY),
     **dict.fromkeys(("error", "failed"), ERROR),
 }
 
 
-def _raise_malformed(request: Request, response: Response, why: str) -> NoReturn:
-    raise FlowMalformed(malformed_message(request, response, why), status=response.status)
+def get_first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    """Return the first of these fields that is neither null nor an empty string, or None."""
+    for key in keys:
+        found = value.get(key)
+        if found is not None and found != "":
+            return found
+    return None
+
+
+def get_id(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    """Return the first of these fields as an id, or None if it is neither a string nor an integer."""
+    found = get_first(value, keys)
+    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else None
+
+
+def get_text(value: Mapping[str, Any], keys: Iterable[str], max_length: int) -> str | None:
+    """Return the first of these fields, cut to `max_length` characters, or None if it is not a string."""
+    found = get_first(value, keys)
+    return found[:max_length] if isinstance(found, str) else None
+
+
+def find_list(value: Any, keys: Iterable[str]) -> list[Any] | None:
+    """Return the value itself or the first of these fields that is a list, or None."""
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in keys if isinstance(value.get(key), list)), None)
+    return value if isinstance(value, list) else None
+
+
+def raise_malformed(request: Request, response: Response, problem: str) -> NoReturn:
+    """Raise FlowMalformed for a response.
+
+    :param problem: the rest of the sentence "The response to ...".
+    """
+    raise FlowMalformed(malformed_message(request, response, problem), status=response.status)
 
 
 def parse_asset_id(value: Any) -> str | None:
-    """Find the asset id in the answer to an added input; it is not documented, so it may be absent."""
+    """Return the asset id in the response to an added input, or None; the response is not documented."""
     return get_id(value, ASSET_ID_KEYS) if isinstance(value, Mapping) else None
 
 
@@ -59,21 +88,23 @@ def parse_run(
     known_flow: str | None = None,
     default_state: FlowState = FlowState.CREATED,
 ) -> FlowRun:
-    """Read one flow run; all it must have is an id, or a state where the id is known (G-16).
+    """Parse one flow run; required are an id, or, if the id is known, a state (G-16).
 
-    :param unsaid: the state of a run that was just made, where the answer does not tell it.
-    :raises FlowMalformed: it is no object, or has neither.
+    :param known_id: the id in the request's path.
+    :param known_flow: the flow in the request's body.
+    :param default_state: the state of a created run whose response has none.
+    :raises FlowMalformed: the value is not an object, or lacks a required field.
     """
     if isinstance(value, Mapping) and isinstance(value.get("flow"), Mapping):
         value = value["flow"]
     if not isinstance(value, Mapping):
-        _raise_malformed(request, response, "is not a JSON object")
+        raise_malformed(request, response, "is not a JSON object")
     flow_run_id = get_id(value, RUN_ID_KEYS) or known_id
     raw_state = get_first(value, STATE_KEYS)
     if flow_run_id is None:
-        _raise_malformed(request, response, "has no flow_id")
+        raise_malformed(request, response, "has no flow_id")
     if known_id is not None and raw_state is None:
-        _raise_malformed(request, response, "has no state")
+        raise_malformed(request, response, "has no state")
     return _build_run(
         value,
         known_id or flow_run_id,
@@ -109,7 +140,11 @@ def _flow_name(value: Mapping[str, Any]) -> str | None:
 
 
 def _get_error(value: Mapping[str, Any], state: FlowState) -> str | None:
-    """Find a reason; no field for it is documented, and `message` may as well be the sibling API's friendly wrapper (1.8)."""
+    """Return the reason of a failure, or None; its field is not documented.
+
+    `message` counts for failed runs only, because the sibling API uses it for confirmations (vendor_notes.md,
+    1.8).
+    """
     keys = ("error", "error_message", "reason", "details", "detail")
     detail = get_first(value, (*keys, "message") if state is FlowState.FAILED else keys)
     if detail is None or detail is False:
@@ -117,29 +152,31 @@ def _get_error(value: Mapping[str, Any], state: FlowState) -> str | None:
     return (detail if isinstance(detail, str) else json.dumps(detail, default=str))[: 10 * MAX_EXCERPT_CHARS]
 
 
-def _find_list(value: Any, keys: Iterable[str]) -> list[Any] | None:
-    """Find the list in an answer: the bare array, or under one of the keys."""
-    if isinstance(value, Mapping):
-        value = next((value[key] for key in keys if isinstance(value.get(key), list)), None)
-    return value if isinstance(value, list) else None
-
-
 def parse_runs(request: Request, response: Response, value: Any) -> Iterator[FlowRun]:
-    """Read a list of runs; rows without id are passed over, a row without state is of unknown state (G-06: maybe projected)."""
+    """Parse a list of runs; rows without an id are skipped.
+
+    A row without a state has state UNKNOWN, because the list may contain selected fields only (G-06).
+    """
     for key, row in rows_by_id(request, response, value).items():
         yield _build_run(row, key, str(get_first(row, STATE_KEYS) or "unknown"), None)
 
 
 def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Mapping[str, Any]]:
-    """Read a list of runs no further than to the ids of its rows."""
-    rows = _find_list(value, RUN_LIST_KEYS)
+    """Return the rows of a list of runs by id, unparsed.
+
+    :raises FlowMalformed: the response contains no list.
+    """
+    rows = find_list(value, RUN_LIST_KEYS)
     if rows is None:
-        _raise_malformed(request, response, "holds no list of flow runs")
+        raise_malformed(request, response, "contains no list of flow runs")
     return {key: row for row in rows if isinstance(row, Mapping) and (key := get_id(row, RUN_ID_KEYS))}
 
 
 def parse_running_row(key: str, row: Mapping[str, Any]) -> FlowRun | None:
-    """Read a row of a list of runs, if it says that the run is running, as far as a wait needs it; there may be thousands."""
+    """Parse a row of a list of runs if its state is running, else return None.
+
+    Only the fields that a wait needs are parsed, because a list may have thousands of rows.
+    """
     raw_state = str(get_first(row, STATE_KEYS))
     if FlowState.parse(raw_state) is not FlowState.RUNNING:
         return None
@@ -157,15 +194,18 @@ def parse_running_row(key: str, row: Mapping[str, Any]) -> FlowRun | None:
 
 
 def has_states(value: Any) -> bool:
-    """Whether every row of a list of flow runs has an id and a state; not so where `filter_by` selects fields (G-06)."""
-    rows = _find_list(value, RUN_LIST_KEYS) or []
+    """Return whether every row of a list of runs has an id and a state (G-06)."""
+    rows = find_list(value, RUN_LIST_KEYS) or []
     return all(
         isinstance(row, Mapping) and get_id(row, RUN_ID_KEYS) and get_first(row, STATE_KEYS) for row in rows
     )
 
 
 def next_page_request(request: Request, value: Any, row_count: int) -> Request | None:
-    """Make the request for the next page from whatever hint the answer holds (G-08), None without one."""
+    """Return the request for the next page, or None if the response does not refer to one.
+
+    Paging is not documented (G-08): the reference may be a URL, a page number, a number of pages or a total.
+    """
     if not isinstance(value, Mapping):
         return None
     hint = get_first(value, ("next", "next_page", "next_url"))
@@ -182,7 +222,7 @@ def next_page_request(request: Request, value: Any, row_count: int) -> Request |
 
 
 def _with_page_url(request: Request, url: str) -> Request | None:
-    """Make the request for the next page's address, None if it is none."""
+    """Return the request for a page at this URL, or None if the URL is invalid."""
     try:
         return replace(request, path=urljoin(request.path, url), query={} if "?" in url else request.query)
     except ValueError:
@@ -192,19 +232,21 @@ def _with_page_url(request: Request, url: str) -> Request | None:
 def parse_assets(
     request: Request, response: Response, value: Any, kind: str, *, include_data: bool
 ) -> list[FlowOutput]:
-    """Read a list of inputs or outputs; a row without an id is one that failed, for a list that leaves it out looks complete.
+    """Parse a list of inputs or outputs.
+
+    A row without an id becomes a failed output, so that the list does not look complete without it.
 
     :param kind: the envelope's key, `inputs` or `outputs`.
-    :param include_data: whether content was asked for; what comes unasked is not kept, it may be large.
+    :param include_data: whether the request asked for content; content that was not requested is dropped.
+    :raises FlowMalformed: the response contains no list.
     """
-    rows = _find_list(value, (kind, "assets", "items", "data"))
+    rows = find_list(value, (kind, "assets", "items", "data"))
     if rows is None:
-        _raise_malformed(request, response, f"holds no list of {kind}")
+        raise_malformed(request, response, f"contains no list of {kind}")
     assets: dict[str, FlowOutput] = {}
     for number, row in enumerate(rows):
-        asset = _parse_asset(
-            {"asset_id": row} if isinstance(row, str) else row if isinstance(row, Mapping) else {}
-        )
+        fields = {"asset_id": row} if isinstance(row, str) else row
+        asset = _parse_asset(fields if isinstance(fields, Mapping) else {})
         key = f"id {asset.asset_id}" if asset.asset_id else f"row {number}"
         assets.setdefault(key, asset if include_data else replace(asset, value=None))
     return list(assets.values())
@@ -213,21 +255,20 @@ def parse_assets(
 def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
     key = get_id(row, ASSET_ID_KEYS)
     data, raw_status = get_first(row, ("data", "file_data")), get_first(row, ("status", "state"))
+    status = READY if data is not None else PENDING
+    if raw_status is not None:
+        status = OUTPUT_STATUSES.get(str(raw_status).strip().lower(), PENDING)
     error = get_first(row, ("error", "error_message", "details", "message"))
-    default_status = READY if data is not None else PENDING
     kind = get_first(row, ("media_type", "mime_type", "content_type", "type"))
+    has_media_type = isinstance(kind, str) and "/" in kind
     name = str(get_first(row, ("name", "file_name", "filename")) or key or "unnamed")[:MAX_EXCERPT_CHARS]
     if key is None:
-        return FlowOutput(name, status=ERROR, error="the service's list tells no id of it")
+        return FlowOutput(name, status=ERROR, error="the service's list has no id for it")
     return FlowOutput(
         name=name,
         asset_id=key,
-        status=default_status
-        if raw_status is None
-        else OUTPUT_STATUSES.get(str(raw_status).strip().lower(), PENDING),
-        media_type=data_uri.normalize_media_type(kind)
-        if isinstance(kind, str) and "/" in kind
-        else _data_uri_media_type(data),
+        status=status,
+        media_type=data_uri.normalize_media_type(kind) if has_media_type else _data_uri_media_type(data),
         additional=row.get("additional"),
         value=data if isinstance(data, str) else None,
         error=None if error is None else str(error)[:MAX_EXCERPT_CHARS],
@@ -235,18 +276,7 @@ def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
 
 
 def _data_uri_media_type(data: Any) -> str | None:
-    """Tell the media type of a data URI without decoding it."""
+    """Return the media type of a data URI without decoding it, or None."""
     if not isinstance(data, str) or not data.startswith("data:"):
         return None
     return data_uri.normalize_media_type(data[5:].partition(",")[0])
-
-
-def parse_definitions(request: Request, response: Response, value: Any) -> list[FlowDefinition]:
-    """Read a page of templates, a list or a mapping by name (vendor-api 1.6)."""
-    by_name = value.get("templates") if isinstance(value, Mapping) else None
-    if isinstance(by_name, Mapping):
-        value = [{"name": name, **(row if isinstance(row, Mapping) else {})} for name, row in by_name.items()]
-    rows = _find_list(value, ("templates", "items", "data"))
-    if rows is None:
-        _raise_malformed(request, response, "holds no list of templates")
-    return [definition for row in rows if (definition := parse_template(row)) is not None]

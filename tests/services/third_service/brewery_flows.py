@@ -1,6 +1,6 @@
-"""A brewery's flows in Airflow: the service, its hook and its connection type, for airflow-provider-flows.
+"""A third service for airflow-provider-flows: the service, its hook and its connection type.
 
-Operator, sensor, trigger, decorator, watchers and command line are that provider's, and know nothing of breweries.
+Operator, sensor, triggers, decorator and command line are those of that provider.
 """
 
 from __future__ import annotations
@@ -9,23 +9,30 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from airflow_provider_flows.connection import Field, connection_type, fields
-from airflow_provider_flows.core.definition import FlowDefinition, Parameter
-from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.http import Conversation, Request, Resend
-from airflow_provider_flows.core.payload.download import RawFileSink, download
-from airflow_provider_flows.core.payload.sink import Target
-from airflow_provider_flows.core.run import (
+from airflow_provider_flows.exceptions import FlowInputError
+from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.services import (
     PENDING,
     READY,
+    Conversation,
+    FlowDefinition,
     FlowInput,
     FlowOutput,
     FlowRun,
     FlowState,
+    Inputs,
+    Parameter,
+    RawFileSink,
+    Request,
+    Resend,
+    Service,
+    Target,
+    download,
     parse_progress,
+    parse_timestamp,
+    quote_path_segment,
+    request_json,
 )
-from airflow_provider_flows.core.service import Inputs, Service, quote_path_segment, request_json
-from airflow_provider_flows.core.timestamps import parse_timestamp
-from airflow_provider_flows.hooks import FlowsHook
 
 HOST = "https://api.brewery.example"
 FIELDS = {
@@ -33,7 +40,7 @@ FIELDS = {
     "console": Field("Console", "Web address of the brewery's own pages.", "string"),
 }
 STAGES = {
-    "queued": FlowState.CREATED,  # made, not started, not paid
+    "queued": FlowState.CREATED,  # not started and not paid
     "kindled": FlowState.STARTING,
     "brewing": FlowState.RUNNING,
     "spilling": FlowState.ABORTING,
@@ -44,26 +51,28 @@ STAGES = {
 
 
 class Brewery(Service):
-    """The brewery's API; a flow is a recipe, a flow run a brew, an input a hop, an output a barrel."""
+    """The brewery's API: a flow is a recipe, a flow run a brew, an input a hop, an output a barrel.
+
+    :param console: URL of the brewery's web site, if it has one.
+    """
 
     name: ClassVar[str] = "brewery"
-    staged_start: ClassVar[bool] = True  # a brew is made, given its hops and lit by separate requests
+    staged_start: ClassVar[bool] = True  # creation, hops and start are separate requests
 
     def __init__(self, console: str | None = None) -> None:
-        """Take the web address at which a person finds a brew, if there is one."""
         self._console = console
 
     def auth_headers(self, token: str) -> dict[str, str]:
-        """Give the key."""
+        """Return the header with the API key."""
         return {"X-Brew-Token": token}
 
     def check_credentials(self) -> Conversation[str]:
         """GET /v2/whoami."""
         brewer = yield from request_json(Request("GET", "/v2/whoami"), lambda value: str(value["brewer"]))
-        return f"The brewery answers and takes the key of {brewer}."
+        return f"The brewery accepted the API key of {brewer}."
 
     def to_flow_inputs(self, inputs: Inputs) -> list[FlowInput]:
-        """Take texts only, one at the least."""
+        """Return the inputs; they must be at least one text."""
         if (
             isinstance(inputs, Mapping)
             or not inputs
@@ -74,7 +83,7 @@ class Brewery(Service):
         return list(inputs)
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
-        """POST /v2/brews: nothing is lit yet."""
+        """POST /v2/brews, which creates a brew that is not started."""
         body = {"recipe": flow, "knobs": parameters or {}, "note": additional}
         return request_json(Request("POST", "/v2/brews", json=body, resend=Resend.IF_REFUSED), parse_brew)
 
@@ -86,7 +95,7 @@ class Brewery(Service):
         return request_json(request, lambda value: str(value["place"]))
 
     def start_created(self, flow_run_id: str) -> Conversation[None]:
-        """POST /v2/brews/{number}/fire: from here on it costs money."""
+        """POST /v2/brews/{number}/fire, which starts the brew and costs money."""
         request = Request("POST", f"{_path(flow_run_id)}/fire", resend=Resend.IF_NEVER_ARRIVED)
         return request_json(request, lambda _: None)
 
@@ -95,21 +104,21 @@ class Brewery(Service):
         return request_json(Request("GET", _path(flow_run_id)), parse_brew)
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
-        """GET /v2/brews, all of them, newest first."""
+        """GET /v2/brews, newest first."""
         brews = yield from request_json(
             Request("GET", "/v2/brews"), lambda value: [parse_brew(row) for row in value["brews"]]
         )
         return [brew for brew in brews if state in {None, brew.state}]
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
-        """POST /v2/brews/{number}/spill; one that is over stays as it is."""
+        """POST /v2/brews/{number}/spill; this has no effect on a final brew."""
         return request_json(Request("POST", f"{_path(flow_run_id)}/spill"), lambda _: None)
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
         """DELETE /v2/brews/{number}."""
         return request_json(Request("DELETE", _path(flow_run_id)), lambda _: None)
 
-    def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:  # noqa: ARG002  # no list has data
+    def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:  # noqa: ARG002  # the service's lists have no data
         """GET /v2/brews/{number}/barrels."""
         request = Request("GET", f"{_path(flow_run_id)}/barrels")
         return request_json(request, lambda value: [_parse_output(row) for row in value["barrels"]])
@@ -117,7 +126,7 @@ class Brewery(Service):
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
     ) -> Conversation[str | None]:
-        """GET /v2/brews/{number}/barrels/{number}: the file as it is."""
+        """GET /v2/brews/{number}/barrels/{number}, which returns the file itself."""
         return download(
             f"{_path(flow_run_id)}/barrels/{quote_path_segment('asset_id', asset_id)}",
             RawFileSink(target, media_type),
@@ -131,7 +140,7 @@ class Brewery(Service):
         )
 
     def run_url(self, flow_run_id: str, flow: str | None) -> str | None:  # noqa: ARG002  # the brew's number is enough
-        """Give the page of a brew, else the API's path."""
+        """Return the URL of the brew's page, or its path in the API."""
         return f"{self._console.rstrip('/')}/brews/{flow_run_id}" if self._console else _path(flow_run_id)
 
 
@@ -144,12 +153,12 @@ class BreweryHook(FlowsHook):
     fields = FIELDS
 
     def create_service(self, extra: Mapping[str, Any]) -> Service:
-        """Make the service."""
+        """Create the service."""
         return Brewery(extra["console"])
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Give this package's metadata to Airflow."""
+    """Return this package's metadata for Airflow."""
     brewery = connection_type(
         BreweryHook.conn_type,
         hook_name=BreweryHook.hook_name,
@@ -171,7 +180,7 @@ def _path(flow_run_id: str) -> str:
 
 
 def parse_brew(value: Any) -> FlowRun:
-    """Read a brew; whatever is missing makes the answer a malformed one."""
+    """Parse a brew; `request_json` raises FlowMalformed if a field is missing."""
     stage = str(value["stage"])
     return FlowRun(
         flow_run_id=str(int(value["number"])),

@@ -24,19 +24,26 @@ from brewery_flows import Brewery, BreweryHook, parse_brew
 from packaging.version import Version
 
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.core.exceptions import (
+from airflow_provider_flows.core.start import RunRecord, resume, start
+from airflow_provider_flows.exceptions import (
     FlowInputError,
     FlowNotFound,
     FlowRunFailed,
     FlowServiceError,
 )
-from airflow_provider_flows.core.http import Conversation, Request, Resend
-from airflow_provider_flows.core.run import FlowRun, FlowState
-from airflow_provider_flows.core.service import Inputs, Service, request_json
-from airflow_provider_flows.core.start import RunRecord, resume, start
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
+from airflow_provider_flows.services import (
+    Conversation,
+    FlowRun,
+    FlowState,
+    Inputs,
+    Request,
+    Resend,
+    Service,
+    request_json,
+)
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.brewery_server import FILES, KEY, RECIPES, TOAST_TEXT, Brewhouse, run_brewery
 from tests.support.commands import CommandResult, flows_command
@@ -97,7 +104,7 @@ def test_airflow_shows_its_connection_form_and_tests_it(monkeypatch: pytest.Monk
 
     connection = Connection(conn_id="tested", **json.loads(os.environ["AIRFLOW_CONN_PUB"]))
     monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
-    assert connection.test_connection() == (True, "The brewery answers and takes the key of Fuggle.")
+    assert connection.test_connection() == (True, "The brewery accepted the API key of Fuggle.")
     connection.password = "another"
     monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
     done, told = connection.test_connection()
