@@ -20,9 +20,10 @@ from airflow_provider_flows.core.payload.download import download_image
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
-from airflow_provider_flows.core.problems import NOTHING_STARTED, Problems, collect_problems
+from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.core.retry import NO_RETRY, Retry
-from airflow_provider_flows.core.signed_urls import find_signatures
+from airflow_provider_flows.core.validation import Problems, collect_problems
+from airflow_provider_flows.preflight import Preflight
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
@@ -75,14 +76,14 @@ class FlowsHook(BaseFlowsHook):
         """
         from airflow_provider_flows.core import start
         from airflow_provider_flows.core.validation import coerce_parameters
-        from airflow_provider_flows.preflight import validate_request
         from airflow_provider_flows.storage.inputs import build_request
 
         problems = Problems()
         arguments = (flow, inputs, parameters, additional, input_conn_id)
         request = flow if isinstance(flow, start.RunRequest) else build_request(*arguments, problems)
-        definition = validate_request(self, request, problems, validate=validate)
-        problems.raise_if_any(NOTHING_STARTED)
+        checked = self.preflight.check(request, problems, validate=validate)
+        checked.raise_if_invalid()
+        definition = checked.definition
         if definition is not None:
             request = replace(
                 request,
@@ -100,10 +101,14 @@ class FlowsHook(BaseFlowsHook):
         :returns: what the flow takes and gives, None if nothing tells it: that is logged, and no reason to fail.
         :raises FlowInputError: naming all that does not fit, with the nearest matches.
         """
-        from airflow_provider_flows.preflight import validate_request
+        checked = self.preflight.check(request)
+        checked.problems.raise_if_any()
+        return checked.definition
 
-        with collect_problems(None) as problems:
-            return validate_request(self, request, problems, validate=True)
+    @property
+    def preflight(self) -> Preflight:
+        """The validation of this hook's requests against the definitions of its service's flows."""
+        return Preflight(self, self.get_graph)
 
     def resume(
         self, request: RunRequest, record: RunRecord | None, generation: int, *, abort: bool = True
@@ -238,9 +243,7 @@ class FlowsHook(BaseFlowsHook):
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Read what a flow takes and gives; where the service cannot tell it, from the flow's exported graph (`get_graph`)."""
-        from airflow_provider_flows.preflight import load_definition
-
-        return load_definition(self, flow, self.run)
+        return self.preflight.load_definition(flow, self.run)
 
     def get_graph(self, flow: str) -> FlowGraph | None:  # noqa: ARG002  # subclasses need it
         """Read a flow's graph from the folder that the connection names, None if there is none."""

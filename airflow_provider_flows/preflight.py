@@ -1,32 +1,38 @@
-"""What the flows of a connection take, asked for now and then for the whole process, and an order checked against it.
-
-What fits is for flow/checking.py to say, how a service is asked for flow/services.
-"""
+"""Validation of a request before a flow run is created, and the cache of flow definitions that it uses."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowInputError, FlowServiceError
-from airflow_provider_flows.core.problems import NOTHING_STARTED, Problems
 from airflow_provider_flows.core.retry import Retry
-from airflow_provider_flows.core.validation import select_definition, validate_arguments
+from airflow_provider_flows.core.validation import (
+    NOTHING_STARTED,
+    Problems,
+    select_definition,
+    validate_arguments,
+)
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.base_hook import BaseFlowsHook
+    from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.start import RunRequest
-    from airflow_provider_flows.hooks import FlowsHook
 
-DEFINITION_TTL_SECONDS = 60.0  # for so long an answer serves whoever comes
-DEFINITION_TIMEOUT_SECONDS = 15.0  # that one request may take: a run is waiting, and can do without
+DEFINITION_TTL_SECONDS = 60.0
+DEFINITION_TIMEOUT_SECONDS = (
+    15.0  # per request; the start of a run waits, and is possible without a definition
+)
 MAX_DEFINITION_ATTEMPTS = 2
-NO_DEFINITION = "Nothing tells what flow %s takes, so its inputs and parameters are not checked: %s"
+NOT_VALIDATED = (
+    "The definition of flow %s is not available, so its inputs and parameters are not validated: %s"
+)
 
 
 class _CacheEntry(NamedTuple):
@@ -36,24 +42,22 @@ class _CacheEntry(NamedTuple):
 
 
 class DefinitionCache:
-    """Answers that are kept for a moment; those that ended in an error are not. Any thread may ask.
+    """A thread-safe cache whose entries expire after DEFINITION_TTL_SECONDS; exceptions are not cached.
 
-    :param clock: gives monotonic seconds.
+    :param clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with nothing."""
         self._clock = clock
         self._lock = Lock()
-        self._entries: list[
-            _CacheEntry
-        ] = []  # a list, because what settings hold cannot be hashed; they are few
+        self._entries: list[_CacheEntry] = []  # a short list, because settings are not hashable
 
     def get(self, key: Any, load: Callable[[], T], *, reload: bool = False) -> tuple[T, bool]:
-        """Give what is kept of this, else ask for it; also whether it was asked for just now.
+        """Return the value of a key, and whether this call loaded it.
 
-        :param of: compared with `==`.
-        :param anew: ask in any case.
+        :param key: compared with `==`.
+        :param load: returns the value if it is not cached.
+        :param reload: load the value even if it is cached.
         """
         with self._lock:
             now = self._clock()
@@ -61,14 +65,14 @@ class DefinitionCache:
             hit = next((entry for entry in self._entries if entry.key == key), None)
         if hit is not None and not reload:
             return hit.value, False
-        value = load()  # not under the lock: others need not wait for this service
+        value = load()  # outside the lock, which threads of other services share
         with self._lock:
             others = [entry for entry in self._entries if entry.key != key]
             self._entries = [*others, _CacheEntry(key, self._clock() + DEFINITION_TTL_SECONDS, value)]
         return value, True
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         with self._lock:
             self._entries.clear()
 
@@ -76,100 +80,136 @@ class DefinitionCache:
 DEFINITION_CACHE = DefinitionCache()
 
 
-def load_definition(
-    hook: FlowsHook, flow: str, run: Callable[[Conversation[FlowDefinition]], FlowDefinition]
-) -> FlowDefinition:
-    """Read a flow's definition: from its service, and where that cannot tell it from an exported graph, if one is at hand.
+@dataclass(frozen=True, slots=True)
+class PreflightResult:
+    """The result of a check.
 
-    :raises FlowServiceError: nothing tells it.
+    :param problems: all problems of the request.
+    :param definition: the flow's definition, or None if it is not available or was not requested.
     """
-    try:
-        return run(hook.service.get_definition(flow))
-    except FlowAuthError:
-        raise
-    except FlowServiceError:
-        graph = hook.get_graph(flow)
-        if graph is None:
+
+    problems: Problems
+    definition: FlowDefinition | None = None
+
+    def raise_if_invalid(self) -> None:
+        """Raise one exception with all problems, if there are any.
+
+        :raises FlowInputError: the request has a problem; no flow run was created.
+        """
+        self.problems.raise_if_any(NOTHING_STARTED)
+
+
+class Preflight:
+    """Validates the requests of one hook against the definitions of its service's flows.
+
+    :param hook: sends the requests for definitions.
+    :param load_graph: returns the exported graph of a flow, or None; used if the service returns no
+        definition.
+    """
+
+    def __init__(self, hook: BaseFlowsHook, load_graph: Callable[[str], FlowGraph | None]) -> None:
+        self._hook = hook
+        self._service = hook.service
+        self._load_graph = load_graph
+
+    def check(
+        self, request: RunRequest, problems: Problems | None = None, *, validate: bool = True
+    ) -> PreflightResult:
+        """Validate a request; no flow run is created.
+
+        A definition that is not available is logged and is not a problem. A request is never invalid because
+        of a cached definition: the definition is loaded again first.
+
+        :param problems: known problems, which become part of the result; arguments in `problems.invalid` are
+            not validated.
+        :param validate: whether to validate against the flow's definition, which needs a request to the
+            service.
+        """
+        found = Problems()
+        if problems is not None:
+            found.extend(problems)
+        self._service.validate(request.inputs, request.parameters, found)
+        if not validate or "flow" in found.invalid:
+            return PreflightResult(found)
+        try:
+            result = self._check_against_definition(request, found)
+        except FlowInputError as error:
+            if error.is_permanent:
+                found.add(str(error))
+            else:
+                self._log_not_validated(logging.WARNING, request, error)
+            return PreflightResult(found)
+        except FlowServiceError as error:
+            level = logging.WARNING if error.is_transient else logging.INFO
+            self._log_not_validated(level, request, error)
+            return PreflightResult(found)
+        found.extend(result.problems)
+        return PreflightResult(found, result.definition)
+
+    def load_definition(
+        self, flow: str, run: Callable[[Conversation[FlowDefinition]], FlowDefinition]
+    ) -> FlowDefinition:
+        """Return a flow's definition from the service, or else from the flow's exported graph.
+
+        :param run: runs the conversation with the service.
+        :raises FlowServiceError: the service returned no definition, and there is no graph.
+        """
+        try:
+            return run(self._service.get_definition(flow))
+        except FlowAuthError:
             raise
-        return FlowDefinition.from_graph(flow, hook.service.name, graph)
+        except FlowServiceError:
+            graph = self._load_graph(flow)
+            if graph is None:
+                raise
+            return FlowDefinition.from_graph(flow, self._service.name, graph)
 
+    def _check_against_definition(self, request: RunRequest, known_problems: Problems) -> PreflightResult:
+        """Return the definition, and the problems that follow from it."""
+        definitions, is_fresh = self._load_definitions(request.flow)
+        result = self._compare(request, definitions, known_problems)
+        if result.problems and not is_fresh:
+            definitions, _ = self._load_definitions(request.flow, reload=True)
+            result = self._compare(request, definitions, known_problems)
+        return result
 
-def raise_if_invalid(hook: FlowsHook, request: RunRequest, problems: Problems, *, validate: bool) -> None:
-    """Tell findings, if there are any, together with those of a check.
+    def _compare(
+        self, request: RunRequest, definitions: list[FlowDefinition], known_problems: Problems
+    ) -> PreflightResult:
+        problems = Problems()
+        if not definitions:
+            self._log_not_validated(logging.INFO, request, f"{self._service.name} has no definitions")
+            return PreflightResult(problems)
+        definition: FlowDefinition | None = definitions[0]
+        if self._service.supports("list_definitions"):
+            definition = select_definition(request.flow, self._service.name, definitions, problems)
+        if definition is not None:
+            invalid = known_problems.invalid
+            validate_arguments(definition, request.inputs, request.parameters, problems, invalid)
+        return PreflightResult(problems, definition)
 
-    :raises FlowInputError: naming all of them; no run was made.
-    """
-    if problems:
-        validate_request(hook, request, problems, validate=validate)
-        problems.raise_if_any(NOTHING_STARTED)
+    def _load_definitions(self, flow: str, *, reload: bool = False) -> tuple[list[FlowDefinition], bool]:
+        """Return the definitions, and whether they were loaded just now.
 
+        These are the definitions of all flows if the service lists them, else the one of this flow.
 
-def validate_request(
-    hook: FlowsHook, request: RunRequest, problems: Problems, *, validate: bool
-) -> FlowDefinition | None:
-    """Note what of an order does not fit its service and its flow; no kept answer is a reason without asking again.
+        :raises FlowServiceError: the service returned no definition.
+        """
+        cache_key = (type(self._hook), self._hook.settings, self._hook.extra)
+        if self._service.supports("list_definitions"):
+            return DEFINITION_CACHE.get(
+                cache_key, lambda: self._run(self._service.list_definitions()), reload=reload
+            )
+        if self._service.supports("get_definition"):
+            return DEFINITION_CACHE.get(
+                (*cache_key, flow), lambda: [self.load_definition(flow, self._run)], reload=reload
+            )
+        return [], True
 
-    :param findings: what is known to be wrong already; what it spoils is not looked into.
-    :param validate: whether it is asked what the flow takes.
-    :returns: None if nothing tells that, which is logged and no reason to fail.
-    """
-    hook.service.validate(request.inputs, request.parameters, problems)
-    if not validate or "flow" in problems.invalid:
-        return None
-    try:
-        known, fresh = _load_definitions(hook, request.flow)
-        definition, more = _match_definition(hook, request, known, problems.invalid)
-        if more and not fresh:
-            known, _ = _load_definitions(hook, request.flow, reload=True)
-            definition, more = _match_definition(hook, request, known, problems.invalid)
-    except (FlowServiceError, FlowInputError) as error:
-        if isinstance(error, FlowInputError) and error.is_permanent:
-            problems.add(str(error))
-            return None
-        is_transient = not isinstance(error, FlowServiceError) or error.is_transient
-        hook.log.log(logging.WARNING if is_transient else logging.INFO, NO_DEFINITION, request.flow, error)
-        return None
-    problems.extend(more)
-    return definition
+    def _run(self, conversation: Conversation[T]) -> T:
+        attempts = min(MAX_DEFINITION_ATTEMPTS, 1 + self._hook.extra["retries"])
+        retry = Retry(attempts=attempts, max_delay=DEFINITION_TIMEOUT_SECONDS)
+        return self._hook.run(conversation, retry=retry, timeout=DEFINITION_TIMEOUT_SECONDS)
 
-
-def _load_definitions(
-    hook: FlowsHook, flow: str, *, reload: bool = False
-) -> tuple[list[FlowDefinition], bool]:
-    """Give all definitions where the service lists them, else this flow's alone; also whether it was asked just now.
-
-    :raises FlowServiceError: it cannot tell.
-    """
-    cache_key = (type(hook), hook.settings, hook.extra)
-    if hook.service.supports("list_definitions"):
-        return DEFINITION_CACHE.get(
-            cache_key, lambda: _run_with_timeout(hook, hook.service.list_definitions()), reload=reload
-        )
-    if hook.service.supports("get_definition"):
-        run = partial(_run_with_timeout, hook)
-        return DEFINITION_CACHE.get(
-            (*cache_key, flow), lambda: [load_definition(hook, flow, run)], reload=reload
-        )
-    return [], True
-
-
-def _run_with_timeout(hook: FlowsHook, conversation: Conversation[T]) -> T:
-    retry = Retry(
-        attempts=min(MAX_DEFINITION_ATTEMPTS, 1 + hook.extra["retries"]), max_delay=DEFINITION_TIMEOUT_SECONDS
-    )
-    return hook.run(conversation, retry=retry, timeout=DEFINITION_TIMEOUT_SECONDS)
-
-
-def _match_definition(
-    hook: FlowsHook, request: RunRequest, known: list[FlowDefinition], invalid: Collection[str]
-) -> tuple[FlowDefinition | None, Problems]:
-    """Give the definition that is the order's flow's, and what does not fit it; where there is none at all, nothing was told."""
-    problems = Problems()
-    if not known:
-        hook.log.info(NO_DEFINITION, request.flow, f"{hook.service.name} has no definitions")
-        return None, problems
-    can_list = hook.service.supports("list_definitions")
-    definition = select_definition(request.flow, hook.service.name, known, problems) if can_list else known[0]
-    if definition is not None:
-        validate_arguments(definition, request.inputs, request.parameters, problems, invalid)
-    return definition, problems
+    def _log_not_validated(self, level: int, request: RunRequest, reason: object) -> None:
+        self._hook.log.log(level, NOT_VALIDATED, request.flow, reason)

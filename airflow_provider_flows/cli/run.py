@@ -20,10 +20,9 @@ from airflow_provider_flows.cli.progress import handle_interrupt, wait_for_run
 from airflow_provider_flows.cli.query import to_run_summary
 from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err, show_one
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowInvalid, FlowServiceError
-from airflow_provider_flows.core.problems import Problems
 from airflow_provider_flows.core.start import RunRecord, RunRequest
+from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.preflight import raise_if_invalid
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.run import FlowRun
@@ -42,7 +41,8 @@ def run(args: Namespace) -> Exit:
     request, schedule = arguments.parse_request(args, problems), arguments.parse_schedule(args)
     output_options.validate(hook.service, problems)
     with _use_option_names():
-        raise_if_invalid(hook, request, problems, validate=not args.no_validate)
+        if problems:
+            hook.preflight.check(request, problems, validate=not args.no_validate).raise_if_invalid()
         flow_run = _RunStarter(hook, request, args).start()
     if flow_run is None:
         return Exit.INTERRUPTED

@@ -1,7 +1,4 @@
-"""A flow's definition: what it takes and gives, as far as its service tells.
-
-It neither fetches one (flow/services do) nor checks anything against it (checking.py does).
-"""
+"""The model of a flow's definition: its documented inputs, parameters and outputs."""
 
 from __future__ import annotations
 
@@ -15,12 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a flow; what the service does not tell is None or empty.
+    """One parameter of a flow; undocumented properties are None or empty.
 
-    :param types: JSON schema's words, one of which its value is: string, integer, number, boolean, array, object, null.
-    :param values: those that are allowed.
-    :param minimum: the least that a number may be, and `maximum` the most.
-    :param required: whether a run needs it; else the service has a default.
+    :param types: allowed JSON Schema types: string, integer, number, boolean, array, object, null.
+    :param default: the value that the service uses if the parameter is missing.
+    :param values: the allowed values.
+    :param minimum: lower bound of a number, inclusive.
+    :param maximum: upper bound of a number, inclusive.
+    :param required: whether the service has no default.
     """
 
     name: str
@@ -34,22 +33,25 @@ class Parameter:
 
     @property
     def type(self) -> str | None:
-        """Its types in one word or several."""
+        """The types, joined for display, or None."""
         return " or ".join(self.types) or None
 
 
 @dataclass(frozen=True, slots=True)
 class FlowDefinition:
-    """What can be run; what the service does not tell is None or empty.
+    """The definition of a flow; undocumented properties are None or empty.
 
-    :param flow: the id, or the name where there is no id.
+    :param flow: the id, or the name if there is no id.
+    :param service: the service's name.
     :param inputs: media types (Generio), or names of variables (PromptChainer).
-    :param variables: whether `inputs` are variables, each of which must be given.
+    :param has_variables: whether `inputs` are names of variables, all of which are required.
     :param parameters: by name.
     :param outputs: media types, or names.
-    :param least_inputs: how many inputs a run needs, and `most_inputs` how many it takes at the most.
-    :param whole: whether all names of parameters and variables were told; else there may be others.
-    :param raw: what the service answered, kept for whoever needs more.
+    :param min_inputs: minimum number of inputs of a run.
+    :param max_inputs: maximum number of inputs of a run.
+    :param is_complete: whether all parameters and variables are documented; otherwise unknown names are
+        accepted.
+    :param raw: the service's response.
     """
 
     flow: str
@@ -67,7 +69,7 @@ class FlowDefinition:
 
     @classmethod
     def from_graph(cls, flow: str, service: str, graph: FlowGraph, raw: Any = None) -> FlowDefinition:
-        """Make the definition that an exported flow graph holds (vendor-api 2.4)."""
+        """Return the definition in an exported flow graph (vendor_notes.md, 2.4)."""
         return cls(
             flow,
             service,
@@ -80,22 +82,23 @@ class FlowDefinition:
 
     @property
     def display_name(self) -> str:
-        """What a person calls it."""
+        """The name, or the id if there is no name."""
         return self.name or self.flow
 
 
 def find_definition(flow: str, definitions: Iterable[FlowDefinition]) -> FlowDefinition | None:
-    """Give the definition of the flow with this id or name (vendor-api G-26), None if there is none.
+    """Return the definition of the flow with this id or name (vendor_notes.md, G-26), or None.
 
-    Which field holds the word that a start takes is not documented, so any short text of a row that says just this will do.
+    The field that a start refers to is not documented. Therefore a definition also matches if any string
+    field of its raw form equals `flow`; ids and names take precedence.
     """
     definitions = list(definitions)
-    ways = (
+    predicates = (
         lambda one: one.flow == flow,
         lambda one: one.name == flow,
         lambda one: flow in _get_texts(one.raw),
     )
-    return next((one for way in ways for one in definitions if way(one)), None)
+    return next((one for matches in predicates for one in definitions if matches(one)), None)
 
 
 def _get_texts(raw: Any) -> list[str]:

@@ -1,7 +1,4 @@
-"""A PromptChainer flow graph, as its editor exports it: nodes, edges, and what the flow takes and gives (vendor-api 2.4).
-
-It neither draws a graph (drawing/ does) nor asks anybody for one (services/promptchainer.py does).
-"""
+"""The model and the parser of a PromptChainer flow graph, as its editor exports it (vendor_notes.md, 2.4)."""
 
 from __future__ import annotations
 
@@ -13,15 +10,15 @@ from typing import Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 
-MAX_NODES = 1_000  # a flow somebody drew by hand has a few dozen
+MAX_NODES = 1_000  # a flow drawn in the editor has a few dozen
 MAX_EDGES = 10_000
-MAX_NODE_NAME_LENGTH = 1_000  # characters; a longer one is refused, for half a name is another name
-MAX_PROMPT_LENGTH = 100_000  # characters; what follows is left out
-MAX_COORDINATE = 1e6  # pixels; nobody scrolls a canvas beyond, and no sum of such numbers is infinite
+MAX_NODE_NAME_LENGTH = 1_000  # characters; a longer name is rejected, because a cut name is another name
+MAX_PROMPT_LENGTH = 100_000  # characters; the rest is cut
+MAX_COORDINATE = 1e6  # pixels; larger than any canvas, and sums of such numbers are finite
 
 
 class NodeKind(StrEnum):
-    """What a node does in its flow; a word that nobody knows (code, a condition) is OTHER."""
+    """Kind of a node; all kinds without a meaning for this provider (code, a condition) are OTHER."""
 
     VARIABLE = "variable"
     ACTION = "action"
@@ -31,7 +28,7 @@ class NodeKind(StrEnum):
 
     @classmethod
     def parse(cls, value: str) -> NodeKind:
-        """Read the editor's word, such as `variableNode`."""
+        """Parse the editor's type of a node, such as `variableNode`."""
         return _KINDS_BY_TYPE.get(value, cls.OTHER)
 
 
@@ -40,10 +37,16 @@ _KINDS_BY_TYPE = {f"{kind}Node": kind for kind in NodeKind if kind is not NodeKi
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node; `type_word` is the editor's own word for its kind, `model` the one its prompt is sent to.
+    """One node.
 
-    Where it stands and its size are in the editor's pixels, None where the export does not tell. What it gave when it last ran
-    (`output`) and a variable's test value are not kept: the one holds signed links, the other whatever its author pasted.
+    The output of a node's last run and the test value of a variable are not stored: an output contains signed
+    URLs, and a test value may contain private data.
+
+    :param raw_type: the editor's own type, such as `variableNode`.
+    :param name: the node's name, or the label of a variable.
+    :param model: the model that the prompt is sent to.
+    :param x: horizontal position in the editor's pixels, None if the export has none; so are y, width and
+        height.
     """
 
     node_id: str
@@ -60,7 +63,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One connection: the id of the node whose result goes out, and of the node that takes it."""
+    """One connection between nodes.
+
+    :param source: id of the node whose output is passed on.
+    :param target: id of the node that receives it.
+    """
 
     source: str
     target: str
@@ -68,19 +75,22 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class FlowGraph:
-    """A flow's nodes and edges in the export's order; it may have circles and parts that hang together with nothing."""
+    """A flow's nodes and edges in the order of the export; it may have cycles and isolated parts."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...] = ()
 
     @classmethod
     def parse(cls, value: Any) -> FlowGraph:
-        """Read what JSON gave: `{"nodes": [...], "edges": [...]}` (vendor-api 2.4, the page's sample).
+        """Parse `{"nodes": [...], "edges": [...]}` (vendor_notes.md, 2.4).
 
-        Types, places, sizes and data of nodes may be odd or missing. An edge whose node is not there is left out, as the
-        editor's own library (React Flow) leaves it out; one that is there twice (two handles) is kept once.
+        Invalid or missing types, positions, sizes and data of nodes are ignored. An edge with a missing node
+        is left out, as in the editor's library (React Flow). Of several edges between the same nodes, one
+        remains.
 
-        :raises FlowInputError: it is no flow graph, or larger than any; says where.
+        :param value: a decoded JSON value.
+        :raises FlowInputError: the value is not a flow graph or is too large; the message states the
+            position.
         """
         nodes = tuple(
             _parse_node(item, f"nodes[{at}]") for at, item in enumerate(_get_items(value, "nodes", MAX_NODES))
@@ -103,31 +113,31 @@ class FlowGraph:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """The labels of the variable nodes, each once, in node order: what a run must be given."""
+        """Unique labels of the variable nodes, in node order: the inputs of a run."""
         return tuple(
             dict.fromkeys(node.name for node in self.nodes if node.kind is NodeKind.VARIABLE and node.name)
         )
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of the output nodes in node order: what a run gives, one answer for each node."""
+        """Names of the output nodes, in node order: a run has one output for each of them."""
         return tuple(node.name for node in self.nodes if node.kind is NodeKind.OUTPUT and node.name)
 
 
 def _get_items(value: Any, name: str, max_items: int) -> Sequence[Any]:
     if not isinstance(value, Mapping):
-        raise _graph_error("it is no JSON object")
+        raise _graph_error("it is not a JSON object")
     rows = value.get(name)
     if not isinstance(rows, list | tuple):
         raise _graph_error(f"it has no list of {name}")
     if len(rows) > max_items:
-        raise _graph_error(f"it has {len(rows):,} {name}; {max_items:,} is the most")
+        raise _graph_error(f"it has {len(rows):,} {name}; the maximum is {max_items:,}")
     return rows
 
 
 def _parse_node(item: Any, where: str) -> Node:
     if not isinstance(item, Mapping):
-        raise _graph_error(f"{where} is no JSON object")
+        raise _graph_error(f"{where} is not a JSON object")
     raw_type = _parse_short_text(item.get("type"), f"the type of {where}")
     data = _to_mapping(item.get("data"))
     kind = NodeKind.parse(raw_type)
@@ -150,7 +160,7 @@ def _parse_node(item: Any, where: str) -> Node:
 
 def _parse_edge(item: Any, where: str) -> Edge:
     if not isinstance(item, Mapping):
-        raise _graph_error(f"{where} is no JSON object")
+        raise _graph_error(f"{where} is not a JSON object")
     return Edge(_parse_id(item, "source", where), _parse_id(item, "target", where))
 
 
@@ -162,13 +172,13 @@ def _parse_id(item: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _parse_short_text(value: Any, where: str) -> str:
-    """Give a short text or a whole number as text, anything else as an empty one."""
+    """Return a short string, or an integer as a string; an empty string for any other value."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         return str(value)
     if not isinstance(value, str):
         return ""
     if len(value) > MAX_NODE_NAME_LENGTH:
-        raise _graph_error(f"{where} is {len(value):,} characters long; {MAX_NODE_NAME_LENGTH:,} is the most")
+        raise _graph_error(f"{where} has {len(value):,} characters; the maximum is {MAX_NODE_NAME_LENGTH:,}")
     return value
 
 
@@ -177,7 +187,7 @@ def _to_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _parse_coordinate(value: Any) -> float | None:
-    """Give a place or a size in pixels, None where it is none that could be drawn."""
+    """Return a position or size in pixels, or None if it cannot be drawn."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -189,5 +199,5 @@ def _parse_coordinate(value: Any) -> float | None:
 
 def _graph_error(reason: str) -> FlowInputError:
     return FlowInputError(
-        f"This is no flow graph that can be read: {reason}. Export it again from PromptChainer's editor."
+        f"The flow graph cannot be read: {reason}. Export it again from PromptChainer's editor."
     )

@@ -1,12 +1,9 @@
-"""What a service can do, as conversations: the class that one module a service fills in.
-
-It holds no service's paths or words; those stand in the module of that service and nowhere else.
-"""
+"""The interface of a service: the class that each service implements, and helpers for its endpoints."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
@@ -20,32 +17,31 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.payload.data_uri import Content
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.bulk import ActiveRuns
-    from airflow_provider_flows.core.problems import Problems
-    from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState
-
-Inputs = Sequence["FlowInput"] | Mapping[str, Any]  # a list of inputs, or a mapping of variables
+    from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
+    from airflow_provider_flows.core.validation import Problems
 
 
 class Service(ABC):
-    """One service that runs flows.
+    """One service that runs flows; each method that contacts it returns a conversation.
 
-    Only `headers` and `check` are demanded, and a way to start: `start`, or with `steps` all of `checked`, `create`, `add_input`,
-    `begin`, `get_run` and `delete`. A service whose runs have an id gives `get_run`; what a service does not offer raises
-    `FlowInputError` and says so.
+    A service implements `auth_headers` and `check_credentials`, and one way to start a run: `start`, or, with
+    `staged_start = True`, all of `to_flow_inputs`, `create`, `add_input`, `start_created`, `get_run` and
+    `delete`. A service whose runs have an id implements `get_run`. A method that a service does not implement
+    raises `FlowInputError`.
     """
 
     name: ClassVar[str]
-    staged_start: ClassVar[bool] = False  # whether a run is made, filled and started by separate requests
+    staged_start: ClassVar[bool] = False  # whether creation, inputs and start are separate requests
 
     @abstractmethod
     def auth_headers(self, token: str) -> dict[str, str]:
-        """Give the headers that carry the credentials."""
+        """Return the headers that carry the credentials."""
 
     @abstractmethod
     def check_credentials(self) -> Conversation[str]:
-        """Ask the service whether it takes the key; returns what to tell the user.
+        """Test the credentials; return a message for the user.
 
-        :raises FlowServiceError: the service refuses the key or cannot be asked.
+        :raises FlowServiceError: the service rejected the credentials or is not reachable.
         """
 
     def start(
@@ -58,99 +54,98 @@ class Service(ABC):
         before_start: Callable[[], None] = lambda: None,
         expected_outputs: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
-        """Start a flow run with everything it needs, in as few requests as the service allows.
+        """Start a flow run in as few requests as possible.
 
-        Its answer need not be of a run that is over, where the service gives `get_run`.
+        The returned run need not be final if the service implements `get_run`.
 
-        :param about: called when all is checked and the next request is the one that may cost money.
-        :param promised: names of the outputs that the flow's definition promises, None where it is not known; for a service
-            whose answer to the start holds them all.
+        :param before_start: called after all checks, directly before the request that may cost money.
+        :param expected_outputs: names of the outputs in the flow's definition, None if it is not available;
+            for a service that returns the outputs in its response to the start.
         """
-        raise self._unsupported("start a flow run in one go")
+        raise self._unsupported("start a flow run in one request")
 
     def to_flow_inputs(self, inputs: Inputs) -> list[FlowInput]:
-        """Give the inputs as they are added one by one.
+        """Return the inputs in the form in which `add_input` takes them.
 
-        :raises FlowInputError: they are none that this service takes; nothing was sent.
+        :raises FlowInputError: the service does not take such inputs; nothing was sent.
         """
-        raise self._unsupported("take inputs one by one")
+        raise self._unsupported("add inputs one at a time")
 
     def validate(self, inputs: Inputs, parameters: Any, problems: Problems) -> None:
-        """Note what of these it takes for no flow at all; nothing is asked."""
-        if self.supports("to_flow_inputs") and not any(
-            part.startswith("inputs") for part in problems.invalid
-        ):
+        """Add a problem for everything that no flow of this service accepts; no request is sent."""
+        has_problems = any(part.startswith("inputs") for part in problems.invalid)
+        if self.supports("to_flow_inputs") and not has_problems:
             with problems.collect("inputs"):
                 self.to_flow_inputs(inputs)
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
-        """Make a flow run that does not run yet and costs nothing yet."""
-        raise self._unsupported("make a flow run without starting it")
+        """Create a flow run without starting it; this costs nothing."""
+        raise self._unsupported("create a flow run without starting it")
 
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
-        """Add an input to a run that was made but not started; returns the input's asset id if the service tells it."""
+        """Add an input to a run in state created; return the input's asset id, or None if unknown."""
         raise self._unsupported("add inputs to a flow run")
 
     def start_created(self, flow_run_id: str) -> Conversation[None]:
-        """Start a run that was made before."""
-        raise self._unsupported("start a flow run that was made before")
+        """Start a run in state created."""
+        raise self._unsupported("start a created flow run")
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
-        """Read a run as it is now."""
+        """Return the current state of a run."""
         raise self._unsupported(
-            "look at a flow run: a run has no id there and is over when its start is answered"
+            "poll a flow run: its flow runs have no id and are final in the response to the start"
         )
 
     def run_url(self, flow_run_id: str, flow: str | None) -> str | None:
-        """Give where a person finds a run: an absolute address if a console is known, else the API's path; None if neither is.
+        """Return the URL of a run's page, or the path of the run in the service's API, or None.
 
-        It is shown to whoever may see the task, so it carries no credentials.
+        Everybody with access to the task can see it, so it must not contain credentials.
         """
         return None
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
-        """Read the account's runs, those in `state` if it is given."""
+        """Return the account's runs, or only those in `state`."""
         raise self._unsupported("list flow runs")
 
     def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
-        """Read, in as few requests as it takes, which of these runs are running, and how far they are.
+        """Return which of these runs are running, with their progress, in as few requests as possible.
 
-        A run that is not named may be over, or not running yet, or left out: only a look at itself can tell.
+        A run that is missing from the result may be final, not started, or omitted by the service.
         """
-        raise self._unsupported("tell of many flow runs at once")
+        raise self._unsupported("list active flow runs")
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
-        """Ask that a run be stopped; it may take a moment until it is."""
+        """Request that a run be aborted; the run may take some time to become final."""
         raise self._unsupported("abort a flow run")
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
-        """Delete a run with all its inputs and outputs, for ever."""
+        """Delete a run with its inputs and outputs; this cannot be undone."""
         raise self._unsupported("delete a flow run")
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
-        """Read a run's inputs, in the form of outputs."""
+        """Return a run's inputs, in the form of outputs."""
         raise self._unsupported("list a flow run's inputs")
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
-        """Read one input's content."""
-        raise self._unsupported("give a flow run's inputs back")
+        """Return the content of one input."""
+        raise self._unsupported("return a flow run's inputs")
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
-        """Read the outputs of a run that is final."""
+        """Return the outputs of a final run."""
         raise self._unsupported("list a flow run's outputs")
 
     def download_output(
         self, flow_run_id: str, asset_id: str, media_type: str | None = None
     ) -> Conversation[Content]:
-        """Read one output's content, whole, into memory."""
+        """Return the complete content of one output."""
         raise self._unsupported("download a flow run's outputs")
 
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
     ) -> Conversation[str | None]:
-        """Read one output's content into `target`, best a piece at a time; returns its media type.
+        """Write the content of one output to `target`, preferably a chunk at a time; return its media type.
 
-        :param media_type: what a list of outputs told of it.
+        :param media_type: the media type in the list of outputs.
         """
         content = yield from self.download_output(flow_run_id, asset_id, media_type)
         target.restart()
@@ -158,12 +153,12 @@ class Service(ABC):
         return content.media_type
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
-        """Read what a flow takes and gives; from all definitions, by name or id, where the service lists them.
+        """Return the definition of a flow, by name or id; by default it is searched in `list_definitions`.
 
-        :raises FlowNotFound: there is none; the message lists those there are.
+        :raises FlowNotFound: there is no such flow; the message lists all flows.
         """
         if not self.supports("list_definitions"):
-            raise self._unsupported("tell a flow's definition")
+            raise self._unsupported("return a flow's definition")
         definitions = yield from self.list_definitions()
         if (found := find_definition(flow, definitions)) is not None:
             return found
@@ -172,11 +167,11 @@ class Service(ABC):
         raise FlowNotFound(message, status=404)
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
-        """Read the definitions of all flows."""
+        """Return the definitions of all flows."""
         raise self._unsupported("list its flows")
 
     def supports(self, method: str) -> bool:
-        """Whether this service fills in a method of this class that is not demanded."""
+        """Return whether this service implements an optional method of this class."""
         return getattr(type(self), method) is not getattr(Service, method)
 
     def _unsupported(self, action: str) -> FlowInputError:
@@ -184,11 +179,12 @@ class Service(ABC):
 
 
 def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]:
-    """Ask, and read the answer's JSON value (None where the body is empty).
+    """Send a request, and parse the JSON value of its response (None if the body is empty).
 
-    :param read: takes the value; it may rely on what it expects, for the answer is nobody's promise.
-    :raises FlowServiceError: any answer that is not a success.
-    :raises FlowMalformed: the answer is no JSON, or `read` did not find in it what it expects.
+    :param parse: takes the value and returns the result. It may use the value without checks, because a
+        LookupError, TypeError, ValueError, AttributeError or ArithmeticError becomes FlowMalformed.
+    :raises FlowServiceError: the response is not a success.
+    :raises FlowMalformed: the response is not JSON, or `parse` raised one of these errors.
     """
     response = yield from send(request)
     value = parse_json(request, response)
@@ -201,15 +197,15 @@ def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]
 
 
 def quote_path_segment(name: str, value: str) -> str:
-    """Quote an id as one segment of a path.
+    """Quote an id as one segment of a URL path.
 
-    :raises FlowInputError: it is empty, or would lead elsewhere; `name` says which argument it is.
+    :param name: the argument's name, for the message.
+    :raises FlowInputError: the id is empty, `.` or `..`, or cannot be encoded.
     """
     try:
         quoted = quote(value, safe="")
     except UnicodeEncodeError:
         quoted = ""
     if quoted in {"", ".", ".."}:
-        message = f"{name} must be an id, not {value!r}"
-        raise FlowInputError(message)
+        raise FlowInputError(f"{name} must be an id, not {value!r}")
     return quoted

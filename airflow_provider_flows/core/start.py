@@ -18,7 +18,8 @@ from airflow_provider_flows.core.run import FlowRun, FlowState, UploadSource
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
-    from airflow_provider_flows.core.service import Inputs, Service
+    from airflow_provider_flows.core.run import Inputs
+    from airflow_provider_flows.core.service import Service
 
 TOKEN_KEY = "airflow_start"  # noqa: S105  # a name among the caller's metadata, no secret
 NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})

@@ -1,7 +1,4 @@
-"""Moments: how services write them, and their epoch seconds.
-
-What happened at a moment it does not know.
-"""
+"""Conversion of the timestamps of services to pendulum datetimes and epoch seconds."""
 
 from __future__ import annotations
 
@@ -17,8 +14,11 @@ _ISO_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3}(\d{3})?)
 
 
 def parse_timestamp(value: object) -> DateTime | None:
-    """Read a timestamp into UTC: ISO 8601 with or without zone (then UTC), or epoch seconds or milliseconds; else None."""
-    import pendulum  # first used here: importing this module stays cheap
+    """Return a timestamp in UTC, or None if the value is not a timestamp.
+
+    :param value: ISO 8601 with or without a time zone (default UTC), or epoch seconds or milliseconds.
+    """
+    import pendulum  # expensive to import
 
     if value is None or isinstance(value, bool) or value == "":
         return None
@@ -30,11 +30,11 @@ def parse_timestamp(value: object) -> DateTime | None:
         return None
 
 
-@lru_cache(maxsize=50_000)  # a run that is looked at again and again has the same timestamps each time
+@lru_cache(maxsize=50_000)  # a run has the same timestamps at each poll
 def _parse_timestamp_text(text: str) -> DateTime | None:
     import pendulum
 
-    if _ISO_TIMESTAMP.fullmatch(text):  # what services send; pendulum's own parser takes ten times as long
+    if _ISO_TIMESTAMP.fullmatch(text):  # the usual form; pendulum's parser takes ten times as long
         at = datetime.fromisoformat(text)
         at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
         return pendulum.DateTime(
@@ -45,17 +45,20 @@ def _parse_timestamp_text(text: str) -> DateTime | None:
 
 
 def to_epoch(timestamp: DateTime) -> float:
-    """Give a moment's epoch seconds; pendulum's `timestamp` takes four times as long, and a wait needs them at each look."""
+    """Return the epoch seconds of a timestamp.
+
+    Every poll needs them, and `timestamp()` of pendulum takes four times as long.
+    """
     return datetime.__sub__(timestamp, _epoch_start()).total_seconds()
 
 
 def parse_http_date(text: str) -> float:
-    """Read a date of HTTP into epoch seconds; it is in UTC, also where it does not say so.
+    """Return the epoch seconds of an HTTP date (RFC 9110); the default time zone is UTC.
 
-    :raises ValueError: it is none.
-    :raises OverflowError: nor any that there will be.
+    :raises ValueError: the text is not a date.
+    :raises OverflowError: the date is out of range.
     """
-    from email.utils import parsedate_to_datetime  # needed where a service tells one
+    from email.utils import parsedate_to_datetime  # rarely needed
 
     date = parsedate_to_datetime(text)
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
@@ -63,6 +66,6 @@ def parse_http_date(text: str) -> float:
 
 @cache
 def _epoch_start() -> DateTime:
-    import pendulum  # first used here: importing this module stays cheap
+    import pendulum  # expensive to import
 
     return pendulum.DateTime(1970, 1, 1, tzinfo=pendulum.UTC)

@@ -1,44 +1,127 @@
-"""Whether an order fits what its flow takes: all that is wrong with it, said at once, before anybody pays.
-
-It checks nothing that a service did not tell, and asks nobody (definitions.py of the package does).
-"""
+"""Validation of a request against a flow's definition, and the collection of its problems in one error."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.definition import FlowDefinition, Parameter, find_definition
+from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.problems import Problems
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowInput
-    from airflow_provider_flows.core.service import Inputs
+    from airflow_provider_flows.core.run import FlowInput, Inputs
 
 TEXT_MEDIA_TYPE = "text/plain"
-UNKNOWN_MEDIA_TYPE = "application/octet-stream"  # says of a file that nobody knows what it is
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"  # the media type of a file of unknown format
 MAX_LISTED_NAMES = 50  # of flows, parameters, variables or inputs in one message
-MAX_QUOTED_LENGTH = 80  # signs of a value or a name in a message
-NUMBER_PATTERN = re.compile(r"[+-]?\d{1,300}(?P<part>\.\d{1,300})?(?P<power>[eE][+-]?\d{1,3})?", re.ASCII)
-VALIDATE_FALSE_HINT = "If the service does take this, validate=False sends it unchecked."
+MAX_QUOTED_LENGTH = 80  # characters of a value or a name in a message
+NUMBER_PATTERN = re.compile(
+    r"[+-]?\d{1,300}(?P<fraction>\.\d{1,300})?(?P<exponent>[eE][+-]?\d{1,3})?", re.ASCII
+)
+NOTHING_STARTED = "No flow run was created."
+VALIDATE_FALSE_HINT = "If the service accepts it, validate=False sends it unchecked."
+
+
+class Problems:
+    """The problems of a request: unique, in the order of their detection, false while there are none.
+
+    `invalid` has the arguments, or parts such as `inputs[1]`, that need no further validation.
+    """
+
+    def __init__(self) -> None:
+        self.invalid: set[str] = set()
+        self._permanent: dict[str, bool] = {}  # for each problem, whether a retry would have it too
+        self._head = self._accepts = self._hint = ""
+
+    def __len__(self) -> int:
+        """Return the number of problems."""
+        return len(self._permanent)
+
+    def add(self, *texts: str, invalidates: str | None = None, is_permanent: bool = True) -> None:
+        """Add problems.
+
+        :param texts: one text for each problem.
+        :param invalidates: the argument that needs no further validation because of them.
+        :param is_permanent: whether a retry of the task would have the same problem.
+        """
+        for text in texts:
+            self._permanent[text] = is_permanent or self._permanent.get(text, False)
+        if texts and invalidates is not None:
+            self.invalid.add(invalidates)
+
+    @contextmanager
+    def collect(self, invalidates: str | None = None) -> Iterator[None]:
+        """Add a FlowInputError that the block raises, instead of propagating it."""
+        try:
+            yield
+        except FlowInputError as error:
+            self.add(str(error), invalidates=invalidates, is_permanent=error.is_permanent)
+
+    def extend(self, others: Problems) -> None:
+        """Add all problems and the context of another collection."""
+        for text, is_permanent in others._permanent.items():
+            self.add(text, is_permanent=is_permanent)
+        self.invalid |= others.invalid
+        self.context(others._head, others._accepts, others._hint)
+
+    def context(self, head: str = "", accepts: str = "", hint: str = "") -> None:
+        """Set the text around the problems.
+
+        :param head: the text before them.
+        :param accepts: the text after them, about what the flow accepts.
+        :param hint: the last sentence, about what to do.
+        """
+        self._head, self._accepts = head or self._head, accepts or self._accepts
+        self._hint = hint or self._hint
+
+    def error(self, consequence: str = "") -> FlowInputError:
+        """Return one exception with all problems; it is permanent if one of them is.
+
+        :param consequence: a sentence about the request, such as NOTHING_STARTED.
+        """
+        summary = "; ".join(text.removesuffix(".") for text in self._permanent)
+        parts = (f"{self._head}{summary}.", self._accepts, consequence, self._hint)
+        message = " ".join(part for part in parts if part)
+        return FlowInputError(message, is_permanent=any(self._permanent.values()))
+
+    def raise_if_any(self, consequence: str = "") -> None:
+        """Raise one exception with all problems, if there are any.
+
+        :raises FlowInputError: there is at least one problem.
+        """
+        if self:
+            raise self.error(consequence) from None  # the cause of a problem may contain secrets
+
+
+@contextmanager
+def collect_problems(problems: Problems | None) -> Iterator[Problems]:
+    """Return `problems`, or a new collection that raises its problems at the end of the block.
+
+    :raises FlowInputError: `problems` is None, and the block added a problem.
+    """
+    target = Problems() if problems is None else problems
+    yield target
+    if problems is None:
+        target.raise_if_any()
 
 
 def select_definition(
     flow: str, service: str, definitions: Sequence[FlowDefinition], problems: Problems
 ) -> FlowDefinition | None:
-    """Give the definition of a flow among those that there are; note that there is none, with the nearest matches."""
+    """Return the definition of a flow, or None after adding a problem with the closest matches.
+
+    :param service: the service's name, for the message.
+    """
     definition = find_definition(flow, definitions)
     if definition is None:
-        nearest = _suggest_names(
-            flow, [one.display_name for one in definitions] + [one.flow for one in definitions], max_count=3
-        )
-        problems.add(
-            f"{service} has no flow {_quote(flow)}{nearest}. It has {_join_values(one.display_name for one in definitions)}"
-        )
+        names = [one.display_name for one in definitions]
+        matches = _suggest_names(flow, names + [one.flow for one in definitions], max_count=3)
+        problems.add(f"{service} has no flow {_quote(flow)}{matches}. It has {_join_values(names)}")
         problems.context(hint=VALIDATE_FALSE_HINT)
     return definition
 
@@ -50,26 +133,27 @@ def validate_arguments(
     problems: Problems,
     invalid: Collection[str] = (),
 ) -> None:
-    """Note what of inputs and parameters does not fit a flow, with the nearest match of each name, and what the flow takes.
+    """Add a problem for every input and parameter that does not match the definition.
 
-    :param spoilt: those arguments of which it is known already that the flow's service takes nothing like them.
+    :param invalid: arguments that are not validated, because they are known to be invalid.
     """
     if "inputs" not in invalid:
         problems.add(*_input_problems(definition, inputs))
     if "parameters" not in invalid:
         problems.add(*_parameter_problems(definition, coerce_parameters(definition, parameters) or {}))
     if problems:
-        head = f"This does not fit the {definition.service} flow {definition.display_name}: "
-        problems.context(head, f"It takes {_describe_accepted(definition)}.", VALIDATE_FALSE_HINT)
+        head = f"The request does not match the {definition.service} flow {definition.display_name}: "
+        problems.context(head, f"The flow takes {_describe_accepted(definition)}.", VALIDATE_FALSE_HINT)
 
 
 def coerce_parameters(
     definition: FlowDefinition, parameters: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Give parameters in the types that the flow takes: a text that spells a number or a Boolean where no text will do as that.
+    """Return the parameters in the types that the flow takes.
 
-    A template of a DAG gives nothing but texts, `3` and `True` among them; a whole number may have come as 3.0; and a null where
-    none will do is left out, which leaves it to the service.
+    A templated DAG argument is a string such as `3` or `True`: where the flow takes no string, it becomes the
+    number or Boolean that it represents. A float without a fraction becomes an integer where the flow takes
+    integers. A None where the flow takes no null is left out, so that the service uses its default.
     """
     if parameters is None:
         return None
@@ -100,14 +184,14 @@ def _coerce(parameter: Parameter, value: Any) -> Any:
     match = NUMBER_PATTERN.fullmatch(text)
     if match is None or not {"integer", "number"} & {*types}:
         return value
-    if match["part"] is None and match["power"] is None:
+    if match["fraction"] is None and match["exponent"] is None:
         return int(text)
     number = float(text)
     return number if "number" in types and math.isfinite(number) else value
 
 
 def find_unsendable_variables(variables: Mapping[Any, Any]) -> list[str]:
-    """Say which variables are nothing that a text can stand for."""
+    """Return a problem for every variable that has no text form."""
     wrong = {
         name: value for name, value in variables.items() if not isinstance(value, (str, int, float, bool))
     }
@@ -118,14 +202,14 @@ def find_unsendable_variables(variables: Mapping[Any, Any]) -> list[str]:
 
 
 def media_type(item: FlowInput) -> str | None:
-    """Tell what an input is: what was seen when its file was read, what its data URI says, else text."""
+    """Return the media type of an input: of its file, of its data URI, else text."""
     if not isinstance(item.data, str):
         return data_uri.normalize_media_type(item.data.media_type)
     if item.data[:5].lower() != "data:":
         return TEXT_MEDIA_TYPE
     try:
         return data_uri.decode(item.data).media_type
-    except ValueError:  # a prompt that merely begins like a data URI
+    except ValueError:  # a prompt that starts with "data:"
         return TEXT_MEDIA_TYPE
 
 
@@ -134,11 +218,8 @@ def _input_problems(definition: FlowDefinition, inputs: Inputs) -> list[str]:
         return _variable_problems(definition, inputs)
     if isinstance(inputs, Mapping):
         has_media_types = bool(definition.inputs)
-        return (
-            ["inputs must be a list of prompts and files; a mapping is for flows that have variables"]
-            if has_media_types
-            else []
-        )
+        message = "inputs must be a list of prompts and files; a mapping is for flows that have variables"
+        return [message] if has_media_types else []
     return [*_input_count_problems(definition, len(inputs)), *_media_type_problems(definition.inputs, inputs)]
 
 
@@ -163,43 +244,37 @@ def _variable_problems(definition: FlowDefinition, inputs: Inputs) -> list[str]:
 def _input_count_problems(definition: FlowDefinition, count: int) -> Iterator[str]:
     minimum, maximum = definition.min_inputs, definition.max_inputs
     if minimum is not None and count < minimum:
-        yield f"inputs must be {minimum} at the least, not {count}"
+        yield f"the number of inputs must be at least {minimum}, not {count}"
     if maximum is not None and count > maximum:
-        yield f"inputs must be {maximum} at the most, not {count}"
+        yield f"the number of inputs must be at most {maximum}, not {count}"
 
 
 def _media_type_problems(accepted: Collection[str], inputs: Sequence[FlowInput]) -> Iterator[str]:
-    if not accepted or not all(
-        "/" in kind for kind in accepted
-    ):  # a word that is no media type may mean anything
+    if not accepted or not all("/" in kind for kind in accepted):  # a name without a slash can mean any type
         return
     wrong: dict[str, list[str]] = {}
     for number, item in enumerate(inputs):
-        kind = media_type(item)
-        if (
-            kind
-            and kind != UNKNOWN_MEDIA_TYPE
-            and not any(_matches_media_type(one, kind) for one in accepted)
-        ):
+        kind = media_type(item) or UNKNOWN_MEDIA_TYPE
+        if kind != UNKNOWN_MEDIA_TYPE and not any(_matches_media_type(one, kind) for one in accepted):
             wrong.setdefault(kind, []).append(f"inputs[{number}]")
     for kind, names in wrong.items():
-        description = f"a prompt ({TEXT_MEDIA_TYPE})" if kind == TEXT_MEDIA_TYPE else shorten(kind)
-        yield f"{_join_values(names, quoted=False)} must be {' or '.join(map(shorten, accepted))}, not {description}"
+        expected = " or ".join(map(shorten, accepted))
+        actual = f"a prompt ({TEXT_MEDIA_TYPE})" if kind == TEXT_MEDIA_TYPE else shorten(kind)
+        yield f"{_join_values(names, quoted=False)} must be {expected}, not {actual}"
 
 
 def _matches_media_type(accepted: str, kind: str) -> bool:
-    if accepted in {"*/*", UNKNOWN_MEDIA_TYPE} or (
-        accepted.endswith("/*") and kind.startswith(accepted[:-1])
-    ):
+    if accepted in {"*/*", UNKNOWN_MEDIA_TYPE}:
         return True
-    texts = kind.startswith("text/") and accepted.startswith(
-        "text/"
-    )  # which one a text is, only its author knows
-    return texts or _to_base_media_type(accepted) == _to_base_media_type(kind)
+    if accepted.endswith("/*") and kind.startswith(accepted[:-1]):
+        return True
+    if kind.startswith("text/") and accepted.startswith("text/"):  # text formats cannot be distinguished
+        return True
+    return _to_base_media_type(accepted) == _to_base_media_type(kind)
 
 
 def _to_base_media_type(kind: str) -> str:
-    """Give a media type without what is said or left out at will: `audio/x-wav` is audio/wav, `image/svg+xml` image/svg."""
+    """Return a media type without optional parts, such as audio/wav for `audio/x-wav`."""
     main, _, sub = kind.partition("/")
     return f"{main}/{sub.removeprefix('x-').partition('+')[0]}"
 
@@ -208,12 +283,12 @@ def _parameter_problems(definition: FlowDefinition, parameters: Mapping[str, Any
     known, names = definition.parameters, [str(name) for name in parameters]
     unknown = [name for name in names if name not in known] if definition.is_complete else []
     for name in unknown:
-        where = (
-            "; it has variables only, which belong into inputs"
+        hint = (
+            "; the flow has only variables, which are passed as inputs"
             if definition.has_variables
             else _suggest_names(name, known)
         )
-        yield f"parameter {_quote(name)} is not known{where}"
+        yield f"parameter {_quote(name)} is not known{hint}"
     for name, value in parameters.items():
         expectation = _get_expectation(known[str(name)], value) if str(name) in known else None
         if expectation:
@@ -224,15 +299,12 @@ def _parameter_problems(definition: FlowDefinition, parameters: Mapping[str, Any
 
 
 def _get_expectation(parameter: Parameter, value: Any) -> str | None:
-    """Say what a parameter must be if this value is not that; the default is always right, whatever else is told."""
+    """Return a description of the valid values if this value is invalid; the default is always valid."""
     kind = _to_json_type(value)
     if kind is None or (parameter.default is not None and _is_same_value(value, parameter.default)):
         return None
-    if (
-        parameter.types
-        and kind not in parameter.types
-        and not (kind == "integer" and "number" in parameter.types)
-    ):
+    is_integer_as_number = kind == "integer" and "number" in parameter.types
+    if parameter.types and kind not in parameter.types and not is_integer_as_number:
         return f"of type {parameter.type}"
     if kind in {"null", "array", "object"}:
         return None
@@ -244,12 +316,12 @@ def _get_expectation(parameter: Parameter, value: Any) -> str | None:
 
 
 def _to_json_type(value: Any) -> str | None:
-    """Give JSON schema's word for a value; a Boolean is no integer here, although it is one to Python."""
+    """Return the JSON Schema type of a value; a Boolean is not an integer, in contrast to Python."""
     kinds = ((bool, "boolean"), (str, "string"), (int, "integer"), (float, "number"), (type(None), "null"))
     found = next((name for kind, name in kinds if isinstance(value, kind)), None)
-    return found or (
-        "object" if isinstance(value, Mapping) else "array" if isinstance(value, Sequence) else None
-    )
+    if found is not None:
+        return found
+    return "object" if isinstance(value, Mapping) else "array" if isinstance(value, Sequence) else None
 
 
 def _is_same_value(value: Any, other: Any) -> bool:
@@ -269,17 +341,15 @@ def _describe_bounds(parameter: Parameter) -> str:
 
 
 def _describe_accepted(definition: FlowDefinition) -> str:
-    """Say what a flow takes."""
     if definition.has_variables:
         return _join_values(definition.inputs) if definition.inputs else "no variables"
-    inputs = " or ".join(map(shorten, definition.inputs)) or "inputs of which nothing is told"
+    inputs = " or ".join(map(shorten, definition.inputs)) or "inputs of undocumented types"
     descriptions = [
         f"{shorten(name)}{_describe_parameter(one)}" for name, one in definition.parameters.items()
     ]
-    parameters = (
-        f"the parameters {_join_values(descriptions, quoted=False)}" if descriptions else "no parameters"
-    )
-    return f"{inputs}, and {parameters}" if descriptions or definition.is_complete else inputs
+    if descriptions:
+        return f"{inputs}, and the parameters {_join_values(descriptions, quoted=False)}"
+    return f"{inputs}, and no parameters" if definition.is_complete else inputs
 
 
 def _describe_parameter(parameter: Parameter) -> str:
@@ -289,15 +359,15 @@ def _describe_parameter(parameter: Parameter) -> str:
 
 
 def _suggest_names(name: str, candidates: Iterable[str], max_count: int = 1) -> str:
-    """Word the nearest matches to a name, or nothing."""
+    """Return ` (did you mean 'x'?)` with the closest matches of a name, or an empty string."""
     by_lower = {other.lower(): other for other in candidates}
     found = get_close_matches(name.lower(), by_lower, n=max_count)
     return f" (did you mean {' or '.join(_quote(by_lower[one]) for one in found)}?)" if found else ""
 
 
 def _join_values(values: Iterable[Any], separator: str = ", ", *, quoted: bool = True) -> str:
-    """List names or values in a message, as many as anybody reads."""
-    every = [_quote(thing) if quoted else str(thing) for thing in values]
+    """Join names or values for a message, at most MAX_LISTED_NAMES of them."""
+    every = [_quote(value) if quoted else str(value) for value in values]
     more = f"{separator}{len(every) - MAX_LISTED_NAMES} more" if len(every) > MAX_LISTED_NAMES else ""
     return separator.join(every[:MAX_LISTED_NAMES]) + more
 
@@ -307,5 +377,5 @@ def _quote(value: Any) -> str:
 
 
 def shorten(text: str) -> str:
-    """Give as much of a text as is shown in a message."""
+    """Return a text of at most MAX_QUOTED_LENGTH characters, with an ellipsis if it was cut."""
     return text if len(text) <= MAX_QUOTED_LENGTH else f"{text[:MAX_QUOTED_LENGTH]}..."

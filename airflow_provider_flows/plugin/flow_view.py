@@ -10,7 +10,6 @@ from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE, CachedResponse
 from airflow_provider_flows.plugin.run_view import PAGE_TIMEOUT_SECONDS, get_flows_hook
-from airflow_provider_flows.preflight import load_definition
 
 MAX_FLOWS = 500
 
@@ -54,8 +53,7 @@ async def get_definition(conn_id: str, flow: str) -> tuple[FlowDefinition | None
 
 def _load_definition(conn_id: str, flow: str) -> FlowDefinition:
     with closing(get_flows_hook(conn_id)) as hook:
-        return load_definition(
-            hook,
+        return hook.preflight.load_definition(
             flow,
             lambda conversation: hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS),
         )

@@ -1,7 +1,4 @@
-"""Exported flow graphs in a folder: finding the one of a flow, and reading it.
-
-What a graph holds stands in flow/graph.py; whether one is needed is for definitions.py to say.
-"""
+"""Reader of exported PromptChainer flow graphs in a folder, named `<flow>.json`."""
 
 from __future__ import annotations
 
@@ -10,21 +7,19 @@ import re
 from airflow_provider_flows.core.bounded_json import parse_bounded_json
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.storage.file_source import redact_path
+from airflow_provider_flows.core.redaction import redact_path
 
-MAX_GRAPH_BYTES = 8 * 1024 * 1024  # bytes; the page's sample has 6 KB
-GRAPH_BLOCK_BYTES = 1024 * 1024  # what a file system fetches at a time
-_SAFE_FLOW_ID = re.compile(
-    r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
-)  # whatever else it holds would lead somewhere else
+MAX_GRAPH_BYTES = 8 * 1024 * 1024  # the vendor's sample has 6 KB
+GRAPH_BLOCK_BYTES = 1024 * 1024  # read from an object store at a time
+_SAFE_FLOW_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # cannot refer to another folder
 
 
 def load_graph(folder: str | None, flow: str) -> FlowGraph | None:
-    """Read `<flow>.json` as PromptChainer's editor exports it (vendor-api 2.4).
+    """Load the graph of a flow from its exported file (vendor_notes.md, 2.4).
 
-    :param folder: a path or URI that ObjectStoragePath takes, as the connection's field `graphs` has it.
+    :param folder: a path or URI for ObjectStoragePath, from the connection's field `graphs`.
     :returns: None if there is no folder, or no such file in it.
-    :raises FlowInputError: the file cannot be read, or is no flow graph; names the file and the field.
+    :raises FlowInputError: the file cannot be read, or is not a flow graph; the message names the file.
     """
     if not folder or not _SAFE_FLOW_ID.fullmatch(flow):
         return None
@@ -34,14 +29,14 @@ def load_graph(folder: str | None, flow: str) -> FlowGraph | None:
         return None if content is None else parse_graph(content)
     except FlowInputError as error:
         raise _unreadable_graph_error(location, str(error)) from None
-    except Exception as error:  # noqa: BLE001  # every store's library has errors of its own
+    except Exception as error:  # noqa: BLE001  # each object store's library raises its own exceptions
         raise _unreadable_graph_error(
             location, f"{type(error).__name__}: {redact_path(str(error))}", is_permanent=False
         ) from None
 
 
 def _load_content(folder: str, flow: str) -> bytes | None:
-    from airflow.sdk import ObjectStoragePath  # heavy, and needed only where the connection names a folder
+    from airflow.sdk import ObjectStoragePath  # expensive to import
 
     try:
         with (ObjectStoragePath(folder) / f"{flow}.json").open("rb", block_size=GRAPH_BLOCK_BYTES) as file:
@@ -52,17 +47,17 @@ def _load_content(folder: str, flow: str) -> bytes | None:
 
 
 def parse_graph(content: bytes) -> FlowGraph:
-    """Read an exported file's content.
+    """Parse the content of an exported file.
 
-    :raises FlowInputError: it is no flow graph, or larger than any.
+    :raises FlowInputError: the content is not a flow graph, or is larger than MAX_GRAPH_BYTES.
     """
     if len(content) > MAX_GRAPH_BYTES:
-        message = f"It is larger than {MAX_GRAPH_BYTES} bytes, as no flow graph is."
+        message = f"The file is larger than the maximum of {MAX_GRAPH_BYTES} bytes."
         raise FlowInputError(message)
     try:
         return FlowGraph.parse(parse_bounded_json(content))
     except ValueError as error:
-        message = f"It is no JSON: {error}. Export it again."
+        message = f"The file is not JSON: {error}. Export the flow graph again."
         raise FlowInputError(message) from None
 
 

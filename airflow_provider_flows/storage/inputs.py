@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.problems import Problems, collect_problems
+from airflow_provider_flows.core.redaction import find_signatures, redact_path
 from airflow_provider_flows.core.run import ERROR, PENDING, FlowInput, UploadSource
-from airflow_provider_flows.core.signed_urls import find_signatures
-from airflow_provider_flows.storage.file_source import encode_content, file_data, file_text, redact_path
+from airflow_provider_flows.core.validation import Problems, collect_problems
+from airflow_provider_flows.storage.file_source import encode_content, file_data, file_text
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.service import Inputs
+    from airflow_provider_flows.core.run import Inputs
     from airflow_provider_flows.core.start import RunRequest
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # one word with a scheme, and nothing else

@@ -14,9 +14,9 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_flows.core.problems import Problems
     from airflow_provider_flows.core.run import FlowOutput
     from airflow_provider_flows.core.service import Service
+    from airflow_provider_flows.core.validation import Problems
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class OutputOptions:
         :param problems: takes what cannot.
         :raises FlowInputError: the same without `problems`; the message names the argument.
         """
-        from airflow_provider_flows.core.problems import collect_problems  # needed when a task runs only
+        from airflow_provider_flows.core.validation import collect_problems  # needed when a task runs only
 
         with collect_problems(problems) as collector:
             if self.delete_after_fetch and not service.supports("delete"):

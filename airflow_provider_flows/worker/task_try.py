@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowTimeout
-from airflow_provider_flows.core.problems import Problems
 from airflow_provider_flows.core.start import EarlierRunRequest
-from airflow_provider_flows.preflight import raise_if_invalid
+from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.worker.finish import finish_after_deadline
@@ -104,7 +103,8 @@ class TaskTry:
                 request.flow, (), saved_fingerprint=record.fingerprint if record is not None else ""
             )
         input_problems.extend(problems)
-        raise_if_invalid(self.hook, request, input_problems, validate=self._validate)
+        if input_problems:
+            self.hook.preflight.check(request, input_problems, validate=self._validate).raise_if_invalid()
         return request
 
     def resume_or_start(self, request: RunRequest, deadline: float | None) -> FlowRun:
@@ -116,7 +116,7 @@ class TaskTry:
         """
         run = self._resume(request)
         if run is None and self._unreadable_request is not None:
-            raise_if_invalid(self.hook, *self._unreadable_request, validate=self._validate)
+            self.hook.preflight.check(*self._unreadable_request, validate=self._validate).raise_if_invalid()
         if run is None:
             run = self._start_new(request, deadline)
         self.flow_run_id = run.flow_run_id

@@ -383,7 +383,7 @@ def test_log_of_hooks_is_not_data(emulator: Emulator, flows: FlowsCommand) -> No
         emulator.add_fault(Fault("GET", "/templates", status=status, times=2))
         done = flows(QUICK + verbose)
         assert done.json["state"] == "completed"
-        assert ("Nothing tells what flow" in done.err) is told
+        assert ("is not available, so its inputs" in done.err) is told
         emulator.clear_faults()
 
 

@@ -83,13 +83,13 @@ def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (None, "no JSON object"),
-        ([], "no JSON object"),
-        ("graph", "no JSON object"),
+        (None, "not a JSON object"),
+        ([], "not a JSON object"),
+        ("graph", "not a JSON object"),
         ({}, "no list of nodes"),
         ({"nodes": {}, "edges": []}, "no list of nodes"),
         ({"nodes": []}, "no list of edges"),
-        ({"nodes": [7], "edges": []}, r"nodes\[0\] is no JSON object"),
+        ({"nodes": [7], "edges": []}, r"nodes\[0\] is not a JSON object"),
         ({"nodes": [{"id": "a"}, {"type": "actionNode"}], "edges": []}, r"nodes\[1\] has no id"),
         ({"nodes": [{"id": ""}], "edges": []}, r"nodes\[0\] has no id"),
         ({"nodes": [{"id": True}], "edges": []}, r"nodes\[0\] has no id"),
@@ -99,18 +99,18 @@ def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
         ),
         (
             {"nodes": [{"id": "a" * (MAX_NODE_NAME_LENGTH + 1)}], "edges": []},
-            r"the id of nodes\[0\] is 1,001 characters",
+            r"the id of nodes\[0\] has 1,001 characters",
         ),
         (
             {"nodes": [{"id": "a", "data": {"name": "x" * 5_000}}], "edges": []},
-            r"the name of nodes\[0\] is 5,000",
+            r"the name of nodes\[0\] has 5,000",
         ),
-        ({"nodes": [{"id": "a"}], "edges": ["a"]}, r"edges\[0\] is no JSON object"),
+        ({"nodes": [{"id": "a"}], "edges": ["a"]}, r"edges\[0\] is not a JSON object"),
         ({"nodes": [{"id": "a"}], "edges": [{"source": "a"}]}, r"edges\[0\] has no target"),
         ({"nodes": [{"id": "a"}], "edges": [{"target": "a"}]}, r"edges\[0\] has no source"),
         (
             {"nodes": [{"id": str(n)} for n in range(MAX_NODES + 1)], "edges": []},
-            "1,001 nodes; 1,000 is the most",
+            "1,001 nodes; the maximum is 1,000",
         ),
     ],
 )

@@ -28,7 +28,7 @@ from tests.support.versions import needs
 
 INFO = f"GET /api/flows/getFlowInfo/{CHAIN_ARGUMENTS['flow']}"
 RUN = f"POST /api/flows/run/{CHAIN_ARGUMENTS['flow']}"
-UNTOLD = "Nothing tells what flow"
+UNTOLD = "is not available, so its inputs"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(30)
 
 
@@ -64,7 +64,7 @@ def ran(dag_id: str, **given: Any) -> DagResult:
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_everything_is_told_at_once_and_nothing_is_made(
     emulator: Emulator, tmp_path: Path, deferrable: bool
-) -> None:  # noqa: FBT001
+) -> None:
     """A task with wrong parameters and a wrong file fails once, with all of it in one error; its retry is not used up."""
     (tmp_path / "chair.png").write_bytes(PNG)
     ended = run_with_retries(
@@ -81,7 +81,7 @@ def test_everything_is_told_at_once_and_nothing_is_made(
         "parameter 'qualty' is not known (did you mean 'quality'?)",
         "parameters['seed'] must be of type integer, not 'three'",
         "parameters['texture'] must be of type boolean, not 1",
-        "No flow run was made",
+        "No flow run was created",
         "validate=False",
     ):
         assert part in str(ended.error)

@@ -189,7 +189,7 @@ def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptCha
         ({"color": "Red"}, "variable 'item' is missing"),
         ({"color": "Red", "itme": "Ball"}, r"'item' is missing \(did you mean 'itme'\?\).*'itme' is not known \(did you"),
         ({"Color": "Red", "item": "Ball"}, r"variable 'color' is missing \(did you mean 'Color'\?\)"),
-        ({"color": "Red", "item": "Ball", "xyz": "1"}, "variable 'xyz' is not known[^(]*It takes 'color', 'item'"),
+        ({"color": "Red", "item": "Ball", "xyz": "1"}, "variable 'xyz' is not known[^(]*The flow takes 'color', 'item'"),
         ({}, "variable 'color' is missing.*variable 'item' is missing"),
         ({"color": None, "item": "x"}, r"inputs\['color'\] must be text"),
         ("Red Ball", "must be a mapping"),

@@ -233,7 +233,7 @@ def test_row_without_an_id_is_an_output_that_failed() -> None:
     assert [(output.name, output.asset_id, output.status) for output in listed] == [
         ("a", "a", "ready"), ("table", None, "error"), ("unnamed", None, "error"), ("unnamed", None, "error"),
     ]  # fmt: skip
-    assert {output.error for output in listed[1:]} == {"the service's list tells no id of it"}
+    assert {output.error for output in listed[1:]} == {"the service's list has no id for it"}
 
 
 def test_long_names_are_cut() -> None:

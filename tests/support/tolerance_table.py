@@ -27,9 +27,8 @@ from airflow_provider_flows.core.exceptions import (
     FlowMalformed,
     FlowServiceError,
 )
-from airflow_provider_flows.core.problems import collect_problems
 from airflow_provider_flows.core.run import FlowInput, FlowState
-from airflow_provider_flows.core.validation import validate_arguments
+from airflow_provider_flows.core.validation import collect_problems, validate_arguments
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
 from airflow_provider_flows.storage.inputs import parse_inputs

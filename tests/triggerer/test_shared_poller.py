@@ -289,7 +289,9 @@ async def test_promptchainer_has_nothing_to_watch(
     """A trigger for a PromptChainer connection ends at once with an error that says why."""
     assert flow_emulator.url
     disable_event_delay(monkeypatch)
-    with pytest.raises(FlowInputError, match=r"promptchainer cannot look at a flow run: a run has no id"):
+    with pytest.raises(
+        FlowInputError, match=r"promptchainer cannot poll a flow run: its flow runs have no id"
+    ):
         await run_trigger("any", conn_id="promptchainer_default")
 
 
