@@ -1,6 +1,6 @@
-"""Tests of what is read from an exported flow graph, and of how one that is none is refused.
+"""Tests of the parser of exported flow graphs.
 
-The sample is the one on the vendor's page, as the emulator holds it.
+The sample is the one on the vendor's page, which the emulator contains.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def test_loose_and_double_edges_are_left_out_and_circles_stay() -> None:
 
 
 def test_variables_are_named_once_and_outputs_each_time() -> None:
-    """One value serves two variable nodes of one label; two output nodes of one name give two answers; no name, no promise."""
+    """Variables of the same label are one input; output nodes of the same name are several outputs."""
     graph = graph_of(
         *(
             {"id": f"v{n}", "type": "variableNode", "data": {"variable": {"label": label}}}

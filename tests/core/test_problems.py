@@ -1,7 +1,4 @@
-"""Tests that one error tells all that is wrong with a task, wherever it is found: files, paths, flow, parameters, service.
-
-What a flow's definition lets be found stands in test_definitions.py; here it is one finding among others.
-"""
+"""Tests that one error names all problems of a task: files, paths, flow, parameters and metadata."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from tests.support.scripted import request_lines
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries, set_up
 from tests.support.versions import needs
 
-# what is wrong by itself: the arguments, what is told of it, and whether it takes the service's word to know it
+# each problem: the arguments, parts of its message, and whether it is only found with the definition
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], bool]] = {
     "file": (
         {"inputs": ["A chair", "file:///no/such.png"]},
@@ -74,7 +71,7 @@ def refused(dag_id: str, *tasks: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("validate", [True, False])
 def test_any_two_findings_are_told_together(emulator: Emulator, validate: bool) -> None:  # noqa: FBT001
-    """Whatever two things are wrong, one error names both; without validate= all that needs no definition; nothing is made."""
+    """One error names any two problems; with validate=False those without a definition; no run is created."""
     mixed = [pair for pair in MIXED if validate or not any(WRONG[one][2] for one in pair)]
     told = refused(
         f"findings_{validate}", *({"validate": validate, **WRONG[a][0], **WRONG[b][0]} for a, b in mixed)
@@ -92,7 +89,7 @@ def test_any_two_findings_are_told_together(emulator: Emulator, validate: bool) 
 
 
 def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
-    """A file that is missing, one of the wrong kind, metadata, path, and parameters: one error; items keep their numbers."""
+    """One error names a missing file, a wrong type, metadata, path and parameters, with the right indexes."""
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
     (tmp_path / "b").write_bytes(b"\x00\x01")
     inputs = [tmp_path / "b", "prompt.png", tmp_path / "a.png", {"data": " ", "additional": date(2026, 1, 1)}]
@@ -121,7 +118,7 @@ def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> 
 
 
 def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> None:
-    """Of a PromptChainer flow: unreadable variables, missing ones, parameters, and a run that cannot be deleted."""
+    """For PromptChainer: unreadable and missing variables, parameters, and a run that cannot be deleted."""
     given: dict[str, Any] = {
         **CHAIN_ARGUMENTS,
         "inputs": {"colour": {"uri": str(tmp_path / "none.txt")}, "item": ["a"]},
@@ -146,7 +143,7 @@ def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> Non
 
 
 def test_hook_tells_everything_too(emulator: Emulator) -> None:
-    """`hook.start` has one error for what cannot be read and what does not fit, with validate=False for what cannot be sent."""
+    """`hook.start` raises one error for unreadable and invalid arguments, also with validate=False."""
     wrong: dict[str, Any] = {
         "inputs": [Path("/no/such.png"), 42],
         "parameters": {"qualty": 1},
@@ -191,7 +188,7 @@ def test_run_without_outputs_among_inputs_leaves_the_rest_to_be_checked(emulator
 
 
 def test_service_that_cannot_tell_hides_no_finding(emulator: Emulator) -> None:
-    """Where nothing tells what the flow takes, what is wrong without it is told all the same, in one error."""
+    """If the definition is not available, all problems that do not depend on it are in one error."""
     emulator.switches.templates_endpoint = 404
     (told,) = refused(
         "findings_untold", {**WRONG["file"][0], **WRONG["path"][0], "parameters": {"qualty": 1}}

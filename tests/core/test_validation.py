@@ -1,7 +1,4 @@
-"""Tests that an order is checked before there is a run, in real DAG runs and by the hook, and asked of the emulator.
-
-What is found in which order is shown in test_definitions.py.
-"""
+"""Tests that a request is validated before a run is created, in DAG runs and by the hook."""
 
 from __future__ import annotations
 
@@ -63,9 +60,11 @@ def ran(dag_id: str, **given: Any) -> DagResult:
 @needs("retry policies")
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_everything_is_told_at_once_and_nothing_is_made(
-    emulator: Emulator, tmp_path: Path, deferrable: bool
+    emulator: Emulator,
+    tmp_path: Path,
+    deferrable: bool,  # noqa: FBT001
 ) -> None:
-    """A task with wrong parameters and a wrong file fails once, with all of it in one error; its retry is not used up."""
+    """A task with wrong parameters and a wrong file fails once, with one error, and is not retried."""
     (tmp_path / "chair.png").write_bytes(PNG)
     ended = run_with_retries(
         f"validation_{deferrable}",
@@ -121,7 +120,7 @@ def test_variables_are_refused_before_the_run(emulator: Emulator) -> None:
 
 
 def test_check_may_be_switched_off(emulator: Emulator) -> None:
-    """With validate=False nothing is asked of definitions: what is wrong is for the service to say, or to let pass."""
+    """With validate=False no definition is requested; the service decides about the arguments."""
     emulator.switches.unknown_parameter = "ignore"
     given: dict[str, Any] = {**CHAIR_ARGUMENTS, "parameters": {"quality": "low", "colour": "red"}}
 
@@ -138,7 +137,7 @@ def test_check_may_be_switched_off(emulator: Emulator) -> None:
 
 
 def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulator) -> None:
-    """Where nothing tells what was promised, a chain that gives nothing has failed; a checked one tells what is missing."""
+    """A chain without outputs failed if its definition is not known; else the missing outputs are named."""
     emulator.add_graph("pictures", {"nodes": [
         {"id": "i", "type": "imageNode", "data": {"name": "i", "prompt": "a chair"}},
         {"id": "o", "type": "outputNode", "data": {"name": "Picture"}},
@@ -152,7 +151,7 @@ def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulat
 
 
 def test_what_templates_give_is_sent_in_the_types_that_are_told(emulator: Emulator) -> None:
-    """A DAG's templates give texts only: a number and a Boolean among them arrive as such, and the task runs."""
+    """Templated arguments are strings; a number and a Boolean among them are sent as such."""
     values = {"seed": "{{ 3 + 4 }}", "texture": "{{ False }}", "quality": None}
     assert ran("validation_templates", **{**CHAIR_ARGUMENTS, "parameters": values}).state == "success"
     (run,) = emulator.runs.values()
@@ -198,7 +197,7 @@ TROUBLES: dict[str, dict[str, Any]] = {
 def test_service_that_cannot_tell_is_no_reason_to_fail(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever hinders the question, the run starts, one line tells that it is not checked, and nobody asks for minutes."""
+    """If the definition cannot be loaded, the run starts, one line logs it, and no retry takes minutes."""
     monkeypatch.setenv(
         "AIRFLOW_CONN_FLOWS_DEFAULT", emulator.connections["AIRFLOW_CONN_FLOWS_DEFAULT"]
     )  # with its retries
@@ -216,7 +215,7 @@ def test_service_that_cannot_tell_is_no_reason_to_fail(
 
 
 def test_definitions_are_asked_for_once_a_moment(emulator: Emulator, hook: GenerioHook) -> None:
-    """Many orders of one process, from several threads and hooks, ask once; another connection asks for itself."""
+    """Many requests of a process load a definition once; another connection loads it for itself."""
     order = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
     hook.validate(order)
     hooks = [GenerioHook("flows_default") for _ in range(4)]
@@ -249,7 +248,7 @@ def test_nothing_is_refused_for_what_is_not_news(emulator: Emulator, hook: Gener
 
 
 def test_no_inputs_are_refused_with_one_question(emulator: Emulator, hook: GenerioHook) -> None:
-    """What needs no definition to be wrong is told once, in the service's own words, beside what else is wrong."""
+    """A problem that needs no definition is reported once, with the other problems."""
     for inputs, told in (
         (None, "at least one prompt or file"),
         ([], "at least one"),
@@ -296,7 +295,7 @@ def test_every_shape_of_a_template_is_checked(
 
 
 def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook, tmp_path: Path) -> None:
-    """A BMP, which no flow takes any more, is checked as the PNG that is sent (G-11); a TIFF by its content, not by its name."""
+    """A BMP, which no flow takes, is checked as the PNG that is sent (G-11); a TIFF by its content."""
     from PIL import Image
 
     image = Image.new("RGB", (2, 2))
@@ -315,7 +314,7 @@ def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook,
 def test_exported_graph_tells_what_the_service_cannot(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
 ) -> None:
-    """With a folder of graphs in the connection, a chain is checked although getFlowInfo is of no use; a broken file is named."""
+    """An exported graph validates a chain if getFlowInfo fails; an unreadable file is named."""
     (tmp_path / f"{CHAIN_ARGUMENTS['flow']}.json").write_text(
         json.dumps(sample_graphs()[CHAIN_ARGUMENTS["flow"]].source)
     )

@@ -1,7 +1,4 @@
-"""Tests of what a flow takes, read from whatever a service may say of it, and of the check of an order against that.
-
-Nothing is asked of anybody here: that the check comes before a run is shown in test_validation.py.
-"""
+"""Tests of the parsers of flow definitions, and of the validation of requests against them."""
 
 from __future__ import annotations
 
@@ -86,7 +83,10 @@ def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> 
     [
         [{"name": "seed", "type": "integer", "default": -1, "description": "d", "values": [1, 2, 3]}],
         {"seed": {"type": "INTEGER", "default": -1, "description": "d", "values": [1, 2, 3]}},
-        {"type": "object", "properties": {"seed": {"type": "integer", "default": -1, "title": "d", "enum": [1, 2, 3]}}},
+        {
+            "type": "object",
+            "properties": {"seed": {"type": "integer", "default": -1, "title": "d", "enum": [1, 2, 3]}},
+        },
     ],
 )  # fmt: skip
 def test_parameters_are_read_in_every_shape(told: Any) -> None:
@@ -127,7 +127,7 @@ def test_parameters_are_read_in_every_shape(told: Any) -> None:
     ],
 )
 def test_what_a_template_does_not_tell_is_not_there(told: Any, parameter: Parameter) -> None:
-    """Unknown types and fields, ambiguous values and values of a wrong shape are not validated; the name is known."""
+    """Unknown types, unknown fields and ambiguous values are not validated; the name is known."""
     assert template(parameters=told).parameters == {"seed": parameter}
 
 
@@ -160,7 +160,7 @@ def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
     ],
 )
 def test_input_types_are_read_in_every_shape(told: dict[str, Any], types: tuple[str, ...]) -> None:
-    """Media types are parsed from strings and objects into standard names (G-11 to G-13); if one is unreadable, none is."""
+    """Media types are parsed into standard names (G-11 to G-13); if one cannot be parsed, none is."""
     assert template(**told).inputs == types
 
 
@@ -219,7 +219,7 @@ ITEMS = (
     given_parameters=JSON,
 )
 def test_any_template_is_read_or_none(item: Any, given_parameters: Any) -> None:
-    """No template, however malformed, raises anything, nor does a check against it anything but a FlowInputError."""
+    """A malformed template raises nothing, and a check against it raises FlowInputError only."""
     definition = parse_template(item)
     if definition is not None:
         refusal(definition, [*PROMPT, PNG], {"name": given_parameters, "quality": "low"})
@@ -238,7 +238,7 @@ def test_any_template_is_read_or_none(item: Any, given_parameters: Any) -> None:
     ],
 )
 def test_list_of_templates_is_read_in_every_shape(told: Any) -> None:
-    """A list, wrapped or bare, gives the same flow, found by id and by name (G-26); rows without either are skipped."""
+    """A list, wrapped or bare, has the same flow, found by id and name (G-26); other rows are skipped."""
     known = ScriptedTransport(json_response(told)).run(Generio().list_definitions())
     assert [one.flow for one in known] == ["1"]
     assert find_definition("1", known) is find_definition("t", known) is known[0]
@@ -246,7 +246,7 @@ def test_list_of_templates_is_read_in_every_shape(told: Any) -> None:
 
 @pytest.mark.parametrize("body", [{"templates": {"t": {"id": "1"}}}, {"data": [{"id": "1"}]}, {}, "t"])
 def test_other_shapes_of_the_list_are_malformed(body: Any) -> None:
-    """A response without a list of templates is an error, so that no flow is taken for unknown because of it."""
+    """A response without a list of templates is an error; otherwise every flow would be unknown."""
     with pytest.raises(FlowMalformed, match="contains no list of templates"):
         ScriptedTransport(json_response(body)).run(Generio().list_definitions())
 
@@ -270,7 +270,7 @@ def test_flow_is_known_by_whatever_short_text_a_row_calls_it() -> None:
 
 
 def test_unknown_flow_is_told_with_the_nearest() -> None:
-    """A flow that is not there is refused with the nearest names among all, with all there are, and with the way out."""
+    """An unknown flow is rejected with the closest names, all names, and the way to skip the check."""
     known = [
         template(id=str(number), name=name)
         for number, name in enumerate(["model_fromprompt", "model_fromimage", "poem"])
@@ -321,7 +321,7 @@ def test_unknown_flow_is_told_with_the_nearest() -> None:
     ],
 )
 def test_parameters_are_checked(name: str, value: Any, told: str) -> None:
-    """Names, types and values are checked; a Boolean is no integer, an integer is a number, a text only if it spells one."""
+    """Names, types and values are checked; a Boolean is not an integer; a text may represent a number."""
     found = refusal(MODEL, PROMPT, {name: value})
     assert told in found
     assert bool(found) == bool(told)
@@ -348,7 +348,7 @@ def test_parameters_are_checked(name: str, value: Any, told: str) -> None:
     ],
 )
 def test_texts_are_sent_as_what_they_spell(types: tuple[str, ...], value: Any, sent: Any) -> None:
-    """What a DAG's template gives for a number or a Boolean is one, unless a text will do there, or nothing is told."""
+    """A string is sent as the number or Boolean that it represents, unless the flow takes strings there."""
     definition = replace(MODEL, parameters={"it": Parameter("it", types, default="auto")})
     meanings = coerce_parameters(definition, {"it": value, "other": "3"})
     assert meanings == {"it": sent, "other": "3"}
@@ -369,17 +369,19 @@ def test_null_is_sent_only_where_it_may_be_one() -> None:
 
 
 def test_all_findings_are_told_at_once() -> None:
-    """One error names everything that is wrong, what the flow takes, that nothing was made, and the way out."""
+    """One error names all problems, what the flow takes, that no run was created, and what to do."""
     definition = replace(MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", required=True)})
     told = refusal(definition, [PNG, *PROMPT, PNG], {"qualty": "low", "seed": "x", "mod": 1})
     assert told.startswith(
-        "The request does not match the generio flow chairs: inputs[0], inputs[2] must be text/plain, not image/png; "
+        "The request does not match the generio flow chairs: "
+        "inputs[0], inputs[2] must be text/plain, not image/png; "
     )
     for part in (
         "'qualty' is not known (did you mean 'quality'?)",
         "parameters['seed'] must be of type integer, not 'x'",
         "parameter 'mode' is missing (did you mean 'mod'?)",
-        "The flow takes text/plain, and the parameters quality ('low' or 'high'), seed (integer, 0 or more and 9 or less), ",
+        "The flow takes text/plain, and the parameters quality ('low' or 'high'), ",
+        "seed (integer, 0 or more and 9 or less), ",
         "No flow run was created",
         "validate=False",
     ):
@@ -420,7 +422,7 @@ HERE = Path("x")
     ],
 )
 def test_media_types_are_checked(takes: tuple[str, ...], item: FlowInput, told: str) -> None:
-    """What is known of an input's type is compared with what the flow takes, by standard names (G-12, G-13)."""
+    """The media type of an input is compared with what the flow takes, by standard names (G-12, G-13)."""
     found = refusal(replace(IMAGES, inputs=takes), [item])
     assert told in found
     assert bool(found) == bool(told)
@@ -478,7 +480,7 @@ def test_variables_that_are_not_all_told_are_not_checked(told: Any) -> None:
 
 
 def test_messages_are_bounded() -> None:
-    """A service that tells thousands of long names, or a value of any length, makes no message that nobody can read."""
+    """A message has a bounded length, whatever the number and the length of names and values."""
     known = [template(id=f"{number}{'n' * 5000}") for number in range(500)]
     findings = Problems()
     select_definition("x" * 100_000, "generio", known, findings)
@@ -487,7 +489,7 @@ def test_messages_are_bounded() -> None:
 
 
 def test_graph_file_is_read(tmp_path: Path) -> None:
-    """The graph of a flow is the file of its id in the folder, a path or a URI; one that is not there is none."""
+    """The graph of a flow is `<flow>.json` in the folder, a path or a URI; without a file it is None."""
     (tmp_path / f"{SAMPLE}.json").write_text(json.dumps(sample_graphs()[SAMPLE].source))
     for folder in (str(tmp_path), f"{tmp_path.as_uri()}/"):
         found = load_graph(folder, SAMPLE)
@@ -520,7 +522,7 @@ def test_flow_never_leads_out_of_the_folder(tmp_path: Path, flow: str) -> None:
     ],
 )
 def test_graph_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, told: str) -> None:
-    """A file that is no flow graph, or far too large for one, is refused by its name and the connection's field."""
+    """A file that is not a flow graph, or is too large, is rejected with its name and the field."""
     (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(FlowInputError, match=told) as caught:
         load_graph(str(tmp_path), "f")
@@ -530,7 +532,7 @@ def test_graph_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes,
 
 @pytest.mark.parametrize("folder", ["no-such-scheme://graphs", "no-such-scheme://user:secret@graphs"])
 def test_store_that_cannot_be_asked_is_an_error_of_ours(tmp_path: Path, folder: str) -> None:
-    """Whatever a store raises becomes a FlowInputError that shows no credentials; a folder in a file's place as well."""
+    """An error of the store becomes a FlowInputError without credentials, also for a folder as the file."""
     (tmp_path / "f.json").mkdir()
     for place in (folder, str(tmp_path)):
         with pytest.raises(FlowInputError, match="field graphs") as caught:

@@ -1,7 +1,4 @@
-"""Tests that every endpoint of both services is served, as it stands on the wire, and that answers become our words.
-
-The emulator keeps what was asked; the hooks are used as a DAG author would use them.
-"""
+"""Tests of every endpoint of both services, by the hooks, against the emulator, which records requests."""
 
 from __future__ import annotations
 
@@ -120,10 +117,13 @@ def test_run_under_way_is_aborted(flow_emulator: Emulator, hook: GenerioHook) ->
 
 
 def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
-    """Timestamps in any documented form become pendulum datetimes in UTC; what is not known stays in `raw`."""
+    """Timestamps of any documented form become pendulum datetimes in UTC; `raw` has unknown fields."""
     noon = pendulum.datetime(2025, 12, 16, 12, tz="UTC")
     forms: list[Any] = [
-        "2025-12-16T12:00:00Z", "2025-12-16T13:00:00+01:00", "2025-12-16T12:00:00", "2025-12-16 12:00:00.000000",
+        "2025-12-16T12:00:00Z",
+        "2025-12-16T13:00:00+01:00",
+        "2025-12-16T12:00:00",
+        "2025-12-16 12:00:00.000000",
         1765886400, 1765886400000,
     ]  # fmt: skip
     for form in forms:
@@ -166,7 +166,7 @@ def test_definition_of_a_template(hook: GenerioHook) -> None:
 
 
 def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptChainerHook) -> None:
-    """A chain's definition is asked for, then it is run once; its answer is the finished run with times and outputs."""
+    """A chain takes one request for its definition and one for its run, whose response is the final run."""
     run = chain.start(SAMPLE, {"color": "Red", "item": 7}, additional={"order": 17})
     assert request_lines(flow_emulator.requests) == [
         f"GET /api/flows/getFlowInfo/{SAMPLE}",
@@ -187,9 +187,15 @@ def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptCha
     ("inputs", "told"),
     [
         ({"color": "Red"}, "variable 'item' is missing"),
-        ({"color": "Red", "itme": "Ball"}, r"'item' is missing \(did you mean 'itme'\?\).*'itme' is not known \(did you"),
+        (
+            {"color": "Red", "itme": "Ball"},
+            r"'item' is missing \(did you mean 'itme'\?\).*'itme' is not known \(did you",
+        ),
         ({"Color": "Red", "item": "Ball"}, r"variable 'color' is missing \(did you mean 'Color'\?\)"),
-        ({"color": "Red", "item": "Ball", "xyz": "1"}, "variable 'xyz' is not known[^(]*The flow takes 'color', 'item'"),
+        (
+            {"color": "Red", "item": "Ball", "xyz": "1"},
+            "variable 'xyz' is not known[^(]*The flow takes 'color', 'item'",
+        ),
         ({}, "variable 'color' is missing.*variable 'item' is missing"),
         ({"color": None, "item": "x"}, r"inputs\['color'\] must be text"),
         ("Red Ball", "must be a mapping"),

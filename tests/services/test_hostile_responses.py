@@ -1,7 +1,4 @@
-"""Property tests: whatever bytes a service or a proxy answers, every reader gives a value or one of this provider's errors.
-
-The answers are hypothesis's; the conversations are held by the package's own driver.
-"""
+"""Property tests: any response is parsed to a value or is a FlowError."""
 
 from __future__ import annotations
 
@@ -151,7 +148,7 @@ DEPTHS = [MAX_JSON_DEPTH - 2, MAX_JSON_DEPTH + 1, 900, 20_000]
 @pytest.mark.parametrize("status", [200, 400])
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_depth_is_bounded(name: str, status: int) -> None:
-    """JSON nested as deep as anybody likes is an error of ours or a value that Airflow can write, whichever field it is in."""
+    """JSON of any depth is a FlowError, or a value that Airflow can serialize, whichever field it is in."""
     for depth in DEPTHS:
         for deep in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
             inner = ",".join(
@@ -170,8 +167,9 @@ def test_depth_is_bounded(name: str, status: int) -> None:
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
 def test_numbers_that_no_database_takes_are_none(word: str) -> None:
-    """What is not a finite number, however it is written, is read as nothing, so that an XCom of it can be stored."""
-    body = f'{{"flow_id": "r", "state": "completed", "progress": {word}, "created_at": {word}, "additional": [{word}]}}'
+    """A number that is not finite becomes None, so that an XCom with it can be stored."""
+    values = f'"progress": {word}, "created_at": {word}, "additional": [{word}]'
+    body = f'{{"flow_id": "r", "state": "completed", {values}}}'
     run = ScriptedTransport(Response(200, {}, body.encode())).run(G.get_run("r"))
     assert (run.progress, run.created_at, run.additional) == (1.0, None, [None])
     json.dumps(run.to_dict(), allow_nan=False)
@@ -189,7 +187,7 @@ OURS = {"fingerprint": ORDER.fingerprint, "generation": 0, "token": "t", "flow_r
     )
 )
 def test_any_record_is_read_or_none(kept: Any) -> None:
-    """Whatever lies in the state store under our key, of another version or by another hand, breaks no start."""
+    """Any stored value under the key of this provider, also of another version, is read or ignored."""
     record = RunRecord.from_dict(json.loads(json.dumps(kept)))
     with contextlib.suppress(FlowError):
         script = ScriptedTransport(Response(200, {}, b'{"flow_id": "r", "state": "running"}'), endless=True)
@@ -211,7 +209,7 @@ def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) ->
     | (st.text(max_size=60) | st.text("[]:@/.1x", max_size=9)).map(lambda rest: f"https://{rest}")
 )
 def test_any_text_is_looked_at_safely(text: str) -> None:
-    """Any text can be asked whether it is a data URI, an image's URL, one that may be fetched, or a file name."""
+    """Any text is handled as a data URI, an image URL, a redirect target or a file name."""
     assert not Settings("https://h", {}).may_redirect_to(text) or text.lstrip().lower().startswith("https://")
     with contextlib.suppress(ValueError):
         content = decode(text)

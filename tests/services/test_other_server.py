@@ -1,7 +1,7 @@
-"""Tests that the package works with any server that speaks the documented API, and that its secrets stay where they are.
+"""Tests that the package works with an independent server of the documented API, and leaks no secrets.
 
-One run of the real command `airflow dags test`, in an Airflow of its own, with a DAG that has every mode in it; and what the
-server itself must do for the scenarios of tests/system/chaos to mean anything.
+One run of `airflow dags test`, in an Airflow of its own, has a DAG with every mode. Other tests check the
+behaviour of the server that the scenarios of tests/system/chaos rely on.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ from airflow_provider_flows.sensors import FlowRunSensor
 
 often = {"poll_interval": 0.2, "max_poll_interval": 0.4, "output_path": os.environ["OUTPUT"]}
 with DAG("every_mode", schedule=None):
-    given = {"flow": os.environ["FLOW"], "inputs": [{"data": os.environ["PROMPT"], "additional": {"order": 17}}]}
+    inputs = [{"data": os.environ["PROMPT"], "additional": {"order": 17}}]
+    given = {"flow": os.environ["FLOW"], "inputs": inputs}
     RunFlowOperator(task_id="blocking", **given, **often)
     RunFlowOperator(task_id="deferrable", deferrable=True, **given, **often)
     elsewhere = RunFlowOperator(task_id="elsewhere", wait_for_completion=False, durable=False, **given)
     flow_run_id = "{{ ti.xcom_pull('elsewhere')['flow_run_id'] }}"
     modes = {"reschedule": {}, "poke": {"mode": "poke"}, "sensor_deferrable": {"deferrable": True}}
-    elsewhere >> [FlowRunSensor(task_id=name, flow_run_id=flow_run_id, **mode, **often) for name, mode in modes.items()]
+    elsewhere >> [
+        FlowRunSensor(task_id=name, flow_run_id=flow_run_id, **mode, **often) for name, mode in modes.items()
+    ]
 """
 MODES = ["blocking", "deferrable", "reschedule", "poke", "sensor_deferrable"]
 
@@ -91,7 +94,7 @@ def _plain(value: Any) -> Any:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
-    """Against a server that is not ours, each mode returns the documented dict, with its file written whole."""
+    """Against an independent server, each mode returns the documented dict and writes a complete file."""
     returned = ran.returned[mode]
 
     (output,) = returned.pop("outputs")
@@ -119,7 +122,7 @@ def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
 
 
 def test_the_key_is_nowhere(ran: Ran) -> None:
-    """After runs in every mode, at log level DEBUG, the key is in no log, XCom, rendered field, trigger or file."""
+    """After runs in every mode, with DEBUG logs, the key is in no log, XCom, field, trigger or file."""
     files = [path for path in ran.home.rglob("*") if path.is_file()]
     assert ran.home / "airflow.db" in files
 
@@ -151,7 +154,7 @@ def test_record_of_each_start_is_kept(ran: Ran) -> None:
 
 
 def test_the_inputs_are_in_no_log(ran: Ran) -> None:
-    """What the inputs hold is in no line that this package writes, nor is any line of a request or its headers."""
+    """No log line of this package has the content of inputs, a request or its headers."""
     own = [
         line
         for line in ran.printed.splitlines()
@@ -213,7 +216,7 @@ def test_a_run_is_paid_for_when_it_starts_and_once(asker: Asker) -> None:
 
 
 def test_what_a_state_forbids(asker: Asker) -> None:
-    """A run that goes on takes no input and no deletion, and shows no outputs; one that is over cannot be aborted."""
+    """A running run takes no input and no deletion, and has no outputs; a final one cannot be aborted."""
     run = asker.made(inputs=[{"data": PROMPT}])
     assert asker.ask("POST", f"{run}/inputs", json={"data": PROMPT}).status_code == 400
     assert asker.ask("DELETE", run).status_code == 400
@@ -235,7 +238,7 @@ def test_runs_go_as_they_are_told(asker: Asker) -> None:
 
 
 def test_several_inputs_make_a_file_each_and_one_more(asker: Asker) -> None:
-    """The outputs are one for each input, with its metadata, and one of all of them, each a file of its own."""
+    """There is one output for each input, with its metadata, and one for all, each in its own file."""
     run = asker.made(inputs=[{"data": "a", "additional": 1}, {"data": "b", "additional": 2}])
     asker.server.advance(1001)
 
@@ -246,7 +249,7 @@ def test_several_inputs_make_a_file_each_and_one_more(asker: Asker) -> None:
 
 
 def test_the_list_is_read_in_the_other_way(asker: Asker) -> None:
-    """`filter_by` selects fields, as the older documentation has it, so a state that is asked for is not even told."""
+    """`filter_by` selects fields, as in the older documentation, so the rows of a list have no state."""
     asker.made()
     assert [set(row) for row in asker.ask("GET", "/flows?filter_by=created").json()] == [{"flow_id"}]
     assert [row["state"] for row in asker.ask("GET", "/flows").json()] == ["created"]

@@ -1,7 +1,6 @@
-"""Tests that a third service, one module in a package of its own, runs through everything here without a line changed.
+"""Tests that a service in a package of its own works with every part of this provider.
 
-What is asked of it stands in third_service/checks.py; here its package is built, installed and found by Airflow, one that has no
-openlineage provider: what is missed without that is one of the questions.
+The checks are in third_service/checks.py. They run in an Airflow that has no openlineage provider.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ HERE = ROOT / "tests" / "services" / "third_service"
     300
 )  # it starts an Airflow of its own: seconds, and minutes on a machine that has other things to do
 def test_a_third_service_needs_nothing_but_its_module(tmp_path: Path) -> None:
-    """Built and installed as any provider, it passes its checks in a process whose Airflow finds it by its entry point."""
+    """Its checks pass in a process whose Airflow finds the installed package by its entry point."""
     site = tmp_path / "site"
     install = [
         "pip",

@@ -1,6 +1,6 @@
-"""Tests that the client survives every row of vendor-api.md, part 3: the table over scripted bytes, then over a socket.
+"""Tests of every row of vendor_notes.md, part 3: over scripted responses, then over a socket.
 
-The table itself stands in tolerance_table.py; rows about hosts, credentials and the wire are here.
+The table is in tolerance_table.py; the rows about hosts, credentials and transport are here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def responses(row: Row) -> list[Response]:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.row} {row.reading}")
 def test_row(row: Row) -> None:
-    """The client makes of this reading what the column 'client tolerance' demands, and asks for nothing more."""
+    """The client handles the reading as the column 'client tolerance' demands, with these requests."""
     script = ScriptedTransport(*responses(row))
     if isinstance(row.expected, type) and issubclass(row.expected, FlowError):
         with pytest.raises(row.expected):
@@ -202,7 +202,7 @@ def test_key_is_sent_in_the_documented_header_only() -> None:
 
 
 def test_code_holds_no_sample_key_and_no_sample_repository() -> None:
-    """G-27, P-14: no key in the form of the published ones and no link to the vendors' sample code is in the package."""
+    """G-27, P-14: the package has no key of the published form and no link to the sample code."""
     text = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if "emulator" not in path.parts)
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", text)
     assert "api-examples" not in text
@@ -237,7 +237,7 @@ def test_row_without_an_id_is_an_output_that_failed() -> None:
 
 
 def test_long_names_are_cut() -> None:
-    """A name of any length does not bring its length into XCom, and a chain's output with one is not called missing."""
+    """A long name is cut for XCom, and an output of a chain with a long name is not missing."""
     name = "n" * 100_000
     (output,) = ScriptedTransport(json_response({"outputs": [{"asset_id": "a", "name": name}]})).run(
         G.list_outputs("r")

@@ -1,6 +1,6 @@
-"""A brewery with an HTTP API of its own, unlike Generio's and PromptChainer's in every respect: paths, words, key, shapes.
+"""A server of a third service with paths, states, a key and shapes of its own.
 
-It knows nothing of the package, and nothing of the client in third_service/; a brew goes on by being looked at, not by time.
+A brew advances with each poll, not with time. The client is in tests/services/third_service.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The table of vendor-api.md, part 3, as rows that can be run: what comes or goes, and what the client makes of it.
+"""The table of vendor_notes.md, part 3, as rows for test_tolerance.py.
 
-It runs nothing; test_tolerance.py does. A row's `reading` says in words which of the readings it plays.
+`reading` names one of the readings of the documentation that the row plays.
 """
 
 # ruff: noqa: E501  # a row of the table is one line

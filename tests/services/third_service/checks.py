@@ -1,7 +1,4 @@
-"""What `tests/services/test_third_service.py` runs with this package installed: a brewery's flows through every part of the provider.
-
-Each check asks a real server in the brewery's own words; nothing here registers anything.
-"""
+"""Checks that test_third_service.py runs with the package installed: its flows in all modes."""
 
 from __future__ import annotations
 
@@ -165,7 +162,7 @@ def test_every_kind_of_task_runs_its_flows(house: Brewhouse, tmp_path: Path) -> 
 
 
 def test_no_lineage_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where neither the openlineage provider nor its library is there, tasks run as ever and import nothing of either."""
+    """Without the openlineage provider and its library, tasks run and import nothing of either."""
     monkeypatch.delenv("AIRFLOW__OPENLINEAGE__DISABLED")  # nobody says that it is not wanted
     with DAG("brewed_without_lineage", schedule=None) as dag:
         RunFlowOperator(
@@ -192,7 +189,7 @@ def failed(**arguments: Any) -> DagResult:
 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_a_spoilt_brew_fails_its_task(deferrable: bool) -> None:  # noqa: FBT001
-    """A flow run that fails in the service's own word fails the task in every mode, with the service's reason."""
+    """A run that fails in the service's own state fails the task in every mode, with the service's reason."""
     error = failed(flow="sour", inputs="Saaz", deferrable=deferrable).errors["brew"]
     assert isinstance(error, FlowRunFailed)
     assert "The service says: Wild yeast." in str(error)
@@ -219,7 +216,7 @@ def brewed(hook: FlowsHook) -> str:
 
 
 async def test_its_runs_are_waited_for_and_told_by_triggers(house: Brewhouse) -> None:
-    """A trigger waits for a run and another tells an asset watcher of it, whoever started it; one that nobody knows is told."""
+    """A trigger waits for a run, an asset watcher reports it, and an unknown run is an error."""
     hook = await FlowsHook.aget_hook("pub")
     async with run_watcher(flows_conn_id="pub", flow="stout") as watcher:
         assert await wait_for_condition(
@@ -264,7 +261,7 @@ def test_the_command_line_serves_it(
 
 
 class Hasty(Brewery):
-    """The same brewery as a service whose one request makes a brew and lights it, and whose brews can be looked at, not spilt."""
+    """The same service with one request that creates and starts a brew, and without abort."""
 
     staged_start = False
     abort = Service.abort
@@ -291,7 +288,7 @@ class Hasty(Brewery):
 
 
 def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse) -> None:
-    """A retry goes on with the brew of an earlier try, as it is now; it starts anew where that has failed, or is another's."""
+    """A retry resumes the brew of an earlier try, or starts another if that failed or has another request."""
     hook, service, records = FlowsHook.get_hook("pub"), Hasty(), list[RunRecord | None]()
     for flow, again in (("stout", True), ("sour", False)):
         order = hook.build_request(flow, "Saaz", {"strength": 1}, None)
@@ -310,7 +307,7 @@ def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse)
 @WITH_A_STORE
 @pytest.mark.parametrize("service", [Brewery, Hasty])
 def test_a_retry_pays_once(house: Brewhouse, monkeypatch: pytest.MonkeyPatch, service: type[Brewery]) -> None:
-    """A task whose first try breaks after the brew is lit goes on with that brew, however the service starts one."""
+    """A task whose first try fails after the start resumes the brew, however the service starts one."""
     monkeypatch.setattr(
         BreweryHook, "create_service", lambda *_: service()
     )  # the brewery's own: another version of its package
