@@ -14,9 +14,7 @@ from urllib.parse import quote, unquote, unquote_plus
 
 SIGNATURE_PARAMETERS = frozenset({"sig", "signature", "x-amz-signature", "x-goog-signature"})
 MIN_SIGNATURE_LENGTH = 16  # characters; shorter values are not masked, because they occur in ordinary text
-MAX_TEXT_LENGTH = (
-    2000  # characters of a redacted text; content in the place of a file name can be of any length
-)
+MAX_TEXT_LENGTH = 2000  # characters of a redacted text, whose content can be of any length
 MAX_PARAMETERS = 100
 MAX_REDACTED_BYTES = 8 * 1024  # of all parameters together, and of all URIs together
 MAX_REDACTION_DEPTH = 20  # levels of nesting in which secrets are searched, as in the openlineage provider

@@ -99,7 +99,7 @@ class Service(ABC):
     def run_url(self, flow_run_id: str, flow: str | None) -> str | None:
         """Return the URL of a run's page, or the path of the run in the service's API, or None.
 
-        Everybody with access to the task can see it, so it must not contain credentials.
+        All users with access to the task can see it, so it must not contain credentials.
         """
         return None
 

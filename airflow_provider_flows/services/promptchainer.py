@@ -64,7 +64,7 @@ class PromptChainer(Service):
         return {"x-api-key": token}
 
     def check_credentials(self) -> Conversation[str]:
-        """GET /api/flows/getFlowInfo/{id}, because no endpoint only tests a key.
+        """Send GET /api/flows/getFlowInfo/{id}, because no endpoint only tests a key.
 
         Without a test flow, a response other than 401 and 403 counts as success.
         """
@@ -80,7 +80,10 @@ class PromptChainer(Service):
         return "PromptChainer accepted the API key."
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
-        """GET /api/flows/getFlowInfo/{id}: an array of `{name, type}`, a wrapped array, or a graph (P-03)."""
+        """Send GET /api/flows/getFlowInfo/{id}.
+
+        The response is an array of `{name, type}`, a wrapped array, or a graph (P-03).
+        """
         request = Request("GET", f"/api/flows/getFlowInfo/{quote_path_segment('flow', flow)}")
         response = yield from send(request)
         value = parse_json(request, response)
@@ -130,7 +133,7 @@ class PromptChainer(Service):
         before_start: Callable[[], None] = lambda: None,
         expected_outputs: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
-        """POST /api/flows/run/{id}; the response has the outputs of the finished run.
+        """Send POST /api/flows/run/{id}; the response has the outputs of the finished run.
 
         Each request may cost credits, so it is sent again only if it cannot have arrived.
 

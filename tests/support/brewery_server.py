@@ -32,7 +32,7 @@ FINAL_STAGES = ("done", "spoilt", "spilt")
 
 @dataclass
 class Brew:
-    """A brew as it stands."""
+    """The state of one brew."""
 
     number: int
     recipe: str
@@ -46,7 +46,7 @@ class Brew:
     over: float | None = None
 
     def record_poll(self) -> None:
-        """Go on, as it does at each look."""
+        """Advance the brew by one poll."""
         if self.lit is None or self.over is not None:
             return
         self.polls += 1
@@ -55,11 +55,11 @@ class Brew:
             self.finish("spoilt" if self.recipe == "sour" else "done")
 
     def finish(self, stage: str) -> None:
-        """Be over."""
+        """End the brew in a final stage."""
         self.stage, self.over = stage, time.time()
 
     def to_json(self) -> dict[str, Any]:
-        """Give what the API says of it."""
+        """Return the brew as the API has it."""
         fields = {
             key: getattr(self, key)
             for key in ("number", "recipe", "knobs", "note", "made", "stage", "lit", "over")
@@ -69,23 +69,22 @@ class Brew:
 
 
 class BreweryError(Exception):
-    """An answer that is no success: the status and the words."""
+    """An error response: its status and its message."""
 
 
 class Brewhouse:
-    """All brews, and what was asked."""
+    """All brews, and the requests."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self.brews: dict[int, Brew] = {}
-        self.paid_count = 0  # so many were paid for
-        self.failures_left = 0  # so many times barrels are not to be had
+        self.paid_count = 0
+        self.failures_left = 0  # requests for barrels that fail
         self.requests: list[ReceivedRequest] = []
         self._numbers = count(17)
         self._lock = Lock()
 
     def reply(self, request: ReceivedRequest) -> StubResponse:
-        """Answer one request."""
+        """Return the response to one request."""
         if request.headers.get("x-brew-token") != KEY:
             return StubResponse(401, body=b'{"trouble": "whose token is that?"}')
         path = request.path.partition("?")[0]
@@ -171,7 +170,7 @@ class Brewhouse:
 
 @contextmanager
 def run_brewery() -> Iterator[tuple[Brewhouse, str]]:
-    """Give a brewery that answers, until the block ends, and its address."""
+    """Run a brewery until the end of the block; return it with its URL."""
     house = Brewhouse()
     with StubServer(house.reply) as station:
         house.requests = station.requests

@@ -44,7 +44,7 @@ INFO = [{"name": "color", "type": "variable"}, {"name": "Text", "type": "output"
 
 @dataclass(frozen=True)
 class Row:
-    """One reading of one row: the answers that come, and what the client makes of them (a value, or a type of error)."""
+    """One reading of one row: scripted responses, and the expected result (a value, or a type of error)."""
 
     row: str
     reading: str
@@ -63,7 +63,7 @@ def bitmap() -> bytes:
 
 
 def outputs(*names: str, include_data: bool = False) -> Callable[[ScriptedTransport], Any]:
-    """List outputs and give these fields of each."""
+    """List outputs and return these fields of each."""
 
     def do(script: ScriptedTransport) -> Any:
         found = script.run(G.list_outputs("r", include_data=include_data))
@@ -73,7 +73,7 @@ def outputs(*names: str, include_data: bool = False) -> Callable[[ScriptedTransp
 
 
 def run(*names: str) -> Callable[[ScriptedTransport], Any]:
-    """Read a run and give these fields of it."""
+    """Read a run and return these fields of it."""
 
     def do(script: ScriptedTransport) -> Any:
         found = script.run(G.get_run("r"))
@@ -83,18 +83,18 @@ def run(*names: str) -> Callable[[ScriptedTransport], Any]:
 
 
 def runs(state: FlowState | None = None) -> Callable[[ScriptedTransport], Any]:
-    """List runs and give their ids."""
+    """List runs and return their ids."""
     return lambda script: [found.flow_run_id for found in script.run(G.list_runs(state))]
 
 
 def content(script: ScriptedTransport) -> Any:
-    """Download an output and give its media type and bytes."""
+    """Download an output and return its media type and bytes."""
     found = script.run(G.download_output("r", "a"))
     return found.media_type, found.data
 
 
 def sent_json(conversation: Callable[[], Any], index: int = 0) -> Callable[[ScriptedTransport], Any]:
-    """Hold a conversation and give the JSON body of one of its requests."""
+    """Run a conversation and return the JSON body of one of its requests."""
 
     def do(script: ScriptedTransport) -> Any:
         script.run(conversation())
@@ -104,7 +104,7 @@ def sent_json(conversation: Callable[[], Any], index: int = 0) -> Callable[[Scri
 
 
 def value(text: Any) -> Callable[[ScriptedTransport], Any]:
-    """Give the data that an item of `inputs` is sent as."""
+    """Return the data of an item of `inputs` as it is sent."""
 
     def do(script: ScriptedTransport) -> Any:
         script.run(G.add_input("r", parse_inputs([text])[0]))  # type: ignore[index]
@@ -123,7 +123,7 @@ def check_variables(definition: FlowDefinition, variables: dict[str, str]) -> No
 
 
 def chain(*names: str) -> Callable[[ScriptedTransport], Any]:
-    """Run a chain and give these fields of its outputs."""
+    """Run a chain and return these fields of its outputs."""
 
     def do(script: ScriptedTransport) -> Any:
         definition, variables = script.run(P.get_definition("f")), {"color": "red"}
@@ -135,30 +135,30 @@ def chain(*names: str) -> Callable[[ScriptedTransport], Any]:
 
 
 def info(script: ScriptedTransport) -> Any:
-    """Read a definition and give its inputs and outputs."""
+    """Read a definition and return its inputs and outputs."""
     found = script.run(P.get_definition("f"))
     return found.inputs, found.outputs
 
 
 def asset(**fields: Any) -> dict[str, Any]:
-    """Make an envelope with one output."""
+    """Return an envelope with one output."""
     return {"flow_id": "r", "outputs": [{"asset_id": "a", **fields}]}
 
 
 def state(raw_state: str, **fields: Any) -> dict[str, Any]:
-    """Make the answer about a run."""
+    """Return the response about a run."""
     return {"flow_id": "r", "state": raw_state, **fields}
 
 
 def start_run(script: ScriptedTransport) -> Any:
-    """Start by the start protocol and give the run's state."""
+    """Run the start protocol and return the run's state."""
     return script.run(
         start.start(G, start.RunRequest("t", [FlowInput("p")]), start.RunRecord("", 0), lambda _: None)
     ).state
 
 
 def graph(*models: str) -> dict[str, Any]:
-    """Make a flow graph whose models have these names."""
+    """Return a flow graph whose models have these names."""
     nodes: list[dict[str, Any]] = [
         {"id": f"m{name}", "type": "actionNode", "data": {"modelParams": {"model": name}}} for name in models
     ]
@@ -168,12 +168,12 @@ def graph(*models: str) -> dict[str, Any]:
 
 
 def page(*ids: str, **hints: Any) -> dict[str, Any]:
-    """Make one page of a list of runs."""
+    """Return one page of a list of runs."""
     return {"flows": [state("running") | {"flow_id": key} for key in ids], **hints}
 
 
 def chain_responses(*rows: Any, **more: Any) -> list[Any]:
-    """Make the answers to a chain: its definition, then what its run gives."""
+    """Return the responses to a chain: its definition, then the outputs of its run."""
     return [INFO, {"outputs": list(rows)} | more if more else list(rows)]
 
 

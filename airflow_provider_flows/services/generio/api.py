@@ -51,7 +51,7 @@ class Generio(Service):
         return {"Authorization": f"Bearer {token}"}
 
     def check_credentials(self) -> Conversation[str]:
-        """GET /flows?filter_by=running, or GET /templates if that does not exist."""
+        """Send GET /flows?filter_by=running, or GET /templates if that does not exist."""
         request = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
         response = yield from send(request)
         if response.status in {404, 405}:
@@ -70,7 +70,7 @@ class Generio(Service):
         before_start: Callable[[], None] = lambda: None,
         expected_outputs: Collection[str] | None = None,
     ) -> Conversation[FlowRun]:
-        """POST /flows with inputs, which creates and starts the run.
+        """Send POST /flows with inputs, which creates and starts the run.
 
         The request costs money, so it is sent again only if it cannot have arrived.
         """
@@ -100,14 +100,14 @@ class Generio(Service):
         return list(inputs)
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
-        """POST /flows without inputs, which creates a run that does not start and costs nothing."""
+        """Send POST /flows without inputs, which creates a run that does not start and costs nothing."""
         request = Request(
             "POST", "/flows", json=_creation_body(flow, parameters, additional), resend=Resend.IF_REFUSED
         )
         return (yield from _send_create(request, flow, FlowState.CREATED))
 
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
-        """POST /flows/{id}/inputs, or, after 404 or 405, POST /flows/{id}/input with `file_data` (G-09)."""
+        """Send POST /flows/{id}/inputs, or, after 404 or 405, /flows/{id}/input with `file_data` (G-09)."""
         path, body = f"{_path(flow_run_id)}/inputs", _escape_prompt(item).to_json()
         request = Request("POST", path, json=body, resend=Resend.IF_REFUSED)
         response = yield from send(request)
@@ -119,12 +119,12 @@ class Generio(Service):
         return responses.parse_asset_id(parse_json(request, response))
 
     def start_created(self, flow_run_id: str) -> Conversation[None]:
-        """PATCH /flows/{id} with action start; a run in any state but created has already started (G-17)."""
+        """Send PATCH /flows/{id} with action start; no error if the run has already started (G-17)."""
         request = Request("PATCH", _path(flow_run_id), json={"action": "start"}, resend=Resend.IF_REFUSED)
         yield from self._change_state(flow_run_id, request, lambda state: state is not FlowState.CREATED)
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
-        """PATCH /flows/{id} with action abort; no error if the run is already aborting or final."""
+        """Send PATCH /flows/{id} with action abort; no error if the run is already aborting or final."""
         request = Request("PATCH", _path(flow_run_id), json={"action": "abort"})
         yield from self._change_state(
             flow_run_id, request, lambda state: state.is_final or state is FlowState.ABORTING
@@ -150,7 +150,7 @@ class Generio(Service):
             raise FlowConflict(f"{problem} {error_reason(response)}", status=response.status)
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
-        """DELETE /flows/{id}; possible for a run in state created and for a final one."""
+        """Send DELETE /flows/{id}; possible for a run in state created and for a final one."""
         request = Request("DELETE", _path(flow_run_id))
         expect_success(request, (yield from send(request)))
 
@@ -159,13 +159,13 @@ class Generio(Service):
         return _path(flow_run_id)
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
-        """GET /flows/{id} (https://docs.generio.ai, "Get flow details")."""
+        """Send GET /flows/{id} (https://docs.generio.ai, "Get flow details")."""
         request = Request("GET", _path(flow_run_id))
         response = yield from send(request)
         return responses.parse_run(request, response, parse_json(request, response), known_id=flow_run_id)
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
-        """GET /flows, newest first.
+        """Send GET /flows, newest first.
 
         The documentation is ambiguous about `filter_by`, order and paging (G-06, G-07, G-08), so the result
         is filtered and sorted here as well.
@@ -180,14 +180,12 @@ class Generio(Service):
         )
 
     def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
-        """GET /flows?filter_by=running, all pages; return those of these runs that are running."""
+        """Send GET /flows?filter_by=running for all pages; return the given runs that are running."""
         request: Request | None = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
         found: dict[str, FlowRun] = {}
         ids: set[str] = set()
         pages = 0
-        while request is not None and pages <= len(
-            flow_run_ids
-        ):  # more requests would cost more than polling
+        while request is not None and pages <= len(flow_run_ids):  # else polling each run is cheaper
             response = yield from send(request)
             value = parse_json(request, response)
             rows = responses.rows_by_id(request, response, value)
@@ -224,14 +222,14 @@ class Generio(Service):
         return list(found.values()), has_states
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
-        """GET /flows/{id}/inputs."""
+        """Send GET /flows/{id}/inputs."""
         request, response = yield from _request_assets(flow_run_id, "inputs", include_data=include_data)
         return responses.parse_assets(
             request, response, parse_json(request, response), "inputs", include_data=include_data
         )
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
-        """GET /flows/{id}/inputs/{asset_id}."""
+        """Send GET /flows/{id}/inputs/{asset_id}."""
         buffer = MemoryBuffer()
         sink = DownloadSink(buffer, allow_text=True)  # a prompt is returned as plain text
         media_type = yield from download(
@@ -240,7 +238,7 @@ class Generio(Service):
         return Content(bytes(buffer.data), media_type)
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
-        """GET /flows/{id}/outputs; if rejected, poll the run, because only a final run has outputs (G-22)."""
+        """Send GET /flows/{id}/outputs; if rejected, poll the run: only a final one has outputs (G-22)."""
         request, response = yield from _request_assets(flow_run_id, "outputs", include_data=include_data)
         if response.status in WRONG_STATE_STATUSES:
             run = yield from self.get_run(flow_run_id)
@@ -256,7 +254,7 @@ class Generio(Service):
     def download_output(
         self, flow_run_id: str, asset_id: str, media_type: str | None = None
     ) -> Conversation[Content]:
-        """GET /flows/{id}/outputs/{asset_id}: a data URI in JSON, or the raw file (G-02)."""
+        """Send GET /flows/{id}/outputs/{asset_id}: a data URI in JSON, or the raw file (G-02)."""
         buffer = MemoryBuffer()
         kind = yield from self.save_output(flow_run_id, asset_id, buffer, media_type)
         return Content(bytes(buffer.data), kind)
@@ -264,7 +262,7 @@ class Generio(Service):
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
     ) -> Conversation[str]:
-        """GET /flows/{id}/outputs/{asset_id}, a chunk at a time.
+        """Send GET /flows/{id}/outputs/{asset_id}, a chunk at a time.
 
         Plain text is accepted only if the list of outputs has a text media type.
         """
@@ -272,7 +270,7 @@ class Generio(Service):
         return (yield from download(path, DownloadSink(target, media_type)))
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
-        """GET /templates, all pages; paging is not documented."""
+        """Send GET /templates, all pages; paging is not documented."""
         request: Request | None = Request("GET", "/templates")
         found: dict[str, FlowDefinition] = {}
         for _ in range(MAX_PAGES):

@@ -67,7 +67,7 @@ class Brewery(Service):
         return {"X-Brew-Token": token}
 
     def check_credentials(self) -> Conversation[str]:
-        """GET /v2/whoami."""
+        """Send GET /v2/whoami."""
         brewer = yield from request_json(Request("GET", "/v2/whoami"), lambda value: str(value["brewer"]))
         return f"The brewery accepted the API key of {brewer}."
 
@@ -83,57 +83,57 @@ class Brewery(Service):
         return list(inputs)
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
-        """POST /v2/brews, which creates a brew that is not started."""
+        """Send POST /v2/brews, which creates a brew that is not started."""
         body = {"recipe": flow, "knobs": parameters or {}, "note": additional}
         return request_json(Request("POST", "/v2/brews", json=body, resend=Resend.IF_REFUSED), parse_brew)
 
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
-        """POST /v2/brews/{number}/hops."""
+        """Send POST /v2/brews/{number}/hops."""
         request = Request(
             "POST", f"{_path(flow_run_id)}/hops", json={"hop": item.data}, resend=Resend.IF_REFUSED
         )
         return request_json(request, lambda value: str(value["place"]))
 
     def start_created(self, flow_run_id: str) -> Conversation[None]:
-        """POST /v2/brews/{number}/fire, which starts the brew and costs money."""
+        """Send POST /v2/brews/{number}/fire, which starts the brew and costs money."""
         request = Request("POST", f"{_path(flow_run_id)}/fire", resend=Resend.IF_NEVER_ARRIVED)
         return request_json(request, lambda _: None)
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
-        """GET /v2/brews/{number}."""
+        """Send GET /v2/brews/{number}."""
         return request_json(Request("GET", _path(flow_run_id)), parse_brew)
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
-        """GET /v2/brews, newest first."""
+        """Send GET /v2/brews, newest first."""
         brews = yield from request_json(
             Request("GET", "/v2/brews"), lambda value: [parse_brew(row) for row in value["brews"]]
         )
         return [brew for brew in brews if state in {None, brew.state}]
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
-        """POST /v2/brews/{number}/spill; this has no effect on a final brew."""
+        """Send POST /v2/brews/{number}/spill; this has no effect on a final brew."""
         return request_json(Request("POST", f"{_path(flow_run_id)}/spill"), lambda _: None)
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
-        """DELETE /v2/brews/{number}."""
+        """Send DELETE /v2/brews/{number}."""
         return request_json(Request("DELETE", _path(flow_run_id)), lambda _: None)
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:  # noqa: ARG002  # the service's lists have no data
-        """GET /v2/brews/{number}/barrels."""
+        """Send GET /v2/brews/{number}/barrels."""
         request = Request("GET", f"{_path(flow_run_id)}/barrels")
         return request_json(request, lambda value: [_parse_output(row) for row in value["barrels"]])
 
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
     ) -> Conversation[str | None]:
-        """GET /v2/brews/{number}/barrels/{number}, which returns the file itself."""
+        """Send GET /v2/brews/{number}/barrels/{number}, which returns the file itself."""
         return download(
             f"{_path(flow_run_id)}/barrels/{quote_path_segment('asset_id', asset_id)}",
             RawFileSink(target, media_type),
         )
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
-        """GET /v2/recipes."""
+        """Send GET /v2/recipes."""
         request = Request("GET", "/v2/recipes")
         return request_json(
             request, lambda value: [_parse_definition(name, row) for name, row in value["recipes"].items()]
