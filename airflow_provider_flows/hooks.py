@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.payload.sink import Target
-    from airflow_provider_flows.core.polling.wait import LogFunction
+    from airflow_provider_flows.core.polling.progress_log import LogFunction
     from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.core.start import RunRecord, RunRequest, SaveRecord
@@ -261,7 +261,7 @@ class FlowsHook(BaseFlowsHook):
         :param tell: takes a logging level and a line; this hook's log if it is not given.
         :param apart: seconds that lie between two lines about progress at the least.
         """
-        from airflow_provider_flows.metrics import WAIT_METRICS
+        from airflow_provider_flows import metrics
 
         get_run, log_function = self.service.get_run, log or self.log.log
         return Wait(
@@ -270,8 +270,9 @@ class FlowsHook(BaseFlowsHook):
             schedule=schedule,
             clock=time.time,
             log=log_function,
-            metrics=WAIT_METRICS,
             min_interval=min_interval,
+            count_poll=metrics.count_poll,
+            on_final=metrics.record_final_run,
         )
 
     def wait(

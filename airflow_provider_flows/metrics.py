@@ -1,6 +1,6 @@
-"""What is counted through Airflow's own statistics, and under which names; docs/performance.md lists them.
+"""The metrics of this provider, emitted through Airflow's statistics.
 
-It decides nothing. Where no statistics are configured Airflow drops them.
+Airflow drops them where `[metrics]` configures none. docs/performance.md lists them.
 """
 
 from __future__ import annotations
@@ -9,44 +9,39 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import Stats
 
-from airflow_provider_flows.core.polling.wait import WaitMetrics
-
 if TYPE_CHECKING:
     from airflow_provider_flows.core.run import FlowRun
 
 MILLISECONDS_PER_SECOND = 1000.0  # Airflow's timings
 
 
-class AirflowWaitMetrics(WaitMetrics):
-    """Counts the looks at single runs, and times how long was waited and how late the news came."""
-
-    __slots__ = ()
-
-    def count_poll(self) -> None:
-        """Count `flows.polls`."""
-        Stats.incr("flows.polls")
-
-    def record_end(self, run: FlowRun, wait_seconds: float, detection_delay: float | None) -> None:
-        """Time `flows.wait_time` by service, flow and state, and `flows.detection_delay` where the run tells its end."""
-        tags = {"service": run.service, "flow": run.flow or "unknown", "state": run.state.value}
-        Stats.timing("flows.wait_time", wait_seconds * MILLISECONDS_PER_SECOND, tags=tags)
-        if detection_delay is not None:
-            Stats.timing("flows.detection_delay", detection_delay * MILLISECONDS_PER_SECOND)
-
-
-WAIT_METRICS = AirflowWaitMetrics()  # it keeps nothing of its own, so that one serves all
+def count_poll() -> None:
+    """Increment `flows.polls`: polls of single runs, in every mode."""
+    Stats.incr("flows.polls")
 
 
 def count_list_poll() -> None:
-    """Count `flows.list_polls`, each page of a list."""
+    """Increment `flows.list_polls`: pages of lists that were requested."""
     Stats.incr("flows.list_polls")
 
 
 def count_rate_limit_pause() -> None:
-    """Count `flows.rate_limit_pauses`."""
+    """Increment `flows.rate_limit_pauses`: how often the rate limiter paused all requests of a connection."""
     Stats.incr("flows.rate_limit_pauses")
 
 
 def set_waiting_runs(count: int) -> None:
-    """Show `flows.waiting_runs`: the runs that this process waits for in its event loop."""
+    """Set `flows.waiting_runs`: the runs that this process waits for on its event loop."""
     Stats.gauge("flows.waiting_runs", count)
+
+
+def record_final_run(run: FlowRun, wait_seconds: float, detection_delay: float | None) -> None:
+    """Record `flows.wait_time` by service, flow and state, and `flows.detection_delay` if it is known.
+
+    :param wait_seconds: from the start of the wait to its end.
+    :param detection_delay: seconds from the run's end to the poll that detected it, None if unknown.
+    """
+    tags = {"service": run.service, "flow": run.flow or "unknown", "state": run.state.value}
+    Stats.timing("flows.wait_time", wait_seconds * MILLISECONDS_PER_SECOND, tags=tags)
+    if detection_delay is not None:
+        Stats.timing("flows.detection_delay", detection_delay * MILLISECONDS_PER_SECOND)

@@ -1,7 +1,4 @@
-"""The sensor: waits for a flow run that somebody else started, in reschedule mode unless told otherwise.
-
-It starts and aborts nothing; when it looks is flow/schedule.py's answer, what it tells is flow/waiting.py's.
-"""
+"""FlowRunSensor, which waits for a flow run that was started elsewhere. It starts and aborts nothing."""
 
 from __future__ import annotations
 
@@ -32,34 +29,35 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
 
 MIN_RESCHEDULE_SECONDS = 15.0  # Airflow may fail a task that comes back from a reschedule sooner than this
-RESCHEDULE_INTERVALS = (60.0, 300.0)  # each look is a worker process
+RESCHEDULE_INTERVALS = (60.0, 300.0)  # poll_interval, max_poll_interval; each poll is a worker process
 DEFAULT_INTERVALS = (5.0, 60.0)
 WAIT_STATE_KEY = "flow_wait_state"
 NO_STATE_STORE = (
-    "This Airflow has no task state store (3.3 and later have one): each look of this sensor begins anew, so it may tell again "
-    "what the look before has told, and does not foresee when the flow run ends"
+    "This Airflow has no task state store (3.3 and later have one): each poll of this sensor starts without "
+    "the state of the previous one, so it may repeat log lines, and it cannot forecast the end of the flow run"
 )
 
 
 class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
-    """The sensor's `timeout` passed: a FlowTimeout for you, and for Airflow an AirflowSensorTimeout, which is not retried."""
+    """The sensor's `timeout` has passed. Airflow does not retry a task after an AirflowSensorTimeout."""
 
 
 class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
-    """Wait until a flow run is final; returns the same dict as `RunFlowOperator`.
+    """Wait until a flow run is final; return the same dict as `RunFlowOperator`.
 
     :param flow_run_id: the flow run to wait for. (templated)
-    :param flows_conn_id: the Airflow connection; its type picks the service. (templated)
-    :param poll_interval: seconds or timedelta; the most often that it looks. Airflow's `poke_interval` is taken for it if that is
-        given instead; else 60 s in reschedule mode and 5 s otherwise.
-    :param max_poll_interval: seconds or timedelta; the least often that it looks, never less than `poll_interval`; 300 s in
-        reschedule mode, 60 s otherwise.
-    :param mode: `reschedule` (no worker slot between looks), or `poke`.
-    :param deferrable: wait in the triggerer instead; `mode` then has no meaning.
-    :param output_path: where files are written, as with `RunFlowOperator`. (templated)
+    :param flows_conn_id: the Airflow connection; its type selects the service. (templated)
+    :param poll_interval: shortest time between two polls, in seconds or as a timedelta. Defaults to Airflow's
+        `poke_interval` if that is given, else to 60 s in reschedule mode and 5 s otherwise.
+    :param max_poll_interval: longest time between two polls, in seconds or as a timedelta; raised to
+        `poll_interval` if it is smaller. Defaults to 300 s in reschedule mode, 60 s otherwise.
+    :param mode: `reschedule` (no worker slot between polls), or `poke`.
+    :param deferrable: whether to wait in the triggerer; `mode` is ignored then.
+    :param output_path: where files are written, as in `RunFlowOperator`. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
-    :param max_xcom_bytes: the largest text output that is returned whole, as with `RunFlowOperator`.
-    :param fetch_partial_outputs: whether the outputs of a run that failed or was aborted are fetched too; the error lists them.
+    :param max_xcom_bytes: the largest text output that is returned untruncated, as in `RunFlowOperator`.
+    :param fetch_partial_outputs: whether to fetch the outputs of a failed or aborted run too; the error lists
+        them.
     """
 
     template_fields: Sequence[str] = ("flow_run_id", "flows_conn_id", "output_path", "output_conn_id")
@@ -104,16 +102,16 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         self._wait: Wait | None = None
         if self.reschedule and not deferrable and self.poll_interval < MIN_RESCHEDULE_SECONDS:
             self.log.warning(
-                "poll_interval of %s is %s s in reschedule mode. Airflow may fail a task that comes back so soon; take at "
-                "least %s s, or deferrable=True",
+                "The poll_interval of %s is %s s in reschedule mode. Airflow may fail a task that comes back "
+                "so soon. Use at least %s s, or deferrable=True",
                 self.task_id,
                 self.poll_interval,
                 MIN_RESCHEDULE_SECONDS,
             )
 
     def execute(self, context: Context) -> Any:
-        """Wait in the mode that was asked for."""
-        from airflow_provider_flows.core.retry import NO_RETRY  # needed when a task runs only
+        """Wait in the selected mode, and return the result."""
+        from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
 
         with self._translate_errors():
             self._validate_output_options(context)
@@ -125,7 +123,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
             run = hook.run(wait.poll(), retry=NO_RETRY)
             if run is not None and run.is_final:
                 return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
-        from airflow_provider_flows.triggers import FlowRunTrigger  # dear, and needed when a task runs only
+        from airflow_provider_flows.triggers import FlowRunTrigger  # expensive, and needed only here
 
         self.defer(
             trigger=FlowRunTrigger.from_wait(self.flows_conn_id, wait),
@@ -134,8 +132,8 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         raise AssertionError  # not reached: defer() raises
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Go on after the deferral: with the run that the trigger saw end, or with the error that ended the wait."""
-        from airflow_provider_flows.triggers import run_from_event  # dear, and needed when a task runs only
+        """Continue after the deferral, with the final run or the error in the trigger's event."""
+        from airflow_provider_flows.triggers import run_from_event  # expensive, and needed only here
 
         with self._translate_errors():
             hook = self._get_hook()
@@ -145,19 +143,16 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
             )
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look once."""
-        from airflow_provider_flows.core.retry import NO_RETRY  # needed when a task runs only
+        """Poll once."""
+        from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
 
         hook = self._get_hook()
-        if self._wait is None:
-            self._wait = self._create_wait(hook, None)
-        on_run_update = self.get_run_tracker(context, hook, self._wait.flow_run_id)
-        with self._persist_wait(context, self._wait) as has_state:
-            run = hook.run(
-                self._wait.poll() if has_state else self._wait.poll_until_confirmed(), retry=NO_RETRY
-            )
+        wait = self._wait = self._wait or self._create_wait(hook, None)
+        on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
+        with self._persist_wait(context, wait) as has_state:
+            run = hook.run(wait.poll() if has_state else wait.poll_until_confirmed(), retry=NO_RETRY)
         if run is not None:
-            on_run_update(run)
+            on_run_update(wait.run or run)
         if run is None or not run.is_final:
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(
@@ -171,13 +166,13 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         run_duration: Callable[[], float],
         poke_count: int,  # noqa: ARG002
     ) -> float:
-        """Give the seconds until the next look, in both modes.
+        """Return the seconds until the next poll, in both modes.
 
-        The one private name of Airflow's that is overridden, for there is no public way to choose the date of a reschedule;
-        tests/test_sensors.py notices when it changes.
+        This overrides a private method of Airflow, because there is no public way to choose the date of a
+        reschedule. tests/test_sensors.py fails if it changes.
         """
         remaining = max(0.0, self.timeout - run_duration())
-        return min(self.poll_interval if self._wait is None else self._wait.next_delay(), remaining)
+        return min(self.poll_interval if self._wait is None else self._wait.next_poll().delay, remaining)
 
     def _get_hook(self) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
@@ -186,16 +181,18 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
 
     def _create_wait(self, hook: FlowsHook, deadline: float | None) -> Wait:
         if not isinstance(self.flow_run_id, str) or not self.flow_run_id.strip():
-            message = f"flow_run_id must be the id of a flow run, not {self.flow_run_id!r}; did the task before push it?"
+            problem = f"flow_run_id must be the id of a flow run, not {self.flow_run_id!r}"
+            message = f"{problem}. Check that the upstream task pushed it"
             raise FlowInputError(message)
         schedule = Schedule(self.poll_interval, self.max_poll_interval, deadline)
         return hook.create_wait(self.flow_run_id.strip(), schedule, self.log.log)
 
     @contextmanager
     def _persist_wait(self, context: Context, wait: Wait) -> Iterator[bool]:
-        """Let the wait go on where the look before it left it, for in reschedule mode each look is a process of its own.
+        """Restore the wait before a poll and save it after: in reschedule mode each poll is another process.
 
-        The memory is that of one try: it outlives retries and Clears, whose logs begin anew. False where Airflow keeps none.
+        Yield whether the state is known. The store outlives retries and Clears; state of another try is
+        ignored, because each try has a log of its own.
         """
         store: Any = context.get("task_state_store") if self.reschedule else None
         if store is None:
@@ -213,7 +210,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
             store.set(WAIT_STATE_KEY, after)
 
     def _validate_output_options(self, context: Context) -> None:
-        """Find out before the first wait whether files can be written; a look that goes on with the same try asks nobody."""
+        """Check before the first poll of a try whether files can be written."""
         store: Any = context.get("task_state_store") if self.reschedule and not self.deferrable else None
         before = None if self.output_path is None or store is None else store.get(WAIT_STATE_KEY)
         if not before or before.get("try_number") != context["ti"].try_number:
@@ -226,33 +223,37 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Give the sensor's own arguments their meaning in all modes: `timeout`, `soft_fail`, `never_fail`."""
+        """Apply Airflow's `timeout`, `soft_fail` and `never_fail` in all modes."""
         try:
             yield
         except (AirflowSensorTimeout, FlowTimeout) as error:
             if self.soft_fail or self.never_fail:
-                message = f"Skipping, for the time is over: {error}"
+                message = f"Skipping, because the timeout has passed: {error}"
                 raise AirflowSkipException(message) from error
-            message = f"The flow run {self.flow_run_id} was not final within the sensor's timeout of {self.timeout} s. {error}"
+            limit = f"the sensor's timeout of {self.timeout} s"
+            message = f"The flow run {self.flow_run_id} was not final within {limit}. {error}"
             raise FlowSensorTimeout(message) from error
         except FlowRunFailed as error:
             if self.soft_fail or self.never_fail:
-                message = f"Skipping, for the flow run did not complete: {error}"
+                message = f"Skipping, because the flow run did not complete: {error}"
                 raise AirflowSkipException(message) from error
             raise
         except FlowError as error:
             if self.never_fail:
-                message = f"Skipping, for never_fail is set: {error}"
+                message = f"Skipping, because never_fail is set: {error}"
                 raise AirflowSkipException(message) from error
             raise
 
 
 def _reject_unsupported_arguments(arguments: Mapping[str, Any], *, deferrable: bool) -> None:
-    """Refuse those of Airflow's sensor arguments that this sensor could not keep, rather than ignore them."""
+    """Reject those of Airflow's sensor arguments that this sensor would have to ignore."""
     for name in ("exponential_backoff", "max_wait"):
         if arguments.get(name):
-            message = f"{name} has no meaning here: the sensor looks more rarely by itself, up to max_poll_interval; set that"
+            message = f"{name} is not supported: the interval grows up to max_poll_interval; set that instead"
             raise FlowInputError(message)
     if deferrable and arguments.get("silent_fail"):
-        message = "silent_fail has no meaning with deferrable=True: looks that fail are waited out anyway. Leave one of them away"
+        message = (
+            "silent_fail cannot be combined with deferrable=True: failed polls are retried until the "
+            "deadline anyway. Remove one of the two"
+        )
         raise FlowInputError(message)

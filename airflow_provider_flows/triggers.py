@@ -1,27 +1,32 @@
-"""The trigger of tasks: waits in the triggerer for a flow run to be final, and tells its task what it saw.
-
-It fetches nothing and ends no task; operators.py and sensors.py do that with what `outcome` makes of the event. The trigger of
-asset watchers can be imported from here as well; it stands in finished.py.
-"""
+"""The triggers: FlowRunTrigger for deferred tasks, and FlowRunFinishedTrigger for asset watchers."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
-from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowServiceError, error_from_dict
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowError,
+    FlowInputError,
+    FlowServiceError,
+    error_from_dict,
+)
+from airflow_provider_flows.core.polling.finished_runs import EventCursor
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.run import FlowRun
-from airflow_provider_flows.triggers_finished import FlowRunFinishedTrigger
+from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.worker.kill_check import ON_KILL_SECONDS, ais_task_finished
 
 if TYPE_CHECKING:
@@ -30,27 +35,41 @@ if TYPE_CHECKING:
 
 __all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "min_event_delay", "run_from_event"]
 
-log = logging.getLogger(__name__)  # one for all: to make a logger for each trigger takes longer than a look
-MIN_PROGRESS_LOG_SECONDS = (
-    30.0  # between two lines about progress: each line costs a triggerer half a millisecond of CPU
-)
-SUPPORTS_ON_KILL = hasattr(BaseTrigger, "on_kill")  # by Airflow 3.3 and later
+log = logging.getLogger(__name__)  # one for all triggers: to create a logger takes longer than a poll
 
-_KILL_TASKS: set[asyncio.Task[None]] = set()  # an event loop alone would forget a task that nobody holds
+MIN_PROGRESS_LOG_SECONDS = 30.0  # between two lines about progress: a line costs a triggerer half a ms of CPU
+SUPPORTS_ON_KILL = hasattr(BaseTrigger, "on_kill")  # Airflow 3.3 and later call it
+FINAL_STATE_NAMES = tuple(state.value for state in FlowState if state.is_final)
+EVENT_FIELDS = (
+    "flow_run_id",
+    "flow",
+    "service",
+    "state",
+    "progress",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "duration",
+    "error",
+)
+MAX_EVENT_TEXT_CHARACTERS = 1000  # of a text that comes from the service
+
+_KILL_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
 
 
 class FlowRunTrigger(BaseTrigger):
-    """Waits until a flow run is final, or its deadline has passed, or the service says something that ends the wait.
+    """Waits until a flow run is final, its deadline has passed, or a permanent error persists.
 
-    Its arguments lie in Airflow's database as plain JSON: ids and numbers only.
+    Airflow stores the arguments in its database as plain JSON; they are ids and numbers only.
 
-    :param flows_conn_id: the Airflow connection to use.
+    :param flows_conn_id: the Airflow connection.
     :param flow_run_id: the flow run to wait for.
-    :param poll_interval: seconds; the most often that it looks.
-    :param max_poll_interval: seconds; the least often that it looks.
+    :param poll_interval: shortest time between two polls, in seconds.
+    :param max_poll_interval: longest time between two polls, in seconds.
     :param deadline: epoch seconds at which the wait ends, None for never.
-    :param abort_on_kill: whether the flow run is aborted when its task is really over (Airflow 3.3 and later tell).
-    :param memory: what the look before the deferral saw and told (`Wait.memory`), so that nothing is told twice.
+    :param abort_on_kill: whether to abort the flow run when its task is really finished (Airflow 3.3 and
+        later).
+    :param state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
     """
 
     def __init__(
@@ -63,7 +82,7 @@ class FlowRunTrigger(BaseTrigger):
         *,
         abort_on_kill: bool = False,
         state: Mapping[str, Any] | None = None,
-        **_newer_arguments: Any,  # a trigger that a newer version stored must not fail in an older triggerer
+        **_newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
@@ -74,14 +93,12 @@ class FlowRunTrigger(BaseTrigger):
         self.abort_on_kill = abort_on_kill
         self.state = None if state is None else dict(state)
         self._has_fired = False
-        self._context: Context | None = None  # in which its lines are told
-        self._hook: FlowsHook | None = (
-            None  # kept for `on_kill`: a look-up takes seconds in a triggerer that has just started
-        )
+        self._context: Context | None = None  # in which its lines are logged
+        self._hook: FlowsHook | None = None  # for `on_kill`: a lookup takes seconds in a new triggerer
 
     @classmethod
     def from_wait(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
-        """Make the trigger that goes on with a wait where a worker leaves it."""
+        """Create the trigger that continues a worker's wait."""
         schedule = wait.schedule
         return cls(
             flows_conn_id,
@@ -94,22 +111,21 @@ class FlowRunTrigger(BaseTrigger):
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Give the class path and the arguments."""
-        names = (
-            "flows_conn_id",
-            "flow_run_id",
-            "poll_interval",
-            "max_poll_interval",
-            "deadline",
-            "abort_on_kill",
-        )
-        arguments = {name: getattr(self, name) for name in names} | (
-            {"state": self.state} if self.state else {}
-        )
-        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+        """Return the class path and the arguments."""
+        arguments: dict[str, Any] = {
+            "flows_conn_id": self.flows_conn_id,
+            "flow_run_id": self.flow_run_id,
+            "poll_interval": self.poll_interval,
+            "max_poll_interval": self.max_poll_interval,
+            "deadline": self.deadline,
+            "abort_on_kill": self.abort_on_kill,
+        }
+        if self.state:
+            arguments["state"] = self.state
+        return _class_path(self), arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and yield one event: `flow_run_id` and either `run` or `error`; `outcome` reads it."""
+        """Wait, and yield one event: `flow_run_id`, and `run` or `error`. `run_from_event` reads it."""
         started_at = time.monotonic()
         result: dict[str, Any]
         try:
@@ -122,10 +138,11 @@ class FlowRunTrigger(BaseTrigger):
         yield TriggerEvent({"flow_run_id": self.flow_run_id, **result})
 
     async def on_kill(self) -> None:
-        """Abort the flow run if the task is really over; in doubt do nothing, the next try goes on with the run."""
+        """Abort the flow run if its task is really finished; in doubt do nothing, the next try resumes it."""
         if self._has_fired or not self.abort_on_kill:
             return
-        # A task of its own, because Airflow cancels the trigger anew every second until it is gone, this method with it.
+        # In a task of its own, because Airflow cancels the trigger, and this method, every second until it
+        # ends.
         kill = asyncio.create_task(self._cancel_if_finished())
         _KILL_TASKS.add(kill)
         kill.add_done_callback(_KILL_TASKS.discard)
@@ -142,29 +159,26 @@ class FlowRunTrigger(BaseTrigger):
                 if await ais_task_finished(self.task_instance):
                     hook = self._hook or await FlowsHook.aget_hook(self.flows_conn_id)
                     await hook.arun(cancel(hook.service, self.flow_run_id))
-                    self.log.info("The task was killed; flow run %s is stopped", self.flow_run_id)
-        except Exception:  # a kill must not fail for any reason; the next try or a person finds the run
-            self.log.exception(
-                "The flow run %s could not be stopped; look at it at the service", self.flow_run_id
-            )
+                    self.log.info("Flow run %s was aborted because its task was killed", self.flow_run_id)
+        except Exception:  # no error may escape from a kill; the next try or a person finds the run
+            message = "Flow run %s could not be aborted after its task was killed; check it at the service"
+            self.log.exception(message, self.flow_run_id)
 
     async def _wait_until_final(self) -> FlowRun:
-        """Wait in the watch that all triggers of the connection share; a key that is refused is read anew."""
-        from airflow_provider_flows.triggerer.hook_cache import (
-            get_hook_cached,
-        )  # dear, and needed when a trigger runs only
+        """Wait in the poller that all triggers of the connection share; reload rejected credentials."""
+        # in-function imports: expensive, and needed only when a trigger runs
+        from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
 
         self._hook = hook = await get_hook_cached(self.flows_conn_id)
-        from airflow_provider_flows.triggerer.shared_poller import (
-            SharedPoller,  # by now it is imported, which takes too long on the loop
-        )
+        # imported by now, in a thread, because that takes too long on the loop
+        from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 
         self._context = copy_context()
         schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
         wait = hook.create_wait(self.flow_run_id, schedule, self._log_line, MIN_PROGRESS_LOG_SECONDS)
         if self.state:
             wait.restore(self.state)
-            self.state = None  # the wait has it now; thousands of waits keep as little as they can
+            self.state = None  # thousands of triggers hold no more than they need
         while True:
             try:
                 return await SharedPoller.for_hook(hook).wait_until_final(wait)
@@ -173,45 +187,159 @@ class FlowRunTrigger(BaseTrigger):
                 latest = await _reload_hook(hook) if isinstance(error, FlowAuthError) else hook
                 if latest.settings == hook.settings:
                     raise
-            self.log.info(
-                "The key of connection %s was changed; the wait goes on with the new one", self.flows_conn_id
-            )
+            message = "The credentials of connection %s have changed; the wait continues with the new ones"
+            self.log.info(message, self.flows_conn_id)
             self._hook = hook = latest
             wait.reset_rejections()
 
     def _log_line(self, level: int, line: str) -> None:
-        """Tell a line as this trigger: the watch belongs to none, and what is told in its context would not reach this log."""
+        """Log a line in this trigger's context, by which Airflow finds its log; the poller has another."""
         (self._context or copy_context()).run(log.log, level, line)
 
 
-async def _reload_hook(hook: FlowsHook) -> FlowsHook:
-    """Look a hook's connection up anew; where that fails, the old hook: the service's refusal matters more than why."""
-    from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+class FlowRunFinishedTrigger(BaseEventTrigger):
+    """Emits one event for each flow run that finishes at a service, for the asset of an `AssetWatcher`.
 
-    try:
-        return await get_hook_cached(hook.flows_conn_id, stale=hook)
-    except Exception:  # noqa: BLE001  # whatever it is
-        return hook
+    Runs that finished before the first poll emit no events. Where the first list shows no end times, the Date
+    of the service's response decides what was before, or the local clock if there is none. A run that never
+    reports its end emits its event when it is first found to have finished.
+
+    What was emitted is saved in Airflow's asset state store (3.3 and later), so runs that finish while no
+    triggerer runs, or while the DAG is paused, emit their events later. The state is saved five seconds after
+    the events, or at the next list if that is later. A triggerer that dies in between emits the events again,
+    and loses none.
+
+    All watchers of a connection in one triggerer share one list of its runs for each interval. No error of
+    the service ends the trigger. The payload of an event has `flow_run_id`, `flow`, `service`, `state`,
+    `progress`, `created_at`, `started_at`, `finished_at` (ISO 8601, UTC), `duration` (seconds) and `error`.
+
+    :param flows_conn_id: the Airflow connection, of a service that lists its runs (Generio:
+        https://docs.generio.ai, "List all flows"). Its credentials are not among the arguments, which Airflow
+        stores in its database.
+    :param flow: the flow's name as it is in the service's runs, or several; None for any.
+    :param states: the final states that emit an event: `completed`, `failed`, `aborted`.
+    :param poll_interval: time between two lists, in seconds or as a timedelta.
+    :raises FlowInputError: an argument is invalid.
+    """
+
+    save_delay: float = 5.0
+    """Seconds after which Airflow has certainly written an event to its database.
+
+    Its triggerer hands events over once a second (airflow/jobs/triggerer_job_runner.py), and does not report
+    to a
+    trigger when it has."""
+
+    def __init__(
+        self,
+        flows_conn_id: str = "flows_default",
+        flow: str | Sequence[str] | None = None,
+        states: str | Sequence[str] = (FlowState.COMPLETED.value,),
+        poll_interval: float | timedelta = 60.0,
+        **newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
+    ) -> None:
+        if newer_arguments:
+            names = ", ".join(map(repr, sorted(newer_arguments)))
+            log.warning("FlowRunFinishedTrigger does not know %s, and ignores it", names)
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
+        self.flows_conn_id = flows_conn_id
+        self.flow = None if flow is None else _parse_names("flow", flow)
+        self.states = _parse_names("states", states)
+        self.poll_interval = Schedule.of(poll_interval, poll_interval).poll_interval
+        if unknown := [state for state in self.states if state not in FINAL_STATE_NAMES]:
+            message = f"states must be among {', '.join(FINAL_STATE_NAMES)}, not {', '.join(unknown)}"
+            raise FlowInputError(message)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments, in one form: Airflow identifies a watcher by them."""
+        return _class_path(self), {
+            "flows_conn_id": self.flows_conn_id,
+            "flow": self.flow,
+            "states": self.states,
+            "poll_interval": self.poll_interval,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll without end, and yield one event for each run."""
+        # in-function imports: expensive, and needed only when a trigger runs
+        from airflow_provider_flows.triggerer.finished_runs_feed import FinishedRunsFeed
+        from airflow_provider_flows.triggerer.watcher_state import WatcherState
+
+        watcher_state = WatcherState(getattr(self, "asset_state_store", None), self._key())
+        cursor = EventCursor.from_dict(await watcher_state.load(self.poll_interval))
+        feed = FinishedRunsFeed.for_connection(self.flows_conn_id)
+        async for snapshot in feed.snapshots(self.poll_interval):
+            next_cursor, new_runs = cursor.after(snapshot, self._matches)
+            for run in new_runs:
+                yield TriggerEvent(_event_payload(run))
+            # an event that is saved as emitted before Airflow has it in its database would be lost with the
+            # triggerer
+            if next_cursor is not cursor:
+                watcher_state.save_after(next_cursor.to_dict(), self.save_delay if new_runs else 0.0)
+                cursor = next_cursor
+            if new_runs:
+                await asyncio.sleep(min(self.save_delay, self.poll_interval))
+            await watcher_state.flush()
+
+    def _matches(self, run: FlowRun) -> bool:
+        return run.state.value in self.states and (self.flow is None or run.flow in self.flow)
+
+    def _key(self) -> str:
+        """Return the key of the saved state, which differs for watchers that emit different events."""
+        identity = json.dumps([self.flows_conn_id, self.flow, self.states])
+        return f"flow_runs_emitted_{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
 
-@cache  # Airflow's configuration is read anew each time that it is asked, which takes as long as a look
+@cache  # Airflow reads its configuration again for each call, which takes as long as a poll
 def min_event_delay() -> float:
-    """Give the seconds that must lie between a deferral and its event.
+    """Return the seconds that must lie between a deferral and its event.
 
-    A task that comes back before its executor reported the end of its process is failed by the scheduler ("finished with state
-    success, but the task instance's state attribute is queued"); the report is late by up to `[workers] min_heartbeat_interval`.
+    The scheduler fails a task that comes back before its executor has reported the end of its process
+    ("finished with state success, but the task instance's state attribute is queued"). That report is delayed
+    by up to `[workers] min_heartbeat_interval`.
     """
     return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 1.0
 
 
 def run_from_event(event: Mapping[str, Any] | None) -> FlowRun:
-    """Read a `FlowRunTrigger`'s event: the run, final, or the very error that a blocking wait would have raised.
+    """Return the final run of a `FlowRunTrigger`'s event, or raise what a blocking wait would have raised.
 
-    :raises FlowError: what ended the wait, or that the event is none of this trigger's.
+    :raises FlowError: the error that ended the wait, or the event is not one of this trigger's.
     """
     if isinstance(event, Mapping) and isinstance(event.get("run"), Mapping):
         return FlowRun.from_event(event["run"])
     if isinstance(event, Mapping) and isinstance(event.get("error"), Mapping):
         raise error_from_dict(event["error"])
-    message = f"The task was resumed with an event that no FlowRunTrigger makes: {event!r}. Clear the task to start again."
+    message = f"The task was resumed with an event that no FlowRunTrigger emits: {event!r}. Clear the task."
     raise FlowError(message)
+
+
+async def _reload_hook(hook: FlowsHook) -> FlowsHook:
+    """Look the connection up again; return the old hook if that fails: the rejection is what to report."""
+    from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+
+    try:
+        return await get_hook_cached(hook.flows_conn_id, stale=hook)
+    except Exception:  # noqa: BLE001  # any error of Airflow's
+        return hook
+
+
+def _class_path(trigger: BaseTrigger) -> str:
+    return f"{type(trigger).__module__}.{type(trigger).__qualname__}"
+
+
+def _parse_names(name: str, argument: str | Sequence[str]) -> list[str]:
+    """Return one name or several as a sorted list."""
+    values = [argument] if isinstance(argument, str) else list(argument)
+    if not values or not all(isinstance(value, str) and value.strip() for value in values):
+        message = f"{name} must be a string or a list of strings that are not empty, not {argument!r}"
+        raise FlowInputError(message)
+    return sorted({value.strip() for value in values})
+
+
+def _event_payload(run: FlowRun) -> dict[str, Any]:
+    """Return the payload of an event, with truncated texts, because Airflow stores it in its database."""
+    event = run.to_event()
+    return {
+        name: value[:MAX_EVENT_TEXT_CHARACTERS] if isinstance(value := event[name], str) else value
+        for name in EVENT_FIELDS
+    }

@@ -167,7 +167,7 @@ def test_unknown_state_word(emulator: Emulator, mode: str) -> None:
     )  # the middle third is looked at twice
 
     assert story.state == "success"
-    unknown = f"warning: {RUN} is in state 'polishing', which this provider does not know; the wait goes on"
+    unknown = f"warning: {RUN} is in state 'polishing', which this provider does not know; polling continues"
     lines = [line for line in story.lines if line != PROGRESS]
     assert lines == told_by(
         mode,
@@ -188,13 +188,13 @@ def test_unreachable_for_a_while(emulator: Emulator, mode: str) -> None:
     story = run_in_mode(mode, emulator, (200.0, 0.0, 0.0, 0.0, 900.0))
 
     assert story.state == "success"
-    lines = [line.partition("; the wait goes on: ")[0] for line in story.lines]
+    lines = [line.partition("; polling continues: ")[0] for line in story.lines]
     assert lines == told_by(
         mode,
         f"info: {RUN} is starting",
-        "warning: The flow run ID could not be looked at (1 in a row)",
-        "warning: The flow run ID could not be looked at (2 in a row)",
-        f"info: {RUN} can be seen again",
+        "warning: The flow run ID could not be polled (1 in a row)",
+        "warning: The flow run ID could not be polled (2 in a row)",
+        f"info: {RUN} can be polled again",
         f"info: {RUN} is running",
         PROGRESS,
         f"info: {RUN} is completed after 1000.0 s",

@@ -197,7 +197,7 @@ async def test_error_travels_as_it_is(flow_emulator: Emulator, monkeypatch: pyte
 @pytest.mark.parametrize("event", [None, {}, "done", {"run": "6b02"}, {"error": None}])
 def test_foreign_events_are_refused(event: Any) -> None:
     """An event that no FlowRunTrigger makes is a clear error, whatever it is."""
-    with pytest.raises(FlowError, match="no FlowRunTrigger makes"):
+    with pytest.raises(FlowError, match="no FlowRunTrigger emits"):
         run_from_event(event)
 
 

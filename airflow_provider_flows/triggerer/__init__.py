@@ -1,1 +1,1 @@
-"""What all triggers of one triggerer process share on its event loop."""
+"""What the triggers of one triggerer process share on its event loop."""

@@ -1,8 +1,7 @@
-"""The final flow runs of a connection, asked for once for all who watch it in one event loop.
+"""The finished flow runs of a connection, polled once for all asset watchers on an event loop.
 
-Who was told of which run it does not know (flow/told.py does); what is asked and how is the service's and the hook's business.
-Airflow's own shared streams are not used: one goes by its first subscriber's interval, its end ends all who read it, and only
-Airflow 3.3 has them.
+Airflow's own shared streams are not used: such a stream has the interval of its first subscriber, it ends for
+all of them at once, and only Airflow 3.3 has them.
 """
 
 from __future__ import annotations
@@ -15,49 +14,45 @@ from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from airflow_provider_flows import metrics
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
-    FlowNotFound,
     FlowRateLimited,
     FlowServiceError,
     FlowUnreachable,
 )
-from airflow_provider_flows.core.polling.event_cursor import Snapshot
 from airflow_provider_flows.core.polling.finished_runs import FinishedRuns
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.core.timestamps import parse_http_date
 from airflow_provider_flows.transport.asynchronous import run
 from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
-from airflow_provider_flows.triggerer.rate_limited_transport import RateLimitedTransport
+from airflow_provider_flows.triggerer.per_loop import PerLoop
+from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Request, Response
+    from airflow_provider_flows.core.polling.finished_runs import Snapshot
+    from airflow_provider_flows.core.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
 
-MIN_INTERVAL_FRACTION = (
-    0.9  # of a pause; an edition that is so much too early is as good as one in time, so that all go together
-)
-MAX_LIST_BACKOFF_SECONDS = 900.0  # seconds between two requests to a service that does not answer
-
-_FEEDS: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[str, FinishedRunsFeed]] = (
-    WeakKeyDictionary()
-)
+# A result may be this fraction of an interval old, so that watchers with the same interval share one list.
+MIN_INTERVAL_FRACTION = 0.9
+MAX_LIST_BACKOFF_SECONDS = 900.0  # between two lists of a service that does not respond
 
 
 @dataclass(frozen=True, slots=True)
 class PollResult:
-    """What came of one list.
+    """The result of one list.
 
-    :param at: when it was asked for, by the monotonic clock.
-    :param edition: None if nothing could be read.
-    :param failures: how often in a row nothing could be read, this time among them.
-    :param retry_after: seconds that the service asked for then, if it did.
+    :param polled_at: when it was requested, by the monotonic clock.
+    :param snapshot: None if the list failed.
+    :param failures: failed lists in a row, including this one.
+    :param retry_after: seconds that the service asked for when it failed, if it did.
     """
 
     polled_at: float
@@ -67,7 +62,7 @@ class PollResult:
 
 
 class _ServerClock:
-    """The moment at which a list was begun, by the clock that its rows go by: the service's, where an answer has a Date."""
+    """The time at which a list was requested, by the service's clock if its responses have a Date header."""
 
     def __init__(self) -> None:
         self.started_at = time.time()
@@ -75,21 +70,20 @@ class _ServerClock:
         self._is_synced = False
 
     def observe(self, response: Response) -> Response:
-        """Take the first answer's word for the time; it is of whole seconds, so it is too early by less than one."""
-        with suppress(ValueError, TypeError, OverflowError):  # no date that there will ever be
+        """Read the Date of the first response, which has whole seconds and so is up to a second too early."""
+        with suppress(ValueError, TypeError, OverflowError):  # not a date
             if not self._is_synced:
-                self.started_at = parse_http_date(response.headers.get("date", "")) - (
-                    time.monotonic() - self._local_start
-                )
+                elapsed = time.monotonic() - self._local_start
+                self.started_at = parse_http_date(response.headers.get("date", "")) - elapsed
                 self._is_synced = True
         return response
 
 
 class FinishedRunsFeed:
-    """One connection's editions; it asks when somebody wants one, and never ends by an error."""
+    """The snapshots of one connection. It polls when a watcher needs a snapshot, and no error ends it."""
 
     def __init__(self, flows_conn_id: str) -> None:
-        """Prepare; nothing is looked up or asked yet."""
+        """Prepare the feed; nothing is looked up or sent yet."""
         self._flows_conn_id = flows_conn_id
         self._finished_runs = FinishedRuns()
         self._latest: PollResult | None = None
@@ -99,17 +93,16 @@ class FinishedRunsFeed:
 
     @classmethod
     def for_connection(cls, flows_conn_id: str) -> FinishedRunsFeed:
-        """Give the running loop's bulletin of this connection; it lasts as long as somebody reads it."""
-        feeds = _FEEDS.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-        return feeds.setdefault(flows_conn_id, cls(flows_conn_id))
+        """Return the running loop's feed of a connection; it lives while a watcher reads it."""
+        return _FEEDS.get().setdefault(flows_conn_id, cls(flows_conn_id))
 
     async def snapshots(self, poll_interval: float) -> AsyncIterator[Snapshot]:
-        """Give, one after the other and for ever, which runs are final.
+        """Yield one snapshot after the other, without end.
 
-        :param poll_interval: seconds between two; after one that failed it is more and more.
+        :param poll_interval: seconds between two snapshots; more after a list that failed.
         """
         schedule = Schedule(poll_interval, max(poll_interval, MAX_LIST_BACKOFF_SECONDS))
-        due = time.monotonic() - poll_interval  # whoever comes later begins with what the others had last
+        due = time.monotonic() - poll_interval  # a later watcher starts with the latest result of the others
         while True:
             result = await self._get_result(due)
             delay = poll_interval
@@ -121,28 +114,30 @@ class FinishedRunsFeed:
             due = result.polled_at + delay * MIN_INTERVAL_FRACTION
 
     async def _get_result(self, due: float) -> PollResult:
-        """Give what came of a list that was asked for at this moment or later."""
+        """Return the result of a list that was requested at this time or later."""
         while self._latest is None or self._latest.polled_at < due:
             if self._task is None:
-                # a task of its own, in a context of its own: whoever comes first may be cancelled, and it must not log as them
-                self._task = asyncio.get_running_loop().create_task(self._publish(), context=Context())
+                # In a task and a context of its own: the first watcher may be cancelled, and its log is not
+                # the others'.
+                self._task = asyncio.get_running_loop().create_task(self._poll(), context=Context())
             await asyncio.shield(self._task)
         return self._latest
 
-    async def _publish(self) -> None:
+    async def _poll(self) -> None:
         polled_at = time.monotonic()
         failures = self._latest.failures if self._latest else 0
         try:
             snapshot = await self._load_snapshot()
-        except Exception as error:  # noqa: BLE001  # whatever it is: a watcher that ended would be started again every second
+        except Exception as error:  # noqa: BLE001  # any error: Airflow restarts a trigger that fails every second
             if not failures:
-                log.error(  # noqa: TRY400  # the message says it all, and it is told once
-                    "The flow runs of connection %s cannot be listed: %s All who watch it wait; it is tried again, more and "
-                    "more rarely, and told when it works",
+                log.error(  # noqa: TRY400  # the message is enough
+                    "The flow runs of connection %s cannot be listed: %s Its asset watchers wait. The list "
+                    "is retried less and less often, and the log reports when it works again",
                     self._flows_conn_id,
                     error,
                 )
-            self._hook, self._stale_hook = None, self._hook or self._stale_hook
+            if self._hook is not None:
+                self._hook, self._stale_hook = None, self._hook
             self._latest = PollResult(polled_at, None, failures + 1, getattr(error, "retry_after", None))
         else:
             if failures:
@@ -152,8 +147,10 @@ class FinishedRunsFeed:
             self._task = None
 
     async def _load_snapshot(self) -> Snapshot:
-        """Read with the hook that did last time, and with what the connection says now where its key is refused."""
-        hook = self._hook = self._hook or await get_hook_cached(self._flows_conn_id, stale=self._stale_hook)
+        """Load with the last hook, or with a reloaded one if the service rejects its credentials."""
+        if self._hook is None:
+            self._hook = await get_hook_cached(self._flows_conn_id, stale=self._stale_hook)
+        hook = self._hook
         try:
             return await self._load_snapshot_with(hook)
         except FlowAuthError:
@@ -164,7 +161,7 @@ class FinishedRunsFeed:
         return await self._load_snapshot_with(latest)
 
     async def _load_snapshot_with(self, hook: FlowsHook) -> Snapshot:
-        """Read the list, whole, for what it leaves out by state is not known; then look at what it tells too little of."""
+        """List all runs, because a list by state may leave some out; then poll those with too little data."""
         retry, clock = Retry(attempts=1 + hook.extra["retries"]), _ServerClock()
         async with hook.async_transport() as transport:
             rate_limited = RateLimitedTransport(transport, hook)
@@ -175,27 +172,36 @@ class FinishedRunsFeed:
 
             with hook.add_connection_to_errors():
                 listed_runs = await run(with_retries(hook.service.list_runs(), retry), send)
-                await self._poll_runs(
-                    hook, self._finished_runs.ids_to_poll(listed_runs, clock.started_at), rate_limited.send
-                )
-        return Snapshot(
-            clock.started_at,
-            self._finished_runs.list_run_ends(listed_runs),
-            self._finished_runs.is_complete(listed_runs),
-        )
+                self._finished_runs, flow_run_ids = self._finished_runs.after_list(listed_runs)
+                polls: dict[str, FlowRun | FlowServiceError] = {}
+                try:
+                    await _poll_runs(hook, flow_run_ids, rate_limited.send, polls)
+                finally:
+                    self._finished_runs, snapshot = self._finished_runs.after_polls(
+                        listed_runs, polls, clock.started_at
+                    )
+        return snapshot
 
-    async def _poll_runs(
-        self, hook: FlowsHook, flow_run_ids: Iterable[str], send: Callable[[Request], Awaitable[Response]]
-    ) -> None:
-        """Look at single runs as long as that makes sense; one that fails must not keep back what is known of the others."""
-        for flow_run_id in flow_run_ids:
-            try:
-                self._finished_runs.record_single_poll(
-                    flow_run_id, await run(with_retries(hook.service.get_run(flow_run_id), NO_RETRY), send)
-                )
-            except FlowAuthError:
-                raise
-            except FlowServiceError as error:
-                self._finished_runs.record_single_poll(flow_run_id, not_found=isinstance(error, FlowNotFound))
-                if isinstance(error, (FlowUnreachable, FlowRateLimited)):
-                    return
+
+_FEEDS: PerLoop[WeakValueDictionary[str, FinishedRunsFeed]] = PerLoop(WeakValueDictionary)
+
+
+async def _poll_runs(
+    hook: FlowsHook,
+    flow_run_ids: Iterable[str],
+    send: Callable[[Request], Awaitable[Response]],
+    polls: dict[str, FlowRun | FlowServiceError],
+) -> None:
+    """Poll single runs and add the results to `polls`; stop if the service is unreachable or limits the rate.
+
+    :raises FlowAuthError: the service rejects the credentials.
+    """
+    for flow_run_id in flow_run_ids:
+        try:
+            polls[flow_run_id] = await run(with_retries(hook.service.get_run(flow_run_id), NO_RETRY), send)
+        except FlowAuthError:
+            raise
+        except FlowServiceError as error:
+            polls[flow_run_id] = error
+            if isinstance(error, (FlowUnreachable, FlowRateLimited)):
+                return

@@ -1,6 +1,6 @@
-"""Which hook stands for a connection in one event loop: looked up once for all who wait, and again when that is called for.
+"""A cache of hooks for the triggers on one event loop: each connection is looked up once for all of them.
 
-A look-up costs a triggerer tens of milliseconds, the first one seconds. What is asked of the service is none of its business.
+A lookup takes tens of milliseconds in a triggerer, the first one seconds.
 """
 
 from __future__ import annotations
@@ -10,44 +10,41 @@ import time
 from contextvars import Context
 from importlib import import_module
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+
+from airflow_provider_flows.triggerer.per_loop import PerLoop
 
 if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
 
-HOOK_TTL_SECONDS = 60.0  # for so long a look-up serves whoever comes
-MIN_RELOAD_SECONDS = (
-    5.0  # seconds; who doubts a connection that was looked up since is not served a second time
-)
-
-_LOOKUPS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Lookup]] = WeakKeyDictionary()
+HOOK_TTL_SECONDS = 60.0
+MIN_RELOAD_SECONDS = 5.0  # a younger lookup is not repeated even if its hook is stale
 
 
 class _Lookup:
-    """One look-up, under way or done; when it is done it holds no task and no event, which would hold its event loop."""
+    """One lookup. When it is done, it holds no task and no event, because these would hold the event loop."""
 
     def __init__(self, flows_conn_id: str) -> None:
         self.started_at = time.monotonic()
         self.hook: FlowsHook | None = None
         self._error: BaseException | None = None
         self._done: asyncio.Event | None = asyncio.Event()
-        # a task of its own: whoever asks first may be cancelled, the others wait for the same answer
+        # A task of its own, because the first caller may be cancelled while others wait for the same result.
         self._task: asyncio.Task[None] | None = asyncio.get_running_loop().create_task(
             self._load(flows_conn_id), context=Context()
         )
 
     @property
     def age(self) -> float:
-        """Seconds since it began."""
+        """Seconds since its start."""
         return time.monotonic() - self.started_at
 
     @property
     def has_failed(self) -> bool:
-        """Whether it brought nothing."""
+        """Whether it ended without a hook."""
         return self._done is None and self.hook is None
 
     async def result(self) -> FlowsHook:
-        """Wait for it."""
+        """Wait for the lookup and return its hook, or raise its error."""
         if self._done is not None:
             await self._done.wait()
         if self.hook is None:
@@ -57,7 +54,7 @@ class _Lookup:
     async def _load(self, flows_conn_id: str) -> None:
         try:
             self.hook = await _resolve_hook(flows_conn_id)
-        except BaseException as error:  # whatever it is, all who wait must be told
+        except BaseException as error:  # any error, because all callers wait for it
             self._error = error
             if not isinstance(error, Exception):
                 raise
@@ -67,13 +64,17 @@ class _Lookup:
             self._task = self._done = None
 
 
-async def get_hook_cached(flows_conn_id: str, stale: FlowsHook | None = None) -> FlowsHook:
-    """Give the hook of a connection.
+_LOOKUPS: PerLoop[dict[str, _Lookup]] = PerLoop(dict)  # an entry is replaced, and never removed
 
-    :param instead_of: a hook that did not do: then the connection is read anew, unless it was just now.
+
+async def get_hook_cached(flows_conn_id: str, stale: FlowsHook | None = None) -> FlowsHook:
+    """Return the hook of a connection.
+
+    :param stale: a hook whose credentials were rejected. The connection is looked up again, unless that has
+        just been done.
     :raises FlowInputError: the connection is not of a type that runs flows.
     """
-    lookups = _LOOKUPS.setdefault(asyncio.get_running_loop(), {})
+    lookups = _LOOKUPS.get()
     lookup = lookups.get(flows_conn_id)
     if lookup is None or lookup.has_failed or lookup.age > HOOK_TTL_SECONDS or _is_stale(lookup, stale):
         lookup = lookups[flows_conn_id] = _Lookup(flows_conn_id)
@@ -81,7 +82,7 @@ async def get_hook_cached(flows_conn_id: str, stale: FlowsHook | None = None) ->
 
 
 def _is_stale(lookup: _Lookup, stale: FlowsHook | None) -> bool:
-    """Whether a look-up would give just what did not do, and was not made just now."""
+    """Return whether a lookup holds the stale settings, and is old enough to be repeated."""
     if stale is None or lookup.hook is None or lookup.age <= MIN_RELOAD_SECONDS:
         return False
     return lookup.hook.settings == stale.settings
@@ -89,8 +90,7 @@ def _is_stale(lookup: _Lookup, stale: FlowsHook | None) -> bool:
 
 async def _resolve_hook(flows_conn_id: str) -> FlowsHook:
     hooks = await asyncio.to_thread(import_module, "airflow_provider_flows.hooks")
-    await asyncio.to_thread(
-        import_module, "airflow_provider_flows.triggerer.shared_poller"
-    )  # with aiohttp: a quarter of a second
+    # with aiohttp, which takes a quarter of a second to import
+    await asyncio.to_thread(import_module, "airflow_provider_flows.triggerer.shared_poller")
     hook: FlowsHook = await hooks.FlowsHook.aget_hook(flows_conn_id)
     return hook

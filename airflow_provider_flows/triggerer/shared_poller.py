@@ -1,7 +1,7 @@
-"""One watch for all waits of a connection in one event loop: one session, one rate gate, one schedule, few looks.
+"""One poller for all waits of a connection on an event loop: one session, one rate limiter, one schedule.
 
-What a look is and when it is due stands in flow/waiting.py and flow/schedule.py, when a list pays in flow/listing.py. The watch
-looks no connection up, fetches no outputs, stops no run and ends no task.
+When many runs are due, it sends one list request instead of many polls. The end of a run is never taken from
+a list. Times are by the monotonic clock unless they are called epoch seconds.
 """
 
 from __future__ import annotations
@@ -9,122 +9,251 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from contextvars import Context
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
 
 from airflow_provider_flows import metrics
-from airflow_provider_flows.core.exceptions import FlowRateLimited, FlowServiceError
+from airflow_provider_flows.core.exceptions import FlowError, FlowRateLimited, FlowServiceError
 from airflow_provider_flows.core.polling.bulk import ActiveRuns, BulkPollPolicy
 from airflow_provider_flows.core.polling.timer_queue import TimerQueue
+from airflow_provider_flows.core.rate_limiter import RateLimiter
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.transport.asynchronous import run
-from airflow_provider_flows.triggerer.rate_limited_transport import RateLimitedTransport
-from airflow_provider_flows.triggerer.subscriber import LIST_TIMEOUT_SECONDS, Subscriber
+from airflow_provider_flows.triggerer.per_loop import PerLoop
 
 if TYPE_CHECKING:
     from airflow_provider_flows.base_hook import BaseFlowsHook
     from airflow_provider_flows.core.http import Request, Response
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.core.run import FlowRun
+    from airflow_provider_flows.transport.asynchronous import AsyncTransport
 
-MAX_CONCURRENT_POLLS = 32  # looks
-COALESCE_SECONDS = 0.5  # seconds; who comes or is due so soon is asked about together with who is due now
-LIST_EARLY_FRACTION = 0.9  # of a poll interval; so much too early a list is looked at rather than another one
-TICK_FRACTION = 0.1  # of a poll interval; what is due within it is done in one go
-LAST_POLL_GRACE_SECONDS = 2.0  # seconds that the last look, which begins at the deadline, may take
-RUNS_PER_LOOP_TURN = 200  # runs of a list that are dealt with before others have their turn on the loop
+MAX_CONCURRENT_POLLS = 32
+RUNS_PER_LOOP_TURN = 200  # runs of a list that are processed before other tasks on the loop get a turn
 
-_POLLERS: WeakKeyDictionary[asyncio.AbstractEventLoop, list[SharedPoller]] = WeakKeyDictionary()
+# A list also includes runs that are due soon: within this fraction of their poll interval ...
+LIST_EARLY_FRACTION = 0.9
+COALESCE_SECONDS = 0.5  # ... or within this time; a new wait is delayed as long, so that others can join it
+TICK_FRACTION = 0.1  # of the shortest poll interval: polls due within it are started in one go
+
+LIST_TIMEOUT_SECONDS = 5.0  # for one page of a list
+MAX_UNCHANGED_LISTS = 20  # in a row; then the run is polled itself, because lists may be outdated
+LAST_POLL_GRACE_SECONDS = 2.0  # for the last poll, which starts at the deadline
+
+
+class _SharedLimiter:
+    """A rate limiter, and the lock under which requests wait for it one after the other."""
+
+    def __init__(self, per_second: float | None) -> None:
+        self.limiter = RateLimiter(per_second)
+        self.lock = asyncio.Lock()
+
+
+_LIMITERS: PerLoop[WeakValueDictionary[Hashable, _SharedLimiter]] = PerLoop(WeakValueDictionary)
+
+
+def _get_limiter(hook: BaseFlowsHook) -> _SharedLimiter:
+    """Return the running loop's limiter for a service and credentials; it lives while a transport uses it."""
+    settings, per_second = hook.settings, hook.extra.get("max_requests_per_second")
+    key = (settings.base_url, tuple(sorted(settings.credentials.items())), per_second)
+    return _LIMITERS.get().setdefault(key, _SharedLimiter(per_second))
+
+
+class RateLimitedTransport:
+    """A transport behind the rate limiter of its connection (`max_requests_per_second` in the extra)."""
+
+    def __init__(self, transport: AsyncTransport, hook: BaseFlowsHook) -> None:
+        """Wrap a transport that this hook has opened."""
+        self._transport = transport
+        self._shared_limiter = _get_limiter(hook)
+
+    async def send(self, request: Request) -> Response:
+        """Send a request as soon as the rate limiter admits it."""
+        await self.acquire()
+        return await self.send_acquired(request)
+
+    async def acquire(self) -> None:
+        """Wait until the rate limiter admits one request."""
+        async with self._shared_limiter.lock:
+            while delay := self._shared_limiter.limiter.try_acquire(time.monotonic()):  # noqa: ASYNC110  # it waits for a time, not an event
+                await asyncio.sleep(delay)
+
+    async def send_acquired(self, request: Request) -> Response:
+        """Send a request that was admitted, and report its response to the rate limiter."""
+        response = await self._transport.send(request)
+        retry_after = response.retry_after(time.time())
+        if self._shared_limiter.limiter.record_response(response.status, retry_after, time.monotonic()):
+            metrics.count_rate_limit_pause()
+        return response
+
+
+class _ListSender:
+    """Sends the requests of one list, and notes when the service read the runs."""
+
+    def __init__(self, transport: RateLimitedTransport) -> None:
+        self._transport = transport
+        self.observed_at = 0.0  # epoch seconds
+
+    async def send(self, request: Request) -> Response:
+        metrics.count_list_poll()
+        await self._transport.acquire()
+        requested_at = time.time()
+        async with asyncio.timeout(LIST_TIMEOUT_SECONDS):
+            response = await self._transport.send_acquired(request)
+        # a long list takes a while to create, send and read, while its runs continue
+        self.observed_at = (requested_at + time.time()) / 2
+        return response
+
+
+class Subscriber:
+    """One wait in a poller, and the future that its trigger awaits."""
+
+    __slots__ = ("_progress", "_unchanged_lists", "future", "needs_single_poll", "wait", "worker")
+
+    def __init__(self, wait: Wait) -> None:
+        self.wait = wait
+        self.future: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
+        self.needs_single_poll = self._is_near_deadline(0.0)  # whether the next poll must not be a list
+        self.worker: asyncio.Task[None] | None = None  # that polls its run just now
+        self._progress = 0.0
+        self._unchanged_lists = 0
+
+    def finish(self, final_run: FlowRun) -> None:
+        """End the wait with its final run."""
+        if not self.future.done():
+            self.future.set_result(final_run)
+
+    def fail(self, error: BaseException | None) -> None:
+        """End the wait with an error; one that is no FlowError is wrapped in one that names the run."""
+        if not self.future.done():
+            message = (
+                f"The wait for flow run {self.wait.flow_run_id} failed unexpectedly ({error!r}). "
+                "The run continues, and the next try resumes it."
+            )
+            self.future.set_exception(error if isinstance(error, FlowError) else FlowError(message))
+
+    def next_delay(self, policy: BulkPollPolicy) -> float:
+        """Return the seconds until the next poll, and decide whether it may be a list.
+
+        :raises FlowTimeout: the deadline has passed.
+        """
+        wait, previous = self.wait, self._progress
+        delay, is_at_expected_end = wait.next_poll()
+        flow_run = wait.state.run
+        self._progress = flow_run.progress if flow_run else 0.0
+        is_unchanged_list = not self.needs_single_poll and self._progress == previous
+        self._unchanged_lists = self._unchanged_lists + 1 if is_unchanged_list else 0
+        is_covered = policy.covers(flow_run, wait.flow_run_id) and self._unchanged_lists < MAX_UNCHANGED_LISTS
+        self.needs_single_poll = is_at_expected_end or not is_covered or self._is_near_deadline(delay)
+        return delay
+
+    def _is_near_deadline(self, delay: float) -> bool:
+        """Return whether the deadline would be too near, after this delay, for a list that times out."""
+        remaining = self.wait.seconds_left()
+        return remaining is not None and remaining - delay <= LIST_TIMEOUT_SECONDS
+
+
+class PollPlan(NamedTuple):
+    """Which subscribers to poll now.
+
+    :param single: to be polled one by one.
+    :param batch: to be polled with one list.
+    :param postponed: due, but left to the next list, because one is in progress.
+    """
+
+    single: Sequence[Subscriber]
+    batch: Sequence[Subscriber] = ()
+    postponed: Sequence[Subscriber] = ()
+
+
+_POLLERS: PerLoop[list[SharedPoller]] = PerLoop(list)  # a poller removes itself when its task ends
 
 
 class SharedPoller:
     """Waits for the flow runs of one connection.
 
-    Its task ends by itself when nobody waits any more; who comes later gets a new watch. Its moments are the monotonic clock's.
+    Its task ends when the last wait has ended; the next wait gets a new poller.
     """
 
     def __init__(self, hook: BaseFlowsHook) -> None:
-        """Prepare; nothing is opened before the first subscriber."""
+        """Prepare the poller; nothing is opened before the first wait."""
         self.hook = hook
         self._identity = (type(hook), hook.settings, hook.extra)
         self._service = hook.service
         self._bulk_policy = BulkPollPolicy()
-        self._subscribers: dict[
-            Subscriber, None
-        ] = {}  # a dict keeps their order, so that all have their turn
+        self._subscribers: dict[Subscriber, None] = {}  # a dict, because it has an order
         self._poll_timers: TimerQueue[Subscriber] = TimerQueue()
         self._deadlines: TimerQueue[Subscriber] = TimerQueue()
-        self._due: deque[Subscriber | list[Subscriber]] = deque()  # looks at one run, or at a list for many
+        self._batch: Sequence[Subscriber] = ()  # to be polled with a list by the next free worker
+        self._due: deque[Subscriber] = deque()  # to be polled one by one by the next free workers
         self._workers: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._is_list_running = False
-        self._tick = 1.0  # seconds
+        self._is_list_running = False  # or about to run
+        self._tick = 1.0
         self._reported_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._transport: RateLimitedTransport
 
     @classmethod
     def for_hook(cls, hook: BaseFlowsHook) -> SharedPoller:
-        """Give the running loop's watch for this connection: the same kind, settings and credentials."""
-        pollers = _POLLERS.setdefault(asyncio.get_running_loop(), [])
+        """Return the running loop's poller for hooks of the same type, settings and credentials."""
+        pollers = _POLLERS.get()
         for poller in pollers:
             if poller.hook is hook or poller._identity == (type(hook), hook.settings, hook.extra):  # noqa: SLF001  # its own
-                poller.hook = hook  # the latest of equal ones, which the next is most likely to be
+                poller.hook = hook  # the next call is most likely for the same one
                 return poller
         pollers.append(new_poller := cls(hook))
         return new_poller
 
     async def wait_until_final(self, wait: Wait) -> FlowRun:
-        """Wait until a run is final.
+        """Wait until a run is final, and return it.
 
         :raises FlowTimeout: the deadline passed first.
-        :raises FlowServiceError: an answer that will not get better by waiting (401, 404, ...).
-        :raises FlowError: the watch itself broke.
+        :raises FlowServiceError: a permanent error (401, 404, ...) for the third time.
+        :raises FlowError: any other error, of a service's code or of this module.
         """
         subscriber = Subscriber(wait)
-        self._subscribers[subscriber] = None
-        self._tick = min(self._tick, TICK_FRACTION * wait.schedule.poll_interval)
-        has_others = (
-            len(self._subscribers) > 1
-        )  # then others may come in the same moment, and be asked about at once
-        now = time.monotonic()
-        self._schedule(
-            self._poll_timers,
-            subscriber,
-            now
-            + max(
-                wait.initial_delay(),
-                COALESCE_SECONDS if has_others and not subscriber.needs_single_poll else 0.0,
-            ),
-        )
-        if (remaining := wait.seconds_left()) is not None:
-            self._schedule(self._deadlines, subscriber, now + remaining + LAST_POLL_GRACE_SECONDS)
+        self._add(subscriber)
         if self._task is None:
-            # in a context of its own: it must not log as the trigger that happened to be first
+            # in an empty context, because it must not log as the trigger that happens to be first
             self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
         try:
             return await subscriber.future
         finally:
-            del self._subscribers[subscriber]
-            self._poll_timers.cancel(subscriber)
-            self._deadlines.cancel(subscriber)
-            self._bulk_policy.forget(wait.flow_run_id)
-            if subscriber.worker is not None:
-                subscriber.worker.cancel()
-            if not self._subscribers:
-                self._wake.set()
+            self._remove(subscriber)
+
+    def _add(self, subscriber: Subscriber) -> None:
+        wait, now = subscriber.wait, time.monotonic()
+        self._subscribers[subscriber] = None
+        self._tick = min(self._tick, TICK_FRACTION * wait.schedule.poll_interval)
+        delay = wait.initial_delay()
+        if len(self._subscribers) > 1 and not subscriber.needs_single_poll:
+            delay = max(delay, COALESCE_SECONDS)  # others may join at the same time, and share a list
+        self._schedule(self._poll_timers, subscriber, now + delay)
+        if (remaining := wait.seconds_left()) is not None:
+            self._schedule(self._deadlines, subscriber, now + remaining + LAST_POLL_GRACE_SECONDS)
+
+    def _remove(self, subscriber: Subscriber) -> None:
+        del self._subscribers[subscriber]
+        self._poll_timers.cancel(subscriber)
+        self._deadlines.cancel(subscriber)
+        self._bulk_policy.forget(subscriber.wait.flow_run_id)
+        if subscriber.worker is not None:
+            subscriber.worker.cancel()
+        if not self._subscribers:
+            self._wake.set()
 
     async def _run(self) -> None:
-        """Hold the session open while somebody waits, and tell everybody if anything breaks."""
+        """Poll with one session while there are subscribers; fail all of them if that breaks."""
         failure: BaseException | None = None
         try:
             async with self.hook.async_transport() as transport, asyncio.TaskGroup() as group:
                 self._transport = RateLimitedTransport(transport, self.hook)
                 await self._dispatch_polls(group)
-        except BaseException as error:  # whatever ends the watch must be told to all who wait in it
+        except BaseException as error:  # any error, because all subscribers wait for this task
             failure = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
             if not isinstance(error, Exception):
                 raise
@@ -134,53 +263,82 @@ class SharedPoller:
                 subscriber.fail(failure)
 
     async def _dispatch_polls(self, group: asyncio.TaskGroup) -> None:
-        """Let looks be made as they become due, and deadlines be told, until nobody waits."""
+        """Start polls when they are due, and end waits at their deadlines, until no subscriber is left."""
         while self._subscribers:
             now = time.monotonic()
             if now - self._reported_at >= 1:
                 self._reported_at = now
                 _report_waiting_runs()
             self._wake.clear()
-            for subscriber in self._deadlines.pop_due(now):  # here, and not by whoever looks: a look may hang
+            for subscriber in self._deadlines.pop_due(now):  # here, not in a worker, whose poll may hang
                 subscriber.fail(subscriber.wait.deadline_error())
-            if not self._due:
-                self._due.extend(self._due_polls(now))
-            for _ in range(min(len(self._due), MAX_CONCURRENT_POLLS - len(self._workers))):
+            if not self._due and not self._batch:
+                self._apply(self._plan(now), now)
+            queued = len(self._due) + bool(self._batch)
+            for _ in range(min(queued, MAX_CONCURRENT_POLLS - len(self._workers))):
                 self._workers.add(group.create_task(self._work()))
             await self._wait_until_due()
-        self._unregister()  # at once: whoever comes from now on needs a watch that goes on
+        self._unregister()  # at once, because a new wait needs a poller that continues
         for worker in self._workers:
             worker.cancel()
 
+    def _plan(self, now: float) -> PollPlan:
+        """Decide whom to poll now, and how. This changes nothing."""
+        due = self._poll_timers.due_by(now)
+        first = next((one for one in due if not one.needs_single_poll), None)
+        if first is None:
+            return PollPlan(due)
+        if self._is_list_running:  # the service may have read its runs before these were due
+            single, postponed = _split(due)
+            return PollPlan(single, postponed=postponed)
+        break_even = self._break_even(now)
+        if break_even <= len(self._subscribers):
+            horizon = max(COALESCE_SECONDS, first.wait.schedule.poll_interval * LIST_EARLY_FRACTION)
+            batch = [one for one in self._poll_timers.due_by(now + horizon) if not one.needs_single_poll]
+            if len(batch) >= break_even:
+                return PollPlan(_split(due)[0], batch)
+        return PollPlan(due)
+
+    def _apply(self, plan: PollPlan, now: float) -> None:
+        """Queue the planned polls for the workers."""
+        for subscriber in plan.postponed:
+            self._poll_timers.schedule(subscriber, now + COALESCE_SECONDS)
+        for subscriber in (*plan.batch, *plan.single):
+            self._poll_timers.cancel(subscriber)
+        self._batch = plan.batch
+        self._is_list_running = self._is_list_running or bool(plan.batch)
+        self._due.extend(plan.single)
+
+    def _break_even(self, now: float) -> float:
+        return self._bulk_policy.break_even(now) if self._service.supports("list_active") else float("inf")
+
     async def _work(self) -> None:
-        """Make the looks that are due, one after the other, until none is left."""
+        """Run queued polls one after the other until the queue is empty."""
         current_task = asyncio.current_task()
         assert current_task is not None  # noqa: S101  # for mypy; it runs in a task
         try:
-            while self._due:
-                due = self._due.popleft()
-                if not isinstance(due, Subscriber):
-                    await self._poll_list(due)
-                elif due in self._subscribers:
-                    due.worker = current_task
-                    await self._poll_one(due)
-                    due.worker = None
+            while self._batch or self._due:
+                if self._batch:
+                    batch, self._batch = self._batch, ()
+                    await self._poll_list(batch)
+                elif (subscriber := self._due.popleft()) in self._subscribers:
+                    subscriber.worker = current_task
+                    await self._poll_one(subscriber)
+                    subscriber.worker = None
         finally:
-            if len(self._workers) == MAX_CONCURRENT_POLLS:  # then whoever became due waits for a place
+            if len(self._workers) == MAX_CONCURRENT_POLLS:  # then due polls wait for a free worker
                 self._wake.set()
             self._workers.discard(current_task)
 
     def _unregister(self) -> None:
         with suppress(ValueError):
-            _POLLERS[asyncio.get_running_loop()].remove(self)
+            _POLLERS.get().remove(self)
             _report_waiting_runs()
 
     async def _wait_until_due(self) -> None:
-        queues = (
-            (self._deadlines,)
-            if len(self._workers) == MAX_CONCURRENT_POLLS
-            else (self._poll_timers, self._deadlines)
-        )
+        """Sleep until a poll or a deadline is due; without a free worker, until a deadline is."""
+        has_free_worker = len(self._workers) < MAX_CONCURRENT_POLLS
+        queues = (self._poll_timers, self._deadlines) if has_free_worker else (self._deadlines,)
         due = min((next_due for queue in queues if (next_due := queue.next_due()) is not None), default=None)
         delay = None if due is None else due - time.monotonic()
         if delay is not None and delay <= self._tick:
@@ -196,71 +354,27 @@ class SharedPoller:
         if previous is None or due < previous:
             self._wake.set()
 
-    def _due_polls(self, now: float) -> Iterator[Subscriber | list[Subscriber]]:
-        """Give the looks that are due: one at a list for all whom it may tell of where that pays, else one at each run."""
-        due = self._poll_timers.pop_due(now)
-        batch = [subscriber for subscriber in due if not subscriber.needs_single_poll]
-        if (
-            batch and self._is_list_running
-        ):  # it was asked before they were due, and need not tell of them: the next one will
-            for subscriber in batch:
-                self._poll_timers.schedule(subscriber, now + COALESCE_SECONDS)
-        elif batch and (break_even := self._break_even(now)) <= len(self._subscribers):
-            due_soon = self._poll_timers.pop_due(
-                now + max(COALESCE_SECONDS, batch[0].wait.schedule.poll_interval * LIST_EARLY_FRACTION)
-            )
-            batch += [subscriber for subscriber in due_soon if not subscriber.needs_single_poll]
-            if len(batch) >= break_even:
-                self._is_list_running = True
-                yield batch
-            else:
-                batch = []
-            for subscriber in due_soon.keys() - set(batch):
-                self._poll_timers.schedule(subscriber, due_soon[subscriber])
-        else:
-            batch = []
-        batch_members = set(batch)
-        yield from (subscriber for subscriber in due if subscriber not in batch_members)
-
-    def _break_even(self, now: float) -> float:
-        return self._bulk_policy.break_even(now) if self._service.supports("list_active") else float("inf")
-
     async def _poll_one(self, subscriber: Subscriber) -> None:
-        """Look at one run; whatever goes wrong is told to its subscriber, and to nobody else."""
+        """Poll one run; any error ends only its own wait."""
         try:
-            flow_run = await run(with_retries(subscriber.wait.poll_once(), NO_RETRY), self._transport.send)
+            flow_run = await run(with_retries(subscriber.wait.poll(), NO_RETRY), self._transport.send)
             if flow_run is not None:
                 self._bulk_policy.record_single_poll(flow_run, time.monotonic())
             if flow_run is None or not flow_run.is_final:
                 self._reschedule(subscriber)
-            elif not subscriber.future.done():
-                subscriber.future.set_result(flow_run)
-        except Exception as error:  # noqa: BLE001  # it may be anything, and the others' waits must go on
+            else:
+                subscriber.finish(flow_run)
+        except Exception as error:  # noqa: BLE001  # any error, because the other waits continue
             subscriber.fail(error)
 
     async def _poll_list(self, batch: Sequence[Subscriber]) -> None:
-        """Look at the list; who waits for it and is not named there is looked at alone, as is who was named there before."""
-        observed_at = 0.0
-
-        async def send(request: Request) -> Response:
-            nonlocal observed_at
-            metrics.count_list_poll()
-            await self._transport.acquire()
-            requested_at = time.time()
-            async with asyncio.timeout(LIST_TIMEOUT_SECONDS):
-                response = await self._transport.send_acquired(request)
-            observed_at = (
-                requested_at + time.time()
-            ) / 2  # a long list takes a while to be made, sent and read, and its runs go on meanwhile
-            return response
-
-        active_runs, gone = ActiveRuns(), set[str]()
+        """Poll with a list; then poll the runs that are missing from it, or vanished since the last one."""
+        sender, active_runs, vanished_ids = _ListSender(self._transport), ActiveRuns(), set[str]()
+        flow_run_ids = {subscriber.wait.flow_run_id for subscriber in batch}
         try:
-            active_runs = await run(
-                with_retries(self._service.list_active({one.wait.flow_run_id for one in batch}), NO_RETRY),
-                send,
-            )
-            gone = self._bulk_policy.record_list(active_runs)
+            listing = with_retries(self._service.list_active(flow_run_ids), NO_RETRY)
+            active_runs = await run(listing, sender.send)
+            vanished_ids = self._bulk_policy.record_list(active_runs)
         except (FlowServiceError, TimeoutError) as error:
             if isinstance(error, FlowRateLimited) or getattr(error, "retry_after", None):
                 self._postpone(batch)
@@ -268,32 +382,32 @@ class SharedPoller:
             self._bulk_policy.record_list_failure(time.monotonic())
         finally:
             self._is_list_running = False
-        for number, subscriber in enumerate(batch):
-            self._apply_list(subscriber, active_runs, observed_at)
-            if number % RUNS_PER_LOOP_TURN == RUNS_PER_LOOP_TURN - 1:
+        for number, subscriber in enumerate(batch, start=1):
+            self._apply_list(subscriber, active_runs, sender.observed_at)
+            if number % RUNS_PER_LOOP_TURN == 0:
                 await asyncio.sleep(0)
-        for subscriber in [one for one in self._subscribers if one.wait.flow_run_id in gone] if gone else []:
-            self._schedule_single_poll(subscriber)
+        if vanished_ids:
+            for subscriber in [one for one in self._subscribers if one.wait.flow_run_id in vanished_ids]:
+                self._schedule_single_poll(subscriber)
 
-    def _postpone(self, subscribers: Sequence[Subscriber]) -> None:
-        """Let who waited for a list that was refused wait again: a look at each run is the last thing the service wants now."""
-        for subscriber in subscribers:
+    def _postpone(self, batch: Sequence[Subscriber]) -> None:
+        """Schedule another list after a rate-limited one; single polls would be even more requests."""
+        for subscriber in batch:
             if subscriber in self._subscribers:
-                self._poll_timers.schedule(
-                    subscriber, time.monotonic() + subscriber.wait.schedule.poll_interval
-                )
+                due = time.monotonic() + subscriber.wait.schedule.poll_interval
+                self._poll_timers.schedule(subscriber, due)
         self._wake.set()
 
     def _apply_list(self, subscriber: Subscriber, active_runs: ActiveRuns, observed_at: float) -> None:
-        run = active_runs.runs.get(subscriber.wait.flow_run_id)
-        if run is None:
+        flow_run = active_runs.runs.get(subscriber.wait.flow_run_id)
+        if flow_run is None:
             self._bulk_policy.record_missing(subscriber.wait.flow_run_id)
             self._schedule_single_poll(subscriber)
             return
         try:
-            subscriber.wait.record_poll(run, observed_at)
+            subscriber.wait.record_poll(flow_run, observed_at)
             self._reschedule(subscriber)
-        except Exception as error:  # noqa: BLE001  # as in a look
+        except Exception as error:  # noqa: BLE001  # as in _poll_one
             subscriber.fail(error)
 
     def _schedule_single_poll(self, subscriber: Subscriber) -> None:
@@ -307,7 +421,12 @@ class SharedPoller:
             self._schedule(self._poll_timers, subscriber, time.monotonic() + delay)
 
 
+def _split(subscribers: Sequence[Subscriber]) -> tuple[list[Subscriber], list[Subscriber]]:
+    """Return the subscribers that need a poll of their own, and those that a list may cover."""
+    single = [one for one in subscribers if one.needs_single_poll]
+    return single, [one for one in subscribers if not one.needs_single_poll]
+
+
 def _report_waiting_runs() -> None:
-    """Show how many runs this loop's watches wait for."""
-    pollers = _POLLERS.get(asyncio.get_running_loop(), [])
-    metrics.set_waiting_runs(sum(len(poller._subscribers) for poller in pollers))  # noqa: SLF001  # their own module's
+    """Report how many runs the pollers of the running loop wait for."""
+    metrics.set_waiting_runs(sum(len(poller._subscribers) for poller in _POLLERS.get()))  # noqa: SLF001  # their own module

@@ -262,7 +262,7 @@ def test_dag_starts_without_a_memory(played: StackRuns) -> None:
     _wait_for(lambda: dag_run_ids(airflow, "on_finished"))
     assert [payload["flow_run_id"] for payload in received_payloads(airflow)] == [first]
     logs = "".join(path.read_text() for path in airflow.home.rglob("*.log") if path.is_file())
-    assert logs.count("keeps no memory for asset watchers") == 1
+    assert logs.count("has no asset state store") == 1
 
 
 # and after all that -------------------------------------------------------------------------------------------------------

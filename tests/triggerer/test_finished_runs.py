@@ -25,7 +25,7 @@ from airflow.triggers.base import BaseEventTrigger
 
 from airflow_provider_flows import triggers
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.polling import event_cursor as told_
+from airflow_provider_flows.core.polling.finished_runs import EventCursor, Snapshot
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.triggerer.watcher_state import WatcherState
@@ -84,7 +84,7 @@ def test_trigger_survives_airflows_database() -> None:
     read.encrypted_kwargs = row.encrypted_kwargs
     again = FlowRunFinishedTrigger(**read.kwargs)
 
-    assert row.classpath == "airflow_provider_flows.triggers_finished.FlowRunFinishedTrigger"
+    assert row.classpath == "airflow_provider_flows.triggers.FlowRunFinishedTrigger"
     assert again.serialize() == given.serialize()
     assert BaseEventTrigger.hash(row.classpath, read.kwargs) == BaseEventTrigger.hash(*given.serialize())
     assert given.serialize()[1] == {
@@ -110,9 +110,9 @@ def test_spellings_of_one_watcher_are_one() -> None:
     ("arguments", "words"),
     [
         ({"states": "running"}, "states must be among completed, failed, aborted"),
-        ({"states": []}, "states must be a word"),
-        ({"flow": ""}, "flow must be a word"),
-        ({"flow": [7]}, "flow must be a word"),
+        ({"states": []}, "states must be a string"),
+        ({"flow": ""}, "flow must be a string"),
+        ({"flow": [7]}, "flow must be a string"),
         ({"poll_interval": 0}, "poll_interval must be more than 0"),
         ({"poll_interval": "often"}, "poll_interval must be seconds"),
     ],
@@ -307,7 +307,7 @@ async def test_without_a_store_it_remembers_while_it_lives(
         assert await watcher.wait_for_events("one")
         over(station, "two")
         assert await watcher.wait_for_events("one", "two")
-    assert caplog.text.count("keeps no memory for asset watchers") == 1
+    assert caplog.text.count("has no asset state store") == 1
 
 
 async def test_store_that_blocks_is_asked_in_a_thread(station: StubFlowServer) -> None:
@@ -370,10 +370,14 @@ async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: St
     assert second.ids == []
 
 
+def matches_all(_: FlowRun) -> bool:
+    """Match every run."""
+    return True
+
+
 def test_memory_is_bounded_and_still_knows_all() -> None:
     """After thousands of runs within the hour the memory fits into Airflow's store, and who reads it tells none again."""
-    told, everything = told_.EventCursor(), list[tuple[float, FlowRun]]()
-    told.take_new(told_.Snapshot(0.0, ()), lambda _: True)
+    cursor, everything = EventCursor().after(Snapshot(0.0, ()), matches_all)[0], list[tuple[float, FlowRun]]()
     count = 0
     for hundred in range(50):
         new = [
@@ -381,27 +385,28 @@ def test_memory_is_bounded_and_still_knows_all() -> None:
             for number in range(100)
         ]
         everything = sorted([*everything, *new], key=lambda one: one[0], reverse=True)
-        count += len(told.take_new(told_.Snapshot(1e9, everything), lambda _: True))
-    memory = json.dumps(told.to_dict())
+        cursor, new_runs = cursor.after(Snapshot(1e9, everything), matches_all)
+        count += len(new_runs)
+    memory = json.dumps(cursor.to_dict())
 
     assert count == 5000
     assert len(memory) < 65_535
-    assert (
-        told_.EventCursor(json.loads(memory)).take_new(told_.Snapshot(1e9, everything), lambda _: True) == []
-    )
+    restored = EventCursor.from_dict(json.loads(memory))
+    assert restored.after(Snapshot(1e9, everything), matches_all) == (restored, [])
 
 
 def test_memory_of_long_ids_is_bounded() -> None:
     """A service with long ids has fewer of them remembered, not a memory that Airflow does not take."""
-    told = told_.EventCursor()
-    told.take_new(told_.Snapshot(0.0, ()), lambda _: True)
+    cursor, _ = EventCursor().after(Snapshot(0.0, ()), matches_all)
     ended = [
         (float(number), FlowRun(f"{number}" + "\N{GREEK SMALL LETTER ALPHA}" * 150, "third"))
         for number in range(999, 0, -1)
     ]
-    assert len(told.take_new(told_.Snapshot(1e9, ended), lambda _: True)) == 999
-    assert 10_000 < len(json.dumps(told.to_dict())) < 65_535
-    assert told_.EventCursor(told.to_dict()).take_new(told_.Snapshot(1e9, ended), lambda _: True) == []
+    cursor, new_runs = cursor.after(Snapshot(1e9, ended), matches_all)
+    assert len(new_runs) == 999
+    assert 10_000 < len(json.dumps(cursor.to_dict())) < 65_535
+    restored = EventCursor.from_dict(cursor.to_dict())
+    assert restored.after(Snapshot(1e9, ended), matches_all) == (restored, [])
 
 
 NONSENSE = [None, 7, [], ["x"], "x", {"since": "x"}, {"since": float("nan")}, {"ends": {}}]
@@ -410,7 +415,7 @@ NONSENSE = [None, 7, [], ["x"], "x", {"since": "x"}, {"since": float("nan")}, {"
 @pytest.mark.parametrize("memory", NONSENSE)
 def test_memory_that_cannot_be_read_is_none(memory: Any) -> None:
     """What somebody else has put there makes it begin anew."""
-    assert told_.EventCursor(memory).to_dict() == told_.EventCursor().to_dict()
+    assert EventCursor.from_dict(memory) == EventCursor()
 
 
 async def test_store_with_nonsense_ends_no_watcher() -> None:

@@ -11,7 +11,8 @@ import random
 import pytest
 
 from airflow_provider_flows.core.polling.bulk import (
-    LIST_RETRY_SECONDS,
+    MAX_LIST_RETRY_SECONDS,
+    MIN_LIST_RETRY_SECONDS,
     MIN_RUNS_FOR_LIST,
     PAGES_PER_POLL,
     ROWS_PER_POLL,
@@ -49,9 +50,9 @@ def test_agenda_gives_all_who_are_due_in_their_order() -> None:
     for member, due in (("late", 9.0), ("early", 1.0), ("second", 2.0), ("with second", 2.0)):
         agenda.schedule(member, due)
     assert agenda.next_due() == 1.0
-    assert list(agenda.pop_due(2.0).items()) == [("early", 1.0), ("second", 2.0), ("with second", 2.0)]
-    assert agenda.pop_due(2.0) == {}
-    assert agenda.pop_due(9.0) == {"late": 9.0}
+    assert agenda.due_by(2.0) == agenda.pop_due(2.0) == ["early", "second", "with second"]
+    assert agenda.due_by(2.0) == agenda.pop_due(2.0) == []
+    assert agenda.pop_due(9.0) == ["late"]
     assert agenda.next_due() is None
 
 
@@ -63,11 +64,11 @@ def test_agenda_has_one_place_for_each() -> None:
     agenda.schedule("b", 6.0)
     agenda.cancel("b")
     agenda.cancel("nobody")
-    assert agenda.pop_due(6.9) == {}
+    assert agenda.pop_due(6.9) == []
     assert agenda.next_due() == 7.0
-    assert agenda.pop_due(7.0) == {"a": 7.0}
+    assert agenda.pop_due(7.0) == ["a"]
     agenda.schedule("b", 8.0)
-    assert agenda.pop_due(8.0) == {"b": 8.0}
+    assert agenda.pop_due(8.0) == ["b"]
 
 
 def test_agenda_keeps_nothing_of_who_is_gone() -> None:
@@ -78,7 +79,7 @@ def test_agenda_keeps_nothing_of_who_is_gone() -> None:
         agenda.schedule(member, 1e6 + member)
         agenda.cancel(member)
     assert len(agenda._heap) <= MAX_STALE_ENTRIES + 2
-    assert agenda.pop_due(1e9) == {-1: 1e9}
+    assert agenda.pop_due(1e9) == [-1]
 
 
 def test_agenda_is_as_right_as_a_plain_dict() -> None:
@@ -93,8 +94,9 @@ def test_agenda_is_as_right_as_a_plain_dict() -> None:
             agenda.cancel(member)
             plain.pop(member, None)
         elif chance.random() < 0.2:
-            due = {key: at for key, at in plain.items() if at <= moment}
+            due = sorted((key for key, at in plain.items() if at <= moment), key=lambda key: plain[key])
             plain = {key: at for key, at in plain.items() if at > moment}
+            assert agenda.due_by(moment) == due
             assert agenda.pop_due(moment) == due
         assert agenda.next_due() == min(plain.values(), default=None)
 
@@ -197,12 +199,12 @@ def test_list_that_fails_is_asked_again_later_and_later() -> None:
             now += 1
         pauses.append(now - begun)
     assert pauses[:4] == [
-        LIST_RETRY_SECONDS[0],
-        2 * LIST_RETRY_SECONDS[0],
-        4 * LIST_RETRY_SECONDS[0],
-        8 * LIST_RETRY_SECONDS[0],
+        MIN_LIST_RETRY_SECONDS,
+        2 * MIN_LIST_RETRY_SECONDS,
+        4 * MIN_LIST_RETRY_SECONDS,
+        8 * MIN_LIST_RETRY_SECONDS,
     ]
-    assert pauses[-1] == LIST_RETRY_SECONDS[1]
+    assert pauses[-1] == MAX_LIST_RETRY_SECONDS
     for _ in range(2_000):
         listing.record_list_failure(now)  # however often
 
@@ -212,13 +214,13 @@ def test_list_that_works_again_is_asked_as_before() -> None:
     listing = BulkPollPolicy()
     for _ in range(5):
         listing.record_list_failure(NOON)
-    later = NOON + 2 * LIST_RETRY_SECONDS[1]
+    later = NOON + 2 * MAX_LIST_RETRY_SECONDS
     listing.record_list(glance(*"abc"))
     listing.record_missing("over")
     listing.record_single_poll(run("over", FlowState.COMPLETED), later)
     listing.record_list(glance(*"abc"))
     listing.record_list_failure(later)
-    assert listing.break_even(later + LIST_RETRY_SECONDS[0]) < NEVER
+    assert listing.break_even(later + MIN_LIST_RETRY_SECONDS) < NEVER
 
 
 def test_run_that_was_named_and_is_no_more_is_gone() -> None:

@@ -1,1 +1,1 @@
-"""When to poll a flow run, and what to make of the responses."""
+"""When to poll a flow run, and what to conclude from the responses."""

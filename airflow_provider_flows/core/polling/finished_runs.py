@@ -1,120 +1,247 @@
-"""Which runs are final by a list of them, and which must be looked at because the list tells too little.
+"""Which flow runs have finished, by lists of a connection's runs, and which are new to a watcher.
 
-It asks nothing. What a service's list holds is not documented (vendor-api G-05 to G-08): rows may lack state, end or flow, and
-a run may be on none of the pages that came.
+What a service's list contains is not documented (vendor_notes.md, G-05 to G-08): rows may lack the state, the
+end or the flow, and a run may be on none of the pages. Such runs are polled one by one. Everything here is
+pure: each step takes a state and returns the next one. Times are epoch seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.core.polling.event_cursor import RunEnd, end_time
-from airflow_provider_flows.core.run import FlowState
+from airflow_provider_flows.core.exceptions import FlowNotFound
+from airflow_provider_flows.core.run import FlowRun, FlowState
+from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowRun
+    from airflow_provider_flows.core.exceptions import FlowServiceError
 
-MAX_POLLS_PER_LIST = 20  # at single runs, for one list
-MAX_TRACKED_ROWS = 1000  # rows of a list among which runs are looked at, or followed
-MAX_FINISHED_RUNS = 5000  # final runs
-MAX_ID_CHARACTERS = 200  # characters; what is longer is no id that anybody would want to remember
+MAX_POLLS_PER_LIST = 20
+MAX_TRACKED_ROWS = 1000  # only runs among the first rows of a list are polled or followed
+MAX_FINISHED_RUNS = 5000
+MAX_ID_CHARACTERS = 200  # runs with longer ids are ignored
+OVERLAP_SECONDS = 3600.0  # a list may show a run so much later than one that ended after it
+MAX_CURSOR_CHARACTERS = 60_000  # of a cursor as JSON, some thousand ids; Airflow's store accepts 64 KiB
+
+RunEnd = tuple[float, FlowRun]
+"""The time at which a run ended, and the run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The finished runs of a connection at one time.
+
+    :param requested_at: that time, by the service's clock if its responses have a Date header.
+    :param run_ends: the runs, the latest end first.
+    :param is_complete: whether no further run may have finished without its end being known yet.
+    """
+
+    requested_at: float
+    run_ends: Sequence[RunEnd]
+    is_complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class FinishedRuns:
-    """The experience with the lists of one connection; a final run never changes, so it is read, and looked at, once."""
+    """What the lists and polls of one connection have shown so far.
 
-    def __init__(self) -> None:
-        """Begin without experience."""
-        self._final_runs: dict[str, FlowRun] = {}  # final
-        self._active_ids: set[str] = set()  # as a list, or a look, has shown them
-        self._observed_ends: dict[
-            str, float
-        ] = {}  # of runs that were seen under way, and do not tell when they ended
-        self._requested_at = 0.0
-        self._poll_order: dict[str, int] = {}  # when each was looked at last, counted in looks
-        self._poll_count = 0
+    For each list, `after_list` returns the runs to poll, and `after_polls` takes their results and returns
+    the snapshot. A final run never changes, so it is polled at most once.
 
-    def ids_to_poll(self, listed_runs: Sequence[FlowRun], requested_at: float) -> list[str]:
-        """Give the ids of the runs to look at after this list, a few: whom nobody looked at for longest comes first.
+    :param final_runs: final runs by id.
+    :param active_ids: runs that were active when a list or a poll last showed them.
+    :param observed_ends: when active runs without an end time of their own were first found to be final.
+    :param last_polls: the number of the last poll of a run, for runs that may have to be polled again.
+    :param poll_count: polls so far.
+    """
 
-        :param asked: when the list was asked for, in epoch seconds.
-        """
-        self._requested_at = requested_at
+    final_runs: Mapping[str, FlowRun] = field(default_factory=dict)
+    active_ids: frozenset[str] = frozenset()
+    observed_ends: Mapping[str, float] = field(default_factory=dict)
+    last_polls: Mapping[str, int] = field(default_factory=dict)
+    poll_count: int = 0
+
+    def after_list(self, listed_runs: Sequence[FlowRun]) -> tuple[FinishedRuns, list[str]]:
+        """Return the state after a list, and the ids of a few runs to poll, the longest unpolled first."""
         newest = [
             run for run in islice(listed_runs, MAX_TRACKED_ROWS) if len(run.flow_run_id) <= MAX_ID_CHARACTERS
         ]
-        listed_ids = {run.flow_run_id for run in listed_runs}
-        vanished_ids = sorted(self._active_ids - listed_ids)
-        incomplete_ids = [
-            run.flow_run_id
-            for run in newest
-            if _is_incomplete(run) and run.flow_run_id not in self._final_runs
-        ]
+        vanished_ids = sorted(self.active_ids - {run.flow_run_id for run in listed_runs})
+        incomplete_ids = [run.flow_run_id for run in newest if self._is_unknown(run)]
         active_ids = (run.flow_run_id for run in newest if not run.is_final and not _is_incomplete(run))
-        self._active_ids = {*vanished_ids, *active_ids, *self._active_ids.intersection(incomplete_ids)}
-        due = sorted((*vanished_ids, *incomplete_ids), key=lambda key: self._poll_order.get(key, 0))[
-            :MAX_POLLS_PER_LIST
-        ]
-        self._poll_order = {
-            key: self._poll_order[key] for key in (*vanished_ids, *incomplete_ids) if key in self._poll_order
-        }
-        return due
-
-    def record_single_poll(
-        self, flow_run_id: str, run: FlowRun | None = None, *, not_found: bool = False
-    ) -> None:
-        """Take notice of a look at one run, which may have brought nothing, or that it is gone."""
-        self._poll_count += 1
-        self._poll_order[flow_run_id] = self._poll_count
-        if run is not None and run.is_final:
-            if run.finished_at is None and flow_run_id in self._active_ids:
-                self._observed_ends[flow_run_id] = self._requested_at
-            self._final_runs[flow_run_id] = _strip_large_fields(run)
-        if not_found or (run is not None and run.is_final):
-            self._active_ids.discard(flow_run_id)
-        elif run is not None:
-            self._active_ids.add(flow_run_id)
-
-    def is_complete(self, listed_runs: Sequence[FlowRun]) -> bool:
-        """Whether of each run on this list it is known by now whether it is final, and when it ended."""
-        return not any(_is_incomplete(run) and run.flow_run_id not in self._final_runs for run in listed_runs)
-
-    def list_run_ends(self, listed_runs: Sequence[FlowRun]) -> list[RunEnd]:
-        """Give the runs that are final and have an end, whatever ended last first."""
-        found = {
-            run.flow_run_id: run for run in listed_runs if run.is_final and not _is_incomplete(run)
-        } | self._final_runs
-        known = [run for run in found.values() if len(run.flow_run_id) <= MAX_ID_CHARACTERS]
-        dated = [(end, run) for run in known if (end := self._end_time(run)) is not None]
-        dated.sort(key=lambda one: one[0], reverse=True)
-        run_ends = [(end, _strip_large_fields(run)) for end, run in dated[:MAX_FINISHED_RUNS]]
-        undated = islice(
-            (run for run in self._final_runs.values() if self._end_time(run) is None), MAX_FINISHED_RUNS
+        candidates = (*vanished_ids, *incomplete_ids)
+        state = replace(
+            self,
+            active_ids=frozenset(vanished_ids).union(
+                active_ids, self.active_ids.intersection(incomplete_ids)
+            ),
+            last_polls={key: self.last_polls[key] for key in candidates if key in self.last_polls},
         )
-        self._final_runs = {run.flow_run_id: run for run in undated} | {
-            run.flow_run_id: run for _, run in run_ends
+        return state, sorted(candidates, key=lambda key: self.last_polls.get(key, 0))[:MAX_POLLS_PER_LIST]
+
+    def after_polls(
+        self,
+        listed_runs: Sequence[FlowRun],
+        polls: Mapping[str, FlowRun | FlowServiceError],
+        requested_at: float,
+    ) -> tuple[FinishedRuns, Snapshot]:
+        """Return the state after the polls that a list required, and the snapshot of both.
+
+        :param polls: the results, in the order of the polls; it may lack runs that were not polled after all.
+        :param requested_at: when the list was requested.
+        """
+        polled_runs = [(key, result) for key, result in polls.items() if isinstance(result, FlowRun)]
+        final_runs = {key: _strip_large_fields(run) for key, run in polled_runs if run.is_final}
+        observed_ends = {
+            key: requested_at
+            for key, run in final_runs.items()
+            if run.finished_at is None and key in self.active_ids
         }
-        self._observed_ends = {
-            key: end for key, end in self._observed_ends.items() if key in self._final_runs
-        }
-        return run_ends
+        gone_ids = {key for key, result in polls.items() if isinstance(result, FlowNotFound)}
+        active_ids = self.active_ids.union(key for key, run in polled_runs if not run.is_final)
+        numbers = range(self.poll_count + 1, self.poll_count + 1 + len(polls))
+        state = FinishedRuns(
+            {**self.final_runs, **final_runs},
+            active_ids - final_runs.keys() - gone_ids,
+            {**self.observed_ends, **observed_ends},
+            {**self.last_polls, **dict(zip(polls, numbers, strict=True))},
+            self.poll_count + len(polls),
+        )
+        state, run_ends = state._with_ends(listed_runs)
+        return state, Snapshot(requested_at, run_ends, state.knows_all(listed_runs))
+
+    def knows_all(self, listed_runs: Sequence[FlowRun]) -> bool:
+        """Return whether it is known of each listed run if it is final, and when it ended."""
+        return not any(self._is_unknown(run) for run in listed_runs)
+
+    def _with_ends(self, listed_runs: Sequence[FlowRun]) -> tuple[FinishedRuns, list[RunEnd]]:
+        """Add the final runs of a list; return the bounded state, and the runs with an end, latest first."""
+        listed = {run.flow_run_id: run for run in listed_runs if run.is_final and not _is_incomplete(run)}
+        runs = [
+            run for run in {**listed, **self.final_runs}.values() if len(run.flow_run_id) <= MAX_ID_CHARACTERS
+        ]
+        ends = [(end, run) for run in runs if (end := self._end_time(run)) is not None]
+        ends.sort(key=lambda run_end: run_end[0], reverse=True)
+        run_ends = [(end, _strip_large_fields(run)) for end, run in ends[:MAX_FINISHED_RUNS]]
+        endless = (run for run in self.final_runs.values() if self._end_time(run) is None)
+        final_runs = {run.flow_run_id: run for run in islice(endless, MAX_FINISHED_RUNS)}
+        final_runs.update((run.flow_run_id, run) for _, run in run_ends)
+        observed_ends = {key: end for key, end in self.observed_ends.items() if key in final_runs}
+        return replace(self, final_runs=final_runs, observed_ends=observed_ends), run_ends
+
+    def _is_unknown(self, run: FlowRun) -> bool:
+        """Return whether neither a row nor a poll has shown if the run is final, and when it ended."""
+        return _is_incomplete(run) and run.flow_run_id not in self.final_runs
 
     def _end_time(self, run: FlowRun) -> float | None:
-        """Give when a run ended; one that was under way and does not tell it, when that was seen, for its start is long ago."""
-        observed_end = self._observed_ends.get(run.flow_run_id)
-        return end_time(run) if observed_end is None else observed_end
+        """Return when a final run ended, None if unknown.
+
+        Without an end time of its own that is when it was found to be final, if it was active before. Its
+        start, which is used otherwise, may be long ago.
+        """
+        observed_end = self.observed_ends.get(run.flow_run_id)
+        if observed_end is not None:
+            return observed_end
+        timestamp = run.finished_at or run.started_at or run.created_at
+        return None if timestamp is None else to_epoch(timestamp)
+
+
+@dataclass(frozen=True, slots=True)
+class EventCursor:
+    """Which finished runs a watcher has emitted: all up to a time, and by id those that ended since.
+
+    The first snapshot emits nothing. A run that was active there is emitted when it finishes, even if it
+    ended before a run that was final there, because a list does not show the state of one instant.
+
+    Times are by the service's clock, which its rows or its Date header show; the local clock is used only for
+    a first list without either. A run counts by its end, not by its start, so that a long run is not missed.
+
+    :param since: that time, None before the first snapshot.
+    :param ends: the end times of the runs that ended since, by id.
+    """
+
+    since: float | None = None
+    ends: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> EventCursor:
+        """Read what `to_dict` returned; anything unreadable is a new cursor."""
+        if not is_cursor_state(data):
+            return cls()
+        stored = data.get("ends")
+        ends = stored.items() if isinstance(stored, Mapping) else ()
+        return cls(
+            float(data["since"]), {str(key): float(end) for key, end in ends if isinstance(end, (int, float))}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the cursor as plain JSON values."""
+        return {"since": self.since, "ends": dict(self.ends)}
+
+    def after(
+        self, snapshot: Snapshot, matches: Callable[[FlowRun], bool]
+    ) -> tuple[EventCursor, list[FlowRun]]:
+        """Return the cursor after a snapshot, and the runs to emit in the order of their ends.
+
+        :param matches: whether the watcher wants a run.
+        :returns: the same cursor if nothing has changed.
+        """
+        if self.since is None:
+            return self._after_first(snapshot, matches), []
+        new: list[RunEnd] = []
+        for end, run in snapshot.run_ends:
+            if end < self.since:
+                break
+            if run.flow_run_id not in self.ends and matches(run):
+                new.append((end, run))
+        if not new:
+            return self, []
+        ends = {**self.ends, **{run.flow_run_id: end for end, run in new}}
+        # an end in the future comes from a wrong clock, and must not move the cursor there
+        newest = min(max(ends.values()), snapshot.requested_at)
+        return _bounded_cursor(self.since, ends, newest - OVERLAP_SECONDS), [run for _, run in reversed(new)]
+
+    def _after_first(self, snapshot: Snapshot, matches: Callable[[FlowRun], bool]) -> EventCursor:
+        ends = {run.flow_run_id: end for end, run in snapshot.run_ends if matches(run)}
+        newest = max(
+            (min(end, snapshot.requested_at) for end, _ in snapshot.run_ends), default=OVERLAP_SECONDS
+        )
+        since = newest - OVERLAP_SECONDS if snapshot.is_complete else snapshot.requested_at
+        return _bounded_cursor(0.0, ends, since)
+
+
+def is_cursor_state(data: Any) -> bool:
+    """Return whether this is what `EventCursor.to_dict` returned for a cursor that has a snapshot."""
+    since = data.get("since") if isinstance(data, Mapping) else None
+    return isinstance(since, (int, float)) and math.isfinite(since)
+
+
+def _bounded_cursor(since: float, ends: Mapping[str, float], new_since: float) -> EventCursor:
+    """Move a cursor to a later time, and further if more runs ended since than can be stored."""
+    since, room = max(since, new_since), MAX_CURSOR_CHARACTERS
+    recent: dict[str, float] = {}
+    for key, end in sorted(ends.items(), key=lambda item: item[1], reverse=True):
+        room -= len(json.dumps({key: end}))
+        if room < 0:
+            since = max(since, math.nextafter(end, math.inf))
+        if end < since:
+            break
+        recent[key] = end
+    return EventCursor(since, {key: end for key, end in recent.items() if end >= since})
 
 
 def _is_incomplete(run: FlowRun) -> bool:
-    """Whether a row leaves out what must be known: the state, or of a final run its end or its flow."""
+    """Return whether a row lacks what must be known: the state or, of a final run, its end or flow."""
     if run.state is FlowState.UNKNOWN:
-        return run.raw_state == FlowState.UNKNOWN.value  # else it is told, in a word that nobody knows
+        return run.raw_state == FlowState.UNKNOWN.value  # else the service has named a state
     return run.is_final and (run.finished_at is None or run.flow is None)
 
 
 def _strip_large_fields(run: FlowRun) -> FlowRun:
-    """Give a run without what may be large."""
+    """Return a run without the fields that may be large."""
     return replace(run, raw={}, parameters=None, additional=None) if run.raw else run

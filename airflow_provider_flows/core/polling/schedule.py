@@ -1,53 +1,47 @@
-"""When to look at a flow run next, when it is expected to end, and the deadline: the one place that knows.
+"""When to poll a flow run next: intervals, the deadline, the forecast of its end, and the state of a wait.
 
-It does not look and does not sleep: operator, sensor and trigger ask it through waiting.py.
+Everything here is pure: immutable values in, immutable values out. Times are epoch seconds, durations
+seconds.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.core.exceptions import FlowServiceError
     from airflow_provider_flows.core.run import FlowRun
 
-AGE_DIVISOR = 10  # news may be late by a tenth of the run's age
-JITTER = 0.1  # intervals are shortened by up to a tenth, so that runs started together spread out
-STEADY_TOLERANCE = (
-    0.1  # two forecasts of the end agree if they differ by no more than this part of the time that is left
-)
-EXACT_TOLERANCE = 0.02  # and if by no more than this, the run is left alone until then
-UNPOLLED_FRACTION = 0.5  # of the time that is left, where they agree less exactly
-NEAR_END_INTERVALS = 2  # poll intervals before its expected end it is left alone until then all the same
-EXPECTED_END_MARGIN = (
-    0.05,
-    0.01,
-)  # a look at the expected end comes later by these parts of poll_interval and of the time until then
-MAX_FORECAST_SECONDS = (
-    10 * 366 * 86_400.0
-)  # seconds; an end beyond them is none, but an absurd start or progress
-MAX_RETRY_AFTER_SECONDS = 3600.0  # seconds; whoever asks for more is asked again after this
+AGE_DIVISOR = 10  # the detection delay may be a tenth of the run's age
+JITTER = 0.1  # intervals are shortened by up to a tenth, so that runs that were started together spread out
+UNCERTAINTY_FACTOR = 10  # an expected end is uncertain by so many times its difference from the previous one
+MAX_UNPOLLED_FRACTION = 0.5  # of the remaining time without a poll, where the next poll is not at the end
+# A poll at the expected end comes later by these parts of poll_interval and of the remaining time, because
+# one that comes just before the end costs another poll_interval.
+END_MARGIN_OF_INTERVAL, END_MARGIN_OF_REMAINING = 0.05, 0.01
+MAX_FORECAST_SECONDS = 10 * 366 * 86_400.0  # a longer remaining time comes from an absurd start or progress
+MAX_RETRY_AFTER_SECONDS = 3600.0  # a service that asks for a longer pause is polled again after this one
+MAX_REJECTIONS = 3  # a key may be in rotation, a new run not visible yet, a gateway confused
+MAX_BACKOFF_DOUBLINGS = 16
 
 
 def to_seconds(name: str, value: float | timedelta | None) -> float | None:
-    """Read a duration argument, seconds or timedelta, into seconds.
+    """Convert a duration argument, seconds or timedelta, to seconds; None stays None.
 
-    :raises FlowInputError: it is neither, not finite, or negative; the message names the argument.
+    :raises FlowInputError: the value is neither, not finite, or negative; the message names the argument.
     """
     if value is None:
         return None
     duration = value.total_seconds() if isinstance(value, timedelta) else value
-    if (
-        isinstance(duration, bool)
-        or not isinstance(duration, (int, float))
-        or not 0 <= duration < float("inf")
-    ):
+    is_number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
+    if not is_number or not 0 <= duration < float("inf"):
         message = f"{name} must be seconds (a number that is not negative) or a timedelta, not {value!r}"
         raise FlowInputError(message)
     return float(duration)
@@ -55,12 +49,12 @@ def to_seconds(name: str, value: float | timedelta | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What the looks so far let expect of a run's end.
+    """The expected end of a run, derived from its progress.
 
-    :param progress: the progress of which it was made, 0.0 to 1.0.
-    :param made: epoch seconds at which that progress was first seen; a look that sees no change tells nothing new.
-    :param end: epoch seconds of the end that is expected, None if nothing tells.
-    :param earlier: the end that was expected before that.
+    :param progress: the progress that it is derived from, 0.0 to 1.0.
+    :param observed_at: epoch seconds at which that progress was first observed.
+    :param end: epoch seconds of the expected end, None if there is no progress to derive it from.
+    :param previous_end: the expected end of the forecast before this one.
     """
 
     progress: float = 0.0
@@ -70,21 +64,20 @@ class Forecast:
 
     @classmethod
     def from_dict(cls, data: Any) -> Forecast:
-        """Read what `memory` gave, perhaps in another version; what cannot be one is as good as none."""
+        """Read what `to_dict` returned; return an empty forecast if it is unreadable (another version)."""
         try:
-            progress, observed_at, end, previous_end = (
-                data[name] for name in ("progress", "observed_at", "end", "previous_end")
-            )
-        except (TypeError, KeyError):
+            values = data["progress"], data["observed_at"], data["end"], data["previous_end"]
+        except (KeyError, TypeError):
             return cls()
-        numbers = {type(value) for value in (progress, observed_at, end or 0.0, previous_end or 0.0)} <= {
+        progress, observed_at, end, previous_end = values
+        has_numbers = {type(value) for value in (progress, observed_at, end or 0.0, previous_end or 0.0)} <= {
             int,
             float,
         }
-        return cls(progress, observed_at, end, previous_end) if numbers else cls()
+        return cls(progress, observed_at, end, previous_end) if has_numbers else cls()
 
     def to_dict(self) -> dict[str, float | None]:
-        """The forecast as plain JSON values."""
+        """Return the forecast as plain JSON values."""
         return {
             "progress": self.progress,
             "observed_at": self.observed_at,
@@ -93,36 +86,85 @@ class Forecast:
         }
 
     def after(self, run: FlowRun | None, now: float, min_interval: float = 0.0) -> Forecast:
-        """Give the forecast after another look.
+        """Return the forecast after another poll; the same object if the poll brought no new progress.
 
-        :param apart: seconds that must lie between two forecasts; those of one moment would agree about anything.
+        :param min_interval: minimum time between two forecasts; two of the same time would always agree.
         """
         if run is None or run.progress == self.progress or now - self.observed_at < min_interval:
             return self
         return Forecast(run.progress, now, expected_end(run, now), self.end)
 
-    def is_steady(self, now: float, tolerance: float = STEADY_TOLERANCE) -> bool:
-        """Whether this forecast and the one before it name the same end, so that the run's progress is steady.
-
-        :param within: the part of the time that is left by which they may differ.
-        """
+    @property
+    def uncertainty(self) -> float:
+        """Seconds by which the expected end may be wrong, by how far it has moved; infinite at first."""
         if self.end is None or self.previous_end is None:
-            return False
-        return abs(self.previous_end - self.end) <= tolerance * (self.end - now)
+            return float("inf")
+        return UNCERTAINTY_FACTOR * abs(self.previous_end - self.end)
+
+
+NO_FORECAST = Forecast()
+
+
+class PollState(NamedTuple):
+    """What the polls of one wait have brought so far. A tuple, because a triggerer creates one for each poll.
+
+    :param since: epoch seconds at which the wait began.
+    :param run: the run of the last successful poll, None before the first.
+    :param forecast: the expected end of the run.
+    :param failed_polls: failed polls since the last successful one.
+    :param rejections: permanent errors among them.
+    :param last_error: the error of the last poll, None if it succeeded.
+    """
+
+    since: float
+    run: FlowRun | None = None
+    forecast: Forecast = NO_FORECAST
+    failed_polls: int = 0
+    rejections: int = 0
+    last_error: FlowServiceError | None = None
+
+    def after_run(self, run: FlowRun, now: float, schedule: Schedule) -> PollState:
+        """Return the state after a poll, or a list, that brought the run."""
+        run = _fill_from_previous(run, self.run)
+        forecast = self.forecast.after(run, now, schedule.poll_interval * (1 - JITTER))
+        return PollState(self.since, run, forecast)
+
+    def after_error(self, error: FlowServiceError) -> PollState:
+        """Return the state after a failed poll.
+
+        :raises FlowServiceError: `error` itself, if it is permanent and the last of `MAX_REJECTIONS`.
+        """
+        rejections = self.rejections + (not error.is_transient)
+        if not error.is_transient and rejections >= MAX_REJECTIONS:
+            raise error
+        return self._replace(failed_polls=self.failed_polls + 1, rejections=rejections, last_error=error)
+
+
+class NextPoll(NamedTuple):
+    """When to poll next.
+
+    :param delay: seconds from now.
+    :param is_at_expected_end: whether the run should be final by then.
+    """
+
+    delay: float
+    is_at_expected_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How often to look, and until when.
+    """How often to poll, and until when.
 
-    The promise: news is late by at most `poll_interval` or a tenth of the run's age, whichever is more, and never by more than
-    `max_poll_interval`. Where progress is steady, so that forecast after forecast names the same end, the run is left alone until
-    then or for half of the time, as they agree, and looked at when it is expected to be over.
+    A finished run is detected within `poll_interval` or a tenth of its age, whichever is longer, and always
+    within `max_poll_interval`. While progress is steady, the run is polled less often. Where two forecasts
+    agree on the expected end to within a tenth of `poll_interval`, the next poll is at that end. Where they
+    agree less exactly, or the end is further away than `max_poll_interval`, up to half of the remaining time
+    passes first.
 
-    :param poll_interval: seconds; the most often that it looks (a jitter takes off up to a tenth).
-    :param max_poll_interval: seconds; the least often that it looks.
+    :param poll_interval: shortest time between two polls, in seconds (jitter shortens it by up to a tenth).
+    :param max_poll_interval: longest time between two polls, in seconds.
     :param deadline: epoch seconds at which the wait ends, None for never.
-    :param jitter: gives numbers in 0 to 1; replaced in tests.
+    :param jitter: returns numbers in 0 to 1; replaced in tests.
     """
 
     poll_interval: float = 5.0
@@ -137,108 +179,93 @@ class Schedule:
         max_poll_interval: float | timedelta,
         deadline: float | None = None,
     ) -> Schedule:
-        """Make a schedule of what a user wrote; a `max_poll_interval` below `poll_interval` is raised to it.
+        """Create a schedule from a user's arguments; raise `max_poll_interval` to at least `poll_interval`.
 
-        :raises FlowInputError: an interval that cannot be kept; the message names it.
+        :raises FlowInputError: an interval is invalid; the message names it.
         """
         shortest = to_seconds("poll_interval", poll_interval) or 0.0
-        return cls(
-            shortest, max(shortest, to_seconds("max_poll_interval", max_poll_interval) or 0.0), deadline
-        )
+        longest = to_seconds("max_poll_interval", max_poll_interval) or 0.0
+        return cls(shortest, max(shortest, longest), deadline)
 
     def __post_init__(self) -> None:
-        """Refuse intervals that cannot be kept."""
+        """Reject invalid intervals."""
         if self.poll_interval <= 0:
             message = f"poll_interval must be more than 0 seconds, not {self.poll_interval}"
             raise FlowInputError(message)
         if self.max_poll_interval < self.poll_interval:
             message = (
-                f"max_poll_interval ({self.max_poll_interval} s) must not be less than poll_interval ({self.poll_interval} s): "
-                "they are the least and the most often that the flow run is looked at"
+                f"max_poll_interval ({self.max_poll_interval} s) must not be less than poll_interval "
+                f"({self.poll_interval} s): they are the longest and the shortest time between two polls"
             )
             raise FlowInputError(message)
 
-    def next_poll_delay(
-        self, run: FlowRun | None, now: float, waiting_since: float, forecast: Forecast | None = None
-    ) -> float:
-        """Give the seconds until the next look, never beyond the deadline.
-
-        :param run: the run as last seen, None if it was not seen yet.
-        :param now: epoch seconds.
-        :param waiting_since: epoch seconds; stands in for the run's age where the run tells no time.
-        :param forecast: what the looks so far let expect; without it, what this one does.
-        """
-        forecast = forecast or Forecast().after(run, now)
-        end_delay = self.delay_to_expected_end(run, now, waiting_since, forecast)
-        if end_delay is not None:
-            return self._cap_at_deadline(now, end_delay)
-        usual = max(self.poll_interval, age(run, now, waiting_since) / AGE_DIVISOR)
-        if forecast.end is None:
-            return self._clamp_delay(usual, now)
-        remaining = forecast.end - now
-        if remaining <= 0:  # it may be over any moment
-            return self._clamp_delay(min(usual, max(self.poll_interval, -remaining / 2)), now)
-        return self._clamp_delay(
-            max(usual, UNPOLLED_FRACTION * remaining) if forecast.is_steady(now) else usual, now
-        )
-
-    def delay_to_expected_end(
-        self, run: FlowRun | None, now: float, waiting_since: float, forecast: Forecast
-    ) -> float | None:
-        """Give the seconds until the look at which the run is expected to be over, None if the next look is not that one.
-
-        It comes a little after the expected end, for a look too soon costs a whole `poll_interval`.
-        """
-        remaining = 0.0 if forecast.end is None else forecast.end - now
-        if not 0 < remaining <= self.max_poll_interval:
-            return None
-        near = NEAR_END_INTERVALS * self.poll_interval if forecast.is_steady(now) else self.poll_interval
-        if (
-            remaining > near
-            and not forecast.is_steady(now, EXACT_TOLERANCE)
-            and remaining > age(run, now, waiting_since) / AGE_DIVISOR
-        ):
-            return None
-        margin = (EXPECTED_END_MARGIN[0] * self.poll_interval + EXPECTED_END_MARGIN[1] * remaining) * (
-            1 + self.jitter()
-        )
-        return min(self.max_poll_interval, max(self.poll_interval * (1 - JITTER), remaining + margin))
-
-    def backoff_delay(self, failed_polls: int, now: float, retry_after: float | None) -> float:
-        """Give the seconds until the next look after so many looks in a row that brought nothing.
-
-        :param misses: 1 or more.
-        :param retry_after: seconds that the service asked for, if it did; kept, up to an hour.
-        """
-        delay = self.poll_interval * 2 ** min(failed_polls - 1, 16)
-        return max(
-            self._clamp_delay(delay, now),
-            self._cap_at_deadline(now, min(retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)),
-        )
-
     def is_expired(self, now: float) -> bool:
-        """Whether the deadline has passed."""
+        """Return whether the deadline has passed."""
         return self.deadline is not None and now >= self.deadline
 
-    def _clamp_delay(self, delay: float, now: float) -> float:
-        bounded = min(max(delay, self.poll_interval), self.max_poll_interval)
-        return self._cap_at_deadline(now, bounded * (1 - JITTER * self.jitter()))
+    def next_poll(self, state: PollState, now: float) -> NextPoll:
+        """Decide when to poll next; at the latest at the deadline."""
+        if state.last_error is not None:
+            return NextPoll(self.backoff_delay(state.failed_polls, now, state.last_error.retry_after))
+        end, uncertainty = state.forecast.end, state.forecast.uncertainty
+        usual = max(self.poll_interval, age(state.run, now, state.since) / AGE_DIVISOR)
+        if end is None:
+            return NextPoll(self._limit(usual, now))
+        remaining = end - now
+        if remaining <= 0:  # it may end at any time
+            delay = self._limit(min(usual, max(self.poll_interval, -remaining / 2)), now)
+        elif remaining <= self.max_poll_interval and (
+            remaining <= usual or uncertainty <= self.poll_interval
+        ):
+            delay = self._delay_until_end(remaining, now)
+        else:
+            unpolled = min(remaining - uncertainty, MAX_UNPOLLED_FRACTION * remaining)
+            delay = self._limit(max(usual, unpolled), now)
+        return NextPoll(delay, now < end <= now + delay)
 
-    def _cap_at_deadline(self, now: float, delay: float) -> float:
+    def backoff_delay(self, failed_polls: int, now: float, retry_after: float | None) -> float:
+        """Return the seconds until the next poll after so many failed ones.
+
+        :param failed_polls: 1 or more.
+        :param retry_after: seconds that the service asked for, if it did; obeyed up to an hour.
+        """
+        delay = self.poll_interval * 2 ** min(failed_polls - 1, MAX_BACKOFF_DOUBLINGS)
+        pause = min(retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
+        return max(self._limit(delay, now), self._limit_to_deadline(pause, now))
+
+    def _delay_until_end(self, remaining: float, now: float) -> float:
+        margin = END_MARGIN_OF_INTERVAL * self.poll_interval + END_MARGIN_OF_REMAINING * remaining
+        delay = max(self.poll_interval * (1 - JITTER), remaining + margin * (1 + self.jitter()))
+        return self._limit_to_deadline(min(self.max_poll_interval, delay), now)
+
+    def _limit(self, delay: float, now: float) -> float:
+        """Return the delay within both intervals and the deadline, shortened by the jitter."""
+        bounded = min(max(delay, self.poll_interval), self.max_poll_interval)
+        return self._limit_to_deadline(bounded * (1 - JITTER * self.jitter()), now)
+
+    def _limit_to_deadline(self, delay: float, now: float) -> float:
         return delay if self.deadline is None else max(0.0, min(delay, self.deadline - now))
 
 
 def age(run: FlowRun | None, now: float, waiting_since: float) -> float:
-    """Give a run's age in seconds, by its own timestamps, or by how long it is waited for where these lie in the future."""
+    """Return a run's age in seconds: by its timestamps or, if these are missing or ahead, the time waited."""
     start = None if run is None else (run.started_at or run.created_at)
     by_run = -1.0 if start is None else now - to_epoch(start)
     return by_run if by_run >= 0 else max(0.0, now - waiting_since)
 
 
 def expected_end(run: FlowRun, now: float) -> float | None:
-    """Give the epoch seconds at which a run with this progress will be done if it goes on like this, None if nothing tells."""
+    """Return the epoch seconds at which a run ends if its progress continues as so far, None if unknown."""
     if run.started_at is None or not 0 < run.progress < 1:
         return None
     elapsed = now - to_epoch(run.started_at)
     remaining = elapsed * (1 - run.progress) / run.progress
     return now + remaining if elapsed > 0 and remaining < MAX_FORECAST_SECONDS else None
+
+
+def _fill_from_previous(run: FlowRun, previous: FlowRun | None) -> FlowRun:
+    """Complete a run with what only the previous poll returned: the rows of a list may leave much out."""
+    if previous is None or (run.flow and run.started_at):
+        return run
+    names = ("flow", "created_at", "started_at")
+    return replace(run, **{name: getattr(run, name) or getattr(previous, name) for name in names})

@@ -1,32 +1,31 @@
-"""Who is to be dealt with when: a heap of moments, in which each member has one place at the most.
-
-It knows neither clocks nor what becomes due.
-"""
+"""A priority queue by the time at which members are due; each member has at most one entry."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 Member = TypeVar("Member")
-MAX_STALE_ENTRIES = 100  # entries of the heap; beyond them, and half of it, they are thrown out
+MAX_STALE_ENTRIES = 100  # and as many as there are members twice; the heap is rebuilt when it has more
 
 
 class TimerQueue(Generic[Member]):
-    """Members in the order of the moments at which they are due."""
+    """Members in the order in which they are due. All times are seconds by one clock, any one."""
 
     def __init__(self) -> None:
-        """Begin with nobody."""
-        # moments and the numbers of places: no members, so that one who is gone is not kept until a moment far away
+        """Create an empty queue."""
+        # Due times and entry numbers, not members: a stale entry must not hold a member until a time far
+        # away.
         self._heap: list[tuple[float, int]] = []
         self._members: dict[
             int, Member
-        ] = {}  # by the number of the place; whatever else the heap holds is out of date
+        ] = {}  # by entry number; entries of the heap without a member are stale
         self._entry_ids: dict[Member, int] = {}
         self._last_entry_id = 0
 
     def schedule(self, member: Member, due: float) -> None:
-        """Let a member be due at a moment, instead of any earlier or later one."""
+        """Add a member, or replace the time at which it is due."""
         self.cancel(member)
         self._last_entry_id += 1
         self._entry_ids[member] = self._last_entry_id
@@ -34,7 +33,7 @@ class TimerQueue(Generic[Member]):
         heapq.heappush(self._heap, (due, self._last_entry_id))
 
     def cancel(self, member: Member) -> None:
-        """Forget a member, whether it has a place or not."""
+        """Remove a member, if it is there."""
         if (entry_id := self._entry_ids.pop(member, None)) is not None:
             del self._members[entry_id]
             if len(self._heap) > MAX_STALE_ENTRIES + 2 * len(self._members):
@@ -42,16 +41,30 @@ class TimerQueue(Generic[Member]):
                 heapq.heapify(self._heap)
 
     def next_due(self) -> float | None:
-        """Give the moment at which somebody is due next, None if nobody has a place."""
+        """Return the time at which the first member is due, None if the queue is empty."""
         while self._heap and self._heap[0][1] not in self._members:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def pop_due(self, until: float) -> dict[Member, float]:
-        """Take out all who are due by a moment, in their order, and tell when they were."""
-        due_members: dict[Member, float] = {}
-        while (due := self.next_due()) is not None and due <= until:
-            member = self._members.pop(heapq.heappop(self._heap)[1])
-            del self._entry_ids[member]
-            due_members[member] = due
+    def due_by(self, until: float) -> list[Member]:
+        """Return the members that are due by a time, in their order, and leave them in the queue."""
+        if (first := self.next_due()) is None or first > until:
+            return []
+        return [self._members[entry_id] for _, entry_id in sorted(self._entries_by(until))]
+
+    def pop_due(self, until: float) -> list[Member]:
+        """Remove and return the members that are due by a time, in their order."""
+        due_members = self.due_by(until)
+        for member in due_members:
+            self.cancel(member)
         return due_members
+
+    def _entries_by(self, until: float) -> Iterator[tuple[float, int]]:
+        """Walk down the heap, whose entries are never due before their parents."""
+        heap, indexes = self._heap, [0]
+        while indexes:
+            index = indexes.pop()
+            if index < len(heap) and heap[index][0] <= until:
+                if heap[index][1] in self._members:
+                    yield heap[index]
+                indexes += (2 * index + 1, 2 * index + 2)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.polling.wait import WaitMetrics
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
@@ -23,9 +22,9 @@ from tests.support.scripted import NOON, no_response
 
 def look(told: Told) -> FlowRun:
     """Look once, and give the run."""
-    run = told.script.run(with_retries(told.wait.poll(), NO_RETRY))
-    assert run is not None
-    return run
+    assert told.script.run(with_retries(told.wait.poll(), NO_RETRY)) is not None
+    assert told.wait.run is not None
+    return told.wait.run
 
 
 def test_run_carries_its_expected_end() -> None:
@@ -46,7 +45,7 @@ def test_steady_run_is_left_alone_until_its_end() -> None:
     for moment in (10, 20, 60):
         told.script.now = NOON + moment
         look(told)
-        pauses.append((told.wait.next_delay(), told.wait.is_due_at_expected_end))
+        pauses.append(told.wait.next_poll())
     assert pauses[0] == (5, False)
     assert pauses[1] == (40, False)
     assert pauses[2][1]
@@ -70,7 +69,7 @@ def test_forecast_is_remembered_in_another_process() -> None:
     run = look(second)
     assert run.expected_at == NOON + 100
     assert (
-        50 < second.wait.next_delay() < 52
+        50 < second.wait.next_poll().delay < 52
     )  # until just after the end, for the forecast before it said the same
 
 
@@ -120,19 +119,14 @@ def test_absurd_start_breaks_no_wait(started: Any) -> None:
 
 def test_meter_is_told_of_looks_and_of_the_end() -> None:
     """Each look is counted, also one that brings nothing; the end is noted once, with how long was waited and how late it is."""
+    looks, ends = list[None](), list[tuple[str, float, float | None]]()
 
-    class Counting(WaitMetrics):
-        looks, ends = 0, list[tuple[str, float, float | None]]()
+    def on_final(run: FlowRun, wait_seconds: float, detection_delay: float | None) -> None:
+        ends.append((run.raw_state, wait_seconds, detection_delay))
 
-        def count_poll(self) -> None:
-            self.looks += 1
-
-        def record_end(self, run: FlowRun, wait_seconds: float, detection_delay: float | None) -> None:
-            self.ends.append((run.raw_state, wait_seconds, detection_delay))
-
-    meter = Counting()
-    Told(state("running"), no_response(), state("failed", finished_at=NOON + 7), metrics=meter).hold()
-    assert (meter.looks, meter.ends) == (3, [("failed", 10, 3)])
+    answers = state("running"), no_response(), state("failed", finished_at=NOON + 7)
+    Told(*answers, count_poll=lambda: looks.append(None), on_final=on_final).hold()
+    assert (len(looks), ends) == (3, [("failed", 10, 3)])
 
 
 def test_list_that_tells_less_takes_nothing_away() -> None:

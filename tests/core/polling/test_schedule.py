@@ -19,6 +19,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.polling.schedule import (
     MAX_RETRY_AFTER_SECONDS,
     Forecast,
+    PollState,
     Schedule,
     age,
     expected_end,
@@ -64,6 +65,11 @@ class Course:
         )
 
 
+def delay(schedule: Schedule, run: FlowRun | None, now: float, forecast: Forecast | None = None) -> float:
+    """Return the seconds until the next poll of a wait that began at noon."""
+    return schedule.next_poll(PollState(NOON, run, forecast or Forecast()), now).delay
+
+
 def looks(schedule: Schedule, course: Course) -> list[float]:
     """Look until the run is over, and give the moments since its start."""
     now, moments = NOON, []
@@ -72,7 +78,7 @@ def looks(schedule: Schedule, course: Course) -> list[float]:
         run = course.at(now)
         if run.is_final:
             return moments
-        now += schedule.next_poll_delay(run, now, NOON)
+        now += delay(schedule, run, now, Forecast().after(run, now))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -116,8 +122,8 @@ def test_known_end_is_met() -> None:
 def test_deadline_is_met_to_the_second() -> None:
     """The last look is at the deadline, never after it."""
     schedule = Schedule(5, 60, deadline=NOON + 12, jitter=lambda: 0.0)
-    assert schedule.next_poll_delay(Course(99, "late").at(NOON + 10), NOON + 10, NOON) == 2
-    assert schedule.next_poll_delay(None, NOON + 20, NOON) == 0
+    assert delay(schedule, Course(99, "late").at(NOON + 10), NOON + 10) == 2
+    assert delay(schedule, None, NOON + 20) == 0
     assert not schedule.is_expired(NOON + 11.9)
     assert schedule.is_expired(NOON + 12)
     assert not Schedule().is_expired(1e12)
@@ -185,7 +191,7 @@ def forecast_looks(schedule: Schedule, course: Course) -> list[float]:
         if run.is_final:
             return moments
         forecast = forecast.after(run, now, 0.9 * schedule.poll_interval)
-        now += schedule.next_poll_delay(run, now, NOON, forecast)
+        now += delay(schedule, run, now, forecast)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -224,26 +230,31 @@ def test_forecast_is_made_by_progress_that_has_changed() -> None:
 
 
 def test_forecasts_that_agree_are_steady() -> None:
-    """Two ends are one if they differ by a tenth of the time that is left; an end that is past, or is the first, is not."""
-    assert Forecast(0.5, NOON, NOON + 100, NOON + 109).is_steady(NOON)
-    assert not Forecast(0.5, NOON, NOON + 100, NOON + 111).is_steady(NOON)
-    assert not Forecast(0.5, NOON, NOON + 100, NOON + 100).is_steady(NOON + 101)
-    assert not Forecast(0.5, NOON, NOON + 100, None).is_steady(NOON)
-    assert not Forecast(0.5, NOON, None, NOON + 100).is_steady(NOON)
+    """Forecasts that agree to within a tenth of the remaining time postpone the next poll, the more the better they agree."""
+    schedule, run = Schedule(5, 60, jitter=lambda: 0.0), Course(100, "late").at(NOON)
+    delays = [
+        delay(schedule, run, NOON, Forecast(0.5, NOON, NOON + 100, NOON + 100 + moved))
+        for moved in (0, 5, 9, 11)
+    ]
+    assert delays == [50, 50, 10, 5]
+    assert Forecast(0.5, NOON, NOON + 100, NOON + 109).uncertainty == 90
+    assert Forecast(0.5, NOON, NOON + 100, None).uncertainty == math.inf
+    assert Forecast(0.5, NOON, None, NOON + 100).uncertainty == math.inf
+    assert delay(schedule, run, NOON + 101, Forecast(0.5, NOON, NOON + 100, NOON + 100)) == 5
 
 
 def test_landing_is_a_little_after_the_expected_end() -> None:
     """Near its expected end a run is left alone until just after it, within the intervals and the deadline; earlier it is not."""
     schedule, run = Schedule(5, 60, jitter=lambda: 0.0), Course(20, "smooth").at(NOON + 12)
     steady, first = Forecast(0.6, NOON + 12, NOON + 20, NOON + 20), Forecast(0.6, NOON + 12, NOON + 20, None)
-    landed = schedule.delay_to_expected_end(run, NOON + 12, NOON, steady)
-    assert landed is not None
-    assert 8 < landed < 9
-    assert schedule.delay_to_expected_end(run, NOON + 12, NOON, first) is None
-    assert schedule.delay_to_expected_end(run, NOON + 12, NOON, Forecast()) is None
-    assert schedule.delay_to_expected_end(run, NOON + 20, NOON, steady) is None
-    assert schedule.next_poll_delay(run, NOON + 12, NOON, steady) == landed
-    assert Schedule(5, 60, NOON + 15, jitter=lambda: 0.0).next_poll_delay(run, NOON + 12, NOON, steady) == 3
+    state = PollState(NOON, run, steady)
+    landed = schedule.next_poll(state, NOON + 12)
+    assert 8 < landed.delay < 9
+    assert landed.is_at_expected_end
+    for forecast in (first, Forecast()):
+        assert schedule.next_poll(PollState(NOON, run, forecast), NOON + 12) == (5, False)
+    assert not schedule.next_poll(state, NOON + 20).is_at_expected_end
+    assert Schedule(5, 60, NOON + 15, jitter=lambda: 0.0).next_poll(state, NOON + 12) == (3, False)
 
 
 @pytest.mark.parametrize(
@@ -256,5 +267,5 @@ def test_absurd_progress_breaks_no_schedule(started: object, progress: float) ->
         "r", "generio", state=FlowState.RUNNING, progress=progress, started_at=parse_timestamp(started)
     )
     forecast = Forecast().after(run, NOON)
-    assert 0 < Schedule(5, 60).next_poll_delay(run, NOON, NOON, forecast) <= 60
+    assert 0 < delay(Schedule(5, 60), run, NOON, forecast) <= 60
     assert forecast.end is None or math.isfinite(forecast.end)

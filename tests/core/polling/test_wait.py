@@ -21,7 +21,7 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.http import Response
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.polling.wait import Wait, WaitMetrics
+from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.services.generio.api import Generio
@@ -46,7 +46,7 @@ class Told:
         deadline: float | None = None,
         endless: bool = False,
         min_interval: float = 0.0,
-        metrics: WaitMetrics | None = None,
+        **observers: Any,
     ) -> None:
         self.script = ScriptedTransport(*answers, endless=endless)
         self.lines: list[tuple[int, str]] = []
@@ -57,8 +57,8 @@ class Told:
             schedule=schedule,
             clock=self.script.clock,
             log=lambda *line: self.lines.append(line),
-            metrics=metrics,
             min_interval=min_interval,
+            **observers,
         )
 
     def hold(self, kind: str = "blocking") -> FlowRun:
@@ -194,7 +194,7 @@ def test_run_that_ends_by_the_deadline_is_given() -> None:
 def test_deadline_holds_in_trouble_too() -> None:
     """A service that never answers is waited for until the deadline, and the error says why nothing was seen."""
     told = Told(no_response(), deadline=NOON + 60, endless=True)
-    with pytest.raises(FlowTimeout, match="never seen; the last look failed: GET / got no answer"):
+    with pytest.raises(FlowTimeout, match="never seen; the last poll failed: GET / got no answer"):
         told.hold()
     assert told.script.now == NOON + 60
 
@@ -205,7 +205,7 @@ def test_state_word_never_seen_is_waited_out_and_warned_of_once() -> None:
     assert told.hold().is_final
     (warning,) = told.of(logging.WARNING)
     assert "'paused'" in warning
-    assert "goes on" in warning
+    assert "polling continues" in warning
 
 
 def test_state_is_told_when_it_changes() -> None:
@@ -240,9 +240,9 @@ def test_trouble_is_told_and_its_end() -> None:
     told.hold()
     warnings = told.of(logging.WARNING)
     assert [warning.split("(")[1].split(" ")[0] for warning in warnings] == ["1", "2", "4", "8", "1"]
-    assert all("the wait goes on" in warning for warning in warnings)
-    assert [line for line in told.of(logging.INFO) if "seen again" in line] == [
-        "The generio flow run r can be seen again"
+    assert all("polling continues" in warning for warning in warnings)
+    assert [line for line in told.of(logging.INFO) if "polled again" in line] == [
+        "The generio flow run r can be polled again"
     ] * 2
 
 
@@ -250,7 +250,7 @@ def test_single_look_gives_none_in_trouble() -> None:
     """A look that brings nothing gives None and leaves the decision to the wait."""
     told = Told(no_response(), state("running"))
     assert told.script.run(with_retries(told.wait.poll(), NO_RETRY)) is None
-    assert told.wait.next_delay() == 5
+    assert told.wait.next_poll().delay == 5
     run = told.script.run(with_retries(told.wait.poll(), NO_RETRY))
     assert run is not None
     assert not run.is_final

@@ -1,0 +1,85 @@
+"""The log lines of a wait: state changes, progress, failed polls and the end, each once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows.core.polling.schedule import age
+from airflow_provider_flows.core.run import FlowState
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.core.polling.schedule import PollState
+    from airflow_provider_flows.core.run import FlowRun
+
+ROUNDING_ERROR = 1e-9
+MIN_PROGRESS_STEP = 0.1 - ROUNDING_ERROR  # progress is logged when it has risen by ten percentage points
+
+LogFunction = Callable[[int, str], None]
+"""Takes a logging level and a line."""
+
+
+class ProgressLogger:
+    """Logs what changed since the last line."""
+
+    __slots__ = ("_is_failing", "_log", "_logged_at", "_min_interval", "_progress", "_raw_state")
+
+    def __init__(self, log: LogFunction, min_interval: float = 0.0) -> None:
+        """Create a logger that has logged nothing yet.
+
+        :param log: receives the lines; they contain no secrets and no input's content.
+        :param min_interval: minimum seconds between two lines about progress.
+        """
+        self._log = log
+        self._min_interval = min_interval
+        self._logged_at = 0.0
+        self._raw_state: str | None = None
+        self._progress = 0.0  # in the last line about it
+        self._is_failing = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was logged last, as plain JSON values."""
+        return {"raw_state": self._raw_state, "progress": self._progress, "is_failing": self._is_failing}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Continue after the lines of another process, by what its `to_dict` returned."""
+        self._raw_state, self._is_failing = data.get("raw_state"), bool(data.get("is_failing"))
+        self._progress = float(data.get("progress", 0.0))
+
+    def on_run(self, run: FlowRun, state: PollState, now: float) -> None:
+        """Log what is new after a poll that brought the run."""
+        if self._is_failing:
+            self._is_failing = False
+            self._log(logging.INFO, f"The {run} can be polled again")
+        if run.raw_state != self._raw_state:
+            self._raw_state = run.raw_state
+            self._log_state(run)
+        has_advanced = run.progress - self._progress >= MIN_PROGRESS_STEP
+        if has_advanced and not run.is_final and now - self._logged_at >= self._min_interval:
+            self._progress, self._logged_at = run.progress, now
+            self._log_progress(run, age(run, now, state.since), state.forecast.end)
+
+    def on_failed_poll(self, flow_run_id: str, state: PollState) -> None:
+        """Log a failed poll: the first of a series, and each time that their number has doubled."""
+        self._is_failing = True
+        count = state.failed_polls
+        if count & (count - 1) == 0:
+            line = f"The flow run {flow_run_id} could not be polled ({count} in a row); polling continues"
+            self._log(logging.WARNING, f"{line}: {state.last_error}")
+
+    def _log_state(self, run: FlowRun) -> None:
+        if run.state is FlowState.UNKNOWN:
+            state = f"{run.raw_state!r}, which this provider does not know"
+            self._log(logging.WARNING, f"The {run} is in state {state}; polling continues")
+        elif run.is_final:
+            duration = "" if run.duration is None else f" after {run.duration:.1f} s"
+            self._log(logging.INFO, f"The {run} is {run.raw_state}{duration}")
+        else:
+            self._log(logging.INFO, f"The {run} is {run.raw_state}")
+
+    def _log_progress(self, run: FlowRun, run_age: float, end: float | None) -> None:
+        percent = int(run.progress * 100 + ROUNDING_ERROR)
+        end_text = "unknown" if end is None else f"{datetime.fromtimestamp(end, tz=UTC):%H:%M:%S} UTC"
+        self._log(logging.INFO, f"The {run} is at {percent}% after {run_age:.0f} s; expected end: {end_text}")
