@@ -1,6 +1,6 @@
-"""Tests of the statistics: which names reach the backend that Airflow is configured with, and that the numbers are right.
+"""Tests of the metrics: which names reach the backend that Airflow configures, and with which values.
 
-The backend is Airflow's own, given through the way that Airflow itself uses, or chosen by its settings.
+The backend is one of Airflow's own, set as Airflow sets it, or selected by its settings.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ async def test_looks_and_lists_are_counted(station: StubFlowServer, backend: Bac
 
 
 async def test_waits_are_timed(station: StubFlowServer, backend: Backend) -> None:
-    """`flows.wait_time` is told once a run, by service, flow and state; `flows.detection_delay` is the time since the run's end."""
+    """`flows.wait_time` is recorded once a run; `flows.detection_delay` is the time since the run's end."""
     station.create_runs(3, 0.5, "good")
     station.create_runs(2, 0.5, "bad", end="failed")
     await run_triggers(station.runs)
@@ -116,7 +116,7 @@ async def test_waits_are_timed(station: StubFlowServer, backend: Backend) -> Non
 
 
 async def test_pause_for_the_rate_limit_is_counted_once(station: StubFlowServer, backend: Backend) -> None:
-    """`flows.rate_limit_pauses` counts how often the connection was braked, not how many waits that concerned."""
+    """`flows.rate_limit_pauses` counts the pauses of the connection, not the waits that it delays."""
     refused: list[float] = []
 
     def look(key: str, _: Any) -> ApiResponse:
@@ -163,7 +163,7 @@ async def test_watched_runs_are_right_after_a_change_of_the_key(
 async def test_watched_runs_of_two_connections_end_at_none(
     station: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where two connections share a watch, none of them is left showing runs that nobody waits for any more."""
+    """Where two connections share a poller, the gauge returns to zero for both."""
     station.connect(monkeypatch, "same")
     first = asyncio.create_task(run_trigger(station.create_runs(1, 1.5, "first")[0]))
     assert await wait_for_condition(lambda: backend.of("waiting_runs"))
@@ -180,7 +180,8 @@ import airflow.jobs.triggerer_job_runner
 from airflow_provider_flows.triggers import FlowRunTrigger
 
 async def main():
-    await asyncio.gather(*(anext(FlowRunTrigger("flows_default", key, 0.1, 0.1).run()) for key in sys.argv[1:]))
+    triggers = [FlowRunTrigger("flows_default", key, 0.1, 0.1) for key in sys.argv[1:]]
+    await asyncio.gather(*(anext(trigger.run()) for trigger in triggers))
     await asyncio.sleep(0.1)
 
 asyncio.run(main())
@@ -188,7 +189,7 @@ asyncio.run(main())
 
 
 def test_statistics_of_a_triggerer_arrive(station: StubFlowServer) -> None:
-    """In a process that is configured to send metrics over OpenTelemetry, all names arrive at the collector."""
+    """In a process that exports metrics over OpenTelemetry, all names reach the collector."""
     refused: list[str] = []
 
     def look(key: str, _: Any) -> ApiResponse:

@@ -1,7 +1,4 @@
-"""Tests of FlowRunSensor in real DAG runs against the emulator: when it looks, and what Airflow's own arguments mean.
-
-That its modes tell one story is shown in test_modes.py.
-"""
+"""Tests of FlowRunSensor in real DAG runs against the emulator: when it polls, and Airflow's arguments."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
 
 
 def test_signature_and_defaults_are_those_of_the_design() -> None:
-    """The sensor takes the arguments that the design promises, by keyword, and its mode is reschedule by default."""
+    """The sensor has the promised arguments, keyword-only, and reschedule mode by default."""
     taken = inspect.signature(FlowRunSensor.__init__).parameters
     own = {name: parameter for name, parameter in taken.items() if name not in {"self", "kwargs"}}
 
@@ -81,7 +78,7 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
     ],
 )
 def test_intervals(given: dict[str, Any], intervals: tuple[float, float]) -> None:
-    """It looks every 60 s in reschedule mode and every 5 s otherwise, unless `poll_interval` or `poke_interval` says else."""
+    """It polls every 60 s in reschedule mode and every 5 s otherwise, unless an argument says so."""
     sensor = FlowRunSensor(task_id="wait", flow_run_id=NOBODY, **given)
 
     assert (sensor.poll_interval, sensor.max_poll_interval) == intervals
@@ -109,7 +106,7 @@ def test_bad_arguments_are_named_at_parse_time(given: dict[str, Any], named: str
 
 
 def test_short_intervals_in_reschedule_mode_are_warned_of(capfd: pytest.CaptureFixture[str]) -> None:
-    """An interval at which Airflow itself may fail the task is warned of in reschedule mode, and only there."""
+    """The sensor warns of an interval at which Airflow may fail the task, in reschedule mode only."""
     for number, given in enumerate(({}, {"mode": "poke"}, {"deferrable": True})):
         FlowRunSensor(task_id=f"short_{number}", flow_run_id=NOBODY, poll_interval=5, **given)
 
@@ -131,7 +128,7 @@ def test_the_private_name_of_airflow_is_still_there() -> None:
 
 
 def test_date_of_a_reschedule_comes_from_the_schedule(emulator: Emulator) -> None:
-    """In reschedule mode the next look is dated by the run's age, and the worker is let go at once instead of sleeping."""
+    """In reschedule mode the date of the next poll depends on the run's age, and the worker ends at once."""
     with DAG("sensor_reschedule", schedule=None) as dag:
         FlowRunSensor(task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=2)
 
@@ -216,7 +213,7 @@ def test_silent_fail_goes_on(emulator: Emulator, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", SENSORS)
 def test_timeout_is_not_retried_and_failure_is(emulator: Emulator, mode: str) -> None:
-    """For Airflow a sensor's timeout is an AirflowSensorTimeout, which no retry follows; a failed run is retried as ever."""
+    """A sensor's timeout is an AirflowSensorTimeout, which is not retried; a failed run is retried."""
     emulator.add_plan(Plan(outcome="failed", run_seconds=0))
     failed, running = start_external_run(emulator), start_external_run(emulator)
     with DAG(
@@ -264,7 +261,7 @@ def test_template_and_mapping(emulator: Emulator, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", SENSORS)
 def test_id_that_is_none_is_named(emulator: Emulator, mode: str) -> None:
-    """A flow run id that the task before did not push is a FlowInputError that says so, and nothing is asked."""
+    """A flow run id that no task pushed is a FlowInputError that says so, and nothing is sent."""
     with DAG("sensor_no_id", schedule=None, render_template_as_native_obj=True) as dag:
         SENSORS[mode](task_id="wait", flow_run_id="{{ ti.xcom_pull('nobody') }}", **FAST_POLLING)
 

@@ -1,7 +1,4 @@
-"""Tests of FlowRunTrigger: what Airflow stores of it, that it never blocks the triggerer's loop, and when its event goes.
-
-That a deferred task ends as any other is shown in test_modes.py, kills in test_stack.py.
-"""
+"""Tests of FlowRunTrigger: what Airflow stores of it, its use of the loop, and when its event is sent."""
 
 from __future__ import annotations
 
@@ -68,7 +65,7 @@ def test_trigger_survives_airflows_database() -> None:
 
 
 def test_trigger_survives_the_way_from_the_worker() -> None:
-    """Sent from a worker with its deferral, every argument arrives as it was, as plain JSON of a few hundred bytes."""
+    """All arguments survive the way from the worker, as plain JSON of a few hundred bytes."""
     _, arguments = FlowRunTrigger(**GIVEN).serialize()
 
     sent = json.dumps(serialize(arguments))
@@ -78,7 +75,7 @@ def test_trigger_survives_the_way_from_the_worker() -> None:
 
 
 def test_triggers_of_other_versions_can_be_made() -> None:
-    """A trigger that an older version stored has the defaults for what it lacks; what a newer one adds is passed over."""
+    """Missing arguments of an older version have defaults; new ones of a later version are ignored."""
     _, arguments = FlowRunTrigger("flows_default", "1", deadline=None, of_a_later_version=1).serialize()
 
     assert arguments == {
@@ -91,7 +88,7 @@ def test_triggers_of_other_versions_can_be_made() -> None:
     }
 
 
-# In a process of its own, where nothing is warm: Airflow's triggerer imports the class, then runs it on its one loop.
+# In a new process, as in a triggerer: it imports the class, and then runs it on its one event loop.
 BESIDE_A_TICKER = """
 import asyncio, gc, json, sys, time
 from airflow.models.connection import Connection
@@ -115,14 +112,15 @@ async def main():
     events = await asyncio.gather(*(anext(wait.run()) for wait in waits))
     over = True
     await ticker
-    print(json.dumps({"gap": max(gaps), "ticks": len(gaps), "states": [run_from_event(event.payload).state for event in events]}))
+    states = [run_from_event(event.payload).state for event in events]
+    print(json.dumps({"gap": max(gaps), "ticks": len(gaps), "states": states}))
 
 asyncio.run(main())
 """
 
 
 def test_triggerer_loop_is_never_blocked(flow_emulator: Emulator) -> None:
-    """Beside triggers that start cold and wait for slow answers, whatever else runs on the loop has its turn in time."""
+    """While triggers start cold and wait for slow responses, other tasks get their turn in time."""
     flow_emulator.run_seconds = 1
     # what blocks the loop does so each time; a machine that has no time for us does not
     gaps = (gap_beside_triggers(flow_emulator) for _ in range(3))
@@ -130,7 +128,7 @@ def test_triggerer_loop_is_never_blocked(flow_emulator: Emulator) -> None:
 
 
 def gap_beside_triggers(flow_emulator: Emulator) -> float:
-    """Let three triggers start in a process of their own; give the longest time, in seconds, that its loop did nothing else."""
+    """Start three triggers in a new process; return the longest gap of its loop in seconds."""
     flow_emulator.clear_faults()
     flow_emulator.add_fault(Fault(method="GET", path="/flows/*", times=6, delay=0.3))
     ids = [start_external_run(flow_emulator) for _ in range(3)]
@@ -153,7 +151,7 @@ def gap_beside_triggers(flow_emulator: Emulator) -> float:
 
 
 async def test_event_does_not_go_at_once(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even of a run that is over at the first look, the event goes only when the worker's end must have been reported."""
+    """Even for a run that is final at the first poll, the event waits for the executor's report."""
     assert min_event_delay() == 6.0  # at Airflow's default settings
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
     min_event_delay.cache_clear()
@@ -204,7 +202,7 @@ def test_foreign_events_are_refused(event: Any) -> None:
 def test_missed_deadline_aborts_from_the_triggerer(
     flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deadline that passes in the triggerer aborts the run, unless `abort_on_kill=False`; the error says which."""
+    """A deadline in the triggerer aborts the run, unless `abort_on_kill=False`; the error says which."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     flow_emulator.run_seconds = 60
     flow_emulator.switches.abort = "instant"

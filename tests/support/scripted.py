@@ -1,6 +1,6 @@
-"""A scripted partner for conversations: answers in, requests out, and a clock that moves only when somebody sleeps.
+"""A scripted partner for conversations: responses in, requests out, and a clock that only sleeps advance.
 
-It patches nothing: the package's own drivers hold the conversations, with this module's `send` and `sleep`.
+The package's own drivers run the conversations, with the `send` and `sleep` of this module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOON = 1_765_800_000.0  # epoch seconds at which scripted clocks begin
 
 
 def json_response(value: Any = None, status: int = 200, **headers: str) -> Response:
-    """Make a response: bytes are the body as it is, anything else its JSON; `retry_after=` is the header Retry-After."""
+    """Create a response of bytes or of JSON; `retry_after=` is the header Retry-After."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return Response(
         status,

@@ -1,7 +1,4 @@
-"""What the tests of FlowRunFinishedTrigger share: a store that outlives triggers, and a watcher from its start to its end.
-
-It asserts nothing. That Airflow's own store does as well is shown in test_finished.py and in test_stack.py.
-"""
+"""Helpers for tests of FlowRunFinishedTrigger: a store that outlives triggers, and a running watcher."""
 
 from __future__ import annotations
 

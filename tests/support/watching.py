@@ -1,7 +1,4 @@
-"""What the tests of the watch share: triggers that are held to their end, and an event loop that must be clean again.
-
-It asserts only what every trigger must keep: that it has exactly one event.
-"""
+"""Helpers for tests of the shared poller: triggers that run to their end, and an idle event loop."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Tests of FlowRunFinishedTrigger: each run that ends is told once, whatever happens to service, list, store and triggerer.
-
-They run it in an event loop, against services over a socket; that a DAG starts by it is shown in test_stack.py.
-"""
+"""Tests of FlowRunFinishedTrigger: one event for each run, whatever service, store and triggerer do."""
 
 from __future__ import annotations
 
@@ -37,12 +34,12 @@ from tests.support.versions import needs
 from tests.support.watchers import POLL_SECONDS, BlockingStore, FileStore, run_watcher
 from tests.support.watching import age_hook_cache, wait_for_condition, wait_for_idle_loop
 
-BLIND = 0.35  # seconds, in which a watcher looks two or three times
+QUIET_SECONDS = 0.35  # in which a watcher polls two or three times
 
 
 @pytest.fixture
 def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Give a server that lists all its runs, with the connection `flows_default` to it; its requests are asked once."""
+    """Yield a server that lists all its runs, with the connection `flows_default` to it."""
     with StubFlowServer() as station:
         station.connect(monkeypatch, retries=0)
         station.list_response = lambda _: Answer({"flows": [station.row(key) for key in list(station.runs)]})
@@ -55,18 +52,18 @@ def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "store.json")
 
 
-def over(station: StubFlowServer, *ids: str, ago: float = 0.0, **more: Any) -> None:
-    """Let runs be over, each after one second, so many seconds ago."""
+def finish_runs(station: StubFlowServer, *ids: str, ago: float = 0.0, **more: Any) -> None:
+    """Finish runs, each after one second, so many seconds ago."""
     station.runs.update({key: StubRun(time.time() - ago - 1, 1, **more) for key in ids})
 
 
-async def looked(station: StubFlowServer, lists: int = 2) -> None:
+async def wait_for_lists(station: StubFlowServer, lists: int = 2) -> None:
     """Wait until so many more lists were asked for."""
     before = len(station.list_requests())
     assert await wait_for_condition(lambda: len(station.list_requests()) >= before + lists)
 
 
-# What Airflow stores of it ------------------------------------------------------------------------------------------------
+# What Airflow stores ----------------------------------------------------------------------------------
 
 
 def test_signature_is_that_of_the_design() -> None:
@@ -77,7 +74,7 @@ def test_signature_is_that_of_the_design() -> None:
 
 
 def test_trigger_survives_airflows_database() -> None:
-    """Stored as a row of Airflow's and read back it is the same watcher, by its class path and by Airflow's hash of it."""
+    """Stored and loaded again it is the same watcher, by class path and by Airflow's hash."""
     given = FlowRunFinishedTrigger("other", ["b", "a"], ("failed", "completed"), timedelta(minutes=2))
     row = Trigger.from_object(given)
     read = Trigger(classpath=row.classpath, kwargs={})
@@ -96,7 +93,7 @@ def test_trigger_survives_airflows_database() -> None:
 
 
 def test_spellings_of_one_watcher_are_one() -> None:
-    """Airflow sees one watcher in one word and a list of it, in any order, and in an argument of a later version."""
+    """One name, a list of it, another order and unknown arguments all mean the same watcher to Airflow."""
     one = FlowRunFinishedTrigger(flow="a", states="completed", poll_interval=60).serialize()
     assert (
         one
@@ -123,11 +120,11 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], words: str) -> N
         FlowRunFinishedTrigger(**arguments)
 
 
-# Each run once ------------------------------------------------------------------------------------------------------------
+# One event for each run -------------------------------------------------------------------------------------
 
 
 async def test_runs_of_anybody_are_told(flow_emulator: Emulator, store: FileStore) -> None:
-    """What was over before is not told; whoever starts a run then, its end is told, once, with all that is known of it."""
+    """Earlier runs emit nothing; a run that anyone starts later emits one event, with all its fields."""
     flow_emulator.run_seconds = 0.05
     start_external_run(flow_emulator)
     await asyncio.sleep(0.1)
@@ -135,7 +132,7 @@ async def test_runs_of_anybody_are_told(flow_emulator: Emulator, store: FileStor
         assert await wait_for_condition(store.content)
         flow_run_id = start_external_run(flow_emulator)
         assert await watcher.wait_for_events(flow_run_id)
-        await asyncio.sleep(BLIND)
+        await asyncio.sleep(QUIET_SECONDS)
 
     (event,) = watcher.events
     times = {name: event.pop(name) for name in ("created_at", "started_at", "finished_at")}
@@ -154,33 +151,33 @@ async def test_runs_of_anybody_are_told(flow_emulator: Emulator, store: FileStor
 
 async def test_restart_loses_nothing_and_repeats_nothing(station: StubFlowServer, store: FileStore) -> None:
     """A new trigger with the same store goes on: what ended in between is told, what was told is not."""
-    over(station, "before")
+    finish_runs(station, "before")
     async with run_watcher(store) as first:
         assert await wait_for_condition(store.content)
-        over(station, "one")
+        finish_runs(station, "one")
         assert await first.wait_for_events("one")
         assert await wait_for_condition(lambda: store.writes == 2)
-    over(station, "between")
+    finish_runs(station, "between")
 
     async with run_watcher(store) as second:
-        over(station, "then")
+        finish_runs(station, "then")
         assert await second.wait_for_events("between", "then")
         assert await wait_for_condition(lambda: store.writes == 3)
     async with run_watcher(store) as third:
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
 
     assert third.ids == []
     assert await wait_for_idle_loop()
 
 
 async def test_memory_is_written_after_the_events(station: StubFlowServer, store: FileStore) -> None:
-    """A triggerer that dies between an event and the memory of it tells it again: at least once, and not less."""
+    """A triggerer that dies between an event and the save emits it again: at least once."""
     async with run_watcher(store) as first:
         assert await wait_for_condition(store.content)
-        over(station, "one")
+        finish_runs(station, "one")
         store.broken = True
         assert await first.wait_for_events("one")
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
     assert first.ids == ["one"]  # as long as it lives it knows without a store
     store.broken = False
 
@@ -189,22 +186,22 @@ async def test_memory_is_written_after_the_events(station: StubFlowServer, store
 
 
 async def test_short_interval_remembers_no_earlier(station: StubFlowServer, store: FileStore) -> None:
-    """Also with an interval of a moment nothing is remembered as told before Airflow must have it, and nothing is told late."""
+    """Also with a short interval no event is saved before Airflow has it, and none is delayed."""
     assert FlowRunFinishedTrigger.save_delay == 5.0
     lasts = 1.5
     async with run_watcher(store, save_delay=lasts) as watcher:
         assert await wait_for_condition(store.content)
         told: list[float] = []
         for name in ("one", "two"):
-            over(station, name)
+            finish_runs(station, name)
             assert await wait_for_condition(lambda name=name: name in watcher.ids)
             told.append(time.monotonic())
         for name, at in zip(("one", "two"), told, strict=True):
-            assert await wait_for_condition(lambda name=name: name in kept(store), max_seconds=10)
+            assert await wait_for_condition(lambda name=name: name in saved_ids(store), max_seconds=10)
             assert time.monotonic() - at > lasts / 2  # by the interval it would be a tenth of a second
 
 
-def kept(store: FileStore) -> set[str]:
+def saved_ids(store: FileStore) -> set[str]:
     """Give the ids that are remembered as told."""
     return {key for memory in store.content().values() for key in memory["ends"]}
 
@@ -213,7 +210,7 @@ def kept(store: FileStore) -> set[str]:
 async def test_services_own_clock_says_what_was_before(
     station: StubFlowServer, store: FileStore, ahead: int
 ) -> None:
-    """Where the first list tells no ends, a clock of ours that is wrong by an hour loses no run, and tells none of before."""
+    """Where the first list has no end times, a wrong local clock loses no run and emits no earlier one."""
 
     def row(key: str) -> dict[str, Any]:
         moved = {name: at + ahead for name, at in station.row(key).items() if name.endswith("_at")}
@@ -222,33 +219,33 @@ async def test_services_own_clock_says_what_was_before(
     def listing(rows: list[dict[str, Any]]) -> Answer:
         return Answer(rows, headers={"Date": formatdate(time.time() + ahead, usegmt=True)})
 
-    over(station, "before", ago=100)
+    finish_runs(station, "before", ago=100)
     station.list_response = lambda _: listing([{"flow_id": "before"}])
     station.run_response = lambda *_: Answer({"detail": "Oh no"}, 500)
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
-        over(station, "new")
+        finish_runs(station, "new")
         station.list_response = lambda _: listing([row(key) for key in list(station.runs)])
         assert await watcher.wait_for_events("new")
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
     assert watcher.ids == ["new"]
 
 
 async def test_run_that_took_long_is_not_missed(station: StubFlowServer, store: FileStore) -> None:
     """A run that began before all others, and ends after them, is told."""
     station.runs["slow"] = StubRun(time.time() - 86_400, 86_401)
-    over(station, "before")
+    finish_runs(station, "before")
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
-        over(station, "quick")
+        finish_runs(station, "quick")
         assert await watcher.wait_for_events("quick", "slow")
 
 
 async def test_run_that_ended_while_the_first_list_was_made_is_not_missed(
     station: StubFlowServer, store: FileStore
 ) -> None:
-    """The first list shows a run under way beside one that ended after it: a list is not the state of one moment."""
-    over(station, "other")
+    """A run that the first list shows active next to one that ended later emits its event."""
+    finish_runs(station, "other")
     now = time.time()
     station.runs.update({"early": StubRun(now - 60, 55), "before": StubRun(now - 60, 50)})
     late = {"flow_id": "early", "state": "running", "template": "t", "started_at": now - 60}
@@ -257,14 +254,14 @@ async def test_run_that_ended_while_the_first_list_was_made_is_not_missed(
         assert await wait_for_condition(store.content)
         station.list_response = lambda _: Answer([station.row(key) for key in list(station.runs)])
         assert await watcher.wait_for_events("early")
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
     assert watcher.ids == ["early"]
 
 
 async def test_run_that_does_not_tell_its_end_is_not_missed(
     station: StubFlowServer, store: FileStore
 ) -> None:
-    """A run that began long before others ended, and never says when it ended, is told when it is seen to have ended, once."""
+    """A long run that never reports its end emits one event when it is found to have finished."""
 
     def row(key: str) -> dict[str, Any]:
         return {name: value for name, value in station.row(key).items() if name != "finished_at"}
@@ -274,38 +271,38 @@ async def test_run_that_does_not_tell_its_end_is_not_missed(
     )
     station.run_response = lambda key, _: Answer(row(key))
     station.runs["slow"] = StubRun(time.time() - 86_400, 86_401)
-    over(station, "old", ago=86_400 * 2)
-    over(station, "other")
+    finish_runs(station, "old", ago=86_400 * 2)
+    finish_runs(station, "other")
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
         assert await watcher.wait_for_events("slow")
         assert await wait_for_condition(lambda: store.writes == 2)
     assert watcher.events[0]["finished_at"] is None
     async with run_watcher(store) as second:
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
     assert second.ids == []
 
 
 async def test_run_that_the_list_shows_late_is_not_missed(station: StubFlowServer, store: FileStore) -> None:
     """A run that is on the list only after one that ended later is told all the same."""
-    over(station, "before", ago=100)
+    finish_runs(station, "before", ago=100)
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
-        over(station, "early")
+        finish_runs(station, "early")
         assert await watcher.wait_for_events("early")
-        over(station, "late", ago=50)
+        finish_runs(station, "late", ago=50)
         assert await watcher.wait_for_events("early", "late")
 
 
 async def test_without_a_store_it_remembers_while_it_lives(
     station: StubFlowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where Airflow gives no store (before 3.3) each run is told once by one trigger, and the log says once what is missing."""
+    """Without a store (before Airflow 3.3) a trigger emits each run once, and logs once what is missing."""
     async with run_watcher(None) as watcher:
-        await looked(station)
-        over(station, "one")
+        await wait_for_lists(station)
+        finish_runs(station, "one")
         assert await watcher.wait_for_events("one")
-        over(station, "two")
+        finish_runs(station, "two")
         assert await watcher.wait_for_events("one", "two")
     assert caplog.text.count("has no asset state store") == 1
 
@@ -315,11 +312,11 @@ async def test_store_that_blocks_is_asked_in_a_thread(station: StubFlowServer) -
     store: Any = BlockingStore()
     async with run_watcher(store) as first:
         assert await wait_for_condition(lambda: store.values)
-        over(station, "one")
+        finish_runs(station, "one")
         assert await first.wait_for_events("one")
         assert await wait_for_condition(lambda: "one" in next(iter(store.values.values()))["ends"])
     async with run_watcher(store) as second:
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
     assert second.ids == []
 
 
@@ -329,10 +326,10 @@ async def test_store_that_cannot_be_asked_is_waited_for(
     """While the store cannot be read nothing begins anew, so nothing is lost; the log says so once."""
     async with run_watcher(store):
         assert await wait_for_condition(store.content)
-    over(station, "between")
+    finish_runs(station, "between")
     store.broken = True
     async with run_watcher(store) as second:
-        await asyncio.sleep(BLIND)
+        await asyncio.sleep(QUIET_SECONDS)
         assert second.ids == []
         store.broken = False
         assert await second.wait_for_events("between")
@@ -341,7 +338,7 @@ async def test_store_that_cannot_be_asked_is_waited_for(
 
 @needs("asset state store")
 def test_trigger_that_assets_share_is_remembered_with_each() -> None:
-    """Airflow makes one trigger of equal ones, with a store for several assets; the private name for them is still there."""
+    """Airflow merges equal triggers and gives them a store for several assets, in the private attribute."""
     from airflow.sdk.execution_time.context import AssetStateStoreAccessors
 
     one, other = Asset("x-flows://one"), Asset("x-flows://other")
@@ -351,7 +348,7 @@ def test_trigger_that_assets_share_is_remembered_with_each() -> None:
 
 
 async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: StubFlowServer) -> None:
-    """An asset that came to a trigger later, or was left behind by one that died, makes it tell nothing again."""
+    """A store without state, of an asset that was added later, does not repeat events."""
     parts = {name: FileStore(tmp_path / name) for name in ("one", "other")}
 
     class Both:
@@ -359,14 +356,14 @@ async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: St
 
     async with run_watcher(Both()) as first:
         assert await wait_for_condition(parts["other"].content)
-        over(station, "told")
+        finish_runs(station, "told")
         assert await first.wait_for_events("told")
         assert await wait_for_condition(lambda: parts["other"].writes == 2)
     assert parts["one"].content() == parts["other"].content()
     (tmp_path / "one").unlink()
 
     async with run_watcher(Both()) as second:
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
     assert second.ids == []
 
 
@@ -376,7 +373,7 @@ def matches_all(_: FlowRun) -> bool:
 
 
 def test_memory_is_bounded_and_still_knows_all() -> None:
-    """After thousands of runs within the hour the memory fits into Airflow's store, and who reads it tells none again."""
+    """After thousands of runs within an hour the state fits into Airflow's store and repeats no event."""
     cursor, everything = EventCursor().after(Snapshot(0.0, ()), matches_all)[0], list[tuple[float, FlowRun]]()
     count = 0
     for hundred in range(50):
@@ -419,7 +416,7 @@ def test_memory_that_cannot_be_read_is_none(memory: Any) -> None:
 
 
 async def test_store_with_nonsense_ends_no_watcher() -> None:
-    """What somebody else has put into one asset's store is passed over for the memory in another's, or for none."""
+    """Foreign content of one asset's store is ignored in favour of another's, or of none."""
     stores = {f"{number}": BlockingStore() for number in range(len(NONSENSE))}
     for store, value in zip(stores.values(), NONSENSE, strict=True):
         store.values["key"] = value
@@ -438,11 +435,11 @@ def test_argument_that_nobody_knows_is_told(caplog: pytest.LogCaptureFixture) ->
     assert "does not know 'state'" in caplog.text
 
 
-# Whom it tells of ---------------------------------------------------------------------------------------------------------
+# Which runs it emits ----------------------------------------------------------------------------------------
 
 
 async def test_watchers_share_one_list(station: StubFlowServer, tmp_path: Path) -> None:
-    """Watchers of different flows and states, come when they may, cause one list an interval, and each tells what it wants."""
+    """Watchers of different flows and states share one list an interval, and each emits what it matches."""
     wanted: list[dict[str, Any]] = [
         {},
         {"flow": "chairs"},
@@ -465,9 +462,9 @@ async def test_watchers_share_one_list(station: StubFlowServer, tmp_path: Path) 
             )
             await asyncio.sleep(0.05)
             assert await wait_for_condition(store.content)
-        over(station, "a", "b")
-        over(station, "c", end="failed")
-        over(station, "d", end="aborted")
+        finish_runs(station, "a", "b")
+        finish_runs(station, "c", end="failed")
+        finish_runs(station, "d", end="aborted")
         for watcher, ids in zip(watchers, ("ab", "a", "cd", "abcd"), strict=True):
             assert await watcher.wait_for_events(*ids)
         intervals = (time.monotonic() - began) / interval
@@ -485,27 +482,27 @@ async def test_failed_run_is_told_with_its_reason(flow_emulator: Emulator, store
         flow_emulator.add_plan(Plan(outcome="failed", error="The mesh has no faces"))
         failed = start_external_run(flow_emulator)
         assert await watcher.wait_for_events(failed)
-        await asyncio.sleep(BLIND)
+        await asyncio.sleep(QUIET_SECONDS)
 
     (event,) = watcher.events
     assert (event["state"], event["error"]) == ("failed", "The mesh has no faces")
 
 
 async def test_late_watcher_misses_nothing(station: StubFlowServer, tmp_path: Path) -> None:
-    """One that comes back while others go on is told what it has not seen, of a list that was asked for before it came."""
+    """A watcher that returns while others run emits what it missed, from an earlier list."""
     late = FileStore(tmp_path / "late.json")
     async with run_watcher(late):
         assert await wait_for_condition(late.content)
     async with run_watcher(FileStore(tmp_path / "steady.json"), poll_interval=30, states="failed"):
-        await looked(station, 1)
-        over(station, "old", ago=5)
+        await wait_for_lists(station, 1)
+        finish_runs(station, "old", ago=5)
         before = len(station.list_requests())
         async with run_watcher(late, poll_interval=0.2) as watcher:
             assert await watcher.wait_for_events("old")
         assert len(station.list_requests()) > before
 
 
-# What lists leave out -----------------------------------------------------------------------------------------------------
+# Incomplete lists ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -514,29 +511,29 @@ async def test_late_watcher_misses_nothing(station: StubFlowServer, tmp_path: Pa
 async def test_rows_that_tell_too_little_are_read(
     station: StubFlowServer, store: FileStore, left_out: str
 ) -> None:
-    """Where a list leaves out state, end or flow, each run is read itself, and once it is final never again."""
+    """Where a list lacks state, end or flow, each run is polled, and a final one never again."""
 
     def row(key: str) -> dict[str, Any]:
         return {name: value for name, value in station.row(key).items() if name not in left_out.split()}
 
     station.list_response = lambda _: Answer([row(key) for key in list(station.runs)])
-    over(station, "before", ago=10)
+    finish_runs(station, "before", ago=10)
     async with run_watcher(store, flow="t") as watcher:
         assert await wait_for_condition(store.content)
-        over(station, "one")
+        finish_runs(station, "one")
         assert await watcher.wait_for_events("one")
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
 
     assert len(station.poll_requests(["before"])) == len(station.poll_requests(["one"])) == 1
 
 
 async def test_looks_are_bounded(station: StubFlowServer, store: FileStore) -> None:
-    """A list of ids only makes no flood of requests: at most twenty runs are read for each list, all of them in time."""
+    """A list of ids alone causes at most twenty polls a list, and all runs are polled in time."""
     station.list_response = lambda _: Answer([{"flow_id": key} for key in list(station.runs)])
-    over(station, *(f"old{number}" for number in range(50)), ago=10)
+    finish_runs(station, *(f"old{number}" for number in range(50)), ago=10)
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(lambda: len(station.poll_requests()) >= 50)
-        over(station, "new")
+        finish_runs(station, "new")
         assert await watcher.wait_for_events("new")
 
     moments = [asked.at for asked in station.list_requests()] + [time.time()]
@@ -550,13 +547,13 @@ async def test_looks_are_bounded(station: StubFlowServer, store: FileStore) -> N
 
 
 async def test_run_that_left_the_list_is_looked_at(station: StubFlowServer, store: FileStore) -> None:
-    """A run that was seen under way and is on no page any more, for newer ones came, is followed to its end."""
+    """An active run that has left the list because of newer ones is polled until its end."""
     shown = ["slow"]
     station.list_response = lambda _: Answer([station.row(key) for key in shown])
     station.runs["slow"] = StubRun(time.time() - 60, 61)
     async with run_watcher(store) as watcher:
-        await looked(station)
-        over(station, "newer")
+        await wait_for_lists(station)
+        finish_runs(station, "newer")
         shown[:] = ["newer"]
         assert await watcher.wait_for_events("newer", "slow")
 
@@ -570,7 +567,7 @@ async def test_run_without_a_state_that_left_the_list_is_followed(
     station.runs["slow"] = StubRun(time.time() - 60, 61)
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(lambda: station.poll_requests(["slow"]))
-        await looked(station)
+        await wait_for_lists(station)
         shown.clear()
         assert await watcher.wait_for_events("slow")
 
@@ -578,21 +575,21 @@ async def test_run_without_a_state_that_left_the_list_is_followed(
 async def test_run_that_cannot_be_looked_at_is_looked_at_again(
     station: StubFlowServer, store: FileStore
 ) -> None:
-    """Where a run that left the list cannot be read for a while, others are told, and it later; a deleted one is forgotten."""
+    """A failed poll of one run does not delay other events and is retried; a deleted run is forgotten."""
     shown = ["slow", "deleted"]
     station.list_response = lambda _: Answer([station.row(key) for key in shown])
     station.runs.update({key: StubRun(time.time() - 60, 61) for key in shown})
     async with run_watcher(store) as watcher:
-        await looked(station)
-        over(station, "newer")
+        await wait_for_lists(station)
+        finish_runs(station, "newer")
         del station.runs["deleted"]
         good, station.run_response = station.run_response, lambda *_: Answer({"detail": "Oh no"}, 500)
         shown[:] = ["newer"]
         assert await watcher.wait_for_events("newer")
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
         station.run_response = good
         assert await watcher.wait_for_events("newer", "slow")
-        await looked(station, 3)
+        await wait_for_lists(station, 3)
 
     assert len(station.poll_requests(["deleted"])) == 1
 
@@ -609,20 +606,20 @@ async def test_pages_and_projections_of_the_emulator(flow_emulator: Emulator, st
         assert await watcher.wait_for_events(*ids)
 
 
-# What goes wrong ----------------------------------------------------------------------------------------------------------
+# Errors --------------------------------------------------------------------------------------------
 
 
 async def test_service_that_is_down_ends_nothing(
     station: StubFlowServer, store: FileStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A service that cannot be asked is asked more and more rarely; the log says once that it is down, once that it is back."""
+    """A failing service is polled less and less often; the log has one line at the start, one at the end."""
     caplog.set_level(logging.INFO, "airflow_provider_flows")
     good = station.list_response
     async with run_watcher(store, poll_interval=0.05) as watcher:
         assert await wait_for_condition(store.content)
         station.list_response = lambda _: Answer({"detail": "Oh no"}, 500)
         before = len(station.list_requests())
-        over(station, "meanwhile")
+        finish_runs(station, "meanwhile")
         await asyncio.sleep(1.2)
         tries = len(station.list_requests()) - before
         station.list_response = good
@@ -640,13 +637,13 @@ async def test_key_that_was_changed_is_read_anew(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """When the key is refused the connection is read anew, and with the new key all goes on at once; no key is in the log."""
+    """A rejected key makes the feed reload the connection; no key is in the log."""
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
         age_hook_cache()
         station.connect(monkeypatch, key="the-new-key", retries=0)
         station.keys = {"the-new-key"}
-        over(station, "one")
+        finish_runs(station, "one")
         assert await watcher.wait_for_events("one")
     assert "cannot be listed" not in caplog.text
     assert "the-new-key" not in caplog.text
@@ -657,10 +654,10 @@ async def test_service_that_lists_nothing_is_an_error_in_the_log(
     store: FileStore,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """At PromptChainer nothing can be watched: the log says so once, and the watcher waits rather than be restarted for ever."""
+    """PromptChainer lists no runs: the log says so once, and the watcher does not end."""
     async with run_watcher(store, flows_conn_id="promptchainer_default") as watcher:
         assert await wait_for_condition(lambda: "cannot list flow runs" in caplog.text)
-        await asyncio.sleep(BLIND)
+        await asyncio.sleep(QUIET_SECONDS)
     assert watcher.events == []
     assert caplog.text.count("cannot list flow runs") == 1
     assert await wait_for_idle_loop()
@@ -669,10 +666,10 @@ async def test_service_that_lists_nothing_is_an_error_in_the_log(
 async def test_bound_on_requests_holds_for_lists_too(
     station: StubFlowServer, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`max_requests_per_second` holds for all that one triggerer asks of a connection: lists, looks, and waits beside them."""
+    """`max_requests_per_second` limits lists, polls and waits of a connection together."""
     station.connect(monkeypatch, retries=0, max_requests_per_second=10)
     station.list_response = lambda _: Answer([{"flow_id": key} for key in list(station.runs)])
-    over(station, *(f"old{number}" for number in range(8)))
+    finish_runs(station, *(f"old{number}" for number in range(8)))
     station.create_runs(1, 60, prefix="waited")
     wait = asyncio.create_task(anext(triggers.FlowRunTrigger("flows_default", "waited0", 0.05, 0.05).run()))
     async with run_watcher(store, poll_interval=0.05):
@@ -686,7 +683,7 @@ async def test_bound_on_requests_holds_for_lists_too(
 
 
 async def test_untrusted_answers_stay_small(station: StubFlowServer, store: FileStore) -> None:
-    """A service that answers with absurd ids, dates and texts neither stops the watcher nor fills Airflow's database."""
+    """Absurd ids, dates and texts neither end the watcher nor fill Airflow's database."""
     rows: list[Any] = []
     station.list_response = lambda _: Answer(json.dumps(rows).encode())
     async with run_watcher(store, states=["completed", "failed"]) as watcher:

@@ -1,7 +1,4 @@
-"""Tests of how a connection is looked up for triggers: once for all, again when it is old, and anew when its key is refused.
-
-The look-ups are Airflow's, from the environment; what is asked of the service with them is in test_watch.py.
-"""
+"""Tests of the hook cache: one lookup for all, another when it is old, or when its key is rejected."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
 
 
 async def test_connection_is_looked_up_once_for_all(station: StubFlowServer) -> None:
-    """Whoever comes while a look-up is fresh gets the very same hook, also who comes while it is under way."""
+    """All callers get the same hook while a lookup is fresh, also while it is in progress."""
     hooks = await asyncio.gather(*(get_hook_cached("flows_default") for _ in range(50)))
     assert {id(hook) for hook in [*hooks, await get_hook_cached("flows_default")]} == {id(hooks[0])}
     assert isinstance(hooks[0], GenerioHook)
@@ -74,7 +71,7 @@ async def test_first_to_ask_may_leave() -> None:
 
 
 async def test_failed_look_up_is_not_kept(station: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that is missing or of another type is an error for who asked, and looked up again by who comes next."""
+    """A missing connection, or one of another type, is an error, and is looked up again next time."""
     monkeypatch.setenv("AIRFLOW_CONN_LATE", '{"conn_type": "http", "host": "x"}')
     with pytest.raises(FlowInputError, match="'late' is of type 'http'"):
         await get_hook_cached("late")
@@ -100,7 +97,7 @@ async def rotated(station: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_key_that_is_changed_ends_no_wait(
     station: StubFlowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the old key is refused and the connection has a new one, all waits go on with it, and each says so once."""
+    """When a key is rotated all waits continue with the new one, and each logs it once."""
     caplog.set_level(logging.INFO)
     ids = station.create_runs(20, 2.5)
     runs = asyncio.gather(*(run_trigger(key) for key in ids))
@@ -111,7 +108,7 @@ async def test_key_that_is_changed_ends_no_wait(
 
 
 async def test_key_is_refused_for_good(station: StubFlowServer) -> None:
-    """When the key is refused and the connection has no other, each wait ends in an error that names the connection once."""
+    """When the only key is rejected, each wait ends in an error that names the connection once."""
     tasks = asyncio.gather(*(run_trigger(key) for key in station.create_runs(15, 60)), return_exceptions=True)
     assert await wait_for_condition(lambda: len(station.requests) > 3)
     station.keys = set()
@@ -124,7 +121,7 @@ async def test_key_is_refused_for_good(station: StubFlowServer) -> None:
 
 
 async def test_wrong_key_from_the_start(station: StubFlowServer) -> None:
-    """A key that was never right ends each wait after a few looks, without a second look-up of the connection."""
+    """A key that was never valid ends each wait after a few polls, without a second lookup."""
     station.keys = set()
     errors = await collect_errors(station.create_runs(3, 60))
     assert all("Connection 'flows_default'" in error_text(error, FlowAuthError) for error in errors)
@@ -133,7 +130,7 @@ async def test_wrong_key_from_the_start(station: StubFlowServer) -> None:
 async def test_changed_key_reaches_who_came_long_before(
     station: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also a wait whose hook is older than the one that was looked up last, before the change, gets the new key."""
+    """Also a wait with a hook from before the last lookup gets the new key."""
     (first, second) = station.create_runs(2, 4.0)
     old = asyncio.create_task(run_trigger(first))
     assert await wait_for_condition(lambda: station.requests)
@@ -163,7 +160,7 @@ async def test_key_that_is_changed_twice(station: StubFlowServer, monkeypatch: p
 async def test_connection_that_is_taken_away_is_an_error_of_ours(
     station: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that is refused while its connection has been deleted ends the wait with an error event, not a broken trigger."""
+    """A rejected key of a connection that was deleted ends the wait with an error event."""
     task = asyncio.create_task(run_trigger(station.create_runs(1, 60)[0]))
     assert await wait_for_condition(lambda: station.requests)
     station.keys = set()

@@ -1,7 +1,4 @@
-"""Tests of mistakes in somebody's code inside a watch: whom they reach, and that there is a watch again afterwards.
-
-The mistakes are those of a service of somebody else's; what the network does wrong is in test_watch.py.
-"""
+"""Tests of errors in a service's code in a shared poller: which waits they end, and that the next works."""
 
 from __future__ import annotations
 
@@ -61,7 +58,7 @@ async def odd_hook() -> OddHook:
 
 
 async def test_unexpected_error_in_a_look_ends_that_wait_only(station: StubFlowServer) -> None:
-    """A mistake in a service's code at one run ends the wait for that run with a FlowError that says what it means."""
+    """An unexpected error in one poll ends that wait with a FlowError that names the run."""
     hook = await odd_hook()
     told = await asyncio.gather(
         *(wait_in_poller(hook, key) for key in [*station.create_runs(3, 0.4), "odd"]), return_exceptions=True
@@ -74,7 +71,7 @@ async def test_unexpected_error_in_a_look_ends_that_wait_only(station: StubFlowS
 
 @pytest.mark.parametrize("how_many", [20, 100])
 async def test_crash_reaches_everybody_and_is_over(station: StubFlowServer, how_many: int) -> None:
-    """A mistake that breaks the watch itself ends every wait in it with a FlowError; the next one has a watch that works."""
+    """An error that breaks the poller ends all its waits with a FlowError; the next one gets a new poller."""
     station.run_response = lambda key, _: ApiResponse(station.row(key), delay=0.3)
     hook = await odd_hook()
     watch = SharedPoller.for_hook(hook)
@@ -92,7 +89,7 @@ async def test_crash_reaches_everybody_and_is_over(station: StubFlowServer, how_
 
 
 async def test_event_loop_that_ends_leaves_nothing_behind(station: StubFlowServer) -> None:
-    """A loop that is shut down while looks wait for their turn, as a triggerer's is, leaves nothing that was never awaited."""
+    """A loop that is shut down while polls are queued leaves no coroutine that was never awaited."""
     station.list_response = lambda _: ApiResponse({}, 404)
     station.run_response = lambda *_: ApiResponse({}, delay=3600)
     ids = station.create_runs(3 * MAX_CONCURRENT_POLLS, 60)

@@ -1,7 +1,4 @@
-"""Tests of one list instead of many looks: that it saves looks, and that no list, however bad, loses or delays a run.
-
-When a list pays, by itself, is in test_watch_parts.py; whose fault a bad list is does not matter here.
-"""
+"""Tests of lists that replace polls: they save requests, and a bad list neither loses nor delays a run."""
 
 from __future__ import annotations
 
@@ -98,7 +95,7 @@ BAD: dict[str, Answer] = {
 async def test_every_run_ends_right_whatever_the_list_says(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Each wait ends when its run does, by a look at the run itself; a list that is of no use is not asked for again soon."""
+    """Each wait ends by a poll of its own when its run does; a useless list is not requested again soon."""
     disable_event_delay(monkeypatch)
     answers = {"good": GOOD, "bad": BAD}[kind]
     with ExitStack() as stack:
@@ -127,7 +124,7 @@ async def test_every_run_ends_right_whatever_the_list_says(
 
 
 async def test_one_list_stands_for_many_looks(station: StubFlowServer) -> None:
-    """Runs that are due together are asked about with one list, again and again; few of them are looked at before their end."""
+    """Runs that are due together are polled with one list, and hardly ever one by one before their end."""
     ids = station.create_runs(60, 2.0)
     assert all(run.is_completed for run in await run_triggers(ids))
     assert len(station.list_requests()) > 3
@@ -142,7 +139,7 @@ async def test_ten_are_worth_a_list(station: StubFlowServer, how_many: int, list
 
 
 async def test_run_that_is_not_running_yet_is_not_lost(station: StubFlowServer) -> None:
-    """Runs that are starting, so that a list of running ones leaves them out, are looked at by themselves until they run."""
+    """Runs that are starting, and therefore not on a list of running ones, are polled one by one."""
     ids = station.create_runs(15, 1.5)
     station.run_response = lambda key, asked: ApiResponse(
         {
@@ -157,7 +154,7 @@ async def test_run_that_is_not_running_yet_is_not_lost(station: StubFlowServer) 
 
 
 async def test_who_comes_while_a_list_is_under_way_is_told_by_it(station: StubFlowServer) -> None:
-    """Runs whose waits begin while a list is read are no less in it: they are looked at by lists from then on."""
+    """Waits that start while a list is read are polled with the next lists."""
     station.list_response = lambda _: ApiResponse({"flows": rows(station)}, delay=0.8)
     early, late = station.create_runs(15, 3.0, "early"), station.create_runs(15, 3.0, "late")
     first = asyncio.gather(*(run_trigger(key) for key in early))
@@ -182,7 +179,7 @@ async def test_list_that_hangs_is_given_up(station: StubFlowServer) -> None:
 
 
 async def test_list_that_is_behind_delays_nobody_for_ever(station: StubFlowServer) -> None:
-    """A list that goes on calling runs running that are over, as a cache may, does not keep their waits from ending."""
+    """A list that shows finished runs as running, as a cache may, does not block their waits."""
     frozen = [{"flow_id": f"r{number}", "state": "running", "progress": 0.0} for number in range(15)]
     station.list_response = lambda _: ApiResponse({"flows": frozen})
     async with asyncio.timeout(6):
@@ -191,7 +188,7 @@ async def test_list_that_is_behind_delays_nobody_for_ever(station: StubFlowServe
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_refused_list_does_not_become_many_looks(station: StubFlowServer, status: int) -> None:
-    """A service that asks for fewer requests when the list is asked for does not get one for each run instead."""
+    """A rate-limited list is not replaced by a poll for each run."""
     refused: list[float] = []
 
     def listing(asked: ApiRequest) -> ApiResponse:
@@ -214,7 +211,7 @@ async def test_refused_list_does_not_become_many_looks(station: StubFlowServer, 
 
 
 async def test_list_in_many_pages_does_not_cost_more_than_looks(station: StubFlowServer) -> None:
-    """Where the account has so many runs that its list takes more requests than looks would, looks are made."""
+    """Where a list takes more requests than polls would, runs are polled one by one."""
 
     def listing(asked: ApiRequest) -> ApiResponse:
         begin, found = int(asked.query.get("offset", "0")), others(400) + rows(station)
@@ -242,7 +239,7 @@ async def test_list_without_end_is_left(station: StubFlowServer) -> None:
 
 
 async def test_list_leaves_the_loop_its_turns(station: StubFlowServer) -> None:
-    """A list with thousands of rows, most of them of others, does not keep the loop from everything else for long."""
+    """A list with thousands of rows does not block the loop for long."""
     station.list_response = lambda _: ApiResponse({"flows": others(20_000) + rows(station)})
     gaps, last, over = [0.0], time.monotonic(), False
 

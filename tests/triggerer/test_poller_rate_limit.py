@@ -1,7 +1,4 @@
-"""Tests of what the waits of one connection share in trouble: a service's brakes, and that deadlines hold all the same.
-
-What the gate does without a network is in test_watch_parts.py.
-"""
+"""Tests of what waits of one connection share when the service limits the rate, and of their deadlines."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ def refusing_once(station: StubFlowServer, status: int, **headers: str) -> list[
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_one_refusal_brakes_everybody_once(station: StubFlowServer, status: int) -> None:
-    """After one Retry-After nobody asks for that long, but for what was under way; then requests begin again, slowly at first."""
+    """After one Retry-After no wait sends for that long; then requests start again, slowly at first."""
     refused = refusing_once(station, status, Retry_After="2")
 
     runs = await run_triggers(station.create_runs(50, 3.0))
@@ -116,7 +113,7 @@ async def test_most_requests_per_second(station: StubFlowServer, monkeypatch: py
 
 
 async def test_deadline_holds_whatever_the_service_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a gate that is closed for an hour, and before a server that never answers, a wait ends at its deadline."""
+    """With a pause of an hour, or a server that never responds, a wait ends at its deadline."""
     disable_event_delay(monkeypatch)
     with StubFlowServer() as closed, StubFlowServer() as mute:
         closed.run_response = lambda *_: ApiResponse({}, 429, {"Retry-After": HOUR})

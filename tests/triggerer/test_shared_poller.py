@@ -1,7 +1,4 @@
-"""Tests of the watch that all triggers of a connection share: who shares it, that it ends, and that nobody hurts another.
-
-Lists are in test_watch_lists.py, brakes and deadlines in test_watch_brakes.py, keys that change in test_lookups.py.
-"""
+"""Tests of the shared poller: which triggers share it, that it ends, that triggers do not affect others."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
 
 
 async def test_many_triggers_share_few_connections(station: StubFlowServer) -> None:
-    """However many triggers wait, 32 requests are under way at the most, over as many connections, all of one session."""
+    """At most 32 requests are in progress, over as many connections of one session."""
     station.list_response = lambda _: ApiResponse({}, 404)
     station.run_response = lambda key, _: ApiResponse(station.row(key), delay=0.1)
     ids = station.create_runs(100, 0.6)
@@ -60,7 +57,7 @@ async def test_many_triggers_share_few_connections(station: StubFlowServer) -> N
 async def test_watch_is_shared_by_who_would_ask_the_same(
     station: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections with equal settings share a watch; another key, another setting or another event loop has one of its own."""
+    """Connections with equal settings share a poller; another key, setting or event loop has its own."""
     station.connect(monkeypatch, "same")
     station.connect(monkeypatch, "other_key", "k3y")
     station.connect(monkeypatch, "other_setting", max_requests_per_second=50)
@@ -82,7 +79,7 @@ async def _watch_of(hook: FlowsHook) -> SharedPoller:
 async def test_connection_that_broke_hurts_no_other(
     station: StubFlowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A connection whose CA bundle was deleted while it is waited with keeps no trigger of another connection from waiting."""
+    """A connection whose CA bundle is deleted during a wait does not affect other connections."""
     bundle = tmp_path / "ca.pem"
     bundle.write_text("")
     station.connect(monkeypatch, "bundled", ca_bundle=str(bundle))
@@ -96,7 +93,7 @@ async def test_connection_that_broke_hurts_no_other(
 
 
 async def test_watch_ends_with_its_last_subscriber(station: StubFlowServer) -> None:
-    """When nobody waits any more no task is left and no connection is open, and who comes then gets a watch that works."""
+    """After the last wait no task and no connection is left, and the next wait gets a new poller."""
     for prefix in ("a", "b"):
         assert all(run.is_completed for run in await run_triggers(station.create_runs(20, 0.2, prefix)))
         assert await wait_for_idle_loop()
@@ -147,7 +144,7 @@ async def test_coming_and_going_loses_nobody(station: StubFlowServer) -> None:
 
 
 async def test_who_comes_at_the_end_is_served(station: StubFlowServer) -> None:
-    """Whoever comes in the moment in which the watch ends, a few turns of the loop sooner or later, has a watch that works."""
+    """A wait that starts while the poller ends, a few turns of the loop earlier or later, works."""
     station.create_runs(1, 0.0)
     hook = await FlowsHook.aget_hook("flows_default")
     for turns in (*range(20), *range(20)):
@@ -197,7 +194,7 @@ async def test_gone_subscribers_hold_no_place(station: StubFlowServer) -> None:
 
 
 async def test_cancelled_trigger_hurts_nobody(station: StubFlowServer) -> None:
-    """Of many triggers each second one is cancelled, the first of all among them; the others see the end of their runs."""
+    """Cancelled triggers, the first one among them, do not affect the others."""
     ids = station.create_runs(40, 0.6)
     tasks = [asyncio.create_task(run_trigger(key)) for key in ids]
     assert await wait_for_condition(lambda: station.requests)
@@ -225,7 +222,7 @@ MALFORMED = [
 
 
 async def test_malformed_answer_hurts_its_run_only(station: StubFlowServer) -> None:
-    """Answers about one run that cannot be read are waited out; the others are looked at as if nothing were."""
+    """Unreadable responses about one run do not end its wait and do not affect the others."""
     ids = station.create_runs(5, 0.4)
     answers = iter(MALFORMED)
     station.run_response = lambda key, _: ApiResponse(
@@ -241,7 +238,7 @@ async def test_malformed_answer_hurts_its_run_only(station: StubFlowServer) -> N
 
 
 async def test_refused_look_ends_its_wait_only(station: StubFlowServer) -> None:
-    """A run that the service does not know ends its own wait with FlowNotFound, which names the connection once."""
+    """A run that the service does not know ends its own wait with FlowNotFound."""
     ids = station.create_runs(3, 0.5)
     told = await asyncio.gather(*(run_trigger(key) for key in [*ids, "nobody"]), return_exceptions=True)
     assert error_text(told.pop(), FlowNotFound).count("Connection 'flows_default'") == 1  # type: ignore[arg-type]
@@ -252,7 +249,7 @@ WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
 
 async def test_lines_are_told_in_the_triggers_own_context(station: StubFlowServer) -> None:
-    """What is told of a run is told in the context of its own trigger, though another one happened to start the watch."""
+    """Lines about a run are logged in the context of its own trigger, whichever one started the poller."""
     heard: list[tuple[str, str]] = []
 
     async def wait(key: str) -> None:
@@ -298,7 +295,7 @@ async def test_promptchainer_has_nothing_to_watch(
 async def test_hundreds_at_once_all_end_right(
     flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of three hundred triggers that wait at once each has one event, which tells of its own run, completed."""
+    """Each of three hundred concurrent triggers has one event, for its own run, completed."""
     disable_event_delay(monkeypatch)
     flow_emulator.run_seconds = 2
     ids = [start_external_run(flow_emulator) for _ in range(300)]

@@ -1,7 +1,4 @@
-"""Tests of what a wait expects of a run, remembers of it and tells of it to statistics; the clock goes on only when told.
-
-When it looks is in test_schedule.py, what ends it in test_waiting.py.
-"""
+"""Tests of a wait's forecast, its saved state and its observers, by a simulated clock."""
 
 from __future__ import annotations
 
@@ -16,57 +13,59 @@ from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
-from tests.core.polling.test_wait import Told, state
+from tests.core.polling.test_wait import ScriptedWait, state
 from tests.support.scripted import NOON, no_response
 
 
-def look(told: Told) -> FlowRun:
+def poll(scripted: ScriptedWait) -> FlowRun:
     """Look once, and give the run."""
-    assert told.script.run(with_retries(told.wait.poll(), NO_RETRY)) is not None
-    assert told.wait.run is not None
-    return told.wait.run
+    assert scripted.script.run(with_retries(scripted.wait.poll(), NO_RETRY)) is not None
+    assert scripted.wait.run is not None
+    return scripted.wait.run
 
 
 def test_run_carries_its_expected_end() -> None:
-    """What a look gives says when the run is expected to be over, as the log does; a final run expects nothing."""
-    told = Told(state("running"), state("running", progress=0.1), state("completed", progress=1.0))
-    assert look(told).expected_end is None
-    told.script.sleep(10)
-    run = look(told)
+    """The run of a poll has the expected end that the log shows; a final run has none."""
+    scripted = ScriptedWait(
+        state("running"), state("running", progress=0.1), state("completed", progress=1.0)
+    )
+    assert poll(scripted).expected_end is None
+    scripted.script.sleep(10)
+    run = poll(scripted)
     assert (run.expected_at, str(run.expected_end)) == (NOON + 100, "2025-12-15 12:01:40+00:00")
-    told.script.sleep(10)
-    assert look(told).expected_end is None
+    scripted.script.sleep(10)
+    assert poll(scripted).expected_end is None
 
 
 def test_steady_run_is_left_alone_until_its_end() -> None:
     """Looks at a steady run become rare, and the one at its expected end is announced as such."""
-    told = Told(*(state("running", progress=part / 100) for part in (10, 20, 60)))
-    pauses = []
-    for moment in (10, 20, 60):
-        told.script.now = NOON + moment
-        look(told)
-        pauses.append(told.wait.next_poll())
-    assert pauses[0] == (5, False)
-    assert pauses[1] == (40, False)
-    assert pauses[2][1]
-    assert 40 < pauses[2][0] < 42
+    scripted = ScriptedWait(*(state("running", progress=part / 100) for part in (10, 20, 60)))
+    next_polls = []
+    for seconds in (10, 20, 60):
+        scripted.script.now = NOON + seconds
+        poll(scripted)
+        next_polls.append(scripted.wait.next_poll())
+    assert next_polls[0] == (5, False)
+    assert next_polls[1] == (40, False)
+    assert next_polls[2][1]
+    assert 40 < next_polls[2][0] < 42
 
 
 def test_forecast_is_remembered_in_another_process() -> None:
-    """A wait that goes on elsewhere knows the expected end and that it is steady, and begins where the first one left."""
-    first = Told(state("running", progress=0.1), state("running", progress=0.2))
-    for moment in (10, 20):
-        first.script.now = NOON + moment
-        look(first)
-    memory = json.loads(json.dumps(first.wait.to_dict()))
+    """A wait that continues in another process has the same forecast and starts where the first ended."""
+    first = ScriptedWait(state("running", progress=0.1), state("running", progress=0.2))
+    for seconds in (10, 20):
+        first.script.now = NOON + seconds
+        poll(first)
+    saved = json.loads(json.dumps(first.wait.to_dict()))
 
-    second = Told(state("running", progress=0.5))
+    second = ScriptedWait(state("running", progress=0.5))
     second.script.now = NOON + 50
-    second.wait.restore(memory)
+    second.wait.restore(saved)
 
     assert second.wait.to_dict() == first.wait.to_dict()
     assert second.wait.initial_delay() > 0
-    run = look(second)
+    run = poll(second)
     assert run.expected_at == NOON + 100
     assert (
         50 < second.wait.next_poll().delay < 52
@@ -74,35 +73,37 @@ def test_forecast_is_remembered_in_another_process() -> None:
 
 
 def test_new_wait_looks_at_once() -> None:
-    """Only a wait that goes on after a look elsewhere begins with a pause."""
-    assert Told().wait.initial_delay() == 0
+    """Only a wait that continues after a poll elsewhere starts with a delay."""
+    assert ScriptedWait().wait.initial_delay() == 0
 
 
 @pytest.mark.parametrize(
     "forecast", [None, {}, {"progress": 0.5}, {"progress": 0.5, "of_a_later_version": 1}]
 )
 def test_memory_of_another_version_breaks_nothing(forecast: Any) -> None:
-    """A memory whose forecast another version wrote, or none did, is read as far as it can be."""
-    told = Told(state("running", progress=0.5), state("completed"))
-    told.wait.restore({**told.wait.to_dict(), "forecast": forecast})
-    assert told.wait.initial_delay() >= 0
-    assert told.hold().is_final
+    """Saved state of another version, or without a forecast, is read as far as possible."""
+    scripted = ScriptedWait(state("running", progress=0.5), state("completed"))
+    scripted.wait.restore({**scripted.wait.to_dict(), "forecast": forecast})
+    assert scripted.wait.initial_delay() >= 0
+    assert scripted.run().is_final
 
 
 def test_progress_is_told_no_more_often_than_said() -> None:
-    """Between two lines about progress lie `apart` seconds at the least; changes of state are told all the same."""
-    told = Told(
+    """At least `min_interval` seconds lie between two lines about progress; states are logged at once."""
+    scripted = ScriptedWait(
         *(state("running", progress=part / 10) for part in range(9)),
         state("aborting"),
         state("aborted"),
         min_interval=30,
     )
     for _ in range(11):
-        look(told)
-        told.script.sleep(10)
-    lines = [line for line in told.of(logging.INFO) if "%" in line]
+        poll(scripted)
+        scripted.script.sleep(10)
+    lines = [line for line in scripted.lines_of(logging.INFO) if "%" in line]
     assert [line.split(" at ")[1].split("%")[0] for line in lines] == ["10", "40", "70"]
-    assert [line.split()[-1] for line in told.of(logging.INFO) if " is a" in line and "%" not in line] == [
+    assert [
+        line.split()[-1] for line in scripted.lines_of(logging.INFO) if " is a" in line and "%" not in line
+    ] == [
         "aborting",
         "aborted",
     ]
@@ -110,36 +111,36 @@ def test_progress_is_told_no_more_often_than_said() -> None:
 
 @pytest.mark.parametrize("started", ["0001-01-01T00:00:00Z", -62135596800, NOON - 1e12])
 def test_absurd_start_breaks_no_wait(started: Any) -> None:
-    """A start in the year 1, which some services write for none, with progress that goes on, is waited out like any other."""
-    told = Told(
+    """A start in the year 1, which some services write for none, does not break a wait."""
+    scripted = ScriptedWait(
         *(state("running", progress=part, started_at=started) for part in (0.1, 0.3, 0.5)), state("completed")
     )
-    assert told.hold().is_final
+    assert scripted.run().is_final
 
 
 def test_meter_is_told_of_looks_and_of_the_end() -> None:
-    """Each look is counted, also one that brings nothing; the end is noted once, with how long was waited and how late it is."""
+    """Each poll is counted, failed ones too; the end is reported with wait time and detection delay."""
     looks, ends = list[None](), list[tuple[str, float, float | None]]()
 
     def on_final(run: FlowRun, wait_seconds: float, detection_delay: float | None) -> None:
         ends.append((run.raw_state, wait_seconds, detection_delay))
 
     answers = state("running"), no_response(), state("failed", finished_at=NOON + 7)
-    Told(*answers, count_poll=lambda: looks.append(None), on_final=on_final).hold()
+    ScriptedWait(*answers, count_poll=lambda: looks.append(None), on_final=on_final).run()
     assert (len(looks), ends) == (3, [("failed", 10, 3)])
 
 
 def test_list_that_tells_less_takes_nothing_away() -> None:
-    """Flow and timestamps that a look told stay known when a list tells of the run without them."""
-    told = Told(state("running", template="chair", progress=0.1))
-    told.script.sleep(10)
-    look(told)
-    told.script.sleep(10)
-    told.wait.record_poll(FlowRun("r", "generio", state=FlowState.RUNNING, progress=0.2))
-    assert told.wait.run is not None
-    assert (told.wait.run.flow, told.wait.run.progress) == ("chair", 0.2)
-    assert told.wait.run.started_at is not None
-    assert told.wait.to_dict()["forecast"]["end"] == pytest.approx(NOON + 100)
+    """Flow and timestamps from a poll are not lost when a list lacks them."""
+    scripted = ScriptedWait(state("running", template="chair", progress=0.1))
+    scripted.script.sleep(10)
+    poll(scripted)
+    scripted.script.sleep(10)
+    scripted.wait.record_poll(FlowRun("r", "generio", state=FlowState.RUNNING, progress=0.2))
+    assert scripted.wait.run is not None
+    assert (scripted.wait.run.flow, scripted.wait.run.progress) == ("chair", 0.2)
+    assert scripted.wait.run.started_at is not None
+    assert scripted.wait.to_dict()["forecast"]["end"] == pytest.approx(NOON + 100)
 
 
 def test_run_that_the_hook_reads_tells_its_expected_end(flow_emulator: Emulator) -> None:

@@ -1,4 +1,4 @@
-"""Tests of when a wait looks: the promise in Schedule's docstring, by simulation over many shapes of progress.
+"""Tests of when a wait polls: the promise in Schedule's docstring, simulated for many shapes of progress.
 
 No time passes: the clock is a number, and a run is a function of it.
 """
@@ -42,8 +42,8 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True)
-class Course:
-    """A run that takes `lasts` seconds; `skew` is how far the service's clock is ahead, `told` whether it tells any time."""
+class SimulatedRun:
+    """A run that takes `lasts` seconds; `skew`: how far its clock is ahead; `told`: it has timestamps."""
 
     lasts: float
     shape: str
@@ -70,14 +70,14 @@ def delay(schedule: Schedule, run: FlowRun | None, now: float, forecast: Forecas
     return schedule.next_poll(PollState(NOON, run, forecast or Forecast()), now).delay
 
 
-def looks(schedule: Schedule, course: Course) -> list[float]:
-    """Look until the run is over, and give the moments since its start."""
-    now, moments = NOON, []
+def poll_times(schedule: Schedule, simulated: SimulatedRun) -> list[float]:
+    """Poll until the run is over, and return the seconds since its start."""
+    now, times = NOON, []
     while True:
-        moments.append(now - NOON)
-        run = course.at(now)
+        times.append(now - NOON)
+        run = simulated.at(now)
         if run.is_final:
-            return moments
+            return times
         now += delay(schedule, run, now, Forecast().after(run, now))
 
 
@@ -85,44 +85,44 @@ def looks(schedule: Schedule, course: Course) -> list[float]:
 @pytest.mark.parametrize("lasts", [0.5, 3, 47, 61, 299, 3_600, 100_000])
 @pytest.mark.parametrize("told", [True, False])
 def test_news_is_late_by_no_more_than_promised(shape: str, lasts: float, told: bool) -> None:  # noqa: FBT001
-    """However a run goes, its end is seen within poll_interval or a tenth of its age, and within max_poll_interval."""
+    """Any run is detected within poll_interval or a tenth of its age, and within max_poll_interval."""
     for jitter in (0.0, 0.5, 1.0, random.Random(7).random()):  # noqa: S311
         schedule = Schedule(5, 60, jitter=lambda jitter=jitter: jitter)  # type: ignore[misc]
-        moments = looks(schedule, Course(lasts, shape, told=told))
-        assert moments[-1] - lasts <= min(60, max(5, lasts / 10)) + 1e-6
+        times = poll_times(schedule, SimulatedRun(lasts, shape, told=told))
+        assert times[-1] - lasts <= min(60, max(5, lasts / 10)) + 1e-6
 
 
 @pytest.mark.parametrize("skew", [-86_400.0, 86_400.0, 3.0])
 def test_service_with_a_wrong_clock_costs_no_more_than_the_most(skew: float) -> None:
     """A service whose clock is a day off delays news by max_poll_interval at the most."""
-    moments = looks(Schedule(5, 60, jitter=lambda: 0.0), Course(600, "smooth", skew))
-    assert moments[-1] - 600 <= 60
+    times = poll_times(Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(600, "smooth", skew))
+    assert times[-1] - 600 <= 60
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_never_looks_more_often_than_told(shape: str) -> None:
-    """Two looks are never nearer than poll_interval less its jitter of a tenth."""
-    moments = looks(Schedule(5, 60, jitter=lambda: 1.0), Course(3_600, shape))
-    gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    """Two polls are never nearer than poll_interval less its jitter of a tenth."""
+    times = poll_times(Schedule(5, 60, jitter=lambda: 1.0), SimulatedRun(3_600, shape))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert min(gaps) >= 4.5
     assert max(gaps) <= 60
 
 
 def test_an_hour_is_waited_for_with_few_looks() -> None:
     """A run of an hour is looked at less than a hundred and twenty times, not the 720 of a fixed interval."""
-    assert len(looks(Schedule(5, 60, jitter=lambda: 0.0), Course(3_600, "late"))) < 120
+    assert len(poll_times(Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(3_600, "late"))) < 120
 
 
 def test_known_end_is_met() -> None:
     """A run whose progress tells its end is looked at just then."""
-    moments = looks(Schedule(5, 600, jitter=lambda: 0.0), Course(1_000, "smooth"))
-    assert moments[-1] == pytest.approx(1_000, abs=5)
+    times = poll_times(Schedule(5, 600, jitter=lambda: 0.0), SimulatedRun(1_000, "smooth"))
+    assert times[-1] == pytest.approx(1_000, abs=5)
 
 
 def test_deadline_is_met_to_the_second() -> None:
     """The last look is at the deadline, never after it."""
     schedule = Schedule(5, 60, deadline=NOON + 12, jitter=lambda: 0.0)
-    assert delay(schedule, Course(99, "late").at(NOON + 10), NOON + 10) == 2
+    assert delay(schedule, SimulatedRun(99, "late").at(NOON + 10), NOON + 10) == 2
     assert delay(schedule, None, NOON + 20) == 0
     assert not schedule.is_expired(NOON + 11.9)
     assert schedule.is_expired(NOON + 12)
@@ -153,10 +153,10 @@ def test_retry_after_is_kept_but_for_the_deadline() -> None:
 
 def test_age_and_end_are_told_by_the_run() -> None:
     """A run's age goes by its own start, and where that lies ahead by the wait; no progress tells no end."""
-    assert age(Course(9, "late", skew=-30).at(NOON), NOON, NOON) == 30
-    assert age(Course(9, "late", skew=30).at(NOON), NOON, NOON - 7) == 7
-    assert expected_end(Course(100, "smooth").at(NOON + 25), NOON + 25) == NOON + 100
-    assert expected_end(Course(100, "late").at(NOON + 25), NOON + 25) is None
+    assert age(SimulatedRun(9, "late", skew=-30).at(NOON), NOON, NOON) == 30
+    assert age(SimulatedRun(9, "late", skew=30).at(NOON), NOON, NOON - 7) == 7
+    assert expected_end(SimulatedRun(100, "smooth").at(NOON + 25), NOON + 25) == NOON + 100
+    assert expected_end(SimulatedRun(100, "late").at(NOON + 25), NOON + 25) is None
 
 
 @pytest.mark.parametrize("value", [-1, "5", float("nan"), float("inf"), True, timedelta(seconds=-1), [5]])
@@ -182,14 +182,14 @@ def test_intervals_that_cannot_be_kept_are_refused(most: float, least: float) ->
         Schedule(most, least)
 
 
-def forecast_looks(schedule: Schedule, course: Course) -> list[float]:
-    """Look until the run is over, remembering what the looks let expect, and give the moments since its start."""
-    now, moments, forecast = NOON, [], Forecast()
+def poll_times_with_forecast(schedule: Schedule, simulated: SimulatedRun) -> list[float]:
+    """Poll until the run is over, with a forecast, and return the seconds since its start."""
+    now, times, forecast = NOON, [], Forecast()
     while True:
-        moments.append(now - NOON)
-        run = course.at(now)
+        times.append(now - NOON)
+        run = simulated.at(now)
         if run.is_final:
-            return moments
+            return times
         forecast = forecast.after(run, now, 0.9 * schedule.poll_interval)
         now += delay(schedule, run, now, forecast)
 
@@ -198,40 +198,43 @@ def forecast_looks(schedule: Schedule, course: Course) -> list[float]:
 @pytest.mark.parametrize("lasts", [0.5, 3, 47, 61, 299, 3_600, 100_000])
 @pytest.mark.parametrize("told", [True, False])
 def test_memory_of_forecasts_keeps_the_promise(shape: str, lasts: float, told: bool) -> None:  # noqa: FBT001
-    """With forecasts remembered, news of steady runs and silent ones are as late as promised at the most, others' by the most."""
+    """With forecasts, steady and silent runs are detected as promised, others within max_poll_interval."""
     for jitter in (0.0, 0.5, 1.0):
         schedule = Schedule(5, 60, jitter=lambda jitter=jitter: jitter)  # type: ignore[misc]
-        moments = forecast_looks(schedule, Course(lasts, shape, told=told))
-        gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+        times = poll_times_with_forecast(schedule, SimulatedRun(lasts, shape, told=told))
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         promised = max(5, lasts / 10) if shape in {"smooth", "late", "full at once"} or not told else 60
-        assert moments[-1] - lasts <= min(60, promised) + 1e-6
+        assert times[-1] - lasts <= min(60, promised) + 1e-6
         assert all(4.5 - 1e-6 <= gap <= 60 + 1e-6 for gap in gaps)
 
 
 @pytest.mark.parametrize("lasts", [60, 600, 7_200])
 def test_steady_run_is_looked_at_rarely_in_the_middle(lasts: float) -> None:
-    """A run whose progress is steady is looked at a fraction as often as one that tells nothing, and met at its very end."""
+    """A steady run is polled a fraction as often as one without progress, and detected at its end."""
     schedule = Schedule(5, 3_600, jitter=lambda: 0.5)
-    steady = forecast_looks(schedule, Course(lasts, "smooth"))
-    assert len(steady) < len(forecast_looks(schedule, Course(lasts, "late"))) * 0.75
+    steady = poll_times_with_forecast(schedule, SimulatedRun(lasts, "smooth"))
+    assert len(steady) < len(poll_times_with_forecast(schedule, SimulatedRun(lasts, "late"))) * 0.75
     assert steady[-1] - lasts <= 0.02 * lasts + 1
     assert len(steady) <= 8 + lasts / 25
 
 
 def test_forecast_is_made_by_progress_that_has_changed() -> None:
-    """A look that sees no change, no run, or comes too soon leaves the forecast as it is; the one before is remembered."""
-    course, first = Course(100, "smooth"), Forecast().after(Course(100, "smooth").at(NOON + 10), NOON + 10)
+    """A poll without a run, without progress, or too soon leaves the forecast as it is."""
+    simulated, first = (
+        SimulatedRun(100, "smooth"),
+        Forecast().after(SimulatedRun(100, "smooth").at(NOON + 10), NOON + 10),
+    )
     assert (first.end, first.previous_end, first.observed_at) == (NOON + 100, None, NOON + 10)
-    assert first.after(course.at(NOON + 10), NOON + 50) is first
+    assert first.after(simulated.at(NOON + 10), NOON + 50) is first
     assert first.after(None, NOON + 50) is first
-    assert first.after(course.at(NOON + 12), NOON + 12, min_interval=4.5) is first
-    second = first.after(course.at(NOON + 20), NOON + 20, min_interval=4.5)
+    assert first.after(simulated.at(NOON + 12), NOON + 12, min_interval=4.5) is first
+    second = first.after(simulated.at(NOON + 20), NOON + 20, min_interval=4.5)
     assert second == Forecast(0.2, NOON + 20, NOON + 100, NOON + 100)
 
 
 def test_forecasts_that_agree_are_steady() -> None:
-    """Forecasts that agree to within a tenth of the remaining time postpone the next poll, the more the better they agree."""
-    schedule, run = Schedule(5, 60, jitter=lambda: 0.0), Course(100, "late").at(NOON)
+    """Forecasts that agree to within a tenth of the remaining time postpone the next poll."""
+    schedule, run = Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(100, "late").at(NOON)
     delays = [
         delay(schedule, run, NOON, Forecast(0.5, NOON, NOON + 100, NOON + 100 + moved))
         for moved in (0, 5, 9, 11)
@@ -244,8 +247,8 @@ def test_forecasts_that_agree_are_steady() -> None:
 
 
 def test_landing_is_a_little_after_the_expected_end() -> None:
-    """Near its expected end a run is left alone until just after it, within the intervals and the deadline; earlier it is not."""
-    schedule, run = Schedule(5, 60, jitter=lambda: 0.0), Course(20, "smooth").at(NOON + 12)
+    """Near its expected end a run is polled just after it, within both intervals and the deadline."""
+    schedule, run = Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(20, "smooth").at(NOON + 12)
     steady, first = Forecast(0.6, NOON + 12, NOON + 20, NOON + 20), Forecast(0.6, NOON + 12, NOON + 20, None)
     state = PollState(NOON, run, steady)
     landed = schedule.next_poll(state, NOON + 12)
@@ -262,7 +265,7 @@ def test_landing_is_a_little_after_the_expected_end() -> None:
     [("0001-01-01T00:00:00Z", 0.1), (NOON - 1, 1e-300), (NOON - 1, 5e-324), (-1e9, 1e-12)],
 )
 def test_absurd_progress_breaks_no_schedule(started: object, progress: float) -> None:
-    """A start in the year 1 or a progress next to nothing lets expect nothing sensible, and breaks nothing."""
+    """A start in the year 1, or hardly any progress, results in no forecast and a valid delay."""
     run = FlowRun(
         "r", "generio", state=FlowState.RUNNING, progress=progress, started_at=parse_timestamp(started)
     )
