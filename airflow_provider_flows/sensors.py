@@ -34,7 +34,7 @@ DEFAULT_INTERVALS = (5.0, 60.0)
 WAIT_STATE_KEY = "flow_wait_state"
 NO_STATE_STORE = (
     "This Airflow has no task state store (3.3 and later have one): each poll of this sensor starts without "
-    "the state of the previous one, so it may repeat log lines, and it cannot forecast the end of the flow run"
+    "the state of the previous one, so it may repeat log lines and cannot forecast the end of the flow run"
 )
 
 

@@ -117,8 +117,7 @@ class FinishedRunsFeed:
         """Return the result of a list that was requested at this time or later."""
         while self._latest is None or self._latest.polled_at < due:
             if self._task is None:
-                # In a task and a context of its own: the first watcher may be cancelled, and its log is not
-                # the others'.
+                # In its own task and context: the first watcher may be cancelled, and has its own log.
                 self._task = asyncio.get_running_loop().create_task(self._poll(), context=Context())
             await asyncio.shield(self._task)
         return self._latest

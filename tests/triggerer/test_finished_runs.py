@@ -22,11 +22,10 @@ from airflow.triggers.base import BaseEventTrigger
 
 from airflow_provider_flows import triggers
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.polling.finished_runs import EventCursor, Snapshot
-from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.triggerer.watcher_state import WatcherState
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
+from tests.core.polling.test_finished_runs import NONSENSE
 from tests.support.flow_station import ApiResponse as Answer
 from tests.support.flow_station import StubFlowServer, StubRun
 from tests.support.modes import FLOW, start_external_run
@@ -365,54 +364,6 @@ async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: St
     async with run_watcher(Both()) as second:
         await wait_for_lists(station, 3)
     assert second.ids == []
-
-
-def matches_all(_: FlowRun) -> bool:
-    """Match every run."""
-    return True
-
-
-def test_memory_is_bounded_and_still_knows_all() -> None:
-    """After thousands of runs within an hour the state fits into Airflow's store and repeats no event."""
-    cursor, everything = EventCursor().after(Snapshot(0.0, ()), matches_all)[0], list[tuple[float, FlowRun]]()
-    count = 0
-    for hundred in range(50):
-        new = [
-            (hundred + number / 100, FlowRun(f"{hundred:012x}{number:012x}", "generio"))
-            for number in range(100)
-        ]
-        everything = sorted([*everything, *new], key=lambda one: one[0], reverse=True)
-        cursor, new_runs = cursor.after(Snapshot(1e9, everything), matches_all)
-        count += len(new_runs)
-    memory = json.dumps(cursor.to_dict())
-
-    assert count == 5000
-    assert len(memory) < 65_535
-    restored = EventCursor.from_dict(json.loads(memory))
-    assert restored.after(Snapshot(1e9, everything), matches_all) == (restored, [])
-
-
-def test_memory_of_long_ids_is_bounded() -> None:
-    """A service with long ids has fewer of them remembered, not a memory that Airflow does not take."""
-    cursor, _ = EventCursor().after(Snapshot(0.0, ()), matches_all)
-    ended = [
-        (float(number), FlowRun(f"{number}" + "\N{GREEK SMALL LETTER ALPHA}" * 150, "third"))
-        for number in range(999, 0, -1)
-    ]
-    cursor, new_runs = cursor.after(Snapshot(1e9, ended), matches_all)
-    assert len(new_runs) == 999
-    assert 10_000 < len(json.dumps(cursor.to_dict())) < 65_535
-    restored = EventCursor.from_dict(cursor.to_dict())
-    assert restored.after(Snapshot(1e9, ended), matches_all) == (restored, [])
-
-
-NONSENSE = [None, 7, [], ["x"], "x", {"since": "x"}, {"since": float("nan")}, {"ends": {}}]
-
-
-@pytest.mark.parametrize("memory", NONSENSE)
-def test_memory_that_cannot_be_read_is_none(memory: Any) -> None:
-    """What somebody else has put there makes it begin anew."""
-    assert EventCursor.from_dict(memory) == EventCursor()
 
 
 async def test_store_with_nonsense_ends_no_watcher() -> None:

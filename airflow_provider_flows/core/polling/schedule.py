@@ -70,11 +70,8 @@ class Forecast:
         except (KeyError, TypeError):
             return cls()
         progress, observed_at, end, previous_end = values
-        has_numbers = {type(value) for value in (progress, observed_at, end or 0.0, previous_end or 0.0)} <= {
-            int,
-            float,
-        }
-        return cls(progress, observed_at, end, previous_end) if has_numbers else cls()
+        types = {type(value) for value in (progress, observed_at, end or 0.0, previous_end or 0.0)}
+        return cls(progress, observed_at, end, previous_end) if types <= {int, float} else cls()
 
     def to_dict(self) -> dict[str, float | None]:
         """Return the forecast as plain JSON values."""

@@ -7,20 +7,18 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 Member = TypeVar("Member")
-MAX_STALE_ENTRIES = 100  # and as many as there are members twice; the heap is rebuilt when it has more
+MAX_STALE_ENTRIES = 100  # besides two for each member; the heap is rebuilt when it has more
 
 
 class TimerQueue(Generic[Member]):
-    """Members in the order in which they are due. All times are seconds by one clock, any one."""
+    """Members in the order in which they are due. All times are seconds by one clock."""
 
     def __init__(self) -> None:
         """Create an empty queue."""
-        # Due times and entry numbers, not members: a stale entry must not hold a member until a time far
-        # away.
+        # Due times and entry numbers, not members, because a stale entry may stay until a time far away.
         self._heap: list[tuple[float, int]] = []
-        self._members: dict[
-            int, Member
-        ] = {}  # by entry number; entries of the heap without a member are stale
+        # By entry number. An entry of the heap without a member is stale.
+        self._members: dict[int, Member] = {}
         self._entry_ids: dict[Member, int] = {}
         self._last_entry_id = 0
 

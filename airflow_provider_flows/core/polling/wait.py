@@ -22,7 +22,7 @@ MAX_CONFIRM_DELAY_SECONDS = 10.0  # a worker is blocked while it confirms a reje
 
 
 class Wait:
-    """The wait for one flow run. `poll` is the only way in which it asks the service.
+    """The wait for one flow run. `poll` is the only way in which it sends requests.
 
     `schedule.py` decides when to poll next; nothing here sleeps or sends.
     """
