@@ -1,16 +1,14 @@
-"""`@task.flow`: a function gives the inputs, and the task runs the flow with them and returns what `RunFlowOperator` returns.
-
-It waits and fetches nothing (operators.py does), and which inputs a flow takes is for inputs.py and the services to say; what
-type checkers know of it stands in task_types.py.
-"""
+"""`@task.flow`: a function returns the inputs of a flow, and its task runs the flow as `RunFlowOperator`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from difflib import get_close_matches
 from inspect import iscoroutinefunction, unwrap
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from os import PathLike
+from typing import TYPE_CHECKING, Any, ClassVar, Never, ParamSpec, Protocol, cast, overload
 
 from airflow.providers.common.compat.sdk import DecoratedOperator, determine_kwargs, task_decorator_factory
 from airflow.sdk import task as airflow_task
@@ -19,36 +17,37 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.operators import RunFlowOperator
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, ObjectStoragePath, XComArg
+    from airflow.sdk.definitions.decorators import TaskDecoratorCollection
+    from airflow.sdk.definitions.xcom_arg import (
+        PlainXComArg,
+    )  # what Airflow returns, and what accepts `["outputs"]`
 
-    from airflow_provider_flows.decorator_types import FlowDecorator, Tasks
-
-RETURNABLE = frozenset(RunFlowOperator.template_fields)  # the arguments that a function may return
+RETURNABLE_ARGUMENTS = frozenset(RunFlowOperator.template_fields)
 ARGUMENTS_KEY = "flow_arguments"
-_DEFERRED_ARGUMENTS = (
-    "flow",
-    "flows_conn_id",
-    "output_path",
-    "output_conn_id",
-)  # those of them that are needed after a deferral
+# the returned arguments that are needed after a deferral
+_DEFERRED_ARGUMENTS = ("flow", "flows_conn_id", "output_path", "output_conn_id")
+
+P = ParamSpec("P")
 
 
 class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
     """Run a flow with what a function returns.
 
-    The function is called when the task runs, also at each retry, and not again after a deferral. It returns
+    The function is called in each try of the task, and not again after a deferral. It returns
 
-    * the inputs, in any form that `RunFlowOperator` takes;
-    * or a dict with the key `inputs`, whose other keys are arguments too: `flow`, `parameters`, `additional`, `flows_conn_id`,
-      `input_conn_id`, `output_path`, `output_conn_id`. They take the place of those that the decorator was given.
+    * the inputs, in any form that `RunFlowOperator` accepts;
+    * or a dict with the key `inputs`, whose other keys are arguments too: `flow`, `parameters`, `additional`,
+      `flows_conn_id`, `input_conn_id`, `output_path`, `output_conn_id`. They replace those of the decorator.
 
-    A retry goes on with the flow run of the try before it only if the function returns the same again; else it starts a new one.
-    Where the function raises, and no other try follows, the run of the try before is stopped (`abort_on_kill`), over the
-    connection that it was started by (Airflow 3.3 and later remember it).
+    A retry resumes the flow run of the earlier try only if the function returns the same again. Otherwise it
+    starts a new one. If the function raises, and no other try follows, the flow run of the earlier try is
+    aborted (`abort_on_kill`), over the connection that it was started with (Airflow 3.3 and later).
 
     :param python_callable: the function.
-    :param render_returned: whether Jinja templates in what the function returns are rendered, as `@task.bash` does. Leave it off
-        where a text may come from a service or another stranger: a template can read connections and variables.
+    :param render_returned: whether Jinja templates in what the function returns are rendered, as in
+        `@task.bash`. Do not set it if a text may come from a service or another untrusted source: a template
+        can read connections and variables.
     """
 
     template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *RunFlowOperator.template_fields)
@@ -57,7 +56,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         **RunFlowOperator.template_fields_renderers,
     }
     custom_operator_name: str = "@task.flow"
-    overwrite_rtif_after_execution: bool = True  # Airflow's name; so that it shows what the function returned
+    overwrite_rtif_after_execution: bool = True  # the UI then shows what the function returned
 
     def __init__(
         self,
@@ -70,29 +69,35 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         **kwargs: Any,
     ) -> None:
         if "inputs" in kwargs:
-            message = "inputs is no argument of @task.flow: the function returns them"
+            message = (
+                "@task.flow has no argument inputs: the function returns the inputs. Remove the argument"
+            )
             raise FlowInputError(message)
         super().__init__(
             python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, flow=flow, **kwargs
         )
         self.render_returned = render_returned
         if iscoroutinefunction(unwrap(python_callable)):
-            message = f"{python_callable.__name__} must be a plain function: @task.flow does not await what it returns"
+            message = (
+                f"{python_callable.__name__} must be a plain function: @task.flow does not await a coroutine"
+            )
             raise FlowInputError(message)
 
     def execute(self, context: Context) -> Any:
         """Call the function, then run the flow."""
         with self._abort_earlier_run_on_error(context):
             merged: Any = {**context, **self.op_kwargs}
-            known = determine_kwargs(self.python_callable, self.op_args, merged)
-            returned = to_arguments(self.python_callable(*self.op_args, **known))
-            self._set_arguments(self.render_template(returned, merged) if self.render_returned else returned)
+            accepted = determine_kwargs(self.python_callable, self.op_args, merged)
+            arguments = to_arguments(self.python_callable(*self.op_args, **accepted))
+            self._set_arguments(
+                self.render_template(arguments, merged) if self.render_returned else arguments
+            )
             if self.deferrable:
                 self._push_arguments(context)
         return super().execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral with what the function returned before it."""
+        """Continue after the deferral with the arguments that the function returned before it."""
         ti: Any = context["ti"]
         self._set_arguments(
             ti.xcom_pull(key=ARGUMENTS_KEY, task_ids=ti.task_id, map_indexes=ti.map_index) or {}
@@ -101,15 +106,15 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
     @contextmanager
     def _abort_earlier_run_on_error(self, context: Context) -> Iterator[None]:
-        """Let an error of the function, or a kill while it works, leave no run behind that an earlier try started."""
+        """Abort an earlier try's flow run if the block raises or is killed, and no retry resumes the run."""
         if int(context["ti"].try_number) <= 1:
             yield
             return
         try:
             task_try = self._create_task_try(context, use_saved_connection=True)
-        except Exception as error:  # noqa: BLE001  # where nothing is kept: the function may name a connection, and this is none
+        except Exception as error:  # noqa: BLE001  # without a saved one, the function may name the connection
             self.log.info(
-                "What an earlier try left cannot be found out before the function is called: %s", error
+                "The flow run of an earlier try cannot be reached before the function is called: %s", error
             )
             yield
             return
@@ -121,19 +126,18 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             setattr(self, name, value)
 
     def _push_arguments(self, context: Context) -> None:
-        """Keep what is needed after a deferral, for the function is not called again.
+        """Push what is needed after the deferral to XCom, because the function is not called again.
 
-        In an XCom, because `dag.test()` forgets the arguments that a task defers with. Of the inputs the files' names are kept,
-        which lineage and the user interface show; prompts may be large.
+        An XCom, because `dag.test()` drops the arguments that a task defers with. Of the inputs only the
+        files' URIs are pushed, for OpenLineage and the UI: prompts may be large.
         """
         from airflow.providers.common.compat.sdk import redact
 
         from airflow_provider_flows.core.redaction import redact_parameters, redact_uris
         from airflow_provider_flows.storage.inputs import get_file_uris
 
-        values = {
-            name: getattr(self, name) for name in _DEFERRED_ARGUMENTS
-        }  # where one is no text, the order refuses it, or takes it as one
+        values = {name: getattr(self, name) for name in _DEFERRED_ARGUMENTS}
+        # a path may be a Path; any other value that is no text is rejected when the flow is started
         texts = {name: value if value is None else str(value) for name, value in values.items()}
         redacted = {
             "parameters": redact_parameters(self.parameters, redact),
@@ -143,23 +147,29 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
 
 def to_arguments(returned: Any) -> dict[str, Any]:
-    """Tell inputs from arguments: a dict with the key `inputs` holds arguments, anything else is the inputs.
+    """Return the operator's arguments in what a function returned.
 
-    :raises FlowInputError: it is nothing, or a dict that could be either.
+    A dict with the key `inputs` is taken as arguments, anything else as the inputs.
+
+    :raises FlowInputError: the function returned None, or a dict that could be either.
     """
     if returned is None:
-        message = "The function of @task.flow returned nothing; it must return the inputs, or {'inputs': None} for a flow without"
+        message = (
+            "The function of @task.flow returned None. "
+            "Return the inputs, or {'inputs': None} for a flow without inputs"
+        )
         raise FlowInputError(message)
     if not isinstance(returned, Mapping) or not returned:
         return {"inputs": returned}
     names = set(map(str, returned))
     if "inputs" in names:
-        _reject_unknown_arguments(names - RETURNABLE)
+        _reject_unknown_arguments(names - RETURNABLE_ARGUMENTS)
         return dict(returned)
-    if names <= RETURNABLE:
+    if names <= RETURNABLE_ARGUMENTS:
         message = (
-            f"The function of @task.flow returned a dict with {_quote_names(names)}, which are names of arguments, without 'inputs'. "
-            "Put the inputs beside them; or, if they are variables of the flow, write {'inputs': {...}} around them"
+            f"The function of @task.flow returned a dict with {_quote_names(names)}, which are names of "
+            "arguments, but without 'inputs'. Add 'inputs'; or, if these are variables of the flow, return "
+            "{'inputs': {...}}"
         )
         raise FlowInputError(message)
     return {"inputs": returned}
@@ -168,13 +178,16 @@ def to_arguments(returned: Any) -> dict[str, Any]:
 def _reject_unknown_arguments(names: set[str]) -> None:
     if not names:
         return
-    close_matches = {name: get_close_matches(name, RETURNABLE, 1) for name in sorted(names)}
+    close_matches = {name: get_close_matches(name, RETURNABLE_ARGUMENTS, 1) for name in sorted(names)}
     suggestions = "".join(
-        f"; for {name!r}, do you mean {found[0]!r}?" for name, found in close_matches.items() if found
+        f" Instead of {name!r}, did you mean {matches[0]!r}?"
+        for name, matches in close_matches.items()
+        if matches
     )
     message = (
-        f"The function of @task.flow returned a dict with 'inputs', so that it holds arguments, but {_quote_names(names)} is none of "
-        f"them ({_quote_names(RETURNABLE)}){suggestions} If 'inputs' is a variable of the flow, write {{'inputs': {{...}}}} around them all"
+        f"The function of @task.flow returned a dict with 'inputs', and with {_quote_names(names)}, which "
+        f"cannot be returned as an argument. Arguments are {_quote_names(RETURNABLE_ARGUMENTS)}.{suggestions} "
+        "If 'inputs' is a variable of the flow, return {'inputs': {...}} with all variables"
     )
     raise FlowInputError(message)
 
@@ -183,17 +196,87 @@ def _quote_names(names: Collection[str]) -> str:
     return ", ".join(map(repr, sorted(names)))
 
 
-def _flow_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
-    """Make a task of a function that returns a flow's inputs; Airflow knows it as `@task.flow`.
+def _decorate(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+    """Return the task of a function that returns a flow's inputs. Airflow registers this as `@task.flow`.
 
-    :param kwargs: the arguments of `RunFlowOperator` but `inputs`, and `render_returned`.
+    :param kwargs: the arguments of `RunFlowOperator` except `inputs`, and `render_returned`.
     """
-    # Airflow would take it from the function's annotation, which tells of the inputs and not of what the task returns
+    # Airflow's default comes from the function's annotation, which describes the inputs, not the outputs
     kwargs.setdefault("multiple_outputs", False)
     return task_decorator_factory(python_callable, decorated_operator_class=FlowDecoratedOperator, **kwargs)
 
 
-flow_task: FlowDecorator = _flow_task
-task = cast(
-    "Tasks", airflow_task
-)  # the same object, for type checkers with `flow`: Airflow's own stub names no other's decorators
+# types ------------------------------------------------------------------------------------------------------
+# ------------
+
+
+class FlowTask(Protocol[P]):
+    """A function that `@task.flow` has decorated."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> PlainXComArg: ...
+    # any argument may also be what another task returns, whatever the function's own types are
+    @overload
+    def __call__(self, *args: Any, **kwargs: Any) -> PlainXComArg: ...
+
+    def partial(self, **kwargs: Any) -> FlowTask[...]:
+        """Set some arguments of the function; `expand` maps the others."""
+
+    def expand(self, **kwargs: XComArg | Collection[Any]) -> PlainXComArg:
+        """Map the task over arguments of the function."""
+
+    def expand_kwargs(
+        self, kwargs: XComArg | Sequence[Mapping[str, Any] | XComArg], *, strict: bool = True
+    ) -> PlainXComArg:
+        """Map the task over complete sets of arguments of the function."""
+
+    def override(self, **kwargs: Any) -> FlowTask[P]:
+        """Return the task with other arguments of the decorator."""
+
+
+class FlowDecorator(Protocol):
+    """`@task.flow` itself, with and without arguments."""
+
+    @overload
+    def __call__(self, python_callable: Callable[P, ReturnValue], /) -> FlowTask[P]: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        flow: str = ...,
+        inputs: Never = ...,
+        parameters: Mapping[str, Any] | None = ...,
+        additional: Any = ...,
+        flows_conn_id: str = ...,
+        input_conn_id: str | None = ...,
+        wait_for_completion: bool = ...,
+        deferrable: bool = ...,
+        poll_interval: float | timedelta = ...,
+        max_poll_interval: float | timedelta = ...,
+        timeout: float | timedelta | None = ...,
+        output_path: str | None = ...,
+        output_conn_id: str | None = ...,
+        max_xcom_bytes: int | None = ...,
+        fetch_partial_outputs: bool = ...,
+        delete_after_fetch: bool = ...,
+        durable: bool = ...,
+        abort_on_kill: bool = ...,
+        validate: bool = ...,
+        render_returned: bool = ...,
+        **kwargs: Any,  # the arguments of every Airflow task
+    ) -> Callable[[Callable[P, ReturnValue]], FlowTask[P]]: ...
+
+
+if TYPE_CHECKING:
+    # one input, several, a mapping of variables, or a dict of arguments with the key `inputs`
+    ReturnValue = str | PathLike[str] | ObjectStoragePath | Sequence[Any] | Mapping[str, Any]
+
+    class TaskDecorators(TaskDecoratorCollection):
+        """Airflow's `task`, with `flow` among its decorators."""
+
+        flow: FlowDecorator
+
+
+flow_task: FlowDecorator = _decorate
+# the same object, typed with `flow`: Airflow's own stub has no decorators of other providers
+task = cast("TaskDecorators", airflow_task)

@@ -111,12 +111,12 @@ class FlowsHook(BaseFlowsHook):
         return Preflight(self, self.get_graph)
 
     def resume(
-        self, request: RunRequest, record: RunRecord | None, generation: int, *, abort: bool = True
+        self, fingerprint: str, record: RunRecord | None, generation: int, *, abort: bool = True
     ) -> FlowRun | None:
         """Give the flow run that an earlier try left, None if a new one must be started (flow/starting.py)."""
         from airflow_provider_flows.core.start import resume
 
-        return self.run(resume(self.service, request, record, generation, abort=abort))
+        return self.run(resume(self.service, fingerprint, record, generation, abort=abort))
 
     def cancel(self, flow_run_id: str) -> None:
         """Stop a flow run wherever it is: delete one that never ran, abort one under way, leave a final one alone."""

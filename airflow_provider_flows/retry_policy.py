@@ -1,6 +1,6 @@
-"""Which errors a task's retry can do nothing about: the retry policy that the operator brings along.
+"""The operator's default retry policy, which fails a task at once on an error that a retry cannot fix.
 
-It is about tries of a task; single requests are flow/retry.py's, looks at a run flow/waiting.py's.
+It needs Airflow 3.3.
 """
 
 from __future__ import annotations
@@ -26,29 +26,33 @@ PERMANENT_ERRORS = (FlowAuthError, FlowInputError, FlowInvalid, FlowNotFound, Fl
 
 
 class FlowsRetryPolicy(RetryPolicy):
-    """Airflow's own retries, but none for what cannot get better by itself, and as late as the service asks (Retry-After)."""
+    """Airflow's retries, but none after a permanent error, and none before a service's Retry-After."""
 
     def evaluate(
         self,
         exception: BaseException,
-        try_number: int,  # noqa: ARG002  # the signature is Airflow's
+        try_number: int,  # noqa: ARG002  # Airflow's signature
         max_tries: int,  # noqa: ARG002
         context: Context | None = None,
     ) -> RetryDecision:
-        """Decide by the error's type; a Retry-After makes a delay longer, never shorter than the task's own."""
+        """Return the decision for an error.
+
+        A Retry-After makes the delay longer than the task's `retry_delay`, never shorter.
+        """
         if isinstance(exception, PERMANENT_ERRORS) and getattr(exception, "is_permanent", True):
-            return RetryDecision.fail(f"{type(exception).__name__}: trying again cannot change it")
+            return RetryDecision.fail(f"{type(exception).__name__}: a retry cannot fix it")
         requested_delay = min(getattr(exception, "retry_after", None) or 0.0, MAX_RETRY_AFTER_SECONDS)
         task_delay = timedelta(0) if context is None else context["ti"].task.retry_delay
-        if timedelta(seconds=requested_delay) > task_delay:
-            return RetryDecision.retry(timedelta(seconds=requested_delay), "the service asked for this delay")
+        delay = timedelta(seconds=requested_delay)
+        if delay > task_delay:
+            return RetryDecision.retry(delay, "the service requested this delay (Retry-After)")
         return RetryDecision.default()
 
     def serialize(self) -> dict[str, Any]:
-        """Give nothing: the policy has no settings."""
+        """Return no arguments, because the policy has none."""
         return {}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> FlowsRetryPolicy:  # noqa: ARG003
-        """Make the policy."""
+        """Return the policy."""
         return cls()

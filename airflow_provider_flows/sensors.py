@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
+    BaseOperatorLink,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
@@ -18,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
+from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.finish import finish
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
@@ -62,6 +64,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
 
     template_fields: Sequence[str] = ("flow_run_id", "flows_conn_id", "output_path", "output_conn_id")
     ui_color = "#e4def5"
+    operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
 
     def __init__(
         self,

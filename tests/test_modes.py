@@ -67,7 +67,7 @@ def test_what_this_airflow_lacks_is_told_once(emulator: Emulator, mode: str) -> 
     assert story.state == "success"
     told = {
         "blocking": ["has no task state store"],
-        "deferrable": ["has no task state store", "tells a trigger of no kill"],
+        "deferrable": ["has no task state store", "does not notify triggers of kills"],
         "sensor, reschedule": ["has no task state store"],
     }
     assert compat_notices(story.result.log) == told.get(mode, [])

@@ -154,7 +154,7 @@ class _RunStarter:
             echo_err(f"The flow {self._request.flow} may run nevertheless; {hint}.")
             return None
         try:
-            found = self._hook.resume(self._request, self._record, GENERATION, abort=False)
+            found = self._hook.resume(self._request.fingerprint, self._record, GENERATION, abort=False)
         except (FlowError, KeyboardInterrupt) as error:
             if isinstance(error, FlowError):
                 echo_err(error)

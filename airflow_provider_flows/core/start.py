@@ -1,6 +1,7 @@
-"""The start protocol: how a flow run is started so that no killed worker leaves one behind that its retry does not know.
+"""The start protocol: start a flow run at most once, resume the run of an earlier try, and cancel a run.
 
-It keeps nothing itself: the caller hands in what was kept before, and a function that keeps what must not be forgotten.
+The protocol performs no I/O. The caller passes the record that an earlier try saved, and a function that
+saves a record.
 """
 
 from __future__ import annotations
@@ -21,17 +22,22 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.run import Inputs
     from airflow_provider_flows.core.service import Service
 
-TOKEN_KEY = "airflow_start"  # noqa: S105  # a name among the caller's metadata, no secret
+TOKEN_KEY = "airflow_start"  # noqa: S105  # a key in the caller's metadata, no secret
 NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
-NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)  # seconds
-CANCEL_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)  # seconds
+NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)
+CANCEL_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What is to be started: the flow, what it works on, and how.
+    """A flow run to start: the flow, its inputs and its parameters.
 
-    :param promised: names of the outputs that the flow's definition promises, None where it is not known.
+    :param flow: the flow's name or id.
+    :param inputs: a list of `FlowInput`, or a mapping of variables (PromptChainer).
+    :param parameters: the flow's parameters, a mapping or None.
+    :param additional: the caller's metadata, stored with the run (Generio).
+    :param expected_outputs: names of the outputs in the flow's definition; None if the definition is not
+        available.
     """
 
     flow: str
@@ -42,33 +48,22 @@ class RunRequest:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that makes this order another one; it tells nothing of the content. A file counts by its own digest."""
+        """The SHA-256 of flow, inputs, parameters and metadata, in hexadecimal.
+
+        A file counts by its own digest. Two tries with the same fingerprint want the same flow run. The
+        content cannot be recovered from it.
+        """
         items = (
             dict(self.inputs)
             if isinstance(self.inputs, Mapping)
             else [item.to_json() for item in self.inputs]
         )
-        # over JSON first: keys become text there, and only text can be sorted
+        # through JSON first, which turns every key into text: keys of several types cannot be sorted
         plain = json.loads(
             json.dumps([self.flow, items, self.parameters, self.additional], default=_to_plain_json)
         )
         text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class EarlierRunRequest(RunRequest):
-    """An order that cannot be read any more, say because an input's file is gone, but which an earlier try has sent.
-
-    :param known: its fingerprint, as the record has it.
-    """
-
-    saved_fingerprint: str = ""
-
-    @property
-    def fingerprint(self) -> str:
-        """The earlier one's."""
-        return self.saved_fingerprint
 
 
 def _to_plain_json(value: Any) -> Any:
@@ -77,15 +72,15 @@ def _to_plain_json(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What a retry must know of the tries before it.
+    """What a try saves about its start for the tries after it. The field names are the stored keys.
 
-    :param fingerprint: of the order.
-    :param lineage: the same for all tries of one run of a task, another one after a Clear.
+    :param fingerprint: of the request (`RunRequest.fingerprint`).
+    :param generation: the same number for all tries of one run of a task; a Clear raises it.
     :param deadline: epoch seconds, or None.
-    :param token: marks the run at the service, for the moment in which its id is not known here yet.
-    :param flow_run_id: None while the answer to the start was not kept yet: then a run may be there or not.
-    :param answer: the whole run (`FlowRun.as_kept`), where the service could not tell of it a second time.
-    :param conn_id: the Airflow connection that the run is reached by.
+    :param token: tags the run at the service, so that it can be found while its id has not been saved yet.
+    :param flow_run_id: None until the service has returned it: a run may or may not exist then.
+    :param saved_run: the complete run (`FlowRun.to_record`), if the service cannot return it a second time.
+    :param conn_id: the Airflow connection that the run was started with.
     """
 
     fingerprint: str
@@ -96,25 +91,25 @@ class RunRecord:
     saved_run: dict[str, Any] | None = None
     conn_id: str | None = None
 
-    def matches(self, request: RunRequest, generation: int) -> bool:
-        """Whether the record is of an earlier try of this very request."""
-        return self.generation == generation and self.fingerprint == request.fingerprint
+    def matches(self, fingerprint: str, generation: int) -> bool:
+        """Return whether an earlier try of the same run of the task saved it for the same request."""
+        return self.generation == generation and self.fingerprint == fingerprint
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the record as plain JSON values."""
+        """Return the record as plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Any) -> RunRecord | None:
-        """Read a record; whatever cannot be one is as good as none."""
+        """Return the record that `to_dict` wrote; None for anything else, such as a newer version's."""
         try:
             record = cls(**data)
             if record.saved_run is not None:
                 FlowRun.from_record(record.saved_run)
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
-        texts = isinstance(record.flow_run_id, str | None) and isinstance(record.conn_id, str | None)
-        return record if texts and isinstance(record.deadline, int | float | None) else None
+        has_valid_ids = isinstance(record.flow_run_id, str | None) and isinstance(record.conn_id, str | None)
+        return record if has_valid_ids and isinstance(record.deadline, int | float | None) else None
 
 
 SaveRecord = Callable[[RunRecord | None], None]
@@ -123,14 +118,17 @@ SaveRecord = Callable[[RunRecord | None], None]
 def start(
     service: Service, request: RunRequest, record: RunRecord, save: SaveRecord
 ) -> Conversation[FlowRun]:
-    """Start a new run: make it, keep its id, give it its inputs, start it. Until the last step nothing is paid.
+    """Start a new run: create it, save its id, add its inputs, start it.
 
-    A service that does it all in one request is asked once; where it cannot be asked for the run again, its answer is kept whole.
+    Nothing is billed before the last step. A service without these steps gets a single request. If it cannot
+    return the run later, its complete response is saved.
 
-    :param record: what is to be kept, as it stands before there is a run.
-    :param keep: called with the record before anything is sent, and again as soon as the run has an id; when it returns, the
-        record must be safe. Called with None when it is certain that this try made no run.
-    :raises FlowServiceError: the run could not be made, filled or started; one that certainly did not start is deleted again.
+    :param record: the record of this start, without a flow run id.
+    :param save: stores a record, and returns only when it is stored. It is called before the first request,
+        and again as soon as the run has an id. It is called with None if this try certainly created no run.
+        If it raises a FlowError after the run was created, the run is deleted and not started.
+    :raises FlowServiceError: the run could not be created, filled or started. If it certainly did not start,
+        it is deleted.
     """
     if not service.staged_start:
         return (yield from _start_and_save(service, request, record, save))
@@ -167,7 +165,11 @@ def _start_and_save(
 def start_in_one_request(
     service: Service, request: RunRequest, before_start: Callable[[], None] = lambda: None
 ) -> Conversation[FlowRun]:
-    """Start a new run in as few requests as the service allows, with nothing kept (see `Service.start`)."""
+    """Start a new run in as few requests as the service allows, without saving a record.
+
+    :param before_start: called right before the request that may be billed.
+    :raises FlowServiceError: the run could not be started.
+    """
     if service.staged_start and not service.supports("start"):
         return start(service, request, RunRecord(request.fingerprint, generation=0), lambda _: None)
     return service.start(
@@ -181,16 +183,18 @@ def start_in_one_request(
 
 
 def tag_with_token(additional: Any, token: str) -> Any:
-    """Give the caller's metadata with our mark, where it is a mapping or nothing; other metadata is left as it is."""
+    """Return the caller's metadata with the token added; other metadata than a mapping is unchanged."""
     if additional is None or isinstance(additional, Mapping):
         return {**(additional or {}), TOKEN_KEY: token}
     return additional
 
 
 def _start_created(service: Service, flow_run_id: str) -> Conversation[None]:
-    """Start a filled run; an answer that was lost, or is a gateway's, is settled by looking, never by sending again blindly.
+    """Start a created run.
 
-    A run whose start was refused is deleted. One that may have started is left to the next try, which knows it by its record.
+    If the outcome of the request is unknown, poll the run before sending the request again. A run whose start
+    was rejected is deleted. A run that may have started is left to the next try, which finds it by its
+    record.
     """
     try:
         yield from service.start_created(flow_run_id)
@@ -204,7 +208,7 @@ def _start_created(service: Service, flow_run_id: str) -> Conversation[None]:
 
 
 def _try_delete(service: Service, flow_run_id: str) -> Conversation[None]:
-    """Delete a run that never ran, if that can be done; whatever led here matters more."""
+    """Delete a run that never ran, and ignore a failure: the error that led here matters more."""
     try:
         yield from service.delete(flow_run_id)
     except FlowError:
@@ -212,18 +216,22 @@ def _try_delete(service: Service, flow_run_id: str) -> Conversation[None]:
 
 
 def resume(
-    service: Service, request: RunRequest, record: RunRecord | None, generation: int, *, abort: bool = True
+    service: Service, fingerprint: str, record: RunRecord | None, generation: int, *, abort: bool = True
 ) -> Conversation[FlowRun | None]:
-    """Give the run that an earlier try of the same request left, None if a new one must be started.
+    """Return the run that an earlier try of the same request started; None if a new one must be started.
 
-    A run that was made but never started is deleted; one from before a Clear, or of another order, is aborted if it still
-    goes on.
+    A run that was created and never started is deleted. An active run from before a Clear, or of another
+    request, is aborted.
 
-    :param abort: whether such a run may be aborted; one that its service cannot abort is left alone.
+    :param fingerprint: of this try's request.
+    :param record: what the last try saved, or None.
+    :param generation: of this run of the task.
+    :param abort: whether a run of another request may be aborted, if its service can do that.
+    :raises FlowServiceError: the state of the earlier run could not be determined.
     """
     if record is None:
         return None
-    is_same_request = record.matches(request, generation)
+    is_same_request = record.matches(fingerprint, generation)
     if record.saved_run is not None:
         saved_run = FlowRun.from_record(record.saved_run)
         return saved_run if is_same_request and saved_run.state is not FlowState.FAILED else None
@@ -242,9 +250,11 @@ def resume(
 
 
 def _get_run_confirmed(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
-    """Read a run that was there; only when several looks say so is it gone, for a run may not be visible everywhere at once.
+    """Return a run that was created earlier.
 
-    :raises FlowNotFound: it is gone.
+    A 404 is accepted on its third occurrence only, because a run may not be visible everywhere at once.
+
+    :raises FlowNotFound: the run no longer exists.
     """
     for delay in NOT_FOUND_RETRY_SECONDS:
         try:
@@ -255,7 +265,7 @@ def _get_run_confirmed(service: Service, flow_run_id: str) -> Conversation[FlowR
 
 
 def _delete_orphans(service: Service, record: RunRecord) -> Conversation[None]:
-    """Delete what a try made whose worker died before it knew the id: the runs, never started, that bear its mark."""
+    """Delete created runs tagged with the record's token: their worker died before it could save their id."""
     if not service.staged_start:
         return
     try:
@@ -268,11 +278,11 @@ def _delete_orphans(service: Service, record: RunRecord) -> Conversation[None]:
 
 
 def cancel(service: Service, flow_run_id: str) -> Conversation[None]:
-    """Stop a run wherever it is: one that never ran is deleted, one under way is aborted, a final one is left alone.
+    """Delete a run that never started, abort an active one, and leave a final one unchanged.
 
-    :raises FlowServiceError: the service could not be asked, or does not do it.
+    :raises FlowServiceError: the service could not be reached, or rejected the request.
     """
-    for last in (False, True):  # the run may move on between the look and the request
+    for is_last_attempt in (False, True):  # the run's state may change between the poll and the request
         try:
             run = yield from _get_run_confirmed(service, flow_run_id)
             if run.state is FlowState.CREATED:
@@ -282,16 +292,17 @@ def cancel(service: Service, flow_run_id: str) -> Conversation[None]:
         except FlowNotFound:
             return
         except FlowConflict:
-            if last:
+            if is_last_attempt:
                 raise
         else:
             return
 
 
 def cancel_and_wait(service: Service, flow_run_id: str) -> Conversation[FlowRun | None]:
-    """Stop a run, and wait for about ten seconds until it is final; gives it as it was seen last, None if it is gone.
+    """Cancel a run, and wait up to about ten seconds until it is final.
 
-    :raises FlowServiceError: the service could not be asked, or does not do it.
+    :returns: the run as last polled; None if it no longer exists.
+    :raises FlowServiceError: the service could not be reached, or rejected the request.
     """
     yield from cancel(service, flow_run_id)
     run = None

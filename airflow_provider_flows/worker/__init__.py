@@ -1,1 +1,1 @@
-"""What happens around one try of a task in an Airflow worker."""
+"""One try of a task in an Airflow worker: start, end, kill, and the state saved for the next try."""

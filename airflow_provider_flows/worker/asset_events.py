@@ -1,7 +1,4 @@
-"""What the events of a task's outlets tell of its flow run.
-
-That there are events at all, and only of tasks that succeed, is Airflow's doing; which files there are, outputs.py's.
-"""
+"""The metadata about a flow run in the asset events of its task's outlets."""
 
 from __future__ import annotations
 
@@ -19,27 +16,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_EVENT_FILES = (
-    100  # that one event names, or that one alias makes assets of: all of it lies in Airflow's database
-)
+MAX_EVENT_FILES = 100  # in one event, or as assets of one alias; all of them are stored in Airflow's database
 MAX_EVENT_URI_CHARACTERS = 32 * 1024  # of all URIs in one event
-MAX_URI_CHARACTERS = 1500  # characters; Airflow takes no asset with more
+MAX_URI_CHARACTERS = 1500  # Airflow's limit for an asset's URI
 
 
 def add_asset_event_extra(context: Context, run: FlowRun) -> None:
-    """Put into the event of each outlet which flow run it is of; make the files assets where an outlet is an alias.
+    """Add the flow run to the asset event of each outlet, and create assets for the aliases among them.
 
-    An asset's event gets the extra `flow`, `flow_run_id`, `service`, `state`, `uris` and `sizes` (bytes, None where it is not
-    known), the last two in the same order, and `more`, how many files are not named there. An alias gets an event for each
-    file, whose asset has the file's URI (percent-encoded where it is not ASCII); its extra has `uri`, `size`, `sha256` and
-    `media_type` instead of the lists. What the task's author has put into an event stays. Nothing is raised: the flow run is
-    paid for, and its outputs are there.
+    An asset's event gets the extra `flow`, `flow_run_id`, `service` and `state`, the lists `uris` and `sizes`
+    (bytes, or None if unknown) in the same order, and `more`, the number of files that are not in these
+    lists. An alias gets one event for each file. Its asset has the file's URI, percent-encoded unless it is
+    ASCII, and its extra has `uri`, `size`, `sha256` and `media_type` instead of the lists. An extra that the
+    task's author has set takes precedence.
+
+    Errors are logged and not raised, because the flow run is paid for and its outputs are stored.
     """
     for outlet in getattr(context.get("task"), "outlets", None) or ():
         try:
             _add_extra(context["outlet_events"][outlet], outlet, run)
-        except Exception as error:  # noqa: BLE001  # an outlet of whatever kind, or an asset that Airflow does not take
-            log.warning("The event of outlet %r does not tell of the %s: %r", outlet, run, error)
+        except Exception as error:  # noqa: BLE001  # an outlet may be of any type
+            log.warning("The event of outlet %r has no metadata about the %s: %r", outlet, run, error)
 
 
 def _add_extra(event: Any, outlet: Any, run: FlowRun) -> None:
@@ -66,7 +63,7 @@ def _add_extra(event: Any, outlet: Any, run: FlowRun) -> None:
 
 
 def _event_files(run: FlowRun) -> list[FlowOutput]:
-    """Give the outputs that are files, as many as one event may name."""
+    """Return the outputs that are files, at most as many as fit into one event."""
     files: list[FlowOutput] = []
     remaining = MAX_EVENT_URI_CHARACTERS
     for output in run.outputs:
@@ -80,5 +77,5 @@ def _event_files(run: FlowRun) -> list[FlowOutput]:
 
 
 def _to_ascii(uri: str) -> str:
-    """Give a URI as Airflow takes it for an asset's; with another its server would fail the task, after all is done."""
+    """Return a URI that Airflow accepts for an asset: at its end, a task with another one would fail."""
     return uri if uri.isascii() else quote(uri, safe=printable)

@@ -1,12 +1,11 @@
-"""The one ending of operator and sensor in every mode: completed or raise, outputs, events, the dict; or too late.
-
-It neither waits nor decides where files go (delivery.py and outputs.py do).
-"""
+"""The end of a task: fetch its flow run's outputs, raise the run's failure, or time out."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound, FlowTimeout
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.storage.atomic_file import Cancellation
     from airflow_provider_flows.storage.output_options import OutputOptions
+    from airflow_provider_flows.worker.task_state import TaskState
 
 log = logging.getLogger(__name__)
 
 OUTPUTS_KEY = "outputs"
-RUN_CONTINUES = "The flow run goes on (abort_on_kill=False)."
 
 
 def finish(
@@ -31,118 +30,161 @@ def finish(
     run: FlowRun,
     options: OutputOptions,
     *,
-    save_run: Callable[[FlowRun], bool] | None = None,
+    on_run_update: Callable[[FlowRun], None],
+    task_state: TaskState | None = None,
     cancellation: Cancellation | None = None,
-    on_run_update: Callable[[FlowRun], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Give what a task returns for a run that is final.
+    """End a task whose flow run is final.
 
-    The outputs are pushed to XCom under a key of their own as well, so that `first.output["outputs"]` can be another task's
-    inputs; also those that could be had when another could not.
-
-    :param keep: keeps the run for a next try, which could not read it any more once it is deleted; gives whether it may be.
-    :param halt: ends the writing of files, from another thread.
-    :param seen: is told of the run, and of it again once its outputs are fetched, also where an error follows.
-    :raises FlowRunFailed: the run failed; FlowRunAborted if somebody aborted it.
+    :param options: which outputs to fetch, and where to store them.
+    :param on_run_update: called with the run, and again when its outputs are fetched, also if an error
+        follows.
+    :param task_state: saves a run before it is deleted at its service, for a retry.
+    :param cancellation: cancels the writing of files from another thread.
+    :returns: the dict that the task returns (`FlowRun.to_dict`).
+    :raises FlowRunFailed: the run failed; FlowRunAborted if it was aborted.
     :raises FlowServiceError: an output could not be fetched.
     """
-    from airflow_provider_flows.core.run import raise_for_state
-    from airflow_provider_flows.storage.outputs import (
-        fetch_outputs,
-    )  # needed at the end only: importing the operators stays cheap
-    from airflow_provider_flows.worker.asset_events import add_asset_event_extra
-    from airflow_provider_flows.worker.task_state import FileState
-
     on_run_update(run)
-    files = FileState(context, run.flow_run_id)
-    if not run.is_completed and options.fetch_partial_outputs:
+    end = RunEnd(context, hook, options, on_run_update, task_state, cancellation)
+    if run.is_final and not run.is_completed:
+        end.finish_failed(run)
+    return end.finish_completed(run)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """The end of one task: its context, its hook, and what `finish` was passed."""
+
+    context: Context
+    hook: FlowsHook
+    options: OutputOptions
+    on_run_update: Callable[[FlowRun], None]
+    task_state: TaskState | None
+    cancellation: Cancellation | None
+
+    def finish_completed(self, run: FlowRun) -> dict[str, Any]:
+        """Fetch the outputs, delete the run at its service if requested, and return the task's dict.
+
+        The outputs are also pushed to XCom under their own key, so that `first.output["outputs"]` can be the
+        inputs of another task. This includes the outputs that were fetched when another could not be.
+
+        :raises FlowServiceError: an output could not be fetched.
+        """
+        from airflow_provider_flows.worker.asset_events import add_asset_event_extra
+
+        run, fetch_error = self._fetch_outputs(run)
+        self._publish_outputs(run)
+        if fetch_error is not None:
+            raise fetch_error
+        if self.options.delete_after_fetch:
+            self._delete_run(run)
+        add_asset_event_extra(self.context, run)
+        return run.to_dict()
+
+    def finish_failed(self, run: FlowRun) -> None:
+        """Fetch the outputs of a failed or aborted run if requested, and raise its failure.
+
+        :raises FlowRunFailed: always, with the outputs that were fetched; FlowRunAborted if the run was
+            aborted.
+        """
+        from airflow_provider_flows.core.run import raise_for_state
+
+        if self.options.fetch_partial_outputs:
+            try:
+                run, _ = self._fetch_outputs(run)  # which output is missing, and why, is in the log
+                self._publish_outputs(run)
+            except Exception as error:  # noqa: BLE001  # the task's error is the failure of the run
+                log.warning("The partial outputs of the %s could not be fetched: %s", run, error)
+        raise_for_state(run)
+
+    def _fetch_outputs(self, run: FlowRun) -> tuple[FlowRun, Exception | None]:
+        from airflow_provider_flows.storage.outputs import fetch_outputs  # imports stay cheap
+        from airflow_provider_flows.worker.task_state import FileState
+
+        files = FileState(self.context, run.flow_run_id)
+        return fetch_outputs(self.hook, run, self.options, files, self.cancellation)
+
+    def _publish_outputs(self, run: FlowRun) -> None:
+        self.on_run_update(run)
+        self.context["ti"].xcom_push(OUTPUTS_KEY, run.to_dict()["outputs"])
+
+    def _delete_run(self, run: FlowRun) -> None:
+        """Delete a run at its service if every output is a stored file; otherwise leave it there."""
+        from airflow_provider_flows.storage.output_download import is_stored
+
+        missing = [output.name for output in run.outputs if not is_stored(output, self.options)]
+        if not run.outputs:
+            log.warning("The %s is not deleted: its list of outputs is empty, and may be incomplete", run)
+        elif missing:
+            names = ", ".join(missing)
+            log.warning("The %s is not deleted: these outputs are not stored as files: %s", run, names)
+        elif not self._save_run(run):
+            log.warning("The %s is not deleted: a retry may need it. Delete it at the service", run)
+        else:
+            self._try_delete(run)
+
+    def _save_run(self, run: FlowRun) -> bool:
+        """Save a run for a retry, which will not find it at the service; return whether it may be deleted."""
+        if self.task_state is None:
+            return True
         try:
-            run, _ = fetch_outputs(
-                hook, run, options, files, cancellation
-            )  # which output is not there, and why, is in the log
-            on_run_update(run)
-            context["ti"].xcom_push(OUTPUTS_KEY, run.to_dict()["outputs"])
-        except Exception as error:  # noqa: BLE001  # whatever it is, that the run failed matters more
-            log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
-    raise_for_state(run)
-    run, fetch_error = fetch_outputs(hook, run, options, files, cancellation)
-    on_run_update(run)
-    result = run.to_dict()
-    context["ti"].xcom_push(OUTPUTS_KEY, result["outputs"])
-    if fetch_error is not None:
-        raise fetch_error
-    if options.delete_after_fetch:
-        _delete_run(hook, run, options, save_run)
-    add_asset_event_extra(context, run)
-    return result
+            return self.task_state.save_run(run)
+        except Exception as error:  # noqa: BLE001  # a store may raise anything
+            log.warning("The %s could not be saved for a retry (%s)", run, type(error).__name__)
+            return False
+
+    def _try_delete(self, run: FlowRun) -> None:
+        try:
+            self.hook.delete(run.flow_run_id)
+        except FlowNotFound:
+            log.info("The %s was already deleted at the service", run)
+        except FlowError as error:
+            log.warning("The %s could not be deleted. Delete it at the service: %s", run, error)
+        else:
+            log.info("The %s was deleted at the service, because all of its files are stored", run)
 
 
-def _delete_run(
-    hook: FlowsHook, run: FlowRun, options: OutputOptions, save_run: Callable[[FlowRun], bool] | None
-) -> None:
-    """Delete a run at the service once every output is a file in its place; in doubt leave it, nothing is lost then."""
-    from airflow_provider_flows.storage.output_download import is_stored
+class DeadlinePolicy(Enum):
+    """What happens to a flow run that is still active when the deadline of its task has passed."""
 
-    if not run.outputs:
-        log.warning(
-            "The %s is not deleted, for it has no outputs: they may be missing from its list only", run
-        )
-        return
-    missing = [output.name for output in run.outputs if not is_stored(output, options)]
-    if missing:
-        log.warning(
-            "The %s is not deleted, for these outputs are no files in their place: %s",
-            run,
-            ", ".join(missing),
-        )
-        return
-    if save_run is not None and not _try_save_run(run, save_run):
-        log.warning("The %s is not deleted, for a retry may need it; delete it at the service", run)
-        return
-    try:
-        hook.delete(run.flow_run_id)
-    except FlowNotFound:
-        log.info("The %s was deleted before", run)
-    except FlowError as error:
-        log.warning("The %s could not be deleted; delete it at the service: %s", run, error)
-    else:
-        log.info("The %s is deleted at the service; all its files are in their place", run)
-
-
-def _try_save_run(run: FlowRun, save_run: Callable[[FlowRun], bool]) -> bool:
-    try:
-        return save_run(run)
-    except Exception as error:  # noqa: BLE001  # whatever the store raises: then nobody knows
-        log.warning("The %s could not be kept for a retry (%s)", run, type(error).__name__)
-        return False
+    ABORT = auto()
+    LEAVE = auto()
+    """The run continues, because of `abort_on_kill=False`."""
+    HAND_OVER = auto()
+    """The run continues, and the next try of the task resumes it."""
 
 
 def finish_after_deadline(
-    hook: FlowsHook, flow_run_id: str, error: FlowTimeout, *, cancel: bool, abort_on_kill: bool
+    hook: FlowsHook, flow_run_id: str, error: FlowTimeout, policy: DeadlinePolicy
 ) -> FlowRun:
-    """Give a run whose time is over if it completed in the last moment; else say in the error what became of it.
+    """Return a run that completed although its deadline has passed; else raise what happened to it.
 
-    :param stop: whether it is to be stopped, if `abort_on_kill` allows; otherwise the next try goes on with it.
-    :raises FlowTimeout: it did not complete.
+    :param error: the deadline's error, to which the outcome is added.
+    :raises FlowTimeout: the run did not complete. Another try makes sense (`is_permanent` is false) if it is
+        handed over.
     """
     try:
-        run = hook.cancel_and_wait(flow_run_id) if cancel and abort_on_kill else hook.get_run(flow_run_id)
+        is_aborted = policy is DeadlinePolicy.ABORT
+        run = hook.cancel_and_wait(flow_run_id) if is_aborted else hook.get_run(flow_run_id)
     except FlowError as request_error:
-        consequence = f"The flow run could not be reached, look at it at the service: {request_error}"
+        outcome = f"The flow run may still be active; check it at the service: {request_error}"
     else:
         if run is not None and run.is_completed:
             return run
-        consequence = _consequence(run, cancel=cancel, abort_on_kill=abort_on_kill)
-    message = f"{error} {consequence}"
-    raise FlowTimeout(message, is_permanent=cancel) from error
+        outcome = _outcome(run, policy)
+    message = f"{error} {outcome}"
+    raise FlowTimeout(message, is_permanent=policy is not DeadlinePolicy.HAND_OVER) from error
 
 
-def _consequence(run: FlowRun | None, *, cancel: bool, abort_on_kill: bool) -> str:
-    """Word what became of a run whose time is over."""
+def _outcome(run: FlowRun | None, policy: DeadlinePolicy) -> str:
+    """Return a sentence about a run after its deadline, as last polled."""
     if run is None:
-        return "The flow run is gone from the service."
+        return "The flow run no longer exists at the service."
     if run.is_final:
         return f"The flow run is {run.raw_state}."
-    if not cancel:
-        return "The flow run goes on; the next try goes on with it."
-    return f"The flow run was asked to stop; it is {run.raw_state} still." if abort_on_kill else RUN_CONTINUES
+    return {
+        DeadlinePolicy.ABORT: f"The abort of the flow run was requested; it is still {run.raw_state}.",
+        DeadlinePolicy.LEAVE: "The flow run continues (abort_on_kill=False).",
+        DeadlinePolicy.HAND_OVER: "The flow run continues, and the next try resumes it.",
+    }[policy]

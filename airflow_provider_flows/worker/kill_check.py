@@ -1,7 +1,7 @@
-"""Whether a killed task is really over, so that its flow run may be aborted: one rule for operator and trigger.
+"""The check whether a killed task is really finished, so that its flow run may be aborted.
 
-It aborts nothing itself. Airflow calls `on_kill` also when a trigger moves to another triggerer or a worker is evicted; then the
-task is not over, and the next try or the other triggerer goes on with the same run.
+Airflow also calls `on_kill` when a trigger moves to another triggerer or a worker is evicted. The task is not
+finished then, and its next try or the other triggerer continues with the same flow run.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
-ON_KILL_SECONDS = (
-    19.0  # all that a kill may take; Airflow's first answer in a new triggerer alone may take ten
-)
-# `restarting` is a running task that somebody cleared: its next try starts anew
+# time limit of `on_kill`; the first request to Airflow in a new triggerer may take ten seconds alone
+ON_KILL_SECONDS = 19.0
+# `restarting` is a running task that was cleared: its next try starts a new flow run
 FINISHED_STATES = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
 
 
 def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
-    """Ask Airflow, blocking, whether the task instance has ended; for a worker."""
+    """Return whether the task instance is finished in Airflow. Blocks; called in a worker."""
     return _is_finished(ti.get_task_states(**_task_states_query(ti)), ti)
 
 
 async def ais_task_finished(ti: Any) -> bool:
-    """Ask Airflow whether the task instance has ended; for a triggerer.
+    """Return whether the task instance is finished in Airflow. Called in a triggerer.
 
-    A trigger has no public way to ask for a task's state without blocking the loop, so this is the one place that sends
-    Airflow's own message (`GetTaskStates`) itself; tests/worker/test_kill_check.py notices when Airflow moves it.
+    Airflow has no public API that gets a task's state without blocking the event loop, so this function sends
+    Airflow's internal message `GetTaskStates`. tests/worker/test_kill_check.py fails if Airflow moves it.
     """
     from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
@@ -43,12 +42,16 @@ def _task_states_query(ti: Any) -> dict[str, Any]:
 
 
 def _is_finished(states: Mapping[str, Any], ti: Any) -> bool:
-    """Read `{run_id: {task_id or task_id_<map_index>: state}}`, which holds what there is of that which was asked for.
+    """Return whether a task instance is finished.
 
-    So a task instance that is not in it is gone (it or its DAG run was deleted), and over; one without a state, None, was
-    cleared or is about to run again, and is not over.
+    A task instance without an entry no longer exists (it or its DAG run was deleted), and is finished. The
+    state None means that it was cleared or is about to run again.
+
+    :param states: `{run_id: {task_id or task_id_<map_index>: state}}`.
     """
-    of_run = states.get(ti.run_id, {})
-    keys = [ti.task_id, f"{ti.task_id}_{ti.map_index}"]
-    found = [of_run[key] for key in keys if key in of_run]
-    return not found or str(getattr(found[0], "value", found[0])) in FINISHED_STATES
+    run_states = states.get(ti.run_id, {})
+    for key in (ti.task_id, f"{ti.task_id}_{ti.map_index}"):
+        if key in run_states:
+            state = run_states[key]
+            return str(getattr(state, "value", state)) in FINISHED_STATES
+    return True

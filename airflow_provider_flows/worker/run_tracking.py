@@ -1,42 +1,42 @@
-"""What a task knows of its flow run beside its result, and shows: links on the task instance, lineage, the run's id in XCom.
-
-The operator and the sensor share it; how the links are made stands in links.py, how the lineage in lineage.py.
-"""
+"""Tracking of a task's flow run while the task works: the run's link in XCom, and OpenLineage."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-from airflow_provider_flows.links import RUN_LINK_KEY, FlowOutputsLink, FlowRunLink, get_run_url
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from airflow.sdk import BaseOperatorLink, Context
+    from airflow.sdk import Context
 
     from airflow_provider_flows.core.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
 
+RUN_LINK_KEY = "flow_run_link"
+
 
 class RunTrackingMixin:
-    """A task that has a flow run."""
+    """A task that has a flow run.
 
-    operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
+    `flow_run` is the run as last polled, with its outputs once they are fetched; None while there is no run.
+    `flow_run_url` is its web address, empty if there is none.
+    """
 
-    flow_run: FlowRun | None = None  # as it was seen last, with its outputs once they are fetched
+    flow_run: FlowRun | None = None
     flow_run_url: str = ""
 
     def get_run_tracker(
         self, context: Context, hook: FlowsHook, flow_run_id: str | None = None
     ) -> Callable[[FlowRun], None]:
-        """Give the function that is told of the run whenever more of it is known.
+        """Return the function to call with the run whenever it has changed.
 
-        :param flow_run_id: the run, if nothing but its id is known yet; an object that goes on after a deferral knows no more.
+        :param flow_run_id: the run, if only its id is available yet, as in a task that is resumed after a
+            deferral.
         """
-        from airflow_provider_flows.core.run import FlowRun  # needed when a task runs only
+        from airflow_provider_flows.core.run import FlowRun  # importing the operators stays cheap
 
         def on_run_update(run: FlowRun) -> None:
             self.flow_run = run
@@ -49,22 +49,43 @@ class RunTrackingMixin:
             on_run_update(FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None)))
         return on_run_update
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002  # Airflow's signature
-        """Give inputs and outputs as datasets, and the facet of the flow run; the openlineage provider asks for it."""
-        from airflow_provider_flows.worker.lineage import (
-            get_lineage,
-        )  # imports that provider, which may not be installed
+    def get_openlineage_facets_on_complete(
+        self,
+        task_instance: Any,  # noqa: ARG002  # the openlineage provider's signature
+    ) -> OperatorLineage[Any, Any]:
+        """Return the files that the task read and wrote, and its flow run, for OpenLineage."""
+        from airflow.providers.common.compat.sdk import redact
 
-        return get_lineage(self.flow_run, getattr(self, "inputs", None), getattr(self, "parameters", None))
+        from airflow_provider_flows.core.redaction import redact_parameters
+        from airflow_provider_flows.storage.inputs import get_file_uris
+        from airflow_provider_flows.worker.lineage import create_lineage  # imports an optional provider
+
+        run, parameters = self.flow_run, getattr(self, "parameters", None)
+        if parameters is None and run is not None:
+            parameters = run.parameters
+        input_uris = get_file_uris(getattr(self, "inputs", None))
+        return create_lineage(run, input_uris, redact_parameters(parameters, redact))
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Give the same of a task that failed: what it was to work on, and what is known of the run."""
+        """Return the same for a task that failed. If it failed before there was a run, it has inputs only."""
         return self.get_openlineage_facets_on_complete(task_instance)
 
 
+def get_run_url(hook: FlowsHook, run: FlowRun) -> str:
+    """Return the web address of a flow run, without sending a request; empty if its service has none."""
+    try:
+        url = hook.service.run_url(run.flow_run_id, run.flow) or ""
+    except Exception as error:  # noqa: BLE001  # a link is not worth a failure
+        log.info("The %s has no link: %s", run, error)
+        return ""
+    if url.startswith(("https://", "http://")):
+        return url
+    return f"{hook.settings.base_url}{url}" if url.startswith("/") else ""
+
+
 def _push_run_link(context: Context, url: str) -> None:
-    """Push the run's link while the run is waited for; at the end Airflow does it anyway."""
+    """Push the run's link during the wait. When the task ends, Airflow does it anyway."""
     try:
         context["ti"].xcom_push(RUN_LINK_KEY, url)
-    except Exception as error:  # noqa: BLE001  # whatever the XCom backend raises, a link is not worth a run that is paid for
-        log.warning("The link to the flow run could not be pushed: %r", error)
+    except Exception as error:  # noqa: BLE001  # a link is not worth a failure
+        log.warning("The link to the flow run could not be pushed to XCom: %r", error)

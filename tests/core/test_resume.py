@@ -60,7 +60,7 @@ def test_what_an_earlier_try_left_is_settled(
     """A run of the same request is gone on with, one that never ran is deleted, one of another request is aborted."""
     record = RunRecord(RUN_REQUEST.fingerprint if order else "other", 0 if lineage else 1, flow_run_id="r")
     script = ScriptedTransport(json_response({"flow_id": "r", "state": state}), endless=True)
-    run = script.run(resume(Generio(), RUN_REQUEST, record, 0))
+    run = script.run(resume(Generio(), RUN_REQUEST.fingerprint, record, 0))
     assert (run is not None) == taken
     assert [request.method for request in script.requests] == ["GET", *then]
 
@@ -73,7 +73,13 @@ def test_run_of_another_request_may_be_left_alone(state: str, then: list[str]) -
     script = ScriptedTransport(json_response({"flow_id": "r", "state": state}), endless=True)
     assert (
         script.run(
-            resume(Generio(), RUN_REQUEST, replace(RECORD, generation=7, flow_run_id="r"), 0, abort=False)
+            resume(
+                Generio(),
+                RUN_REQUEST.fingerprint,
+                replace(RECORD, generation=7, flow_run_id="r"),
+                0,
+                abort=False,
+            )
         )
         is None
     )
@@ -84,17 +90,17 @@ def test_run_that_is_gone_is_forgotten() -> None:
     """A record whose run the service does not know at three looks means a new start, and no record asks nothing."""
     assert (
         ScriptedTransport(*[json_response({}, 404)] * 3).run(
-            resume(Generio(), RUN_REQUEST, replace(RECORD, flow_run_id="r"), 0)
+            resume(Generio(), RUN_REQUEST.fingerprint, replace(RECORD, flow_run_id="r"), 0)
         )
         is None
     )
-    assert ScriptedTransport().run(resume(Generio(), RUN_REQUEST, None, 0)) is None
+    assert ScriptedTransport().run(resume(Generio(), RUN_REQUEST.fingerprint, None, 0)) is None
 
 
 def test_run_that_is_not_visible_for_once_is_taken_up() -> None:
     """One answer that the earlier run is not known is no reason to start, and pay for, another."""
     script = ScriptedTransport(json_response({}, 404), json_response({"flow_id": "r", "state": "running"}))
-    run = script.run(resume(Generio(), RUN_REQUEST, replace(RECORD, flow_run_id="r"), 0))
+    run = script.run(resume(Generio(), RUN_REQUEST.fingerprint, replace(RECORD, flow_run_id="r"), 0))
     assert run is not None
     assert run.flow_run_id == "r"
 
@@ -103,7 +109,7 @@ def test_service_that_cannot_tell_starts_nothing() -> None:
     """While the service cannot be asked about the earlier run, no other is started."""
     with pytest.raises(FlowUnreachable):
         ScriptedTransport(no_response()).run(
-            resume(Generio(), RUN_REQUEST, replace(RECORD, flow_run_id="r"), 0)
+            resume(Generio(), RUN_REQUEST.fingerprint, replace(RECORD, flow_run_id="r"), 0)
         )
 
 
@@ -117,7 +123,7 @@ def test_run_that_was_made_and_never_known_is_swept(flow_emulator: Emulator, hoo
     started = hook.start(FLOW, "a chair", additional={TOKEN_KEY: "mark"})
     assert len(flow_emulator.runs) == 6
 
-    assert hook.resume(RUN_REQUEST, RECORD, 0) is None
+    assert hook.resume(RUN_REQUEST.fingerprint, RECORD, 0) is None
 
     assert len(flow_emulator.runs) == 5
     left = [run.additional for run in flow_emulator.runs.values()]
@@ -132,7 +138,7 @@ def test_run_that_was_made_and_never_known_is_swept(flow_emulator: Emulator, hoo
 )
 def test_service_that_cannot_list_is_not_swept(trouble: Any) -> None:
     """Where the list cannot be had, a run that never ran stays, and a new start is not held up by it."""
-    assert ScriptedTransport(trouble).run(resume(Generio(), RUN_REQUEST, RECORD, 0)) is None
+    assert ScriptedTransport(trouble).run(resume(Generio(), RUN_REQUEST.fingerprint, RECORD, 0)) is None
 
 
 def test_additional_that_is_no_mapping_bears_no_mark(flow_emulator: Emulator, hook: GenerioHook) -> None:
@@ -147,7 +153,7 @@ def test_run_that_ended_before_it_could_be_aborted_is_no_trouble(
     """A run of another order that ends in the same moment is simply let go."""
     flow_emulator.add_plan(Plan(run_seconds=0))
     run = hook.start(RUN_REQUEST)
-    assert hook.resume(RUN_REQUEST, RunRecord("other", 0, flow_run_id=run.flow_run_id), 0) is None
+    assert hook.resume(RUN_REQUEST.fingerprint, RunRecord("other", 0, flow_run_id=run.flow_run_id), 0) is None
 
 
 def moments(*states: str | int) -> ScriptedTransport:

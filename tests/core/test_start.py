@@ -188,12 +188,12 @@ def test_answer_of_a_service_without_ids_is_kept_whole(
     assert last is not None
     assert last.flow_run_id == run.flow_run_id
     flow_emulator.reset()
-    again = chain.resume(CHAIN_REQUEST, replace(last, fingerprint=CHAIN_REQUEST.fingerprint), 0)
+    again = chain.resume(CHAIN_REQUEST.fingerprint, replace(last, fingerprint=CHAIN_REQUEST.fingerprint), 0)
     assert again is not None
     assert again.to_dict() == run.to_dict()
     assert all(isinstance(output, FlowOutput) for output in again.outputs)
     assert [output.is_url for output in again.outputs] == [output.is_url for output in run.outputs]
-    assert chain.resume(CHAIN_REQUEST, last, 7) is None
+    assert chain.resume(CHAIN_REQUEST.fingerprint, last, 7) is None
     assert flow_emulator.requests == ()
 
 
@@ -225,7 +225,12 @@ def test_doubtful_attempt_is_run_again() -> None:
     """A record without an answer gives no run; the service is asked nothing, for it could not tell."""
     assert (
         ScriptedTransport().run(
-            resume(PromptChainer(), CHAIN_REQUEST, replace(RECORD, fingerprint=CHAIN_REQUEST.fingerprint), 0)
+            resume(
+                PromptChainer(),
+                CHAIN_REQUEST.fingerprint,
+                replace(RECORD, fingerprint=CHAIN_REQUEST.fingerprint),
+                0,
+            )
         )
         is None
     )

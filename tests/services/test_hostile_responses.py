@@ -191,7 +191,7 @@ def test_any_record_is_read_or_none(kept: Any) -> None:
     record = RunRecord.from_dict(json.loads(json.dumps(kept)))
     with contextlib.suppress(FlowError):
         script = ScriptedTransport(Response(200, {}, b'{"flow_id": "r", "state": "running"}'), endless=True)
-        script.run(resume(G, ORDER, record, 0))
+        script.run(resume(G, ORDER.fingerprint, record, 0))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)

@@ -237,4 +237,4 @@ def test_outlet_that_takes_nothing_hurts_no_task(caplog: pytest.LogCaptureFixtur
         events = told([object(), asset], [])
 
     assert events[asset].extra["flow_run_id"] == "1"
-    assert "does not tell of the generio flow run 1" in caplog.text
+    assert "has no metadata about the generio flow run 1" in caplog.text

@@ -52,7 +52,7 @@ def test_timeout_that_is_over_starts_nothing(emulator: Emulator) -> None:
     )
     assert (ended.tries, ended.state, emulator.started_count) == (2, "failed", 0)
     assert type(ended.error) is exceptions.FlowTimeout
-    assert "was over before a flow run" in str(ended.error)
+    assert "was not started: the timeout had passed" in str(ended.error)
     assert len(request_times(emulator, "POST", "/flows")) == 1
 
 
@@ -69,21 +69,21 @@ def test_without_a_store_each_try_has_the_whole_timeout(emulator: Emulator) -> N
 
 ENDINGS = {
     "aborted": ({}, None, "The flow run is aborted."),
-    "left alone": ({"abort_on_kill": False}, None, "The flow run goes on (abort_on_kill=False)."),
+    "left alone": ({"abort_on_kill": False}, None, "The flow run continues (abort_on_kill=False)."),
     "refused": (
         {},
         Fault("PATCH", skip=1, times=None, status=403),
-        "could not be reached, look at it at the service: PATCH",
+        "may still be active; check it at the service: PATCH",
     ),
     "going on": (
         {},
         Fault("PATCH", skip=1, times=None, status=200),
-        "The flow run was asked to stop; it is running still.",
+        "The abort of the flow run was requested; it is still running.",
     ),
     "gone": (
         {"poll_interval": 30},
         Fault("GET", skip=2, times=None, status=404),
-        "The flow run is gone from the service.",
+        "The flow run no longer exists at the service.",
     ),
 }
 
@@ -115,7 +115,7 @@ def test_execution_timeout_is_each_trys(emulator: Emulator, deferrable: bool) ->
     assert (ended.tries, ended.state, emulator.started_count) == (2, "failed", 1)
     assert type(ended.error) is exceptions.FlowTimeout
     assert "The flow run is aborted." in str(ended.error)
-    assert ended.count_log_lines("An earlier try started the generio flow run") == 1
+    assert ended.count_log_lines("Resuming the generio flow run") == 1
     (run,) = emulator.runs.values()
     assert run.state == "aborted"
     assert len(request_times(emulator, "PATCH")) == 2
@@ -144,5 +144,5 @@ def test_execution_timeout_during_the_inputs_leaves_no_run(emulator: Emulator) -
     )
     assert (ended.tries, ended.state, emulator.started_count) == (1, "failed", 0)
     assert type(ended.error) is exceptions.FlowTimeout
-    assert "The flow run is gone from the service." in str(ended.error)
+    assert "The flow run no longer exists at the service." in str(ended.error)
     assert not emulator.runs

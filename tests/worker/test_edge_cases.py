@@ -51,7 +51,7 @@ def test_run_that_may_have_started_is_left_to_the_next_try(
     with pytest.raises(FlowServiceError):
         hook.start(order, record=RunRecord(order.fingerprint, 0), save=kept.append)
     assert not [asked for asked in flow_emulator.requests if asked.method == "DELETE"]
-    run = hook.resume(order, kept[-1], 0)
+    run = hook.resume(order.fingerprint, kept[-1], 0)
     assert run is not None
     assert run.flow_run_id in flow_emulator.runs
     assert flow_emulator.started_count == 1

@@ -328,7 +328,7 @@ def test_run_that_cannot_be_kept_whole_is_not_deleted(
     store = Store()
     first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
     assert (request_times(emulator, "DELETE"), store[RECORD_KEY]["saved_run"]) == ([], None)
-    assert "is not deleted, for a retry may need it" in caplog.text
+    assert "is not deleted: a retry may need it" in caplog.text
     assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
     assert emulator.started_count == 1
 
@@ -348,7 +348,7 @@ def test_task_that_does_not_wait_promises_nothing_for_the_end(emulator: Emulator
     """What needs the end is refused; else it returns what is known at the start, in a retry too that finds the run completed."""
     for name in ("delete_after_fetch", "fetch_partial_outputs"):
         with pytest.raises(
-            FlowInputError, match=rf"{name}=True has no meaning with wait_for_completion=False"
+            FlowInputError, match=rf"{name}=True cannot be combined with wait_for_completion=False"
         ):
             task(tmp_path, wait_for_completion=False, **{name: True})
     store = Store()

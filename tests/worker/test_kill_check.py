@@ -58,8 +58,9 @@ def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None
 
     assert result.state == "success", result.log
     flow_run_id = result.xcoms["run"]["return_value"]["flow_run_id"]
-    assert f"info: The task is not over for Airflow; flow run {flow_run_id} goes on" in package_log_lines(
-        result.log
+    assert (
+        f"info: The task is not finished in Airflow; flow run {flow_run_id} continues"
+        in package_log_lines(result.log)
     )
     assert (flow_emulator.started_count, aborts(flow_emulator)) == (1, 0)
 

@@ -23,10 +23,10 @@ from airflow_provider_flows.core.start import RunRecord, cancel
 from airflow_provider_flows.decorators import FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.links import RUN_LINK_KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.storage.atomic_file import CancelledWriteError
+from airflow_provider_flows.worker.run_tracking import RUN_LINK_KEY
 from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.task_instances import Store, context
 from tests.support.tries import CHAIR_ARGUMENTS, set_up
@@ -88,7 +88,7 @@ def test_kill_while_the_run_is_being_made_starts_nothing(emulator: Emulator) -> 
     """A task that is marked while POST /flows is under way deletes the run that was made, and starts none."""
     emulator.add_fault(Fault("POST", "/flows", delay=1.5))
     operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, timeout=20)
-    with alarm(0.7, operator.on_kill), pytest.raises(FlowError, match="was killed while"):
+    with alarm(0.7, operator.on_kill), pytest.raises(FlowError, match="was not started: the task was killed"):
         operator.execute(context(Store()))
     assert (emulator.started_count, states(emulator)) == (0, [])
 
@@ -267,7 +267,7 @@ class AtOnceHook(GenerioHook):
 class AtOnceOperator(RunFlowOperator):
     """The operator at that service."""
 
-    def _hook(self, conn_id: str | None = None) -> AtOnceHook:  # noqa: ARG002  # there is one
+    def _get_hook(self, conn_id: str) -> AtOnceHook:  # noqa: ARG002  # there is one
         return AtOnceHook("generio_default")
 
 

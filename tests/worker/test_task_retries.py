@@ -75,7 +75,7 @@ def test_retry_comes_as_late_as_the_service_asks(emulator: Emulator) -> None:
     assert ended.state == "success"
     first, second = request_times(emulator, "POST", "/flows")
     assert 3.0 <= second - first < 15.0
-    assert "the service asked for this delay" in ended.result.log
+    assert "the service requested this delay" in ended.result.log
 
 
 @needs("retry policies")
@@ -154,7 +154,7 @@ def test_failure_in_the_fetch_takes_the_same_run_up(
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
     (output,) = ended.outputs
     assert Path(output["uri"].removeprefix("file://")).stat().st_size == output["size"]
-    assert ended.count_log_lines("An earlier try started the generio flow run") == 1
+    assert ended.count_log_lines("Resuming the generio flow run") == 1
 
 
 @needs("task state store")
@@ -177,7 +177,7 @@ def test_without_a_store_a_retry_starts_another(emulator: Emulator, tmp_path: Pa
     )
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
     assert compat_notices(ended.result.log).count("has no task state store") == ended.tries
-    assert ended.count_log_lines("An earlier try started") == 0
+    assert ended.count_log_lines("Resuming the") == 0
 
 
 def test_not_durable_starts_another(emulator: Emulator) -> None:
@@ -228,7 +228,7 @@ def test_doubtful_attempt_is_told(emulator: Emulator) -> None:
     emulator.add_fault(Fault("POST", reset="after"))
     ended = run_with_retries("retries_doubt", **CHAIN_ARGUMENTS)
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
-    assert ended.count_log_lines("it may have run before, and this try runs it again") == 1
+    assert ended.count_log_lines("the flow may have run before, and this try runs it again") == 1
 
 
 @needs("task state store")
@@ -238,7 +238,7 @@ def test_doubt_outlives_a_refusal(emulator: Emulator) -> None:
     emulator.add_fault(Fault("POST", status=429))
     ended = run_with_retries("retries_doubt_on", **CHAIN_ARGUMENTS, retries=2)
     assert (ended.tries, ended.state) == (3, "success")
-    assert ended.count_log_lines("it may have run before") == 2
+    assert ended.count_log_lines("the flow may have run before") == 2
 
 
 def test_certain_refusal_is_no_doubt(emulator: Emulator) -> None:
@@ -246,7 +246,7 @@ def test_certain_refusal_is_no_doubt(emulator: Emulator) -> None:
     emulator.add_fault(Fault("POST", status=429))
     ended = run_with_retries("retries_no_doubt", **CHAIN_ARGUMENTS)
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
-    assert ended.count_log_lines("it may have run before") == 0
+    assert ended.count_log_lines("the flow may have run before") == 0
 
 
 def test_chain_that_failed_is_run_again(emulator: Emulator) -> None:
@@ -255,7 +255,7 @@ def test_chain_that_failed_is_run_again(emulator: Emulator) -> None:
     ended = run_with_retries("retries_chain_failed", **CHAIN_ARGUMENTS)
     assert type(ended.error) is exceptions.FlowRunFailed
     assert (ended.tries, emulator.started_count) == (2, 2)
-    assert ended.count_log_lines("it may have run before") == 0
+    assert ended.count_log_lines("the flow may have run before") == 0
 
 
 PICTURE = Fault("GET", "*.png", status=500)

@@ -16,7 +16,7 @@ from airflow_provider_flows.core.start import RunRecord, RunRequest
 from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY, RECORD_KEY, RUN_ID_KEY, TaskState
 from tests.support.task_instances import Store
 
-ORDER = RunRequest("model_generate_fromprompt", [FlowInput("a chair")])
+REQUEST = RunRequest("model_generate_fromprompt", [FlowInput("a chair")])
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_without_a_store_one_warning_says_what_is_missing(
     """A durable task on an Airflow without the store is told, once, that a retry will start another run."""
     with caplog.at_level(logging.WARNING):
         memory = TaskState(context, durable=True)
-        memory.create_record(ORDER, None)
+        memory.create_record(REQUEST.fingerprint, None, "generio_default")
     (line,) = [record.getMessage() for record in caplog.records]
     assert "no task state store (3.3 and later have one)" in line
     assert not memory.has_retry_left
@@ -48,7 +48,7 @@ def test_without_a_store_the_start_is_the_same_and_nothing_is_remembered(
 ) -> None:
     """What is kept goes to XCom, for whoever looks while the task waits; the next try finds nothing."""
     memory = TaskState(context, durable=True)
-    record = memory.create_record(ORDER, None)
+    record = memory.create_record(REQUEST.fingerprint, None, "generio_default")
     memory.save(record)
     assert pushed == {}
     memory.save(type(record)(record.fingerprint, record.generation, flow_run_id="6b02"))
@@ -58,7 +58,7 @@ def test_without_a_store_the_start_is_the_same_and_nothing_is_remembered(
 
 def test_who_wants_no_memory_is_not_warned(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     """With durable=False nothing is said of a store."""
-    TaskState(context, durable=False).create_record(ORDER, None)
+    TaskState(context, durable=False).create_record(REQUEST.fingerprint, None, "generio_default")
     assert not caplog.records
 
 
@@ -66,7 +66,7 @@ def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch:
     """Before a deletion all of a run is kept or nothing; an answer that came once only loses what is no file, if it must."""
     store = Store()
     memory = TaskState({**context, "task_state_store": store}, durable=True)
-    memory.save(memory.create_record(ORDER, None))
+    memory.save(memory.create_record(REQUEST.fingerprint, None, "generio_default"))
     before = dict(store)
     file = FlowOutput(
         "chair", "a1", uri="file:///tmp/chair.glb", size=8, sha256="0" * 64, additional={"n": "x" * 3000}
@@ -78,7 +78,7 @@ def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch:
     assert not memory.save_run(run)
     assert dict(store) == before
 
-    memory.save(RunRecord(ORDER.fingerprint, 3, flow_run_id="r", saved_run=run.to_record()))
+    memory.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id="r", saved_run=run.to_record()))
     assert [(output["status"], output["uri"]) for output in store[RECORD_KEY]["saved_run"]["outputs"]] == [
         ("ready", "file:///tmp/chair.glb"),
         ("error", None),
@@ -100,7 +100,7 @@ def test_runs_of_the_tries_before_are_remembered(context: Any) -> None:
             durable=True,
         )
         for _ in range(2):
-            memory.save(RunRecord(ORDER.fingerprint, 3, flow_run_id=run))
+            memory.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id=run))
     assert store[PREVIOUS_RUNS_KEY] == [
         {"flow_run_id": "first", "last_try": 2},
         {"flow_run_id": "second", "last_try": 3},

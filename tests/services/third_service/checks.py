@@ -296,11 +296,11 @@ def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse)
         record = records[-1]
         assert record is not None
         assert (record.flow_run_id, record.saved_run) == (made.flow_run_id, None)
-        found = hook.run(resume(service, order, record, 0))
+        found = hook.run(resume(service, order.fingerprint, record, 0))
         assert (found is not None and found.state is FlowState.RUNNING) is again
     order = hook.build_request("lager", "Saaz", None, None)
     hook.run(start(service, order, RunRecord(order.fingerprint, 0), records.append))
-    assert hook.run(resume(service, order, records[-1], 1)) is None  # after a Clear; it cannot be spilt here
+    assert hook.run(resume(service, order.fingerprint, records[-1], 1)) is None  # after a Clear; it cannot be spilt here
     assert [brew.stage for brew in house.brews.values()] == ["brewing", "spoilt", "brewing"]
 
 
