@@ -69,12 +69,12 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
     :param fetch_partial_outputs: whether the outputs of a failed or aborted run are fetched as well; the
         error lists them.
     :param delete_after_fetch: whether the run is deleted at the service when all of its files are stored.
-    :param durable: whether a retry resumes the same flow run (Airflow 3.3 and later). A Clear always starts a
-        new one.
+    :param durable: whether a retry resumes the same flow run (Airflow 3.3 and later). A Clear starts a new
+        one.
     :param abort_on_kill: whether the flow run is aborted when the task is killed or its deadline passes.
     :param validate: whether flow, inputs and parameters are validated against the flow's definition before a
         run is created, as far as the service provides one. A parameter that must be a number or a Boolean may
-        be a text that spells one, because templates render texts. A parameter that is None is left out.
+        be a text that spells one, because templates render texts. None leaves a parameter to the service.
     """
 
     operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())

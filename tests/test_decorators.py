@@ -1,6 +1,6 @@
-"""Tests of `@task.flow` in real DAG runs against the emulator: what a function may return, modes, retries, mapping and types.
+"""Tests of `@task.flow` in real DAG runs: what a function may return, modes, retries, mapping and types.
 
-What the operator below it does is tested with the operator.
+The operator's own behavior is tested in test_operators.py.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from tests.support.versions import needs
 
 ROOT = Path(__file__).parent.parent
 LOW = {"quality": "low"}
-USUAL: dict[str, Any] = {"flow": FLOW, "parameters": LOW, **FAST_POLLING}
+ARGUMENTS: dict[str, Any] = {"flow": FLOW, "parameters": LOW, **FAST_POLLING}
 
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
+    """Return an emulator whose runs are short, and triggers without an event delay."""
     flow_emulator.run_seconds = 0.3
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     return flow_emulator
 
 
-def rendered(run_id: str) -> dict[str, Any]:
-    """Give what Airflow shows of the task's templated arguments."""
+def rendered_fields(run_id: str) -> dict[str, Any]:
+    """Return the task's templated arguments as Airflow's UI shows them."""
     with create_session() as session:
         found = session.scalar(
             select(RenderedTaskInstanceFields.rendered_fields).where(
@@ -60,20 +60,20 @@ def rendered(run_id: str) -> dict[str, Any]:
 
 
 def test_airflow_knows_the_decorator() -> None:
-    """`task.flow` is there on Airflow's own `task`, which is the one that is typed here."""
+    """`task.flow` is an attribute of Airflow's own `task`, which is typed here."""
     assert task is airflow.sdk.task
-    assert airflow.sdk.task.flow is flow_task  # type: ignore[attr-defined]  # this is what decorators.task is for
+    assert airflow.sdk.task.flow is flow_task  # type: ignore[attr-defined]
 
 
 def test_function_gives_the_inputs_and_the_task_the_outputs(emulator: Emulator) -> None:
-    """A function of another task's result and the context gives the prompt; the dict that the task returns can be passed on."""
+    """A function of a task's result and the context returns the prompt; the task's dict can be passed on."""
     with DAG("decorated", schedule=None, params={"colour": "red"}) as dag:
 
         @task
         def thing() -> str:
             return "chair"
 
-        @task.flow(**{**USUAL, "flow": "{{ 'model_generate_fromprompt' }}"})
+        @task.flow(**{**ARGUMENTS, "flow": "{{ 'model_generate_fromprompt' }}"})
         def make(what: str, size: int, params: dict[str, Any] | None = None) -> str:
             """Word the prompt."""
             return f"A {params and params['colour']} {what} of {size} m"
@@ -105,8 +105,8 @@ def test_function_gives_the_inputs_and_the_task_the_outputs(emulator: Emulator) 
 
 
 @BOTH_MODES
-def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
-    """A dict with `inputs` sets the other arguments too; after a deferral they count, and the function is not called again."""
+def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, *, deferrable: bool) -> None:
+    """A dict with `inputs` sets other arguments too, also after a deferral, without a second call."""
     calls: list[int] = []
     with DAG(f"decorated_arguments_{deferrable}", schedule=None) as dag:
 
@@ -131,14 +131,14 @@ def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, deferrable
     (output,) = result.xcoms["make"]["return_value"]["outputs"]
     assert Path(output["uri"].removeprefix("file://")).parent.parent == tmp_path
     assert calls == [1]
-    shown = rendered(result.run_id)
-    assert (shown["flow"], shown["output_path"]) == (FLOW, str(tmp_path))
-    assert shown["parameters"] == LOW
-    assert shown["inputs"] == ([] if deferrable else ["A chair"])
+    fields = rendered_fields(result.run_id)
+    assert (fields["flow"], fields["output_path"]) == (FLOW, str(tmp_path))
+    assert fields["parameters"] == LOW
+    assert fields["inputs"] == ([] if deferrable else ["A chair"])
 
 
 def test_function_gives_variables(emulator: Emulator) -> None:
-    """A dict without `inputs` holds the variables of a PromptChainer flow, also one that is called like an argument."""
+    """A dict without `inputs` has the variables of a PromptChainer flow, also one named like an argument."""
     with DAG("decorated_variables", schedule=None) as dag:
 
         @task.flow(flow=CHAIN_ARGUMENTS["flow"], flows_conn_id=CHAIN_ARGUMENTS["flows_conn_id"])
@@ -168,14 +168,14 @@ def test_function_gives_variables(emulator: Emulator) -> None:
     [
         (None, "returned None"),
         ({"parameters": LOW}, "but without 'inputs'"),
-        ({"flow": FLOW, "output_path": "/tmp"}, "'flow', 'output_path', which are names of arguments"),  # noqa: S108  # a word here
+        ({"flow": FLOW, "output_path": "/tmp"}, "'flow', 'output_path', which are names of arguments"),  # noqa: S108
         ({"inputs": "A chair", "paramters": LOW}, "did you mean 'parameters'?"),
         ({"inputs": "A chair", "timeout": 5}, "with 'timeout', which cannot be returned as an argument"),
         ({"inputs": "red", "color": "blue"}, "If 'inputs' is a variable of the flow"),
     ],
 )
 def test_what_could_be_either_is_refused(returned: Any, told: str) -> None:
-    """Nothing at all, arguments without inputs, and inputs beside what is no argument are refused, with what to do."""
+    """None, arguments without inputs, and unknown arguments are rejected, with what to do."""
     with pytest.raises(FlowInputError, match=r"The function of @task\.flow returned") as refused:
         to_arguments(returned)
     assert told in str(refused.value)
@@ -195,19 +195,19 @@ def test_what_could_be_either_is_refused(returned: Any, told: str) -> None:
     ],
 )
 def test_anything_else_is_the_inputs(returned: Any) -> None:
-    """What is no dict of arguments goes to the operator as it is."""
+    """Anything but a dict of arguments is passed on as the inputs."""
     assert to_arguments(returned) == {"inputs": returned}
 
 
 @needs("task state store")
 @pytest.mark.parametrize("same", [True, False])
-def test_retry_calls_the_function_again(emulator: Emulator, same: bool) -> None:  # noqa: FBT001
-    """A retry goes on with the same flow run if the function returns the same; else it starts anew and the old run is stopped."""
+def test_retry_calls_the_function_again(emulator: Emulator, *, same: bool) -> None:
+    """A retry resumes the flow run if the function returns the same; otherwise it starts another."""
     emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     calls: list[int] = []
     with DAG(f"decorated_retry_{same}", schedule=None) as dag:
 
-        @task.flow(**{**USUAL, **RETRY_ARGUMENTS}, deferrable=True)
+        @task.flow(**{**ARGUMENTS, **RETRY_ARGUMENTS}, deferrable=True)
         def make() -> str:
             calls.append(1)
             return "A chair" if same else f"Chair number {len(calls)}"
@@ -222,10 +222,10 @@ def test_retry_calls_the_function_again(emulator: Emulator, same: bool) -> None:
 
 
 def test_error_of_the_function_starts_nothing(emulator: Emulator) -> None:
-    """What the function raises fails the task as it is, before any request."""
+    """An error of the function fails the task, before any request."""
     with DAG("decorated_error", schedule=None) as dag:
 
-        @task.flow(**USUAL)
+        @task.flow(**ARGUMENTS)
         def make() -> str:
             raise LookupError("no such row")
 
@@ -246,14 +246,14 @@ def test_error_of_the_function_starts_nothing(emulator: Emulator) -> None:
 def test_function_that_ends_the_task_leaves_no_run(
     emulator: Emulator, error: Exception | None, tries: int, state: str
 ) -> None:
-    """Where the function of a retry raises or returns nothing, and no try follows, the run of the first try is stopped."""
+    """If the function raises or returns None in the last try, the run of the first try is aborted."""
     emulator.run_seconds = 3600
     emulator.switches.abort = "instant"
     emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     calls: list[int] = []
     with DAG(f"decorated_over_{tries}_{state}", schedule=None) as dag:
 
-        @task.flow(**{**USUAL, **RETRY_ARGUMENTS, "retries": 2})
+        @task.flow(**{**ARGUMENTS, **RETRY_ARGUMENTS, "retries": 2})
         def make() -> str:
             calls.append(1)
             if len(calls) > 1 and error is not None:
@@ -269,14 +269,14 @@ def test_function_that_ends_the_task_leaves_no_run(
 
 @needs("task state store")
 def test_run_is_stopped_over_the_connection_that_the_function_named(emulator: Emulator) -> None:
-    """Where only the function knows the connection, and raises at the retry, the run of the first try is stopped all the same."""
+    """If only the function names the connection, and raises in the retry, the run is still aborted."""
     emulator.run_seconds = 3600
     emulator.switches.abort = "instant"
     emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     calls: list[int] = []
     with DAG("decorated_connection", schedule=None) as dag:
 
-        @task.flow(**{**USUAL, **RETRY_ARGUMENTS}, flows_conn_id="not_there")
+        @task.flow(**{**ARGUMENTS, **RETRY_ARGUMENTS}, flows_conn_id="not_there")
         def make() -> dict[str, Any]:
             calls.append(1)
             if len(calls) > 1:
@@ -292,8 +292,8 @@ def test_run_is_stopped_over_the_connection_that_the_function_named(emulator: Em
 
 
 def test_what_is_kept_is_short_and_tells_no_secret(emulator: Emulator, tmp_path: Path) -> None:
-    """What lies in XCom during a deferral has no signature, no file's content, and is no reason to refuse a path."""
-    with DAG("decorated_kept", schedule=None, default_args={**USUAL, "deferrable": True}) as dag:
+    """The XCom of a deferral has no signature and no file content, and a Path is accepted."""
+    with DAG("decorated_kept", schedule=None, default_args={**ARGUMENTS, "deferrable": True}) as dag:
 
         @task.flow
         def path() -> dict[str, Any]:
@@ -316,23 +316,23 @@ def test_what_is_kept_is_short_and_tells_no_secret(emulator: Emulator, tmp_path:
     assert result.states == {"path": "success", "content": "failed", "keys": "failed"}
     (output,) = result.xcoms["path"]["return_value"]["outputs"]
     assert Path(output["uri"].removeprefix("file://")).is_relative_to(tmp_path)
-    kept = json.dumps(result.xcoms["content"])
-    assert "s3cret" not in kept
-    assert len(kept) < 10_000
+    xcoms = json.dumps(result.xcoms["content"])
+    assert "s3cret" not in xcoms
+    assert len(xcoms) < 10_000
     assert len(str(result.errors["content"])) < 10_000
     assert isinstance(result.errors["keys"], FlowInputError)
     assert emulator.started_count == 1
 
 
 def test_mapped_partial_and_overridden(emulator: Emulator) -> None:
-    """The task is mapped over the function's arguments, partly given, and overridden, deferred all the while."""
+    """The task can be mapped over the function's arguments, partially set, and overridden, also deferred."""
     with DAG("decorated_mapped", schedule=None) as dag:
 
         @task
         def sizes() -> list[int]:
             return [1, 2]
 
-        @task.flow(**USUAL, deferrable=True)
+        @task.flow(**ARGUMENTS, deferrable=True)
         def make(what: str, size: int) -> str:
             return f"A {what} of {size} m"
 
@@ -357,14 +357,14 @@ def test_mapped_partial_and_overridden(emulator: Emulator) -> None:
 
 
 def test_templates_in_what_is_returned_are_rendered_on_demand_only(emulator: Emulator) -> None:
-    """What a function returns is sent to the letter: it may hold a stranger's text, and a template can read connections."""
+    """Templates in what a function returns are sent unchanged, because its text may be untrusted."""
     with DAG("decorated_templates", schedule=None, params={"what": "chair"}) as dag:
 
-        @task.flow(**USUAL)
+        @task.flow(**ARGUMENTS)
         def plain(text: str) -> str:
             return text
 
-        @task.flow(**USUAL, render_returned=True)
+        @task.flow(**ARGUMENTS, render_returned=True)
         def template(size: int) -> dict[str, Any]:  # noqa: ARG001  # the template names it
             return {"inputs": ["A {{ params.what }} of {{ size }} m"]}
 
@@ -377,7 +377,7 @@ def test_templates_in_what_is_returned_are_rendered_on_demand_only(emulator: Emu
 
 
 def test_what_cannot_work_is_refused_when_the_dag_is_read() -> None:
-    """`inputs` beside the function, a coroutine, and an argument that is none fail before any run."""
+    """`inputs`, a coroutine, and an unknown argument fail when the DAG file is parsed."""
 
     async def later() -> str:
         return "A chair"
@@ -392,7 +392,7 @@ def test_what_cannot_work_is_refused_when_the_dag_is_read() -> None:
 
 
 def test_types_name_every_argument() -> None:
-    """The decorator's types name each argument of the operator and `render_returned`; `inputs` is typed as rejected."""
+    """The decorator's types have the operator's arguments and `render_returned`; `inputs` is rejected."""
     own = set(inspect.signature(RunFlowOperator.__init__).parameters) - {"self", "kwargs"} | {
         "render_returned"
     }
@@ -445,16 +445,20 @@ MYPY = """
 [mypy]
 strict = true
 follow_imports = skip
-[mypy-airflow.sdk.*,airflow.providers.common.compat.sdk,airflow_provider_flows.decorators,airflow_provider_flows.operators]
+[mypy-airflow.sdk.*,airflow.providers.common.compat.sdk]
 follow_imports = normal
 ignore_errors = true
+[mypy-airflow_provider_flows.decorators,airflow_provider_flows.operators]
+follow_imports = normal
+ignore_errors = true
+
 [mypy-airflow.sdk.execution_time.*,airflow.sdk.api.*,airflow.sdk._shared.*]
 follow_imports = skip
 """
 
 
 def test_type_checkers_know_the_decorator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mypy --strict` takes a DAG file that is right, knows what the task returns, and finds each argument that is wrong."""
+    """`mypy --strict` accepts a valid DAG file, infers the task's result, and finds each wrong argument."""
     monkeypatch.chdir(ROOT)
     functions = [
         f"    {line}\n    def wrong{number}() -> {made}:\n        raise NotImplementedError"

@@ -1,7 +1,4 @@
-"""Tests of the links on a task instance, as Airflow's server reads them: the run at the service, and the output files.
-
-Links that a service hands out are tested in test_links.py.
-"""
+"""Tests of the links on a task instance, as Airflow's server returns them: the run, and the output files."""
 
 from __future__ import annotations
 
@@ -38,14 +35,14 @@ Links = dict[str, dict[str, str | None]]
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
+    """Return an emulator whose runs are short, and triggers without an event delay."""
     flow_emulator.run_seconds = 0.3
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     return flow_emulator
 
 
 def links(result: DagResult) -> Links:
-    """Give each task instance's links as Airflow's API does: from the serialised DAG, which knows none of our classes."""
+    """Return each task instance's links as Airflow's API does, from the serialized DAG."""
     found: Links = {}
     with create_session() as session:
         instances = list(session.scalars(select(TaskInstance).where(TaskInstance.run_id == result.run_id)))
@@ -58,26 +55,26 @@ def links(result: DagResult) -> Links:
     return found
 
 
-def to(emulator: Emulator, flow_run_id: str) -> dict[str, str | None]:
-    """Give the links of a task whose files have no address."""
+def expected_links(emulator: Emulator, flow_run_id: str) -> dict[str, str | None]:
+    """Return the links of a task whose files have none."""
     return {"Flow run": f"{emulator.url}/flows/{flow_run_id}", "Outputs": None}
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_run_is_linked_in_every_mode(emulator: Emulator, mode: str) -> None:
-    """The link leads to the run at the API, whichever way it was waited for; files that stayed at the service have none."""
-    story = run_in_mode(mode, emulator)
-    assert story.state == "success"
-    assert links(story.result) == {"wait": to(emulator, story.flow_run_id)}
-    assert emulator.key not in json.dumps(story.result.xcoms)
+    """The link is the run's URL at the API, in every mode; files at the service have no link."""
+    waited = run_in_mode(mode, emulator)
+    assert waited.state == "success"
+    assert links(waited.result) == {"wait": expected_links(emulator, waited.flow_run_id)}
+    assert emulator.key not in json.dumps(waited.result.xcoms)
 
 
 def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
-    """Before the first look is answered, the link lies where Airflow's server reads it."""
+    """The link is in XCom before the first poll has returned."""
     emulator.add_fault(Fault(method="GET", path="/flows/*", delay=0.5))
     found: list[Any] = []
 
-    def look() -> None:
+    def read_link() -> None:
         while not count_polls(emulator):
             time.sleep(0.01)
         with create_session() as session:
@@ -86,7 +83,7 @@ def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
                 XComModel.deserialize_value(row) for row in session.scalars(select(XComModel).where(*mine))
             )
 
-    thread = Thread(target=look)
+    thread = Thread(target=read_link)
     thread.start()
     with DAG("links_early", schedule=None) as dag:
         RunFlowOperator(task_id="run", **CHAIR_ARGUMENTS, **FAST_POLLING)
@@ -96,8 +93,8 @@ def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """Whom a failure is told can go to the run, be it failed, too late for the operator, or too late for the sensor."""
+def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, *, deferrable: bool) -> None:
+    """A task whose run failed, or whose deadline passed, has a link to the run."""
     emulator.add_plan(Plan(outcome="failed"))
     emulator.add_plan(Plan(run_seconds=60))
     with DAG(
@@ -119,14 +116,14 @@ def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, deferrable: b
     assert result.states == {"failed": "failed", "late": "failed", "waited": "failed"}
     first, second = emulator.runs
     assert links(result) == {
-        "failed": to(emulator, first),
-        "late": to(emulator, second),
-        "waited": to(emulator, second),
+        "failed": expected_links(emulator, first),
+        "late": expected_links(emulator, second),
+        "waited": expected_links(emulator, second),
     }
 
 
 def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
-    """A retry that starts another run links to that; mapped tasks link each to its own; one that waits for nothing links too."""
+    """A retry links to its own run, each mapped task to its own, and a task that does not wait has a link."""
     emulator.add_plan(Plan(outcome="failed"))
     with DAG("links_each", schedule=None, default_args=RETRY_ARGUMENTS) as dag:
         retried = RunFlowOperator(task_id="retried", **CHAIR_ARGUMENTS)
@@ -141,12 +138,12 @@ def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
     tasks = ["retried", "mapped[0]", "mapped[1]", "started"]
     ids = {task: result.xcoms[task]["return_value"]["flow_run_id"] for task in tasks}
     assert len({*ids.values()} & emulator.runs.keys()) == 4
-    assert links(result) == {task: to(emulator, found) for task, found in ids.items()}
+    assert links(result) == {task: expected_links(emulator, found) for task, found in ids.items()}
 
 
 @pytest.mark.usefixtures("emulator")
 def test_files_are_linked_where_their_store_has_a_console(tmp_path: Path) -> None:
-    """One file leads to its page, several to their folder; in a local folder, and at a service without runs, there is no link."""
+    """One file links to its page, several to their folder; local files have no link."""
     attach_bucket_store()
     with DAG("links_files", schedule=None) as dag:
         RunFlowOperator(
@@ -180,7 +177,7 @@ def test_files_are_linked_where_their_store_has_a_console(tmp_path: Path) -> Non
 
 
 def test_task_without_a_run_has_no_link(emulator: Emulator) -> None:
-    """A task that failed before its run was known has empty links, and no error about them in its log."""
+    """A task that failed before it had a run has empty links, and logs no error about them."""
     with DAG("links_none", schedule=None) as dag:
         RunFlowOperator(task_id="run", **{**CHAIR_ARGUMENTS, "inputs": 42})
     result = run_dag(dag)
@@ -222,19 +219,19 @@ ADDRESSES: list[tuple[list[str], str | None, str | None]] = [
 
 @pytest.mark.parametrize(("uris", "endpoint", "address"), ADDRESSES)
 def test_addresses_of_files(uris: list[str], endpoint: str | None, address: str | None) -> None:
-    """A store's own console is linked to, without credentials; a store that has none, or is somebody else's, is not."""
+    """A storage's console is linked to, without credentials; one without a console is not."""
     assert console_url(uris, endpoint) == address
 
 
-class Elsewhere(GenerioHook):
-    """The hook of a third service, which has a console, or tells nonsense."""
+class ThirdServiceHook(GenerioHook):
+    """The hook of a third service with a console, or with an invalid URL."""
 
     def __init__(self, told: Any) -> None:
         super().__init__("generio_default")
         self._told = told
 
     def create_service(self, extra: Mapping[str, Any]) -> Any:
-        """Make a service that knows the addresses of its runs."""
+        """Return a service that has URLs of its runs."""
         made: Any = super().create_service(extra)
         told = self._told
         return type("Third", (type(made),), {"run_url": lambda _, key, flow: told.format(key, flow)})()
@@ -251,12 +248,12 @@ class Elsewhere(GenerioHook):
 )
 @pytest.mark.usefixtures("flow_emulator")
 def test_third_service_gives_its_own_address(told: Any, address: str) -> None:
-    """A service may know a console; what is no address for a browser, and an error, are no link and no failure."""
-    assert get_run_url(Elsewhere(told), FlowRun("r/1", "third", "f")) == address
+    """A service may have a console; a URL that is not for browsers, and an error, give no link."""
+    assert get_run_url(ThirdServiceHook(told), FlowRun("r/1", "third", "f")) == address
 
 
 def test_id_is_one_segment_of_the_address(flow_emulator: Emulator) -> None:
-    """An id that would lead elsewhere is quoted, and one that is none gives no address."""
+    """An id with path characters is quoted, and an invalid one gives no URL."""
     hook = GenerioHook("generio_default")
     assert get_run_url(hook, FlowRun("../a?b#c", "generio")) == f"{flow_emulator.url}/flows/..%2Fa%3Fb%23c"
     assert get_run_url(hook, FlowRun("..", "generio")) == ""

@@ -1,6 +1,6 @@
-"""Tests of RunFlowOperator in real DAG runs against the emulator: arguments, templates, mapping, chaining and refusals.
+"""Tests of RunFlowOperator in real DAG runs: arguments, templates, mapping, chaining and rejections.
 
-That its modes tell one story is shown in test_modes.py.
+That its modes are equal is tested in test_modes.py.
 """
 
 from __future__ import annotations
@@ -34,21 +34,19 @@ LOW = {"quality": "low"}
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
+    """Return an emulator whose runs are short, and triggers without an event delay."""
     flow_emulator.run_seconds = 0.3
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     return flow_emulator
 
 
 def bodies(emulator: Emulator, method: str, ending: str) -> list[Any]:
-    """Give the bodies of the requests with this method whose path ends so."""
-    return [
-        asked.json for asked in emulator.requests if asked.method == method and asked.path.endswith(ending)
-    ]
+    """Return the bodies of the requests with this method whose path ends so."""
+    return [sent.json for sent in emulator.requests if sent.method == method and sent.path.endswith(ending)]
 
 
 def test_signature_and_defaults_are_those_of_the_design() -> None:
-    """The operator takes the arguments that the design promises, by keyword, with its defaults."""
+    """The operator has the arguments of the design, as keywords, with its defaults."""
     taken = inspect.signature(RunFlowOperator.__init__).parameters
     own = {name: parameter for name, parameter in taken.items() if name not in {"self", "kwargs"}}
 
@@ -123,7 +121,7 @@ def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any)
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_mapped(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001  # pytest hands parameters over
+def test_mapped(emulator: Emulator, *, deferrable: bool) -> None:
     """Mapped over several prompts, each task instance waits for the flow run that it started itself."""
     prompts = ["A chair", "A boat", "A lamp"]
     with DAG(f"operator_mapped_{deferrable}", schedule=None) as dag:
@@ -140,7 +138,7 @@ def test_mapped(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001  
 
 
 def test_not_waiting_gives_the_run_as_it_starts(emulator: Emulator) -> None:
-    """With wait_for_completion=False the task ends at once with the dict of the run as it is then, and the run goes on."""
+    """With wait_for_completion=False the task returns the run as it was started, and the run continues."""
     emulator.run_seconds = 60
     with DAG("operator_not_waiting", schedule=None) as dag:
         RunFlowOperator(task_id="run", flow=FLOW, inputs="A chair", parameters=LOW, wait_for_completion=False)
@@ -155,8 +153,8 @@ def test_not_waiting_gives_the_run_as_it_starts(emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """Whoever looks into XCom while the task waits finds the flow run's id there."""
+def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, *, deferrable: bool) -> None:
+    """The flow run's id is in XCom while the task waits."""
     emulator.add_fault(Fault(method="GET", path="/flows/*", delay=0.5))
     with DAG(f"operator_id_{deferrable}", schedule=None) as dag:
         RunFlowOperator(
@@ -164,7 +162,7 @@ def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, deferrable: 
         )
     found: list[Any] = []
 
-    def look() -> None:
+    def read_xcom() -> None:
         while not count_polls(emulator):
             time.sleep(0.01)
         with create_session() as session:
@@ -173,7 +171,7 @@ def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, deferrable: 
                 XComModel.deserialize_value(row) for row in session.scalars(select(XComModel).where(*mine))
             )
 
-    thread = Thread(target=look)
+    thread = Thread(target=read_xcom)
     thread.start()
     result = run_dag(dag)
     thread.join()
@@ -203,8 +201,8 @@ def test_outputs_are_the_inputs_of_the_next(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_promptchainer_takes_a_mapping(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """A mapping of variables runs a PromptChainer flow, in one request and without a trigger; the log has start and end."""
+def test_promptchainer_takes_a_mapping(emulator: Emulator, *, deferrable: bool) -> None:
+    """A mapping of variables runs a PromptChainer flow in one request and without a trigger."""
     with DAG(f"operator_chainer_{deferrable}", schedule=None) as dag:
         RunFlowOperator(
             task_id="run",
@@ -248,31 +246,31 @@ def test_promptchainer_flow_that_fails(emulator: Emulator) -> None:
     assert package_log_lines(result.log)[1].endswith(" is failed")
 
 
-BAD: dict[str, dict[str, Any]] = {
+INVALID: dict[str, dict[str, Any]] = {
     "flow": {"flow": "  "},
     "inputs": {"inputs": 42},
     "inputs[1]": {"inputs": ["A chair", None]},
     "parameters": {"parameters": ["low"]},
 }
-NEVER = {"poll_interval": "often", "max_poll_interval": -1, "timeout": float("nan")}
+INVALID_TIMES = {"poll_interval": "often", "max_poll_interval": -1, "timeout": float("nan")}
 
 
-@pytest.mark.parametrize("name", NEVER)
+@pytest.mark.parametrize("name", INVALID_TIMES)
 def test_bad_times_are_named_at_parse_time(name: str) -> None:
-    """An interval or a timeout that cannot be kept is refused when the DAG file is read, by its name."""
+    """An invalid interval or timeout is rejected by its name when the DAG file is parsed."""
     with pytest.raises(FlowInputError, match=f"^{name} must be"):
-        RunFlowOperator(task_id="run", flow=FLOW, **{name: NEVER[name]})
+        RunFlowOperator(task_id="run", flow=FLOW, **{name: INVALID_TIMES[name]})
 
 
 def test_bad_arguments_are_named_and_nothing_is_sent(emulator: Emulator) -> None:
-    """An argument that cannot be sent fails the task with a FlowInputError that names it, and nothing is made."""
+    """An argument that cannot be sent is a FlowInputError that names it, and nothing is created."""
     with DAG("operator_bad", schedule=None) as dag:
-        for number, given in enumerate(BAD.values()):
+        for number, given in enumerate(INVALID.values()):
             RunFlowOperator(task_id=f"bad_{number}", **{"flow": FLOW, "inputs": "A chair", **given})
 
     result = run_dag(dag)
 
-    for number, name in enumerate(BAD):
+    for number, name in enumerate(INVALID):
         error = result.errors[f"bad_{number}"]
         assert type(error) is FlowInputError, name
         assert name in str(error)
@@ -280,7 +278,7 @@ def test_bad_arguments_are_named_and_nothing_is_sent(emulator: Emulator) -> None
 
 
 def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection whose type runs no flows is a FlowInputError that names it, its type and the right ones."""
+    """A connection of another type is a FlowInputError that names it, its type and the right types."""
     monkeypatch.setenv("AIRFLOW_CONN_FILES", json.dumps({"conn_type": "fs"}))
     monkeypatch.setenv(
         "AIRFLOW_CONN_UNHEARD_OF", json.dumps({"conn_type": "unheard_of", "host": emulator.url})
@@ -304,8 +302,8 @@ def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: 
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_wrong_key_ends_the_wait(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """A service that answers 401 at three looks in a row ends the wait, with the very same error in both modes."""
+def test_wrong_key_ends_the_wait(emulator: Emulator, *, deferrable: bool) -> None:
+    """Three 401 responses in a row end the wait, with the same error in both modes."""
     emulator.add_plan(Plan(run_seconds=60))
     emulator.add_fault(
         Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=b'{"detail": "expired"}')
@@ -324,8 +322,8 @@ def test_wrong_key_ends_the_wait(emulator: Emulator, deferrable: bool) -> None: 
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """Two refusals in a row, one of them perhaps in a worker and one in a triggerer, are waited out."""
+def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, *, deferrable: bool) -> None:
+    """Two rejections in a row, perhaps one in a worker and one in a triggerer, do not end the wait."""
     emulator.add_fault(Fault(method="GET", path="/flows/*", times=2, status=401))
     with DAG(f"operator_rotated_{deferrable}", schedule=None) as dag:
         RunFlowOperator(
@@ -338,7 +336,7 @@ def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, de
 @needs("retry policies")
 @pytest.mark.parametrize("service", ["generio", "promptchainer"])
 def test_wrong_key_at_the_start_is_told_at_once(emulator: Emulator, service: str) -> None:
-    """A key that is wrong from the beginning is a FlowAuthError of the first request that matters, and is not tried again."""
+    """An invalid key is a FlowAuthError of the first request that matters, and is not retried."""
     emulator.add_fault(Fault(times=None, status=401, body=b'{"detail": "expired"}'))
     given = (
         {"flow": FLOW, "inputs": "A chair"}
@@ -353,7 +351,7 @@ def test_wrong_key_at_the_start_is_told_at_once(emulator: Emulator, service: str
     error = run_dag(dag).errors["run"]
 
     assert type(error).__name__ == "FlowAuthError"
-    assert [asked.method for asked in emulator.requests] == [
+    assert [sent.method for sent in emulator.requests] == [
         "GET",
         "POST",
     ]  # what the flow takes, and its start

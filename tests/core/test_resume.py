@@ -1,6 +1,6 @@
-"""Tests of what becomes of the run that an earlier try left: picked up, deleted, aborted, or swept; and of how a run is stopped.
+"""Tests of the run of an earlier try: it is resumed, deleted or aborted; and of cancelling a run.
 
-What the service says is scripted where it is about states, and the emulator's where it is about requests.
+Tests of states use scripted responses, tests of requests the emulator.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.support.scripted import ScriptedTransport, json_response, no_response
 
 @pytest.fixture
 def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Give a hook to an emulator whose runs last."""
+    """Return a hook of an emulator whose runs last."""
     flow_emulator.run_seconds = 60
     return GenerioHook("generio_default")
 
 
 TABLE = [
-    # state of the run, same order, same lineage -> picked up, what is asked of the service after the look
+    # state of the run, same request, same generation -> whether it is resumed, requests after the poll
     ("created", True, True, False, ["GET", "DELETE"]),
     ("created", False, False, False, ["GET", "DELETE"]),
     ("starting", True, True, True, []),
@@ -53,15 +53,17 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("state", "order", "lineage", "taken", "then"), TABLE)
+@pytest.mark.parametrize(("state", "same_request", "same_generation", "is_resumed", "then"), TABLE)
 def test_what_an_earlier_try_left_is_settled(
-    *, state: str, order: bool, lineage: bool, taken: bool, then: list[str]
+    *, state: str, same_request: bool, same_generation: bool, is_resumed: bool, then: list[str]
 ) -> None:
-    """A run of the same request is gone on with, one that never ran is deleted, one of another request is aborted."""
-    record = RunRecord(RUN_REQUEST.fingerprint if order else "other", 0 if lineage else 1, flow_run_id="r")
+    """A run of the same request is resumed, a created one deleted, one of another request aborted."""
+    record = RunRecord(
+        RUN_REQUEST.fingerprint if same_request else "other", 0 if same_generation else 1, flow_run_id="r"
+    )
     script = ScriptedTransport(json_response({"flow_id": "r", "state": state}), endless=True)
     run = script.run(resume(Generio(), RUN_REQUEST.fingerprint, record, 0))
-    assert (run is not None) == taken
+    assert (run is not None) == is_resumed
     assert [request.method for request in script.requests] == ["GET", *then]
 
 
@@ -69,7 +71,7 @@ def test_what_an_earlier_try_left_is_settled(
     ("state", "then"), [("running", []), ("completed", []), ("created", ["GET", "DELETE"])]
 )
 def test_run_of_another_request_may_be_left_alone(state: str, then: list[str]) -> None:
-    """With abort=False a run from before a Clear goes on; one that never ran is deleted all the same."""
+    """With abort=False a run from before a Clear continues; one that never ran is still deleted."""
     script = ScriptedTransport(json_response({"flow_id": "r", "state": state}), endless=True)
     assert (
         script.run(
@@ -87,7 +89,7 @@ def test_run_of_another_request_may_be_left_alone(state: str, then: list[str]) -
 
 
 def test_run_that_is_gone_is_forgotten() -> None:
-    """A record whose run the service does not know at three looks means a new start, and no record asks nothing."""
+    """A record whose run is not found three times means a new start; without a record no request is sent."""
     assert (
         ScriptedTransport(*[json_response({}, 404)] * 3).run(
             resume(Generio(), RUN_REQUEST.fingerprint, replace(RECORD, flow_run_id="r"), 0)
@@ -98,7 +100,7 @@ def test_run_that_is_gone_is_forgotten() -> None:
 
 
 def test_run_that_is_not_visible_for_once_is_taken_up() -> None:
-    """One answer that the earlier run is not known is no reason to start, and pay for, another."""
+    """A single 404 for the earlier run does not start another one."""
     script = ScriptedTransport(json_response({}, 404), json_response({"flow_id": "r", "state": "running"}))
     run = script.run(resume(Generio(), RUN_REQUEST.fingerprint, replace(RECORD, flow_run_id="r"), 0))
     assert run is not None
@@ -106,7 +108,7 @@ def test_run_that_is_not_visible_for_once_is_taken_up() -> None:
 
 
 def test_service_that_cannot_tell_starts_nothing() -> None:
-    """While the service cannot be asked about the earlier run, no other is started."""
+    """While the earlier run cannot be polled, no other is started."""
     with pytest.raises(FlowUnreachable):
         ScriptedTransport(no_response()).run(
             resume(Generio(), RUN_REQUEST.fingerprint, replace(RECORD, flow_run_id="r"), 0)
@@ -114,7 +116,7 @@ def test_service_that_cannot_tell_starts_nothing() -> None:
 
 
 def test_run_that_was_made_and_never_known_is_swept(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A run whose id was lost on the way is found by its mark and deleted; no other is touched."""
+    """A created run whose id was lost is found by its token and deleted; no other is."""
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
     with pytest.raises(FlowUnreachable):
         start_and_record(hook)
@@ -126,8 +128,8 @@ def test_run_that_was_made_and_never_known_is_swept(flow_emulator: Emulator, hoo
     assert hook.resume(RUN_REQUEST.fingerprint, RECORD, 0) is None
 
     assert len(flow_emulator.runs) == 5
-    left = [run.additional for run in flow_emulator.runs.values()]
-    assert RUN_REQUEST.additional | {TOKEN_KEY: "mark"} not in left
+    remaining = [run.additional for run in flow_emulator.runs.values()]
+    assert RUN_REQUEST.additional | {TOKEN_KEY: "mark"} not in remaining
     assert started.flow_run_id in flow_emulator.runs
 
 
@@ -137,12 +139,12 @@ def test_run_that_was_made_and_never_known_is_swept(flow_emulator: Emulator, hoo
     ids=str,
 )
 def test_service_that_cannot_list_is_not_swept(trouble: Any) -> None:
-    """Where the list cannot be had, a run that never ran stays, and a new start is not held up by it."""
+    """Without a list, a run that never ran remains, and does not prevent a new start."""
     assert ScriptedTransport(trouble).run(resume(Generio(), RUN_REQUEST.fingerprint, RECORD, 0)) is None
 
 
 def test_additional_that_is_no_mapping_bears_no_mark(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """Metadata that is no mapping goes to the service as the caller gave it."""
+    """Metadata that is no mapping is sent unchanged."""
     start_and_record(hook, request=replace(RUN_REQUEST, additional=["a", 1]))
     assert flow_emulator.requests[0].json["additional"] == ["a", 1]
 
@@ -150,14 +152,14 @@ def test_additional_that_is_no_mapping_bears_no_mark(flow_emulator: Emulator, ho
 def test_run_that_ended_before_it_could_be_aborted_is_no_trouble(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
-    """A run of another order that ends in the same moment is simply let go."""
+    """A run of another request that ends at the same time is no error."""
     flow_emulator.add_plan(Plan(run_seconds=0))
     run = hook.start(RUN_REQUEST)
     assert hook.resume(RUN_REQUEST.fingerprint, RunRecord("other", 0, flow_run_id=run.flow_run_id), 0) is None
 
 
-def moments(*states: str | int) -> ScriptedTransport:
-    """Make a script in which the run is in one state after the other; a number is a refusal with this status."""
+def script_states(*states: str | int) -> ScriptedTransport:
+    """Return a transport in which the run has these states in turn; a number is an error with this status."""
     return ScriptedTransport(
         *(
             json_response({"detail": "no"}, told) if isinstance(told, int) else json_response({"state": told})
@@ -166,7 +168,7 @@ def moments(*states: str | int) -> ScriptedTransport:
     )
 
 
-STOPS: list[tuple[list[str | int], list[str]]] = [
+CANCELLATIONS: list[tuple[list[str | int], list[str]]] = [
     (["created", ""], ["GET", "DELETE"]),
     (["running", ""], ["GET", "PATCH"]),
     (["aborting"], ["GET"]),
@@ -182,32 +184,32 @@ STOPS: list[tuple[list[str | int], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("states", "asked"), STOPS, ids=str)
+@pytest.mark.parametrize(("states", "asked"), CANCELLATIONS, ids=str)
 def test_run_is_stopped_wherever_it_is(states: list[str | int], asked: list[str]) -> None:
-    """One that never ran is deleted, one under way aborted, and one that moves on in between is looked at once more."""
-    script = moments(*states)
+    """A created run is deleted, an active one aborted; one that changes in between is polled again."""
+    script = script_states(*states)
     script.run(cancel(Generio(), "r"))
     assert [request.method for request in script.requests] == asked
 
 
 def test_run_that_cannot_be_stopped_is_told() -> None:
-    """A run that refuses twice is the error that it gave."""
+    """A second conflict is raised."""
     with pytest.raises(FlowConflict):
-        moments("created", 409, "created", 409).run(cancel(Generio(), "r"))
+        script_states("created", 409, "created", 409).run(cancel(Generio(), "r"))
 
 
 def test_run_is_seen_off() -> None:
-    """After the stop it is looked at until it is final, for ten seconds at the most."""
-    script = moments("running", "", "aborting", "aborting", "aborted")
+    """After the abort the run is polled until it is final, for at most ten seconds."""
+    script = script_states("running", "", "aborting", "aborting", "aborted")
     run = script.run(cancel_and_wait(Generio(), "r"))
     assert run is not None
     assert run.state is FlowState.ABORTED
     assert script.sleeps == list(CANCEL_POLL_SECONDS[:2])
 
-    script = moments("running", "", *["aborting"] * len(CANCEL_POLL_SECONDS))
+    script = script_states("running", "", *["aborting"] * len(CANCEL_POLL_SECONDS))
     run = script.run(cancel_and_wait(Generio(), "r"))
     assert run is not None
     assert run.state is FlowState.ABORTING
     assert sum(script.sleeps) == 10.0
 
-    assert moments("running", "", "aborting", 404).run(cancel_and_wait(Generio(), "r")) is None
+    assert script_states("running", "", "aborting", 404).run(cancel_and_wait(Generio(), "r")) is None

@@ -1,6 +1,6 @@
-"""Tests of the start protocol against the emulator: no lost answer, crash or refusal makes a second paid run.
+"""Tests of the start protocol: no lost response, crash or rejection starts a second paid run.
 
-What the operator keeps and hands in is a plain function and a plain record here.
+The operator's record and save function are plain ones here.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from tests.support.scripted import ScriptedTransport, json_response, no_response
 
 @pytest.fixture
 def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Give a hook to an emulator whose runs last."""
+    """Return a hook of an emulator whose runs last."""
     flow_emulator.run_seconds = 60
     return GenerioHook("generio_default")
 
 
 def steps(emulator: Emulator) -> list[str]:
-    """Give what was asked, ids left out."""
+    """Return the requests, without ids."""
     ids = {request.path.split("/")[2] for request in emulator.requests if request.path.count("/") > 1}
     return [
-        asked.replace(next((i for i in ids if i in asked), "-"), "ID")
-        for asked in request_lines(emulator.requests)
+        line.replace(next((i for i in ids if i in line), "-"), "ID")
+        for line in request_lines(emulator.requests)
     ]
 
 
 def test_start_is_made_in_steps(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """The intention is kept, the run made, its id kept, then it is filled one by one, and started; until then nothing is paid."""
-    kept: list[tuple[RunRecord | None, int, int]] = []
+    """The record is saved, the run created, its id saved, its inputs added; only then it is started."""
+    saved: list[tuple[RunRecord | None, int, int]] = []
     run = start_and_record(
-        hook, lambda record: kept.append((record, len(flow_emulator.requests), flow_emulator.started_count))
+        hook, lambda record: saved.append((record, len(flow_emulator.requests), flow_emulator.started_count))
     )
     assert steps(flow_emulator) == [
         "POST /flows",
@@ -59,19 +59,19 @@ def test_start_is_made_in_steps(flow_emulator: Emulator, hook: GenerioHook) -> N
         {"data": "a chair"},
         {"data": "a table", "additional": {"n": 2}},
     ]
-    assert kept == [(RECORD, 0, 0), (replace(RECORD, flow_run_id=run.flow_run_id), 1, 0)]
+    assert saved == [(RECORD, 0, 0), (replace(RECORD, flow_run_id=run.flow_run_id), 1, 0)]
     assert (run.state, flow_emulator.started_count) == (FlowState.STARTING, 1)
 
 
 @pytest.mark.parametrize("keeps", [0, 1])
 def test_nothing_is_sent_before_it_is_kept(flow_emulator: Emulator, hook: GenerioHook, keeps: int) -> None:
-    """A worker that dies while keeping the intention has sent nothing; while keeping the id, it leaves a run that never ran."""
-    kept: list[RunRecord | None] = []
+    """A worker that dies in the first save has sent nothing; in the second, it leaves a created run."""
+    saved: list[RunRecord | None] = []
 
     def die(record: RunRecord | None) -> None:
-        if len(kept) == keeps:
+        if len(saved) == keeps:
             raise KeyboardInterrupt
-        kept.append(record)
+        saved.append(record)
 
     with pytest.raises(KeyboardInterrupt):
         start_and_record(hook, die)
@@ -83,7 +83,7 @@ def test_nothing_is_sent_before_it_is_kept(flow_emulator: Emulator, hook: Generi
 def test_lost_answer_of_start_is_settled_by_looking(
     flow_emulator: Emulator, hook: GenerioHook, fault: Fault
 ) -> None:
-    """Where the service started the run and its answer was lost, a GET finds that out, and start is not sent twice."""
+    """If the run started and the response was lost, a GET settles it, and start is not sent twice."""
     flow_emulator.add_fault(fault)
     start_and_record(hook)
     assert steps(flow_emulator)[-2:] == ["PATCH /flows/ID", "GET /flows/ID"]
@@ -96,7 +96,7 @@ def test_lost_answer_of_start_is_settled_by_looking(
 def test_start_that_did_not_arrive_is_sent_again(
     flow_emulator: Emulator, hook: GenerioHook, fault: Fault
 ) -> None:
-    """Where the look finds the run not started, start is sent once more."""
+    """If the GET finds the run not started, start is sent once more."""
     flow_emulator.add_fault(fault)
     start_and_record(hook)
     assert steps(flow_emulator)[-3:] == ["PATCH /flows/ID", "GET /flows/ID", "PATCH /flows/ID"]
@@ -104,17 +104,17 @@ def test_start_that_did_not_arrive_is_sent_again(
 
 
 def test_refused_input_leaves_no_run_behind(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A run whose input the service refuses is deleted again, and the error is the service's."""
-    order = RunRequest("model_generate_fromimage", [FlowInput("no image at all")])
+    """A run whose input is rejected is deleted, and the error is the service's."""
+    run_request = RunRequest("model_generate_fromimage", [FlowInput("no image at all")])
     with pytest.raises(FlowInvalid, match="data URI"):
-        start_and_record(hook, request=order)
+        start_and_record(hook, request=run_request)
     assert steps(flow_emulator)[-1] == "DELETE /flows/ID"
     assert (flow_emulator.runs, flow_emulator.started_count) == ({}, 0)
 
 
 @pytest.mark.parametrize("quota", [402, 403, 429])
 def test_refused_start_leaves_no_run_behind(flow_emulator: Emulator, hook: GenerioHook, quota: int) -> None:
-    """A run that the account cannot pay for is deleted again."""
+    """A run that exceeds the quota is deleted."""
     flow_emulator.switches.update({"quota": quota})
     hook.connection.extra = '{"retries": 0}'
     with pytest.raises(FlowServiceError):
@@ -123,7 +123,7 @@ def test_refused_start_leaves_no_run_behind(flow_emulator: Emulator, hook: Gener
 
 
 def test_refusal_inside_a_success_is_a_refusal(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A start that is answered with 200 and success: false did not start."""
+    """A start with the response 200 and success: false did not start."""
     flow_emulator.switches.update({"envelope": "hidden_errors", "quota": 402})
     with pytest.raises(FlowServiceError, match="Generation quota used up"):
         start_and_record(hook)
@@ -131,7 +131,7 @@ def test_refusal_inside_a_success_is_a_refusal(flow_emulator: Emulator, hook: Ge
 
 
 def test_lost_answer_of_create_makes_no_second_run(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A run that was made, but whose id was lost, is not made again: it costs nothing, and a second might."""
+    """A created run whose id was lost is not created again."""
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
     with pytest.raises(FlowUnreachable):
         start_and_record(hook)
@@ -141,7 +141,7 @@ def test_lost_answer_of_create_makes_no_second_run(flow_emulator: Emulator, hook
 
 @pytest.mark.parametrize("code", [429, 503])
 def test_lost_input_deletes_the_run(flow_emulator: Emulator, hook: GenerioHook, code: int) -> None:
-    """A 429 for an input is waited out; an answer of a gateway, which may or may not have passed it on, ends the start."""
+    """A 429 for an input is retried; a gateway's error, which may have passed it on, ends the start."""
     flow_emulator.add_fault(Fault("POST", "*/inputs", status=code, headers={"Retry-After": "0"}))
     hook.connection.extra = '{"retries": 1}'
     if code == 429:
@@ -153,7 +153,7 @@ def test_lost_input_deletes_the_run(flow_emulator: Emulator, hook: GenerioHook, 
 
 
 def test_one_request_does_it_all_without_keeping(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """Without anything to keep the run is made, filled and started by one POST."""
+    """Without a record the run is created, filled and started by one POST."""
     run = hook.start(RUN_REQUEST, validate=False)
     assert request_lines(flow_emulator.requests) == ["POST /flows"]
     assert len(flow_emulator.requests[0].json["inputs"]) == 2
@@ -162,7 +162,7 @@ def test_one_request_does_it_all_without_keeping(flow_emulator: Emulator, hook: 
 
 @pytest.fixture
 def chain(flow_emulator: Emulator) -> PromptChainerHook:
-    """Give a hook to a PromptChainer whose runs take no time, which asks everything once."""
+    """Return a hook of a PromptChainer whose runs take no time, without retries."""
     flow_emulator.run_seconds = 0
     found = PromptChainerHook("promptchainer_default")
     found.connection.extra = '{"retries": 0}'
@@ -172,32 +172,32 @@ def chain(flow_emulator: Emulator) -> PromptChainerHook:
 def test_answer_of_a_service_without_ids_is_kept_whole(
     flow_emulator: Emulator, chain: PromptChainerHook
 ) -> None:
-    """The intention is kept right before the one request that costs, then the answer; a retry reads it and asks nobody."""
-    kept: list[RunRecord | None] = []
-    asked: list[list[str]] = []
+    """The record is saved before the one request, then the response; a retry needs no request."""
+    saved: list[RunRecord | None] = []
+    methods: list[list[str]] = []
 
-    def keep(record: RunRecord | None) -> None:
-        kept.append(record)
-        asked.append([request.method for request in flow_emulator.requests])
+    def save(record: RunRecord | None) -> None:
+        saved.append(record)
+        methods.append([request.method for request in flow_emulator.requests])
 
-    run = start_and_record(chain, keep, CHAIN_REQUEST)
+    run = start_and_record(chain, save, CHAIN_REQUEST)
 
-    assert asked == [[], ["POST"]]
-    assert kept[0] == RECORD
-    last = RunRecord.from_dict(json.loads(json.dumps(kept[1].to_dict() if kept[1] else None)))
+    assert methods == [[], ["POST"]]
+    assert saved[0] == RECORD
+    last = RunRecord.from_dict(json.loads(json.dumps(saved[1].to_dict() if saved[1] else None)))
     assert last is not None
     assert last.flow_run_id == run.flow_run_id
     flow_emulator.reset()
-    again = chain.resume(CHAIN_REQUEST.fingerprint, replace(last, fingerprint=CHAIN_REQUEST.fingerprint), 0)
-    assert again is not None
-    assert again.to_dict() == run.to_dict()
-    assert all(isinstance(output, FlowOutput) for output in again.outputs)
-    assert [output.is_url for output in again.outputs] == [output.is_url for output in run.outputs]
+    resumed = chain.resume(CHAIN_REQUEST.fingerprint, replace(last, fingerprint=CHAIN_REQUEST.fingerprint), 0)
+    assert resumed is not None
+    assert resumed.to_dict() == run.to_dict()
+    assert all(isinstance(output, FlowOutput) for output in resumed.outputs)
+    assert [output.is_url for output in resumed.outputs] == [output.is_url for output in run.outputs]
     assert chain.resume(CHAIN_REQUEST.fingerprint, last, 7) is None
     assert flow_emulator.requests == ()
 
 
-DOUBTS = [
+LOST_RESPONSES = [
     # what goes wrong with the POST, whether a run may be there, how many there are
     (Fault("POST", reset="after"), True, 1),
     (Fault("POST", reset="before"), True, 0),
@@ -208,21 +208,21 @@ DOUBTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "doubt", "started"), DOUBTS, ids=str)
+@pytest.mark.parametrize(("fault", "doubt", "started"), LOST_RESPONSES, ids=str)
 def test_what_is_kept_after_a_lost_answer(
     flow_emulator: Emulator, chain: PromptChainerHook, *, fault: Fault, doubt: bool, started: int
 ) -> None:
-    """The intention stays where a run may have been made, and is forgotten where it is certain that none was."""
+    """The record remains if a run may exist, and is deleted if certainly none does."""
     flow_emulator.add_fault(fault)
-    kept: list[RunRecord | None] = []
+    saved: list[RunRecord | None] = []
     with pytest.raises(FlowServiceError):
-        start_and_record(chain, kept.append, CHAIN_REQUEST)
-    assert kept == ([RECORD] if doubt else [RECORD, None])
+        start_and_record(chain, saved.append, CHAIN_REQUEST)
+    assert saved == ([RECORD] if doubt else [RECORD, None])
     assert flow_emulator.started_count == started
 
 
 def test_doubtful_attempt_is_run_again() -> None:
-    """A record without an answer gives no run; the service is asked nothing, for it could not tell."""
+    """A record without a response resumes no run, and sends no request."""
     assert (
         ScriptedTransport().run(
             resume(
@@ -237,7 +237,7 @@ def test_doubtful_attempt_is_run_again() -> None:
 
 
 def test_fingerprint_tells_orders_apart_and_nothing_else() -> None:
-    """Whatever makes an order another one changes its fingerprint; the order of keys does not, and content is not in it."""
+    """Any change of a request changes its fingerprint, except the order of keys; it hides the content."""
     same = RunRequest(FLOW, RUN_REQUEST.inputs, dict(RUN_REQUEST.parameters), {"order": 17})
     assert same.fingerprint == RUN_REQUEST.fingerprint
     others = [
@@ -246,7 +246,7 @@ def test_fingerprint_tells_orders_apart_and_nothing_else() -> None:
         RunRequest(FLOW, RUN_REQUEST.inputs, {"quality": "high"}, RUN_REQUEST.additional),
         RunRequest(FLOW, RUN_REQUEST.inputs, RUN_REQUEST.parameters, None),
     ]
-    assert len({order.fingerprint for order in (*others, RUN_REQUEST)}) == 5
+    assert len({run_request.fingerprint for run_request in (*others, RUN_REQUEST)}) == 5
     assert "chair" not in RUN_REQUEST.fingerprint
     assert (
         RunRequest("f", {"a": "1", "b": "2"}).fingerprint == RunRequest("f", {"b": "2", "a": "1"}).fingerprint
@@ -258,7 +258,7 @@ def test_fingerprint_tells_orders_apart_and_nothing_else() -> None:
     "told", [None, {}, {"flow_run_id": "r"}, {**RECORD.to_dict(), "newer": 1}, [], "x", 5]
 )
 def test_record_that_cannot_be_read_is_none(told: object) -> None:
-    """Whatever another version may have kept is read as no record, not as an error."""
+    """An unreadable record, for example of another version, is no record and no error."""
     assert RunRecord.from_dict(told) is None
     record = RunRecord("f", 3, 12.5, flow_run_id="r")
     assert RunRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
@@ -266,7 +266,7 @@ def test_record_that_cannot_be_read_is_none(told: object) -> None:
 
 
 def test_error_that_led_to_tidying_up_is_the_one_told() -> None:
-    """Where even deleting the run fails, the first error is raised."""
+    """If even deleting the run fails, the first error is raised."""
     script = ScriptedTransport(
         json_response({"flow_id": "r"}), json_response({"detail": "too big"}, 413), no_response()
     )

@@ -1,7 +1,7 @@
-"""The five ways of waiting for a flow run, each as one task of a real DAG run, and what it told, made comparable.
+"""The five ways of waiting for a flow run, each as one task of a real DAG run, with comparable results.
 
-It asserts nothing; the tests that use it do. The emulator's clock is moved on by the looks themselves, so that each way of
-waiting, however often it looks, sees the very same run.
+Each poll advances the emulator's clock, so that each way of waiting observes the same run, however often it
+polls.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ MODES = [*OPERATORS, *SENSORS]
 
 @dataclass
 class WaitResult:
-    """What came of one wait."""
+    """The result of one wait."""
 
     result: DagResult
     flow_run_id: str
     restarts_each_poll: bool = False
-    """Whether each look began anew: then it tells again what the look before has told."""
+    """Whether each poll starts without state, and so logs again what the one before logged."""
 
     @property
     def state(self) -> str | None:
@@ -67,12 +67,12 @@ class WaitResult:
 
     @property
     def lines(self) -> list[str]:
-        """What the package itself logged, in order, without its ids and numbers that differ from run to run."""
+        """The lines that the package logged, without ids and numbers that differ from run to run."""
         messages = [self.normalize(line) for line in package_log_lines(self.result.log)]
         return list(dict.fromkeys(messages)) if self.restarts_each_poll else messages
 
     def normalize(self, text: str) -> str:
-        """Give a text without what differs from run to run."""
+        """Return a text without what differs from run to run."""
         text = re.sub(r"\S*\b[0-9a-f]{24}\b\S*", lambda found: re.sub(r"[0-9a-f]{24}", "ID", found[0]), text)
         text = re.sub(r"127\.0\.0\.1:\d+", "HOST", text)
         text = re.sub(
@@ -82,7 +82,7 @@ class WaitResult:
 
 
 def package_log_lines(log: str) -> list[str]:
-    """Pick what this package's code logged out of a DAG run's log, without time and place, and without `asides`."""
+    """Return this package's lines in a DAG run's log, without time, source and compatibility notices."""
     rows = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log.splitlines()]
     found = [
         re.match(r"\S+ \[(\w+)\s*\] (.*?)\s+\[(\S*airflow_provider_flows\.[\w.]+)\]", row) for row in rows
@@ -98,17 +98,17 @@ def package_log_lines(log: str) -> list[str]:
 
 
 def compat_notices(log: str) -> list[str]:
-    """Pick from a DAG run's log, in order, what this Airflow lacks, as far as this package says so."""
+    """Return the compatibility notices in a DAG run's log: what this Airflow lacks."""
     return re.findall(rf"{COMPAT_NOTICE_PREFIX}(.*?) \(3\.\d and later", log)
 
 
 def auth_headers(emulator: Emulator) -> dict[str, str]:
-    """Give the headers for whoever talks to the emulator's Generio without this package."""
+    """Return the headers for requests to the emulator's Generio without this package."""
     return {"Authorization": f"Bearer {emulator.key}"}
 
 
 def start_external_run(emulator: Emulator) -> str:
-    """Start a flow run as another system would, and give its id."""
+    """Start a flow run as another system would, and return its id."""
     body = {"template": FLOW, "inputs": [{"data": PROMPT}], "parameters": PARAMETERS}
     response = requests.post(f"{emulator.url}/flows", json=body, headers=auth_headers(emulator), timeout=10)
     response.raise_for_status()
@@ -116,18 +116,18 @@ def start_external_run(emulator: Emulator) -> str:
 
 
 def is_poll(request: RecordedRequest) -> bool:
-    """Tell whether a request is a look at one flow run."""
+    """Return whether a request polls one flow run."""
     return request.method == "GET" and request.path.count("/") == 2 and request.path.startswith("/flows/")
 
 
 def count_polls(emulator: Emulator) -> int:
-    """Count the looks at flow runs, in whatever way they were answered."""
+    """Return the number of polls, whatever their responses."""
     return sum(map(is_poll, emulator.requests))
 
 
 @contextmanager
 def advance_on_poll(emulator: Emulator, steps: Sequence[float]) -> Iterator[None]:
-    """Push the emulator's clock by one of the steps before each look but the first, so that the looks make the run go on."""
+    """Advance the emulator's clock by one of the steps before each poll but the first."""
     remaining = iter((0.0, *steps))
 
     def on_request(request: RecordedRequest) -> None:
@@ -140,7 +140,7 @@ def advance_on_poll(emulator: Emulator, steps: Sequence[float]) -> Iterator[None
 
 
 def run_in_mode(mode: str, emulator: Emulator, steps: Sequence[float] = (), **arguments: Any) -> WaitResult:
-    """Run one task that waits in this mode, at an emulator whose clock goes on by `steps`, and tell what came of it.
+    """Run one task that waits in this mode, at an emulator whose clock advances by `steps`.
 
     :param arguments: more arguments of the operator or sensor.
     """

@@ -1,7 +1,4 @@
-"""One task with retries, run to its end, and what its tries left behind; it asserts nothing.
-
-The state store is read as it lies in Airflow's database.
-"""
+"""One task with retries, run to its end, and the state that its tries saved."""
 
 from __future__ import annotations
 
@@ -53,17 +50,17 @@ class TaskResult:
 
     @property
     def error(self) -> BaseException:
-        """What ended its last failed try."""
+        """The error of its last failed try."""
         return self.result.errors["run"]
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
-        """What it returned of outputs."""
+        """The outputs that it returned."""
         found: list[dict[str, Any]] = self.result.xcoms["run"]["return_value"]["outputs"]
         return found
 
     def count_log_lines(self, text: str) -> int:
-        """Count the lines of our own that hold this."""
+        """Return the number of the package's own log lines that contain a text."""
         return sum(text in line for line in package_log_lines(self.result.log))
 
 
@@ -87,7 +84,7 @@ def _saved_record(run_id: str) -> Any:
 
 
 def request_times(emulator: Emulator, method: str, suffix: str = "") -> list[float]:
-    """Give the moments of the requests with this method whose path ends so."""
+    """Return the times of the requests with this method whose path ends so."""
     return [
         recorded.at
         for recorded in emulator.requests
@@ -96,7 +93,7 @@ def request_times(emulator: Emulator, method: str, suffix: str = "") -> list[flo
 
 
 def set_up(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Let runs take no time and aborts happen at once, asked by connections that send nothing twice."""
+    """Configure runs that take no time, instant aborts, and connections that send nothing twice."""
     flow_emulator.run_seconds = 0
     flow_emulator.switches.abort = "instant"
     for name, connection in flow_emulator.connections.items():

@@ -1,7 +1,4 @@
-"""Tests of the asset events that a task sends, read from Airflow's own database after real runs of DAGs.
-
-Which files there are is shown in test_outputs.py; how a DAG is scheduled by flow runs in test_finished.py.
-"""
+"""Tests of the asset events of a task, read from Airflow's database after real DAG runs."""
 
 from __future__ import annotations
 
@@ -28,14 +25,14 @@ CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": PROMPT, "parameters": PARAMETER
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs are over at the second look, and triggers that tell it at once."""
+    """Return an emulator whose runs have ended at the second poll, and triggers without an event delay."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     flow_emulator.run_seconds = 0.1
     return flow_emulator
 
 
 def events_of(run_id: str) -> dict[str, dict[str, Any]]:
-    """Give the extra of each asset event that came of a DAG run, by the asset's URI and the task's map index."""
+    """Return the extra of each asset event of a DAG run, by the asset's URI and the task's map index."""
     with create_session() as session:
         rows = session.execute(
             select(AssetModel.uri, AssetEvent.source_map_index, AssetEvent.extra)
@@ -49,18 +46,18 @@ def events_of(run_id: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_event_tells_of_the_flow_run(emulator: Emulator, tmp_path: Path, mode: str) -> None:
-    """However the task waited, its outlet's event has flow, run, service, state, and the files with their sizes."""
+    """In every mode the outlet's event has flow, run, service, state, and the files with their sizes."""
     uri = f"x-models://chairs/{mode}"
 
-    story = run_in_mode(mode, emulator, outlets=[Asset(uri)], output_path=f"file://{tmp_path}")
+    waited = run_in_mode(mode, emulator, outlets=[Asset(uri)], output_path=f"file://{tmp_path}")
 
-    assert story.return_value is not None, story.result.log
-    (output,) = story.return_value["outputs"]
+    assert waited.return_value is not None, waited.result.log
+    (output,) = waited.return_value["outputs"]
     (file,) = tmp_path.rglob("*.glb")
-    assert events_of(story.result.run_id) == {
+    assert events_of(waited.result.run_id) == {
         f"{uri} -1": {
             "flow": FLOW,
-            "flow_run_id": story.flow_run_id,
+            "flow_run_id": waited.flow_run_id,
             "service": "generio",
             "state": "completed",
             "uris": [output["uri"]],
@@ -71,7 +68,7 @@ def test_event_tells_of_the_flow_run(emulator: Emulator, tmp_path: Path, mode: s
 
 
 def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: Path) -> None:
-    """Of three mapped tasks there are three events of the one asset, each of its own flow run and file."""
+    """Three mapped tasks emit three events of one asset, each with its own flow run and file."""
     with DAG("assets_mapped", schedule=None) as dag:
         RunFlowOperator.partial(
             task_id="run",
@@ -95,7 +92,7 @@ def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: 
 
 
 def test_alias_makes_the_files_assets(emulator: Emulator, tmp_path: Path) -> None:
-    """An alias among the outlets makes each file that was written an asset of its own, with an event."""
+    """An alias among the outlets turns each stored file into an asset of its own, with an event."""
     with DAG("assets_alias", schedule=None) as dag:
         RunFlowOperator(
             task_id="run",
@@ -123,7 +120,7 @@ def test_alias_makes_the_files_assets(emulator: Emulator, tmp_path: Path) -> Non
 
 
 def test_alias_of_files_whose_names_are_not_ascii(emulator: Emulator, tmp_path: Path) -> None:
-    """Airflow's server fails a task whose asset has such a URI, after its run was paid; the asset's is percent-encoded."""
+    """The asset's URI is percent-encoded, because Airflow fails a finished task whose asset is not ASCII."""
     with DAG("assets_not_ascii", schedule=None) as dag:
         RunFlowOperator(
             task_id="run", **CHAIR, output_path=f"file://{tmp_path}/süß %", outlets=[AssetAlias("sweet")]
@@ -152,7 +149,7 @@ def test_flow_run_that_failed_sends_nothing(emulator: Emulator) -> None:
 
 
 def test_task_that_does_not_wait_tells_of_a_run_under_way(emulator: Emulator) -> None:
-    """Without waiting the event comes at the start, and says so: the state is none that is final, and there are no files."""
+    """Without waiting, the event has a state that is not final, and no files."""
     emulator.run_seconds = 3600
     with DAG("assets_started", schedule=None) as dag:
         RunFlowOperator(
@@ -168,21 +165,21 @@ def test_task_that_does_not_wait_tells_of_a_run_under_way(emulator: Emulator) ->
 
 
 def test_what_the_author_says_stays(emulator: Emulator) -> None:  # noqa: ARG001  # it sets the connection
-    """What a task's author puts into its event stands there beside, and in place of, what is told of the flow run."""
+    """An extra that the task's author has set remains, and takes precedence over the flow run's."""
     asset = Asset("x-models://authored")
 
-    def say(context: Any) -> None:
+    def set_extra(context: Any) -> None:
         context["outlet_events"][asset].extra = {"by": "me", "state": "checked"}
 
     with DAG("assets_authored", schedule=None) as dag:
-        RunFlowOperator(task_id="run", **CHAIR, outlets=[asset], pre_execute=say)
+        RunFlowOperator(task_id="run", **CHAIR, outlets=[asset], pre_execute=set_extra)
 
     (extra,) = events_of(run_dag(dag).run_id).values()
     assert (extra["by"], extra["state"], extra["flow"]) == ("me", "checked", FLOW)
 
 
-def told(outlets: list[Any], outputs: list[FlowOutput]) -> OutletEventAccessors:
-    """Tell outlets, as a task has them, of a run with these outputs."""
+def emit_events(outlets: list[Any], outputs: list[FlowOutput]) -> OutletEventAccessors:
+    """Return the events of a task's outlets after a run with these outputs."""
     events = OutletEventAccessors()
     context: Any = {"task": BaseOperator(task_id="run"), "outlet_events": events}
     context["task"].outlets = outlets
@@ -191,13 +188,13 @@ def told(outlets: list[Any], outputs: list[FlowOutput]) -> OutletEventAccessors:
 
 
 def test_events_are_bounded() -> None:
-    """However many files there are, an event names a hundred and says how many more there are; an alias makes no more assets."""
+    """An event lists at most a hundred files and counts the others; an alias gets no more assets."""
     outputs = [
         FlowOutput(f"o{number}", uri=f"s3://bucket/{number}.glb", size=number) for number in range(500)
     ]
     asset, alias = Asset("x-models://many"), AssetAlias("many")
 
-    events = told([asset, alias], outputs)
+    events = emit_events([asset, alias], outputs)
 
     extra = events[asset].extra
     assert len(extra["uris"]) == len(extra["sizes"]) == MAX_EVENT_FILES
@@ -206,12 +203,12 @@ def test_events_are_bounded() -> None:
 
 
 def test_long_uris_are_bounded_too() -> None:
-    """An event stays small where its URIs are long, and one that is too long for Airflow keeps none of the others back."""
+    """An event with long URIs stays small; a URI that is too long for Airflow is skipped, and no other is."""
     long = [FlowOutput("o", uri=f"s3://bucket/{number}/{'x' * 1400}", size=1) for number in range(50)]
     impossible = FlowOutput("o", uri=f"s3://bucket/{'x' * 2000}", size=1)
     asset, alias = Asset("x-models://long"), AssetAlias("long")
 
-    events = told([asset, alias], [impossible, *long])
+    events = emit_events([asset, alias], [impossible, *long])
 
     extra = events[asset].extra
     assert 10 < len(extra["uris"]) < 30
@@ -220,21 +217,21 @@ def test_long_uris_are_bounded_too() -> None:
 
 
 def test_texts_are_no_files() -> None:
-    """An output that is a text is named by no event, and makes no asset."""
+    """A text output is in no event, and becomes no asset."""
     alias, asset = AssetAlias("texts"), Asset("x-models://texts")
 
-    events = told([asset, alias], [FlowOutput("o", value="A red ball")])
+    events = emit_events([asset, alias], [FlowOutput("o", value="A red ball")])
 
     assert events[asset].extra["uris"] == []
     assert events[alias].asset_alias_events == []
 
 
 def test_outlet_that_takes_nothing_hurts_no_task(caplog: pytest.LogCaptureFixture) -> None:
-    """An outlet of a kind that has no event is a warning: the flow run is paid for."""
+    """An outlet of an unsupported type is a warning, because the flow run is paid for."""
     asset = Asset("x-models://last")
 
     with caplog.at_level(logging.WARNING):
-        events = told([object(), asset], [])
+        events = emit_events([object(), asset], [])
 
     assert events[asset].extra["flow_run_id"] == "1"
     assert "has no metadata about the generio flow run 1" in caplog.text

@@ -1,6 +1,6 @@
-"""Tests of deadlines over the tries of a task: `timeout` is one moment for all of them, `execution_timeout` is each try's own.
+"""Tests of deadlines: `timeout` is one deadline for all tries, `execution_timeout` one for each try.
 
-Real DAG runs against the emulator; what processes that die do to them is in tests/system/chaos.
+Killed processes are tested in tests/system/chaos.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ pytestmark = THREAD_TIMEOUT
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs take no time, asked by connections that send nothing twice."""
+    """Return an emulator whose runs take no time, with connections that send nothing twice."""
     return set_up(flow_emulator, monkeypatch)
 
 
 @needs("task state store")
 @BOTH_MODES
-def test_timeout_runs_on_over_the_tries(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """The deadline is fixed by the first start: a second try has what is left of it, and there is no third."""
+def test_timeout_runs_on_over_the_tries(emulator: Emulator, *, deferrable: bool) -> None:
+    """The first start sets the deadline: a second try has the time that is left, and there is no third."""
     emulator.run_seconds = 60
     emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     began = time.time()
@@ -45,7 +45,7 @@ def test_timeout_runs_on_over_the_tries(emulator: Emulator, deferrable: bool) ->
 
 @needs("task state store")
 def test_timeout_that_is_over_starts_nothing(emulator: Emulator) -> None:
-    """A second try that begins after the deadline starts nothing, and there is no third."""
+    """A second try after the deadline starts nothing, and there is no third."""
     emulator.add_fault(Fault("POST", "/flows", status=503))
     ended = run_with_retries(
         "retries_over", **CHAIR_ARGUMENTS, timeout=1, retries=3, retry_delay=timedelta(seconds=2)
@@ -58,7 +58,7 @@ def test_timeout_that_is_over_starts_nothing(emulator: Emulator) -> None:
 
 @lacks("task state store")
 def test_without_a_store_each_try_has_the_whole_timeout(emulator: Emulator) -> None:
-    """Where Airflow keeps nothing for a task its timeout begins anew with each try, which the task says; each run is stopped."""
+    """Without a store each try has the full timeout, and logs it; each run is aborted."""
     emulator.run_seconds = 60
     ended = run_with_retries("retries_anew", **CHAIR_ARGUMENTS, timeout=1)
     assert (ended.tries, ended.state, emulator.started_count) == (2, "failed", 2)
@@ -90,7 +90,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_timeout_tells_what_became_of_the_run(emulator: Emulator, ending: str) -> None:
-    """FlowTimeout says whether the flow run was stopped, and if not, why."""
+    """FlowTimeout says whether the flow run was aborted, and if not, why."""
     emulator.run_seconds = 60
     given, fault, words = ENDINGS[ending]
     if fault is not None:
@@ -106,8 +106,8 @@ def test_timeout_tells_what_became_of_the_run(emulator: Emulator, ending: str) -
 
 @needs("task state store")
 @BOTH_MODES
-def test_execution_timeout_is_each_trys(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """Its end leaves the flow run to the next try, which goes on with it; after the last try the run is stopped."""
+def test_execution_timeout_is_each_trys(emulator: Emulator, *, deferrable: bool) -> None:
+    """After execution_timeout the next try resumes the flow run; after the last try it is aborted."""
     emulator.run_seconds = 60
     began = time.time()
     given = {"execution_timeout": timedelta(seconds=3), "deferrable": deferrable}
@@ -123,8 +123,8 @@ def test_execution_timeout_is_each_trys(emulator: Emulator, deferrable: bool) ->
 
 
 @BOTH_MODES
-def test_execution_timeout_of_the_last_try_stops_the_run(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """In a worker and while deferred, the end of execution_timeout is a FlowTimeout, and the run is stopped."""
+def test_execution_timeout_of_the_last_try_stops_the_run(emulator: Emulator, *, deferrable: bool) -> None:
+    """In a worker and while deferred, execution_timeout raises a FlowTimeout and aborts the run."""
     emulator.run_seconds = 60
     given = {"execution_timeout": timedelta(seconds=3), "deferrable": deferrable, "retries": 0}
     ended = run_with_retries(f"retries_execution_timeout_{deferrable}", **CHAIR_ARGUMENTS, **given)
@@ -134,7 +134,7 @@ def test_execution_timeout_of_the_last_try_stops_the_run(emulator: Emulator, def
 
 
 def test_execution_timeout_during_the_inputs_leaves_no_run(emulator: Emulator) -> None:
-    """A run that was made and not yet started when the last try's time was over is deleted."""
+    """A run that was created and not started at the last try's execution_timeout is deleted."""
     emulator.add_fault(Fault("POST", "/flows/*", delay=5))
     ended = run_with_retries(
         "retries_execution_timeout_inputs",

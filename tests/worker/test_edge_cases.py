@@ -1,6 +1,6 @@
-"""Tests of the corners where money or outputs would be lost: doubtful starts, late completions, odd rows, untrusted links.
+"""Tests of edge cases that once lost money or outputs.
 
-Each was once lost; none is about a killed process (tests/system/chaos).
+Killed processes are tested in tests/system/chaos.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOW = {"quality": "low"}
 def station_hook(
     station: StubServer, monkeypatch: pytest.MonkeyPatch, kind: str = "generio", key: str = "a-key"
 ) -> FlowsHook:
-    """Give the hook of a connection to a small server."""
+    """Return the hook of a connection to a stub server."""
     told = {"conn_type": kind, "host": station.url, "password": key, "extra": json.dumps({"retries": 0})}
     monkeypatch.setenv("AIRFLOW_CONN_STATION", json.dumps(told))
     return FlowsHook.get_hook("station")
@@ -41,17 +41,17 @@ def station_hook(
 def test_run_that_may_have_started_is_left_to_the_next_try(
     flow_emulator: Emulator, run_seconds: float
 ) -> None:
-    """A start whose answer and whose settling look are both lost deletes nothing; the next try takes the one paid run up."""
+    """After a lost start and a lost poll nothing is deleted; the next try resumes the one run."""
     flow_emulator.run_seconds = run_seconds
     hook = GenerioHook("generio_default")
-    order: RunRequest = hook.build_request(FLOW, "a chair", LOW, None)
-    kept: list[RunRecord | None] = []
+    run_request: RunRequest = hook.build_request(FLOW, "a chair", LOW, None)
+    records: list[RunRecord | None] = []
     flow_emulator.add_fault(Fault(method="PATCH", path="/flows/*", reset="after"))
     flow_emulator.add_fault(Fault(method="GET", path="/flows/*", status=404, times=1))
     with pytest.raises(FlowServiceError):
-        hook.start(order, record=RunRecord(order.fingerprint, 0), save=kept.append)
-    assert not [asked for asked in flow_emulator.requests if asked.method == "DELETE"]
-    run = hook.resume(order.fingerprint, kept[-1], 0)
+        hook.start(run_request, record=RunRecord(run_request.fingerprint, 0), save=records.append)
+    assert not [sent for sent in flow_emulator.requests if sent.method == "DELETE"]
+    run = hook.resume(run_request.fingerprint, records[-1], 0)
     assert run is not None
     assert run.flow_run_id in flow_emulator.runs
     assert flow_emulator.started_count == 1
@@ -60,7 +60,7 @@ def test_run_that_may_have_started_is_left_to_the_next_try(
 def test_run_that_completed_in_the_last_moment_is_brought_home(
     flow_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deferred task whose deadline passed although its run then completed ends green, with the files."""
+    """A deferred task whose run completed right after its deadline succeeds, with the files."""
     monkeypatch.setenv(
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "1"
     )  # the event is held back for as long, and a second
@@ -86,10 +86,11 @@ def test_run_that_completed_in_the_last_moment_is_brought_home(
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_execution_timeout_of_the_last_try_stops_the_run(
     flow_emulator: Emulator,
-    deferrable: bool,  # noqa: FBT001
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    deferrable: bool,
 ) -> None:
-    """A task whose execution_timeout is over and that has no try left leaves no run going, deferred or not."""
+    """A task without a retry left aborts its run at its execution_timeout, deferred or not."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
     flow_emulator.run_seconds = 6
     with DAG(f"execution_timeout_{deferrable}", schedule=None) as dag:
@@ -108,11 +109,11 @@ def test_execution_timeout_of_the_last_try_stops_the_run(
     assert run.state in {"aborting", "aborted"}
 
 
-class Hurried(GenerioHook):
-    """A hook that does not wait for half a minute until all outputs are called ready."""
+class HookWithoutOutputWait(GenerioHook):
+    """A hook that does not wait for pending outputs."""
 
     def list_ready_outputs(self, flow_run_id: str) -> list[FlowOutput]:
-        """List them as they are."""
+        """Return them as they are."""
         return self.list_outputs(flow_run_id)
 
 
@@ -120,17 +121,22 @@ class Hurried(GenerioHook):
 def test_output_that_nobody_calls_ready_is_fetched_all_the_same(
     row: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """An output of a completed run whose row has no status, or an unknown one, is downloaded; it is not passed over."""
+    """An output of a completed run is downloaded even if its row has no status, or an unknown one."""
     glb = b"glTF" + (2).to_bytes(4, "little") + (12).to_bytes(4, "little")
-    answers = {"/flows/r1": {"flow_id": "r1", "state": "completed"}, "/flows/r1/outputs": {"outputs": [row]}}
+    responses = {
+        "/flows/r1": {"flow_id": "r1", "state": "completed"},
+        "/flows/r1/outputs": {"outputs": [row]},
+    }
 
-    def reply(seen: Any) -> StubResponse:
-        known = answers.get(seen.path.partition("?")[0])
-        return StubResponse(body=glb) if known is None else StubResponse(body=json.dumps(known).encode())
+    def reply(received: Any) -> StubResponse:
+        response = responses.get(received.path.partition("?")[0])
+        return (
+            StubResponse(body=glb) if response is None else StubResponse(body=json.dumps(response).encode())
+        )
 
     with StubServer(reply) as station:
         station_hook(station, monkeypatch)
-        hook = Hurried("station")
+        hook = HookWithoutOutputWait("station")
         run = fetch_outputs_or_raise(hook, hook.get_run("r1"), OutputOptions(tmp_path.as_uri()))
     assert [output.status for output in run.outputs] == ["ready"]
     (file,) = tmp_path.glob("*/*.glb")
@@ -140,11 +146,11 @@ def test_output_that_nobody_calls_ready_is_fetched_all_the_same(
 def test_text_that_names_an_address_inside_is_not_fetched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A flow's text that looks like a picture's URL on a machine inside the network stays text; nothing is asked there."""
+    """A text with an image URL on an internal host remains a text, and no request is sent there."""
     with (
         StubServer() as inside,
         StubServer(
-            lambda seen: StubResponse(body=chain_answer(seen, f"{inside.url}/admin/x.png"))
+            lambda received: StubResponse(body=chain_response(received, f"{inside.url}/admin/x.png"))
         ) as station,
     ):
         hook = station_hook(station, monkeypatch, "promptchainer")
@@ -157,11 +163,13 @@ def test_text_that_names_an_address_inside_is_not_fetched(
 def test_link_to_something_else_than_a_picture_is_kept_as_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What a picture's link leads to is saved only if its bytes are a picture's."""
+    """A linked image is stored only if its content is an image."""
 
-    def reply(seen: Any) -> StubResponse:
+    def reply(received: Any) -> StubResponse:
         return StubResponse(
-            body=b"<html>" if seen.path.startswith("/x.png") else chain_answer(seen, f"{station.url}/x.png")
+            body=b"<html>"
+            if received.path.startswith("/x.png")
+            else chain_response(received, f"{station.url}/x.png")
         )
 
     with StubServer(reply) as station:
@@ -173,15 +181,15 @@ def test_link_to_something_else_than_a_picture_is_kept_as_text(
     assert not list(tmp_path.glob("*/*"))
 
 
-def chain_answer(seen: Any, output: str) -> bytes:
-    """Answer for a chain without variables, with one output."""
+def chain_response(received: Any, output: str) -> bytes:
+    """Return a response of a chain without variables, with one output."""
     item = {"name": "picture", "type": "output"}
-    return json.dumps([item] if "getFlowInfo" in seen.path else [{**item, "output": output}]).encode()
+    return json.dumps([item] if "getFlowInfo" in received.path else [{**item, "output": output}]).encode()
 
 
 @pytest.mark.parametrize("status", [200, 400])
 def test_key_that_an_answer_repeats_is_not_shown(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that repeats the key, a success or not, does not bring it into the error's text."""
+    """A response that repeats the API key, a success or not, does not bring it into the error."""
     page = b"<html>you sent Authorization: Bearer SECRETKEY123</html>"
     with StubServer(lambda _: StubResponse(status=status, body=page)) as station:
         hook = station_hook(station, monkeypatch, key="SECRETKEY123")

@@ -1,6 +1,6 @@
-"""Tests of a task's end: large texts, pictures, partial outputs, deleting a run, and what a retry does not fetch again.
+"""Tests of a task's end: large texts, images, partial outputs, deleting a run, and what a retry downloads.
 
-Tasks run through Airflow's `dag.test()` or as a worker runs them, against the emulator; files are real.
+Tasks run in Airflow's `dag.test()` or as in a worker, against the emulator; files are real.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ TWO: dict[str, Any] = {**CHAIR_ARGUMENTS, "inputs": ["A chair", "A table"]}
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs take no time."""
+    """Return an emulator whose runs take no time."""
     return set_up(flow_emulator, monkeypatch)
 
 
 def files(folder: Path) -> list[Path]:
-    """List all files below a folder, hidden ones too."""
+    """Return all files below a folder, also hidden ones."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.usefixtures("emulator")
 def test_text_too_large_for_xcom_becomes_a_file(tmp_path: Path) -> None:
-    """A text beyond max_xcom_bytes lies whole in a file; XCom has its beginning and where the rest is."""
+    """A text beyond max_xcom_bytes is a complete file; XCom has its start and its URI."""
     ended = run_with_retries(
         "large_text",
         **{**CHAIN_ARGUMENTS, "inputs": {"color": LONG, "item": "ball"}},
@@ -69,7 +69,7 @@ def test_text_too_large_for_xcom_becomes_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("emulator")
 def test_text_too_large_for_xcom_is_never_lost_without_a_path() -> None:
-    """Without output_path the text is pushed whole, with a warning that says what would help."""
+    """Without output_path the complete text is pushed, with a warning that says what to set."""
     ended = run_with_retries(
         "large_text_no_path", **{**CHAIN_ARGUMENTS, "inputs": {"color": LONG, "item": "ball"}}
     )
@@ -82,7 +82,7 @@ def test_text_too_large_for_xcom_is_never_lost_without_a_path() -> None:
 
 @pytest.mark.usefixtures("emulator")
 def test_bound_on_texts_is_the_users(tmp_path: Path) -> None:
-    """Any bound may be given, none too; a text within it stays as it is."""
+    """Any limit may be set, or none; a text within it is not changed."""
     small = run_with_retries(
         "small_text", **CHAIN_ARGUMENTS, output_path=str(tmp_path / "small"), max_xcom_bytes=10
     )
@@ -101,7 +101,7 @@ def test_bound_on_texts_is_the_users(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("emulator")
 def test_picture_that_is_saved_keeps_its_address_without_the_signature(tmp_path: Path) -> None:
-    """A picture's link is a file at once; what stays of the link opens nothing."""
+    """A linked image is stored as a file, and its URL loses its signature."""
     ended = run_with_retries("picture", **CHAIN_ARGUMENTS, output_path=str(tmp_path))
     picture = next(output for output in ended.outputs if output["media_type"].startswith("image/"))
     assert Path(picture["uri"].removeprefix("file://")).read_bytes()[:4] == b"\x89PNG"
@@ -114,7 +114,7 @@ def test_picture_that_is_saved_keeps_its_address_without_the_signature(tmp_path:
 def test_partial_outputs_are_fetched_when_asked(
     emulator: Emulator, tmp_path: Path, *, deferrable: bool
 ) -> None:
-    """A failed run's outputs are files, listed on the error and in XCom; the task fails all the same."""
+    """A failed run's outputs are files, listed in the error and in XCom; the task still fails."""
     emulator.add_plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
     asked = {
         "output_path": str(tmp_path),
@@ -137,7 +137,7 @@ def test_partial_outputs_are_fetched_when_asked(
 def test_partial_outputs_that_cannot_be_had_hide_nothing(
     emulator: Emulator, tmp_path: Path, status: int | None
 ) -> None:
-    """However the service answers for a failed run's outputs, the error is that the run failed."""
+    """Whatever the service responds about a failed run's outputs, the error is that the run failed."""
     emulator.add_plan(Plan(outcome="failed", error="out of glue"))
     if status is not None:
         emulator.add_fault(Fault("GET", "*/outputs", status=status, times=None))
@@ -154,7 +154,7 @@ def test_partial_outputs_that_cannot_be_had_hide_nothing(
 
 
 def test_partial_outputs_are_left_alone_unless_asked(emulator: Emulator, tmp_path: Path) -> None:
-    """By default nothing of a failed run is fetched."""
+    """By default no output of a failed run is fetched."""
     emulator.add_plan(Plan(outcome="failed", partial_outputs=True))
     ended = run_with_retries("not_partial", **TWO, output_path=str(tmp_path), retries=0)
     assert (ended.state, files(tmp_path)) == ("failed", [])
@@ -162,7 +162,7 @@ def test_partial_outputs_are_left_alone_unless_asked(emulator: Emulator, tmp_pat
 
 
 def test_sensor_fetches_partial_outputs_too(emulator: Emulator, tmp_path: Path) -> None:
-    """The sensor has the same ending."""
+    """The sensor ends in the same way."""
     emulator.add_plan(Plan(outcome="failed", partial_outputs=True))
     run = GenerioHook("generio_default").start(TWO["flow"], TWO["inputs"], TWO["parameters"])
     sensor = FlowRunSensor(
@@ -182,7 +182,7 @@ def test_sensor_fetches_partial_outputs_too(emulator: Emulator, tmp_path: Path) 
 def test_run_is_deleted_when_its_files_are_in_place(
     emulator: Emulator, tmp_path: Path, *, deferrable: bool
 ) -> None:
-    """After the last file the run is gone at the service, and the task returns what it would have."""
+    """After the last file the run is deleted, and the task returns the same dict as otherwise."""
     ended = run_with_retries(
         f"deleted_{deferrable}",
         **TWO,
@@ -199,7 +199,7 @@ def test_run_is_deleted_when_its_files_are_in_place(
 
 
 def test_try_after_the_deletion_pays_nothing(emulator: Emulator, tmp_path: Path) -> None:
-    """A worker that dies after the run was deleted leaves a retry that returns the same, and starts nothing."""
+    """After a worker died and its run was deleted, the retry returns the same, and starts nothing."""
     store = Store()
     made = RunFlowOperator(
         task_id="t", **TWO, output_path=str(tmp_path), delete_after_fetch=True, poll_interval=0.1
@@ -215,7 +215,7 @@ def test_try_after_the_deletion_pays_nothing(emulator: Emulator, tmp_path: Path)
 
 
 def test_run_with_an_output_that_is_no_file_is_not_deleted(emulator: Emulator, tmp_path: Path) -> None:
-    """Where anything is not in its place the run stays at the service, with a warning that names the output."""
+    """If an output is not stored, the run stays at the service, with a warning that names the output."""
     emulator.add_fault(
         Fault(
             "GET",
@@ -232,7 +232,7 @@ def test_run_with_an_output_that_is_no_file_is_not_deleted(emulator: Emulator, t
 
 
 def test_deletion_that_fails_fails_no_task(emulator: Emulator, tmp_path: Path) -> None:
-    """All is there, so that a service that cannot delete just now is no reason to fail."""
+    """A service that cannot delete a run does not fail the task."""
     emulator.add_fault(Fault("DELETE", "*", status=500, times=None))
     ended = run_with_retries(
         "delete_fails", **CHAIR_ARGUMENTS, output_path=str(tmp_path), delete_after_fetch=True
@@ -242,7 +242,7 @@ def test_deletion_that_fails_fails_no_task(emulator: Emulator, tmp_path: Path) -
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_paid(emulator: Emulator, tmp_path: Path) -> None:
-    """Arguments that cannot be kept are refused when the DAG is read, or before the start."""
+    """Invalid arguments are rejected when the DAG is parsed, or before the start."""
     with pytest.raises(FlowInputError, match="delete_after_fetch=True needs an output_path"):
         RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, delete_after_fetch=True)
     for wrong in (-1, True, "48", 1.5):
@@ -259,7 +259,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_paid(emulator: Emulat
 @needs("task state store")
 @BOTH_MODES
 def test_retry_fetches_only_what_is_missing(emulator: Emulator, tmp_path: Path, *, deferrable: bool) -> None:
-    """A file that an earlier try has written whole is not downloaded again; one that was changed since is."""
+    """A complete file of an earlier try is not downloaded again."""
     emulator.add_fault(Fault("GET", "*/outputs/*", skip=1, times=4, status=503))
     ended = run_with_retries(f"missing_{deferrable}", **TWO, output_path=str(tmp_path), deferrable=deferrable)
     assert (ended.state, ended.tries, emulator.started_count) == ("success", 2, 1)
@@ -269,12 +269,12 @@ def test_retry_fetches_only_what_is_missing(emulator: Emulator, tmp_path: Path, 
 
 
 def task(folder: Path, **given: Any) -> RunFlowOperator:
-    """Make a task that writes its two models below a folder."""
+    """Return a task that stores its two models below a folder."""
     return RunFlowOperator(task_id="t", **{**TWO, **given}, output_path=str(folder), poll_interval=0.1)
 
 
-def killed_before_the_deletion(emulator: Emulator, folder: Path) -> tuple[Store, dict[str, Any]]:
-    """Give the store of a try whose run is still there although all is kept, and what it returned."""
+def leave_undeleted_run(emulator: Emulator, folder: Path) -> tuple[Store, dict[str, Any]]:
+    """Return the store of a try that ended before the deletion of its run, and what it returned."""
     store = Store()
     emulator.add_fault(Fault("DELETE", "*", status=500))
     return store, task(folder, delete_after_fetch=True).execute(context(store, 1, 3))
@@ -282,7 +282,7 @@ def killed_before_the_deletion(emulator: Emulator, folder: Path) -> tuple[Store,
 
 @pytest.mark.parametrize("rows", [b"[]", b'[{"output_id": "x", "status": "ready"}]'])
 def test_run_without_outputs_is_not_deleted(emulator: Emulator, tmp_path: Path, rows: bytes) -> None:
-    """A list that names nothing, or nothing that can be read, is no proof that there is nothing."""
+    """An empty or unreadable list is no proof that a run has no outputs."""
     emulator.add_fault(Fault("GET", "*/outputs", body=b'{"outputs": ' + rows + b"}", times=None))
     store = Store()
     outputs = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))["outputs"]
@@ -290,28 +290,28 @@ def test_run_without_outputs_is_not_deleted(emulator: Emulator, tmp_path: Path, 
     assert (request_times(emulator, "DELETE"), store[RECORD_KEY]["saved_run"]) == ([], None)
 
 
-@pytest.mark.parametrize("spoil", ["gone", "changed", "whole"])
+@pytest.mark.parametrize("damage", ["gone", "changed", "whole"])
 def test_kept_run_is_fetched_again_only_where_a_file_is_not_whole(
-    emulator: Emulator, tmp_path: Path, spoil: str
+    emulator: Emulator, tmp_path: Path, damage: str
 ) -> None:
-    """A try after one that died before the deletion looks at each file, fetches what is not whole, and deletes the run."""
-    store, first = killed_before_the_deletion(emulator, tmp_path)
+    """After a death before the deletion the retry downloads bad files again, and deletes the run."""
+    store, first = leave_undeleted_run(emulator, tmp_path)
     path = Path(first["outputs"][1]["uri"].removeprefix("file://"))
     whole = path.read_bytes()
-    if spoil == "gone":
+    if damage == "gone":
         path.unlink()
-    elif spoil == "changed":
+    elif damage == "changed":
         path.write_bytes(bytes(len(whole)))
     before = len(emulator.requests)
     assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
     assert path.read_bytes() == whole
     asked = [asked.path.rpartition("/")[2] for asked in emulator.requests[before:] if asked.method == "GET"]
-    assert asked == ([] if spoil == "whole" else [first["outputs"][1]["asset_id"]])
+    assert asked == ([] if damage == "whole" else [first["outputs"][1]["asset_id"]])
     assert (emulator.started_count, list(emulator.runs)) == (1, [])
 
 
 def test_kept_run_that_is_gone_with_its_file_says_so(emulator: Emulator, tmp_path: Path) -> None:
-    """Where neither the file nor the run is there the error says it, nothing is started, and the other file stays listed."""
+    """If file and run are both gone, the error says so, nothing is started, and the other file remains."""
     store = Store()
     first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
     Path(first["outputs"][0]["uri"].removeprefix("file://")).unlink()
@@ -323,7 +323,7 @@ def test_kept_run_that_is_gone_with_its_file_says_so(emulator: Emulator, tmp_pat
 def test_run_that_cannot_be_kept_whole_is_not_deleted(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run that is larger than the store takes stays at the service, and a retry goes on with it as with any other."""
+    """A run that is too large for the store stays at the service, and a retry resumes it like any other."""
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "900")
     store = Store()
     first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
@@ -334,7 +334,7 @@ def test_run_that_cannot_be_kept_whole_is_not_deleted(
 
 
 def test_file_of_the_same_size_that_is_another_is_fetched_again(emulator: Emulator, tmp_path: Path) -> None:
-    """A file counts by its digest: one that was spoilt since, and is as large, is not what the run is deleted for."""
+    """Files are compared by digest: a damaged one of the same size is downloaded again."""
     store = Store()
     first = task(tmp_path).execute(context(store, 1, 3))
     path = Path(first["outputs"][0]["uri"].removeprefix("file://"))
@@ -345,7 +345,7 @@ def test_file_of_the_same_size_that_is_another_is_fetched_again(emulator: Emulat
 
 
 def test_task_that_does_not_wait_promises_nothing_for_the_end(emulator: Emulator, tmp_path: Path) -> None:
-    """What needs the end is refused; else it returns what is known at the start, in a retry too that finds the run completed."""
+    """Options that need the end are rejected; otherwise the task returns the run as known at the start."""
     for name in ("delete_after_fetch", "fetch_partial_outputs"):
         with pytest.raises(
             FlowInputError, match=rf"{name}=True cannot be combined with wait_for_completion=False"
@@ -364,18 +364,18 @@ def test_task_that_does_not_wait_promises_nothing_for_the_end(emulator: Emulator
     assert [output["status"] for output in chain["outputs"]] == ["ready", "ready"]
 
 
-def pushing(store: Store, *numbers: int) -> tuple[Any, dict[str, Any]]:
-    """Give a try's context, and where its XComs go."""
+def create_pushing_context(store: Store, *numbers: int) -> tuple[Any, dict[str, Any]]:
+    """Return a try's context, and the dict of its XComs."""
     given, pushed = context(store, *numbers), dict[str, Any]()
     given["ti"].xcom_push = pushed.__setitem__
     return given, pushed
 
 
 def test_picture_that_is_lost_loses_no_text(emulator: Emulator, tmp_path: Path) -> None:
-    """A link that is over fails the task; the texts of the chain, large ones as files, are in XCom all the same."""
+    """An expired link fails the task; the chain's texts, large ones as files, are in XCom all the same."""
     chain: dict[str, Any] = {**CHAIN_ARGUMENTS, "inputs": {"color": LONG, "item": "ball"}, "parameters": None}
     emulator.add_fault(Fault("GET", "*.png", status=403, times=None))
-    given, pushed = pushing(Store(), 1, 3)
+    given, pushed = create_pushing_context(Store(), 1, 3)
     with pytest.raises(FlowNotFound, match="not valid any more"):
         task(tmp_path, **chain).execute(given)
     picture, text = pushed["outputs"]
@@ -387,12 +387,12 @@ def test_picture_that_is_lost_loses_no_text(emulator: Emulator, tmp_path: Path) 
 
 @pytest.mark.parametrize("broken", ["the first download", "the last download", "the push"])
 def test_partial_outputs_tell_what_there_is(emulator: Emulator, tmp_path: Path, broken: str) -> None:
-    """Of a failed run every file that was written is named, whatever else cannot be had; and the error is the run's."""
+    """Each stored file of a failed run is named, whatever else fails; and the error is the run's."""
     emulator.add_plan(Plan(outcome="failed", error="out of glue", partial_outputs=True))
     skip = {"the first download": 0, "the last download": 1}.get(broken)
     if skip is not None:
         emulator.add_fault(Fault("GET", "*/outputs/*", skip=skip, status=500))
-    given, pushed = pushing(Store())
+    given, pushed = create_pushing_context(Store())
     if skip is None:
         given["ti"].xcom_push = lambda key, _: 1 / 0 if key == "outputs" else None
     with pytest.raises(FlowRunFailed, match="out of glue") as caught:
@@ -410,7 +410,7 @@ def test_partial_outputs_tell_what_there_is(emulator: Emulator, tmp_path: Path, 
 def test_output_that_is_not_visible_yet_is_looked_for_again(
     emulator: Emulator, tmp_path: Path, times: int | None
 ) -> None:
-    """A 404 for an output that was listed as ready is asked away; one that stays is no reason to give the paid run up."""
+    """A 404 for a ready output is retried; if it persists, the paid run is still left to the next try."""
     emulator.add_fault(Fault("GET", "*/outputs/*", status=404, times=times))
     given = context(Store(), 1, 3)
     if times:
@@ -428,8 +428,8 @@ def test_output_that_is_not_visible_yet_is_looked_for_again(
     assert FlowsRetryPolicy().evaluate(caught.value, 1, 3, given).action.name != "FAIL"
 
 
-class Away(Store):
-    """A store that takes nothing about files."""
+class StoreFailingForFiles(Store):
+    """A store that fails for files."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """Fail for files."""
@@ -446,13 +446,15 @@ class Away(Store):
 
 @pytest.mark.usefixtures("emulator")
 def test_store_that_cannot_note_files_fails_no_task(tmp_path: Path) -> None:
-    """What only saves work in a retry is no reason to fail."""
-    assert len(task(tmp_path).execute(context(Away()))["outputs"]) == len(files(tmp_path)) == 2
+    """A store that only saves work in a retry does not fail the task."""
+    assert (
+        len(task(tmp_path).execute(context(StoreFailingForFiles()))["outputs"]) == len(files(tmp_path)) == 2
+    )
 
 
 @pytest.mark.usefixtures("emulator")
 def test_metadata_too_large_for_xcom_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Metadata beyond max_xcom_bytes stays at the service, with a warning; smaller ones come along."""
+    """Metadata beyond max_xcom_bytes stays at the service, with a warning; smaller ones are returned."""
     inputs = [
         {"data": "A chair", "additional": {"note": "x" * 60_000}},
         {"data": "A table", "additional": {"n": 1}},
@@ -466,7 +468,7 @@ def test_metadata_too_large_for_xcom_is_left_out(tmp_path: Path, caplog: pytest.
 def test_sensor_refuses_a_path_that_cannot_be_written_to_before_it_waits(
     emulator: Emulator, tmp_path: Path, mode: str
 ) -> None:
-    """A bad output_path is told before the first look."""
+    """An invalid output_path is an error before the first poll."""
     (tmp_path / "taken").write_text("mine")
     sensor = FlowRunSensor(
         task_id="s", flow_run_id="0" * 24, mode=mode, output_path=str(tmp_path / "taken" / "x")
@@ -478,7 +480,7 @@ def test_sensor_refuses_a_path_that_cannot_be_written_to_before_it_waits(
 
 
 def test_sensor_that_looks_again_does_not_look_at_its_path_again(emulator: Emulator, tmp_path: Path) -> None:
-    """In reschedule mode, where each look is a process of its own, the path is looked at once a try."""
+    """In reschedule mode, where each poll is a process, the path is validated once in a try."""
     emulator.run_seconds = 1000
     run = GenerioHook("generio_default").start(TWO["flow"], TWO["inputs"], TWO["parameters"])
     (tmp_path / "taken").write_text("mine")

@@ -1,6 +1,6 @@
-"""Tests of what a killed task does to its flow run while Airflow says that the task goes on, and of how Airflow is asked.
+"""Tests of kills of tasks that are not finished in Airflow, and of the check of a task's state.
 
-What it does when the task is really over needs a real supervisor: test_stack.py.
+Kills of finished tasks need a real supervisor: test_stack.py.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"qual
 
 
 def aborts(emulator: Emulator) -> int:
-    """Count the requests that ask for an abort."""
+    """Return the number of requests that abort a run."""
     return sum(asked.method == "PATCH" and asked.json == {"action": "abort"} for asked in emulator.requests)
 
 
 def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None:
-    """on_kill, called at a SIGTERM while Airflow says that the task is running, aborts nothing."""
+    """on_kill after a SIGTERM aborts nothing while the task is running in Airflow."""
     flow_emulator.add_plan(Plan(run_seconds=2))
     before = signal.getsignal(signal.SIGTERM)
     with DAG("kill_running", schedule=None) as dag:
@@ -67,7 +67,7 @@ def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None
 
 @needs("task state store")
 def test_kill_during_the_fetch_leaves_the_run_to_the_retry(flow_emulator: Emulator, tmp_path: Path) -> None:
-    """An execution_timeout while files are fetched aborts nothing and leaves no part of a file; the retry takes the same run."""
+    """An execution_timeout during a download leaves the run to the retry, and no partial file."""
     flow_emulator.run_seconds = 0
     flow_emulator.add_fault(Fault("GET", "*/outputs/*", delay=10))
     given = {"execution_timeout": timedelta(seconds=3), "retries": 1, "retry_delay": timedelta(0)}
@@ -85,7 +85,7 @@ def test_kill_during_the_fetch_leaves_the_run_to_the_retry(flow_emulator: Emulat
 
 @pytest.mark.usefixtures("airflow_database")
 def test_airflow_tells_which_tasks_are_over() -> None:
-    """Asked about any task instance of the run, mapped or not, Airflow's answer is read right."""
+    """The state of any task instance of the DAG run, mapped or not, is parsed correctly."""
     with DAG("kill_states", schedule=None) as dag:
 
         @task
@@ -137,7 +137,7 @@ def test_airflow_tells_which_tasks_are_over() -> None:
 
 
 def test_airflows_message_is_where_the_trigger_looks_for_it() -> None:
-    """Airflow's triggerer still takes the question for a task's state that a trigger sends."""
+    """Airflow's triggerer still accepts the message with which a trigger requests a task's state."""
     known = get_args(get_args(ToTriggerSupervisor)[0])
 
     assert GetTaskStates in known

@@ -1,6 +1,7 @@
-"""Tests of kills and time-outs in the moments in which a try does not know its flow run yet, or knows another one's.
+"""Tests of kills and timeouts while a try does not have its flow run yet, or has another one's record.
 
-The operator is run as a worker runs it, with a task instance that answers as Airflow's does; whole Airflows are in tests/system/chaos.
+The operator runs as in a worker, with a stub of Airflow's task instance; complete Airflows run in
+tests/system/chaos.
 """
 
 from __future__ import annotations
@@ -34,93 +35,96 @@ from tests.support.versions import TaskDeferralError, needs
 
 
 @contextmanager
-def alarm(
-    seconds: float, rings: Callable[[], None], since: Callable[[], Any] = lambda: True
+def interrupt_after(
+    seconds: float, on_interrupt: Callable[[], None], since: Callable[[], Any] = lambda: True
 ) -> Iterator[None]:
-    """Interrupt what goes on, as Airflow does for SIGTERM and execution_timeout, so long after a moment."""
-    before = signal.signal(signal.SIGUSR1, lambda *_: rings())  # pytest-timeout has SIGALRM
+    """Interrupt the main thread, as Airflow does for SIGTERM and execution_timeout."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: on_interrupt())  # pytest-timeout has SIGALRM
 
-    over = Event()
+    has_ended = Event()
 
-    def ring_then() -> None:
-        while not since() and not over.wait(0.01):
+    def interrupt() -> None:
+        while not since() and not has_ended.wait(0.01):
             pass
-        if not over.wait(seconds):
+        if not has_ended.wait(seconds):
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    thread = Thread(target=ring_then)
+    thread = Thread(target=interrupt)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        has_ended.set()
         thread.join()
         signal.signal(signal.SIGUSR1, before)
 
 
-def ring() -> None:
-    """Raise what Airflow raises when execution_timeout is over."""
+def raise_task_timeout() -> None:
+    """Raise Airflow's error after an execution_timeout."""
     raise AirflowTaskTimeout("execution_timeout")
 
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs go on until they are stopped."""
+    """Return an emulator whose runs continue until they are aborted."""
     set_up(flow_emulator, monkeypatch).run_seconds = 3600
     return flow_emulator
 
 
 def states(emulator: Emulator) -> list[str]:
-    """Give the states of all runs."""
+    """Return the states of all runs."""
     return [str(run.state) for run in emulator.runs.values()]
 
 
-def kept(order: Any, lineage: int) -> Store:
-    """Start a run and give the store that its try leaves behind."""
+def start_earlier_run(run_request: Any, generation: int) -> Store:
+    """Start a run, and return the store that its try leaves behind."""
     found: list[Any] = []
     GenerioHook("generio_default").start(
-        order, record=RunRecord(order.fingerprint, lineage), save=found.append
+        run_request, record=RunRecord(run_request.fingerprint, generation), save=found.append
     )
     return Store({RECORD_KEY: found[-1].to_dict()})
 
 
 def test_kill_while_the_run_is_being_made_starts_nothing(emulator: Emulator) -> None:
-    """A task that is marked while POST /flows is under way deletes the run that was made, and starts none."""
+    """A task that is marked during POST /flows deletes the created run, and starts none."""
     emulator.add_fault(Fault("POST", "/flows", delay=1.5))
     operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, timeout=20)
-    with alarm(0.7, operator.on_kill), pytest.raises(FlowError, match="was not started: the task was killed"):
+    with (
+        interrupt_after(0.7, operator.on_kill),
+        pytest.raises(FlowError, match="was not started: the task was killed"),
+    ):
         operator.execute(context(Store()))
     assert (emulator.started_count, states(emulator)) == (0, [])
 
 
 def test_kill_during_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> None:
-    """A retry that is marked before it has looked at the run of the try before it stops that run."""
+    """A retry that is marked before it has polled the earlier try's run aborts that run."""
     operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, timeout=20)
-    order = GenerioHook("generio_default").build_request(
+    run_request = GenerioHook("generio_default").build_request(
         CHAIR_ARGUMENTS["flow"], CHAIR_ARGUMENTS["inputs"], CHAIR_ARGUMENTS["parameters"], None
     )
-    store = kept(order, 3)
+    store = start_earlier_run(run_request, 3)
     emulator.add_fault(Fault("GET", "/flows/*", delay=1.5))
 
     def killed() -> None:
         operator.on_kill()
         raise KeyboardInterrupt
 
-    with alarm(0.7, killed), pytest.raises(KeyboardInterrupt):
+    with interrupt_after(0.7, killed), pytest.raises(KeyboardInterrupt):
         operator.execute(context(store, 2, 3))
     assert states(emulator) == ["aborted"]
 
 
 def test_kill_during_a_download_writes_nothing_more(emulator: Emulator, tmp_path: Path) -> None:
-    """Airflow only tells a task of its kill, and lets it work on for a while: what comes in then is not written."""
+    """A killed process continues for a while; what it receives then is not written."""
     emulator.run_seconds = 0
     emulator.add_fault(Fault("GET", "*/outputs/*", delay=1.5))
     operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, output_path=str(tmp_path))
 
-    def fetches() -> bool:
-        return any("/outputs/" in asked.path for asked in emulator.requests)
+    def is_fetching() -> bool:
+        return any("/outputs/" in sent.path for sent in emulator.requests)
 
-    with alarm(0.3, operator.on_kill, fetches), pytest.raises(CancelledWriteError):
+    with interrupt_after(0.3, operator.on_kill, is_fetching), pytest.raises(CancelledWriteError):
         operator.execute(context(Store()))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -129,11 +133,13 @@ def test_kill_during_a_download_writes_nothing_more(emulator: Emulator, tmp_path
 def test_retry_without_its_inputs_goes_on_with_the_paid_run(
     emulator: Emulator, tmp_path: Path, *, ended: bool
 ) -> None:
-    """A retry whose input is gone goes on with the run that was started; where that was aborted it says what is missing."""
+    """A retry whose input file is gone resumes the run; if the run was aborted, the error names the input."""
     image = tmp_path / "chair.png"
     image.write_bytes((Path(__file__).parents[2] / "example_dags" / "images" / "chair.png").read_bytes())
     flow: dict[str, Any] = {"flow": "model_generate_fromimage", "inputs": [image], "poll_interval": 0.1}
-    store = kept(GenerioHook("generio_default").build_request(flow["flow"], [image], None, None), 3)
+    store = start_earlier_run(
+        GenerioHook("generio_default").build_request(flow["flow"], [image], None, None), 3
+    )
     run_id = store[RECORD_KEY]["flow_run_id"]
     image.unlink()
     operator = RunFlowOperator(task_id="t", **flow)
@@ -149,32 +155,32 @@ def test_retry_without_its_inputs_goes_on_with_the_paid_run(
 
 
 def test_kill_that_is_none_leaves_the_start_alone(emulator: Emulator) -> None:
-    """An eviction while POST /flows is under way, of a task that goes on for Airflow, disturbs nothing."""
+    """An eviction during POST /flows, of a task that continues in Airflow, changes nothing."""
     emulator.run_seconds = 0
     emulator.add_fault(Fault("POST", "/flows", delay=1.0))
     operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1)
-    with alarm(0.5, operator.on_kill):
+    with interrupt_after(0.5, operator.on_kill):
         assert operator.execute(context(Store(), state="running"))["state"] == "completed"
     assert emulator.started_count == 1
 
 
 @pytest.mark.parametrize("max_tries", [1, 4])
 def test_time_that_is_over_while_another_order_is_looked_at(emulator: Emulator, max_tries: int) -> None:
-    """execution_timeout during the look at the run from before a Clear is no reason to take that run for this task's."""
+    """An execution_timeout during the poll of a run from before a Clear does not take over that run."""
     emulator.run_seconds = 0
-    order = GenerioHook("generio_default").build_request(
+    run_request = GenerioHook("generio_default").build_request(
         CHAIR_ARGUMENTS["flow"], "Something else", CHAIR_ARGUMENTS["parameters"], None
     )
-    store = kept(order, 0)
+    store = start_earlier_run(run_request, 0)
     time.sleep(0.2)
     emulator.add_fault(Fault("GET", "/flows/*", delay=3))
-    with alarm(0.7, ring), pytest.raises(AirflowTaskTimeout):
+    with interrupt_after(0.7, raise_task_timeout), pytest.raises(AirflowTaskTimeout):
         RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, timeout=20).execute(context(store, 2, max_tries))
     assert emulator.started_count == 1
 
 
 def test_last_try_that_the_service_ends_leaves_no_run_going(emulator: Emulator) -> None:
-    """When answers of the service end the last try, the run is stopped, for nobody waits for it any more."""
+    """If the service's responses end the last try, the run is aborted."""
     emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, max_poll_interval=0.2)
     with pytest.raises(FlowServiceError):
@@ -183,7 +189,7 @@ def test_last_try_that_the_service_ends_leaves_no_run_going(emulator: Emulator) 
 
 
 def test_a_try_that_the_service_ends_leaves_the_run_to_the_next(emulator: Emulator) -> None:
-    """While another try is left, it goes on with the run."""
+    """If a retry is left, the run is left to it."""
     emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, max_poll_interval=0.2)
     with pytest.raises(FlowServiceError):
@@ -193,7 +199,7 @@ def test_a_try_that_the_service_ends_leaves_the_run_to_the_next(emulator: Emulat
 
 @pytest.mark.parametrize("status", [503, 404])
 def test_stop_from_a_triggerer_gets_over_one_odd_answer(flow_emulator: Emulator, status: int) -> None:
-    """One 503, or one answer that the run is not known, does not leave a run going that a triggerer was to stop."""
+    """A single 503 or 404 does not keep a triggerer from aborting a run."""
     flow_emulator.run_seconds = 3600
     flow_emulator.switches.abort = "instant"
     hook = GenerioHook("generio_default")
@@ -203,18 +209,20 @@ def test_stop_from_a_triggerer_gets_over_one_odd_answer(flow_emulator: Emulator,
     assert states(flow_emulator) == ["aborted"]
 
 
-def retried(**given: Any) -> tuple[RunFlowOperator, Store]:
-    """Give the operator of a retry, and the store with the run that the try before it left under way."""
-    order = GenerioHook("generio_default").build_request(
+def create_retry(**given: Any) -> tuple[RunFlowOperator, Store]:
+    """Return the operator of a retry, and the store with the earlier try's active run."""
+    run_request = GenerioHook("generio_default").build_request(
         CHAIR_ARGUMENTS["flow"], CHAIR_ARGUMENTS["inputs"], CHAIR_ARGUMENTS["parameters"], None
     )
-    return RunFlowOperator(task_id="t", **{**CHAIR_ARGUMENTS, "poll_interval": 0.1, **given}), kept(order, 3)
+    return RunFlowOperator(
+        task_id="t", **{**CHAIR_ARGUMENTS, "poll_interval": 0.1, **given}
+    ), start_earlier_run(run_request, 3)
 
 
 @pytest.mark.parametrize("try_number", [pytest.param(2, marks=needs("retry policies")), 4])
 def test_retry_that_cannot_write_stops_the_earlier_run(emulator: Emulator, try_number: int) -> None:
-    """Where nothing can be written any more no try follows, and nobody waits for the run that is under way."""
-    operator, store = retried(output_path="file:///proc/none")
+    """If files cannot be written, no try follows, and the active run is aborted."""
+    operator, store = create_retry(output_path="file:///proc/none")
     told = context(store, try_number, 3) | {"task": operator}
     with pytest.raises(FlowInputError, match="cannot be written"):
         operator.execute(told)
@@ -223,8 +231,8 @@ def test_retry_that_cannot_write_stops_the_earlier_run(emulator: Emulator, try_n
 
 @pytest.mark.parametrize(("try_number", "then"), [(2, "starting"), (4, "aborted")])
 def test_trigger_that_failed_leaves_no_run(emulator: Emulator, try_number: int, then: str) -> None:
-    """Airflow does not resume a task whose trigger failed itself: the next try goes on with the run, the last one stops it."""
-    operator, store = retried(deferrable=True)
+    """If a trigger fails itself, the next try resumes the run, and the last try aborts it."""
+    operator, store = create_retry(deferrable=True)
     told = context(store, try_number, 3) | {"task": operator}
     with pytest.raises(TaskDeferralError):
         operator.resume_execution("__fail__", {"error": "Trigger failure"}, told)
@@ -232,17 +240,17 @@ def test_trigger_that_failed_leaves_no_run(emulator: Emulator, try_number: int, 
 
 
 def test_kill_before_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> None:
-    """A retry that is marked while its function works, or its inputs are read, stops the run of the try before it."""
-    _, store = retried()
+    """A retry that is marked while its function runs aborts the run of the earlier try."""
+    _, store = create_retry()
     killed: list[FlowDecoratedOperator] = []
 
-    def words() -> str:
+    def call() -> str:
         killed[0].on_kill()
         raise KeyboardInterrupt
 
     killed.append(
         FlowDecoratedOperator(
-            task_id="t", python_callable=words, op_args=(), op_kwargs={}, flow=CHAIR_ARGUMENTS["flow"]
+            task_id="t", python_callable=call, op_args=(), op_kwargs={}, flow=CHAIR_ARGUMENTS["flow"]
         )
     )
     with pytest.raises(KeyboardInterrupt):
@@ -250,43 +258,41 @@ def test_kill_before_the_pick_up_stops_the_earlier_run(emulator: Emulator) -> No
     assert states(emulator) == ["aborted"]
 
 
-class AtOnce(Generio):
-    """A service that makes and starts a run in one request, and can be asked for it afterwards."""
+class OneRequestService(Generio):
+    """A service that creates and starts a run in one request, and can return it later."""
 
     staged_start = False
 
 
-class AtOnceHook(GenerioHook):
+class OneRequestHook(GenerioHook):
     """Its hook."""
 
-    def create_service(self, extra: Mapping[str, Any]) -> AtOnce:  # noqa: ARG002  # it has no options
+    def create_service(self, extra: Mapping[str, Any]) -> OneRequestService:  # noqa: ARG002  # it has no options
         """Make the service."""
-        return AtOnce()
+        return OneRequestService()
 
 
-class AtOnceOperator(RunFlowOperator):
+class OneRequestOperator(RunFlowOperator):
     """The operator at that service."""
 
-    def _get_hook(self, conn_id: str) -> AtOnceHook:  # noqa: ARG002  # there is one
-        return AtOnceHook("generio_default")
+    def _get_hook(self, conn_id: str) -> OneRequestHook:  # noqa: ARG002  # there is one
+        return OneRequestHook("generio_default")
 
 
 def test_kill_stops_the_run_of_a_service_without_steps(emulator: Emulator) -> None:
-    """What counts is whether the service can be asked for the run, not in how many requests it is started."""
-    operator = AtOnceOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, timeout=20)
+    """A kill aborts a run that the service can return, in however many requests it was started."""
+    operator = OneRequestOperator(task_id="t", **CHAIR_ARGUMENTS, poll_interval=0.1, timeout=20)
 
     def killed() -> None:
         operator.on_kill()
         raise KeyboardInterrupt
 
-    def waits() -> bool:
+    def is_waiting() -> bool:
         return any(
-            asked.method == "GET" and asked.path.count("/") == 2
-            for asked in emulator.requests
-            if emulator.runs
+            sent.method == "GET" and sent.path.count("/") == 2 for sent in emulator.requests if emulator.runs
         )
 
-    with alarm(0.2, killed, waits), pytest.raises(KeyboardInterrupt):
+    with interrupt_after(0.2, killed, is_waiting), pytest.raises(KeyboardInterrupt):
         operator.execute(context(Store()))
     assert states(emulator) == ["aborted"]
 
@@ -294,7 +300,7 @@ def test_kill_stops_the_run_of_a_service_without_steps(emulator: Emulator) -> No
 def test_link_that_cannot_be_pushed_costs_no_run(
     emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An XCom backend that refuses the link of a run that is under way does not end its task."""
+    """An XCom backend that rejects the run's link does not end the task."""
     emulator.run_seconds = 0
     told = context(Store())
 

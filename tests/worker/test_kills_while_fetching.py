@@ -1,6 +1,6 @@
-"""Tests of tasks whose process is killed while it fetches, or before it deletes: the next try goes on, nothing is paid twice.
+"""Tests of tasks that are killed during a download or before a deletion: the next try resumes the run.
 
-The first try is a process that is killed as the kernel does it; what it kept lies in a file.
+The first try is a process that gets SIGKILL; its saved state is in a file.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.worker.task_state import FILES_KEY, RECORD_KEY
+from tests.support.disk_store import DiskStore, run_try, start_first_try
 from tests.support.downloading import kill, list_files
-from tests.support.kept_on_disk import DiskStore, run_try, start_first_try
 from tests.support.tries import CHAIR_ARGUMENTS, set_up
 
-HANGS = 8.0  # seconds; longer than the test takes to notice
+HANG_SECONDS = 8.0  # seconds; longer than the test takes to notice
 
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs take no time."""
+    """Return an emulator whose runs take no time."""
     return set_up(flow_emulator, monkeypatch)
 
 
-def killed_when(process: subprocess.Popen[bytes], reached: Callable[[], object]) -> None:
-    """Wait until a process has come so far, and kill it."""
+def kill_when(process: subprocess.Popen[bytes], is_reached: Callable[[], object]) -> None:
+    """Kill a process when a condition is met."""
     until = time.monotonic() + 60
-    while not reached():
+    while not is_reached():
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
     kill(process)
 
 
-def asked(emulator: Emulator, method: str, part: str) -> list[str]:
-    """Give the paths of the requests with this method and part of a path."""
+def request_paths(emulator: Emulator, method: str, part: str) -> list[str]:
+    """Return the paths of the requests with this method and part of a path."""
     return [
         request.path for request in emulator.requests if request.method == method and part in request.path
     ]
 
 
-def whole(output: dict[str, Any]) -> bool:
-    """Tell whether an output's file is what its dict says."""
+def is_complete(output: dict[str, Any]) -> bool:
+    """Return whether an output's file matches its dict."""
     data = Path(output["uri"].removeprefix("file://")).read_bytes()
     return (len(data), hashlib.sha256(data).hexdigest(), data[:4]) == (
         output["size"],
@@ -57,47 +57,51 @@ def whole(output: dict[str, Any]) -> bool:
 
 
 def test_kill_in_the_middle_of_the_second_download(emulator: Emulator, tmp_path: Path) -> None:
-    """The next try starts nothing, fetches the second file only, and leaves no temporary one."""
+    """The next try starts nothing, downloads the second file only, and leaves no temporary file."""
     store, folder = tmp_path / "store.json", tmp_path / "files"
-    given = {**CHAIR_ARGUMENTS, "inputs": ["A chair", "A table"], "output_path": str(folder)}
+    arguments = {**CHAIR_ARGUMENTS, "inputs": ["A chair", "A table"], "output_path": str(folder)}
     emulator.add_fault(
         Fault("GET", "*/outputs/*", skip=1, truncate=20_000)
     )  # what came of it stays while it is asked for again
-    emulator.add_fault(Fault("GET", "*/outputs/*", skip=1, delay=HANGS))
-    first = start_first_try(store, given)
-    killed_when(
-        first, lambda: len(asked(emulator, "GET", "/outputs/")) == 3 and FILES_KEY in DiskStore(store)
+    emulator.add_fault(Fault("GET", "*/outputs/*", skip=1, delay=HANG_SECONDS))
+    first = start_first_try(store, arguments)
+    kill_when(
+        first, lambda: len(request_paths(emulator, "GET", "/outputs/")) == 3 and FILES_KEY in DiskStore(store)
     )
     assert sorted(Path(name).suffix for name in list_files(folder)) == [".glb", ".part"]
     (done,) = DiskStore(store)[FILES_KEY]["files"]
 
-    told = run_try(str(store), 2, given)
+    result = run_try(str(store), 2, arguments)
     assert emulator.started_count == 1
-    assert len(told["outputs"]) == 2
-    assert all(map(whole, told["outputs"]))
+    assert len(result["outputs"]) == 2
+    assert all(map(is_complete, result["outputs"]))
     assert [Path(name).suffix for name in list_files(folder)] == [".glb", ".glb"]
-    (fetched,) = asked(emulator, "GET", "/outputs/")[3:]
+    (fetched,) = request_paths(emulator, "GET", "/outputs/")[3:]
     assert not fetched.endswith(done)
 
 
 def test_kill_between_keeping_and_deleting(emulator: Emulator, tmp_path: Path) -> None:
-    """The next try lists and fetches nothing, deletes the run, and returns the files, whole."""
+    """The next try lists and downloads nothing, deletes the run, and returns the complete files."""
     store, folder = tmp_path / "store.json", tmp_path / "files"
-    given = {
+    arguments = {
         **CHAIR_ARGUMENTS,
         "inputs": ["A chair", "A table"],
         "output_path": str(folder),
         "delete_after_fetch": True,
     }
-    emulator.add_fault(Fault("DELETE", "*", status=500, delay=HANGS))
-    first = start_first_try(store, given)
-    killed_when(first, lambda: asked(emulator, "DELETE", "/flows/"))
+    emulator.add_fault(Fault("DELETE", "*", status=500, delay=HANG_SECONDS))
+    first = start_first_try(store, arguments)
+    kill_when(first, lambda: request_paths(emulator, "DELETE", "/flows/"))
     assert DiskStore(store)[RECORD_KEY]["saved_run"] is not None
     assert len(emulator.runs) == 1
-    before = len(asked(emulator, "GET", ""))
+    before = len(request_paths(emulator, "GET", ""))
 
-    told = run_try(str(store), 2, given)
-    assert (len(asked(emulator, "GET", "")), emulator.started_count, list(emulator.runs)) == (before, 1, [])
-    assert len(told["outputs"]) == 2
-    assert all(map(whole, told["outputs"]))
+    result = run_try(str(store), 2, arguments)
+    assert (len(request_paths(emulator, "GET", "")), emulator.started_count, list(emulator.runs)) == (
+        before,
+        1,
+        [],
+    )
+    assert len(result["outputs"]) == 2
+    assert all(map(is_complete, result["outputs"]))
     assert len(list_files(folder)) == 2

@@ -1,7 +1,6 @@
 """Tests of lineage: the events that the real openlineage provider writes for real tasks.
 
-How files are named is tested here too; what a run's outputs are is tested with the operator. That nothing is missed without
-that provider is told by third_service/checks.py, whose Airflow has none.
+An Airflow without that provider is tested in third_service/checks.py.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tests.support.tries import BOTH_MODES, CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
 
 FACET = "flows_flowRun"
 PICTURE = Path(__file__).parents[2] / "example_dags" / "images" / "chair.png"
-OFTEN = {"poll_interval": 0.1, "max_poll_interval": 0.2}
+FAST_POLLING = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 
 
 class Events:
@@ -77,15 +76,17 @@ def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulat
     return flow_emulator
 
 
-def named(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def dataset_names(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Give the datasets' names."""
     return [(dataset["namespace"], dataset["name"]) for dataset in datasets]
 
 
 @BOTH_MODES
-def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
-    """The event has the files that went in and came out, and the run with flow, parameters and duration; a prompt is no file."""
-    with DAG(f"lineage_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}) as dag:
+def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, *, deferrable: bool) -> None:
+    """The event has input and output files, and the run; a prompt is no file."""
+    with DAG(
+        f"lineage_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **FAST_POLLING}
+    ) as dag:
         common = {
             "flow": "model_generate_fromimage",
             "parameters": {"quality": "low"},
@@ -108,8 +109,8 @@ def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, 
     (event,), (other,) = events.of("run"), events.of("made")
     returned = result.xcoms["run"]["return_value"]
     assert event["eventType"] == other["eventType"] == "COMPLETE"
-    assert named(event["inputs"]) == [("file", str(PICTURE))]
-    assert named(event["outputs"]) == [
+    assert dataset_names(event["inputs"]) == [("file", str(PICTURE))]
+    assert dataset_names(event["outputs"]) == [
         ("file", output["uri"].removeprefix("file://")) for output in returned["outputs"]
     ]
     sizes = [dataset["outputFacets"]["outputStatistics"]["size"] for dataset in event["outputs"]]
@@ -132,11 +133,11 @@ def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, 
 
 
 @BOTH_MODES
-def test_run_that_failed(emulator: Emulator, events: Events, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
-    """The event of a failure has the run with the service's reason, and the partial outputs that were fetched."""
+def test_run_that_failed(emulator: Emulator, events: Events, tmp_path: Path, *, deferrable: bool) -> None:
+    """The event of a failure has the run with the service's reason, and the partial outputs."""
     emulator.add_plan(Plan(outcome="failed", error="The mesh broke", partial_outputs=True))
     with DAG(
-        f"lineage_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **OFTEN}
+        f"lineage_failed_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **FAST_POLLING}
     ) as dag:
         arguments = {
             **CHAIR_ARGUMENTS,
@@ -152,14 +153,14 @@ def test_run_that_failed(emulator: Emulator, events: Events, tmp_path: Path, def
     assert (facet["state"], facet["error"]) == ("failed", "The mesh broke")
     assert facet["flowRunId"] == next(iter(emulator.runs))
     (output,) = [found for found in result.xcoms["run"]["outputs"] if "uri" in found]
-    assert named(event["outputs"]) == [("file", output["uri"].removeprefix("file://"))]
+    assert dataset_names(event["outputs"]) == [("file", output["uri"].removeprefix("file://"))]
 
 
 def test_failures_before_and_without_an_end(emulator: Emulator, events: Events) -> None:
-    """A task that has no run tells of its inputs only; one whose time is over tells of the run as far as it is known."""
+    """A task without a run has inputs only; one that timed out has the run as last polled."""
     emulator.switches.abort = "instant"
     emulator.add_plan(Plan(run_seconds=60))
-    with DAG("lineage_none", schedule=None, default_args=OFTEN) as dag:
+    with DAG("lineage_none", schedule=None, default_args=FAST_POLLING) as dag:
         late = RunFlowOperator(task_id="late", deferrable=True, timeout=0.3, **CHAIR_ARGUMENTS)
         refused = RunFlowOperator(
             task_id="refused", **{**CHAIR_ARGUMENTS, "inputs": [PICTURE, 42]}, trigger_rule="all_done"
@@ -167,7 +168,7 @@ def test_failures_before_and_without_an_end(emulator: Emulator, events: Events) 
         late >> refused
     run_dag(dag)
     (event,) = events.of("refused")
-    assert (event["eventType"], named(event["inputs"]), event["outputs"]) == (
+    assert (event["eventType"], dataset_names(event["inputs"]), event["outputs"]) == (
         "FAIL",
         [("file", str(PICTURE))],
         [],
@@ -184,14 +185,14 @@ def test_run_that_a_sensor_waited_for(emulator: Emulator, events: Events, tmp_pa
     story = run_in_mode(mode, emulator, output_path=str(tmp_path))
     assert story.return_value is not None
     event = events.of("wait")[-1]
-    assert named(event["outputs"]) == [
+    assert dataset_names(event["outputs"]) == [
         ("file", story.return_value["outputs"][0]["uri"].removeprefix("file://"))
     ]
     assert (event["run"]["facets"][FACET]["flowRunId"], event["inputs"]) == (story.flow_run_id, [])
 
 
 def test_run_of_promptchainer(emulator: Emulator, events: Events, tmp_path: Path) -> None:
-    """Variables are no files, whatever they say; the picture that came out is one, without its link's signature."""
+    """Variables are no files, whatever their text; the image output is one, without its link's signature."""
     with DAG("lineage_chain", schedule=None) as dag:
         RunFlowOperator(
             task_id="run",
@@ -219,17 +220,17 @@ NAMES = [
 
 @pytest.mark.parametrize(("uri", "expected"), NAMES)
 def test_names_are_those_of_openlineage(uri: str, expected: naming.DatasetNaming) -> None:
-    """A file has the name that OpenLineage's own library gives it, so that other tools' lineage meets ours."""
-    place = StorageLocation.parse(uri)
-    assert place is not None
-    assert (place.namespace, place.name) == (expected.get_namespace(), expected.get_name())
+    """Files have the names of OpenLineage's own library, so that the lineage of other tools connects."""
+    location = StorageLocation.parse(uri)
+    assert location is not None
+    assert (location.namespace, location.name) == (expected.get_namespace(), expected.get_name())
 
 
 def test_names_carry_no_secret() -> None:
     """A signed or credentialed address is named without either."""
-    place = StorageLocation.parse("https://user:secret@files.example/a.png?sig=secret#part")
-    assert place is not None
-    assert (place.namespace, place.name) == ("https://files.example", "a.png")
+    location = StorageLocation.parse("https://user:secret@files.example/a.png?sig=secret#part")
+    assert location is not None
+    assert (location.namespace, location.name) == ("https://files.example", "a.png")
     signed = StorageLocation.parse("az://box/a.png?sv=2024&sig=secret")
     assert signed is not None
     assert (signed.namespace, signed.name) == ("az://box", "a.png")
@@ -265,11 +266,11 @@ def test_files_among_inputs_are_found_without_reading_them() -> None:
 
 
 def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
-    """Secrets are masked at any depth, the largest parameters are left out, and no number of them is too many."""
+    """Secrets are masked at any depth, the largest parameters are left out, and their number is limited."""
     deep: dict[str, Any] = {"password": "s3cret-of-mine"}
     for _ in range(9):
         deep = {"in": [deep]}
-    shown = redact_parameters(
+    redacted = redact_parameters(
         {
             "api_key": "s3cret-of-mine",
             "deep": deep,
@@ -279,8 +280,8 @@ def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
         },
         redact,
     )
-    assert "s3cret-of-mine" not in json.dumps(shown)
-    assert (shown["seed"], shown["path"], shown["text"]) == (
+    assert "s3cret-of-mine" not in json.dumps(redacted)
+    assert (redacted["seed"], redacted["path"], redacted["text"]) == (
         7,
         str(PICTURE),
         f"left out: {MAX_REDACTED_BYTES + 2} bytes",
@@ -296,7 +297,7 @@ SIGNED = "https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=0123456789abc
 
 
 def test_signed_urls_among_parameters_are_told_without_their_signature() -> None:
-    """Where parameters are shown a signed URL, also within a text, has no query; one that is not signed stays whole."""
+    """A signed URL in parameters, also within a text, loses its query; an unsigned one is not changed."""
     given = {
         "texture": SIGNED,
         "deep": [{"in": f"see {SIGNED} and gs://b/k?Signature=short, and that"}],
@@ -310,14 +311,14 @@ def test_signed_urls_among_parameters_are_told_without_their_signature() -> None
 
 
 def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, events: Events) -> None:
-    """The service gets the URL whole; XCom, our part of the lineage, and any line of Airflow's log have no signature."""
+    """The service gets the complete URL; XCom, our lineage and Airflow's log have no signature."""
     emulator.switches.unknown_parameter = "ignore"
     with DAG("lineage_signed", schedule=None) as dag:
         RunFlowOperator(
             task_id="run",
             **{**CHAIR_ARGUMENTS, "parameters": {"texture_from": SIGNED}},
             validate=False,
-            **OFTEN,
+            **FAST_POLLING,
         )
     result = run_dag(dag)
 
@@ -335,5 +336,5 @@ def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, e
     assert said.startswith(
         "The service says: no texture at https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=***"
     )
-    for shown in (json.dumps(event), json.dumps(result.xcoms), result.log, said):
-        assert "0123456789abcdef0123" not in shown
+    for redacted in (json.dumps(event), json.dumps(result.xcoms), result.log, said):
+        assert "0123456789abcdef0123" not in redacted

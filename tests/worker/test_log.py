@@ -1,6 +1,6 @@
-"""Tests of what a task's log tells of a wait: start, changes, progress, end, and nothing that is nobody's business.
+"""Tests of the lines that a wait logs: start, changes, progress and end, without secrets.
 
-That all modes tell the same is shown in test_modes.py.
+That all modes log the same is tested in test_modes.py.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SECONDS = 100.0
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Emulator]:
-    """Serve with a key that is told apart from any other text."""
+    """Serve with a key that occurs in no other text."""
     with Emulator(key=KEY, run_seconds=SECONDS) as emulator:
         yield emulator
 
 
 @pytest.fixture
 def emulator(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give a fresh emulator, the connections to it, and triggers that need not wait before their event goes."""
+    """Return a reset emulator, with its connections and without a delay of trigger events."""
     server.reset()
     for name, value in server.connections.items():
         monkeypatch.setenv(name, value)
@@ -37,7 +37,7 @@ def emulator(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
 
 
 def test_progress_is_told_every_ten_points(emulator: Emulator) -> None:
-    """Progress is told when it has moved on by ten points, with percentage, elapsed time and expected end, and not between."""
+    """Progress is logged every ten points, with percentage, elapsed time and expected end."""
     # seen at about 0, 12, 15, 18, 45, 48, 84 and 100 %
     story = run_in_mode("blocking", emulator, (20.5, 3.0, 3.0, 24.0, 3.0, 32.0, 30.0))
 
@@ -47,7 +47,7 @@ def test_progress_is_told_every_ten_points(emulator: Emulator) -> None:
 
 
 def test_first_and_last_line(emulator: Emulator) -> None:
-    """The first line tells service, flow and flow run id; the last one of the wait tells how and after how long it ended."""
+    """The first line has service, flow and flow run id; the last one has the final state and the duration."""
     story = run_in_mode("deferrable", emulator, (20.0, 90.0))
 
     run = f"generio flow run {story.flow_run_id} (flow model_generate_fromprompt)"
@@ -58,7 +58,7 @@ def test_first_and_last_line(emulator: Emulator) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_neither_key_nor_inputs_are_told(emulator: Emulator, mode: str) -> None:
-    """Even where the service refuses the key and repeats it, key and inputs are in no line and in no error, in any mode."""
+    """API key and inputs are in no line and no error of any mode, even if the service repeats the key."""
     said = json.dumps({"detail": f"The key {KEY} has expired"}).encode()
     emulator.add_fault(Fault(method="GET", path="/flows/*", skip=2, times=None, status=401, body=said))
 

@@ -1,6 +1,6 @@
-"""Tests of what a task's second try does, in real DAG runs with retries: take the run up, start another, or not be made at all.
+"""Tests of a task's second try in real DAG runs: it resumes the run, starts another, or is not made at all.
 
-No process is killed here (tests/system/chaos does that): a try ends because the emulator or the storage fails.
+A try ends because the emulator or the storage fails. Killed processes are tested in tests/system/chaos.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from tests.support.versions import lacks, needs
 
 @pytest.fixture
 def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs take no time, asked by connections that send nothing twice."""
+    """Return an emulator whose runs take no time, with connections that send nothing twice."""
     return set_up(flow_emulator, monkeypatch)
 
 
-# which errors are tried again -------------------------------------------------------------------------------------------
+# which errors are tried again
+# -------------------------------------------------------------------------------------------
 
-FATES = [
+FAULTS = [
     # what happens to the first POST, tries, error
     (Fault("POST", status=401), 1, exceptions.FlowAuthError),
     (Fault("POST", status=422), 1, exceptions.FlowInvalid),
@@ -46,11 +47,11 @@ FATES = [
 
 
 @needs("retry policies")
-@pytest.mark.parametrize(("fault", "tries", "error"), FATES, ids=lambda told: getattr(told, "status", None))
+@pytest.mark.parametrize(("fault", "tries", "error"), FAULTS, ids=lambda told: getattr(told, "status", None))
 def test_only_what_may_get_better_is_tried_again(
     emulator: Emulator, fault: Fault, tries: int, error: type[Exception]
 ) -> None:
-    """A key that is refused or an argument that is wrong ends the task at its first try; a service that is away does not."""
+    """An invalid key or argument ends the task at its first try; an unavailable service does not."""
     emulator.add_fault(fault)
     ended = run_with_retries(f"retries_{fault.status or 'reset'}", **CHAIR_ARGUMENTS)
     assert (ended.tries, ended.state) == (tries, "success" if tries > 1 else "failed")
@@ -61,7 +62,7 @@ def test_only_what_may_get_better_is_tried_again(
 
 @needs("retry policies")
 def test_argument_that_cannot_be_sent_is_not_tried_again(emulator: Emulator) -> None:
-    """An argument found wrong before there is a run ends the task at its first try."""
+    """An invalid argument ends the task at its first try, before a run is created."""
     ended = run_with_retries("retries_input", **{**CHAIR_ARGUMENTS, "inputs": 42})
     assert (ended.tries, ended.state) == (1, "failed")
     assert [request.path for request in emulator.requests] == ["/templates"]
@@ -80,7 +81,7 @@ def test_retry_comes_as_late_as_the_service_asks(emulator: Emulator) -> None:
 
 @needs("retry policies")
 def test_own_retry_policy_wins(emulator: Emulator) -> None:
-    """A task that brings its own retry policy is tried again as that says."""
+    """A task's own retry policy replaces the default."""
     from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
     emulator.add_fault(Fault("POST", status=401))
@@ -93,7 +94,7 @@ def test_own_retry_policy_wins(emulator: Emulator) -> None:
 
 @lacks("retry policies")
 def test_without_retry_policies_airflows_own_retries_are_left(emulator: Emulator) -> None:
-    """Where Airflow knows no retry policy the task says so once a try, and even a key that is refused is tried again."""
+    """Without retry policies each try logs that once, and even an invalid key is retried."""
     emulator.add_fault(Fault("POST", status=401))
     ended = run_with_retries("retries_no_policy", **CHAIR_ARGUMENTS)
     assert (ended.tries, ended.state) == (2, "success")
@@ -101,8 +102,8 @@ def test_without_retry_policies_airflows_own_retries_are_left(emulator: Emulator
     assert compat_notices(ended.result.log).count("has no retry policies") == ended.tries
 
 
-def answered(retry_after: float | None, status: int = 503) -> exceptions.FlowServiceError:
-    """Make the error of an answer that asks for a delay."""
+def service_error(retry_after: float | None, status: int = 503) -> exceptions.FlowServiceError:
+    """Return the error of a response with a Retry-After."""
     return exceptions.FlowServiceError("away", status=status, retry_after=retry_after)
 
 
@@ -119,10 +120,10 @@ DECISIONS = [
     (exceptions.FlowUnreachable("away"), "default", None),
     (exceptions.FlowMalformed("HTML"), "default", None),
     (exceptions.FlowRateLimited("slow", status=429, retry_after=9), "retry", 9),
-    (answered(9), "retry", 9),
-    (answered(0), "default", None),
-    (answered(1e18), "retry", 3600),
-    (answered(float("inf")), "retry", 3600),
+    (service_error(9), "retry", 9),
+    (service_error(0), "default", None),
+    (service_error(1e18), "retry", 3600),
+    (service_error(float("inf")), "retry", 3600),
     (ValueError("another's"), "default", None),
 ]
 
@@ -130,7 +131,7 @@ DECISIONS = [
 @needs("retry policies")
 @pytest.mark.parametrize(("error", "action", "delay"), DECISIONS, ids=lambda told: repr(told)[:40])
 def test_policy_decides_by_the_error(error: BaseException, action: str, delay: float | None) -> None:
-    """Each error has its decision, and no service can put a retry off by more than an hour."""
+    """Each error has its decision, and no service can delay a retry by more than an hour."""
     from airflow_provider_flows.retry_policy import FlowsRetryPolicy
 
     decision = FlowsRetryPolicy.deserialize(FlowsRetryPolicy().serialize()).evaluate(error, 1, 3)
@@ -138,15 +139,16 @@ def test_policy_decides_by_the_error(error: BaseException, action: str, delay: f
     assert decision.retry_delay == (None if delay is None else timedelta(seconds=delay))
 
 
-# what a retry takes up --------------------------------------------------------------------------------------------------
+# what a retry takes up
+# --------------------------------------------------------------------------------------------------
 
 
 @needs("task state store")
 @BOTH_MODES
 def test_failure_in_the_fetch_takes_the_same_run_up(
-    emulator: Emulator, tmp_path: Path, deferrable: bool
-) -> None:  # noqa: FBT001
-    """A try that fails at the download is followed by one that fetches the outputs of the same flow run."""
+    emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    """A try after a failed download fetches the outputs of the same flow run."""
     emulator.add_fault(Fault("GET", "*/outputs/*", status=500))
     ended = run_with_retries(
         f"retries_fetch_{deferrable}", **CHAIR_ARGUMENTS, deferrable=deferrable, output_path=str(tmp_path)
@@ -159,8 +161,8 @@ def test_failure_in_the_fetch_takes_the_same_run_up(
 
 @needs("task state store")
 @BOTH_MODES
-def test_failure_in_the_wait_takes_the_same_run_up(emulator: Emulator, deferrable: bool) -> None:  # noqa: FBT001
-    """A try whose wait was ended by a refusal is followed by one that waits for the same flow run."""
+def test_failure_in_the_wait_takes_the_same_run_up(emulator: Emulator, *, deferrable: bool) -> None:
+    """A try after a rejected poll waits for the same flow run."""
     emulator.run_seconds = 2
     emulator.add_fault(Fault("GET", "/flows/*", skip=1, status=402, times=3))
     ended = run_with_retries(f"retries_wait_{deferrable}", **CHAIR_ARGUMENTS, deferrable=deferrable)
@@ -169,8 +171,10 @@ def test_failure_in_the_wait_takes_the_same_run_up(emulator: Emulator, deferrabl
 
 @lacks("task state store")
 @BOTH_MODES
-def test_without_a_store_a_retry_starts_another(emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:  # noqa: FBT001
-    """Where Airflow keeps nothing for a task each try says so once and starts a flow run of its own, and the task completes."""
+def test_without_a_store_a_retry_starts_another(
+    emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    """Without a store each try logs that once and starts its own flow run, and the task completes."""
     emulator.add_fault(Fault("GET", "*/outputs/*", status=500))
     ended = run_with_retries(
         f"retries_no_store_{deferrable}", **CHAIR_ARGUMENTS, deferrable=deferrable, output_path=str(tmp_path)
@@ -181,7 +185,7 @@ def test_without_a_store_a_retry_starts_another(emulator: Emulator, tmp_path: Pa
 
 
 def test_not_durable_starts_another(emulator: Emulator) -> None:
-    """With durable=False each try starts a flow run of its own, and nothing is kept."""
+    """With durable=False each try starts its own flow run, and nothing is saved."""
     emulator.add_fault(Fault("GET", "*/outputs", status=500))
     ended = run_with_retries("retries_not_durable", **CHAIR_ARGUMENTS, durable=False)
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
@@ -190,12 +194,12 @@ def test_not_durable_starts_another(emulator: Emulator) -> None:
 
 @needs("task state store")
 @pytest.mark.parametrize("abort", [True, False])
-def test_changed_inputs_start_another(emulator: Emulator, abort: bool) -> None:  # noqa: FBT001
-    """A try whose inputs are others than the last one's starts a new flow run, and aborts the old one unless it may not."""
+def test_changed_inputs_start_another(emulator: Emulator, *, abort: bool) -> None:
+    """A try with other inputs starts a new flow run, and aborts the old one unless abort_on_kill=False."""
     emulator.add_plan(Plan(run_seconds=60))
     emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
-    given = {**CHAIR_ARGUMENTS, "inputs": "Chair number {{ ti.try_number }}", "abort_on_kill": abort}
-    ended = run_with_retries(f"retries_changed_{abort}", **given)
+    arguments = {**CHAIR_ARGUMENTS, "inputs": "Chair number {{ ti.try_number }}", "abort_on_kill": abort}
+    ended = run_with_retries(f"retries_changed_{abort}", **arguments)
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
     first, second = emulator.runs.values()
     assert (first.state == "aborted") is abort
@@ -213,18 +217,19 @@ def test_failed_run_is_not_taken_up(emulator: Emulator, outcome: Any) -> None:
 @needs("task state store")
 @pytest.mark.parametrize("place", ["/flows", "*/inputs"])
 def test_lost_answer_litters_no_account(emulator: Emulator, place: str) -> None:
-    """A run that was made while its answer got lost, or whose input did, is deleted before or when the next try makes one."""
+    """A created run whose response or input was lost is deleted by this or the next try."""
     emulator.add_fault(Fault("POST", place, reset="after"))
     ended = run_with_retries(f"retries_litter_{len(place)}", **CHAIR_ARGUMENTS)
     assert (ended.tries, ended.state, emulator.started_count, len(emulator.runs)) == (2, "success", 1, 1)
 
 
-# PromptChainer, which cannot be asked a second time -----------------------------------------------------------------------
+# PromptChainer, which cannot be asked a second time
+# -----------------------------------------------------------------------
 
 
 @needs("task state store")
 def test_doubtful_attempt_is_told(emulator: Emulator) -> None:
-    """A retry after a POST whose answer was lost runs the flow again, and the log says that it may have run before."""
+    """A retry after a lost response runs the flow again, and logs that it may have run before."""
     emulator.add_fault(Fault("POST", reset="after"))
     ended = run_with_retries("retries_doubt", **CHAIN_ARGUMENTS)
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 2)
@@ -233,7 +238,7 @@ def test_doubtful_attempt_is_told(emulator: Emulator) -> None:
 
 @needs("task state store")
 def test_doubt_outlives_a_refusal(emulator: Emulator) -> None:
-    """A refused second try changes nothing about the doubtful first one: the third is told of it as well."""
+    """A rejected second try does not remove the warning about the first one from the third try."""
     emulator.add_fault(Fault("POST", reset="after"))
     emulator.add_fault(Fault("POST", status=429))
     ended = run_with_retries("retries_doubt_on", **CHAIN_ARGUMENTS, retries=2)
@@ -242,7 +247,7 @@ def test_doubt_outlives_a_refusal(emulator: Emulator) -> None:
 
 
 def test_certain_refusal_is_no_doubt(emulator: Emulator) -> None:
-    """A retry after a POST that was certainly refused warns of nothing."""
+    """A retry after a POST that was certainly rejected logs no warning."""
     emulator.add_fault(Fault("POST", status=429))
     ended = run_with_retries("retries_no_doubt", **CHAIN_ARGUMENTS)
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
@@ -250,7 +255,7 @@ def test_certain_refusal_is_no_doubt(emulator: Emulator) -> None:
 
 
 def test_chain_that_failed_is_run_again(emulator: Emulator) -> None:
-    """A PromptChainer run of which nothing came out is followed by a new one, without a word of doubt."""
+    """A PromptChainer run without outputs is followed by a new one, without a warning."""
     emulator.switches.model_failure = "empty"
     ended = run_with_retries("retries_chain_failed", **CHAIN_ARGUMENTS)
     assert type(ended.error) is exceptions.FlowRunFailed
@@ -258,13 +263,13 @@ def test_chain_that_failed_is_run_again(emulator: Emulator) -> None:
     assert ended.count_log_lines("the flow may have run before") == 0
 
 
-PICTURE = Fault("GET", "*.png", status=500)
+IMAGE_FAULT = Fault("GET", "*.png", status=500)
 
 
 @needs("task state store")
 def test_answer_is_kept_until_the_task_is_done(emulator: Emulator, tmp_path: Path) -> None:
-    """A try that fails after the answer came is followed by one that has it, asks nobody and pays nothing."""
-    emulator.add_fault(PICTURE)
+    """A try after a saved response uses it, sends no POST and pays nothing."""
+    emulator.add_fault(IMAGE_FAULT)
     ended = run_with_retries("retries_answer", **CHAIN_ARGUMENTS, output_path=str(tmp_path))
     assert type(ended.error) is exceptions.FlowServiceError
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
@@ -279,12 +284,12 @@ def test_answer_is_kept_until_the_task_is_done(emulator: Emulator, tmp_path: Pat
 def test_answer_that_is_too_large_is_kept_as_far_as_it_fits(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Airflow's store does not take is left out and named in the log; the retry has the rest and pays nothing."""
+    """Outputs that are too large for the store are left out and logged; the retry returns the others."""
     limit = 2000
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", str(limit))
-    given = {**CHAIN_ARGUMENTS, "inputs": {"color": "red" * 600, "item": "ball"}}
-    emulator.add_fault(PICTURE)
-    ended = run_with_retries("retries_large", **given, output_path=str(tmp_path))
+    arguments = {**CHAIN_ARGUMENTS, "inputs": {"color": "red" * 600, "item": "ball"}}
+    emulator.add_fault(IMAGE_FAULT)
+    ended = run_with_retries("retries_large", **arguments, output_path=str(tmp_path))
     assert (ended.tries, ended.state, emulator.started_count) == (2, "success", 1)
     assert len(json.dumps(ended.record)) <= limit
     assert "error" not in next(output for output in ended.outputs if output["name"] == "image")

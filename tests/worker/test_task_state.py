@@ -1,6 +1,6 @@
-"""Tests of a task's memory where Airflow has no store for it; what it does with one is shown in test_retries.py.
+"""Tests of a task's saved state, with and without Airflow's task state store.
 
-The context is a plain one without `task_state_store`, as Airflow before 3.3 gives it.
+A context without `task_state_store` is that of Airflow before 3.3.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ REQUEST = RunRequest("model_generate_fromprompt", [FlowInput("a chair")])
 
 @pytest.fixture
 def pushed() -> dict[str, Any]:
-    """Take what is pushed to XCom."""
+    """Return the dict that XComs are pushed to."""
     return {}
 
 
 @pytest.fixture
 def context(pushed: dict[str, Any]) -> Any:
-    """Give the context of a task's only try, without a store."""
+    """Return the context of a try without a store."""
     return {"ti": SimpleNamespace(max_tries=3, try_number=1, xcom_push=pushed.__setitem__)}
 
 
 def test_without_a_store_one_warning_says_what_is_missing(
     context: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A durable task on an Airflow without the store is told, once, that a retry will start another run."""
+    """A durable task on an Airflow without the store logs once that a retry will start another run."""
     with caplog.at_level(logging.WARNING):
-        memory = TaskState(context, durable=True)
-        memory.create_record(REQUEST.fingerprint, None, "generio_default")
+        state = TaskState(context, durable=True)
+        state.create_record(REQUEST.fingerprint, None, "generio_default")
     (line,) = [record.getMessage() for record in caplog.records]
     assert "no task state store (3.3 and later have one)" in line
-    assert not memory.has_retry_left
+    assert not state.has_retry_left
 
 
 def test_without_a_store_the_start_is_the_same_and_nothing_is_remembered(
     context: Any, pushed: dict[str, Any]
 ) -> None:
-    """What is kept goes to XCom, for whoever looks while the task waits; the next try finds nothing."""
-    memory = TaskState(context, durable=True)
-    record = memory.create_record(REQUEST.fingerprint, None, "generio_default")
-    memory.save(record)
+    """The flow run id is pushed to XCom for the UI; the next try has no record."""
+    state = TaskState(context, durable=True)
+    record = state.create_record(REQUEST.fingerprint, None, "generio_default")
+    state.save(record)
     assert pushed == {}
-    memory.save(type(record)(record.fingerprint, record.generation, flow_run_id="6b02"))
+    state.save(type(record)(record.fingerprint, record.generation, flow_run_id="6b02"))
     assert pushed == {RUN_ID_KEY: "6b02"}
     assert TaskState(context, durable=True).record is None
 
 
 def test_who_wants_no_memory_is_not_warned(context: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """With durable=False nothing is said of a store."""
+    """With durable=False no warning about the store is logged."""
     TaskState(context, durable=False).create_record(REQUEST.fingerprint, None, "generio_default")
     assert not caplog.records
 
 
 def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a deletion all of a run is kept or nothing; an answer that came once only loses what is no file, if it must."""
+    """A run to delete is saved completely or not at all; a unique response loses its largest texts."""
     store = Store()
-    memory = TaskState({**context, "task_state_store": store}, durable=True)
-    memory.save(memory.create_record(REQUEST.fingerprint, None, "generio_default"))
+    state = TaskState({**context, "task_state_store": store}, durable=True)
+    state.save(state.create_record(REQUEST.fingerprint, None, "generio_default"))
     before = dict(store)
     file = FlowOutput(
         "chair", "a1", uri="file:///tmp/chair.glb", size=8, sha256="0" * 64, additional={"n": "x" * 3000}
@@ -75,32 +75,32 @@ def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch:
         "r", "generio", state=FlowState.COMPLETED, outputs=(file, FlowOutput("text", value="long " * 500))
     )
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "4500")
-    assert not memory.save_run(run)
+    assert not state.save_run(run)
     assert dict(store) == before
 
-    memory.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id="r", saved_run=run.to_record()))
+    state.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id="r", saved_run=run.to_record()))
     assert [(output["status"], output["uri"]) for output in store[RECORD_KEY]["saved_run"]["outputs"]] == [
         ("ready", "file:///tmp/chair.glb"),
         ("error", None),
     ]
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "9000")
-    assert memory.save_run(run)
+    assert state.save_run(run)
     assert store[RECORD_KEY]["saved_run"] == run.to_record()
 
 
 def test_runs_of_the_tries_before_are_remembered(context: Any) -> None:
-    """Each try that has another run than the one before notes that one, once; one that goes on with a run notes nothing."""
+    """A try with another run than the earlier one saves that one, once; a resuming try saves nothing."""
     store = Store()
-    for number, run in ((1, "first"), (2, "first"), (3, "second"), (4, "third")):
-        memory = TaskState(
+    for try_number, run in ((1, "first"), (2, "first"), (3, "second"), (4, "third")):
+        state = TaskState(
             {
-                "ti": SimpleNamespace(**{**vars(context["ti"]), "try_number": number}),
+                "ti": SimpleNamespace(**{**vars(context["ti"]), "try_number": try_number}),
                 "task_state_store": store,
             },
             durable=True,
         )
         for _ in range(2):
-            memory.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id=run))
+            state.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id=run))
     assert store[PREVIOUS_RUNS_KEY] == [
         {"flow_run_id": "first", "last_try": 2},
         {"flow_run_id": "second", "last_try": 3},

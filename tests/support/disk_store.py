@@ -1,7 +1,4 @@
-"""A task state store in a file, which outlives the process that writes it, and one try of a task in a process of its own.
-
-It asserts nothing; the process is killed by whoever started it.
-"""
+"""A task state store in a file, which survives its process, and one try of a task in its own process."""
 
 from __future__ import annotations
 
@@ -17,26 +14,26 @@ from tests.support.task_instances import Store, context
 
 TRY_SCRIPT = """
 import json, sys
-from tests.support.kept_on_disk import run_try
+from tests.support.disk_store import run_try
 arguments = json.loads(sys.argv[1])
 run_try(arguments["store"], arguments["try_number"], arguments["arguments"])
 """
 
 
 class DiskStore(Store):
-    """A store that is whole in a file after each change."""
+    """A store whose file is complete after each change."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(json.loads(path.read_text()) if path.exists() else {})
         self._path = path
 
     def set(self, key: str, value: Any) -> None:
-        """Keep a value."""
+        """Store a value."""
         super().set(key, value)
         self._write()
 
     def delete(self, key: str) -> None:
-        """Drop a value."""
+        """Delete a value."""
         super().delete(key)
         self._write()
 
@@ -54,7 +51,7 @@ def run_try(store: str, try_number: int, arguments: dict[str, Any]) -> dict[str,
 
 
 def start_first_try(store: Path, arguments: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Run the first try in a process of its own."""
+    """Run the first try in its own process."""
     payload = json.dumps({"store": str(store), "try_number": 1, "arguments": arguments})
     return subprocess.Popen(
         [sys.executable, "-c", TRY_SCRIPT, payload], env=dict(os.environ), stdout=subprocess.DEVNULL
