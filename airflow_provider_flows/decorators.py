@@ -206,10 +206,6 @@ def _decorate(python_callable: Callable[..., Any] | None = None, **kwargs: Any) 
     return task_decorator_factory(python_callable, decorated_operator_class=FlowDecoratedOperator, **kwargs)
 
 
-# types ------------------------------------------------------------------------------------------------------
-# ------------
-
-
 class FlowTask(Protocol[P]):
     """A function that `@task.flow` has decorated."""
 

@@ -95,7 +95,7 @@ class RunEnd:
                 run, _ = self._fetch_outputs(run)  # which output is missing, and why, is in the log
                 self._publish_outputs(run)
             except Exception as error:  # noqa: BLE001  # the task's error is the failure of the run
-                log.warning("The partial outputs of the %s could not be fetched: %s", run, error)
+                log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
         raise_for_state(run)
 
     def _fetch_outputs(self, run: FlowRun) -> tuple[FlowRun, Exception | None]:

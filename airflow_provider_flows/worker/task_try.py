@@ -85,9 +85,6 @@ class TaskTry:
         """The flow run that the try is responsible for, its own or an earlier try's, or None."""
         return self.deferred_run_id or self.state.flow_run_id
 
-    # start
-    # -----------------------------------------------------------------------------------------------------
-
     def read_request(
         self, arguments: tuple[Any, Any, Any, Any, str | None], options: OutputOptions, timeout: float | None
     ) -> TryRequest:
@@ -171,7 +168,7 @@ class TaskTry:
         def save(record: RunRecord | None) -> None:
             self.state.save(record)
             if self.is_killed:
-                message = f"Flow {request.flow} was not started: the task was killed."
+                message = f"The task was killed during the start of flow {request.flow}."
                 raise FlowError(message)
 
         record = self.state.create_record(fingerprint, deadline, self.hook.flows_conn_id)
@@ -185,9 +182,6 @@ class TaskTry:
         if run.is_final:
             self.log.info("The %s is %s", run, run.raw_state)
         return run
-
-    # deadline
-    # --------------------------------------------------------------------------------------------------
 
     def on_execution_timeout(self, fingerprint: str) -> FlowRun | None:
         """Leave the run to the next try when `execution_timeout` has passed, or handle it as a deadline.
@@ -216,9 +210,6 @@ class TaskTry:
         run = finish_after_deadline(self.hook, flow_run_id, error, policy)
         self.log.info("The deadline passed, but the %s is completed", run)
         return run
-
-    # abort
-    # -----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def abort_on_error(self) -> Iterator[None]:
