@@ -186,7 +186,8 @@ def _reject_unknown_arguments(names: set[str]) -> None:
     )
     message = (
         f"The function of @task.flow returned a dict with 'inputs', and with {_quote_names(names)}, which "
-        f"cannot be returned as an argument. Arguments are {_quote_names(RETURNABLE_ARGUMENTS)}.{suggestions} "
+        "cannot be returned as an argument. "
+        f"Arguments are {_quote_names(RETURNABLE_ARGUMENTS)}.{suggestions} "
         "If 'inputs' is a variable of the flow, return {'inputs': {...}} with all variables"
     )
     raise FlowInputError(message)

@@ -269,5 +269,5 @@ class TaskTry:
             if (flow_run_id := self.flow_run_id) is not None and self.hook.service.supports("get_run"):
                 self.create_hook().cancel(flow_run_id)  # not `hook`, which the main thread may be using
                 self.log.info("The task was killed; flow run %s was aborted", flow_run_id)
-        except Exception:  # noqa: BLE001  # nothing may escape from a kill
+        except Exception:  # nothing may escape from a kill
             self.log.exception("Flow run %s could not be aborted. Check it at the service", self.flow_run_id)
