@@ -26,7 +26,8 @@ from airflow_provider_flows.core.exceptions import (
     FlowUnreachable,
     error_from_dict,
 )
-from airflow_provider_flows.core.http import Request, raise_for_status
+from airflow_provider_flows.core.http import Request
+from airflow_provider_flows.core.responses import raise_for_status
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook

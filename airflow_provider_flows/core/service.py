@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 from airflow_provider_flows.core.definition import find_definition
-from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed, FlowNotFound
-from airflow_provider_flows.core.http import Request, malformed_message, parse_json, send
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
-    from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.data_uri import Content
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.bulk import ActiveRuns
@@ -181,23 +180,6 @@ class Service(ABC):
 
     def _unsupported(self, action: str) -> FlowInputError:
         return FlowInputError(f"The service {self.name} cannot {action}.")
-
-
-def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]:
-    """Ask, and read the answer's JSON value (None where the body is empty).
-
-    :param read: takes the value; it may rely on what it expects, for the answer is nobody's promise.
-    :raises FlowServiceError: any answer that is not a success.
-    :raises FlowMalformed: the answer is no JSON, or `read` did not find in it what it expects.
-    """
-    response = yield from send(request)
-    value = parse_json(request, response)
-    try:
-        return parse(value)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise FlowMalformed(
-            malformed_message(request, response, "is not what was expected"), status=response.status
-        ) from error
 
 
 def quote_path_segment(name: str, value: str) -> str:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_provider_flows.core.bounded_json import parse_bounded_json
+from airflow_provider_flows.core.responses import parse_bounded_json
 from airflow_provider_flows.plugin.schemas import ModelSchema, to_safe_line
 
 MAX_JSON_CHUNK_BYTES = 8 * 1024 * 1024  # bytes of the JSON chunk; a model with thousands of parts has less

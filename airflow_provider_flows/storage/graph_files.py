@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
-from airflow_provider_flows.core.bounded_json import parse_bounded_json
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
+from airflow_provider_flows.core.responses import parse_bounded_json
 from airflow_provider_flows.storage.file_source import redact_path
 
 MAX_GRAPH_BYTES = 8 * 1024 * 1024  # bytes; the page's sample has 6 KB

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from airflow_provider_flows.core.http import MAX_EXCERPT_BYTES, Request, Response
+from airflow_provider_flows.core.http import Request, Response
+from airflow_provider_flows.core.responses import MAX_EXCERPT_BYTES
 from airflow_provider_flows.transport.settings import Settings
 
 

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowMalformed, FlowUnreachable
-from airflow_provider_flows.core.http import Conversation, Request, Response, parse_json, raise_for_status
+from airflow_provider_flows.core.http import Conversation, Request, Response
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
+from airflow_provider_flows.core.responses import parse_json, raise_for_status
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.emulator import Emulator, Fault
 from tests.support.doors import (

@@ -14,6 +14,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.http import Conversation, Request, Resend
 from airflow_provider_flows.core.payload.download import RawFileSink, download
 from airflow_provider_flows.core.payload.sink import Target
+from airflow_provider_flows.core.responses import request_json
 from airflow_provider_flows.core.run import (
     PENDING,
     READY,
@@ -23,7 +24,7 @@ from airflow_provider_flows.core.run import (
     FlowState,
     parse_progress,
 )
-from airflow_provider_flows.core.service import Inputs, Service, quote_path_segment, request_json
+from airflow_provider_flows.core.service import Inputs, Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.hooks import FlowsHook
 

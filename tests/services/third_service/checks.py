@@ -31,8 +31,9 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
 )
 from airflow_provider_flows.core.http import Conversation, Request, Resend
+from airflow_provider_flows.core.responses import request_json
 from airflow_provider_flows.core.run import FlowRun, FlowState
-from airflow_provider_flows.core.service import Inputs, Service, request_json
+from airflow_provider_flows.core.service import Inputs, Service
 from airflow_provider_flows.core.start import RunRecord, resume, start
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
