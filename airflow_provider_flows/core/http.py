@@ -1,10 +1,11 @@
 """HTTP requests and responses as plain values, and the conversations that they form.
 
-A *conversation* is a generator. It yields a `Request` and is sent the `Response`, or is thrown the `FlowError`
-that was raised instead. It may also yield a `Sleep`, and is sent None when that time has passed. The value that
-it returns is the result of the conversation.
+A *conversation* is a generator. It yields a `Request` and is sent the `Response`, or is thrown the
+`FlowError` that was raised instead. It may also yield a `Sleep`, and is sent None when that time has passed.
+The value that it returns is the result of the conversation.
 
-Conversations do no I/O. A driver (`transport.blocking.run`, `transport.asynchronous.run`) sends their requests.
+Conversations do no I/O. A driver (`transport.blocking.run`, `transport.asynchronous.run`) sends their
+requests.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class Request:
     """One HTTP request, without host and credentials.
 
     :param method: the HTTP method, in capitals.
-    :param path: a quoted path that starts with a slash, relative to the connection's host; or an absolute URL.
-        The credentials are sent to the connection's own host only.
+    :param path: a quoted path that starts with a slash, relative to the connection's host; or an absolute
+        URL. The credentials are sent to the connection's own host only.
     :param query: the query parameters, unquoted.
-    :param json: the value that is sent as the JSON body, or None for no body. An `UploadSource` at any depth in
-        it is sent as a data URI.
+    :param json: the value that is sent as the JSON body, or None for no body. An `UploadSource` at any depth
+        in it is sent as a data URI.
     :param resend: when the request may be sent again.
     :param sink: receives the body of a successful response, of any size, a chunk at a time.
     :param allow_redirect: decides for a URL whether a redirect to it may be followed; None allows any URL.
@@ -192,8 +193,8 @@ def restrict_redirects(conversation: Conversation[T], is_allowed: Callable[[str]
 def is_same_origin(first: str, second: str) -> bool:
     """Return whether two URLs share scheme, host and port, so that both may receive the same credentials.
 
-    A URL with a user name or a backslash before its path matches no other, because libraries disagree about its
-    host.
+    A URL with a user name or a backslash before its path matches no other, because libraries disagree about
+    its host.
     """
     try:
         origin, other_origin = (

@@ -42,7 +42,8 @@ class RateLimiter:
         """Adapt to a response, and return whether it starts a block.
 
         :param status: the HTTP status.
-        :param retry_after: the seconds that the service demands, None if it demands none; at most an hour counts.
+        :param retry_after: the seconds that the service demands, None if it demands none; at most an hour
+            counts.
         :param now: the current time in epoch seconds.
         """
         if status == TOO_MANY_REQUESTS or (status == SERVICE_UNAVAILABLE and retry_after is not None):

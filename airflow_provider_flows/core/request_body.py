@@ -37,7 +37,8 @@ class Body:
     def __iter__(self) -> Iterator[bytes]:
         """Yield the bytes, from the start.
 
-        :raises FlowInputError: a file cannot be read, or its content has changed. The last bytes are not yielded.
+        :raises FlowInputError: a file cannot be read, or its content has changed. The last bytes are not
+            yielded.
         """
         self.is_exhausted = False
         *leading_parts, last_part = self._parts
@@ -49,12 +50,12 @@ class Body:
 
 
 def is_fully_sent(body: bytes | Body | None) -> bool:
-    """Return whether so much of a body was sent that a receiver can parse it; reading a file may fail before."""
+    """Return whether so much of a body was sent that the receiver can parse it."""
     return not isinstance(body, Body) or body.is_exhausted
 
 
 def to_body(value: Any) -> bytes | Body:
-    """Return a value as JSON in UTF-8, with the content of each `UploadSource` in it, at any depth, as a data URI.
+    """Return a value as JSON in UTF-8, with each `UploadSource` in it, at any depth, as a data URI.
 
     :raises TypeError: the value contains an object that JSON cannot represent.
     :raises ValueError: the value contains NaN or an infinity.

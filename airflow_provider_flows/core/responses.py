@@ -1,7 +1,8 @@
 """From an HTTP response to a JSON value or an error.
 
-`ERRORS_BY_STATUS` is the table of which status raises which error. The JSON of a service is untrusted: it is read
-with a limit on its depth, and with finite numbers only, so that Airflow and the standard library can process it.
+`ERRORS_BY_STATUS` is the table of which status raises which error. The JSON of a service is untrusted: it is
+read with a limit on its depth, and with finite numbers only, so that Airflow and the standard library can
+process it.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ OTHER_STATUS_HINT = "The service could not process the request; try again later.
 def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]:
     """Send a request, and parse the JSON value of its response.
 
-    :param parse: receives the JSON value, None if the body is empty. It may access what it expects without checks,
-        because its LookupError, TypeError, ValueError, AttributeError and ArithmeticError become a `FlowMalformed`.
+    :param parse: receives the JSON value, None if the body is empty. It may access what it expects without
+        checks, because its LookupError, TypeError, ValueError, AttributeError and ArithmeticError become a
+        `FlowMalformed`.
     :raises FlowServiceError: the response is not a success.
     :raises FlowMalformed: the response is not JSON, or `parse` failed.
     """
@@ -118,8 +120,8 @@ def raise_for_status(request: Request, response: Response, now: float | None = N
     """Raise the error of a response's status, unless the response is a success.
 
     :param now: the current time in epoch seconds, for a Retry-After that contains a date.
-    :raises FlowServiceError: or the subclass in `ERRORS_BY_STATUS` (vendor_notes.md, 1.8). Its message contains the
-        reason that the service gives.
+    :raises FlowServiceError: or the subclass in `ERRORS_BY_STATUS` (vendor_notes.md, 1.8). Its message
+        contains the reason that the service gives.
     """
     if response.is_success:
         return
@@ -145,8 +147,8 @@ def malformed_message(request: Request, response: Response, problem: str) -> str
 def error_reason(response: Response) -> str:
     """Return the reason that a service gives in an error response.
 
-    It is the first non-empty of `detail` (a text, list or object), `message`, `error` and `details`, else the start
-    of the body.
+    It is the first non-empty of `detail` (a text, list or object), `message`, `error` and `details`, else the
+    start of the body.
     """
     try:
         value = parse_bounded_json(response.body)
@@ -202,8 +204,8 @@ def _parse_finite(text: str) -> float | None:
 
 
 _CONTAINERS = frozenset({dict, list})
-# Created once: `json.loads` with arguments creates a decoder for each call, which takes as long as decoding a small
-# response. The finite decoder takes twice as long as the fast one.
+# Created once: `json.loads` with arguments creates a decoder for each call, which takes as long as decoding a
+# small response. The finite decoder takes twice as long as the fast one.
 _FAST_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 _FINITE_DECODER = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_parse_finite)
 

@@ -1,7 +1,7 @@
 """Retries of single HTTP requests, with backoff and Retry-After, and redirects.
 
-`Request.resend` decides which requests may be sent again. Retries of a task, and polls that fail, are not retries in
-the sense of this module.
+`Request.resend` decides which requests may be sent again. Retries of a task, and polls that fail, are not
+retries in the sense of this module.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def _can_resend(request: Request, error: FlowUnreachable) -> bool:
 def follow_redirects(request: Request) -> Conversation[Response]:
     """Send a request, and follow the redirects of a GET to where `Request.allow_redirect` permits.
 
-    A redirect of another method is returned as it is: following it would change the method, or send the request
-    twice. The transport adds the credentials only to requests to the connection's own host.
+    A redirect of another method is returned as it is: following it would change the method, or send the
+    request twice. The transport adds the credentials only to requests to the connection's own host.
 
     :raises FlowMalformed: a redirect has no valid URL, or there are more than `MAX_REDIRECTS`.
     """
