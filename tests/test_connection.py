@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import Connection
 
 from airflow_provider_flows.connection import (
-    CA_BUNDLES,
+    CA_BUNDLE_VARIABLES,
     GENERIO_FIELDS,
     PROMPTCHAINER_FIELDS,
     get_token,
@@ -31,7 +31,7 @@ DEFAULT = "https://flows.generio.ai"
 @pytest.fixture(autouse=True)
 def _no_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away the CA bundles of the machine."""
-    for name in CA_BUNDLES:
+    for name in CA_BUNDLE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -222,7 +222,7 @@ def test_test_button_tells_a_wrong_key_from_a_wrong_host(flow_emulator: Emulator
         hook.connection.host = "http://127.0.0.1:9"
         good, told = hook.test_connection()
         assert not good
-        assert "got no answer" in told
+        assert "got no response" in told
     assert flow_emulator.requests
 
 

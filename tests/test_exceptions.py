@@ -148,7 +148,7 @@ def test_answer_that_cannot_be_read_is_malformed(
     """HTML, cut JSON, nothing and the wrong kind of JSON are FlowMalformed, which shows how the answer begins."""
     flow_emulator.add_fault(Fault(body=body, status=200))
     with pytest.raises(
-        FlowMalformed, match=rf"GET /flows/{NO_ID} .*HTTP 200, {len(body)} bytes.*It begins: "
+        FlowMalformed, match=rf"GET /flows/{NO_ID} .*HTTP 200, {len(body)} bytes.*It starts with: "
     ):
         hook.get_run(NO_ID)
 
@@ -209,7 +209,7 @@ def test_each_status_is_its_error(status: int, kind: type[FlowServiceError]) -> 
         )
     assert type(caught.value) is kind
     assert (caught.value.status, caught.value.retry_after) == (status, 7.0)
-    assert f"GET /flows was answered with HTTP {status}" in str(caught.value)
+    assert f"GET /flows returned HTTP {status}" in str(caught.value)
     assert "because" in str(caught.value)
 
 

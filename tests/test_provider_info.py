@@ -164,11 +164,11 @@ def test_the_test_button(flow_emulator: Emulator, name: str, monkeypatch: pytest
     nobody = f"http://127.0.0.1:{free_port()}"
     assert tested(flow_emulator.url, flow_emulator.key) == (
         True,
-        f"{HOOKS[name].hook_name} answers and takes the key.",
+        f"{HOOKS[name].hook_name} accepted the API key.",
     )
     done, told = tested(flow_emulator.url, "wrong-key-of-mine")
     assert not done
-    assert "does not accept the key" in told
+    assert "does not accept the API key" in told
     done, told = tested(nobody, "wrong-key-of-mine")
     assert not done
     assert nobody in told

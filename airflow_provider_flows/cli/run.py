@@ -99,7 +99,7 @@ class _RunStarter:
         :raises FlowServiceError: it was not started, as far as can be found out; what cannot is said.
         """
         try:
-            flow_run = self._hook.start(
+            flow_run = self._hook.start_request(
                 self._request, record=self._record, save=self._save, validate=self._validate
             )
             if self._supports_get_run:

@@ -66,7 +66,7 @@ class PromptChainer(Service):
             if self._test_flow:
                 raise
             return "PromptChainer answers and does not refuse the key. Set a test flow in the connection to be sure of it."
-        return "PromptChainer answers and takes the key."
+        return "PromptChainer accepted the API key."
 
     def get_definition(self, flow: str) -> Conversation[FlowDefinition]:
         """GET /api/flows/getFlowInfo/{id}: an array of `{name, type}`; a graph, or a wrapped array, is read as well (P-03)."""

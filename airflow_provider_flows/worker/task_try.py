@@ -146,7 +146,7 @@ class TaskTry:
                 raise FlowError(message)
 
         record = replace(self.task_state.create_record(request, deadline), conn_id=self.hook.flows_conn_id)
-        run = self.hook.start(
+        run = self.hook.start_request(
             request, record=record if self._durable else None, save=save, validate=self._validate
         )
         if not self._durable:

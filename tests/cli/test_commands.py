@@ -301,7 +301,7 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
         ("list --conn-id wrong", 6, "does not accept the key"),
         ("runs --conn-id promptchainer_default", 2, "cannot list flow runs"),
         ("abort 0123 --conn-id promptchainer_default", 2, "cannot abort"),
-        ("list --conn-id nobody", 1, "got no answer"),
+        ("list --conn-id nobody", 1, "got no response"),
         ("nonsense", 2, "invalid choice"),
     ],
 )

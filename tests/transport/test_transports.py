@@ -323,7 +323,7 @@ class TestTrouble:
         """The message names the request, the host, the kind of trouble and what to check, and no query."""
         with unused_url() as url:
             error = catch_unreachable(door, settings_for(url), Request("GET", "/flows", {"secret": "s3cret"}))
-        assert str(error).startswith(f"GET /flows got no answer from {url} (")
+        assert str(error).startswith(f"GET /flows got no response from {url} (")
         assert "Check the connection's host" in str(error)
         assert "s3cret" not in str(error)
 

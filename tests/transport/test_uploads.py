@@ -192,7 +192,7 @@ class TestOverTheWire:
         request = Request("POST", "/flows", json={"data": written(tmp_path, PNG + bytes(20_000_000))})
         with UploadServer((100_000, too_large)) as intake:
             response = door(settings_for(intake.url), single_request(request))
-        with pytest.raises(FlowInvalid, match="larger than the service takes"):
+        with pytest.raises(FlowInvalid, match="larger than the service accepts"):
             raise_for_status(request, response)
 
 
@@ -279,7 +279,9 @@ class TestChange:
         (tmp_path / "a.png").write_bytes(self.CONTENT[:-1])
         kept: list[Any] = []
         with pytest.raises(FlowInputError, match=r"inputs\[0\].*changed since the start.*Run the task again"):
-            hook.start(order, record=RECORD, save=kept.append) if durable else hook.start(order)
+            hook.start_request(
+                order, record=RECORD if durable else None, save=kept.append if durable else None
+            )
         assert (flow_emulator.runs, flow_emulator.started_count) == ({}, 0)
         if durable:
             assert [request.method for request in flow_emulator.requests if request.method == "DELETE"] == [

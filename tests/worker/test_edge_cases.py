@@ -49,7 +49,7 @@ def test_run_that_may_have_started_is_left_to_the_next_try(
     flow_emulator.add_fault(Fault(method="PATCH", path="/flows/*", reset="after"))
     flow_emulator.add_fault(Fault(method="GET", path="/flows/*", status=404, times=1))
     with pytest.raises(FlowServiceError):
-        hook.start(order, record=RunRecord(order.fingerprint, 0), save=kept.append)
+        hook.start_request(order, record=RunRecord(order.fingerprint, 0), save=kept.append)
     assert not [asked for asked in flow_emulator.requests if asked.method == "DELETE"]
     run = hook.resume(order, kept[-1], 0)
     assert run is not None

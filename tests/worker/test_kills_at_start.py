@@ -78,7 +78,7 @@ def states(emulator: Emulator) -> list[str]:
 def kept(order: Any, lineage: int) -> Store:
     """Start a run and give the store that its try leaves behind."""
     found: list[Any] = []
-    GenerioHook("generio_default").start(
+    GenerioHook("generio_default").start_request(
         order, record=RunRecord(order.fingerprint, lineage), save=found.append
     )
     return Store({RECORD_KEY: found[-1].to_dict()})

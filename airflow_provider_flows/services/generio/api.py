@@ -54,7 +54,7 @@ class Generio(Service):
             request = Request("GET", "/templates")
             response = yield from send(request)
         parse_json(request, response)
-        return "Generio answers and takes the key."
+        return "Generio accepted the API key."
 
     def start(
         self,
