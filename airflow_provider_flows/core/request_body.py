@@ -24,9 +24,8 @@ class Body:
     def __init__(self, parts: Sequence[bytes], sources: Sequence[UploadSource]) -> None:
         self._parts = parts
         self._sources = sources
-        self.is_exhausted = (
-            False  # whether the last chunk was read; before that, no receiver has complete JSON
-        )
+        # Whether the last chunk was read. Before that, no receiver has complete JSON.
+        self.is_exhausted = False
 
     def __len__(self) -> int:
         """Return the number of bytes, for Content-Length."""

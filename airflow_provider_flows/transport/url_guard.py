@@ -1,7 +1,7 @@
 """Guard against server-side request forgery: which hosts an untrusted URL may name.
 
-Public hosts are allowed, hosts inside the worker's network are not. `resolves_to_public` looks host names up
-in the DNS; nothing here opens a connection.
+Public hosts are allowed, hosts inside the worker's network are not. `resolves_to_public` sends DNS
+queries; nothing here opens a connection.
 """
 
 from __future__ import annotations
