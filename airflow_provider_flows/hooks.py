@@ -153,7 +153,7 @@ class FlowsHook(BaseFlowsHook):
         return self.run(start.resume(self.service, request, record, generation, abort=abort))
 
     def cancel(self, flow_run_id: str) -> None:
-        """End a flow run in any state: delete it if it never ran, abort it if it is active."""
+        """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged."""
         self.run(start.cancel(self.service, flow_run_id))
 
     def cancel_and_wait(self, flow_run_id: str) -> FlowRun | None:

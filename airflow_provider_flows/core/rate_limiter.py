@@ -8,9 +8,8 @@ from __future__ import annotations
 from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
 
 DEFAULT_RETRY_AFTER_SECONDS = 5.0  # after a 429 without Retry-After
-INITIAL_INTERVAL_SECONDS = (
-    0.5  # between the first two requests after a block; each success halves the interval
-)
+# between the first two requests after a block; each success halves the interval
+INITIAL_INTERVAL_SECONDS = 0.5
 MIN_INTERVAL_SECONDS = 0.001  # a shorter interval counts as none
 TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE = 429, 503
 

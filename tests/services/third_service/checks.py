@@ -103,7 +103,7 @@ def test_airflow_shows_its_connection_form_and_tests_it(monkeypatch: pytest.Monk
     monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
     done, told = connection.test_connection()
     assert not done
-    assert "does not accept the key" in told
+    assert "does not accept the API key" in told
 
 
 def made(tmp_path: Path) -> DAG:
