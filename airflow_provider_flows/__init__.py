@@ -1,15 +1,16 @@
-"""An Apache Airflow provider for services that run flows: it starts a flow run, waits for it and fetches what it made.
+"""An Apache Airflow provider that starts flow runs, waits for them and fetches their outputs.
 
-This module says how the data goes and which version this is; it does nothing itself, and importing it costs nothing.
+How a task runs a flow: `operators.RunFlowOperator` turns its arguments into a `RunRequest` (storage.inputs)
+and calls the `FlowsHook` of its connection (hooks, connection). The hook runs *conversations* (core.http):
+generators that yield requests and receive responses. Each endpoint of a service is one (services), and so are
+the start of a flow run (core.start) and the wait for it (core.polling). A worker sends the requests with
+`requests` (transport.blocking), and a triggerer with `aiohttp` (transport.asynchronous), where all
+`FlowRunTrigger`s of a connection share one poller (triggerer.shared_poller). Either way the result is the
+same `FlowRun` (core.run). The task stores its outputs (storage.outputs), emits asset events
+(worker.asset_events) and returns one plain dict as XCom.
 
-The way of the data: a DAG author's `RunFlowOperator` (operators) turns its arguments into inputs (inputs, flow/data_uri) and
-asks the `FlowsHook` of its connection (hooks, connection) to hold *conversations*: generators that yield requests and are sent
-responses (flow/exchange), one for each thing a service can do (flow/services), one that starts (flow/starting) and one that
-waits (flow/waiting, flow/schedule). Two transports carry them (transport/blocking in workers, transport/asynchronous in the
-triggerer, where all `FlowRunTrigger`s of a connection share one `Watch` (watch)). Whatever waited, the same `FlowRun` (flow/run)
-comes back, its outputs are written to object storage (outputs), the task's outlets are told (assets), and one plain dict goes to
-XCom. `FlowRunSensor` (sensors) waits for runs that somebody else started; `FlowRunFinishedTrigger` (finished) tells asset
-watchers of them, from one list for all (bulletin).
+`FlowRunSensor` waits for a flow run that was started elsewhere. `FlowRunFinishedTrigger` emits events for
+asset watchers, from one list of runs for all of them (triggerer.finished_runs_feed).
 """
 
 from __future__ import annotations
@@ -18,17 +19,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowRun as FlowRun
-    from airflow_provider_flows.core.run import FlowState as FlowState
+    from airflow_provider_flows.core.exceptions import (
+        FlowAuthError,
+        FlowConflict,
+        FlowError,
+        FlowInputError,
+        FlowInvalid,
+        FlowMalformed,
+        FlowNotFound,
+        FlowRateLimited,
+        FlowRunAborted,
+        FlowRunFailed,
+        FlowServiceError,
+        FlowTimeout,
+        FlowUnreachable,
+    )
+    from airflow_provider_flows.core.run import FlowRun, FlowState
 
 __version__ = "0.1.0"
 
-__all__ = ["FlowRun", "FlowState", "__version__"]
+__all__ = [
+    "FlowAuthError",
+    "FlowConflict",
+    "FlowError",
+    "FlowInputError",
+    "FlowInvalid",
+    "FlowMalformed",
+    "FlowNotFound",
+    "FlowRateLimited",
+    "FlowRun",
+    "FlowRunAborted",
+    "FlowRunFailed",
+    "FlowServiceError",
+    "FlowState",
+    "FlowTimeout",
+    "FlowUnreachable",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `FlowRun` and `FlowState` when they are first asked for, so that `import airflow_provider_flows` stays cheap."""
-    if name in {"FlowRun", "FlowState"}:
-        return getattr(import_module("airflow_provider_flows.core.run"), name)
-    message = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(message)
+    """Import a class on first use, so that `import airflow_provider_flows` stays cheap."""
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    module = "core.run" if name in {"FlowRun", "FlowState"} else "core.exceptions"
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -1,7 +1,4 @@
-"""What every hook stands on: an Airflow connection, its service, and the two doors through which conversations are held.
-
-It has no words for what can be asked of a service (hooks.py has) and keeps nothing between calls but the session.
-"""
+"""The base of all hooks: the Airflow connection, its service, and the methods that run conversations."""
 
 from __future__ import annotations
 
@@ -30,9 +27,15 @@ if TYPE_CHECKING:
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
 
+# The transports are imported in the methods that use them: a worker never needs aiohttp, and a triggerer
+# never needs requests.
+
 
 class BaseFlowsHook(BaseHook):
-    """A hook that knows its connection and can hold conversations with its service.
+    """A hook that runs conversations with the service of its connection.
+
+    Nothing is looked up or opened until it is needed. The hook saves nothing between calls but the connection
+    and the session.
 
     :param flows_conn_id: the Airflow connection to use.
     """
@@ -45,39 +48,45 @@ class BaseFlowsHook(BaseHook):
     fields: ClassVar[Mapping[str, conn.Field]] = conn.fields(read_timeout=60)
 
     def __init__(self, flows_conn_id: str = default_conn_name, **kwargs: Any) -> None:
-        """Keep the connection's id; nothing is looked up or opened yet."""
         super().__init__(**kwargs)
         self.flows_conn_id = flows_conn_id
         self._connection: Connection | None = None
         self._session: requests.Session | None = None
 
     def create_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # subclasses need it
-        """Make the service that this hook talks to.
+        """Create the service of this hook.
 
-        :param extra: the connection's extra, checked, with defaults.
+        :param extra: the connection's extra, validated, with defaults.
         """
-        message = f"{type(self).__name__} serves no service; ask FlowsHook.get_hook({self.flows_conn_id!r}) for the right hook"
+        message = (
+            f"{type(self).__name__} has no service; use FlowsHook.get_hook({self.flows_conn_id!r}), "
+            "which returns the hook of the connection's type"
+        )
         raise FlowInputError(message)
 
     @classmethod
     def get_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
-        """Give the hook of a connection, by its connection type.
+        """Return the hook of a connection, according to its connection type.
 
-        :raises FlowInputError: the connection is not of a type that runs flows.
+        :raises FlowInputError: the connection's type does not run flows.
         """
         return cls._hook_from_connection(cls.get_connection(conn_id), hook_params)
 
     @classmethod
     async def aget_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
-        """Give the hook of a connection, without blocking the event loop."""
+        """Return the hook of a connection, without blocking the event loop.
+
+        :raises FlowInputError: the connection's type does not run flows.
+        """
         connection = await get_async_connection(conn_id, cls)
         return await asyncio.to_thread(cls._load_hook, connection, hook_params)
 
     @classmethod
     def _load_hook(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
-        """Do what is slow the first time and must not be done on the loop.
+        """Return the hook of a connection after slow first-time work, which must not run on an event loop.
 
-        That is the look at Airflow's registry of connection types, which reads every provider's metadata, and aiohttp's import.
+        That is the import of aiohttp, and reading the metadata of every provider for Airflow's connection
+        types.
         """
         import_module("airflow_provider_flows.transport.asynchronous")
         return cls._hook_from_connection(connection, hook_params)
@@ -86,16 +95,17 @@ class BaseFlowsHook(BaseHook):
     def _hook_from_connection(cls, connection: Connection, hook_params: dict[str, Any] | None) -> Self:
         try:
             hook = connection.get_hook(hook_params=hook_params)
-        except AirflowException:  # a type that no installed provider knows
+        except AirflowException:  # no installed provider has this connection type
             hook = None
         if not isinstance(hook, cls):
             message = (
-                f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, which runs no flows here; "
-                "flows_conn_id must name one of type generio or promptchainer, or of a type that another package adds for its "
-                "service, and the provider of that type must be installed in this environment (airflow providers list)"
+                f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, "
+                "which runs no flows here; flows_conn_id must name a connection of type generio or "
+                "promptchainer, or of a type that another installed provider adds for its service "
+                "(airflow providers list)"
             )
             raise FlowInputError(message)
-        hook._connection = connection  # noqa: SLF001  # it was looked up just now; a look-up is dear
+        hook._connection = connection  # noqa: SLF001  # saves a second lookup, which is expensive
         return hook
 
     @property
@@ -107,36 +117,62 @@ class BaseFlowsHook(BaseHook):
 
     @property
     def extra(self) -> dict[str, Any]:
-        """The connection's extra, checked, with defaults."""
+        """The connection's extra, validated, with defaults."""
         return conn.parse_extra(self.connection, self.fields)
 
     @cached_property
     def service(self) -> Service:
-        """The service, as this connection wants it; made once, for thousands of waits may ask for it."""
+        """The service, created once, because thousands of waits may use it."""
         return self.create_service(self.extra)
 
     @property
     def settings(self) -> Settings:
-        """What the transports need to know of this connection."""
+        """The connection's settings for the transports."""
         return conn.to_settings(
             self.connection, self.extra, default_host=self.default_host, credentials=self.service.auth_headers
         )
 
+    @property
+    def retry(self) -> Retry:
+        """The retry policy for single requests, according to the connection's field `retries`."""
+        return Retry(attempts=1 + self.extra["retries"])
+
     def get_conn(self) -> requests.Session:
-        """Give the one `requests` session of this hook; credentials are added to each request, not to the session."""
+        """Return the `requests` session of this hook.
+
+        The session has no credentials; they are added to each request.
+        """
         if self._session is None:
             from airflow_provider_flows.transport.blocking import new_session
 
             self._session = new_session(self.settings)
         return self._session
 
+    def close(self) -> None:
+        """Close the session, if there is one; the next call opens another."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    @contextmanager
+    def copy_for_thread(self) -> Iterator[Self]:
+        """Return a copy of this hook with a session of its own, for use in another thread."""
+        other = copy(self)
+        other._session = None  # noqa: SLF001  # an instance of the same class
+        try:
+            yield other
+        finally:
+            other.close()
+
     def run(
         self, conversation: Conversation[T], *, retry: Retry | None = None, timeout: float | None = None
     ) -> T:
-        """Run a conversation over `requests`.
+        """Run a conversation over `requests`, and return its result.
 
-        :param retry: how often each request is sent, and when; by default as the connection says (`retries`).
-        :param timeout: seconds that connecting and each read may take at most, if the connection allows more.
+        :param retry: the retry policy for each request; by default that of the connection (`retries`).
+        :param timeout: upper bound, in seconds, for the connect timeout and the read timeout of the
+            connection.
+        :raises FlowServiceError: a request failed; the message names the connection.
         """
         from airflow_provider_flows.transport.blocking import BlockingTransport, run
 
@@ -148,35 +184,42 @@ class BaseFlowsHook(BaseHook):
                 read_timeout=min(timeout, settings.read_timeout),
             )
         with self.add_connection_to_errors():
-            return run(
-                with_retries(conversation, retry or self.retry),
-                BlockingTransport(settings, self.get_conn()).send,
-            )
+            transport = BlockingTransport(settings, self.get_conn())
+            return run(with_retries(conversation, retry or self.retry), transport.send)
 
-    @property
-    def retry(self) -> Retry:
-        """How often each request is sent, and when, as the connection says."""
-        return Retry(attempts=1 + self.extra["retries"])
+    async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
+        """Run a conversation over `aiohttp`, and return its result.
 
-    @contextmanager
-    def copy_for_thread(self) -> Iterator[Self]:
-        """Give this hook once more, with a session of its own, for another thread."""
-        other = copy(self)
-        other._session = None  # noqa: SLF001  # it is one of us
+        :param retry: the retry policy for each request; by default that of the connection (`retries`).
+        :raises FlowServiceError: a request failed; the message names the connection.
+        """
+        from airflow_provider_flows.transport.asynchronous import run
+
+        async with self.async_transport() as transport:
+            with self.add_connection_to_errors():
+                return await run(with_retries(conversation, retry or self.retry), transport.send)
+
+    @asynccontextmanager
+    async def async_transport(self) -> AsyncIterator[AsyncTransport]:
+        """Open an `aiohttp` session on the running event loop; it is closed at the end of the block.
+
+        :raises FlowInputError: the CA bundle cannot be read.
+        """
+        from airflow_provider_flows.transport.asynchronous import AsyncTransport, new_session
+
+        settings = self.settings
         try:
-            yield other
-        finally:
-            other.close()
-
-    def close(self) -> None:
-        """Close the session, if there is one; the next call opens another."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+            new = await new_session(settings)
+        except OSError as error:
+            bundle = f"CA bundle {settings.verify} of connection {self.flows_conn_id!r}"
+            message = f"The {bundle} cannot be read: {error}"
+            raise FlowInputError(message) from error
+        async with new as session:
+            yield AsyncTransport(settings, session)
 
     @contextmanager
     def add_connection_to_errors(self) -> Iterator[None]:
-        """Name the connection in what a service refuses: with several of them one would have to guess."""
+        """Name the connection in a `FlowServiceError` of the block, because a DAG may use several."""
         try:
             yield
         except FlowServiceError as error:
@@ -184,30 +227,5 @@ class BaseFlowsHook(BaseHook):
             raise
 
     def add_connection_to(self, error: FlowServiceError) -> None:
-        """Name the connection in an error."""
+        """Name the connection and its host in the message of an error."""
         error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
-
-    @asynccontextmanager
-    async def async_transport(self) -> AsyncIterator[AsyncTransport]:
-        """Open the async door: an `aiohttp` session for the running loop, closed at the end."""
-        from airflow_provider_flows.transport.asynchronous import AsyncTransport, new_session
-
-        settings = self.settings
-        try:
-            opened = await new_session(settings)
-        except OSError as error:
-            message = f"The certificates in {settings.verify} cannot be read: {error}"
-            raise FlowInputError(message) from error
-        async with opened as session:
-            yield AsyncTransport(settings, session)
-
-    async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
-        """Run a conversation over `aiohttp`.
-
-        :param retry: how often each request is sent, and when; by default as the connection says (`retries`).
-        """
-        from airflow_provider_flows.transport.asynchronous import run
-
-        async with self.async_transport() as transport:
-            with self.add_connection_to_errors():
-                return await run(with_retries(conversation, retry or self.retry), transport.send)

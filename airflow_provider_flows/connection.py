@@ -1,6 +1,6 @@
-"""From an Airflow connection to `Settings`: the one table of the fields that a connection's extra may hold.
+"""The table of the fields in a connection's extra, and the conversion of a connection to `Settings`.
 
-It looks no connection up (hooks.py does) and knows no service's paths; what differs by service comes in as an argument.
+The same table defines the form in Airflow's UI, the validation and the documentation.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.transport.settings import Settings
 
-# bundles of trusted certificates that the environment may name; `requests` knows the first two, OpenSSL the third
-CA_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+# environment variables that name a CA bundle; `requests` reads the first two, OpenSSL the third
+CA_BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a connection's extra: how the form shows it, and what it must be.
+    """One field of a connection's extra.
 
-    :param kind: JSON schema's word: number, integer, boolean or string.
-    :param minimum: the least a number may be.
+    :param label: the field's name in the form.
+    :param description: the field's help text in the form.
+    :param kind: its JSON schema type: number, integer, boolean or string.
+    :param default: the value of an empty field.
+    :param minimum: the minimum of a number.
     """
 
     label: str
@@ -39,7 +42,7 @@ class Field:
     minimum: float | None = None
 
     def to_form(self) -> dict[str, Any]:
-        """Give the field as Airflow's provider info wants it (`conn-fields`)."""
+        """Return the field in the form of Airflow's provider info (`conn-fields`)."""
         schema: dict[str, Any] = {"type": [self.kind, "null"]}
         if self.default is not None:
             schema["default"] = self.default
@@ -49,45 +52,63 @@ class Field:
 
 
 def fields(read_timeout: float) -> dict[str, Field]:
-    """Give the table of fields that every service's connection has.
+    """Return the table of the fields that the connection of every service has.
 
-    :param read_timeout: the service's own default, in seconds.
+    :param read_timeout: the default of the service, in seconds.
     """
     return {
         "connect_timeout": Field(
-            "Connect timeout", "Seconds until a connection must stand.", "number", 10, 0.1
+            "Connect timeout", "Timeout for establishing a connection, in seconds.", "number", 10, 0.1
         ),
         "read_timeout": Field(
-            "Read timeout", "Seconds that the service may be silent.", "number", read_timeout, 0.1
+            "Read timeout",
+            "Longest time without data from the service, in seconds.",
+            "number",
+            read_timeout,
+            0.1,
         ),
         "retries": Field(
-            "Retries", "How often a request that may be repeated is sent again.", "integer", 3, 0
+            "Retries",
+            "How often a request is sent again after a transient error, if repeating it is safe.",
+            "integer",
+            3,
+            0,
         ),
         "verify": Field(
-            "Verify TLS", "Whether the service's certificate is checked.", "boolean", default=True
+            "Verify TLS", "Whether to verify the service's TLS certificate.", "boolean", default=True
         ),
         "ca_bundle": Field(
-            "CA bundle", "Path of a file with the certificates to trust instead of the usual ones.", "string"
+            "CA bundle",
+            "Path of a file with the CA certificates to trust instead of the default ones.",
+            "string",
         ),
         "max_requests_per_second": Field(
-            "Most requests per second",
-            "The bound on one triggerer's requests; empty for none.",
+            "Maximum requests per second",
+            "Rate limit for the requests of one triggerer; empty for no limit.",
             "number",
             None,
             0.01,
         ),
         "max_response_mib": Field(
-            "Largest answer", "MiB; the bound on an answer that is not a file.", "number", 64, 0.001
+            "Maximum response size",
+            "Maximum size of a response that is not a file, in MiB.",
+            "number",
+            64,
+            0.001,
         ),
     }
 
 
 GENERIO_FIELDS = fields(read_timeout=60)
 PROMPTCHAINER_FIELDS = {
-    **fields(read_timeout=300),  # one request lasts as long as the whole flow run
-    "test_flow": Field("Test flow", "Id of a flow of yours; Test asks for it to check the key.", "string"),
+    **fields(read_timeout=300),  # one request takes as long as the flow run
+    "test_flow": Field(
+        "Test flow",
+        "Id of one of your flows; the Test button reads its definition to check the API key.",
+        "string",
+    ),
     "graphs": Field(
-        "Flow graphs", "Folder (path or URI) of exported flow graphs, named <flow id>.json.", "string"
+        "Flow graphs", "Folder (path or URI) with exported flow graphs, named <flow id>.json.", "string"
     ),
 }
 
@@ -101,12 +122,14 @@ def connection_type(
     table: Mapping[str, Field],
     key: str = "API key",
 ) -> dict[str, Any]:
-    """Give a service's entry in `connection-types` of its package's provider info: the type, and its form.
+    """Return a service's entry in `connection-types` of the provider info: its connection type and form.
 
-    :param name: the connection type, as `conn_type` of the hook.
+    :param name: the connection type, as in `conn_type` of the hook.
+    :param hook_name: the name in the list of connection types, as in `hook_name` of the hook.
     :param hook_class: the full name of the hook's class, which is not imported here.
+    :param default_host: the service's address, as in `default_host` of the hook.
     :param table: the hook's `fields`.
-    :param key: what the service calls what goes into the password field.
+    :param key: the service's name for the content of the password field.
     """
     return {
         "connection-type": name,
@@ -115,24 +138,29 @@ def connection_type(
         "ui-field-behaviour": {
             "hidden-fields": ["login", "schema", "port"],
             "relabeling": {"password": key, "host": "Host"},
-            "placeholders": {"host": default_host, "password": f"the {key} of your account"},
+            "placeholders": {"host": default_host, "password": f"{key} of your account"},
         },
         "conn-fields": {field: entry.to_form() for field, entry in table.items()},
     }
 
 
 def parse_extra(connection: Connection, table: Mapping[str, Field]) -> dict[str, Any]:
-    """Read and check a connection's extra; what is absent, null or blank has its default.
+    """Return the validated fields of a connection's extra; an absent, null or blank field has its default.
 
-    :raises FlowInputError: the extra is no JSON object, or a field has the wrong type; the message names it.
+    :raises FlowInputError: the extra is not a JSON object, or a field has the wrong type; the message names
+        it.
     """
-    # not `extra_dejson`: that call blocks the triggerer's loop, and there are no secrets among these fields
+    # `extra_dejson` masks secrets, which blocks the triggerer's event loop, and none of these fields is a
+    # secret
     try:
         raw_value = json.loads(connection.extra or "{}")
     except ValueError:
         raw_value = None
     if not isinstance(raw_value, dict):
-        message = f'The extra of connection {connection.conn_id!r} must be a JSON object such as {{"read_timeout": 60}}'
+        message = (
+            f"The extra of connection {connection.conn_id!r} must be a JSON object such as "
+            '{"read_timeout": 60}'
+        )
         raise FlowInputError(message)
     return {
         name: _parse_field(connection.conn_id, name, field, raw_value.get(name))
@@ -141,7 +169,7 @@ def parse_extra(connection: Connection, table: Mapping[str, Field]) -> dict[str,
 
 
 def _parse_field(conn_id: str, name: str, field: Field, raw_value: Any) -> Any:
-    """Read one field; text is read into its kind, for an extra that came from a URI is all text."""
+    """Return the value of one field; text is converted, because an extra from a URI is all text."""
     if raw_value is None or raw_value == "":
         return field.default
     try:
@@ -150,17 +178,18 @@ def _parse_field(conn_id: str, name: str, field: Field, raw_value: Any) -> Any:
         value = None
     if value is None or (field.minimum is not None and not field.minimum <= value < float("inf")):
         bound = "" if field.minimum is None else f" of at least {field.minimum}"
-        message = f"{name} in the extra of connection {conn_id!r} must be of type {field.kind}{bound}, not {raw_value!r}"
+        message = (
+            f"{name} in the extra of connection {conn_id!r} must be of type {field.kind}{bound}, "
+            f"not {raw_value!r}"
+        )
         raise FlowInputError(message)
     return value
 
 
 def _parse_boolean(raw_value: Any) -> bool:
-    return (
-        raw_value
-        if isinstance(raw_value, bool)
-        else {"true": True, "1": True, "false": False, "0": False}[str(raw_value).lower()]
-    )
+    if isinstance(raw_value, bool):
+        return raw_value
+    return {"true": True, "1": True, "false": False, "0": False}[str(raw_value).lower()]
 
 
 def _parse_number(raw_value: Any) -> float:
@@ -189,35 +218,41 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
 
 
 def parse_base_url(connection: Connection, default: str) -> str:
-    """Give the service's address: the connection's host, which may carry scheme and port, else the service's own.
+    """Return the base URL of the service: from the connection's host, else the service's own.
 
-    :raises FlowInputError: no host can be read from it, or its scheme is neither http nor https.
+    The host may contain a scheme, a port and a path. Without a scheme it is https.
+
+    :raises FlowInputError: the host is invalid, or its scheme is neither http nor https.
     """
     host = (connection.host or "").strip() or default
     url = host if "://" in host else f"https://{host}"
     try:
         parts = urlsplit(url)
-        usable = (
+        is_valid = (
             parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
         )
     except ValueError:
-        usable = False
-    if not usable or parts.query or parts.fragment or "@" in parts.netloc:
-        message = f"The host of connection {connection.conn_id!r} must be a host name, or an http(s) address such as {default}"
+        is_valid = False
+    if not is_valid or parts.query or parts.fragment or "@" in parts.netloc:
+        message = (
+            f"The host of connection {connection.conn_id!r} must be a host name, "
+            f"or an http(s) URL such as {default}"
+        )
         raise FlowInputError(message)
     port = f":{connection.port}" if connection.port and not parts.port else ""
     return f"{parts.scheme}://{parts.netloc}{port}{parts.path.rstrip('/')}"
 
 
 def get_token(connection: Connection) -> str:
-    """Give the connection's password.
+    """Return the API key in the connection's password.
 
-    :raises FlowInputError: there is none, or it holds characters that no key has; it is never shown.
+    :raises FlowInputError: there is none, or it contains characters that no key has. The message omits the
+        password.
     """
     token = (connection.password or "").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        state = "no password" if not token else "a password with blanks or characters that no key has"
-        message = f"Connection {connection.conn_id!r} has {state}; put the service's API key into its password field"
+        state = "no password" if not token else "a password with blanks or with characters that no key has"
+        message = f"Connection {connection.conn_id!r} has {state}; put the API key into its password field"
         raise FlowInputError(message)
     return token
 
@@ -229,36 +264,37 @@ def to_settings(
     default_host: str,
     credentials: Callable[[str], Mapping[str, str]],
 ) -> Settings:
-    """Turn a connection into what the transports need.
+    """Return a connection's settings for the transports.
 
-    :param extra: what `extra_of` gave.
-    :param credentials: turns the key into headers.
+    :param extra: the fields that `parse_extra` has returned.
+    :param default_host: the service's own address.
+    :param credentials: returns the headers for an API key.
+    :raises FlowInputError: the connection's host, password or CA bundle is invalid.
     """
-    from airflow_provider_flows.transport.settings import (
-        Settings,
-    )  # not for whoever only wants the table of fields
+    # every process of Airflow imports this module for the table of fields, without the transports
+    from airflow_provider_flows.transport.settings import Settings
 
     return Settings(
         base_url=parse_base_url(connection, default_host),
         credentials=credentials(get_token(connection)),
         connect_timeout=extra["connect_timeout"],
         read_timeout=extra["read_timeout"],
-        verify=_ca_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
+        verify=_get_ca_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
         max_response_bytes=int(extra["max_response_mib"] * 1024 * 1024),
     )
 
 
-def _ca_bundle(conn_id: str, configured: str | None) -> str | bool:
-    """Give the CA bundle that the connection names, else the environment's, else True for the usual certificates.
+def _get_ca_bundle(conn_id: str, configured: str | None) -> str | bool:
+    """Return the CA bundle of the connection, else of the environment, else True for the default one.
 
-    :raises FlowInputError: it is not there.
+    :raises FlowInputError: the bundle does not exist.
     """
     candidates = [
         (f"ca_bundle in the extra of connection {conn_id!r}", configured),
-        *((name, os.environ.get(name)) for name in CA_BUNDLES),
+        *((name, os.environ.get(name)) for name in CA_BUNDLE_VARIABLES),
     ]
     where, bundle = next(((where, bundle) for where, bundle in candidates if bundle), ("", None))
     if bundle is not None and not Path(bundle).exists():
-        message = f"{where} must be the path of a file with certificates; there is nothing at {bundle}"
+        message = f"{where} must be the path of a file with certificates; {bundle} does not exist"
         raise FlowInputError(message)
     return bundle or True

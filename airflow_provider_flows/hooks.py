@@ -1,7 +1,4 @@
-"""The hooks: what can be asked of a service, in this provider's words, over an Airflow connection.
-
-They know no paths and no states (flow/services do); how a conversation is held stands in connected.py.
-"""
+"""The hooks: what users and the other modules call to work with a service over an Airflow connection."""
 
 from __future__ import annotations
 
@@ -12,7 +9,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
+from airflow_provider_flows import metrics
 from airflow_provider_flows.base_hook import BaseFlowsHook
+from airflow_provider_flows.core import start
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.http import restrict_redirects
 from airflow_provider_flows.core.payload.data_uri import Content
@@ -22,7 +21,7 @@ from airflow_provider_flows.core.polling.schedule import Schedule, expected_end,
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.core.retry import NO_RETRY, Retry
-from airflow_provider_flows.core.validation import Problems, collect_problems
+from airflow_provider_flows.core.validation import Problems, coerce_parameters, collect_problems
 from airflow_provider_flows.preflight import Preflight
 
 if TYPE_CHECKING:
@@ -35,75 +34,117 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.core.start import RunRecord, RunRequest, SaveRecord
 
-TEST_SECONDS = 5.0  # Airflow runs the Test button inside its web server
+# The services and storage are imported in the methods that use them: a triggerer needs one service and no
+# storage.
+
+TEST_TIMEOUT_SECONDS = 5.0  # Airflow calls `test_connection` inside its web server
 MIN_DOWNLOAD_ATTEMPTS = 3
 
 
 class FlowsHook(BaseFlowsHook):
-    """What every service's hook does; `FlowsHook.get_hook(conn_id)` gives the hook of that connection's type.
+    """The hook of any service; `FlowsHook.get_hook(conn_id)` returns the hook of the connection's type.
 
-    A third service is added by a subclass with its own connection type, default host, fields and `make_service`,
-    registered as any Airflow connection type is.
+    To add a service, write a subclass with its own connection type, default host, fields and
+    `create_service`, and register it as Airflow registers any connection type.
+
+    Every method that sends a request raises a `FlowServiceError` if it fails, and a `FlowInputError` if the
+    service does not support it.
 
     :param flows_conn_id: the Airflow connection to use.
     """
 
     def start(
         self,
-        flow: str | RunRequest,
+        flow: str,
         inputs: Any = None,
         parameters: Mapping[str, Any] | None = None,
         additional: Any = None,
         *,
-        record: RunRecord | None = None,
-        save: SaveRecord | None = None,
         input_conn_id: str | None = None,
         validate: bool = True,
     ) -> FlowRun:
-        """Start a flow run.
+        """Start a flow run, in as few requests as the service allows.
 
-        :param flow: the flow's name or id; or an order that `order` has made of all four arguments.
-        :param inputs: what it works on, in the forms that `RunFlowOperator` documents.
-        :param parameters: how it works.
-        :param additional: the caller's own metadata, stored with the run (Generio).
-        :param record: what is to be kept of this start, and `keep` the function that keeps it (flow/starting.py); without them
-            as few requests as the service allows do it all.
-        :param input_conn_id: the Airflow connection of the storage that files among the inputs lie in.
-        :param validate: whether the order is checked first against what the flow takes (`check`); texts that spell numbers
-            and Booleans are sent as such, and a None where none will do is left out.
-        :raises FlowInputError: arguments cannot be sent, or do not fit the flow: all that is wrong; no run was made.
-        :raises FlowServiceError: the service refused.
+        :param flow: the flow's name or id.
+        :param inputs: what the flow run works on, in the forms that `RunFlowOperator` documents.
+        :param parameters: how the flow run works.
+        :param additional: your own metadata, stored with the flow run (Generio).
+        :param input_conn_id: the Airflow connection of the storage that contains the files among the inputs.
+        :param validate: whether to validate the arguments against the flow's definition first. Then texts
+            that spell numbers and Booleans are converted to the parameter's type, and a None that the flow
+            does not accept is left out.
+        :raises FlowInputError: arguments cannot be sent, or do not match the flow's definition. The message
+            lists every problem, and no flow run was created.
+        :raises FlowServiceError: the service rejected the request.
         """
-        from airflow_provider_flows.core import start
-        from airflow_provider_flows.core.validation import coerce_parameters
         from airflow_provider_flows.storage.inputs import build_request
 
         problems = Problems()
-        arguments = (flow, inputs, parameters, additional, input_conn_id)
-        request = flow if isinstance(flow, start.RunRequest) else build_request(*arguments, problems)
-        checked = self.preflight.check(request, problems, validate=validate)
-        checked.raise_if_invalid()
-        definition = checked.definition
-        if definition is not None:
-            request = replace(
-                request,
-                expected_outputs=definition.outputs,
-                parameters=coerce_parameters(definition, request.parameters),
-            )
+        request = build_request(flow, inputs, parameters, additional, input_conn_id, problems)
+        request = self._prepare(request, problems, validate=validate)
+        return self.run(start.start_in_one_request(self.service, request))
+
+    def start_request(
+        self,
+        request: RunRequest,
+        *,
+        record: RunRecord | None = None,
+        save: SaveRecord | None = None,
+        validate: bool = True,
+    ) -> FlowRun:
+        """Start a flow run from a request that `build_request` has returned.
+
+        :param record: what to save about this start. With `record` and `save` the flow run is started by the
+            protocol that saves its id before anything is billed (core.start); otherwise in as few requests as
+            possible.
+        :param save: saves a record, so that a later try of the task can resume the flow run.
+        :param validate: as for `start`.
+        :raises FlowInputError: as for `start`.
+        :raises FlowServiceError: as for `start`.
+        """
+        request = self._prepare(request, Problems(), validate=validate)
         if record is not None and save is not None:
             return self.run(start.start(self.service, request, record, save))
         return self.run(start.start_in_one_request(self.service, request))
 
-    def validate(self, request: RunRequest) -> FlowDefinition | None:
-        """Check an order against what its flow takes: nothing is made and nothing is paid.
+    def _prepare(self, request: RunRequest, problems: Problems, *, validate: bool) -> RunRequest:
+        """Validate a request, and return it with what the flow's definition adds.
 
-        :param order: what `order` has made.
-        :returns: what the flow takes and gives, None if nothing tells it: that is logged, and no reason to fail.
-        :raises FlowInputError: naming all that does not fit, with the nearest matches.
+        :param problems: the problems that were found while the request was built.
+        :raises FlowInputError: there are problems.
         """
-        checked = self.preflight.check(request)
-        checked.problems.raise_if_any()
-        return checked.definition
+        result = self.preflight.check(request, problems, validate=validate)
+        result.raise_if_invalid()
+        if result.definition is None:
+            return request
+        parameters = coerce_parameters(result.definition, request.parameters)
+        return replace(request, expected_outputs=result.definition.outputs, parameters=parameters)
+
+    def build_request(
+        self, flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None = None
+    ) -> RunRequest:
+        """Return the arguments of `start` as a request.
+
+        This reads the files among the inputs, and sends nothing.
+
+        :raises FlowInputError: arguments cannot be sent; the message lists all of them.
+        """
+        from airflow_provider_flows.storage.inputs import build_request
+
+        with collect_problems(None) as problems:
+            return build_request(flow, inputs, parameters, additional, input_conn_id, problems)
+
+    def validate(self, request: RunRequest) -> FlowDefinition | None:
+        """Validate a request against the definition of its flow; this starts nothing and costs nothing.
+
+        :param request: a request that `build_request` has returned.
+        :returns: the flow's definition, None if it is not available, which is logged and is not an error.
+        :raises FlowInputError: the request does not match the definition; the message lists every problem,
+            with the names that come closest.
+        """
+        result = self.preflight.check(request)
+        result.problems.raise_if_any()
+        return result.definition
 
     @property
     def preflight(self) -> Preflight:
@@ -113,103 +154,106 @@ class FlowsHook(BaseFlowsHook):
     def resume(
         self, fingerprint: str, record: RunRecord | None, generation: int, *, abort: bool = True
     ) -> FlowRun | None:
-        """Give the flow run that an earlier try left, None if a new one must be started (flow/starting.py)."""
-        from airflow_provider_flows.core.start import resume
-
-        return self.run(resume(self.service, fingerprint, record, generation, abort=abort))
+        """Return the flow run of an earlier try, None if a new one must be started (core.start.resume)."""
+        return self.run(start.resume(self.service, fingerprint, record, generation, abort=abort))
 
     def cancel(self, flow_run_id: str) -> None:
-        """Stop a flow run wherever it is: delete one that never ran, abort one under way, leave a final one alone."""
-        from airflow_provider_flows.core.start import cancel
-
-        self.run(cancel(self.service, flow_run_id))
+        """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged."""
+        self.run(start.cancel(self.service, flow_run_id))
 
     def cancel_and_wait(self, flow_run_id: str) -> FlowRun | None:
-        """Stop a flow run and wait for about ten seconds until it is final; None if it is gone."""
-        from airflow_provider_flows.core.start import cancel_and_wait
+        """End a flow run as `cancel` does, and wait about ten seconds until it is final.
 
-        return self.run(cancel_and_wait(self.service, flow_run_id))
-
-    def build_request(
-        self, flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None = None
-    ) -> RunRequest:
-        """Read the arguments of a start; files are read once here, nothing is sent.
-
-        :raises FlowInputError: naming all arguments that cannot be sent.
+        :returns: the final flow run, None if it is gone.
         """
-        from airflow_provider_flows.storage.inputs import build_request
-
-        with collect_problems(None) as problems:
-            return build_request(flow, inputs, parameters, additional, input_conn_id, problems)
+        return self.run(start.cancel_and_wait(self.service, flow_run_id))
 
     def get_run(self, flow_run_id: str) -> FlowRun:
-        """Read a flow run as it is now, with the end that its progress lets expect (`expected_end`)."""
+        """Return a flow run as it is now, with the end that its progress suggests (`expected_end`)."""
         run = self.run(self.service.get_run(flow_run_id))
         return run if run.is_final else replace(run, expected_at=expected_end(run, time.time()))
 
     def list_runs(self, state: FlowState | None = None) -> list[FlowRun]:
-        """Read the account's flow runs, those in `state` if it is given."""
+        """Return the account's flow runs.
+
+        :param state: return only the runs in this state.
+        """
         return self.run(self.service.list_runs(state))
 
     def abort(self, flow_run_id: str) -> None:
-        """Ask that a flow run be stopped; one that is stopping or final already is left as it is."""
+        """Ask the service to abort a flow run; this does nothing if it is aborting or final."""
         self.run(self.service.abort(flow_run_id))
 
     def delete(self, flow_run_id: str) -> None:
-        """Delete a flow run with all its inputs and outputs, for ever; it must not be under way."""
+        """Delete a flow run permanently, with all its inputs and outputs; it must not be active."""
         self.run(self.service.delete(flow_run_id))
-
-    def add_input(self, flow_run_id: str, item: Any, input_conn_id: str | None = None) -> str | None:
-        """Add one input to a flow run that was made and not started; gives its asset id if the service tells it."""
-        from airflow_provider_flows.storage.inputs import parse_inputs
-
-        parsed = parse_inputs([item], input_conn_id)
-        if not isinstance(parsed, Sequence) or len(parsed) != 1:
-            message = "add_input takes one input"
-            raise FlowInputError(message)
-        return self.run(self.service.add_input(flow_run_id, parsed[0]))
 
     def create(
         self, flow: str, parameters: Mapping[str, Any] | None = None, additional: Any = None
     ) -> FlowRun:
-        """Make a flow run that does not run yet and costs nothing yet; `add_input` fills it, `begin` starts it."""
+        """Create a flow run that does not run and costs nothing yet.
+
+        `add_input` adds its inputs, and `start_created` starts it.
+        """
         return self.run(self.service.create(flow, parameters, additional))
 
+    def add_input(self, flow_run_id: str, item: Any, input_conn_id: str | None = None) -> str | None:
+        """Add one input to a flow run that was created and not started.
+
+        :param item: one input, in the forms that `RunFlowOperator` documents.
+        :param input_conn_id: the Airflow connection of the storage that contains the input's file.
+        :returns: the input's asset id, None if the service does not return it.
+        :raises FlowInputError: this is not exactly one input, or it cannot be sent.
+        """
+        from airflow_provider_flows.storage.inputs import parse_inputs
+
+        inputs = parse_inputs([item], input_conn_id)
+        if not isinstance(inputs, Sequence) or len(inputs) != 1:
+            message = "add_input takes one input"
+            raise FlowInputError(message)
+        return self.run(self.service.add_input(flow_run_id, inputs[0]))
+
     def start_created(self, flow_run_id: str) -> None:
-        """Start a flow run that was made before."""
+        """Start a flow run that `create` has created."""
         self.run(self.service.start_created(flow_run_id))
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:
-        """Download one input."""
+        """Download one input into memory."""
         return self._run_download(lambda: self.service.get_input(flow_run_id, asset_id))
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
-        """List a flow run's inputs."""
+        """Return a flow run's inputs, in the form of outputs."""
         return self.run(self.service.list_inputs(flow_run_id, include_data=include_data))
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
-        """List a final flow run's outputs."""
+        """Return the outputs of a final flow run."""
         return self.run(self.service.list_outputs(flow_run_id, include_data=include_data))
 
     def list_ready_outputs(self, flow_run_id: str) -> list[FlowOutput]:
-        """List a final flow run's outputs, waiting for about half a minute for those that are still pending."""
+        """Return the outputs of a final flow run, after waiting about half a minute for pending ones."""
         from airflow_provider_flows.storage.outputs import list_ready_outputs
 
         return self.run(list_ready_outputs(self.service, flow_run_id))
 
     def download_output(self, flow_run_id: str, asset_id: str, media_type: str | None = None) -> Content:
-        """Download one output, whole, into memory; `media_type` as for `save_output`."""
+        """Download one output into memory.
+
+        :param media_type: as for `save_output`.
+        """
         buffer = MemoryBuffer()
-        kind = self.save_output(flow_run_id, asset_id, buffer, media_type=media_type)
-        return Content(bytes(buffer.data), kind)
+        received_type = self.save_output(flow_run_id, asset_id, buffer, media_type=media_type)
+        return Content(bytes(buffer.data), received_type)
 
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, *, media_type: str | None = None
     ) -> str | None:
-        """Download one output into `target` (flow/sink.py), a piece at a time; gives its media type.
+        """Download one output into a target, a chunk at a time, and return its media type.
 
-        :param media_type: what the list of outputs told of it; a plain text is taken only if that is `text/...`.
-        :raises FlowServiceError: the output could not be read, or not all of it; what is in the target is worth nothing then.
+        :param target: receives the bytes; it is restarted when the download is repeated.
+        :param media_type: the media type in the list of outputs; plain text is accepted only if this is
+            `text/...`.
+        :raises FlowServiceError: the output could not be downloaded completely; discard what the target
+            received.
         """
         service, is_allowed = self.service, self.settings.is_allowed_url
         return self._run_download(
@@ -219,14 +263,16 @@ class FlowsHook(BaseFlowsHook):
         )
 
     def save_linked_image(self, url: str, target: Target) -> str | None:
-        """Download the picture that an output links to; gives its media type, None if it may not be fetched or is no picture.
+        """Download the image to which an output links, and return its media type.
 
-        The credentials do not go there unless it is the service's own host.
+        The credentials are sent only if the link leads to the service's own host.
+
+        :returns: None if the link must not be followed, or does not lead to an image.
         """
         from airflow.providers.common.compat.sdk import mask_secret
 
         for secret in find_signatures(url):
-            mask_secret(secret)  # the libraries below write whole URLs into a debug log
+            mask_secret(secret)  # the HTTP libraries log complete URLs at level DEBUG
         settings, link = self.settings, url.strip()
         if not settings.is_allowed_url(link):
             return None
@@ -237,39 +283,41 @@ class FlowsHook(BaseFlowsHook):
         )
 
     def _run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
-        """Run a conversation that only reads; run it again, at least three times in all, while what arrives is incomplete."""
+        """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""
         retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
         return self.run(retry.retry_incomplete(create_conversation), retry=retry)
 
     def get_definition(self, flow: str) -> FlowDefinition:
-        """Read what a flow takes and gives; where the service cannot tell it, from the flow's exported graph (`get_graph`)."""
+        """Return a flow's definition.
+
+        It comes from the service, or from the flow's exported graph (`get_graph`) if the service does not
+        provide it.
+        """
         return self.preflight.load_definition(flow, self.run)
 
     def get_graph(self, flow: str) -> FlowGraph | None:  # noqa: ARG002  # subclasses need it
-        """Read a flow's graph from the folder that the connection names, None if there is none."""
+        """Return a flow's exported graph from the folder in the connection's extra, None if there is none."""
         return None
 
     def list_definitions(self) -> list[FlowDefinition]:
-        """Read the definitions of all flows."""
+        """Return the definitions of all flows."""
         return self.run(self.service.list_definitions())
 
     def create_wait(
         self, flow_run_id: str, schedule: Schedule, log: LogFunction | None = None, min_interval: float = 0.0
     ) -> Wait:
-        """Give the wait for a flow run, for whichever driver is to hold it.
+        """Create the wait for a flow run, which any driver can run.
 
-        :param tell: takes a logging level and a line; this hook's log if it is not given.
-        :param apart: seconds that lie between two lines about progress at the least.
+        :param schedule: when to poll, and until when.
+        :param log: receives a logging level and a line; by default the hook's logger.
+        :param min_interval: shortest time between two log lines about progress, in seconds.
         """
-        from airflow_provider_flows import metrics
-
-        get_run, log_function = self.service.get_run, log or self.log.log
         return Wait(
             flow_run_id,
-            get_run,
+            self.service.get_run,
             schedule=schedule,
             clock=time.time,
-            log=log_function,
+            log=log or self.log.log,
             min_interval=min_interval,
             count_poll=metrics.count_poll,
             on_final=metrics.record_final_run,
@@ -282,10 +330,14 @@ class FlowsHook(BaseFlowsHook):
         max_poll_interval: float | timedelta = 60,
         timeout: float | timedelta | None = None,
     ) -> FlowRun:
-        """Wait, blocking, until a flow run is final; a run that failed is given back, not raised.
+        """Wait until a flow run is final, and return it; this blocks.
 
-        :param timeout: seconds or timedelta from now, None for ever.
-        :raises FlowTimeout: the time is over; the run goes on.
+        A failed or aborted flow run is returned as well, not raised.
+
+        :param poll_interval: shortest time between two polls, in seconds or as a timedelta.
+        :param max_poll_interval: longest time between two polls.
+        :param timeout: time from now after which to give up; None waits for ever.
+        :raises FlowTimeout: the timeout has passed; the flow run continues.
         """
         limit = to_seconds("timeout", timeout)
         schedule = Schedule.of(
@@ -294,30 +346,34 @@ class FlowsHook(BaseFlowsHook):
         return self.run(self.create_wait(flow_run_id, schedule).poll_until_final(), retry=NO_RETRY)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask the service whether it takes the key; tells a wrong key from a host that cannot be reached."""
+        """Check whether the service accepts the API key, for Airflow's Test button.
+
+        :returns: whether it does, and a message that distinguishes a wrong key from an unreachable host.
+        """
         try:
-            return True, self.run(self.service.check_credentials(), retry=NO_RETRY, timeout=TEST_SECONDS)
+            check = self.service.check_credentials()
+            return True, self.run(check, retry=NO_RETRY, timeout=TEST_TIMEOUT_SECONDS)
         except FlowError as error:
             return False, str(error)
 
 
 class GenerioHook(FlowsHook):
-    """Generio Flows, https://flows.generio.ai: connection type `generio`, password = API token."""
+    """Generio Flows, https://flows.generio.ai. Connection type: `generio`; password: API token."""
 
     conn_type = "generio"
     hook_name = "Generio"
     default_host = "https://flows.generio.ai"
     fields = conn.GENERIO_FIELDS
 
-    def create_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # Generio has no options of its own
-        """Make the Generio service."""
+    def create_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # Generio reads none
+        """Create the Generio service."""
         from airflow_provider_flows.services.generio.api import Generio
 
         return Generio()
 
 
 class PromptChainerHook(FlowsHook):
-    """PromptChainer, https://api.promptchainer.io: connection type `promptchainer`, password = API key."""
+    """PromptChainer, https://api.promptchainer.io. Connection type: `promptchainer`; password: API key."""
 
     conn_type = "promptchainer"
     hook_name = "PromptChainer"
@@ -325,15 +381,17 @@ class PromptChainerHook(FlowsHook):
     fields = conn.PROMPTCHAINER_FIELDS
 
     def create_service(self, extra: Mapping[str, Any]) -> Service:
-        """Make the PromptChainer service."""
+        """Create the PromptChainer service."""
         from airflow_provider_flows.services.promptchainer import PromptChainer
 
         return PromptChainer(extra["test_flow"])
 
     def get_graph(self, flow: str) -> FlowGraph | None:
-        """Read `<flow>.json`, as PromptChainer's editor exports it, from the folder in the connection's field `graphs`.
+        """Return the graph in `<flow>.json`, which PromptChainer's editor exports, None if there is none.
 
-        :raises FlowInputError: it is there and cannot be read.
+        The folder is the connection's field `graphs`.
+
+        :raises FlowInputError: the file exists and cannot be read.
         """
         from airflow_provider_flows.storage.graph_files import load_graph
 

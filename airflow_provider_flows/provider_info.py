@@ -1,6 +1,6 @@
-"""What Airflow is told about this provider: its connection types with their forms, and where its classes are.
+"""The provider's metadata for Airflow: connection types with their forms, commands and classes.
 
-It declares and does nothing; Airflow imports it in every process, so it imports nothing heavy.
+Airflow imports this module in every process, so it must stay cheap to import.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ SERVICES = ("Generio", "PromptChainer")
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Give the provider's metadata, in the form of Airflow's provider_info schema."""
+    """Return the provider's metadata, according to Airflow's `provider_info.schema.json`."""
     return {
         "package-name": "airflow-provider-flows",
         "name": "Flows",
-        "description": "Run flows at Generio and PromptChainer: start a flow run, wait for it, fetch what it made.",
+        "description": "Start flow runs on Generio and PromptChainer, wait for them, fetch their outputs.",
         "versions": [__version__],
         "connection-types": [
             connection_type(

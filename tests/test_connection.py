@@ -1,4 +1,4 @@
-"""Tests of how an Airflow connection is read: hosts, every spelling of a connection, its extra, and what is wrong with it.
+"""Tests of how an Airflow connection is parsed: hosts, every spelling of a connection, its extra, and errors.
 
 The connections are Airflow's own, from environment variables.
 """
@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import Connection
 
 from airflow_provider_flows.connection import (
-    CA_BUNDLES,
+    CA_BUNDLE_VARIABLES,
     GENERIO_FIELDS,
     PROMPTCHAINER_FIELDS,
     get_token,
@@ -30,13 +30,13 @@ DEFAULT = "https://flows.generio.ai"
 
 @pytest.fixture(autouse=True)
 def _no_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away the CA bundles of the machine."""
-    for name in CA_BUNDLES:
+    """Remove the CA bundles of the machine."""
+    for name in CA_BUNDLE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 def connection(**fields: Any) -> Connection:
-    """Make a connection of Airflow's."""
+    """Create an Airflow connection."""
     return Connection(conn_id="c", conn_type="generio", **({"password": "key"} | fields))
 
 
@@ -59,7 +59,7 @@ def connection(**fields: Any) -> Connection:
     ],
 )
 def test_host_may_carry_scheme_and_port(host: str | None, port: int | None, expected: str) -> None:
-    """A host is a name or an address with scheme, port and path; without a scheme it is https."""
+    """A host is a name or a URL with scheme, port and path; without a scheme it is https."""
     assert parse_base_url(connection(host=host, port=port), DEFAULT) == expected
 
 
@@ -77,7 +77,7 @@ def test_host_may_carry_scheme_and_port(host: str | None, port: int | None, expe
     ],
 )
 def test_host_that_is_none_is_refused(host: str) -> None:
-    """A host that cannot be used is an error that names the connection and repeats no secret."""
+    """An invalid host is an error that names the connection and repeats no secret."""
     with pytest.raises(FlowInputError, match="host of connection 'c'") as caught:
         parse_base_url(connection(host=host), DEFAULT)
     assert "secret" not in str(caught.value)
@@ -85,7 +85,7 @@ def test_host_that_is_none_is_refused(host: str) -> None:
 
 @pytest.mark.parametrize("password", [None, "", "  ", "two words", "line\nbreak", "schlüssel", "tab\there"])
 def test_key_that_is_none_is_refused(password: str | None) -> None:
-    """A missing key, or one that no header can carry, is an error that names the field and does not show the key."""
+    """A missing or invalid key is an error that names the field and omits the key."""
     with pytest.raises(FlowInputError, match="password field") as caught:
         get_token(connection(password=password))
     assert not password or not password.strip() or password not in str(caught.value)
@@ -97,8 +97,8 @@ def test_blanks_around_a_key_are_dropped() -> None:
 
 
 EXTRA = {"read_timeout": 7, "verify": False}
-WHOLE = {"conn_type": "generio", "host": "http://127.0.0.1:8084", "password": "k%", "extra": EXTRA}
-APART = {
+HOST_AS_URL = {"conn_type": "generio", "host": "http://127.0.0.1:8084", "password": "k%", "extra": EXTRA}
+HOST_AND_PORT = {
     "conn_type": "generio",
     "host": "127.0.0.1",
     "port": 8084,
@@ -106,8 +106,8 @@ APART = {
     "extra": json.dumps(EXTRA),
 }
 SPELLINGS = {
-    "JSON": json.dumps(WHOLE),
-    "JSON, extra as text": json.dumps(APART),
+    "JSON": json.dumps(HOST_AS_URL),
+    "JSON, extra as text": json.dumps(HOST_AND_PORT),
     "URI": "generio://http://:k%25@127.0.0.1:8084?read_timeout=7&verify=false",
     "URI, https": "generio://:k%25@127.0.0.1:8084/?read_timeout=7.0&verify=False",
     "URI, host quoted": "generio://:k%25@http%3A%2F%2F127.0.0.1%3A8084/?read_timeout=7&verify=0",
@@ -116,7 +116,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_of_a_connection_is_read(monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
-    """JSON and URI, as Airflow documents them for environment variables and the command line, mean the same."""
+    """JSON and URI mean the same, as Airflow documents them."""
     monkeypatch.setenv("AIRFLOW_CONN_SPELT", SPELLINGS[spelling])
     settings = GenerioHook("spelt").settings
     assert settings.base_url.partition("://")[2] == "127.0.0.1:8084"
@@ -126,7 +126,7 @@ def test_every_spelling_of_a_connection_is_read(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_form_writes_what_is_read() -> None:
-    """What the form saves, nulls and blanks for empty fields among it, is read into the defaults."""
+    """What the form saves, with nulls and blanks for empty fields, is parsed into the defaults."""
     for table in (GENERIO_FIELDS, PROMPTCHAINER_FIELDS):
         expected = {name: field.default for name, field in table.items()}
         assert parse_extra(connection(extra=json.dumps(dict.fromkeys(table))), table) == expected
@@ -136,7 +136,7 @@ def test_form_writes_what_is_read() -> None:
 
 
 def test_defaults_of_timeouts_are_the_services() -> None:
-    """Every request has a connect and a read timeout; a chain, which is one long request, has five minutes."""
+    """Every request has a connect and a read timeout; PromptChainer's one long request has five minutes."""
     assert (GENERIO_FIELDS["connect_timeout"].default, GENERIO_FIELDS["read_timeout"].default) == (10, 60)
     assert PROMPTCHAINER_FIELDS["read_timeout"].default == 300
 
@@ -152,14 +152,14 @@ def test_defaults_of_timeouts_are_the_services() -> None:
     ],
 )
 def test_bad_extra_names_the_field(name: str, value: Any) -> None:
-    """A field with a wrong value is an error that names the field, the connection and what it must be."""
+    """A field with a wrong value is an error that names the field, the connection and the type."""
     with pytest.raises(FlowInputError, match=f"{name} in the extra of connection 'c' must be of type "):
         parse_extra(connection(extra=json.dumps({name: value})), GENERIO_FIELDS)
 
 
 @pytest.mark.parametrize("extra", ["[]", "5", "{", "text"])
 def test_extra_that_is_no_object_is_refused(extra: str) -> None:
-    """An extra that is no JSON object is an error that shows what one looks like."""
+    """An extra that is not a JSON object is an error with an example."""
     with pytest.raises(FlowInputError, match="connection 'c' must be a JSON object"):
         parse_extra(Connection(conn_id="c", conn_type="generio", extra=extra), GENERIO_FIELDS)
 
@@ -167,7 +167,7 @@ def test_extra_that_is_no_object_is_refused(extra: str) -> None:
 def test_bundle_of_the_connection_comes_first_then_the_environments(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`ca_bundle` wins over REQUESTS_CA_BUNDLE, `verify` off over both, and with none of them the usual certificates count."""
+    """`verify` off takes precedence over `ca_bundle`, which takes precedence over REQUESTS_CA_BUNDLE."""
     ours, theirs = tmp_path / "ours.pem", tmp_path / "theirs.pem"
     ours.touch()
     theirs.touch()
@@ -179,7 +179,7 @@ def test_bundle_of_the_connection_comes_first_then_the_environments(
 
 
 def test_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A bundle that does not exist is an error that says who named it: the connection's field or the variable."""
+    """A missing bundle is an error that names its source: the connection's field or the variable."""
     with pytest.raises(FlowInputError, match="ca_bundle in the extra of connection 'c'"):
         settings({"ca_bundle": str(tmp_path / "gone.pem")})
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "gone.pem"))
@@ -188,7 +188,7 @@ def test_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def settings(extra: dict[str, Any]) -> Any:
-    """Give the settings of a hook with this extra."""
+    """Return the settings of a hook with this extra."""
     hook = GenerioHook("c")
     hook._connection = connection(extra=json.dumps(extra))
     return hook.settings
@@ -196,7 +196,7 @@ def settings(extra: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("kind", [FlowsHook, GenerioHook, PromptChainerHook])
 def test_hook_is_found_by_the_connections_type(flow_emulator: Emulator, kind: type[FlowsHook]) -> None:
-    """`FlowsHook.get_hook` gives the hook of the connection's type, through Airflow's own registry."""
+    """`FlowsHook.get_hook` returns the hook of the connection's type, through Airflow's registry."""
     assert flow_emulator.url
     assert type(FlowsHook.get_hook("flows_default")) is GenerioHook
     assert type(FlowsHook.get_hook("promptchainer_default")) is PromptChainerHook
@@ -211,31 +211,33 @@ def test_connection_of_another_type_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_test_button_tells_a_wrong_key_from_a_wrong_host(flow_emulator: Emulator) -> None:
-    """Test says whether the key is taken, refused, or whether nobody answers, and never raises."""
+    """The Test button distinguishes an accepted key, a rejected key and no response, and never raises."""
     for kind in (GenerioHook, PromptChainerHook):
         hook = kind(f"{kind.conn_type}_default")
         assert hook.test_connection()[0], hook.test_connection()
         hook.connection.password = "wrong"
-        good, told = hook.test_connection()
-        assert not good
-        assert "password" in told
+        is_ok, message = hook.test_connection()
+        assert not is_ok
+        assert "password" in message
         hook.connection.host = "http://127.0.0.1:9"
-        good, told = hook.test_connection()
-        assert not good
-        assert "got no answer" in told
+        is_ok, message = hook.test_connection()
+        assert not is_ok
+        assert "got no response" in message
     assert flow_emulator.requests
 
 
 @pytest.mark.parametrize("absent", [404, 405])
 def test_test_button_does_without_the_list(flow_emulator: Emulator, absent: int) -> None:
-    """A Generio without a list of runs is asked for its templates instead."""
+    """Without a list of runs, the Test button uses Generio's templates."""
     flow_emulator.switches.update({"list_endpoint": absent})
     assert GenerioHook("generio_default").test_connection()[0]
 
 
 def test_form_has_a_field_for_each_that_is_read() -> None:
-    """Provider info declares each field that is read, with the default that holds."""
-    forms = {told["connection-type"]: told["conn-fields"] for told in get_provider_info()["connection-types"]}
+    """Provider info declares each field that is parsed, with its default."""
+    forms = {
+        entry["connection-type"]: entry["conn-fields"] for entry in get_provider_info()["connection-types"]
+    }
     for kind, table in (("generio", GENERIO_FIELDS), ("promptchainer", PROMPTCHAINER_FIELDS)):
         assert {name: shown["schema"].get("default") for name, shown in forms[kind].items()} == {
             name: field.default for name, field in table.items()

@@ -1,6 +1,6 @@
-"""Tests of what a user is told when something is wrong: the right type, one request, and a message to act on.
+"""Tests of the errors that users get: the right type, one request, and a message with what to do.
 
-All of it goes over a socket to the emulator.
+All requests go over a socket to the emulator.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import airflow_provider_flows
 from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -26,7 +27,8 @@ from airflow_provider_flows.core.exceptions import (
     FlowUnreachable,
     error_from_dict,
 )
-from airflow_provider_flows.core.http import Request, raise_for_status
+from airflow_provider_flows.core.http import Request
+from airflow_provider_flows.core.responses import raise_for_status
 from airflow_provider_flows.core.run import FlowRun, FlowState, raise_for_state
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
@@ -52,11 +54,11 @@ GENERIO_CALLS: dict[str, Callable[[GenerioHook], Any]] = {
 
 @pytest.fixture
 def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Give a hook whose requests are asked once more at the most."""
+    """Return a hook that sends each request at most twice."""
     flow_emulator.run_seconds = 0
-    made = GenerioHook("generio_default")
-    made.connection.extra = '{"retries": 1}'
-    return made
+    hook = GenerioHook("generio_default")
+    hook.connection.extra = '{"retries": 1}'
+    return hook
 
 
 @pytest.mark.parametrize("name", GENERIO_CALLS)
@@ -64,7 +66,7 @@ def hook(flow_emulator: Emulator) -> GenerioHook:
 def test_wrong_token_ends_it_at_once(
     flow_emulator: Emulator, hook: GenerioHook, capfd: pytest.CaptureFixture[str], name: str, code: int
 ) -> None:
-    """A wrong token is FlowAuthError after one request, in a wait after three; it names the password and shows no token."""
+    """A wrong token is FlowAuthError after one request (a wait: three), without the token in it."""
     flow_emulator.switches.update({"auth_failure": code})
     hook.connection.password = TOKEN
     with pytest.raises(FlowAuthError, match="password") as caught:
@@ -75,7 +77,7 @@ def test_wrong_token_ends_it_at_once(
 
 
 def test_wrong_key_of_a_chain_ends_it_at_once(flow_emulator: Emulator) -> None:
-    """PromptChainer's wrong key is told by the request that would run the flow, whatever getFlowInfo said: nothing is run."""
+    """PromptChainer rejects a wrong key at the request that would run the flow: nothing runs."""
     hook = PromptChainerHook("promptchainer_default")
     hook.connection.password = TOKEN
     with pytest.raises(FlowAuthError) as caught:
@@ -88,7 +90,7 @@ def test_wrong_key_of_a_chain_ends_it_at_once(flow_emulator: Emulator) -> None:
 
 
 def test_token_that_a_service_repeats_is_not_told(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A service that says which key it refuses does not bring it into the error."""
+    """A service that repeats the key which it rejects does not bring it into the error."""
     hook.connection.password = TOKEN
     flow_emulator.add_fault(Fault(status=401, body=f'{{"detail": "bad key {TOKEN}"}}'.encode()))
     with pytest.raises(FlowAuthError, match=r"bad key \*\*\*"):
@@ -99,13 +101,13 @@ def test_token_that_a_service_repeats_is_not_told(flow_emulator: Emulator, hook:
     "name", [name for name in GENERIO_CALLS if name not in {"start", "list_runs", "list_definitions"}]
 )
 def test_unknown_run_is_named(hook: GenerioHook, name: str) -> None:
-    """An id that the service does not know is FlowNotFound, and the message holds the id and what to check."""
+    """An id that the service does not know is FlowNotFound, with the id and what to check."""
     with pytest.raises(FlowNotFound, match=f"{NO_ID}.*check it"):
         GENERIO_CALLS[name](hook)
 
 
 def test_unknown_flow_is_not_found(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A flow that the service does not have is FlowNotFound at both services, and nothing is paid."""
+    """An unknown flow is FlowNotFound with both services, and nothing is billed."""
     with pytest.raises(FlowNotFound, match="Template not found"):
         hook.start("model_generate_fromdream", "a chair", validate=False)
     with pytest.raises(FlowNotFound, match="run/cunknown"):
@@ -114,7 +116,7 @@ def test_unknown_flow_is_not_found(flow_emulator: Emulator, hook: GenerioHook) -
 
 
 def test_bad_parameters_are_told_as_the_service_tells_them(hook: GenerioHook) -> None:
-    """FastAPI's list of complaints becomes words: where, and what is wrong there."""
+    """FastAPI's list of validation errors becomes text: where, and what is wrong there."""
     with pytest.raises(FlowInvalid) as caught:
         hook.start("model_generate_fromprompt", "a chair", {"quality": "best", "seed": "x"}, validate=False)
     assert "body.parameters.quality: Input should be 'low' or 'high'" in str(caught.value)
@@ -123,7 +125,7 @@ def test_bad_parameters_are_told_as_the_service_tells_them(hook: GenerioHook) ->
 
 @pytest.mark.parametrize("shape", ["string", "list", "object"])
 def test_every_shape_of_detail_is_read(flow_emulator: Emulator, hook: GenerioHook, shape: str) -> None:
-    """`detail` may be a text, a list or an object: the service's words come through."""
+    """`detail` may be a text, a list or an object: the error contains its text."""
     flow_emulator.switches.update({"error_detail": shape})
     with pytest.raises(FlowNotFound, match="Flow not found"):
         hook.get_run(NO_ID)
@@ -131,7 +133,7 @@ def test_every_shape_of_detail_is_read(flow_emulator: Emulator, hook: GenerioHoo
 
 @pytest.mark.parametrize("way", ["error", "message", "text"])
 def test_every_shape_of_a_chains_error_is_read(flow_emulator: Emulator, way: str) -> None:
-    """PromptChainer's errors may be `error`, `message` or plain text: its words come through."""
+    """PromptChainer's errors may be `error`, `message` or plain text: the error contains it."""
     flow_emulator.switches.update({"chain_errors": way})
     with pytest.raises(FlowNotFound, match="Flow not found"):
         PromptChainerHook("promptchainer_default").get_definition("cunknown")
@@ -144,16 +146,16 @@ def test_every_shape_of_a_chains_error_is_read(flow_emulator: Emulator, way: str
 def test_answer_that_cannot_be_read_is_malformed(
     flow_emulator: Emulator, hook: GenerioHook, body: bytes
 ) -> None:
-    """HTML, cut JSON, nothing and the wrong kind of JSON are FlowMalformed, which shows how the answer begins."""
+    """HTML, cut JSON, nothing and the wrong kind of JSON are FlowMalformed, which shows the start."""
     flow_emulator.add_fault(Fault(body=body, status=200))
     with pytest.raises(
-        FlowMalformed, match=rf"GET /flows/{NO_ID} .*HTTP 200, {len(body)} bytes.*It begins: "
+        FlowMalformed, match=rf"GET /flows/{NO_ID} .*HTTP 200, {len(body)} bytes.*It starts with: "
     ):
         hook.get_run(NO_ID)
 
 
 def test_html_of_a_gateway_is_a_service_error(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """An HTML page with an error status is told by that status and its words."""
+    """An HTML page with an error status is reported with that status and its text."""
     flow_emulator.add_fault(Fault(status=502, body=b"<html>Bad Gateway</html>", times=None))
     hook.connection.extra = '{"retries": 0}'
     with pytest.raises(FlowServiceError, match=r"HTTP 502.*try again later.*Bad Gateway") as caught:
@@ -164,7 +166,7 @@ def test_html_of_a_gateway_is_a_service_error(flow_emulator: Emulator, hook: Gen
 def test_truncated_answer_is_asked_again_and_then_unreachable(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
-    """An answer that breaks off is asked for again, and is FlowUnreachable if it always does."""
+    """An incomplete response is requested again, and is FlowUnreachable if it stays incomplete."""
     flow_emulator.add_fault(Fault(truncate=4, times=None))
     with pytest.raises(FlowUnreachable):
         hook.list_runs()
@@ -174,7 +176,7 @@ def test_truncated_answer_is_asked_again_and_then_unreachable(
 def test_state_word_never_seen_is_waited_out(
     flow_emulator: Emulator, hook: GenerioHook, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wait goes on through a state that nobody knows, and says so once."""
+    """A wait continues through an unknown state, and logs it once."""
     flow_emulator.add_plan(Plan(run_seconds=0.6, unknown_state="polishing"))
     run = hook.start("model_generate_fromprompt", "a chair")
     assert hook.wait(run.flow_run_id, poll_interval=0.05, timeout=10).state is FlowState.COMPLETED
@@ -196,51 +198,70 @@ def test_run_that_ends_badly_carries_the_run(
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(302, FlowServiceError), (400, FlowInvalid), (401, FlowAuthError), (402, FlowServiceError), (403, FlowAuthError),
-     (404, FlowNotFound), (405, FlowServiceError), (409, FlowConflict), (413, FlowInvalid), (415, FlowInvalid),
-     (422, FlowInvalid), (425, FlowConflict), (429, FlowRateLimited), (500, FlowServiceError), (503, FlowServiceError)],
-)  # fmt: skip
+    [
+        *((status, FlowServiceError) for status in (302, 402, 405, 500, 503)),
+        *((status, FlowInvalid) for status in (400, 413, 415, 422)),
+        *((status, FlowAuthError) for status in (401, 403)),
+        *((status, FlowConflict) for status in (409, 425)),
+        (404, FlowNotFound),
+        (429, FlowRateLimited),
+    ],
+)
 def test_each_status_is_its_error(status: int, kind: type[FlowServiceError]) -> None:
-    """Each status is one type of error, which carries it, with the request and the service's words in its message."""
+    """Each status raises one type of error, with the status, the request and the service's reason."""
     with pytest.raises(FlowServiceError) as caught:
         raise_for_status(
             Request("GET", "/flows"), json_response({"detail": "because"}, status, retry_after="7")
         )
     assert type(caught.value) is kind
     assert (caught.value.status, caught.value.retry_after) == (status, 7.0)
-    assert f"GET /flows was answered with HTTP {status}" in str(caught.value)
+    assert f"GET /flows returned HTTP {status}" in str(caught.value)
     assert "because" in str(caught.value)
 
 
+def test_package_exports_every_error() -> None:
+    """Every type of error can be imported from the package itself, which loads it on first use."""
+    errors = {
+        name
+        for name, kind in vars(exceptions).items()
+        if isinstance(kind, type) and issubclass(kind, FlowError)
+    }
+    assert errors == {*airflow_provider_flows.__all__} - {"FlowRun", "FlowState", "__version__"}
+    for name in errors:
+        assert getattr(airflow_provider_flows, name) is getattr(exceptions, name)
+    with pytest.raises(AttributeError, match="no attribute 'FlowNothing'"):
+        airflow_provider_flows.FlowNothing  # noqa: B018
+
+
 def test_long_reason_is_cut() -> None:
-    """A service's long words do not flood the log."""
+    """A long reason does not flood the log."""
     with pytest.raises(FlowServiceError) as caught:
         raise_for_status(Request("GET", "/flows"), json_response(b"x" * 1_000_000, 500))
     assert len(str(caught.value)) < 1_000
 
 
 def test_errors_survive_the_way_through_a_trigger() -> None:
-    """Every type of error comes out of its dict as the same type with the same message and status."""
+    """Every type of error is restored from its dict with the same type, message and status."""
     kinds = [
         kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, FlowError)
     ]
     assert len(kinds) == 13
     for kind in kinds:
-        made = (
+        error = (
             kind("what happened", status=418) if issubclass(kind, FlowServiceError) else kind("what happened")
         )
-        back = error_from_dict(made.to_dict())
-        assert (type(back), str(back), getattr(back, "status", None)) == (
+        restored = error_from_dict(error.to_dict())
+        assert (type(restored), str(restored), getattr(restored, "status", None)) == (
             kind,
-            str(made),
-            getattr(made, "status", None),
+            str(error),
+            getattr(error, "status", None),
         )
     assert type(error_from_dict({"type": "Mapping", "message": "x"})) is FlowError
 
 
 @pytest.mark.usefixtures("flow_emulator")
 def test_service_says_what_it_cannot() -> None:
-    """What a service does not offer is an error that says so, not an AttributeError."""
+    """What a service does not support is an error that states it, not an AttributeError."""
     hook = PromptChainerHook("promptchainer_default")
     for call in (hook.get_run, hook.abort, hook.delete, hook.list_outputs):
         with pytest.raises(FlowInputError, match="The service promptchainer cannot "):
@@ -249,7 +270,7 @@ def test_service_says_what_it_cannot() -> None:
 
 @pytest.mark.usefixtures("flow_emulator")
 def test_hook_of_no_service_says_which_to_take() -> None:
-    """The base hook serves nothing and says how to get the right one."""
+    """The base hook has no service, and names the way to the right hook."""
     with pytest.raises(FlowInputError, match="get_hook"):
         FlowsHook("generio_default").list_runs()
 
@@ -258,7 +279,7 @@ def test_hook_of_no_service_says_which_to_take() -> None:
 def test_id_that_would_lead_elsewhere_is_refused(
     flow_emulator: Emulator, hook: GenerioHook, flow_run_id: str
 ) -> None:
-    """An id that is none is refused before anything is sent; one with slashes is quoted."""
+    """An invalid id is rejected before anything is sent; one with slashes is quoted."""
     with pytest.raises(FlowInputError, match="flow_run_id must be"):
         hook.get_run(flow_run_id)
     assert flow_emulator.requests == ()
@@ -267,5 +288,5 @@ def test_id_that_would_lead_elsewhere_is_refused(
 
 
 def test_run_is_shown_without_its_raw_answer() -> None:
-    """The repr of a run does not hold the whole answer."""
+    """The repr of a run does not contain the complete response."""
     assert "secret" not in repr(FlowRun("r", "generio", raw={"additional": "secret"}))

@@ -1,6 +1,6 @@
-"""Tests of what Airflow is told about this provider, asked of Airflow itself: discovery, connection forms, the Test button.
+"""Tests of the provider's metadata through Airflow itself: discovery, connection forms, the Test button.
 
-What the fields of a connection do is tested with the hooks.
+The effects of a connection's fields are tested with the hooks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOOKS: dict[str, type[FlowsHook]] = {"generio": GenerioHook, "promptchainer": Pr
 
 
 def airflow(*arguments: str) -> list[dict[str, Any]]:
-    """Run an `airflow` command in a process of its own, and give the JSON that it prints."""
+    """Run an `airflow` command in a process of its own, and return the JSON that it prints."""
     command = [sys.executable, "-m", "airflow", *arguments, "--output", "json"]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
     rows: list[dict[str, Any]] = json.loads(done.stdout[done.stdout.index("[") :])
@@ -68,7 +68,7 @@ def test_airflow_lists_the_hooks() -> None:
 @lacks("commands of providers")
 @pytest.mark.usefixtures("airflow_database")
 def test_airflow_without_commands_of_providers() -> None:
-    """Where Airflow takes no commands from providers it says itself that there is no `flows`, and has all of its own."""
+    """An Airflow without commands of providers reports that it has no `flows`, and still works."""
     with pytest.raises(subprocess.CalledProcessError) as caught:
         airflow("flows", "list")
 
@@ -80,7 +80,7 @@ def test_airflow_without_commands_of_providers() -> None:
 @needs("connection form fields")
 @pytest.mark.parametrize("name", HOOKS)
 def test_connection_form(name: str) -> None:
-    """The connection form shows host and key under the service's words, and exactly the fields that the hook reads."""
+    """The connection form has host and key under the service's names, and every field of the hook."""
     (form,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == name]
     hook = HOOKS[name]
 
@@ -106,7 +106,7 @@ def test_connection_form(name: str) -> None:
 @lacks("connection form fields")
 @pytest.mark.parametrize("name", HOOKS)
 def test_plain_connection_form(name: str) -> None:
-    """Where Airflow reads no fields from the provider info, the form has the type, with Airflow's own fields and the extra."""
+    """An Airflow that reads no fields from the provider info has the type, with its standard form."""
     (form,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == name]
 
     assert form.hook_name == HOOKS[name].hook_name
@@ -115,15 +115,15 @@ def test_plain_connection_form(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_every_field_of_the_form_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each field of the form that is filled in with nonsense is refused by its name: the hook reads it."""
+    """An invalid value in any field of the form is an error that names the field: the hook reads it."""
     for field in (entry for entry, shown in HOOKS[name].fields.items() if shown.kind != "string"):
         extra = {field: "nonsense"}
         monkeypatch.setenv(
             "AIRFLOW_CONN_FORM", json.dumps({"conn_type": name, "password": "k" * 8, "extra": extra})
         )
-        done, told = FlowsHook.get_hook("form").test_connection()
-        assert not done
-        assert field in told
+        is_ok, message = FlowsHook.get_hook("form").test_connection()
+        assert not is_ok
+        assert field in message
 
 
 def test_declared_classes_are_there() -> None:
@@ -150,25 +150,25 @@ def test_declared_classes_are_there() -> None:
 )  # Airflow's own web server goes that way
 @pytest.mark.parametrize("name", HOOKS)
 def test_the_test_button(flow_emulator: Emulator, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test tells a right key from a wrong one and from a host that refuses, and never shows the key."""
+    """The Test button distinguishes a right key, a wrong key and a closed port, and never shows the key."""
     extra = json.dumps({"test_flow": "clibnwpno000bmc0k9hvv3y7f"} if name == "promptchainer" else {})
 
-    def tested(host: str, password: str) -> tuple[bool, str]:
-        """Do what Airflow's web server does when somebody presses Test: the connection goes by the environment, as a URI."""
+    def press_test(host: str, password: str) -> tuple[bool, str]:
+        """Test a connection as Airflow's web server does: it passes it as a URI in the environment."""
         connection = Connection(conn_id="tested", conn_type=name, host=host, password=password, extra=extra)
         monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
-        done, told = connection.test_connection()
-        assert password == flow_emulator.key or password not in told
-        return done, told
+        is_ok, message = connection.test_connection()
+        assert password == flow_emulator.key or password not in message
+        return is_ok, message
 
-    nobody = f"http://127.0.0.1:{free_port()}"
-    assert tested(flow_emulator.url, flow_emulator.key) == (
+    closed_url = f"http://127.0.0.1:{free_port()}"
+    assert press_test(flow_emulator.url, flow_emulator.key) == (
         True,
         f"{HOOKS[name].hook_name} accepted the API key.",
     )
-    done, told = tested(flow_emulator.url, "wrong-key-of-mine")
-    assert not done
-    assert "does not accept the key" in told
-    done, told = tested(nobody, "wrong-key-of-mine")
-    assert not done
-    assert nobody in told
+    is_ok, message = press_test(flow_emulator.url, "wrong-key-of-mine")
+    assert not is_ok
+    assert "does not accept the API key" in message
+    is_ok, message = press_test(closed_url, "wrong-key-of-mine")
+    assert not is_ok
+    assert closed_url in message

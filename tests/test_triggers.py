@@ -187,7 +187,7 @@ async def test_error_travels_as_it_is(flow_emulator: Emulator, monkeypatch: pyte
     event = await anext(FlowRunTrigger("flows_default", "0" * 24, poll_interval=0.1).run())
     payload = deserialize(json.loads(json.dumps(serialize(event.payload))))  # as Airflow stores it
 
-    with pytest.raises(FlowNotFound, match="was answered with HTTP 404") as caught:
+    with pytest.raises(FlowNotFound, match="returned HTTP 404") as caught:
         run_from_event(payload)
     assert caught.value.status == 404
 

@@ -1,4 +1,4 @@
-"""What a flow run is and how one talks about it with a service, in values and conversations.
+"""The pure core: what a flow run is, and the conversations in which services are called.
 
-Nothing below this package does I/O or knows Airflow; transport/ moves the bytes and hooks.py joins the two.
+Modules here use the standard library, pendulum and pybase64 only. They do no I/O and do not import Airflow.
 """

@@ -1,6 +1,6 @@
-"""JSON bodies that may hold files: how long one is, and its bytes a chunk at a time, the same as often as it is sent.
+"""JSON request bodies that may contain files, which are read a chunk at a time.
 
-It opens no file (whatever is a `Source` does) and sends nothing (the transports do).
+A body states its length in advance, and can be read again from its start when the request is sent again.
 """
 
 from __future__ import annotations
@@ -15,45 +15,52 @@ from airflow_provider_flows.core.run import UploadSource
 
 
 class Body:
-    """A JSON text in which each file stands as a data URI; it has a length, and can be gone through again for a resend."""
+    """A JSON text in which each file is a data URI. Iterate over it to read it from its start.
+
+    :param parts: the JSON text around the files, one part more than there are files.
+    :param sources: the files, in their order in the text.
+    """
 
     def __init__(self, parts: Sequence[bytes], sources: Sequence[UploadSource]) -> None:
-        """Take the text around the files, one piece more than there are files."""
         self._parts = parts
         self._sources = sources
-        self.is_exhausted = (
-            False  # whether all of it was handed out: until then nobody can have read it as JSON
-        )
+        # Whether the last chunk was read. Before that, no receiver has complete JSON.
+        self.is_exhausted = False
 
     def __len__(self) -> int:
-        """Give the number of bytes, for Content-Length."""
+        """Return the number of bytes, for Content-Length."""
         return sum(map(len, self._parts)) + sum(
             data_uri.size(source.media_type, source.size) for source in self._sources
         )
 
     def __iter__(self) -> Iterator[bytes]:
-        """Give the bytes, from the beginning.
+        """Yield the bytes, from the start.
 
-        :raises FlowInputError: a file cannot be read any more, or is not what it was; the last bytes are not given then.
+        :raises FlowInputError: a file cannot be read, or its content has changed. The last bytes are not
+            yielded.
         """
         self.is_exhausted = False
-        *before, last = self._parts
-        for part, source in zip(before, self._sources, strict=True):
+        *leading_parts, last_part = self._parts
+        for part, source in zip(leading_parts, self._sources, strict=True):
             yield part + data_uri.head(source.media_type).encode()
             yield from data_uri.iter_base64(source.chunks())
         self.is_exhausted = True
-        yield last
+        yield last_part
 
 
 def is_fully_sent(body: bytes | Body | None) -> bool:
-    """Whether enough of a body was handed out to be read as JSON: a file may break off long before."""
+    """Return whether so much of a body was sent that the receiver can parse it."""
     return not isinstance(body, Body) or body.is_exhausted
 
 
 def to_body(value: Any) -> bytes | Body:
-    """Write a value as JSON (UTF-8), with the content of each `Source` in it, at any depth, as a data URI."""
+    """Return a value as JSON in UTF-8, with each `UploadSource` in it, at any depth, as a data URI.
+
+    :raises TypeError: the value contains an object that JSON cannot represent.
+    :raises ValueError: the value contains NaN or an infinity.
+    """
     sources: list[UploadSource] = []
-    placeholder = uuid4().hex  # stands for a file while the JSON is written; no user can have written it
+    placeholder = uuid4().hex  # replaces each file while the JSON is written; no caller can know it
 
     def replace_source(item: object) -> str:
         if not isinstance(item, UploadSource):

@@ -1,6 +1,7 @@
-"""Which requests may be sent again, when, how often, and where a redirect leads.
+"""Retries of single HTTP requests, with backoff and Retry-After, and redirects.
 
-It is about single requests; that a wait goes on although a look failed is waiting.py's business.
+`Request.resend` decides which requests may be sent again. Retries of a task, and polls that fail, are not
+retries in the sense of this module.
 """
 
 from __future__ import annotations
@@ -14,35 +15,27 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowUnreachable
-from airflow_provider_flows.core.http import (
-    Request,
-    Resend,
-    Response,
-    Sleep,
-    malformed_message,
-    map_requests,
-    send,
-)
+from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, map_requests, send
+from airflow_provider_flows.core.responses import malformed_message
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
 
-RATE_LIMIT_STATUSES = frozenset({429})  # the service says that it did nothing
-GATEWAY_ERROR_STATUSES = frozenset(
-    {502, 503, 504}
-)  # somebody in between answered; it may or may not have arrived
+RATE_LIMIT_STATUSES = frozenset({429})  # the service reports that it did nothing
+GATEWAY_ERROR_STATUSES = frozenset({502, 503, 504})  # a gateway responded; the service may have acted or not
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How patiently a single request is asked: exponential backoff with full jitter, and Retry-After honoured.
+    """A policy for sending a request again: exponential backoff with full jitter, and Retry-After.
 
-    :param attempts: how often it is asked at the most, 1 for once.
-    :param first: seconds; the bound of the first pause, doubled each time.
-    :param longest: seconds; no pause is longer, and a service that asks for a longer one is not waited for.
-    :param jitter: gives numbers in 0 to 1; replaced in tests.
-    :param now: gives epoch seconds, for a Retry-After that is a date.
+    :param attempts: how often a request is sent at most; 1 means no retry.
+    :param initial_delay: upper bound of the first delay, in seconds; it doubles with each attempt.
+    :param max_delay: longest delay, in seconds. If the service requests a longer one, its response is final.
+    :param jitter: returns numbers between 0 and 1; tests replace it.
+    :param now: returns epoch seconds, for a Retry-After that contains a date.
     """
 
     attempts: int = 4
@@ -52,9 +45,10 @@ class Retry:
     now: Callable[[], float] = time.time
 
     def send(self, request: Request) -> Conversation[Response]:
-        """Ask one request as often as it may be asked.
+        """Send one request, and send it again as often as it may be.
 
-        :raises FlowUnreachable: the last attempt brought no answer, or the request must not be sent again.
+        :returns: the last response, which may be an error.
+        :raises FlowUnreachable: the last attempt got no response, or the request must not be sent again.
         """
         for attempt in count(1):
             delay: float | None
@@ -69,27 +63,28 @@ class Retry:
                 if delay is None or delay > self.max_delay:
                     return response
             yield Sleep(delay)
-        raise AssertionError  # not reached: count() does not end
+        raise AssertionError  # unreachable: count() does not end
 
-    def retry_incomplete(self, conversation: Callable[[], Conversation[T]]) -> Conversation[T]:
-        """Hold a conversation that changes nothing, and hold it anew while its answer cannot be read.
+    def retry_incomplete(self, create_conversation: Callable[[], Conversation[T]]) -> Conversation[T]:
+        """Run a conversation that only reads, and run it again while what arrives is malformed or incomplete.
 
-        :raises FlowMalformed: the last attempt's.
+        :param create_conversation: returns a new conversation for each attempt.
+        :raises FlowMalformed: the response of the last attempt is malformed as well.
         """
         for attempt in range(1, self.attempts):
             try:
-                return (yield from conversation())
+                return (yield from create_conversation())
             except FlowMalformed:
                 yield Sleep(self._get_backoff(attempt))
-        return (yield from conversation())
+        return (yield from create_conversation())
 
     def _get_retry_delay(self, request: Request, response: Response, attempt: int) -> float | None:
-        """Give the pause before the request is sent again, None if its answer stands."""
-        rate_limited = (
+        """Return the delay before a request is sent again, None if its response is final."""
+        is_rate_limited = (
             response.status in RATE_LIMIT_STATUSES and request.resend is not Resend.IF_NEVER_ARRIVED
         )
-        gateway_error = response.status in GATEWAY_ERROR_STATUSES and request.resend is Resend.ALWAYS
-        if attempt >= self.attempts or not (rate_limited or gateway_error):
+        is_gateway_error = response.status in GATEWAY_ERROR_STATUSES and request.resend is Resend.ALWAYS
+        if attempt >= self.attempts or not (is_rate_limited or is_gateway_error):
             return None
         return max(self._get_backoff(attempt), response.retry_after(self.now()) or 0.0)
 
@@ -97,36 +92,39 @@ class Retry:
         return self.jitter() * min(self.max_delay, self.initial_delay * 2.0 ** (attempt - 1))
 
 
+NO_RETRY = Retry(attempts=1)
+
+
+def with_retries(conversation: Conversation[T], retry: Retry) -> Conversation[T]:
+    """Run a conversation and send each of its requests as a retry policy says."""
+    return map_requests(conversation, retry.send)
+
+
 def _can_resend(request: Request, error: FlowUnreachable) -> bool:
     return request.resend is Resend.ALWAYS or not error.may_have_arrived
 
 
 def follow_redirects(request: Request) -> Conversation[Response]:
-    """Ask, and follow redirects of a GET, to where its request may be sent; the credentials stay behind at another host.
+    """Send a request, and follow the redirects of a GET to where `Request.allow_redirect` permits.
 
-    A redirect of anything else is handed back as it is: it would be sent again as something else, or twice.
+    A redirect of another method is returned as it is: following it would change the method, or send the
+    request twice. The transport adds the credentials only to requests to the connection's own host.
+
+    :raises FlowMalformed: a redirect has no valid URL, or there are more than `MAX_REDIRECTS`.
     """
     for _ in range(MAX_REDIRECTS):
         response = yield from send(request)
-        target = response.headers.get("location")
-        if request.method != "GET" or response.status not in {301, 302, 303, 307, 308} or not target:
+        location = response.headers.get("location")
+        if request.method != "GET" or response.status not in REDIRECT_STATUSES or not location:
             return response
         try:
-            redirect_url = urljoin(response.url, target)
+            redirect_url = urljoin(response.url, location)
         except ValueError as error:
             raise FlowMalformed(
-                malformed_message(request, response, "redirects to no address"), status=response.status
+                malformed_message(request, response, "redirects to an invalid URL"), status=response.status
             ) from error
         if request.allow_redirect is not None and not request.allow_redirect(redirect_url):
             return response
         request = replace(request, path=redirect_url, query={})
-    message = f"{request} is redirected more than {MAX_REDIRECTS} times; check the host of the connection"
+    message = f"{request} was redirected more than {MAX_REDIRECTS} times; check the host of the connection"
     raise FlowMalformed(message, status=response.status)
-
-
-NO_RETRY = Retry(attempts=1)
-
-
-def with_retries(conversation: Conversation[T], retry: Retry) -> Conversation[T]:
-    """Hold a conversation in which each request is asked as often as it may be."""
-    return map_requests(conversation, retry.send)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 from airflow_provider_flows.core.definition import find_definition
-from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed, FlowNotFound
-from airflow_provider_flows.core.http import Request, malformed_message, parse_json, send
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
-    from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.data_uri import Content
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.bulk import ActiveRuns
@@ -176,24 +175,6 @@ class Service(ABC):
 
     def _unsupported(self, action: str) -> FlowInputError:
         return FlowInputError(f"The service {self.name} cannot {action}.")
-
-
-def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]:
-    """Send a request, and parse the JSON value of its response (None if the body is empty).
-
-    :param parse: takes the value and returns the result. It may use the value without checks, because a
-        LookupError, TypeError, ValueError, AttributeError or ArithmeticError becomes FlowMalformed.
-    :raises FlowServiceError: the response is not a success.
-    :raises FlowMalformed: the response is not JSON, or `parse` raised one of these errors.
-    """
-    response = yield from send(request)
-    value = parse_json(request, response)
-    try:
-        return parse(value)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise FlowMalformed(
-            malformed_message(request, response, "is not what was expected"), status=response.status
-        ) from error
 
 
 def quote_path_segment(name: str, value: str) -> str:

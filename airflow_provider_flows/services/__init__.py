@@ -23,23 +23,19 @@ from airflow_provider_flows.core.exceptions import (
     FlowUnreachable,
 )
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.core.http import (
-    Conversation,
-    Request,
-    Resend,
-    Response,
-    Sleep,
+from airflow_provider_flows.core.http import Conversation, Request, Resend, Response, Sleep, send
+from airflow_provider_flows.core.payload.data_uri import Content
+from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download
+from airflow_provider_flows.core.payload.sink import MemoryBuffer, Target
+from airflow_provider_flows.core.polling.bulk import ActiveRuns
+from airflow_provider_flows.core.responses import (
     error_reason,
     expect_success,
     malformed_message,
     parse_json,
     raise_for_status,
-    send,
+    request_json,
 )
-from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download
-from airflow_provider_flows.core.payload.sink import MemoryBuffer, Target
-from airflow_provider_flows.core.polling.bulk import ActiveRuns
 from airflow_provider_flows.core.run import (
     ERROR,
     PENDING,
@@ -53,7 +49,7 @@ from airflow_provider_flows.core.run import (
     parse_progress,
     raise_for_state,
 )
-from airflow_provider_flows.core.service import Service, quote_path_segment, request_json
+from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.core.validation import Problems, find_unsendable_variables
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from airflow_provider_flows.core.bounded_json import parse_bounded_json
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.redaction import redact_path
+from airflow_provider_flows.core.responses import parse_bounded_json
 
 MAX_GRAPH_BYTES = 8 * 1024 * 1024  # the vendor's sample has 6 KB
 GRAPH_BLOCK_BYTES = 1024 * 1024  # read from an object store at a time

@@ -1,4 +1,5 @@
-"""How bytes move: the same conversations over `requests` (workers, command line) and over `aiohttp` (triggerer).
+"""The two HTTP transports: `requests` for workers and the command line, `aiohttp` for the triggerer.
 
-A transport knows no paths, no states and no service; it takes `Settings` and sends one `Request` at a time.
+Each sends one `Request` at a time with the `Settings` of a connection, and each has a driver that runs
+conversations.
 """

@@ -1,29 +1,27 @@
-"""Conversations over `aiohttp`, for the triggerer.
-
-It knows no service; redirects and retries are conversations of their own (flow/exchange, flow/retry), not done here.
-"""
+"""The transport over `aiohttp`, for the triggerer, and its driver of conversations."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
 import aiohttp
 from yarl import URL
 
-from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.http import ConversationState, Request, Response, Sleep
 from airflow_provider_flows.core.request_body import Body, is_fully_sent
-from airflow_provider_flows.transport import tls_and_proxy, uploads
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import Settings
+from airflow_provider_flows.transport.tls_and_proxy import get_proxy, load_tls_context
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
 
-# where no connection ever stood, the service cannot have seen the request; ValueError: no address at all
+# No connection was established, so the service cannot have received the request. ValueError: the URL is
+# invalid.
 NEVER_ARRIVED = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
@@ -33,10 +31,14 @@ NEVER_ARRIVED = (
 
 
 async def new_session(settings: Settings) -> aiohttp.ClientSession:
-    """Make a session with the TLS settings, bound to the running loop."""
-    # loading certificates reads files and takes tens of milliseconds: not on the triggerer's loop, and only for https
-    https = settings.base_url.startswith("https:")
-    context = await asyncio.to_thread(tls_and_proxy.tls, settings.verify) if https else True
+    """Create a session with the connection's TLS settings, bound to the running event loop.
+
+    :raises OSError: the CA bundle cannot be read.
+    """
+    # Loading certificates reads files and takes tens of milliseconds, so it runs in a thread, and only for
+    # https.
+    is_https = settings.base_url.startswith("https:")
+    context = await asyncio.to_thread(load_tls_context, settings.verify) if is_https else True
     connector = aiohttp.TCPConnector(ssl=context)
     return aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
@@ -44,35 +46,35 @@ async def new_session(settings: Settings) -> aiohttp.ClientSession:
 
 
 class AsyncTransport:
-    """One `aiohttp` session and the settings to use it with."""
+    """Sends requests over one `aiohttp` session, which the caller closes."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
-        """Take the session; whoever made it closes it."""
         self._settings = settings
         self._session = session
-        self._proxy = cache(tls_and_proxy.proxy)
+        self._get_proxy = cache(get_proxy)
         self._timeout = aiohttp.ClientTimeout(
             sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
         )
 
     async def send(self, request: Request) -> Response:
-        """Send one request and read its whole answer.
+        """Send one request and return its complete response; redirects are not followed.
 
-        :raises FlowError: as the other transport's `send` does.
+        :raises FlowUnreachable: no response arrived, or an incomplete one.
+        :raises FlowInputError: a file in the body has changed, or cannot be read.
+        :raises FlowMalformed: the response is larger than `Settings.max_response_bytes`.
         """
         settings = self._settings
         body: bytes | Body | None = None
         try:
             body = request.body
-            url = URL(
-                settings.url(request), encoded=True
-            )  # ids are quoted already; a signed URL must not be quoted again
-            proxy, proxy_headers = self._proxy(url.scheme, url.host or "")
+            # Paths are quoted already. Quoting a signed URL again would invalidate its signature.
+            url = URL(settings.url(request), encoded=True)
+            proxy, proxy_headers = self._get_proxy(url.scheme, url.host or "")
             async with self._session.request(
                 request.method,
                 url.update_query(request.query) if request.query else url,
-                data=uploads.to_stream(body),
-                headers=settings.headers(request) | uploads.length_header(body),
+                data=_read_chunks(body) if isinstance(body, Body) else body,
+                headers=settings.headers(request) | _content_length(body),
                 timeout=self._timeout,
                 proxy=proxy,
                 proxy_headers=proxy_headers,
@@ -83,9 +85,22 @@ class AsyncTransport:
                     pass
                 return reader.response(str(response.url))
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
-            uploads.raise_input_error(error)
+            if isinstance(error.__cause__, FlowInputError):  # raised by the body, and wrapped by aiohttp
+                raise error.__cause__ from None
             may_have_arrived = is_fully_sent(body) and not isinstance(error, NEVER_ARRIVED)
             raise settings.unreachable_error(request, error, may_have_arrived=may_have_arrived) from None
+
+
+async def _read_chunks(body: Body) -> AsyncIterator[bytes]:
+    """Yield the chunks of a body, each read in a thread, because reading a file blocks."""
+    chunks = iter(body)
+    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield chunk
+
+
+def _content_length(body: bytes | Body | None) -> dict[str, str]:
+    """Return the header without which aiohttp would send a body in chunks of unknown total length."""
+    return {"Content-Length": str(len(body))} if isinstance(body, Body) else {}
 
 
 async def run(
@@ -93,7 +108,11 @@ async def run(
     send: Callable[[Request], Awaitable[Response]],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
-    """Hold a conversation to its end: send what it yields, hand it what comes back."""
+    """Run a conversation to its end, and return its result.
+
+    :param send: sends one request; it returns the response or raises a `FlowError`.
+    :param sleep: waits for a number of seconds.
+    """
     state = ConversationState(conversation)
     while state.step is not None:
         if isinstance(state.step, Sleep):

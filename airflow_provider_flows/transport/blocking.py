@@ -1,7 +1,4 @@
-"""Conversations over `requests`, for workers and the command line.
-
-It knows no service; redirects and retries are conversations of their own (flow/exchange, flow/retry), not done here.
-"""
+"""The transport over `requests`, for workers and the command line, and its driver of conversations."""
 
 from __future__ import annotations
 
@@ -23,6 +20,7 @@ from airflow_provider_flows.transport.settings import READ_CHUNK_BYTES, Settings
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
 
+# No connection was established, so the service cannot have received the request.
 NEVER_ARRIVED = (
     requests_exceptions.ConnectTimeout,
     requests_exceptions.ProxyError,
@@ -33,26 +31,28 @@ NEVER_ARRIVED = (
 
 
 def new_session(settings: Settings) -> requests.Session:
-    """Make a session with the TLS settings; proxies and CA bundles of the environment work as `requests` documents."""
+    """Create a session with the connection's TLS settings.
+
+    Proxies and CA bundles of the environment apply as the documentation of `requests` describes.
+    """
     session = requests.Session()
     session.verify = settings.verify
     return session
 
 
 class BlockingTransport:
-    """One `requests` session and the settings to use it with."""
+    """Sends requests over one `requests` session, which the caller closes."""
 
     def __init__(self, settings: Settings, session: requests.Session) -> None:
-        """Take the session; whoever made it closes it."""
         self._settings = settings
         self._session = session
 
     def send(self, request: Request) -> Response:
-        """Send one request and read its whole answer.
+        """Send one request and return its complete response; redirects are not followed.
 
-        :raises FlowUnreachable: no answer, or one that broke off.
-        :raises FlowInputError: a file in it has changed.
-        :raises FlowMalformed: an answer beyond the bound.
+        :raises FlowUnreachable: no response arrived, or an incomplete one.
+        :raises FlowInputError: a file in the body has changed, or cannot be read.
+        :raises FlowMalformed: the response is larger than `Settings.max_response_bytes`.
         """
         settings = self._settings
         body: bytes | Body | None = None
@@ -65,40 +65,33 @@ class BlockingTransport:
                 data=body,
                 headers=settings.headers(request),
                 timeout=(settings.connect_timeout, settings.read_timeout),
-                verify=None
-                if settings.verify is True
-                else settings.verify,  # the session's own would give way to environment's
-                auth=lambda prepared: (
-                    prepared
-                ),  # else a ~/.netrc of the machine would replace our credentials
+                # A CA bundle of the environment takes precedence over the session's `verify`, but not over
+                # this one.
+                verify=None if settings.verify is True else settings.verify,
+                auth=lambda prepared: prepared,  # else ~/.netrc would replace the connection's credentials
                 allow_redirects=False,
                 stream=True,
             ) as response:
                 reader = ResponseReader(settings, request, response.status_code, response.headers.items())
-                all(
-                    map(reader.feed, response.iter_content(READ_CHUNK_BYTES))
-                )  # to its end, or until no more is wanted
+                for chunk in response.iter_content(READ_CHUNK_BYTES):
+                    if not reader.feed(chunk):
+                        break
                 return reader.response(response.url)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # RequestException is an OSError; others are of bad addresses and CA bundles
-            failure = settings.unreachable_error(
-                request, error, may_have_arrived=is_fully_sent(body) and _may_have_arrived(error)
-            )
-        raise failure from None  # out here: the library's error, which it would be tied to, may hold an answer that is open
+        except (OSError, ValueError) as error:  # a RequestException is an OSError; ValueError: an invalid URL
+            may_have_arrived = is_fully_sent(body) and _may_have_arrived(error)
+            failure = settings.unreachable_error(request, error, may_have_arrived=may_have_arrived)
+        # Raised outside the handler: as its context, the library's error would hold an unread response open.
+        raise failure from None
 
 
 def _may_have_arrived(error: Exception) -> bool:
-    """Whether the service may have seen the request: not if no connection ever stood, or none was ever tried."""
+    """Return whether a connection was established, so that the service may have received the request."""
     if isinstance(error, NEVER_ARRIVED) or not isinstance(error, requests_exceptions.RequestException):
         return False
-    reason = getattr(
-        error.args[0] if error.args else None, "reason", None
-    )  # urllib3's MaxRetryError names what happened
-    if isinstance(
-        reason, urllib3.exceptions.SSLError
-    ):  # one that comes after the handshake says nothing of what was seen
+    # The cause is the `reason` of urllib3's MaxRetryError.
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    if isinstance(reason, urllib3.exceptions.SSLError):
+        # After the handshake, a TLS error does not show how much the service received.
         return not isinstance(reason.args[0], ssl.SSLCertVerificationError)
     return not isinstance(
         reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
@@ -110,7 +103,11 @@ def run(
     send: Callable[[Request], Response],
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Hold a conversation to its end: send what it yields, hand it what comes back."""
+    """Run a conversation to its end, and return its result.
+
+    :param send: sends one request; it returns the response or raises a `FlowError`.
+    :param sleep: waits for a number of seconds.
+    """
     state = ConversationState(conversation)
     while state.step is not None:
         if isinstance(state.step, Sleep):

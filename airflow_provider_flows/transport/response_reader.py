@@ -1,46 +1,60 @@
-"""What becomes of an answer while it comes in: collected within the bound, or fed to the request's sink.
-
-It reads no socket; both transports hand it what they read.
-"""
+"""Reader of a response: it collects the body up to a limit, or feeds it to the request's sink."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from airflow_provider_flows.core.http import MAX_EXCERPT_BYTES, Request, Response
+from airflow_provider_flows.core.exceptions import FlowMalformed
+from airflow_provider_flows.core.http import Request, Response
+from airflow_provider_flows.core.responses import MAX_EXCERPT_BYTES
 from airflow_provider_flows.transport.settings import Settings
 
 
 class ResponseReader:
-    """One answer that comes in."""
+    """One response while it arrives.
+
+    A sink receives the body of a success only. The body of an error is collected, because its text goes into
+    a message.
+
+    :param headers: the headers as the HTTP library returns them.
+    """
 
     def __init__(
         self, settings: Settings, request: Request, status: int, headers: Iterable[tuple[str, str]]
     ) -> None:
-        """Take the answer's head; a sink gets successes only, what a refusal says is for an error's text."""
-        self._settings = settings
         self._request = request
-        self._head = settings.to_response_head(status, headers)
-        self._sink = request.sink if self._head.is_success else None
+        self._max_bytes = settings.max_response_bytes
+        self._status = status
+        self._headers = {name.lower(): value for name, value in headers}
+        self._secrets = settings.secrets
         self._body = bytearray()
         self._bytes_received = 0
+        self._sink = request.sink if Response(status).is_success else None
         if self._sink is not None:
-            self._sink.on_response_start(status, self._head.headers)
+            self._sink.on_response_start(status, self._headers)
 
     def feed(self, chunk: bytes) -> bool:
-        """Take the next piece of the body; gives whether more is wanted.
+        """Process the next chunk of the body, and return whether the sink needs more.
 
-        :raises FlowMalformed: the answer is beyond the bound, and no sink takes it.
+        :raises FlowMalformed: the body is larger than `max_response_bytes`, and no sink receives it.
         """
         self._bytes_received += len(chunk)
         if self._sink is not None:
             self._body += chunk[: MAX_EXCERPT_BYTES - len(self._body)]
             return self._sink.feed(chunk)
-        self._settings.raise_if_too_large(self._request, self._bytes_received)
+        if self._bytes_received > self._max_bytes:
+            message = (
+                f"The response to {self._request} is larger than {self._max_bytes} bytes. "
+                "If this is expected, increase max_response_mib in the connection's extra."
+            )
+            raise FlowMalformed(message)
         self._body += chunk
         return True
 
     def response(self, url: str) -> Response:
-        """Give the answer."""
-        head, bytes_received = self._head, None if self._sink is None else self._bytes_received
-        return Response(head.status, head.headers, bytes(self._body), url, head.secrets, bytes_received)
+        """Return the response.
+
+        :param url: the URL that was requested.
+        """
+        bytes_received = None if self._sink is None else self._bytes_received
+        return Response(self._status, self._headers, bytes(self._body), url, self._secrets, bytes_received)

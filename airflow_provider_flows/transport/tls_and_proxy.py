@@ -1,7 +1,4 @@
-"""What the machine says of TLS and proxies, for the transport whose library leaves it to us (`requests` asks by itself).
-
-It sends nothing; which certificates a connection names instead stands in its settings.
-"""
+"""TLS contexts and proxies for `aiohttp`, found in the way in which `requests` finds them."""
 
 from __future__ import annotations
 
@@ -14,9 +11,12 @@ from urllib.request import getproxies, proxy_bypass
 import certifi
 
 
-def tls(verify: str | bool) -> ssl.SSLContext | bool:  # noqa: FBT001  # as Settings has it
-    """Give what to check certificates with: a bundle, what `requests` trusts, or False for nothing.
+def load_tls_context(verify: str | bool) -> ssl.SSLContext | bool:  # noqa: FBT001  # as in Settings
+    """Return the TLS context to verify certificates with.
 
+    :param verify: a CA bundle (file or folder), True for the certificates that `requests` trusts, False for
+        none.
+    :returns: the context, or False if certificates are not verified.
     :raises OSError: the bundle cannot be read.
     """
     if verify is False:
@@ -27,10 +27,14 @@ def tls(verify: str | bool) -> ssl.SSLContext | bool:  # noqa: FBT001  # as Sett
     return ssl.create_default_context(cafile=bundle)
 
 
-def proxy(scheme: str, host: str) -> tuple[str | None, dict[str, str]]:
-    """Give the proxy for a host, by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, and the header with its credentials.
+def get_proxy(scheme: str, host: str) -> tuple[str | None, dict[str, str]]:
+    """Return the URL of the proxy for a host, and the headers with the proxy's credentials.
 
-    aiohttp's own `trust_env` would do it, but would read ~/.netrc too, whose credentials collide with the connection's.
+    The environment variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are read, in either case. The
+    option `trust_env` of aiohttp would read ~/.netrc as well, whose credentials collide with those of the
+    connection.
+
+    :returns: `(None, {})` if the host is reached without a proxy.
     """
     proxies = getproxies()
     proxy_url = None if proxy_bypass(host) else proxies.get(scheme) or proxies.get("all")
@@ -41,4 +45,4 @@ def proxy(scheme: str, host: str) -> tuple[str | None, dict[str, str]]:
     if not parts.username:
         return address, {}
     basic = base64.b64encode(f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()).decode()
-    return address, {"Authorization": f"Basic {basic}"}  # aiohttp makes it a Proxy-Authorization
+    return address, {"Authorization": f"Basic {basic}"}  # aiohttp sends it as Proxy-Authorization

@@ -1,6 +1,7 @@
-"""Which hosts a stranger's link may make a worker ask: public ones, and none inside its network.
+"""Guard against server-side request forgery: which hosts an untrusted URL may name.
 
-It opens no connection; it may look a name up.
+Public hosts are allowed, hosts inside the worker's network are not. `resolves_to_public` sends DNS
+queries; nothing here opens a connection.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ INTERNAL_SUFFIXES = frozenset(
 )
 NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 IPV4_COMPATIBLE = IPv6Network("::/96")
-# nothing that one library reads as a host and another as something else: no user, no backslash, no sign beyond ASCII
+# Excludes what libraries parse in different ways: user names, backslashes and characters outside ASCII.
 _HOST_AND_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII)
 _NUMERIC_LABEL = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE | re.ASCII)
 
@@ -26,7 +27,7 @@ Resolver = Callable[..., Sequence[Sequence[Any]]]
 
 
 def has_unambiguous_host(link: str) -> bool:
-    """Whether a link names its host so that nobody can read it in two ways."""
+    """Return whether every library finds the same host in a URL."""
     try:
         return _HOST_AND_PORT.fullmatch(urlsplit(link).netloc) is not None
     except ValueError:
@@ -34,7 +35,7 @@ def has_unambiguous_host(link: str) -> bool:
 
 
 def is_public(link: str) -> bool:
-    """Whether a link leads by https to what is, by its name, a public host."""
+    """Return whether a URL has the scheme https and names a public host, judged by its text only."""
     if not has_unambiguous_host(link):
         return False
     parts = urlsplit(link)
@@ -43,15 +44,20 @@ def is_public(link: str) -> bool:
         return False
     with suppress(ValueError):
         return _is_global(ip_address(host))
-    last = host.rpartition(".")[2]
-    # a name that ends in a number is an address to the C library: 127.1, 2130706433, 0x7f.0.0.1
-    return "." in host and last not in INTERNAL_SUFFIXES and _NUMERIC_LABEL.fullmatch(last) is None
+    last_label = host.rpartition(".")[2]
+    # The C library reads a name that ends in a number as an IPv4 address: 127.1, 2130706433, 0x7f.0.0.1.
+    return (
+        "." in host and last_label not in INTERNAL_SUFFIXES and _NUMERIC_LABEL.fullmatch(last_label) is None
+    )
 
 
 def resolves_to_public(link: str, resolve: Resolver | None = None) -> bool:
-    """Whether a link's host has public addresses only; a name that is not known here is left to the connection, or its proxy.
+    """Return whether the host of a URL has public addresses only.
 
-    It is one look: the connection looks the name up again, and a name server that means harm can answer otherwise then.
+    A name that cannot be resolved here is allowed: a proxy may resolve it, or the connection fails. The
+    connection resolves the name a second time, so a malicious name server can return another address then.
+
+    :param resolve: is called like `socket.getaddrinfo`, which is the default.
     """
     parts = urlsplit(link)
     try:
@@ -62,16 +68,16 @@ def resolves_to_public(link: str, resolve: Resolver | None = None) -> bool:
 
 
 def _is_global(address: IPv4Address | IPv6Address) -> bool:
-    inner = _embedded_addresses(address) if isinstance(address, IPv6Address) else []
-    return all(one.is_global and not one.is_multicast for one in inner or [address])
+    embedded = _embedded_addresses(address) if isinstance(address, IPv6Address) else []
+    return all(one.is_global and not one.is_multicast for one in embedded or [address])
 
 
 def _embedded_addresses(address: IPv6Address) -> list[IPv4Address | IPv6Address]:
-    """Give the IPv4 addresses in an IPv6 address, which the network may send a packet on to."""
-    last = IPv4Address(int(address) & 0xFFFFFFFF)
+    """Return the IPv4 addresses in an IPv6 address to which a network may forward packets."""
+    last_bits = IPv4Address(int(address) & 0xFFFFFFFF)
     if address in IPV4_COMPATIBLE or address.is_site_local:
-        return [IPv4Address("127.0.0.1")]  # no use for it is left
+        return [IPv4Address("127.0.0.1")]  # both kinds are obsolete; reject them like the local host
     if any(address in network for network in NAT64) or address.ipv4_mapped:
-        return [last]
+        return [last_bits]
     found = [address.sixtofour, *(address.teredo or ())]
     return [one for one in found if one is not None]

@@ -173,7 +173,7 @@ class TaskTry:
 
         record = self.state.create_record(fingerprint, deadline, self.hook.flows_conn_id)
         is_durable = self.state.durable
-        run = self.hook.start(
+        run = self.hook.start_request(
             request, record=record if is_durable else None, save=save, validate=self.validate
         )
         if not is_durable:

@@ -286,7 +286,7 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
     ("line", "code", "reason"),
     [
         ("run nothing-like-it --input x", 2, "--no-validate sends it unchecked"),
-        ("run nothing-like-it --input x --no-validate", 5, "knows nothing by that name"),
+        ("run nothing-like-it --input x --no-validate", 5, "has nothing of that name"),
         ("describe nothing-like-it", 5, "nothing-like-it"),
         ("get 0123456789abcdef01234567", 5, "HTTP 404"),
         ("watch 0123456789abcdef01234567 --poll-interval 0.01", 5, "HTTP 404"),
@@ -303,10 +303,10 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
         (f"run {PROMPT_FLOW} --input x --output-path nonsense://b", 2, "cannot be written to"),
         ("list --conn-id no_such_connection", 2, "no_such_connection"),
         ("list --conn-id fs_default", 2, "runs no flows here"),
-        ("list --conn-id wrong", 6, "does not accept the key"),
+        ("list --conn-id wrong", 6, "does not accept the API key"),
         ("runs --conn-id promptchainer_default", 2, "cannot list flow runs"),
         ("abort 0123 --conn-id promptchainer_default", 2, "cannot abort"),
-        ("list --conn-id nobody", 1, "got no answer"),
+        ("list --conn-id nobody", 1, "got no response"),
         ("nonsense", 2, "invalid choice"),
     ],
 )

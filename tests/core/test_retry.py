@@ -1,6 +1,6 @@
 """Tests of the retries of single requests: which are sent again, when, and how often.
 
-Time is scripted: a pause is taken down and not slept.
+Time is scripted: delays are recorded, not waited for.
 """
 
 from __future__ import annotations
@@ -27,86 +27,87 @@ OK = json_response([])
 FULL = Retry(attempts=4, initial_delay=1.0, max_delay=60.0, jitter=lambda: 1.0, now=lambda: NOON)
 
 
-def asked(
-    request: Request, *answers: Response | FlowServiceError, retry: Retry = FULL
+def send_with_retries(
+    request: Request, *responses: Response | FlowServiceError, retry: Retry = FULL
 ) -> tuple[int, list[float]]:
-    """Ask patiently, and give how often it was asked, and the pauses between."""
-    script = ScriptedTransport(*answers)
+    """Send a request with retries, and return how often it was sent, and the delays between."""
+    script = ScriptedTransport(*responses)
     with contextlib.suppress(FlowUnreachable):
         script.run(with_retries(single_request(request), retry))
     return len(script.requests), script.sleeps
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [
         no_response(),
         no_response(may_have_arrived=False),
         *(json_response({}, code) for code in (429, 502, 503, 504)),
     ],
 )
-def test_idempotent_request_is_asked_again(trouble: Response | FlowServiceError) -> None:
-    """A GET is asked again after no answer, 429, 502, 503 and 504, and the first good answer ends it."""
-    assert asked(GET, trouble, trouble, OK) == (3, [1.0, 2.0])
+def test_idempotent_request_is_asked_again(failure: Response | FlowServiceError) -> None:
+    """A GET is sent again after no response, 429, 502, 503 and 504, until the first success."""
+    assert send_with_retries(GET, failure, failure, OK) == (3, [1.0, 2.0])
 
 
 @pytest.mark.parametrize("code", [200, 400, 401, 403, 404, 409, 422, 500, 501])
 def test_other_answers_stand(code: int) -> None:
-    """Any other answer is taken for what it is, at once."""
-    assert asked(GET, json_response({}, code)) == (1, [])
+    """Any other response is final."""
+    assert send_with_retries(GET, json_response({}, code)) == (1, [])
 
 
 def test_attempts_are_bounded() -> None:
-    """After the last attempt its answer stands, or its error is raised."""
-    assert asked(GET, *[json_response({}, 503)] * 4) == (4, [1.0, 2.0, 4.0])
-    assert asked(GET, *[no_response()] * 4) == (4, [1.0, 2.0, 4.0])
-    assert asked(GET, json_response({}, 503), retry=Retry(attempts=1)) == (1, [])
+    """After the last attempt its response is returned, or its error is raised."""
+    assert send_with_retries(GET, *[json_response({}, 503)] * 4) == (4, [1.0, 2.0, 4.0])
+    assert send_with_retries(GET, *[no_response()] * 4) == (4, [1.0, 2.0, 4.0])
+    assert send_with_retries(GET, json_response({}, 503), retry=Retry(attempts=1)) == (1, [])
 
 
 def test_backoff_is_exponential_with_full_jitter_and_a_bound() -> None:
-    """A pause is anything from nothing to a bound that doubles each time, up to the longest."""
+    """A delay is between nothing and a bound that doubles each time, up to the maximum."""
     half = Retry(attempts=9, initial_delay=1.0, max_delay=20.0, jitter=lambda: 0.5)
-    assert asked(GET, *[no_response()] * 9, retry=half)[1] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
+    _, delays = send_with_retries(GET, *[no_response()] * 9, retry=half)
+    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
     none = Retry(attempts=4, jitter=lambda: 0.0)
-    assert asked(GET, *[no_response()] * 4, retry=none)[1] == [0.0, 0.0, 0.0]
+    assert send_with_retries(GET, *[no_response()] * 4, retry=none)[1] == [0.0, 0.0, 0.0]
 
 
 def test_default_jitter_is_spread_over_the_whole_pause() -> None:
-    """Without a scripted jitter the first pauses of many clients lie all over the first second."""
-    firsts = [asked(GET, no_response(), OK, retry=Retry())[1][0] for _ in range(200)]
-    assert min(firsts) < 0.2
-    assert max(firsts) > 0.8
-    assert all(0 <= first <= 1 for first in firsts)
+    """With the default jitter, the first delays of many clients are spread over the first second."""
+    first_delays = [send_with_retries(GET, no_response(), OK, retry=Retry())[1][0] for _ in range(200)]
+    assert min(first_delays) < 0.2
+    assert max(first_delays) > 0.8
+    assert all(0 <= first <= 1 for first in first_delays)
 
 
 @pytest.mark.parametrize("code", [429, 502, 503, 504])
 def test_retry_after_in_seconds_is_honoured(code: int) -> None:
-    """A service that asks for a longer pause gets it, one that asks for a shorter one gets ours."""
-    assert asked(GET, json_response({}, code, retry_after="17"), OK)[1] == [17.0]
-    assert asked(GET, json_response({}, code, retry_after="0"), OK)[1] == [1.0]
+    """A longer Retry-After extends the delay; a shorter one does not reduce it."""
+    assert send_with_retries(GET, json_response({}, code, retry_after="17"), OK)[1] == [17.0]
+    assert send_with_retries(GET, json_response({}, code, retry_after="0"), OK)[1] == [1.0]
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000", ""])
 def test_retry_after_as_a_date_is_honoured(zone: str) -> None:
-    """A date is waited for, and is in UTC also where it does not say so."""
+    """A date is honoured, and is read as UTC if it has no zone."""
     date = format_datetime(pendulum.from_timestamp(NOON + 30)).replace("+0000", zone).strip()
-    assert asked(GET, json_response({}, 503, retry_after=date), OK)[1] == [30.0]
+    assert send_with_retries(GET, json_response({}, 503, retry_after=date), OK)[1] == [30.0]
 
 
-@pytest.mark.parametrize("told", ["soon", "-5", "Wed, 99 Foo", "²", "", "nan", "inf"])
-def test_nonsense_in_retry_after_counts_as_absent(told: str) -> None:
-    """What is neither seconds nor a date changes nothing."""
-    assert asked(GET, json_response({}, 503, retry_after=told), OK)[1] == [1.0]
+@pytest.mark.parametrize("value", ["soon", "-5", "Wed, 99 Foo", "²", "", "nan", "inf"])
+def test_nonsense_in_retry_after_counts_as_absent(value: str) -> None:
+    """A value that is neither seconds nor a date changes nothing."""
+    assert send_with_retries(GET, json_response({}, 503, retry_after=value), OK)[1] == [1.0]
 
 
-@pytest.mark.parametrize("told", ["61", "1e99"])
-def test_pause_longer_than_the_longest_is_not_waited_for(told: str) -> None:
-    """A service that asks for more than the longest pause is taken at its word: its answer stands."""
-    assert asked(GET, json_response({}, 429, retry_after=told), OK)[0] == 1
+@pytest.mark.parametrize("value", ["61", "1e99"])
+def test_pause_longer_than_the_longest_is_not_waited_for(value: str) -> None:
+    """If the service requests more than the maximum delay, its response is final."""
+    assert send_with_retries(GET, json_response({}, 429, retry_after=value), OK)[0] == 1
 
 
 @pytest.mark.parametrize(
-    ("resend", "trouble", "times"),
+    ("resend", "failure", "times"),
     [
         (Resend.IF_REFUSED, no_response(), 1),
         (Resend.IF_REFUSED, no_response(may_have_arrived=False), 2),
@@ -119,14 +120,14 @@ def test_pause_longer_than_the_longest_is_not_waited_for(told: str) -> None:
     ],
 )
 def test_changing_request_is_not_sent_blindly(
-    resend: Resend, trouble: Response | FlowServiceError, times: int
+    resend: Resend, failure: Response | FlowServiceError, times: int
 ) -> None:
-    """A POST is sent again only if it cannot have arrived, or if the service said that it did nothing and nothing is paid."""
-    assert asked(Request("POST", "/flows", json={}, resend=resend), trouble, OK)[0] == times
+    """A POST is sent again only if it cannot have arrived, or if the service did nothing and it is free."""
+    assert send_with_retries(Request("POST", "/flows", json={}, resend=resend), failure, OK)[0] == times
 
 
 def test_every_changing_request_is_marked_for_what_it_costs() -> None:
-    """What starts a paid run in one request is sent again only if it never arrived; the unpaid steps also when refused."""
+    """A request that starts a paid run is resent only if it never arrived; free steps also when refused."""
     generio, chain, item = Generio(), PromptChainer(), FlowInput("p")
     conversations = (
         (generio.start("t", [item], None, None), [json_response({"flow_id": "r"})], Resend.IF_NEVER_ARRIVED),
@@ -135,21 +136,21 @@ def test_every_changing_request_is_marked_for_what_it_costs() -> None:
         (generio.add_input("r", item), [json_response({})], Resend.IF_REFUSED),
         (generio.start_created("r"), [json_response({})], Resend.IF_REFUSED),
     )
-    for conversation, answers, resend in conversations:
-        script = ScriptedTransport(*answers)
+    for conversation, responses, resend in conversations:
+        script = ScriptedTransport(*responses)
         script.run(conversation)
         assert script.requests[-1].resend is resend
 
 
 def test_once_asks_once() -> None:
-    """A wait's looks are not repeated by themselves: the wait does that."""
+    """The polls of a wait are not repeated by the HTTP layer: the wait does that."""
     script = ScriptedTransport(json_response({}, 503))
     assert script.run(with_retries(single_request(GET), NO_RETRY)).status == 503
     assert script.sleeps == []
 
 
 def test_start_whose_answer_is_lost_is_made_once(flow_emulator: Emulator) -> None:
-    """A POST with inputs that the service did, and whose answer was lost, makes one run and an error, not two runs."""
+    """A POST with inputs whose response is lost creates one run and an error, not two runs."""
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after", times=None))
     with pytest.raises(FlowUnreachable, match="may have acted"):
         GenerioHook("generio_default").start("model_generate_fromprompt", "a chair", validate=False)
@@ -172,7 +173,7 @@ def test_chain_is_never_run_twice(flow_emulator: Emulator, fault: Fault) -> None
 
 
 def test_retries_are_set_on_the_connection(flow_emulator: Emulator) -> None:
-    """`retries` in the connection's extra says how often a request is sent again."""
+    """`retries` in the connection's extra is how often a request is sent again."""
     flow_emulator.add_fault(Fault(status=429, times=None))
     hook = GenerioHook("generio_default")
     hook.connection.extra = '{"retries": 1}'

@@ -85,7 +85,8 @@ def fields(hook: GenerioHook, _: Emulator) -> Any:
 
 def add(hook: GenerioHook, _: Emulator) -> Any:
     """Make a run in steps."""
-    run = hook.start("model_generate_fromprompt", ["a", "b"], record=RunRecord("", 0), save=lambda _: None)
+    request = hook.build_request("model_generate_fromprompt", ["a", "b"], None, None)
+    run = hook.start_request(request, record=RunRecord("", 0), save=lambda _: None)
     return len(hook.list_inputs(run.flow_run_id))
 
 

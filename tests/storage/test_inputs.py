@@ -24,6 +24,7 @@ from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.inputs import parse_inputs
+from tests.support.orders import start_and_record
 from tests.support.stores import attach_store
 
 HEADS = {
@@ -297,9 +298,12 @@ def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: E
         ([], "at least one"),
         ({"color": "red"}, "for PromptChainer"),
     ):
-        for keep in (None, lambda _: None):
-            with pytest.raises(FlowInputError, match=told):
-                hook.start("model_generate_fromprompt", inputs, save=keep, validate=False)
+        with pytest.raises(FlowInputError, match=told):
+            hook.start("model_generate_fromprompt", inputs, validate=False)
+        with pytest.raises(FlowInputError, match=told):
+            start_and_record(
+                hook, request=hook.build_request("model_generate_fromprompt", inputs, None, None)
+            )
     assert flow_emulator.requests == ()
 
 

@@ -19,4 +19,4 @@ def start_and_record(
     hook: FlowsHook, save: SaveRecord = lambda _: None, request: RunRequest = RUN_REQUEST
 ) -> FlowRun:
     """Start a request with a record, without validation."""
-    return hook.start(request, record=RECORD, save=save, validate=False)
+    return hook.start_request(request, record=RECORD, save=save, validate=False)

@@ -1,7 +1,7 @@
-"""Tests of every fault at every operation over both transports, against the emulator: one outcome table.
+"""Tests of every fault in every operation over both transports, against the emulator: one table of outcomes.
 
-The table stands in faults_table.py. Requests go over real sockets with real connections; only the pauses between them are
-made on a clock of the test's own.
+The table is in tests/support/faults_table.py. Requests go over real sockets; only the delays between them run
+on a scripted clock.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tests.support.scripted import NOON, ScriptedTransport
 
 FLOW, CHAIN = "model_generate_fromprompt", "clibnwpno000bmc0k9hvv3y7f"
 ID = "0" * 24
-LONGEST = 2000  # characters of an error's message
+MAX_MESSAGE_CHARS = 2000  # characters of an error's message
 DEEP = "[" * 5000 + "]" * 5000
 NO = b'{"detail": "No."}'
 
 
-def served(state: str = '"completed"', row: str = "", more: str = "") -> str:
-    """Word an answer that any operation finds its own fields in."""
+def list_body(state: str = '"completed"', row: str = "", more: str = "") -> str:
+    """Return a JSON body in which any operation finds the fields that it reads."""
     run = f'"flow_id": "ID", "state": {state}, "progress": 1.0{more}'
     output = f'{{"asset_id": "ID", "status": "ready", "name": "model_generate_fromprompt"{row}}}'
     lists = ", ".join(f'"{name}": [{output}, {output}]' for name in ("outputs", "templates"))
@@ -74,9 +74,9 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "missing": lambda: {"body": b"{}"},
     "nulls": lambda: {"body": json.dumps(dict.fromkeys(NAMES)).encode()},
-    "duplicates": lambda: {"body": served(more=', "state": "completed"').encode()},
-    "numbers": lambda: {"body": served(row=', "additional": NaN', more=NUMBERS).encode()},
-    "unknown states": lambda: {"body": served('"polishing"').replace('"ready"', '"polishing"').encode()},
+    "duplicates": lambda: {"body": list_body(more=', "state": "completed"').encode()},
+    "numbers": lambda: {"body": list_body(row=', "additional": NaN', more=NUMBERS).encode()},
+    "unknown states": lambda: {"body": list_body('"polishing"').replace('"ready"', '"polishing"').encode()},
     "deep": lambda: {
         "body": f'{{"flow_id": "ID", "state": "completed", "outputs": {DEEP}, "flows": {DEEP}}}'.encode()
     },
@@ -85,17 +85,17 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Operation:
-    """What is asked for, which of its requests goes wrong, and what must be there before."""
+    """An operation, which of its requests fails, and what must exist before."""
 
     method: str
     path: str
-    hold: Callable[[FlowsHook, str, ScriptedTransport], Conversation[Any]]
+    create: Callable[[FlowsHook, str, ScriptedTransport], Conversation[Any]]
     prepared: float | None = None
     """Seconds that the run takes which is there before, None if there is none."""
 
 
-def started(hook: FlowsHook, _: str, __: ScriptedTransport) -> Conversation[Any]:
-    """Start a run in the way that keeps."""
+def start_run(hook: FlowsHook, _: str, __: ScriptedTransport) -> Conversation[Any]:
+    """Start a run with a saved record."""
     chain = isinstance(hook, PromptChainerHook)
     order = (
         RunRequest(CHAIN, {"color": "red", "item": "ball"})
@@ -105,39 +105,39 @@ def started(hook: FlowsHook, _: str, __: ScriptedTransport) -> Conversation[Any]
     return start(hook.service, order, RunRecord("", 0), lambda _: None)
 
 
-def waited(hook: FlowsHook, run: str, script: ScriptedTransport) -> Conversation[Any]:
-    """Wait for a run, for a minute at the most."""
+def wait_for_run(hook: FlowsHook, run: str, script: ScriptedTransport) -> Conversation[Any]:
+    """Wait for a run, for at most a minute."""
     schedule = Schedule(5, 60, NOON + 60)
     return Wait(
         run, hook.service.get_run, schedule=schedule, clock=script.clock, log=lambda *_: None
     ).poll_until_final()
 
 
-def downloaded(hook: FlowsHook, run: str, _: ScriptedTransport) -> Conversation[Any]:
+def download_first(hook: FlowsHook, run: str, _: ScriptedTransport) -> Conversation[Any]:
     """List the outputs and download the first."""
     outputs = yield from hook.service.list_outputs(run)
     return (yield from hook.service.download_output(run, str(outputs[0].asset_id)))
 
 
-HELD: dict[str, Operation] = {
-    "create": Operation("POST", "/flows", started),
-    "input": Operation("POST", "*/inputs", started),
-    "begin": Operation("PATCH", "/flows/*", started),
-    "wait": Operation("GET", "/flows/*", waited, prepared=0),
+CONVERSATIONS: dict[str, Operation] = {
+    "create": Operation("POST", "/flows", start_run),
+    "input": Operation("POST", "*/inputs", start_run),
+    "begin": Operation("PATCH", "/flows/*", start_run),
+    "wait": Operation("GET", "/flows/*", wait_for_run, prepared=0),
     "abort": Operation("PATCH", "/flows/*", lambda hook, run, _: hook.service.abort(run), prepared=60),
     "delete": Operation("DELETE", "/flows/*", lambda hook, run, _: hook.service.delete(run), prepared=0),
     "outputs": Operation("GET", "*/outputs", lambda hook, run, _: hook.service.list_outputs(run), prepared=0),
-    "download": Operation("GET", "*/outputs/*", downloaded, prepared=0),
+    "download": Operation("GET", "*/outputs/*", download_first, prepared=0),
     "runs": Operation("GET", "/flows", lambda hook, *_: hook.service.list_runs(), prepared=0),
     "definition": Operation("GET", "/templates", lambda hook, *_: hook.service.get_definition(FLOW)),
-    "chain": Operation("POST", "/api/flows/run/*", started),
+    "chain": Operation("POST", "/api/flows/run/*", start_run),
 }
 STARTS = {"create", "input", "begin", "chain"}
 
 
-def outcome(emulator: Emulator, name: str, fault: str, door: str) -> str:
-    """Hold an operation at which a fault strikes, and word what came of it as the table does."""
-    operation, (kind, _, times) = HELD[name], fault.partition(", ")
+def outcome(emulator: Emulator, name: str, fault: str, driver: str) -> str:
+    """Run an operation with a fault, and return its outcome in the words of the table."""
+    operation, (kind, _, times) = CONVERSATIONS[name], fault.partition(", ")
     emulator.reset()
     emulator.run_seconds = operation.prepared or 0
     hook: FlowsHook = (
@@ -146,24 +146,24 @@ def outcome(emulator: Emulator, name: str, fault: str, door: str) -> str:
     run = ID if operation.prepared is None else hook.start(FLOW, "A chair", {"quality": "low"}).flow_run_id
     paid_before = emulator.started_count
     hook.connection.extra = json.dumps({"read_timeout": 0.3 if kind == "slow" else 20})
-    given = FAULTS[kind]()
-    if "body" in given:
-        given["body"] = given["body"].replace(b"ID", run.encode())
-    emulator.add_fault(Fault(operation.method, operation.path, times=1 if times else None, **given))
+    arguments = FAULTS[kind]()
+    if "body" in arguments:
+        arguments["body"] = arguments["body"].replace(b"ID", run.encode())
+    emulator.add_fault(Fault(operation.method, operation.path, times=1 if times else None, **arguments))
     script = ScriptedTransport()
-    conversation = operation.hold(hook, run, script)
-    patient = (
+    conversation = operation.create(hook, run, script)
+    retried = (
         with_retries(conversation, NO_RETRY)
         if name == "wait"
         else with_retries(conversation, Retry(attempts=2, now=script.clock))
     )
     try:
-        DRIVERS[door](hook.settings, patient, script.sleep)
+        DRIVERS[driver](hook.settings, retried, script.sleep)
         ended = "ok"
     except exceptions.FlowError as error:
         ended = (
             OUTCOME_NAMES[type(error).__name__]
-            if len(str(error)) < LONGEST
+            if len(str(error)) < MAX_MESSAGE_CHARS
             else f"a message of {len(str(error))} characters"
         )
     paid = emulator.started_count - paid_before
@@ -171,34 +171,36 @@ def outcome(emulator: Emulator, name: str, fault: str, door: str) -> str:
     return f"{ended} {paid}" if name in STARTS else ended
 
 
-@pytest.mark.parametrize("door", DRIVERS)
+@pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize(
-    ("kind", "asked"), [("429 after seconds", 120), ("503 after a date", 120), ("503 after nonsense", None)]
+    ("kind", "seconds"), [("429 after seconds", 120), ("503 after a date", 120), ("503 after nonsense", None)]
 )
 def test_retry_after_is_told_and_kept(
-    flow_emulator: Emulator, kind: str, asked: float | None, door: str
+    flow_emulator: Emulator, kind: str, seconds: float | None, driver: str
 ) -> None:
-    """The error tells in seconds for how long the service wants peace, and a wait gives it; nonsense is as good as nothing."""
+    """The error has the seconds of Retry-After, and a wait honours them; an invalid value counts as none."""
     flow_emulator.run_seconds = 0
     hook, script = GenerioHook("generio_default"), ScriptedTransport()
     run = hook.start(FLOW, "A chair", {"quality": "low"}).flow_run_id
     flow_emulator.add_fault(Fault("GET", times=2, **FAULTS[kind]()))
     with pytest.raises(exceptions.FlowServiceError) as caught:
-        DRIVERS[door](hook.settings, with_retries(hook.service.get_run(run), Retry(attempts=1)))
-    assert caught.value.retry_after == (None if asked is None else pytest.approx(asked, abs=10))
+        DRIVERS[driver](hook.settings, with_retries(hook.service.get_run(run), Retry(attempts=1)))
+    assert caught.value.retry_after == (None if seconds is None else pytest.approx(seconds, abs=10))
     schedule = Schedule(5, 60, NOON + 600)
     wait = Wait(run, hook.service.get_run, schedule=schedule, clock=script.clock, log=lambda *_: None)
-    assert DRIVERS[door](
+    assert DRIVERS[driver](
         hook.settings, with_retries(wait.poll_until_final(), NO_RETRY), script.sleep
     ).is_final
-    assert script.sleeps == [pytest.approx(asked or 5, abs=10)]
+    assert script.sleeps == [pytest.approx(seconds or 5, abs=10)]
 
 
 def cells() -> Iterator[tuple[str, str, str]]:
     """Read the table: fault, operation, outcome."""
     for line in OUTCOMES.strip().splitlines():
         fault, *outcomes = (cell.strip() for cell in line.split("|"))
-        yield from ((fault, operation, told) for operation, told in zip(OPERATIONS, outcomes, strict=True))
+        yield from (
+            (fault, operation, expected) for operation, expected in zip(OPERATIONS, outcomes, strict=True)
+        )
 
 
 EXPECTED = list(cells())
@@ -206,7 +208,7 @@ EXPECTED = list(cells())
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Collect no garbage meanwhile: what other tests left would be ended while the stack is full of a deep answer."""
+    """Disable garbage collection: it could run objects of other tests while deep JSON fills the stack."""
     gc.disable()
     try:
         yield
@@ -214,17 +216,17 @@ def no_collection() -> Iterator[None]:
         gc.enable()
 
 
-@pytest.mark.parametrize("door", DRIVERS)
+@pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize(
-    ("fault", "operation", "expected"), EXPECTED, ids=lambda told: str(told).replace(" ", "-")
+    ("fault", "operation", "expected"), EXPECTED, ids=lambda value: str(value).replace(" ", "-")
 )
-def test_outcome(flow_emulator: Emulator, fault: str, operation: str, expected: str, door: str) -> None:
-    """Each fault at each operation ends as the table says, and in none of them is a second run paid."""
+def test_outcome(flow_emulator: Emulator, fault: str, operation: str, expected: str, driver: str) -> None:
+    """Each fault in each operation has the outcome of the table, and never pays for a second run."""
     with no_collection():
-        assert outcome(flow_emulator, operation, fault, door) == expected
+        assert outcome(flow_emulator, operation, fault, driver) == expected
 
 
 def test_table_is_whole() -> None:
     """Every fault has a row, and every operation a column."""
     assert {fault.partition(",")[0] for fault, _, _ in EXPECTED} == set(FAULTS)
-    assert set(OPERATIONS) == set(HELD)
+    assert set(OPERATIONS) == set(CONVERSATIONS)

@@ -1,6 +1,6 @@
-"""Tests of files on their way out over real sockets: their bytes, their length, a resend, and what they take of memory.
+"""Tests of uploads over real sockets: content, Content-Length, resending and memory.
 
-Each goes through `requests` and through `aiohttp`; what a file is and which are refused is in test_sources.py.
+Each test runs with `requests` and with `aiohttp`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowInvalid, FlowUnreachable
-from airflow_provider_flows.core.http import Request, Resend, raise_for_status
+from airflow_provider_flows.core.http import Request, Resend
 from airflow_provider_flows.core.payload.data_uri import iter_base64
 from airflow_provider_flows.core.request_body import Body, to_body
+from airflow_provider_flows.core.responses import raise_for_status
 from airflow_provider_flows.core.retry import Retry, with_retries
 from airflow_provider_flows.core.run import UploadSource
 from airflow_provider_flows.emulator import Emulator
@@ -42,62 +43,62 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=DRIVERS)
-def door(request: pytest.FixtureRequest) -> Driver:
-    """Give both transports, one after the other."""
+def driver(request: pytest.FixtureRequest) -> Driver:
+    """Return each of the two transports in turn."""
     return DRIVERS[request.param]
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what the machine says of proxies and certificates."""
+    """Remove the proxies and certificates of the machine from the environment."""
     clear_proxy_environment(monkeypatch)
 
 
 @dataclass
-class Pieces:
-    """A source whose chunks are cut as one likes, and which tells who asked for them."""
+class ChunkedSource:
+    """A source with chosen chunks, which records the threads that read them."""
 
-    given: list[bytes]
+    content: list[bytes]
     media_type: str = "image/png"
     threads: set[int] = field(default_factory=set)
     pause: float = 0.0
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
-        return sum(map(len, self.given))
+        """The number of bytes."""
+        return sum(map(len, self.content))
 
     @property
     def digest(self) -> str:
-        """What stands for them."""
-        return hashlib.sha256(b"".join(self.given)).hexdigest()
+        """The digest of the bytes."""
+        return hashlib.sha256(b"".join(self.content)).hexdigest()
 
     def chunks(self) -> Iterator[bytes]:
-        """Give them."""
-        for piece in self.given:
+        """Yield the chunks."""
+        for chunk in self.content:
             self.threads.add(threading.get_ident())
             time.sleep(self.pause)
-            yield piece
+            yield chunk
 
 
-def written(tmp_path: Path, content: bytes, name: str = "a.png") -> UploadSource:
+def write_source(tmp_path: Path, content: bytes, name: str = "a.png") -> UploadSource:
     """Write a file and read it as an input."""
     path = tmp_path / name
     path.write_bytes(content)
-    read = parse_inputs(path)
-    assert isinstance(read, list)
-    assert isinstance(read[0].data, UploadSource)
-    return read[0].data
+    inputs = parse_inputs(path)
+    assert isinstance(inputs, list)
+    assert isinstance(inputs[0].data, UploadSource)
+    return inputs[0].data
 
 
 def uri(content: bytes, media_type: str = "image/png") -> str:
-    """Write a data URI as documented."""
+    """Return a data URI as documented."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 @given(st.lists(st.binary(max_size=9)), st.lists(st.integers(0, 40)))
 def test_base64_is_the_same_however_the_bytes_are_cut(chunks: list[bytes], cuts: list[int]) -> None:
-    """A content's base64 does not depend on where its chunks end."""
+    """The base64 of a content does not depend on where its chunks end."""
     content = b"".join(chunks)
     parts = [content[low:high] for low, high in zip([0, *sorted(cuts)], [*sorted(cuts), None], strict=True)]
     assert b"".join(iter_base64(chunks)) == b"".join(iter_base64(parts)) == base64.b64encode(content)
@@ -106,14 +107,17 @@ def test_base64_is_the_same_however_the_bytes_are_cut(chunks: list[bytes], cuts:
 @settings(deadline=None)
 @given(
     st.recursive(
-        st.none() | st.integers() | st.text() | st.lists(st.binary(min_size=1), min_size=1).map(Pieces),
+        st.none()
+        | st.integers()
+        | st.text()
+        | st.lists(st.binary(min_size=1), min_size=1).map(ChunkedSource),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
         max_leaves=8,
     )
 )
 def test_body_is_the_json_with_data_uris_in_it(value: Any) -> None:
-    """Files at any depth stand in the JSON as data URIs; the length told is the length given, each time it is gone through."""
-    plain = json.loads(json.dumps(value, default=lambda source: uri(b"".join(source.given))))
+    """Files at any depth are data URIs in the JSON; the stated length is right, on each pass."""
+    plain = json.loads(json.dumps(value, default=lambda source: uri(b"".join(source.content))))
     body = to_body(value)
     first, second = (b"".join(body) if isinstance(body, Body) else body for _ in range(2))
     assert json.loads(first) == plain
@@ -122,7 +126,7 @@ def test_body_is_the_json_with_data_uris_in_it(value: Any) -> None:
 
 
 def test_body_without_files_is_bytes() -> None:
-    """Without files a body is the plain JSON that it was."""
+    """Without files, a body is plain JSON."""
     assert Request("POST", "/x", json={"data": "für"}).body == b'{"data": "f\\u00fcr"}'
     assert Request("GET", "/x").body is None
     with pytest.raises(TypeError, match="set cannot be sent as JSON"):
@@ -130,90 +134,93 @@ def test_body_without_files_is_bytes() -> None:
 
 
 class TestOverTheWire:
-    """What the service sees of a request with files."""
+    """What the service receives of a request with files."""
 
     @pytest.mark.parametrize(
         "size", [1, 2, 3, INPUT_CHUNK_BYTES - 1, INPUT_CHUNK_BYTES, INPUT_CHUNK_BYTES + 1, 2_000_000]
     )
-    def test_length_is_told_and_right(self, door: Driver, tmp_path: Path, size: int) -> None:
-        """Content-Length is there, is right, and there is no Transfer-Encoding; the bytes are those of the file."""
+    def test_length_is_told_and_right(self, driver: Driver, tmp_path: Path, size: int) -> None:
+        """Content-Length is right, there is no Transfer-Encoding, and the bytes are those of the file."""
         content = (PNG + os.urandom(size))[-size:] if size < 9 else PNG + os.urandom(size - 8)
-        request = Request("POST", "/flows", json={"n": ["ü", {"data": written(tmp_path, content)}]})
-        with UploadServer() as intake:
-            assert door(settings_for(intake.url), single_request(request)).is_success
-        (taken,) = intake.uploads
+        request = Request("POST", "/flows", json={"n": ["ü", {"data": write_source(tmp_path, content)}]})
+        with UploadServer() as server:
+            assert driver(settings_for(server.url), single_request(request)).is_success
+        (upload,) = server.uploads
         expected = json.dumps({"n": ["ü", {"data": uri(content)}]}).encode()
-        assert taken.headers["content-length"] == str(len(expected))
-        assert "transfer-encoding" not in taken.headers
-        assert taken.headers["content-type"] == "application/json"
-        assert (taken.size, taken.digest.hexdigest()) == (len(expected), hashlib.sha256(expected).hexdigest())
+        assert upload.headers["content-length"] == str(len(expected))
+        assert "transfer-encoding" not in upload.headers
+        assert upload.headers["content-type"] == "application/json"
+        assert (upload.size, upload.digest.hexdigest()) == (
+            len(expected),
+            hashlib.sha256(expected).hexdigest(),
+        )
 
-    def test_connection_is_used_again_after_an_upload(self, door: Driver, tmp_path: Path) -> None:
-        """Requests after one another, with and without files, do not get into each other's way."""
-        source = written(tmp_path, PNG)
+    def test_connection_is_used_again_after_an_upload(self, driver: Driver, tmp_path: Path) -> None:
+        """Consecutive requests, with and without files, do not disturb each other."""
+        source = write_source(tmp_path, PNG)
 
         def several() -> Any:
             for data in (source, "text", source):
                 yield Request("POST", "/flows", json={"data": data})
 
-        with UploadServer() as intake:
-            door(settings_for(intake.url), several())
-        assert [json.loads(taken.body)["data"] for taken in intake.uploads] == [uri(PNG), "text", uri(PNG)]
+        with UploadServer() as server:
+            driver(settings_for(server.url), several())
+        assert [json.loads(upload.body)["data"] for upload in server.uploads] == [uri(PNG), "text", uri(PNG)]
 
-    def test_resend_sends_the_whole_file_again(self, door: Driver, tmp_path: Path) -> None:
-        """A request that broke off within the file cannot have been read: it is sent again from its beginning, at any price."""
+    def test_resend_sends_the_whole_file_again(self, driver: Driver, tmp_path: Path) -> None:
+        """A request that ended within the file cannot have been parsed: it is sent again from its start."""
         content = PNG + os.urandom(1000) * 30_000  # more than the sockets on both sides take in by themselves
         request = Request(
-            "POST", "/flows", json={"data": written(tmp_path, content)}, resend=Resend.IF_NEVER_ARRIVED
+            "POST", "/flows", json={"data": write_source(tmp_path, content)}, resend=Resend.IF_NEVER_ARRIVED
         )
-        with UploadServer(100_000, 100_000) as intake:
-            assert door(settings_for(intake.url), with_retries(single_request(request), Retry())).is_success
+        with UploadServer(100_000, 100_000) as server:
+            assert driver(settings_for(server.url), with_retries(single_request(request), Retry())).is_success
         expected = hashlib.sha256(json.dumps({"data": uri(content)}).encode()).hexdigest()
-        assert [taken.is_complete for taken in intake.uploads] == [False, False, True]
-        assert intake.uploads[-1].digest.hexdigest() == expected
+        assert [upload.is_complete for upload in server.uploads] == [False, False, True]
+        assert server.uploads[-1].digest.hexdigest() == expected
 
-    def test_request_that_was_given_whole_may_have_arrived(self, door: Driver, tmp_path: Path) -> None:
-        """Where only the answer is lost, the doubt stays, and the request is not sent again."""
+    def test_request_that_was_given_whole_may_have_arrived(self, driver: Driver, tmp_path: Path) -> None:
+        """If only the response is lost, the request may have arrived, and is not sent again."""
         request = Request(
-            "POST", "/flows", json={"data": written(tmp_path, PNG)}, resend=Resend.IF_NEVER_ARRIVED
+            "POST", "/flows", json={"data": write_source(tmp_path, PNG)}, resend=Resend.IF_NEVER_ARRIVED
         )
         with MisbehavingServer(reset) as rude:
             with pytest.raises(FlowUnreachable) as caught:
-                door(settings_for(rude.url), with_retries(single_request(request), Retry()))
+                driver(settings_for(rude.url), with_retries(single_request(request), Retry()))
             assert caught.value.may_have_arrived
             assert [json.loads(body)["data"] for body in rude.bodies] == [uri(PNG)]
 
-    def test_refusal_before_the_end_is_read(self, door: Driver, tmp_path: Path) -> None:
-        """A service that refuses a file before it has read it is heard: the error is its own."""
+    def test_refusal_before_the_end_is_read(self, driver: Driver, tmp_path: Path) -> None:
+        """The error of a service that rejects a file before it has read it is reported."""
         too_large = (
             b'HTTP/1.1 413 No\r\nConnection: close\r\nContent-Length: 20\r\n\r\n{"detail": "too big"}'[:-1]
         )
-        request = Request("POST", "/flows", json={"data": written(tmp_path, PNG + bytes(20_000_000))})
-        with UploadServer((100_000, too_large)) as intake:
-            response = door(settings_for(intake.url), single_request(request))
-        with pytest.raises(FlowInvalid, match="larger than the service takes"):
+        request = Request("POST", "/flows", json={"data": write_source(tmp_path, PNG + bytes(20_000_000))})
+        with UploadServer((100_000, too_large)) as server:
+            response = driver(settings_for(server.url), single_request(request))
+        with pytest.raises(FlowInvalid, match="larger than the service accepts"):
             raise_for_status(request, response)
 
 
-@pytest.mark.parametrize("door", DRIVERS)
-def test_file_is_read_off_the_loop(door: str) -> None:
-    """In the event loop a file is read in other threads, so that a slow store holds up nobody; `requests` reads it itself."""
-    source = Pieces([PNG, *[b"x" * 30_000] * 5], pause=0.02)
-    with UploadServer() as intake:
-        DRIVERS[door](
-            settings_for(intake.url), single_request(Request("POST", "/flows", json={"data": source}))
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_file_is_read_off_the_loop(driver: str) -> None:
+    """With aiohttp, files are read in other threads, so that a slow store cannot block the event loop."""
+    source = ChunkedSource([PNG, *[b"x" * 30_000] * 5], pause=0.02)
+    with UploadServer() as server:
+        DRIVERS[driver](
+            settings_for(server.url), single_request(Request("POST", "/flows", json={"data": source}))
         )
-    assert intake.uploads[0].is_complete
-    assert (threading.get_ident() in source.threads) is (door == "requests")
+    assert server.uploads[0].is_complete
+    assert (threading.get_ident() in source.threads) is (driver == "requests")
 
 
 class TestChange:
-    """A file that is not what it was when the inputs were read."""
+    """A file that has changed since the inputs were read."""
 
     CONTENT = PNG + bytes(range(256)) * 4000  # more than a few chunks
 
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "problem"),
         [
             (lambda content: content + b"x", "changed since the start"),
             (lambda content: content * 2, "changed since the start"),
@@ -236,60 +243,65 @@ class TestChange:
         ],
     )
     def test_is_noticed_before_all_is_sent(
-        self, door: Driver, tmp_path: Path, change: Any, told: str
+        self, driver: Driver, tmp_path: Path, change: Any, problem: str
     ) -> None:
-        """The service never gets a whole request; the error names the argument and the file, and holds for this try only."""
-        source = written(tmp_path, self.CONTENT)
+        """No complete request arrives; the error names argument and file, and is not permanent."""
+        source = write_source(tmp_path, self.CONTENT)
         path = tmp_path / "a.png"
         if change is None:
             path.unlink()
         else:
             path.write_bytes(change(self.CONTENT))
-        with UploadServer() as intake:
+        with UploadServer() as server:
             with pytest.raises(
-                FlowInputError, match=rf"inputs\[0\] names a file that {told}.*a\.png"
+                FlowInputError, match=rf"inputs\[0\] names a file that {problem}.*a\.png"
             ) as caught:
-                door(
-                    settings_for(intake.url),
+                driver(
+                    settings_for(server.url),
                     with_retries(single_request(Request("POST", "/flows", json={"data": source})), Retry()),
                 )
-            intake.wait_until_finished()
+            server.wait_until_finished()
         assert not caught.value.is_permanent
-        assert [taken.is_complete for taken in intake.uploads] in ([False], [])  # and it was not tried again
+        assert [upload.is_complete for upload in server.uploads] in (
+            [False],
+            [],
+        )  # and it was not tried again
 
-    def test_touched_file_is_sent(self, door: Driver, tmp_path: Path) -> None:
-        """Content counts, not time: a file that was written anew with the same bytes goes out."""
-        source = written(tmp_path, self.CONTENT)
+    def test_touched_file_is_sent(self, driver: Driver, tmp_path: Path) -> None:
+        """Only content counts: a file that was rewritten with the same bytes is sent."""
+        source = write_source(tmp_path, self.CONTENT)
         (tmp_path / "a.png").write_bytes(self.CONTENT)
         os.utime(tmp_path / "a.png", (1, 1))
-        with UploadServer() as intake:
-            assert door(
-                settings_for(intake.url), single_request(Request("POST", "/flows", json={"data": source}))
+        with UploadServer() as server:
+            assert driver(
+                settings_for(server.url), single_request(Request("POST", "/flows", json={"data": source}))
             ).is_success
 
     @pytest.mark.parametrize("durable", [True, False])
     def test_leaves_no_run_behind(self, flow_emulator: Emulator, tmp_path: Path, *, durable: bool) -> None:
-        """The run that was made for it is deleted again; in the one-request way none is made. Nothing is paid."""
+        """The run that was created for it is deleted; in one request, none is created. Nothing is billed."""
         hook = GenerioHook("generio_default")
         (tmp_path / "a.png").write_bytes(self.CONTENT)
-        order = hook.build_request(
+        run_request = hook.build_request(
             "model_generate_fromimage", ["file://" + str(tmp_path / "a.png")], None, None
         )
         (tmp_path / "a.png").write_bytes(self.CONTENT[:-1])
-        kept: list[Any] = []
+        records: list[Any] = []
         with pytest.raises(FlowInputError, match=r"inputs\[0\].*changed since the start.*Run the task again"):
-            hook.start(order, record=RECORD, save=kept.append) if durable else hook.start(order)
+            hook.start_request(
+                run_request, record=RECORD if durable else None, save=records.append if durable else None
+            )
         assert (flow_emulator.runs, flow_emulator.started_count) == ({}, 0)
         if durable:
             assert [request.method for request in flow_emulator.requests if request.method == "DELETE"] == [
                 "DELETE"
             ]
-            assert [record.flow_run_id is None for record in kept] == [True, False]
+            assert [record.flow_run_id is None for record in records] == [True, False]
 
 
 @pytest.mark.parametrize("inputs", ["steps", "one"])
 def test_emulator_gets_the_same_bytes(flow_emulator: Emulator, tmp_path: Path, inputs: str) -> None:
-    """What the service stored is the file, byte for byte, with its media type and the caller's metadata."""
+    """The service stores the file, byte by byte, with its media type and the caller's metadata."""
     flow_emulator.run_seconds = 60
     hook = GenerioHook("generio_default")
     content = PNG + os.urandom(5_000_001)
@@ -308,7 +320,7 @@ def test_emulator_gets_the_same_bytes(flow_emulator: Emulator, tmp_path: Path, i
 
 
 def test_oldest_way_to_add_an_input_sends_the_file_again(flow_emulator: Emulator, tmp_path: Path) -> None:
-    """Where /inputs is not there, the file goes once more, to /input as `file_data` (vendor-api G-09)."""
+    """Without /inputs, the file is sent again, to /input as `file_data` (vendor_notes.md, G-09)."""
     flow_emulator.switches.update({"input_path": "input"})
     hook = GenerioHook("generio_default")
     (tmp_path / "a.png").write_bytes(PNG + b"x")
@@ -332,7 +344,7 @@ def upload(path):
     adding = Generio().add_input("r", parse_inputs(path)[0])
     asyncio.run(hook.arun(adding)) if sys.argv[3] == "aiohttp" else hook.run(adding)
 
-upload("file://" + sys.argv[1])  # whatever is imported and made once
+upload("file://" + sys.argv[1])  # imports, and creates what is created once
 open("/proc/self/clear_refs", "w").write("5")
 before = kib("VmRSS")
 upload("file://" + sys.argv[2])
@@ -342,7 +354,7 @@ print((kib("VmHWM") - before) // 1024)
 
 @pytest.mark.parametrize("name", DRIVERS)
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
-    """200 MB go out, read for the digest and sent, in less than 32 MiB more than a small file takes."""
+    """200 MB are read for the digest and sent, with less than 32 MiB more memory than a small file."""
     size = 200_000_000
     (tmp_path / "small.png").write_bytes(PNG)
     with (tmp_path / "large.png").open("wb") as large:
@@ -353,11 +365,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
         while chunk := large.read(3 << 20):
             expected.update(base64.b64encode(chunk))
     expected.update(b'"}')
-    with UploadServer() as intake:
+    with UploadServer() as server:
         env = {
             **os.environ,
             "AIRFLOW_CONN_MEASURED": json.dumps(
-                {"conn_type": "generio", "host": intake.url, "password": "k"}
+                {"conn_type": "generio", "host": server.url, "password": "k"}
             ),
         }
         arguments = [
@@ -373,5 +385,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 32
-    assert intake.uploads[-1].size == len(b'{"data": "data:image/png;base64,"}') + 4 * -(-size // 3)
-    assert intake.uploads[-1].digest.hexdigest() == expected.hexdigest()
+    assert server.uploads[-1].size == len(b'{"data": "data:image/png;base64,"}') + 4 * -(-size // 3)
+    assert server.uploads[-1].digest.hexdigest() == expected.hexdigest()

@@ -1,6 +1,6 @@
-"""Tests of where a flow's links and a service's redirects may lead a worker, and of what becomes of their signatures.
+"""Tests of where links and redirects may lead a worker, and of the masking of their signatures.
 
-The servers are real and here; a name server is played, for no test asks a real one.
+The servers are real and local. Name resolution is replaced, so that no test sends DNS queries.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ OWN = Settings("http://127.0.0.1:8084/prefix", {"x-api-key": "k"})
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the servers here, whatever proxy the machine has."""
+    """Send requests to the local servers without the machine's proxy."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def picture() -> bytes:
-    """Draw a small picture."""
+def png_image() -> bytes:
+    """Return a small image."""
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2), "red").save(buffer, "PNG")
     return buffer.getvalue()
 
 
-PNG = picture()
+PNG = png_image()
 
 
-def chain_to(url: str) -> PromptChainerHook:
-    """Give a hook to a service, without a lookup."""
+def promptchainer_hook(url: str) -> PromptChainerHook:
+    """Return a hook for a service, without looking up a connection."""
     hook = PromptChainerHook("own")
     hook._connection = Connection(
         conn_id="own", conn_type="promptchainer", host=url, password="k", extra=json.dumps({})
@@ -72,34 +72,37 @@ def chain_to(url: str) -> PromptChainerHook:
     ],
 )
 def test_public_links_may_be_followed(link: str) -> None:
-    """A public host by https, and the service's own as it is."""
+    """Public hosts are allowed by https, and the service's own host as it is."""
     assert OWN.may_redirect_to(link)
 
 
 @pytest.mark.parametrize(
     "host",
     [
-        *("", ".", "localhost", "localhost.", "LOCALHOST", "a.localhost", "intranet", "intranet.", "flows-db"),
-        *("metadata.google.internal", "metadata.google.internal.", "printer.local", "x.default.svc", "x.svc.cluster.local"),
-        *("router.lan", "db.corp", "x.home.arpa", "127.1", "2130706433", "0x7f.0.0.1", "0x7f000001", "127.0.0.0x1", "10.1.2.3."),
+        *("", ".", "localhost", "localhost.", "LOCALHOST", "a.localhost", "intranet", "intranet."),
+        *("flows-db", "metadata.google.internal", "metadata.google.internal.", "printer.local"),
+        *("x.default.svc", "x.svc.cluster.local", "router.lan", "db.corp", "x.home.arpa"),
+        *("127.1", "2130706433", "0x7f.0.0.1", "0x7f000001", "127.0.0.0x1", "10.1.2.3."),
         *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "010.0.0.1"),
         *("0.0.0.1", "224.0.0.1", "255.255.255.255"),
-        *("[::1]", "[::]", "[fe80::1]", "[fec0::1]", "[fd00::1]", "[ff02::1]", "[::ffff:10.0.0.1]", "[::ffff:7f00:1]"),
-        *("[64:ff9b::a00:1]", "[64:ff9b:1::a00:1]", "[2002:a00:1::]", "[2002:7f00:1::1]", "[::10.0.0.1]", "[2001:0:a00:1::]"),
-        *("user:pw@example.com", "user@example.com", "example.com\\@10.0.0.1", "10.0.0.1\\.example.com", "example.com:99x"),
+        *("[::1]", "[::]", "[fe80::1]", "[fec0::1]", "[fd00::1]", "[ff02::1]"),
+        *("[::ffff:10.0.0.1]", "[::ffff:7f00:1]", "[::10.0.0.1]", "[2001:0:a00:1::]"),
+        *("[64:ff9b::a00:1]", "[64:ff9b:1::a00:1]", "[2002:a00:1::]", "[2002:7f00:1::1]"),
+        *("user:pw@example.com", "user@example.com", "example.com\\@10.0.0.1"),
+        *("10.0.0.1\\.example.com", "example.com:99x"),
         *("127。0。0。1", "①②⑦.0.0.1", "ex%61mple.com", "[fe80::1%25eth0]", "[::1", "256.1.1.1"),
         *("127.0.0.1:8085", "127.0.0.1:8084@example.com", "127.0.0.1:8084\\@example.com", "u@127.0.0.1:8084"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("scheme", ["https", "http"])
 def test_links_into_the_network_may_not(host: str, scheme: str) -> None:
-    """Whatever is, or may be read as, a host that is not public is not asked, however it is spelt."""
+    """A host that is not public, or that a library may read as one, is rejected in every spelling."""
     assert not OWN.may_redirect_to(f"{scheme}://{host}/a.png")
 
 
 @pytest.mark.parametrize("host", ["evil.example\\@127.0.0.1:8084", "u@127.0.0.1:8084", "127.0.0.1:8085"])
 def test_key_does_not_go_where_libraries_differ_about_the_host(host: str) -> None:
-    """A URL whose host can be read in two ways is not the service's own."""
+    """A URL whose host is ambiguous is not of the service's own origin."""
     assert not is_same_origin(f"http://{host}/a", OWN.base_url)
     assert OWN.headers(Request("GET", f"http://{host}/a")) == {}
     assert is_same_origin("http://127.0.0.1:8084/a@b\\c", OWN.base_url)
@@ -117,7 +120,7 @@ def test_key_does_not_go_where_libraries_differ_about_the_host(host: str) -> Non
     ],
 )
 def test_name_of_a_private_address_is_not_public(addresses: list[str], expected: bool) -> None:  # noqa: FBT001
-    """A public name that stands for an address inside is found out; one that is not known here is left to a proxy."""
+    """A public name with an internal address is rejected; one that cannot be resolved is left to a proxy."""
 
     def resolve(host: str, port: int, **_: Any) -> Sequence[Sequence[Any]]:
         assert (host, port) == ("store.example.com", 8443)
@@ -132,7 +135,7 @@ def test_name_of_a_private_address_is_not_public(addresses: list[str], expected:
 def test_link_to_a_name_of_a_private_address_is_not_fetched(
     monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
-    """Neither the link itself nor a redirect leads to a name whose address is inside; nothing connects there."""
+    """Neither a link nor a redirect leads to a name with an internal address; nothing connects there."""
     looked_up, real = [], socket.getaddrinfo
 
     def resolve(host: str, port: int, *rest: Any, **more: Any) -> Any:
@@ -141,8 +144,8 @@ def test_link_to_a_name_of_a_private_address_is_not_fetched(
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with StubServer(lambda _: StubResponse(302, {"Location": "https://store.example.com/a.png"})) as station:
-        kept = MemoryBuffer()
-        assert chain_to(station.url).save_linked_image(urljoin(station.url, first), kept) is None
+        buffer = MemoryBuffer()
+        assert promptchainer_hook(station.url).save_linked_image(urljoin(station.url, first), buffer) is None
         assert len(station.requests) == first.startswith("/")
     assert looked_up.count("store.example.com") == 1
 
@@ -150,7 +153,7 @@ def test_link_to_a_name_of_a_private_address_is_not_fetched(
 @pytest.mark.parametrize("far", [True, False])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:  # noqa: FBT001
-    """A link on the service's own host may be redirected there, but nowhere else inside, at no step."""
+    """A link on the service's own host may redirect there, but nowhere else inside, at no step."""
     with StubServer(lambda _: StubResponse(body=PNG)) as inside:
 
         def reply(seen: ReceivedRequest) -> StubResponse:
@@ -160,18 +163,18 @@ def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:
             return StubResponse(302, {"Location": f"{inside.url}/secret"}) if far else StubResponse(body=PNG)
 
         with StubServer(reply) as station:
-            kept = MemoryBuffer()
-            assert chain_to(station.url).save_linked_image(f"{station.url}/0.png?sig=x", kept) == (
-                None if far else "image/png"
-            )
+            buffer = MemoryBuffer()
+            assert promptchainer_hook(station.url).save_linked_image(
+                f"{station.url}/0.png?sig=x", buffer
+            ) == (None if far else "image/png")
             assert len(station.requests) == steps + 1
         assert inside.requests == []
-    assert bytes(kept.data) == (b"" if far else PNG)
+    assert bytes(buffer.data) == (b"" if far else PNG)
 
 
 @pytest.mark.parametrize("far", [True, False])
 def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: FBT001
-    """A download may be redirected within the service, and not to another port beside it; it is not tried again."""
+    """A download may be redirected within the service, but not to another port; it is not retried."""
     content = glb(500)
     with StubServer(lambda _: StubResponse(body=content)) as inside:
 
@@ -182,7 +185,7 @@ def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: 
 
         with StubServer(reply) as station:
             if far:
-                with pytest.raises(FlowServiceError, match="redirects to where") as caught:
+                with pytest.raises(FlowServiceError, match="redirects to a URL") as caught:
                     hook_to(station.url).save_output("r", "a", MemoryBuffer())
                 assert not isinstance(caught.value, FlowMalformed)
                 assert len(station.requests) == 1
@@ -192,7 +195,7 @@ def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: 
 
 
 def test_signatures_are_found_in_every_spelling() -> None:
-    """Only the values of a signature's parameters are secret, and only if they are as long as one."""
+    """Only the values of signature parameters are secret, and only if they are as long as a signature."""
     url = "https://h/a.png?say=AAAAAAAAAAAAAAAAAAAAAAAA&sig=abc%2bdefghijklmnop%3D&X-Amz-Signature=0123456789abcdef&Signature=short#sig=fragmentfragmentfragment"
     assert find_signatures(url) == {
         "abc%2bdefghijklmnop%3D",
@@ -204,10 +207,10 @@ def test_signatures_are_found_in_every_spelling() -> None:
 
 
 def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
-    """The signature is masked in Airflow's log whatever becomes of the link; what else a flow wrote into a query is not."""
+    """The signature is masked in Airflow's log for every link; other parts of the query are not."""
     signature, word = uuid.uuid4().hex, uuid.uuid4().hex
     assert (
-        chain_to("https://api.example").save_linked_image(
+        promptchainer_hook("https://api.example").save_linked_image(
             f"https://10.0.0.1/a.png?word={word}&sig={signature}", MemoryBuffer()
         )
         is None
@@ -217,30 +220,32 @@ def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 def test_link_that_is_over_says_so_at_every_store(status: int) -> None:
-    """Whatever status a store has for a link that has ended, the error says it, without the signature."""
+    """The error states that a link has expired, for every status that stores use, without the signature."""
     body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
     with StubServer(lambda _: StubResponse(status, body=body)) as station:
         with pytest.raises(FlowNotFound, match=r"not valid any more.*Run the flow again") as caught:
-            chain_to(station.url).save_linked_image(f"{station.url}/a.png?sig=secret", MemoryBuffer())
+            promptchainer_hook(station.url).save_linked_image(
+                f"{station.url}/a.png?sig=secret", MemoryBuffer()
+            )
         assert "secret" not in str(caught.value)
     with (
         StubServer(lambda _: StubResponse(400, body=b"<Code>InvalidArgument</Code>")) as station,
         pytest.raises(FlowInvalid),
     ):
-        chain_to(station.url).save_linked_image(f"{station.url}/a.png", MemoryBuffer())
+        promptchainer_hook(station.url).save_linked_image(f"{station.url}/a.png", MemoryBuffer())
 
 
 def test_picture_of_a_link_that_is_cut_short_is_asked_for_again() -> None:
-    """A picture without its end is not taken; the next one is, if it is whole."""
+    """An image without its end is rejected; the next one is accepted if it is complete."""
     acts = ActionSequence(send_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + PNG[:-6]), send_body(PNG))
     with MisbehavingServer(acts) as rude:
-        kept = MemoryBuffer()
-        assert chain_to(rude.url).save_linked_image(f"{rude.url}/a.png", kept) == "image/png"
-    assert (acts.calls, bytes(kept.data)) == (2, PNG)
+        buffer = MemoryBuffer()
+        assert promptchainer_hook(rude.url).save_linked_image(f"{rude.url}/a.png", buffer) == "image/png"
+    assert (acts.calls, bytes(buffer.data)) == (2, PNG)
 
 
 def test_answer_without_a_length_is_no_file_by_itself() -> None:
-    """A raw file of a kind that does not show its end is taken only from an answer that told its length."""
+    """A raw file whose format does not show its end is accepted only with a Content-Length."""
     gif = b"GIF89a" + bytes(100)
     acts = ActionSequence(send_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + gif[:50]), send_body(gif))
     with MisbehavingServer(acts) as rude:
@@ -249,7 +254,7 @@ def test_answer_without_a_length_is_no_file_by_itself() -> None:
 
 
 def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    """A service that sends on and on after a model's end is left at once, each time."""
+    """A service that sends data after a model's end is disconnected at once, each time."""
     blocks, size = [0], 1 << 20
 
     def endless(connection: Any) -> None:
@@ -273,22 +278,22 @@ def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_size <= 3 * 20
 
 
-@pytest.mark.parametrize(("listed", "taken"), [("text/plain", True), (None, False)])
-def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, taken: bool) -> None:  # noqa: FBT001
-    """The words of an error look like a text output; so a text is taken only where one was told of, and an input's always."""
+@pytest.mark.parametrize(("listed", "is_accepted"), [("text/plain", True), (None, False)])
+def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, is_accepted: bool) -> None:  # noqa: FBT001
+    """An error may look like a text output: text is accepted only if the list said so, or for inputs."""
     with StubServer(lambda _: StubResponse(body=b'{"data": "try again later"}')) as station:
-        hook, kept = hook_to(station.url, retries=0), MemoryBuffer()
-        if taken:
-            assert hook.save_output("r", "a", kept, media_type=listed) == listed
-            assert bytes(kept.data) == b"try again later"
+        hook, buffer = hook_to(station.url, retries=0), MemoryBuffer()
+        if is_accepted:
+            assert hook.save_output("r", "a", buffer, media_type=listed) == listed
+            assert bytes(buffer.data) == b"try again later"
         else:
             with pytest.raises(FlowMalformed, match="a text"):
-                hook.save_output("r", "a", kept, media_type=listed)
+                hook.save_output("r", "a", buffer, media_type=listed)
         assert hook.get_input("r", "a").data == b"try again later"
 
 
 def test_output_with_success_false_beside_it_is_none() -> None:
-    """A refusal that is told in the body only is none the less one, whatever stands beside it."""
+    """A response with `success: false` is an error, even if it contains data."""
     refused = data_uri_body(glb(100))[:-1] + b', "success": false}'
     acts = ActionSequence(send_body(refused), send_body(data_uri_body(glb(200))))
     with MisbehavingServer(acts) as rude:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowNotFound
-from airflow_provider_flows.core.http import Request, malformed_message, raise_for_status, send
+from airflow_provider_flows.core.http import Request, send
 from airflow_provider_flows.core.payload.data_uri import SNIFFABLE_MEDIA_TYPES, normalize_media_type
 from airflow_provider_flows.core.payload.decoders import (
     Decoder,
@@ -21,6 +21,7 @@ from airflow_provider_flows.core.payload.decoders import (
     create_body_decoder,
 )
 from airflow_provider_flows.core.payload.integrity import IntegrityChecker, WriteFailedError
+from airflow_provider_flows.core.responses import malformed_message, raise_for_status
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, Response

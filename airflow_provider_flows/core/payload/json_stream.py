@@ -9,8 +9,8 @@ import json
 import re
 from collections.abc import Callable
 
-from airflow_provider_flows.core.bounded_json import MAX_JSON_DEPTH, parse_bounded_json
 from airflow_provider_flows.core.payload.base64_stream import Write
+from airflow_provider_flows.core.responses import MAX_JSON_DEPTH, parse_bounded_json
 
 FILE_KEYS = frozenset(
     {"data", "file_data"}

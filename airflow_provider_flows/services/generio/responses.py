@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin
 
 from airflow_provider_flows.core.exceptions import FlowMalformed
-from airflow_provider_flows.core.http import MAX_EXCERPT_CHARS, malformed_message
 from airflow_provider_flows.core.payload import data_uri
+from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message
 from airflow_provider_flows.core.run import (
     ERROR,
     PENDING,

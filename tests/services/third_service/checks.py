@@ -106,7 +106,7 @@ def test_airflow_shows_its_connection_form_and_tests_it(monkeypatch: pytest.Monk
     monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
     done, told = connection.test_connection()
     assert not done
-    assert "does not accept the key" in told
+    assert "does not accept the API key" in told
 
 
 def made(tmp_path: Path) -> DAG:
@@ -300,7 +300,9 @@ def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse)
         assert (found is not None and found.state is FlowState.RUNNING) is again
     order = hook.build_request("lager", "Saaz", None, None)
     hook.run(start(service, order, RunRecord(order.fingerprint, 0), records.append))
-    assert hook.run(resume(service, order.fingerprint, records[-1], 1)) is None  # after a Clear; it cannot be spilt here
+    assert (
+        hook.run(resume(service, order.fingerprint, records[-1], 1)) is None
+    )  # after a Clear; it cannot be spilt here
     assert [brew.stage for brew in house.brews.values()] == ["brewing", "spoilt", "brewing"]
 
 

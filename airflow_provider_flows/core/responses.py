@@ -1,0 +1,214 @@
+"""From an HTTP response to a JSON value or an error.
+
+`ERRORS_BY_STATUS` is the table of which status raises which error. The JSON of a service is untrusted: it is
+read with a limit on its depth, and with finite numbers only, so that Airflow and the standard library can
+process it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowConflict,
+    FlowInvalid,
+    FlowMalformed,
+    FlowNotFound,
+    FlowRateLimited,
+    FlowServiceError,
+)
+from airflow_provider_flows.core.http import Conversation, Request, Response, T, send
+
+MAX_EXCERPT_CHARS = 200  # of a service's text in a message
+MAX_EXCERPT_BYTES = 2 * MAX_EXCERPT_CHARS  # of a body from which such an excerpt is taken
+MAX_REASON_CHARS = 3 * MAX_EXCERPT_CHARS  # of the reason that a service gives for an error
+MAX_JSON_DEPTH = 64  # services nest a few levels; Airflow's XCom code and Python's json module recurse
+
+REDIRECT_HINT = (
+    "The service redirects to a URL to which this request is not sent. Check the host of the connection."
+)
+INVALID_HINT = "The service rejected the request; check the arguments named below."
+ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
+    **dict.fromkeys((301, 302, 303, 307, 308), (FlowServiceError, REDIRECT_HINT)),
+    400: (FlowInvalid, INVALID_HINT),
+    401: (FlowAuthError, "The service does not accept the API key; check the connection's password."),
+    402: (FlowServiceError, "The account's quota or credit seems to be used up."),
+    403: (
+        FlowAuthError,
+        "The service does not allow this with the connection's API key; check the password and its rights.",
+    ),
+    404: (
+        FlowNotFound,
+        "The service has nothing of that name or id; check it, and the host of the connection.",
+    ),
+    409: (FlowConflict, "The flow run is not in a state that allows this."),
+    413: (FlowInvalid, "The inputs are larger than the service accepts."),
+    415: (FlowInvalid, "The flow does not accept inputs of this media type."),
+    422: (FlowInvalid, INVALID_HINT),
+    425: (FlowConflict, "The flow run is not ready for this yet."),
+    429: (FlowRateLimited, "The service receives too many requests; send fewer."),
+}
+OTHER_STATUS_HINT = "The service could not process the request; try again later."
+
+
+def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]:
+    """Send a request, and parse the JSON value of its response.
+
+    :param parse: receives the JSON value, None if the body is empty. It may access what it expects without
+        checks, because its LookupError, TypeError, ValueError, AttributeError and ArithmeticError become a
+        `FlowMalformed`.
+    :raises FlowServiceError: the response is not a success.
+    :raises FlowMalformed: the response is not JSON, or `parse` failed.
+    """
+    response = yield from send(request)
+    value = parse_json(request, response)
+    try:
+        return parse(value)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise FlowMalformed(
+            malformed_message(request, response, "does not have the expected content"), status=response.status
+        ) from error
+
+
+def parse_json(request: Request, response: Response) -> Any:
+    """Return the JSON value of a response, None if its body is empty.
+
+    The content type is ignored (vendor_notes.md, P-10).
+
+    :raises FlowServiceError: the response is not a success; the class depends on the status.
+    :raises FlowMalformed: the body of a success is not JSON.
+    """
+    raise_for_status(request, response)
+    if not response.body.strip():
+        return None
+    try:
+        value = parse_bounded_json(response.body)
+    except ValueError as error:
+        raise FlowMalformed(
+            malformed_message(request, response, f"cannot be read as JSON ({error})"), status=response.status
+        ) from error
+    _raise_if_unsuccessful(request, response, value)
+    return value
+
+
+def expect_success(request: Request, response: Response) -> None:
+    """Raise an error unless a response is a success; its body may be anything.
+
+    :raises FlowServiceError: the response is not a success, or its JSON contains `success: false`
+        (vendor_notes.md, 1.8).
+    """
+    raise_for_status(request, response)
+    try:
+        value = parse_bounded_json(response.body)
+    except ValueError:
+        return
+    _raise_if_unsuccessful(request, response, value)
+
+
+def _raise_if_unsuccessful(request: Request, response: Response, value: Any) -> None:
+    if isinstance(value, dict) and value.get("success") is False:
+        message = f"{request} returned success: false. The service says: {error_reason(response)}"
+        raise FlowServiceError(message, status=response.status)
+
+
+def raise_for_status(request: Request, response: Response, now: float | None = None) -> None:
+    """Raise the error of a response's status, unless the response is a success.
+
+    :param now: the current time in epoch seconds, for a Retry-After that contains a date.
+    :raises FlowServiceError: or the subclass in `ERRORS_BY_STATUS` (vendor_notes.md, 1.8). Its message
+        contains the reason that the service gives.
+    """
+    if response.is_success:
+        return
+    error_class, hint = ERRORS_BY_STATUS.get(response.status, (FlowServiceError, OTHER_STATUS_HINT))
+    current_time = time.time() if now is None else now
+    message = f"{request} returned HTTP {response.status}. {hint} The service says: {error_reason(response)}"
+    raise error_class(message, status=response.status, retry_after=response.retry_after(current_time))
+
+
+def malformed_message(request: Request, response: Response, problem: str) -> str:
+    """Return the message of a `FlowMalformed`.
+
+    :param problem: what is wrong with the response, as the predicate of a sentence ("is not ...").
+    """
+    excerpt = response.redact(response.body[:MAX_EXCERPT_BYTES].decode("utf-8", "replace"))[
+        :MAX_EXCERPT_CHARS
+    ]
+    size = len(response.body) if response.bytes_received is None else response.bytes_received
+    head = f"The response to {request} {problem} (HTTP {response.status}, {size} bytes)."
+    return f"{head} It starts with: {excerpt!r}"
+
+
+def error_reason(response: Response) -> str:
+    """Return the reason that a service gives in an error response.
+
+    It is the first non-empty of `detail` (a text, list or object), `message`, `error` and `details`, else the
+    start of the body.
+    """
+    try:
+        value = parse_bounded_json(response.body)
+    except ValueError:
+        value = response.body.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        value = next(
+            (value[key] for key in ("detail", "message", "error", "details") if value.get(key)), value
+        )
+    items = value if isinstance(value, list) else [value]
+    text = "; ".join(_format_detail(item) for item in items).strip()
+    return response.redact(" ".join(text.split()))[:MAX_REASON_CHARS] or "(nothing)"
+
+
+def _format_detail(item: Any) -> str:
+    """Return an item of FastAPI's list of validation errors (`loc`, `msg`), or any other value, as text."""
+    if isinstance(item, dict) and "msg" in item:
+        location = item.get("loc") if isinstance(item.get("loc"), list) else []
+        return f"{'.'.join(str(part) for part in location or [])}: {item['msg']}"
+    return item if isinstance(item, str) else json.dumps(item, default=str)
+
+
+def parse_bounded_json(body: bytes) -> Any:
+    """Return the value of a JSON text, at most `MAX_JSON_DEPTH` levels deep.
+
+    NaN and the infinities become None, also when they are written as large numbers (1e999).
+
+    :raises ValueError: the text is not JSON, or it is nested too deeply.
+    """
+    try:
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        value = _FAST_DECODER.decode(text)
+    except RecursionError:
+        raise _depth_error() from None
+    # Walk the value level by level. `level` holds all values at one depth, so no recursion is needed, and one
+    # membership test a level finds the infinities. They are rare, and only then the slower decoder runs.
+    level: list[Any] = [value]
+    for _ in range(MAX_JSON_DEPTH + 2):
+        if math.inf in level or -math.inf in level:
+            level = [value := _FINITE_DECODER.decode(text)]
+        containers = [outer for outer in level if type(outer) in _CONTAINERS]
+        if not containers:
+            return value
+        level = [
+            inner for outer in containers for inner in (outer.values() if type(outer) is dict else outer)
+        ]
+    raise _depth_error()
+
+
+def _parse_finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+_CONTAINERS = frozenset({dict, list})
+# Created once: `json.loads` with arguments creates a decoder for each call, which takes as long as decoding a
+# small response. The finite decoder takes twice as long as the fast one.
+_FAST_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+_FINITE_DECODER = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_parse_finite)
+
+
+def _depth_error() -> ValueError:
+    return ValueError(f"nested more than {MAX_JSON_DEPTH} levels deep")
