@@ -103,8 +103,8 @@ def test_listed_type_holds_too() -> None:
     """What the list calls a model must be one; a picture may be another picture than was told."""
     octets = json.dumps({"data": f"data:application/octet-stream;base64,{payload(b'<html>')}"}).encode()
     assert read(octets)[0] == "application/octet-stream"
-    with pytest.raises(FlowMalformed, match="called model/gltf-binary"):
+    with pytest.raises(FlowMalformed, match="declared as model/gltf-binary"):
         read(octets, listed=GLB)
     assert read(png(), listed="image/jpeg") == ("image/png", png())
-    with pytest.raises(FlowMalformed, match="called image/jpeg"):
+    with pytest.raises(FlowMalformed, match="declared as image/jpeg"):
         read(octets, listed="Image/JPG; q=1")
