@@ -50,7 +50,7 @@ class FlowOutputsLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002  # the signature is Airflow's
         """Give the address, empty while there are no files or where their store has none."""
-        from airflow_provider_flows.storage.locations import console_url  # needed when a task runs only
+        from airflow_provider_flows.storage.paths import console_url  # needed when a task runs only
 
         run = getattr(operator, "flow_run", None)
         uris = [output.uri for output in run.outputs if output.uri is not None] if run is not None else []

@@ -25,10 +25,8 @@ from airflow_provider_flows.plugin.schemas import (
     OutputInfoSchema,
     is_link,
 )
-from airflow_provider_flows.storage.atomic_file import OUTPUT_BLOCK_BYTES, OUTPUT_CHUNK_BYTES, to_uri
-from airflow_provider_flows.storage.output_download import get_file_path
-from airflow_provider_flows.storage.outputs import get_run_folder
-from airflow_provider_flows.storage.paths import file_names
+from airflow_provider_flows.storage.atomic_file import OUTPUT_BLOCK_BYTES, OUTPUT_CHUNK_BYTES
+from airflow_provider_flows.storage.paths import file_names, get_file_path, get_run_folder, to_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -166,7 +164,9 @@ def _get_own_path(view: RunView, output: FlowOutput) -> ObjectStoragePath | None
             to_uri(get_run_folder(view.run, output_options.output_path, output_options.output_conn_id) / name)
             == output.uri
         )
-        return get_file_path(output, output_options) if is_own_file else None
+        if not is_own_file:
+            return None
+        return get_file_path(output.uri, output_options.output_path, output_options.output_conn_id)
     except Exception as error:  # noqa: BLE001  # whatever the store's library raises
         log.info(
             "The folder of the %s cannot be reached by the API server (%s)", view.run, type(error).__name__

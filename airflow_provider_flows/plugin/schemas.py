@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from airflow_provider_flows.core.payload.data_uri import GLB
 from airflow_provider_flows.core.run import ERROR, READY, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.core.signed_urls import find_signatures
-from airflow_provider_flows.storage.locations import StorageLocation
+from airflow_provider_flows.storage.paths import StorageLocation
 from airflow_provider_flows.worker.run_tracking import redact_parameters
 
 SAFE_IMAGE_TYPES = frozenset(

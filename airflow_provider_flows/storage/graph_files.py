@@ -10,7 +10,7 @@ import re
 from airflow_provider_flows.core.bounded_json import parse_bounded_json
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.storage.file_source import redact_path
+from airflow_provider_flows.storage.paths import redact_path
 
 MAX_GRAPH_BYTES = 8 * 1024 * 1024  # bytes; the page's sample has 6 KB
 GRAPH_BLOCK_BYTES = 1024 * 1024  # what a file system fetches at a time

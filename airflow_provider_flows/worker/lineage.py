@@ -18,7 +18,7 @@ from openlineage.client.facet_v2 import RunFacet, output_statistics_output_datas
 
 from airflow_provider_flows import __version__
 from airflow_provider_flows.storage.inputs import get_file_uris
-from airflow_provider_flows.storage.locations import StorageLocation
+from airflow_provider_flows.storage.paths import StorageLocation
 from airflow_provider_flows.worker.run_tracking import redact_parameters
 
 if TYPE_CHECKING:

@@ -116,8 +116,8 @@ def _strip_signatures(value: Any) -> Any:
 
 def redacted_uris(inputs: Any) -> list[str]:
     """Give the URIs of the files among inputs as they may be told: without secrets, and as many as fit."""
-    from airflow_provider_flows.storage.file_source import redact_path
     from airflow_provider_flows.storage.inputs import get_file_uris
+    from airflow_provider_flows.storage.paths import redact_path
 
     uris, remaining = list[str](), MAX_REDACTED_BYTES
     for uri in map(redact_path, get_file_uris(inputs)):

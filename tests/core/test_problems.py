@@ -133,7 +133,7 @@ def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> Non
         "inputs['colour'] names a file that cannot be read",
         "inputs['item'] must be text, a number or a Boolean, not list",
         "parameter 'quality' is not known: a PromptChainer flow has variables only; put them into inputs",
-        "delete_after_fetch=True has no meaning here: promptchainer keeps nothing",
+        "delete_after_fetch=True is not supported by promptchainer",
     )
     checked, unchecked = refused("findings_chain", given, {**given, "validate": False})
 

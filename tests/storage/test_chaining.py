@@ -77,7 +77,9 @@ def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], t
     """A file that was written over since is refused before anything is sent; its URI alone takes it as it is."""
     other = GLB[:-1] + b"\x01"
     (tmp_path / "chair.glb").write_bytes(other)
-    with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that is not what the task wrote"):
+    with pytest.raises(
+        FlowInputError, match=r"inputs\[0\] names a file that changed since its task wrote it"
+    ):
         parse_inputs([file])
     assert content([file["uri"]]) == [(other, None)]
     (tmp_path / "note.txt").write_text("Stand up")
@@ -87,7 +89,7 @@ def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], t
         "uri": f"file://{tmp_path}/note.txt",
         "sha256": hashlib.sha256(b"Sit down").hexdigest(),
     }
-    with pytest.raises(FlowInputError, match="is not what the task wrote"):
+    with pytest.raises(FlowInputError, match="changed since its task wrote it"):
         parse_inputs([said])
     (tmp_path / "note.txt").write_text("Sit down")
     assert content([said]) == [("Sit down", None)]
@@ -130,8 +132,8 @@ def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) 
             r"'chair'.*stayed at the service.*Set output_path on the task",
         ),
         (FlowOutput("chair", "a1", status="pending"), r"'chair'.*was not ready.*output_path"),
-        (FlowOutput("chair", "a1", status="error", error="no faces"), r"'chair'.*was not made \(no faces\)"),
-        (FlowOutput("chair", status="error", value=""), r"'chair'.*was not made \(no reason was given\)"),
+        (FlowOutput("chair", "a1", status="error", error="no faces"), r"'chair'.*failed \(no faces\)"),
+        (FlowOutput("chair", status="error", value=""), r"'chair'.*failed \(no reason was given\)"),
         (
             FlowOutput("chair", media_type="image/png", value="https://images.test/x.png?sig=s"),
             r"'chair'.*Set output_path",
@@ -183,7 +185,7 @@ def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
     told = {"a": "Sit down", "b": "größer", "c": "{}", "d": 5, "e": "s3://no/file", "f": {"x": 1}}
     assert parse_inputs(given) == told
     with pytest.raises(
-        FlowInputError, match=r"inputs\['b'\] names a file of type model/gltf-binary .*where a text is wanted"
+        FlowInputError, match=r"inputs\['b'\] names a file of type model/gltf-binary .*but a text is expected"
     ):
         parse_inputs({"a": TEXT, "b": file})
     with pytest.raises(FlowInputError, match=r"inputs\['b'\] is the output 'x'.*Set output_path"):

@@ -24,10 +24,10 @@ from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.atomic_file import PartialFile
 from airflow_provider_flows.storage.inputs import parse_inputs
 from airflow_provider_flows.storage.output_options import OutputOptions
-from airflow_provider_flows.storage.outputs import MAX_PARALLEL_OBJECT_STORE_WRITES, fetch_outputs_or_raise
+from airflow_provider_flows.storage.outputs import MAX_PARALLEL_OBJECT_STORE_WRITES
 from tests.support.airflow_run import load_dags, run_dag
 from tests.support.bucket import BUCKET, SECRET, CuttingProxy, ObjectServer, connection_json
-from tests.support.downloading import FileRecords, data_uri_body, glb, hook_to, run_of
+from tests.support.downloading import FileRecords, data_uri_body, fetch_or_raise, glb, hook_to, run_of
 from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 from tools.glb import count_triangles
 
@@ -159,15 +159,12 @@ def test_two_files_at_once_come_into_a_bucket_and_are_looked_at_again(bucket: Ob
 
     memory, delivery = FileRecords(), OutputOptions(f"s3://{BUCKET}/x", STORE)
     with StubServer(reply) as station:
-        first = fetch_outputs_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
+        first = fetch_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
         assert most[0] == MAX_PARALLEL_OBJECT_STORE_WRITES == 2
         spoilt = ObjectStoragePath(str(first.outputs[0].uri), conn_id=STORE)
         spoilt.write_bytes(bytes(int(first.outputs[0].size or 0)))
         station.requests.clear()
-        assert (
-            fetch_outputs_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
-            == first
-        )
+        assert fetch_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory) == first
         assert [seen.path for seen in station.requests] == ["/flows/r/outputs/id-a"]
     assert hashlib.sha256(bucket.objects()["x/r/a.glb"]).hexdigest() == first.outputs[0].sha256
 
@@ -195,7 +192,7 @@ def test_bucket_that_does_not_exist_is_an_error_and_is_not_made(bucket: ObjectSe
     hook = GenerioHook("generio_default")
     run = hook.get_run(hook.start("model_generate_fromprompt", "a chair", {"quality": "low"}).flow_run_id)
     with pytest.raises(OSError, match=r"bucket") as caught:
-        fetch_outputs_or_raise(hook, run, OutputOptions("s3://modles/x", STORE))
+        fetch_or_raise(hook, run, OutputOptions("s3://modles/x", STORE))
     assert SECRET not in str(caught.value)
     assert bucket.buckets() == [BUCKET]
     with pytest.raises(

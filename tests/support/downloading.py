@@ -23,15 +23,16 @@ from typing import Any, NoReturn
 from airflow.sdk import Connection
 
 from airflow_provider_flows.core.run import FlowOutput, FlowRun
-from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook
+from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.storage.outputs import FileRecordStore, fetch_outputs
 
 ConnectionAction = Callable[[socket.socket], None]
 FETCH_SCRIPT = """
 import sys
 from airflow_provider_flows.storage.output_options import OutputOptions
-from airflow_provider_flows.storage.outputs import fetch_outputs_or_raise
-from tests.support.downloading import hook_to, run_of
-fetch_outputs_or_raise(hook_to(sys.argv[1]), run_of("chair"), OutputOptions(sys.argv[2]))
+from tests.support.downloading import fetch_or_raise, hook_to, run_of
+fetch_or_raise(hook_to(sys.argv[1]), run_of("chair"), OutputOptions(sys.argv[2]))
 """
 
 
@@ -92,6 +93,19 @@ class FileRecords:
     def save_file_record(self, asset_id: str, entry: Mapping[str, Any]) -> None:
         """Keep it."""
         self.records[asset_id] = dict(entry)
+
+
+def fetch_or_raise(
+    hook: FlowsHook,
+    run: FlowRun,
+    output_options: OutputOptions,
+    file_records: FileRecordStore | None = None,
+) -> FlowRun:
+    """Fetch a run's outputs, and raise the first error of a download, as a task does."""
+    run, error = fetch_outputs(hook, run, output_options, file_records)
+    if error is not None:
+        raise error
+    return run
 
 
 def hook_to(url: str, **extra: Any) -> GenerioHook:
