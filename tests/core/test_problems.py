@@ -106,7 +106,7 @@ def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> 
     (told,) = refused("findings_all", given)
 
     for part in (
-        "inputs[0]: neither its content nor its name tells what",
+        "inputs[0] names a file of an unknown type",
         "inputs[1] is a string that looks like a path",
         "inputs[2] must be text/plain, not image/png",
         "inputs[3]['additional'] cannot be sent as JSON",

@@ -1,6 +1,6 @@
-"""Tests of downloads that go wrong: broken, wrong, stalled and killed ones, several at once, and a try after another.
+"""Tests of downloads that fail: broken, wrong, stalled and killed ones, in parallel, and retried.
 
-The servers, the files and the killed processes are real; what a body may look like is test_incoming.py's.
+The servers, the files and the killed processes are real.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("act", BROKEN.values(), ids=BROKEN)
 def test_body_that_is_wrong_once_is_asked_for_again(tmp_path: Path, act: object) -> None:
-    """A body that breaks off or is wrong is asked for again, also where the connection allows no retries; then it is whole."""
+    """A broken or wrong body is requested again, also if the connection allows no retries."""
     acts = ActionSequence(act, send_body(WHOLE))  # type: ignore[arg-type]
     with MisbehavingServer(acts) as rude:
         (output,) = fetch_or_raise(
@@ -111,7 +111,7 @@ def test_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("store", ["fragile", "closing", "forgetful"])
 def test_store_that_fails_keeps_nothing(store: str) -> None:
-    """A store that breaks half-way, that fails when the file is closed, or that keeps less than it took: an error, no file."""
+    """A store that fails during a write, at the close, or that stores too little: an error, and no file."""
     files = attach_store(store)
     with (
         MisbehavingServer(send_body(WHOLE)) as rude,
@@ -127,7 +127,7 @@ def by_name(seen: ReceivedRequest) -> StubResponse:
 
 
 def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
-    """Many outputs come side by side, no more than a few at once, each into its own file, and are told in their order."""
+    """Outputs are downloaded in parallel, a few at a time, each into its own file, and returned in order."""
     now, most, lock = Counter[str](), [0], Lock()
 
     def counted(seen: ReceivedRequest) -> StubResponse:
@@ -151,7 +151,7 @@ def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
 
 
 def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
-    """One output that cannot be had is an error; what came stays and is noted, and the next try asks for the rest only."""
+    """A failed output is an error; other files stay and are recorded, and the next try fetches only the rest."""
     broken = [True]
 
     def reply(seen: ReceivedRequest) -> StubResponse:
@@ -182,7 +182,7 @@ def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
 
 
 def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None:
-    """All others are fetched although the first, more than come at once, cannot be had; each says why, one error is given."""
+    """All others are fetched although more outputs fail than threads exist; each states its error."""
     names = [f"bad{number}" for number in range(6)] + ["a", "b"]
     memory = FileRecords()
     with StubServer(lambda seen: StubResponse(500) if "bad" in seen.path else by_name(seen)) as station:
@@ -214,7 +214,7 @@ def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it is synced under its temporary name, then the folder with the final one: the run may be deleted afterwards."""
+    """The temporary file is synced, then its folder after the rename, because the run may be deleted next."""
     synced: list[tuple[str, int, list[str]]] = []
     sync = os.fsync
 
@@ -232,7 +232,7 @@ def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
 
 
 def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
-    """However a service calls its outputs, each is a file of its own in the run's folder, and the same one the next time."""
+    """Whatever the outputs' names, each is its own file in the run's folder, and the same one in a next try."""
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
     outputs = tuple(FlowOutput(name, asset_id=str(number) * 9) for number, name in enumerate(names))
     run = FlowRun("../../up", "generio", outputs=outputs)
@@ -297,7 +297,7 @@ def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
 
 
 def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
-    """A process that is killed while it downloads leaves no file; the next one has it whole and takes the leftover away."""
+    """A process killed during a download leaves no file; the next one completes it and removes the remains."""
     over = Event()
     with MisbehavingServer(
         ActionSequence(send_and_stall(data_uri_body(LARGE), 1_500_000, over), send_body(data_uri_body(LARGE)))
@@ -318,7 +318,7 @@ def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
 
 
 def test_kill_by_a_signal_ends_soon_and_cleans_up(tmp_path: Path) -> None:
-    """A signal that raises in the main thread ends downloads that hang, long before their timeout, and cleans up."""
+    """A signal that raises in the main thread ends stalled downloads long before their timeout, and cleans up."""
     over, before, began = Event(), set(threading.enumerate()), time.monotonic()
     hanging = send_and_stall(data_uri_body(LARGE), 1_500_000, over)
     with MisbehavingServer(ActionSequence(hanging, hanging, hanging, send_body(WHOLE))) as rude:

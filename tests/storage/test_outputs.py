@@ -1,4 +1,4 @@
-"""Tests of what becomes of a run's outputs: files written whole or not at all, under safe names, with size and digest.
+"""Tests of fetched outputs: files written completely or not at all, with safe names, size and digest.
 
 The runs are the emulator's; the targets are real stores, one of which breaks.
 """
@@ -34,7 +34,8 @@ from tests.support.stores import attach_store
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 HOSTILE = [
-    "../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b\\c", "nul", "CON.txt", "com1", "\x00", "a\x00b", "a\nb", " ", "-rf",
+    "../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b\\c", "nul", "CON.txt", "com1", "\x00", "a\x00b",
+    "a\nb", " ", "-rf",
     "x" * 300,
     "~root", "%2e%2e%2f", "a:b|c?d*", "größe", "☃", ".hidden", "trailing.", "$(rm)", "\u202egnp.exe",
 ]  # fmt: skip
@@ -71,7 +72,7 @@ def everything(folder: Path) -> list[Path]:
 
 
 def test_outputs_are_written_with_size_and_digest(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
-    """Each output is a whole file below output_path and the run's id; its dict says where, how large and with which digest."""
+    """Each output is a file below output_path and the run's id; its dict has its URI, size and digest."""
     told = fetch_or_raise(hook, made, OutputOptions(str(tmp_path))).to_dict()["outputs"]
     assert len(told) == len(everything(tmp_path)) == 2
     for output, path in zip(
@@ -87,7 +88,7 @@ def test_outputs_are_written_with_size_and_digest(hook: GenerioHook, made: FlowR
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "{}/", "file://{}/deeper/still"])
 def test_path_may_be_written_in_any_form(hook: GenerioHook, made: FlowRun, tmp_path: Path, form: str) -> None:
-    """A plain path and a file URI mean the same, folders are made, and the URI that is told always has its scheme."""
+    """A plain path and a file URI are the same, folders are created, and the returned URI has a scheme."""
     (one, _) = fetch_or_raise(hook, made, OutputOptions(form.format(tmp_path))).outputs
     assert str(one.uri).startswith(f"file://{tmp_path}/")
     assert ObjectStoragePath(str(one.uri)).read_bytes()[:4] == b"glTF"
@@ -132,7 +133,7 @@ def small_disk(most: int) -> Iterator[None]:
 
 
 def test_disk_that_fills_up_keeps_nothing_half(tmp_path: Path) -> None:
-    """A write that breaks off half-way leaves neither a half file nor a temporary one, and the old file as it was."""
+    """A failed write leaves neither a partial nor a temporary file, and does not change the old file."""
     path = ObjectStoragePath(f"file://{tmp_path}") / "chair.glb"
     write_file(path, b"old")
     with small_disk(1_000), pytest.raises(OSError, match="too large"):
@@ -170,7 +171,7 @@ def test_target_that_is_no_folder_is_an_error(hook: GenerioHook, made: FlowRun, 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_name_becomes_one_harmless_segment(tmp_path: Path, name: str) -> None:
-    """Whatever a service calls an output, the file stays in its folder under a name that every store takes."""
+    """Whatever an output's name, its file is in its folder, with a name that every store accepts."""
     safe = safe_name(name)
     assert 0 < len(safe) <= 101
     assert not set(safe) - set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -182,7 +183,7 @@ def test_hostile_name_becomes_one_harmless_segment(tmp_path: Path, name: str) ->
 
 
 def test_no_two_outputs_share_a_file() -> None:
-    """Outputs of the same name, or of names that differ in case or in what is made harmless, get files of their own."""
+    """Outputs whose names are equal, or differ in case or unsafe characters, have separate files."""
     outputs = [FlowOutput(name) for name in ("a", "A", "a", "a-2", "a/b", "a?b", *HOSTILE, *HOSTILE)]
     names = [name.lower() for name in file_names(outputs)]
     assert len(set(names)) == len(names)
@@ -240,7 +241,7 @@ def test_content_that_comes_unasked_stays_out_of_xcom() -> None:
 def test_no_path_lists_the_outputs_and_warns_of_links(
     flow_emulator: Emulator, chained: FlowRun, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Without output_path a link is kept as it is, with a warning that says when it ends and what would keep the file."""
+    """Without output_path a link remains, with a warning that says when it expires and what to set."""
     asked = len(flow_emulator.requests)
     with caplog.at_level(logging.WARNING):
         picture, text = fetch_or_raise(
@@ -259,7 +260,7 @@ def test_no_path_lists_the_outputs_and_warns_of_links(
 def test_link_is_saved_and_its_signature_is_gone(
     chained: FlowRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With output_path the picture is a file and the link, with its signature, is nowhere in the run's dict or the log."""
+    """With output_path the picture is a file, and its signature is neither in the run's dict nor in the log."""
     signature = str(chained.outputs[0].value).partition("?")[2]
     with caplog.at_level(logging.DEBUG):
         run = fetch_or_raise(

@@ -1,6 +1,6 @@
-"""What the tests of downloads share: a service that answers as told, connection by connection, and a process that fetches.
+"""Helpers for tests of downloads: a server that acts by connection, and a process that fetches outputs.
 
-It asserts nothing; what is fetched goes through the package's own hook.
+Outputs are fetched by the package's own hook.
 """
 
 from __future__ import annotations

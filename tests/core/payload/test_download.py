@@ -1,6 +1,6 @@
-"""Property tests of downloads that come in pieces: every shape of vendor-api G-02, cut anywhere, cut short anywhere.
+"""Property tests of downloads in every form of vendor_notes.md, G-02, cut into chunks and truncated.
 
-No socket is opened; what stands beside is the content that the body was made of.
+No socket is opened; the expected content is that from which the body was built.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def payload(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-# how a service might send a file: the documented form, and what else has been seen, hinted at, or is usual elsewhere
+# how a service might send a file: the documented form, and others that exist or are usual elsewhere
 SHAPES: dict[str, Callable[[bytes], str | bytes]] = {
     "json": lambda c: json.dumps({"data": encoded(c)}),
     "more keys": lambda c: json.dumps(
@@ -211,7 +211,7 @@ def test_spoilt_body_is_the_same_cut_or_not(
 )
 @example(text="\U0001f600\U0001f600", ascii_only=True, places=list(range(40)))
 def test_text_cut_anywhere_is_the_same_text(text: str, ascii_only: bool, places: list[int]) -> None:  # noqa: FBT001
-    """A text in JSON comes out in UTF-8, with its escapes and pairs of surrogates resolved, wherever it is cut."""
+    """A text in JSON is decoded to UTF-8 without escapes and surrogates, wherever it is cut."""
     whole = json.dumps({"data": text}, ensure_ascii=ascii_only).encode()
     assert read(*cut(whole, places), listed="text/markdown") == ("text/markdown", text.encode())
 
@@ -223,7 +223,7 @@ def test_text_cut_anywhere_is_the_same_text(text: str, ascii_only: bool, places:
     kind=st.sampled_from(["", "image/x-own", "application/octet-stream"]),
 )
 def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: str) -> None:
-    """A file of any kind, in a data URI that names it, comes out as it was; the whole-text reader says the same."""
+    """A file of any type in a data URI is decoded to its content, as by the decoder of complete texts."""
     uri = f"data:{kind or 'text/x-own'};base64,{payload(content)}"
     assert read(*cut(json.dumps({"data": uri}).encode(), places))[1] == content == decode(uri).data
 
