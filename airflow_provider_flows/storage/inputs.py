@@ -239,7 +239,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_item(value: Mapping[str, Any]) -> bool:
-    """Return whether a mapping is one input. Variables named `data` or `uri` have other keys beside these."""
+    """Return whether a mapping is one input. Variables named `data` or `uri` have other keys as well."""
     return _is_output(value) or (bool(value.keys() & {"data", "uri"}) and value.keys() <= _INPUT_KEYS)
 
 

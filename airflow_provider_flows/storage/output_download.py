@@ -164,7 +164,7 @@ class OutputDownload:
 
     @property
     def _xcom_value(self) -> str | None:
-        """The text for XCom beside the file: its start, or a link without its signature."""
+        """The text for XCom in addition to the file: its start, or a link without its signature."""
         value = self.output.value
         if value is None:
             return None

@@ -70,10 +70,8 @@ def fetch_outputs(
     :raises FlowServiceError: the outputs could not be listed.
     :raises CancelledWriteError: the downloads were cancelled.
     """
-    outputs, service = (
-        run.outputs,
-        hook.service,
-    )  # the service is created here: threads cannot look up connections
+    service = hook.service  # created here, because the threads below cannot look up a connection
+    outputs = run.outputs
     if not outputs and service.supports("list_outputs"):  # otherwise the run came with all its outputs
         outputs = tuple(hook.list_ready_outputs(run.flow_run_id))
     outputs = tuple(_drop_large_metadata(output, output_options) for output in outputs)

@@ -71,7 +71,7 @@ def written(part: PartialFile, content: bytes) -> None:
 
 
 def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path: Path) -> None:
-    """The lesson stores its image and two models in the bucket; the second task sends the first one's model."""
+    """The lesson stores an image and two models in the bucket; the second task sends the first model."""
     (dag,) = load_dags(LESSON).values()
     result = run_dag(dag, conf={"output_path": f"s3://{BUCKET}/lesson", "storage_conn_id": STORE})
     assert result.state == "success", result.log
@@ -104,7 +104,7 @@ def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path
 
 
 def test_file_of_many_parts_arrives_whole_and_is_read_back(bucket: ObjectServer) -> None:
-    """A file that is uploaded in several parts has its final name once it is complete, and is a valid input."""
+    """A file uploaded in several parts has its final name once it is complete, and is a valid input."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
     part = PartialFile(folder, "large")
     written(part, CONTENT)

@@ -151,7 +151,7 @@ def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
 
 
 def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
-    """A failed output is an error; other files stay and are recorded, and the next try fetches only the rest."""
+    """A failed output is an error; other files are recorded, and the next try fetches only the rest."""
     broken = [True]
 
     def reply(seen: ReceivedRequest) -> StubResponse:
@@ -232,7 +232,7 @@ def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
 
 
 def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
-    """Whatever the outputs' names, each is its own file in the run's folder, and the same one in a next try."""
+    """Each output of any name is a file of the run's folder, and the same one in a next try."""
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
     outputs = tuple(FlowOutput(name, asset_id=str(number) * 9) for number, name in enumerate(names))
     run = FlowRun("../../up", "generio", outputs=outputs)
@@ -297,7 +297,7 @@ def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
 
 
 def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
-    """A process killed during a download leaves no file; the next one completes it and removes the remains."""
+    """A process killed during a download leaves no file; the next one completes and cleans up."""
     over = Event()
     with MisbehavingServer(
         ActionSequence(send_and_stall(data_uri_body(LARGE), 1_500_000, over), send_body(data_uri_body(LARGE)))
@@ -318,7 +318,7 @@ def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
 
 
 def test_kill_by_a_signal_ends_soon_and_cleans_up(tmp_path: Path) -> None:
-    """A signal that raises in the main thread ends stalled downloads long before their timeout, and cleans up."""
+    """A signal that raises in the main thread ends stalled downloads before their timeout, and cleans up."""
     over, before, began = Event(), set(threading.enumerate()), time.monotonic()
     hanging = send_and_stall(data_uri_body(LARGE), 1_500_000, over)
     with MisbehavingServer(ActionSequence(hanging, hanging, hanging, send_body(WHOLE))) as rude:

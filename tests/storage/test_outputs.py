@@ -260,7 +260,7 @@ def test_no_path_lists_the_outputs_and_warns_of_links(
 def test_link_is_saved_and_its_signature_is_gone(
     chained: FlowRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With output_path the picture is a file, and its signature is neither in the run's dict nor in the log."""
+    """With output_path the picture is a file, and its signature is not in the run's dict or the log."""
     signature = str(chained.outputs[0].value).partition("?")[2]
     with caplog.at_level(logging.DEBUG):
         run = fetch_or_raise(
