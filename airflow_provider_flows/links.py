@@ -50,7 +50,7 @@ class FlowOutputsLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
         """Return the URL; empty without files, or if their storage has no console."""
-        from airflow_provider_flows.storage.locations import console_url
+        from airflow_provider_flows.storage.paths import console_url
 
         run = getattr(operator, "flow_run", None)
         uris = [output.uri for output in run.outputs if output.uri is not None] if run is not None else []

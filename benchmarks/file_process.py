@@ -20,7 +20,7 @@ from airflow.sdk import Connection, ObjectStoragePath  # noqa: F401  # a task ha
 from airflow_provider_flows.core.run import FlowOutput, FlowRun
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.output_options import OutputOptions
-from airflow_provider_flows.storage.outputs import fetch_outputs_or_raise
+from airflow_provider_flows.storage.outputs import fetch_outputs
 from benchmarks.file_uploads import get_input_file, upload, upload_async, upload_plainly
 from benchmarks.measures import peak_memory
 
@@ -36,9 +36,12 @@ def download(address: str, size: int, folder: Path) -> None:
     hook._connection = Connection(
         conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none"
     )  # noqa: SLF001, S106
-    (output,) = fetch_outputs_or_raise(
+    run, error = fetch_outputs(
         hook, FlowRun("r", "generio", outputs=(FlowOutput("model", str(size)),)), OutputOptions(str(folder))
-    ).outputs
+    )
+    if error is not None:
+        raise error
+    (output,) = run.outputs
     if output.size != size:
         raise RuntimeError(f"{output.size} bytes came of {size}")
 

@@ -23,7 +23,7 @@ from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.links import OUTPUTS_LINK_KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
-from airflow_provider_flows.storage.locations import console_url
+from airflow_provider_flows.storage.paths import console_url
 from airflow_provider_flows.worker.run_tracking import RUN_LINK_KEY, get_run_url
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, MODES, count_polls, run_in_mode

@@ -31,10 +31,8 @@ from airflow_provider_flows.plugin.present import (
 )
 from airflow_provider_flows.plugin.run_view import RunView, get_flows_hook
 from airflow_provider_flows.plugin.schemas import ModelSchema, OutputInfoSchema
-from airflow_provider_flows.storage.atomic_file import OUTPUT_BLOCK_BYTES, OUTPUT_CHUNK_BYTES, to_uri
-from airflow_provider_flows.storage.output_download import get_file_path
-from airflow_provider_flows.storage.outputs import get_run_folder
-from airflow_provider_flows.storage.paths import file_names
+from airflow_provider_flows.storage.atomic_file import OUTPUT_BLOCK_BYTES, OUTPUT_CHUNK_BYTES
+from airflow_provider_flows.storage.paths import file_names, get_file_path, get_run_folder, to_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -174,7 +172,9 @@ def _get_own_path(view: RunView, output: FlowOutput) -> ObjectStoragePath | None
         return None
     try:
         folder = get_run_folder(view.run, options.output_path, options.output_conn_id)
-        return get_file_path(output, options) if to_uri(folder / name) == output.uri else None
+        if to_uri(folder / name) != output.uri:
+            return None
+        return get_file_path(output.uri, options.output_path, options.output_conn_id)
     except Exception as error:  # noqa: BLE001  # storage libraries raise exceptions of any type
         log.info("The API server cannot access the output folder of %s: %s", view.run, type(error).__name__)
         return None

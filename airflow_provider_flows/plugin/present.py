@@ -16,7 +16,7 @@ from airflow_provider_flows.core.payload.data_uri import GLB
 from airflow_provider_flows.core.redaction import find_signatures, redact_parameters
 from airflow_provider_flows.core.run import ERROR, FlowOutput, FlowRun
 from airflow_provider_flows.plugin.schemas import InputSchema, OutputKind, OutputSchema, RunSchema
-from airflow_provider_flows.storage.locations import StorageLocation
+from airflow_provider_flows.storage.paths import StorageLocation
 
 # image types in which a browser executes nothing
 SAFE_IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})

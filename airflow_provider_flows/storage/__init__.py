@@ -1,1 +1,1 @@
-"""Everything that opens a file: inputs that are read and outputs that are written."""
+"""Everything that opens a file: reading of inputs and writing of outputs."""

@@ -1,226 +1,265 @@
-"""One output on its way into its file: whether that is there already, whole, else where its bytes come from.
-
-How a file is written writing.py says, which outputs are to be files outputs.py.
-"""
+"""The download of one output into its file, unless an earlier try has stored it already."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from threading import Event
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import redact_path
 from airflow_provider_flows.core.run import ERROR, PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.storage.atomic_file import (
+    Cancellation,
     CancelledWriteError,
     PartialFile,
     compute_sha256,
-    to_uri,
 )
-from airflow_provider_flows.storage.file_source import get_conn_id
+from airflow_provider_flows.storage.paths import get_file_path, to_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_flows.core.payload.sink import Target
+    from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.storage.output_options import OutputOptions
-    from airflow_provider_flows.storage.outputs import DownloadHook
 
 log = logging.getLogger(__name__)
 
-FILE_FIELDS = ("uri", "size", "sha256", "media_type")  # what is known of a file
-VISIBILITY_DELAYS_SECONDS = (
-    0.5,
-    1.0,
-)  # seconds; an output that is listed may not be visible everywhere at once
+FILE_FIELDS = ("uri", "size", "sha256", "media_type")  # of an output, and of a file record
+# an output in the list may not be visible to each server of the service at once
+VISIBILITY_DELAYS_SECONDS = (0.5, 1.0)
 MAX_OUTPUT_ERROR_LENGTH = 2_000
 
 
-@dataclass(frozen=True)
-class OutputDownload:
-    """One output that is to be a file.
+class DownloadHook(Protocol):
+    """The methods of a hook that a download needs."""
 
-    :param number: which of the run's outputs it is.
-    :param name: the file's, without extension.
-    :param cancel_event: is set when nobody waits for it any more.
-    :param file_record: what an earlier try tells of its file.
+    @property
+    def service(self) -> Service:
+        """The service of the hook's connection."""
+
+    def list_ready_outputs(self, flow_run_id: str) -> list[FlowOutput]:
+        """Return the outputs of a final run."""
+
+    def save_output(
+        self, flow_run_id: str, asset_id: str, target: Target, *, media_type: str | None = None
+    ) -> str | None:
+        """Download an output into a target, and return its media type.
+
+        :param media_type: the media type from the list of outputs.
+        """
+
+    def save_linked_image(self, url: str, target: Target) -> str | None:
+        """Download the picture at a URL into a target, and return its media type.
+
+        Return None if there is no picture, or if its host is not allowed.
+        """
+
+    def copy_for_thread(self) -> AbstractContextManager[DownloadHook]:
+        """Return a copy for another thread, as a context manager that closes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadResult:
+    """An output with its file, or an output that states an error, with that error."""
+
+    output: FlowOutput
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDownload:
+    """An output that has to be stored as a file.
+
+    :param name: the file's name without extension.
+    :param file_record: the `FILE_FIELDS` of the file that an earlier try has stored, None without one.
     """
 
-    number: int
     output: FlowOutput
     run: FlowRun
     folder: ObjectStoragePath
     name: str
-    partial_file: PartialFile
-    cancel_event: Event
-    file_record: Mapping[str, Any] | None
     output_options: OutputOptions
+    file_record: Mapping[str, Any] | None = None
 
-    def fetch_output(self, hook: DownloadHook) -> tuple[FlowOutput, Exception | None]:
-        """Give the output with its file, unless it turns out to have none; or what went wrong, and the output saying so."""
+    def fetch(self, hook: DownloadHook, cancellation: Cancellation) -> DownloadResult:
+        """Return the output with its file, which is downloaded if it is not stored yet.
+
+        :raises CancelledWriteError: the task was cancelled. Any other error is part of the result.
+        """
         try:
-            return self._find_existing() or self._download(hook), None
+            return DownloadResult(self.existing(cancellation) or self.download(hook, cancellation))
         except CancelledWriteError:
             raise
-        except Exception as error:  # noqa: BLE001  # raised again when all others are fetched
+        except Exception as error:  # noqa: BLE001  # raised by the caller, after all other downloads
             message = redact_path(str(error))[:MAX_OUTPUT_ERROR_LENGTH] or type(error).__name__
-            log.warning("The output %s could not be fetched: %s", self.output.name, message)
+            log.warning("Output %s could not be fetched: %s", self.output.name, message)
             output = replace(
-                self.output, status=ERROR, error=message, value=self._value, uri=None, size=None, sha256=None
+                self.output,
+                status=ERROR,
+                error=message,
+                value=self._xcom_value,
+                uri=None,
+                size=None,
+                sha256=None,
             )
-            return output, error
+            return DownloadResult(output, error)
 
-    def _find_existing(self) -> FlowOutput | None:
-        """Give the output with the file that an earlier try has written, if that is there, whole.
+    def existing(self, cancellation: Cancellation) -> FlowOutput | None:
+        """Return the output with the file that an earlier try has stored, None if it is missing or differs.
 
-        Size and digest must be the same: to read a file costs less than to download it, and the run may be deleted because of it.
+        Size and digest must match: to read a file is cheaper than to download it, and the run may be deleted
+        at the service because its files are stored.
+
+        :raises CancelledWriteError: the task was cancelled.
         """
-        output, has_uri = self.output, self.output.uri is not None
-        if not has_uri and self.file_record is None:
+        if self.output.uri is not None:
+            stored = self.output
+        elif self.file_record is not None:
+            fields: dict[str, Any] = {name: self.file_record.get(name) for name in FILE_FIELDS}
+            stored = replace(self.output, status=READY, value=self._xcom_value, **fields)
+        else:
             return None
-        record: dict[str, Any] = {
-            key: getattr(output, key) if has_uri else (self.file_record or {}).get(key) for key in FILE_FIELDS
-        }
-        with suppress(Exception):  # whatever the store says of a file that is not there
-            path = (
-                get_file_path(output, self.output_options)
-                if has_uri
-                else self._get_final_path(record["media_type"])
-            )
-            is_same_path = has_uri or to_uri(path) == record["uri"]
+        with suppress(Exception):  # any error of the store, or a malformed record: there is no such file
+            path = self._stored_path(stored)
             if (
-                is_same_path
-                and path.stat().st_size == record["size"]
-                and compute_sha256(path, self.cancel_event) == record["sha256"]
+                path is not None
+                and path.stat().st_size == stored.size
+                and compute_sha256(path, cancellation) == stored.sha256
             ):
-                log.info("The output %s is in %s already (%d bytes)", output.name, path, record["size"])
-                return output if has_uri else replace(output, status=READY, value=self._value, **record)
-        if self.cancel_event.is_set():
-            raise CancelledWriteError
+                log.info("Output %s is already stored in %s (%d bytes)", stored.name, path, stored.size)
+                return stored
+        cancellation.raise_if_cancelled()
         return None
 
+    def download(self, hook: DownloadHook, cancellation: Cancellation) -> FlowOutput:
+        """Download the output, and return it with its file.
+
+        Return it without a file if it is a link to no picture, or if the service does not have it ready.
+
+        :raises CancelledWriteError: the task was cancelled.
+        :raises FlowServiceError: the download failed.
+        :raises OSError: the store does not accept the file.
+        """
+        output = self.output
+        with PartialFile(self.folder, self.name, cancellation) as file:
+            media_type = self._write(hook, file, cancellation)
+            if media_type is None:
+                return output
+            path = self._final_path(media_type)
+            file.commit(path)
+        log.info("Output %s is stored in %s (%d bytes)", output.name, path, file.size)
+        return replace(
+            output,
+            status=READY,
+            media_type=media_type,
+            value=self._xcom_value,
+            uri=to_uri(path),
+            size=file.size,
+            sha256=file.sha256,
+        )
+
     @property
-    def _value(self) -> str | None:
-        """What stays of a text beside its file: its beginning, and of a link what opens nothing."""
+    def _xcom_value(self) -> str | None:
+        """The text for XCom in addition to the file: its start, or a link without its signature."""
         value = self.output.value
         if value is None:
             return None
         return value.partition("?")[0] if self.output.is_url else self.output_options.truncate(value)
 
-    def _get_final_path(self, media_type: str | None) -> ObjectStoragePath:
+    def _final_path(self, media_type: str | None) -> ObjectStoragePath:
         return self.folder / (self.name + data_uri.extension(media_type))
 
-    def _download(self, hook: DownloadHook) -> FlowOutput:
-        output, partial_file = self.output, self.partial_file
-        try:
-            media_type = self._save(hook)
-            if media_type is None:
-                return output
-            path = self._get_final_path(media_type)
-            partial_file.commit(path)
-        finally:
-            partial_file.discard()
-        log.info("The output %s is in %s (%d bytes)", output.name, path, partial_file.size)
-        return replace(
-            output,
-            status=READY,
-            media_type=media_type,
-            value=self._value,
-            uri=to_uri(path),
-            size=partial_file.size,
-            sha256=partial_file.sha256,
-        )
+    def _stored_path(self, stored: FlowOutput) -> ObjectStoragePath | None:
+        """Return the path of a stored file, None if a download would be stored somewhere else."""
+        if self.output.uri is not None:
+            options = self.output_options
+            return get_file_path(str(stored.uri), str(options.output_path), options.output_conn_id)
+        path = self._final_path(stored.media_type)
+        return path if to_uri(path) == stored.uri else None
 
-    def _save(self, hook: DownloadHook) -> str | None:
-        """Download into the temporary file; gives the media type, None where there is no file."""
+    def _write(self, hook: DownloadHook, file: PartialFile, cancellation: Cancellation) -> str | None:
+        """Write the output to a file, and return its media type, None if the output has no file."""
         output = self.output
         if output.uri is not None:
-            return self._download_again(hook)
+            return self._download_again(hook, file, cancellation)
         if output.value and not output.is_url:
-            self.partial_file.restart()
-            self.partial_file.write(output.value.encode("utf-8", "surrogatepass"))
+            file.restart()
+            file.write(output.value.encode("utf-8", "surrogatepass"))
             return output.media_type or "text/plain"
         if output.value:
-            media_type = hook.save_linked_image(output.value, self.partial_file)
+            media_type = hook.save_linked_image(output.value, file)
             if media_type is None:
-                what = "looks like a link to a picture, but is none that may be fetched; its text is kept"
-                log.warning("The output %s %s", output.name, what)
+                log.warning(
+                    "Output %s is a link to no picture that may be fetched; it remains a text", output.name
+                )
             return media_type
         try:
-            return self._save_with_retries(hook)
+            return self._download_asset(hook, file, cancellation)
         except (FlowConflict, FlowNotFound) as error:
             if output.status != PENDING:
                 raise
-            log.warning(
-                "The output %s is still not ready; it is listed without a file: %s", output.name, error
-            )
+            log.warning("Output %s is still not ready; it is listed without a file: %s", output.name, error)
             return None
 
-    def _download_again(self, hook: DownloadHook) -> str:
-        """Download once more what an earlier try had written, while the service still has it."""
+    def _download_again(self, hook: DownloadHook, file: PartialFile, cancellation: Cancellation) -> str:
+        """Download a file that an earlier try had stored, as long as the service has it."""
         log.warning(
-            "The output %s is not in its place, whole, any more (%s); it is downloaded again",
+            "Output %s is not stored in %s any more, or has changed; it is downloaded again",
             self.output.name,
             self.output.uri,
         )
         if self.output.asset_id is None:
             self._raise_gone(None)
         try:
-            return self._save_with_retries(hook)
+            return self._download_asset(hook, file, cancellation)
         except FlowNotFound as error:
             self._raise_gone(error)
 
     def _raise_gone(self, error: FlowNotFound | None) -> NoReturn:
-        message = (
-            f"The file {self.output.uri} is not what an earlier try has written, or cannot be read, and the {self.run} is gone "
-            "at the service. Bring the file back and run the task again, or clear the task to run the flow again."
+        gone = FlowNotFound(
+            f"The file {self.output.uri} has changed since an earlier try, or cannot be read, and the "
+            f"{self.run} is gone at the service. Restore the file and run the task again, or clear the task "
+            "to run the flow again.",
+            status=404,
         )
-        gone = FlowNotFound(message, status=404)
-        gone.is_permanent = False  # the store may give the file a little later, and another try costs nothing
+        gone.is_permanent = False  # the store may be able to read the file later, and another try is free
         raise gone from error
 
-    def _save_with_retries(self, hook: DownloadHook) -> str:
-        """Ask for the file; one that its list calls ready is looked for a few times, and a retry may find it (it is paid)."""
+    def _download_asset(self, hook: DownloadHook, file: PartialFile, cancellation: Cancellation) -> str:
+        """Download the output from the service, and return its media type.
+
+        If the list says that the output is ready, a 404 is retried a few times, and then raised as an error
+        that is not permanent, because the output is paid for.
+        """
         output = self.output
         delays = VISIBILITY_DELAYS_SECONDS if output.status == READY and output.uri is None else ()
         for delay in (*delays, None):
             try:
                 media_type = hook.save_output(
-                    self.run.flow_run_id,
-                    str(output.asset_id),
-                    self.partial_file,
-                    media_type=output.media_type,
+                    self.run.flow_run_id, str(output.asset_id), file, media_type=output.media_type
                 )
             except FlowNotFound as error:
                 if delay is None:
                     error.is_permanent = output.status != READY
                     raise
-                self.cancel_event.wait(delay)
+                cancellation.event.wait(delay)
             else:
                 return media_type or output.media_type or "application/octet-stream"
-        raise AssertionError  # not reached: the last look returns or raises
-
-
-def get_file_path(output: FlowOutput, output_options: OutputOptions) -> ObjectStoragePath:
-    """Give the path of an output's file, reached as the task's other files are."""
-    from airflow.sdk import ObjectStoragePath
-
-    conn_id = get_conn_id(
-        ObjectStoragePath(str(output_options.output_path), conn_id=output_options.output_conn_id)
-    )
-    return ObjectStoragePath(str(output.uri), conn_id=conn_id)
+        raise AssertionError  # the last attempt returns or raises
 
 
 def is_stored(output: FlowOutput, output_options: OutputOptions) -> bool:
-    """Whether an output is a file that lies where it says; its digest was compared when it was fetched."""
+    """Return whether an output's file exists with its size. Its digest was compared when it was fetched."""
     if output.status != READY or output.uri is None:
         return False
     try:
-        return bool(get_file_path(output, output_options).stat().st_size == output.size)
-    except Exception as error:  # noqa: BLE001  # whatever the store raises: then nobody knows
-        log.info("Whether %s is in its place could not be found out (%s)", output.uri, type(error).__name__)
+        path = get_file_path(output.uri, str(output_options.output_path), output_options.output_conn_id)
+        return bool(path.stat().st_size == output.size)
+    except Exception as error:  # noqa: BLE001  # any error of the store: in doubt the file is not stored
+        log.info("%s could not be found in its store (%s)", output.uri, type(error).__name__)
         return False

@@ -1,90 +1,89 @@
-"""Several jobs at once, each in a thread, bounded in number, with an end that comes soon when somebody kills the task.
-
-It knows nothing of files or services.
-"""
+"""Parallel execution of jobs in a bounded number of threads that do not delay the end of a killed process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
 
-H = TypeVar("H")
+K = TypeVar("K")
+W = TypeVar("W")
 R = TypeVar("R")
 
-SHUTDOWN_GRACE_SECONDS = 1.0  # seconds for the threads to end by themselves; Airflow gives a killed task five for all that it has to do
+# for the threads to end by themselves; Airflow gives a killed task five seconds in all
+SHUTDOWN_GRACE_SECONDS = 1.0
 
 
 def run_parallel(
-    jobs: Sequence[Callable[[H], R]],
-    create_worker: Callable[[], AbstractContextManager[H]],
+    jobs: Mapping[K, Callable[[W], R]],
+    create_worker: Callable[[], AbstractContextManager[W]],
     max_workers: int,
     cancel_event: Event,
-    on_result: Callable[[int, R], None],
-) -> None:
-    """Do the jobs, at most `max_workers` at once.
+) -> Generator[tuple[K, R], None, None]:
+    """Run jobs in threads, and yield the key and the result of each as it completes.
 
-    After a job that failed no other is begun; those under way are finished, and then the first error is raised. A signal raises
-    its exception in the main thread only: then `cancel_event` is set, for the jobs to look at.
+    After an error no other job is started. The jobs in progress are completed, and then the error is raised.
+    A signal raises its exception in the main thread only. If such an exception or `close` ends the iteration
+    early, `cancel_event` is set, so that the jobs in progress can end themselves.
 
-    :param create_worker: makes what each job is given; one for each thread.
-    :param on_result: is told each job's number and result as it comes, in the thread that called.
+    :param create_worker: creates the argument of the jobs, once in each thread.
+    :param max_workers: the maximum number of threads.
+    :param cancel_event: no job is started once it is set.
+    :raises BaseException: any error of a job or of `create_worker`.
     """
-    todo: SimpleQueue[tuple[int, Callable[[H], R]]] = SimpleQueue()
-    done: SimpleQueue[tuple[int, R] | BaseException | None] = SimpleQueue()  # None: a thread has ended
-    for numbered in enumerate(jobs):
-        todo.put(numbered)
-    failed = Event()
+    pending: SimpleQueue[tuple[K, Callable[[W], R]]] = SimpleQueue()
+    completed: SimpleQueue[tuple[K, R] | None] = SimpleQueue()  # None: a thread has ended
+    errors: list[BaseException] = []
+    for item in jobs.items():
+        pending.put(item)
 
     def work() -> None:
         try:
             with create_worker() as worker:
-                for number, job in _iter_jobs(todo, cancel_event, failed):
-                    done.put((number, job(worker)))
-        except BaseException as error:  # noqa: BLE001  # raised again where somebody waits for it
-            failed.set()
-            done.put(error)
+                for key, job in _iter_jobs(pending, lambda: bool(errors) or cancel_event.is_set()):
+                    completed.put((key, job(worker)))
+        except BaseException as error:  # noqa: BLE001  # raised below, in the caller's thread
+            errors.append(error)
         finally:
-            done.put(None)
+            completed.put(None)
 
-    threads: list[Thread] = []  # those that run
+    threads: list[Thread] = []
     try:
         for _ in range(min(max_workers, len(jobs))):
             thread = Thread(target=copy_context().run, args=(work,), daemon=True)
             thread.start()
             threads.append(thread)
-        _collect_results(done, len(threads), on_result)
-    finally:
+        yield from _iter_results(completed, len(threads))
+    except BaseException:
         cancel_event.set()
-        until = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+        raise
+    finally:
+        deadline = time.monotonic() + SHUTDOWN_GRACE_SECONDS
         for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
+    if errors:
+        raise errors[0]
 
 
-def _iter_jobs(todo: SimpleQueue[tuple[int, R]], *stop_events: Event) -> Iterator[tuple[int, R]]:
-    while not any(event.is_set() for event in stop_events):
+def _iter_jobs(
+    pending: SimpleQueue[tuple[K, Callable[[W], R]]], is_stopped: Callable[[], bool]
+) -> Iterator[tuple[K, Callable[[W], R]]]:
+    while not is_stopped():
         try:
-            job = todo.get_nowait()
+            item = pending.get_nowait()
         except Empty:
             return
-        yield job
+        yield item
 
 
-def _collect_results(
-    done: SimpleQueue[tuple[int, R] | BaseException | None], running: int, on_result: Callable[[int, R], None]
-) -> None:
-    error: BaseException | None = None
+def _iter_results(completed: SimpleQueue[tuple[K, R] | None], running: int) -> Iterator[tuple[K, R]]:
     while running:
-        result = done.get()
-        if isinstance(result, tuple):
-            on_result(*result)
-        elif result is None:
+        result = completed.get()
+        if result is None:
             running -= 1
         else:
-            error = error or result
-    if error is not None:
-        raise error
+            yield result

@@ -1,14 +1,33 @@
-"""File names out of whatever a service calls its outputs: harmless on every store, and never the same one twice.
+"""Where files are: safe names, folders, paths, URIs, connection ids, and URLs of storage consoles.
 
-It touches no file.
+Nothing here reads or writes a file.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
 
-from airflow_provider_flows.core.run import FlowOutput
+from airflow_provider_flows.core.redaction import strip_signatures
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_flows.core.run import FlowOutput, FlowRun
+
+LOCAL_SCHEMES = frozenset({"", "file", "local"})
+# stores without real folders; s3fs would even create the bucket of a new folder, also of a misspelt one
+OBJECT_STORES = frozenset(
+    {"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "adl", "az", "wasb", "wasbs", "oss"}
+)
+SCHEME_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "local": "file"}  # other names of the same store
+HADOOP_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # their URIs are container@host/path
+# the end of an S3 client's host, and the domain of its console (the amazon provider's links/base_aws.py)
+CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
 
 MAX_FILE_NAME_LENGTH = 100
 RESERVED_FILE_NAMES = frozenset(
@@ -17,19 +36,129 @@ RESERVED_FILE_NAMES = frozenset(
 
 
 def file_names(outputs: Iterable[FlowOutput]) -> Iterator[str]:
-    """Give each output a safe file name without extension, the same one never twice, however the service calls them."""
+    """Yield a safe and unique file name without extension for each output."""
     used_names: set[str] = set()
     for output in outputs:
-        plain = safe_name(output.name)
-        name, number = plain, 1
+        safe = safe_name(output.name)
+        name, number = safe, 1
         while name.lower() in used_names:
             number += 1
-            name = f"{plain}-{number}"
+            name = f"{safe}-{number}"
         used_names.add(name.lower())
         yield name
 
 
 def safe_name(name: str) -> str:
-    """Make a name that is one harmless path segment on every store: letters, digits, dot, dash, underscore."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:MAX_FILE_NAME_LENGTH].rstrip("._-")
-    return f"_{plain}" if plain.lower().partition(".")[0] in RESERVED_FILE_NAMES or not plain else plain
+    """Return a name of letters, digits, dots, dashes and underscores, one path segment on every store."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:MAX_FILE_NAME_LENGTH].rstrip("._-")
+    is_reserved = safe.lower().partition(".")[0] in RESERVED_FILE_NAMES
+    return f"_{safe}" if is_reserved or not safe else safe
+
+
+def get_run_folder(run: FlowRun, output_path: str, output_conn_id: str | None) -> ObjectStoragePath:
+    """Return the folder of a run's files, `output_path/<flow_run_id>`, where the id is a safe name."""
+    from airflow.sdk import ObjectStoragePath  # slow to import
+
+    return ObjectStoragePath(output_path, conn_id=output_conn_id) / safe_name(run.flow_run_id)
+
+
+def get_file_path(uri: str, output_path: str, output_conn_id: str | None) -> ObjectStoragePath:
+    """Return the path of a stored output, with the connection of the task's `output_path`."""
+    from airflow.sdk import ObjectStoragePath
+
+    conn_id = get_conn_id(ObjectStoragePath(output_path, conn_id=output_conn_id))
+    return ObjectStoragePath(uri, conn_id=conn_id)
+
+
+def get_conn_id(path: ObjectStoragePath) -> str | None:
+    """Return the id of the Airflow connection of a path, for which Airflow 3.1 has no attribute."""
+    conn_id: str | None = path.serialize()["conn_id"]
+    return conn_id
+
+
+def to_uri(path: ObjectStoragePath) -> str:
+    """Return a path as a URI, always with a scheme and never with the id of an Airflow connection."""
+    scheme, separator, rest = str(path).partition("://")
+    if not separator:
+        return f"file://{path.absolute()}"
+    return f"{scheme}://{rest.removeprefix(f'{get_conn_id(path)}@')}"
+
+
+@dataclass(frozen=True, slots=True)
+class StorageLocation:
+    """The three parts of a file's URI, without credentials, signature and the id of an Airflow connection.
+
+    :param scheme: in lower case, aliases such as `s3a` replaced.
+    :param authority: a bucket, a host, or a container with its host; empty for files of this machine.
+    :param path: without a leading slash.
+    """
+
+    scheme: str
+    authority: str
+    path: str
+
+    @classmethod
+    def parse(cls, uri: str) -> Self | None:
+        """Parse a URI. Return None if the text is not one."""
+        scheme, separator, rest = strip_signatures(uri.strip()).partition("://")
+        if not separator or not scheme:
+            return None
+        scheme = SCHEME_ALIASES.get(scheme.lower(), scheme.lower())
+        if scheme in {"http", "https"}:
+            rest = rest.partition("#")[0].partition("?")[0]
+        authority, _, path = rest.partition("/")
+        user, _, host = authority.rpartition("@")
+        container = user if scheme in HADOOP_SCHEMES and "." in host else ""
+        return cls(scheme, f"{container}@{host}" if container else host, path.lstrip("/"))
+
+    @property
+    def namespace(self) -> str:
+        """The store's name in OpenLineage (https://openlineage.io/docs/spec/naming)."""
+        if self.scheme == "file" and not self.authority:
+            return self.scheme
+        return f"{self.scheme}://{self.authority}"
+
+    @property
+    def name(self) -> str:
+        """The file's name in OpenLineage: the absolute path in a file system, the key in an object store."""
+        return f"/{self.path}" if self.scheme == "file" or not self.path else self.path
+
+
+def console_url(uris: Sequence[str], endpoint: str | None = None) -> str | None:
+    """Return the URL of a storage console for one file, or for the common folder of several.
+
+    Return None if the store has no such console, or if the files are in different stores.
+    Azure's portal needs ids of a subscription and an account, which no URI contains.
+
+    :param endpoint: the endpoint URL of the S3 client, None for Amazon's. Other endpoints have no known
+        console.
+    """
+    locations = [location for location in map(StorageLocation.parse, uris) if location is not None]
+    if not locations or len({(location.scheme, location.authority) for location in locations}) != 1:
+        return None
+    first, is_single = locations[0], len(locations) == 1
+    folders = [posixpath.dirname(f"/{location.path}") for location in locations]
+    path = quote(first.path if is_single else posixpath.commonpath(folders).strip("/"), safe="/")
+    if first.scheme == "s3":
+        domain = _console_domain(endpoint)
+        page = (
+            f"object/{first.authority}?prefix={path}"
+            if is_single
+            else f"buckets/{first.authority}?prefix={path}/"
+        )
+        return None if domain is None else f"https://console.{domain}/s3/{page}"
+    if first.scheme == "gs":
+        page = "_details/" if is_single else ""
+        return f"https://console.cloud.google.com/storage/browser/{page}{first.authority}/{path}"
+    if first.scheme in {"http", "https"} and is_single:
+        return f"{first.scheme}://{first.authority}/{quote(first.path, safe='/%')}"
+    return None
+
+
+def _console_domain(endpoint: str | None) -> str | None:
+    """Return the domain of the console of an S3 endpoint, None if the endpoint is not Amazon's."""
+    location = StorageLocation.parse(endpoint or "https://s3.amazonaws.com")
+    host = "" if location is None else location.authority.partition(":")[0].lower()
+    if host.endswith(".amazonaws.com") and ".us-gov-" in host:
+        return "amazonaws-us-gov.com"
+    return next((domain for suffix, domain in CONSOLE_DOMAINS.items() if host.endswith(suffix)), None)

@@ -18,7 +18,7 @@ from openlineage.client.event_v2 import InputDataset, OutputDataset
 from openlineage.client.facet_v2 import RunFacet, output_statistics_output_dataset
 
 from airflow_provider_flows import __version__
-from airflow_provider_flows.storage.locations import StorageLocation
+from airflow_provider_flows.storage.paths import StorageLocation
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.run import FlowOutput, FlowRun

@@ -103,7 +103,7 @@ def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> 
     (told,) = refused("findings_all", given)
 
     for part in (
-        "inputs[0]: neither its content nor its name tells what",
+        "inputs[0] names a file of an unknown type",
         "inputs[1] is a string that looks like a path",
         "inputs[2] must be text/plain, not image/png",
         "inputs[3]['additional'] cannot be sent as JSON",
@@ -130,7 +130,7 @@ def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> Non
         "inputs['colour'] names a file that cannot be read",
         "inputs['item'] must be text, a number or a Boolean, not list",
         "parameter 'quality' is not known: a PromptChainer flow has variables only; put them into inputs",
-        "delete_after_fetch=True has no meaning here: promptchainer keeps nothing",
+        "delete_after_fetch=True is not supported by promptchainer",
     )
     checked, unchecked = refused("findings_chain", given, {**given, "validate": False})
 

@@ -1,6 +1,6 @@
-"""Tests of what one task's flow run made as the inputs of the next: outputs, lists of them, returned dicts, mapped tasks.
+"""Tests of outputs of one task as inputs of the next: outputs, lists, returned dicts, mapped tasks.
 
-Most read what a task would be handed; the last ones are real DAG runs.
+Most parse what a task would receive; the last ones are real DAG runs.
 """
 
 from __future__ import annotations
@@ -74,10 +74,12 @@ class Lazy(Sequence[Any]):
 
 
 def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], tmp_path: Path) -> None:
-    """A file that was written over since is refused before anything is sent; its URI alone takes it as it is."""
+    """A file that was overwritten is rejected before anything is sent; its URI alone accepts any content."""
     other = GLB[:-1] + b"\x01"
     (tmp_path / "chair.glb").write_bytes(other)
-    with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that is not what the task wrote"):
+    with pytest.raises(
+        FlowInputError, match=r"inputs\[0\] names a file that changed since its task wrote it"
+    ):
         parse_inputs([file])
     assert content([file["uri"]]) == [(other, None)]
     (tmp_path / "note.txt").write_text("Stand up")
@@ -87,14 +89,14 @@ def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], t
         "uri": f"file://{tmp_path}/note.txt",
         "sha256": hashlib.sha256(b"Sit down").hexdigest(),
     }
-    with pytest.raises(FlowInputError, match="is not what the task wrote"):
+    with pytest.raises(FlowInputError, match="changed since its task wrote it"):
         parse_inputs([said])
     (tmp_path / "note.txt").write_text("Sit down")
     assert content([said]) == [("Sit down", None)]
 
 
 def test_every_form_of_what_was_made_is_taken(file: dict[str, Any]) -> None:
-    """One output, a list, the whole dict, several of them, and mapped ones all stand for their files and texts."""
+    """One output, a list, the returned dict, several dicts and mapped ones all are their files and texts."""
     made, said = (GLB, {"n": 1}), ("Sit down", None)
     assert content(file) == content([file]) == content(whole(file)) == [made]
     assert (
@@ -130,8 +132,8 @@ def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) 
             r"'chair'.*stayed at the service.*Set output_path on the task",
         ),
         (FlowOutput("chair", "a1", status="pending"), r"'chair'.*was not ready.*output_path"),
-        (FlowOutput("chair", "a1", status="error", error="no faces"), r"'chair'.*was not made \(no faces\)"),
-        (FlowOutput("chair", status="error", value=""), r"'chair'.*was not made \(no reason was given\)"),
+        (FlowOutput("chair", "a1", status="error", error="no faces"), r"'chair'.*failed \(no faces\)"),
+        (FlowOutput("chair", status="error", value=""), r"'chair'.*failed \(no reason was given\)"),
         (
             FlowOutput("chair", media_type="image/png", value="https://images.test/x.png?sig=s"),
             r"'chair'.*Set output_path",
@@ -140,10 +142,11 @@ def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) 
     ],
 )
 def test_what_cannot_be_taken_is_named(output: FlowOutput, told: str) -> None:
-    """An output without a file or a text is an error that says which, what became of it, and what to do on which task."""
+    """An output without file and text is an error that names it, the reason, and what to change."""
     item = output.to_dict()
     for inputs, where in (
-        (item, r"inputs\[0\]"), (["a", item], r"inputs\[1\]"), (whole(TEXT, item), r"inputs\[0\]\['outputs'\]\[1\]"),
+        (item, r"inputs\[0\]"), (["a", item], r"inputs\[1\]"), (whole(TEXT, item),
+        r"inputs\[0\]\['outputs'\]\[1\]"),
         ([[TEXT, item]], r"inputs\[0\]\[1\]"),
     ):  # fmt: skip
         with pytest.raises(FlowInputError, match=rf"^{where} .*{told}") as caught:
@@ -183,7 +186,7 @@ def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
     told = {"a": "Sit down", "b": "größer", "c": "{}", "d": 5, "e": "s3://no/file", "f": {"x": 1}}
     assert parse_inputs(given) == told
     with pytest.raises(
-        FlowInputError, match=r"inputs\['b'\] names a file of type model/gltf-binary .*where a text is wanted"
+        FlowInputError, match=r"inputs\['b'\] names a file of type model/gltf-binary .*but a text is expected"
     ):
         parse_inputs({"a": TEXT, "b": file})
     with pytest.raises(FlowInputError, match=r"inputs\['b'\] is the output 'x'.*Set output_path"):
@@ -220,7 +223,7 @@ def test_whole_result_of_a_task_is_the_next_ones_input(emulator: Emulator, tmp_p
 
 
 def test_mapped_tasks_are_the_next_ones_inputs(emulator: Emulator, tmp_path: Path) -> None:
-    """What the tasks of a mapped one returned goes into the next task, whole or as outputs, and into mapped ones one by one."""
+    """The results of a mapped task are inputs of one task, and of mapped tasks one by one."""
     same: dict[str, Any] = {"flows_conn_id": "generio_default", "output_path": str(tmp_path), **OFTEN}
     with DAG("chaining_mapped", schedule=None) as dag:
         many = RunFlowOperator.partial(task_id="many", flow="model_generate_fromprompt", **same).expand(
@@ -237,7 +240,7 @@ def test_mapped_tasks_are_the_next_ones_inputs(emulator: Emulator, tmp_path: Pat
 
 
 def test_files_that_stayed_at_the_service_fail_the_next_task(emulator: Emulator) -> None:
-    """Without output_path on the first task the second one fails at once, says what to set, and pays nothing."""
+    """Without output_path on the first task the second one fails with a hint, and starts no run."""
     emulator.add_plan(Plan())
     same: dict[str, Any] = {"flows_conn_id": "generio_default", **OFTEN}
     with DAG("chaining_stayed", schedule=None) as dag:

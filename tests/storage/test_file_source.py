@@ -1,6 +1,6 @@
-"""Tests of files as inputs: which connection opens them, which names they may have, and which are refused.
+"""Tests of files as inputs: the connection that opens them, their names, and files that are rejected.
 
-Files are real ones, on disk and in fsspec's memory; how they go out is in test_uploads.py.
+Files are real ones, on disk and in fsspec's memory.
 """
 
 from __future__ import annotations
@@ -69,8 +69,10 @@ def test_file_is_known_by_size_and_digest_and_read_each_time(tmp_path: Path) -> 
 
 
 NAMES = [
-    "a b.png", "ä ö.png", "#.png", "a#b?c=d.png", "a?.png", "%41.png", "a@b.png", "-rf.png", ".png", "..png", "a::b.png",
-    "'\"`$(x).png", "a\nb.png", "a\tb.png", "s3:x.png", "file:", "a;b&c|d.png", "\\.png", "~", "{{ x }}.png", "n" * 250 + ".png",
+    "a b.png", "ä ö.png", "#.png", "a#b?c=d.png", "a?.png", "%41.png", "a@b.png", "-rf.png", ".png",
+    "..png", "a::b.png",
+    "'\"`$(x).png", "a\nb.png", "a\tb.png", "s3:x.png", "file:", "a;b&c|d.png", "\\.png", "~",
+    "{{ x }}.png", "n" * 250 + ".png",
     "con.png", "\udcff.png",
 ]  # fmt: skip
 
@@ -98,7 +100,7 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
 
 
 def test_connection_opens_the_store(store: ConnectionFileSystem, tmp_path: Path) -> None:
-    """`input_conn_id` opens what URIs name; what names its own connection, and what is local, is opened as ever."""
+    """`input_conn_id` opens the files of URIs, except for those with their own connection and local ones."""
     store.pipe("/box/a.png", PNG + b"kept")
     (tmp_path / "l.png").write_bytes(PNG + b"local")
     attach_store("memory").pipe("/open/a.png", PNG + b"open")
@@ -161,7 +163,7 @@ def test_operator_hands_the_connection_on(store: ConnectionFileSystem, flow_emul
 
 
 def test_store_that_goes_away_is_told_without_its_key(store: ConnectionFileSystem) -> None:
-    """Reading that breaks off is an error that names the file: for good at the start, for this try only later on."""
+    """A failed read is an error that names the file: permanent at the start, transient later."""
     store.pipe("/box/a.png", PNG + bytes(3 * INPUT_CHUNK_BYTES))
     read = source("memory://box/a.png", CONN)
     store.faulty = True
@@ -205,7 +207,7 @@ def test_text_file_beyond_the_bound_is_refused(tmp_path: Path) -> None:
 
 
 def test_fingerprint_is_that_of_the_content(tmp_path: Path, store: ConnectionFileSystem) -> None:
-    """The same content is the same order, touched, copied or elsewhere; another content or media type is another one."""
+    """The same content has the same fingerprint anywhere; another content or media type has another one."""
     path = tmp_path / "a.png"
     path.write_bytes(PNG + b"1")
     store.pipe("/box/b.png", PNG + b"1")
@@ -248,7 +250,7 @@ KEPT_BEFORE = [
 
 @pytest.mark.parametrize(("order", "fingerprint"), KEPT_BEFORE, ids=lambda value: getattr(value, "flow", ""))
 def test_fingerprint_of_texts_is_what_it_was(order: RunRequest, fingerprint: str) -> None:
-    """Records that tasks under way have kept with 0.1 still fit their orders: only those of files have changed."""
+    """The fingerprints of texts and variables do not change, because task states contain them."""
     assert order.fingerprint == fingerprint
 
 

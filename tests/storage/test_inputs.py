@@ -1,4 +1,4 @@
-"""Tests of what `inputs` may be: which string is a prompt, which names a file, and how each is sent.
+"""Tests of the forms of `inputs`: which string is a prompt, which names a file, and how each is sent.
 
 Files are real ones, on disk and in fsspec's memory; nothing is sent.
 """
@@ -74,7 +74,8 @@ def memory() -> Any:
     [
         "A modern office chair", " chair ", "a chair.png", "s3 is a store",
         "see https://example.org for a chair", "and/or", "1/2 a chair",
-        "/imagine a chair", "data: the new oil", "C: the note", "a://b c", "größe 3\nin zwei Zeilen", "://", "~ a chair",
+        "/imagine a chair", "data: the new oil", "C: the note", "a://b c", "größe 3\nin zwei Zeilen", "://",
+        "~ a chair",
     ],
 )  # fmt: skip
 def test_prompt_is_sent_as_it_is(prompt: str) -> None:
@@ -97,7 +98,7 @@ def test_prompt_is_sent_as_it_is(prompt: str) -> None:
     ],
 )
 def test_string_that_looks_like_a_path_is_refused(path: str) -> None:
-    """A string that only a path looks like is refused with what to write instead; as `data` it is a prompt all the same."""
+    """A string that can only be a path is rejected with a hint; as `data` it is a prompt."""
     with pytest.raises(FlowInputError, match=r"inputs\[1\] is a string that looks like a path.*pathlib.Path"):
         parse_inputs(["a chair", path])
     assert sent([{"data": path}]) == [path]
@@ -129,7 +130,7 @@ def test_file_is_told_by_its_name_where_its_content_tells_nothing(
 
 
 def test_every_way_to_name_a_file(tmp_path: Path, memory: Any) -> None:
-    """A file:// or memory:// URI, a pathlib.Path, an ObjectStoragePath and a dict with `uri` all name a file."""
+    """A file:// or memory:// URI, a pathlib.Path, an ObjectStoragePath and a dict with `uri` name a file."""
     png = HEADS["image/png"]
     path = tmp_path / "a b.png"
     path.write_bytes(png)
@@ -153,7 +154,8 @@ def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
     """The dict of an output that was written names its file, and its metadata goes with it."""
     memory.pipe("/out/chair.glb", HEADS["model/gltf-binary"])
     output = {
-        "name": "chair", "asset_id": "a", "status": "ready", "media_type": "model/gltf-binary", "additional": {"n": 1},
+        "name": "chair", "asset_id": "a", "status": "ready", "media_type": "model/gltf-binary",
+        "additional": {"n": 1},
         "uri": "memory://out/chair.glb", "size": 7,
         "sha256": hashlib.sha256(HEADS["model/gltf-binary"]).hexdigest(),
     }  # fmt: skip
@@ -195,7 +197,7 @@ def test_data_uri_is_written_in_the_one_documented_form(given: Any) -> None:
 
 
 def test_bitmap_becomes_a_png(tmp_path: Path) -> None:
-    """A BMP, which the service does not take, is converted with its content intact, as a file and as a data URI."""
+    """A BMP, which the service does not accept, is converted, as a file and as a data URI."""
     (tmp_path / "a.bmp").write_bytes(bitmap())
     for given in (tmp_path / "a.bmp", uri("image/bmp", bitmap())):
         head, _, payload = sent([given])[0].partition(",")
@@ -216,7 +218,7 @@ def test_bitmap_that_is_broken_is_refused(tmp_path: Path) -> None:
 
 
 def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
-    """Where Pillow is not installed, a BMP is an error that names the extra to install, and other files still work."""
+    """Without Pillow, a BMP is an error that names the extra to install, and other files are accepted."""
     (tmp_path / "a.bmp").write_bytes(bitmap())
     (tmp_path / "a.png").write_bytes(HEADS["image/png"])
     script = (
@@ -291,7 +293,7 @@ def test_argument_that_cannot_be_sent_is_named_before_anything_is_sent(
 
 
 def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: Emulator) -> None:
-    """A Generio run without an input would never start, so it is not made; nor one with a chain's variables."""
+    """A Generio run without inputs, or with variables, is rejected, because it would never start."""
     hook = GenerioHook("generio_default")
     for inputs, told in (
         (None, "at least one"),

@@ -1,6 +1,6 @@
-"""Tests of object storage as users have it: the amazon provider's file system, an `aws` connection, and a server that speaks S3.
+"""Tests of object storage with the amazon provider's file system, an `aws` connection and an S3 server.
 
-What is the same on every store stands in test_outputs.py, test_sources.py and test_chaining.py.
+Tests of behaviour that is the same on every store are in the other modules of this folder.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.atomic_file import PartialFile
 from airflow_provider_flows.storage.inputs import parse_inputs
 from airflow_provider_flows.storage.output_options import OutputOptions
-from airflow_provider_flows.storage.outputs import MAX_PARALLEL_OBJECT_STORE_WRITES, fetch_outputs_or_raise
+from airflow_provider_flows.storage.outputs import MAX_PARALLEL_OBJECT_STORE_WRITES
 from tests.support.airflow_run import load_dags, run_dag
 from tests.support.bucket import BUCKET, SECRET, CuttingProxy, ObjectServer, connection_json
-from tests.support.downloading import FileRecords, data_uri_body, glb, hook_to, run_of
+from tests.support.downloading import FileRecords, data_uri_body, fetch_or_raise, glb, hook_to, run_of
 from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 from tools.glb import count_triangles
 
 LESSON = Path(__file__).parents[2] / "example_dags" / "models_in_a_bucket.py"
 TOKEN = "a-token-that-nobody-else-may-read"
-STORE = "bucket_of_tests"  # the connection's id; Airflow keeps the file system of an id as long as its process lives
+STORE = "bucket_of_tests"  # a connection id; Airflow caches the file system of an id for the whole process
 MIB = 1024 * 1024
 CONTENT = random.Random(5).randbytes(20 * MIB)  # noqa: S311  # more than two of the parts that S3 is sent
 CHUNK = 96 * 1024
@@ -71,7 +71,7 @@ def written(part: PartialFile, content: bytes) -> None:
 
 
 def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path: Path) -> None:
-    """The lesson leaves its image and two whole models in the bucket; the second task sent the very bytes of the first one's."""
+    """The lesson stores an image and two models in the bucket; the second task sends the first model."""
     (dag,) = load_dags(LESSON).values()
     result = run_dag(dag, conf={"output_path": f"s3://{BUCKET}/lesson", "storage_conn_id": STORE})
     assert result.state == "success", result.log
@@ -104,7 +104,7 @@ def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path
 
 
 def test_file_of_many_parts_arrives_whole_and_is_read_back(bucket: ObjectServer) -> None:
-    """A file that is sent to the bucket in several parts is whole under its final name only, and is as good as an input."""
+    """A file uploaded in several parts has its final name once it is complete, and is a valid input."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
     part = PartialFile(folder, "large")
     written(part, CONTENT)
@@ -122,7 +122,7 @@ def test_file_of_many_parts_arrives_whole_and_is_read_back(bucket: ObjectServer)
 
 
 def test_download_that_is_given_up_leaves_nothing(bucket: ObjectServer) -> None:
-    """What was sent of a file that will not be whole is gone, the parts that no list shows too; what has the name stays."""
+    """A discarded file leaves no object and no incomplete upload; the object with the final name stays."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
     (folder / "large.glb").write_bytes(b"old")
     part = PartialFile(folder, "large")
@@ -133,7 +133,7 @@ def test_download_that_is_given_up_leaves_nothing(bucket: ObjectServer) -> None:
 
 
 def test_file_that_is_given_up_is_never_completed(bucket: ObjectServer) -> None:
-    """What was sent of a file is dropped, not made an object first: a bucket that keeps versions has none of it."""
+    """A discarded file is never completed as an object: a bucket with versions has no version of it."""
     told = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
     bucket._session.put(f"{bucket.url}/{BUCKET}?versioning", data=told, timeout=10).raise_for_status()
     part = PartialFile(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE), "large")
@@ -159,21 +159,18 @@ def test_two_files_at_once_come_into_a_bucket_and_are_looked_at_again(bucket: Ob
 
     memory, delivery = FileRecords(), OutputOptions(f"s3://{BUCKET}/x", STORE)
     with StubServer(reply) as station:
-        first = fetch_outputs_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
+        first = fetch_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
         assert most[0] == MAX_PARALLEL_OBJECT_STORE_WRITES == 2
         spoilt = ObjectStoragePath(str(first.outputs[0].uri), conn_id=STORE)
         spoilt.write_bytes(bytes(int(first.outputs[0].size or 0)))
         station.requests.clear()
-        assert (
-            fetch_outputs_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
-            == first
-        )
+        assert fetch_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory) == first
         assert [seen.path for seen in station.requests] == ["/flows/r/outputs/id-a"]
     assert hashlib.sha256(bucket.objects()["x/r/a.glb"]).hexdigest() == first.outputs[0].sha256
 
 
 def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:
-    """An object that somebody replaced after the inputs were read is an error, before its last bytes are given."""
+    """An object that was replaced after the inputs were read is an error, before its last bytes are sent."""
     image = ObjectStoragePath(f"s3://{BUCKET}/chair.png", conn_id=STORE)
     image.write_bytes(b"\x89PNG\r\n\x1a\n" + b"1" * CHUNK)
     (one,) = parse_inputs(f"s3://{BUCKET}/chair.png", STORE)
@@ -195,7 +192,7 @@ def test_bucket_that_does_not_exist_is_an_error_and_is_not_made(bucket: ObjectSe
     hook = GenerioHook("generio_default")
     run = hook.get_run(hook.start("model_generate_fromprompt", "a chair", {"quality": "low"}).flow_run_id)
     with pytest.raises(OSError, match=r"bucket") as caught:
-        fetch_outputs_or_raise(hook, run, OutputOptions("s3://modles/x", STORE))
+        fetch_or_raise(hook, run, OutputOptions("s3://modles/x", STORE))
     assert SECRET not in str(caught.value)
     assert bucket.buckets() == [BUCKET]
     with pytest.raises(
@@ -205,7 +202,7 @@ def test_bucket_that_does_not_exist_is_an_error_and_is_not_made(bucket: ObjectSe
 
 
 def test_store_that_goes_away_half_way(bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that is gone after ten MiB is an OSError that names the file; cleaning up says no more, and no object is there."""
+    """A store that fails after ten MiB raises an OSError that names the file, and has no object."""
     with CuttingProxy(bucket.port, 10 * MIB) as line:
         monkeypatch.setenv("AIRFLOW_CONN_CUT_LINE", connection_json(line.url))
         part = PartialFile(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id="cut_line"), "large")

@@ -1,6 +1,6 @@
-"""Tests of downloads that go wrong: broken, wrong, stalled and killed ones, several at once, and a try after another.
+"""Tests of downloads that fail: broken, wrong, stalled and killed ones, in parallel, and retried.
 
-The servers, the files and the killed processes are real; what a body may look like is test_incoming.py's.
+The servers, the files and the killed processes are real.
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.run import FlowOutput, FlowRun
 from airflow_provider_flows.storage.output_options import OutputOptions
-from airflow_provider_flows.storage.outputs import (
-    MAX_PARALLEL_DOWNLOADS,
-    fetch_outputs,
-    fetch_outputs_or_raise,
-)
+from airflow_provider_flows.storage.outputs import MAX_PARALLEL_DOWNLOADS, fetch_outputs
 from airflow_provider_flows.storage.parallel import run_parallel
 from benchmarks.file_server import FileServer
 from tests.storage.test_outputs import HOSTILE, small_disk
@@ -37,6 +33,7 @@ from tests.support.downloading import (
     FileRecords,
     KilledError,
     data_uri_body,
+    fetch_or_raise,
     glb,
     hook_to,
     kill,
@@ -78,10 +75,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("act", BROKEN.values(), ids=BROKEN)
 def test_body_that_is_wrong_once_is_asked_for_again(tmp_path: Path, act: object) -> None:
-    """A body that breaks off or is wrong is asked for again, also where the connection allows no retries; then it is whole."""
+    """A broken or wrong body is requested again, also if the connection allows no retries."""
     acts = ActionSequence(act, send_body(WHOLE))  # type: ignore[arg-type]
     with MisbehavingServer(acts) as rude:
-        (output,) = fetch_outputs_or_raise(
+        (output,) = fetch_or_raise(
             hook_to(rude.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path))
         ).outputs
     assert acts.calls == 2
@@ -97,7 +94,7 @@ def test_body_that_stays_wrong_is_an_error_and_no_file(tmp_path: Path, act: obje
     (tmp_path / "r/chair.glb").write_bytes(b"old")
     acts = ActionSequence(act)  # type: ignore[arg-type]
     with MisbehavingServer(acts) as rude, pytest.raises((FlowMalformed, FlowUnreachable)):
-        fetch_outputs_or_raise(hook_to(rude.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path)))
+        fetch_or_raise(hook_to(rude.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path)))
     assert acts.calls == 3
     assert list_files(tmp_path) == ["r/chair.glb"]
     assert (tmp_path / "r/chair.glb").read_bytes() == b"old"
@@ -107,20 +104,20 @@ def test_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
     """A disk that fills up is the disk's error, is not asked away, and leaves nothing."""
     acts = ActionSequence(send_body(WHOLE))
     with MisbehavingServer(acts) as rude, small_disk(100_000), pytest.raises(OSError, match="too large"):
-        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
+        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
     assert acts.calls == 1
     assert list_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("store", ["fragile", "closing", "forgetful"])
 def test_store_that_fails_keeps_nothing(store: str) -> None:
-    """A store that breaks half-way, that fails when the file is closed, or that keeps less than it took: an error, no file."""
+    """A store that fails during a write, at the close, or that stores too little: an error, and no file."""
     files = attach_store(store)
     with (
         MisbehavingServer(send_body(WHOLE)) as rude,
         pytest.raises(OSError, match=r"No space left|bytes after"),
     ):
-        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(f"{store}://bucket"))
+        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(f"{store}://bucket"))
     assert list(files.store) == []
 
 
@@ -130,7 +127,7 @@ def by_name(seen: ReceivedRequest) -> StubResponse:
 
 
 def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
-    """Many outputs come side by side, no more than a few at once, each into its own file, and are told in their order."""
+    """Outputs are downloaded in parallel, a few at a time, each into its own file, and returned in order."""
     now, most, lock = Counter[str](), [0], Lock()
 
     def counted(seen: ReceivedRequest) -> StubResponse:
@@ -144,9 +141,7 @@ def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
 
     names = ["x" * number for number in range(12, 0, -1)]
     with StubServer(counted) as station:
-        outputs = fetch_outputs_or_raise(
-            hook_to(station.url), run_of(*names), OutputOptions(str(tmp_path))
-        ).outputs
+        outputs = fetch_or_raise(hook_to(station.url), run_of(*names), OutputOptions(str(tmp_path))).outputs
     assert [output.name for output in outputs] == names
     assert [output.size for output in outputs] == [
         1_000 + len(f"/flows/r/outputs/id-{name}") for name in names
@@ -156,7 +151,7 @@ def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
 
 
 def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
-    """One output that cannot be had is an error; what came stays and is noted, and the next try asks for the rest only."""
+    """A failed output is an error; other files are recorded, and the next try fetches only the rest."""
     broken = [True]
 
     def reply(seen: ReceivedRequest) -> StubResponse:
@@ -165,33 +160,29 @@ def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
     memory = FileRecords()
     with StubServer(reply) as station:
         with pytest.raises(FlowServiceError, match="id-c"):
-            fetch_outputs_or_raise(
-                hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
-            )
+            fetch_or_raise(hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory)
         assert list_files(tmp_path) == ["r/a.glb", "r/b.glb"]
         assert sorted(memory.records) == ["id-a", "id-b"]
         broken[0] = False
         station.requests.clear()
-        again = fetch_outputs_or_raise(
+        again = fetch_or_raise(
             hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
         )
         assert [seen.path for seen in station.requests] == ["/flows/r/outputs/id-c"]
         station.requests.clear()
         assert (
-            fetch_outputs_or_raise(
+            fetch_or_raise(
                 hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
             ).to_dict()
             == again.to_dict()
         )
         assert station.requests == []
-        fresh = fetch_outputs_or_raise(
-            hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path))
-        )
+        fresh = fetch_or_raise(hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
     assert fresh.to_dict() == again.to_dict()
 
 
 def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None:
-    """All others are fetched although the first, more than come at once, cannot be had; each says why, one error is given."""
+    """All others are fetched although more outputs fail than threads exist; each states its error."""
     names = [f"bad{number}" for number in range(6)] + ["a", "b"]
     memory = FileRecords()
     with StubServer(lambda seen: StubResponse(500) if "bad" in seen.path else by_name(seen)) as station:
@@ -217,13 +208,13 @@ def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(threading.Thread, "start", scarce)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        run_parallel([lambda _: time.sleep(0.05)] * 8, nullcontext, 4, Event(), lambda *_: None)
+        list(run_parallel(dict.fromkeys(range(8), lambda _: time.sleep(0.05)), nullcontext, 4, Event()))
     assert len(threads) == 3
     assert not any(thread.is_alive() for thread in threads)
 
 
 def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it is synced under its temporary name, then the folder with the final one: the run may be deleted afterwards."""
+    """The temporary file is synced, then its folder after the rename, because the run may be deleted next."""
     synced: list[tuple[str, int, list[str]]] = []
     sync = os.fsync
 
@@ -234,14 +225,14 @@ def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", seen)
     with MisbehavingServer(send_body(WHOLE)) as rude:
-        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
+        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
     (file, folder) = synced
     assert file[:2] == (".part", len(CONTENT))
     assert folder == ("", 0, ["r/chair.glb"])
 
 
 def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
-    """However a service calls its outputs, each is a file of its own in the run's folder, and the same one the next time."""
+    """Each output of any name is a file of the run's folder, and the same one in a next try."""
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
     outputs = tuple(FlowOutput(name, asset_id=str(number) * 9) for number, name in enumerate(names))
     run = FlowRun("../../up", "generio", outputs=outputs)
@@ -249,7 +240,7 @@ def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
         lambda seen: StubResponse(body=data_uri_body(glb(1_000 + int(seen.path[-1]))))
     ) as station:
         made = [
-            fetch_outputs_or_raise(hook_to(station.url), run, OutputOptions(str(tmp_path / "in"))).outputs
+            fetch_or_raise(hook_to(station.url), run, OutputOptions(str(tmp_path / "in"))).outputs
             for _ in range(2)
         ]
     assert made[0] == made[1]
@@ -266,7 +257,7 @@ def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: st
     """What is known of a file counts only if it is there, with its size and digest, where it is to be."""
     memory, acts, folder = FileRecords(), ActionSequence(send_body(WHOLE)), tmp_path / "one"
     with MisbehavingServer(acts) as rude:
-        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(folder)), memory)
+        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(folder)), memory)
         file = folder / "r/chair.glb"
         if spoil == "gone":
             file.unlink()
@@ -280,7 +271,7 @@ def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: st
             (folder / "r/chair.glb").write_bytes(bytes(len(CONTENT)))  # somebody else's, and as large
         else:
             memory.records["id-chair"] = {"uri": 5, "size": "x", "media_type": []}
-        (output,) = fetch_outputs_or_raise(
+        (output,) = fetch_or_raise(
             hook_to(rude.url), run_of("chair"), OutputOptions(str(folder)), memory
         ).outputs
     assert acts.calls == 2
@@ -301,12 +292,12 @@ def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
     for name in (PART, ".chair.ffffffff.part", *others):
         (tmp_path / "r" / name).write_bytes(b"half")
     with MisbehavingServer(send_body(WHOLE)) as rude:
-        fetch_outputs_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
+        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
     assert list_files(tmp_path) == sorted(f"r/{name}" for name in ("chair.glb", *others))
 
 
 def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
-    """A process that is killed while it downloads leaves no file; the next one has it whole and takes the leftover away."""
+    """A process killed during a download leaves no file; the next one completes and cleans up."""
     over = Event()
     with MisbehavingServer(
         ActionSequence(send_and_stall(data_uri_body(LARGE), 1_500_000, over), send_body(data_uri_body(LARGE)))
@@ -327,12 +318,12 @@ def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
 
 
 def test_kill_by_a_signal_ends_soon_and_cleans_up(tmp_path: Path) -> None:
-    """A signal that raises in the main thread ends downloads that hang, long before their timeout, and cleans up."""
+    """A signal that raises in the main thread ends stalled downloads before their timeout, and cleans up."""
     over, before, began = Event(), set(threading.enumerate()), time.monotonic()
     hanging = send_and_stall(data_uri_body(LARGE), 1_500_000, over)
     with MisbehavingServer(ActionSequence(hanging, hanging, hanging, send_body(WHOLE))) as rude:
         with raise_after(1.0), pytest.raises(KilledError):
-            fetch_outputs_or_raise(hook_to(rude.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
+            fetch_or_raise(hook_to(rude.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
         assert list_files(tmp_path) == []
         assert time.monotonic() - began < 30
         over.set()  # whoever still hangs there goes on now, and is not to do any more
@@ -352,19 +343,19 @@ def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytes
     page = StubResponse(headers={"Content-Type": "image/png"}, body=b"<html>" * 1_000)
     with StubServer(lambda _: page) as station, caplog.at_level(logging.WARNING):
         url = f"{station.url}/pic.png?sig=secret"
-        (output,) = fetch_outputs_or_raise(
+        (output,) = fetch_or_raise(
             hook_to(station.url), chain_with(url), OutputOptions(str(tmp_path))
         ).outputs
     assert (output.value, output.uri) == (url, None)
     assert list_files(tmp_path) == []
-    assert "none that may be fetched" in caplog.text
+    assert "no picture that may be fetched" in caplog.text
 
 
 def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path: Path) -> None:
     """A picture whose first bytes nobody knows here is taken at its word."""
     avif = b"\x00\x00\x00\x1cftypavif" + b"\x01" * 5_000
     with StubServer(lambda _: StubResponse(headers={"Content-Type": "image/avif"}, body=avif)) as station:
-        (output,) = fetch_outputs_or_raise(
+        (output,) = fetch_or_raise(
             hook_to(station.url), chain_with(f"{station.url}/made?sig=secret"), OutputOptions(str(tmp_path))
         ).outputs
     (name,) = list_files(tmp_path)
@@ -376,13 +367,13 @@ def test_link_is_bounded(tmp_path: Path) -> None:
     """A picture of a stranger that does not end is no reason to fill a disk."""
     with StubServer(lambda _: StubResponse(body=PNG)) as station:
         with pytest.raises(FlowMalformed, match="max_response_mib"):
-            fetch_outputs_or_raise(
+            fetch_or_raise(
                 hook_to(station.url, max_response_mib=1),
                 chain_with(f"{station.url}/pic.png"),
                 OutputOptions(str(tmp_path)),
             )
         assert list_files(tmp_path) == []
-        (output,) = fetch_outputs_or_raise(
+        (output,) = fetch_or_raise(
             hook_to(station.url), chain_with(f"{station.url}/pic.png"), OutputOptions(str(tmp_path))
         ).outputs
     assert (output.media_type, output.size) == ("image/png", len(PNG))

@@ -1,4 +1,4 @@
-"""Tests of what becomes of a run's outputs: files written whole or not at all, under safe names, with size and digest.
+"""Tests of fetched outputs: files written completely or not at all, with safe names, size and digest.
 
 The runs are the emulator's; the targets are real stores, one of which breaks.
 """
@@ -24,20 +24,18 @@ from airflow_provider_flows.core.run import FlowOutput, FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
-from airflow_provider_flows.storage.atomic_file import write_atomically
+from airflow_provider_flows.storage.atomic_file import PartialFile
 from airflow_provider_flows.storage.output_options import OutputOptions
-from airflow_provider_flows.storage.outputs import (
-    MAX_PENDING_POLLS,
-    fetch_outputs_or_raise,
-    list_ready_outputs,
-)
+from airflow_provider_flows.storage.outputs import MAX_PENDING_POLLS, list_ready_outputs
 from airflow_provider_flows.storage.paths import file_names, safe_name
+from tests.support.downloading import fetch_or_raise
 from tests.support.scripted import ScriptedTransport, json_response
 from tests.support.stores import attach_store
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 HOSTILE = [
-    "../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b\\c", "nul", "CON.txt", "com1", "\x00", "a\x00b", "a\nb", " ", "-rf",
+    "../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b\\c", "nul", "CON.txt", "com1", "\x00", "a\x00b",
+    "a\nb", " ", "-rf",
     "x" * 300,
     "~root", "%2e%2e%2f", "a:b|c?d*", "größe", "☃", ".hidden", "trailing.", "$(rm)", "\u202egnp.exe",
 ]  # fmt: skip
@@ -74,8 +72,8 @@ def everything(folder: Path) -> list[Path]:
 
 
 def test_outputs_are_written_with_size_and_digest(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
-    """Each output is a whole file below output_path and the run's id; its dict says where, how large and with which digest."""
-    told = fetch_outputs_or_raise(hook, made, OutputOptions(str(tmp_path))).to_dict()["outputs"]
+    """Each output is a file below output_path and the run's id; its dict has its URI, size and digest."""
+    told = fetch_or_raise(hook, made, OutputOptions(str(tmp_path))).to_dict()["outputs"]
     assert len(told) == len(everything(tmp_path)) == 2
     for output, path in zip(
         sorted(told, key=lambda output: output["uri"]), everything(tmp_path), strict=True
@@ -90,8 +88,8 @@ def test_outputs_are_written_with_size_and_digest(hook: GenerioHook, made: FlowR
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "{}/", "file://{}/deeper/still"])
 def test_path_may_be_written_in_any_form(hook: GenerioHook, made: FlowRun, tmp_path: Path, form: str) -> None:
-    """A plain path and a file URI mean the same, folders are made, and the URI that is told always has its scheme."""
-    (one, _) = fetch_outputs_or_raise(hook, made, OutputOptions(form.format(tmp_path))).outputs
+    """A plain path and a file URI are the same, folders are created, and the returned URI has a scheme."""
+    (one, _) = fetch_or_raise(hook, made, OutputOptions(form.format(tmp_path))).outputs
     assert str(one.uri).startswith(f"file://{tmp_path}/")
     assert ObjectStoragePath(str(one.uri)).read_bytes()[:4] == b"glTF"
 
@@ -99,7 +97,7 @@ def test_path_may_be_written_in_any_form(hook: GenerioHook, made: FlowRun, tmp_p
 def test_memory_store_works(hook: GenerioHook, made: FlowRun) -> None:
     """A store that is no disk takes the files too, and no temporary name is left."""
     files = attach_store("memory")
-    run = fetch_outputs_or_raise(hook, made, OutputOptions("memory://bucket/chairs"))
+    run = fetch_or_raise(hook, made, OutputOptions("memory://bucket/chairs"))
     assert len(files.store) == 2
     for output in run.outputs:
         assert len(files.cat(str(output.uri))) == output.size
@@ -107,12 +105,20 @@ def test_memory_store_works(hook: GenerioHook, made: FlowRun) -> None:
 
 def test_what_is_there_already_is_replaced(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
     """Fetching a second time replaces the files, and leaves no second copy."""
-    first = fetch_outputs_or_raise(hook, made, OutputOptions(str(tmp_path)))
+    first = fetch_or_raise(hook, made, OutputOptions(str(tmp_path)))
     for path in everything(tmp_path):
         path.write_bytes(b"old")
-    assert fetch_outputs_or_raise(hook, made, OutputOptions(str(tmp_path))).to_dict() == first.to_dict()
+    assert fetch_or_raise(hook, made, OutputOptions(str(tmp_path))).to_dict() == first.to_dict()
     assert all(path.read_bytes()[:4] == b"glTF" for path in everything(tmp_path))
     assert len(everything(tmp_path)) == 2
+
+
+def write_file(path: ObjectStoragePath, data: bytes) -> None:
+    """Write a file as a download does."""
+    with PartialFile(path.parent, path.name) as file:
+        file.restart()
+        file.write(data)
+        file.commit(path)
 
 
 @contextmanager
@@ -127,11 +133,11 @@ def small_disk(most: int) -> Iterator[None]:
 
 
 def test_disk_that_fills_up_keeps_nothing_half(tmp_path: Path) -> None:
-    """A write that breaks off half-way leaves neither a half file nor a temporary one, and the old file as it was."""
+    """A failed write leaves neither a partial nor a temporary file, and does not change the old file."""
     path = ObjectStoragePath(f"file://{tmp_path}") / "chair.glb"
-    write_atomically(path, b"old")
+    write_file(path, b"old")
     with small_disk(1_000), pytest.raises(OSError, match="too large"):
-        write_atomically(path, b"x" * 100_000)
+        write_file(path, b"x" * 100_000)
     assert everything(tmp_path) == [tmp_path / "chair.glb"]
     assert (tmp_path / "chair.glb").read_bytes() == b"old"
 
@@ -140,7 +146,7 @@ def test_store_that_breaks_keeps_nothing_half(hook: GenerioHook, made: FlowRun) 
     """On an object store too, a write that breaks off leaves nothing."""
     files = attach_store("fragile")
     with pytest.raises(OSError, match="No space left"):
-        fetch_outputs_or_raise(hook, made, OutputOptions("fragile://bucket/"))
+        fetch_or_raise(hook, made, OutputOptions("fragile://bucket/"))
     assert list(files.store) == []
 
 
@@ -150,7 +156,7 @@ def test_download_that_breaks_keeps_what_is_whole(
     """If the second download fails, the first file is there, whole, and nothing of the second."""
     flow_emulator.add_fault(Fault("GET", "*/outputs/*", skip=1, status=404, times=None))
     with pytest.raises(FlowServiceError):
-        fetch_outputs_or_raise(hook, made, OutputOptions(str(tmp_path)))
+        fetch_or_raise(hook, made, OutputOptions(str(tmp_path)))
     (path,) = everything(tmp_path)
     assert path.read_bytes()[:4] == b"glTF"
 
@@ -159,25 +165,25 @@ def test_target_that_is_no_folder_is_an_error(hook: GenerioHook, made: FlowRun, 
     """A file where the folder should be is an error of the store, and stays as it is."""
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(OSError, match="taken"):
-        fetch_outputs_or_raise(hook, made, OutputOptions(str(tmp_path / "taken")))
+        fetch_or_raise(hook, made, OutputOptions(str(tmp_path / "taken")))
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_name_becomes_one_harmless_segment(tmp_path: Path, name: str) -> None:
-    """Whatever a service calls an output, the file stays in its folder under a name that every store takes."""
+    """Whatever an output's name, its file is in its folder, with a name that every store accepts."""
     safe = safe_name(name)
     assert 0 < len(safe) <= 101
     assert not set(safe) - set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
     assert safe.partition(".")[0].lower() not in {"con", "nul", "com1"}
     assert safe[0] not in ".-"
     assert safe[-1] != "."
-    write_atomically(ObjectStoragePath(f"file://{tmp_path}") / f"{safe}.glb", b"x")
+    write_file(ObjectStoragePath(f"file://{tmp_path}") / f"{safe}.glb", b"x")
     assert [path.parent for path in everything(tmp_path)] == [tmp_path]
 
 
 def test_no_two_outputs_share_a_file() -> None:
-    """Outputs of the same name, or of names that differ in case or in what is made harmless, get files of their own."""
+    """Outputs whose names are equal, or differ in case or unsafe characters, have separate files."""
     outputs = [FlowOutput(name) for name in ("a", "A", "a", "a-2", "a/b", "a?b", *HOSTILE, *HOSTILE)]
     names = [name.lower() for name in file_names(outputs)]
     assert len(set(names)) == len(names)
@@ -189,10 +195,9 @@ def test_hostile_run_id_stays_below_the_path(hook: GenerioHook, made: FlowRun, t
     output = made.with_outputs(tuple(hook.list_outputs(made.flow_run_id))[:1])
     climbing = FlowRun("../../up", "promptchainer", outputs=(FlowOutput("../x", value="kept as text"),))
     assert (
-        fetch_outputs_or_raise(hook, climbing, OutputOptions(str(tmp_path / "in"))).outputs[0].value
-        == "kept as text"
+        fetch_or_raise(hook, climbing, OutputOptions(str(tmp_path / "in"))).outputs[0].value == "kept as text"
     )
-    assert fetch_outputs_or_raise(hook, output, OutputOptions(str(tmp_path / "in"))).outputs[0].size
+    assert fetch_or_raise(hook, output, OutputOptions(str(tmp_path / "in"))).outputs[0].size
     assert [path.relative_to(tmp_path).parts[0] for path in everything(tmp_path)] == ["in"]
 
 
@@ -218,7 +223,7 @@ def test_output_that_stays_pending_is_not_waited_for_for_ever(hook: GenerioHook)
     (output,) = script.run(list_ready_outputs(Generio(), "r"))
     assert (output.status, len(script.requests)) == ("pending", MAX_PENDING_POLLS)
     assert 15 < sum(script.sleeps) < 45
-    assert fetch_outputs_or_raise(
+    assert fetch_or_raise(
         hook, FlowRun("r", "generio", outputs=(output,)), OutputOptions("/nowhere")
     ).outputs == (output,)
 
@@ -236,16 +241,16 @@ def test_content_that_comes_unasked_stays_out_of_xcom() -> None:
 def test_no_path_lists_the_outputs_and_warns_of_links(
     flow_emulator: Emulator, chained: FlowRun, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Without output_path a link is kept as it is, with a warning that says when it ends and what would keep the file."""
+    """Without output_path a link remains, with a warning that says when it expires and what to set."""
     asked = len(flow_emulator.requests)
     with caplog.at_level(logging.WARNING):
-        picture, text = fetch_outputs_or_raise(
+        picture, text = fetch_or_raise(
             PromptChainerHook("promptchainer_default"), chained, OutputOptions()
         ).outputs
     assert "sig=" in str(picture.value)
     assert (text.is_url, text.uri) == (False, None)
     (record,) = caplog.records
-    assert "Set output_path to keep the file" in record.getMessage()
+    assert "Set output_path to store the file" in record.getMessage()
     assert "+00:00" in record.getMessage()
     assert "sig=" not in record.getMessage()
     assert len(flow_emulator.requests) == asked
@@ -255,10 +260,10 @@ def test_no_path_lists_the_outputs_and_warns_of_links(
 def test_link_is_saved_and_its_signature_is_gone(
     chained: FlowRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With output_path the picture is a file and the link, with its signature, is nowhere in the run's dict or the log."""
+    """With output_path the picture is a file, and its signature is not in the run's dict or the log."""
     signature = str(chained.outputs[0].value).partition("?")[2]
     with caplog.at_level(logging.DEBUG):
-        run = fetch_outputs_or_raise(
+        run = fetch_or_raise(
             PromptChainerHook("promptchainer_default"), chained, OutputOptions(str(tmp_path))
         )
     told = run.to_dict()["outputs"]
@@ -278,9 +283,7 @@ def test_link_that_has_ended_says_so(flow_emulator: Emulator, chained: FlowRun, 
     """A signed link that is over is an error that says to run the flow again, and shows no signature."""
     flow_emulator.advance(7_200)
     with pytest.raises(FlowNotFound, match=r"not valid any more.*Run the flow again") as caught:
-        fetch_outputs_or_raise(
-            PromptChainerHook("promptchainer_default"), chained, OutputOptions(str(tmp_path))
-        )
+        fetch_or_raise(PromptChainerHook("promptchainer_default"), chained, OutputOptions(str(tmp_path)))
     assert "sig=" not in str(caught.value)
     assert everything(tmp_path) == []
 
@@ -290,7 +293,7 @@ def test_failed_output_is_listed_with_its_reason(
 ) -> None:
     """An output that was not made has no file, its reason is in the dict and in one warning."""
     run = FlowRun("r", "generio", outputs=(FlowOutput("chair", "a", status="error", error="out of clay"),))
-    (output,) = fetch_outputs_or_raise(hook, run, OutputOptions(str(tmp_path))).to_dict()["outputs"]
+    (output,) = fetch_or_raise(hook, run, OutputOptions(str(tmp_path))).to_dict()["outputs"]
     assert (output["status"], output["error"]) == ("error", "out of clay")
     assert "out of clay" in caplog.text
     assert everything(tmp_path) == []
@@ -303,7 +306,7 @@ def test_chain_without_outputs_has_none(tmp_path: Path) -> None:
         .create_service({"test_flow": None})
         .start("f", {}, None, None, expected_outputs=())
     )
-    assert fetch_outputs_or_raise(a_chain(), run, OutputOptions(str(tmp_path))).outputs == ()
+    assert fetch_or_raise(a_chain(), run, OutputOptions(str(tmp_path))).outputs == ()
 
 
 def a_chain() -> PromptChainerHook:
@@ -317,5 +320,5 @@ def a_chain() -> PromptChainerHook:
 
 def test_files_are_plain_files(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
     """A written file is nothing that can be run."""
-    fetch_outputs_or_raise(hook, made, OutputOptions(str(tmp_path)))
+    fetch_or_raise(hook, made, OutputOptions(str(tmp_path)))
     assert not any(path.stat().st_mode & (stat.S_IXUSR | stat.S_IXGRP) for path in everything(tmp_path))

@@ -1,4 +1,4 @@
-"""A local server that speaks S3 (moto's), a way to look into its bucket without S3's own libraries, a line to it that is cut.
+"""A local S3 server (moto's), access to its bucket without an S3 library, and a proxy that fails.
 
 Airflow reaches it through the amazon provider's real file system and a real `aws` connection.
 """
@@ -83,7 +83,7 @@ class ObjectServer(Program):
 
 
 def connection_json(url: str) -> str:
-    """Write the Airflow connection to a store as an environment variable holds it; what fails is asked once only."""
+    """Return the Airflow connection to a store as JSON, without retries."""
     extra = {
         "endpoint_url": url,
         "region_name": "us-east-1",

@@ -1,6 +1,6 @@
-"""What the tests of downloads share: a service that answers as told, connection by connection, and a process that fetches.
+"""Helpers for tests of downloads: a server that acts by connection, and a process that fetches outputs.
 
-It asserts nothing; what is fetched goes through the package's own hook.
+Outputs are fetched by the package's own hook.
 """
 
 from __future__ import annotations
@@ -23,38 +23,39 @@ from typing import Any, NoReturn
 from airflow.sdk import Connection
 
 from airflow_provider_flows.core.run import FlowOutput, FlowRun
-from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook
+from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.storage.outputs import FileRecordStore, fetch_outputs
 
 ConnectionAction = Callable[[socket.socket], None]
 FETCH_SCRIPT = """
 import sys
 from airflow_provider_flows.storage.output_options import OutputOptions
-from airflow_provider_flows.storage.outputs import fetch_outputs_or_raise
-from tests.support.downloading import hook_to, run_of
-fetch_outputs_or_raise(hook_to(sys.argv[1]), run_of("chair"), OutputOptions(sys.argv[2]))
+from tests.support.downloading import fetch_or_raise, hook_to, run_of
+fetch_or_raise(hook_to(sys.argv[1]), run_of("chair"), OutputOptions(sys.argv[2]))
 """
 
 
 def glb(size: int) -> bytes:
-    """Make a whole GLB of noise."""
+    """Return a valid GLB of noise."""
     return (
         b"glTF\x02\x00\x00\x00" + size.to_bytes(4, "little") + hashlib.shake_256(b"noise").digest(size - 12)
     )
 
 
 def data_uri_body(content: bytes) -> bytes:
-    """Give the documented answer with a file."""
+    """Return the documented response body with a file."""
     return b'{"data": "data:model/gltf-binary;base64,' + base64.b64encode(content) + b'"}'
 
 
 def send_body(body: bytes, *, part: int | None = None) -> ConnectionAction:
-    """Answer with a body, or with the first part of it under its whole length, and close."""
+    """Respond with a body, or with a part of it and the length of all of it, and close."""
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     return lambda connection: connection.sendall(head + body[:part])
 
 
 def send_and_stall(body: bytes, part: int, until: Event) -> ConnectionAction:
-    """Answer with a part of a body, and then say nothing for as long as the test likes."""
+    """Respond with a part of a body, and then stall until the test sets an event."""
 
     def act(connection: socket.socket) -> None:
         send_body(body, part=part)(connection)
@@ -64,7 +65,7 @@ def send_and_stall(body: bytes, part: int, until: Event) -> ConnectionAction:
 
 
 class ActionSequence:
-    """What to do with each connection, one after the other; the last is done for ever."""
+    """Actions for consecutive connections, the last one for all others."""
 
     def __init__(self, *actions: ConnectionAction) -> None:
         self._actions = list(actions)
@@ -72,7 +73,7 @@ class ActionSequence:
         self.calls = 0
 
     def __call__(self, connection: socket.socket) -> None:
-        """Answer."""
+        """Run the next action."""
         with self._lock:
             act = self._actions[min(self.calls, len(self._actions) - 1)]
             self.calls += 1
@@ -80,22 +81,35 @@ class ActionSequence:
 
 
 class FileRecords:
-    """The memory of a task, as `fetch` sees it."""
+    """File records in memory."""
 
     def __init__(self) -> None:
         self.records: dict[str, Mapping[str, Any]] = {}
 
     def get_file_record(self, asset_id: str) -> Mapping[str, Any] | None:
-        """Tell what was kept."""
+        """Return a record."""
         return self.records.get(asset_id)
 
     def save_file_record(self, asset_id: str, entry: Mapping[str, Any]) -> None:
-        """Keep it."""
+        """Save a record."""
         self.records[asset_id] = dict(entry)
 
 
+def fetch_or_raise(
+    hook: FlowsHook,
+    run: FlowRun,
+    output_options: OutputOptions,
+    file_records: FileRecordStore | None = None,
+) -> FlowRun:
+    """Fetch a run's outputs, and raise the first error of a download, as a task does."""
+    run, error = fetch_outputs(hook, run, output_options, file_records)
+    if error is not None:
+        raise error
+    return run
+
+
 def hook_to(url: str, **extra: Any) -> GenerioHook:
-    """Give a hook to a service, without a lookup."""
+    """Return a hook for a URL, without a connection lookup."""
     hook = GenerioHook("own")
     hook._connection = Connection(
         conn_id="own", conn_type="generio", host=url, password="k", extra=json.dumps(extra)
@@ -104,7 +118,7 @@ def hook_to(url: str, **extra: Any) -> GenerioHook:
 
 
 def run_of(*names: str) -> FlowRun:
-    """Give a flow run that is over and has made these."""
+    """Return a flow run with outputs of these names."""
     return FlowRun("r", "generio", outputs=tuple(FlowOutput(name, asset_id=f"id-{name}") for name in names))
 
 
@@ -114,7 +128,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 def start_fetch_process(url: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Fetch in a process of its own."""
+    """Start a process that fetches outputs."""
     return subprocess.Popen(
         [sys.executable, "-c", FETCH_SCRIPT, url, str(folder)],
         env=dict(os.environ),
@@ -123,13 +137,13 @@ def start_fetch_process(url: str, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process as the kernel does when memory runs out."""
+    """Kill a process with SIGKILL."""
     process.send_signal(signal.SIGKILL)
     process.wait(10)
 
 
 class KilledError(BaseException):
-    """What a signal's handler raises in the main thread."""
+    """The exception of a signal handler in the main thread."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Object stores for tests, attached to Airflow the public way: fsspec's memory, one whose writes break off, one with a key.
+"""Object stores for tests, attached to Airflow: fsspec's memory, stores that fail, one with a connection.
 
 They are real fsspec file systems; nothing of the package is replaced.
 """
@@ -51,7 +51,7 @@ class FaultyFile(MemoryFile):
 
 
 class ConnectionFileSystem(MemoryFileSystem):
-    """A store in memory that is its own, and is reached by one Airflow connection only; it can be made to go away."""
+    """A separate store in memory, which only one Airflow connection opens, and which can fail."""
 
     protocol = "memory"
     store: dict[str, Any] = {}  # noqa: RUF012
@@ -75,7 +75,7 @@ def attach_for_connection(conn_id: str) -> ConnectionFileSystem:
 
 
 class ClosingFile(MemoryFile):
-    """A file that takes everything, and fails when it is closed, as one does whose last block is sent then."""
+    """A file that fails when it is closed, as one whose last block is sent then."""
 
     def close(self) -> None:
         """Fail."""

@@ -20,8 +20,8 @@ from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.output_options import OutputOptions
-from airflow_provider_flows.storage.outputs import fetch_outputs_or_raise
 from tests.support.airflow_run import THREAD_TIMEOUT, run_dag
+from tests.support.downloading import fetch_or_raise
 from tests.support.modes import FLOW
 from tests.support.servers import StubResponse, StubServer
 
@@ -137,7 +137,7 @@ def test_output_that_nobody_calls_ready_is_fetched_all_the_same(
     with StubServer(reply) as station:
         station_hook(station, monkeypatch)
         hook = HookWithoutOutputWait("station")
-        run = fetch_outputs_or_raise(hook, hook.get_run("r1"), OutputOptions(tmp_path.as_uri()))
+        run = fetch_or_raise(hook, hook.get_run("r1"), OutputOptions(tmp_path.as_uri()))
     assert [output.status for output in run.outputs] == ["ready"]
     (file,) = tmp_path.glob("*/*.glb")
     assert file.read_bytes() == glb
@@ -154,7 +154,7 @@ def test_text_that_names_an_address_inside_is_not_fetched(
         ) as station,
     ):
         hook = station_hook(station, monkeypatch, "promptchainer")
-        run = fetch_outputs_or_raise(hook, hook.start("c", {}), OutputOptions(tmp_path.as_uri()))
+        run = fetch_or_raise(hook, hook.start("c", {}), OutputOptions(tmp_path.as_uri()))
         assert run.outputs[0].value == f"{inside.url}/admin/x.png"
         assert not inside.requests
     assert not list(tmp_path.glob("*/*"))
@@ -175,7 +175,7 @@ def test_link_to_something_else_than_a_picture_is_kept_as_text(
     with StubServer(reply) as station:
         hook = station_hook(station, monkeypatch, "promptchainer")
         assert isinstance(hook, PromptChainerHook)
-        run = fetch_outputs_or_raise(hook, hook.start("c", {}), OutputOptions(tmp_path.as_uri()))
+        run = fetch_or_raise(hook, hook.start("c", {}), OutputOptions(tmp_path.as_uri()))
     assert run.state is FlowState.COMPLETED
     assert run.outputs[0].uri is None
     assert not list(tmp_path.glob("*/*"))

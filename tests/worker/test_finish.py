@@ -252,7 +252,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_paid(emulator: Emulat
         "delete_chain", **CHAIN_ARGUMENTS, output_path=str(tmp_path), delete_after_fetch=True
     )
     assert isinstance(ended.error, FlowInputError)
-    assert "promptchainer keeps nothing" in str(ended.error)
+    assert "is not supported by promptchainer" in str(ended.error)
     assert emulator.started_count == 0
 
 
@@ -461,7 +461,7 @@ def test_metadata_too_large_for_xcom_is_left_out(tmp_path: Path, caplog: pytest.
     ]
     told = task(tmp_path, inputs=inputs).execute(context(Store()))["outputs"]
     assert sorted(str(output["additional"]) for output in told) == ["None", "{'n': 1}"]
-    assert "`additional` of the output" in caplog.text
+    assert "metadata (`additional`) is omitted" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])

@@ -22,7 +22,7 @@ from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.inputs import get_file_uris
-from airflow_provider_flows.storage.locations import StorageLocation
+from airflow_provider_flows.storage.paths import StorageLocation
 from tests.support.airflow_run import run_dag
 from tests.support.modes import MODES, run_in_mode
 from tests.support.tries import BOTH_MODES, CHAIN_ARGUMENTS, CHAIR_ARGUMENTS

@@ -1,1 +1,1 @@
-"""Files inside of responses: found, decoded, checked and passed on a chunk at a time."""
+"""Files inside HTTP responses: extract, decode, check and write them, a chunk at a time."""

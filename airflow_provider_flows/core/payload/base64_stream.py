@@ -1,7 +1,4 @@
-"""What stands in a data URI, decoded while it comes in: base64 in either alphabet, or percent signs, in pieces cut anywhere.
-
-It knows neither where the pieces come from nor what they mean; data_uri.py reads what stands before the comma.
-"""
+"""Streaming decoders for the payload of a data URI: base64 in both alphabets, and percent-encoding."""
 
 from __future__ import annotations
 
@@ -14,28 +11,30 @@ from pybase64 import b64decode
 Write = Callable[[bytes], object]
 
 WHITESPACE = b" \t\n\r\v\f"
-_URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")  # the URL-safe alphabet's two other signs
+MAX_TRAILING_WHITESPACE_BYTES = 64 * 1024  # a longer run counts as content, so that memory is bounded
+_URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 class Base64Stream:
-    """Base64: with white space, with or without padding, in either alphabet or in both.
+    """A decoder of base64 with or without padding and white space, in the standard or the URL-safe alphabet.
 
-    Every method raises ValueError for what is no base64.
+    Every method raises ValueError if the input is not valid base64.
     """
 
     def __init__(self, write: Write) -> None:
-        """Take what the bytes are written to."""
+        """Create a decoder.
+
+        :param write: receives the decoded bytes.
+        """
         self._write = write
-        self._rest = b""  # fewer than four signs
+        self._rest = b""  # at most three characters
         self._padding = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Decode what is whole so far."""
+        """Decode all complete groups of four characters."""
         encoded = self._rest + chunk
         end = len(encoded) & ~3
-        if (
-            self._padding or encoded[end - 1 : end] == b"="
-        ):  # the one place where valid signs can be followed by others
+        if self._padding or encoded[end - 1 : end] == b"=":  # padding may be followed by white space only
             self._feed_lenient(encoded)
             return
         try:
@@ -47,32 +46,30 @@ class Base64Stream:
         self._write(decoded)
 
     def _feed_lenient(self, encoded: bytes) -> None:
-        plain = encoded.translate(_URL_SAFE_TO_STANDARD, WHITESPACE)
-        unpadded = plain.rstrip(b"=")
+        standard = encoded.translate(_URL_SAFE_TO_STANDARD, WHITESPACE)
+        unpadded = standard.rstrip(b"=")
         if b"=" in unpadded or (self._padding and unpadded != self._rest):
-            message = "broken base64: padding is not at its end"
-            raise ValueError(message)
-        self._padding += len(plain) - len(unpadded)
+            raise ValueError("broken base64: padding is not at its end")
+        self._padding += len(standard) - len(unpadded)
         end = len(unpadded) & ~3
         self._write(_decode_strict(unpadded[:end]))
         self._rest = unpadded[end:]
 
     def finish(self) -> None:
-        """Decode the last signs, which may lack their padding, but not have another one."""
+        """Decode the last characters. Their padding may be absent, but not wrong."""
         if not self._padding:
             self._feed_lenient(self._rest)
         needed = -len(self._rest) % 4
         if self._padding not in {0, needed}:
-            message = "broken base64: wrong padding"
-            raise ValueError(message)
+            raise ValueError("broken base64: wrong padding")
         self._write(_decode_strict(self._rest + b"=" * needed))
 
 
 def decode_prefix(encoded: bytes) -> bytes:
-    """Decode the first signs of what may be base64; nothing if it is none."""
-    plain = encoded.translate(_URL_SAFE_TO_STANDARD, WHITESPACE)
+    """Decode the first characters of a text; return no bytes if they are not base64."""
+    standard = encoded.translate(_URL_SAFE_TO_STANDARD, WHITESPACE)
     try:
-        return b64decode(plain[: len(plain) & ~3], validate=True)
+        return b64decode(standard[: len(standard) & ~3], validate=True)
     except binascii.Error:
         return b""
 
@@ -81,20 +78,22 @@ def _decode_strict(encoded: bytes) -> bytes:
     try:
         return b64decode(encoded, validate=True)
     except binascii.Error as error:
-        message = f"broken base64: {error}"
-        raise ValueError(message) from error
+        raise ValueError(f"broken base64: {error}") from error
 
 
 class PercentStream:
-    """Plain text in which `%41` stands for a byte; white space at its end is none of it."""
+    """A decoder of text in which `%41` is a byte. White space at the end is not part of the content."""
 
     def __init__(self, write: Write) -> None:
-        """Take what the bytes are written to."""
+        """Create a decoder.
+
+        :param write: receives the decoded bytes.
+        """
         self._write = write
-        self._rest = b""  # a sign that is cut in two, or blanks that may be the end
+        self._rest = b""  # an escape that is cut in two, or white space that may be at the end
 
     def feed(self, chunk: bytes) -> None:
-        """Write what is whole so far."""
+        """Decode the chunk, except for an incomplete escape and trailing white space."""
         text = self._rest + chunk
         ready = text[:-2] + text[-2:].partition(b"%")[0]
         stripped = ready.rstrip(WHITESPACE)
@@ -103,8 +102,5 @@ class PercentStream:
         self._write(unquote_to_bytes(ready))
 
     def finish(self) -> None:
-        """Write what was held back."""
+        """Decode the rest, without its trailing white space."""
         self._write(unquote_to_bytes(self._rest.rstrip(WHITESPACE)))
-
-
-MAX_TRAILING_WHITESPACE_BYTES = 64 * 1024  # more of them are content: memory is bounded

@@ -1,7 +1,4 @@
-"""Data URIs: the form in which files travel inside JSON, and what a file's first bytes say it is.
-
-It opens no file and sends nothing; inputs.py and outputs.py do the first, the services say where a data URI belongs.
-"""
+"""Data URIs, the form of files inside JSON: encoding, decoding, and media types by magic bytes."""
 
 from __future__ import annotations
 
@@ -22,14 +19,13 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"II*\x00", "image/tiff"),
     (b"MM\x00*", "image/tiff"),
-    (b"II+\x00", "image/tiff"),  # a large one
+    (b"II+\x00", "image/tiff"),  # BigTIFF
     (b"MM\x00+", "image/tiff"),
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
 )
-SNIFFABLE_MEDIA_TYPES = frozenset(
-    {kind for _, kind in MAGIC} | {"image/bmp", "image/webp"}
-)  # what `sniff` tells by content
+# the media types that `sniff` detects by content
+SNIFFABLE_MEDIA_TYPES = frozenset({media_type for _, media_type in MAGIC} | {"image/bmp", "image/webp"})
 SYNONYMS = {
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
@@ -52,49 +48,47 @@ MAX_HEAD_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A file's bytes and media type (None where nothing tells it)."""
+    """A file's bytes, and its media type, None if it is unknown."""
 
     data: bytes = field(repr=False)
     media_type: str | None = None
 
 
 def normalize_media_type(name: str | None) -> str | None:
-    """Give a media type its standard name: lower case, no parameters, image/jpg as image/jpeg (vendor-api G-12)."""
+    """Return a media type under its standard name, without parameters (vendor_notes.md, G-12)."""
     if not name:
         return None
-    plain = name.partition(";")[0].strip().lower()
-    return SYNONYMS.get(plain, plain) or None
+    essence = name.partition(";")[0].strip().lower()
+    return SYNONYMS.get(essence, essence) or None
 
 
 def sniff(data: bytes, name: str = "") -> str | None:
-    """Tell a file's media type by its first bytes, else by its name, else None."""
+    """Return the media type that a file's first bytes, or else its name, indicate; None if neither does."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    if data[:2] == b"BM" and data[6:10] == bytes(
-        4
-    ):  # two letters alone may begin a text; here something is reserved
+    if data[:2] == b"BM" and data[6:10] == bytes(4):  # a text may start with "BM"; these bytes are reserved
         return "image/bmp"
-    found = next((kind for magic, kind in MAGIC if data.startswith(magic)), None)
-    return found or (GLB if name.lower().endswith(".glb") else normalize_media_type(guess_type(name)[0]))
+    by_magic = next((media_type for magic, media_type in MAGIC if data.startswith(magic)), None)
+    return by_magic or (GLB if name.lower().endswith(".glb") else normalize_media_type(guess_type(name)[0]))
 
 
 def extension(media_type: str | None) -> str:
-    """Give the file name extension of a media type, with its dot; `.bin` where there is none."""
+    """Return a media type's file name extension with its dot, `.bin` if it has none."""
     return EXTENSIONS.get(media_type or "") or guess_extension(media_type or "") or ".bin"
 
 
 def head(media_type: str | None) -> str:
-    """Give what stands before the base64, exactly as documented (vendor-api G-10): `data:<type>;base64,`."""
+    """Return the start of a data URI as documented, `data:<type>;base64,` (vendor_notes.md, G-10)."""
     return f"data:{media_type or 'application/octet-stream'};base64,"
 
 
 def encode(content: Content) -> str:
-    """Write a data URI: its head, then padded standard base64."""
+    """Return the data URI of a file: its head, then padded standard base64."""
     return head(content.media_type) + b64encode(content.data).decode()
 
 
 def iter_base64(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Write base64 as `encode` does, a chunk at a time."""
+    """Yield the base64 of a file's chunks, as `encode` does for all of them at once."""
     rest = b""
     for chunk in chunks:
         data = rest + chunk if rest else chunk
@@ -107,14 +101,16 @@ def iter_base64(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def size(media_type: str | None, content_size: int) -> int:
-    """Give the length of the data URI of so many bytes."""
+    """Return the length of the data URI of a file with `content_size` bytes."""
     return len(head(media_type)) + 4 * -(-content_size // 3)
 
 
 def decode(text: str) -> Content:
-    """Read a data URI: also with comma and semicolon swapped, white space, no padding, or the URL-safe alphabet.
+    """Decode a data URI.
 
-    :raises ValueError: it is not a data URI, or its base64 is broken or cut short.
+    White space, missing padding, the URL-safe alphabet, and a swapped comma and semicolon are accepted.
+
+    :raises ValueError: the text is not a data URI, or its base64 is broken or truncated.
     """
     data = bytearray()
     decoder = DataUriDecoder(data.extend)
@@ -124,20 +120,25 @@ def decode(text: str) -> Content:
 
 
 class DataUriDecoder:
-    """A data URI read piece by piece, wherever it is cut, with the tolerance of `decode`.
+    """A streaming decoder of a data URI, which accepts what `decode` accepts.
 
-    Every method raises ValueError if it is none, or is broken.
+    Every method raises ValueError if the text is not a data URI, or is broken.
     """
 
+    is_self_delimiting = False
+
     def __init__(self, write: Write) -> None:
-        """Take what the decoded bytes are written to."""
+        """Create a decoder.
+
+        :param write: receives the decoded bytes.
+        """
         self.media_type: str | None = None
         self._write = write
         self._head = b""
         self._payload: Base64Stream | PercentStream | None = None
 
     def feed(self, chunk: bytes) -> None:
-        """Decode what is whole so far."""
+        """Decode the next chunk."""
         if self._payload is not None:
             self._payload.feed(chunk)
             return
@@ -150,18 +151,16 @@ class DataUriDecoder:
         (self._payload or self._parse_head()).finish()
 
     def _parse_head(self) -> Base64Stream | PercentStream:
-        """Read what stands before the payload, and decode what came with it."""
+        """Parse the head, and decode the part of the payload that was received with it."""
         text, self._head = self._head, b""
         head = _HEAD.match(text[:MAX_HEAD_BYTES].decode("latin-1"))
         if head is None:
-            message = "not a data URI"
-            raise ValueError(message)
-        payload, kind = text[head.end() :], normalize_media_type(head["type"])
-        swapped = (
-            payload[: len(_SWAPPED_MARKER)].lower() == _SWAPPED_MARKER
-        )  # `data:image/png,base64;...`, in the docs by mistake (G-10)
-        plain = not swapped and ";base64" not in head["rest"].lower()
-        self.media_type = kind or "text/plain" if plain else kind
-        self._payload = PercentStream(self._write) if plain else Base64Stream(self._write)
-        self._payload.feed(payload[len(_SWAPPED_MARKER) :] if swapped else payload)
+            raise ValueError("not a data URI")
+        payload, media_type = text[head.end() :], normalize_media_type(head["type"])
+        # `data:image/png,base64;...`, an error in the vendor's documentation (vendor_notes.md, G-10)
+        is_swapped = payload[: len(_SWAPPED_MARKER)].lower() == _SWAPPED_MARKER
+        is_base64 = is_swapped or ";base64" in head["rest"].lower()
+        self.media_type = media_type if is_base64 else media_type or "text/plain"
+        self._payload = Base64Stream(self._write) if is_base64 else PercentStream(self._write)
+        self._payload.feed(payload[len(_SWAPPED_MARKER) :] if is_swapped else payload)
         return self._payload

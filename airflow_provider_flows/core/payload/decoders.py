@@ -1,12 +1,19 @@
-"""The shapes in which a service may send a file, each a stage that a body is fed through, cut anywhere.
+"""Streaming decoders for the forms in which a service may send a file, and the pipeline built of them.
 
-Whether the file that comes out is whole and the right one is not known here (wholeness.py, incoming.py).
+A response's body goes through one or more decoders into an `IntegrityChecker`:
+
+    raw file                        RawDecoder
+    data:image/png;base64,...       DataUriDecoder
+    {"data": "data:image/..."}      JsonDecoder, DataUriDecoder
+    {"data": "iVBORw0KGgo..."}      JsonDecoder, Base64Decoder
+    {"data": "Once upon a time"}    JsonDecoder, TextDecoder
 """
 
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from airflow_provider_flows.core.payload.base64_stream import Base64Stream, decode_prefix
@@ -15,37 +22,101 @@ from airflow_provider_flows.core.payload.integrity import MIN_SNIFF_BYTES
 from airflow_provider_flows.core.payload.json_stream import JsonStringExtractor
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.core.payload.base64_stream import Write
     from airflow_provider_flows.core.payload.integrity import IntegrityChecker
 
-SCHEME = b"data:"
-MIN_SNIFF_BASE64_CHARACTERS = 16  # the base64 of TELLING bytes
+DATA_URI_SCHEME = b"data:"
+MIN_SNIFF_BASE64_CHARACTERS = 16  # the base64 of MIN_SNIFF_BYTES bytes
 MAX_LEADING_WHITESPACE_BYTES = 64 * 1024
-MAX_UNWANTED_TEXT_BYTES = 64 * 1024  # bytes of a text that nobody wants, until it is refused before its end
+MAX_UNEXPECTED_TEXT_BYTES = 64 * 1024  # a longer text is rejected before its end
 
 
 class Decoder(Protocol):
-    """One step on the way from a body to the file's bytes; it raises ValueError for what it cannot read."""
+    """A step from a response's body to a file's bytes. Its methods raise ValueError for broken input."""
 
     @property
     def media_type(self) -> str | None:
-        """What the answer says that the file is."""
+        """The media type that the response declares for the file."""
+
+    @property
+    def is_self_delimiting(self) -> bool:
+        """Whether `finish` proves that no part of the body is missing."""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next piece."""
+        """Decode the next chunk."""
 
     def finish(self) -> None:
-        """Take the end."""
+        """Decode the rest. Nothing follows."""
 
 
-class UnknownFileTypeError(ValueError):
-    """A raw body that is not of a kind that is wanted."""
+ChooseDecoder = Callable[[bytes], Decoder]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedFile:
+    """What is known of a file before it is downloaded.
+
+    :param media_type: the normalized media type from the list of outputs; `text/...` is that of a plain text.
+    :param allow_text: whether the file may be a plain text although the media type does not say so.
+    """
+
+    media_type: str | None = None
+    allow_text: bool = False
+
+    @property
+    def is_text(self) -> bool:
+        """Whether everything that is no data URI is a plain text."""
+        return is_text_media_type(self.media_type)
+
+    @property
+    def text_media_type(self) -> str | None:
+        """The media type of a plain text, None if a plain text is not acceptable."""
+        return self.media_type if self.is_text else "text/plain" if self.allow_text else None
+
+
+def create_decoder(file: IntegrityChecker, expected: ExpectedFile) -> Decoder:
+    """Create the pipeline that extracts a file from a response's body in any of the forms above."""
+
+    def choose_for_body(start: bytes) -> Decoder:
+        if start[:1] in {b"{", b'"'}:
+            return JsonDecoder(choose_for_string, choose_for_later_string)
+        return DataUriDecoder(file.write) if _is_data_uri(start) else RawDecoder(file.write)
+
+    def choose_for_string(start: bytes) -> Decoder:
+        if _is_data_uri(start):
+            return DataUriDecoder(file.write)
+        is_base64 = sniff(decode_prefix(start[:MIN_SNIFF_BASE64_CHARACTERS])) is not None
+        if is_base64 and not expected.is_text:
+            return Base64Decoder(file.write)
+        return TextDecoder(file.write_text, expected.text_media_type)
+
+    def choose_for_later_string(start: bytes) -> Decoder | None:
+        if not _is_data_uri(start):
+            return None
+        file.restart()
+        return DataUriDecoder(file.write)
+
+    return SniffingDecoder(choose_for_body)
+
+
+def is_text_media_type(media_type: str | None) -> bool:
+    """Return whether a media type is that of a text."""
+    return media_type is not None and media_type.startswith("text/")
+
+
+def _is_data_uri(start: bytes) -> bool:
+    return start[: len(DATA_URI_SCHEME)].lower() == DATA_URI_SCHEME
 
 
 class SniffingDecoder:
-    """A stage that is chosen by the first bytes that are no white space."""
+    """A decoder that chooses another one by the first bytes after leading white space."""
 
-    def __init__(self, choose: Callable[[bytes], Decoder], min_bytes: int = len(SCHEME)) -> None:
-        """Take who chooses, and how many bytes are needed for that."""
+    def __init__(self, choose: ChooseDecoder, min_bytes: int = len(DATA_URI_SCHEME)) -> None:
+        """Create a decoder.
+
+        :param choose: returns the decoder for a text that starts with these bytes.
+        :param min_bytes: the number of bytes that `choose` needs, if there are so many.
+        """
         self._choose = choose
         self._min_bytes = min_bytes
         self._start = b""
@@ -53,11 +124,16 @@ class SniffingDecoder:
 
     @property
     def media_type(self) -> str | None:
-        """What the answer says that the file is."""
+        """The media type that the response declares for the file."""
         return self._decoder.media_type if self._decoder else None
 
+    @property
+    def is_self_delimiting(self) -> bool:
+        """Whether `finish` proves that no part of the body is missing."""
+        return self.get_decoder().is_self_delimiting
+
     def feed(self, chunk: bytes) -> None:
-        """Take the next piece."""
+        """Decode the next chunk."""
         if self._decoder is not None:
             self._decoder.feed(chunk)
             return
@@ -67,174 +143,175 @@ class SniffingDecoder:
             self.get_decoder()
 
     def finish(self) -> None:
-        """Take the end."""
+        """Decode the rest."""
         self.get_decoder().finish()
 
     def get_decoder(self) -> Decoder:
-        """Give the stage; it is chosen by what has come so far."""
+        """Return the decoder. If there is none, choose it by the bytes received so far."""
         if self._decoder is None:
             start, self._start = self._start, b""
             text = start.lstrip()
-            self._decoder = self._choose(
-                text if len(start) - len(text) <= MAX_LEADING_WHITESPACE_BYTES else b""
-            )
+            has_text = len(start) - len(text) <= MAX_LEADING_WHITESPACE_BYTES
+            self._decoder = self._choose(text if has_text else b"")
             self._decoder.feed(start)
         return self._decoder
 
 
-def create_body_decoder(
-    file: IntegrityChecker, text_media_type: str | None, *, must_be_text: bool
-) -> SniffingDecoder:
-    """Read a whole body.
-
-    :param text_media_type: the media type of a text that the file may be, None if it may be none.
-    :param must_be_text: whether it must be that text where it is no data URI.
-    """
-
-    def choose(start: bytes) -> Decoder:
-        if start[:1] in {b"{", b'"'}:
-            return JsonDecoder(file, text_media_type, must_be_text=must_be_text)
-        return DataUriDecoder(file.write) if _is_data_uri(start) else RawDecoder(file)
-
-    return SniffingDecoder(choose)
-
-
-def _is_data_uri(start: bytes) -> bool:
-    return start[: len(SCHEME)].lower() == SCHEME
-
-
 class JsonDecoder:
-    """JSON with the file as a string in it."""
+    """A decoder of JSON with the file in one of its strings: the first one, or a data URI after a text."""
 
-    def __init__(self, file: IntegrityChecker, text_media_type: str | None, *, must_be_text: bool) -> None:
-        """Take what `create_body_decoder` takes."""
-        self._file = file
-        self._text_media_type = text_media_type
-        self._must_be_text = must_be_text
-        self._file_decoder: SniffingDecoder | None = None  # the one that holds the file
-        self._current_decoder: SniffingDecoder | None = None
+    is_self_delimiting = True
+
+    def __init__(self, choose: ChooseDecoder, choose_later: Callable[[bytes], Decoder | None]) -> None:
+        """Create a decoder.
+
+        :param choose: returns the decoder of the first string that may hold the file.
+        :param choose_later: returns the decoder of a further string, None if that does not hold the file.
+        """
+        self._choose = choose
+        self._choose_later = choose_later
+        self._file_decoder: SniffingDecoder | None = None
+        self._string_decoder: SniffingDecoder | None = None  # of the string that is being received
         self._extractor = JsonStringExtractor(self._start_string, self._feed_string)
 
     @property
     def media_type(self) -> str | None:
-        """What the string says that the file is."""
+        """The media type that the string declares."""
         return self._file_decoder.media_type if self._file_decoder else None
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next piece."""
+        """Decode the next chunk."""
         self._extractor.feed(chunk)
 
     def finish(self) -> None:
-        """Take the end."""
+        """Decode the rest, and check the JSON around the file."""
         self._extractor.finish()
         if self._file_decoder is not None:
             self._file_decoder.finish()
 
     def _start_string(self) -> None:
-        """Begin a string that may be the file's: the first one, or a data URI after what is none."""
         if self._file_decoder is None:
-            self._file_decoder = self._current_decoder = SniffingDecoder(
-                self._choose_first_decoder, MIN_SNIFF_BASE64_CHARACTERS
-            )
-            return
-        plain = isinstance(self._file_decoder.get_decoder(), TextDecoder)
-        self._current_decoder = SniffingDecoder(self._choose_later_decoder) if plain else None
+            self._string_decoder = SniffingDecoder(self._choose, MIN_SNIFF_BASE64_CHARACTERS)
+            self._file_decoder = self._string_decoder
+        elif isinstance(self._file_decoder.get_decoder(), TextDecoder):
+            self._string_decoder = SniffingDecoder(self._choose_for_later_string)
+        else:
+            self._string_decoder = None
 
     def _feed_string(self, content: bytes) -> None:
-        if self._current_decoder is not None:
-            self._current_decoder.feed(content)
+        if self._string_decoder is not None:
+            self._string_decoder.feed(content)
 
-    def _choose_first_decoder(self, start: bytes) -> Decoder:
-        if _is_data_uri(start):
-            return DataUriDecoder(self._file.write)
-        known = (
-            not self._must_be_text and sniff(decode_prefix(start[:MIN_SNIFF_BASE64_CHARACTERS])) is not None
-        )
-        return Base64Decoder(self._file) if known else TextDecoder(self._file, self._text_media_type)
-
-    def _choose_later_decoder(self, start: bytes) -> Decoder:
-        if not _is_data_uri(start):
+    def _choose_for_later_string(self, start: bytes) -> Decoder:
+        decoder = self._choose_later(start)
+        if decoder is None:
             return NullDecoder()
-        self._file.restart()
-        self._file_decoder = self._current_decoder
-        return DataUriDecoder(self._file.write)
+        self._file_decoder = self._string_decoder
+        return decoder
 
 
 class TextDecoder:
-    """A plain text; it must be UTF-8, and wanted."""
+    """A decoder of plain text in UTF-8."""
 
-    def __init__(self, file: IntegrityChecker, media_type: str | None) -> None:
-        """Take where it goes and what it is; None if no text is wanted, which shows at the end: a data URI may come yet."""
+    is_self_delimiting = False
+
+    def __init__(self, write: Write, media_type: str | None) -> None:
+        """Create a decoder.
+
+        :param write: receives the text in UTF-8.
+        :param media_type: None if a text is not acceptable. `finish` rejects it: a data URI may follow.
+        """
         self.media_type = media_type
-        self._file = file
+        self._write = write
         self._utf8_decoder = getincrementaldecoder("utf-8")()
-        self._unwanted_bytes = 0
+        self._unexpected_bytes = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next piece."""
+        """Decode the next chunk."""
         self._utf8_decoder.decode(chunk)
         if self.media_type is not None:
-            self._file.write_text(chunk)
+            self._write(chunk)
             return
-        self._unwanted_bytes += len(chunk)
-        if self._unwanted_bytes > MAX_UNWANTED_TEXT_BYTES:
+        self._unexpected_bytes += len(chunk)
+        if self._unexpected_bytes > MAX_UNEXPECTED_TEXT_BYTES:
             self.finish()
 
     def finish(self) -> None:
-        """Take the end."""
+        """Check that the text is complete and acceptable."""
         self._utf8_decoder.decode(b"", final=True)
         if self.media_type is None:
-            message = "a text, and nothing told of one" if self._unwanted_bytes else "it is empty"
-            raise ValueError(message)
+            raise ValueError(
+                "it is a text, and no text is expected" if self._unexpected_bytes else "it is empty"
+            )
 
 
 class NullDecoder:
-    """What is passed over."""
+    """A decoder that discards its input."""
 
     media_type: str | None = None
+    is_self_delimiting = False
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next piece."""
+        """Discard the chunk."""
 
     def finish(self) -> None:
-        """Take the end."""
+        """Do nothing."""
 
 
-class Base64Decoder:
-    """Base64 without what should stand before it (vendor-api G-14); its first bytes are a known file's."""
+class Base64Decoder(Base64Stream):
+    """A decoder of base64 without the head of a data URI (vendor_notes.md, G-14)."""
 
     media_type: str | None = None
+    is_self_delimiting = False
 
-    def __init__(self, file: IntegrityChecker) -> None:
-        """Take where it goes."""
-        stream = Base64Stream(file.write)
-        self.feed, self.finish = stream.feed, stream.finish
+
+class UnknownFileTypeError(ValueError):
+    """The body is no file of an acceptable type."""
 
 
 class RawDecoder:
-    """The file itself, which must be of a kind that is known by its first bytes, or else told by whoever sends it."""
+    """A decoder of a raw file, whose type its first bytes indicate, or else its sender."""
+
+    is_self_delimiting = False
 
     def __init__(
-        self, file: IntegrityChecker, media_type_prefix: str = "", declared_media_type: str | None = None
+        self, write: Write, media_type_prefix: str = "", declared_media_type: str | None = None
     ) -> None:
-        """Take where it goes, how its media type must begin, and what the sender says that it is."""
+        """Create a decoder.
+
+        :param write: receives the file's bytes.
+        :param media_type_prefix: the start of each acceptable media type.
+        :param declared_media_type: the media type of a file whose first bytes do not indicate one.
+        """
         self.media_type: str | None = None
         self._declared_media_type = declared_media_type
-        self._file = file
+        self._write = write
         self._media_type_prefix = media_type_prefix
         self._start = b""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next piece."""
+        """Pass on the next chunk, as soon as the type is known.
+
+        :raises UnknownFileTypeError: the type is unknown, or not acceptable.
+        """
+        if self.media_type is not None:
+            self._write(chunk)
+            return
         self._start += chunk
-        if self.media_type is not None or len(self._start) >= MIN_SNIFF_BYTES:
-            self.finish()
+        if len(self._start) >= MIN_SNIFF_BYTES:
+            self._write_start()
 
     def finish(self) -> None:
-        """Take the end, or what came so far."""
-        start, self._start = self._start, b""
-        self.media_type = self.media_type or sniff(start) or self._declared_media_type
-        if self.media_type is None or not self.media_type.startswith(self._media_type_prefix):
-            message = "no file that is known begins so"
-            raise UnknownFileTypeError(message)
-        self._file.write(start)
+        """Pass on a file that is shorter than `MIN_SNIFF_BYTES`.
+
+        :raises UnknownFileTypeError: the type is unknown, or not acceptable.
+        """
+        if self.media_type is None:
+            self._write_start()
+
+    def _write_start(self) -> None:
+        media_type = sniff(self._start) or self._declared_media_type
+        if media_type is None or not media_type.startswith(self._media_type_prefix):
+            raise UnknownFileTypeError("it does not start like a file of a known type")
+        self.media_type = media_type
+        self._write(self._start)

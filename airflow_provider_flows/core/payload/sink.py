@@ -1,7 +1,4 @@
-"""What takes an answer's body, or a file's bytes, while they come in, and the simplest of them: one in memory.
-
-What is to be found in a body it does not know (incoming.py does).
-"""
+"""Protocols for receivers of streamed bytes, a response's body or a file's content, and a memory buffer."""
 
 from __future__ import annotations
 
@@ -10,45 +7,47 @@ from typing import Protocol
 
 
 class Sink(Protocol):
-    """What takes the body of an answer that is a success, a piece at a time; it raises nothing, whoever made it asks it later."""
+    """A receiver of the body of a successful response.
+
+    Its methods raise nothing: a sink stores its error, and raises that after the end of the response.
+    """
 
     def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:
-        """Forget what came before: here is a new answer, the first one or the same one asked for again."""
+        """Discard everything received before, because a request may be sent again."""
 
     def feed(self, chunk: bytes) -> bool:
-        """Take the next piece; gives whether more is wanted."""
+        """Accept the next chunk, and return whether the transport shall continue to read."""
 
 
 class Target(Protocol):
-    """What takes the bytes of a file; it may raise whatever the store raises."""
+    """A receiver of a file's bytes. It may raise any exception of the store that it writes to."""
 
     def restart(self) -> None:
-        """Forget what was written: the file begins, for the first time or once more."""
+        """Start the file, or start it again without the bytes written before."""
 
     def write(self, data: bytes) -> object:
-        """Take the next bytes."""
+        """Write the next bytes."""
 
 
 class MemoryBuffer:
     """A sink and a target in memory."""
 
     def __init__(self) -> None:
-        """Begin empty."""
         self.data = bytearray()
 
     def restart(self) -> None:
-        """Begin again."""
+        """Clear the buffer."""
         self.data = bytearray()
 
     def write(self, data: bytes) -> None:
-        """Keep it."""
+        """Append the bytes."""
         self.data += data
 
-    def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:  # noqa: ARG002  # the signature of a sink
-        """Begin again."""
+    def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Clear the buffer."""
         self.restart()
 
     def feed(self, chunk: bytes) -> bool:
-        """Keep it."""
+        """Append the chunk."""
         self.write(chunk)
         return True

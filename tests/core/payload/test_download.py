@@ -1,6 +1,6 @@
-"""Property tests of downloads that come in pieces: every shape of vendor-api G-02, cut anywhere, cut short anywhere.
+"""Property tests of downloads in every form of vendor_notes.md, G-02, cut into chunks and truncated.
 
-No socket is opened; what stands beside is the content that the body was made of.
+No socket is opened; the expected content is that from which the body was built.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def payload(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-# how a service might send a file: the documented form, and what else has been seen, hinted at, or is usual elsewhere
+# how a service might send a file: the documented form, and others that exist or are usual elsewhere
 SHAPES: dict[str, Callable[[bytes], str | bytes]] = {
     "json": lambda c: json.dumps({"data": encoded(c)}),
     "more keys": lambda c: json.dumps(
@@ -211,7 +211,7 @@ def test_spoilt_body_is_the_same_cut_or_not(
 )
 @example(text="\U0001f600\U0001f600", ascii_only=True, places=list(range(40)))
 def test_text_cut_anywhere_is_the_same_text(text: str, ascii_only: bool, places: list[int]) -> None:  # noqa: FBT001
-    """A text in JSON comes out in UTF-8, with its escapes and pairs of surrogates resolved, wherever it is cut."""
+    """A text in JSON is decoded to UTF-8 without escapes and surrogates, wherever it is cut."""
     whole = json.dumps({"data": text}, ensure_ascii=ascii_only).encode()
     assert read(*cut(whole, places), listed="text/markdown") == ("text/markdown", text.encode())
 
@@ -223,7 +223,7 @@ def test_text_cut_anywhere_is_the_same_text(text: str, ascii_only: bool, places:
     kind=st.sampled_from(["", "image/x-own", "application/octet-stream"]),
 )
 def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: str) -> None:
-    """A file of any kind, in a data URI that names it, comes out as it was; the whole-text reader says the same."""
+    """A file of any type in a data URI is decoded to its content, as by the decoder of complete texts."""
     uri = f"data:{kind or 'text/x-own'};base64,{payload(content)}"
     assert read(*cut(json.dumps({"data": uri}).encode(), places))[1] == content == decode(uri).data
 
@@ -231,11 +231,11 @@ def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: s
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (b"", "no file that is known"),
-        (b"<html>Bad gateway</html>", "no file that is known"),
+        (b"", "file of a known type"),
+        (b"<html>Bad gateway</html>", "file of a known type"),
         (b'{"data": null}', "JSON without a data URI"),
         (b'{"additional": {"data": "data:,x"}}', "JSON without a data URI"),
-        (b'[{"data": "data:,x"}]', "no file that is known"),
+        (b'[{"data": "data:,x"}]', "file of a known type"),
         (b'{"data": "data:image/png;base64,a"}', "broken base64"),
         (b'{"data": "data:image/png;base64,aGFs!G8="}', "broken base64"),
         (b'{"data": "data:image/png;base64,aGE=aGE="}', "padding"),
@@ -250,15 +250,15 @@ def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: s
         (b'""', "it is empty"),
         (b'{"data": "data:image/png;base64,"}', "it is empty"),
         (b"data:,", "it is empty"),
-        (b'{"data": "Internal error, try later"}', "a text, and nothing told of one"),
-        (b'{"data": "not ready", "file_data": "nor here"}', "a text, and nothing told of one"),
-        (b'{"data": "' + b"x" * 70_000, "a text, and nothing told of one"),
+        (b'{"data": "Internal error, try later"}', "no text is expected"),
+        (b'{"data": "not ready", "file_data": "nor here"}', "no text is expected"),
+        (b'{"data": "' + b"x" * 70_000, "no text is expected"),
         (b'{"success": false, "message": "no", "data": "data:,x"}', "success: false"),
-        (b'{"data": "data:image/png;base64,AAAA"}', "called image/png"),
-        (b'{"data": "data:model/gltf-binary,<html>"}', "called model/gltf-binary"),
+        (b'{"data": "data:image/png;base64,AAAA"}', "declared as image/png"),
+        (b'{"data": "data:model/gltf-binary,<html>"}', "declared as model/gltf-binary"),
         (
             b'{"data": "data:model/gltf-binary;base64,%s"}' % base64.b64encode(png()),
-            "called model/gltf-binary",
+            "declared as model/gltf-binary",
         ),
         (b'{"data": "data:model/gltf-binary;base64,Z2xURg=="}', "cut short"),
         (b'{"data": "data:x/y;base64,QUJDRA="}', "wrong padding"),
@@ -266,12 +266,12 @@ def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: s
         (b'{"data": "data:x/y;base64,="}', "wrong padding"),
         (b"data:text/html,<html>", "without a length"),
         (GIF, "without a length"),
-        (b"GIF8 years ago it rained", "no file that is known"),
-        (b"BMW makes cars, some of them", "no file that is known"),
+        (b"GIF8 years ago it rained", "file of a known type"),
+        (b"BMW makes cars, some of them", "file of a known type"),
         (b'{"data": ' + b"[" * 100, "levels deep"),
         (b"data:image/png;base64" + b"A" * 5000, "not a data URI"),
-        (b" " * 70_000 + b"{}", "no file that is known"),
-        (b'{"a": "' + b"x" * MAX_OTHER_JSON_BYTES + b'"}', "beside the file"),
+        (b" " * 70_000 + b"{}", "file of a known type"),
+        (b'{"a": "' + b"x" * MAX_OTHER_JSON_BYTES + b'"}', "around the file"),
         (glb(b"abc")[:-1], "cut short"),
         (glb(b"abc") + b"d", "cut short"),
     ],

@@ -1,6 +1,6 @@
-"""Tests of whether a download is whole and what was told of it: pictures cut short, texts, bare base64, lengths that are missing.
+"""Tests of complete downloads: truncated pictures, texts, bare base64, missing lengths, declared types.
 
-No socket is opened; in which shapes a file may come is test_incoming.py's.
+No socket is opened.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_picture_cut_short_is_no_file(name: str) -> None:
-    """A picture that lacks its end, raw or in a data URI that nothing closes, is refused, however it was cut in pieces."""
+    """A truncated picture, raw or in a data URI without JSON, is rejected, wherever it is cut."""
     kind, whole = PICTURES[name]
     least = len(whole.rstrip(b"\0")) if kind != "image/webp" else 8 + int.from_bytes(whole[4:8], "little")
     for end in range(12, len(whole) + 1):
@@ -78,7 +78,7 @@ def test_listed_text_is_a_text_whatever_it_begins_with(text: str) -> None:
 )
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes, base64.urlsafe_b64encode])
 def test_bare_base64_of_a_known_file_is_decoded(content: bytes, encode: Callable[[bytes], bytes]) -> None:
-    """Base64 without its head (vendor-api G-14) is known by the file's own first bytes, in one piece or in many."""
+    """Base64 without a head (vendor_notes.md, G-14) is detected by the file's first bytes, in any chunks."""
     whole = json.dumps({"data": encode(content).decode()}).encode()
     assert read(whole)[1] == read(*(bytes([one]) for one in whole))[1] == content
 
@@ -103,8 +103,8 @@ def test_listed_type_holds_too() -> None:
     """What the list calls a model must be one; a picture may be another picture than was told."""
     octets = json.dumps({"data": f"data:application/octet-stream;base64,{payload(b'<html>')}"}).encode()
     assert read(octets)[0] == "application/octet-stream"
-    with pytest.raises(FlowMalformed, match="called model/gltf-binary"):
+    with pytest.raises(FlowMalformed, match="declared as model/gltf-binary"):
         read(octets, listed=GLB)
     assert read(png(), listed="image/jpeg") == ("image/png", png())
-    with pytest.raises(FlowMalformed, match="called image/jpeg"):
+    with pytest.raises(FlowMalformed, match="declared as image/jpeg"):
         read(octets, listed="Image/JPG; q=1")
