@@ -121,7 +121,7 @@ def test_completed(emulator: Emulator, tmp_path: Path, mode: str) -> None:
     }
     file = Path(returned["outputs"][0]["uri"].removeprefix("file://"))
     assert file.read_bytes() == content
-    stored = f"info: The output ID is in {tmp_path}/ID/ID.glb (N bytes)"
+    stored = f"info: Output ID is stored in {tmp_path}/ID/ID.glb (N bytes)"
     told = [line.replace("file://", "") for line in story.lines]
     assert told == [*told_by(mode, *BEGUN, f"info: {RUN} is completed after 1000.0 s"), stored]
 

@@ -65,5 +65,5 @@ def _load_graph_file(path: Path) -> FlowGraph:
         message = f"The flow graph {path} cannot be read: {error.strerror or error}"
         raise FlowInputError(message) from error
     except FlowInputError as error:
-        message = f"{path} is not a flow graph. {error}"
+        message = f"{path}: {error}"
         raise FlowInputError(message) from error

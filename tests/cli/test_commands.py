@@ -652,7 +652,7 @@ def test_draw_finds_a_flows_graph_in_the_connections_folder(
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "cannot be read"), (b"{", "not JSON"), (b"[]", "is no flow graph")]
+    ("content", "reason"), [(None, "cannot be read"), (b"{", "not JSON"), (b"[]", "not a JSON object")]
 )
 def test_draw_refuses_what_is_no_graph(
     flows: FlowsCommand, tmp_path: Path, content: bytes | None, reason: str

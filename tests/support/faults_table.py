@@ -63,7 +63,7 @@ truncated          | away 0  | away 0  | ok 1    | time  | away  | away  | away 
 slow               | away 0  | away 0  | ok 1    | time  | away  | away  | away  | away  | away  | away  | away 1
 HTML               | mal 0   | mal 0   | ok 1    | time  | ok    | ok    | mal   | mal   | mal   | mal   | mal 1
 empty              | mal 0   | ok 1    | ok 1    | time  | ok    | ok    | mal   | mal   | mal   | mal   | mal 1
-wrong types        | mal 0   | ok 1    | ok 1    | time  | ok    | ok    | ok    | mal   | ok    | none  | ok 1
+wrong types        | mal 0   | ok 1    | ok 1    | time  | ok    | ok    | ok    | mal   | ok    | mal   | ok 1
 missing            | mal 0   | ok 1    | ok 1    | time  | ok    | ok    | mal   | mal   | mal   | mal   | mal 1
 nulls              | mal 0   | ok 1    | ok 1    | time  | ok    | ok    | mal   | mal   | mal   | mal   | mal 1
 duplicates         | none 0  | ok 1    | ok 1    | ok    | ok    | ok    | ok    | mal   | ok    | ok    | ok 1
