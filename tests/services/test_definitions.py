@@ -24,7 +24,7 @@ from airflow_provider_flows.core.validation import (
     select_definition,
     validate_arguments,
 )
-from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
+from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, DefinitionCache
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.generio.templates import parse_template
