@@ -7,7 +7,7 @@ the start of a flow run (core.start) and the wait for it (core.polling). A worke
 `requests` (transport.blocking), and a triggerer with `aiohttp` (transport.asynchronous), where all
 `FlowRunTrigger`s of a connection share one poller (triggerer.shared_poller). Either way the result is the
 same `FlowRun` (core.run). The task stores its outputs (storage.outputs), emits asset events
-(worker.asset_events) and returns one plain dict as XCom.
+(worker.finish) and returns one plain dict as XCom.
 
 `FlowRunSensor` waits for a flow run that was started elsewhere. `FlowRunFinishedTrigger` emits events for
 asset watchers, from one list of runs for all of them (triggerer.finished_runs_feed).

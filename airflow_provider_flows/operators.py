@@ -19,7 +19,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError, FlowTimeout
 from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
-from airflow_provider_flows.worker.finish import finish
+from airflow_provider_flows.worker.finish import add_asset_event_extra, finish
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 
 if TYPE_CHECKING:
@@ -267,8 +267,6 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
 
     def _return_started(self, context: Context, run: FlowRun) -> dict[str, Any]:
         """Return the dict of a run that the task does not wait for."""
-        from airflow_provider_flows.worker.asset_events import add_asset_event_extra
-
         add_asset_event_extra(context, run)  # Airflow emits the events of the outlets in any case
         return run.to_dict()
 

@@ -204,11 +204,11 @@ def get_commands() -> list[GroupCommand]:
     """Return the group of commands (provider info, `cli`; called by Airflow 3.2 and later)."""
     wait_args = (TIMEOUT, POLL_INTERVAL, ON_INTERRUPT)
     commands = (
-        _build_command("list", "query", "List the available flows"),
-        _build_command("describe", "query", "Show the inputs, parameters and outputs of a flow", FLOW),
-        _build_command("runs", "query", "List the account's flow runs, newest first", STATE, LIMIT),
-        _build_command("get", "query", "Show the current state of a flow run", RUN),
-        _build_command("outputs", "query", "List the outputs of a finished flow run", RUN),
+        _build_command("list", "flow_runs", "List the available flows"),
+        _build_command("describe", "flow_runs", "Show the inputs, parameters and outputs of a flow", FLOW),
+        _build_command("runs", "flow_runs", "List the account's flow runs, newest first", STATE, LIMIT),
+        _build_command("get", "flow_runs", "Show the current state of a flow run", RUN),
+        _build_command("outputs", "flow_runs", "List the outputs of a finished flow run", RUN),
         _build_command(
             "run",
             "run",
@@ -237,9 +237,9 @@ def get_commands() -> list[GroupCommand]:
             OUTPUT_CONN_ID,
             ASSET,
         ),
-        _build_command("abort", "manage", "Abort a flow run", RUN),
+        _build_command("abort", "flow_runs", "Abort a flow run", RUN),
         _build_command(
-            "delete", "manage", "Delete a flow run with its inputs and outputs permanently", RUN, ARG_YES
+            "delete", "flow_runs", "Delete a flow run with its inputs and outputs permanently", RUN, ARG_YES
         ),
         _build_command(
             "draw",

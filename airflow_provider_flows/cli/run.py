@@ -1,14 +1,22 @@
-"""The commands that wait: `run`, which also starts a flow run and fetches its outputs, and `watch`."""
+"""The commands that wait: `run`, which also starts a flow run and fetches its outputs, and `watch`.
+
+While they wait, they show a progress bar, and Ctrl-C may abort the flow run.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
 from airflow_provider_flows.cli import arguments
-from airflow_provider_flows.cli.command import command
+from airflow_provider_flows.cli.command import SigtermReceived, command
 from airflow_provider_flows.cli.download import (
     EXIT_CODES_BY_STATE,
     command_line,
@@ -16,17 +24,33 @@ from airflow_provider_flows.cli.download import (
     fetch_and_print,
 )
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.cli.progress import handle_interrupt, wait_for_run
-from airflow_provider_flows.cli.query import to_run_summary
-from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err, show_one
-from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowInvalid, FlowServiceError
+from airflow_provider_flows.cli.flow_runs import to_run_summary
+from airflow_provider_flows.cli.terminal import (
+    INTERRUPTED_MESSAGE,
+    confirm,
+    echo_err,
+    escape_control_chars,
+    is_interactive,
+    show_one,
+)
+from airflow_provider_flows.core.exceptions import (
+    FlowError,
+    FlowInputError,
+    FlowInvalid,
+    FlowNotFound,
+    FlowServiceError,
+    FlowTimeout,
+)
+from airflow_provider_flows.core.retry import NO_RETRY
+from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.core.start import RunRecord, RunRequest
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.hooks import FlowsHook
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowRun
+    from airflow_provider_flows.core.polling.schedule import Schedule
 
+ProgressCallback = Callable[[FlowRun], None]
 GENERATION = 0  # a command has no retries
 
 
@@ -49,7 +73,7 @@ def run(args: Namespace) -> Exit:
     if args.no_wait and not flow_run.is_final:
         show_one(flow_run.to_dict(), args.output)
         return Exit.DONE
-    final = flow_run if flow_run.is_final else wait_for_run(hook, flow_run.flow_run_id, schedule, args)
+    final = flow_run if flow_run.is_final else _wait_for_run(hook, flow_run.flow_run_id, schedule, args)
     return Exit.INTERRUPTED if final is None else fetch_and_print(hook, final, output_options, args)
 
 
@@ -59,7 +83,7 @@ def watch(args: Namespace) -> Exit:
     hook = FlowsHook.get_hook(args.conn_id)
     schedule = arguments.parse_schedule(args)
     flow_run = hook.get_run(args.flow_run_id)  # before the wait, which would poll an unknown id several times
-    final = flow_run if flow_run.is_final else wait_for_run(hook, args.flow_run_id, schedule, args)
+    final = flow_run if flow_run.is_final else _wait_for_run(hook, args.flow_run_id, schedule, args)
     if final is None:
         return Exit.INTERRUPTED
     if not final.is_completed:
@@ -139,7 +163,7 @@ class _RunStarter:
         return (
             flow_run
             if flow_run.is_final
-            else handle_interrupt(self._hook, flow_run.flow_run_id, self._args, interrupt)
+            else _abort_if_confirmed(self._hook, flow_run.flow_run_id, self._args, interrupt)
         )
 
     def _find_run(self) -> FlowRun | None:
@@ -171,3 +195,108 @@ class _RunStarter:
         if found is None:
             echo_err("No flow run is running; the one that had been created was deleted.")
         return found
+
+
+def _wait_for_run(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Namespace) -> FlowRun | None:
+    """Wait for a flow run and show its progress; return None if Ctrl-C ended the wait and the run continues.
+
+    :raises FlowTimeout: the timeout expired; the run continues.
+    """
+    try:
+        bar = sys.stdout.isatty() and sys.stderr.isatty()
+        wait = hook.create_wait(flow_run_id, schedule, _echo_warning if bar else _echo_log_line)
+        with _progress_bar(flow_run_id) if bar else _no_progress_bar() as show:
+            return hook.run(wait.poll_until_final(show), retry=NO_RETRY)
+    except FlowTimeout as error:
+        message = f"{error} The flow run continues; watch it: {command_line('watch', flow_run_id, args)}"
+        raise FlowTimeout(message) from error
+    except KeyboardInterrupt as interrupt:
+        return _abort_if_confirmed(hook, flow_run_id, args, interrupt)
+    except FlowServiceError as error:
+        if not isinstance(error, FlowNotFound):
+            _report_still_running(flow_run_id, args)
+        raise
+
+
+def _abort_if_confirmed(
+    hook: FlowsHook, flow_run_id: str, args: Namespace, interrupt: KeyboardInterrupt
+) -> FlowRun | None:
+    """Abort the run if the user or `--on-interrupt` says so; return it if it is final, otherwise None."""
+    try:
+        if not _confirm_abort(flow_run_id, args.on_interrupt, interrupt):
+            _report_still_running(flow_run_id, args)
+            return None
+        flow_run = hook.cancel_and_wait(flow_run_id)
+    except (KeyboardInterrupt, FlowError) as error:
+        if isinstance(error, FlowError):
+            echo_err(f"The flow run could not be aborted: {error}")
+        _report_still_running(flow_run_id, args)
+        return None
+    if flow_run is None:
+        echo_err(f"The flow run {flow_run_id} no longer exists at the service.")
+    elif not flow_run.is_final:
+        echo_err(
+            f"The abort of the {flow_run} was requested; it is still {flow_run.raw_state}. "
+            f"Watch it: {command_line('watch', flow_run, args)}"
+        )
+    return flow_run if flow_run is not None and flow_run.is_final else None
+
+
+def _confirm_abort(flow_run_id: str, on_interrupt: str, interrupt: KeyboardInterrupt) -> bool:
+    if on_interrupt == "ask" and is_interactive() and not isinstance(interrupt, SigtermReceived):
+        return confirm(f"Abort the flow run {flow_run_id}?")
+    return on_interrupt == "abort"
+
+
+def _report_still_running(flow_run_id: str, args: Namespace) -> None:
+    watch_command = command_line("watch", flow_run_id, args)
+    abort_command = command_line("abort", flow_run_id, args)
+    echo_err(f"The flow run {flow_run_id} continues. Watch it: {watch_command}; abort it: {abort_command}")
+
+
+def _echo_log_line(_: int, line: str) -> None:
+    echo_err(line)
+
+
+def _echo_warning(level: int, line: str) -> None:
+    """Write what the bar does not show."""
+    if level >= logging.WARNING:
+        echo_err(line)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[ProgressCallback]:
+    yield lambda _: None
+
+
+@contextmanager
+def _progress_bar(flow_run_id: str) -> Iterator[ProgressCallback]:
+    """Show a progress bar on stderr during the block; it remains there afterwards."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[end]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"{escape_control_chars(flow_run_id)} ...", total=1.0, end="")
+
+        def show(flow_run: FlowRun) -> None:
+            raw_state = escape_control_chars(flow_run.raw_state)
+            progress.update(
+                task,
+                completed=flow_run.progress,
+                description=f"{escape_control_chars(flow_run_id)} {raw_state}",
+                end=_expected_end_text(flow_run),
+                refresh=True,
+            )
+
+        yield show
+
+
+def _expected_end_text(flow_run: FlowRun) -> str:
+    end = flow_run.expected_end
+    if flow_run.is_final or end is None:
+        return ""
+    return f"expected end {end.in_timezone('UTC'):%H:%M:%S} UTC"

@@ -1,4 +1,4 @@
-"""A flow graph as SVG: a box for each node, a curve for each edge, and a description in words."""
+"""A flow graph as SVG: a box for each node, a curve for each edge, a description in words, and its style."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 from airflow_provider_flows.core.graph import FlowGraph, Node, NodeKind
-from airflow_provider_flows.drawing.style import FONT, STYLE, get_light_colour
 
 MARGIN, PADDING = 24.0, 14.0  # pixels, as all sizes here
 WIDTH, HEIGHT = 240.0, 140.0  # of a node whose size the export does not give
@@ -27,6 +26,57 @@ _PLACEHOLDER = re.compile(r"(\{[^{}]{1,1000}\})")  # single braces (vendor_notes
 _SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 _JOINERS = "\u200c\u200d"  # Persian letters and emoji are joined by these
 _INVISIBLE = {"Cc", "Cf", "Cs"}  # control characters, changes of direction, lone surrogates
+
+FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+# name -> light, dark; a page overrides each by the custom property `--flow-NAME`
+COLOURS = {
+    "paper": ("#ffffff", "#1b2028"),
+    "ink": ("#1d2430", "#e8edf4"),
+    "soft": ("#566173", "#a3afbf"),
+    "edge": ("#98a3b3", "#6c7889"),
+    "variable": ("#b45309", "#f5b83d"),
+    "action": ("#4f46e5", "#a9b1fb"),
+    "image": ("#be185d", "#f79cc4"),
+    "output": ("#047857", "#3ddba3"),
+    "other": ("#475569", "#b8c4d3"),
+}
+
+
+def get_light_colour(name: str) -> str:
+    """Return the colour of this name on a light page."""
+    return COLOURS[name][0]
+
+
+def _properties(theme: int) -> str:
+    return "".join(f"--f-{name}:var(--flow-{name},{both[theme]});" for name, both in COLOURS.items())
+
+
+def _style_sheet() -> str:
+    """Return the rules: all below `.flow-drawing`, so that they change nothing else of a page."""
+    light, dark = _properties(0), _properties(1)
+    kinds = "".join(
+        f".flow-drawing .{kind} .box{{stroke:var(--f-{kind})}}"
+        f".flow-drawing .{kind} .kind{{fill:var(--f-{kind})}}"
+        for kind in ("variable", "action", "image", "output", "other")
+    )
+    return (
+        "svg:root{color-scheme:light dark}"
+        f".flow-drawing{{max-width:100%;height:auto;{light}}}"
+        f"@media (prefers-color-scheme:dark){{.flow-drawing{{{dark}}}}}"
+        f'.light .flow-drawing,[data-theme="light"] .flow-drawing{{{light}}}'
+        f'.dark .flow-drawing,[data-theme="dark"] .flow-drawing{{{dark}}}'
+        ".flow-drawing .box{fill:var(--f-paper)}"
+        ".flow-drawing .edge{stroke:var(--f-edge)}"
+        ".flow-drawing .head{fill:var(--f-edge)}"
+        ".flow-drawing .name{fill:var(--f-ink)}"
+        ".flow-drawing .soft{fill:var(--f-soft)}"
+        f"{kinds}"
+        ".flow-drawing .placeholder{fill:var(--f-variable)}"
+    )
+
+
+STYLE = _style_sheet()
 
 
 class Box(NamedTuple):

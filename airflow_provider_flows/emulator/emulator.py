@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_flows.emulator.promptchainer.graph import FlowGraph
+from airflow_provider_flows.emulator.graph import FlowGraph
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
 from airflow_provider_flows.emulator.scripting import ActiveFault, Fault, Plan
 from airflow_provider_flows.emulator.state import EmulatorState, RecordedRequest

@@ -1,4 +1,7 @@
-"""All mutable state of one emulator, with the log of its requests, so that a reset can clear all of it."""
+"""All mutable state of one emulator, with the log of its requests, so that a reset can clear all of it.
+
+Both services reject a request that this state does not allow with `ApiError`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,25 @@ from dataclasses import dataclass, field
 from threading import Lock, RLock
 from typing import Any
 
-from airflow_provider_flows.emulator.promptchainer.graph import FlowGraph, sample_graphs
-from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
+from airflow_provider_flows.emulator.graph import FlowGraph, sample_graphs
+from airflow_provider_flows.emulator.runs import ChainRun, Clock, GenerioRun
 from airflow_provider_flows.emulator.scripting import FaultRegistry, PlanQueue
 from airflow_provider_flows.emulator.switches import Switches
-from airflow_provider_flows.emulator.timeline import Clock
 
 MAX_LOGGED_REQUESTS = 100_000
+
+
+class ApiError(Exception):
+    """A request that the emulated service rejects.
+
+    :param status: the HTTP status of the response.
+    :param detail: the reason as text, or a list of entries as FastAPI sends with status 422.
+    """
+
+    def __init__(self, status: int, detail: str | list[dict[str, Any]]) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
 
 
 @dataclass

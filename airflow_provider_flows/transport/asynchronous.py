@@ -11,8 +11,7 @@ import aiohttp
 from yarl import URL
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
-from airflow_provider_flows.core.http import ConversationState, Request, Response, Sleep
-from airflow_provider_flows.core.request_body import Body, is_fully_sent
+from airflow_provider_flows.core.http import Body, ConversationState, Request, Response, Sleep, is_fully_sent
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import Settings
 from airflow_provider_flows.transport.tls_and_proxy import get_proxy, load_tls_context

@@ -12,8 +12,7 @@ import urllib3
 from requests import exceptions as requests_exceptions
 
 from airflow_provider_flows.core.exceptions import FlowError
-from airflow_provider_flows.core.http import ConversationState, Request, Response, Sleep
-from airflow_provider_flows.core.request_body import Body, is_fully_sent
+from airflow_provider_flows.core.http import Body, ConversationState, Request, Response, Sleep, is_fully_sent
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import READ_CHUNK_BYTES, Settings
 

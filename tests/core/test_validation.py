@@ -13,7 +13,7 @@ from airflow.sdk import DAG
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.run import FlowState
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
+from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.preflight import MAX_DEFINITION_ATTEMPTS

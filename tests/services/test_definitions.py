@@ -24,10 +24,10 @@ from airflow_provider_flows.core.validation import (
     select_definition,
     validate_arguments,
 )
-from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
+from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, DefinitionCache
 from airflow_provider_flows.services.generio.api import Generio
-from airflow_provider_flows.services.generio.templates import parse_template
+from airflow_provider_flows.services.generio.responses import parse_template
 from airflow_provider_flows.services.promptchainer import PromptChainer
 from airflow_provider_flows.storage.file_source import FileSource
 from airflow_provider_flows.storage.graph_files import MAX_GRAPH_BYTES, load_graph

@@ -14,7 +14,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.run import FlowState
 from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.emulator.promptchainer.graph import sample_graphs
+from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
 from tests.support.scripted import ScriptedTransport, json_response, request_lines

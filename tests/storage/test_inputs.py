@@ -19,7 +19,7 @@ from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.request_body import Body, to_body
+from airflow_provider_flows.core.http import Body, to_body
 from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook

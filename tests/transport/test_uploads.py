@@ -23,9 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowInvalid, FlowUnreachable
-from airflow_provider_flows.core.http import Request, Resend
+from airflow_provider_flows.core.http import Body, Request, Resend, to_body
 from airflow_provider_flows.core.payload.data_uri import iter_base64
-from airflow_provider_flows.core.request_body import Body, to_body
 from airflow_provider_flows.core.responses import raise_for_status
 from airflow_provider_flows.core.retry import Retry, with_retries
 from airflow_provider_flows.core.run import UploadSource

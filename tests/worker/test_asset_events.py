@@ -16,7 +16,7 @@ from sqlalchemy import select
 from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.worker.asset_events import MAX_EVENT_FILES, add_asset_event_extra
+from airflow_provider_flows.worker.finish import MAX_EVENT_FILES, add_asset_event_extra
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FAST_POLLING, FLOW, MODES, PARAMETERS, PROMPT, run_in_mode
 

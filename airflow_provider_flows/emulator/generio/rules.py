@@ -8,11 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from airflow_provider_flows.emulator.errors import ApiError, UnreadableInputError, validation_error
-from airflow_provider_flows.emulator.generio.templates import Template, find_template
-from airflow_provider_flows.emulator.models import validate_input
+from airflow_provider_flows.emulator.generio.templates import Template, find_template, validation_error
 from airflow_provider_flows.emulator.runs import GenerioRun, InputAsset, Media, OutputAsset
-from airflow_provider_flows.emulator.state import EmulatorState
+from airflow_provider_flows.emulator.state import ApiError, EmulatorState
 from airflow_provider_flows.emulator.switches import Switches
 
 # The status with which FastAPI sends a list of validation errors.
@@ -167,6 +165,11 @@ class Rules:
     @staticmethod
     def input_error(template: Template, inputs: list[InputAsset]) -> str | None:
         """Return which input cannot be read, and why; None if all can."""
+        if all(asset.media.media_type == "text/plain" for asset in inputs):
+            return None
+        # Imported here because the mesh libraries take time and memory, and prompts do not need them.
+        from airflow_provider_flows.emulator.models import UnreadableInputError, validate_input
+
         for number, asset in enumerate(inputs):
             try:
                 validate_input(template.name, asset.media.content)

@@ -6,13 +6,21 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_flows.emulator.errors import validation_error
 from airflow_provider_flows.emulator.switches import Switches
 
 GLB = "model/gltf-binary"
 IMAGES = ("image/png", "image/jpeg", "image/tiff", "image/webp")
 SHORT_NAMES = {GLB: "glb", "text/plain": "text", "prompt": "prompt"}
 TYPES: dict[str, type] = {"string": str, "integer": int, "boolean": bool}
+
+
+def validation_error(location: list[str | int], message: str, kind: str, value: object) -> dict[str, Any]:
+    """Return one entry of the ``detail`` list that FastAPI sends with status 422.
+
+    :param location: path of the value in the request, such as ``["body", "parameters", "seed"]``.
+    :param kind: pydantic's error type, such as ``"missing"``.
+    """
+    return {"type": kind, "loc": location, "msg": message, "input": value}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from airflow_provider_flows.core.responses import error_reason, expect_success, 
 from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import to_epoch
-from airflow_provider_flows.services.generio import responses, templates
+from airflow_provider_flows.services.generio import responses
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
@@ -270,7 +270,7 @@ class Generio(Service):
                 break
             response = yield from send(request)
             value = parse_json(request, response)
-            parsed = templates.parse_definitions(request, response, value)
+            parsed = responses.parse_definitions(request, response, value)
             new = {definition.flow: definition for definition in parsed}
             has_new_rows = not new.keys() <= found.keys()
             found |= new

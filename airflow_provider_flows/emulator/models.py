@@ -1,5 +1,6 @@
-"""Creates meshes from prompts and images, simplifies meshes, and writes them as GLB files.
+"""The work of Generio's templates: meshes from prompts and images, simplified meshes, and GLB files.
 
+The mesh libraries take time and memory, so this module is imported on first use.
 Run as a program, it simplifies the model on its standard input.
 """
 
@@ -9,8 +10,10 @@ Run as a program, it simplifies the model on its standard input.
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import trimesh
@@ -18,8 +21,7 @@ from PIL import Image
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-from airflow_provider_flows.emulator.errors import UnreadableInputError
-from airflow_provider_flows.emulator.models.colours import CLAY, digest, get_colour
+from airflow_provider_flows.emulator.colours import CLAY, digest, get_colour
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +35,36 @@ GRID_SIDE = {"low": 40, "high": 64}
 TEXTURE_SIDE_PIXELS = 128
 RELIEF_HEIGHT = 0.25
 MIN_FACES = 4
+# Larger models are simplified in a child process: the library holds the GIL, about a second for a third of a
+# million triangles, and would block all other requests.
+MIN_SUBPROCESS_BYTES = 1024 * 1024
+
+
+class UnreadableInputError(Exception):
+    """The content of an input does not match its media type."""
+
+
+def validate_input(template: str, content: bytes) -> None:
+    """Validate the content of an input for a template.
+
+    :raises UnreadableInputError: the content cannot be read.
+    """
+    if template == "model_generate_fromimage":
+        open_image(content)
+    elif template == "model_optimize":
+        open_model(content)
+
+
+def create_output(template: str, content: bytes, parameters: dict[str, Any]) -> bytes:
+    """Create the output for a valid input, and return it as a GLB file."""
+    if template == "model_generate_fromimage":
+        return image_to_glb(content, quality=parameters["quality"], texture=parameters["texture"])
+    if template == "model_optimize":
+        is_small = len(content) < MIN_SUBPROCESS_BYTES
+        return (simplify if is_small else _simplify_in_subprocess)(content, parameters["polygon_count"])
+    return prompt_to_glb(
+        content.decode(), **{name: parameters[name] for name in ("quality", "seed", "texture")}
+    )
 
 
 def prompt_to_glb(prompt: str, *, quality: str, seed: int, texture: bool) -> bytes:
@@ -141,6 +173,13 @@ def to_glb(*meshes: trimesh.Trimesh) -> bytes:
     if not isinstance(content, bytes):
         raise TypeError("trimesh did not export a GLB as bytes")
     return content
+
+
+def _simplify_in_subprocess(content: bytes, polygon_count: int) -> bytes:
+    command = [sys.executable, "-m", "airflow_provider_flows.emulator.models", str(polygon_count)]
+    # The child process has to find the same packages as this one.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run(command, input=content, stdout=subprocess.PIPE, env=environment, check=True).stdout  # noqa: S603  our own
 
 
 def _create_stone(numbers: np.random.Generator, subdivisions: int) -> trimesh.Trimesh:

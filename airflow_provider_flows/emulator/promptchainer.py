@@ -18,9 +18,8 @@ from xml.sax.saxutils import escape
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from airflow_provider_flows.emulator.errors import ApiError
-from airflow_provider_flows.emulator.models.colours import digest
-from airflow_provider_flows.emulator.promptchainer.graph import (
+from airflow_provider_flows.emulator.colours import digest
+from airflow_provider_flows.emulator.graph import (
     FlowGraph,
     Node,
     Output,
@@ -28,7 +27,7 @@ from airflow_provider_flows.emulator.promptchainer.graph import (
     create_text,
 )
 from airflow_provider_flows.emulator.runs import ChainRun
-from airflow_provider_flows.emulator.state import EmulatorState
+from airflow_provider_flows.emulator.state import ApiError, EmulatorState
 
 IMAGES_PATH = "/private/org-emulator/user-emulator"
 SEPARATORS = {"newline": "\n", "space": " "}

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
-from airflow_provider_flows.plugin import FlowsPlugin
-from airflow_provider_flows.plugin.lazy_app import PREFIX
+from airflow_provider_flows.plugin import PREFIX, FlowsPlugin
 from tests.test_import_cost import HEAVY, fresh
 
 UNAVAILABLE_SCRIPT = """
@@ -52,7 +51,7 @@ def test_the_plugin_costs_a_task_two_small_modules() -> None:
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     package = "airflow_provider_flows"
-    own = {f"{package}.plugin", f"{package}.plugin.listener", f"{package}.plugin.lazy_app"}
+    own = {f"{package}.plugin", f"{package}.plugin.listener"}
     assert {
         name for name in fresh(script) if name.startswith(f"{package}.") or name.partition(".")[0] in HEAVY
     } == own

@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from typing import Any
 
-from airflow_provider_flows.emulator.models.colours import digest, get_colour
+from airflow_provider_flows.emulator.colours import digest, get_colour
 
 # Returns a model's result for a node and its prompt; None means that the model failed.
 Model = Callable[["Node", str], str | None]
