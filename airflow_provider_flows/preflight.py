@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.start import RunRequest
 
 DEFINITION_TTL_SECONDS = 60.0
-DEFINITION_TIMEOUT_SECONDS = (
-    15.0  # per request; the start of a run waits, and is possible without a definition
-)
+DEFINITION_TIMEOUT_SECONDS = 15.0  # per request; a run can start without a definition, and waits for it
 MAX_DEFINITION_ATTEMPTS = 2
 NOT_VALIDATED = (
     "The definition of flow %s is not available, so its inputs and parameters are not validated: %s"
