@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowInputError, FlowServiceError
 from airflow_provider_flows.core.retry import Retry
+from airflow_provider_flows.core.single_flight import SingleFlightCache
 from airflow_provider_flows.core.validation import (
     NOTHING_STARTED,
     Problems,
@@ -26,58 +26,13 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.start import RunRequest
 
 DEFINITION_TTL_SECONDS = 60.0
-DEFINITION_TIMEOUT_SECONDS = (
-    15.0  # per request; the start of a run waits, and is possible without a definition
-)
+DEFINITION_TIMEOUT_SECONDS = 15.0  # per request; a run can start without a definition, and waits for it
 MAX_DEFINITION_ATTEMPTS = 2
 NOT_VALIDATED = (
     "The definition of flow %s is not available, so its inputs and parameters are not validated: %s"
 )
 
-
-class _CacheEntry(NamedTuple):
-    key: Any
-    expires_at: float
-    value: Any
-
-
-class DefinitionCache:
-    """A thread-safe cache whose entries expire after DEFINITION_TTL_SECONDS; exceptions are not cached.
-
-    :param clock: returns monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = Lock()
-        self._entries: list[_CacheEntry] = []  # a short list, because settings are not hashable
-
-    def get(self, key: Any, load: Callable[[], T], *, reload: bool = False) -> tuple[T, bool]:
-        """Return the value of a key, and whether this call loaded it.
-
-        :param key: compared with `==`.
-        :param load: returns the value if it is not cached.
-        :param reload: load the value even if it is cached.
-        """
-        with self._lock:
-            now = self._clock()
-            self._entries = [entry for entry in self._entries if entry.expires_at > now]
-            hit = next((entry for entry in self._entries if entry.key == key), None)
-        if hit is not None and not reload:
-            return hit.value, False
-        value = load()  # outside the lock, which threads of other services share
-        with self._lock:
-            others = [entry for entry in self._entries if entry.key != key]
-            self._entries = [*others, _CacheEntry(key, self._clock() + DEFINITION_TTL_SECONDS, value)]
-        return value, True
-
-    def clear(self) -> None:
-        """Remove all entries."""
-        with self._lock:
-            self._entries.clear()
-
-
-DEFINITION_CACHE = DefinitionCache()
+DEFINITION_CACHE: SingleFlightCache[list[FlowDefinition]] = SingleFlightCache()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,22 +144,30 @@ class Preflight:
         return PreflightResult(problems, definition)
 
     def _load_definitions(self, flow: str, *, reload: bool = False) -> tuple[list[FlowDefinition], bool]:
-        """Return the definitions, and whether they were loaded just now.
+        """Return the definitions, and whether this call loaded them.
 
         These are the definitions of all flows if the service lists them, else the one of this flow.
 
         :raises FlowServiceError: the service returned no definition.
         """
-        cache_key = (type(self._hook), self._hook.settings, self._hook.extra)
+        load: Callable[[], list[FlowDefinition]]
         if self._service.supports("list_definitions"):
-            return DEFINITION_CACHE.get(
-                cache_key, lambda: self._run(self._service.list_definitions()), reload=reload
-            )
-        if self._service.supports("get_definition"):
-            return DEFINITION_CACHE.get(
-                (*cache_key, flow), lambda: [self.load_definition(flow, self._run)], reload=reload
-            )
-        return [], True
+            key, load = self._get_cache_key(), lambda: self._run(self._service.list_definitions())
+        elif self._service.supports("get_definition"):
+            key, load = self._get_cache_key(flow), lambda: [self.load_definition(flow, self._run)]
+        else:
+            return [], True
+        entry, is_new = DEFINITION_CACHE.get(key, should_reload=lambda *_: reload)
+        if is_new:
+            with DEFINITION_CACHE.share_errors(entry):
+                DEFINITION_CACHE.set_value(entry, load(), DEFINITION_TTL_SECONDS)
+        return entry.future.result(), is_new
+
+    def _get_cache_key(self, flow: str | None = None) -> Hashable:
+        """Return a key of all that definitions depend on, as a digest because it includes the credentials."""
+        settings, extra = self._hook.settings, self._hook.extra
+        parts = (settings, sorted(settings.credentials.items()), sorted(extra.items()), flow)
+        return type(self._hook), sha256(repr(parts).encode()).hexdigest()
 
     def _run(self, conversation: Conversation[T]) -> T:
         attempts = min(MAX_DEFINITION_ATTEMPTS, 1 + self._hook.extra["retries"])

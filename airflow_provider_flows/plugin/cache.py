@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowServiceError, FlowUnreachable
+from airflow_provider_flows.core.single_flight import CacheEntry, SingleFlightCache
 
 T = TypeVar("T")
 
 FINAL_TTL_SECONDS = 60.0  # for responses that no longer change
-MAX_CACHED_RESPONSES = 500
 MAX_SERVICE_THREADS = 8  # a pool of our own, so that a slow service does not block Airflow's pages
 MAX_FILE_THREADS = 4  # downloads may take minutes, so they have a pool of their own
 RESPONSE_WAIT_SECONDS = 10.0  # a page waits this long; a later response is stored for the next request
@@ -37,13 +35,6 @@ class CachedResponse(Generic[T]):
     error: FlowError | None = None
 
 
-@dataclass
-class _Entry:
-    future: Future[CachedResponse[Any]]
-    previous_value: Any = None
-    expires_at: float = float("inf")
-
-
 class ResponseCache:
     """A time-limited cache that runs its calls in threads and at most one call per key at a time.
 
@@ -54,10 +45,8 @@ class ResponseCache:
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, wait_seconds: float = RESPONSE_WAIT_SECONDS
     ) -> None:
-        self._clock = clock
         self._wait_seconds = wait_seconds
-        self._lock = Lock()
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._responses: SingleFlightCache[CachedResponse[Any]] = SingleFlightCache(clock)
         self._service_pool = ThreadPoolExecutor(MAX_SERVICE_THREADS, thread_name_prefix="flows-pages")
         self._file_pool = ThreadPoolExecutor(MAX_FILE_THREADS, thread_name_prefix="flows-files")
 
@@ -72,17 +61,14 @@ class ResponseCache:
         :param load: called in a thread.
         :param get_ttl: returns the number of seconds for which a value is valid.
         """
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None or entry.expires_at <= self._clock():
-                entry = self._submit(key, load, get_ttl, entry)
-            self._entries.move_to_end(key)
+        entry, is_new = self._responses.get(key)
+        if is_new:
+            with self._responses.share_errors(entry):
+                self._service_pool.submit(self._load, entry, load, get_ttl)
         try:
-            return await asyncio.wait_for(
-                asyncio.shield(asyncio.wrap_future(entry.future)), self._wait_seconds
-            )
+            return await asyncio.wait_for(asyncio.wrap_future(entry.future), self._wait_seconds)
         except TimeoutError:
-            return CachedResponse(entry.previous_value, FlowUnreachable(STILL_WAITING))
+            return CachedResponse(_get_previous_value(entry), FlowUnreachable(STILL_WAITING))
 
     async def run_in_file_pool(self, job: Callable[[], T]) -> T:
         """Run a download in a thread of the pool for files."""
@@ -90,40 +76,23 @@ class ResponseCache:
 
     def clear(self) -> None:
         """Remove all entries."""
-        with self._lock:
-            self._entries.clear()
+        self._responses.clear()
 
-    def _submit(
-        self, key: Hashable, load: Callable[[], T], get_ttl: Callable[[T], float], previous: _Entry | None
-    ) -> _Entry:
-        previous_value = _get_value(previous)
-
-        def load_response() -> CachedResponse[T]:
+    def _load(
+        self, entry: CacheEntry[CachedResponse[T]], load: Callable[[], T], get_ttl: Callable[[T], float]
+    ) -> None:
+        with self._responses.share_errors(entry):
             try:
                 value = load()
             except FlowError as error:
-                response, ttl = CachedResponse(previous_value, error), _get_error_ttl(error)
+                response, ttl = CachedResponse(_get_previous_value(entry), error), _get_error_ttl(error)
             else:
                 response, ttl = CachedResponse(value), get_ttl(value)
-            entry.expires_at = self._clock() + ttl
-            return response
-
-        entry = self._entries[key] = _Entry(Future(), previous_value)
-        entry.future = self._service_pool.submit(load_response)
-        entry.future.add_done_callback(lambda future: _expire(entry) if future.exception() else None)
-        while len(self._entries) > MAX_CACHED_RESPONSES:
-            self._entries.popitem(last=False)
-        return entry
+            self._responses.set_value(entry, response, ttl)
 
 
-def _expire(entry: _Entry) -> None:
-    entry.expires_at = float("-inf")
-
-
-def _get_value(entry: _Entry | None) -> Any:
-    if entry is None or not entry.future.done() or entry.future.exception() is not None:
-        return None
-    return entry.future.result().value
+def _get_previous_value(entry: CacheEntry[CachedResponse[T]]) -> T | None:
+    return None if entry.previous is None else entry.previous.value
 
 
 def _get_error_ttl(error: FlowError) -> float:

@@ -24,10 +24,15 @@ from airflow_provider_flows.plugin.airflow_internals import (
     load_task_instance,
 )
 from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
-from airflow_provider_flows.plugin.flow_view import get_definition, get_flow_ids, get_graph
+from airflow_provider_flows.plugin.connection_view import (
+    ListQuery,
+    get_definition,
+    get_flow_ids,
+    get_graph,
+    get_run_list,
+)
 from airflow_provider_flows.plugin.html import quote_segment, render_page
 from airflow_provider_flows.plugin.present import MAX_LINE_LENGTH, to_safe_line
-from airflow_provider_flows.plugin.run_list import ListQuery, get_run_list
 from airflow_provider_flows.plugin.run_view import (
     RunView,
     get_previous_run_view,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -10,13 +12,16 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
+from airflow_provider_flows import preflight
+from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.run import FlowState
+from airflow_provider_flows.core.single_flight import SingleFlightCache
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.preflight import MAX_DEFINITION_ATTEMPTS
+from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, package_log_lines
 from tests.support.scripted import request_lines
@@ -230,6 +235,58 @@ def test_definitions_are_asked_for_once_a_moment(emulator: Emulator, hook: Gener
     other.connection.extra = json.dumps({"retries": 1})
     other.validate(order)
     assert len(asked(emulator)) == 3
+
+
+def test_definitions_are_cached_for_a_minute(
+    emulator: Emulator, hook: GenerioHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A definition is loaded again after a minute, or for an invalid request; an error is not cached."""
+    now = [0.0]
+    cache: SingleFlightCache[list[FlowDefinition]] = SingleFlightCache(lambda: now[0])
+    monkeypatch.setattr(preflight, "DEFINITION_CACHE", cache)
+    emulator.add_fault(Fault(path="/templates", status=404))
+    valid = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
+    invalid = hook.build_request(FLOW, "A chair", {"qualty": "low"}, None)
+
+    def count_requests() -> int:
+        with suppress(FlowInputError):
+            hook.validate(invalid if now[0] == 1 else valid)
+        return len(asked(emulator))
+
+    counts = []
+    for seconds in (
+        0,
+        0,
+        0,
+        DEFINITION_TTL_SECONDS - 1,
+        1,
+        DEFINITION_TTL_SECONDS,
+        DEFINITION_TTL_SECONDS + 1,
+    ):
+        now[0] = seconds
+        counts.append(count_requests())
+    assert counts == [1, 2, 2, 2, 3, 3, 4]
+
+
+def test_threads_load_a_definition_once(emulator: Emulator) -> None:
+    """Threads that validate at the same time share one request."""
+    emulator.add_fault(Fault(path="/templates", delay=0.5))
+    hooks = [GenerioHook("flows_default") for _ in range(4)]
+    requests = [hook.build_request(FLOW, "A chair", None, None) for hook in hooks]
+    with ThreadPoolExecutor(4) as pool:
+        definitions = list(pool.map(lambda hook, request: hook.validate(request), hooks, requests))
+    assert {definition and definition.name for definition in definitions} == {FLOW}
+    assert asked(emulator) == ["GET /templates"]
+
+
+def test_key_of_a_definition_shows_no_secret(hook: GenerioHook) -> None:
+    """Another API key is another key in the cache, but the cache shows neither."""
+    (value,) = hook.settings.credentials.values()
+    keys = [hook.preflight._get_cache_key()]
+    hook.connection.password = "another-key"
+    keys.append(hook.preflight._get_cache_key())
+    assert len(set(keys)) == 2
+    assert not any(secret in repr(keys) for secret in (value.split()[-1], "another-key"))
 
 
 def test_nothing_is_refused_for_what_is_not_news(emulator: Emulator, hook: GenerioHook) -> None:

@@ -25,7 +25,6 @@ from airflow_provider_flows.core.validation import (
     validate_arguments,
 )
 from airflow_provider_flows.emulator.graph import sample_graphs
-from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, DefinitionCache
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.generio.responses import parse_template
 from airflow_provider_flows.services.promptchainer import PromptChainer
@@ -539,29 +538,3 @@ def test_store_that_cannot_be_asked_is_an_error_of_ours(tmp_path: Path, folder: 
             load_graph(place, "f")
         assert "secret" not in str(caught.value)
         assert not caught.value.is_permanent
-
-
-def test_answers_are_kept_for_a_moment() -> None:
-    """What was told is not asked for again for a minute, unless it is wanted anew; an error is not kept."""
-    now, asked = [0.0], []
-    recent = DefinitionCache(lambda: now[0])
-
-    def ask() -> int:
-        asked.append(now[0])
-        if len(asked) == 1:
-            raise FlowInputError("no")
-        return len(asked)
-
-    with pytest.raises(FlowInputError):
-        recent.get("a", ask)
-    assert recent.get("a", ask) == (2, True)
-    now[0] = DEFINITION_TTL_SECONDS - 1
-    assert recent.get("a", ask) == (2, False)
-    assert recent.get("b", ask) == (3, True)
-    assert recent.get("a", ask, reload=True) == (4, True)
-    now[0] += DEFINITION_TTL_SECONDS - 1
-    assert recent.get("a", ask) == (4, False)
-    now[0] += 1
-    assert recent.get("a", ask) == (5, True)
-    recent.clear()
-    assert recent.get("a", ask) == (6, True)

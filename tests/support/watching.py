@@ -69,7 +69,9 @@ async def wait_for_idle_loop(max_seconds: float = 3.0) -> bool:
 
 def age_hook_cache(conn_id: str = "flows_default", seconds: float = 30.0) -> None:
     """Let the look-up of a connection be older than it is: nobody wants to wait for that in a test."""
-    hook_cache._LOOKUPS.get()[conn_id].started_at -= seconds
+    entry = hook_cache._HOOKS.get()._entries[conn_id]
+    entry.started_at -= seconds
+    entry.expires_at -= seconds
 
 
 def error_text(error: BaseException | None, kind: type[FlowError]) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from weakref import ref
 
 import pytest
 
@@ -169,3 +172,18 @@ async def test_connection_that_is_taken_away_is_an_error_of_ours(
     age_hook_cache()
     with pytest.raises(FlowError, match="flows_default"):
         await task
+
+
+@pytest.mark.usefixtures("station")
+@pytest.mark.parametrize("conn_id", ["flows_default", "missing"])
+def test_event_loop_is_not_held_after_a_lookup(conn_id: str) -> None:
+    """A loop on which a connection was looked up, also in vain, can be collected."""
+
+    async def look_up() -> ref[asyncio.AbstractEventLoop]:
+        with suppress(Exception):
+            await asyncio.gather(*(get_hook_cached(conn_id) for _ in range(3)))
+        return ref(asyncio.get_running_loop())
+
+    loop, _ = asyncio.run(look_up()), asyncio.run(look_up())  # asgiref, in Airflow, holds the latest one
+    gc.collect()
+    assert loop() is None

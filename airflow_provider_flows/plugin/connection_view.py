@@ -1,6 +1,7 @@
-"""The runs of a connection: filtered, sorted and paged.
+"""The flow runs and the flows of a connection.
 
-The complete list is fetched from the service and cached; filters and pages are applied to the cached list.
+The complete list of runs is fetched from the service and cached; filters and pages are applied to the cached
+list. The ids, definitions and exported graphs of flows are cached too.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 
+from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError
+from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.run import FlowRun, FlowState
-from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
+from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE, CachedResponse
 from airflow_provider_flows.plugin.present import to_run_schema, to_safe_line
 from airflow_provider_flows.plugin.run_view import INVALID_KEY_NOTE, PAGE_TIMEOUT_SECONDS, get_flows_hook
 from airflow_provider_flows.plugin.schemas import RunListSchema
@@ -28,6 +31,7 @@ from airflow_provider_flows.plugin.schemas import RunListSchema
 RUNS_PER_PAGE = 25
 RUN_LIST_TTL_SECONDS = 5.0  # minimum time between two list requests of a connection
 MAX_FLOW_FILTERS = 500
+MAX_FLOWS = 500
 
 NO_LIST_NOTE = (
     "This service does not list flow runs: a run ends with the response to its start. "
@@ -175,3 +179,65 @@ def _load_listing(conn_id: str) -> _RunListing:
 def _get_listing_ttl(listing: _RunListing) -> float:
     """Return the TTL of a list: at least twice the time that it took to load."""
     return max(RUN_LIST_TTL_SECONDS, 2 * listing.load_seconds)
+
+
+# Flows
+
+
+async def get_flow_ids(conn_id: str) -> CachedResponse[list[str]]:
+    """Return the ids of the flows with an exported graph in the connection's folder, and of its test flow."""
+    return await RESPONSE_CACHE.get(
+        ("flows", conn_id), lambda: _load_flow_ids(conn_id), lambda _: FINAL_TTL_SECONDS
+    )
+
+
+def _load_flow_ids(conn_id: str) -> list[str]:
+    extra = get_flows_hook(conn_id).extra
+    test_flow = extra.get("test_flow")
+    flow_ids = {*_list_exported_flows(extra.get("graphs")), *([test_flow] if test_flow else [])}
+    return sorted(flow_ids)[:MAX_FLOWS]
+
+
+def _list_exported_flows(folder: str | None) -> list[str]:
+    if not folder:
+        return []
+    from airflow.sdk import ObjectStoragePath  # slow to import; most connections have no such folder
+
+    try:
+        names = [path.name for path in ObjectStoragePath(folder).iterdir()]
+    except Exception as error:
+        raise FlowInputError(
+            f"The folder of flow graphs {folder!r} cannot be read: {type(error).__name__}. "
+            "Check the connection's Flow graphs field."
+        ) from error
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+
+async def get_definition(conn_id: str, flow: str) -> tuple[FlowDefinition | None, FlowError | None]:
+    """Return a flow's definition, None if there is none yet, and the error of the last attempt to load it."""
+    response = await RESPONSE_CACHE.get(
+        ("definition", conn_id, flow), lambda: _load_definition(conn_id, flow), lambda _: FINAL_TTL_SECONDS
+    )
+    return response.value, response.error
+
+
+def _load_definition(conn_id: str, flow: str) -> FlowDefinition:
+    with closing(get_flows_hook(conn_id)) as hook:
+        return hook.preflight.load_definition(
+            flow,
+            lambda conversation: hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS),
+        )
+
+
+async def get_graph(conn_id: str | None, flow: str | None) -> FlowGraph | None:
+    """Return a flow's exported graph, None if none is configured or it cannot be read."""
+    if conn_id is None or not flow:
+        return None
+    response = await RESPONSE_CACHE.get(
+        ("graph", conn_id, flow), lambda: _load_graph(conn_id, flow), lambda _: FINAL_TTL_SECONDS
+    )
+    return response.value
+
+
+def _load_graph(conn_id: str, flow: str) -> FlowGraph | None:
+    return get_flows_hook(conn_id).get_graph(flow)
