@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-from airflow_provider_flows.emulator.generio.templates import Template
+from airflow_provider_flows.emulator.generio_templates import Template
 from airflow_provider_flows.emulator.scripting import Plan
 
 FINAL_STATES = frozenset({"completed", "failed", "aborted"})

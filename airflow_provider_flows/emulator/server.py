@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from airflow_provider_flows.emulator.generio.routes import GenerioApi
+from airflow_provider_flows.emulator.generio import GenerioApi
 from airflow_provider_flows.emulator.graph import FlowGraph
 from airflow_provider_flows.emulator.middleware import CONTROL_PREFIX, EmulatorMiddleware, FindConnection
 from airflow_provider_flows.emulator.promptchainer import PromptChainerApi

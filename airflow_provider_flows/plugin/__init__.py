@@ -84,7 +84,7 @@ class LazyApp:
 
 def _create_app() -> App:
     try:
-        from airflow_provider_flows.plugin.app import create_app
+        from airflow_provider_flows.plugin.routes import create_app
     except ImportError as error:
         log.warning(UNAVAILABLE_WARNING, error)
         return _send_unavailable

@@ -25,9 +25,9 @@ from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import HEADERS
-from airflow_provider_flows.plugin.app import create_app
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
 from airflow_provider_flows.plugin.output_files import NoFileError, open_output
+from airflow_provider_flows.plugin.routes import create_app
 from airflow_provider_flows.plugin.run_view import PAGE_POLL_SECONDS, RunView
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.plugin_rights import CARLS_CONNECTION, DORAS_DAG

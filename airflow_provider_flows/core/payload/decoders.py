@@ -16,13 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from airflow_provider_flows.core.payload.base64_stream import Base64Stream, decode_prefix
-from airflow_provider_flows.core.payload.data_uri import DataUriDecoder, sniff
+from airflow_provider_flows.core.payload.data_uri import Base64Stream, DataUriDecoder, decode_prefix, sniff
 from airflow_provider_flows.core.payload.integrity import MIN_SNIFF_BYTES
 from airflow_provider_flows.core.payload.json_stream import JsonStringExtractor
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.payload.base64_stream import Write
+    from airflow_provider_flows.core.payload.data_uri import Write
     from airflow_provider_flows.core.payload.integrity import IntegrityChecker
 
 DATA_URI_SCHEME = b"data:"

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 
-from airflow_provider_flows.core.payload.base64_stream import Write
+from airflow_provider_flows.core.payload.data_uri import Write
 from airflow_provider_flows.core.responses import MAX_JSON_DEPTH, parse_bounded_json
 
 FILE_KEYS = frozenset({"data", "file_data"})  # vendor_notes.md, G-02 and G-09

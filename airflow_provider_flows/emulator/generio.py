@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 
-from airflow_provider_flows.emulator.generio.rules import Rules
-from airflow_provider_flows.emulator.generio.templates import GLB, TEMPLATES, Template, validation_error
+from airflow_provider_flows.emulator.generio_rules import Rules
+from airflow_provider_flows.emulator.generio_templates import GLB, TEMPLATES, Template, validation_error
 from airflow_provider_flows.emulator.runs import (
     GenerioRun,
     InputAsset,

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from airflow_provider_flows.emulator.generio.templates import Template, find_template, validation_error
+from airflow_provider_flows.emulator.generio_templates import Template, find_template, validation_error
 from airflow_provider_flows.emulator.runs import GenerioRun, InputAsset, Media, OutputAsset
 from airflow_provider_flows.emulator.state import ApiError, EmulatorState
 from airflow_provider_flows.emulator.switches import Switches
