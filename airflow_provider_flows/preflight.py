@@ -32,7 +32,9 @@ NOT_VALIDATED = (
     "The definition of flow %s is not available, so its inputs and parameters are not validated: %s"
 )
 
-DEFINITION_CACHE: SingleFlightCache[list[FlowDefinition]] = SingleFlightCache()
+DEFINITION_CACHE: SingleFlightCache[list[FlowDefinition]] = SingleFlightCache(
+    max_load_seconds=DEFINITION_TTL_SECONDS
+)
 
 
 @dataclass(frozen=True, slots=True)
