@@ -16,6 +16,8 @@ import pytest
 
 from tools.airflow_settings import own_environment
 
+pytest_plugins = ("tests.support.fixtures",)
+
 if "airflow" in sys.modules:
     # Airflow reads its settings once, at its first import: it would work on the developer's own database.
     raise pytest.UsageError("Airflow was imported before tests/conftest.py could give it a folder of its own")

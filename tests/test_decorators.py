@@ -33,13 +33,7 @@ ROOT = Path(__file__).parent.parent
 LOW = {"quality": "low"}
 USUAL: dict[str, Any] = {"flow": FLOW, "parameters": LOW, **FAST_POLLING}
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
-    flow_emulator.run_seconds = 0.3
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=0.3)
 
 
 def rendered(run_id: str) -> dict[str, Any]:

@@ -29,18 +29,12 @@ from airflow_provider_flows.sensors import FlowRunSensor
 from airflow_provider_flows.storage.locations import console_url
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, MODES, count_polls, run_in_mode
-from tests.support.stores import attach_bucket_store
+from tests.support.object_stores import attach_bucket_store
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, RETRY_ARGUMENTS
 
 Links = dict[str, dict[str, str | None]]
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
-    flow_emulator.run_seconds = 0.3
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=0.3)
 
 
 def links(result: DagResult) -> Links:

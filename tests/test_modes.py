@@ -36,13 +36,7 @@ REMEMBERED = [
 ]
 TO_THE_END = (200.0, 900.0)  # after the first look it is running at 11 %, after the second one it is over
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator that the looks move on, and triggers that need not wait before their event goes."""
-    flow_emulator.run_seconds = SECONDS
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=SECONDS)
 
 
 def served(emulator: Emulator, flow_run_id: str) -> bytes:

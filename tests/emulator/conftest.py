@@ -13,19 +13,6 @@ from airflow_provider_flows.emulator import Emulator
 from tests.emulator.caller import EmulatorClient
 
 
-@pytest.fixture(scope="session")
-def _emulator() -> Iterator[Emulator]:
-    with Emulator(run_seconds=0.3) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(_emulator: Emulator) -> Emulator:
-    """Give a test the session's emulator as if it were new."""
-    _emulator.reset()
-    return _emulator
-
-
 @pytest.fixture
 def caller(emulator: Emulator) -> Iterator[EmulatorClient]:
     """Give a test a client with the key."""

@@ -18,12 +18,11 @@ from airflow_provider_flows.core.http import Conversation, Request, Response, pa
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.emulator import Emulator, Fault
-from tests.support.doors import (
+from tests.support.drivers import (
     DRIVERS,
     TOKEN,
     Driver,
     catch_unreachable,
-    clear_proxy_environment,
     settings_for,
     single_request,
 )
@@ -53,17 +52,7 @@ BROKEN = [
     send_and_close(OK + b"X: " + b"a" * 200_000 + b"\r\n\r\n"),
 ]
 
-
-@pytest.fixture(params=DRIVERS)
-def door(request: pytest.FixtureRequest) -> Driver:
-    """Give both transports, one after the other."""
-    return DRIVERS[request.param]
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what the machine says of proxies and certificates."""
-    clear_proxy_environment(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 class TestWhatGoesOut:

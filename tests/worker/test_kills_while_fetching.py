@@ -16,17 +16,13 @@ import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.worker.task_state import FILES_KEY, RECORD_KEY
-from tests.support.downloading import kill, list_files
-from tests.support.kept_on_disk import DiskStore, run_try, start_first_try
-from tests.support.tries import CHAIR_ARGUMENTS, set_up
+from tests.support.disk_store import DiskStore, run_try, start_first_try
+from tests.support.downloads import kill, list_files
+from tests.support.tries import CHAIR_ARGUMENTS
 
 HANGS = 8.0  # seconds; longer than the test takes to notice
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs take no time."""
-    return set_up(flow_emulator, monkeypatch)
+pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
 def killed_when(process: subprocess.Popen[bytes], reached: Callable[[], object]) -> None:

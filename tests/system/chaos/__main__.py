@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.system.chaos.case import Scenario
+from tests.system.chaos.component_failures import MANY
 from tests.system.chaos.report import Row, markdown_table, play_all, skipped_row, write_report
 from tests.system.chaos.scenarios import all_scenarios, quick_scenarios
 from tests.system.chaos.services import EmulatorService, ExternalService, IndependentService, ServiceFactory
 from tests.system.chaos.stage import Stage
-from tests.system.chaos.upheavals import MANY
 from tools.processes import exit_on_sigterm
 
 

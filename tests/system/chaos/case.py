@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.system.chaos import victims
+from tests.system.chaos import processes
 from tests.system.chaos.proxy import CREATE_LOCK, Action, Interception, Proxy, When
 from tests.system.chaos.services import EmulatorService, Plan, ServiceFactory, ServiceUnderTest
 
@@ -100,7 +100,7 @@ class Case:
         pid = self._task_at(port)
         if pid is None:
             return False
-        victims.kill(pid)
+        processes.kill(pid)
         self.killed_pids.append(pid)
         return True
 
@@ -112,8 +112,8 @@ class Case:
         return False
 
     def _task_at(self, port: int) -> int | None:
-        pid = victims.owner_of(port, self.proxy.port)
-        return pid if pid is not None and victims.is_task(pid, self.stage.schedulers) else None
+        pid = processes.owner_of(port, self.proxy.port)
+        return pid if pid is not None and processes.is_task(pid, self.stage.schedulers) else None
 
     def take_service_down(self, _port: int) -> bool:
         """Let the service be away from now on; a deed for `arm`."""

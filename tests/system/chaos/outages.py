@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.system.chaos.case import RUN_PATH, Case, Scenario
-from tests.system.chaos.deaths import MODES
 from tests.system.chaos.services import Plan
+from tests.system.chaos.worker_kills import MODES
 
 EXPECTED = {"starts": 1, "task": "success", "runs": "1 completed"}
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.system.chaos.case import Scenario
-from tests.system.chaos.deaths import chain_scenarios, control_scenarios, double_kill_scenario, kill_scenarios
+from tests.system.chaos.component_failures import MANY, infrastructure_scenarios
 from tests.system.chaos.outages import outage_scenarios
-from tests.system.chaos.people import (
+from tests.system.chaos.user_actions import (
     clear_scenarios,
     eviction_scenarios,
     mark_scenarios,
     partial_transfer_scenarios,
 )
-from tests.system.chaos.upheavals import MANY, infrastructure_scenarios
+from tests.system.chaos.worker_kills import (
+    chain_scenarios,
+    control_scenarios,
+    double_kill_scenario,
+    kill_scenarios,
+)
 
 
 def all_scenarios(many: int = MANY) -> Iterator[Scenario]:

@@ -1,4 +1,4 @@
-"""Takes the openlineage provider and its library away from a Python, as if nobody had installed them: `-p tests.support.no_lineage`.
+"""Takes the openlineage provider and its library away from a Python, as if nobody had installed them: `-p tests.support.without_openlineage`.
 
 It must be imported before Airflow is; what must work all the same is asserted by who uses it.
 """

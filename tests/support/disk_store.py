@@ -17,7 +17,7 @@ from tests.support.task_instances import Store, context
 
 TRY_SCRIPT = """
 import json, sys
-from tests.support.kept_on_disk import run_try
+from tests.support.disk_store import run_try
 arguments = json.loads(sys.argv[1])
 run_try(arguments["store"], arguments["try_number"], arguments["arguments"])
 """

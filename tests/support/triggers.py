@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import pytest
-
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.run import FlowRun
@@ -21,11 +19,6 @@ from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 from airflow_provider_flows.triggers import FlowRunTrigger, run_from_event
 
 POLL_INTERVALS = (0.1, 0.1)  # poll_interval, max_poll_interval
-
-
-def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let triggers send their events at once, as they may on a machine without executors."""
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
 
 
 async def run_trigger(

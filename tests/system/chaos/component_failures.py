@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from tests.system.chaos import victims
+from tests.system.chaos import processes
 from tests.system.chaos.case import FINAL_TASK_STATES, Case, Scenario
-from tests.system.chaos.deaths import MODES
-from tests.system.chaos.people import ENDLESS_PLANS, mark_and_check, mark_while_waiting
 from tests.system.chaos.services import Plan
 from tests.system.chaos.stage import LONG_SECONDS, MANY_TASKS_DAG
+from tests.system.chaos.user_actions import ENDLESS_PLANS, mark_and_check, mark_while_waiting
+from tests.system.chaos.worker_kills import MODES
 
 MANY = 50
 SECONDS_PER_TASK = 8.0  # seconds that one task among many may take, on a machine with few cores
@@ -69,7 +69,7 @@ def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
 def _kill_triggerer(case: Case, many: int) -> dict[str, Any]:
     run_id = _start_all_deferred(case, many)
     airflow = case.stage.airflow
-    victims.kill(*victims.process_tree(airflow.process("triggerer").pid))
+    processes.kill(*processes.process_tree(airflow.process("triggerer").pid))
     airflow.restart("triggerer")
     return _finish_runs(case, run_id)
 
@@ -77,7 +77,7 @@ def _kill_triggerer(case: Case, many: int) -> dict[str, Any]:
 def _suspend_triggerer(case: Case, many: int) -> dict[str, Any]:
     run_id = _start_all_deferred(case, many)
     airflow = case.stage.airflow
-    first = victims.process_tree(airflow.process("triggerer").pid)
+    first = processes.process_tree(airflow.process("triggerer").pid)
     first_triggerers = set(_triggerers(case, run_id))
     second = airflow.second_program("triggerer")
     second.start()
@@ -88,15 +88,15 @@ def _suspend_triggerer(case: Case, many: int) -> dict[str, Any]:
         return len(current) == many and first_triggerers.isdisjoint(current)
 
     try:
-        victims.kill(*first, number=signal.SIGSTOP)
+        processes.kill(*first, number=signal.SIGSTOP)
         moved = case.wait_until(is_moved, _max_wait(many))
         time.sleep(3)
-        victims.kill(*first, number=signal.SIGCONT)
+        processes.kill(*first, number=signal.SIGCONT)
         time.sleep(SETTLE_SECONDS)
         states = case.service.states(case.traffic.created_ids)
         facts = _finish_runs(case, run_id)
     finally:
-        victims.kill(*first, number=signal.SIGCONT)
+        processes.kill(*first, number=signal.SIGCONT)
         second.stop()
     return facts | {"moved": moved, "aborted": states if "aborted" in states else 0}
 
@@ -110,7 +110,7 @@ def _mark_after_restart(case: Case) -> dict[str, Any]:
 def _mark_without_triggerer(case: Case) -> dict[str, Any]:
     """Mark while no triggerer has the task, and so none is told."""
     airflow = case.stage.airflow
-    victims.kill(*victims.process_tree(airflow.process("triggerer").pid))
+    processes.kill(*processes.process_tree(airflow.process("triggerer").pid))
     try:
         run_id = case.trigger("deferrable")
         case.wait_until(lambda: case.state("deferrable", run_id) == "deferred")
@@ -123,7 +123,7 @@ def _kill_scheduler(case: Case, mode: str) -> dict[str, Any]:
     run_id = case.trigger(mode)
     case.wait_until(lambda: case.is_waiting(mode, run_id))
     stage = case.stage
-    victims.kill(stage.airflow.process("scheduler").pid)
+    processes.kill(stage.airflow.process("scheduler").pid)
     stage.airflow.restart("scheduler")
     stage.schedulers.add(stage.airflow.process("scheduler").pid)
     case.wait_for_end(mode, run_id)

@@ -30,7 +30,7 @@ FETCH_SCRIPT = """
 import sys
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import fetch_outputs_or_raise
-from tests.support.downloading import hook_to, run_of
+from tests.support.downloads import hook_to, run_of
 fetch_outputs_or_raise(hook_to(sys.argv[1]), run_of("chair"), OutputOptions(sys.argv[2]))
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
-from tests.support.watching import wait_for_condition
+from tests.support.triggers import wait_for_condition
 
 POLL_SECONDS = 0.1  # seconds; a poll interval
 

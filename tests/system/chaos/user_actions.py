@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tests.system.chaos import victims
+from tests.system.chaos import processes
 from tests.system.chaos.case import MAX_WAIT_SECONDS, RUN_PATH, Case, Scenario
-from tests.system.chaos.deaths import BODY, MODES, START_POINTS, RequestPoint
 from tests.system.chaos.services import Plan
+from tests.system.chaos.worker_kills import BODY, MODES, START_POINTS, RequestPoint
 
 MAX_ABORT_SECONDS = 30.0  # seconds in which a kill must have come to the service
 OBSERVATION_SECONDS = 20.0  # seconds in which nothing must have come of it
@@ -128,7 +128,7 @@ def _mark_during_request(case: Case, point: RequestPoint) -> dict[str, Any]:
     if not blocked.wait(MAX_WAIT_SECONDS):
         return {"error": "the request never came"}
     case.mark("blocking", run_id, "failed")
-    case.wait_until(lambda: not victims.is_alive(case.task_pids[0]), MAX_ABORT_SECONDS)
+    case.wait_until(lambda: not processes.is_alive(case.task_pids[0]), MAX_ABORT_SECONDS)
     task_ended.set()
     time.sleep(1)
     return case.facts("blocking", run_id)
@@ -151,9 +151,11 @@ def eviction_scenarios() -> Iterator[Scenario]:
         if not case.wait_until(lambda: case.task_pids):
             return {"error": "no task was seen"}
         task = case.task_pids[0]
-        both = [victims.parent_pid(task), task] if number == signal.SIGKILL else [victims.parent_pid(task)]
-        victims.kill(*(both if worker else [task]), number=number)
-        signalled = case.wait_until(lambda: not victims.is_alive(task), 60)
+        both = (
+            [processes.parent_pid(task), task] if number == signal.SIGKILL else [processes.parent_pid(task)]
+        )
+        processes.kill(*(both if worker else [task]), number=number)
+        signalled = case.wait_until(lambda: not processes.is_alive(task), 60)
         case.wait_for_end("blocking", run_id)
         return case.facts("blocking", run_id) | {"signalled": int(signalled)}
 
