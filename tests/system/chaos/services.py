@@ -147,11 +147,11 @@ class IndependentService(ServiceUnderTest):
 
     def start(self) -> None:
         """Begin to answer."""
-        self._server.__enter__()
+        self._server.start()
 
     def stop(self) -> None:
         """End."""
-        self._server.__exit__(None, None, None)
+        self._server.stop()
 
     def plan_next(self, plan: Plan) -> None:
         """Hand it to the server."""
