@@ -36,7 +36,7 @@ cli __init__ start
 
 
 def test_imports_run_downward_in_the_tree() -> None:
-    """The tree names every module, and each module imports only modules before it and its folder's libraries."""
+    """The tree names every module; a module imports only modules before it and its folder's libraries."""
     breaches = find_layering_breaches(read_modules(FOLDER), parse_tree())
     assert not breaches, "\n".join(breaches)
 
@@ -120,7 +120,7 @@ def test_module_of_the_tree_that_does_not_exist_is_found() -> None:
 
 
 def test_imports_that_run_downward_are_allowed() -> None:
-    """The check accepts each form of import of earlier modules, the folder's libraries, and the exceptions."""
+    """The check accepts every form of downward import, the folder's libraries, and the exceptions."""
     modules = dict.fromkeys(parse_tree(TREE), "") | {
         f"{PACKAGE}.{name}": source
         for name, source in {

@@ -24,10 +24,10 @@ def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 def emulator(
     flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Emulator:
-    """Return the session's emulator after a reset, with the connections to it, and let triggers emit events at once.
+    """Return the session's emulator after a reset, with connections to it; triggers emit events at once.
 
-    A test module changes its settings with `pytestmark = pytest.mark.emulator(run_seconds=..., abort=..., retries=...)`:
-    how long flow runs take, the switch `abort`, and how often the connections retry a request.
+    The mark `emulator` changes settings for a module or a test: `run_seconds` is the time that flow runs take, `abort`
+    the switch of that name, and `retries` how often the connections retry a request.
     """
     marker = request.node.get_closest_marker("emulator")
     settings = marker.kwargs if marker else {}
@@ -52,7 +52,7 @@ def hook(emulator: Emulator) -> GenerioHook:  # noqa: ARG001  # it sets the conn
 
 @pytest.fixture
 def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Yield a server of scripted flow runs, with the connection `flows_default` to it, and let triggers emit events at once."""
+    """Yield a scripted flow server, with the connection `flows_default` to it; triggers emit events at once."""
     from tests.support.flow_server import StubFlowServer
 
     disable_event_delay(monkeypatch)

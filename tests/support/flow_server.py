@@ -114,7 +114,7 @@ class StubFlowServer(StubServer):
         ]
 
     def respond(self, request: ReceivedRequest) -> StubResponse:
-        """Record a request, and return the response to it; the functions of a test are called one at a time."""
+        """Record a request, and return the response to it; a test's functions are called one at a time."""
         parts = urlsplit(request.path)
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         received = ApiRequest(parts.path, dict(parse_qsl(parts.query)), key, request.at)

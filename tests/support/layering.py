@@ -42,7 +42,6 @@ triggerer __init__ per_loop hook_cache shared_poller finished_runs_feed watcher_
 drawing style svg mermaid __init__
 plugin airflow_internals cache html listener schemas present run_view flow_view output_files run_list routes
 plugin app lazy_app __init__
-cli __init__ arguments exit_codes parser terminal command draw query download manage progress run
 emulator errors scripting switches timeline
 emulator/generio __init__ templates
 emulator/models colours meshes __init__
@@ -50,9 +49,8 @@ emulator/promptchainer __init__ graph
 emulator runs state control middleware
 emulator/generio responses rules routes
 emulator/promptchainer routes
-emulator server emulator __init__ __main__
-cli emulator
-emulator pytest_plugin
+emulator server emulator __init__ __main__ pytest_plugin
+cli __init__ arguments emulator exit_codes parser terminal command draw query download manage progress run
 """
 
 _PURE = ("core", "services")  # no I/O, no Airflow, no HTTP library
@@ -68,7 +66,7 @@ _ALLOWED = (
 _PRINT_ORDER = (
     "core", "__init__", "services", "transport", "connection", "metrics", "provider_info",
     "retry_policy", "exceptions", "base_hook", "storage", "preflight", "hooks", "worker", "triggerer",
-    "triggers", "links", "sensors", "operators", "decorators", "drawing", "plugin", "cli", "emulator",
+    "triggers", "links", "sensors", "operators", "decorators", "drawing", "plugin", "emulator", "cli",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The socket server of all tests, and what is built on it: HTTP servers that respond by rule, and one that misbehaves.
+"""The socket server of all tests, and on it HTTP servers that respond by rule, and a server that misbehaves.
 
 The servers use nothing of the package. Each runs in threads from the start of its `with` block to the end.
 """
@@ -84,7 +84,7 @@ class TcpServer:
 
 
 class HttpHandler(BaseHTTPRequestHandler):
-    """The requests of one connection; a subclass says how to respond."""
+    """The requests of one connection; a subclass responds to them."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -126,7 +126,7 @@ class HttpHandler(BaseHTTPRequestHandler):
 
 
 class HttpServer(TcpServer):
-    """An HTTP server whose connections are handled by a subclass of `HttpHandler`, which has it as `server`."""
+    """An HTTP server with a subclass of `HttpHandler`, which has the server as its attribute `server`."""
 
     def __init__(self, handler: type[HttpHandler], tls: ssl.SSLContext | None = None) -> None:
         super().__init__(
@@ -210,7 +210,7 @@ class _StubHandler(HttpHandler):
 
 
 class MisbehavingServer(TcpServer):
-    """A TCP server that reads one complete request of each connection and then calls `act` with the connection."""
+    """A TCP server that reads one complete request of each connection, and then calls `act` with it."""
 
     def __init__(self, act: Callable[[socket.socket], None], tls: ssl.SSLContext | None = None) -> None:
         super().__init__(self._read_and_act, tls)
