@@ -59,7 +59,7 @@ def run_script(script: str) -> Any:
 
 
 def test_operators_and_sensors_import_few_small_modules() -> None:
-    """A DAG file imports no HTTP library, no pendulum, no trigger, no service, and nothing of other packages."""
+    """A DAG file imports no HTTP library, no pendulum, no trigger, no service, and no other package."""
     # Airflow before 3.2 loads the provider info later
     assert set(run_script(BASE + PRINT_NEW_MODULES)) - PROVIDER_INFO_MODULES == DAG_FILE_MODULES
 

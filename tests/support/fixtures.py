@@ -26,8 +26,8 @@ def emulator(
 ) -> Emulator:
     """Return the session's emulator after a reset, with connections to it; triggers emit events at once.
 
-    The mark `emulator` changes settings for a module or a test: `run_seconds` is the time that flow runs take, `abort`
-    the switch of that name, and `retries` how often the connections retry a request.
+    The mark `emulator` changes settings for a module or a test: `run_seconds` is the duration of flow runs,
+    `abort` the switch of that name, and `retries` how often the connections retry a request.
     """
     marker = request.node.get_closest_marker("emulator")
     settings = marker.kwargs if marker else {}
@@ -52,7 +52,7 @@ def hook(emulator: Emulator) -> GenerioHook:  # noqa: ARG001  # it sets the conn
 
 @pytest.fixture
 def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Yield a scripted flow server, with the connection `flows_default` to it; triggers emit events at once."""
+    """Yield a scripted flow server, with `flows_default` as its connection; triggers emit events at once."""
     from tests.support.flow_server import StubFlowServer
 
     disable_event_delay(monkeypatch)

@@ -60,7 +60,7 @@ class Run:
         return self.aborted_at or self.started_at + self.plan.seconds
 
     def files(self, now: float) -> dict[str, dict[str, Any]]:
-        """Return the outputs by asset id: a model for each input and, if there are several, one for all of them."""
+        """Return the outputs by asset id: a model for each input and, if there are several, one for all."""
         if self.state(now) != "completed":
             return {}
         prompts = [str(item["data"]) for item in self.inputs]

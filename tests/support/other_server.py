@@ -1,4 +1,4 @@
-"""An independent server of both documented APIs, written from the vendors' pages; it uses nothing of the package.
+"""An independent server of both documented APIs, written from the vendors' pages, without code of the package.
 
 Where the pages are ambiguous, it chooses a reading that is not the emulator's default.
 """
@@ -53,7 +53,7 @@ class OtherServer(StubServer):
         )
 
     def plan_next(self, *, seconds: float | None = None, error: str | None = None) -> None:
-        """Plan the flow run that is created next: how long it takes, and the error that it fails with, if any."""
+        """Plan the flow run that is created next: its duration, and the error that it fails with, if any."""
         self._ledger.plan_next(RunPlan(self._default_seconds if seconds is None else seconds, error))
 
     def advance(self, seconds: float) -> None:
@@ -61,7 +61,7 @@ class OtherServer(StubServer):
         self._ledger.advance(seconds)
 
     def count_paid(self, tag: str) -> int:
-        """Return the number of started, and so billed, runs that have this value in their metadata or variables."""
+        """Return the number of billed runs that have this value in their metadata or variables."""
         return sum(isinstance(payment, dict) and tag in payment.values() for payment in self._ledger.payments)
 
     def respond(self, request: ReceivedRequest) -> StubResponse:
@@ -143,7 +143,7 @@ class OtherServer(StubServer):
         return run
 
     def _to_json(self, run: Run) -> dict[str, Any]:
-        """Return the JSON of a run: progress only at the end, and a failure's reason under a key that is not documented."""
+        """Return a run's JSON: progress only at the end, a failure's reason under an undocumented key."""
         now = self._ledger.now()
         state = run.state(now)
         return {
@@ -166,7 +166,7 @@ class OtherServer(StubServer):
         return [{"name": OUTPUT, "type": "output"}, *rows]
 
     def _run_chain(self, chain: str, body: dict[str, Any], **_: Any) -> list[dict[str, str]]:
-        """Return one output and a row of another type, which vendor code filters out (vendor_notes.md, P-12)."""
+        """Return one output and a row of another type, which vendor code ignores (vendor_notes.md, P-12)."""
         self._chain_info(chain)
         variables = body.get("variables")
         if not isinstance(variables, dict) or set(variables) != set(VARIABLES):
@@ -184,7 +184,7 @@ def _to_response(result: Any) -> StubResponse:
 
 
 def _error_response(error: HttpError, *, chain: bool) -> StubResponse:
-    """Return the response to a rejected request: 422 as documented, any other in a form that the pages leave open."""
+    """Return the response to a rejected request: 422 as documented, others in forms that are not documented."""
     message = str(error)
     if chain:
         return StubResponse(error.status, {"Content-Type": "text/plain"}, message.encode())

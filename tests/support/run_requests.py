@@ -1,4 +1,4 @@
-"""One order for each service, and the record of a start, for the tests of how runs are started and picked up."""
+"""A run request for each service, and a run record, for the tests of starting and resuming runs."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ CHAIN_REQUEST = RunRequest(CHAIN_ID, {"color": "red", "item": "ball"})
 def start_and_record(
     hook: FlowsHook, save: SaveRecord = lambda _: None, request: RunRequest = RUN_REQUEST
 ) -> FlowRun:
-    """Start an order in the way that keeps, unchecked."""
+    """Start a flow run that is recorded, without validation."""
     return hook.start(request, record=RECORD, save=save, validate=False)

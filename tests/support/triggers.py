@@ -1,7 +1,4 @@
-"""What the tests of the watch share: triggers that are held to their end, and an event loop that must be clean again.
-
-It asserts only what every trigger must keep: that it has exactly one event.
-"""
+"""Helpers for tests of triggers and the shared poller: triggers that run to their end, an idle event loop."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ async def run_trigger(
     conn_id: str = "flows_default",
     poll_intervals: tuple[float, float] = POLL_INTERVALS,
 ) -> FlowRun:
-    """Run a trigger to its end, and give what its one event says, or raise it."""
+    """Run a trigger to its end, and return the run of its one event, or raise its error."""
     trigger = FlowRunTrigger(conn_id, flow_run_id, *poll_intervals, deadline)
     (event,) = [event async for event in trigger.run()]
     return run_from_event(event.payload)
@@ -39,36 +36,36 @@ async def run_triggers(ids: Iterable[str], **more: Any) -> list[FlowRun]:
 
 
 async def collect_errors(ids: Iterable[str], **more: Any) -> list[BaseException | None]:
-    """Run a trigger for each id, all at once, and give the errors that they ended with."""
+    """Run a trigger for each id, all at once, and return their errors."""
     results = await asyncio.gather(*(run_trigger(key, **more) for key in ids), return_exceptions=True)
     return [result if isinstance(result, BaseException) else None for result in results]
 
 
 async def wait_in_poller(hook: FlowsHook, flow_run_id: str, deadline: float | None = None) -> FlowRun:
-    """Wait in the watch of a hook, without a trigger."""
+    """Wait in the shared poller of a hook, without a trigger."""
     wait = hook.create_wait(flow_run_id, Schedule(*POLL_INTERVALS, deadline))
     return await SharedPoller.for_hook(hook).wait_until_final(wait)
 
 
 async def wait_for_condition(condition: Callable[[], Any], max_seconds: float = 3.0) -> bool:
-    """Wait until something holds; tells whether it did in time."""
+    """Wait until a condition is true; return whether it was in time."""
     deadline = time.monotonic() + max_seconds
-    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  # what is waited for may happen in another thread
+    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  # another thread may fulfill the condition
         await asyncio.sleep(0.01)
     return bool(condition())
 
 
 async def wait_for_idle_loop(max_seconds: float = 3.0) -> bool:
-    """Wait until no other task is left on the loop; tells whether that came in time."""
+    """Wait until the loop has no other task; return whether it was in time."""
     return await wait_for_condition(lambda: asyncio.all_tasks() == {asyncio.current_task()}, max_seconds)
 
 
 def age_hook_cache(conn_id: str = "flows_default", seconds: float = 30.0) -> None:
-    """Let the look-up of a connection be older than it is: nobody wants to wait for that in a test."""
+    """Let a cached hook expire sooner."""
     hook_cache._LOOKUPS[asyncio.get_running_loop()][conn_id].started_at -= seconds
 
 
 def error_text(error: BaseException | None, kind: type[FlowError]) -> str:
-    """Give the text of an error, which must be of exactly this kind."""
+    """Return the text of an error, which must be of exactly this type."""
     assert type(error) is kind, repr(error)
     return str(error)

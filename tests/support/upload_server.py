@@ -1,4 +1,4 @@
-"""A server for uploads of any size: it records the head, the length and the digest of each, and can disconnect early.
+"""A server for uploads of any size: it records head, length and digest of each, and can disconnect early.
 
 It reads from the socket itself, because its tests are about the bytes that arrive before a connection ends.
 """
@@ -45,8 +45,8 @@ class ReceivedUpload:
 class UploadServer(TcpServer):
     """The server.
 
-    :param cutoffs: for each connection in turn, the number of bytes of a body after which the server resets the connection,
-        or that number and a response that it sends then without reading the rest. None, and each connection after the last:
+    :param cutoffs: for each connection in turn, the number of bytes of a body after which the server resets the
+        connection, or that number and a response that it sends then. None, and for each further connection:
         the server reads everything and responds.
     """
 
@@ -86,7 +86,7 @@ def _read_head(stream: Any) -> str:
 
 
 def _read_body(stream: Any, upload: ReceivedUpload, limit: int | None) -> bool:
-    """Read a body up to the limit; return False if the limit came before the end, or before the client disconnected."""
+    """Read a body; return False if the limit came before the end and before the client disconnected."""
     content_length = int(upload.headers.get("content-length", 0))
     while upload.size < content_length:
         if limit is not None and upload.size >= limit:
