@@ -1,6 +1,6 @@
 """Run a DAG in the test's own process, through Airflow's `dag.test()`.
 
-No part of Airflow is replaced, but no scheduler, worker or triggerer runs: `tools.airflow_stack` starts these.
+No part of Airflow is replaced, but no scheduler, worker or triggerer runs: `tools.airflow_stack` has these.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sqlalchemy import Engine, event, select
 
 from tests.support.versions import DagBag
 
-# For tests with an execution_timeout: Airflow uses the same alarm signal as pytest-timeout, and hangs if the signal
+# For tests with an execution_timeout: Airflow uses the same alarm signal as pytest-timeout, and hangs if it
 # arrives while a line is logged. The method "thread" ends this test process; xdist replaces it.
 THREAD_TIMEOUT = pytest.mark.timeout(120, method="thread")
 
@@ -57,8 +57,8 @@ class DagResult:
 def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> DagResult:
     """Run every task of a DAG, with its triggers, retries and reschedules, and return the result.
 
-    Call it from a synchronous test: triggers get a new event loop. As always in `dag.test()`, an exception in a
-    trigger fails the task without resuming it, and is only in the log.
+    Call it from a synchronous test: triggers get a new event loop. As always in `dag.test()`, an exception in
+    a trigger fails the task without resuming it, and is only in the log.
     """
     ensure_database()
     _register(dag)
@@ -93,8 +93,8 @@ def load_dags(path: Path) -> dict[str, DAG]:
 def ensure_database() -> None:
     """Create the metadata database of the test session's Airflow and the API of its tasks, once.
 
-    The first run of a session takes 2 s longer for the tables, and 5 s in which Airflow builds every version of
-    its task API.
+    The first run of a session takes 2 s longer for the tables, and 5 s in which Airflow builds every version
+    of its task API.
     """
     empty_database()
     with warnings.catch_warnings():

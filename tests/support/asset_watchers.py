@@ -72,7 +72,7 @@ class Watcher:
         return [event["flow_run_id"] for event in self.events]
 
     async def wait_for_events(self, *flow_run_ids: str) -> bool:
-        """Wait until it has emitted events of exactly these runs, in any order; return False if it is late."""
+        """Wait until it has emitted events of exactly these runs, in any order; return False when late."""
         return await wait_for_condition(lambda: sorted(self.ids) == sorted(flow_run_ids))
 
 

@@ -1,14 +1,14 @@
 """The outcome of every fault at every operation in short words, for starts also the number of billed runs.
 
-A fault occurs at every matching request, or, with ", once", at the first one only. A request that is safe to repeat
-is retried once. `create`, `input` and `begin` are the three requests of a start at Generio, `chain` is
-PromptChainer's one request. A wait with the outcome `time` continues in spite of the fault until its deadline.
+A fault occurs at every matching request, or, with ", once", at the first one only. A request that is safe to
+repeat is retried once. `create`, `input` and `begin` are the three requests of a start at Generio, `chain` is
+PromptChainer's one request. A wait with the outcome `time` continues until its deadline despite the fault.
 
 Outcomes that need an explanation:
 
 * begin, 400 and 422: a rejected change of state is followed by a poll, which finds the run in `created`.
 * delete, "reset after, once": the first request deletes the run, so the second one does not find it.
-* create, "duplicates" and the rows below: the response names a run that does not exist, so inputs are rejected.
+* create, "duplicates" and below: the response names a run that does not exist, so inputs are rejected.
 * chain, "wrong types": the run counts as failed, because none of its outputs arrived.
 """
 

@@ -1,4 +1,4 @@
-"""An independent server of both documented APIs, written from the vendors' pages, without code of the package.
+"""An independent server of both APIs, written from the vendors' pages without code of the package.
 
 Where the pages are ambiguous, it chooses a reading that is not the emulator's default.
 """
@@ -184,7 +184,7 @@ def _to_response(result: Any) -> StubResponse:
 
 
 def _error_response(error: HttpError, *, chain: bool) -> StubResponse:
-    """Return the response to a rejected request: 422 as documented, others in forms that are not documented."""
+    """Return the response to a rejected request: 422 as documented, others in undocumented forms."""
     message = str(error)
     if chain:
         return StubResponse(error.status, {"Content-Type": "text/plain"}, message.encode())

@@ -45,9 +45,9 @@ class ReceivedUpload:
 class UploadServer(TcpServer):
     """The server.
 
-    :param cutoffs: for each connection in turn, the number of bytes of a body after which the server resets the
-        connection, or that number and a response that it sends then. None, and for each further connection:
-        the server reads everything and responds.
+    :param cutoffs: for each connection in turn, the number of bytes of a body after which the server resets
+        the connection, or that number and a response that it sends then. None, and for each other connection:
+        it reads everything and responds.
     """
 
     def __init__(self, *cutoffs: int | tuple[int, bytes] | None) -> None:

@@ -60,7 +60,7 @@ FEATURES = {
         (3, 3), "worker/test_task_retries.py::test_without_retry_policies_airflows_own_retries_are_left"
     ),
     "on_kill of triggers": Feature(
-        (3, 3), "system/test_stack.py::test_deferred_task_says_what_stops_nothing"
+        (3, 3), "system/test_stack.py::test_deferred_task_logs_that_kills_do_not_abort"
     ),
     "connection form fields": Feature((3, 2), "test_provider_info.py::test_plain_connection_form"),
     "commands of providers": Feature(

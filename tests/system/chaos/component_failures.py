@@ -1,7 +1,4 @@
-"""The scenarios in which a process dies or stands still that all tasks need: the triggerer and the scheduler.
-
-They are played one after the other, for each of them disturbs whatever else goes on.
-"""
+"""Scenarios in which the triggerer or the scheduler is killed or suspended; they run one after the other."""
 
 from __future__ import annotations
 
@@ -21,13 +18,16 @@ from tests.system.chaos.user_actions import ENDLESS_PLANS, mark_and_check, mark_
 from tests.system.chaos.worker_kills import MODES
 
 MANY = 50
-SECONDS_PER_TASK = 8.0  # seconds that one task among many may take, on a machine with few cores
+SECONDS_PER_TASK = 8.0  # maximum for one of many tasks, on a machine with few cores
 PAGE_SIZE = 100
-SETTLE_SECONDS = 25.0  # seconds after which whatever would be aborted wrongly has been
+SETTLE_SECONDS = 25.0  # after which a wrong abort would have happened
 
 
 def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
-    """Give all of them."""
+    """Yield all of them.
+
+    :param many: the number of deferred tasks in the scenarios of the triggerer.
+    """
     expected = {"starts": many, "twice": 0, "tasks": f"{many} success", "runs": f"{many} completed"}
     killed_triggerer = partial(_kill_triggerer, many=many)
     yield Scenario(
@@ -49,7 +49,7 @@ def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
         plans=ENDLESS_PLANS,
     )
     yield Scenario(
-        "mark failed while deferred, no triggerer there",
+        "mark failed while deferred, no triggerer",
         aborted,
         _mark_without_triggerer,
         is_exclusive=True,
@@ -102,13 +102,13 @@ def _suspend_triggerer(case: Case, many: int) -> dict[str, Any]:
 
 
 def _mark_after_restart(case: Case) -> dict[str, Any]:
-    """Mark right after a start: a triggerer's first question to Airflow takes seconds, in which the kill has to wait."""
+    """Mark a task right after the triggerer's start: its first call to Airflow delays the kill by seconds."""
     case.stage.airflow.restart("triggerer")
     return mark_while_waiting(case, "deferrable", "failed")
 
 
 def _mark_without_triggerer(case: Case) -> dict[str, Any]:
-    """Mark while no triggerer has the task, and so none is told."""
+    """Mark a task while no triggerer runs, so that none calls `on_kill`."""
     airflow = case.stage.airflow
     processes.kill(*processes.process_tree(airflow.process("triggerer").pid))
     try:
@@ -135,7 +135,7 @@ def _max_wait(many: int) -> float:
 
 
 def _start_all_deferred(case: Case, many: int) -> str:
-    """Start all tasks, and give their run's id when all of them wait in the triggerer."""
+    """Start all tasks, wait until all of them are in the triggerer, and return the DAG run's id."""
     run_id = case.trigger("many")
     if not case.wait_until(lambda: len(_triggerers(case, run_id)) == many, _max_wait(many)):
         raise TimeoutError(f"not all tasks are deferred: {_states(case, run_id)}")
@@ -144,7 +144,7 @@ def _start_all_deferred(case: Case, many: int) -> str:
 
 
 def _instances(case: Case, run_id: str) -> list[dict[str, Any]]:
-    """Give the task instances, page by page: Airflow gives a hundred at most."""
+    """Return all task instances; a page of Airflow's API has at most a hundred."""
     path = f"dags/{MANY_TASKS_DAG}/dagRuns/{quote(run_id, safe='')}/taskInstances"
     found: list[dict[str, Any]] = []
     while True:
@@ -156,7 +156,7 @@ def _instances(case: Case, run_id: str) -> list[dict[str, Any]]:
 
 
 def _triggerers(case: Case, run_id: str) -> list[int]:
-    """Tell which triggerer holds each of the deferred tasks that one holds."""
+    """Return the ids of the triggerers of the deferred tasks."""
     deferred = [
         one for one in _instances(case, run_id) if one["state"] == "deferred" and one.get("triggerer_job")
     ]
@@ -169,7 +169,7 @@ def _states(case: Case, run_id: str) -> str:
 
 
 def _finish_runs(case: Case, run_id: str) -> dict[str, Any]:
-    """Let all flow runs be done, wait for the tasks, and tell what came of them."""
+    """Let all flow runs complete, wait for the tasks, and return the facts."""
     case.service.advance(2 * LONG_SECONDS)
     starts = case.traffic.started_ids
     case.wait_until(

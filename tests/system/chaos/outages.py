@@ -1,6 +1,6 @@
-"""The scenarios in which the service is away for a while: no task fails, and nothing is started twice.
+"""Scenarios with an outage of the service: no task fails, and no flow run is started twice.
 
-The proxy plays the absence: every connection is broken off, and the service behind it knows nothing of that.
+During an outage the proxy resets every connection; the service itself continues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EXPECTED = {"starts": 1, "task": "success", "runs": "1 completed"}
 
 
 def outage_scenarios() -> Iterator[Scenario]:
-    """Give the absences during the wait, at the start, and before the downloads."""
+    """Yield the outages during the wait, at the start, and before the downloads."""
     for mode in MODES:
 
         def during_wait(case: Case, mode: str = mode) -> dict[str, Any]:
@@ -39,10 +39,10 @@ def outage_scenarios() -> Iterator[Scenario]:
 
         expected = EXPECTED | {"files": "all of 1 run"}
         yield Scenario(
-            f"the service is away during the wait, {mode}", expected, during_wait, plans=(Plan(30.0),)
+            f"the service is down during the wait, {mode}", expected, during_wait, plans=(Plan(30.0),)
         )
-        yield Scenario(f"the service is away at the start, {mode}", expected, at_start)
-        yield Scenario(f"the service is away at the downloads, {mode}", expected, at_downloads)
+        yield Scenario(f"the service is down at the start, {mode}", expected, at_start)
+        yield Scenario(f"the service is down at the downloads, {mode}", expected, at_downloads)
 
     def sensor(case: Case) -> dict[str, Any]:
         run_id = case.trigger("sensor", flow_run_id=case.start_external_run())
@@ -51,11 +51,11 @@ def outage_scenarios() -> Iterator[Scenario]:
         return _end_outage(case, "sensor", run_id)
 
     expected = EXPECTED | {"files": "all of 1 run"}
-    yield Scenario("the service is away during the wait, reschedule sensor", expected, sensor)
+    yield Scenario("the service is down during the wait, reschedule sensor", expected, sensor)
 
 
 def _end_outage(case: Case, dag: str, run_id: str) -> dict[str, Any]:
-    """Let the absence last, end it, and see what has come of the task."""
+    """Wait, end the outage, and return the facts after the task's end."""
     case.stage.stop_event.wait(case.stage.outage)
     case.proxy.is_down = False
     case.wait_for_end(dag, run_id)

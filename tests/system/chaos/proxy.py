@@ -1,4 +1,4 @@
-"""A recording HTTP proxy between Airflow and a service, which runs an action at the moment of a chosen request."""
+"""A recording HTTP proxy between Airflow and a service, which runs an action at a chosen request."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ When = Literal["before", "after", "midway"]
 
 @dataclass
 class Interception:
-    """An action at the n-th request of a kind: before the service has it, after it, or in the middle of the response.
+    """An action at the n-th request of a kind: before the service has it, after it, or midway in the response.
 
-    The action is called with the client's port and returns whether it was done. If it was not, it is called at the next
-    such request.
+    The action is called with the client's port and returns whether it was done. If not, it is called at the
+    next such request.
     """
 
     method: str
