@@ -26,7 +26,7 @@ When = Literal["before", "after", "midway"]
 
 @dataclass
 class Interception:
-    """An action at the n-th request of a kind: before the service has it, after it, or midway in the response.
+    """An action at the n-th request of a kind: before or after the service has it, or midway in the response.
 
     The action is called with the client's port and returns whether it was done. If not, it is called at the
     next such request.
