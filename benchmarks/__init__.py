@@ -1,4 +1,4 @@
-"""What waiting for flow runs costs and how late its news is, measured beside what others do; `make bench` runs it.
+"""Benchmarks of waiting, importing and moving files, compared with other providers; `make bench` runs them.
 
-It judges nothing and no test runs it: targets stand beside the figures, for a person to compare.
+They print figures and targets, and never fail because of a figure.
 """

@@ -1,7 +1,4 @@
-"""The command line of the benchmarks: which to run, how, and where the figures go.
-
-It measures nothing itself.
-"""
+"""The command line of the benchmarks: run them, print their tables, and write all figures as JSON."""
 
 from __future__ import annotations
 
@@ -15,18 +12,18 @@ from typing import Any
 from benchmarks.reporting import Report, machine
 from tools.processes import exit_on_sigterm
 
-# by the name on the command line; the modules of benchmarks that are not asked for are imported for their options only
+# the modules by their names on the command line
 BENCHMARKS = {
     "triggers": "triggers",
     "schedule": "schedule",
-    "airflow": "whole_airflow",
+    "airflow": "complete_airflow",
     "imports": "import_time",
     "files": "files",
 }
 
 
 def main() -> None:
-    """Run benchmarks, print a table each, and write all figures as JSON."""
+    """Run benchmarks, print a table for each, and write all figures as JSON."""
     exit_on_sigterm()
     modules: dict[str, Any] = {
         name: importlib.import_module(f"benchmarks.{module}") for name, module in BENCHMARKS.items()
@@ -35,11 +32,9 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="benchmark", help=f"any of {' '.join(BENCHMARKS)} (default: all)"
     )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs, to check that it works")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer and shorter runs: to see that it works, not for figures"
-    )
-    parser.add_argument(
-        "--json", type=Path, default=Path("bench.json"), help="where the figures go (default: bench.json)"
+        "--json", type=Path, default=Path("bench.json"), help="file of the figures (default: bench.json)"
     )
     for module in modules.values():
         module.add_arguments(parser)
@@ -53,13 +48,12 @@ def main() -> None:
     for name in options.names or BENCHMARKS:
         report: Report = modules[name].run(options)
         report.notes.append(
-            f"load average at its end: {getloadavg()[0]:.1f}; what else ran here makes figures worse."
+            f"load average at the end: {getloadavg()[0]:.1f}; other programs make figures worse."
         )
         print(report.to_text(), flush=True)
         results[report.name] = report.to_dict()
-        options.json.write_text(
-            json.dumps(results, indent=1) + "\n"
-        )  # after each: a later one may be interrupted
+        # after each benchmark, because a later one may be interrupted
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Who waits for the flow runs: our trigger, dbt Cloud's trigger, a plain loop with a session for each run, and nobody.
-
-It measures nothing; a contender takes a run and gives how its wait ended.
-"""
+"""The contenders: the provider's trigger, dbt Cloud's, a loop with a session for each run, and no waiter."""
 
 from __future__ import annotations
 
@@ -14,28 +11,28 @@ from urllib.parse import urlsplit
 from benchmarks.scripted_runs import ScriptedRun
 
 CONN_ID = "flows_bench"
-TOKEN = "benchmark"  # noqa: S105  # protects nothing
-BASELINE = "baseline"  # what is measured then is what measuring costs
-WAIT_TIMEOUT_SECONDS = 3600.0  # seconds; no wait of a benchmark is to end by its own deadline
+TOKEN = "benchmark"  # noqa: S105  # not a secret
+BASELINE = "baseline"  # no waiter: its figures are the cost of measuring
+WAIT_TIMEOUT_SECONDS = 3600.0  # longer than any benchmark
 
-# Gives one pair for a run: whether it was told to be completed, and what was told.
+# Yields one pair for a run: whether it completed, and the message.
 Contender = Callable[[ScriptedRun], AsyncIterator[tuple[bool, str]]]
 
 
 def connection_environment(name: str, address: str) -> dict[str, str]:
-    """Give the environment variable with the contender's Airflow connection."""
+    """Return the environment variable with the contender's Airflow connection."""
     host = urlsplit(address).netloc if name == "dbt" else address
     connection = {"conn_type": "dbt_cloud" if name == "dbt" else "generio", "host": host, "password": TOKEN}
     return {f"AIRFLOW_CONN_{CONN_ID.upper()}": json.dumps(connection)}
 
 
 def load(name: str, address: str, interval: float) -> Contender:
-    """Import a contender; it is done in the event loop, where a triggerer does it too."""
-    return {"ours": _ours, "dbt": _dbt, "plain": _plain, BASELINE: _baseline}[name](address, interval)
+    """Import a contender, in the event loop, as a triggerer does."""
+    return {"provider": _provider, "dbt": _dbt, "plain": _plain, BASELINE: _baseline}[name](address, interval)
 
 
-def _ours(_address: str, interval: float) -> Contender:
-    """Give our trigger, made as a triggerer makes it: of what a worker stored after a look that saw the run begin."""
+def _provider(_address: str, interval: float) -> Contender:
+    """Return the provider's trigger with the arguments that a worker stores after its first poll."""
     from airflow_provider_flows.core.polling.schedule import Schedule
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.core.run import FlowRun, FlowState
@@ -75,7 +72,7 @@ def _dbt(_address: str, interval: float) -> Contender:
         url, params = original(*arguments, **more)
         return url.replace("https://", "http://", 1), params
 
-    # Its address is https always. No contender pays for TLS here; one that opens a session for each poll would pay most.
+    # Its URL is always https. No contender uses TLS here: one with a session for each poll would suffer most.
     DbtCloudHook.get_request_url_params = staticmethod(without_tls)
 
     async def wait(run: ScriptedRun) -> AsyncIterator[tuple[bool, str]]:

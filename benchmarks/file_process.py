@@ -1,7 +1,4 @@
-"""One process that moves one file one way, and writes down how long it took and how much memory it took.
-
-It starts no server and compares nothing; files.py does.
-"""
+"""A process that moves one file in one way, and writes the time and the memory that it took."""
 
 from __future__ import annotations
 
@@ -24,18 +21,17 @@ from airflow_provider_flows.storage.outputs import fetch_outputs
 from benchmarks.file_uploads import get_input_file, upload, upload_async, upload_plainly
 from benchmarks.measures import peak_memory
 
-WARM_UP_BYTES = (
-    1024 * 1024
-)  # bytes of a file that is moved first: what is imported and opened once is no part of the figure
-Way = Callable[[str, int, Path], None]  # the server's address, the file's size, the folder that is ours
+# the size of a file that is moved first, so that the figures do not include imports
+WARM_UP_BYTES = 1024 * 1024
+Way = Callable[[str, int, Path], None]  # the server's address, the file's size, a temporary folder
 
 
 def download(address: str, size: int, folder: Path) -> None:
-    """Download as operator and sensor do."""
+    """Download as the operator and the sensor do."""
     hook = GenerioHook()
-    hook._connection = Connection(
-        conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none"
-    )  # noqa: SLF001, S106
+    connection = Connection(conn_id=hook.flows_conn_id, conn_type="generio", host=address)
+    connection.password = "none"  # noqa: S105  # not a secret
+    hook._connection = connection  # noqa: SLF001  # without a lookup
     run, error = fetch_outputs(
         hook, FlowRun("r", "generio", outputs=(FlowOutput("model", str(size)),)), OutputOptions(str(folder))
     )
@@ -43,11 +39,11 @@ def download(address: str, size: int, folder: Path) -> None:
         raise error
     (output,) = run.outputs
     if output.size != size:
-        raise RuntimeError(f"{output.size} bytes came of {size}")
+        raise RuntimeError(f"{output.size} of {size} bytes arrived")
 
 
 def download_plainly(address: str, size: int, folder: Path) -> None:
-    """Download as one does who does not think of memory."""
+    """Download with `requests`, without regard to memory."""
     response = requests.get(
         f"{address}/flows/r/outputs/{size}", headers={"Authorization": "Bearer none"}, timeout=60
     )
@@ -55,18 +51,18 @@ def download_plainly(address: str, size: int, folder: Path) -> None:
     content = base64.b64decode(response.json()["data"].partition(",")[2])
     (folder / "plain.glb").write_bytes(content)
     if len(content) != size:
-        raise RuntimeError(f"{len(content)} bytes came of {size}")
+        raise RuntimeError(f"{len(content)} of {size} bytes arrived")
 
 
-# what is moved, and by whom; "plain" is what the others are compared with
+# the ways to move a file; "plain" is the reference
 WAYS: dict[str, dict[str, Way]] = {
-    "download": {"ours": download, "plain": download_plainly},
-    "upload": {"ours": upload, "ours, in a loop": upload_async, "plain": upload_plainly},
+    "download": {"provider": download, "plain": download_plainly},
+    "upload": {"provider": upload, "provider, asyncio": upload_async, "plain": upload_plainly},
 }
 
 
 def measure(way: Way, address: str, size: int, folder: Path) -> dict[str, Any]:
-    """Move a small file, then the real one, and give the figures."""
+    """Move a small file, then the file, and return the figures."""
     way(address, WARM_UP_BYTES, folder)
     before, cpu, started = _reset_peak(), time.process_time(), time.perf_counter()
     way(address, size, folder)
@@ -75,16 +71,16 @@ def measure(way: Way, address: str, size: int, folder: Path) -> dict[str, Any]:
 
 
 def _reset_peak() -> float:
-    """Forget the peak of memory so far where the system can, and give what is in use, in MiB."""
+    """Reset the peak of memory if the system can, and return the memory in use, in MiB."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # no Linux: the peak of the imports may hide a little
+    except OSError:  # not Linux: the peak of the imports may be higher
         return peak_memory()
     return psutil.Process().memory_info().rss / 2**20
 
 
 def _peak_mib() -> float:
-    """Give the peak of memory, in MiB; a new process's is its own only in this table (Linux)."""
+    """Return the peak of memory of this process, in MiB; on Linux `ru_maxrss` may be the parent's."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -93,7 +89,7 @@ def _peak_mib() -> float:
 
 
 def main() -> None:
-    """Measure one way; the figures go into a file as JSON."""
+    """Measure one way, and write the figures to a file as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.file_process", description=main.__doc__)
     parser.add_argument("--what", required=True, choices=WAYS)
     parser.add_argument("--way", required=True)
@@ -102,7 +98,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--into", type=Path, required=True)
     options = parser.parse_args()
-    if options.what == "upload":  # what is sent is there before
+    if options.what == "upload":  # the file is created before the measurement
         for size in (WARM_UP_BYTES, options.size):
             get_input_file(size, options.folder)
     options.into.write_text(

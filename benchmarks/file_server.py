@@ -1,6 +1,6 @@
-"""The service of the file benchmark: it sends models of any size as data URIs in JSON, and takes any body, at next to no cost.
+"""The service of the file benchmark: it sends models of any size as data URIs in JSON, and accepts any body.
 
-It is no emulator: every id is known to it, and the asset id of an output is the model's size in bytes.
+Every flow run id exists, and the asset id of an output is the model's size in bytes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from tools.processes import LOOPBACK, Program, free_port, wait_until
 
 HEAD, TAIL = b'{"data": "data:model/gltf-binary;base64,', b'"}'
 START_SECONDS = 30
-_NOISE_BLOCK = os.urandom(
-    3 * 1024 * 1024
-)  # a multiple of three: encoded blocks can stand one after the other
+_NOISE_BLOCK = os.urandom(3 * 1024 * 1024)  # a multiple of three, so that encoded blocks can be concatenated
 _ENCODED = base64.b64encode(_NOISE_BLOCK)
 _DISCARD_BUFFER = bytearray(1024 * 1024)
 
 
 def glb_chunks(size: int) -> Iterator[bytes]:
-    """Give a GLB of that size: its header, which names its length, and noise."""
+    """Yield a GLB of that size: its header with the length, and noise."""
     yield b"glTF\x02\x00\x00\x00" + size.to_bytes(4, "little")
     full_blocks, rest = divmod(size - 12, len(_NOISE_BLOCK))
     for _ in range(full_blocks):
@@ -35,7 +33,7 @@ def glb_chunks(size: int) -> Iterator[bytes]:
 
 
 def encoded_chunks(size: int) -> Iterator[bytes]:
-    """Give the same in base64."""
+    """Return the same GLB in base64."""
     return (_ENCODED if chunk is _NOISE_BLOCK else base64.b64encode(chunk) for chunk in glb_chunks(size))
 
 
@@ -52,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(chunk)
 
     def do_POST(self) -> None:
-        """Take a body, look at none of it, and tell that all is well."""
+        """Read a body, discard it, and respond with success."""
         remaining = int(self.headers["Content-Length"])
         while remaining and (count := self.rfile.readinto(memoryview(_DISCARD_BUFFER)[:remaining])):
             remaining -= count
@@ -67,21 +65,21 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class FileServer(Program):
-    """The service as a process of its own, on a free port."""
+    """The service as a process, on a free port."""
 
     def __init__(self, log: Path) -> None:
-        """Choose the port."""
+        """Select a port."""
         self.port = free_port()
         self.address = f"http://{LOOPBACK}:{self.port}"
         command = [sys.executable, "-m", "benchmarks.file_server", "--port", str(self.port)]
         super().__init__("the file server", command, dict(os.environ), log)
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it, and wait until it responds."""
         super().start()
         wait_until(self._is_ready, [self], START_SECONDS, "The start of the file server")
 
@@ -91,7 +89,7 @@ class FileServer(Program):
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is stopped."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.file_server", description=main.__doc__)
     parser.add_argument("--port", type=int, required=True)
     ThreadingHTTPServer((LOOPBACK, parser.parse_args().port), Handler).serve_forever()

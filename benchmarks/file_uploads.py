@@ -1,7 +1,4 @@
-"""How a file is sent as an input, by us over either transport, and plainly; file_process.py measures these.
-
-It starts no server and measures nothing.
-"""
+"""The ways to upload a file as an input: with the provider over both transports, and with `requests` only."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ _NOISE = os.urandom(1024 * 1024)
 
 
 def get_input_file(size: int, folder: Path) -> Path:
-    """Give a file of that size, which is written when it is asked for first."""
+    """Return the path of a file of that size, and create it if it does not exist."""
     path = folder / f"{size}.png"
     if not path.exists():
         with path.open("wb") as file:
@@ -34,19 +31,19 @@ def get_input_file(size: int, folder: Path) -> Path:
 
 
 def upload(address: str, size: int, folder: Path) -> None:
-    """Send it as the operator does."""
+    """Upload as the operator does."""
     hook = _hook(address)
     hook.run(Generio().add_input("r", _read_input(get_input_file(size, folder))))
 
 
 def upload_async(address: str, size: int, folder: Path) -> None:
-    """Send it from an event loop."""
+    """Upload from an event loop."""
     hook = _hook(address)
     asyncio.run(hook.arun(Generio().add_input("r", _read_input(get_input_file(size, folder)))))
 
 
 def upload_plainly(address: str, size: int, folder: Path) -> None:
-    """Send it as one does who does not think of memory."""
+    """Upload with `requests`, without regard to memory."""
     data = f"data:image/png;base64,{base64.b64encode(get_input_file(size, folder).read_bytes()).decode()}"
     headers = {"Authorization": "Bearer none"}
     requests.post(
@@ -56,14 +53,14 @@ def upload_plainly(address: str, size: int, folder: Path) -> None:
 
 def _hook(address: str) -> GenerioHook:
     hook = GenerioHook()
-    hook._connection = Connection(
-        conn_id=hook.flows_conn_id, conn_type="generio", host=address, password="none"
-    )  # noqa: SLF001, S106
+    connection = Connection(conn_id=hook.flows_conn_id, conn_type="generio", host=address)
+    connection.password = "none"  # noqa: S105  # not a secret
+    hook._connection = connection  # noqa: SLF001  # without a lookup
     return hook
 
 
 def _read_input(path: Path) -> FlowInput:
-    (item,) = parse_inputs(f"file://{path}")  # the pass for size and digest is part of our way
+    (item,) = parse_inputs(f"file://{path}")  # includes reading the file for size and digest
     if isinstance(item, str):
         raise TypeError(item)
     return item

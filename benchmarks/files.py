@@ -1,6 +1,6 @@
-"""Benchmark 5: files of hundreds of megabytes, moved by us and plainly: how fast, and in how much memory.
+"""Benchmark 5: speed and memory of moving large files, with the provider and with `requests` only.
 
-Each is moved in a process of its own, to and from a server on the loopback address; how stands in file_process.py.
+Each file is moved in a new process, to or from a server on the loopback interface.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MB = 1_000_000
 SIZES = {"download": (200, 2000), "upload": (500,)}  # MB
 QUICK_SIZES = {"download": (20,), "upload": (20,)}
 MAX_MEMORY_MIB = 32  # MiB
-MIN_SPEED_RATIO = {"download": 2.0}  # times the plain way's
-PLAIN_MEMORY_FACTOR = 6  # times the file's size in memory
+MIN_SPEED_RATIO = {"download": 2.0}  # of the plain way's speed
+PLAIN_MEMORY_FACTOR = 6  # memory of the plain way, in file sizes
 TIMEOUT_SECONDS = 900
 COLUMNS = (
     Column("what", "what"),
@@ -41,27 +41,23 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen."""
+    """Add the options of this benchmark."""
     group = parser.add_argument_group("files")
     group.add_argument("--only", choices=SIZES, help="download or upload (default: both)")
     group.add_argument(
-        "--sizes", type=int, nargs="+", metavar="MB", help="sizes of the files (default: the issue's)"
+        "--sizes", type=int, nargs="+", metavar="MB", help=f"sizes of the files (default: {SIZES})"
     )
-    group.add_argument(
-        "--moves", type=int, help="how often each file is moved (default: 3, one of 1 GB or more once)"
-    )
-    group.add_argument(
-        "--folder", type=Path, help="where the files are written (default: a temporary folder)"
-    )
+    group.add_argument("--moves", type=int, help="repetitions of each file (default: 3, from 1 GB on 1)")
+    group.add_argument("--folder", type=Path, help="folder of the files (default: a temporary folder)")
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Move each file each way, in turns, so that what disturbs the machine disturbs all."""
-    from benchmarks.file_process import WAYS  # it imports all that is measured
+    """Move each file in each way, in turns, so that disturbances of the machine affect all ways."""
+    from benchmarks.file_process import WAYS  # it imports the provider
 
     report = Report(
         "files",
-        "Files between the service and a disk, each in a process of its own: median, most memory",
+        "Files between the service and a disk, each in a new process: median time, maximum memory",
         COLUMNS,
     )
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -79,14 +75,14 @@ def run(options: argparse.Namespace) -> Report:
         finally:
             server.stop()
     report.notes.append(
-        "ours also takes the SHA-256 and writes under a temporary name first; memory is what a move adds."
+        "the provider also computes the SHA-256 and uses a temporary name; memory: added by the move."
     )
     return report
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One file, and the way it is moved."""
+    """A file, and the way to move it."""
 
     what: str
     way: str
@@ -95,7 +91,7 @@ class Move:
     folder: Path
 
     def measure(self) -> dict[str, float]:
-        """Move it, in a folder and a process of its own."""
+        """Move it in a new process, and return the figures."""
         with tempfile.TemporaryDirectory(dir=self.folder) as own:
             output_file = Path(own) / "figures.json"
             options = {
@@ -109,16 +105,16 @@ class Move:
             command = [sys.executable, "-m", "benchmarks.file_process"]
             command += [argument for name, value in options.items() for argument in (f"--{name}", str(value))]
             environment = own_environment(self.folder, self.folder)
-            subprocess.run(command, env=environment, check=True, timeout=TIMEOUT_SECONDS)  # noqa: S603  # our own words
+            subprocess.run(command, env=environment, check=True, timeout=TIMEOUT_SECONDS)  # noqa: S603  # a fixed command
             return dict(json.loads(output_file.read_text()))
 
 
 def _compare(report: Report, moves: list[Move], times: int) -> None:
-    """Move a file each way, in turns, and add the figures."""
+    """Move a file in each way, in turns, and add the figures to the report."""
     first = moves[0]
     what = f"{first.what} of {first.size} MB"
     if psutil.virtual_memory().available < PLAIN_MEMORY_FACTOR * first.size * MB:
-        report.notes.append(f"{what}: too little memory here for the plain way")
+        report.notes.append(f"{what}: not enough memory for the plain way")
         moves = [move for move in moves if move.way != "plain"]
     found: dict[str, list[dict[str, float]]] = {move.way: [] for move in moves}
     for _ in range(times):
@@ -129,13 +125,11 @@ def _compare(report: Report, moves: list[Move], times: int) -> None:
     for row in rows.values():
         row["of_plain"] = ratio(row["speed"], plain)
         report.rows.append(row)
-    ours = rows["ours"]
-    report.targets.append(Target(f"{what}: MiB of memory", ours["memory"], f"<= {MAX_MEMORY_MIB}"))
-    if first.what in MIN_SPEED_RATIO and ours["of_plain"]:
+    own = rows["provider"]
+    report.targets.append(Target(f"{what}: MiB of memory", own["memory"], f"<= {MAX_MEMORY_MIB}"))
+    if first.what in MIN_SPEED_RATIO and own["of_plain"]:
         report.targets.append(
-            Target(
-                f"{what}: times the plain way's speed", ours["of_plain"], f">= {MIN_SPEED_RATIO[first.what]}"
-            )
+            Target(f"{what}: speed, of the plain way's", own["of_plain"], f">= {MIN_SPEED_RATIO[first.what]}")
         )
 
 

@@ -1,6 +1,6 @@
-"""The service that the benchmarks wait for: scripted flow runs behind Generio's endpoints, and behind dbt Cloud's for a run.
+"""The service of the benchmarks: scripted flow runs behind Generio's endpoints, and one of dbt Cloud's.
 
-It is no emulator: it knows no faults and reads no inputs, but it is cheap, keeps exact time and counts what it is asked.
+Unlike the emulator it has no faults and ignores inputs. It is cheap, has exact times, and counts requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.http_server import RawResponse, serve
 from benchmarks.scripted_runs import PROGRESS, RunScript
 from tools.processes import LOOPBACK
 
-LIST_MODES = ("states", "fields", "offset", "silent", "absent")  # what GET /flows does: see `Service.listed`
+LIST_MODES = ("states", "fields", "offset", "silent", "absent")  # of GET /flows, see `FlowService.list_runs`
 PAGE_SIZE = 100
 DBT_RUNNING, DBT_SUCCESS = 3, 10
 NOT_FOUND: RawResponse = (404, b'{"detail": "Not Found"}')
@@ -26,10 +26,10 @@ OUTPUT = b'[{"asset_id": "1", "status": "ready", "processed": null, "additional"
 
 
 class Run:
-    """One flow run as the service keeps it; `begins` is None until it is started."""
+    """A flow run; `starts_at` is None until it is started."""
 
     def __init__(self, number: int, flow_run_id: str, starts_at: float | None, duration: float) -> None:
-        """Keep it; times are epoch seconds."""
+        """Create a run; times are epoch seconds."""
         self.number, self.flow_run_id, self.duration = number, flow_run_id, duration
         self._static_json = ""
         self.starts_at: float | None = None
@@ -38,22 +38,22 @@ class Run:
             self.start(starts_at)
 
     def start(self, now: float) -> None:
-        """Let it begin, once."""
+        """Start the run, once."""
         if self.starts_at is None:
             self.starts_at, self.ends_at = now, now + self.duration
 
     def is_running(self, now: float) -> bool:
-        """Whether it has begun and not ended."""
+        """Return whether it is in progress."""
         return (
             self.starts_at is not None and self.ends_at is not None and self.starts_at <= now < self.ends_at
         )
 
     def is_completed(self, now: float) -> bool:
-        """Whether it is completed."""
+        """Return whether it is completed."""
         return self.ends_at is not None and now >= self.ends_at
 
     def to_json(self, now: float, progress: str) -> str:
-        """Give the JSON of "Get flow details"."""
+        """Return the JSON of "Get flow details"."""
         if self.starts_at is None or now < self.starts_at:
             return self._format_state("created", 0.0, None)
         if self.is_completed(now):
@@ -61,9 +61,8 @@ class Run:
         return self._format_state("running", PROGRESS[progress]((now - self.starts_at) / self.duration), None)
 
     def _format_state(self, state: str, progress: float, finished: float | None) -> str:
-        if (
-            not self._static_json and self.starts_at is not None
-        ):  # what does not change is written once: the server must be cheap
+        # fields that do not change are formatted once: the server must be cheap
+        if not self._static_json and self.starts_at is not None:
             self._static_json = self._static_fields()
         fixed = self._static_json or self._static_fields()
         return f'{{{fixed}"state": "{state}", "progress": {progress}, "finished_at": {_iso(finished)}}}'
@@ -77,16 +76,16 @@ class Run:
 
 
 class FlowService:
-    """All runs, and what is answered for them."""
+    """All runs, and the responses about them."""
 
     def __init__(self, script: RunScript, progress: str, listing: str) -> None:
-        """Know the script; its runs are there when a client says when they begin."""
+        """Create a service without runs; those of the script start by a control request."""
         self._script, self._progress, self._listing = script, progress, listing
         self._runs: dict[str, Run] = {}
         self._request_counts: Counter[str] = Counter()
 
     def handle(self, method: str, target: str, body: bytes) -> RawResponse:
-        """Answer one request, and count it."""
+        """Return the response to a request, and count it."""
         parts = urlsplit(target)
         segments = parts.path.strip("/").split("/")
         match (method, *segments):
@@ -110,27 +109,25 @@ class FlowService:
         return NOT_FOUND if run is None else (200, run.to_json(time.time(), self._progress).encode())
 
     def list_runs(self, query: str) -> RawResponse:
-        """GET /flows, in one of the readings of vendor-api G-06 and G-08.
+        """Respond to GET /flows in one of the readings of vendor_notes.md, G-06 and G-08.
 
-        states: all running runs; fields: every run, and `filter_by` selects what is told of it; offset: pages, with a total;
-        silent: the first page only, without a word about it; absent: 404.
+        states: all runs in progress; fields: every run, `filter_by` selects fields; offset: pages, with a
+        total; silent: only the first page, without a hint; absent: 404.
         """
         params, now = parse_qs(query), time.time()
         if self._listing == "absent":
             return NOT_FOUND
         if self._listing == "fields" and "filter_by" in params:
-            rows = [f'{{"flow_id": "{key}"}}' for key in self._runs]
-            return 200, f'{{"flows": [{", ".join(rows)}]}}'.encode()
+            ids = [f'{{"flow_id": "{key}"}}' for key in self._runs]
+            return 200, f'{{"flows": [{", ".join(ids)}]}}'.encode()
         selected = [run for run in self._runs.values() if run.is_running(now) or "filter_by" not in params]
         total = len(selected)
         if self._listing in {"offset", "silent"}:
             start = int(params.get("offset", ["0"])[0])
             selected = selected[start : start + PAGE_SIZE]
         hint = f', "total": {total}' if self._listing == "offset" else ""
-        return (
-            200,
-            f'{{"flows": [{", ".join(run.to_json(now, self._progress) for run in selected)}]{hint}}}'.encode(),
-        )
+        rows = ", ".join(run.to_json(now, self._progress) for run in selected)
+        return 200, f'{{"flows": [{rows}]{hint}}}'.encode()
 
     def _get_dbt_run(self, number: int) -> RawResponse:
         run = self._runs.get(f"{number:024x}")
@@ -140,7 +137,7 @@ class FlowService:
         return 200, f'{{"data": {{"id": {number}, "status": {status}}}, "status": {{"code": 200}}}}'.encode()
 
     def _start_or_read(self, method: str, segments: list[str], body: bytes) -> RawResponse:
-        """Answer what starts a run and what reads its outputs."""
+        """Respond to requests that start a run or read its outputs."""
         now = time.time()
         if (method, segments) == ("POST", ["flows"]):
             run = Run(number := len(self._runs) + 1, f"{number:024x}", None, self._script.shortest)
@@ -160,7 +157,7 @@ class FlowService:
         return 200, run.to_json(now, self._progress).encode()
 
     def _control(self, command: str, query: str) -> bytes:
-        """Let a client begin, or tell it what was asked so far."""
+        """Start the script, or report the requests so far."""
         if command == "start":
             origin = float(parse_qs(query)["at"][0])
             runs = (
@@ -183,13 +180,13 @@ def _iso(timestamp: float | None) -> str:
 
 
 def allow_many_connections() -> None:
-    """Raise this process's bound on open files to what the machine allows: each connection is one."""
+    """Raise this process's limit of open files to the hard limit: each connection is one."""
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def main() -> None:
-    """Serve on the loopback address until ended."""
+    """Serve on the loopback interface until the process is stopped."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flow_server", description=main.__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--runs", type=int, default=0)
@@ -199,7 +196,7 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=3.0)
     parser.add_argument("--progress", choices=PROGRESS, default="linear")
     parser.add_argument("--list", choices=LIST_MODES, default="states")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds that each answer is held back")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each response")
     options = parser.parse_args()
     allow_many_connections()
     service = FlowService(

@@ -1,6 +1,6 @@
-"""The barest HTTP/1.1 server on asyncio: it reads requests, hands them on, and writes JSON answers.
+"""A minimal HTTP/1.1 server on asyncio that responds with JSON.
 
-What is answered is the caller's affair. It does only what the benchmarks' clients need: it must never be what is measured.
+It only has what the benchmarks' clients need, because its own time must not matter in a measurement.
 """
 
 from __future__ import annotations
@@ -13,25 +13,28 @@ RawResponse = tuple[int, bytes]
 RequestHandler = Callable[[str, str, bytes], RawResponse]  # method, target with query, body
 
 HEAD_END = b"\r\n\r\n"
-BACKLOG = 4096  # thousands of clients knock within the same second
+BACKLOG = 4096  # thousands of clients connect within a second
 
 
 class HttpProtocol(asyncio.Protocol):
-    """One connection of a client; requests on it are answered one after another."""
+    """A connection; its requests are handled one after another."""
 
     def __init__(self, handler: RequestHandler, latency: float) -> None:
-        """Take what answers, and the seconds that an answer is held back."""
+        """Create the protocol.
+
+        :param latency: seconds before each response.
+        """
         self._handler = handler
         self._latency = latency
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way back."""
+        """Save the transport."""
         self._transport = transport  # type: ignore[assignment]  # a stream's transport is a Transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer every request that has come whole."""
+        """Respond to each complete request."""
         self._buffer += data
         while (end := self._buffer.find(HEAD_END)) >= 0:
             head = self._buffer[:end]
@@ -59,13 +62,13 @@ class HttpProtocol(asyncio.Protocol):
 
 
 async def serve(handler: RequestHandler, host: str, port: int, latency: float) -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is stopped."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: HttpProtocol(handler, latency), host, port, backlog=BACKLOG)
     await server.serve_forever()
 
 
 def _length(head: bytes) -> int:
-    """Give the length of the body that a request's head announces."""
+    """Return the length of the body in a request's head."""
     at = head.lower().find(b"\r\ncontent-length:")
     return 0 if at < 0 else int(head[at + 17 :].split(b"\r\n", 1)[0])

@@ -1,6 +1,6 @@
-"""Benchmark 4: what importing our operators costs a process that has imported `airflow.sdk`, beside those of other providers.
+"""Benchmark 4: the cost of importing operators on top of `airflow.sdk`, compared with other providers.
 
-Each import is measured in a fresh process; a provider that is not installed is left out.
+Each import is measured in a new process; providers that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 from benchmarks.reporting import Column, Report, ratio
 from tools.airflow_settings import own_environment
 
-OURS = "airflow_provider_flows.operators"
+OPERATORS = "airflow_provider_flows.operators"
 PROVIDERS = "airflow.providers"
 MODULES = {
-    "ours": OURS,
-    "ours, with the sensor": f"{OURS}, airflow_provider_flows.sensors",
+    "flows": OPERATORS,
+    "flows, with the sensor": f"{OPERATORS}, airflow_provider_flows.sensors",
     "http": f"{PROVIDERS}.http.operators.http",
     "http, with the sensor": f"{PROVIDERS}.http.operators.http, {PROVIDERS}.http.sensors.http",
     "dbt Cloud": f"{PROVIDERS}.dbt.cloud.operators.dbt",
     "airbyte": f"{PROVIDERS}.airbyte.operators.airbyte",
     "openai": f"{PROVIDERS}.openai.operators.openai",
 }
-# What any DAG file imports is imported before: `airflow.sdk` is lazy and would else be charged to whoever asks first.
+# The lazy names of `airflow.sdk` that any DAG file uses are loaded first, so that no provider is charged.
 MEASURE = """
 import json, sys, time
 from airflow.sdk import DAG, BaseHook, BaseOperator, BaseSensorOperator, task
@@ -41,27 +41,27 @@ print(json.dumps({{"cpu": cpu * 1000, "wall": wall * 1000, "modules": len(sys.mo
 COLUMNS = (
     Column("operators of", "provider"),
     Column("CPU ms", "cpu", ".1f"),
-    Column("least", "cpu_min", ".1f"),
-    Column("most", "cpu_max", ".1f"),
+    Column("min", "cpu_min", ".1f"),
+    Column("max", "cpu_max", ".1f"),
     Column("wall ms", "wall", ".1f"),
     Column("modules", "modules", ",.0f"),
-    Column("of ours", "of_ours", ".1f"),
+    Column("of flows'", "of_flows", ".1f"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen."""
+    """Add the options of this benchmark."""
     parser.add_argument_group("imports").add_argument(
-        "--repeat", type=int, help="imports of each (default: 15)"
+        "--repeat", type=int, help="repetitions of each import (default: 15)"
     )
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Import everything several times, in turns, so that what disturbs the machine disturbs all."""
+    """Import everything several times, in turns, so that disturbances of the machine affect all."""
     repeat = options.repeat or (3 if options.quick else 15)
     report = Report(
         "imports",
-        f"Import of the operators, on top of airflow.sdk: median of {repeat} fresh processes",
+        f"Import of the operators, on top of airflow.sdk: median of {repeat} new processes",
         COLUMNS,
     )
     known = {name: modules for name, modules in MODULES.items() if _is_installed(modules)}
@@ -74,27 +74,27 @@ def run(options: argparse.Namespace) -> Report:
                 if turn:  # the first turn fills the machine's file cache, and writes Airflow's configuration
                     found[name].append(figures)
     report.rows = [_row(name, figures) for name, figures in found.items()]
-    ours = next(row["cpu"] for row in report.rows if row["provider"] == "ours")
-    report.rows = [{**row, "of_ours": ratio(row["cpu"], ours)} for row in report.rows]
+    own = next(row["cpu"] for row in report.rows if row["provider"] == "flows")
+    report.rows = [{**row, "of_flows": ratio(row["cpu"], own)} for row in report.rows]
     return report
 
 
 def _row(name: str, figures: list[dict[str, float]]) -> dict[str, Any]:
     cpu = [each["cpu"] for each in figures]
     middle = {key: statistics.median(each[key] for each in figures) for key in ("cpu", "wall", "modules")}
-    return {"provider": name, **middle, "cpu_least": min(cpu), "cpu_max": max(cpu)}
+    return {"provider": name, **middle, "cpu_min": min(cpu), "cpu_max": max(cpu)}
 
 
 def _is_installed(modules: str) -> bool:
     try:
         return all(find_spec(module) for module in modules.split(", "))
-    except ModuleNotFoundError:  # not even the package that it would be in
+    except ModuleNotFoundError:  # its parent package is not installed
         return False
 
 
 def _measure_import(modules: str, environment: dict[str, str]) -> dict[str, float]:
     command = [sys.executable, "-c", MEASURE.format(modules=modules)]
-    done = subprocess.run(  # noqa: S603  # our own words
+    done = subprocess.run(  # noqa: S603  # a fixed command
         command, env=environment, capture_output=True, text=True, check=True, timeout=120
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))

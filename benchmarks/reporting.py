@@ -1,7 +1,4 @@
-"""What a benchmark gives back, and how it is shown: one table, the targets beside what was reached, and the machine.
-
-It measures nothing and judges nothing.
-"""
+"""The report of a benchmark: a table, targets with the reached figures, notes, and the machine."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table: its heading, the figure's key, and how it is written."""
+    """A column of a table: its heading, the key of its figure, and the format."""
 
     heading: str
     key: str
@@ -36,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure is to reach, in words, beside what it was."""
+    """A target for a figure, as text, and the figure."""
 
     what: str
     actual: float
@@ -55,7 +52,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def to_text(self) -> str:
-        """Give it for a terminal."""
+        """Return the report for a terminal."""
         lines = [f"\n{self.title}", *format_table(self.columns, self.rows)]
         lines += [
             f"  target: {target.what}: {target.actual:.3g} (aim {target.aim})" for target in self.targets
@@ -63,7 +60,7 @@ class Report:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it for JSON."""
+        """Return the report for JSON."""
         return {
             "title": self.title,
             "rows": self.rows,
@@ -73,7 +70,7 @@ class Report:
 
 
 def format_table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
-    """Give the lines of a table; a figure that a row has not is a dash."""
+    """Return the lines of a table; a missing figure is a dash."""
     cells = [[column.heading for column in columns]]
     cells += [[_cell(row.get(column.key), column.form) for column in columns] for row in rows]
     widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
@@ -93,12 +90,12 @@ def _cell(value: Any, form: str) -> str:
 
 
 def ratio(value: float, reference: float) -> float | None:
-    """Give mine as a part of the other's, None of nothing."""
+    """Return a value as a part of a reference, or None if that is zero."""
     return value / reference if reference else None
 
 
 def machine() -> dict[str, Any]:
-    """Tell what the figures were taken on, as far as it explains them."""
+    """Return the properties of the machine that explain the figures."""
     return {
         "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
         "system": f"{platform.system()} {platform.machine()}",

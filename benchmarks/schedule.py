@@ -1,6 +1,6 @@
-"""Benchmark 2: how often the schedule looks at a run and how late its news is, beside fixed intervals, by a simulated clock.
+"""Benchmark 2: polls and detection delay of the schedule and of fixed intervals, with a simulated clock.
 
-The wait is the real one (flow/waiting.py), held by the real driver; only time and the service are simulated.
+The wait and its driver are the package's; only time and the service are simulated.
 """
 
 from __future__ import annotations
@@ -24,49 +24,50 @@ from benchmarks.reporting import Column, Report, Target, ratio
 from benchmarks.scripted_runs import PROGRESS
 
 LENGTHS = {"1 min": 60.0, "10 min": 600.0, "2 h": 7200.0}
-LENGTH_SPREAD = 0.2  # each run is up to so much shorter or longer than its row says
-# What looks, and its interval and longest interval in seconds: the defaults of trigger and operator, and of the sensor.
+LENGTH_SPREAD = 0.2  # maximum difference of a run's length from the length of its row, as a part of it
+# The shortest and longest interval in seconds: the defaults of trigger and operator, and of the sensor.
 MODES = {"trigger 5-60": (5.0, 60.0), "reschedule 60-300": (60.0, 300.0)}
-MIN_FIXED_INTERVAL_SECONDS = 0.001  # seconds; news that is never late would need a fixed interval of none
-ORIGIN = 1_800_000_000.0  # epoch seconds; any will do
+MIN_FIXED_INTERVAL_SECONDS = 0.001  # a mean delay of zero would need a fixed interval of zero
+ORIGIN = 1_800_000_000.0  # epoch seconds; any time
 COLUMNS = (
     Column("mode", "mode"),
     Column("run", "length"),
     Column("progress", "progress"),
     Column("polls", "polls", ".1f"),
-    Column("late mean", "delay_mean", ".2f"),
+    Column("mean delay", "delay_mean", ".2f"),
     Column("p99", "delay_p99", ".2f"),
     Column("max", "delay_max", ".2f"),
-    Column("fixed: looks", "fixed_polls", ".1f"),
-    Column("late mean", "fixed_delay", ".2f"),
-    Column("as late: every", "equal_interval", ".2f"),
-    Column("looks", "equal_polls", ".1f"),
-    Column("ours of that", "polls_of_equal", ".3f"),
+    Column("fixed: polls", "fixed_polls", ".1f"),
+    Column("mean delay", "fixed_delay", ".2f"),
+    Column("same delay: interval", "equal_interval", ".2f"),
+    Column("polls", "equal_polls", ".1f"),
+    Column("polls, of these", "polls_of_equal", ".3f"),
 )
 NOTES = (
-    "fixed: a look every shortest interval of the mode. All times are seconds.",
-    "as late: the fixed interval whose news is as late as ours (2 x our mean lateness), and the looks that it takes.",
-    "percent: linear in whole percents; hasty, sluggish: misleading (90 % after a third of the time; 12 % at half time).",
+    "All times are in seconds; the delay is from a run's end to its detection.",
+    "fixed: polls at the shortest interval of the mode.",
+    "same delay: the fixed interval with the same mean delay (twice the mean delay), and its polls.",
+    "percent: linear in full percents; hasty: 90 % after a third of the time; sluggish: 12 % at half of it.",
 )
 
 
 @dataclass(slots=True)
 class Clock:
-    """A clock that goes on only when somebody sleeps."""
+    """A clock that only sleeps advance."""
 
     now: float = ORIGIN
 
     def time(self) -> float:
-        """Give epoch seconds."""
+        """Return the time in epoch seconds."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Let the time pass."""
+        """Advance the clock."""
         self.now += seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen."""
+    """Add the options of this benchmark."""
     parser.add_argument_group("schedule").add_argument(
         "--samples", type=int, help="runs to average over (default: 400)"
     )
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Simulate every mode, length and kind of progress."""
     samples = options.samples or (50 if options.quick else 400)
-    title = f"Schedule: looks and lateness, mean of {samples} runs each, by simulated clock"
+    title = f"Schedule: polls and detection delay, mean of {samples} runs each, with a simulated clock"
     report = Report("schedule", title, COLUMNS, notes=list(NOTES))
     for mode in MODES:
         for length in LENGTHS:
@@ -85,13 +86,13 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def polls_until_final(schedule: Schedule, duration: float, progress: str) -> tuple[int, float]:
-    """Wait for one run by the schedule; give the number of looks, and by how many seconds the news was late."""
+    """Wait for a run with the schedule; return the number of polls and the detection delay in seconds."""
     clock, polls = Clock(), 0
 
     def get_run(flow_run_id: str) -> Conversation[FlowRun]:
         nonlocal polls
         polls += 1
-        yield Sleep(0.0)  # where the real one asks the service
+        yield Sleep(0.0)  # in place of the request
         return _run_at_age(flow_run_id, clock.time() - ORIGIN, duration, progress)
 
     wait = Wait("run", get_run, schedule=schedule, clock=clock.time, log=lambda _level, _line: None)
@@ -100,10 +101,10 @@ def polls_until_final(schedule: Schedule, duration: float, progress: str) -> tup
 
 
 def fixed_interval_polls(interval: float, durations: Sequence[float]) -> tuple[float, float]:
-    """Give the mean number of looks and the mean lateness of a fixed interval, for runs that last so long."""
+    """Return the mean number of polls and the mean delay of a fixed interval, for runs of these durations."""
     polls = [math.ceil(each / interval) for each in durations]
     delays = [number * interval - each for number, each in zip(polls, durations, strict=True)]
-    return mean(polls) + 1, mean(delays)  # the first look is at the very begin, as ours is
+    return mean(polls) + 1, mean(delays)  # the first poll is at the start, as in the schedule
 
 
 def _simulate(mode: str, length: str, progress: str, samples: int, seed: int) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _simulate(mode: str, length: str, progress: str, samples: int, seed: int) ->
         "mode": mode,
         "length": length,
         "progress": progress,
-        "looks": polls,
+        "polls": polls,
         "delay_mean": mean(delays),
         "delay_p99": percentile(delays, 0.99),
         "delay_max": max(delays),
@@ -135,7 +136,7 @@ def _simulate(mode: str, length: str, progress: str, samples: int, seed: int) ->
 
 
 def _run_at_age(flow_run_id: str, age: float, duration: float, progress: str) -> FlowRun:
-    """Give the run as the service would tell it at this age."""
+    """Return the run at this age, as the service would report it."""
     done = age >= duration
     state = FlowState.COMPLETED if done else FlowState.RUNNING
     started_at = pendulum.from_timestamp(ORIGIN)
@@ -152,11 +153,11 @@ def _run_at_age(flow_run_id: str, age: float, duration: float, progress: str) ->
 
 
 def _reject_request(request: Request) -> NoReturn:
-    raise AssertionError(f"a simulated run asks no service: {request}")
+    raise AssertionError(f"a simulated run sends no request: {request}")
 
 
 def _targets(rows: list[dict[str, Any]]) -> Iterator[Target]:
     for row in rows:
         if row["progress"] == "linear":
-            what = f"{row['mode']}, {row['length']}, linear: looks of a fixed interval as late"
+            what = f"{row['mode']}, {row['length']}, linear: polls, of a fixed interval's with the same delay"
             yield Target(what, row["polls_of_equal"], "<= 0.2")

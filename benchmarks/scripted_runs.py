@@ -1,6 +1,6 @@
-"""Flow runs whose begin, end and progress are known beforehand from a seed, so that server and client agree on them.
+"""Flow runs with start, end and progress from a seed, so that server and client agree on them.
 
-It keeps no clock and answers nothing; every moment here is in seconds after an origin that others choose.
+Times are in seconds after an origin that the caller chooses.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-HASTY_UNTIL, HASTY_PROGRESS = (
-    0.3,
-    0.9,
-)  # the part of its time after which a hasty run says that it is nearly done
+HASTY_UNTIL, HASTY_PROGRESS = 0.3, 0.9  # after 0.3 of its time a hasty run reports a progress of 0.9
 STEPS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedRun:
-    """One flow run: its number, when it begins (seconds after the origin), and how long it lasts."""
+    """A flow run: its number, its start after the origin and its duration, in seconds."""
 
     number: int
     start_offset: float
@@ -26,18 +23,18 @@ class ScriptedRun:
 
     @property
     def end_offset(self) -> float:
-        """The true end, in seconds after the origin."""
+        """The end, in seconds after the origin."""
         return self.start_offset + self.duration
 
     @property
     def flow_run_id(self) -> str:
-        """An id of the form that Generio's have."""
+        """The id, in the form of Generio's ids."""
         return f"{self.number:024x}"
 
 
 @dataclass(frozen=True, slots=True)
 class RunScript:
-    """Many runs that begin within `spread` seconds and last `shortest` to `longest` seconds, uniformly."""
+    """Runs that start within `spread` seconds, with durations from `shortest` to `longest` seconds."""
 
     count: int
     seed: int
@@ -46,8 +43,8 @@ class RunScript:
     spread: float
 
     def runs(self) -> list[ScriptedRun]:
-        """Give the runs; the same for the same script, in every process."""
-        chance = random.Random(self.seed)  # noqa: S311  # a benchmark wants repeatable numbers, not secret ones
+        """Return the runs, the same for the same script in every process."""
+        chance = random.Random(self.seed)  # noqa: S311  # repeatable, not secret
         return [
             ScriptedRun(number, chance.uniform(0, self.spread), chance.uniform(self.shortest, self.longest))
             for number in range(1, self.count + 1)
@@ -60,12 +57,12 @@ def _hasty(done: float) -> float:
     return HASTY_PROGRESS + (0.99 - HASTY_PROGRESS) * (done - HASTY_UNTIL) / (1 - HASTY_UNTIL)
 
 
-# What a service may tell while a run is under way, of the part of its time that is over (0 to 1); 1.0 comes at the end only.
+# The progress that a service may report, by the part of a run's time that has passed (0 to 1).
 PROGRESS: Mapping[str, Callable[[float], float]] = {
     "linear": lambda done: min(round(done, 4), 0.9999),
-    "percent": lambda done: int(done * 100) / 100,  # linear, in whole percents
+    "percent": lambda done: int(done * 100) / 100,  # linear, in full percents
     "stepwise": lambda done: int(done * STEPS) / STEPS,
-    "absent": lambda _done: 0.0,  # 0.0 until done is a documented possibility (vendor-api G-18)
+    "absent": lambda _done: 0.0,  # 0.0 until the end is possible (vendor_notes.md, G-18)
     "hasty": lambda done: round(_hasty(done), 4),  # misleading: 90 % after a third of the time
     "sluggish": lambda done: round(done**3, 4),  # misleading: 12 % at half the time
 }

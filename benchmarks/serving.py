@@ -1,7 +1,4 @@
-"""Starts the benchmarks' own service as a process, and asks it when to begin and what it was asked.
-
-What it answers to others stands in flow_server.py.
-"""
+"""Start the service of the benchmarks as a process, and control it."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ from urllib.request import ProxyHandler, build_opener
 from tools.processes import LOOPBACK, Program, free_port, wait_until
 
 START_SECONDS = 30
-_OPENER = build_opener(ProxyHandler({}))  # a proxy of the machine has no say on the loopback
+_OPENER = build_opener(ProxyHandler({}))  # no proxy for the loopback interface
 
 
 class FlowServer(Program):
     """The service on a free port; arguments go to its command line as `--name value`."""
 
     def __init__(self, log: Path, **arguments: object) -> None:
-        """Choose the port."""
+        """Select a port."""
         port = free_port()
         self.address = f"http://{LOOPBACK}:{port}"
         options = [option for name, value in arguments.items() for option in (f"--{name}", str(value))]
@@ -32,12 +29,12 @@ class FlowServer(Program):
         super().__init__("the benchmarks' service", command, dict(os.environ), log)
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it, and wait until it responds."""
         super().start()
         wait_until(self._is_ready, [self], START_SECONDS, "The start of the benchmarks' service")
 
     def report(self) -> dict[str, Any]:
-        """Tell the requests by kind, and the server's own CPU seconds."""
+        """Return the requests by kind, and the CPU seconds of the server."""
         return send_control(self.address, "report")
 
     def _is_ready(self) -> bool:
@@ -49,16 +46,16 @@ class FlowServer(Program):
 
 
 def start_runs(address: str, origin: float) -> None:
-    """Let the scripted runs begin at `origin` (epoch seconds) and count requests from now on."""
+    """Start the scripted runs at `origin` (epoch seconds), and count requests from now on."""
     send_control(address, f"start?at={origin!r}")
 
 
 def send_control(address: str, command: str) -> dict[str, Any]:
-    """Ask the service what is none of its clients' business."""
+    """Send a control request, and return its response."""
     with _OPENER.open(f"{address}/_bench/{command}", timeout=START_SECONDS) as response:
         return dict(json.load(response))
 
 
 def seconds_until(timestamp: float) -> float:
-    """Give the seconds until a moment in epoch seconds, not less than none."""
+    """Return the seconds until a time in epoch seconds, at least 0."""
     return max(0.0, timestamp - time.time())

@@ -1,6 +1,6 @@
-"""Benchmark 1: thousands of flow runs waited for in one event loop, by us, by dbt Cloud's trigger, and by a plain loop.
+"""Benchmark 1: waits for thousands of flow runs in one event loop, with the provider and with others.
 
-Each contender gets a process and a server of its own, with the same seed; what is measured in it stands in waiting_process.py.
+Each contender has a new process and a new server, with the same seed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,11 @@ from tools.processes import Program, wait_until
 
 RUNS = (100, 1_000, 4_000, 10_000)
 QUICK_RUNS = (100, 1_000)
-CONTENDERS = (BASELINE, "ours", "ours:absent", "dbt", "plain")
+CONTENDERS = (BASELINE, "provider", "provider:absent", "dbt", "plain")
 PEER = "dbt"
-BASELINE_FIGURES = (
-    "runs",
-    "cpu",
-    "wall",
-    "lag_max",
-    "lag_p99",
-    "lag_steady_max",
-    "memory",
-)  # the only figures of it
-TIMEOUT_SECONDS = 900  # seconds for one contender
+# the only figures of the baseline
+BASELINE_FIGURES = ("runs", "cpu", "wall", "lag_max", "lag_p99", "lag_steady_max", "memory")
+TIMEOUT_SECONDS = 900  # for one contender
 COLUMNS = (
     Column("runs", "runs", ",d"),
     Column("contender", "contender"),
@@ -45,10 +38,10 @@ COLUMNS = (
     Column("of dbt's", "cpu_of_peer", ".3f"),
     Column("core", "core", ".0%"),
     Column("requests", "request_count", ",d"),
-    Column("a run", "requests_per_run", ".2f"),
+    Column("per run", "requests_per_run", ".2f"),
     Column("CPU ms each", "cpu_per_request", ".2f"),
     Column("lists", "lists", ",d"),
-    Column("late mean", "delay_mean", ".2f"),
+    Column("delay mean", "delay_mean", ".2f"),
     Column("p99", "delay_p99", ".2f"),
     Column("max", "delay_max", ".2f"),
     Column("lag max", "lag_max", ".3f"),
@@ -60,47 +53,52 @@ COLUMNS = (
     Column("server CPU", "server_cpu", ".1f"),
 )
 NOTES = (
-    "CPU: of the waiting process, all its threads, from before the contender is imported; core: that, a second of wall time.",
-    "nobody: what measuring costs, above all the lag's ticks; 'of dbt's' is without it if it was measured, the targets never.",
-    "Our package is compiled first, as an installer does with the others.",
-    "late: from the run's true end at the server to the trigger's event, s.",
-    "lag: of the event loop, s, with imports and first look-ups; steady: after all runs have begun.",
-    "ours:absent: the list endpoint answers 404. dbt's https is replaced by http, and no contender logs its polls.",
+    "CPU: of the waiting process with all threads and imports; core: CPU per second of wall time.",
+    "baseline: no waiter, so the cost of measuring; 'of dbt's' is without it, targets are not.",
+    "The provider's package is compiled first, as an installer does with the others.",
+    "delay: from the run's true end at the server to the trigger's event, in seconds.",
+    "lag: of the event loop, in seconds, with imports and lookups; steady: after all runs have started.",
+    "provider:absent: the list responds 404. dbt uses http in place of https. No contender logs polls.",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen."""
+    """Add the options of this benchmark."""
     group = parser.add_argument_group("triggers")
-    group.add_argument(
-        "--runs", type=int, nargs="+", help=f"how many flow runs wait at once (default: {RUNS})"
-    )
+    group.add_argument("--runs", type=int, nargs="+", help=f"numbers of flow runs (default: {RUNS})")
     group.add_argument(
         "--contenders",
         nargs="+",
         default=CONTENDERS,
-        help=f"nobody, ours, dbt, plain; ours:LIST for a list endpoint that is one of {LIST_MODES} (default: {' '.join(CONTENDERS)})",
+        help=f"{BASELINE}, provider, dbt, plain; provider:LIST with a behavior of the list, one of "
+        f"{LIST_MODES} (default: {' '.join(CONTENDERS)})",
     )
-    group.add_argument("--interval", type=float, default=5.0, help="seconds between two looks")
+    group.add_argument("--interval", type=float, default=5.0, help="seconds between two polls")
     group.add_argument(
-        "--lasting", type=float, nargs=2, metavar=("FROM", "TO"), help="seconds that runs last (20 60)"
+        "--lasting",
+        type=float,
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="shortest and longest duration of runs in seconds (default: 20 60)",
     )
     group.add_argument(
-        "--progress", choices=PROGRESS, default="linear", help="what the service tells of progress"
+        "--progress", choices=PROGRESS, default="linear", help="the progress that the service reports"
     )
     group.add_argument(
-        "--latency", type=float, default=0.0, help="seconds that the service takes for each answer"
+        "--latency", type=float, default=0.0, help="seconds before each response of the service"
     )
     group.add_argument("--seed", type=int, default=1)
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure every contender at every number of runs."""
-    title = f"Triggers: {options.progress} progress, interval {options.interval:g} s, latency {options.latency:g} s, seed {options.seed}"
+    """Measure every contender with every number of runs."""
+    title = (
+        f"Triggers: {options.progress} progress, interval {options.interval:g} s, "
+        f"latency {options.latency:g} s, seed {options.seed}"
+    )
     report = Report("triggers", title, COLUMNS, notes=list(NOTES))
-    compile_dir(
-        next(iter(airflow_provider_flows.__path__)), quiet=1
-    )  # as pip has compiled the other contenders' packages
+    # pip has compiled the other contenders' packages
+    compile_dir(next(iter(airflow_provider_flows.__path__)), quiet=1)
     shortest, longest = options.lasting or ((5.0, 15.0) if options.quick else (20.0, 60.0))
     for count in options.runs or (QUICK_RUNS if options.quick else RUNS):
         script = RunScript(count, options.seed, shortest, longest, spread=3.0)
@@ -115,7 +113,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _measure_contender(contender: str, script: RunScript, options: argparse.Namespace) -> dict[str, Any]:
-    """Let one contender wait for all runs, beside a server that is only its own."""
+    """Let one contender wait for all runs of a new server, and return the figures."""
     print(f"  {script.count} runs, {contender} ...", file=sys.stderr, flush=True)
     name, _, listing = contender.partition(":")
     with tempfile.TemporaryDirectory() as folder:
@@ -131,14 +129,14 @@ def _measure_contender(contender: str, script: RunScript, options: argparse.Name
             figures = _run_waiting_process(name, server, script, options.interval, home)
         finally:
             server.stop()
-    whose = {"contender": contender, "core": figures["cpu"] / figures["wall"]}
+    base = {"contender": contender, "core": figures["cpu"] / figures["wall"]}
     if contender == BASELINE:
-        return {**whose, **{key: figures[key] for key in BASELINE_FIGURES}}
+        return {**base, **{key: figures[key] for key in BASELINE_FIGURES}}
     request_count = sum(figures["requests"].values())
     return {
         **figures,
-        **whose,
-        "asked": request_count,
+        **base,
+        "request_count": request_count,
         "requests_per_run": request_count / script.count,
         "cpu_per_request": ratio(1000 * figures["cpu"], request_count),
         "lists": figures["requests"].get("list", 0),
@@ -174,19 +172,20 @@ def _run_waiting_process(
 
 
 def _targets(rows: list[dict[str, Any]], interval: float) -> Iterator[Target]:
-    """Put what the issue asks for beside what was reached."""
+    """Yield the targets and the reached figures."""
     by = {(row["runs"], row["contender"]): row for row in rows}
-    ours, peer, absent = by.get((4_000, "ours")), by.get((4_000, PEER)), by.get((4_000, "ours:absent"))
-    if ours:
-        yield Target("4,000 runs, requests a run", ours["requests_per_run"], "<= 1.3")
-        yield Target("4,000 runs, event-loop lag, s", ours["lag_max"], "< 0.25")
-        yield Target("4,000 runs, lost", ours["lost"], "0")
-    if ours and peer:
-        yield Target("4,000 runs, CPU of dbt's", ours["cpu"] / peer["cpu"], "<= 0.1")
-        yield Target("4,000 runs, mean lateness of dbt's", ours["delay_mean"] / peer["delay_mean"], "<= 1")
+    own, peer = by.get((4_000, "provider")), by.get((4_000, PEER))
+    absent = by.get((4_000, "provider:absent"))
+    if own:
+        yield Target("4,000 runs, requests per run", own["requests_per_run"], "<= 1.3")
+        yield Target("4,000 runs, event-loop lag, s", own["lag_max"], "< 0.25")
+        yield Target("4,000 runs, lost", own["lost"], "0")
+    if own and peer:
+        yield Target("4,000 runs, CPU, of dbt's", own["cpu"] / peer["cpu"], "<= 0.1")
+        yield Target("4,000 runs, mean delay, of dbt's", own["delay_mean"] / peer["delay_mean"], "<= 1")
     if absent and peer:
-        yield Target("4,000 runs, list absent, CPU of dbt's", absent["cpu"] / peer["cpu"], "<= 0.2")
-    if many := by.get((10_000, "ours")):
-        yield Target("10,000 runs, p99 lateness, s", many["delay_p99"], f"<= {interval + 0.5:g}")
+        yield Target("4,000 runs, list absent, CPU, of dbt's", absent["cpu"] / peer["cpu"], "<= 0.2")
+    if many := by.get((10_000, "provider")):
+        yield Target("10,000 runs, p99 delay, s", many["delay_p99"], f"<= {interval + 0.5:g}")
         yield Target("10,000 runs, part of a core", many["core"], "<= 0.5")
         yield Target("10,000 runs, lost", many["lost"], "0")

@@ -1,7 +1,4 @@
-"""One process that waits for all scripted runs in one event loop, by one contender, and writes down what that cost.
-
-It starts no server and compares nothing; triggers.py does.
-"""
+"""A process that waits for all scripted runs in one event loop with one contender, and writes the figures."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import airflow.triggers.base  # noqa: F401  # a triggerer has it; what Airflow itself costs is nobody's here
+import airflow.triggers.base  # noqa: F401  # a triggerer has imported it, so no contender is charged for it
 
 from benchmarks.contenders import Contender, load
 from benchmarks.flow_server import allow_many_connections
@@ -23,17 +20,15 @@ from benchmarks.measures import LoopLag, mean, peak_memory, percentile
 from benchmarks.scripted_runs import RunScript, ScriptedRun
 from benchmarks.serving import seconds_until, send_control, start_runs
 
-LEAD_SECONDS = 1.0  # seconds between the server's being told and the first run
-GRACE_SECONDS = 180.0  # seconds after the last run's end at which what is not told yet is lost
-ROUND_SECONDS = 1.0  # seconds; the pause of Airflow's triggerer between two looks at what it is to begin
-SETTLE_SECONDS = (
-    1.0  # seconds after the last wait's begin: from here on the loop's lag is that of steady waiting
-)
+LEAD_SECONDS = 1.0  # from the control request to the first run
+GRACE_SECONDS = 180.0  # after the last run's end; a run without an event by then is lost
+ROUND_SECONDS = 1.0  # between two rounds in which Airflow's triggerer creates triggers
+SETTLE_SECONDS = 1.0  # after the last wait's start; from then on the lag is "steady"
 
 
 @dataclass(slots=True)
 class Outcomes:
-    """What came, and when."""
+    """The detection delays and the errors."""
 
     detection_delays: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -46,26 +41,27 @@ class Outcomes:
                     self.detection_delays.append(time.time() - origin - run.end_offset)
                 else:
                     self.errors.append(message[:300])
-        except Exception as error:  # noqa: BLE001  # whatever it is, the run's news is lost, and that is the figure
+        except Exception as error:  # noqa: BLE001  # the run is lost, which is a figure
             self.errors.append(repr(error)[:300])
 
 
 async def _start_waits(
     contender: Contender, runs: list[ScriptedRun], origin: float, outcomes: Outcomes
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Begin to wait for the runs in rounds and one in a turn of the loop, as a triggerer's runner does.
+    """Start the waits in rounds, and one per turn of the loop, as a triggerer does.
 
-    Its limits (50 new ones a round, 1,000 in all) are left out. A timer for each wait would be of the harness alone.
+    The triggerer's limits (50 new triggers per round, 1,000 in total) do not apply. A timer for each wait
+    would be a cost of the harness.
     """
     for run in sorted(runs, key=lambda run: run.start_offset):
-        while seconds_until(origin + run.start_offset) > 0:  # noqa: ASYNC110  # time is waited for, not an event
+        while seconds_until(origin + run.start_offset) > 0:  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(ROUND_SECONDS)
         yield asyncio.create_task(outcomes.wait_for(contender, run, origin))
-        await asyncio.sleep(0)  # it lets the others have a turn after each, too
+        await asyncio.sleep(0)  # a turn of the loop after each
 
 
 async def measure(name: str, address: str, interval: float, script: RunScript) -> dict[str, Any]:
-    """Let a contender wait for all runs, and give the figures."""
+    """Let a contender wait for all runs, and return the figures."""
     memory, cpu, lag = peak_memory(), time.process_time(), LoopLag()
     contender = load(name, address, interval)
     await asyncio.sleep(0)
@@ -102,7 +98,7 @@ async def measure(name: str, address: str, interval: float, script: RunScript) -
 
 
 def main() -> None:
-    """Measure one contender; the figures go into a file as JSON."""
+    """Measure one contender, and write the figures to a file as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting_process", description=main.__doc__)
     parser.add_argument("--contender", required=True)
     parser.add_argument("--address", required=True)
@@ -110,9 +106,8 @@ def main() -> None:
     parser.add_argument("--script", type=json.loads, required=True)
     parser.add_argument("--into", type=Path, required=True)
     options = parser.parse_args()
-    logging.getLogger().setLevel(
-        logging.WARNING
-    )  # a line for each poll would be measured, and not every contender writes one
+    # not every contender logs polls, and log lines would be measured
+    logging.getLogger().setLevel(logging.WARNING)
     allow_many_connections()
     figures = asyncio.run(
         measure(options.contender, options.address, options.interval, RunScript(**options.script))

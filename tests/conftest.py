@@ -1,7 +1,4 @@
-"""Gives the tests an Airflow of their own: a folder that is thrown away, set before Airflow is first imported.
-
-It has no fixtures for the package's own parts; those stand beside the tests that use them.
-"""
+"""Set up an Airflow for the tests in a temporary folder, before Airflow is imported; load shared fixtures."""
 
 from __future__ import annotations
 
@@ -16,11 +13,13 @@ import pytest
 
 from tools.airflow_settings import own_environment
 
-if "airflow" in sys.modules:
-    # Airflow reads its settings once, at its first import: it would work on the developer's own database.
-    raise pytest.UsageError("Airflow was imported before tests/conftest.py could give it a folder of its own")
+pytest_plugins = ("tests.support.fixtures",)
 
-# The files that take longest, the longest first, but those that start a whole Airflow not side by side.
+if "airflow" in sys.modules:
+    # Airflow reads its settings once, when it is imported: it would use the developer's database.
+    raise pytest.UsageError("Airflow was imported before tests/conftest.py could set its folder")
+
+# The slowest files, slowest first; those that start all of Airflow are not next to each other.
 SLOWEST_FILES = (
     "system/test_chaos.py",
     "test_modes.py",
@@ -49,37 +48,36 @@ _HOME = Path(tempfile.mkdtemp(prefix="flows-tests-"))
 for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
     del os.environ[_name]
 os.environ.update(own_environment(_HOME, _HOME / "dags"))
-os.environ["AIRFLOW__OPENLINEAGE__DISABLED"] = (
-    "True"  # whatever the shell says: only test_lineage.py wants its listener
-)
+# only test_lineage.py needs the listener
+os.environ["AIRFLOW__OPENLINEAGE__DISABLED"] = "True"
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell that starts us in the background has it ignored, and whatever the tests start and interrupt would inherit that.
+    # Shells ignore SIGINT in background jobs; the processes that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the files that take longest begin first: a long one that began last would be waited for alone."""
+    """Run the slowest files first, so that none of them runs alone at the end."""
     ranks = {name: rank for rank, name in enumerate(SLOWEST_FILES)}
     tests = Path(__file__).parent
     items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).as_posix(), len(ranks)))
 
 
 def pytest_unconfigure() -> None:
-    """Throw the folder away."""
+    """Delete the folder."""
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def airflow_home() -> Path:
-    """Name the folder of the Airflow that this test session has for itself."""
+    """Return the folder of the test session's Airflow."""
     return _HOME
 
 
 @pytest.fixture(scope="session")
 def airflow_database() -> None:
-    """Create an empty metadata database, for tests that talk to it without `run_dag`."""
+    """Create an empty metadata database, for tests that use it without `run_dag`."""
     from tests.support.airflow_run import ensure_database
 
     ensure_database()
@@ -87,7 +85,7 @@ def airflow_database() -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_settings() -> None:
-    """Let each test's own Airflow settings count: a triggerer reads some of them once only."""
+    """Clear the settings that triggers cache, so that each test's own settings apply."""
     triggers = sys.modules.get("airflow_provider_flows.triggers")
     if triggers is not None:
         triggers.min_event_delay.cache_clear()
@@ -95,7 +93,7 @@ def fresh_settings() -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_definitions() -> None:
-    """Let each test's own service say what flows take: a process keeps what it was told for a moment."""
+    """Clear the cache of flow definitions, so that each test's own service is queried."""
     definitions = sys.modules.get("airflow_provider_flows.preflight")
     if definitions is not None:
         definitions.DEFINITION_CACHE.clear()

@@ -1,7 +1,4 @@
-"""Tests that the package keeps its order of layers and its limits of size, and that the checker would see a breach.
-
-How a breach is found is in `tests/support/layering.py`.
-"""
+"""Tests of the package's tree, imports and sizes, and of the check that finds breaches."""
 
 from __future__ import annotations
 
@@ -9,119 +6,156 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.layering import PACKAGE, layering_violations, read_modules, size_violations
+from tests.support.layering import (
+    MAX_MODULES,
+    MAX_TOP_LEVEL_MODULES,
+    PACKAGE,
+    find_layering_breaches,
+    find_size_breaches,
+    format_tree,
+    parse_tree,
+    read_modules,
+)
 
 ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / PACKAGE
+TREE = """
+. __init__
+core __init__ retry run
+services __init__
+services/generio __init__ api
+transport __init__ blocking
+. connection base_hook
+storage __init__ paths
+. hooks triggers operators
+drawing __init__
+plugin __init__
+emulator __init__ app __main__
+cli __init__ start
+"""
 
 
-def test_imports_of_the_package_run_downward_only() -> None:
-    """No module imports from a layer above its own, and each layer keeps to the libraries that it may know."""
-    findings = layering_violations(read_modules(ROOT / PACKAGE))
-    assert not findings, "\n".join(findings)
+def test_imports_run_downward_in_the_tree() -> None:
+    """The tree names every module; a module imports only modules before it and its folder's libraries."""
+    breaches = find_layering_breaches(read_modules(FOLDER), parse_tree())
+    assert not breaches, "\n".join(breaches)
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, "tools"])
-def test_modules_and_functions_are_of_a_readable_size(folder: str) -> None:
-    """Every module and function is short and shallow enough to be read at once, and says what it is for."""
-    findings = size_violations(read_modules(ROOT / folder))
-    assert not findings, "\n".join(findings)
+def test_modules_have_a_docstring_and_are_not_too_long(folder: str) -> None:
+    """Every module has a docstring and at most 500 lines."""
+    breaches = find_size_breaches(read_modules(ROOT / folder))
+    assert not breaches, "\n".join(breaches)
+
+
+def test_number_of_modules_is_bounded() -> None:
+    """The package has at most 120 modules, not counting `__init__`, and at most 14 files at its top."""
+    modules = [path for path in FOLDER.rglob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MAX_MODULES
+    assert len(list(FOLDER.glob("*.py"))) <= MAX_TOP_LEVEL_MODULES
 
 
 @pytest.mark.parametrize(
     ("module", "source", "reason"),
     [
-        ("flow.run", "import requests", "standard library, pendulum and pybase64 only"),
+        # libraries
+        ("core.run", "import requests", "standard library, pendulum and pybase64 only"),
         (
-            "flow.run",
+            "core.run",
             "def f():\n    from airflow.sdk import conf",
             "standard library, pendulum and pybase64 only",
         ),
-        ("flow.run", "from .services.generio import Generio", "nothing in flow/ knows a service"),
-        ("flow.services.generio", "from ...hooks import FlowsHook", "hooks is above flow"),
-        ("transport.blocking", "import airflow.sdk", "knows nothing of Airflow"),
-        ("transport.blocking", f"from {PACKAGE} import hooks", "hooks is above transport"),
-        ("hooks", f"from {PACKAGE}.triggers import FlowRunTrigger", "triggers is above hooks"),
-        ("hooks", f"import {PACKAGE}.emulator", "do not know each other"),
-        ("cli.starting", f"from {PACKAGE}.emulator.app import build", "do not know each other"),
-        ("emulator.app", f"from {PACKAGE}.cli.exits import Exit", "do not know each other"),
-        ("emulator.app", f"from {PACKAGE}.flow.run import FlowState", "do not know each other"),
-        ("emulator.app", "from airflow.sdk import DAG", "knows nothing of Airflow"),
+        ("services.generio.api", "import aiohttp", "standard library, pendulum and pybase64 only"),
+        ("transport.blocking", "import airflow.sdk", "does not use Airflow"),
+        ("drawing", "from airflow.sdk import DAG", "does not use Airflow"),
+        ("emulator.app", "from airflow.sdk import DAG", "does not use Airflow"),
+        ("plugin", "import httpx", "HTTP libraries are used in transport/ only"),
+        ("base_hook", "import aiohttp", "HTTP libraries are used in transport/ only"),
+        # imports that run upward, in each form
+        ("core.retry", f"import {PACKAGE}.core.run", "imports run downward only"),
+        ("core.retry", f"from {PACKAGE}.core import run", "imports run downward only"),
+        ("core.retry", f"from {PACKAGE}.core.run import FlowState", "imports run downward only"),
+        ("core.retry", "from .run import FlowState", "imports run downward only"),
+        ("core.retry", "from . import run", "imports run downward only"),
+        ("services.generio.api", "from ...hooks import FlowsHook", "imports run downward only"),
+        ("core", f"from {PACKAGE}.core.run import FlowState", "imports run downward only"),
+        ("", f"def __getattr__(name):\n    from {PACKAGE}.core import run", "imports run downward only"),
+        ("storage.paths", f"from {PACKAGE}.hooks import FlowsHook", "imports run downward only"),
+        ("hooks", f"def f():\n    from {PACKAGE}.triggers import X", "imports run downward only"),
         (
             "triggers",
             f"if TYPE_CHECKING:\n    from {PACKAGE}.operators import X",
-            "operators is above triggers",
+            "imports run downward only",
         ),
-        ("operators", "import time\ntime.sleep(1)", "time.sleep belongs"),
-        ("hooks", "from time import sleep", "time.sleep belongs"),
-        ("flow.retry", "from . import run", "circle"),
+        # the emulator
+        ("hooks", f"import {PACKAGE}.emulator", "do not import each other"),
+        ("cli.start", f"from {PACKAGE}.emulator.app import build", "do not import each other"),
+        ("plugin", f"from {PACKAGE}.emulator.__main__ import main", "do not import each other"),
+        ("emulator.app", f"from {PACKAGE}.core.run import FlowState", "do not import each other"),
+        # sleeps
+        ("operators", "import time\ntime.sleep(1)", "time.sleep belongs to"),
+        ("hooks", "from time import sleep", "time.sleep belongs to"),
+        # differences from the tree
+        ("core.other", "", f"{PACKAGE}.core.other is not in the tree"),
     ],
 )
-def test_breach_of_the_layers_is_found(module: str, source: str, reason: str) -> None:
-    """The checker finds an import, a library, a sleep or a circle that breaks the order."""
-    modules = dict.fromkeys(
-        (
-            PACKAGE,
-            *(f"{PACKAGE}.{part}" for part in ("flow", "flow.services", "hooks", "triggers", "operators")),
-        ),
-        "",
-    ) | {f"{PACKAGE}.flow.run": "from .retry import again", f"{PACKAGE}.{module}": source}
-    assert any(reason in finding for finding in layering_violations(modules)), layering_violations(modules)
-
-
-def test_imports_that_run_downward_are_let_through() -> None:
-    """The checker has nothing against the order as it is meant."""
-    modules = {
-        PACKAGE: f"def __getattr__(name):\n    from {PACKAGE}.flow import run",
-        f"{PACKAGE}.flow": "",
-        f"{PACKAGE}.flow.run": "import enum\nimport pendulum\nfrom .errors import FlowError\nfrom .services import S",
-        f"{PACKAGE}.flow.errors": f"from {PACKAGE} import __version__",
-        f"{PACKAGE}.flow.services": "",
-        f"{PACKAGE}.flow.services.generio": "from ..run import FlowRun",
-        f"{PACKAGE}.transport": "",
-        f"{PACKAGE}.transport.blocking": "import time\nimport requests\nfrom ..flow.run import FlowRun\ntime.sleep(1)",
-        f"{PACKAGE}.hooks": "from airflow.sdk import BaseHook\nfrom .connection import Settings",
-        f"{PACKAGE}.connection": "from .flow.services import generio",
-        f"{PACKAGE}.watch": "from .hooks import FlowsHook",
-        f"{PACKAGE}.operators": "from .hooks import FlowsHook\nfrom .links import FlowLink",
-        f"{PACKAGE}.links": "def f():\n    from .operators import RunFlowOperator",
-        f"{PACKAGE}.emulator": "import fastapi",
-        f"{PACKAGE}.emulator.__main__": "",
-        f"{PACKAGE}.cli": f"from {PACKAGE}.emulator.__main__ import main",
-    }
-    assert layering_violations(modules) == []
-
-
-DOCSTRING = '"""Does one thing.\n\nIt does not do another.\n"""\n'
-
-
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        (DOCSTRING + "x = 1\n" * 297, "301 lines"),
-        (DOCSTRING + "def f():\n" + "    x = 1\n" * 40, "f has 41 lines"),
-        (DOCSTRING + "def f():\n if a:\n  for b in c:\n   with d:\n    if e: pass", "f nests 4 deep"),
-        (DOCSTRING + "def f():\n try: pass\n except E:\n  if a:\n   if b:\n    if c: pass", "f nests 4 deep"),
-        ('"""Only one sentence."""', "two sentences"),
-        ("x = 1", "two sentences"),
-    ],
-)
-def test_breach_of_the_limits_is_found(source: str, reason: str) -> None:
-    """The checker finds what is too long, too deep, or says too little."""
-    assert any(reason in finding for finding in size_violations({"m": source})), size_violations(
-        {"m": source}
+def test_breach_of_the_tree_is_found(module: str, source: str, reason: str) -> None:
+    """The check finds an import, a library, a sleep or a module that breaks the tree, and only that."""
+    name = f"{PACKAGE}.{module}".rstrip(".")
+    (breach,) = find_layering_breaches(
+        {**dict.fromkeys(parse_tree(TREE), ""), name: source}, parse_tree(TREE)
     )
+    assert breach.startswith(name)
+    assert reason in breach
+
+
+def test_module_of_the_tree_that_does_not_exist_is_found() -> None:
+    """The check finds a name in the tree without a module, and one that is there twice."""
+    modules = dict.fromkeys(parse_tree(TREE), "")
+    tree = parse_tree(f"{TREE}core other\ncore run")
+    assert find_layering_breaches(modules, tree) == [
+        f"{PACKAGE}.core.run is in the tree twice",
+        f"{PACKAGE}.core.other is in the tree, but does not exist",
+    ]
+
+
+def test_imports_that_run_downward_are_allowed() -> None:
+    """The check accepts every form of downward import, the folder's libraries, and the exceptions."""
+    modules = dict.fromkeys(parse_tree(TREE), "") | {
+        f"{PACKAGE}.{name}": source
+        for name, source in {
+            "core.run": f"import enum\nimport pendulum\nfrom {PACKAGE} import X\nfrom .retry import Retry",
+            "services.generio.api": "import pybase64\nfrom ...core.run import X\nfrom ...core import run",
+            "transport.blocking": "import time\nimport requests\nfrom ..core.run import X\ntime.sleep(1)",
+            "base_hook": "from airflow.sdk import BaseHook\nif TYPE_CHECKING:\n    import requests",
+            "operators": f"from .hooks import FlowsHook\ndef f():\n    from {PACKAGE}.triggers import X",
+            "drawing": "from ..core import run",
+            "emulator.app": "import fastapi, requests, time\ntime.sleep(1)\nfrom . import X",
+            "cli.start": f"from {PACKAGE}.emulator.__main__ import main",
+        }.items()
+    }
+    assert find_layering_breaches(modules, parse_tree(TREE)) == []
+    assert find_layering_breaches(modules, parse_tree(format_tree(modules))) == []
+
+
+def test_circle_has_no_tree() -> None:
+    """Modules that import each other, if only for types, have no order, and no tree is printed."""
+    modules = {
+        f"{PACKAGE}.core.retry": "if TYPE_CHECKING:\n    from .run import FlowRun",
+        f"{PACKAGE}.core.run": "from .retry import Retry",
+    }
+    with pytest.raises(ValueError, match=r"circles among airflow_provider_flows\.core\.retry"):
+        format_tree(modules)
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "reasons"),
     [
-        DOCSTRING + "x = 1\n" * 296,
-        DOCSTRING + "def f():\n" + "    x = 1\n" * 39,
-        DOCSTRING + 'def f():\n    """Says a lot.\n' + "\n    more\n" * 30 + '    """\n' + "    x = 1\n" * 39,
-        DOCSTRING
-        + "def f():\n if a: pass\n elif b: pass\n elif c: pass\n elif d: pass\n else:\n  for x in y: pass",
+        ('"""A docstring."""\n' + "x = 1\n" * 500, ["m: 501 lines; at most 500"]),
+        ("x = 1", ["m: no docstring"]),
+        ('"""A docstring."""\n' + "x = 1\n" * 499, []),
     ],
 )
-def test_what_is_within_the_limits_is_let_through(source: str) -> None:
-    """Docstrings do not count as lines of a function, nor a chain of elifs as nesting."""
-    assert size_violations({"m": source}) == []
+def test_breach_of_the_sizes_is_found(source: str, reasons: list[str]) -> None:
+    """The check finds a module that is too long or has no docstring, and accepts any other."""
+    assert find_size_breaches({"m": source}) == reasons

@@ -39,13 +39,7 @@ ROOT = Path(__file__).parent.parent
 LOW = {"quality": "low"}
 ARGUMENTS: dict[str, Any] = {"flow": FLOW, "parameters": LOW, **FAST_POLLING}
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs are short, and triggers without an event delay."""
-    flow_emulator.run_seconds = 0.3
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=0.3)
 
 
 def rendered_fields(run_id: str) -> dict[str, Any]:

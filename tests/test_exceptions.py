@@ -32,8 +32,8 @@ from airflow_provider_flows.core.responses import raise_for_status
 from airflow_provider_flows.core.run import FlowRun, FlowState, raise_for_state
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
-from tests.support.doors import TOKEN
-from tests.support.scripted import json_response
+from tests.support.drivers import TOKEN
+from tests.support.scripted_transport import json_response
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 NO_ID = "0" * 24
@@ -51,14 +51,7 @@ GENERIO_CALLS: dict[str, Callable[[GenerioHook], Any]] = {
     "wait": lambda hook: hook.wait(NO_ID, 0.1, 0.2),
 }
 
-
-@pytest.fixture
-def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Return a hook that sends each request at most twice."""
-    flow_emulator.run_seconds = 0
-    hook = GenerioHook("generio_default")
-    hook.connection.extra = '{"retries": 1}'
-    return hook
+pytestmark = pytest.mark.emulator(run_seconds=0, retries=1)
 
 
 @pytest.mark.parametrize("name", GENERIO_CALLS)

@@ -27,18 +27,12 @@ from airflow_provider_flows.storage.paths import console_url
 from airflow_provider_flows.worker.run_tracking import RUN_LINK_KEY, get_run_url
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, MODES, count_polls, run_in_mode
-from tests.support.stores import attach_bucket_store
+from tests.support.object_stores import attach_bucket_store
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, RETRY_ARGUMENTS
 
 Links = dict[str, dict[str, str | None]]
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs are short, and triggers without an event delay."""
-    flow_emulator.run_seconds = 0.3
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=0.3)
 
 
 def links(result: DagResult) -> Links:

@@ -18,11 +18,10 @@ import pytest
 from airflow.providers.common.compat.sdk import Stats
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from tests.support.flow_station import ApiResponse, StubFlowServer
+from tests.support.flow_server import ApiResponse, StubFlowServer
 from tests.support.servers import StubResponse, StubServer
-from tests.support.watching import (
+from tests.support.triggers import (
     age_hook_cache,
-    disable_event_delay,
     run_trigger,
     run_triggers,
     wait_for_condition,
@@ -79,15 +78,6 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     Stats.initialize(factory=lambda: backend, export_legacy_names=False)  # type: ignore[arg-type, return-value]
     yield backend
     Stats.initialize(factory=get_stats_factory(), export_legacy_names=False)
-
-
-@pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Give a server, with the connection `flows_default` to it."""
-    disable_event_delay(monkeypatch)
-    with StubFlowServer() as station:
-        station.connect(monkeypatch)
-        yield station
 
 
 async def test_looks_and_lists_are_counted(station: StubFlowServer, backend: Backend) -> None:

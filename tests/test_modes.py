@@ -1,6 +1,6 @@
-"""Tests that every way of waiting tells one story: scenario by mode, each cell a real DAG run against the emulator.
+"""Tests that all modes of waiting agree: scenario by mode, each cell a real DAG run against the emulator.
 
-What each mode has for itself (reschedule dates, triggers, kills) is tested in test_sensors.py, test_triggers.py, test_kills.py.
+What only one mode has (reschedule dates, triggers, kills) is tested in that mode's own module.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from airflow_provider_flows.sensors import FlowSensorTimeout
 from tests.support.modes import MODES, OPERATORS, auth_headers, compat_notices, run_in_mode
 from tests.support.versions import lacks, needs
 
-# How long a flow run takes on the emulator's clock, which the looks move on. It goes on by itself too, so this is long beside the
-# seconds that a busy machine may need for what a test does.
+# Duration of a flow run on the emulator's clock, which each poll advances. The clock also runs by itself,
+# so this is long compared with the seconds that a test may take on a busy machine.
 SECONDS = 1000.0
 RUN = "The generio flow run ID (flow model_generate_fromprompt)"
 BEGUN = [
@@ -36,13 +36,7 @@ REMEMBERED = [
 ]
 TO_THE_END = (200.0, 900.0)  # after the first look it is running at 11 %, after the second one it is over
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator that the looks move on, and triggers that need not wait before their event goes."""
-    flow_emulator.run_seconds = SECONDS
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=SECONDS)
 
 
 def served(emulator: Emulator, flow_run_id: str) -> bytes:
@@ -74,7 +68,7 @@ def test_what_this_airflow_lacks_is_told_once(emulator: Emulator, mode: str) -> 
 
 
 def same(returned: dict[str, Any] | None) -> dict[str, Any]:
-    """Give what a task returned without what differs from run to run: ids, times and the place of the file."""
+    """Return the result of a task without what differs from run to run: ids, times and file locations."""
     assert returned is not None
     outputs = [
         {**output, "name": "", "asset_id": "", "uri": output["uri"].rpartition(".")[2]}
@@ -128,7 +122,7 @@ def test_completed(emulator: Emulator, tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
-    """A run that fails fails the task with FlowRunFailed, the service's reason and the run itself in every mode."""
+    """In every mode, a failed run fails the task with FlowRunFailed, the service's reason and the run."""
     emulator.add_plan(Plan(outcome="failed", error="The mesh has no faces"))
 
     story = run_in_mode(mode, emulator, TO_THE_END)
@@ -138,7 +132,8 @@ def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
     assert story.error.run is not None
     assert story.error.run.flow_run_id == story.flow_run_id
     assert story.normalize(str(story.error)) == (
-        f"{RUN} failed. The service says: The mesh has no faces. Check the run at the service, then run the task again."
+        f"{RUN} failed. The service says: The mesh has no faces. "
+        "Check the run at the service, then run the task again."
     )
     assert story.lines == told_by(mode, *BEGUN, f"info: {RUN} is failed after 1000.0 s")
     assert "The mesh has no faces" in story.result.log
@@ -203,7 +198,7 @@ def test_unreachable_for_a_while(emulator: Emulator, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_deadline_passed(emulator: Emulator, mode: str) -> None:
-    """A deadline that passes is a FlowTimeout in every mode; the operator's run is aborted, the sensor's goes on."""
+    """In every mode, a passed deadline is a FlowTimeout; the operator aborts its run, the sensor does not."""
     emulator.switches.abort = "instant"
 
     timeout = (

@@ -31,13 +31,7 @@ from tests.support.versions import needs
 SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"  # PromptChainer's sample: variables color and item
 LOW = {"quality": "low"}
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs are short, and triggers without an event delay."""
-    flow_emulator.run_seconds = 0.3
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=0.3)
 
 
 def bodies(emulator: Emulator, method: str, ending: str) -> list[Any]:

@@ -1,7 +1,4 @@
-"""Tests of what is shipped: the wheel, the source distribution, their metadata, and the pins that development uses.
-
-What is inside the modules is tested elsewhere.
-"""
+"""Tests of the wheel, the source distribution, their metadata, and the pinned development environment."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ import airflow_provider_flows
 ROOT = Path(__file__).parent.parent
 PACKAGE = "airflow_provider_flows"
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+")
-NOT_OURS = re.compile(r"__pycache__|\.py[cod]$|\.DS_Store|(^|/)\.[^/]+(/|$)")
+STRAY_FILES = re.compile(r"__pycache__|\.py[cod]$|\.DS_Store|(^|/)\.[^/]+(/|$)")
 
 
 @dataclass(frozen=True)
 class Built:
-    """The two archives, opened: their files, and the wheel's metadata."""
+    """The files of the two archives, and the wheel's metadata."""
 
     wheel: set[str]
     sdist: set[str]
@@ -55,31 +52,31 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(in_wheel, in_sdist, metadata, entry_points)
 
 
-def test_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
-    """The wheel holds every file of the package, its data and its type marker, and no stray file."""
-    ours = {
+def test_wheel_contains_the_package_and_nothing_else(built: Built) -> None:
+    """The wheel contains every file of the package, also data and type marker, and no stray file."""
+    files = {
         str(path.relative_to(ROOT))
         for path in (ROOT / PACKAGE).rglob("*")
-        if path.is_file() and not NOT_OURS.search(str(path.relative_to(ROOT)))
+        if path.is_file() and not STRAY_FILES.search(str(path.relative_to(ROOT)))
     }
     shipped = {name for name in built.wheel if ".dist-info/" not in name}
-    assert shipped == ours
+    assert shipped == files
     assert f"{PACKAGE}/py.typed" in shipped
     assert any(name.startswith(f"{PACKAGE}/emulator/") and name.endswith(".json") for name in shipped)
 
 
-def test_sdist_holds_what_is_needed_to_work_on_the_package(built: Built) -> None:
-    """The source distribution holds the package, its tests, examples, tools and papers, and no stray file."""
+def test_sdist_contains_all_that_development_needs(built: Built) -> None:
+    """The source distribution contains the package, tests, examples, tools and docs, and no stray file."""
     needed = {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Makefile", f"{PACKAGE}/py.typed"}
     assert needed <= built.sdist
     folders = {name.partition("/")[0] for name in built.sdist if "/" in name}
     assert {PACKAGE, "tests", "tools", "example_dags", "constraints"} <= folders
     assert folders <= {PACKAGE, "tests", "tools", "example_dags", "constraints", "docs", "benchmarks"}
-    assert not {name for name in built.sdist if NOT_OURS.search(name)} - {".gitignore"}
+    assert not {name for name in built.sdist if STRAY_FILES.search(name)} - {".gitignore"}
 
 
-def test_metadata_tells_what_the_package_is_and_needs(built: Built) -> None:
-    """The metadata names the distribution, its version and licence, the Python and the Airflow that it needs."""
+def test_metadata_names_the_package_and_its_requirements(built: Built) -> None:
+    """The metadata names the distribution, its version and license, and the required Python and Airflow."""
     metadata = built.metadata
     assert metadata["Name"] == "airflow-provider-flows"
     assert metadata["Version"] == airflow_provider_flows.__version__
@@ -92,8 +89,8 @@ def test_metadata_tells_what_the_package_is_and_needs(built: Built) -> None:
     assert not [requirement for requirement in required if "@" in requirement]
 
 
-def test_entry_points_lead_to_what_exists(built: Built) -> None:
-    """Airflow and pytest find the provider and the emulator's fixtures by the wheel's entry points."""
+def test_entry_points_exist(built: Built) -> None:
+    """The wheel's entry points name the provider info for Airflow and the emulator's fixtures for pytest."""
     assert dict(built.entry_points["apache_airflow_provider"]) == {
         "provider_info": f"{PACKAGE}.provider_info:get_provider_info"
     }
@@ -103,8 +100,8 @@ def test_entry_points_lead_to_what_exists(built: Built) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "constraints").iterdir()), ids=lambda path: path.name)
-def test_constraints_hold_names_and_versions_only(file: Path) -> None:
-    """A constraints file pins versions by name, and says nothing of where a package comes from."""
+def test_constraints_contain_names_and_versions_only(file: Path) -> None:
+    """A constraints file pins each package once, by name and version, without a source."""
     lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
     assert lines
     assert [line for line in lines if not PIN.fullmatch(line)] == []

@@ -31,13 +31,7 @@ from tests.support.modes import (
 
 NOBODY = "0" * 24  # an id that no flow run has
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs take long, and triggers that need not wait before their event goes."""
-    flow_emulator.run_seconds = 1000
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=1000)
 
 
 def test_signature_and_defaults_are_those_of_the_design() -> None:

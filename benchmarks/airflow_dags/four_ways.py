@@ -1,7 +1,4 @@
-"""The DAGs of benchmark 3: the same flow runs, started and waited for in four ways.
-
-How many they are and where their service is stands in environment variables; nothing here measures.
-"""
+"""The DAGs of benchmark 3: the same flow runs with four ways to wait, set by environment variables."""
 
 from __future__ import annotations
 
@@ -25,17 +22,17 @@ HEADERS = {"Authorization": f"Bearer {os.environ['FLOWS_BENCH_TOKEN']}"}
 POKE = float(os.environ["FLOWS_BENCH_POKE"])
 PROMPTS = [f"A chair, number {number}" for number in range(int(os.environ["FLOWS_BENCH_MAPPED"]))]
 FLOW = "model_generate_fromprompt"
-# Airflow 3.3 may itself fail a task that comes back from a deferral or a reschedule; a retry is what users would set.
+# Airflow 3.3 may fail a task that resumes after a deferral or a reschedule; users would set retries, too.
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=5)}
 
 
 def body(prompt: str) -> dict[str, Any]:
-    """Give the request that starts a flow run, as the vendor's samples have it."""
+    """Return the request that starts a flow run, as in the vendor's samples."""
     return {"template": FLOW, "parameters": {"quality": "low"}, "inputs": [{"data": prompt}]}
 
 
 def vendors_loop(prompt: str) -> dict[str, Any]:
-    """Start a flow run and wait for it as the vendor's quickstart does."""
+    """Start a flow run and wait for it, as in the vendor's quickstart."""
     started = requests.post(f"{ADDRESS}/flows", headers=HEADERS, json=body(prompt), timeout=60)
     started.raise_for_status()
     flow_id = started.json()["flow_id"]
@@ -58,7 +55,7 @@ with DAG("deferrable", schedule=None, default_args=DEFAULTS):
 with DAG("reschedule", schedule=None, default_args=DEFAULTS):
 
     @task_group
-    def ours(prompt: str) -> None:
+    def with_sensor(prompt: str) -> None:
         """Start one flow run, and wait for it in reschedule mode."""
         start = RunFlowOperator(
             task_id="start",
@@ -73,13 +70,13 @@ with DAG("reschedule", schedule=None, default_args=DEFAULTS):
             task_id="wait", flow_run_id=flow_run_id, flows_conn_id="flows_bench", poll_interval=POKE
         )
 
-    ours.expand(prompt=PROMPTS)
+    with_sensor.expand(prompt=PROMPTS)
 
 with DAG("http", schedule=None, default_args=DEFAULTS):
 
     @task_group
     def over_http(request: str) -> None:
-        """Start one flow run by HttpOperator, and wait for it by HttpSensor in reschedule mode."""
+        """Start one flow run with HttpOperator, and wait for it with HttpSensor in reschedule mode."""
         start = HttpOperator(
             task_id="start",
             http_conn_id="http_bench",

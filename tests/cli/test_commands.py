@@ -28,10 +28,10 @@ from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from tests.support.commands import PROMPT_FLOW, FlowsCommand, add_connection, call, flows_command
-from tests.support.flow_station import ApiResponse, StubFlowServer
+from tests.support.flow_server import ApiResponse, StubFlowServer
 from tests.support.versions import needs
 
-pytestmark = needs("commands of providers")
+pytestmark = [needs("commands of providers"), pytest.mark.emulator(run_seconds=0.2)]
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 QUICK = f"run {PROMPT_FLOW} --input 'A chair' --param quality=low --poll-interval 0.1 -o json"
@@ -56,13 +56,6 @@ KEY = "t0ken-that-nobody-may-see"
 def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
     """Give the command."""
     return flows_command(capsys)
-
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator) -> Emulator:
-    """Give an emulator whose runs take a moment."""
-    flow_emulator.run_seconds = 0.2
-    return flow_emulator
 
 
 @pytest.fixture

@@ -21,17 +21,10 @@ from tests.support.commands import PROMPT_FLOW, add_connection, call
 from tests.support.terminal import CTRL_C, TERMINAL_TIMEOUT_SECONDS, Terminal
 from tests.support.versions import needs
 
-pytestmark = needs("commands of providers")
+pytestmark = [needs("commands of providers"), pytest.mark.emulator(run_seconds=100)]
 
 AIRFLOW = ("-m", "airflow", "flows")
 LONG = 100.0  # seconds
-
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator) -> Emulator:
-    """Give an emulator whose runs take long."""
-    flow_emulator.run_seconds = LONG
-    return flow_emulator
 
 
 def come(true: Callable[[], bool]) -> None:

@@ -19,8 +19,8 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FLOW
-from tests.support.scripted import request_lines
-from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries, set_up
+from tests.support.scripted_transport import request_lines
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
 
 # each problem: the arguments, parts of its message, and whether it is only found with the definition
@@ -52,11 +52,7 @@ MIXED = [
     pair for pair in combinations(WRONG, 2) if pair != ("file", "inputs")
 ]  # there are some, or there are none
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs take no time."""
-    return set_up(flow_emulator, monkeypatch)
+pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
 def refused(dag_id: str, *tasks: dict[str, Any]) -> list[str]:

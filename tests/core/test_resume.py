@@ -23,15 +23,10 @@ from airflow_provider_flows.core.start import (
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.services.generio.api import Generio
-from tests.support.orders import FLOW, RECORD, RUN_REQUEST, start_and_record
-from tests.support.scripted import ScriptedTransport, json_response, no_response
+from tests.support.run_requests import FLOW, RECORD, RUN_REQUEST, start_and_record
+from tests.support.scripted_transport import ScriptedTransport, json_response, no_response
 
-
-@pytest.fixture
-def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Return a hook of an emulator whose runs last."""
-    flow_emulator.run_seconds = 60
-    return GenerioHook("generio_default")
+pytestmark = pytest.mark.emulator(run_seconds=60)
 
 
 TABLE = [

@@ -19,8 +19,14 @@ from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
-from tests.support.doors import single_request
-from tests.support.scripted import NOON, ScriptedTransport, json_response, no_response, request_lines
+from tests.support.drivers import single_request
+from tests.support.scripted_transport import (
+    NOON,
+    ScriptedTransport,
+    json_response,
+    no_response,
+    request_lines,
+)
 
 GET = Request("GET", "/flows")
 OK = json_response([])

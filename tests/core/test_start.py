@@ -17,15 +17,10 @@ from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
-from tests.support.orders import CHAIN_REQUEST, FLOW, RECORD, RUN_REQUEST, start_and_record
-from tests.support.scripted import ScriptedTransport, json_response, no_response, request_lines
+from tests.support.run_requests import CHAIN_REQUEST, FLOW, RECORD, RUN_REQUEST, start_and_record
+from tests.support.scripted_transport import ScriptedTransport, json_response, no_response, request_lines
 
-
-@pytest.fixture
-def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Return a hook of an emulator whose runs last."""
-    flow_emulator.run_seconds = 60
-    return GenerioHook("generio_default")
+pytestmark = pytest.mark.emulator(run_seconds=60)
 
 
 def steps(emulator: Emulator) -> list[str]:

@@ -24,8 +24,8 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, package_log_lines
-from tests.support.scripted import request_lines
-from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries, set_up
+from tests.support.scripted_transport import request_lines
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
 
 INFO = f"GET /api/flows/getFlowInfo/{CHAIN_ARGUMENTS['flow']}"
@@ -33,17 +33,7 @@ RUN = f"POST /api/flows/run/{CHAIN_ARGUMENTS['flow']}"
 UNTOLD = "is not available, so its inputs"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(30)
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs take no time."""
-    return set_up(flow_emulator, monkeypatch)
-
-
-@pytest.fixture
-def hook(emulator: Emulator) -> GenerioHook:  # noqa: ARG001  # it sets the connection
-    """Give a hook to it."""
-    return GenerioHook("generio_default")
+pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
 def asked(emulator: Emulator) -> list[str]:

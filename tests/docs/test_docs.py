@@ -20,7 +20,7 @@ from airflow_provider_flows.core.exceptions import FlowUnreachable
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep
 from airflow_provider_flows.core.retry import Retry
 from airflow_provider_flows.emulator import Emulator
-from tests.support.documented import PAGES, ROOT, Reader, iter_snippets
+from tests.support.doc_snippets import PAGES, ROOT, Reader, iter_snippets
 from tests.support.versions import needs
 
 # Blocks that are checked instead of run: those that take minutes, or run until they are stopped.

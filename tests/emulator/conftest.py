@@ -10,19 +10,6 @@ from airflow_provider_flows.emulator import Emulator
 from tests.emulator.client import EmulatorClient
 
 
-@pytest.fixture(scope="session")
-def _emulator() -> Iterator[Emulator]:
-    with Emulator(run_seconds=0.3) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(_emulator: Emulator) -> Emulator:
-    """Return the session's emulator after a reset."""
-    _emulator.reset()
-    return _emulator
-
-
 @pytest.fixture
 def client(emulator: Emulator) -> Iterator[EmulatorClient]:
     """Yield a client with the key."""

@@ -162,7 +162,7 @@ def test_reset_forgets_everything(emulator: Emulator, client: EmulatorClient, ho
         "http": lambda: control(client, "POST", "reset"),
     }
     resets[how]()
-    assert (emulator.switches, emulator.run_seconds) == (Switches(), 0.3)
+    assert (emulator.switches, emulator.run_seconds) == (Switches(), 0.5)
     assert (emulator.requests, dict(emulator.runs), emulator.paid_runs, emulator.started_count) == (
         (),
         {},

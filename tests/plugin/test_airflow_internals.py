@@ -20,11 +20,10 @@ from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from sqlalchemy import delete
 
-from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import airflow_internals
 from tests.support.airflow_run import run_dag
-from tests.support.tries import CHAIR_ARGUMENTS, set_up
+from tests.support.tries import CHAIR_ARGUMENTS
 from tests.support.versions import needs
 
 
@@ -61,12 +60,10 @@ def test_connection_types_of_flow_services_are_detected(conn_type: str, expected
     assert airflow_internals._is_flows_connection_type(conn_type) is expected
 
 
-@pytest.mark.usefixtures("airflow_database")
-def test_the_stored_data_of_a_task_instance_is_loaded(
-    flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
+@pytest.mark.usefixtures("airflow_database", "emulator")
+def test_the_stored_data_of_a_task_instance_is_loaded() -> None:
     """State, returned dict, id and rendered arguments; of an old run, the arguments without templates."""
-    set_up(flow_emulator, monkeypatch)
     with DAG("internals_stored", schedule=None) as dag:
         RunFlowOperator(
             task_id="run", **{**CHAIR_ARGUMENTS, "flow": "{{ 'model_generate_' ~ 'fromprompt' }}"}

@@ -22,17 +22,12 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.airflow_run import run_dag
-from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries, set_up
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
 
 MAX_WAIT_SECONDS = 10.0
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs do not end by themselves."""
-    set_up(flow_emulator, monkeypatch).run_seconds = 3600
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=3600, abort="instant", retries=0)
 
 
 def mark_task(

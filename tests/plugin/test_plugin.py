@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import entry_points
 
 from airflow_provider_flows.plugin import PREFIX, FlowsPlugin
-from tests.test_import_cost import HEAVY, fresh
+from tests.test_import_cost import HEAVY, run_script
 
 UNAVAILABLE_SCRIPT = """
 import asyncio, json, sys
@@ -52,8 +52,9 @@ def test_the_plugin_costs_a_task_two_small_modules() -> None:
     )
     package = "airflow_provider_flows"
     own = {f"{package}.plugin", f"{package}.plugin.listener"}
+    loaded = run_script(script)
     assert {
-        name for name in fresh(script) if name.startswith(f"{package}.") or name.partition(".")[0] in HEAVY
+        name for name in loaded if name.startswith(f"{package}.") or name.partition(".")[0] in HEAVY
     } == own
 
 

@@ -30,7 +30,7 @@ from airflow_provider_flows.services.generio.responses import parse_template
 from airflow_provider_flows.services.promptchainer import PromptChainer
 from airflow_provider_flows.storage.file_source import FileSource
 from airflow_provider_flows.storage.graph_files import MAX_GRAPH_BYTES, load_graph
-from tests.support.scripted import ScriptedTransport, json_response
+from tests.support.scripted_transport import ScriptedTransport, json_response
 
 PROMPT = [FlowInput("a chair")]
 PNG = FlowInput(encode(Content(b"\x89PNG\r\n\x1a\n", "image/png")))

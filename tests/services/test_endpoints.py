@@ -17,17 +17,12 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
-from tests.support.scripted import ScriptedTransport, json_response, request_lines
+from tests.support.scripted_transport import ScriptedTransport, json_response, request_lines
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 FLOW = "model_generate_fromprompt"
 
-
-@pytest.fixture
-def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Give a hook to an emulator whose runs take no time."""
-    flow_emulator.run_seconds = 0
-    return GenerioHook("generio_default")
+pytestmark = pytest.mark.emulator(run_seconds=0)
 
 
 @pytest.fixture

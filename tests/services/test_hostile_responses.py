@@ -22,7 +22,7 @@ from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer, get_expires_at, get_image_media_type
 from airflow_provider_flows.storage.paths import file_names, safe_name
 from airflow_provider_flows.transport.settings import Settings
-from tests.support.scripted import ScriptedTransport
+from tests.support.scripted_transport import ScriptedTransport
 from tests.support.versions import serialize
 
 G, P = Generio(), PromptChainer()

@@ -37,7 +37,7 @@ def test_a_third_service_needs_nothing_but_its_module(tmp_path: Path) -> None:
     assert (site / "brewery_flows.py").read_bytes() == (HERE / "brewery_flows.py").read_bytes()
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, ROOT)))}
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.support.no_lineage"]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.support.without_openlineage"]
     command = [sys.executable, "-m", "pytest", *options, str(HERE / "checks.py")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

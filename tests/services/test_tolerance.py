@@ -18,7 +18,7 @@ from airflow_provider_flows.core.start import RunRecord
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.transport.settings import Settings
-from tests.support.scripted import ScriptedTransport, json_response
+from tests.support.scripted_transport import ScriptedTransport, json_response
 from tests.support.tolerance_table import PACKAGE, ROWS, G, P, Row
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
@@ -50,11 +50,7 @@ def test_every_row_has_a_test() -> None:
     assert {row.row for row in ROWS} | ELSEWHERE == ALL
 
 
-@pytest.fixture
-def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Give a hook to an emulator with short runs."""
-    flow_emulator.run_seconds = 0.0
-    return GenerioHook("generio_default")
+pytestmark = pytest.mark.emulator(run_seconds=0)
 
 
 def made(hook: GenerioHook) -> tuple[str, str]:

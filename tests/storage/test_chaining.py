@@ -20,7 +20,7 @@ from airflow_provider_flows.hooks import PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.inputs import parse_inputs
 from tests.support.airflow_run import run_dag
-from tests.support.orders import CHAIN_ID
+from tests.support.run_requests import CHAIN_ID
 
 GLB = b"glTF\x02\x00\x00\x00"
 TEXT = FlowOutput("slogan", media_type="text/plain", value="Sit down").to_dict()
@@ -200,11 +200,7 @@ def test_variable_of_an_output_reaches_the_service(flow_emulator: Emulator) -> N
     assert flow_emulator.requests[-1].json == {"variables": {"color": "Sit down", "item": "ball"}}
 
 
-@pytest.fixture
-def emulator(flow_emulator: Emulator, airflow_database: None) -> Emulator:  # noqa: ARG001
-    """Give an emulator whose runs are short, to DAG runs."""
-    flow_emulator.run_seconds = 0.1
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=0.1)
 
 
 def test_whole_result_of_a_task_is_the_next_ones_input(emulator: Emulator, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.file_source import INPUT_CHUNK_BYTES, MAX_TEXT_INPUT_BYTES
 from airflow_provider_flows.storage.inputs import parse_inputs
 from tests.support.airflow_run import run_dag
-from tests.support.stores import ConnectionFileSystem, attach_for_connection, attach_store
+from tests.support.object_stores import ConnectionFileSystem, attach_for_connection, attach_store
 from tests.support.versions import needs
 
 PNG = b"\x89PNG\r\n\x1a\n"

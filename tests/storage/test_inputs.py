@@ -24,8 +24,8 @@ from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.inputs import parse_inputs
-from tests.support.orders import start_and_record
-from tests.support.stores import attach_store
+from tests.support.object_stores import attach_store
+from tests.support.run_requests import start_and_record
 
 HEADS = {
     "image/png": b"\x89PNG\r\n\x1a\n...",

@@ -27,7 +27,7 @@ from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import MAX_PARALLEL_OBJECT_STORE_WRITES
 from tests.support.airflow_run import load_dags, run_dag
 from tests.support.bucket import BUCKET, SECRET, CuttingProxy, ObjectServer, connection_json
-from tests.support.downloading import FileRecords, data_uri_body, fetch_or_raise, glb, hook_to, run_of
+from tests.support.downloads import FileRecords, data_uri_body, fetch_or_raise, glb, hook_to, run_of
 from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 from tools.glb import count_triangles
 

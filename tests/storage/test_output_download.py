@@ -28,7 +28,7 @@ from airflow_provider_flows.storage.outputs import MAX_PARALLEL_DOWNLOADS, fetch
 from airflow_provider_flows.storage.parallel import run_parallel
 from benchmarks.file_server import FileServer
 from tests.storage.test_outputs import HOSTILE, small_disk
-from tests.support.downloading import (
+from tests.support.downloads import (
     ActionSequence,
     FileRecords,
     KilledError,
@@ -44,8 +44,8 @@ from tests.support.downloading import (
     send_body,
     start_fetch_process,
 )
+from tests.support.object_stores import attach_store
 from tests.support.servers import MisbehavingServer, ReceivedRequest, StubResponse, StubServer, reset
-from tests.support.stores import attach_store
 
 CONTENT = glb(300_000)
 WHOLE = data_uri_body(CONTENT)
@@ -54,11 +54,7 @@ PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 2_000_000 + PNG_END
 PART = ".chair.0123abcd.part"
 
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the servers here, whatever proxy the machine has."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 BROKEN = {

@@ -28,9 +28,9 @@ from airflow_provider_flows.storage.atomic_file import PartialFile
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import MAX_PENDING_POLLS, list_ready_outputs
 from airflow_provider_flows.storage.paths import file_names, safe_name
-from tests.support.downloading import fetch_or_raise
-from tests.support.scripted import ScriptedTransport, json_response
-from tests.support.stores import attach_store
+from tests.support.downloads import fetch_or_raise
+from tests.support.object_stores import attach_store
+from tests.support.scripted_transport import ScriptedTransport, json_response
 
 SAMPLE = "clibnwpno000bmc0k9hvv3y7f"
 HOSTILE = [
@@ -40,12 +40,7 @@ HOSTILE = [
     "~root", "%2e%2e%2f", "a:b|c?d*", "größe", "☃", ".hidden", "trailing.", "$(rm)", "\u202egnp.exe",
 ]  # fmt: skip
 
-
-@pytest.fixture
-def hook(flow_emulator: Emulator) -> GenerioHook:
-    """Give a hook to an emulator whose runs take no time."""
-    flow_emulator.run_seconds = 0
-    return GenerioHook("generio_default")
+pytestmark = pytest.mark.emulator(run_seconds=0)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-"""Runs a DAG to its end inside the test's own process, through Airflow's real `dag.test()`.
+"""Run a DAG in the test's own process, through Airflow's `dag.test()`.
 
-It replaces no part of Airflow (before 3.2 it keeps what Airflow makes anew for each task), and has no scheduler, worker or
-triggerer that could be late: see `tools.airflow_stack`.
+No part of Airflow is replaced, but no scheduler, worker or triggerer runs: `tools.airflow_stack` has these.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from sqlalchemy import Engine, event, select
 
 from tests.support.versions import DagBag
 
-# For tests with an execution_timeout: Airflow takes the very alarm by which tests are ended, and hangs if it meets a line that is
-# being logged. A thread ends the whole test process, which the others survive.
+# For tests with an execution_timeout: Airflow uses the same alarm signal as pytest-timeout, and hangs if it
+# arrives while a line is logged. The method "thread" ends this test process; xdist replaces it.
 THREAD_TIMEOUT = pytest.mark.timeout(120, method="thread")
 
 _BUNDLE = "dags-folder"
@@ -43,7 +42,7 @@ _BUNDLE = "dags-folder"
 
 @dataclass
 class DagResult:
-    """What a finished run left behind; task instances go by `task_id`, mapped ones by `task_id[map_index]`."""
+    """The result of a DAG run; task instances are keyed by `task_id`, mapped ones by `task_id[map_index]`."""
 
     run_id: str
     state: str
@@ -52,14 +51,14 @@ class DagResult:
     errors: dict[str, BaseException] = field(default_factory=dict)
     """The exception of each task instance's last failed try."""
     log: str = ""
-    """What the tasks, the triggers and Airflow around them logged, a line each, secrets masked as in a real log."""
+    """The lines that tasks, triggers and Airflow logged, with masked secrets as in a task's log."""
 
 
 def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> DagResult:
-    """Run every task of a DAG, with its triggers, retries and reschedules, and tell what came of it.
+    """Run every task of a DAG, with its triggers, retries and reschedules, and return the result.
 
-    Call it from a plain test, not from an `async` one: triggers get an event loop of their own. An exception inside
-    a trigger fails the task without resuming it, and is found in the log only; that is how `dag.test()` does it.
+    Call it from a synchronous test: triggers get a new event loop. As always in `dag.test()`, an exception in
+    a trigger fails the task without resuming it, and is only in the log.
     """
     ensure_database()
     _register(dag)
@@ -79,7 +78,10 @@ def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> DagResult:
 
 
 def load_dags(path: Path) -> dict[str, DAG]:
-    """Read the DAGs of one file as Airflow's DAG processor would; a file that it would refuse raises."""
+    """Return the DAGs of a file, as Airflow's DAG processor loads them.
+
+    :raises ImportError: The file cannot be loaded.
+    """
     ensure_database()
     bag = DagBag(dag_folder=str(path))
     if bag.import_errors:
@@ -89,25 +91,27 @@ def load_dags(path: Path) -> dict[str, DAG]:
 
 @functools.cache
 def ensure_database() -> None:
-    """Create the metadata database of the test session's Airflow, and the API that its tasks talk to, once.
+    """Create the metadata database of the test session's Airflow and the API of its tasks, once.
 
-    This is what makes the first run of a session slow: 2 s for the tables, and 5 s in which Airflow builds every
-    version of its task API, although only the newest is asked.
+    The first run of a session takes 2 s longer for the tables, and 5 s in which Airflow builds every version
+    of its task API.
     """
     empty_database()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
+        warnings.simplefilter("ignore")  # Airflow's dependencies, again
         DagBundlesManager().sync_bundles_to_db()
-        if not hasattr(supervisor.in_process_api_server, "cache_clear"):  # Airflow keeps it from 3.2 on
+        if not hasattr(
+            supervisor.in_process_api_server, "cache_clear"
+        ):  # Airflow before 3.2 does not cache it
             supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
         assert supervisor.in_process_api_server().app
 
 
 @functools.cache
 def empty_database() -> Path:
-    """Create the tables of the test session's Airflow, once, and give a copy for Airflows in other folders to begin with."""
+    """Create the tables of the test session's Airflow, once; return a copy for Airflows in other folders."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Airflow's dependencies say of each other at their first import
+        warnings.simplefilter("ignore")  # Airflow's dependencies use deprecated parts of each other
         event.listen(Engine, "connect", _disable_fsync)
         initdb()
     home = Path(os.environ["AIRFLOW_HOME"])
@@ -120,15 +124,15 @@ def empty_database() -> Path:
 
 
 def _disable_fsync(connection: Any, _: object) -> None:
-    """Let SQLite leave it to the system when a commit is on the disk: this database outlives no test session.
+    """Let SQLite commit without waiting for the disk, because the database is deleted after the test session.
 
-    A task makes dozens of commits, each of which else costs milliseconds, or many where others write too.
+    A task commits dozens of times, and each commit would cost milliseconds.
     """
     connection.execute("PRAGMA synchronous=OFF")
 
 
 def _register(dag: DAG) -> None:
-    """Write the DAG to the database, where a DAG of no file in the DAG folder would else be missing."""
+    """Write the DAG to the database, because it is in no file of the DAG folder."""
     if not dag.relative_fileloc:
         dag.relative_fileloc = Path(dag.fileloc).name
     with create_session() as session:
@@ -154,7 +158,7 @@ def _instance_key(task_id: str, map_index: int | None) -> str:
 
 
 class _ErrorListener:
-    """A listener, as a plugin may bring one: Airflow hands it the exception of each try that fails."""
+    """A listener, as in a plugin: Airflow calls it with the exception of each failed try."""
 
     def __init__(self) -> None:
         self.errors: dict[str, BaseException] = {}
@@ -178,10 +182,7 @@ def _capture_errors() -> Iterator[dict[str, BaseException]]:
 
 @contextmanager
 def capture_log() -> Iterator[list[str]]:
-    """Collect each line as it is written, masked as a worker masks what goes to a task's log.
-
-    `dag.test()` alone masks nothing: it logs as a command does, and a command's log is no task's log.
-    """
+    """Collect the log lines, with secrets masked as in a task's log; `dag.test()` masks none."""
     lines: list[str] = []
     processors = structlog.get_config()["processors"]
     render = processors[-1]
@@ -203,7 +204,7 @@ def capture_log() -> Iterator[list[str]]:
 
 
 class _LineCollector(logging.Handler):
-    """Collects what libraries log the standard library's way."""
+    """Collects the lines that libraries log with the standard library."""
 
     def __init__(self, lines: list[str]) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from typing import Self
 
 import requests
 
+from tests.support.servers import TcpServer
 from tools.processes import LOOPBACK, Program, free_port, wait_until
 
 BUCKET = "models"
@@ -92,51 +93,28 @@ def connection_json(url: str) -> str:
     return json.dumps({"conn_type": "aws", "login": "tests", "password": SECRET, "extra": extra})
 
 
-class CuttingProxy:
-    """A TCP line to a server that is cut for good when so many bytes have gone there."""
+class CuttingProxy(TcpServer):
+    """A TCP proxy of a server that disconnects for good after a number of bytes to the server."""
 
     def __init__(self, port: int, max_bytes: int) -> None:
-        """Take where it leads, and how much may pass."""
+        super().__init__(self._forward_both_ways)
         self._target, self._remaining = (LOOPBACK, port), max_bytes
-        self._listener = socket.create_server((LOOPBACK, 0))
-        self._ends: list[socket.socket] = [self._listener]
-        self.url = f"http://{LOOPBACK}:{self._listener.getsockname()[1]}"
         self.cut = threading.Event()
 
-    def __enter__(self) -> Self:
-        """Begin to pass on."""
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Cut it, if that has not happened yet."""
-        self._close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
-                self._ends += [client, server]
-                threading.Thread(
-                    target=self._forward, args=(client, server), kwargs={"counted": True}, daemon=True
-                ).start()
-                threading.Thread(target=self._forward, args=(server, client), daemon=True).start()
+    def _forward_both_ways(self, client: socket.socket) -> None:
+        with socket.create_connection(self._target) as server:
+            threading.Thread(target=self._forward, args=(server, client), daemon=True).start()
+            self._forward(client, server, counted=True)
 
     def _forward(self, source: socket.socket, target: socket.socket, *, counted: bool = False) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self._remaining -= len(data) * counted
                 if self._remaining < 0:
-                    self._close()
+                    self.cut.set()
+                    self.stop()
+                    break
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-
-    def _close(self) -> None:
-        self.cut.set()
-        for end in self._ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()

@@ -1,7 +1,4 @@
-"""Runs `airflow flows` in the test's own process, through Airflow's own parser.
-
-It starts no `airflow`; tests/cli/test_terminal.py does.
-"""
+"""Run `airflow flows` in the test's own process, through Airflow's parser."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ PROMPT_FLOW = "model_generate_fromprompt"
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command left: its exit code, and what it wrote."""
+    """The exit code of a command, and its output."""
 
     code: int
     out: str
@@ -27,7 +24,7 @@ class CommandResult:
 
     @property
     def json(self) -> Any:
-        """What stands on stdout, read as JSON."""
+        """The JSON on stdout."""
         return json.loads(self.out)
 
 
@@ -35,9 +32,9 @@ FlowsCommand = Callable[..., CommandResult]
 
 
 def call(line: list[str]) -> int:
-    """Run `airflow` with these arguments, and give the exit code."""
+    """Run `airflow` with these arguments, and return the exit code."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Airflow's parts say of each other at their first import
+        warnings.simplefilter("ignore")  # Airflow's parts use deprecated parts of each other
         from airflow.cli.cli_parser import get_parser
     try:
         args = get_parser().parse_args(line)
@@ -51,14 +48,14 @@ def call(line: list[str]) -> int:
 
 
 def _run_quietly(function: Callable[[Any], None], args: Any) -> None:
-    """Run a command of Airflow's own, whose parts say of each other that they are deprecated."""
+    """Run a command of Airflow itself without its warnings about deprecated parts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         function(args)
 
 
 def flows_command(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
-    """Give a function that runs `airflow flows ...`; its line may be one string, or words."""
+    """Return a function that runs `airflow flows ...` with one string or with words as its arguments."""
 
     def flows(*words: str) -> CommandResult:
         line = shlex.split(words[0]) if len(words) == 1 else list(words)
@@ -71,7 +68,7 @@ def flows_command(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
 
 
 def add_connection(conn_id: str, host: str, key: str) -> None:
-    """Put a connection into Airflow's database, as `airflow connections add` does."""
+    """Add a connection to Airflow's database with `airflow connections add`."""
     assert (
         call(
             [

@@ -1,7 +1,4 @@
-"""What the other server knows of flow runs: how each of them goes, what it has made, and what was paid for.
-
-It knows no HTTP (tests/support/other_server.py does), and nothing of the package or of its emulator.
-"""
+"""The flow runs of the independent server: their states, their outputs, and which of them were billed."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ from threading import RLock
 from typing import Any
 
 FLOW = "make_something"
-BINARY_BYTES = 200_000  # bytes; a file that takes more than one packet
+BINARY_BYTES = 200_000  # more than one packet
 
 
 class HttpError(Exception):
-    """A request that is not granted."""
+    """A response with an error status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -27,7 +24,7 @@ class HttpError(Exception):
 
 @dataclass(frozen=True)
 class RunPlan:
-    """How a flow run goes: how long it takes, and the error that it ends with, if any."""
+    """How long a flow run takes, and the error that it fails with, if any."""
 
     seconds: float
     error: str | None = None
@@ -47,7 +44,7 @@ class Run:
     aborted_at: float | None = None
 
     def state(self, now: float) -> str:
-        """Tell the state; a run goes straight from `created` to `running`, and from there to its end."""
+        """Return the state; a run changes from `created` to `running`, and from there to its final state."""
         if self.aborted_at is not None:
             return "aborted"
         if self.started_at is None:
@@ -57,13 +54,13 @@ class Run:
         return "failed" if self.plan.error else "completed"
 
     def finished_at(self, now: float) -> float | None:
-        """Tell the moment of the end, None before it."""
+        """Return the time of the end, None before it."""
         if self.started_at is None or self.state(now) == "running":
             return None
         return self.aborted_at or self.started_at + self.plan.seconds
 
     def files(self, now: float) -> dict[str, dict[str, Any]]:
-        """Give what it has made, by asset id: a model of each input and, if there are several, one of them all."""
+        """Return the outputs by asset id: a model for each input and, if there are several, one for all."""
         if self.state(now) != "completed":
             return {}
         prompts = [str(item["data"]) for item in self.inputs]
@@ -76,7 +73,7 @@ class Run:
 
 
 def model(prompt: str) -> bytes:
-    """Make a GLB that is whole, and another one for each prompt."""
+    """Return a valid GLB, a different one for each prompt."""
     gltf = {
         "asset": {"version": "2.0", "extras": {"prompt": prompt}},
         "buffers": [{"byteLength": BINARY_BYTES}],
@@ -93,44 +90,50 @@ def model(prompt: str) -> bytes:
 
 
 class Ledger:
-    """All flow runs of the server, its clock, and its account of what was paid."""
+    """All flow runs of the server, its clock, and the billed runs."""
 
     def __init__(self, seconds: float) -> None:
-        """Keep how long a run takes of which nothing else is said."""
+        """Create an empty ledger.
+
+        :param seconds: the time that a flow run takes without a plan.
+        """
         self.lock = RLock()
         self.payments: list[Any] = []
-        """What the caller had said with each run that was started: `additional`, or a chain's variables."""
+        """Of each started run what its caller sent: `additional`, or a chain's variables."""
         self._default_plan = RunPlan(seconds)
         self._plans: list[RunPlan] = []
         self._runs: dict[str, Run] = {}
         self._clock_offset = 0.0
 
     def now(self) -> float:
-        """Tell the time."""
+        """Return the server's time, in epoch seconds."""
         return time.time() + self._clock_offset
 
     def advance(self, seconds: float) -> None:
-        """Push the clock forward."""
+        """Advance the clock."""
         with self.lock:
             self._clock_offset += seconds
 
     def plan_next(self, plan: RunPlan) -> None:
-        """Say how the flow run goes that is made next."""
+        """Plan the flow run that is created next."""
         with self.lock:
             self._plans.append(plan)
 
     def list_runs(self) -> list[Run]:
-        """Give all runs, the oldest first."""
+        """Return all runs, oldest first."""
         return list(self._runs.values())
 
     def get_run(self, flow_id: str) -> Run:
-        """Find a run."""
+        """Return a run.
+
+        :raises HttpError: There is no such run.
+        """
         if flow_id not in self._runs:
             raise HttpError(404, "no such flow")
         return self._runs[flow_id]
 
     def create(self, body: dict[str, Any]) -> Run:
-        """Make a run; one that is given inputs begins at once."""
+        """Create a run; one with inputs starts immediately."""
         if body.get("template") != FLOW:
             raise HttpError(422, "unknown template")
         plan = self._plans.pop(0) if self._plans else self._default_plan
@@ -143,7 +146,7 @@ class Ledger:
         return run
 
     def add_input(self, run: Run, item: dict[str, Any]) -> int:
-        """Add an input, and tell its number."""
+        """Add an input, and return its number."""
         self._require_state(run, "created")
         if not isinstance(item.get("data"), str):
             raise HttpError(422, "an input needs data")
@@ -151,13 +154,13 @@ class Ledger:
         return len(run.inputs)
 
     def start(self, run: Run) -> None:
-        """Start a run, and take the money for it."""
+        """Start a run, and bill it."""
         self._require_state(run, "created")
         run.started_at = self.now()
         self.payments.append(run.additional)
 
     def abort(self, run: Run) -> None:
-        """Stop a run; it is over at once."""
+        """Abort a run; it ends immediately."""
         self._require_state(run, "running")
         run.aborted_at = self.now()
 

@@ -1,6 +1,6 @@
-"""A second server that speaks both documented APIs, written from the vendors' pages alone: no code of ours, no emulator.
+"""An independent server of both APIs, written from the vendors' pages without code of the package.
 
-Where the pages leave something open it does what the emulator does not by itself; how its flow runs go stands in other_runs.py.
+Where the pages are ambiguous, it chooses a reading that is not the emulator's default.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.other_runs import FLOW, HttpError, Ledger, Run, RunPlan
+from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 
 RUN_SECONDS = 1.5
 CHAIN_ID = "clj0other0000qwer1234asdf"
@@ -29,19 +27,18 @@ JSON = "application/json"
 Query = Mapping[str, list[str]]
 
 
-class OtherServer(AbstractContextManager["OtherServer"]):
-    """The server, from `with` to the end of the block; it knows one key and one flow of either service."""
+class OtherServer(StubServer):
+    """The server; it accepts one key and has one flow of each service."""
 
     def __init__(self, seconds: float = RUN_SECONDS) -> None:
-        """Take a free port; nothing is answered yet.
+        """Create the server.
 
-        :param seconds: how long a flow run takes of which nothing else is said.
+        :param seconds: the time that a flow run takes without a plan.
         """
+        super().__init__()
         self.key = secrets.token_urlsafe(24)
         self._ledger = Ledger(seconds)
         self._default_seconds = seconds
-        self._http = _Http(("127.0.0.1", 0), type("Bound", (_Handler,), {"owner": self}))
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._routes: tuple[tuple[str, str, Callable[..., Any]], ...] = (
             ("GET", "/flows", self._list),
             ("POST", "/flows", self._create),
@@ -55,32 +52,29 @@ class OtherServer(AbstractContextManager["OtherServer"]):
             ("POST", "/api/flows/run/([^/]+)", self._run_chain),
         )
 
-    def __enter__(self) -> Self:
-        """Begin to answer."""
-        Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End."""
-        self._http.shutdown()
-        self._http.server_close()
-
     def plan_next(self, *, seconds: float | None = None, error: str | None = None) -> None:
-        """Say how the flow run goes that is made next: how long it takes, and the error that it ends with, if any."""
+        """Plan the flow run that is created next: its duration, and the error that it fails with, if any."""
         self._ledger.plan_next(RunPlan(self._default_seconds if seconds is None else seconds, error))
 
     def advance(self, seconds: float) -> None:
-        """Push the server's clock forward."""
+        """Advance the server's clock."""
         self._ledger.advance(seconds)
 
     def count_paid(self, tag: str) -> int:
-        """Count the runs that were started, so paid for, of those in whose metadata or variables there is this value."""
+        """Return the number of billed runs that have this value in their metadata or variables."""
         return sum(isinstance(payment, dict) and tag in payment.values() for payment in self._ledger.payments)
 
-    def handle(self, method: str, address: str, headers: Mapping[str, str], body: dict[str, Any]) -> Any:
-        """Give what the pages say: a JSON value, a file's bytes, or None for an answer without a body."""
+    def respond(self, request: ReceivedRequest) -> StubResponse:
+        """Return the response to a request."""
+        try:
+            body = json.loads(request.body or b"{}")
+            result = self._dispatch(request.method, request.path, request.headers, body)
+        except HttpError as error:
+            return _error_response(error, chain=request.path.startswith("/api/"))
+        return _to_response(result)
+
+    def _dispatch(self, method: str, address: str, headers: Mapping[str, str], body: dict[str, Any]) -> Any:
+        """Return what the pages say: a JSON value, a file's bytes, or None for a response without a body."""
         parts = urlsplit(address)
         chain = parts.path.startswith("/api/")
         if self.key != (
@@ -92,14 +86,13 @@ class OtherServer(AbstractContextManager["OtherServer"]):
         for verb, pattern, handler in self._routes:
             found = re.fullmatch(pattern, parts.path)
             if found and verb == method:
-                with (
-                    nullcontext() if chain else self._ledger.lock
-                ):  # a chain takes its time, which is nobody else's
+                # a chain sleeps, so it must not hold the lock
+                with nullcontext() if chain else self._ledger.lock:
                     return handler(*found.groups(), query=parse_qs(parts.query), body=body)
         raise HttpError(404, "no such thing")
 
     def _list(self, query: Query, **_: Any) -> list[dict[str, Any]]:
-        """Give the bare list, oldest first; `filter_by` is read as the fields that are wanted (vendor-api G-06)."""
+        """Return a bare list, oldest first; `filter_by` selects fields (vendor_notes.md, G-06)."""
         rows = [self._to_json(run) for run in self._ledger.list_runs()]
         fields = query.get("filter_by")
         return (
@@ -137,7 +130,7 @@ class OtherServer(AbstractContextManager["OtherServer"]):
         }
 
     def _output(self, flow_id: str, asset_id: str, **_: Any) -> bytes:
-        """Give the file as it is, as the vendor's scripts read it (vendor-api G-02)."""
+        """Return the bytes of a file, as the vendor's scripts expect (vendor_notes.md, G-02)."""
         files = self._get_final_run(flow_id).files(self._ledger.now())
         if asset_id not in files:
             raise HttpError(404, "no such output")
@@ -150,7 +143,7 @@ class OtherServer(AbstractContextManager["OtherServer"]):
         return run
 
     def _to_json(self, run: Run) -> dict[str, Any]:
-        """Give a run as it is now, without progress until it is done; a failure's reason alone is no documented key."""
+        """Return a run's JSON: progress only at the end, a failure's reason under an undocumented key."""
         now = self._ledger.now()
         state = run.state(now)
         return {
@@ -173,7 +166,7 @@ class OtherServer(AbstractContextManager["OtherServer"]):
         return [{"name": OUTPUT, "type": "output"}, *rows]
 
     def _run_chain(self, chain: str, body: dict[str, Any], **_: Any) -> list[dict[str, str]]:
-        """Give one output, and a row of another type, of which the pages say nothing but that vendor code filters (P-12)."""
+        """Return one output and a row of another type, which vendor code ignores (vendor_notes.md, P-12)."""
         self._chain_info(chain)
         variables = body.get("variables")
         if not isinstance(variables, dict) or set(variables) != set(VARIABLES):
@@ -184,54 +177,23 @@ class OtherServer(AbstractContextManager["OtherServer"]):
         return [{"name": "usage", "type": "info"}, {"name": OUTPUT, "type": "output", "output": text}]
 
 
-class _Http(ThreadingHTTPServer):
-    request_queue_size = 128
-    daemon_threads = True
-
-
-class _Handler(BaseHTTPRequestHandler):
-    owner: OtherServer
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def serve(self) -> None:
-        """Answer one request."""
-        raw_body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        try:
-            body = json.loads(raw_body or b"{}")
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            result = self.owner.handle(self.command, self.path, headers, body)
-        except HttpError as refused:
-            status, kind, content = _error_response(refused, chain=self.path.startswith("/api/"))
-        else:
-            status, kind, content = _encode_result(result)
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PATCH = do_DELETE = serve  # noqa: N815  # the names are the standard library's
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-def _encode_result(result: Any) -> tuple[int, str, bytes]:
+def _to_response(result: Any) -> StubResponse:
     if isinstance(result, bytes):
-        return 200, "application/octet-stream", result
-    return 200, JSON, b"" if result is None else json.dumps(result).encode()
+        return StubResponse(200, {"Content-Type": "application/octet-stream"}, result)
+    return StubResponse(200, {"Content-Type": JSON}, b"" if result is None else json.dumps(result).encode())
 
 
-def _error_response(error: HttpError, *, chain: bool) -> tuple[int, str, bytes]:
-    """Word a refusal: 422 as it is documented, and every other one as the pages leave it open."""
+def _error_response(error: HttpError, *, chain: bool) -> StubResponse:
+    """Return the response to a rejected request: 422 as documented, others in undocumented forms."""
     message = str(error)
     if chain:
-        return error.status, "text/plain", message.encode()
+        return StubResponse(error.status, {"Content-Type": "text/plain"}, message.encode())
     if error.status == 404:
-        return 404, "text/html", f"<h1>Not found</h1><p>{message}</p>".encode()
+        html = f"<h1>Not found</h1><p>{message}</p>"
+        return StubResponse(404, {"Content-Type": "text/html"}, html.encode())
     detail = {"detail": [{"loc": ["body"], "msg": message, "type": "value_error"}]}
-    return error.status, JSON, json.dumps(detail if error.status == 422 else {"message": message}).encode()
+    content = json.dumps(detail if error.status == 422 else {"message": message})
+    return StubResponse(error.status, {"Content-Type": JSON}, content.encode())
 
 
 def _iso(timestamp: float | None) -> str | None:

@@ -1,7 +1,4 @@
-"""A program at a terminal of its own: what it writes is read as it comes, keys are pressed, Ctrl-C among them.
-
-It knows nothing of what the program does.
-"""
+"""A program in a pseudo-terminal: a test reads its output and sends keys, also Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,20 +12,20 @@ import time
 from types import TracebackType
 from typing import Self
 
-TERMINAL_TIMEOUT_SECONDS = 60.0  # seconds; an `airflow` takes several to begin
+TERMINAL_TIMEOUT_SECONDS = 60.0  # `airflow` takes several to start
 CTRL_C = "\x03"
-# makes the terminal the one that Ctrl-C at it interrupts, and whose end ends it, then becomes the program
+# sets the controlling terminal, so that Ctrl-C and SIGHUP reach the process, and then executes the program
 _LAUNCHER = (
     "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
-_ESCAPE_SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")  # what colours and moves
+_ESCAPE_SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")  # colors and cursor movements
 
 
 class Terminal:
-    """A Python program, from `with` to the end of the block; whatever is left of it then is killed."""
+    """A Python program; it is killed at the end of the `with` block."""
 
     def __init__(self, *args: str) -> None:
         self.output = ""
@@ -55,17 +52,17 @@ class Terminal:
             os.close(self._keys)
 
     def close(self) -> int:
-        """Close the terminal under the program, as a window is closed, and give the exit code."""
+        """Close the terminal, as a window is closed, and return the program's exit code."""
         os.close(self._keys)
         self._closed = True
         return self._process.wait(TERMINAL_TIMEOUT_SECONDS)
 
     def press(self, keys: str) -> None:
-        """Type."""
+        """Send keys."""
         os.write(self._keys, keys.encode())
 
     def wait_for(self, pattern: str) -> str:
-        """Read on until there is a match beyond those that were waited for before, and give it."""
+        """Read until the output after the previous match has a match, and return it."""
         deadline = time.monotonic() + TERMINAL_TIMEOUT_SECONDS
         while not (found := re.search(pattern, self.output)):
             assert self._read(deadline), f"no {pattern!r} in {self.output!r}"
@@ -73,7 +70,7 @@ class Terminal:
         return found[0]
 
     def wait_for_exit(self) -> int:
-        """Read to the end, and give the exit code."""
+        """Read to the end, and return the exit code."""
         deadline = time.monotonic() + TERMINAL_TIMEOUT_SECONDS
         while self._read(deadline):
             pass
@@ -84,7 +81,7 @@ class Terminal:
             return False
         try:
             data = os.read(self._keys, 65536)
-        except OSError:  # how Linux tells that nobody has the terminal open any more
+        except OSError:  # Linux's error when no process has the terminal open
             return False
         self.output = _ESCAPE_SEQUENCES.sub("", self.output + data.decode("utf-8", "replace"))
         return bool(data)

@@ -1,7 +1,4 @@
-"""Tests of the helper that runs DAGs inside the test's process, on tasks of Airflow's own standard provider.
-
-What our operators do is tested elsewhere, with this helper.
-"""
+"""Tests of the helper that runs DAGs inside the test's process, with tasks of Airflow's standard provider."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from tests.support.airflow_run import load_dags, run_dag
 
 
 def test_states_and_xcoms_of_every_task_are_returned() -> None:
-    """A run tells each task's state and its XComs as Python values."""
+    """The result has each task's state, and its XComs as Python values."""
     with DAG("run_plain", schedule=None) as dag:
         first = PythonOperator(task_id="first", python_callable=lambda: {"answer": 42, "parts": ["a", None]})
         PythonOperator(
@@ -37,8 +34,8 @@ def test_states_and_xcoms_of_every_task_are_returned() -> None:
     assert not result.errors
 
 
-def test_mapped_tasks_go_by_their_index() -> None:
-    """Each mapped task instance is told apart by its index, in states, XComs and errors alike."""
+def test_mapped_tasks_are_keyed_by_their_index() -> None:
+    """States, XComs and errors of mapped task instances are keyed by their index."""
     with DAG("run_mapped", schedule=None) as dag:
 
         @task
@@ -55,7 +52,7 @@ def test_mapped_tasks_go_by_their_index() -> None:
 
 
 def test_configuration_reaches_the_tasks() -> None:
-    """What is given as `conf` is the run's configuration, as from the trigger form."""
+    """`conf` is the configuration of the DAG run, as from the trigger form."""
     with DAG("run_conf", schedule=None) as dag:
         PythonOperator(
             task_id="read", python_callable=lambda text: text, op_args=["{{ dag_run.conf['prompt'] }}"]
@@ -65,7 +62,7 @@ def test_configuration_reaches_the_tasks() -> None:
 
 
 def test_deferred_task_runs_its_trigger_and_resumes() -> None:
-    """A deferrable task defers, its trigger runs, and the task ends well."""
+    """A deferrable task defers, its trigger runs, and the task succeeds."""
     with DAG("run_deferred", schedule=None) as dag:
         TimeDeltaSensor(task_id="wait", delta=timedelta(seconds=1), deferrable=True)
 
@@ -76,7 +73,7 @@ def test_deferred_task_runs_its_trigger_and_resumes() -> None:
 
 
 def test_rescheduled_sensor_is_poked_until_it_is_done(tmp_path: Path) -> None:
-    """A sensor in reschedule mode is let go and poked anew until its condition holds."""
+    """A sensor in reschedule mode is rescheduled and poked until its condition is true."""
     pokes = tmp_path / "pokes"
 
     def third_time() -> bool:
@@ -91,7 +88,7 @@ def test_rescheduled_sensor_is_poked_until_it_is_done(tmp_path: Path) -> None:
 
 
 def test_exception_of_a_failed_task_is_returned() -> None:
-    """A failed task's very exception is returned, and its message is in the log."""
+    """The exception of a failed task is returned, and its message is in the log."""
 
     def fail() -> None:
         raise LookupError("nothing to be found here")
@@ -108,7 +105,7 @@ def test_exception_of_a_failed_task_is_returned() -> None:
 
 
 def test_retry_runs_the_task_again(tmp_path: Path) -> None:
-    """A failed try is followed by the next one, and the first one's exception stays to be seen."""
+    """A failed try is followed by the next one, and the first one's exception is returned."""
     tried = tmp_path / "tried"
 
     def second_time() -> str:
@@ -126,8 +123,8 @@ def test_retry_runs_the_task_again(tmp_path: Path) -> None:
     assert str(result.errors["retry"]) == "first try"
 
 
-def test_log_lines_of_both_kinds_are_kept_and_masked() -> None:
-    """Lines of operators and of libraries are both in the log, with secrets masked as in a real one."""
+def test_log_lines_of_both_kinds_are_collected_and_masked() -> None:
+    """Lines of operators and of libraries are both in the log, with masked secrets."""
 
     def talk(**context: object) -> None:
         mask_secret("open-sesame")
@@ -145,7 +142,7 @@ def test_log_lines_of_both_kinds_are_kept_and_masked() -> None:
 
 
 def test_dags_are_loaded_from_a_file(tmp_path: Path) -> None:
-    """A DAG file is read as Airflow reads it, and its DAG can be run."""
+    """A DAG file is loaded as by Airflow, and its DAG can be run."""
     file = tmp_path / "from_file.py"
     file.write_text(
         "from airflow.sdk import DAG\n"
@@ -157,8 +154,8 @@ def test_dags_are_loaded_from_a_file(tmp_path: Path) -> None:
     assert run_dag(load_dags(file)["run_from_file"]).states == {"nothing": "success"}
 
 
-def test_broken_dag_file_is_refused(tmp_path: Path) -> None:
-    """A DAG file that Airflow could not import is an error with Airflow's own message, not an empty result."""
+def test_broken_dag_file_raises(tmp_path: Path) -> None:
+    """A DAG file that Airflow cannot import raises an error with Airflow's message."""
     file = tmp_path / "broken.py"
     file.write_text("from airflow.sdk import DAG\nDAG('x', schedule=None, nonsense=1)\n")
 

@@ -32,7 +32,7 @@ from airflow_provider_flows.core.validation import collect_problems, validate_ar
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
 from airflow_provider_flows.storage.inputs import parse_inputs
-from tests.support.scripted import ScriptedTransport, json_response
+from tests.support.scripted_transport import ScriptedTransport, json_response
 
 G, P = Generio(), PromptChainer()
 GLB = b"glTF" + struct.pack("<II", 2, 12)

@@ -90,13 +90,3 @@ def request_times(emulator: Emulator, method: str, suffix: str = "") -> list[flo
         for recorded in emulator.requests
         if recorded.method == method and recorded.path.endswith(suffix)
     ]
-
-
-def set_up(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Configure runs that take no time, instant aborts, and connections that send nothing twice."""
-    flow_emulator.run_seconds = 0
-    flow_emulator.switches.abort = "instant"
-    for name, connection in flow_emulator.connections.items():
-        monkeypatch.setenv(name, json.dumps({**json.loads(connection), "extra": {"retries": 0}}))
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator

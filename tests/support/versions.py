@@ -1,6 +1,6 @@
-"""What differs between the Airflows that the tests run on: what is theirs to have, and where it lies in each.
+"""The differences between the supported versions of Airflow: features, and names that have moved.
 
-The package itself has no such table; where an Airflow lacks something, the package finds that out by looking for it.
+The package has no such table: it detects each feature.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[
 
 
 class Feature(NamedTuple):
-    """What an older Airflow of those that we support does not have."""
+    """A feature that an older supported Airflow does not have."""
 
     since: tuple[int, int]
-    """The first Airflow that has it."""
+    """The first version of Airflow with it."""
     fallback_test: str
-    """The test that shows what we say and do without it."""
+    """The test of the package's behavior without it."""
 
 
 FEATURES = {
@@ -60,7 +60,7 @@ FEATURES = {
         (3, 3), "worker/test_task_retries.py::test_without_retry_policies_airflows_own_retries_are_left"
     ),
     "on_kill of triggers": Feature(
-        (3, 3), "system/test_stack.py::test_deferred_task_says_what_stops_nothing"
+        (3, 3), "system/test_stack.py::test_deferred_task_logs_that_kills_do_not_abort"
     ),
     "connection form fields": Feature((3, 2), "test_provider_info.py::test_plain_connection_form"),
     "commands of providers": Feature(
@@ -70,17 +70,17 @@ FEATURES = {
 
 
 def has(feature: str) -> bool:
-    """Tell whether the installed Airflow has a feature of the table."""
+    """Return whether the installed Airflow has a feature."""
     return FEATURES[feature].since <= AIRFLOW
 
 
 def needs(feature: str) -> pytest.MarkDecorator:
-    """Mark what can be tested only where Airflow has the feature."""
+    """Mark a test that needs a feature of Airflow."""
     since = ".".join(map(str, FEATURES[feature].since))
     return pytest.mark.skipif(not has(feature), reason=f"needs Airflow {since}: {feature}")
 
 
 def lacks(feature: str) -> pytest.MarkDecorator:
-    """Mark what shows how we step aside where Airflow lacks the feature."""
+    """Mark a test of the behavior without a feature of Airflow."""
     since = ".".join(map(str, FEATURES[feature].since))
-    return pytest.mark.skipif(has(feature), reason=f"steps aside before Airflow {since} only: {feature}")
+    return pytest.mark.skipif(has(feature), reason=f"for Airflow before {since} only: {feature}")

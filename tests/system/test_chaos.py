@@ -1,7 +1,4 @@
-"""Tests with processes that die: the quick ones of the scenarios in tests/system/chaos, played in one real Airflow.
-
-`make chaos` plays all of them; what each does and what must come of it stands there.
-"""
+"""Tests of the quick chaos scenarios in a real Airflow; `make chaos` runs all of tests/system/chaos."""
 
 from __future__ import annotations
 
@@ -15,20 +12,20 @@ from tests.support.airflow_run import empty_database
 from tests.support.versions import lacks, needs
 from tests.system.chaos.__main__ import _parser, _select_scenarios
 from tests.system.chaos.case import Scenario
-from tests.system.chaos.report import Row, play_all
+from tests.system.chaos.report import Row, run_all
 from tests.system.chaos.scenarios import QUICK_NAMES, all_scenarios, quick_scenarios
 from tests.system.chaos.services import IndependentService
 from tests.system.chaos.stage import Stage
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
-OUTAGE_SECONDS = 15.0  # seconds
-# What depends most on how the service answers: the list that is searched, the run that is deleted, and the one that is aborted.
+OUTAGE_SECONDS = 15.0
+# The scenarios that depend most on the service's responses: a list that is searched, a run that is aborted.
 OTHER_SERVER_NAMES = {"kill after POST /flows, blocking", "mark failed while deferred"}
 
 
-def scenarios_to_play() -> list[Scenario]:
-    """Give the quick scenarios, and a few against a server that is not ours."""
+def scenarios_to_run() -> list[Scenario]:
+    """Return the quick scenarios, and a few with the independent server."""
     elsewhere = [one for one in all_scenarios() if one.name in OTHER_SERVER_NAMES]
     return quick_scenarios() + [
         replace(one, name=f"{one.name}, another server", server=IndependentService) for one in elsewhere
@@ -40,7 +37,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Start Airflow, the services and the proxies, once."""
     with Stage(
         tmp_path_factory.mktemp("chaos"),
-        scenarios_to_play(),
+        scenarios_to_run(),
         outage=OUTAGE_SECONDS,
         database=empty_database(),
     ) as stage:
@@ -49,12 +46,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def rows(stage: Stage) -> dict[str, Row]:
-    """Play all scenarios side by side, once."""
-    return {row.scenario: row for row in play_all(stage)}
+    """Run all scenarios in parallel, once."""
+    return {row.scenario: row for row in run_all(stage)}
 
 
-# a retry that goes on with the flow run of a task that died must know it
-NEEDS_TASK_STATE = [scenario.name for scenario in scenarios_to_play() if scenario.name.startswith("kill ")]
+# a retry that resumes the flow run of a killed task must know it
+NEEDS_TASK_STATE = [scenario.name for scenario in scenarios_to_run() if scenario.name.startswith("kill ")]
 
 
 @pytest.mark.parametrize(
@@ -63,11 +60,11 @@ NEEDS_TASK_STATE = [scenario.name for scenario in scenarios_to_play() if scenari
         pytest.param(
             one, marks=needs("task state store") if one.name in NEEDS_TASK_STATE else (), id=one.name
         )
-        for one in scenarios_to_play()
+        for one in scenarios_to_run()
     ],
 )
-def test_what_is_seen_is_what_is_expected(stage: Stage, rows: dict[str, Row], scenario: Scenario) -> None:
-    """A process that dies, a service that is away or a person who clears or marks a task costs no flow run and leaves none."""
+def test_result_is_as_expected(stage: Stage, rows: dict[str, Row], scenario: Scenario) -> None:
+    """A killed process, an outage, a Clear or a mark bills no flow run twice and leaves none in progress."""
     row = rows[scenario.name]
     assert row.actual == row.expected, "\n".join([*row.requests, stage.case(scenario).all_logs()])
     assert row.ok
@@ -75,20 +72,20 @@ def test_what_is_seen_is_what_is_expected(stage: Stage, rows: dict[str, Row], sc
 
 @lacks("task state store")
 @pytest.mark.parametrize("name", NEEDS_TASK_STATE)
-def test_task_that_died_is_started_again(rows: dict[str, Row], name: str) -> None:
-    """Where Airflow keeps nothing for a task, its retry makes another flow run at the most, and completes."""
+def test_killed_task_starts_again(rows: dict[str, Row], name: str) -> None:
+    """Without a task state store the retry starts at most one more flow run, and completes."""
     actual = rows[name].actual
     assert re.search(r"killed: 1; starts: [12]; task: success;", actual), actual
     assert "all of 1 run" in actual
 
 
-def test_all_quick_scenarios_are_there(rows: dict[str, Row]) -> None:
-    """Each name on the lists above and in scenarios.py is the name of a scenario."""
+def test_all_quick_scenarios_exist(rows: dict[str, Row]) -> None:
+    """Each name on the lists of quick scenarios is the name of a scenario."""
     assert set(rows) == QUICK_NAMES | {f"{name}, another server" for name in OTHER_SERVER_NAMES}
 
 
-def test_what_a_running_server_cannot_be_told_is_listed() -> None:
-    """Against a server that takes no orders each scenario is either played or in the table with the reason why it is not."""
+def test_scenarios_that_an_external_server_cannot_run_are_listed() -> None:
+    """With an external server each scenario runs, or is in the table with the reason why it does not."""
     selected, skipped = _select_scenarios(
         _parser().parse_args(["--url", "http://127.0.0.1:1", "--key", "k", "--flow", "f"])
     )
@@ -97,4 +94,4 @@ def test_what_a_running_server_cannot_be_told_is_listed() -> None:
         one.name for one in all_scenarios()
     }
     assert not any(one.plans or one.slow or one.conn_type != "generio" for one in selected)
-    assert all(row.ok is None and row.actual.startswith("not played: ") for row in skipped)
+    assert all(row.ok is None and row.actual.startswith("not run: it needs ") for row in skipped)

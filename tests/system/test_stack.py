@@ -1,7 +1,6 @@
-"""Tests in one real Airflow: API server, scheduler with LocalExecutor and triggerer, at Airflow's default settings.
+"""Tests in a real Airflow: API server, scheduler with LocalExecutor and triggerer, with default settings.
 
-All runs are started together at the beginning, for what takes long here is waiting; each test then looks at its own. What an
-asset watcher's trigger does when services fail is in test_finished.py.
+All DAG runs start together, because most of the time is waiting; each test then checks its own.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from tools.airflow_stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
-SLOW_RUN_SECONDS = 600.0  # seconds; a flow run that is still under way when its task is killed
+SLOW_RUN_SECONDS = 600.0  # a flow run that is in progress when its task is killed
 KEY = "a-key-that-nobody-else-may-read"
-MAX_WAIT_SECONDS = 100.0  # seconds
+MAX_WAIT_SECONDS = 100.0
 DAGS = """
 from airflow.sdk import DAG
 from airflow_provider_flows.operators import RunFlowOperator
@@ -33,7 +32,8 @@ from airflow_provider_flows.sensors import FlowRunSensor
 
 chair = {"flow": "model_generate_fromprompt", "inputs": "A chair", "parameters": {"quality": "low"}}
 for name, deferrable in {
-    "deferrable": True, "blocking": False, "failing": True, "killed_blocking": False, "killed_deferrable": True
+    "deferrable": True, "blocking": False, "failing": True,
+    "killed_blocking": False, "killed_deferrable": True,
 }.items():
     with DAG(name, schedule=None) as dag:
         RunFlowOperator(task_id="run", deferrable=deferrable, **chair)
@@ -41,7 +41,7 @@ for name, deferrable in {
 with DAG("reschedule", schedule=None) as reschedule:
     FlowRunSensor(task_id="run", flow_run_id="{{ dag_run.conf['flow_run_id'] }}", poll_interval=15)
 """
-# both watchers are one trigger to Airflow, whose memory then lies with two assets
+# both watchers are one trigger to Airflow, whose state is then saved for two assets
 WATCHER_DAGS = f"""
 from airflow.sdk import DAG, Asset, AssetWatcher, task
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -63,35 +63,35 @@ with DAG("on_finished_too", schedule=finished("finished_too")) as on_finished_to
 
 @dataclass
 class StackRuns:
-    """The Airflow, the services, and one run of each DAG."""
+    """The Airflow, the services, and a run of each DAG."""
 
     airflow: Stack
     emulator: Emulator
     runs: dict[str, str]
     flow_runs: dict[str, str]
-    """The flow runs of the DAGs whose flow run does not simply complete."""
+    """The flow runs of the DAGs whose flow runs have plans."""
     watched_emulator: Emulator
-    """The service that the asset watchers ask."""
+    """The service of the asset watchers."""
     existing_run: str
-    """A flow run that it had before Airflow was started."""
+    """A flow run of that service from before Airflow's start."""
 
     def wait_for_end(self, dag_id: str) -> str:
-        """Wait for the end of a DAG's run and give its state."""
+        """Wait for the end of a DAG's run, and return its state."""
         return self.airflow.wait(dag_id, self.runs[dag_id], MAX_WAIT_SECONDS)
 
     def return_value(self, dag_id: str) -> dict[str, Any]:
-        """Give what the DAG's task returned."""
+        """Return the XCom of the DAG's task."""
         found: dict[str, Any] = self.airflow.xcom(dag_id, self.runs[dag_id], "run")
         return found
 
     def log(self, dag_id: str) -> str:
-        """Give the log of the DAG's task as the user interface shows it."""
+        """Return the log of the DAG's task, as in the UI."""
         return self.airflow.log(dag_id, self.runs[dag_id], "run")
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackRuns]:
-    """Start everything: the DAGs whose flow runs have plans first, one by one, for plans are used up in order."""
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackRuns]:
+    """Start everything: first, one by one, the DAGs whose flow runs have plans, which are used in order."""
     home = tmp_path_factory.mktemp("stack")
     dags = home / "dags"
     dags.mkdir()
@@ -123,7 +123,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackRuns]:
 
 
 def _trigger(airflow: Stack, dag_id: str, conf: dict[str, Any] | None = None) -> str:
-    """Trigger a DAG, again where SQLite was locked for once: what several processes write to it comes one after the other."""
+    """Trigger a DAG, again if SQLite was locked by another process."""
     for _ in range(5):
         try:
             return airflow.trigger(dag_id, conf)
@@ -135,31 +135,31 @@ def _trigger(airflow: Stack, dag_id: str, conf: dict[str, Any] | None = None) ->
 
 
 def _wait_for(get: Callable[[], Any]) -> Any:
-    """Wait until something is found."""
+    """Wait until a function returns something, and return it."""
     deadline = time.monotonic() + MAX_WAIT_SECONDS
     while not (result := get()):
         assert time.monotonic() < deadline
-        time.sleep(0.5)  # whoever asks more often takes the time of those who are asked
+        time.sleep(0.5)  # more calls would slow Airflow down
     return result
 
 
 @pytest.mark.parametrize("dag_id", ["deferrable", "reschedule", "blocking"])
-def test_every_way_of_waiting_runs_to_green(played: StackRuns, dag_id: str) -> None:
-    """A deferrable task, a reschedule sensor and a blocking task run to green in an Airflow that nobody tuned."""
-    assert played.wait_for_end(dag_id) == "success", played.log(dag_id)
-    returned = played.return_value(dag_id)
+def test_every_way_of_waiting_succeeds(stack: StackRuns, dag_id: str) -> None:
+    """A deferrable task, a reschedule sensor and a blocking task succeed with Airflow's default settings."""
+    assert stack.wait_for_end(dag_id) == "success", stack.log(dag_id)
+    returned = stack.return_value(dag_id)
     assert (returned["state"], returned["progress"]) == ("completed", 1.0)
     assert returned["outputs"][0]["status"] == "ready"
     assert (
         f"flow run {returned['flow_run_id']} (flow model_generate_fromprompt) is completed after 8.0 s"
-        in played.log(dag_id)
+        in stack.log(dag_id)
     )
 
 
-def test_failing_flow_run_is_red_with_its_reason(played: StackRuns) -> None:
-    """A task whose flow run fails is red, and its log holds the service's reason."""
-    assert played.wait_for_end("failing") == "failed"
-    log = played.log("failing")
+def test_failed_flow_run_fails_its_task_with_the_reason(stack: StackRuns) -> None:
+    """A task whose flow run fails has failed, and its log contains the service's reason."""
+    assert stack.wait_for_end("failing") == "failed"
+    log = stack.log("failing")
     assert "FlowRunFailed" in log
     assert "The service says: The mesh has no faces." in log
 
@@ -167,41 +167,41 @@ def test_failing_flow_run_is_red_with_its_reason(played: StackRuns) -> None:
 @pytest.mark.parametrize(
     ("dag_id", "while_it_is"), [("killed_blocking", "running"), ("killed_deferrable", "deferred")]
 )
-def test_killed_task_aborts_its_flow_run(played: StackRuns, dag_id: str, while_it_is: str) -> None:
-    """A task that somebody marks as failed, in a worker or in the triggerer, aborts its flow run at the service."""
-    run_id, flow_run = played.runs[dag_id], played.emulator.runs[played.flow_runs[dag_id]]
-    played.airflow.wait_for_task(dag_id, run_id, "run", {while_it_is}, MAX_WAIT_SECONDS)
+def test_killed_task_aborts_its_flow_run(stack: StackRuns, dag_id: str, while_it_is: str) -> None:
+    """A task that is marked as failed, in a worker or in the triggerer, aborts its flow run."""
+    run_id, flow_run = stack.runs[dag_id], stack.emulator.runs[stack.flow_runs[dag_id]]
+    stack.airflow.wait_for_task(dag_id, run_id, "run", {while_it_is}, MAX_WAIT_SECONDS)
     _wait_for(lambda: flow_run.state in {"running", "starting"})
     _wait_for(
-        lambda: f"{flow_run.flow_run_id} (flow model_generate_fromprompt) is starting" in played.log(dag_id)
+        lambda: f"{flow_run.flow_run_id} (flow model_generate_fromprompt) is starting" in stack.log(dag_id)
     )
 
-    played.airflow.set_task_state(dag_id, run_id, "run", "failed")
+    stack.airflow.set_task_state(dag_id, run_id, "run", "failed")
 
     _wait_for(lambda: flow_run.state in {"aborting", "aborted"})
-    assert played.wait_for_end(dag_id) == "failed"
+    assert stack.wait_for_end(dag_id) == "failed"
     logged_by_server = while_it_is == "deferred" and not has("on_kill of triggers")
     log = (
-        partial(played.airflow.process_log, "api-server", 2000)
+        partial(stack.airflow.process_log, "api-server", 2000)
         if logged_by_server
-        else partial(played.log, dag_id)
+        else partial(stack.log, dag_id)
     )
     _wait_for(lambda: f"low run {flow_run.flow_run_id} was aborted" in log())
 
 
 @lacks("on_kill of triggers")
-def test_deferred_task_says_what_stops_nothing(played: StackRuns) -> None:
-    """Where Airflow tells a trigger of no kill, a task says once, before it is deferred, what leaves its flow run going on."""
-    run_id = played.runs["killed_deferrable"]
-    played.airflow.wait_for_task("killed_deferrable", run_id, "run", {"deferred", "failed"}, MAX_WAIT_SECONDS)
-    _wait_for(lambda: played.log("killed_deferrable").count("does not notify triggers of kills") == 1)
+def test_deferred_task_logs_that_kills_do_not_abort(stack: StackRuns) -> None:
+    """If Airflow does not call `on_kill` of triggers, a task logs once, before it defers, what it means."""
+    run_id = stack.runs["killed_deferrable"]
+    stack.airflow.wait_for_task("killed_deferrable", run_id, "run", {"deferred", "failed"}, MAX_WAIT_SECONDS)
+    _wait_for(lambda: stack.log("killed_deferrable").count("does not notify triggers of kills") == 1)
 
 
-# a DAG that starts by a flow run that somebody else started ----------------------------------------------------------------
+# a DAG that an external flow run starts ---------------------------------------------------------------------
 
 
-def remembered_runs(airflow: Stack) -> list[set[str]]:
-    """Give, of each asset that has a memory, the flow runs that were told."""
+def saved_runs(airflow: Stack) -> list[set[str]]:
+    """Return the flow runs in the saved state of each asset that has one."""
     assets = airflow.call("GET", "assets").json()["assets"]
     stores = [
         airflow.call("GET", f"assets/{asset['id']}/state-store").json()["asset_state_store"]
@@ -211,12 +211,12 @@ def remembered_runs(airflow: Stack) -> list[set[str]]:
 
 
 def dag_run_ids(airflow: Stack, dag_id: str) -> list[str]:
-    """Give the ids of a DAG's runs."""
+    """Return the ids of a DAG's runs."""
     return [run["dag_run_id"] for run in airflow.call("GET", f"dags/{dag_id}/dagRuns").json()["dag_runs"]]
 
 
 def received_payloads(airflow: Stack) -> list[dict[str, Any]]:
-    """Give what the DAG's runs were told, when they are over."""
+    """Return the payloads that the DAG's runs received, after their end."""
     runs = dag_run_ids(airflow, "on_finished")
     assert [airflow.wait("on_finished", run_id, MAX_WAIT_SECONDS) for run_id in runs] == ["success"] * len(
         runs
@@ -225,20 +225,20 @@ def received_payloads(airflow: Stack) -> list[dict[str, Any]]:
 
 
 @needs("asset state store")
-def test_dag_starts_by_a_flow_run_that_ended(played: StackRuns) -> None:
-    """A DAG starts with the right payload; after its triggerer was killed, by what ended meanwhile, and by nothing twice."""
-    airflow, known = played.airflow, played.existing_run
-    _wait_for(lambda: remembered_runs(airflow) == [{known}] * 2)
-    first = start_external_run(played.watched_emulator)
+def test_finished_flow_run_starts_a_dag(stack: StackRuns) -> None:
+    """A finished run starts a DAG once, with its payload, also one that finished while no triggerer ran."""
+    airflow, known = stack.airflow, stack.existing_run
+    _wait_for(lambda: saved_runs(airflow) == [{known}] * 2)
+    first = start_external_run(stack.watched_emulator)
     _wait_for(lambda: dag_run_ids(airflow, "on_finished"))
-    _wait_for(lambda: remembered_runs(airflow) == [{known, first}] * 2)
+    _wait_for(lambda: saved_runs(airflow) == [{known, first}] * 2)
     log = airflow.process_log("triggerer", 10_000)
 
     airflow.process("triggerer").kill()
-    second = start_external_run(played.watched_emulator)
+    second = start_external_run(stack.watched_emulator)
     airflow.restart("triggerer")
     _wait_for(lambda: len(dag_run_ids(airflow, "on_finished")) > 1)
-    _wait_for(lambda: remembered_runs(airflow) == [{known, first, second}] * 2)
+    _wait_for(lambda: saved_runs(airflow) == [{known, first, second}] * 2)
 
     payloads = {one["flow_run_id"]: one for one in received_payloads(airflow)}
     assert (
@@ -254,25 +254,25 @@ def test_dag_starts_by_a_flow_run_that_ended(played: StackRuns) -> None:
 
 
 @lacks("asset state store")
-def test_dag_starts_without_a_memory(played: StackRuns) -> None:
-    """Where Airflow keeps nothing for an asset the DAG starts all the same, and the trigger says once what is missing."""
-    airflow = played.airflow
-    _wait_for(lambda: any(recorded.method == "GET" for recorded in played.watched_emulator.requests))
-    first = start_external_run(played.watched_emulator)
+def test_finished_flow_run_starts_a_dag_without_a_store(stack: StackRuns) -> None:
+    """Without an asset state store the DAG starts as well, and the trigger logs once what is missing."""
+    airflow = stack.airflow
+    _wait_for(lambda: any(recorded.method == "GET" for recorded in stack.watched_emulator.requests))
+    first = start_external_run(stack.watched_emulator)
     _wait_for(lambda: dag_run_ids(airflow, "on_finished"))
     assert [payload["flow_run_id"] for payload in received_payloads(airflow)] == [first]
     logs = "".join(path.read_text() for path in airflow.home.rglob("*.log") if path.is_file())
     assert logs.count("has no asset state store") == 1
 
 
-# and after all that -------------------------------------------------------------------------------------------------------
+# after all that ---------------------------------------------------------------------------------------------
 
 
-def test_the_key_is_nowhere(played: StackRuns) -> None:
-    """After all that, the key is in no file of this Airflow: no log, no XCom, no rendered field, no trigger's arguments."""
-    for dag_id in played.runs:
-        played.wait_for_end(dag_id)
+def test_the_key_is_nowhere(stack: StackRuns) -> None:
+    """The key is in no file of this Airflow: no log, no XCom, no rendered field, no trigger's arguments."""
+    for dag_id in stack.runs:
+        stack.wait_for_end(dag_id)
 
-    files = [path for path in played.airflow.home.rglob("*") if path.is_file()]
-    assert played.airflow.home / "airflow.db" in files
+    files = [path for path in stack.airflow.home.rglob("*") if path.is_file()]
+    assert stack.airflow.home / "airflow.db" in files
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []

@@ -26,9 +26,9 @@ from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.core.start import RunRecord, RunRequest, start
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
-from tests.support.doors import DRIVERS
+from tests.support.drivers import DRIVERS
 from tests.support.faults_table import OPERATIONS, OUTCOME_NAMES, OUTCOMES
-from tests.support.scripted import NOON, ScriptedTransport
+from tests.support.scripted_transport import NOON, ScriptedTransport
 
 FLOW, CHAIN = "model_generate_fromprompt", "clibnwpno000bmc0k9hvv3y7f"
 ID = "0" * 24

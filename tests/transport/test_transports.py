@@ -19,12 +19,11 @@ from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.responses import parse_json, raise_for_status
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.emulator import Emulator, Fault
-from tests.support.doors import (
+from tests.support.drivers import (
     DRIVERS,
     TOKEN,
     Driver,
     catch_unreachable,
-    clear_proxy_environment,
     settings_for,
     single_request,
 )
@@ -54,17 +53,7 @@ BROKEN = [
     send_and_close(OK + b"X: " + b"a" * 200_000 + b"\r\n\r\n"),
 ]
 
-
-@pytest.fixture(params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> Driver:
-    """Return each of the two transports in turn."""
-    return DRIVERS[request.param]
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the proxies and certificates of the machine from the environment."""
-    clear_proxy_environment(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 class TestWhatGoesOut:

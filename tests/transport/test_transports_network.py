@@ -15,12 +15,10 @@ import trustme
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowUnreachable
 from airflow_provider_flows.core.http import Request
 from airflow_provider_flows.core.retry import follow_redirects
-from tests.support.doors import (
-    DRIVERS,
+from tests.support.drivers import (
     TOKEN,
     Driver,
     catch_unreachable,
-    clear_proxy_environment,
     settings_for,
     single_request,
 )
@@ -37,17 +35,7 @@ from tests.support.servers import (
 GET = Request("GET", "/flows")
 POST = Request("POST", "/flows", json={"template": "chair"})
 
-
-@pytest.fixture(params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> Driver:
-    """Return each of the two transports in turn."""
-    return DRIVERS[request.param]
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the proxies and certificates of the machine from the environment."""
-    clear_proxy_environment(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 @pytest.fixture(scope="module")

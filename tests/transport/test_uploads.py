@@ -32,25 +32,15 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.file_source import INPUT_CHUNK_BYTES
 from airflow_provider_flows.storage.inputs import parse_inputs
-from tests.support.doors import DRIVERS, Driver, clear_proxy_environment, settings_for, single_request
-from tests.support.intake import UploadServer
-from tests.support.orders import RECORD
+from tests.support.drivers import DRIVERS, Driver, settings_for, single_request
+from tests.support.run_requests import RECORD
 from tests.support.servers import MisbehavingServer, reset
+from tests.support.upload_server import UploadServer
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> Driver:
-    """Return each of the two transports in turn."""
-    return DRIVERS[request.param]
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the proxies and certificates of the machine from the environment."""
-    clear_proxy_environment(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 @dataclass

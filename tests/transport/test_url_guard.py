@@ -26,16 +26,12 @@ from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.hooks import PromptChainerHook
 from airflow_provider_flows.transport.settings import Settings
 from airflow_provider_flows.transport.url_guard import resolves_to_public
-from tests.support.downloading import ActionSequence, data_uri_body, glb, hook_to, send_body
+from tests.support.downloads import ActionSequence, data_uri_body, glb, hook_to, send_body
 from tests.support.servers import MisbehavingServer, ReceivedRequest, StubResponse, StubServer, send_and_close
 
 OWN = Settings("http://127.0.0.1:8084/prefix", {"x-api-key": "k"})
 
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send requests to the local servers without the machine's proxy."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 def png_image() -> bytes:

@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from email.utils import formatdate
@@ -26,23 +25,21 @@ from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.triggerer.watcher_state import WatcherState
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
 from tests.core.polling.test_finished_runs import NONSENSE
-from tests.support.flow_station import ApiResponse as Answer
-from tests.support.flow_station import StubFlowServer, StubRun
+from tests.support.asset_watchers import POLL_SECONDS, BlockingStore, FileStore, run_watcher
+from tests.support.flow_server import ApiResponse as Answer
+from tests.support.flow_server import StubFlowServer, StubRun
 from tests.support.modes import FLOW, start_external_run
+from tests.support.triggers import age_hook_cache, wait_for_condition, wait_for_idle_loop
 from tests.support.versions import needs
-from tests.support.watchers import POLL_SECONDS, BlockingStore, FileStore, run_watcher
-from tests.support.watching import age_hook_cache, wait_for_condition, wait_for_idle_loop
 
 QUIET_SECONDS = 0.35  # in which a watcher polls two or three times
 
 
-@pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Yield a server that lists all its runs, with the connection `flows_default` to it."""
-    with StubFlowServer() as station:
-        station.connect(monkeypatch, retries=0)
-        station.list_response = lambda _: Answer({"flows": [station.row(key) for key in list(station.runs)]})
-        yield station
+@pytest.fixture(autouse=True)
+def _list_of_all_runs(station: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """List all runs, also finished ones, to a connection without retries."""
+    station.connect(monkeypatch, retries=0)
+    station.list_response = lambda _: Answer({"flows": [station.row(key) for key in list(station.runs)]})
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from weakref import ref
 
@@ -15,24 +14,14 @@ import pytest
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.triggerer.hook_cache import HOOK_TTL_SECONDS, get_hook_cached
-from tests.support.flow_station import StubFlowServer
-from tests.support.watching import (
+from tests.support.flow_server import StubFlowServer
+from tests.support.triggers import (
     age_hook_cache,
     collect_errors,
-    disable_event_delay,
     error_text,
     run_trigger,
     wait_for_condition,
 )
-
-
-@pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Give a server, with the connection `flows_default` to it."""
-    disable_event_delay(monkeypatch)
-    with StubFlowServer() as station:
-        station.connect(monkeypatch)
-        yield station
 
 
 async def test_connection_is_looked_up_once_for_all(station: StubFlowServer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,16 +15,8 @@ from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.triggerer.shared_poller import MAX_CONCURRENT_POLLS, SharedPoller
-from tests.support.flow_station import ApiResponse, StubFlowServer
-from tests.support.watching import error_text, wait_for_condition, wait_for_idle_loop, wait_in_poller
-
-
-@pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Give a server, with the connection `flows_default` to it."""
-    with StubFlowServer() as station:
-        station.connect(monkeypatch)
-        yield station
+from tests.support.flow_server import ApiResponse, StubFlowServer
+from tests.support.triggers import error_text, wait_for_condition, wait_for_idle_loop, wait_in_poller
 
 
 class Odd(Generio):

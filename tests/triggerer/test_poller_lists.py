@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.support.flow_station import ApiRequest, ApiResponse, StubFlowServer
-from tests.support.watching import disable_event_delay, run_trigger, run_triggers, wait_for_condition
+from tests.support.fixtures import disable_event_delay
+from tests.support.flow_server import ApiRequest, ApiResponse, StubFlowServer
+from tests.support.triggers import run_trigger, run_triggers, wait_for_condition
 
 Answer = Callable[[StubFlowServer, ApiRequest], ApiResponse]
-
-
-@pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Give a server, with the connection `flows_default` to it."""
-    disable_event_delay(monkeypatch)
-    with StubFlowServer() as station:
-        station.connect(monkeypatch)
-        yield station
 
 
 def rows(station: StubFlowServer) -> list[dict[str, Any]]:

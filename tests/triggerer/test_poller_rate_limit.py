@@ -6,17 +6,16 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowTimeout
 from airflow_provider_flows.core.rate_limiter import DEFAULT_RETRY_AFTER_SECONDS
 from airflow_provider_flows.triggerer.shared_poller import LAST_POLL_GRACE_SECONDS, MAX_CONCURRENT_POLLS
-from tests.support.flow_station import ApiRequest, ApiResponse, StubFlowServer
-from tests.support.watching import (
+from tests.support.fixtures import disable_event_delay
+from tests.support.flow_server import ApiRequest, ApiResponse, StubFlowServer
+from tests.support.triggers import (
     collect_errors,
-    disable_event_delay,
     error_text,
     run_trigger,
     run_triggers,
@@ -26,14 +25,10 @@ from tests.support.watching import (
 HOUR = "3600"
 
 
-@pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Give a server without a list, with the connection `flows_default` to it."""
-    disable_event_delay(monkeypatch)
-    with StubFlowServer() as station:
-        station.list_response = lambda _: ApiResponse({}, 404)
-        station.connect(monkeypatch)
-        yield station
+@pytest.fixture(autouse=True)
+def _no_list(station: StubFlowServer) -> None:
+    """Respond 404 to every request for a list."""
+    station.list_response = lambda _: ApiResponse({}, 404)
 
 
 def refusing_once(station: StubFlowServer, status: int, **headers: str) -> list[float]:

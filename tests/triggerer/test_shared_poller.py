@@ -7,7 +7,6 @@ import gc
 import logging
 import random
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,10 +18,10 @@ from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.triggerer.shared_poller import MAX_CONCURRENT_POLLS, SharedPoller
-from tests.support.flow_station import ApiResponse, StubFlowServer
+from tests.support.fixtures import disable_event_delay
+from tests.support.flow_server import ApiResponse, StubFlowServer
 from tests.support.modes import start_external_run
-from tests.support.watching import (
-    disable_event_delay,
+from tests.support.triggers import (
     error_text,
     run_trigger,
     run_triggers,
@@ -30,15 +29,6 @@ from tests.support.watching import (
     wait_for_idle_loop,
     wait_in_poller,
 )
-
-
-@pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
-    """Give a server, with the connection `flows_default` to it."""
-    disable_event_delay(monkeypatch)
-    with StubFlowServer() as station:
-        station.connect(monkeypatch)
-        yield station
 
 
 async def test_many_triggers_share_few_connections(station: StubFlowServer) -> None:

@@ -22,13 +22,7 @@ from tests.support.modes import FAST_POLLING, FLOW, MODES, PARAMETERS, PROMPT, r
 
 CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": PROMPT, "parameters": PARAMETERS, **FAST_POLLING}
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs have ended at the second poll, and triggers without an event delay."""
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    flow_emulator.run_seconds = 0.1
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=0.1)
 
 
 def events_of(run_id: str) -> dict[str, dict[str, Any]]:

@@ -14,16 +14,10 @@ from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.emulator import Emulator, Fault
 from tests.support.airflow_run import THREAD_TIMEOUT
 from tests.support.modes import compat_notices
-from tests.support.tries import BOTH_MODES, CHAIR_ARGUMENTS, request_times, run_with_retries, set_up
+from tests.support.tries import BOTH_MODES, CHAIR_ARGUMENTS, request_times, run_with_retries
 from tests.support.versions import lacks, needs
 
-pytestmark = THREAD_TIMEOUT
-
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs take no time, with connections that send nothing twice."""
-    return set_up(flow_emulator, monkeypatch)
+pytestmark = [THREAD_TIMEOUT, pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)]
 
 
 @needs("task state store")

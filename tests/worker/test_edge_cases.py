@@ -21,7 +21,7 @@ from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHo
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.output_options import OutputOptions
 from tests.support.airflow_run import THREAD_TIMEOUT, run_dag
-from tests.support.downloading import fetch_or_raise
+from tests.support.downloads import fetch_or_raise
 from tests.support.modes import FLOW
 from tests.support.servers import StubResponse, StubServer
 

@@ -27,18 +27,13 @@ from tests.support.tries import (
     CHAIR_ARGUMENTS,
     request_times,
     run_with_retries,
-    set_up,
 )
 from tests.support.versions import AirflowRescheduleException, has, needs
 
 LONG = "größer " * 9000  # more than 48 KiB
 TWO: dict[str, Any] = {**CHAIR_ARGUMENTS, "inputs": ["A chair", "A table"]}
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs take no time."""
-    return set_up(flow_emulator, monkeypatch)
+pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
 def files(folder: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from airflow_provider_flows.storage.atomic_file import CancelledWriteError
 from airflow_provider_flows.worker.run_tracking import RUN_LINK_KEY
 from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.task_instances import Store, context
-from tests.support.tries import CHAIR_ARGUMENTS, set_up
+from tests.support.tries import CHAIR_ARGUMENTS
 from tests.support.versions import TaskDeferralError, needs
 
 
@@ -64,11 +64,7 @@ def raise_task_timeout() -> None:
     raise AirflowTaskTimeout("execution_timeout")
 
 
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs continue until they are aborted."""
-    set_up(flow_emulator, monkeypatch).run_seconds = 3600
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=3600, abort="instant", retries=0)
 
 
 def states(emulator: Emulator) -> list[str]:

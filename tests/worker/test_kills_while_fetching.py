@@ -17,16 +17,12 @@ import pytest
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.worker.task_state import FILES_KEY, RECORD_KEY
 from tests.support.disk_store import DiskStore, run_try, start_first_try
-from tests.support.downloading import kill, list_files
-from tests.support.tries import CHAIR_ARGUMENTS, set_up
+from tests.support.downloads import kill, list_files
+from tests.support.tries import CHAIR_ARGUMENTS
 
 HANG_SECONDS = 8.0  # seconds; longer than the test takes to notice
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs take no time."""
-    return set_up(flow_emulator, monkeypatch)
+pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
 def kill_when(process: subprocess.Popen[bytes], is_reached: Callable[[], object]) -> None:

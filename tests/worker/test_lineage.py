@@ -68,12 +68,7 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
     manager.pm.unregister(listener)
 
 
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Give an emulator whose runs are short, and triggers that need not wait before their event goes."""
-    flow_emulator.run_seconds = 0.3
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return flow_emulator
+pytestmark = pytest.mark.emulator(run_seconds=0.3)
 
 
 def dataset_names(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:

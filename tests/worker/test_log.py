@@ -20,20 +20,10 @@ SECONDS = 100.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
+def flow_emulator_server() -> Iterator[Emulator]:
     """Serve with a key that occurs in no other text."""
     with Emulator(key=KEY, run_seconds=SECONDS) as emulator:
         yield emulator
-
-
-@pytest.fixture
-def emulator(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return a reset emulator, with its connections and without a delay of trigger events."""
-    server.reset()
-    for name, value in server.connections.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    return server
 
 
 def test_progress_is_told_every_ten_points(emulator: Emulator) -> None:

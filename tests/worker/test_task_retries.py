@@ -22,15 +22,10 @@ from tests.support.tries import (
     CHAIR_ARGUMENTS,
     request_times,
     run_with_retries,
-    set_up,
 )
 from tests.support.versions import lacks, needs
 
-
-@pytest.fixture
-def emulator(flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return an emulator whose runs take no time, with connections that send nothing twice."""
-    return set_up(flow_emulator, monkeypatch)
+pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
 # which errors are tried again

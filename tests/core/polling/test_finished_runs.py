@@ -16,7 +16,7 @@ from airflow_provider_flows.core.polling.finished_runs import (
     Snapshot,
 )
 from airflow_provider_flows.core.run import FlowRun, FlowState
-from tests.support.scripted import NOON
+from tests.support.scripted_transport import NOON
 
 
 def matches_all(_: FlowRun) -> bool:

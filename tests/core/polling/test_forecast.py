@@ -14,7 +14,7 @@ from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from tests.core.polling.test_wait import ScriptedWait, state
-from tests.support.scripted import NOON, no_response
+from tests.support.scripted_transport import NOON, no_response
 
 
 def poll(scripted: ScriptedWait) -> FlowRun:

@@ -24,7 +24,7 @@ from airflow_provider_flows.core.rate_limiter import (
     RateLimiter,
 )
 from airflow_provider_flows.core.run import FlowRun, FlowState
-from tests.support.scripted import NOON
+from tests.support.scripted_transport import NOON
 
 NEVER = float("inf")
 

@@ -27,7 +27,7 @@ from airflow_provider_flows.core.polling.schedule import (
 )
 from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.core.timestamps import parse_timestamp
-from tests.support.scripted import NOON
+from tests.support.scripted_transport import NOON
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "smooth": lambda part: part,

@@ -25,7 +25,7 @@ from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.services.generio.api import Generio
-from tests.support.scripted import NOON, ScriptedTransport, json_response, no_response
+from tests.support.scripted_transport import NOON, ScriptedTransport, json_response, no_response
 
 HTML = json_response(b"<html><body>502 Bad Gateway</body></html>")
 CUT = json_response(b'{"flow_id": "r", "state": "runn')

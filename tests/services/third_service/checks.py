@@ -42,11 +42,11 @@ from airflow_provider_flows.services import (
     request_json,
 )
 from tests.support.airflow_run import DagResult, run_dag
+from tests.support.asset_watchers import run_watcher
 from tests.support.brewery_server import FILES, KEY, RECIPES, TOAST_TEXT, Brewhouse, run_brewery
 from tests.support.commands import CommandResult, flows_command
-from tests.support.no_lineage import is_hidden
-from tests.support.watchers import run_watcher
-from tests.support.watching import collect_errors, error_text, run_trigger, wait_for_condition
+from tests.support.triggers import collect_errors, error_text, run_trigger, wait_for_condition
+from tests.support.without_openlineage import is_hidden
 
 OFTEN = {"poll_interval": 0.05, "max_poll_interval": 0.1}
 STOUT: dict[str, Any] = {"flow": "stout", "inputs": ["Fuggle", "Golding"], "parameters": {"strength": 4}}

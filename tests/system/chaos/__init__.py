@@ -1,4 +1,4 @@
-"""Scenarios in which the processes of a real Airflow die, stop or lose the service, and what must come of each.
+"""Scenarios in which processes of a real Airflow are killed or stopped, or lose the service.
 
-Nothing in here is part of the package, and nothing is replaced by a mock: `python -m tests.system.chaos` plays all of it.
+`python -m tests.system.chaos` runs all of them; nothing is mocked.
 """

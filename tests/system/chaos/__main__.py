@@ -1,6 +1,6 @@
-"""The command `python -m tests.system.chaos`: plays all scenarios and prints what was expected and what was seen.
+"""The command `python -m tests.system.chaos`: run scenarios, and print expected and actual results.
 
-It only reads the command line; the exit code is 1 if anything was not as expected.
+The exit code is 1 if a result is not as expected.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.system.chaos.case import Scenario
-from tests.system.chaos.report import Row, markdown_table, play_all, skipped_row, write_report
+from tests.system.chaos.component_failures import MANY
+from tests.system.chaos.report import Row, markdown_table, run_all, skipped_row, write_report
 from tests.system.chaos.scenarios import all_scenarios, quick_scenarios
 from tests.system.chaos.services import EmulatorService, ExternalService, IndependentService, ServiceFactory
 from tests.system.chaos.stage import Stage
-from tests.system.chaos.upheavals import MANY
 from tools.processes import exit_on_sigterm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play, print, and return the exit code."""
+    """Run scenarios, print the results, and return the exit code."""
     options = _parser().parse_args(argv)
     exit_on_sigterm()
     selected, skipped = _select_scenarios(options)
     if options.list or not selected:
         names = [one.name for one in selected] + [f"{row.scenario} ({row.actual})" for row in skipped]
-        _print("\n".join(names) or "No scenario is called that.")
+        _print("\n".join(names) or "No scenario has this name.")
         return 0 if selected else 2
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
@@ -39,20 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) as stage:
             where = options.url or f"the server {options.server!r}"
             _print(
-                f"Airflow is up after {time.monotonic() - started:.0f} s; {len(selected)} scenarios against {where}"
+                f"Airflow started in {time.monotonic() - started:.0f} s; {len(selected)} scenarios, {where}"
             )
-            rows = play_all(stage, _print_row)
+            rows = run_all(stage, _print_row)
             _save_logs(stage, rows)
     _print("\n" + markdown_table(rows + skipped))
     good = sum(row.ok is True for row in rows)
-    _print(f"\n{good} of {len(rows)} against {where} as expected, in {time.monotonic() - started:.0f} s")
+    _print(f"\n{good} of {len(rows)} with {where} as expected, in {time.monotonic() - started:.0f} s")
     for path in options.report:
         write_report(rows + skipped, path)
     return 0 if good == len(rows) else 1
 
 
 def _select_scenarios(options: argparse.Namespace) -> tuple[list[Scenario], list[Row]]:
-    """Give the scenarios that are wanted, and the rows of those that cannot be played against a server that runs anyway."""
+    """Return the selected scenarios, and the rows of those that an external server cannot run."""
     server = _service_factory(options)
     scenarios = quick_scenarios() if options.quick else all_scenarios(options.many)
     selected = [
@@ -65,7 +65,7 @@ def _select_scenarios(options: argparse.Namespace) -> tuple[list[Scenario], list
 
 
 def _service_factory(options: argparse.Namespace) -> ServiceFactory:
-    """Give what makes the service that was asked for."""
+    """Return the factory of the selected service."""
     if options.url:
         return lambda _log, _seconds: ExternalService(options.url, options.key, options.flow)
     return {"emulator": EmulatorService, "other": IndependentService}[options.server]
@@ -79,7 +79,7 @@ def _print_row(row: Row) -> None:
 
 
 def _save_logs(stage: Stage, rows: Sequence[Row]) -> None:
-    """Write beside the stage's other files what tells why a row is not as expected."""
+    """Write requests and logs of each row that is not as expected into the stage's folder."""
     cases = {scenario.name: stage.case(scenario) for scenario in stage.scenarios}
     for row in rows:
         if not row.ok:
@@ -95,44 +95,56 @@ def _print(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.system.chaos", description="Lets the processes of a real Airflow die."
+        prog="python -m tests.system.chaos", description="Kill processes of a real Airflow."
     )
-    parser.add_argument("--quick", action="store_true", help="play the few scenarios of `make test` only")
+    parser.add_argument("--quick", action="store_true", help="run only the scenarios of `make test`")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="TEXT", help="only scenarios whose name has this in it"
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="run only scenarios whose name contains this",
     )
-    parser.add_argument("--list", action="store_true", help="list the scenarios and play none")
+    parser.add_argument("--list", action="store_true", help="list the scenarios without running them")
     parser.add_argument(
         "--report", type=Path, action="append", default=[], metavar="FILE",
-        help="write the table there too, as JSON or as Markdown by the name's ending; may be repeated",
+        help="write the table to this file, as JSON or as Markdown by its suffix; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--home", type=Path, metavar="FOLDER", help="keep all logs and files there (default: thrown away)"
+        "--home",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of all logs and files (default: a temporary folder)",
     )
     parser.add_argument(
-        "--outage", type=float, default=60.0, help="seconds that the service is away (default: %(default)s)"
+        "--outage",
+        type=float,
+        default=60.0,
+        help="duration of an outage of the service in seconds (default: %(default)s)",
     )
     parser.add_argument(
         "--many",
         type=int,
         default=MANY,
-        help="tasks that are deferred when something befalls the triggerer (default: %(default)s)",
+        help="number of deferred tasks in the scenarios of the triggerer (default: %(default)s)",
     )
     parser.add_argument(
         "--server",
         choices=("emulator", "other"),
         default="emulator",
-        help="what is played against: our emulator or the independent tests/support/other_server.py (default: %(default)s)",
+        help="the service: the emulator or tests/support/other_server.py (default: %(default)s)",
     )
     running = parser.add_argument_group(
-        "a server that runs already, and speaks Generio's API; its flow runs should take 5 to 60 s"
+        "an external server with Generio's API; its flow runs should take 5 to 60 s"
     )
-    running.add_argument("--url", help="its address; what cannot be brought about there is not played")
+    running.add_argument("--url", help="its URL; scenarios that it cannot run are skipped")
     running.add_argument("--key", default="", help="its key")
     running.add_argument(
-        "--flow", default=EmulatorService.flow, help="a flow that takes prompts (default: %(default)s)"
+        "--flow", default=EmulatorService.flow, help="a flow whose inputs are prompts (default: %(default)s)"
     )
-    parser.add_argument("--parallelism", type=int, default=6, help="tasks at a time (default: %(default)s)")
+    parser.add_argument(
+        "--parallelism", type=int, default=6, help="tasks at the same time (default: %(default)s)"
+    )
     return parser
 
 

@@ -1,7 +1,4 @@
-"""A scenario, and the place where it is played: its proxy, its connection, and what it asks of Airflow and of the service.
-
-What happens in it stands in the scenarios; the Airflow and the services, which it shares with others, stand in stage.py.
-"""
+"""A scenario, and its case: its proxy, its connection, and its access to Airflow and to the service."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.system.chaos import victims
+from tests.system.chaos import processes
 from tests.system.chaos.proxy import CREATE_LOCK, Action, Interception, Proxy, When
 from tests.system.chaos.services import EmulatorService, Plan, ServiceFactory, ServiceUnderTest
 
@@ -32,18 +29,18 @@ FINAL_TASK_STATES = {"success", "failed", "upstream_failed", "skipped", "removed
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is to happen, and what must come of it: `play` gives what was seen, of which `expected` names what matters."""
+    """A scenario: `run` returns facts, of which `expected` has the relevant ones."""
 
     name: str
     expected: dict[str, Any]
-    play: Callable[[Case], dict[str, Any]]
+    run: Callable[[Case], dict[str, Any]]
     is_exclusive: bool = False
-    """Whether it disturbs all others, for it stops a process that all of them need."""
+    """Whether it needs Airflow for itself, because it stops a process that all tasks need."""
     slow: bool = False
-    """Whether flow runs take for ever until the service's clock is pushed forward, so that the service is its own."""
+    """Whether flow runs only end when the scenario advances the clock of a service that is not shared."""
     conn_type: str = "generio"
     plans: tuple[Plan, ...] = ()
-    """How the flow runs go, in the order in which they are created."""
+    """The plans of the flow runs, in the order of their creation."""
     server: ServiceFactory = EmulatorService
 
     @property
@@ -53,17 +50,17 @@ class Scenario:
 
     @property
     def service_requirement(self) -> str | None:
-        """What must be told to the service although its API has no word for it, so that not every service can be told."""
+        """What the scenario needs of the service beyond its API, if anything."""
         if self.conn_type != "generio":
-            return "our flow of PromptChainer's"
+            return "our PromptChainer flow"
         if self.slow:
-            return "to push its clock forward"
-        return "how long a flow run takes, or that it fails" if self.plans else None
+            return "a clock that can be advanced"
+        return "plans of flow runs" if self.plans else None
 
 
 @dataclass
 class Case:
-    """One scenario being played: its proxy, its connection, and what it asks of Airflow and of the service."""
+    """A running scenario: its proxy, its connection, and its access to Airflow and to the service."""
 
     stage: Stage
     scenario: Scenario
@@ -71,10 +68,10 @@ class Case:
     killed_pids: list[int] = field(default_factory=list)
     task_pids: list[int] = field(default_factory=list)
     dag_runs: list[tuple[str, str]] = field(default_factory=list)
-    """The DAGs and the ids of the runs that were started."""
+    """The DAGs and the ids of the DAG runs, in order."""
 
     def __post_init__(self) -> None:
-        """Open the proxy."""
+        """Create the proxy."""
         self.tag = self.scenario.tag
         self.conn_id = f"chaos_{self.tag}"
         self.output = self.stage.home / "output" / self.tag
@@ -86,42 +83,42 @@ class Case:
 
     @property
     def connection(self) -> str:
-        """The Airflow connection that leads to the proxy."""
+        """The Airflow connection to the proxy, as JSON."""
         return json.dumps(
             {"conn_type": self.scenario.conn_type, "host": self.proxy.url, "password": self.service.key}
         )
 
     def arm(self, action: Action, method: str, path: str, when: When = "before", nth: int = 1) -> None:
-        """Let a deed be done at a request that is to come."""
+        """Run an action at a later request."""
         self.proxy.interceptions.append(Interception(method, path, action, when, nth))
 
     def kill_task(self, port: int) -> bool:
-        """Kill the client of a request, if it is a task's process; a deed for `arm`."""
+        """Kill the client of a request, if it is a task's process; an action for `arm`."""
         pid = self._task_at(port)
         if pid is None:
             return False
-        victims.kill(pid)
+        processes.kill(pid)
         self.killed_pids.append(pid)
         return True
 
     def record_task(self, port: int) -> bool:
-        """Note the client of a request, if it is a task's process; a deed for `arm` that disturbs nothing."""
+        """Record the client of a request, if it is a task's process; an action without an effect."""
         pid = self._task_at(port)
         if pid is not None and pid not in self.task_pids:
             self.task_pids.append(pid)
         return False
 
     def _task_at(self, port: int) -> int | None:
-        pid = victims.owner_of(port, self.proxy.port)
-        return pid if pid is not None and victims.is_task(pid, self.stage.schedulers) else None
+        pid = processes.owner_of(port, self.proxy.port)
+        return pid if pid is not None and processes.is_task(pid, self.stage.schedulers) else None
 
     def take_service_down(self, _port: int) -> bool:
-        """Let the service be away from now on; a deed for `arm`."""
+        """Start an outage of the service; an action for `arm`."""
         self.proxy.is_down = True
         return True
 
     def trigger(self, dag: str, **more: Any) -> str:
-        """Start a run of one of the DAGs and give its id."""
+        """Start a run of one of the DAGs, and return its id."""
         flow = self.service.chain if self.scenario.conn_type == "promptchainer" else self.service.flow
         base_conf = {"proxy": self.proxy.url, "conn": self.conn_id, "tag": self.tag, "flow": flow}
         conf = base_conf | {"output": f"file://{self.output}"} | more
@@ -130,13 +127,13 @@ class Case:
         return run_id
 
     def run_to_end(self, dag: str) -> dict[str, Any]:
-        """Start a run, wait for its end and tell what has come of it."""
+        """Start a run, wait for its end, and return the facts."""
         run_id = self.trigger(dag)
         self.wait_for_end(dag, run_id)
         return self.facts(dag, run_id)
 
     def start_external_run(self) -> str:
-        """Start a flow run that no task has started, and give its id."""
+        """Start a flow run outside Airflow, and return its id."""
         body = {
             "template": self.service.flow,
             "inputs": [{"data": "A chair"}],
@@ -149,11 +146,11 @@ class Case:
         return flow_run_id
 
     def state(self, dag: str, run_id: str) -> str | None:
-        """Tell the state of a run's task."""
+        """Return the state of a run's task."""
         return self.retry_when_locked(lambda: self.stage.airflow.task_state(f"chaos_{dag}", run_id, "run"))
 
     def is_waiting(self, dag: str, run_id: str) -> bool:
-        """Tell whether a run's task has started its flow run and waits: in its process, or in a triggerer that has it."""
+        """Return whether a run's task has started its flow run and waits in its process or a triggerer."""
         if not self.traffic.started_ids:
             return False
         (instance,) = self.retry_when_locked(
@@ -162,21 +159,21 @@ class Case:
         return bool(instance["triggerer_job"]) if "deferrable" in dag else instance["state"] == "running"
 
     def wait_for_end(self, dag: str, run_id: str, timeout: float = MAX_WAIT_SECONDS) -> str:
-        """Wait for the end of a run's task and give its state, which is no end if there was none in time."""
+        """Wait for the end of a run's task, and return its state; after the timeout it is not final."""
         return str(
             self.wait_until(lambda: self.state(dag, run_id) in FINAL_TASK_STATES, timeout)
             and self.state(dag, run_id)
         )
 
     def mark(self, dag: str, run_id: str, state: str) -> None:
-        """Mark a run's task as somebody at the user interface would."""
+        """Mark a run's task, as a user does in the UI."""
         self.run_exclusively(lambda: self.stage.airflow.set_task_state(f"chaos_{dag}", run_id, "run", state))
 
     def clear(self, dag: str, run_id: str) -> None:
-        """Clear a run's task; one that has ended when its DAG run is over too.
+        """Clear a run's task; if the task has finished, wait for the end of the DAG run first.
 
-        A Clear at the very moment at which the scheduler ends the DAG run is lost in Airflow: neither sees the other,
-        and what is left is a task without a state in a DAG run that is over, which nothing schedules.
+        Airflow loses a Clear while the scheduler finishes the DAG run: the result is a task without a state
+        in a finished DAG run, which the scheduler ignores.
         """
         if self.state(dag, run_id) in FINAL_TASK_STATES:
             is_finished = self.wait_until(
@@ -187,12 +184,12 @@ class Case:
                 60,
             )
             if not is_finished:
-                raise TimeoutError("the task has ended, but not its DAG run")
+                raise TimeoutError("the task has finished, but not its DAG run")
         self.run_exclusively(lambda: self.stage.airflow.clear(f"chaos_{dag}", run_id, "run"))
 
     @staticmethod
     def retry_when_locked(call: Callable[[], T]) -> T:
-        """Ask Airflow, again where SQLite was locked for once."""
+        """Call Airflow, again if SQLite was locked."""
         for _ in range(10):
             try:
                 return call()
@@ -204,23 +201,23 @@ class Case:
 
     @classmethod
     def run_exclusively(cls, call: Callable[[], T]) -> T:
-        """Tell Airflow to change something, one at a time: SQLite has one writer, and the API server keeps the others waiting."""
+        """Call Airflow to change something, one call at a time, because SQLite has one writer."""
         with WRITE_LOCK:
             return cls.retry_when_locked(call)
 
     def wait_until(self, condition: Callable[[], Any], timeout: float = MAX_WAIT_SECONDS) -> bool:
-        """Wait until something is so; tell whether it came to be."""
+        """Wait until a condition is true; return False after the timeout."""
         deadline = time.monotonic() + timeout
         while not condition():
             if self.stage.stop_event.is_set():
-                raise InterruptedError("the play was broken off")
+                raise InterruptedError("the scenarios were interrupted")
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_SECONDS)
         return True
 
     def facts(self, dag: str, run_id: str) -> dict[str, Any]:
-        """Tell what can be told of any scenario when it is over."""
+        """Return the facts that every scenario has at its end."""
         starts: int | str = len(self.traffic.started_ids)
         paid = self.service.count_paid(self.tag, self.scenario.conn_type)
         if paid not in {None, starts}:
@@ -234,7 +231,7 @@ class Case:
         }
 
     def describe_files(self) -> str:
-        """Put into words what lies in the output folder; "all" are as many files as the service has outputs."""
+        """Describe the files in the output folder; "all" are as many files as the service has outputs."""
         files = [path for path in self.output.rglob("*") if path.is_file()]
         temporary = [path for path in files if path.name.startswith(".") or path.suffix == ".part"]
         complete = [path for path in files if path not in temporary and _is_complete_glb(path)]
@@ -249,7 +246,7 @@ class Case:
         return ", ".join(parts + [f"{number} {kind}" for kind, number in counted.items() if number]) or "none"
 
     def all_logs(self) -> str:
-        """Give the logs of all tries, for whoever has to find out what went wrong."""
+        """Return the logs of all tries."""
         folders = [
             self.stage.airflow.home / "logs" / f"dag_id=chaos_{dag}" / f"run_id={run_id}"
             for dag, run_id in self.dag_runs

@@ -1,6 +1,6 @@
-"""The scenarios in which the service is away for a while: no task fails, and nothing is started twice.
+"""Scenarios with an outage of the service: no task fails, and no flow run is started twice.
 
-The proxy plays the absence: every connection is broken off, and the service behind it knows nothing of that.
+During an outage the proxy resets every connection; the service itself continues.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.system.chaos.case import RUN_PATH, Case, Scenario
-from tests.system.chaos.deaths import MODES
 from tests.system.chaos.services import Plan
+from tests.system.chaos.worker_kills import MODES
 
 EXPECTED = {"starts": 1, "task": "success", "runs": "1 completed"}
 
 
 def outage_scenarios() -> Iterator[Scenario]:
-    """Give the absences during the wait, at the start, and before the downloads."""
+    """Yield the outages during the wait, at the start, and before the downloads."""
     for mode in MODES:
 
         def during_wait(case: Case, mode: str = mode) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def outage_scenarios() -> Iterator[Scenario]:
 
 
 def _end_outage(case: Case, dag: str, run_id: str) -> dict[str, Any]:
-    """Let the absence last, end it, and see what has come of the task."""
+    """Wait, end the outage, and return the facts after the task's end."""
     case.stage.stop_event.wait(case.stage.outage)
     case.proxy.is_down = False
     case.wait_for_end(dag, run_id)

@@ -1,7 +1,4 @@
-"""Plays scenarios on a stage, side by side where they allow it, and puts what was seen into a table.
-
-What the scenarios are stands in scenarios.py and upheavals.py.
-"""
+"""Run scenarios on a stage, in parallel where possible, and report the results in a table."""
 
 from __future__ import annotations
 
@@ -22,46 +19,48 @@ MAX_PARALLEL = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One scenario, what was expected of it and what was seen."""
+    """A scenario with its expected and its actual result."""
 
     scenario: str
     expected: str
     actual: str
     ok: bool | None
-    """None for a scenario that was not played."""
+    """None for a skipped scenario."""
     seconds: float
     requests: tuple[str, ...] = ()
 
 
-def play_all(stage: Stage, on_row: Callable[[Row], None] = lambda _: None) -> list[Row]:
-    """Play all scenarios of a stage: first those that can be together, then one after the other those that cannot."""
-    together = [scenario for scenario in stage.scenarios if not scenario.is_exclusive]
+def run_all(stage: Stage, on_row: Callable[[Row], None] = lambda _: None) -> list[Row]:
+    """Run all scenarios of a stage: in parallel, then the exclusive ones one after the other."""
+    parallel = [scenario for scenario in stage.scenarios if not scenario.is_exclusive]
     exclusive = [scenario for scenario in stage.scenarios if scenario.is_exclusive]
 
-    def play_and_report(scenario: Scenario) -> Row:
-        row = play(stage, scenario)
+    def run_and_report(scenario: Scenario) -> Row:
+        row = run(stage, scenario)
         on_row(row)
         return row
 
     pool = ThreadPoolExecutor(MAX_PARALLEL)
     try:
-        rows = list(pool.map(play_and_report, together))
-        return rows + [play_and_report(scenario) for scenario in exclusive]
+        rows = list(pool.map(run_and_report, parallel))
+        return rows + [run_and_report(scenario) for scenario in exclusive]
     finally:
         stage.stop_event.set()
         pool.shutdown(cancel_futures=True)
 
 
-def play(stage: Stage, scenario: Scenario) -> Row:
-    """Play one scenario; whatever goes wrong in it is its row's affair."""
+def run(stage: Stage, scenario: Scenario) -> Row:
+    """Run one scenario; an exception becomes the result of its row."""
     started = time.monotonic()
     case = stage.case(scenario)
     try:
-        facts = scenario.play(case)
-    except Exception:  # noqa: BLE001  # the others are to be played all the same
+        facts = scenario.run(case)
+    except Exception:  # noqa: BLE001  # the other scenarios run anyway
         facts = {"error": traceback.format_exc().strip().splitlines()[-1]}
     ok = all(facts.get(key) == value for key, value in scenario.expected.items())
-    requests = tuple(f"{one.method} {one.path} {one.status or 'no answer'}" for one in case.traffic.requests)
+    requests = tuple(
+        f"{one.method} {one.path} {one.status or 'no response'}" for one in case.traffic.requests
+    )
     seconds = round(time.monotonic() - started, 1)
     relevant = facts if "error" in facts else {key: facts.get(key) for key in scenario.expected}
     return Row(
@@ -70,11 +69,11 @@ def play(stage: Stage, scenario: Scenario) -> Row:
 
 
 def skipped_row(scenario: Scenario) -> Row:
-    """Give the row of a scenario that the service cannot be told what it needs for."""
+    """Return the row of a scenario that the service cannot run."""
     return Row(
         scenario.name,
         _format_facts(scenario.expected),
-        f"not played: the service cannot be told {scenario.service_requirement}",
+        f"not run: it needs {scenario.service_requirement}",
         None,
         0.0,
     )
@@ -85,7 +84,7 @@ def _format_facts(facts: dict[str, Any]) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Write the rows as a table in Markdown."""
+    """Return the rows as a table in Markdown."""
     head = ("scenario", "expected", "actual", "ok")
     verdicts = {True: "yes", False: "NO", None: "-"}
     lines = [
@@ -101,7 +100,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def write_report(rows: Iterable[Row], path: Path) -> None:
-    """Write the rows to a file: as JSON if its name says so, as Markdown otherwise."""
+    """Write the rows to a file: as JSON if it ends in `.json`, as Markdown otherwise."""
     listed = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     as_json = json.dumps([asdict(row) for row in listed], indent=1) + "\n"

@@ -1,30 +1,32 @@
-"""The list of all scenarios, and the few of them that are quick and tell the most.
-
-What each of them does stands in the modules that are imported here.
-"""
+"""All scenarios, and the quick ones that `make test` runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tests.system.chaos.case import Scenario
-from tests.system.chaos.deaths import chain_scenarios, control_scenarios, double_kill_scenario, kill_scenarios
+from tests.system.chaos.component_failures import MANY, infrastructure_scenarios
 from tests.system.chaos.outages import outage_scenarios
-from tests.system.chaos.people import (
+from tests.system.chaos.user_actions import (
     clear_scenarios,
-    eviction_scenarios,
     mark_scenarios,
     partial_transfer_scenarios,
 )
-from tests.system.chaos.upheavals import MANY, infrastructure_scenarios
+from tests.system.chaos.worker_kills import (
+    chain_scenarios,
+    control_scenarios,
+    double_kill_scenario,
+    eviction_scenarios,
+    kill_scenarios,
+)
 
 
 def all_scenarios(many: int = MANY) -> Iterator[Scenario]:
-    """Give all scenarios.
+    """Yield all scenarios.
 
-    :param many: how many tasks are deferred when something befalls the triggerer.
+    :param many: the number of deferred tasks in the scenarios of the triggerer.
     """
-    yield from outage_scenarios()  # first, because they take the longest
+    yield from outage_scenarios()  # first, because they take longest
     yield from eviction_scenarios()
     yield from clear_scenarios()
     yield from mark_scenarios()
@@ -54,5 +56,5 @@ QUICK_NAMES = frozenset(
 
 
 def quick_scenarios() -> list[Scenario]:
-    """Give the scenarios for every day."""
+    """Return the scenarios of `make test`."""
     return [scenario for scenario in all_scenarios() if scenario.name in QUICK_NAMES]

@@ -1,6 +1,6 @@
-"""The services that the scenarios are played against: the emulator in a process of its own, and servers that are not ours.
+"""The services of the scenarios: the emulator as a process, the independent server, and an external server.
 
-What is true of a flow run is asked over the documented API; a service's own word of what was paid is a second witness.
+The state of flow runs is read over the documented API; two of the services also count billed runs.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ TIMEOUT = 30
 
 @dataclass(frozen=True)
 class Plan:
-    """How a flow run goes: how many seconds it takes, if it is not what is usual, and the error that it ends with, if any."""
+    """The duration of a flow run in seconds, None for the default, and the error of one that fails."""
 
     seconds: float | None = None
     error: str | None = None
 
 
 class ServiceUnderTest(ABC):
-    """One service that speaks Generio's documented API."""
+    """A service with Generio's documented API."""
 
     flow: str
     chain: str = ""
-    """A flow of PromptChainer's."""
+    """The id of a PromptChainer flow."""
     url: str
     key: str
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to answer."""
+        """Start the service."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End."""
+        """Stop the service."""
 
     @abstractmethod
     def plan_next(self, plan: Plan) -> None:
-        """Say how the flow run goes that is created next."""
+        """Plan the flow run that is created next."""
 
     @abstractmethod
     def advance(self, seconds: float) -> None:
-        """Push the service's clock forward."""
+        """Advance the service's clock."""
 
     @abstractmethod
     def count_paid(self, tag: str, conn_type: str) -> int | None:
-        """Tell how many flow runs with this tag the service takes money for; None if it does not say."""
+        """Return the number of billed flow runs with this tag, or None if the service does not count them."""
 
     def send(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Ask anything of the service, not through a proxy."""
+        """Send a request to the service, without the proxy."""
         with requests.Session() as session:
             session.trust_env = False
             headers = {"Authorization": f"Bearer {self.key}"}
             return session.request(method, self.url + path, headers=headers, timeout=TIMEOUT, **options)
 
     def state(self, flow_run_id: str) -> str:
-        """Tell the state of a flow run, `gone` if it was deleted; a run that is being aborted counts as aborted."""
+        """Return the state of a flow run: `gone` after a deletion, `aborted` also during the abort."""
         response = self.send("GET", f"/flows/{flow_run_id}")
         if response.status_code == 404:
             return "gone"
@@ -74,7 +74,7 @@ class ServiceUnderTest(ABC):
         return str(response.json()["state"]).replace("aborting", "aborted")
 
     def states(self, flow_run_ids: list[str]) -> str:
-        """Put the states of flow runs into words, without those that are gone."""
+        """Return the number of flow runs in each state as text, without deleted runs."""
         counted = Counter(self.state(flow_run_id) for flow_run_id in dict.fromkeys(flow_run_ids))
         return (
             ", ".join(f"{number} {state}" for state, number in sorted(counted.items()) if state != "gone")
@@ -82,24 +82,24 @@ class ServiceUnderTest(ABC):
         )
 
     def outputs(self, flow_run_id: str) -> int:
-        """Tell how many outputs a flow run has."""
+        """Return the number of a flow run's outputs."""
         response = self.send("GET", f"/flows/{flow_run_id}/outputs")
         response.raise_for_status()
         return len(response.json()["outputs"])
 
 
 ServiceFactory = Callable[[Path, float], ServiceUnderTest]
-"""Makes a service, from where its log goes and how long its flow runs take."""
+"""Creates a service from the path of its log and the duration of its flow runs in seconds."""
 
 
 class EmulatorService(ServiceUnderTest):
-    """The emulator as a process of its own."""
+    """The emulator as a process."""
 
     flow = "model_generate_fromprompt"
     chain = "clibnwpno000bmc0k9hvv3y7f"
 
     def __init__(self, log: Path, run_seconds: float) -> None:
-        """Choose the port."""
+        """Select a port."""
         self._program = EmulatorProcess(log, "--run-seconds", str(run_seconds))
         self.url = self._program.address
         self.key = self._program.connections()["generio_default"]["password"]
@@ -109,11 +109,11 @@ class EmulatorService(ServiceUnderTest):
         self._program.start()
 
     def stop(self) -> None:
-        """End the process."""
+        """Stop the process."""
         self._program.stop()
 
     def plan_next(self, plan: Plan) -> None:
-        """Hand it to the emulator."""
+        """Send the plan to the emulator."""
         payload = {
             "run_seconds": plan.seconds,
             "outcome": "failed" if plan.error else "completed",
@@ -122,11 +122,11 @@ class EmulatorService(ServiceUnderTest):
         self.send("POST", "/_emulator/plans", json=payload).raise_for_status()
 
     def advance(self, seconds: float) -> None:
-        """Push the emulator's clock forward."""
+        """Advance the emulator's clock."""
         self.send("PATCH", "/_emulator/settings", json={"advance": seconds}).raise_for_status()
 
     def count_paid(self, tag: str, conn_type: str) -> int | None:
-        """Count by the tag in `additional`; the emulator does not tell what a chain was given."""
+        """Count by the tag in `additional`; the emulator does not report the variables of a chain."""
         if conn_type != "generio":
             return None
         paid = self.send("GET", "/_emulator/runs").json()["paid_runs"]
@@ -134,57 +134,57 @@ class EmulatorService(ServiceUnderTest):
 
 
 class IndependentService(ServiceUnderTest):
-    """The independent server of tests/support/other_server.py, in a thread."""
+    """The independent server of tests/support/other_server.py, in threads."""
 
     flow = FLOW
     chain = CHAIN_ID
 
     def __init__(self, _log: Path, run_seconds: float) -> None:
-        """Take a free port."""
+        """Create the server."""
         self._server = OtherServer(run_seconds)
         self.url = self._server.url
         self.key = self._server.key
 
     def start(self) -> None:
-        """Begin to answer."""
-        self._server.__enter__()
+        """Start the service."""
+        self._server.start()
 
     def stop(self) -> None:
-        """End."""
-        self._server.__exit__(None, None, None)
+        """Stop the service."""
+        self._server.stop()
 
     def plan_next(self, plan: Plan) -> None:
-        """Hand it to the server."""
+        """Pass the plan to the server."""
         self._server.plan_next(seconds=plan.seconds, error=plan.error)
 
     def advance(self, seconds: float) -> None:
-        """Push its clock forward."""
+        """Advance its clock."""
         self._server.advance(seconds)
 
-    def count_paid(self, tag: str, conn_type: str) -> int:  # noqa: ARG002  # it counts both kinds in the same way
+    def count_paid(self, tag: str, conn_type: str) -> int:  # noqa: ARG002  # the same for both services
         """Count by the tag, in `additional` or among a chain's variables."""
         return self._server.count_paid(tag)
 
 
 class ExternalService(ServiceUnderTest):
-    """A server that runs anyway, and is told nothing but what the API has a word for."""
+    """An external server, which is controlled by its API only."""
 
     def __init__(self, url: str, key: str, flow: str) -> None:
-        """Keep how to reach it, and a flow that takes prompts."""
+        """Set its URL, its key and a flow whose inputs are prompts."""
         self.url, self.key, self.flow = url.rstrip("/"), key, flow
 
     def start(self) -> None:
-        """Leave it as it is."""
+        """Do nothing."""
 
     def stop(self) -> None:
-        """Leave it as it is."""
+        """Do nothing."""
 
     def plan_next(self, plan: Plan) -> None:
-        """Do nothing: runs go as they go there."""
+        """Do nothing."""
 
     def advance(self, seconds: float) -> None:
-        """Refuse; its clock is its own."""
-        raise NotImplementedError(f"the clock of {self.url} cannot be pushed {seconds} s forward")
+        """Raise, because its clock cannot be advanced."""
+        raise NotImplementedError(f"the clock of {self.url} cannot be advanced by {seconds} s")
 
     def count_paid(self, tag: str, conn_type: str) -> None:
-        """Tell nothing: no page of the API does."""
+        """Return None: the API does not report it."""

@@ -1,7 +1,4 @@
-"""The stage: one real Airflow, the services, and for each scenario a proxy, a connection and a folder of its own.
-
-What happens on it stands in the scenarios; how they are judged stands in report.py.
-"""
+"""The environment of the scenarios: an Airflow, the services, and a proxy for each scenario."""
 
 from __future__ import annotations
 
@@ -34,17 +31,17 @@ SETTINGS = {
 }
 
 
-# Seconds that a process waits for the database. The API server writes to its log of events on its event loop: while it waits
-# there, none of its other requests can let go of the database, so it had better give up soon (whoever asked asks again). The
-# others would die of 5 s, the default.
+# Seconds that a process waits for the database. The API server writes audit logs on its event loop. While it
+# waits, none of its other requests can release the database, so it has a short timeout, and clients retry.
+# The other processes would exit after the default of 5 s.
 LOCK_TIMEOUT_SECONDS = {"api-server": 1, "scheduler": 60, "triggerer": 60}
 
 
 class Airflow(Stack):
-    """An Airflow whose SQLite is written to by many at a time."""
+    """An Airflow whose processes write to SQLite at the same time."""
 
     def second_program(self, name: str) -> Program:
-        """Give a second process of a kind; whoever starts it stops it."""
+        """Return a second process of a kind; the caller starts and stops it."""
         program = self._program(name)
         program.log = self.logs / f"{name}-2.log"
         return program
@@ -57,7 +54,7 @@ class Airflow(Stack):
 
 
 def _run_warm_up(case: Case) -> dict[str, Any]:
-    """Kill a deferred task: a triggerer's first question to Airflow holds all of it up, which is a scenario of its own."""
+    """Kill a deferred task, because a triggerer's first call to Airflow blocks it for seconds."""
     run_id = case.trigger("deferrable")
     is_waiting = case.wait_until(lambda: case.is_waiting("deferrable", run_id))
     case.mark("deferrable", run_id, "failed")
@@ -69,7 +66,7 @@ WARM_UP = Scenario("warming up", {"waits": True}, _run_warm_up, plans=(Plan(3600
 
 
 class Stage(AbstractContextManager["Stage"]):
-    """All that the scenarios need, from `with` to the end of the block."""
+    """The environment, a context manager."""
 
     def __init__(
         self,
@@ -81,11 +78,11 @@ class Stage(AbstractContextManager["Stage"]):
         many: int = 50,
         database: Path | None = None,
     ) -> None:
-        """Prepare; nothing is started yet.
+        """Create the environment without starting it.
 
-        :param outage: seconds that the service is away in the scenarios that take it away.
-        :param many: how many tasks the DAG of many has.
-        :param database: what Airflow begins with, see `Stack`.
+        :param outage: the duration of an outage of the service, in seconds.
+        :param many: the number of tasks of the DAG `chaos_many`.
+        :param database: a copy of an empty database, see `Stack`.
         """
         self.home = home.resolve()
         self.home.mkdir(parents=True, exist_ok=True)
@@ -94,7 +91,7 @@ class Stage(AbstractContextManager["Stage"]):
         self.outage = outage
         self.schedulers: set[int] = set()
         self.stop_event = threading.Event()
-        """Set when the play is broken off: whoever waits gives up."""
+        """Set when the run is interrupted: scenarios stop waiting."""
         self._parallelism = parallelism
         self._many = many
         self._database = database
@@ -133,20 +130,20 @@ class Stage(AbstractContextManager["Stage"]):
         self._exits.close()
 
     def _warm_up(self) -> None:
-        """Play one task, so that a setting or a package that is broken is told at once."""
+        """Run one task, so that a wrong setting is reported before the scenarios."""
         case = self.case(self._warm_up_scenario)
         facts = _run_warm_up(case)
         if facts != WARM_UP.expected:
             raise RuntimeError(
-                f"not even a task that nothing disturbs comes to its wait:\n{case.all_logs()[-6000:]}"
+                f"a task did not start to wait, even without a disturbance:\n{case.all_logs()[-6000:]}"
             )
 
     def case(self, scenario: Scenario) -> Case:
-        """Give the place of one scenario on this stage."""
+        """Return the case of a scenario."""
         return self._cases[scenario.tag]
 
     def _service(self, scenario: Scenario) -> ServiceUnderTest:
-        """Give the service of a scenario; one whose runs take for ever is its own, for its clock is pushed forward."""
+        """Return the service of a scenario: the shared one, or its own if it advances the clock."""
         name = scenario.tag if scenario.slow else "shared"
         key = (scenario.server, name)
         if key not in self._services:

@@ -1,7 +1,4 @@
-"""The DAGs of the scenarios: one for each way of waiting, told by the run's conf where the service is.
-
-What becomes of their runs is for tests/system/chaos to bring about and to judge.
-"""
+"""The DAGs of the scenarios, one for each way of waiting; a DAG run's configuration names the service."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from airflow_provider_flows.sensors import FlowRunSensor
 
 
 def report_end(context: Any, _result: Any = None) -> None:
-    """Tell the proxy that all is written although the task has not ended yet."""
+    """Report to the proxy that all files are written, before the task ends."""
     with requests.Session() as session:
         session.trust_env = False
         session.get(context["dag_run"].conf["proxy"] + "/chaos/written", timeout=60)

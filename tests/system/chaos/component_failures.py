@@ -1,7 +1,4 @@
-"""The scenarios in which a process dies or stands still that all tasks need: the triggerer and the scheduler.
-
-They are played one after the other, for each of them disturbs whatever else goes on.
-"""
+"""Scenarios in which the triggerer or the scheduler is killed or suspended; they run one after the other."""
 
 from __future__ import annotations
 
@@ -13,21 +10,24 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from tests.system.chaos import victims
+from tests.system.chaos import processes
 from tests.system.chaos.case import FINAL_TASK_STATES, Case, Scenario
-from tests.system.chaos.deaths import MODES
-from tests.system.chaos.people import ENDLESS_PLANS, mark_and_check, mark_while_waiting
 from tests.system.chaos.services import Plan
 from tests.system.chaos.stage import LONG_SECONDS, MANY_TASKS_DAG
+from tests.system.chaos.user_actions import ENDLESS_PLANS, mark_and_check, mark_while_waiting
+from tests.system.chaos.worker_kills import MODES
 
 MANY = 50
-SECONDS_PER_TASK = 8.0  # seconds that one task among many may take, on a machine with few cores
+SECONDS_PER_TASK = 8.0  # maximum for one of many tasks, on a machine with few cores
 PAGE_SIZE = 100
-SETTLE_SECONDS = 25.0  # seconds after which whatever would be aborted wrongly has been
+SETTLE_SECONDS = 25.0  # after which a wrong abort would have happened
 
 
 def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
-    """Give all of them."""
+    """Yield all of them.
+
+    :param many: the number of deferred tasks in the scenarios of the triggerer.
+    """
     expected = {"starts": many, "twice": 0, "tasks": f"{many} success", "runs": f"{many} completed"}
     killed_triggerer = partial(_kill_triggerer, many=many)
     yield Scenario(
@@ -69,7 +69,7 @@ def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
 def _kill_triggerer(case: Case, many: int) -> dict[str, Any]:
     run_id = _start_all_deferred(case, many)
     airflow = case.stage.airflow
-    victims.kill(*victims.process_tree(airflow.process("triggerer").pid))
+    processes.kill(*processes.process_tree(airflow.process("triggerer").pid))
     airflow.restart("triggerer")
     return _finish_runs(case, run_id)
 
@@ -77,7 +77,7 @@ def _kill_triggerer(case: Case, many: int) -> dict[str, Any]:
 def _suspend_triggerer(case: Case, many: int) -> dict[str, Any]:
     run_id = _start_all_deferred(case, many)
     airflow = case.stage.airflow
-    first = victims.process_tree(airflow.process("triggerer").pid)
+    first = processes.process_tree(airflow.process("triggerer").pid)
     first_triggerers = set(_triggerers(case, run_id))
     second = airflow.second_program("triggerer")
     second.start()
@@ -88,29 +88,29 @@ def _suspend_triggerer(case: Case, many: int) -> dict[str, Any]:
         return len(current) == many and first_triggerers.isdisjoint(current)
 
     try:
-        victims.kill(*first, number=signal.SIGSTOP)
+        processes.kill(*first, number=signal.SIGSTOP)
         moved = case.wait_until(is_moved, _max_wait(many))
         time.sleep(3)
-        victims.kill(*first, number=signal.SIGCONT)
+        processes.kill(*first, number=signal.SIGCONT)
         time.sleep(SETTLE_SECONDS)
         states = case.service.states(case.traffic.created_ids)
         facts = _finish_runs(case, run_id)
     finally:
-        victims.kill(*first, number=signal.SIGCONT)
+        processes.kill(*first, number=signal.SIGCONT)
         second.stop()
     return facts | {"moved": moved, "aborted": states if "aborted" in states else 0}
 
 
 def _mark_after_restart(case: Case) -> dict[str, Any]:
-    """Mark right after a start: a triggerer's first question to Airflow takes seconds, in which the kill has to wait."""
+    """Mark a task right after the triggerer's start: its first call to Airflow delays the kill by seconds."""
     case.stage.airflow.restart("triggerer")
     return mark_while_waiting(case, "deferrable", "failed")
 
 
 def _mark_without_triggerer(case: Case) -> dict[str, Any]:
-    """Mark while no triggerer has the task, and so none is told."""
+    """Mark a task while no triggerer runs, so that none calls `on_kill`."""
     airflow = case.stage.airflow
-    victims.kill(*victims.process_tree(airflow.process("triggerer").pid))
+    processes.kill(*processes.process_tree(airflow.process("triggerer").pid))
     try:
         run_id = case.trigger("deferrable")
         case.wait_until(lambda: case.state("deferrable", run_id) == "deferred")
@@ -123,7 +123,7 @@ def _kill_scheduler(case: Case, mode: str) -> dict[str, Any]:
     run_id = case.trigger(mode)
     case.wait_until(lambda: case.is_waiting(mode, run_id))
     stage = case.stage
-    victims.kill(stage.airflow.process("scheduler").pid)
+    processes.kill(stage.airflow.process("scheduler").pid)
     stage.airflow.restart("scheduler")
     stage.schedulers.add(stage.airflow.process("scheduler").pid)
     case.wait_for_end(mode, run_id)
@@ -135,7 +135,7 @@ def _max_wait(many: int) -> float:
 
 
 def _start_all_deferred(case: Case, many: int) -> str:
-    """Start all tasks, and give their run's id when all of them wait in the triggerer."""
+    """Start all tasks, wait until all of them are in the triggerer, and return the DAG run's id."""
     run_id = case.trigger("many")
     if not case.wait_until(lambda: len(_triggerers(case, run_id)) == many, _max_wait(many)):
         raise TimeoutError(f"not all tasks are deferred: {_states(case, run_id)}")
@@ -144,7 +144,7 @@ def _start_all_deferred(case: Case, many: int) -> str:
 
 
 def _instances(case: Case, run_id: str) -> list[dict[str, Any]]:
-    """Give the task instances, page by page: Airflow gives a hundred at most."""
+    """Return all task instances; a page of Airflow's API has at most a hundred."""
     path = f"dags/{MANY_TASKS_DAG}/dagRuns/{quote(run_id, safe='')}/taskInstances"
     found: list[dict[str, Any]] = []
     while True:
@@ -156,7 +156,7 @@ def _instances(case: Case, run_id: str) -> list[dict[str, Any]]:
 
 
 def _triggerers(case: Case, run_id: str) -> list[int]:
-    """Tell which triggerer holds each of the deferred tasks that one holds."""
+    """Return the ids of the triggerers of the deferred tasks."""
     deferred = [
         one for one in _instances(case, run_id) if one["state"] == "deferred" and one.get("triggerer_job")
     ]
@@ -169,7 +169,7 @@ def _states(case: Case, run_id: str) -> str:
 
 
 def _finish_runs(case: Case, run_id: str) -> dict[str, Any]:
-    """Let all flow runs be done, wait for the tasks, and tell what came of them."""
+    """Let all flow runs complete, wait for the tasks, and return the facts."""
     case.service.advance(2 * LONG_SECONDS)
     starts = case.traffic.started_ids
     case.wait_until(

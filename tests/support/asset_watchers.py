@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
-from tests.support.watching import wait_for_condition
+from tests.support.triggers import wait_for_condition
 
-POLL_SECONDS = 0.1  # seconds; a poll interval
+POLL_SECONDS = 0.1
 
 
 class FileStore:
-    """A store of one asset, as Airflow gives one to an event trigger, in a file; `broken` makes it fail."""
+    """The state store of an asset, as Airflow's event triggers have it, in a file; `broken` makes it fail."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -25,54 +25,54 @@ class FileStore:
         self.writes = 0
 
     async def aget(self, key: str, default: Any = None) -> Any:
-        """Give a value."""
+        """Return a value."""
         await self._fail_if_broken()
         return self.content().get(key, default)
 
     async def aset(self, key: str, value: Any) -> None:
-        """Keep a value; Airflow takes what is JSON, and no None."""
+        """Save a value; Airflow accepts JSON except None."""
         await self._fail_if_broken()
         self.writes += 1
         self._path.write_text(json.dumps({**self.content(), key: value}))
 
     def content(self) -> dict[str, Any]:
-        """Give all that is kept."""
+        """Return all saved values."""
         return dict(json.loads(self._path.read_text())) if self._path.exists() else {}
 
     async def _fail_if_broken(self) -> None:
         await asyncio.sleep(0)
         if self.broken:
-            raise RuntimeError("The store cannot be asked")
+            raise RuntimeError("The store is not available")
 
 
 class BlockingStore:
-    """The same for Airflow 3.3.0 and 3.3.1, whose stores block."""
+    """A store of Airflow 3.3.0 and 3.3.1, whose methods block."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Give a value."""
+        """Return a value."""
         return self.values.get(key, default)
 
     def set(self, key: str, value: Any) -> None:
-        """Keep a value."""
+        """Save a value."""
         self.values[key] = json.loads(json.dumps(value))
 
 
 @dataclass
 class Watcher:
-    """A trigger that runs, and what it told."""
+    """A running trigger, and its events."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
-        """The flow runs that it told of, in order."""
+        """The flow runs of its events, in order."""
         return [event["flow_run_id"] for event in self.events]
 
     async def wait_for_events(self, *flow_run_ids: str) -> bool:
-        """Wait until it has told of just these, in any order; tells whether it did in time."""
+        """Wait until it has emitted events of exactly these runs, in any order; return False when late."""
         return await wait_for_condition(lambda: sorted(self.ids) == sorted(flow_run_ids))
 
 
@@ -80,9 +80,9 @@ class Watcher:
 async def run_watcher(
     store: Any = None, *, save_delay: float = POLL_SECONDS, **arguments: Any
 ) -> AsyncIterator[Watcher]:
-    """Run a trigger as a triggerer does, from the start of the block to its end, where it is cancelled.
+    """Run a trigger as a triggerer does, and cancel it at the end of the block.
 
-    :param save_delay: seconds; the real ones would make a test take minutes.
+    :param save_delay: seconds; with the trigger's own delay a test would take minutes.
     """
     trigger = FlowRunFinishedTrigger(**{"poll_interval": POLL_SECONDS, **arguments})
     trigger.asset_state_store = store

@@ -31,15 +31,15 @@ def json_response(value: Any = None, status: int = 200, **headers: str) -> Respo
 
 
 def no_response(*, may_have_arrived: bool = True) -> FlowUnreachable:
-    """Make what a transport raises when no answer came."""
-    return FlowUnreachable("GET / got no answer", may_have_arrived=may_have_arrived)
+    """Create the error that a transport raises without a response."""
+    return FlowUnreachable("GET / got no response", may_have_arrived=may_have_arrived)
 
 
 class ScriptedTransport:
-    """Answers in a row; it keeps what was asked and how long was slept, and its clock goes by the sleeps."""
+    """Responses in order; it records requests and sleeps, and its clock advances by the sleeps."""
 
     def __init__(self, *responses: Response | FlowServiceError, endless: bool = False) -> None:
-        """Take the answers in their order; with `endless` the last one is given for ever."""
+        """Create a script; with `endless` the last response is repeated."""
         self._responses: list[Response | FlowServiceError] = list(responses)
         self._endless = endless
         self.requests: list[Request] = []
@@ -47,13 +47,13 @@ class ScriptedTransport:
         self.now = NOON
 
     def clock(self) -> float:
-        """Give epoch seconds."""
+        """Return the time in epoch seconds."""
         return self.now
 
     def send(self, request: Request) -> Response:
-        """Give the next answer, as a transport would."""
+        """Return or raise the next response, as a transport does."""
         self.requests.append(request)
-        assert self._responses, f"{request} was asked, and no answer to it is in the script"
+        assert self._responses, f"the script has no response to {request}"
         last = self._endless and len(self._responses) == 1
         response = self._responses[0] if last else self._responses.pop(0)
         if isinstance(response, FlowServiceError):
@@ -67,12 +67,12 @@ class ScriptedTransport:
         return reader.response(response.url)
 
     def sleep(self, seconds: float) -> None:
-        """Let the clock go on."""
+        """Advance the clock."""
         self.sleeps.append(seconds)
         self.now += seconds
 
     def run(self, conversation: Conversation[T], kind: str = "blocking") -> T:
-        """Hold a conversation with one of the package's drivers, `blocking` or `asynchronous`."""
+        """Run a conversation with one of the package's drivers, `blocking` or `asynchronous`."""
         if kind == "blocking":
             return blocking.run(conversation, self.send, self.sleep)
 
@@ -91,5 +91,5 @@ class ScriptedTransport:
 
 
 def request_lines(requests: Iterable[Any]) -> list[str]:
-    """Give method and path of what an emulator recorded."""
+    """Return method and path of requests that an emulator recorded."""
     return [f"{request.method} {request.path}" for request in requests]

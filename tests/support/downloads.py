@@ -31,7 +31,7 @@ ConnectionAction = Callable[[socket.socket], None]
 FETCH_SCRIPT = """
 import sys
 from airflow_provider_flows.storage.output_options import OutputOptions
-from tests.support.downloading import fetch_or_raise, hook_to, run_of
+from tests.support.downloads import fetch_or_raise, hook_to, run_of
 fetch_or_raise(hook_to(sys.argv[1]), run_of("chair"), OutputOptions(sys.argv[2]))
 """
 

@@ -1,6 +1,6 @@
-"""Benchmark 3: mapped flow runs in a whole Airflow with two worker slots, waited for in four ways.
+"""Benchmark 3: mapped flow runs in a complete Airflow with two worker slots, with four ways to wait.
 
-The ways are the DAGs in airflow_dags/; each has an Airflow and a server of its own, at Airflow's default settings.
+The ways are the DAGs in airflow_dags/; each runs in a new Airflow with default settings, with a new server.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ WAYS = {
 PEER = "python"
 PARTS = ("scheduler", "triggerer", "api-server")
 SLOTS = 2
-EXTRA_WAIT_SECONDS = 600.0  # seconds beyond what the slowest way takes by itself
-TASK_OVERHEAD_SECONDS = 5.0  # seconds that starting and ending a task takes at most
+EXTRA_WAIT_SECONDS = 600.0  # beyond the time of the slowest way
+TASK_OVERHEAD_SECONDS = 5.0  # maximum for the start and the end of a task
 COLUMNS = (
     Column("way", "title"),
     Column("makespan s", "makespan", ".0f"),
@@ -41,39 +41,43 @@ COLUMNS = (
     Column("CPU s", "cpu", ".1f"),
     Column("of python's", "cpu_of_peer", ".2f"),
     *(Column(part, part, ".1f") for part in PARTS),
-    Column("requests", "asked", ",d"),
-    Column("a run", "asked_per_run", ".2f"),
+    Column("requests", "request_count", ",d"),
+    Column("per run", "requests_per_run", ".2f"),
     Column("started", "started", ",d"),
     Column("tries", "tries", ",d"),
     Column("state", "state"),
 )
 NOTES = (
-    "CPU: of every process of that Airflow (the scheduler's with its workers and tasks) from the DAG run's begin to its end.",
-    "started: flow runs at the service; tries: of all task instances, more than one each where Airflow failed one by itself.",
-    "HttpOperator and HttpSensor fetch no outputs; the other ways do. Both sensors poke at the same interval.",
+    "CPU: of all processes of the Airflow (the scheduler with its workers and tasks) during the DAG run.",
+    "started: flow runs at the service; tries: of all task instances, with those that Airflow failed itself.",
+    "HttpOperator and HttpSensor fetch no outputs; the other ways do. Both sensors have the same interval.",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen."""
+    """Add the options of this benchmark."""
     group = parser.add_argument_group("airflow")
-    group.add_argument("--mapped", type=int, help="how many flow runs each DAG run has (default: 100)")
-    group.add_argument("--seconds", type=float, help="how long a flow run lasts (default: 30)")
+    group.add_argument("--mapped", type=int, help="flow runs in each DAG run (default: 100)")
+    group.add_argument("--seconds", type=float, help="duration of a flow run (default: 30)")
     group.add_argument(
-        "--poke", type=float, default=60.0, help="the interval of both sensors, s; 60 is the default of both"
+        "--poke",
+        type=float,
+        default=60.0,
+        help="interval of both sensors in seconds (default: 60, as of both)",
     )
     group.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which to run (default: all)"
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the ways to run (default: all)"
     )
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Run each way in an Airflow of its own, one after another."""
-    mapped, seconds = (
-        options.mapped or (6 if options.quick else 100),
-        options.seconds or (10.0 if options.quick else 30.0),
+    """Run each way in a new Airflow, one after another."""
+    mapped = options.mapped or (6 if options.quick else 100)
+    seconds = options.seconds or (10.0 if options.quick else 30.0)
+    title = (
+        f"Complete Airflow: {mapped} mapped flow runs of {seconds:g} s, "
+        f"LocalExecutor with {SLOTS} slots, poke {options.poke:g} s"
     )
-    title = f"Whole Airflow: {mapped} mapped flow runs of {seconds:g} s, LocalExecutor with {SLOTS} slots, poke {options.poke:g} s"
     report = Report("airflow", title, COLUMNS, notes=list(NOTES))
     rows = [_run_way(way, mapped, seconds, options.poke) for way in options.ways]
     peer: Mapping[str, Any] = next((row for row in rows if row["way"] == PEER), {})
@@ -84,24 +88,24 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Give the CPU seconds of a process, of its living descendants, and of those that have died and were waited for.
+    """Return the CPU seconds of a process, its descendants, and ended descendants that were waited for.
 
-    What a descendant has used moves to its parent when that waits for its end, so the sum never falls. (Linux only: other
-    systems do not tell of the dead.)
+    When a parent waits for an ended process, the CPU time is added to the parent's, so the sum never
+    decreases. Only Linux reports the time of ended processes.
     """
     total = 0.0
     parent = psutil.Process(pid)
     for process in (parent, *parent.children(recursive=True)):
         try:
             times = process.cpu_times()
-        except psutil.NoSuchProcess:  # it ended between the two questions, and is with its parent from now on
+        except psutil.NoSuchProcess:  # it has ended, and its time is now its parent's
             continue
         total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
 def _run_way(way: str, mapped: int, seconds: float, poke: float) -> dict[str, Any]:
-    """Let one way run to its end and give the figures."""
+    """Run one way to its end, and return the figures."""
     print(f"  {WAYS[way]}: {mapped} runs of {seconds:g} s ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -136,8 +140,8 @@ def _measure(airflow: Stack, server: FlowServer, way: str, mapped: int, timeout:
         "makespan": makespan.total_seconds(),
         "cpu": sum(parts.values()),
         **parts,
-        "asked": requests,
-        "asked_per_run": requests / mapped,
+        "request_count": requests,
+        "requests_per_run": requests / mapped,
         "requests": report["requests"],
         "started": report["runs"],
         "tries": sum(ti["try_number"] for ti in _task_instances(airflow, way, run_id)),
@@ -146,7 +150,7 @@ def _measure(airflow: Stack, server: FlowServer, way: str, mapped: int, timeout:
 
 
 def _wait_for_end(airflow: Stack, dag_id: str, run_id: str, timeout: float) -> str:
-    """Wait for the DAG run's end; asked rarely, for each question costs the Airflow that is measured."""
+    """Wait for the DAG run's end, with few calls, because each uses CPU of the measured Airflow."""
     deadline = time.monotonic() + timeout
     while (state := airflow.run_state(dag_id, run_id)) not in {"success", "failed"}:
         airflow.check()
@@ -172,7 +176,7 @@ def _task_instances(airflow: Stack, dag_id: str, run_id: str) -> list[dict[str, 
 
 def _environment(address: str, mapped: int, poke: float) -> dict[str, str]:
     return {
-        **connection_environment("ours", address),
+        **connection_environment("provider", address),
         "AIRFLOW_CONN_HTTP_BENCH": json.dumps({"conn_type": "http", "host": address}),
         "FLOWS_BENCH_ADDRESS": address,
         "FLOWS_BENCH_TOKEN": TOKEN,

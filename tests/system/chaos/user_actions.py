@@ -1,32 +1,27 @@
-"""The scenarios in which somebody clears or marks a task, or the machine evicts it: what is over is stopped, nothing else.
-
-What a person does is done through Airflow's public API.
-"""
+"""Scenarios in which a user clears or marks a task through Airflow's API: only its flow run is aborted."""
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from tests.system.chaos import victims
-from tests.system.chaos.case import MAX_WAIT_SECONDS, RUN_PATH, Case, Scenario
-from tests.system.chaos.deaths import BODY, MODES, START_POINTS, RequestPoint
+from tests.system.chaos import processes
+from tests.system.chaos.case import MAX_WAIT_SECONDS, Case, Scenario
 from tests.system.chaos.services import Plan
+from tests.system.chaos.worker_kills import BODY, MODES, START_POINTS, RequestPoint
 
-MAX_ABORT_SECONDS = 30.0  # seconds in which a kill must have come to the service
-OBSERVATION_SECONDS = 20.0  # seconds in which nothing must have come of it
+MAX_ABORT_SECONDS = 30.0  # after a mark, for the abort
+OBSERVATION_SECONDS = 20.0  # after a mark that must not abort
 ENDLESS_PLANS = (Plan(3600.0),)
-LONG_PLANS = (
-    Plan(200.0),
-)  # long enough for all that is done meanwhile; at the emulator a tenth of it is spent in `starting`
+# longer than the scenario; the emulator's runs are in `starting` for a tenth of it
+LONG_PLANS = (Plan(200.0),)
 WAITING_STATES = {"blocking": "running", "deferrable": "deferred"}
 
 
 def clear_scenarios() -> Iterator[Scenario]:
-    """Give the clears of a green, a red and a waiting task."""
+    """Yield the clears of a succeeded, a failed and a waiting task."""
     for mode in MODES:
 
         def green(case: Case, mode: str = mode) -> dict[str, Any]:
@@ -60,7 +55,7 @@ def clear_scenarios() -> Iterator[Scenario]:
 
 
 def mark_scenarios() -> Iterator[Scenario]:
-    """Give the marks as failed and as success of a waiting task, with and without `abort_on_kill`."""
+    """Yield the marks of a waiting task as failed and as success, with and without `abort_on_kill`."""
     for mode in MODES:
         for state in ("failed", "success"):
 
@@ -89,12 +84,12 @@ def mark_scenarios() -> Iterator[Scenario]:
 
 
 def mark_while_waiting(case: Case, dag: str, state: str) -> dict[str, Any]:
-    """Mark a task as soon as it waits."""
+    """Start a task, and mark it while it waits."""
     return mark_and_check(case, dag, _start_waiting_task(case, dag), state)
 
 
 def mark_and_check(case: Case, dag: str, run_id: str, state: str) -> dict[str, Any]:
-    """Mark a task, and see whether its flow run is aborted soon."""
+    """Mark a task, and return the facts, also whether its flow run is aborted in time."""
     case.mark(dag, run_id, state)
     aborted = case.wait_until(
         lambda: case.service.states(case.traffic.created_ids) == "1 aborted", MAX_ABORT_SECONDS
@@ -103,7 +98,7 @@ def mark_and_check(case: Case, dag: str, run_id: str, state: str) -> dict[str, A
 
 
 def partial_transfer_scenarios() -> Iterator[Scenario]:
-    """Give the marks as failed in the middle of the inputs and of a download."""
+    """Yield the marks as failed during the inputs and during a download."""
     second_input = START_POINTS[2]
     expected = {"starts": 0, "task": "failed", "runs": "none"}
     yield Scenario(
@@ -114,7 +109,7 @@ def partial_transfer_scenarios() -> Iterator[Scenario]:
 
 
 def _mark_during_request(case: Case, point: RequestPoint) -> dict[str, Any]:
-    """Hold a request up, mark the task meanwhile, and let it go on when the task's process is gone."""
+    """Block a request, mark the task, and continue the request when the task's process has ended."""
     blocked, task_ended = threading.Event(), threading.Event()
 
     def block_request(port: int) -> bool:
@@ -126,56 +121,19 @@ def _mark_during_request(case: Case, point: RequestPoint) -> dict[str, Any]:
     case.arm(block_request, point.method, point.path, "midway" if point is BODY else "before", point.nth)
     run_id = case.trigger("blocking")
     if not blocked.wait(MAX_WAIT_SECONDS):
-        return {"error": "the request never came"}
+        return {"error": "the request did not arrive"}
     case.mark("blocking", run_id, "failed")
-    case.wait_until(lambda: not victims.is_alive(case.task_pids[0]), MAX_ABORT_SECONDS)
+    case.wait_until(lambda: not processes.is_alive(case.task_pids[0]), MAX_ABORT_SECONDS)
     task_ended.set()
     time.sleep(1)
     return case.facts("blocking", run_id)
 
 
-def eviction_scenarios() -> Iterator[Scenario]:
-    """Give the signals to a task's process and to the worker above it."""
-    expected = {
-        "signalled": 1,
-        "starts": 1,
-        "task": "success",
-        "runs": "1 completed",
-        "files": "all of 1 run",
-    }
-    plans = (Plan(30.0),)
-
-    def evict(case: Case, *, worker: bool, number: signal.Signals) -> dict[str, Any]:
-        case.arm(case.record_task, "GET", RUN_PATH)
-        run_id = case.trigger("blocking")
-        if not case.wait_until(lambda: case.task_pids):
-            return {"error": "no task was seen"}
-        task = case.task_pids[0]
-        both = [victims.parent_pid(task), task] if number == signal.SIGKILL else [victims.parent_pid(task)]
-        victims.kill(*(both if worker else [task]), number=number)
-        signalled = case.wait_until(lambda: not victims.is_alive(task), 60)
-        case.wait_for_end("blocking", run_id)
-        return case.facts("blocking", run_id) | {"signalled": int(signalled)}
-
-    def evict_task(case: Case) -> dict[str, Any]:
-        return evict(case, worker=False, number=signal.SIGTERM)
-
-    def evict_worker(case: Case) -> dict[str, Any]:
-        return evict(case, worker=True, number=signal.SIGTERM)
-
-    def kill_worker(case: Case) -> dict[str, Any]:
-        return evict(case, worker=True, number=signal.SIGKILL)
-
-    yield Scenario("SIGTERM to the task's process", expected, evict_task, plans=plans)
-    yield Scenario("SIGTERM to the worker above the task", expected, evict_worker, plans=plans)
-    yield Scenario("SIGKILL to the worker and its task", expected, kill_worker, plans=plans)
-
-
 def _start_waiting_task(case: Case, dag: str) -> str:
-    """Start a task and give its run's id when its flow run is under way and it waits."""
+    """Start a task, wait until its flow run is in progress, and return the DAG run's id."""
     run_id = case.trigger(dag)
     if not case.wait_until(lambda: case.is_waiting(dag, run_id)):
-        raise TimeoutError(f"the task does not wait; it is {case.state(dag, run_id)}")
+        raise TimeoutError(f"the task does not wait; its state is {case.state(dag, run_id)}")
     case.wait_until(
         lambda: (
             "running" in case.service.states(case.traffic.created_ids) or case.scenario.plans == ENDLESS_PLANS

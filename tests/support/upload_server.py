@@ -1,19 +1,17 @@
-"""A TCP server that takes in requests however large, and keeps of each its head, its length and its digest; it can hang up early.
+"""A server for uploads of any size: it records head, length and digest of each, and can disconnect early.
 
-It knows nothing of the package, and holds no body in memory but the beginning of it.
+It reads from the socket itself, because its tests are about the bytes that arrive before a connection ends.
 """
 
 from __future__ import annotations
 
 import hashlib
 import socket
-import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
-from tests.support.servers import reset
+from tests.support.servers import TcpServer, reset
 
 MAX_BODY_BYTES = 64 * 1024
 OK_RESPONSE = (
@@ -23,76 +21,58 @@ OK_RESPONSE = (
 
 @dataclass
 class ReceivedUpload:
-    """One request as far as it came in."""
+    """A request, as far as it has arrived."""
 
     head: str
-    body: bytes = b""  # its beginning
+    body: bytes = b""  # the first `MAX_BODY_BYTES`
     size: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
-    client_closed: bool = False  # whether the client hung up before its end
-    is_finished: bool = False  # whether no more of it is read
+    client_closed: bool = False  # whether the client disconnected before the end
+    is_finished: bool = False  # whether the server has stopped reading it
 
     @property
     def headers(self) -> dict[str, str]:
-        """Its headers by their names in lower case."""
+        """The headers by name, in lower case."""
         lines = (line.partition(":") for line in self.head.split("\r\n")[1:])
         return {name.lower(): value.strip() for name, _, value in lines}
 
     @property
     def is_complete(self) -> bool:
-        """Whether all that was promised came."""
+        """Whether as many bytes arrived as the header says."""
         return self.size == int(self.headers["content-length"])
 
 
-class UploadServer:
-    """The server, until its `with` block ends.
+class UploadServer(TcpServer):
+    """The server.
 
-    :param early: for each connection in turn, after how many bytes of a body it hangs up, or the answer that it then gives
-        without reading on; None and every one after the last: it reads all and answers.
+    :param cutoffs: for each connection in turn, the number of bytes of a body after which the server resets
+        the connection, or that number and a response that it sends then. None, and for each other connection:
+        it reads everything and responds.
     """
 
     def __init__(self, *cutoffs: int | tuple[int, bytes] | None) -> None:
+        super().__init__(self._receive)
         self._cutoffs = list(cutoffs)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.uploads: list[ReceivedUpload] = []
 
-    def __enter__(self) -> Self:
-        """Begin to take."""
-        threading.Thread(target=self._serve, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take no more connections."""
-        self._listener.close()
-
     def wait_until_finished(self) -> None:
-        """Wait until every request that was begun is over."""
+        """Wait until each request has come to its end."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and not all(upload.is_finished for upload in self.uploads):
             time.sleep(0.01)
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            connection.settimeout(20)
-            cutoff = self._cutoffs.pop(0) if self._cutoffs else None
-            threading.Thread(target=self._handle, args=(connection, cutoff), daemon=True).start()
-
-    def _handle(self, connection: socket.socket, cutoff: int | tuple[int, bytes] | None) -> None:
+    def _receive(self, connection: socket.socket) -> None:
+        cutoff = self._cutoffs.pop(0) if self._cutoffs else None
         limit, response = cutoff if isinstance(cutoff, tuple) else (cutoff, b"")
-        # TimeoutError: nobody uses the connection any more, which a pool keeps open
-        with suppress(ConnectionError, TimeoutError), connection, connection.makefile("rb") as stream:
+        connection.settimeout(20)  # a pool does not close a connection that it no longer needs
+        with connection.makefile("rb") as stream:
             while head := _read_head(stream):
                 upload = ReceivedUpload(head)
                 self.uploads.append(upload)
                 complete = _read_body(stream, upload, limit)
                 upload.is_finished = True
                 if not complete:
-                    _hang_up(connection, response)
+                    _disconnect(connection, response)
                 if upload.client_closed or not complete:
                     return
                 connection.sendall(OK_RESPONSE)
@@ -106,7 +86,7 @@ def _read_head(stream: Any) -> str:
 
 
 def _read_body(stream: Any, upload: ReceivedUpload, limit: int | None) -> bool:
-    """Read a body; gives whether it was read to its end, which may be one that the client makes."""
+    """Read a body; return False if the limit came before the end and before the client disconnected."""
     content_length = int(upload.headers.get("content-length", 0))
     while upload.size < content_length:
         if limit is not None and upload.size >= limit:
@@ -124,11 +104,11 @@ def _read_body(stream: Any, upload: ReceivedUpload, limit: int | None) -> bool:
     return True
 
 
-def _hang_up(connection: socket.socket, response: bytes) -> None:
-    """Hang up, or answer and take what still comes, so that the answer is not lost with a reset."""
+def _disconnect(connection: socket.socket, response: bytes) -> None:
+    """Reset the connection, or respond and read the rest, so that a reset does not destroy the response."""
     if not response:
-        return reset(connection)
+        reset(connection)
+        return
     connection.sendall(response)
     while connection.recv(256 * 1024):
         pass
-    return None

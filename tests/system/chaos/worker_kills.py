@@ -1,14 +1,13 @@
-"""The scenarios in which a task's process dies at an exact moment, and the controls that show that the harness can fail.
-
-Those that stop a process which all tasks need stand in upheavals.py.
-"""
+"""Scenarios in which a task's process or its worker is killed or evicted, and controls of the harness."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.system.chaos import processes
 from tests.system.chaos.case import RUN_PATH, Case, Scenario
 from tests.system.chaos.proxy import CHAIN_PATH, When
 from tests.system.chaos.services import Plan
@@ -19,7 +18,7 @@ MODES = ("blocking", "deferrable")
 
 @dataclass(frozen=True)
 class RequestPoint:
-    """A request, by the number that it has among those of its kind."""
+    """The n-th request of a kind."""
 
     name: str
     method: str
@@ -50,41 +49,41 @@ LATER_POINTS: tuple[tuple[RequestPoint, When], ...] = (
 
 
 def kill_scenario(point: RequestPoint, when: When, mode: str) -> Scenario:
-    """Kill the task's process at a request: the retry must end with the one flow run."""
+    """Return a scenario that kills the task's process at a request; the retry must resume the flow run."""
 
-    def play(case: Case) -> dict[str, Any]:
+    def run(case: Case) -> dict[str, Any]:
         case.arm(case.kill_task, point.method, point.path, when, point.nth)
         return case.run_to_end(mode)
 
     expected = {"killed": 1, "starts": 1, "task": "success", "runs": "1 completed", "files": "all of 1 run"}
-    return Scenario(f"kill {WHEN_TEXT[when]} {point.name}, {mode}", expected, play)
+    return Scenario(f"kill {WHEN_TEXT[when]} {point.name}, {mode}", expected, run)
 
 
 def kill_scenarios() -> Iterator[Scenario]:
-    """Give the kills at every request of the start and at the moments of waiting and fetching."""
+    """Yield the kills at every request of the start, while waiting and while fetching."""
     for mode in MODES:
         for point in START_POINTS:
             yield kill_scenario(point, "before", mode)
             yield kill_scenario(point, "after", mode)
         for point, when in LATER_POINTS:
-            if mode == "blocking" or point is not MIDDLE_POLL:  # a deferred task's looks are the triggerer's
+            if mode == "blocking" or point is not MIDDLE_POLL:  # a deferred task is polled by the triggerer
                 yield kill_scenario(point, when, mode)
 
 
 def double_kill_scenario() -> Scenario:
-    """Kill the first try at the start and the second at the fetching."""
+    """Return a scenario that kills the first try at the start, and the second while fetching."""
 
-    def play(case: Case) -> dict[str, Any]:
+    def run(case: Case) -> dict[str, Any]:
         for point in (START_POINTS[-1], DOWNLOAD):
             case.arm(case.kill_task, point.method, point.path, "after")
         return case.run_to_end("blocking")
 
     expected = {"killed": 2, "starts": 1, "task": "success", "runs": "1 completed", "files": "all of 1 run"}
-    return Scenario("kill after PATCH start and again after a download, blocking", expected, play)
+    return Scenario("kill after PATCH start and again after a download, blocking", expected, run)
 
 
 def chain_scenarios() -> Iterator[Scenario]:
-    """Give the kills for PromptChainer, whose one request is paid for at once."""
+    """Yield the kills for PromptChainer, whose one request is billed immediately."""
 
     def kill_after_response(case: Case) -> dict[str, Any]:
         case.arm(case.kill_task, "GET", "/chaos/written")
@@ -111,7 +110,7 @@ def chain_scenarios() -> Iterator[Scenario]:
 
 
 def control_scenarios() -> Iterator[Scenario]:
-    """Give what shows that the harness can see two starts, and where two are right."""
+    """Yield controls: scenarios in which two starts are expected."""
 
     def forgetful(case: Case) -> dict[str, Any]:
         case.arm(case.kill_task, "POST", r"/flows", "after")
@@ -126,3 +125,42 @@ def control_scenarios() -> Iterator[Scenario]:
 
         expected = {"starts": 2, "task": "success", "runs": "1 completed, 1 failed", "files": "all of 1 run"}
         yield Scenario(f"the flow run fails, {mode}", expected, failing, plans=(Plan(error="No."),))
+
+
+def eviction_scenarios() -> Iterator[Scenario]:
+    """Yield the signals to a task's process and to its worker."""
+    expected = {
+        "signalled": 1,
+        "starts": 1,
+        "task": "success",
+        "runs": "1 completed",
+        "files": "all of 1 run",
+    }
+    plans = (Plan(30.0),)
+
+    def evict(case: Case, *, worker: bool, number: signal.Signals) -> dict[str, Any]:
+        case.arm(case.record_task, "GET", RUN_PATH)
+        run_id = case.trigger("blocking")
+        if not case.wait_until(lambda: case.task_pids):
+            return {"error": "no task sent a request"}
+        task = case.task_pids[0]
+        both = (
+            [processes.parent_pid(task), task] if number == signal.SIGKILL else [processes.parent_pid(task)]
+        )
+        processes.kill(*(both if worker else [task]), number=number)
+        signalled = case.wait_until(lambda: not processes.is_alive(task), 60)
+        case.wait_for_end("blocking", run_id)
+        return case.facts("blocking", run_id) | {"signalled": int(signalled)}
+
+    def evict_task(case: Case) -> dict[str, Any]:
+        return evict(case, worker=False, number=signal.SIGTERM)
+
+    def evict_worker(case: Case) -> dict[str, Any]:
+        return evict(case, worker=True, number=signal.SIGTERM)
+
+    def kill_worker(case: Case) -> dict[str, Any]:
+        return evict(case, worker=True, number=signal.SIGKILL)
+
+    yield Scenario("SIGTERM to the task's process", expected, evict_task, plans=plans)
+    yield Scenario("SIGTERM to the worker above the task", expected, evict_worker, plans=plans)
+    yield Scenario("SIGKILL to the worker and its task", expected, kill_worker, plans=plans)

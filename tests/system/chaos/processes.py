@@ -1,7 +1,4 @@
-"""Finds the process at the other end of a connection, makes sure that it is a task's, and ends or stops processes.
-
-It only touches processes that descend from the Airflow that it is given, and goes by process ids alone.
-"""
+"""Find the process at the other end of a connection, check that it is a task's, and send signals."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ KILL_TIMEOUT_SECONDS = 10.0
 
 
 def owner_of(port: int, server_port: int) -> int | None:
-    """Tell the id of the process that has a TCP connection from the one port to the other."""
-    for _ in range(5):  # a list that is read while processes come and go may have gaps
+    """Return the id of the process with a TCP connection from one port to the other."""
+    for _ in range(5):  # a list that is read while processes start and end may be incomplete
         for connection in psutil.net_connections(kind="tcp"):
             ends = [end.port for end in (connection.laddr, connection.raddr) if end]
             if ends == [port, server_port] and connection.pid:
@@ -27,7 +24,7 @@ def owner_of(port: int, server_port: int) -> int | None:
 
 
 def is_task(pid: int, schedulers: Iterable[int]) -> bool:
-    """Tell whether a process runs a task: its parent is a worker of LocalExecutor, whose parent is a scheduler."""
+    """Return whether a process runs a task: its parent is a worker, the worker's a scheduler."""
     try:
         worker = psutil.Process(pid).parent()
         executor = worker.parent() if worker else None
@@ -37,7 +34,7 @@ def is_task(pid: int, schedulers: Iterable[int]) -> bool:
 
 
 def kill(*pids: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal; if it is SIGKILL, wait until the processes are gone."""
+    """Send a signal; after SIGKILL, wait until the processes have ended."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -46,12 +43,12 @@ def kill(*pids: int, number: int = signal.SIGKILL) -> None:
     deadline = time.monotonic() + KILL_TIMEOUT_SECONDS
     while any(is_alive(pid) for pid in pids):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{pids} still live after SIGKILL")
+            raise TimeoutError(f"{pids} still run after SIGKILL")
         time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process still runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
@@ -59,7 +56,7 @@ def is_alive(pid: int) -> bool:
 
 
 def process_tree(pid: int) -> list[int]:
-    """Tell the ids of a process and of all that descend from it, itself first."""
+    """Return the ids of a process and of its descendants, its own first."""
     try:
         return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.Error:
@@ -67,5 +64,5 @@ def process_tree(pid: int) -> list[int]:
 
 
 def parent_pid(pid: int) -> int:
-    """Tell the id of a process's parent."""
+    """Return the id of a process's parent."""
     return int(psutil.Process(pid).ppid())

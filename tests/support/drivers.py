@@ -1,7 +1,4 @@
-"""The package's two doors to the network, in one form, so that a test can be run through both.
-
-It patches nothing: sessions, transports and drivers are the package's own.
-"""
+"""The package's two drivers of conversations, with one signature, so that a test can run with both."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ TOKEN = "t0ken-that-nobody-may-see"
 
 
 class Driver(Protocol):
-    """Holds one conversation over a session of its own."""
+    """Runs one conversation in a new session."""
 
     def __call__(
         self, settings: Settings, conversation: Conversation[T], sleep: Callable[[float], None] = ...
     ) -> T:
-        """Hold it to its end."""
+        """Return the result of the conversation."""
 
 
 def no_sleep(_: float) -> None:
@@ -35,7 +32,7 @@ def no_sleep(_: float) -> None:
 def run_with_requests(
     settings: Settings, conversation: Conversation[T], sleep: Callable[[float], None] = no_sleep
 ) -> T:
-    """Hold a conversation over `requests`."""
+    """Run a conversation over `requests`."""
     with blocking.new_session(settings) as session:
         return blocking.run(conversation, blocking.BlockingTransport(settings, session).send, sleep)
 
@@ -43,7 +40,7 @@ def run_with_requests(
 def run_with_aiohttp(
     settings: Settings, conversation: Conversation[T], sleep: Callable[[float], None] = no_sleep
 ) -> T:
-    """Hold a conversation over `aiohttp`."""
+    """Run a conversation over `aiohttp`."""
 
     async def run() -> T:
         async def asleep(seconds: float) -> None:
@@ -60,7 +57,7 @@ DRIVERS = {"requests": run_with_requests, "aiohttp": run_with_aiohttp}
 
 
 def settings_for(url: str, **more: Any) -> Settings:
-    """Make settings with a token and short timeouts."""
+    """Return settings with a token and short timeouts."""
     known: dict[str, Any] = {
         "connect_timeout": 2.0,
         "read_timeout": 2.0,
@@ -70,14 +67,14 @@ def settings_for(url: str, **more: Any) -> Settings:
 
 
 def single_request(request: Request) -> Conversation[Response]:
-    """Hold a conversation of one request; unlike `ask` it takes whatever comes."""
+    """Return the response to one request, whatever its status."""
     response = yield request
     assert response is not None
     return response
 
 
 def catch_unreachable(driver: Driver, settings: Settings, request: Request) -> FlowUnreachable:
-    """Ask, and give the error, which never holds the token."""
+    """Send a request, and return the error, which never contains the token."""
     with pytest.raises(FlowUnreachable) as caught:
         driver(settings, single_request(request))
     assert TOKEN not in f"{caught.value} {caught.value!r} {caught.getrepr()}"
@@ -85,7 +82,7 @@ def catch_unreachable(driver: Driver, settings: Settings, request: Request) -> F
 
 
 def clear_proxy_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what the machine says of proxies and certificates."""
+    """Remove the machine's proxies and certificates from the environment."""
     for name in (
         "HTTP_PROXY",
         "HTTPS_PROXY",

@@ -1,6 +1,6 @@
-"""Takes the openlineage provider and its library away from a Python, as if nobody had installed them: `-p tests.support.no_lineage`.
+"""A pytest plugin that hides the openlineage provider and its library, as if they were not installed.
 
-It must be imported before Airflow is; what must work all the same is asserted by who uses it.
+Use it as `-p tests.support.without_openlineage`; it must be imported before Airflow.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ HIDDEN_MODULES = ("openlineage", "airflow.providers.openlineage")
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a module is one of those taken away."""
+    """Return whether a module is hidden."""
     return any(name == hidden or name.startswith(f"{hidden}.") for hidden in HIDDEN_MODULES)
 
 
 class _HidingFinder:
-    """Finds that there is no such module, before anybody finds that there is."""
+    """A finder in front of all others that raises for hidden modules."""
 
     @staticmethod
     def find_spec(name: str, *_: Any) -> None:
@@ -30,7 +30,7 @@ class _HidingFinder:
 
 
 def _hide_distributions(metadata: ModuleType) -> None:
-    """Leave the two out where Airflow looks for providers and plugins."""
+    """Hide the distributions from Airflow's search for providers and plugins."""
     distributions = metadata.distributions
     metadata.distributions = lambda **given: (
         one for one in distributions(**given) if "openlineage" not in one.name

@@ -1,4 +1,4 @@
-"""One request for each service, and the record of a start, for tests of start and resume."""
+"""A run request for each service, and a run record, for the tests of starting and resuming runs."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ CHAIN_REQUEST = RunRequest(CHAIN_ID, {"color": "red", "item": "ball"})
 def start_and_record(
     hook: FlowsHook, save: SaveRecord = lambda _: None, request: RunRequest = RUN_REQUEST
 ) -> FlowRun:
-    """Start a request with a record, without validation."""
+    """Start a flow run that is recorded, without validation."""
     return hook.start_request(request, record=RECORD, save=save, validate=False)

@@ -1,4 +1,4 @@
-"""Helpers for tests of the shared poller: triggers that run to their end, and an idle event loop."""
+"""Helpers for tests of triggers and the shared poller: triggers that run to their end, an idle event loop."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
-
-import pytest
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.polling.schedule import Schedule
@@ -20,18 +18,13 @@ from airflow_provider_flows.triggers import FlowRunTrigger, run_from_event
 POLL_INTERVALS = (0.1, 0.1)  # poll_interval, max_poll_interval
 
 
-def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let triggers send their events at once, as they may on a machine without executors."""
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-
-
 async def run_trigger(
     flow_run_id: str,
     deadline: float | None = None,
     conn_id: str = "flows_default",
     poll_intervals: tuple[float, float] = POLL_INTERVALS,
 ) -> FlowRun:
-    """Run a trigger to its end, and give what its one event says, or raise it."""
+    """Run a trigger to its end, and return the run of its one event, or raise its error."""
     trigger = FlowRunTrigger(conn_id, flow_run_id, *poll_intervals, deadline)
     (event,) = [event async for event in trigger.run()]
     return run_from_event(event.payload)
@@ -43,38 +36,38 @@ async def run_triggers(ids: Iterable[str], **more: Any) -> list[FlowRun]:
 
 
 async def collect_errors(ids: Iterable[str], **more: Any) -> list[BaseException | None]:
-    """Run a trigger for each id, all at once, and give the errors that they ended with."""
+    """Run a trigger for each id, all at once, and return their errors."""
     results = await asyncio.gather(*(run_trigger(key, **more) for key in ids), return_exceptions=True)
     return [result if isinstance(result, BaseException) else None for result in results]
 
 
 async def wait_in_poller(hook: FlowsHook, flow_run_id: str, deadline: float | None = None) -> FlowRun:
-    """Wait in the watch of a hook, without a trigger."""
+    """Wait in the shared poller of a hook, without a trigger."""
     wait = hook.create_wait(flow_run_id, Schedule(*POLL_INTERVALS, deadline))
     return await SharedPoller.for_hook(hook).wait_until_final(wait)
 
 
 async def wait_for_condition(condition: Callable[[], Any], max_seconds: float = 3.0) -> bool:
-    """Wait until something holds; tells whether it did in time."""
+    """Wait until a condition is true; return whether it was in time."""
     deadline = time.monotonic() + max_seconds
-    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  # what is waited for may happen in another thread
+    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  # another thread may fulfill the condition
         await asyncio.sleep(0.01)
     return bool(condition())
 
 
 async def wait_for_idle_loop(max_seconds: float = 3.0) -> bool:
-    """Wait until no other task is left on the loop; tells whether that came in time."""
+    """Wait until the loop has no other task; return whether it was in time."""
     return await wait_for_condition(lambda: asyncio.all_tasks() == {asyncio.current_task()}, max_seconds)
 
 
 def age_hook_cache(conn_id: str = "flows_default", seconds: float = 30.0) -> None:
-    """Let the look-up of a connection be older than it is: nobody wants to wait for that in a test."""
+    """Make a cached hook older, so that it expires sooner."""
     entry = hook_cache._HOOKS.get()._entries[conn_id]
     entry.started_at -= seconds
     entry.expires_at -= seconds
 
 
 def error_text(error: BaseException | None, kind: type[FlowError]) -> str:
-    """Give the text of an error, which must be of exactly this kind."""
+    """Return the text of an error, which must be of exactly this type."""
     assert type(error) is kind, repr(error)
     return str(error)

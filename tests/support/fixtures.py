@@ -1,0 +1,77 @@
+"""Fixtures that several test modules share; tests/conftest.py loads this module."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.emulator import Emulator
+    from airflow_provider_flows.hooks import GenerioHook
+    from tests.support.drivers import Driver
+    from tests.support.flow_server import StubFlowServer
+
+
+def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let triggers emit their event at once, as on a machine without executors."""
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
+
+
+@pytest.fixture
+def emulator(
+    flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Emulator:
+    """Return the session's emulator after a reset, with connections to it; triggers emit events at once.
+
+    The mark `emulator` changes settings for a module or a test: `run_seconds` is the duration of flow runs,
+    `abort` the switch of that name, and `retries` how often the connections retry a request.
+    """
+    marker = request.node.get_closest_marker("emulator")
+    settings = marker.kwargs if marker else {}
+    assert settings.keys() <= {"run_seconds", "abort", "retries"}, settings
+    flow_emulator.run_seconds = settings.get("run_seconds", flow_emulator.run_seconds)
+    flow_emulator.switches.abort = settings.get("abort", flow_emulator.switches.abort)
+    if "retries" in settings:
+        extra = {"extra": {"retries": settings["retries"]}}
+        for name, connection in flow_emulator.connections.items():
+            monkeypatch.setenv(name, json.dumps(json.loads(connection) | extra))
+    disable_event_delay(monkeypatch)
+    return flow_emulator
+
+
+@pytest.fixture
+def hook(emulator: Emulator) -> GenerioHook:  # noqa: ARG001  # it sets the connection
+    """Return a hook for Generio at the emulator."""
+    from airflow_provider_flows.hooks import GenerioHook
+
+    return GenerioHook("generio_default")
+
+
+@pytest.fixture
+def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
+    """Yield a scripted flow server, with `flows_default` as its connection; triggers emit events at once."""
+    from tests.support.flow_server import StubFlowServer
+
+    disable_event_delay(monkeypatch)
+    with StubFlowServer() as station:
+        station.connect(monkeypatch)
+        yield station
+
+
+@pytest.fixture(params=["requests", "aiohttp"])
+def door(request: pytest.FixtureRequest) -> Driver:
+    """Return a driver of conversations; the test runs once with each."""
+    from tests.support.drivers import DRIVERS
+
+    return DRIVERS[request.param]
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the machine's proxies and certificates from the environment."""
+    from tests.support.drivers import clear_proxy_environment
+
+    clear_proxy_environment(monkeypatch)
