@@ -3,10 +3,10 @@
 How a task runs a flow: `operators.RunFlowOperator` turns its arguments into a `RunRequest` (storage.inputs)
 and calls the `FlowsHook` of its connection (hooks, connection). The hook runs *conversations* (core.http):
 generators that yield requests and receive responses. Each endpoint of a service is one (services), and so are
-the start of a flow run (core.start) and the wait for it (core.polling). A worker sends the requests with
+the start of a flow run (core.start_or_resume) and the wait for it (core.polling). A worker sends requests with
 `requests` (transport.blocking), and a triggerer with `aiohttp` (transport.asynchronous), where all
 `FlowRunTrigger`s of a connection share one poller (triggerer.shared_poller). Either way the result is the
-same `FlowRun` (core.run). The task stores its outputs (storage.outputs), emits asset events
+same `FlowRun` (core.flow_run). The task stores its outputs (storage.outputs), emits asset events
 (worker.finish) and returns one plain dict as XCom.
 
 `FlowRunSensor` waits for a flow run that was started elsewhere. `FlowRunFinishedTrigger` emits events for
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         FlowTimeout,
         FlowUnreachable,
     )
-    from airflow_provider_flows.core.run import FlowRun, FlowState
+    from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 
 __version__ = "0.1.0"
 
@@ -63,5 +63,5 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    module = "core.run" if name in {"FlowRun", "FlowState"} else "core.exceptions"
+    module = "core.flow_run" if name in {"FlowRun", "FlowState"} else "core.exceptions"
     return getattr(import_module(f"{__name__}.{module}"), name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows import metrics
 from airflow_provider_flows.base_hook import BaseFlowsHook
-from airflow_provider_flows.core import start
+from airflow_provider_flows.core import start_or_resume
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.http import restrict_redirects
 from airflow_provider_flows.core.payload.data_uri import Content
@@ -26,13 +26,13 @@ from airflow_provider_flows.preflight import Preflight
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
+    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.progress_log import LogFunction
-    from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.core.service import Service
-    from airflow_provider_flows.core.start import RunRecord, RunRequest, SaveRecord
+    from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, SaveRecord
 
 # The services and storage are imported in the methods that use them: a triggerer needs one service and no
 # storage.
@@ -82,7 +82,7 @@ class FlowsHook(BaseFlowsHook):
         problems = Problems()
         request = build_request(flow, inputs, parameters, additional, input_conn_id, problems)
         request = self._prepare(request, problems, validate=validate)
-        return self.run(start.start_in_one_request(self.service, request))
+        return self.run(start_or_resume.start_in_one_request(self.service, request))
 
     def start_request(
         self,
@@ -95,8 +95,8 @@ class FlowsHook(BaseFlowsHook):
         """Start a flow run from a request that `build_request` has returned.
 
         :param record: what to save about this start. With `record` and `save` the flow run is started by the
-            protocol that saves its id before anything is billed (core.start); otherwise in as few requests as
-            possible.
+            protocol that saves its id before anything is billed (core.start_or_resume); otherwise in as few
+            requests as possible.
         :param save: saves a record, so that a later try of the task can resume the flow run.
         :param validate: as for `start`.
         :raises FlowInputError: as for `start`.
@@ -104,8 +104,8 @@ class FlowsHook(BaseFlowsHook):
         """
         request = self._prepare(request, Problems(), validate=validate)
         if record is not None and save is not None:
-            return self.run(start.start(self.service, request, record, save))
-        return self.run(start.start_in_one_request(self.service, request))
+            return self.run(start_or_resume.start(self.service, request, record, save))
+        return self.run(start_or_resume.start_in_one_request(self.service, request))
 
     def _prepare(self, request: RunRequest, problems: Problems, *, validate: bool) -> RunRequest:
         """Validate a request, and return it with what the flow's definition adds.
@@ -154,19 +154,19 @@ class FlowsHook(BaseFlowsHook):
     def resume(
         self, fingerprint: str, record: RunRecord | None, generation: int, *, abort: bool = True
     ) -> FlowRun | None:
-        """Return the flow run of an earlier try, None if a new one must be started (core.start.resume)."""
-        return self.run(start.resume(self.service, fingerprint, record, generation, abort=abort))
+        """Return the flow run of an earlier try, None if a new one must be started (core.start_or_resume)."""
+        return self.run(start_or_resume.resume(self.service, fingerprint, record, generation, abort=abort))
 
     def cancel(self, flow_run_id: str) -> None:
         """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged."""
-        self.run(start.cancel(self.service, flow_run_id))
+        self.run(start_or_resume.cancel(self.service, flow_run_id))
 
     def cancel_and_wait(self, flow_run_id: str) -> FlowRun | None:
         """End a flow run as `cancel` does, and wait about ten seconds until it is final.
 
         :returns: the final flow run, None if it is gone.
         """
-        return self.run(start.cancel_and_wait(self.service, flow_run_id))
+        return self.run(start_or_resume.cancel_and_wait(self.service, flow_run_id))
 
     def get_run(self, flow_run_id: str) -> FlowRun:
         """Return a flow run as it is now, with the end that its progress suggests (`expected_end`)."""

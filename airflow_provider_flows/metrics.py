@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import Stats
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowRun
+    from airflow_provider_flows.core.flow_run import FlowRun
 
 MILLISECONDS_PER_SECOND = 1000.0  # Airflow's timings
 

@@ -25,7 +25,7 @@ from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_flows.core.run import FlowRun
+    from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.base_hook import BaseFlowsHook
     from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.http import Conversation, T
-    from airflow_provider_flows.core.start import RunRequest
+    from airflow_provider_flows.core.start_or_resume import RunRequest
 
 DEFINITION_TTL_SECONDS = 60.0
 DEFINITION_TIMEOUT_SECONDS = 15.0  # per request; a run can start without a definition, and waits for it

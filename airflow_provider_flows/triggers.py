@@ -24,9 +24,9 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     error_from_dict,
 )
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.finished_runs import EventCursor
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.worker.kill_check import ON_KILL_SECONDS, ais_task_finished
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class FlowRunTrigger(BaseTrigger):
                 await asyncio.shield(kill)
 
     async def _cancel_if_finished(self) -> None:
-        from airflow_provider_flows.core.start import cancel
+        from airflow_provider_flows.core.start_or_resume import cancel
         from airflow_provider_flows.hooks import FlowsHook
 
         try:

@@ -33,9 +33,9 @@ def load(name: str, address: str, interval: float) -> Contender:
 
 def _provider(_address: str, interval: float) -> Contender:
     """Return the provider's trigger with the arguments that a worker stores after its first poll."""
+    from airflow_provider_flows.core.flow_run import FlowRun, FlowState
     from airflow_provider_flows.core.polling.schedule import Schedule
     from airflow_provider_flows.core.polling.wait import Wait
-    from airflow_provider_flows.core.run import FlowRun, FlowState
     from airflow_provider_flows.services.generio.api import Generio
     from airflow_provider_flows.triggers import FlowRunTrigger
 

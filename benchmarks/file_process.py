@@ -14,7 +14,7 @@ import psutil
 import requests
 from airflow.sdk import Connection, ObjectStoragePath  # noqa: F401  # a task has them
 
-from airflow_provider_flows.core.run import FlowOutput, FlowRun
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import fetch_outputs

@@ -10,7 +10,7 @@ from pathlib import Path
 import requests
 from airflow.sdk import Connection
 
-from airflow_provider_flows.core.run import FlowInput
+from airflow_provider_flows.core.flow_run import FlowInput
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.storage.inputs import parse_inputs

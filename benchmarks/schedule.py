@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 import pendulum
 
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.http import Conversation, Request, Sleep
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.polling.wait import Wait
-from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.transport import blocking
 from benchmarks.measures import mean, percentile
 from benchmarks.reporting import Column, Report, Target, ratio

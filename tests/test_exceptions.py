@@ -27,9 +27,9 @@ from airflow_provider_flows.core.exceptions import (
     FlowUnreachable,
     error_from_dict,
 )
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState, raise_for_state
 from airflow_provider_flows.core.http import Request
 from airflow_provider_flows.core.responses import raise_for_status
-from airflow_provider_flows.core.run import FlowRun, FlowState, raise_for_state
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from tests.support.drivers import TOKEN

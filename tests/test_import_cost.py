@@ -97,7 +97,11 @@ def test_start_of_the_airflow_command_imports_the_parser_only() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["airflow_provider_flows", "airflow_provider_flows.provider_info", "airflow_provider_flows.core.run"],
+    [
+        "airflow_provider_flows",
+        "airflow_provider_flows.provider_info",
+        "airflow_provider_flows.core.flow_run",
+    ],
 )
 def test_metadata_imports_no_airflow(module: str) -> None:
     """The provider's metadata and the description of a run import neither Airflow nor an HTTP library."""

@@ -17,7 +17,7 @@ from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
-from airflow_provider_flows.core.run import FlowRun
+from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.links import OUTPUTS_LINK_KEY

@@ -21,7 +21,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.start import TOKEN_KEY
+from airflow_provider_flows.core.start_or_resume import TOKEN_KEY
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.support.airflow_run import run_dag

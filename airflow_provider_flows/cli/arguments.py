@@ -13,7 +13,7 @@ from airflow_provider_flows.storage.inputs import build_request, is_likely_path
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.start import RunRequest
+    from airflow_provider_flows.core.start_or_resume import RunRequest
     from airflow_provider_flows.core.validation import Problems
 
 MAX_POLL_INTERVAL = 60.0  # seconds; as in the operator

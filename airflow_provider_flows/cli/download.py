@@ -12,7 +12,7 @@ from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.flow_runs import OUTPUT_COLUMNS
 from airflow_provider_flows.cli.terminal import echo_err, show_many, show_one
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
-from airflow_provider_flows.core.run import FlowRun, FlowState
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.storage.outputs import fetch_outputs
 

@@ -10,7 +10,7 @@ from airflow_provider_flows.cli.command import command
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.terminal import confirm, echo_err, is_interactive, show_many, show_one
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.run import FlowRun, FlowState
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
 
 if TYPE_CHECKING:

@@ -41,9 +41,9 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     FlowTimeout,
 )
+from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.core.retry import NO_RETRY
-from airflow_provider_flows.core.run import FlowRun
-from airflow_provider_flows.core.start import RunRecord, RunRequest
+from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.hooks import FlowsHook
 

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import mask_values
-from airflow_provider_flows.core.run import UploadSource
 from airflow_provider_flows.core.timestamps import parse_http_date
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
+    from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.data_uri import Content
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.bulk import ActiveRuns
-    from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
     from airflow_provider_flows.core.validation import Problems
 
 

@@ -14,7 +14,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowInput, Inputs
+    from airflow_provider_flows.core.flow_run import FlowInput, Inputs
 
 TEXT_MEDIA_TYPE = "text/plain"
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"  # the media type of a file of unknown format

@@ -19,10 +19,10 @@ from fastapi.concurrency import run_in_threadpool
 
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.retry import NO_RETRY
-from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE, CachedResponse
 from airflow_provider_flows.plugin.present import to_run_schema, to_safe_line
 from airflow_provider_flows.plugin.run_view import INVALID_KEY_NOTE, PAGE_TIMEOUT_SECONDS, get_flows_hook

@@ -19,9 +19,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound
+from airflow_provider_flows.core.flow_run import ERROR, FlowOutput
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.responses import parse_bounded_json
-from airflow_provider_flows.core.run import ERROR, FlowOutput
 from airflow_provider_flows.plugin.present import (
     MAX_OUTPUTS_PER_PAGE,
     OUTPUT_PATH_HINT,

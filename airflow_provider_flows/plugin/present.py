@@ -12,9 +12,9 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import redact
 
+from airflow_provider_flows.core.flow_run import ERROR, FlowOutput, FlowRun
 from airflow_provider_flows.core.payload.data_uri import GLB
 from airflow_provider_flows.core.redaction import find_signatures, redact_parameters
-from airflow_provider_flows.core.run import ERROR, FlowOutput, FlowRun
 from airflow_provider_flows.plugin.schemas import InputSchema, OutputKind, OutputSchema, RunSchema
 from airflow_provider_flows.storage.paths import StorageLocation
 

@@ -21,9 +21,9 @@ from airflow_provider_flows.core.exceptions import (
     FlowNotFound,
     FlowServiceError,
 )
+from airflow_provider_flows.core.flow_run import PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.retry import NO_RETRY
-from airflow_provider_flows.core.run import PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
 from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from airflow_provider_flows.core.run import FlowState
+from airflow_provider_flows.core.flow_run import FlowState
 
 OutputKind = Literal["image", "text", "file", "inspectable"]
 

@@ -22,6 +22,19 @@ from airflow_provider_flows.core.exceptions import (
     FlowTimeout,
     FlowUnreachable,
 )
+from airflow_provider_flows.core.flow_run import (
+    ERROR,
+    PENDING,
+    READY,
+    FlowInput,
+    FlowOutput,
+    FlowRun,
+    FlowState,
+    Inputs,
+    UploadSource,
+    parse_progress,
+    raise_for_state,
+)
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.http import Conversation, Request, Resend, Response, Sleep, send
 from airflow_provider_flows.core.payload.data_uri import Content
@@ -35,19 +48,6 @@ from airflow_provider_flows.core.responses import (
     parse_json,
     raise_for_status,
     request_json,
-)
-from airflow_provider_flows.core.run import (
-    ERROR,
-    PENDING,
-    READY,
-    FlowInput,
-    FlowOutput,
-    FlowRun,
-    FlowState,
-    Inputs,
-    UploadSource,
-    parse_progress,
-    raise_for_state,
 )
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp

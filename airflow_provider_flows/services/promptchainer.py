@@ -21,12 +21,12 @@ from airflow_provider_flows.core.exceptions import (
     FlowMalformed,
     FlowNotFound,
 )
+from airflow_provider_flows.core.flow_run import ERROR, READY, FlowOutput, FlowRun, FlowState, Inputs
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.http import Request, Resend, send
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import SIGNATURE_PARAMETERS
 from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message, parse_json
-from airflow_provider_flows.core.run import ERROR, READY, FlowOutput, FlowRun, FlowState, Inputs
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.core.validation import Problems, find_unsendable_variables, shorten

@@ -18,7 +18,7 @@ from airflow_provider_flows.storage.paths import LOCAL_SCHEMES, get_conn_id
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_flows.core.run import UploadSource
+    from airflow_provider_flows.core.flow_run import UploadSource
 
 INPUT_CHUNK_BYTES = 192 * 1024  # a multiple of 3, so that each chunk is encoded as base64 by itself
 INPUT_BLOCK_BYTES = 8 * 1024 * 1024  # the read-ahead of a file system; that of s3fs is 50 MiB by default

@@ -13,15 +13,15 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowInput, UploadSource
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import find_signatures, redact_path
-from airflow_provider_flows.core.run import ERROR, PENDING, FlowInput, UploadSource
-from airflow_provider_flows.core.start import RunRequest
+from airflow_provider_flows.core.start_or_resume import RunRequest
 from airflow_provider_flows.core.validation import Problems, collect_problems
 from airflow_provider_flows.storage.file_source import encode_content, load_file, load_text_file
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import Inputs
+    from airflow_provider_flows.core.flow_run import Inputs
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # the entire string, without white space
 # a string without white space that is a path, or the name of a file of a type that flows accept

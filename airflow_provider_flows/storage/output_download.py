@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
+from airflow_provider_flows.core.flow_run import ERROR, PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import redact_path
-from airflow_provider_flows.core.run import ERROR, PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.storage.atomic_file import (
     Cancellation,
     CancelledWriteError,

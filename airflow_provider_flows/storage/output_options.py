@@ -11,7 +11,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_flows.core.run import FlowOutput
+    from airflow_provider_flows.core.flow_run import FlowOutput
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.core.validation import Problems
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun
 from airflow_provider_flows.core.http import Sleep
-from airflow_provider_flows.core.run import ERROR, PENDING, FlowOutput, FlowRun
 from airflow_provider_flows.storage.atomic_file import Cancellation, remove_stale_temporary_files
 from airflow_provider_flows.storage.output_download import FILE_FIELDS, DownloadHook, OutputDownload
 from airflow_provider_flows.storage.parallel import run_parallel

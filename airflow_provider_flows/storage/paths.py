@@ -17,7 +17,7 @@ from airflow_provider_flows.core.redaction import strip_signatures
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_flows.core.run import FlowOutput, FlowRun
+    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
 
 LOCAL_SCHEMES = frozenset({"", "file", "local"})
 # stores without real folders; s3fs would even create the bucket of a new folder, also of a misspelt one

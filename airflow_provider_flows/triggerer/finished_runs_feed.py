@@ -33,9 +33,9 @@ from airflow_provider_flows.triggerer.per_loop import PerLoop
 from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Request, Response
     from airflow_provider_flows.core.polling.finished_runs import Snapshot
-    from airflow_provider_flows.core.run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)

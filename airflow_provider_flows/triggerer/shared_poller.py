@@ -26,9 +26,9 @@ from airflow_provider_flows.triggerer.per_loop import PerLoop
 
 if TYPE_CHECKING:
     from airflow_provider_flows.base_hook import BaseFlowsHook
+    from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Request, Response
     from airflow_provider_flows.core.polling.wait import Wait
-    from airflow_provider_flows.core.run import FlowRun
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
 
 MAX_CONCURRENT_POLLS = 32

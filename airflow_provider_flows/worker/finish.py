@@ -18,7 +18,7 @@ from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound, Flow
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_flows.core.run import FlowOutput, FlowRun
+    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.storage.atomic_file import Cancellation
     from airflow_provider_flows.storage.output_options import OutputOptions
@@ -94,7 +94,7 @@ class RunEnd:
         :raises FlowRunFailed: always, with the outputs that were fetched; FlowRunAborted if the run was
             aborted.
         """
-        from airflow_provider_flows.core.run import raise_for_state
+        from airflow_provider_flows.core.flow_run import raise_for_state
 
         if self.options.fetch_partial_outputs:
             try:

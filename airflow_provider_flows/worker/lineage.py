@@ -21,7 +21,7 @@ from airflow_provider_flows import __version__
 from airflow_provider_flows.storage.paths import StorageLocation
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowOutput, FlowRun
+    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
 
 FACET = "flows_flowRun"  # a custom facet's key starts with its producer's name
 PRODUCER = f"pkg:pypi/airflow-provider-flows@{__version__}"  # a package URL

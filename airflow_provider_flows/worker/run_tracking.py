@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
-    from airflow_provider_flows.core.run import FlowRun
+    from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class RunTrackingMixin:
         :param flow_run_id: the run, if only its id is available yet, as in a task that is resumed after a
             deferral.
         """
-        from airflow_provider_flows.core.run import FlowRun  # importing the operators stays cheap
+        from airflow_provider_flows.core.flow_run import FlowRun  # importing the operators stays cheap
 
         def on_run_update(run: FlowRun) -> None:
             self.flow_run = run

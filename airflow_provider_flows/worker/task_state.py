@@ -17,8 +17,8 @@ from airflow.providers.common.compat.sdk import conf
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_flows.core.run import FlowRun
-    from airflow_provider_flows.core.start import RunRecord
+    from airflow_provider_flows.core.flow_run import FlowRun
+    from airflow_provider_flows.core.start_or_resume import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ class TaskState:
     """
 
     def __init__(self, context: Context, *, durable: bool) -> None:
-        from airflow_provider_flows.core.start import RunRecord  # importing the operators stays cheap
+        from airflow_provider_flows.core.start_or_resume import (
+            RunRecord,  # importing the operators stays cheap
+        )
 
         self.durable = durable
         self._ti = context["ti"]
@@ -84,7 +86,7 @@ class TaskState:
 
         :param deadline: epoch seconds, or None.
         """
-        from airflow_provider_flows.core.start import RunRecord
+        from airflow_provider_flows.core.start_or_resume import RunRecord
 
         if self.durable and self._store is None:
             log.warning(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import Logger
 
-    from airflow_provider_flows.core.run import FlowRun
-    from airflow_provider_flows.core.start import RunRecord, RunRequest
+    from airflow_provider_flows.core.flow_run import FlowRun
+    from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.storage.output_options import OutputOptions
     from airflow_provider_flows.worker.task_state import TaskState

@@ -24,7 +24,7 @@ import yaml
 from airflow_provider_flows.cli.command import command
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.terminal import escape_control_chars
-from airflow_provider_flows.core.run import FlowRun
+from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from tests.support.commands import PROMPT_FLOW, FlowsCommand, add_connection, call, flows_command

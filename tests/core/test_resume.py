@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowUnreachable
-from airflow_provider_flows.core.run import FlowState
-from airflow_provider_flows.core.start import (
+from airflow_provider_flows.core.flow_run import FlowState
+from airflow_provider_flows.core.start_or_resume import (
     CANCEL_POLL_SECONDS,
     TOKEN_KEY,
     RunRecord,

@@ -12,9 +12,9 @@ import pendulum
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowRateLimited, FlowServiceError, FlowUnreachable
+from airflow_provider_flows.core.flow_run import FlowInput
 from airflow_provider_flows.core.http import Request, Resend, Response
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
-from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio

@@ -15,7 +15,7 @@ from airflow.sdk import DAG
 from airflow_provider_flows import preflight
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.run import FlowState
+from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.single_flight import SingleFlightCache
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.emulator.graph import sample_graphs

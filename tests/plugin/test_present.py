@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.run import FlowOutput
+from airflow_provider_flows.core.flow_run import FlowOutput
 from airflow_provider_flows.plugin import html, present
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowNotFound, FlowUnreachable
-from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.plugin import html
 from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
 from airflow_provider_flows.plugin.run_view import RunView, get_task_run_view, parse_outputs

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from airflow_provider_flows.core.definition import FlowDefinition, Parameter, find_definition
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed
+from airflow_provider_flows.core.flow_run import FlowInput
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.payload.data_uri import Content, encode
-from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.core.validation import (
     NOTHING_STARTED,
     Problems,

@@ -11,8 +11,8 @@ import pytest
 
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
+from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.core.run import FlowState
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook

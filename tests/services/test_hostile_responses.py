@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.core.http import Conversation, Response
 from airflow_provider_flows.core.payload.data_uri import Content, decode, encode
 from airflow_provider_flows.core.responses import MAX_JSON_DEPTH
-from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState
-from airflow_provider_flows.core.start import RunRecord, RunRequest, resume
+from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, resume
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer, get_expires_at, get_image_media_type
 from airflow_provider_flows.storage.paths import file_names, safe_name

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowConflict, FlowError, FlowNotFound
+from airflow_provider_flows.core.flow_run import FlowInput, FlowState
 from airflow_provider_flows.core.http import Response
-from airflow_provider_flows.core.run import FlowInput, FlowState
-from airflow_provider_flows.core.start import RunRecord
+from airflow_provider_flows.core.start_or_resume import RunRecord
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.transport.settings import Settings

@@ -14,7 +14,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState, UploadSource
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState, UploadSource
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.hooks import PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator

@@ -17,8 +17,8 @@ from airflow.sdk import DAG, ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_flows.core.exceptions import FlowInputError, error_from_dict
-from airflow_provider_flows.core.run import UploadSource
-from airflow_provider_flows.core.start import RunRequest
+from airflow_provider_flows.core.flow_run import UploadSource
+from airflow_provider_flows.core.start_or_resume import RunRequest
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator

@@ -19,8 +19,8 @@ from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.flow_run import FlowInput
 from airflow_provider_flows.core.http import Body, to_body
-from airflow_provider_flows.core.run import FlowInput
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.inputs import parse_inputs

@@ -17,8 +17,8 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.run import UploadSource
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.atomic_file import PartialFile

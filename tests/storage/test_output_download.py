@@ -22,7 +22,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError, FlowUnreachable
-from airflow_provider_flows.core.run import FlowOutput, FlowRun
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import MAX_PARALLEL_DOWNLOADS, fetch_outputs
 from airflow_provider_flows.storage.parallel import run_parallel

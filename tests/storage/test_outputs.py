@@ -20,7 +20,7 @@ from airflow.sdk import Connection, ObjectStoragePath
 from airflow.sdk.log import redact
 
 from airflow_provider_flows.core.exceptions import FlowNotFound, FlowServiceError
-from airflow_provider_flows.core.run import FlowOutput, FlowRun
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from airflow.sdk import Connection
 
-from airflow_provider_flows.core.run import FlowOutput, FlowRun
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import FileRecordStore, fetch_outputs

@@ -22,35 +22,29 @@ MAX_TOP_LEVEL_MODULES = 14  # files at the top of the package
 # The reading order of the package, which is its import order: a module imports only from modules before it.
 # A line is a folder (`.` is the package itself) and its modules.
 TREE = """
-core __init__ exceptions graph definition redaction timestamps run
-core/payload __init__ base64_stream data_uri sink integrity
-core/polling __init__ bulk finished_runs schedule progress_log timer_queue
-core rate_limiter request_body http responses retry validation service start
+core __init__ exceptions graph definition redaction single_flight timestamps flow_run
+core/payload __init__ data_uri sink integrity
+core http responses retry validation
 core/payload json_stream decoders download
-core/polling wait
+core/polling __init__ bulk finished_runs schedule progress_log timer_queue wait
+core rate_limiter service start_or_resume
 . __init__
 services __init__ promptchainer
-services/generio __init__ responses templates api
+services/generio __init__ responses api
 transport __init__ tls_and_proxy url_guard settings response_reader asynchronous blocking
 . connection metrics provider_info retry_policy exceptions base_hook
-storage __init__ file_source graph_files inputs locations output_download parallel paths atomic_file
-storage output_options outputs
+storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
+storage outputs
 . preflight hooks
-worker __init__ asset_events kill_check lineage run_tracking task_state finish task_try
+worker __init__ kill_check lineage run_tracking task_state finish task_try
 triggerer __init__ per_loop hook_cache shared_poller finished_runs_feed watcher_state
 . triggers links sensors operators decorators
-drawing style svg mermaid __init__
-plugin airflow_internals cache html listener schemas present run_view flow_view output_files run_list routes
-plugin app lazy_app __init__
-emulator errors scripting switches timeline
-emulator/generio __init__ templates
-emulator/models colours meshes __init__
-emulator/promptchainer __init__ graph
-emulator runs state control middleware
-emulator/generio responses rules routes
-emulator/promptchainer routes
-emulator server emulator __init__ __main__ pytest_plugin
-cli __init__ arguments emulator exit_codes parser terminal command draw query download manage progress run
+drawing svg mermaid __init__
+plugin airflow_internals cache html listener schemas present run_view connection_view output_files routes
+plugin __init__
+emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
+emulator promptchainer server emulator __init__ __main__ pytest_plugin
+cli __init__ arguments emulator exit_codes parser terminal command draw flow_runs download run
 """
 
 _PURE = ("core", "services")  # no I/O, no Airflow, no HTTP library
@@ -159,7 +153,7 @@ def _module_name(path: Path, root: Path) -> str:
 
 
 def _folder(module: str) -> str:
-    """Return the first name below the package: `core` for `airflow_provider_flows.core.run`."""
+    """Return the first name below the package: `core` for `airflow_provider_flows.core.flow_run`."""
     return module.split(".")[1] if "." in module else ""
 
 

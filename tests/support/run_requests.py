@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from airflow_provider_flows.core.run import FlowInput, FlowRun
-from airflow_provider_flows.core.start import RunRecord, RunRequest, SaveRecord
+from airflow_provider_flows.core.flow_run import FlowInput, FlowRun
+from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, SaveRecord
 from airflow_provider_flows.hooks import FlowsHook
 
 FLOW = "model_generate_fromprompt"

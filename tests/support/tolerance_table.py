@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from airflow_provider_flows.core import start
+from airflow_provider_flows.core import start_or_resume
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -27,7 +27,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowMalformed,
     FlowServiceError,
 )
-from airflow_provider_flows.core.run import FlowInput, FlowState
+from airflow_provider_flows.core.flow_run import FlowInput, FlowState
 from airflow_provider_flows.core.validation import collect_problems, validate_arguments
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
@@ -153,7 +153,12 @@ def state(raw_state: str, **fields: Any) -> dict[str, Any]:
 def start_run(script: ScriptedTransport) -> Any:
     """Run the start protocol and return the run's state."""
     return script.run(
-        start.start(G, start.RunRequest("t", [FlowInput("p")]), start.RunRecord("", 0), lambda _: None)
+        start_or_resume.start(
+            G,
+            start_or_resume.RunRequest("t", [FlowInput("p")]),
+            start_or_resume.RunRecord("", 0),
+            lambda _: None,
+        )
     ).state
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.triggerer import hook_cache
 from airflow_provider_flows.triggerer.shared_poller import SharedPoller

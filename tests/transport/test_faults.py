@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core import exceptions
+from airflow_provider_flows.core.flow_run import FlowInput
 from airflow_provider_flows.core.http import Conversation
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
-from airflow_provider_flows.core.run import FlowInput
-from airflow_provider_flows.core.start import RunRecord, RunRequest, start
+from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, start
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from tests.support.drivers import DRIVERS

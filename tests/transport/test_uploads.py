@@ -23,11 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowInvalid, FlowUnreachable
+from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.http import Body, Request, Resend, to_body
 from airflow_provider_flows.core.payload.data_uri import iter_base64
 from airflow_provider_flows.core.responses import raise_for_status
 from airflow_provider_flows.core.retry import Retry, with_retries
-from airflow_provider_flows.core.run import UploadSource
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.file_source import INPUT_CHUNK_BYTES

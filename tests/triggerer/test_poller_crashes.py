@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.core.http import Conversation
-from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.triggerer.shared_poller import MAX_CONCURRENT_POLLS, SharedPoller

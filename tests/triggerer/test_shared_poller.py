@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
-from airflow_provider_flows.core.run import FlowRun
+from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.triggerer.shared_poller import MAX_CONCURRENT_POLLS, SharedPoller

@@ -13,7 +13,7 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
-from airflow_provider_flows.core.run import FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.finish import MAX_EVENT_FILES, add_asset_event_extra

@@ -14,8 +14,8 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError, FlowTimeout
-from airflow_provider_flows.core.run import FlowOutput, FlowState
-from airflow_provider_flows.core.start import RunRecord, RunRequest
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowState
+from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator

@@ -20,7 +20,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowServiceError
-from airflow_provider_flows.core.start import RunRecord, cancel
+from airflow_provider_flows.core.start_or_resume import RunRecord, cancel
 from airflow_provider_flows.decorators import FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook

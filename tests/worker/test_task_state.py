@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState
-from airflow_provider_flows.core.start import RunRecord, RunRequest
+from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest
 from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY, RECORD_KEY, RUN_ID_KEY, TaskState
 from tests.support.task_instances import Store
 

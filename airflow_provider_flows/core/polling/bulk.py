@@ -11,10 +11,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_provider_flows.core.run import FlowState
+from airflow_provider_flows.core.flow_run import FlowState
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.run import FlowRun
+    from airflow_provider_flows.core.flow_run import FlowRun
 
 MIN_RUNS_FOR_LIST = 10  # fewer runs are polled one by one
 ROWS_PER_POLL = 40  # so many rows of a list cost about as much as one poll

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowNotFound
-from airflow_provider_flows.core.run import FlowRun, FlowState
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.polling.schedule import age
-from airflow_provider_flows.core.run import FlowState
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.polling.schedule import PollState
-    from airflow_provider_flows.core.run import FlowRun
 
 ROUNDING_ERROR = 1e-9
 MIN_PROGRESS_STEP = 0.1 - ROUNDING_ERROR  # progress is logged when it has risen by ten percentage points

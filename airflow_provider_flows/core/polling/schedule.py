@@ -17,7 +17,7 @@ from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.exceptions import FlowServiceError
-    from airflow_provider_flows.core.run import FlowRun
+    from airflow_provider_flows.core.flow_run import FlowRun
 
 AGE_DIVISOR = 10  # the detection delay may be a tenth of the run's age
 JITTER = 0.1  # intervals are shortened by up to a tenth, so that runs that were started together spread out

@@ -13,10 +13,10 @@ from airflow_provider_flows.core.polling.schedule import MAX_REJECTIONS, Forecas
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.polling.progress_log import LogFunction
     from airflow_provider_flows.core.polling.schedule import Schedule
-    from airflow_provider_flows.core.run import FlowRun
 
 MAX_CONFIRM_DELAY_SECONDS = 10.0  # a worker is blocked while it confirms a rejection
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowInputError, FlowNotFound
+from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, send
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
@@ -17,7 +18,6 @@ from airflow_provider_flows.core.payload.download import DownloadSink, download
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
 from airflow_provider_flows.core.responses import error_reason, expect_success, parse_json
-from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import to_epoch
 from airflow_provider_flows.services.generio import responses

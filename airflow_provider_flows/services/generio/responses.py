@@ -20,9 +20,7 @@ from urllib.parse import urljoin
 
 from airflow_provider_flows.core.definition import FlowDefinition, Parameter
 from airflow_provider_flows.core.exceptions import FlowMalformed
-from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message
-from airflow_provider_flows.core.run import (
+from airflow_provider_flows.core.flow_run import (
     ERROR,
     PENDING,
     READY,
@@ -31,6 +29,8 @@ from airflow_provider_flows.core.run import (
     FlowState,
     parse_progress,
 )
+from airflow_provider_flows.core.payload import data_uri
+from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message
 from airflow_provider_flows.core.timestamps import parse_timestamp
 
 if TYPE_CHECKING:

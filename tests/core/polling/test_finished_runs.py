@@ -9,13 +9,13 @@ import pendulum
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowNotFound, FlowUnreachable
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.finished_runs import (
     MAX_POLLS_PER_LIST,
     EventCursor,
     FinishedRuns,
     Snapshot,
 )
-from airflow_provider_flows.core.run import FlowRun, FlowState
 from tests.support.scripted_transport import NOON
 
 

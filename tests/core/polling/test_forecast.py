@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
-from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from tests.core.polling.test_wait import ScriptedWait, state

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.bulk import (
     MAX_LIST_RETRY_SECONDS,
     MIN_LIST_RETRY_SECONDS,
@@ -23,7 +24,6 @@ from airflow_provider_flows.core.rate_limiter import (
     INITIAL_INTERVAL_SECONDS,
     RateLimiter,
 )
-from airflow_provider_flows.core.run import FlowRun, FlowState
 from tests.support.scripted_transport import NOON
 
 NEVER = float("inf")

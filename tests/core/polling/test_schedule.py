@@ -16,6 +16,7 @@ import pendulum
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.schedule import (
     MAX_RETRY_AFTER_SECONDS,
     Forecast,
@@ -25,7 +26,6 @@ from airflow_provider_flows.core.polling.schedule import (
     expected_end,
     to_seconds,
 )
-from airflow_provider_flows.core.run import FlowRun, FlowState
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from tests.support.scripted_transport import NOON
 

@@ -19,11 +19,11 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     FlowTimeout,
 )
+from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.core.http import Response
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
-from airflow_provider_flows.core.run import FlowRun
 from airflow_provider_flows.services.generio.api import Generio
 from tests.support.scripted_transport import NOON, ScriptedTransport, json_response, no_response
 

@@ -21,7 +21,7 @@ from brewery_flows import Brewery, BreweryHook, parse_brew
 from packaging.version import Version
 
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.core.start import RunRecord, resume, start
+from airflow_provider_flows.core.start_or_resume import RunRecord, resume, start
 from airflow_provider_flows.exceptions import (
     FlowInputError,
     FlowNotFound,

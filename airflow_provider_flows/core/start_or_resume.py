@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowError, FlowNotFound, FlowServiceError
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState, UploadSource
 from airflow_provider_flows.core.http import Sleep
-from airflow_provider_flows.core.run import FlowRun, FlowState, UploadSource
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.core.flow_run import Inputs
     from airflow_provider_flows.core.http import Conversation
-    from airflow_provider_flows.core.run import Inputs
     from airflow_provider_flows.core.service import Service
 
 TOKEN_KEY = "airflow_start"  # noqa: S105  # a key in the caller's metadata, no secret

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInvalid, FlowServiceError, FlowUnreachable
-from airflow_provider_flows.core.run import FlowInput, FlowOutput, FlowState
-from airflow_provider_flows.core.start import TOKEN_KEY, RunRecord, RunRequest, resume, start
+from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowState
+from airflow_provider_flows.core.start_or_resume import TOKEN_KEY, RunRecord, RunRequest, resume, start
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
