@@ -80,18 +80,18 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     Stats.initialize(factory=get_stats_factory(), export_legacy_names=False)
 
 
-async def test_looks_and_lists_are_counted(station: StubFlowServer, backend: Backend) -> None:
+async def test_looks_and_lists_are_counted(flow_server: StubFlowServer, backend: Backend) -> None:
     """`flows.polls` and `flows.list_polls` are the numbers of requests that the service saw."""
-    await run_triggers(station.create_runs(20, 1.5))
-    assert backend.sum("polls") == len(station.poll_requests())
-    assert backend.sum("list_polls") == len(station.list_requests()) > 0
+    await run_triggers(flow_server.create_runs(20, 1.5))
+    assert backend.sum("polls") == len(flow_server.poll_requests())
+    assert backend.sum("list_polls") == len(flow_server.list_requests()) > 0
 
 
-async def test_waits_are_timed(station: StubFlowServer, backend: Backend) -> None:
+async def test_waits_are_timed(flow_server: StubFlowServer, backend: Backend) -> None:
     """`flows.wait_time` is recorded once a run; `flows.detection_delay` is the time since the run's end."""
-    station.create_runs(3, 0.5, "good")
-    station.create_runs(2, 0.5, "bad", end="failed")
-    await run_triggers(station.runs)
+    flow_server.create_runs(3, 0.5, "good")
+    flow_server.create_runs(2, 0.5, "bad", end="failed")
+    await run_triggers(flow_server.runs)
 
     by_state = {"completed": 3, "failed": 2}
     times = backend.of("wait_time")
@@ -105,25 +105,29 @@ async def test_waits_are_timed(station: StubFlowServer, backend: Backend) -> Non
     assert all(0 <= value < 3_000 for value, _ in backend.of("detection_delay"))
 
 
-async def test_pause_for_the_rate_limit_is_counted_once(station: StubFlowServer, backend: Backend) -> None:
+async def test_pause_for_the_rate_limit_is_counted_once(
+    flow_server: StubFlowServer, backend: Backend
+) -> None:
     """`flows.rate_limit_pauses` counts the pauses of the connection, not the waits that it delays."""
     refused: list[float] = []
 
     def look(key: str, _: Any) -> ApiResponse:
         if refused and time.time() > refused[0] + 0.2:
-            return ApiResponse(station.row(key))
+            return ApiResponse(flow_server.row(key))
         refused.append(time.time())
         return ApiResponse({}, 429, {"Retry-After": "1"})
 
-    station.list_response, station.run_response = lambda _: ApiResponse({}, 404), look
-    await run_triggers(station.create_runs(20, 0.2))
+    flow_server.list_response, flow_server.run_response = lambda _: ApiResponse({}, 404), look
+    await run_triggers(flow_server.create_runs(20, 0.2))
     assert len(refused) > 1
     assert backend.sum("rate_limit_pauses") == 1
 
 
-async def test_watched_runs_are_shown_and_none_at_the_end(station: StubFlowServer, backend: Backend) -> None:
+async def test_watched_runs_are_shown_and_none_at_the_end(
+    flow_server: StubFlowServer, backend: Backend
+) -> None:
     """`flows.waiting_runs` follows the number of runs that are waited for, down to none."""
-    ids = station.create_runs(12, 2.5)
+    ids = flow_server.create_runs(12, 2.5)
     await run_triggers(ids)
     assert await wait_for_idle_loop()
     shown = backend.of("waiting_runs")
@@ -132,15 +136,17 @@ async def test_watched_runs_are_shown_and_none_at_the_end(station: StubFlowServe
 
 
 async def test_watched_runs_are_right_after_a_change_of_the_key(
-    station: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    flow_server: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While waits go on with a new key they are shown, though the watch with the old key has ended."""
-    tasks = [asyncio.create_task(run_trigger(key)) for key in station.create_runs(5, 60)]
-    assert await wait_for_condition(lambda: len(station.requests) > 5)
-    station.keys = {"new"}
-    station.connect(monkeypatch, key="new")
+    tasks = [asyncio.create_task(run_trigger(key)) for key in flow_server.create_runs(5, 60)]
+    assert await wait_for_condition(lambda: len(flow_server.requests) > 5)
+    flow_server.keys = {"new"}
+    flow_server.connect(monkeypatch, key="new")
     age_hook_cache()
-    await wait_for_condition(lambda: len([asked for asked in station.requests if asked.key == "new"]) > 15)
+    await wait_for_condition(
+        lambda: len([asked for asked in flow_server.requests if asked.key == "new"]) > 15
+    )
     await asyncio.sleep(1.2)
 
     assert backend.of("waiting_runs")[-1][0] == 5
@@ -151,13 +157,13 @@ async def test_watched_runs_are_right_after_a_change_of_the_key(
 
 
 async def test_watched_runs_of_two_connections_end_at_none(
-    station: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    flow_server: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where two connections share a poller, the gauge returns to zero for both."""
-    station.connect(monkeypatch, "same")
-    first = asyncio.create_task(run_trigger(station.create_runs(1, 1.5, "first")[0]))
+    flow_server.connect(monkeypatch, "same")
+    first = asyncio.create_task(run_trigger(flow_server.create_runs(1, 1.5, "first")[0]))
     assert await wait_for_condition(lambda: backend.of("waiting_runs"))
-    await run_trigger(station.create_runs(1, 2.5, "second")[0], conn_id="same")
+    await run_trigger(flow_server.create_runs(1, 2.5, "second")[0], conn_id="same")
     assert (await first).is_completed
     assert await wait_for_idle_loop()
     assert backend.of("waiting_runs")[-1][0] == 0
@@ -178,7 +184,7 @@ asyncio.run(main())
 """
 
 
-def test_statistics_of_a_triggerer_arrive(station: StubFlowServer) -> None:
+def test_statistics_of_a_triggerer_arrive(flow_server: StubFlowServer) -> None:
     """In a process that exports metrics over OpenTelemetry, all names reach the collector."""
     refused: list[str] = []
 
@@ -187,11 +193,11 @@ def test_statistics_of_a_triggerer_arrive(station: StubFlowServer) -> None:
         return (
             ApiResponse({}, 429, {"Retry-After": "0.5"})
             if len(refused) == 1
-            else ApiResponse(station.row(key))
+            else ApiResponse(flow_server.row(key))
         )
 
-    station.run_response = look
-    ids = station.create_runs(12, 0.5)
+    flow_server.run_response = look
+    ids = flow_server.create_runs(12, 0.5)
     with StubServer(lambda _: StubResponse()) as collector:
         settings = {
             "AIRFLOW__METRICS__OTEL_ON": "True",

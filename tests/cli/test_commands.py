@@ -423,12 +423,16 @@ def test_outputs_of_the_same_name_keep_their_files(
 ) -> None:
     """A single selected output has the file name that it has among all, so it never replaces another."""
     rows = [{"asset_id": key, "name": "model", "status": "ready", "media_type": "image/png"} for key in "ab"]
-    with StubFlowServer() as station:
-        station.connect(monkeypatch)
-        station.create_runs(1, 0)
-        station.runs |= {"r0/outputs": station.runs["r0"], "r0/outputs/b": station.runs["r0"]}
-        told: dict[str, Any] = {"r0": station.row("r0"), "r0/outputs": {"outputs": rows}, "r0/outputs/b": PNG}
-        station.run_response = lambda key, _: ApiResponse(told[key])
+    with StubFlowServer() as flow_server:
+        flow_server.connect(monkeypatch)
+        flow_server.create_runs(1, 0)
+        flow_server.runs |= {"r0/outputs": flow_server.runs["r0"], "r0/outputs/b": flow_server.runs["r0"]}
+        told: dict[str, Any] = {
+            "r0": flow_server.row("r0"),
+            "r0/outputs": {"outputs": rows},
+            "r0/outputs/b": PNG,
+        }
+        flow_server.run_response = lambda key, _: ApiResponse(told[key])
         assert flows(f"download r0 --output-path {tmp_path} --asset b").code == 0
     assert [path.name for path in tmp_path.glob("r0/*")] == ["model-2.png"]
 
@@ -525,12 +529,12 @@ def test_what_a_service_says_cannot_command_a_terminal(
     flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     """Markup is shown as it is, and every control character is written out, on stdout as on stderr."""
-    with StubFlowServer() as station:
-        station.connect(monkeypatch)
-        station.create_runs(1, 0)
-        row = {**station.row("r0"), "template": HOSTILE, "state": "failed", "error": HOSTILE}
-        station.run_response = lambda *_: ApiResponse(row)
-        station.list_response = lambda _: ApiResponse(
+    with StubFlowServer() as flow_server:
+        flow_server.connect(monkeypatch)
+        flow_server.create_runs(1, 0)
+        row = {**flow_server.row("r0"), "template": HOSTILE, "state": "failed", "error": HOSTILE}
+        flow_server.run_response = lambda *_: ApiResponse(row)
+        flow_server.list_response = lambda _: ApiResponse(
             {"flows": [row, {**row, "flow_id": "12e3", "state": HOSTILE}]}
         )
         ended = [flows(f"{line} -o {form}") for line in ("watch r0 --poll-interval 0.01", "get r0", "runs")]
@@ -550,11 +554,11 @@ def test_printable_text_is_left_alone() -> None:
 
 def test_no_key_anywhere(flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even a service that repeats the key gets it printed, nor does --verbose."""
-    with StubFlowServer() as station:
-        station.connect(monkeypatch, key=KEY)
-        station.keys = {KEY}
-        station.create_runs(1, 0)
-        station.run_response = lambda *_: ApiResponse({"detail": f"{KEY} is a nice key"}, 418)
+    with StubFlowServer() as flow_server:
+        flow_server.connect(monkeypatch, key=KEY)
+        flow_server.keys = {KEY}
+        flow_server.create_runs(1, 0)
+        flow_server.run_response = lambda *_: ApiResponse({"detail": f"{KEY} is a nice key"}, 418)
         ended = flows("get r0 --verbose")
     assert ended.code == 1
     assert KEY not in ended.out + ended.err

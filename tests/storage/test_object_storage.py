@@ -158,14 +158,14 @@ def test_two_files_at_once_come_into_a_bucket_and_are_looked_at_again(bucket: Ob
         return StubResponse(body=data_uri_body(glb(1_000 + len(seen.path))))
 
     memory, delivery = FileRecords(), OutputOptions(f"s3://{BUCKET}/x", STORE)
-    with StubServer(reply) as station:
-        first = fetch_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory)
+    with StubServer(reply) as stub:
+        first = fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c", "d"), delivery, memory)
         assert most[0] == MAX_PARALLEL_OBJECT_STORE_WRITES == 2
         spoilt = ObjectStoragePath(str(first.outputs[0].uri), conn_id=STORE)
         spoilt.write_bytes(bytes(int(first.outputs[0].size or 0)))
-        station.requests.clear()
-        assert fetch_or_raise(hook_to(station.url), run_of("a", "b", "c", "d"), delivery, memory) == first
-        assert [seen.path for seen in station.requests] == ["/flows/r/outputs/id-a"]
+        stub.requests.clear()
+        assert fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c", "d"), delivery, memory) == first
+        assert [seen.path for seen in stub.requests] == ["/flows/r/outputs/id-a"]
     assert hashlib.sha256(bucket.objects()["x/r/a.glb"]).hexdigest() == first.outputs[0].sha256
 
 

@@ -136,8 +136,8 @@ def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
         return by_name(seen)
 
     names = ["x" * number for number in range(12, 0, -1)]
-    with StubServer(counted) as station:
-        outputs = fetch_or_raise(hook_to(station.url), run_of(*names), OutputOptions(str(tmp_path))).outputs
+    with StubServer(counted) as stub:
+        outputs = fetch_or_raise(hook_to(stub.url), run_of(*names), OutputOptions(str(tmp_path))).outputs
     assert [output.name for output in outputs] == names
     assert [output.size for output in outputs] == [
         1_000 + len(f"/flows/r/outputs/id-{name}") for name in names
@@ -154,26 +154,24 @@ def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
         return StubResponse(500) if broken[0] and seen.path.endswith("id-c") else by_name(seen)
 
     memory = FileRecords()
-    with StubServer(reply) as station:
+    with StubServer(reply) as stub:
         with pytest.raises(FlowServiceError, match="id-c"):
-            fetch_or_raise(hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory)
+            fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory)
         assert list_files(tmp_path) == ["r/a.glb", "r/b.glb"]
         assert sorted(memory.records) == ["id-a", "id-b"]
         broken[0] = False
-        station.requests.clear()
-        again = fetch_or_raise(
-            hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
-        )
-        assert [seen.path for seen in station.requests] == ["/flows/r/outputs/id-c"]
-        station.requests.clear()
+        stub.requests.clear()
+        again = fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory)
+        assert [seen.path for seen in stub.requests] == ["/flows/r/outputs/id-c"]
+        stub.requests.clear()
         assert (
             fetch_or_raise(
-                hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
+                hook_to(stub.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)), memory
             ).to_dict()
             == again.to_dict()
         )
-        assert station.requests == []
-        fresh = fetch_or_raise(hook_to(station.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
+        assert stub.requests == []
+        fresh = fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
     assert fresh.to_dict() == again.to_dict()
 
 
@@ -181,8 +179,8 @@ def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None
     """All others are fetched although more outputs fail than threads exist; each states its error."""
     names = [f"bad{number}" for number in range(6)] + ["a", "b"]
     memory = FileRecords()
-    with StubServer(lambda seen: StubResponse(500) if "bad" in seen.path else by_name(seen)) as station:
-        run, error = fetch_outputs(hook_to(station.url), run_of(*names), OutputOptions(str(tmp_path)), memory)
+    with StubServer(lambda seen: StubResponse(500) if "bad" in seen.path else by_name(seen)) as stub:
+        run, error = fetch_outputs(hook_to(stub.url), run_of(*names), OutputOptions(str(tmp_path)), memory)
     assert isinstance(error, FlowServiceError)
     assert "bad" in str(error)
     assert list_files(tmp_path) == ["r/a.glb", "r/b.glb"]
@@ -232,11 +230,9 @@ def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
     outputs = tuple(FlowOutput(name, asset_id=str(number) * 9) for number, name in enumerate(names))
     run = FlowRun("../../up", "generio", outputs=outputs)
-    with StubServer(
-        lambda seen: StubResponse(body=data_uri_body(glb(1_000 + int(seen.path[-1]))))
-    ) as station:
+    with StubServer(lambda seen: StubResponse(body=data_uri_body(glb(1_000 + int(seen.path[-1]))))) as stub:
         made = [
-            fetch_or_raise(hook_to(station.url), run, OutputOptions(str(tmp_path / "in"))).outputs
+            fetch_or_raise(hook_to(stub.url), run, OutputOptions(str(tmp_path / "in"))).outputs
             for _ in range(2)
         ]
     assert made[0] == made[1]
@@ -337,11 +333,9 @@ def chain_with(url: str) -> FlowRun:
 def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What a link leads to is looked at before it gets a name: a page that says it is a picture is none."""
     page = StubResponse(headers={"Content-Type": "image/png"}, body=b"<html>" * 1_000)
-    with StubServer(lambda _: page) as station, caplog.at_level(logging.WARNING):
-        url = f"{station.url}/pic.png?sig=secret"
-        (output,) = fetch_or_raise(
-            hook_to(station.url), chain_with(url), OutputOptions(str(tmp_path))
-        ).outputs
+    with StubServer(lambda _: page) as stub, caplog.at_level(logging.WARNING):
+        url = f"{stub.url}/pic.png?sig=secret"
+        (output,) = fetch_or_raise(hook_to(stub.url), chain_with(url), OutputOptions(str(tmp_path))).outputs
     assert (output.value, output.uri) == (url, None)
     assert list_files(tmp_path) == []
     assert "no picture that may be fetched" in caplog.text
@@ -350,27 +344,27 @@ def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytes
 def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path: Path) -> None:
     """A picture whose first bytes nobody knows here is taken at its word."""
     avif = b"\x00\x00\x00\x1cftypavif" + b"\x01" * 5_000
-    with StubServer(lambda _: StubResponse(headers={"Content-Type": "image/avif"}, body=avif)) as station:
+    with StubServer(lambda _: StubResponse(headers={"Content-Type": "image/avif"}, body=avif)) as stub:
         (output,) = fetch_or_raise(
-            hook_to(station.url), chain_with(f"{station.url}/made?sig=secret"), OutputOptions(str(tmp_path))
+            hook_to(stub.url), chain_with(f"{stub.url}/made?sig=secret"), OutputOptions(str(tmp_path))
         ).outputs
     (name,) = list_files(tmp_path)
     assert ((tmp_path / name).read_bytes(), name[-5:]) == (avif, ".avif")
-    assert (output.media_type, output.value) == ("image/avif", f"{station.url}/made")
+    assert (output.media_type, output.value) == ("image/avif", f"{stub.url}/made")
 
 
 def test_link_is_bounded(tmp_path: Path) -> None:
     """A picture of a stranger that does not end is no reason to fill a disk."""
-    with StubServer(lambda _: StubResponse(body=PNG)) as station:
+    with StubServer(lambda _: StubResponse(body=PNG)) as stub:
         with pytest.raises(FlowMalformed, match="max_response_mib"):
             fetch_or_raise(
-                hook_to(station.url, max_response_mib=1),
-                chain_with(f"{station.url}/pic.png"),
+                hook_to(stub.url, max_response_mib=1),
+                chain_with(f"{stub.url}/pic.png"),
                 OutputOptions(str(tmp_path)),
             )
         assert list_files(tmp_path) == []
         (output,) = fetch_or_raise(
-            hook_to(station.url), chain_with(f"{station.url}/pic.png"), OutputOptions(str(tmp_path))
+            hook_to(stub.url), chain_with(f"{stub.url}/pic.png"), OutputOptions(str(tmp_path))
         ).outputs
     assert (output.media_type, output.size) == ("image/png", len(PNG))
 
@@ -390,7 +384,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     server.start()
     told = {
         "what": "download",
-        "way": "ours",
+        "way": "provider",
         "address": server.address,
         "size": 100_000_000,
         "folder": tmp_path,

@@ -172,6 +172,6 @@ class Brewhouse:
 def run_brewery() -> Iterator[tuple[Brewhouse, str]]:
     """Run a brewery until the end of the block; return it with its URL."""
     house = Brewhouse()
-    with StubServer(house.reply) as station:
-        house.requests = station.requests
-        yield house, station.url
+    with StubServer(house.reply) as server:
+        house.requests = server.requests
+        yield house, server.url

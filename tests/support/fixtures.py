@@ -51,18 +51,18 @@ def hook(emulator: Emulator) -> GenerioHook:  # noqa: ARG001  # it sets the conn
 
 
 @pytest.fixture
-def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
+def flow_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
     """Yield a scripted flow server, with `flows_default` as its connection; triggers emit events at once."""
     from tests.support.flow_server import StubFlowServer
 
     disable_event_delay(monkeypatch)
-    with StubFlowServer() as station:
-        station.connect(monkeypatch)
-        yield station
+    with StubFlowServer() as flow_server:
+        flow_server.connect(monkeypatch)
+        yield flow_server
 
 
 @pytest.fixture(params=["requests", "aiohttp"])
-def door(request: pytest.FixtureRequest) -> Driver:
+def driver(request: pytest.FixtureRequest) -> Driver:
     """Return a driver of conversations; the test runs once with each."""
     from tests.support.drivers import DRIVERS
 

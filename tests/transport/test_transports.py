@@ -62,9 +62,9 @@ class TestWhatGoesOut:
     def test_request_is_sent_as_it_is(self, driver: Driver) -> None:
         """Method, quoted path, query, JSON body and key arrive unchanged."""
         request = Request("POST", "/flows/a%2Fb", {"q": "ä & b"}, {"data": "Stuhl für 2"})
-        with StubServer() as station:
-            driver(settings_for(station.url), single_request(request))
-        (seen,) = station.requests
+        with StubServer() as stub:
+            driver(settings_for(stub.url), single_request(request))
+        (seen,) = stub.requests
         assert (seen.method, seen.body) == ("POST", request.body)
         assert seen.path.replace("%20", "+") == "/flows/a%2Fb?q=%C3%A4+%26+b"
         assert (seen.headers["authorization"], seen.headers["content-type"]) == (
@@ -74,33 +74,33 @@ class TestWhatGoesOut:
 
     def test_get_has_no_content_type(self, driver: Driver) -> None:
         """A request without a body has no content type."""
-        with StubServer() as station:
-            driver(settings_for(station.url), single_request(GET))
-        assert "content-type" not in station.requests[0].headers
+        with StubServer() as stub:
+            driver(settings_for(stub.url), single_request(GET))
+        assert "content-type" not in stub.requests[0].headers
 
     def test_signed_url_is_not_quoted_again(self, driver: Driver) -> None:
         """The query of a signed URL arrives with the same values, so that its signature remains valid."""
         signed = "/private/img.png?sig=a%2Bb%2F%3D&se=2026-01-01T00%3A00%3A00Z"
-        with StubServer() as station:
-            driver(settings_for(station.url), single_request(Request("GET", station.url + signed)))
-        assert station.requests[0].path == signed
+        with StubServer() as stub:
+            driver(settings_for(stub.url), single_request(Request("GET", stub.url + signed)))
+        assert stub.requests[0].path == signed
 
     def test_path_prefix_of_the_host_is_kept(self, driver: Driver) -> None:
         """The path of a host, as behind a gateway, precedes every path."""
-        with StubServer() as station:
-            driver(settings_for(f"{station.url}/gateway"), single_request(GET))
-        assert station.requests[0].path == "/gateway/flows"
+        with StubServer() as stub:
+            driver(settings_for(f"{stub.url}/gateway"), single_request(GET))
+        assert stub.requests[0].path == "/gateway/flows"
 
     @pytest.mark.usefixtures("netrc")
     def test_netrc_does_not_replace_the_key(self, driver: Driver) -> None:
         """A ~/.netrc with an entry for the host changes nothing."""
-        with StubServer() as station:
-            response = driver(settings_for(station.url), single_request(GET))
-            driver(settings_for(station.url, credentials={"x-api-key": TOKEN}), single_request(GET))
+        with StubServer() as stub:
+            response = driver(settings_for(stub.url), single_request(GET))
+            driver(settings_for(stub.url, credentials={"x-api-key": TOKEN}), single_request(GET))
         assert response.is_success
-        assert station.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
-        assert station.requests[1].headers["x-api-key"] == TOKEN
-        assert "authorization" not in station.requests[1].headers
+        assert stub.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+        assert stub.requests[1].headers["x-api-key"] == TOKEN
+        assert "authorization" not in stub.requests[1].headers
 
     @pytest.fixture
     def netrc(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +117,8 @@ class TestWhatComesBack:
 
     def test_answer_is_whole(self, driver: Driver) -> None:
         """Status, lower-case headers and the body are returned for any status."""
-        with StubServer(lambda _: StubResponse(418, {"X-Tea": "Pot"}, b"\x00\xff" * 100_000)) as station:
-            response = driver(settings_for(station.url), single_request(Request("GET", "/flows")))
+        with StubServer(lambda _: StubResponse(418, {"X-Tea": "Pot"}, b"\x00\xff" * 100_000)) as stub:
+            response = driver(settings_for(stub.url), single_request(Request("GET", "/flows")))
         assert (response.status, response.headers["x-tea"], response.body) == (
             418,
             "Pot",
@@ -129,18 +129,18 @@ class TestWhatComesBack:
         """A gzip response is decompressed."""
         with StubServer(
             lambda _: StubResponse(headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"[1]"))
-        ) as station:
-            assert driver(settings_for(station.url), single_request(GET)).body == b"[1]"
+        ) as stub:
+            assert driver(settings_for(stub.url), single_request(GET)).body == b"[1]"
 
     def test_answer_beyond_the_bound_is_refused(self, driver: Driver) -> None:
         """A response without a sink is rejected once it exceeds the limit, even if only decompressed."""
         packed = gzip.compress(b" " * 4_000_000)
-        with StubServer(lambda _: StubResponse(headers={"Content-Encoding": "gzip"}, body=packed)) as station:
+        with StubServer(lambda _: StubResponse(headers={"Content-Encoding": "gzip"}, body=packed)) as stub:
             with pytest.raises(FlowMalformed, match="max_response_mib"):
-                driver(settings_for(station.url, max_response_bytes=1_000_000), single_request(GET))
+                driver(settings_for(stub.url, max_response_bytes=1_000_000), single_request(GET))
             buffer = MemoryBuffer()
             driver(
-                settings_for(station.url, max_response_bytes=1_000_000),
+                settings_for(stub.url, max_response_bytes=1_000_000),
                 single_request(Request("GET", "/file", sink=buffer)),
             )
             assert len(buffer.data) == 4_000_000
@@ -149,8 +149,8 @@ class TestWhatComesBack:
         """A service that repeats the key in an error does not bring it into a message."""
         with StubServer(
             lambda seen: StubResponse(401, body=f"no: {seen.headers['authorization']}".encode())
-        ) as station:
-            response = driver(settings_for(station.url), single_request(GET))
+        ) as stub:
+            response = driver(settings_for(stub.url), single_request(GET))
         assert response.redact(response.body.decode()) == "no: Bearer ***"
         with pytest.raises(FlowAuthError, match=r"no: Bearer \*\*\*"):
             raise_for_status(GET, response)
@@ -184,9 +184,9 @@ class TestWhatASinkTakes:
         body = bytes(range(256)) * 20_000
         reply = StubResponse(headers={"Content-Encoding": "gzip", "X-Tea": "Pot"}, body=gzip.compress(body))
         sink = CountingSink()
-        with StubServer(lambda _: reply) as station:
+        with StubServer(lambda _: reply) as stub:
             response = driver(
-                settings_for(station.url, max_response_bytes=1_000),
+                settings_for(stub.url, max_response_bytes=1_000),
                 single_request(Request("GET", "/file", sink=sink)),
             )
         assert (bytes(sink.data), sink.starts) == (body, [(200, "Pot")])
@@ -221,9 +221,9 @@ class TestWhatASinkTakes:
             "/there": StubResponse(body=b"file"),
         }
         sink = CountingSink()
-        with StubServer(lambda seen: replies[seen.path]) as station:
+        with StubServer(lambda seen: replies[seen.path]) as stub:
             driver(
-                settings_for(station.url),
+                settings_for(stub.url),
                 with_retries(single_request(Request("GET", "/file", sink=sink)), NO_RETRY),
             )
         assert (bytes(sink.data), sink.starts) == (b"file", [(200, None)])
@@ -231,28 +231,28 @@ class TestWhatASinkTakes:
     def test_refusal_is_bounded_and_no_file(self, driver: Driver) -> None:
         """The body of an error never reaches the sink, and has the limit of any response."""
         sink = CountingSink()
-        with StubServer(lambda _: StubResponse(404, body=b"no" * 1_000)) as station:
+        with StubServer(lambda _: StubResponse(404, body=b"no" * 1_000)) as stub:
             assert (
-                driver(settings_for(station.url), single_request(Request("GET", "/file", sink=sink))).body
+                driver(settings_for(stub.url), single_request(Request("GET", "/file", sink=sink))).body
                 == b"no" * 1_000
             )
             with pytest.raises(FlowMalformed, match="max_response_mib"):
                 driver(
-                    settings_for(station.url, max_response_bytes=1_000),
+                    settings_for(stub.url, max_response_bytes=1_000),
                     single_request(Request("GET", "/file", sink=sink)),
                 )
         assert (sink.starts, bytes(sink.data)) == ([], b"")
 
     def test_sink_that_has_enough_ends_the_reading(self, driver: Driver) -> None:
         """No more is read than the sink needs, and the session can send the next request."""
-        with StubServer(lambda _: StubResponse(body=b"x" * 20_000_000)) as station:
+        with StubServer(lambda _: StubResponse(body=b"x" * 20_000_000)) as stub:
             both = [CountingSink(1), CountingSink(1)]
 
             def two() -> Conversation[list[Response]]:
                 first = yield from single_request(Request("GET", "/file", sink=both[0]))
                 return [first, (yield from single_request(Request("GET", "/file", sink=both[1])))]
 
-            received = [response.bytes_received for response in driver(settings_for(station.url), two())]
+            received = [response.bytes_received for response in driver(settings_for(stub.url), two())]
         assert [len(sink.data) for sink in both] == received
         assert all(size is not None and size < 1_000_000 for size in received)
 
@@ -292,10 +292,8 @@ class TestTrouble:
 
     def test_read_timeout_may_have_arrived(self, driver: Driver) -> None:
         """A service that sends nothing for longer than the read timeout may have acted."""
-        with StubServer(lambda _: StubResponse(delay=0.6)) as station:
-            assert catch_unreachable(
-                driver, settings_for(station.url, read_timeout=0.2), POST
-            ).may_have_arrived
+        with StubServer(lambda _: StubResponse(delay=0.6)) as stub:
+            assert catch_unreachable(driver, settings_for(stub.url, read_timeout=0.2), POST).may_have_arrived
 
     def test_connect_timeout_never_arrived(self, driver: Driver) -> None:
         """A request whose connection is not established within the connect timeout never arrived."""
@@ -374,8 +372,8 @@ def test_transports_are_short() -> None:
         ]
 
 
-def test_seen_request_is_kept_by_the_station() -> None:
+def test_stub_records_its_requests() -> None:
     """The tests' own server records its requests, with headers in lower case."""
-    with StubServer(lambda seen: StubResponse(body=seen.body)) as station:
-        assert DRIVERS["requests"](settings_for(station.url), single_request(POST)).body == POST.body
-    assert isinstance(station.requests[0], ReceivedRequest)
+    with StubServer(lambda seen: StubResponse(body=seen.body)) as stub:
+        assert DRIVERS["requests"](settings_for(stub.url), single_request(POST)).body == POST.body
+    assert isinstance(stub.requests[0], ReceivedRequest)

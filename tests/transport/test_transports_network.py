@@ -61,10 +61,10 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @pytest.fixture
-def safe_station(tls: ssl.SSLContext) -> Iterator[StubServer]:
+def tls_server(tls: ssl.SSLContext) -> Iterator[StubServer]:
     """Serve over TLS."""
-    with StubServer(tls=tls) as station:
-        yield station
+    with StubServer(tls=tls) as stub:
+        yield stub
 
 
 class TestRedirects:
@@ -74,10 +74,10 @@ class TestRedirects:
         """Another port is another host: it receives the request, and no key."""
         with (
             StubServer() as other,
-            StubServer(lambda _: StubResponse(302, {"Location": f"{other.url}/there"})) as station,
+            StubServer(lambda _: StubResponse(302, {"Location": f"{other.url}/there"})) as stub,
         ):
-            assert driver(settings_for(station.url), follow_redirects(GET)).is_success
-        assert station.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
+            assert driver(settings_for(stub.url), follow_redirects(GET)).is_success
+        assert stub.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
         assert [(seen.path, "authorization" in seen.headers) for seen in other.requests] == [
             ("/there", False)
         ]
@@ -90,9 +90,9 @@ class TestRedirects:
                 if seen.path != "/b"
                 else StubResponse()
             )
-        ) as station:
-            driver(settings_for(station.url), follow_redirects(GET))
-        assert ["authorization" in seen.headers for seen in station.requests] == [True, False]
+        ) as stub:
+            driver(settings_for(stub.url), follow_redirects(GET))
+        assert ["authorization" in seen.headers for seen in stub.requests] == [True, False]
 
     def test_redirect_within_the_host_keeps_the_key(self, driver: Driver) -> None:
         """A redirect to another path of the same host is followed with the key."""
@@ -100,37 +100,37 @@ class TestRedirects:
             lambda seen: (
                 StubResponse() if seen.path == "/flows/" else StubResponse(307, {"Location": "/flows/"})
             )
-        ) as station:
-            assert driver(settings_for(station.url), follow_redirects(GET)).is_success
-        assert [seen.headers["authorization"] for seen in station.requests] == [f"Bearer {TOKEN}"] * 2
+        ) as stub:
+            assert driver(settings_for(stub.url), follow_redirects(GET)).is_success
+        assert [seen.headers["authorization"] for seen in stub.requests] == [f"Bearer {TOKEN}"] * 2
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
     def test_changing_request_is_not_sent_on(self, driver: Driver, status: int) -> None:
         """A POST is not sent to the target of a redirect; the redirect is returned as it is."""
         with (
             StubServer() as other,
-            StubServer(lambda _: StubResponse(status, {"Location": other.url})) as station,
+            StubServer(lambda _: StubResponse(status, {"Location": other.url})) as stub,
         ):
-            assert driver(settings_for(station.url), follow_redirects(POST)).status == status
+            assert driver(settings_for(stub.url), follow_redirects(POST)).status == status
         assert other.requests == []
 
     @pytest.mark.parametrize("where", ["http://[", "http://h:99999999/", "file:///etc/hosts", "//[bad"])
     def test_redirect_to_no_address_is_an_error_of_ours(self, driver: Driver, where: str) -> None:
         """A redirect to an invalid URL is an error of this provider."""
         with (
-            StubServer(lambda _: StubResponse(302, {"Location": where})) as station,
+            StubServer(lambda _: StubResponse(302, {"Location": where})) as stub,
             pytest.raises((FlowMalformed, FlowUnreachable)),
         ):
-            driver(settings_for(station.url), follow_redirects(GET))
+            driver(settings_for(stub.url), follow_redirects(GET))
 
     def test_redirects_in_a_circle_end(self, driver: Driver) -> None:
         """A circle of redirects ends with an error that names the connection's host as the suspect."""
         with (
-            StubServer(lambda _: StubResponse(302, {"Location": "/flows"})) as station,
+            StubServer(lambda _: StubResponse(302, {"Location": "/flows"})) as stub,
             pytest.raises(FlowMalformed, match="check the host"),
         ):
-            driver(settings_for(station.url), follow_redirects(GET))
-        assert len(station.requests) == 5
+            driver(settings_for(stub.url), follow_redirects(GET))
+        assert len(stub.requests) == 5
 
 
 class TestProxies:
@@ -141,38 +141,38 @@ class TestProxies:
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         """A request goes to the proxy, with its absolute URL, and through it to the service."""
-        with StubServer() as station, StubServer(forward) as proxy:
+        with StubServer() as stub, StubServer(forward) as proxy:
             monkeypatch.setenv(name, proxy.url)
-            response = driver(settings_for(station.url), single_request(POST))
+            response = driver(settings_for(stub.url), single_request(POST))
         assert response.headers["x-via"] == "proxy"
-        assert [seen.path for seen in proxy.requests] == [f"{station.url}/flows"]
-        assert [seen.body for seen in station.requests] == [POST.body]
+        assert [seen.path for seen in proxy.requests] == [f"{stub.url}/flows"]
+        assert [seen.body for seen in stub.requests] == [POST.body]
 
     def test_credentials_of_the_proxy_go_to_the_proxy(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """User and password in the proxy's URL are sent to the proxy only."""
-        with StubServer() as station, StubServer(forward) as proxy:
+        with StubServer() as stub, StubServer(forward) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("//", "//user:pass%21@"))
-            assert driver(settings_for(station.url), single_request(GET)).is_success
+            assert driver(settings_for(stub.url), single_request(GET)).is_success
         assert proxy.requests[0].headers["proxy-authorization"] == "Basic dXNlcjpwYXNzIQ=="
-        assert "proxy-authorization" not in station.requests[0].headers
+        assert "proxy-authorization" not in stub.requests[0].headers
 
     def test_no_proxy_is_honoured(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         """A request to a host in NO_PROXY does not use the proxy."""
-        with StubServer() as station, StubServer(forward) as proxy:
+        with StubServer() as stub, StubServer(forward) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
             monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-            assert driver(settings_for(station.url), single_request(GET)).is_success
-        assert (len(station.requests), proxy.requests) == (1, [])
+            assert driver(settings_for(stub.url), single_request(GET)).is_success
+        assert (len(stub.requests), proxy.requests) == (1, [])
 
     def test_proxy_that_is_away_never_let_it_through(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A request through an unreachable proxy never arrived."""
-        with unused_url() as url, StubServer() as station:
+        with unused_url() as url, StubServer() as stub:
             monkeypatch.setenv("HTTP_PROXY", url)
-            assert not catch_unreachable(driver, settings_for(station.url), POST).may_have_arrived
+            assert not catch_unreachable(driver, settings_for(stub.url), POST).may_have_arrived
 
     def test_proxy_that_refuses_a_tunnel_never_let_it_through(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
@@ -188,23 +188,23 @@ class TestProxies:
 class TestCertificates:
     """The service's certificate is verified with the CA bundle of the connection or the environment."""
 
-    def test_unknown_authority_is_refused(self, driver: Driver, safe_station: StubServer) -> None:
+    def test_unknown_authority_is_refused(self, driver: Driver, tls_server: StubServer) -> None:
         """A certificate of an unknown authority ends the connection before the key is sent."""
-        error = catch_unreachable(driver, settings_for(safe_station.url), POST)
+        error = catch_unreachable(driver, settings_for(tls_server.url), POST)
         assert not error.may_have_arrived
         assert "certificate" in str(error)
-        assert safe_station.requests == []
+        assert tls_server.requests == []
 
     def test_bundle_of_the_connection_is_trusted(
-        self, driver: Driver, safe_station: StubServer, bundle: str
+        self, driver: Driver, tls_server: StubServer, bundle: str
     ) -> None:
         """A certificate of an authority in the connection's bundle is accepted."""
-        assert driver(settings_for(safe_station.url, verify=bundle), single_request(GET)).is_success
+        assert driver(settings_for(tls_server.url, verify=bundle), single_request(GET)).is_success
 
     def test_connections_bundle_wins_over_the_environments(
         self,
         driver: Driver,
-        safe_station: StubServer,
+        tls_server: StubServer,
         bundle: str,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -213,21 +213,21 @@ class TestCertificates:
         other = tmp_path / "other.pem"
         trustme.CA().cert_pem.write_to_path(str(other))
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
-        assert driver(settings_for(safe_station.url, verify=bundle), single_request(GET)).is_success
+        assert driver(settings_for(tls_server.url, verify=bundle), single_request(GET)).is_success
 
     @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
     def test_check_can_be_switched_off(
-        self, driver: Driver, safe_station: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, driver: Driver, tls_server: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With `verify` off, any certificate is accepted, even if the environment names a bundle."""
         other = tmp_path / "other.pem"
         trustme.CA().cert_pem.write_to_path(str(other))
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
-        assert driver(settings_for(safe_station.url, verify=False), single_request(GET)).is_success
+        assert driver(settings_for(tls_server.url, verify=False), single_request(GET)).is_success
 
-    def test_wrong_host_name_is_refused(self, driver: Driver, safe_station: StubServer, bundle: str) -> None:
+    def test_wrong_host_name_is_refused(self, driver: Driver, tls_server: StubServer, bundle: str) -> None:
         """A trusted certificate for another host name is rejected."""
-        url = safe_station.url.replace("localhost", "127.0.0.1")
+        url = tls_server.url.replace("localhost", "127.0.0.1")
         assert not catch_unreachable(driver, settings_for(url, verify=bundle), POST).may_have_arrived
 
     @pytest.mark.parametrize(

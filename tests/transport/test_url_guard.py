@@ -139,10 +139,10 @@ def test_link_to_a_name_of_a_private_address_is_not_fetched(
         return real("127.0.0.1" if host == "store.example.com" else host, port, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with StubServer(lambda _: StubResponse(302, {"Location": "https://store.example.com/a.png"})) as station:
+    with StubServer(lambda _: StubResponse(302, {"Location": "https://store.example.com/a.png"})) as stub:
         buffer = MemoryBuffer()
-        assert promptchainer_hook(station.url).save_linked_image(urljoin(station.url, first), buffer) is None
-        assert len(station.requests) == first.startswith("/")
+        assert promptchainer_hook(stub.url).save_linked_image(urljoin(stub.url, first), buffer) is None
+        assert len(stub.requests) == first.startswith("/")
     assert looked_up.count("store.example.com") == 1
 
 
@@ -158,12 +158,12 @@ def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:
                 return StubResponse(302, {"Location": f"/{step + 1}"})
             return StubResponse(302, {"Location": f"{inside.url}/secret"}) if far else StubResponse(body=PNG)
 
-        with StubServer(reply) as station:
+        with StubServer(reply) as stub:
             buffer = MemoryBuffer()
-            assert promptchainer_hook(station.url).save_linked_image(
-                f"{station.url}/0.png?sig=x", buffer
-            ) == (None if far else "image/png")
-            assert len(station.requests) == steps + 1
+            assert promptchainer_hook(stub.url).save_linked_image(f"{stub.url}/0.png?sig=x", buffer) == (
+                None if far else "image/png"
+            )
+            assert len(stub.requests) == steps + 1
         assert inside.requests == []
     assert bytes(buffer.data) == (b"" if far else PNG)
 
@@ -179,14 +179,14 @@ def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: 
                 return StubResponse(body=content)
             return StubResponse(302, {"Location": f"{inside.url}/file" if far else "/file"})
 
-        with StubServer(reply) as station:
+        with StubServer(reply) as stub:
             if far:
                 with pytest.raises(FlowServiceError, match="redirects to a URL") as caught:
-                    hook_to(station.url).save_output("r", "a", MemoryBuffer())
+                    hook_to(stub.url).save_output("r", "a", MemoryBuffer())
                 assert not isinstance(caught.value, FlowMalformed)
-                assert len(station.requests) == 1
+                assert len(stub.requests) == 1
             else:
-                assert hook_to(station.url).download_output("r", "a").data == content
+                assert hook_to(stub.url).download_output("r", "a").data == content
         assert inside.requests == []
 
 
@@ -218,17 +218,15 @@ def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
 def test_link_that_is_over_says_so_at_every_store(status: int) -> None:
     """The error states that a link has expired, for every status that stores use, without the signature."""
     body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
-    with StubServer(lambda _: StubResponse(status, body=body)) as station:
+    with StubServer(lambda _: StubResponse(status, body=body)) as stub:
         with pytest.raises(FlowNotFound, match=r"not valid any more.*Run the flow again") as caught:
-            promptchainer_hook(station.url).save_linked_image(
-                f"{station.url}/a.png?sig=secret", MemoryBuffer()
-            )
+            promptchainer_hook(stub.url).save_linked_image(f"{stub.url}/a.png?sig=secret", MemoryBuffer())
         assert "secret" not in str(caught.value)
     with (
-        StubServer(lambda _: StubResponse(400, body=b"<Code>InvalidArgument</Code>")) as station,
+        StubServer(lambda _: StubResponse(400, body=b"<Code>InvalidArgument</Code>")) as stub,
         pytest.raises(FlowInvalid),
     ):
-        promptchainer_hook(station.url).save_linked_image(f"{station.url}/a.png", MemoryBuffer())
+        promptchainer_hook(stub.url).save_linked_image(f"{stub.url}/a.png", MemoryBuffer())
 
 
 def test_picture_of_a_link_that_is_cut_short_is_asked_for_again() -> None:
@@ -277,8 +275,8 @@ def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("listed", "is_accepted"), [("text/plain", True), (None, False)])
 def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, is_accepted: bool) -> None:  # noqa: FBT001
     """An error may look like a text output: text is accepted only if the list said so, or for inputs."""
-    with StubServer(lambda _: StubResponse(body=b'{"data": "try again later"}')) as station:
-        hook, buffer = hook_to(station.url, retries=0), MemoryBuffer()
+    with StubServer(lambda _: StubResponse(body=b'{"data": "try again later"}')) as stub:
+        hook, buffer = hook_to(stub.url, retries=0), MemoryBuffer()
         if is_accepted:
             assert hook.save_output("r", "a", buffer, media_type=listed) == listed
             assert bytes(buffer.data) == b"try again later"

@@ -36,10 +36,12 @@ QUIET_SECONDS = 0.35  # in which a watcher polls two or three times
 
 
 @pytest.fixture(autouse=True)
-def _list_of_all_runs(station: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def _list_of_all_runs(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """List all runs, also finished ones, to a connection without retries."""
-    station.connect(monkeypatch, retries=0)
-    station.list_response = lambda _: Answer({"flows": [station.row(key) for key in list(station.runs)]})
+    flow_server.connect(monkeypatch, retries=0)
+    flow_server.list_response = lambda _: Answer(
+        {"flows": [flow_server.row(key) for key in list(flow_server.runs)]}
+    )
 
 
 @pytest.fixture
@@ -48,15 +50,15 @@ def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "store.json")
 
 
-def finish_runs(station: StubFlowServer, *ids: str, ago: float = 0.0, **more: Any) -> None:
+def finish_runs(flow_server: StubFlowServer, *ids: str, ago: float = 0.0, **more: Any) -> None:
     """Finish runs, each after one second, so many seconds ago."""
-    station.runs.update({key: StubRun(time.time() - ago - 1, 1, **more) for key in ids})
+    flow_server.runs.update({key: StubRun(time.time() - ago - 1, 1, **more) for key in ids})
 
 
-async def wait_for_lists(station: StubFlowServer, lists: int = 2) -> None:
+async def wait_for_lists(flow_server: StubFlowServer, lists: int = 2) -> None:
     """Wait until so many more lists were asked for."""
-    before = len(station.list_requests())
-    assert await wait_for_condition(lambda: len(station.list_requests()) >= before + lists)
+    before = len(flow_server.list_requests())
+    assert await wait_for_condition(lambda: len(flow_server.list_requests()) >= before + lists)
 
 
 # What Airflow stores ----------------------------------------------------------------------------------
@@ -145,35 +147,37 @@ async def test_runs_of_anybody_are_told(flow_emulator: Emulator, store: FileStor
     assert all(moment.endswith("+00:00") for moment in times.values())
 
 
-async def test_restart_loses_nothing_and_repeats_nothing(station: StubFlowServer, store: FileStore) -> None:
+async def test_restart_loses_nothing_and_repeats_nothing(
+    flow_server: StubFlowServer, store: FileStore
+) -> None:
     """A new trigger with the same store goes on: what ended in between is told, what was told is not."""
-    finish_runs(station, "before")
+    finish_runs(flow_server, "before")
     async with run_watcher(store) as first:
         assert await wait_for_condition(store.content)
-        finish_runs(station, "one")
+        finish_runs(flow_server, "one")
         assert await first.wait_for_events("one")
         assert await wait_for_condition(lambda: store.writes == 2)
-    finish_runs(station, "between")
+    finish_runs(flow_server, "between")
 
     async with run_watcher(store) as second:
-        finish_runs(station, "then")
+        finish_runs(flow_server, "then")
         assert await second.wait_for_events("between", "then")
         assert await wait_for_condition(lambda: store.writes == 3)
     async with run_watcher(store) as third:
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
 
     assert third.ids == []
     assert await wait_for_idle_loop()
 
 
-async def test_memory_is_written_after_the_events(station: StubFlowServer, store: FileStore) -> None:
+async def test_memory_is_written_after_the_events(flow_server: StubFlowServer, store: FileStore) -> None:
     """A triggerer that dies between an event and the save emits it again: at least once."""
     async with run_watcher(store) as first:
         assert await wait_for_condition(store.content)
-        finish_runs(station, "one")
+        finish_runs(flow_server, "one")
         store.broken = True
         assert await first.wait_for_events("one")
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
     assert first.ids == ["one"]  # as long as it lives it knows without a store
     store.broken = False
 
@@ -181,7 +185,7 @@ async def test_memory_is_written_after_the_events(station: StubFlowServer, store
         assert await second.wait_for_events("one")
 
 
-async def test_short_interval_remembers_no_earlier(station: StubFlowServer, store: FileStore) -> None:
+async def test_short_interval_remembers_no_earlier(flow_server: StubFlowServer, store: FileStore) -> None:
     """Also with a short interval no event is saved before Airflow has it, and none is delayed."""
     assert FlowRunFinishedTrigger.save_delay == 5.0
     lasts = 1.5
@@ -189,7 +193,7 @@ async def test_short_interval_remembers_no_earlier(station: StubFlowServer, stor
         assert await wait_for_condition(store.content)
         told: list[float] = []
         for name in ("one", "two"):
-            finish_runs(station, name)
+            finish_runs(flow_server, name)
             assert await wait_for_condition(lambda name=name: name in watcher.ids)
             told.append(time.monotonic())
         for name, at in zip(("one", "two"), told, strict=True):
@@ -204,125 +208,127 @@ def saved_ids(store: FileStore) -> set[str]:
 
 @pytest.mark.parametrize("ahead", [-3600, 3600])
 async def test_services_own_clock_says_what_was_before(
-    station: StubFlowServer, store: FileStore, ahead: int
+    flow_server: StubFlowServer, store: FileStore, ahead: int
 ) -> None:
     """Where the first list has no end times, a wrong local clock loses no run and emits no earlier one."""
 
     def row(key: str) -> dict[str, Any]:
-        moved = {name: at + ahead for name, at in station.row(key).items() if name.endswith("_at")}
-        return {**station.row(key), **moved}
+        moved = {name: at + ahead for name, at in flow_server.row(key).items() if name.endswith("_at")}
+        return {**flow_server.row(key), **moved}
 
     def listing(rows: list[dict[str, Any]]) -> Answer:
         return Answer(rows, headers={"Date": formatdate(time.time() + ahead, usegmt=True)})
 
-    finish_runs(station, "before", ago=100)
-    station.list_response = lambda _: listing([{"flow_id": "before"}])
-    station.run_response = lambda *_: Answer({"detail": "Oh no"}, 500)
+    finish_runs(flow_server, "before", ago=100)
+    flow_server.list_response = lambda _: listing([{"flow_id": "before"}])
+    flow_server.run_response = lambda *_: Answer({"detail": "Oh no"}, 500)
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
-        finish_runs(station, "new")
-        station.list_response = lambda _: listing([row(key) for key in list(station.runs)])
+        finish_runs(flow_server, "new")
+        flow_server.list_response = lambda _: listing([row(key) for key in list(flow_server.runs)])
         assert await watcher.wait_for_events("new")
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
     assert watcher.ids == ["new"]
 
 
-async def test_run_that_took_long_is_not_missed(station: StubFlowServer, store: FileStore) -> None:
+async def test_run_that_took_long_is_not_missed(flow_server: StubFlowServer, store: FileStore) -> None:
     """A run that began before all others, and ends after them, is told."""
-    station.runs["slow"] = StubRun(time.time() - 86_400, 86_401)
-    finish_runs(station, "before")
+    flow_server.runs["slow"] = StubRun(time.time() - 86_400, 86_401)
+    finish_runs(flow_server, "before")
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
-        finish_runs(station, "quick")
+        finish_runs(flow_server, "quick")
         assert await watcher.wait_for_events("quick", "slow")
 
 
 async def test_run_that_ended_while_the_first_list_was_made_is_not_missed(
-    station: StubFlowServer, store: FileStore
+    flow_server: StubFlowServer, store: FileStore
 ) -> None:
     """A run that the first list shows active next to one that ended later emits its event."""
-    finish_runs(station, "other")
+    finish_runs(flow_server, "other")
     now = time.time()
-    station.runs.update({"early": StubRun(now - 60, 55), "before": StubRun(now - 60, 50)})
+    flow_server.runs.update({"early": StubRun(now - 60, 55), "before": StubRun(now - 60, 50)})
     late = {"flow_id": "early", "state": "running", "template": "t", "started_at": now - 60}
-    station.list_response = lambda _: Answer([station.row("other"), station.row("before"), late])
+    flow_server.list_response = lambda _: Answer([flow_server.row("other"), flow_server.row("before"), late])
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
-        station.list_response = lambda _: Answer([station.row(key) for key in list(station.runs)])
+        flow_server.list_response = lambda _: Answer([flow_server.row(key) for key in list(flow_server.runs)])
         assert await watcher.wait_for_events("early")
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
     assert watcher.ids == ["early"]
 
 
 async def test_run_that_does_not_tell_its_end_is_not_missed(
-    station: StubFlowServer, store: FileStore
+    flow_server: StubFlowServer, store: FileStore
 ) -> None:
     """A long run that never reports its end emits one event when it is found to have finished."""
 
     def row(key: str) -> dict[str, Any]:
-        return {name: value for name, value in station.row(key).items() if name != "finished_at"}
+        return {name: value for name, value in flow_server.row(key).items() if name != "finished_at"}
 
-    station.list_response = lambda _: Answer(
-        [row(key) if key != "other" else station.row(key) for key in list(station.runs)]
+    flow_server.list_response = lambda _: Answer(
+        [row(key) if key != "other" else flow_server.row(key) for key in list(flow_server.runs)]
     )
-    station.run_response = lambda key, _: Answer(row(key))
-    station.runs["slow"] = StubRun(time.time() - 86_400, 86_401)
-    finish_runs(station, "old", ago=86_400 * 2)
-    finish_runs(station, "other")
+    flow_server.run_response = lambda key, _: Answer(row(key))
+    flow_server.runs["slow"] = StubRun(time.time() - 86_400, 86_401)
+    finish_runs(flow_server, "old", ago=86_400 * 2)
+    finish_runs(flow_server, "other")
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
         assert await watcher.wait_for_events("slow")
         assert await wait_for_condition(lambda: store.writes == 2)
     assert watcher.events[0]["finished_at"] is None
     async with run_watcher(store) as second:
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
     assert second.ids == []
 
 
-async def test_run_that_the_list_shows_late_is_not_missed(station: StubFlowServer, store: FileStore) -> None:
+async def test_run_that_the_list_shows_late_is_not_missed(
+    flow_server: StubFlowServer, store: FileStore
+) -> None:
     """A run that is on the list only after one that ended later is told all the same."""
-    finish_runs(station, "before", ago=100)
+    finish_runs(flow_server, "before", ago=100)
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
-        finish_runs(station, "early")
+        finish_runs(flow_server, "early")
         assert await watcher.wait_for_events("early")
-        finish_runs(station, "late", ago=50)
+        finish_runs(flow_server, "late", ago=50)
         assert await watcher.wait_for_events("early", "late")
 
 
 async def test_without_a_store_it_remembers_while_it_lives(
-    station: StubFlowServer, caplog: pytest.LogCaptureFixture
+    flow_server: StubFlowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without a store (before Airflow 3.3) a trigger emits each run once, and logs once what is missing."""
     async with run_watcher(None) as watcher:
-        await wait_for_lists(station)
-        finish_runs(station, "one")
+        await wait_for_lists(flow_server)
+        finish_runs(flow_server, "one")
         assert await watcher.wait_for_events("one")
-        finish_runs(station, "two")
+        finish_runs(flow_server, "two")
         assert await watcher.wait_for_events("one", "two")
     assert caplog.text.count("has no asset state store") == 1
 
 
-async def test_store_that_blocks_is_asked_in_a_thread(station: StubFlowServer) -> None:
+async def test_store_that_blocks_is_asked_in_a_thread(flow_server: StubFlowServer) -> None:
     """The store of Airflow 3.3.0, which only blocks, serves as well."""
     store: Any = BlockingStore()
     async with run_watcher(store) as first:
         assert await wait_for_condition(lambda: store.values)
-        finish_runs(station, "one")
+        finish_runs(flow_server, "one")
         assert await first.wait_for_events("one")
         assert await wait_for_condition(lambda: "one" in next(iter(store.values.values()))["ends"])
     async with run_watcher(store) as second:
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
     assert second.ids == []
 
 
 async def test_store_that_cannot_be_asked_is_waited_for(
-    station: StubFlowServer, store: FileStore, caplog: pytest.LogCaptureFixture
+    flow_server: StubFlowServer, store: FileStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the store cannot be read nothing begins anew, so nothing is lost; the log says so once."""
     async with run_watcher(store):
         assert await wait_for_condition(store.content)
-    finish_runs(station, "between")
+    finish_runs(flow_server, "between")
     store.broken = True
     async with run_watcher(store) as second:
         await asyncio.sleep(QUIET_SECONDS)
@@ -343,7 +349,7 @@ def test_trigger_that_assets_share_is_remembered_with_each() -> None:
     assert WatcherState(both, "key")._stores == [both[one], both[other]]
 
 
-async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: StubFlowServer) -> None:
+async def test_the_fuller_of_several_memories_counts(tmp_path: Path, flow_server: StubFlowServer) -> None:
     """A store without state, of an asset that was added later, does not repeat events."""
     parts = {name: FileStore(tmp_path / name) for name in ("one", "other")}
 
@@ -352,14 +358,14 @@ async def test_the_fuller_of_several_memories_counts(tmp_path: Path, station: St
 
     async with run_watcher(Both()) as first:
         assert await wait_for_condition(parts["other"].content)
-        finish_runs(station, "told")
+        finish_runs(flow_server, "told")
         assert await first.wait_for_events("told")
         assert await wait_for_condition(lambda: parts["other"].writes == 2)
     assert parts["one"].content() == parts["other"].content()
     (tmp_path / "one").unlink()
 
     async with run_watcher(Both()) as second:
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
     assert second.ids == []
 
 
@@ -386,7 +392,7 @@ def test_argument_that_nobody_knows_is_told(caplog: pytest.LogCaptureFixture) ->
 # Which runs it emits ----------------------------------------------------------------------------------------
 
 
-async def test_watchers_share_one_list(station: StubFlowServer, tmp_path: Path) -> None:
+async def test_watchers_share_one_list(flow_server: StubFlowServer, tmp_path: Path) -> None:
     """Watchers of different flows and states share one list an interval, and each emits what it matches."""
     wanted: list[dict[str, Any]] = [
         {},
@@ -394,10 +400,10 @@ async def test_watchers_share_one_list(station: StubFlowServer, tmp_path: Path) 
         {"flow": ["chairs", "tables"], "states": ["failed", "aborted"]},
         {"states": ["completed", "failed", "aborted"]},
     ]
-    station.run_response = lambda key, _: Answer(station.row(key))
+    flow_server.run_response = lambda key, _: Answer(flow_server.row(key))
     flows = {"a": "chairs", "b": "tables", "c": "chairs", "d": "tables"}
-    station.list_response = lambda _: Answer(
-        [{**station.row(key), "template": flows[key]} for key in list(station.runs)]
+    flow_server.list_response = lambda _: Answer(
+        [{**flow_server.row(key), "template": flows[key]} for key in list(flow_server.runs)]
     )
     interval = 0.4
     async with AsyncExitStack() as stack:
@@ -410,15 +416,15 @@ async def test_watchers_share_one_list(station: StubFlowServer, tmp_path: Path) 
             )
             await asyncio.sleep(0.05)
             assert await wait_for_condition(store.content)
-        finish_runs(station, "a", "b")
-        finish_runs(station, "c", end="failed")
-        finish_runs(station, "d", end="aborted")
+        finish_runs(flow_server, "a", "b")
+        finish_runs(flow_server, "c", end="failed")
+        finish_runs(flow_server, "d", end="aborted")
         for watcher, ids in zip(watchers, ("ab", "a", "cd", "abcd"), strict=True):
             assert await watcher.wait_for_events(*ids)
         intervals = (time.monotonic() - began) / interval
 
-    assert len(station.list_requests()) <= intervals / 0.9 + 1
-    assert station.poll_requests() == []
+    assert len(flow_server.list_requests()) <= intervals / 0.9 + 1
+    assert flow_server.poll_requests() == []
 
 
 async def test_failed_run_is_told_with_its_reason(flow_emulator: Emulator, store: FileStore) -> None:
@@ -436,18 +442,18 @@ async def test_failed_run_is_told_with_its_reason(flow_emulator: Emulator, store
     assert (event["state"], event["error"]) == ("failed", "The mesh has no faces")
 
 
-async def test_late_watcher_misses_nothing(station: StubFlowServer, tmp_path: Path) -> None:
+async def test_late_watcher_misses_nothing(flow_server: StubFlowServer, tmp_path: Path) -> None:
     """A watcher that returns while others run emits what it missed, from an earlier list."""
     late = FileStore(tmp_path / "late.json")
     async with run_watcher(late):
         assert await wait_for_condition(late.content)
     async with run_watcher(FileStore(tmp_path / "steady.json"), poll_interval=30, states="failed"):
-        await wait_for_lists(station, 1)
-        finish_runs(station, "old", ago=5)
-        before = len(station.list_requests())
+        await wait_for_lists(flow_server, 1)
+        finish_runs(flow_server, "old", ago=5)
+        before = len(flow_server.list_requests())
         async with run_watcher(late, poll_interval=0.2) as watcher:
             assert await watcher.wait_for_events("old")
-        assert len(station.list_requests()) > before
+        assert len(flow_server.list_requests()) > before
 
 
 # Incomplete lists ---------------------------------------------------------------------------------------
@@ -457,89 +463,90 @@ async def test_late_watcher_misses_nothing(station: StubFlowServer, tmp_path: Pa
     "left_out", ["state", "finished_at", "template", "state finished_at template created_at progress"]
 )
 async def test_rows_that_tell_too_little_are_read(
-    station: StubFlowServer, store: FileStore, left_out: str
+    flow_server: StubFlowServer, store: FileStore, left_out: str
 ) -> None:
     """Where a list lacks state, end or flow, each run is polled, and a final one never again."""
 
     def row(key: str) -> dict[str, Any]:
-        return {name: value for name, value in station.row(key).items() if name not in left_out.split()}
+        return {name: value for name, value in flow_server.row(key).items() if name not in left_out.split()}
 
-    station.list_response = lambda _: Answer([row(key) for key in list(station.runs)])
-    finish_runs(station, "before", ago=10)
+    flow_server.list_response = lambda _: Answer([row(key) for key in list(flow_server.runs)])
+    finish_runs(flow_server, "before", ago=10)
     async with run_watcher(store, flow="t") as watcher:
         assert await wait_for_condition(store.content)
-        finish_runs(station, "one")
+        finish_runs(flow_server, "one")
         assert await watcher.wait_for_events("one")
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
 
-    assert len(station.poll_requests(["before"])) == len(station.poll_requests(["one"])) == 1
+    assert len(flow_server.poll_requests(["before"])) == len(flow_server.poll_requests(["one"])) == 1
 
 
-async def test_looks_are_bounded(station: StubFlowServer, store: FileStore) -> None:
+async def test_looks_are_bounded(flow_server: StubFlowServer, store: FileStore) -> None:
     """A list of ids alone causes at most twenty polls a list, and all runs are polled in time."""
-    station.list_response = lambda _: Answer([{"flow_id": key} for key in list(station.runs)])
-    finish_runs(station, *(f"old{number}" for number in range(50)), ago=10)
+    flow_server.list_response = lambda _: Answer([{"flow_id": key} for key in list(flow_server.runs)])
+    finish_runs(flow_server, *(f"old{number}" for number in range(50)), ago=10)
     async with run_watcher(store) as watcher:
-        assert await wait_for_condition(lambda: len(station.poll_requests()) >= 50)
-        finish_runs(station, "new")
+        assert await wait_for_condition(lambda: len(flow_server.poll_requests()) >= 50)
+        finish_runs(flow_server, "new")
         assert await watcher.wait_for_events("new")
 
-    moments = [asked.at for asked in station.list_requests()] + [time.time()]
+    moments = [asked.at for asked in flow_server.list_requests()] + [time.time()]
     assert (
         max(
-            sum(begin < look.at < end for look in station.poll_requests()) for begin, end in pairwise(moments)
+            sum(begin < look.at < end for look in flow_server.poll_requests())
+            for begin, end in pairwise(moments)
         )
         == 20
     )
     assert watcher.ids == ["new"]
 
 
-async def test_run_that_left_the_list_is_looked_at(station: StubFlowServer, store: FileStore) -> None:
+async def test_run_that_left_the_list_is_looked_at(flow_server: StubFlowServer, store: FileStore) -> None:
     """An active run that has left the list because of newer ones is polled until its end."""
     shown = ["slow"]
-    station.list_response = lambda _: Answer([station.row(key) for key in shown])
-    station.runs["slow"] = StubRun(time.time() - 60, 61)
+    flow_server.list_response = lambda _: Answer([flow_server.row(key) for key in shown])
+    flow_server.runs["slow"] = StubRun(time.time() - 60, 61)
     async with run_watcher(store) as watcher:
-        await wait_for_lists(station)
-        finish_runs(station, "newer")
+        await wait_for_lists(flow_server)
+        finish_runs(flow_server, "newer")
         shown[:] = ["newer"]
         assert await watcher.wait_for_events("newer", "slow")
 
 
 async def test_run_without_a_state_that_left_the_list_is_followed(
-    station: StubFlowServer, store: FileStore
+    flow_server: StubFlowServer, store: FileStore
 ) -> None:
     """Where lists tell no state, a run that a look has shown under way is followed to its end as well."""
     shown = ["slow"]
-    station.list_response = lambda _: Answer([{"flow_id": key} for key in shown])
-    station.runs["slow"] = StubRun(time.time() - 60, 61)
+    flow_server.list_response = lambda _: Answer([{"flow_id": key} for key in shown])
+    flow_server.runs["slow"] = StubRun(time.time() - 60, 61)
     async with run_watcher(store) as watcher:
-        assert await wait_for_condition(lambda: station.poll_requests(["slow"]))
-        await wait_for_lists(station)
+        assert await wait_for_condition(lambda: flow_server.poll_requests(["slow"]))
+        await wait_for_lists(flow_server)
         shown.clear()
         assert await watcher.wait_for_events("slow")
 
 
 async def test_run_that_cannot_be_looked_at_is_looked_at_again(
-    station: StubFlowServer, store: FileStore
+    flow_server: StubFlowServer, store: FileStore
 ) -> None:
     """A failed poll of one run does not delay other events and is retried; a deleted run is forgotten."""
     shown = ["slow", "deleted"]
-    station.list_response = lambda _: Answer([station.row(key) for key in shown])
-    station.runs.update({key: StubRun(time.time() - 60, 61) for key in shown})
+    flow_server.list_response = lambda _: Answer([flow_server.row(key) for key in shown])
+    flow_server.runs.update({key: StubRun(time.time() - 60, 61) for key in shown})
     async with run_watcher(store) as watcher:
-        await wait_for_lists(station)
-        finish_runs(station, "newer")
-        del station.runs["deleted"]
-        good, station.run_response = station.run_response, lambda *_: Answer({"detail": "Oh no"}, 500)
+        await wait_for_lists(flow_server)
+        finish_runs(flow_server, "newer")
+        del flow_server.runs["deleted"]
+        good, flow_server.run_response = flow_server.run_response, lambda *_: Answer({"detail": "Oh no"}, 500)
         shown[:] = ["newer"]
         assert await watcher.wait_for_events("newer")
-        await wait_for_lists(station, 3)
-        station.run_response = good
+        await wait_for_lists(flow_server, 3)
+        flow_server.run_response = good
         assert await watcher.wait_for_events("newer", "slow")
-        await wait_for_lists(station, 3)
+        await wait_for_lists(flow_server, 3)
 
-    assert len(station.poll_requests(["deleted"])) == 1
+    assert len(flow_server.poll_requests(["deleted"])) == 1
 
 
 async def test_pages_and_projections_of_the_emulator(flow_emulator: Emulator, store: FileStore) -> None:
@@ -558,19 +565,19 @@ async def test_pages_and_projections_of_the_emulator(flow_emulator: Emulator, st
 
 
 async def test_service_that_is_down_ends_nothing(
-    station: StubFlowServer, store: FileStore, caplog: pytest.LogCaptureFixture
+    flow_server: StubFlowServer, store: FileStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failing service is polled less and less often; the log has one line at the start, one at the end."""
     caplog.set_level(logging.INFO, "airflow_provider_flows")
-    good = station.list_response
+    good = flow_server.list_response
     async with run_watcher(store, poll_interval=0.05) as watcher:
         assert await wait_for_condition(store.content)
-        station.list_response = lambda _: Answer({"detail": "Oh no"}, 500)
-        before = len(station.list_requests())
-        finish_runs(station, "meanwhile")
+        flow_server.list_response = lambda _: Answer({"detail": "Oh no"}, 500)
+        before = len(flow_server.list_requests())
+        finish_runs(flow_server, "meanwhile")
         await asyncio.sleep(1.2)
-        tries = len(station.list_requests()) - before
-        station.list_response = good
+        tries = len(flow_server.list_requests()) - before
+        flow_server.list_response = good
         assert await watcher.wait_for_events("meanwhile")
         assert await wait_for_condition(lambda: "can be listed again" in caplog.text)
 
@@ -580,7 +587,7 @@ async def test_service_that_is_down_ends_nothing(
 
 
 async def test_key_that_was_changed_is_read_anew(
-    station: StubFlowServer,
+    flow_server: StubFlowServer,
     store: FileStore,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -589,9 +596,9 @@ async def test_key_that_was_changed_is_read_anew(
     async with run_watcher(store) as watcher:
         assert await wait_for_condition(store.content)
         age_hook_cache()
-        station.connect(monkeypatch, key="the-new-key", retries=0)
-        station.keys = {"the-new-key"}
-        finish_runs(station, "one")
+        flow_server.connect(monkeypatch, key="the-new-key", retries=0)
+        flow_server.keys = {"the-new-key"}
+        finish_runs(flow_server, "one")
         assert await watcher.wait_for_events("one")
     assert "cannot be listed" not in caplog.text
     assert "the-new-key" not in caplog.text
@@ -612,28 +619,28 @@ async def test_service_that_lists_nothing_is_an_error_in_the_log(
 
 
 async def test_bound_on_requests_holds_for_lists_too(
-    station: StubFlowServer, store: FileStore, monkeypatch: pytest.MonkeyPatch
+    flow_server: StubFlowServer, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`max_requests_per_second` limits lists, polls and waits of a connection together."""
-    station.connect(monkeypatch, retries=0, max_requests_per_second=10)
-    station.list_response = lambda _: Answer([{"flow_id": key} for key in list(station.runs)])
-    finish_runs(station, *(f"old{number}" for number in range(8)))
-    station.create_runs(1, 60, prefix="waited")
+    flow_server.connect(monkeypatch, retries=0, max_requests_per_second=10)
+    flow_server.list_response = lambda _: Answer([{"flow_id": key} for key in list(flow_server.runs)])
+    finish_runs(flow_server, *(f"old{number}" for number in range(8)))
+    flow_server.create_runs(1, 60, prefix="waited")
     wait = asyncio.create_task(anext(triggers.FlowRunTrigger("flows_default", "waited0", 0.05, 0.05).run()))
     async with run_watcher(store, poll_interval=0.05):
         await asyncio.sleep(1.5)
     wait.cancel()
 
-    moments = sorted(asked.at for asked in station.requests)
-    assert station.poll_requests(["waited0"])
-    assert station.list_requests()
+    moments = sorted(asked.at for asked in flow_server.requests)
+    assert flow_server.poll_requests(["waited0"])
+    assert flow_server.list_requests()
     assert len(moments) <= 10 * (moments[-1] - moments[0]) + 2
 
 
-async def test_untrusted_answers_stay_small(station: StubFlowServer, store: FileStore) -> None:
+async def test_untrusted_answers_stay_small(flow_server: StubFlowServer, store: FileStore) -> None:
     """Absurd ids, dates and texts neither end the watcher nor fill Airflow's database."""
     rows: list[Any] = []
-    station.list_response = lambda _: Answer(json.dumps(rows).encode())
+    flow_server.list_response = lambda _: Answer(json.dumps(rows).encode())
     async with run_watcher(store, states=["completed", "failed"]) as watcher:
         assert await wait_for_condition(store.content)
         far = {"flow_id": "far", "state": "completed", "template": "t", "finished_at": "9999-01-01T00:00:00Z"}

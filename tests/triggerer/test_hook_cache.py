@@ -24,15 +24,15 @@ from tests.support.triggers import (
 )
 
 
-async def test_connection_is_looked_up_once_for_all(station: StubFlowServer) -> None:
+async def test_connection_is_looked_up_once_for_all(flow_server: StubFlowServer) -> None:
     """All callers get the same hook while a lookup is fresh, also while it is in progress."""
     hooks = await asyncio.gather(*(get_hook_cached("flows_default") for _ in range(50)))
     assert {id(hook) for hook in [*hooks, await get_hook_cached("flows_default")]} == {id(hooks[0])}
     assert isinstance(hooks[0], GenerioHook)
-    assert hooks[0].settings.base_url == station.url
+    assert hooks[0].settings.base_url == flow_server.url
 
 
-@pytest.mark.usefixtures("station")
+@pytest.mark.usefixtures("flow_server")
 async def test_old_look_up_is_made_again() -> None:
     """A look-up that is a minute old serves nobody new; one that is just younger does."""
     first = await get_hook_cached("flows_default")
@@ -42,7 +42,7 @@ async def test_old_look_up_is_made_again() -> None:
     assert await get_hook_cached("flows_default") is not first
 
 
-@pytest.mark.usefixtures("station")
+@pytest.mark.usefixtures("flow_server")
 async def test_doubt_is_answered_anew_but_not_at_once() -> None:
     """Who doubts a hook gets one that was looked up since; a look-up of just now is not made again."""
     first = await get_hook_cached("flows_default")
@@ -53,7 +53,7 @@ async def test_doubt_is_answered_anew_but_not_at_once() -> None:
     assert again[0] is not first
 
 
-@pytest.mark.usefixtures("station")
+@pytest.mark.usefixtures("flow_server")
 async def test_first_to_ask_may_leave() -> None:
     """A look-up goes on for the others when the one who asked first is cancelled."""
     tasks = [asyncio.create_task(get_hook_cached("flows_default")) for _ in range(3)]
@@ -62,48 +62,52 @@ async def test_first_to_ask_may_leave() -> None:
     assert await tasks[1] is await tasks[2]
 
 
-async def test_failed_look_up_is_not_kept(station: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_look_up_is_not_kept(
+    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A missing connection, or one of another type, is an error, and is looked up again next time."""
     monkeypatch.setenv("AIRFLOW_CONN_LATE", '{"conn_type": "http", "host": "x"}')
     with pytest.raises(FlowInputError, match="'late' is of type 'http'"):
         await get_hook_cached("late")
-    station.connect(monkeypatch, "late")
+    flow_server.connect(monkeypatch, "late")
     assert (await get_hook_cached("late")).flows_conn_id == "late"
 
 
-@pytest.mark.usefixtures("station")
+@pytest.mark.usefixtures("flow_server")
 async def test_each_event_loop_looks_up_for_itself() -> None:
     """A hook of one event loop is not handed out in another."""
     here = await get_hook_cached("flows_default")
     assert await asyncio.to_thread(lambda: asyncio.run(get_hook_cached("flows_default"))) is not here
 
 
-async def rotated(station: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def rotated(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the server take a new key only, and Airflow know it; the look-ups so far are some time ago."""
-    assert await wait_for_condition(lambda: len(station.requests) > 3)
-    station.keys = {"new"}
-    station.connect(monkeypatch, key="new")
+    assert await wait_for_condition(lambda: len(flow_server.requests) > 3)
+    flow_server.keys = {"new"}
+    flow_server.connect(monkeypatch, key="new")
     age_hook_cache()
 
 
 async def test_key_that_is_changed_ends_no_wait(
-    station: StubFlowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When a key is rotated all waits continue with the new one, and each logs it once."""
     caplog.set_level(logging.INFO)
-    ids = station.create_runs(20, 2.5)
+    ids = flow_server.create_runs(20, 2.5)
     runs = asyncio.gather(*(run_trigger(key) for key in ids))
-    await rotated(station, monkeypatch)
+    await rotated(flow_server, monkeypatch)
 
     assert [run.flow_run_id for run in await runs if run.is_completed] == ids
-    assert {asked.key for asked in station.requests} == {"key", "new"}
+    assert {asked.key for asked in flow_server.requests} == {"key", "new"}
 
 
-async def test_key_is_refused_for_good(station: StubFlowServer) -> None:
+async def test_key_is_refused_for_good(flow_server: StubFlowServer) -> None:
     """When the only key is rejected, each wait ends in an error that names the connection once."""
-    tasks = asyncio.gather(*(run_trigger(key) for key in station.create_runs(15, 60)), return_exceptions=True)
-    assert await wait_for_condition(lambda: len(station.requests) > 3)
-    station.keys = set()
+    tasks = asyncio.gather(
+        *(run_trigger(key) for key in flow_server.create_runs(15, 60)), return_exceptions=True
+    )
+    assert await wait_for_condition(lambda: len(flow_server.requests) > 3)
+    flow_server.keys = set()
     age_hook_cache()
 
     for error in await tasks:
@@ -112,50 +116,52 @@ async def test_key_is_refused_for_good(station: StubFlowServer) -> None:
         assert "check the connection's password" in message
 
 
-async def test_wrong_key_from_the_start(station: StubFlowServer) -> None:
+async def test_wrong_key_from_the_start(flow_server: StubFlowServer) -> None:
     """A key that was never valid ends each wait after a few polls, without a second lookup."""
-    station.keys = set()
-    errors = await collect_errors(station.create_runs(3, 60))
+    flow_server.keys = set()
+    errors = await collect_errors(flow_server.create_runs(3, 60))
     assert all("Connection 'flows_default'" in error_text(error, FlowAuthError) for error in errors)
 
 
 async def test_changed_key_reaches_who_came_long_before(
-    station: StubFlowServer, monkeypatch: pytest.MonkeyPatch
+    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also a wait with a hook from before the last lookup gets the new key."""
-    (first, second) = station.create_runs(2, 4.0)
+    (first, second) = flow_server.create_runs(2, 4.0)
     old = asyncio.create_task(run_trigger(first))
-    assert await wait_for_condition(lambda: station.requests)
+    assert await wait_for_condition(lambda: flow_server.requests)
     age_hook_cache(seconds=HOOK_TTL_SECONDS + 1)
     young = asyncio.create_task(
         run_trigger(second, poll_intervals=(0.3, 0.3))
     )  # its look-up is made anew, with the old key
     await asyncio.sleep(0.7)
-    await rotated(station, monkeypatch)
+    await rotated(flow_server, monkeypatch)
 
     assert (await old).is_completed
     assert (await young).is_completed
 
 
-async def test_key_that_is_changed_twice(station: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_key_that_is_changed_twice(
+    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A wait survives one change of the key after another."""
-    runs = asyncio.gather(*(run_trigger(key) for key in station.create_runs(5, 2.5)))
-    await rotated(station, monkeypatch)
-    assert await wait_for_condition(lambda: station.requests[-1].key == "new")
+    runs = asyncio.gather(*(run_trigger(key) for key in flow_server.create_runs(5, 2.5)))
+    await rotated(flow_server, monkeypatch)
+    assert await wait_for_condition(lambda: flow_server.requests[-1].key == "new")
     await asyncio.sleep(0.3)
-    station.keys = {"newer"}
-    station.connect(monkeypatch, key="newer")
+    flow_server.keys = {"newer"}
+    flow_server.connect(monkeypatch, key="newer")
     age_hook_cache()
     assert all(run.is_completed for run in await runs)
 
 
 async def test_connection_that_is_taken_away_is_an_error_of_ours(
-    station: StubFlowServer, monkeypatch: pytest.MonkeyPatch
+    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rejected key of a connection that was deleted ends the wait with an error event."""
-    task = asyncio.create_task(run_trigger(station.create_runs(1, 60)[0]))
-    assert await wait_for_condition(lambda: station.requests)
-    station.keys = set()
+    task = asyncio.create_task(run_trigger(flow_server.create_runs(1, 60)[0]))
+    assert await wait_for_condition(lambda: flow_server.requests)
+    flow_server.keys = set()
     monkeypatch.delenv("AIRFLOW_CONN_FLOWS_DEFAULT")
     assert "AIRFLOW_CONN_FLOWS_DEFAULT" not in os.environ
     age_hook_cache()
@@ -163,7 +169,7 @@ async def test_connection_that_is_taken_away_is_an_error_of_ours(
         await task
 
 
-@pytest.mark.usefixtures("station")
+@pytest.mark.usefixtures("flow_server")
 @pytest.mark.parametrize("conn_id", ["flows_default", "missing"])
 def test_event_loop_is_not_held_after_a_lookup(conn_id: str) -> None:
     """A loop on which a connection was looked up, also in vain, can be collected."""

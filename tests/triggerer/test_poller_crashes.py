@@ -49,11 +49,12 @@ async def odd_hook() -> OddHook:
     return hook
 
 
-async def test_unexpected_error_in_a_look_ends_that_wait_only(station: StubFlowServer) -> None:
+async def test_unexpected_error_in_a_look_ends_that_wait_only(flow_server: StubFlowServer) -> None:
     """An unexpected error in one poll ends that wait with a FlowError that names the run."""
     hook = await odd_hook()
     told = await asyncio.gather(
-        *(wait_in_poller(hook, key) for key in [*station.create_runs(3, 0.4), "odd"]), return_exceptions=True
+        *(wait_in_poller(hook, key) for key in [*flow_server.create_runs(3, 0.4), "odd"]),
+        return_exceptions=True,
     )
     message = error_text(told.pop(), FlowError)  # type: ignore[arg-type]
     assert "odd" in message
@@ -62,34 +63,34 @@ async def test_unexpected_error_in_a_look_ends_that_wait_only(station: StubFlowS
 
 
 @pytest.mark.parametrize("how_many", [20, 100])
-async def test_crash_reaches_everybody_and_is_over(station: StubFlowServer, how_many: int) -> None:
+async def test_crash_reaches_everybody_and_is_over(flow_server: StubFlowServer, how_many: int) -> None:
     """An error that breaks the poller ends all its waits with a FlowError; the next one gets a new poller."""
-    station.run_response = lambda key, _: ApiResponse(station.row(key), delay=0.3)
+    flow_server.run_response = lambda key, _: ApiResponse(flow_server.row(key), delay=0.3)
     hook = await odd_hook()
     watch = SharedPoller.for_hook(hook)
 
     told = await asyncio.gather(
-        *(wait_in_poller(hook, key) for key in station.create_runs(how_many, 60)), return_exceptions=True
+        *(wait_in_poller(hook, key) for key in flow_server.create_runs(how_many, 60)), return_exceptions=True
     )
 
     assert all("another mistake" in error_text(one, FlowError) for one in told)  # type: ignore[arg-type]
-    station.create_runs(1, 0.2, "next")
+    flow_server.create_runs(1, 0.2, "next")
     assert SharedPoller.for_hook(hook) is not watch
     assert (await wait_in_poller(hook, "next0")).is_completed
     assert await wait_for_idle_loop()
     gc.collect()  # a coroutine that was never awaited would warn now
 
 
-async def test_event_loop_that_ends_leaves_nothing_behind(station: StubFlowServer) -> None:
+async def test_event_loop_that_ends_leaves_nothing_behind(flow_server: StubFlowServer) -> None:
     """A loop that is shut down while polls are queued leaves no coroutine that was never awaited."""
-    station.list_response = lambda _: ApiResponse({}, 404)
-    station.run_response = lambda *_: ApiResponse({}, delay=3600)
-    ids = station.create_runs(3 * MAX_CONCURRENT_POLLS, 60)
+    flow_server.list_response = lambda _: ApiResponse({}, 404)
+    flow_server.run_response = lambda *_: ApiResponse({}, delay=3600)
+    ids = flow_server.create_runs(3 * MAX_CONCURRENT_POLLS, 60)
 
     async def once() -> None:
         hook = await FlowsHook.aget_hook("flows_default")
         tasks = [asyncio.create_task(wait_in_poller(hook, key)) for key in ids]
-        assert await wait_for_condition(lambda: len(station.poll_requests()) >= MAX_CONCURRENT_POLLS)
+        assert await wait_for_condition(lambda: len(flow_server.poll_requests()) >= MAX_CONCURRENT_POLLS)
         assert not any(task.done() for task in tasks)
 
     await asyncio.to_thread(lambda: asyncio.run(once()))

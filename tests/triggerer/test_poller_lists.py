@@ -18,9 +18,9 @@ from tests.support.triggers import run_trigger, run_triggers, wait_for_condition
 Answer = Callable[[StubFlowServer, ApiRequest], ApiResponse]
 
 
-def rows(station: StubFlowServer) -> list[dict[str, Any]]:
+def rows(flow_server: StubFlowServer) -> list[dict[str, Any]]:
     """Give the rows of the runs that are running."""
-    return [station.row(key) for key in station.running_ids()]
+    return [flow_server.row(key) for key in flow_server.running_ids()]
 
 
 def others(how_many: int) -> list[dict[str, Any]]:
@@ -30,40 +30,42 @@ def others(how_many: int) -> list[dict[str, Any]]:
 
 def without(name: str) -> Answer:
     """Leave one field out of all rows, as a list may that selects fields."""
-    return lambda station, _: ApiResponse(
-        [{key: value for key, value in row.items() if key != name} for row in rows(station)]
+    return lambda flow_server, _: ApiResponse(
+        [{key: value for key, value in row.items() if key != name} for row in rows(flow_server)]
     )
 
 
 def saying(word: str) -> Answer:
     """Say this state of every run, whatever it is."""
-    return lambda station, _: ApiResponse(
-        {"flows": [{**station.row(key), "state": word} for key in list(station.runs)]}
+    return lambda flow_server, _: ApiResponse(
+        {"flows": [{**flow_server.row(key), "state": word} for key in list(flow_server.runs)]}
     )
 
 
-def by_address(station: StubFlowServer, asked: ApiRequest) -> ApiResponse:
+def by_address(flow_server: StubFlowServer, asked: ApiRequest) -> ApiResponse:
     """Give the list in pages of ten, each with the next one's address."""
     page = int(asked.query.get("p", "0"))
-    found = others(15) + rows(station)
+    found = others(15) + rows(flow_server)
     more = {"next": f"/flows?filter_by=running&p={page + 1}"} if len(found) > 10 * page + 10 else {}
     return ApiResponse({"flows": found[10 * page : 10 * page + 10], **more})
 
 
-def by_offset(station: StubFlowServer, asked: ApiRequest) -> ApiResponse:
+def by_offset(flow_server: StubFlowServer, asked: ApiRequest) -> ApiResponse:
     """Give the list in pages of ten, by offset and total."""
-    begin, found = int(asked.query.get("offset", "0")), others(15) + rows(station)
+    begin, found = int(asked.query.get("offset", "0")), others(15) + rows(flow_server)
     return ApiResponse({"flows": found[begin : begin + 10], "total": len(found)})
 
 
 GOOD: dict[str, Answer] = {
-    "plain": lambda station, _: ApiResponse({"flows": rows(station)}),
-    "array": lambda station, _: ApiResponse(rows(station)),
-    "twice": lambda station, _: ApiResponse({"flows": rows(station) * 2}),
-    "all states": lambda station, _: ApiResponse({"flows": [station.row(key) for key in list(station.runs)]}),
+    "plain": lambda flow_server, _: ApiResponse({"flows": rows(flow_server)}),
+    "array": lambda flow_server, _: ApiResponse(rows(flow_server)),
+    "twice": lambda flow_server, _: ApiResponse({"flows": rows(flow_server) * 2}),
+    "all states": lambda flow_server, _: ApiResponse(
+        {"flows": [flow_server.row(key) for key in list(flow_server.runs)]}
+    ),
     "by address": by_address,
     "by offset": by_offset,
-    "slow": lambda station, _: ApiResponse({"flows": rows(station)}, delay=0.3),
+    "slow": lambda flow_server, _: ApiResponse({"flows": rows(flow_server)}, delay=0.3),
 }
 BAD: dict[str, Answer] = {
     "404": lambda *_: ApiResponse({"detail": "Not found"}, 404),
@@ -72,7 +74,7 @@ BAD: dict[str, Answer] = {
     "cut": lambda *_: ApiResponse(b'{"flows": [{"flow_id": "r0", "sta'),
     "no list": lambda *_: ApiResponse({"message": "ok"}),
     "nobody": lambda *_: ApiResponse({"flows": []}),
-    "ten": lambda station, _: ApiResponse({"flows": rows(station)[:10]}),
+    "ten": lambda flow_server, _: ApiResponse({"flows": rows(flow_server)[:10]}),
     "huge": lambda *_: ApiResponse({"flows": others(20_000)}),
     "no state": without("state"),
     "no id": without("flow_id"),
@@ -91,95 +93,96 @@ async def test_every_run_ends_right_whatever_the_list_says(
     disable_event_delay(monkeypatch)
     answers = {"good": GOOD, "bad": BAD}[kind]
     with ExitStack() as stack:
-        stations = {how: stack.enter_context(StubFlowServer()) for how in answers}
-        for number, (how, station) in enumerate(stations.items()):
-            station.list_response = partial(answers[how], station)
-            station.connect(monkeypatch, f"list_{number}")
-            station.create_runs(15, 1.0, "early")
-            station.create_runs(15, 1.6, "late", end="failed")
+        flow_servers = {how: stack.enter_context(StubFlowServer()) for how in answers}
+        for number, (how, flow_server) in enumerate(flow_servers.items()):
+            flow_server.list_response = partial(answers[how], flow_server)
+            flow_server.connect(monkeypatch, f"list_{number}")
+            flow_server.create_runs(15, 1.0, "early")
+            flow_server.create_runs(15, 1.6, "late", end="failed")
 
         told = await asyncio.gather(
             *(
-                run_triggers(station.runs, conn_id=f"list_{number}")
-                for number, station in enumerate(stations.values())
+                run_triggers(flow_server.runs, conn_id=f"list_{number}")
+                for number, flow_server in enumerate(flow_servers.values())
             )
         )
 
-        for (how, station), runs in zip(stations.items(), told, strict=True):
+        for (how, flow_server), runs in zip(flow_servers.items(), told, strict=True):
             assert [(run.flow_run_id, run.state.value) for run in runs] == [
-                (key, run.end) for key, run in station.runs.items()
+                (key, run.end) for key, run in flow_server.runs.items()
             ]
             assert all(
-                station.poll_requests([key])[-1].at >= run.ends_at for key, run in station.runs.items()
+                flow_server.poll_requests([key])[-1].at >= run.ends_at
+                for key, run in flow_server.runs.items()
             ), how
-            assert kind == "good" or len(station.list_requests()) <= 5, how
+            assert kind == "good" or len(flow_server.list_requests()) <= 5, how
 
 
-async def test_one_list_stands_for_many_looks(station: StubFlowServer) -> None:
+async def test_one_list_stands_for_many_looks(flow_server: StubFlowServer) -> None:
     """Runs that are due together are polled with one list, and hardly ever one by one before their end."""
-    ids = station.create_runs(60, 2.0)
+    ids = flow_server.create_runs(60, 2.0)
     assert all(run.is_completed for run in await run_triggers(ids))
-    assert len(station.list_requests()) > 3
-    assert len(station.poll_requests()) < 2.2 * len(ids)
+    assert len(flow_server.list_requests()) > 3
+    assert len(flow_server.poll_requests()) < 2.2 * len(ids)
 
 
 @pytest.mark.parametrize(("how_many", "listed"), [(10, True), (9, False)])
-async def test_ten_are_worth_a_list(station: StubFlowServer, how_many: int, listed: bool) -> None:  # noqa: FBT001
+async def test_ten_are_worth_a_list(flow_server: StubFlowServer, how_many: int, listed: bool) -> None:  # noqa: FBT001
     """From ten runs on that are due together a list is asked for, below that never."""
-    assert all(run.is_completed for run in await run_triggers(station.create_runs(how_many, 1.5)))
-    assert bool(station.list_requests()) is listed
+    assert all(run.is_completed for run in await run_triggers(flow_server.create_runs(how_many, 1.5)))
+    assert bool(flow_server.list_requests()) is listed
 
 
-async def test_run_that_is_not_running_yet_is_not_lost(station: StubFlowServer) -> None:
+async def test_run_that_is_not_running_yet_is_not_lost(flow_server: StubFlowServer) -> None:
     """Runs that are starting, and therefore not on a list of running ones, are polled one by one."""
-    ids = station.create_runs(15, 1.5)
-    station.run_response = lambda key, asked: ApiResponse(
+    ids = flow_server.create_runs(15, 1.5)
+    flow_server.run_response = lambda key, asked: ApiResponse(
         {
-            **station.row(key),
-            **({"state": "starting"} if asked.at < station.runs[key].started_at + 0.8 else {}),
+            **flow_server.row(key),
+            **({"state": "starting"} if asked.at < flow_server.runs[key].started_at + 0.8 else {}),
         }
     )
-    station.list_response = lambda asked: ApiResponse(
-        {"flows": rows(station) if asked.at > station.runs["r0"].started_at + 0.8 else []}
+    flow_server.list_response = lambda asked: ApiResponse(
+        {"flows": rows(flow_server) if asked.at > flow_server.runs["r0"].started_at + 0.8 else []}
     )
     assert all(run.is_completed for run in await run_triggers(ids))
 
 
-async def test_who_comes_while_a_list_is_under_way_is_told_by_it(station: StubFlowServer) -> None:
+async def test_who_comes_while_a_list_is_under_way_is_told_by_it(flow_server: StubFlowServer) -> None:
     """Waits that start while a list is read are polled with the next lists."""
-    station.list_response = lambda _: ApiResponse({"flows": rows(station)}, delay=0.8)
-    early, late = station.create_runs(15, 3.0, "early"), station.create_runs(15, 3.0, "late")
+    flow_server.list_response = lambda _: ApiResponse({"flows": rows(flow_server)}, delay=0.8)
+    early, late = flow_server.create_runs(15, 3.0, "early"), flow_server.create_runs(15, 3.0, "late")
     first = asyncio.gather(*(run_trigger(key) for key in early))
-    assert await wait_for_condition(station.list_requests)
+    assert await wait_for_condition(flow_server.list_requests)
 
     assert all(run.is_completed for run in [*await run_triggers(late), *await first])
 
-    assert len(station.poll_requests(late)) < 4 * len(late)
+    assert len(flow_server.poll_requests(late)) < 4 * len(late)
 
 
-async def test_list_that_hangs_is_given_up(station: StubFlowServer) -> None:
+async def test_list_that_hangs_is_given_up(flow_server: StubFlowServer) -> None:
     """A list that does not come is given up after some seconds, then the runs are looked at one by one."""
-    station.list_response = lambda _: ApiResponse([], delay=3600)
-    ids = station.create_runs(12, 0.2)
+    flow_server.list_response = lambda _: ApiResponse([], delay=3600)
+    ids = flow_server.create_runs(12, 0.2)
     in_time = asyncio.gather(*(run_trigger(key, time.time() + 1) for key in ids), return_exceptions=True)
     assert all(run.is_completed for run in await run_triggers(ids))
-    assert len(station.list_requests()) == 1
+    assert len(flow_server.list_requests()) == 1
     lost = [one for one in await in_time if isinstance(one, BaseException)]
     assert not lost, (
         f"{len(lost)} waits missed the end of runs that were over long before the deadline: {lost[0]}"
     )
 
 
-async def test_list_that_is_behind_delays_nobody_for_ever(station: StubFlowServer) -> None:
+async def test_list_that_is_behind_delays_nobody_for_ever(flow_server: StubFlowServer) -> None:
     """A list that shows finished runs as running, as a cache may, does not block their waits."""
     frozen = [{"flow_id": f"r{number}", "state": "running", "progress": 0.0} for number in range(15)]
-    station.list_response = lambda _: ApiResponse({"flows": frozen})
+    flow_server.list_response = lambda _: ApiResponse({"flows": frozen})
     async with asyncio.timeout(6):
-        assert all(run.is_completed for run in await run_triggers(station.create_runs(15, 0.5)))
+        assert all(run.is_completed for run in await run_triggers(flow_server.create_runs(15, 0.5)))
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_refused_list_does_not_become_many_looks(station: StubFlowServer, status: int) -> None:
+async def test_refused_list_does_not_become_many_looks(flow_server: StubFlowServer, status: int) -> None:
     """A rate-limited list is not replaced by a poll for each run."""
     refused: list[float] = []
 
@@ -187,10 +190,10 @@ async def test_refused_list_does_not_become_many_looks(station: StubFlowServer, 
         if not refused:
             refused.append(asked.at)
             return ApiResponse({"detail": "slow down"}, status, {"Retry-After": "1"})
-        return ApiResponse({"flows": rows(station)})
+        return ApiResponse({"flows": rows(flow_server)})
 
-    station.list_response = listing
-    ids = station.create_runs(60, 60.0)
+    flow_server.list_response = listing
+    ids = flow_server.create_runs(60, 60.0)
     tasks = [asyncio.create_task(run_trigger(key)) for key in ids]
     assert await wait_for_condition(lambda: refused)
     await asyncio.sleep(2.5)
@@ -198,24 +201,24 @@ async def test_refused_list_does_not_become_many_looks(station: StubFlowServer, 
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert len(station.poll_requests()) <= len(ids) / 2
-    assert len(station.list_requests()) > 1
+    assert len(flow_server.poll_requests()) <= len(ids) / 2
+    assert len(flow_server.list_requests()) > 1
 
 
-async def test_list_in_many_pages_does_not_cost_more_than_looks(station: StubFlowServer) -> None:
+async def test_list_in_many_pages_does_not_cost_more_than_looks(flow_server: StubFlowServer) -> None:
     """Where a list takes more requests than polls would, runs are polled one by one."""
 
     def listing(asked: ApiRequest) -> ApiResponse:
-        begin, found = int(asked.query.get("offset", "0")), others(400) + rows(station)
+        begin, found = int(asked.query.get("offset", "0")), others(400) + rows(flow_server)
         return ApiResponse({"flows": found[begin : begin + 10], "total": len(found)})
 
-    station.list_response = listing
-    ids = station.create_runs(12, 2.5)
+    flow_server.list_response = listing
+    ids = flow_server.create_runs(12, 2.5)
     assert all(run.is_completed for run in await run_triggers(ids))
-    assert len(station.list_requests()) < 100  # two whole lists; looks alone would be some 250
+    assert len(flow_server.list_requests()) < 100  # two whole lists; looks alone would be some 250
 
 
-async def test_list_without_end_is_left(station: StubFlowServer) -> None:
+async def test_list_without_end_is_left(flow_server: StubFlowServer) -> None:
     """A list that names a next page for ever, each with new rows, is not read for ever."""
 
     def listing(asked: ApiRequest) -> ApiResponse:
@@ -224,15 +227,15 @@ async def test_list_without_end_is_left(station: StubFlowServer) -> None:
             {"flows": [{"flow_id": f"o{page}", "state": "running"}], "next": f"/flows?p={page + 1}"}
         )
 
-    station.list_response = listing
+    flow_server.list_response = listing
     async with asyncio.timeout(30):
-        assert all(run.is_completed for run in await run_triggers(station.create_runs(15, 1.0)))
-    assert len(station.list_requests()) < 1000
+        assert all(run.is_completed for run in await run_triggers(flow_server.create_runs(15, 1.0)))
+    assert len(flow_server.list_requests()) < 1000
 
 
-async def test_list_leaves_the_loop_its_turns(station: StubFlowServer) -> None:
+async def test_list_leaves_the_loop_its_turns(flow_server: StubFlowServer) -> None:
     """A list with thousands of rows does not block the loop for long."""
-    station.list_response = lambda _: ApiResponse({"flows": others(20_000) + rows(station)})
+    flow_server.list_response = lambda _: ApiResponse({"flows": others(20_000) + rows(flow_server)})
     gaps, last, over = [0.0], time.monotonic(), False
 
     async def tick() -> None:
@@ -243,7 +246,7 @@ async def test_list_leaves_the_loop_its_turns(station: StubFlowServer) -> None:
             gaps.append(gap)
 
     ticker = asyncio.create_task(tick())
-    await run_triggers(station.create_runs(30, 1.0))
+    await run_triggers(flow_server.create_runs(30, 1.0))
     over = True
     await ticker
     assert max(gaps) < 0.5

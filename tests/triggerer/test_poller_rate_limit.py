@@ -26,18 +26,18 @@ HOUR = "3600"
 
 
 @pytest.fixture(autouse=True)
-def _no_list(station: StubFlowServer) -> None:
+def _no_list(flow_server: StubFlowServer) -> None:
     """Respond 404 to every request for a list."""
-    station.list_response = lambda _: ApiResponse({}, 404)
+    flow_server.list_response = lambda _: ApiResponse({}, 404)
 
 
-def refusing_once(station: StubFlowServer, status: int, **headers: str) -> list[float]:
+def refusing_once(flow_server: StubFlowServer, status: int, **headers: str) -> list[float]:
     """Let the twentieth look be refused, and give the list in which the moment will stand."""
     told: list[float] = []
 
     def look(key: str, _: ApiRequest) -> ApiResponse:
-        if len(station.poll_requests()) < 20 or told:
-            return ApiResponse(station.row(key))
+        if len(flow_server.poll_requests()) < 20 or told:
+            return ApiResponse(flow_server.row(key))
         told.append(time.time())
         return ApiResponse(
             {"detail": "slow down"},
@@ -45,20 +45,20 @@ def refusing_once(station: StubFlowServer, status: int, **headers: str) -> list[
             {name.replace("_", "-"): value for name, value in headers.items()},
         )
 
-    station.run_response = look
+    flow_server.run_response = look
     return told
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_one_refusal_brakes_everybody_once(station: StubFlowServer, status: int) -> None:
+async def test_one_refusal_brakes_everybody_once(flow_server: StubFlowServer, status: int) -> None:
     """After one Retry-After no wait sends for that long; then requests start again, slowly at first."""
-    refused = refusing_once(station, status, Retry_After="2")
+    refused = refusing_once(flow_server, status, Retry_After="2")
 
-    runs = await run_triggers(station.create_runs(50, 3.0))
+    runs = await run_triggers(flow_server.create_runs(50, 3.0))
 
     assert all(run.is_completed for run in runs)
     (moment,) = refused
-    times = [asked.at for asked in station.requests]
+    times = [asked.at for asked in flow_server.requests]
     assert not [at for at in times if moment + 1 < at < moment + 2]
     assert len([at for at in times if moment < at < moment + 1]) <= MAX_CONCURRENT_POLLS
     after = [at for at in times if at >= moment + 2][:12]
@@ -67,41 +67,41 @@ async def test_one_refusal_brakes_everybody_once(station: StubFlowServer, status
     assert statistics.median(gaps[5:]) < gaps[0]
 
 
-async def test_503_without_a_time_brakes_nobody_else(station: StubFlowServer) -> None:
+async def test_503_without_a_time_brakes_nobody_else(flow_server: StubFlowServer) -> None:
     """A 503 that names no time is the trouble of one run: the others are looked at as before."""
-    (moment,) = [refusing_once(station, 503)]
+    (moment,) = [refusing_once(flow_server, 503)]
 
-    assert all(run.is_completed for run in await run_triggers(station.create_runs(30, 1.5)))
+    assert all(run.is_completed for run in await run_triggers(flow_server.create_runs(30, 1.5)))
 
-    times = [asked.at for asked in station.requests if asked.at > moment[0]]
+    times = [asked.at for asked in flow_server.requests if asked.at > moment[0]]
     assert len(times) >= 30
     assert (
         max(later - earlier for earlier, later in itertools.pairwise(times)) < DEFAULT_RETRY_AFTER_SECONDS / 2
     )
 
 
-async def test_429_without_a_time_brakes_for_a_while(station: StubFlowServer) -> None:
+async def test_429_without_a_time_brakes_for_a_while(flow_server: StubFlowServer) -> None:
     """A 429 that names no time stops all requests for some seconds."""
-    refused = refusing_once(station, 429)
-    tasks = [asyncio.create_task(run_trigger(key)) for key in station.create_runs(30, 60)]
+    refused = refusing_once(flow_server, 429)
+    tasks = [asyncio.create_task(run_trigger(key)) for key in flow_server.create_runs(30, 60)]
     assert await wait_for_condition(lambda: refused)
     await asyncio.sleep(2.5)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert not [asked for asked in station.requests if refused[0] + 1 < asked.at < refused[0] + 2.5]
+    assert not [asked for asked in flow_server.requests if refused[0] + 1 < asked.at < refused[0] + 2.5]
 
 
-async def test_most_requests_per_second(station: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_most_requests_per_second(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`max_requests_per_second` of the connection bounds all its requests, however many wait."""
-    station.connect(monkeypatch, "bounded", max_requests_per_second=20)
+    flow_server.connect(monkeypatch, "bounded", max_requests_per_second=20)
     began = time.time()
 
     assert all(
-        run.is_completed for run in await run_triggers(station.create_runs(30, 0.5), conn_id="bounded")
+        run.is_completed for run in await run_triggers(flow_server.create_runs(30, 0.5), conn_id="bounded")
     )
 
-    asked = [one.at for one in station.requests]
+    asked = [one.at for one in flow_server.requests]
     assert len(asked) >= 30
     assert len(asked) <= 20 * (time.time() - began) * 1.2 + 2
     assert max(sum(at <= other < at + 0.5 for other in asked) for at in asked) <= 16
@@ -113,17 +113,17 @@ async def test_deadline_holds_whatever_the_service_does(monkeypatch: pytest.Monk
     with StubFlowServer() as closed, StubFlowServer() as mute:
         closed.run_response = lambda *_: ApiResponse({}, 429, {"Retry-After": HOUR})
         mute.run_response = lambda *_: ApiResponse({}, delay=3600)
-        stations = {"closed": closed, "mute": mute}
-        for name, station in stations.items():
-            station.list_response = lambda _: ApiResponse({}, 404)
-            station.connect(monkeypatch, name)
-            station.create_runs(40, 60)
+        flow_servers = {"closed": closed, "mute": mute}
+        for name, flow_server in flow_servers.items():
+            flow_server.list_response = lambda _: ApiResponse({}, 404)
+            flow_server.connect(monkeypatch, name)
+            flow_server.create_runs(40, 60)
         deadline = time.time() + 1
 
         errors = await asyncio.gather(
             *(
-                collect_errors(station.runs, deadline=deadline, conn_id=name)
-                for name, station in stations.items()
+                collect_errors(flow_server.runs, deadline=deadline, conn_id=name)
+                for name, flow_server in flow_servers.items()
             )
         )
 
@@ -132,11 +132,11 @@ async def test_deadline_holds_whatever_the_service_does(monkeypatch: pytest.Monk
         assert len(closed.poll_requests()) <= MAX_CONCURRENT_POLLS
 
 
-async def test_deadline_of_one_is_not_that_of_others(station: StubFlowServer) -> None:
+async def test_deadline_of_one_is_not_that_of_others(flow_server: StubFlowServer) -> None:
     """A wait that ends at its deadline leaves those with later ones alone."""
-    (first, second) = station.create_runs(2, 1.0)
+    (first, second) = flow_server.create_runs(2, 1.0)
     late = asyncio.create_task(run_trigger(second, time.time() + 30))
-    assert await wait_for_condition(lambda: station.requests)
+    assert await wait_for_condition(lambda: flow_server.requests)
 
     (error,) = await collect_errors([first], deadline=time.time() + 0.2)
 

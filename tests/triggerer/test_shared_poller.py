@@ -31,26 +31,26 @@ from tests.support.triggers import (
 )
 
 
-async def test_many_triggers_share_few_connections(station: StubFlowServer) -> None:
+async def test_many_triggers_share_few_connections(flow_server: StubFlowServer) -> None:
     """At most 32 requests are in progress, over as many connections of one session."""
-    station.list_response = lambda _: ApiResponse({}, 404)
-    station.run_response = lambda key, _: ApiResponse(station.row(key), delay=0.1)
-    ids = station.create_runs(100, 0.6)
+    flow_server.list_response = lambda _: ApiResponse({}, 404)
+    flow_server.run_response = lambda key, _: ApiResponse(flow_server.row(key), delay=0.1)
+    ids = flow_server.create_runs(100, 0.6)
 
     runs = await run_triggers(ids)
 
     assert [run.flow_run_id for run in runs if run.is_completed] == ids
-    assert 8 < station.max_in_flight <= MAX_CONCURRENT_POLLS
-    assert len(station.peers) <= MAX_CONCURRENT_POLLS
+    assert 8 < flow_server.max_in_flight <= MAX_CONCURRENT_POLLS
+    assert len(flow_server.peers) <= MAX_CONCURRENT_POLLS
 
 
 async def test_watch_is_shared_by_who_would_ask_the_same(
-    station: StubFlowServer, monkeypatch: pytest.MonkeyPatch
+    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections with equal settings share a poller; another key, setting or event loop has its own."""
-    station.connect(monkeypatch, "same")
-    station.connect(monkeypatch, "other_key", "k3y")
-    station.connect(monkeypatch, "other_setting", max_requests_per_second=50)
+    flow_server.connect(monkeypatch, "same")
+    flow_server.connect(monkeypatch, "other_key", "k3y")
+    flow_server.connect(monkeypatch, "other_setting", max_requests_per_second=50)
     names = ("flows_default", "same", "other_key", "other_setting")
     hooks = [await FlowsHook.aget_hook(name) for name in names]
 
@@ -67,33 +67,33 @@ async def _watch_of(hook: FlowsHook) -> SharedPoller:
 
 
 async def test_connection_that_broke_hurts_no_other(
-    station: StubFlowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A connection whose CA bundle is deleted during a wait does not affect other connections."""
     bundle = tmp_path / "ca.pem"
     bundle.write_text("")
-    station.connect(monkeypatch, "bundled", ca_bundle=str(bundle))
-    (first, second) = station.create_runs(2, 0.5)
+    flow_server.connect(monkeypatch, "bundled", ca_bundle=str(bundle))
+    (first, second) = flow_server.create_runs(2, 0.5)
     early = asyncio.create_task(run_trigger(first, conn_id="bundled"))
-    assert await wait_for_condition(lambda: station.requests)
+    assert await wait_for_condition(lambda: flow_server.requests)
     bundle.unlink()
 
     assert (await run_trigger(second)).is_completed
     assert (await early).is_completed
 
 
-async def test_watch_ends_with_its_last_subscriber(station: StubFlowServer) -> None:
+async def test_watch_ends_with_its_last_subscriber(flow_server: StubFlowServer) -> None:
     """After the last wait no task and no connection is left, and the next wait gets a new poller."""
     for prefix in ("a", "b"):
-        assert all(run.is_completed for run in await run_triggers(station.create_runs(20, 0.2, prefix)))
+        assert all(run.is_completed for run in await run_triggers(flow_server.create_runs(20, 0.2, prefix)))
         assert await wait_for_idle_loop()
-        assert await wait_for_condition(lambda: station.open_connections == 0)
+        assert await wait_for_condition(lambda: flow_server.open_connections == 0)
     gc.collect()  # a session that was not closed would warn now
 
 
-async def test_event_loop_that_is_over_is_forgotten(station: StubFlowServer) -> None:
+async def test_event_loop_that_is_over_is_forgotten(flow_server: StubFlowServer) -> None:
     """What is kept of an event loop does not keep it, nor the keys that were used in it, alive."""
-    station.create_runs(1, 0.1)
+    flow_server.create_runs(1, 0.1)
 
     found: list[asyncio.AbstractEventLoop] = []
 
@@ -108,10 +108,10 @@ async def test_event_loop_that_is_over_is_forgotten(station: StubFlowServer) -> 
     ]  # a task is one
 
 
-async def test_coming_and_going_loses_nobody(station: StubFlowServer) -> None:
+async def test_coming_and_going_loses_nobody(flow_server: StubFlowServer) -> None:
     """Waits that begin and are given up at any moment leave every other one its run."""
-    station.create_runs(1, 0.0, "over")
-    station.create_runs(1, 60.0, "long")
+    flow_server.create_runs(1, 0.0, "over")
+    flow_server.create_runs(1, 60.0, "long")
     hook = await FlowsHook.aget_hook("flows_default")
     done: list[FlowRun] = []
 
@@ -130,12 +130,12 @@ async def test_coming_and_going_loses_nobody(station: StubFlowServer) -> None:
     assert len(done) >= 5
     assert all(run.is_completed for run in done)
     assert await wait_for_idle_loop()
-    assert await wait_for_condition(lambda: station.open_connections == 0)
+    assert await wait_for_condition(lambda: flow_server.open_connections == 0)
 
 
-async def test_who_comes_at_the_end_is_served(station: StubFlowServer) -> None:
+async def test_who_comes_at_the_end_is_served(flow_server: StubFlowServer) -> None:
     """A wait that starts while the poller ends, a few turns of the loop earlier or later, works."""
-    station.create_runs(1, 0.0)
+    flow_server.create_runs(1, 0.0)
     hook = await FlowsHook.aget_hook("flows_default")
     for turns in (*range(20), *range(20)):
         async with asyncio.timeout(10):
@@ -145,35 +145,35 @@ async def test_who_comes_at_the_end_is_served(station: StubFlowServer) -> None:
     assert await wait_for_idle_loop()
 
 
-async def test_watch_does_not_outlive_requests_that_hang(station: StubFlowServer) -> None:
+async def test_watch_does_not_outlive_requests_that_hang(flow_server: StubFlowServer) -> None:
     """When all have left, requests without answer hold the watch no longer, however many wait for a place."""
-    station.run_response = lambda *_: ApiResponse({}, delay=3600)
-    station.list_response = lambda _: ApiResponse({}, 404)
+    flow_server.run_response = lambda *_: ApiResponse({}, delay=3600)
+    flow_server.list_response = lambda _: ApiResponse({}, 404)
     tasks = [
-        asyncio.create_task(run_trigger(key)) for key in station.create_runs(3 * MAX_CONCURRENT_POLLS, 60)
+        asyncio.create_task(run_trigger(key)) for key in flow_server.create_runs(3 * MAX_CONCURRENT_POLLS, 60)
     ]
-    assert await wait_for_condition(lambda: len(station.poll_requests()) >= MAX_CONCURRENT_POLLS)
+    assert await wait_for_condition(lambda: len(flow_server.poll_requests()) >= MAX_CONCURRENT_POLLS)
 
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
     assert await wait_for_idle_loop()
-    assert await wait_for_condition(lambda: station.open_connections == 0)
+    assert await wait_for_condition(lambda: flow_server.open_connections == 0)
 
 
-async def test_gone_subscribers_hold_no_place(station: StubFlowServer) -> None:
+async def test_gone_subscribers_hold_no_place(flow_server: StubFlowServer) -> None:
     """A trigger that is cancelled in the middle of a request that hangs takes nobody's place from then on."""
-    station.list_response = lambda _: ApiResponse({}, 404)
-    station.run_response = lambda key, _: ApiResponse(
-        station.row(key), delay=3600 if key.startswith("stuck") else 0
+    flow_server.list_response = lambda _: ApiResponse({}, 404)
+    flow_server.run_response = lambda key, _: ApiResponse(
+        flow_server.row(key), delay=3600 if key.startswith("stuck") else 0
     )
     tasks = [
         asyncio.create_task(run_trigger(key))
-        for key in station.create_runs(MAX_CONCURRENT_POLLS, 60, "stuck")
+        for key in flow_server.create_runs(MAX_CONCURRENT_POLLS, 60, "stuck")
     ]
-    assert await wait_for_condition(lambda: len(station.poll_requests()) >= MAX_CONCURRENT_POLLS)
-    other = asyncio.create_task(run_trigger(station.create_runs(1, 0.1)[0]))
+    assert await wait_for_condition(lambda: len(flow_server.poll_requests()) >= MAX_CONCURRENT_POLLS)
+    other = asyncio.create_task(run_trigger(flow_server.create_runs(1, 0.1)[0]))
     await asyncio.sleep(0.2)
 
     for task in tasks:
@@ -183,11 +183,11 @@ async def test_gone_subscribers_hold_no_place(station: StubFlowServer) -> None:
         assert (await other).is_completed
 
 
-async def test_cancelled_trigger_hurts_nobody(station: StubFlowServer) -> None:
+async def test_cancelled_trigger_hurts_nobody(flow_server: StubFlowServer) -> None:
     """Cancelled triggers, the first one among them, do not affect the others."""
-    ids = station.create_runs(40, 0.6)
+    ids = flow_server.create_runs(40, 0.6)
     tasks = [asyncio.create_task(run_trigger(key)) for key in ids]
-    assert await wait_for_condition(lambda: station.requests)
+    assert await wait_for_condition(lambda: flow_server.requests)
     for task in tasks[::2]:
         task.cancel()
 
@@ -211,12 +211,12 @@ MALFORMED = [
 ]
 
 
-async def test_malformed_answer_hurts_its_run_only(station: StubFlowServer) -> None:
+async def test_malformed_answer_hurts_its_run_only(flow_server: StubFlowServer) -> None:
     """Unreadable responses about one run do not end its wait and do not affect the others."""
-    ids = station.create_runs(5, 0.4)
+    ids = flow_server.create_runs(5, 0.4)
     answers = iter(MALFORMED)
-    station.run_response = lambda key, _: ApiResponse(
-        next(answers, station.row(key)) if key == "r0" else station.row(key)
+    flow_server.run_response = lambda key, _: ApiResponse(
+        next(answers, flow_server.row(key)) if key == "r0" else flow_server.row(key)
     )
     began = time.monotonic()
     slow = asyncio.create_task(run_trigger("r0"))
@@ -224,12 +224,12 @@ async def test_malformed_answer_hurts_its_run_only(station: StubFlowServer) -> N
     assert all(run.is_completed for run in await run_triggers(ids[1:]))
     assert time.monotonic() - began < 3
     assert (await slow).is_completed
-    assert len(station.poll_requests(["r0"])) > len(MALFORMED)
+    assert len(flow_server.poll_requests(["r0"])) > len(MALFORMED)
 
 
-async def test_refused_look_ends_its_wait_only(station: StubFlowServer) -> None:
+async def test_refused_look_ends_its_wait_only(flow_server: StubFlowServer) -> None:
     """A run that the service does not know ends its own wait with FlowNotFound."""
-    ids = station.create_runs(3, 0.5)
+    ids = flow_server.create_runs(3, 0.5)
     told = await asyncio.gather(*(run_trigger(key) for key in [*ids, "nobody"]), return_exceptions=True)
     assert error_text(told.pop(), FlowNotFound).count("Connection 'flows_default'") == 1  # type: ignore[arg-type]
     assert [isinstance(one, FlowRun) and one.is_completed for one in told] == [True] * 3
@@ -238,7 +238,7 @@ async def test_refused_look_ends_its_wait_only(station: StubFlowServer) -> None:
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
 
-async def test_lines_are_told_in_the_triggers_own_context(station: StubFlowServer) -> None:
+async def test_lines_are_told_in_the_triggers_own_context(flow_server: StubFlowServer) -> None:
     """Lines about a run are logged in the context of its own trigger, whichever one started the poller."""
     heard: list[tuple[str, str]] = []
 
@@ -250,7 +250,7 @@ async def test_lines_are_told_in_the_triggers_own_context(station: StubFlowServe
     logger = logging.getLogger("airflow_provider_flows")
     logger.addHandler(handler)
     try:
-        await asyncio.gather(*(asyncio.create_task(wait(key)) for key in station.create_runs(15, 0.4)))
+        await asyncio.gather(*(asyncio.create_task(wait(key)) for key in flow_server.create_runs(15, 0.4)))
     finally:
         logger.removeHandler(handler)
 
@@ -296,10 +296,10 @@ async def test_hundreds_at_once_all_end_right(
     assert await wait_for_idle_loop()
 
 
-async def test_wait_past_its_deadline_still_looks_once(station: StubFlowServer) -> None:
+async def test_wait_past_its_deadline_still_looks_once(flow_server: StubFlowServer) -> None:
     """A wait whose deadline has passed still looks once: a run that is over by then is not late."""
-    station.create_runs(1, 0.0)
+    flow_server.create_runs(1, 0.0)
     assert (
         await wait_in_poller(await FlowsHook.aget_hook("flows_default"), "r0", time.time() - 10)
     ).is_completed
-    assert len(station.requests) == 1
+    assert len(flow_server.requests) == 1

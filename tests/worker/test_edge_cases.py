@@ -28,13 +28,13 @@ from tests.support.servers import StubResponse, StubServer
 LOW = {"quality": "low"}
 
 
-def station_hook(
-    station: StubServer, monkeypatch: pytest.MonkeyPatch, kind: str = "generio", key: str = "a-key"
+def stub_hook(
+    stub: StubServer, monkeypatch: pytest.MonkeyPatch, kind: str = "generio", key: str = "a-key"
 ) -> FlowsHook:
     """Return the hook of a connection to a stub server."""
-    told = {"conn_type": kind, "host": station.url, "password": key, "extra": json.dumps({"retries": 0})}
-    monkeypatch.setenv("AIRFLOW_CONN_STATION", json.dumps(told))
-    return FlowsHook.get_hook("station")
+    told = {"conn_type": kind, "host": stub.url, "password": key, "extra": json.dumps({"retries": 0})}
+    monkeypatch.setenv("AIRFLOW_CONN_STUB", json.dumps(told))
+    return FlowsHook.get_hook("stub")
 
 
 @pytest.mark.parametrize("run_seconds", [0, 60])
@@ -134,9 +134,9 @@ def test_output_that_nobody_calls_ready_is_fetched_all_the_same(
             StubResponse(body=glb) if response is None else StubResponse(body=json.dumps(response).encode())
         )
 
-    with StubServer(reply) as station:
-        station_hook(station, monkeypatch)
-        hook = HookWithoutOutputWait("station")
+    with StubServer(reply) as stub:
+        stub_hook(stub, monkeypatch)
+        hook = HookWithoutOutputWait("stub")
         run = fetch_or_raise(hook, hook.get_run("r1"), OutputOptions(tmp_path.as_uri()))
     assert [output.status for output in run.outputs] == ["ready"]
     (file,) = tmp_path.glob("*/*.glb")
@@ -151,9 +151,9 @@ def test_text_that_names_an_address_inside_is_not_fetched(
         StubServer() as inside,
         StubServer(
             lambda received: StubResponse(body=chain_response(received, f"{inside.url}/admin/x.png"))
-        ) as station,
+        ) as stub,
     ):
-        hook = station_hook(station, monkeypatch, "promptchainer")
+        hook = stub_hook(stub, monkeypatch, "promptchainer")
         run = fetch_or_raise(hook, hook.start("c", {}), OutputOptions(tmp_path.as_uri()))
         assert run.outputs[0].value == f"{inside.url}/admin/x.png"
         assert not inside.requests
@@ -169,11 +169,11 @@ def test_link_to_something_else_than_a_picture_is_kept_as_text(
         return StubResponse(
             body=b"<html>"
             if received.path.startswith("/x.png")
-            else chain_response(received, f"{station.url}/x.png")
+            else chain_response(received, f"{stub.url}/x.png")
         )
 
-    with StubServer(reply) as station:
-        hook = station_hook(station, monkeypatch, "promptchainer")
+    with StubServer(reply) as stub:
+        hook = stub_hook(stub, monkeypatch, "promptchainer")
         assert isinstance(hook, PromptChainerHook)
         run = fetch_or_raise(hook, hook.start("c", {}), OutputOptions(tmp_path.as_uri()))
     assert run.state is FlowState.COMPLETED
@@ -191,8 +191,8 @@ def chain_response(received: Any, output: str) -> bytes:
 def test_key_that_an_answer_repeats_is_not_shown(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A response that repeats the API key, a success or not, does not bring it into the error."""
     page = b"<html>you sent Authorization: Bearer SECRETKEY123</html>"
-    with StubServer(lambda _: StubResponse(status=status, body=page)) as station:
-        hook = station_hook(station, monkeypatch, key="SECRETKEY123")
+    with StubServer(lambda _: StubResponse(status=status, body=page)) as stub:
+        hook = stub_hook(stub, monkeypatch, key="SECRETKEY123")
         with pytest.raises(FlowServiceError) as caught:
             hook.get_run("r1")
     assert "SECRETKEY123" not in str(caught.value)
