@@ -2,12 +2,12 @@
 
 How a task runs a flow: `operators.RunFlowOperator` turns its arguments into a `RunRequest` (storage.inputs)
 and calls the `FlowsHook` of its connection (hooks, connection). The hook runs *conversations* (core.http):
-generators that yield requests and receive responses. Each endpoint of a service is one (services), and so are
-the start of a flow run (core.start_or_resume) and the wait for it (core.polling). A worker sends requests with
-`requests` (transport.blocking), and a triggerer with `aiohttp` (transport.asynchronous), where all
-`FlowRunTrigger`s of a connection share one poller (triggerer.shared_poller). Either way the result is the
-same `FlowRun` (core.flow_run). The task stores its outputs (storage.outputs), emits asset events
-(worker.finish) and returns one plain dict as XCom.
+generators that yield requests and receive responses. Each endpoint of a service is one (services), and so
+are the start of a flow run (core.start_or_resume) and the wait for it (core.polling). A worker sends
+requests with `requests` (transport.blocking), and a triggerer with `aiohttp` (transport.asynchronous),
+where all `FlowRunTrigger`s of a connection share one poller (triggerer.shared_poller). Either way the
+result is the same `FlowRun` (core.flow_run). The task stores its outputs (storage.outputs), emits asset
+events (worker.finish) and returns one plain dict as XCom.
 
 `FlowRunSensor` waits for a flow run that was started elsewhere. `FlowRunFinishedTrigger` emits events for
 asset watchers, from one list of runs for all of them (triggerer.finished_runs_feed).
