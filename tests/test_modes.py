@@ -132,7 +132,7 @@ def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
     assert story.error.run is not None
     assert story.error.run.flow_run_id == story.flow_run_id
     assert story.normalize(str(story.error)) == (
-        f"{RUN} failed. The service says: The mesh has no faces. "
+        f"{RUN} failed. Reason given by the service: The mesh has no faces. "
         "Check the run at the service, then run the task again."
     )
     assert story.lines == told_by(mode, *BEGUN, f"info: {RUN} is failed after 1000.0 s")
