@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 class BaseFlowsHook(BaseHook):
     """A hook that runs conversations with the service of its connection.
 
-    Nothing is looked up or opened until it is needed. The hook saves nothing between calls but the connection
-    and the session.
+    Looks up and opens everything on first use, and caches only the connection, the service and the session.
 
     :param flows_conn_id: the Airflow connection to use.
     """

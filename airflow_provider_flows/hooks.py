@@ -82,9 +82,9 @@ class FlowsHook(BaseFlowsHook):
         problems = Problems()
         request = build_request(flow, inputs, parameters, additional, input_conn_id, problems)
         request = self._prepare(request, problems, validate=validate)
-        return self.run(start_or_resume.start_in_one_request(self.service, request))
+        return self.run(start_or_resume.start_without_record(self.service, request))
 
-    def start_request(
+    def start_from_request(
         self,
         request: RunRequest,
         *,
@@ -105,7 +105,7 @@ class FlowsHook(BaseFlowsHook):
         request = self._prepare(request, Problems(), validate=validate)
         if record is not None and save is not None:
             return self.run(start_or_resume.start(self.service, request, record, save))
-        return self.run(start_or_resume.start_in_one_request(self.service, request))
+        return self.run(start_or_resume.start_without_record(self.service, request))
 
     def _prepare(self, request: RunRequest, problems: Problems, *, validate: bool) -> RunRequest:
         """Validate a request, and return it with what the flow's definition adds.
@@ -152,10 +152,20 @@ class FlowsHook(BaseFlowsHook):
         return Preflight(self, self.get_graph)
 
     def resume(
-        self, fingerprint: str, record: RunRecord | None, generation: int, *, abort: bool = True
+        self,
+        fingerprint: str,
+        record: RunRecord | None,
+        generation: int,
+        *,
+        abort: bool = True,
+        on_cancel: Callable[[str], None] = lambda _: None,
     ) -> FlowRun | None:
         """Return the flow run of an earlier try, None if a new one must be started (core.start_or_resume)."""
-        return self.run(start_or_resume.resume(self.service, fingerprint, record, generation, abort=abort))
+        return self.run(
+            start_or_resume.resume(
+                self.service, fingerprint, record, generation, abort=abort, on_cancel=on_cancel
+            )
+        )
 
     def cancel(self, flow_run_id: str) -> None:
         """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged."""
@@ -171,7 +181,7 @@ class FlowsHook(BaseFlowsHook):
     def get_run(self, flow_run_id: str) -> FlowRun:
         """Return a flow run as it is now, with the end that its progress suggests (`expected_end`)."""
         run = self.run(self.service.get_run(flow_run_id))
-        return run if run.is_final else replace(run, expected_at=expected_end(run, time.time()))
+        return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
 
     def list_runs(self, state: FlowState | None = None) -> list[FlowRun]:
         """Return the account's flow runs.
@@ -193,7 +203,7 @@ class FlowsHook(BaseFlowsHook):
     ) -> FlowRun:
         """Create a flow run that does not run and costs nothing yet.
 
-        `add_input` adds its inputs, and `start_created` starts it.
+        `add_input` adds its inputs, and `start_created_run` starts it.
         """
         return self.run(self.service.create(flow, parameters, additional))
 
@@ -213,9 +223,9 @@ class FlowsHook(BaseFlowsHook):
             raise FlowInputError(message)
         return self.run(self.service.add_input(flow_run_id, inputs[0]))
 
-    def start_created(self, flow_run_id: str) -> None:
+    def start_created_run(self, flow_run_id: str) -> None:
         """Start a flow run that `create` has created."""
-        self.run(self.service.start_created(flow_run_id))
+        self.run(self.service.start_created_run(flow_run_id))
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:
         """Download one input into memory."""
@@ -304,13 +314,17 @@ class FlowsHook(BaseFlowsHook):
         return self.run(self.service.list_definitions())
 
     def create_wait(
-        self, flow_run_id: str, schedule: Schedule, log: LogFunction | None = None, min_interval: float = 0.0
+        self,
+        flow_run_id: str,
+        schedule: Schedule,
+        log: LogFunction | None = None,
+        min_log_interval: float = 0.0,
     ) -> Wait:
         """Create the wait for a flow run, which any driver can run.
 
         :param schedule: when to poll, and until when.
         :param log: receives a logging level and a line; by default the hook's logger.
-        :param min_interval: shortest time between two log lines about progress, in seconds.
+        :param min_log_interval: shortest time between two log lines about progress, in seconds.
         """
         return Wait(
             flow_run_id,
@@ -318,7 +332,7 @@ class FlowsHook(BaseFlowsHook):
             schedule=schedule,
             clock=time.time,
             log=log or self.log.log,
-            min_interval=min_interval,
+            min_log_interval=min_log_interval,
             count_poll=metrics.count_poll,
             on_final=metrics.record_final_run,
         )

@@ -189,7 +189,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
                 self._create_task_try(context).abort_if_abandoned(error)
             raise
 
-    def forget(self) -> None:
+    def delete_saved_run(self) -> None:
         """Delete what was saved for a retry only. The listener calls this when the task has succeeded."""
         if self._task_try is not None:
             self._task_try.state.forget_saved_run()

@@ -153,7 +153,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         wait = self._wait = self._wait or self._create_wait(hook, None)
         on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
         with self._persist_wait(context, wait) as has_state:
-            run = hook.run(wait.poll() if has_state else wait.poll_until_confirmed(), retry=NO_RETRY)
+            run = hook.run(wait.poll() if has_state else wait.poll_confirming_errors(), retry=NO_RETRY)
         if run is not None:
             on_run_update(wait.run or run)
         if run is None or not run.is_final:
@@ -204,19 +204,19 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
             yield not self.reschedule
             return
         try_number = context["ti"].try_number
-        before = store.get(WAIT_STATE_KEY) or {}
-        if before.get("try_number") == try_number:
-            wait.restore(before)
+        saved_state = store.get(WAIT_STATE_KEY) or {}
+        if saved_state.get("try_number") == try_number:
+            wait.restore(saved_state)
         yield True
-        after = {**wait.to_dict(), "try_number": try_number}
-        if after != before:
-            store.set(WAIT_STATE_KEY, after)
+        new_state = {**wait.to_dict(), "try_number": try_number}
+        if new_state != saved_state:
+            store.set(WAIT_STATE_KEY, new_state)
 
     def _validate_output_options(self, context: Context) -> None:
         """Check before the first poll of a try whether files can be written."""
         store: Any = context.get("task_state_store") if self.reschedule and not self.deferrable else None
-        before = None if self.output_path is None or store is None else store.get(WAIT_STATE_KEY)
-        if not before or before.get("try_number") != context["ti"].try_number:
+        saved_state = None if self.output_path is None or store is None else store.get(WAIT_STATE_KEY)
+        if not saved_state or saved_state.get("try_number") != context["ti"].try_number:
             self._output_options().validate(self._get_hook().service)
 
     def _output_options(self) -> OutputOptions:

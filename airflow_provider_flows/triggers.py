@@ -27,7 +27,11 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.finished_runs import EventCursor
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.worker.kill_check import ON_KILL_SECONDS, ais_task_finished
+from airflow_provider_flows.worker.kill_check import (
+    CANCELLED_BY_KILL,
+    ON_KILL_SECONDS,
+    is_task_finished_async,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.polling.wait import Wait
@@ -156,10 +160,10 @@ class FlowRunTrigger(BaseTrigger):
 
         try:
             async with asyncio.timeout(ON_KILL_SECONDS):
-                if await ais_task_finished(self.task_instance):
+                if await is_task_finished_async(self.task_instance):
                     hook = self._hook or await FlowsHook.aget_hook(self.flows_conn_id)
                     await hook.arun(cancel(hook.service, self.flow_run_id))
-                    self.log.info("Flow run %s was aborted because its task was killed", self.flow_run_id)
+                    self.log.info(CANCELLED_BY_KILL, self.flow_run_id)
         except Exception:  # no error may escape from a kill; the next try or a person finds the run
             message = "Flow run %s could not be aborted after its task was killed; check it at the service"
             self.log.exception(message, self.flow_run_id)
@@ -190,7 +194,7 @@ class FlowRunTrigger(BaseTrigger):
             message = "The credentials of connection %s have changed; the wait continues with the new ones"
             self.log.info(message, self.flows_conn_id)
             self._hook = hook = latest
-            wait.reset_rejections()
+            wait.reset_permanent_errors()
 
     def _log_line(self, level: int, line: str) -> None:
         """Log a line in this trigger's context, by which Airflow finds its log; the poller has another."""

@@ -124,12 +124,21 @@ def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
 
     wait = run_in_mode(mode, emulator, TO_THE_END)
 
+<<<<<<< HEAD
     assert wait.state == "failed"
     assert type(wait.error) is FlowRunFailed
     assert wait.error.run is not None
     assert wait.error.run.flow_run_id == wait.flow_run_id
     assert wait.normalize(str(wait.error)) == (
         f"{RUN} failed. The service says: The mesh has no faces. "
+=======
+    assert story.state == "failed"
+    assert type(story.error) is FlowRunFailed
+    assert story.error.run is not None
+    assert story.error.run.flow_run_id == story.flow_run_id
+    assert story.normalize(str(story.error)) == (
+        f"{RUN} failed. Reason given by the service: The mesh has no faces. "
+>>>>>>> english
         "Check the run at the service, then run the task again."
     )
     assert wait.lines == lines_of(mode, *START_LINES, f"info: {RUN} is failed after 1000.0 s")

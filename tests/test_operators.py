@@ -219,7 +219,10 @@ def test_promptchainer_takes_a_mapping(emulator: Emulator, *, deferrable: bool) 
     assert all("red" in output["value"] for output in returned["outputs"] if output["name"] == "text")
     assert bodies(emulator, "POST", SAMPLE_FLOW) == [{"variables": {"color": "red", "item": "ball"}}]
     run = f"promptchainer flow run {returned['flow_run_id']} (flow {SAMPLE_FLOW})"
-    assert package_log_lines(result.log)[:2] == [f"info: Started the {run}", f"info: The {run} is completed"]
+    assert package_log_lines(result.log)[:2] == [
+        f"info: Started the {run}",
+        f"info: The {run} ended in state 'completed'",
+    ]
     assert "running trigger in line" not in result.log
 
 
@@ -237,7 +240,7 @@ def test_promptchainer_flow_that_fails(emulator: Emulator) -> None:
     result = run_dag(dag)
 
     assert type(result.errors["run"]).__name__ == "FlowRunFailed"
-    assert package_log_lines(result.log)[1].endswith(" is failed")
+    assert package_log_lines(result.log)[1].endswith(" ended in state 'failed'")
 
 
 INVALID: dict[str, dict[str, Any]] = {

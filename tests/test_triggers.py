@@ -219,7 +219,7 @@ def test_missed_deadline_aborts_from_the_triggerer(
 
     result = run_dag(dag)
 
-    assert str(result.errors["aborted"]).endswith("The flow run is aborted.")
+    assert str(result.errors["aborted"]).endswith("The flow run ended in state 'aborted'.")
     assert str(result.errors["going_on"]).endswith("The flow run continues (abort_on_kill=False).")
     runs = {name: flow_emulator.runs[result.xcoms[name]["flow_run_id"]] for name in result.states}
     assert runs["aborted"].state == "aborted"

@@ -11,7 +11,7 @@ from airflow_provider_flows.cli.command import command
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.flow_runs import OUTPUT_COLUMNS
 from airflow_provider_flows.cli.terminal import echo_err, show_many, show_one
-from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
+from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound, reason_sentence
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.storage.outputs import fetch_outputs
@@ -97,8 +97,8 @@ def _report_not_fetched(hook: FlowsHook, run: FlowRun, args: Namespace) -> None:
 
 def failure_message(run: FlowRun) -> str:
     """Return how a run ended that did not complete."""
-    detail = f"The service says: {run.error}" if run.error else "The service gives no reason."
-    return f"The {run} {'was aborted' if run.state is FlowState.ABORTED else 'failed'}. {detail}"
+    outcome = "was aborted" if run.state is FlowState.ABORTED else "failed"
+    return f"The {run} {outcome}. {reason_sentence(run.error)}"
 
 
 def command_line(name: str, run: FlowRun | str, args: Namespace) -> str:

@@ -119,7 +119,7 @@ class _RunStarter:
         :raises FlowServiceError: no run was started, as far as is known; stderr says what is not.
         """
         try:
-            flow_run = self._hook.start_request(
+            flow_run = self._hook.start_from_request(
                 self._request, record=self._record, save=self._save, validate=self._validate
             )
             if self._supports_get_run:

@@ -20,6 +20,14 @@ from __future__ import annotations
 from typing import Any
 
 
+def reason_sentence(reason: str | None) -> str:
+    """Return a sentence with the reason that a service gives for a failure; it may give none."""
+    if not reason:
+        return "The service gave no reason."
+    reason = reason.rstrip(".")
+    return f"Reason given by the service: {reason}{'' if reason.endswith(('!', '?')) else '.'}"
+
+
 class FlowError(Exception):
     """Base class of this provider's exceptions; a message says what happened and what to do."""
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from airflow_provider_flows.core.exceptions import FlowRunAborted, FlowRunFailed
+from airflow_provider_flows.core.exceptions import FlowRunAborted, FlowRunFailed, reason_sentence
 from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ class FlowRun:
 
     :param raw_state: the service's own name for the state.
     :param progress: 0.0 to 1.0.
-    :param expected_at: epoch seconds at which the run will finish at its current speed, None if unknown.
+    :param expected_end_epoch: epoch seconds at which the run will finish at its current speed, None if
+        unknown.
     :param error: the service's reason for a failure, if it states one.
     :param raw: the service's complete response.
     """
@@ -153,7 +154,7 @@ class FlowRun:
     created_at: DateTime | None = None
     started_at: DateTime | None = None
     finished_at: DateTime | None = None
-    expected_at: float | None = None
+    expected_end_epoch: float | None = None
     parameters: Any = None
     additional: Any = None
     error: str | None = None
@@ -186,7 +187,7 @@ class FlowRun:
         """Time at which the run will finish at its current speed, None if unknown."""
         import pendulum  # expensive to import
 
-        return None if self.expected_at is None else pendulum.from_timestamp(self.expected_at)
+        return None if self.expected_end_epoch is None else pendulum.from_timestamp(self.expected_end_epoch)
 
     def with_outputs(self, outputs: tuple[FlowOutput, ...]) -> FlowRun:
         """Return a copy of this run with these outputs."""
@@ -247,16 +248,21 @@ def raise_for_state(run: FlowRun) -> None:
     :raises FlowRunFailed: the run failed; the message carries the service's reason.
     :raises FlowRunAborted: the run was aborted.
     """
-    if run.state is FlowState.FAILED:
-        hint = "Check the run at the service, then run the task again."
-        raise FlowRunFailed(f"The {run} failed. {_failure_reason(run)} {hint}", run)
+    if run.state in {FlowState.FAILED, FlowState.ABORTED}:
+        raise failure_error(run)
+
+
+def failure_error(run: FlowRun) -> FlowRunFailed:
+    """Create the error that reports a failed run, or a FlowRunAborted for an aborted one."""
     if run.state is FlowState.ABORTED:
         hint = "Run the task again to start a new flow run."
-        raise FlowRunAborted(f"The {run} was aborted at the service. {_failure_reason(run)} {hint}", run)
+        return FlowRunAborted(f"The {run} was aborted at the service. {_failure_reason(run)} {hint}", run)
+    hint = "Check the run at the service, then run the task again."
+    return FlowRunFailed(f"The {run} failed. {_failure_reason(run)} {hint}", run)
 
 
 def _failure_reason(run: FlowRun) -> str:
-    reason = f"The service says: {run.error}." if run.error else "The service states no reason."
+    reason = reason_sentence(run.error)
     files = [output.uri for output in run.outputs if output.uri is not None]
     return f"{reason} Its partial outputs are in {', '.join(files)}." if files else reason
 

@@ -21,6 +21,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowNotFound,
     FlowRateLimited,
     FlowServiceError,
+    reason_sentence,
 )
 from airflow_provider_flows.core.http import Conversation, Request, Response, T, send
 
@@ -112,7 +113,7 @@ def expect_success(request: Request, response: Response) -> None:
 
 def _raise_if_unsuccessful(request: Request, response: Response, value: Any) -> None:
     if isinstance(value, dict) and value.get("success") is False:
-        message = f"{request} returned success: false. The service says: {error_reason(response)}"
+        message = f"{request} returned success: false. {reason_sentence(error_reason(response))}"
         raise FlowServiceError(message, status=response.status)
 
 
@@ -127,7 +128,8 @@ def raise_for_status(request: Request, response: Response, now: float | None = N
         return
     error_class, hint = ERRORS_BY_STATUS.get(response.status, (FlowServiceError, OTHER_STATUS_HINT))
     current_time = time.time() if now is None else now
-    message = f"{request} returned HTTP {response.status}. {hint} The service says: {error_reason(response)}"
+    reason = reason_sentence(error_reason(response))
+    message = f"{request} returned HTTP {response.status}. {hint} {reason}"
     raise error_class(message, status=response.status, retry_after=response.retry_after(current_time))
 
 
@@ -148,7 +150,7 @@ def error_reason(response: Response) -> str:
     """Return the reason that a service gives in an error response.
 
     It is the first non-empty of `detail` (a text, list or object), `message`, `error` and `details`, else the
-    start of the body.
+    start of the body, which may be empty.
     """
     try:
         value = parse_bounded_json(response.body)
@@ -160,7 +162,7 @@ def error_reason(response: Response) -> str:
         )
     items = value if isinstance(value, list) else [value]
     text = "; ".join(_format_detail(item) for item in items).strip()
-    return response.redact(" ".join(text.split()))[:MAX_REASON_CHARS] or "(nothing)"
+    return response.redact(" ".join(text.split()))[:MAX_REASON_CHARS]
 
 
 def _format_detail(item: Any) -> str:

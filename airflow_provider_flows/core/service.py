@@ -24,7 +24,7 @@ class Service(ABC):
     """One service that runs flows; each method that contacts it returns a conversation.
 
     A service implements `auth_headers` and `check_credentials`, and one way to start a run: `start`, or, with
-    `staged_start = True`, all of `to_flow_inputs`, `create`, `add_input`, `start_created`, `get_run` and
+    `staged_start = True`, all of `to_flow_inputs`, `create`, `add_input`, `start_created_run`, `get_run` and
     `delete`. A service whose runs have an id implements `get_run`. A method that a service does not implement
     raises `FlowInputError`.
     """
@@ -85,7 +85,7 @@ class Service(ABC):
         """Add an input to a run in state created; return the input's asset id, or None if unknown."""
         raise self._unsupported("add inputs to a flow run")
 
-    def start_created(self, flow_run_id: str) -> Conversation[None]:
+    def start_created_run(self, flow_run_id: str) -> Conversation[None]:
         """Start a run in state created."""
         raise self._unsupported("start a created flow run")
 

@@ -144,7 +144,7 @@ def start(
     except FlowError:
         yield from _try_delete(service, run.flow_run_id)
         raise
-    yield from _start_created(service, run.flow_run_id)
+    yield from _start_created_run(service, run.flow_run_id)
     return replace(run, state=FlowState.STARTING, raw_state=FlowState.STARTING.value)
 
 
@@ -152,7 +152,7 @@ def _start_and_save(
     service: Service, request: RunRequest, record: RunRecord, save: SaveRecord
 ) -> Conversation[FlowRun]:
     try:
-        run = yield from start_in_one_request(service, request, before_start=lambda: save(record))
+        run = yield from start_without_record(service, request, before_start=lambda: save(record))
     except FlowServiceError as error:
         if not error.outcome_unknown:
             save(None)
@@ -162,7 +162,7 @@ def _start_and_save(
     return run
 
 
-def start_in_one_request(
+def start_without_record(
     service: Service, request: RunRequest, before_start: Callable[[], None] = lambda: None
 ) -> Conversation[FlowRun]:
     """Start a new run in as few requests as the service allows, without saving a record.
@@ -189,7 +189,7 @@ def tag_with_token(additional: Any, token: str) -> Any:
     return additional
 
 
-def _start_created(service: Service, flow_run_id: str) -> Conversation[None]:
+def _start_created_run(service: Service, flow_run_id: str) -> Conversation[None]:
     """Start a created run.
 
     If the outcome of the request is unknown, poll the run before sending the request again. A run whose start
@@ -197,14 +197,14 @@ def _start_created(service: Service, flow_run_id: str) -> Conversation[None]:
     record.
     """
     try:
-        yield from service.start_created(flow_run_id)
+        yield from service.start_created_run(flow_run_id)
     except FlowServiceError as error:
         if not error.outcome_unknown:
             yield from _try_delete(service, flow_run_id)
             raise
         run = yield from service.get_run(flow_run_id)
         if run.state is FlowState.CREATED:
-            yield from service.start_created(flow_run_id)
+            yield from service.start_created_run(flow_run_id)
 
 
 def _try_delete(service: Service, flow_run_id: str) -> Conversation[None]:
@@ -216,7 +216,13 @@ def _try_delete(service: Service, flow_run_id: str) -> Conversation[None]:
 
 
 def resume(
-    service: Service, fingerprint: str, record: RunRecord | None, generation: int, *, abort: bool = True
+    service: Service,
+    fingerprint: str,
+    record: RunRecord | None,
+    generation: int,
+    *,
+    abort: bool = True,
+    on_cancel: Callable[[str], None] = lambda _: None,
 ) -> Conversation[FlowRun | None]:
     """Return the run that an earlier try of the same request started; None if a new one must be started.
 
@@ -227,6 +233,7 @@ def resume(
     :param record: what the last try saved, or None.
     :param generation: of this run of the task.
     :param abort: whether a run of another request may be aborted, if its service can do that.
+    :param on_cancel: called with the id of the earlier run if it was deleted or aborted.
     :raises FlowServiceError: the state of the earlier run could not be determined.
     """
     if record is None:
@@ -239,17 +246,19 @@ def resume(
         yield from _delete_orphans(service, record)
         return None
     try:
-        run = yield from _get_run_confirmed(service, record.flow_run_id)
+        run = yield from _get_existing_run(service, record.flow_run_id)
     except FlowNotFound:
         return None
     if is_same_request and run.state not in NOT_RESUMABLE_STATES:
         return run
     if run.state is FlowState.CREATED or (abort and service.supports("abort")):
-        yield from cancel(service, run.flow_run_id)
+        was_cancelled = yield from cancel(service, run.flow_run_id)
+        if was_cancelled:
+            on_cancel(run.flow_run_id)
     return None
 
 
-def _get_run_confirmed(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
+def _get_existing_run(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
     """Return a run that was created earlier.
 
     A 404 is accepted on its third occurrence only, because a run may not be visible everywhere at once.
@@ -277,25 +286,29 @@ def _delete_orphans(service: Service, record: RunRecord) -> Conversation[None]:
             yield from _try_delete(service, run.flow_run_id)
 
 
-def cancel(service: Service, flow_run_id: str) -> Conversation[None]:
+def cancel(service: Service, flow_run_id: str) -> Conversation[bool]:
     """Delete a run that never started, abort an active one, and leave a final one unchanged.
 
+    :returns: whether the run was deleted or its abort was requested.
     :raises FlowServiceError: the service could not be reached, or rejected the request.
     """
     for is_last_attempt in (False, True):  # the run's state may change between the poll and the request
         try:
-            run = yield from _get_run_confirmed(service, flow_run_id)
+            run = yield from _get_existing_run(service, flow_run_id)
             if run.state is FlowState.CREATED:
                 yield from service.delete(flow_run_id)
-            elif not run.is_final and run.state is not FlowState.ABORTING:
+            elif run.is_final or run.state is FlowState.ABORTING:
+                return False
+            else:
                 yield from service.abort(flow_run_id)
         except FlowNotFound:
-            return
+            return False
         except FlowConflict:
             if is_last_attempt:
                 raise
         else:
-            return
+            return True
+    return False
 
 
 def cancel_and_wait(service: Service, flow_run_id: str) -> Conversation[FlowRun | None]:

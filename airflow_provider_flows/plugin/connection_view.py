@@ -170,7 +170,7 @@ def _load_listing(conn_id: str) -> _RunListing:
         for run in runs
     )
     runs_with_forecast = tuple(
-        run if run.is_final else replace(run, expected_at=expected_end(run, now)) for run in small_runs
+        run if run.is_final else replace(run, expected_end_epoch=expected_end(run, now)) for run in small_runs
     )
     load_seconds = time.monotonic() - load_start
     return _RunListing(service.name, runs_with_forecast, supports_list=True, load_seconds=load_seconds)

@@ -27,7 +27,7 @@ def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     operators = sys.modules.get(f"{PACKAGE}.operators")
     task = getattr(task_instance, "task", None)
     if operators is not None and isinstance(task, operators.RunFlowOperator):
-        task.forget()
+        task.delete_saved_run()
     _cancel_deferred_run(previous_state, task_instance)
 
 
@@ -64,6 +64,10 @@ def _cancel_run(trigger_kwargs: Mapping[str, Any]) -> None:
     flow_run_id = trigger_kwargs["flow_run_id"]
     try:
         FlowsHook.get_hook(trigger_kwargs["flows_conn_id"]).cancel(flow_run_id)
-        log.info("Flow run %s was aborted: its task was marked while it was deferred", flow_run_id)
+        log.info(
+            "The task was marked while it was deferred, so flow run %s was cancelled "
+            "(deleted if it had not started, aborted if it was active)",
+            flow_run_id,
+        )
     except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run
         log.warning("Flow run %s could not be aborted by the API server: %s", flow_run_id, error)

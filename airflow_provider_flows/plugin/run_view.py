@@ -248,7 +248,7 @@ def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
     with closing(get_flows_hook(conn_id)) as hook:
         run = hook.run(hook.service.get_run(flow_run_id), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
     run = replace(run, raw={})  # it may be large, and the cache holds many runs
-    return run if run.is_final else replace(run, expected_at=expected_end(run, time.time()))
+    return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
 
 
 def _load_outputs(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowInput, UploadSource
+from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowInput, FlowState, UploadSource
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import find_signatures, redact_path
 from airflow_provider_flows.core.start_or_resume import RunRequest
@@ -74,7 +74,7 @@ class UpstreamOutput:
         uri, value, additional = output.get("uri"), output.get("value"), output.get("additional")
         subject = f"{where} is the output {output['name']!r} of another flow run, "
         if output["status"] == ERROR:
-            reason = output.get("error") or "no reason was given"
+            reason = output.get("error") or "the service gave no reason"
             raise FlowInputError(f"{subject}which failed ({reason}). Leave it out, or run it again")
         if isinstance(uri, str):
             return FileRef(uri, additional, output.get("sha256"))
@@ -106,11 +106,11 @@ class _UnreadableInput:
 
 
 def build_request(  # noqa: PLR0917  # the order of arguments is that of all methods that start a run
-    flow: Any, inputs: Any, parameters: Any, additional: Any, conn_id: str | None, problems: Problems
+    flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None, problems: Problems
 ) -> RunRequest:
     """Return the request for a run. Files are read once, and nothing is sent.
 
-    :param conn_id: the Airflow connection of the storage of input files.
+    :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects what is wrong. A request with problems can be validated, but not sent.
     """
     flow_name = flow.strip() if isinstance(flow, str) else ""
@@ -126,10 +126,10 @@ def build_request(  # noqa: PLR0917  # the order of arguments is that of all met
         with problems.collect():
             validate_json_value(name, value)
     _mask_signatures(inputs, parameters, additional)
-    return RunRequest(flow_name, parse_inputs(inputs, conn_id, problems), parameters, additional)
+    return RunRequest(flow_name, parse_inputs(inputs, input_conn_id, problems), parameters, additional)
 
 
-def parse_inputs(inputs: Any, conn_id: str | None = None, problems: Problems | None = None) -> Inputs:
+def parse_inputs(inputs: Any, input_conn_id: str | None = None, problems: Problems | None = None) -> Inputs:
     """Return the `inputs` of an operator or hook as a list of inputs, or as a dict of variables.
 
     * A string that is a URI (`scheme://...` without white space) names a file, read through
@@ -142,35 +142,37 @@ def parse_inputs(inputs: Any, conn_id: str | None = None, problems: Problems | N
 
     Files are read once, and nothing is sent.
 
-    :param conn_id: the Airflow connection of the storage of input files.
+    :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects, by input, what is wrong and what is accepted, in place of an error.
     :raises FlowInputError: an input cannot be sent, and `problems` is None.
     """
     with collect_problems(problems) as collector:
         if _is_variables(inputs):
-            return _load_variables(inputs, conn_id, collector)
+            return _load_variables(inputs, input_conn_id, collector)
         items = inputs if _is_list(inputs) else [] if inputs is None else [inputs]
-        return list(_load_items(items, conn_id, collector))
+        return list(_load_items(items, input_conn_id, collector))
 
 
-def _load_variables(inputs: Mapping[Any, Any], conn_id: str | None, problems: Problems) -> dict[str, Any]:
+def _load_variables(
+    inputs: Mapping[Any, Any], input_conn_id: str | None, problems: Problems
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in inputs.items():
         values[str(name)] = ""
         with problems.collect(where := f"inputs[{name!r}]"):
-            values[str(name)] = _load_variable(where, value, conn_id)
+            values[str(name)] = _load_variable(where, value, input_conn_id)
     return values
 
 
-def _load_variable(where: str, value: Any, conn_id: str | None) -> Any:
+def _load_variable(where: str, value: Any, input_conn_id: str | None) -> Any:
     """Return the text of an output, or of a dict with `data` or `uri`; return any other value as it is."""
     if not isinstance(value, Mapping) or not _is_item(value):
         return value
     content = _resolve(where, _parse_item(where, value))
-    return content.text if isinstance(content, Prompt) else load_text_file(where, content.file, conn_id)
+    return content.text if isinstance(content, Prompt) else load_text_file(where, content.file, input_conn_id)
 
 
-def _load_items(inputs: Sequence[Any], conn_id: str | None, problems: Problems) -> Iterator[FlowInput]:
+def _load_items(inputs: Sequence[Any], input_conn_id: str | None, problems: Problems) -> Iterator[FlowInput]:
     for index, value in enumerate(inputs):
         items: list[tuple[str, Any]] = []
         with problems.collect("inputs"):  # their number is unknown after an error
@@ -178,18 +180,18 @@ def _load_items(inputs: Sequence[Any], conn_id: str | None, problems: Problems) 
         for where, item in items:
             flow_input = FlowInput(_UnreadableInput())
             with problems.collect(where):
-                flow_input = _load_item(where, item, conn_id, problems)
+                flow_input = _load_item(where, item, input_conn_id, problems)
             yield flow_input
 
 
-def _load_item(where: str, item: Any, conn_id: str | None, problems: Problems) -> FlowInput:
+def _load_item(where: str, item: Any, input_conn_id: str | None, problems: Problems) -> FlowInput:
     if isinstance(item, Mapping) and _is_item(item):
         with problems.collect():
             validate_json_value(f"{where}['additional']", item.get("additional"))
     content = _resolve(where, _parse_item(where, item))
     if isinstance(content, Prompt):
         return FlowInput(_normalize_text(where, content.text), content.additional)
-    data = load_file(where, content.file, conn_id)
+    data = load_file(where, content.file, input_conn_id)
     _validate_sha256(where, content, data)
     return FlowInput(data, content.additional)
 
@@ -254,15 +256,25 @@ def _expand_outputs(where: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the outputs of a flow run, or of a list of outputs, or any other value as it is."""
     outputs = value["outputs"] if _is_run(value) else value
     if _is_run(value) and not outputs:
-        raise FlowInputError(
-            f"{where} is the flow run {value['flow_run_id']}, which had no outputs when its task ended "
-            f"({value.get('state')}). The task before must wait for its flow run"
-        )
+        raise FlowInputError(_no_outputs_message(where, value))
     if _is_run(value) or (_is_list(value) and value and all(map(_is_output, value))):
         prefix = f"{where}['outputs']" if _is_run(value) else where
         yield from ((f"{prefix}[{index}]", output) for index, output in enumerate(outputs))
     else:
         yield where, value
+
+
+def _no_outputs_message(where: str, run: Mapping[str, Any]) -> str:
+    flow_run_id, state = run["flow_run_id"], run.get("state")
+    if FlowState.parse(state).is_final:
+        return (
+            f"{where}: flow run {flow_run_id} ({state}) produced no outputs; "
+            "remove it from inputs or check the run"
+        )
+    return (
+        f"{where} is the flow run {flow_run_id}, which had no outputs when its task ended ({state}): "
+        "the upstream task did not wait for it. Set wait_for_completion=True on that task"
+    )
 
 
 def _parse_item(where: str, item: Any) -> ParsedInput:
@@ -297,10 +309,10 @@ def _parse_string(where: str, text: str) -> Prompt | FileRef:
 def _parse_dict(where: str, item: Mapping[str, Any]) -> Prompt | FileRef:
     uri, data = item.get("uri"), item.get("data")
     if (uri is None) == (data is None):
-        raise FlowInputError(f"{where} must have either 'data' or 'uri', not both")
+        raise FlowInputError(f"{where} must have exactly one of 'data' and 'uri'")
     key, value = ("data", data) if uri is None else ("uri", uri)
     if not isinstance(value, str):
-        raise FlowInputError(f"{where}[{key!r}] must be text, not {type(value).__name__}")
+        raise FlowInputError(f"{where}[{key!r}] must be a string, not {type(value).__name__}")
     additional = item.get("additional")
     return Prompt(value, additional) if uri is None else FileRef(value, additional, item.get("sha256"))
 

@@ -92,7 +92,7 @@ class OutputDownload:
         :raises CancelledWriteError: the task was cancelled. Any other error is part of the result.
         """
         try:
-            return DownloadResult(self.existing(cancellation) or self.download(hook, cancellation))
+            return DownloadResult(self.find_stored_file(cancellation) or self.download(hook, cancellation))
         except CancelledWriteError:
             raise
         except Exception as error:  # noqa: BLE001  # raised by the caller, after all other downloads
@@ -109,7 +109,7 @@ class OutputDownload:
             )
             return DownloadResult(output, error)
 
-    def existing(self, cancellation: Cancellation) -> FlowOutput | None:
+    def find_stored_file(self, cancellation: Cancellation) -> FlowOutput | None:
         """Return the output with the file that an earlier try has stored, None if it is missing or differs.
 
         Size and digest must match: to read a file is cheaper than to download it, and the run may be deleted

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from string import printable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound, FlowTimeout
@@ -54,14 +54,14 @@ def finish(
     :raises FlowServiceError: an output could not be fetched.
     """
     on_run_update(run)
-    end = RunEnd(context, hook, options, on_run_update, task_state, cancellation)
+    finisher = TaskFinisher(context, hook, options, on_run_update, task_state, cancellation)
     if run.is_final and not run.is_completed:
-        end.finish_failed(run)
-    return end.finish_completed(run)
+        finisher.raise_failure(run)
+    return finisher.finish_completed(run)
 
 
 @dataclass(frozen=True, slots=True)
-class RunEnd:
+class TaskFinisher:
     """The end of one task: its context, its hook, and what `finish` was passed."""
 
     context: Context
@@ -88,13 +88,13 @@ class RunEnd:
         add_asset_event_extra(self.context, run)
         return run.to_dict()
 
-    def finish_failed(self, run: FlowRun) -> None:
+    def raise_failure(self, run: FlowRun) -> NoReturn:
         """Fetch the outputs of a failed or aborted run if requested, and raise its failure.
 
         :raises FlowRunFailed: always, with the outputs that were fetched; FlowRunAborted if the run was
             aborted.
         """
-        from airflow_provider_flows.core.flow_run import raise_for_state
+        from airflow_provider_flows.core.flow_run import failure_error
 
         if self.options.fetch_partial_outputs:
             try:
@@ -102,7 +102,7 @@ class RunEnd:
                 self._publish_outputs(run)
             except Exception as error:  # noqa: BLE001  # the task's error is the failure of the run
                 log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
-        raise_for_state(run)
+        raise failure_error(run)
 
     def _fetch_outputs(self, run: FlowRun) -> tuple[FlowRun, Exception | None]:
         from airflow_provider_flows.storage.outputs import fetch_outputs  # imports stay cheap
@@ -126,7 +126,11 @@ class RunEnd:
             names = ", ".join(missing)
             log.warning("The %s is not deleted: these outputs are not stored as files: %s", run, names)
         elif not self._save_run(run):
-            log.warning("The %s is not deleted: a retry may need it. Delete it at the service", run)
+            log.warning(
+                "The %s was not deleted, because a retry may still need it. "
+                "Delete it yourself once the task has succeeded.",
+                run,
+            )
         else:
             self._try_delete(run)
 
@@ -171,8 +175,8 @@ def finish_after_deadline(
         handed over.
     """
     try:
-        is_aborted = policy is DeadlinePolicy.ABORT
-        run = hook.cancel_and_wait(flow_run_id) if is_aborted else hook.get_run(flow_run_id)
+        should_abort = policy is DeadlinePolicy.ABORT
+        run = hook.cancel_and_wait(flow_run_id) if should_abort else hook.get_run(flow_run_id)
     except FlowError as request_error:
         outcome = f"The flow run may still be active; check it at the service: {request_error}"
     else:
@@ -188,9 +192,12 @@ def _outcome(run: FlowRun | None, policy: DeadlinePolicy) -> str:
     if run is None:
         return "The flow run no longer exists at the service."
     if run.is_final:
-        return f"The flow run is {run.raw_state}."
+        return f"The flow run ended in state {run.raw_state!r}."
     return {
-        DeadlinePolicy.ABORT: f"The abort of the flow run was requested; it is still {run.raw_state}.",
+        DeadlinePolicy.ABORT: (
+            "This task asked the service to abort the flow run, "
+            f"which is still {run.raw_state!r}. Check it there."
+        ),
         DeadlinePolicy.LEAVE: "The flow run continues (abort_on_kill=False).",
         DeadlinePolicy.HAND_OVER: "The flow run continues, and the next try resumes it.",
     }[policy]

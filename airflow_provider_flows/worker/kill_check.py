@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 ON_KILL_SECONDS = 19.0
 # `restarting` is a running task that was cleared: its next try starts a new flow run
 FINISHED_STATES = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
+CANCELLED_BY_KILL = (
+    "The task was killed, so flow run %s was cancelled "
+    "(deleted if it had not started, aborted if it was active)"
+)
 
 
 def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
@@ -23,7 +27,7 @@ def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
     return _is_finished(ti.get_task_states(**_task_states_query(ti)), ti)
 
 
-async def ais_task_finished(ti: Any) -> bool:
+async def is_task_finished_async(ti: Any) -> bool:
     """Return whether the task instance is finished in Airflow. Called in a triggerer.
 
     Airflow has no public API that gets a task's state without blocking the event loop, so this function sends

@@ -16,7 +16,7 @@ from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
-from airflow_provider_flows.worker.kill_check import ON_KILL_SECONDS, is_task_finished
+from airflow_provider_flows.worker.kill_check import CANCELLED_BY_KILL, ON_KILL_SECONDS, is_task_finished
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -138,18 +138,22 @@ class TaskTry:
 
     def _resume(self, fingerprint: str) -> FlowRun | None:
         is_same_request, earlier_run_id = self.state.matches(fingerprint), self.state.flow_run_id
+        cancelled_run_ids: list[str] = []
         run = self.hook.resume(
-            fingerprint, self.state.record, self.state.generation, abort=self.abort_on_kill
+            fingerprint,
+            self.state.record,
+            self.state.generation,
+            abort=self.abort_on_kill,
+            on_cancel=cancelled_run_ids.append,
         )
         if run is not None:
-            self.log.info("Resuming the %s of an earlier try; it is %s", run, run.raw_state)
+            self.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)
         elif earlier_run_id is not None and not is_same_request:
-            can_abort = self.abort_on_kill and self.hook.service.supports("abort")
             self.log.info(
-                "Flow run %s is from another request (the task was cleared, or its arguments changed): "
-                "it is %s, and a new flow run is started",
+                "The task was cleared or its arguments changed, so this try does not resume flow run %s. "
+                "It starts a new one%s",
                 earlier_run_id,
-                "aborted unless it has ended" if can_abort else "left running",
+                ". The old flow run was cancelled" if cancelled_run_ids else "",
             )
         return run
 
@@ -173,14 +177,14 @@ class TaskTry:
 
         record = self.state.create_record(fingerprint, deadline, self.hook.flows_conn_id)
         is_durable = self.state.durable
-        run = self.hook.start_request(
+        run = self.hook.start_from_request(
             request, record=record if is_durable else None, save=save, validate=self.validate
         )
         if not is_durable:
             save(replace(record, flow_run_id=run.flow_run_id))
         self.log.info("Started the %s", run)
         if run.is_final:
-            self.log.info("The %s is %s", run, run.raw_state)
+            self.log.info("The %s ended in state %r", run, run.raw_state)
         return run
 
     def on_execution_timeout(self, fingerprint: str) -> FlowRun | None:
@@ -208,7 +212,7 @@ class TaskTry:
         if self.state.will_be_resumed(time.time()):
             policy = DeadlinePolicy.HAND_OVER
         run = finish_after_deadline(self.hook, flow_run_id, error, policy)
-        self.log.info("The deadline passed, but the %s is completed", run)
+        self.log.info("The deadline passed, but the %s has completed", run)
         return run
 
     @contextmanager
@@ -262,12 +266,25 @@ class TaskTry:
     def _cancel_if_finished(self) -> None:
         try:
             if not is_task_finished(self.context["ti"]):
-                self.log.info("The task is not finished in Airflow; flow run %s continues", self.flow_run_id)
+                self._log_not_finished()
                 return
             self.is_killed = True  # before the id is read: a start that saves an id checks this afterwards
             self.cancellation.cancel()
             if (flow_run_id := self.flow_run_id) is not None and self.hook.service.supports("get_run"):
                 self.create_hook().cancel(flow_run_id)  # not `hook`, which the main thread may be using
-                self.log.info("The task was killed; flow run %s was aborted", flow_run_id)
+                self.log.info(CANCELLED_BY_KILL, flow_run_id)
         except Exception:  # nothing may escape from a kill
-            self.log.exception("Flow run %s could not be aborted. Check it at the service", self.flow_run_id)
+            if self.flow_run_id is None:
+                self.log.exception(
+                    "The task was killed, and whether it started a flow run is unknown. Check at the service"
+                )
+            else:
+                self.log.exception(
+                    "Flow run %s could not be aborted. Check it at the service", self.flow_run_id
+                )
+
+    def _log_not_finished(self) -> None:
+        if self.flow_run_id is None:
+            self.log.info("The task is not finished in Airflow; no flow run has been started yet")
+        else:
+            self.log.info("The task is not finished in Airflow; flow run %s continues", self.flow_run_id)

@@ -239,7 +239,7 @@ def test_exit_codes_of_runs_that_end_badly(emulator: Emulator, flows: FlowsComma
     emulator.add_plan(Plan("failed", error="no more clay", run_seconds=0))
     failed = flows(QUICK)
     assert (failed.code, failed.json["state"]) == (1, "failed")
-    assert failed.err.splitlines()[-1].endswith("failed. The service says: no more clay")
+    assert failed.err.splitlines()[-1].endswith("failed. Reason given by the service: no more clay.")
     emulator.add_plan(Plan("aborted", run_seconds=0))
     aborted = flows(QUICK)
     assert (aborted.code, aborted.json["state"]) == (3, "aborted")

@@ -177,7 +177,7 @@ def test_run_without_outputs_among_inputs_leaves_the_rest_to_be_checked(emulator
     """Where it cannot be known how many inputs there are, their number is not checked, and all else is."""
     empty = {"flow_run_id": "r", "outputs": [], "state": "failed"}
     (told,) = refused("findings_count", {"inputs": empty, "parameters": {"seed": "x"}})
-    assert "inputs[0] is the flow run r, which had no outputs" in told
+    assert "inputs[0]: flow run r (failed) produced no outputs" in told
     assert "parameters['seed'] must be of type integer" in told
     assert "at least" not in told
     assert emulator.runs == {}

@@ -149,7 +149,7 @@ def test_run_that_ended_before_it_could_be_aborted_is_no_trouble(
 ) -> None:
     """A run of another request that ends at the same time is no error."""
     flow_emulator.add_plan(Plan(run_seconds=0))
-    run = hook.start_request(RUN_REQUEST)
+    run = hook.start_from_request(RUN_REQUEST)
     assert hook.resume(RUN_REQUEST.fingerprint, RunRecord("other", 0, flow_run_id=run.flow_run_id), 0) is None
 
 

@@ -140,7 +140,7 @@ def test_every_changing_request_is_marked_for_what_it_costs() -> None:
         (chain.start("f", {"a": "1"}, None, None), [json_response([])], Resend.IF_NEVER_ARRIVED),
         (generio.create("t", None, None), [json_response({"flow_id": "r"})], Resend.IF_REFUSED),
         (generio.add_input("r", item), [json_response({})], Resend.IF_REFUSED),
-        (generio.start_created("r"), [json_response({})], Resend.IF_REFUSED),
+        (generio.start_created_run("r"), [json_response({})], Resend.IF_REFUSED),
     )
     for conversation, responses, resend in conversations:
         script = ScriptedTransport(*responses)

@@ -149,7 +149,7 @@ def test_lost_input_deletes_the_run(flow_emulator: Emulator, hook: GenerioHook, 
 
 def test_one_request_does_it_all_without_keeping(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """Without a record the run is created, filled and started by one POST."""
-    run = hook.start_request(RUN_REQUEST, validate=False)
+    run = hook.start_from_request(RUN_REQUEST, validate=False)
     assert request_lines(flow_emulator.requests) == ["POST /flows"]
     assert len(flow_emulator.requests[0].json["inputs"]) == 2
     assert run.state is FlowState.STARTING

@@ -40,7 +40,7 @@ def test_generio_from_templates_to_deletion(flow_emulator: Emulator, hook: Gener
     assert run.state is FlowState.CREATED
     key = run.flow_run_id
     asset = hook.add_input(key, {"data": "a chair", "additional": {"n": 1}})
-    hook.run(hook.service.start_created(key))
+    hook.run(hook.service.start_created_run(key))
     seen = hook.get_run(key)
     assert (seen.flow, seen.state, seen.parameters["quality"], seen.additional) == (
         FLOW,

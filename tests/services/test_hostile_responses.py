@@ -107,7 +107,7 @@ CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
     "create": lambda: G.create("t", None, None),
     "start": lambda: G.start("t", [FlowInput("p")], None, None),
     "add_input": lambda: G.add_input("r", FlowInput("p")),
-    "begin": lambda: G.start_created("r"),
+    "begin": lambda: G.start_created_run("r"),
     "abort": lambda: G.abort("r"),
     "delete": lambda: G.delete("r"),
     "get_run": lambda: G.get_run("r"),

@@ -82,7 +82,7 @@ def fields(hook: GenerioHook, _: Emulator) -> Any:
 def add(hook: GenerioHook, _: Emulator) -> Any:
     """Make a run in steps."""
     request = hook.build_request("model_generate_fromprompt", ["a", "b"], None, None)
-    run = hook.start_request(request, record=RunRecord("", 0), save=lambda _: None)
+    run = hook.start_from_request(request, record=RunRecord("", 0), save=lambda _: None)
     return len(hook.list_inputs(run.flow_run_id))
 
 

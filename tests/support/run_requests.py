@@ -19,4 +19,4 @@ def start_and_record(
     hook: FlowsHook, save: SaveRecord = lambda _: None, request: RunRequest = RUN_REQUEST
 ) -> FlowRun:
     """Start a flow run that is recorded, without validation."""
-    return hook.start_request(request, record=RECORD, save=save, validate=False)
+    return hook.start_from_request(request, record=RECORD, save=save, validate=False)

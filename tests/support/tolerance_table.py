@@ -241,15 +241,15 @@ FLOW_ROWS = [
     Row("G-16", "state too", lambda s: s.run(G.create("t", None, None)).state, [state("starting")], FlowState.STARTING),
     Row("G-16", "no flow_id", lambda s: s.run(G.create("t", None, None)), [{"state": "created"}], FlowMalformed),
     Row("G-17", "created", start_run, [{"flow_id": "r"}, {}, {}], FlowState.STARTING, ["POST /flows", "POST /flows/r/inputs", "PATCH /flows/r"]),
-    Row("G-17", "started already", lambda s: s.run(G.start_created("r")), [json_response({}, 409), state("running")], None),
-    Row("G-17", "not to be started", lambda s: s.run(G.start_created("r")), [json_response({}, 409), state("created")], FlowConflict),
+    Row("G-17", "started already", lambda s: s.run(G.start_created_run("r")), [json_response({}, 409), state("running")], None),
+    Row("G-17", "not to be started", lambda s: s.run(G.start_created_run("r")), [json_response({}, 409), state("created")], FlowConflict),
     *(
         Row("G-18", repr(told), run("progress"), [state("running", progress=told)], (expected,))
         for told, expected in ((0.25, 0.25), (42, 0.42), (100, 1.0), (250, 1.0), (-1, 0.0), (None, 0.0), ("0.5", 0.5), ("x", 0.0), ([], 0.0))
     ),
     Row("G-18", "absent", run("progress", "is_final"), [state("running")], (0.0, False)),
     Row("G-18", "1.0 is no end", run("is_final"), [state("running", progress=1.0)], (False,)),
-    Row("G-19", "start", sent_json(lambda: G.start_created("r")), [{}], {"action": "start"}),
+    Row("G-19", "start", sent_json(lambda: G.start_created_run("r")), [{}], {"action": "start"}),
     Row("G-19", "abort", sent_json(lambda: G.abort("r")), [{}], {"action": "abort"}),
     Row("G-19", "create", sent_json(lambda: G.create("t", {"a": 1}, None)), [{"flow_id": "r"}], {"template": "t", "parameters": {"a": 1}}),
     Row("G-20", "an id with braces", lambda s: s.run(G.get_run("{flow_id}")), [state("running")], ..., ["GET /flows/%7Bflow_id%7D"]),

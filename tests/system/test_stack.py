@@ -161,7 +161,7 @@ def test_failed_flow_run_fails_its_task_with_the_reason(stack: StackRuns) -> Non
     assert stack.wait_for_end("failing") == "failed"
     log = stack.log("failing")
     assert "FlowRunFailed" in log
-    assert "The service says: The mesh has no faces." in log
+    assert "Reason given by the service: The mesh has no faces." in log
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_killed_task_aborts_its_flow_run(stack: StackRuns, dag_id: str, while_it
         if logged_by_server
         else partial(stack.log, dag_id)
     )
-    _wait_for(lambda: f"low run {flow_run.flow_run_id} was aborted" in log())
+    _wait_for(lambda: f"low run {flow_run.flow_run_id} was cancelled" in log())
 
 
 @lacks("on_kill of triggers")

@@ -277,7 +277,7 @@ class TestChange:
         (tmp_path / "a.png").write_bytes(self.CONTENT[:-1])
         records: list[Any] = []
         with pytest.raises(FlowInputError, match=r"inputs\[0\].*changed since the start.*Run the task again"):
-            hook.start_request(
+            hook.start_from_request(
                 run_request, record=RECORD if durable else None, save=records.append if durable else None
             )
         assert (flow_emulator.runs, flow_emulator.started_count) == ({}, 0)

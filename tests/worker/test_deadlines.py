@@ -62,7 +62,7 @@ def test_without_a_store_each_try_has_the_whole_timeout(emulator: Emulator) -> N
 
 
 ENDINGS = {
-    "aborted": ({}, None, "The flow run is aborted."),
+    "aborted": ({}, None, "The flow run ended in state 'aborted'."),
     "left alone": ({"abort_on_kill": False}, None, "The flow run continues (abort_on_kill=False)."),
     "refused": (
         {},
@@ -72,7 +72,7 @@ ENDINGS = {
     "going on": (
         {},
         Fault("PATCH", skip=1, times=None, status=200),
-        "The abort of the flow run was requested; it is still running.",
+        "This task asked the service to abort the flow run, which is still 'running'. Check it there.",
     ),
     "gone": (
         {"poll_interval": 30},
@@ -108,7 +108,7 @@ def test_execution_timeout_is_each_trys(emulator: Emulator, *, deferrable: bool)
     ended = run_with_retries(f"retries_execution_timeouts_{deferrable}", **CHAIR_ARGUMENTS, **given)
     assert (ended.tries, ended.state, emulator.started_count) == (2, "failed", 1)
     assert type(ended.error) is exceptions.FlowTimeout
-    assert "The flow run is aborted." in str(ended.error)
+    assert "The flow run ended in state 'aborted'." in str(ended.error)
     assert ended.count_log_lines("Resuming the generio flow run") == 1
     (run,) = emulator.runs.values()
     assert run.state == "aborted"
@@ -124,7 +124,7 @@ def test_execution_timeout_of_the_last_try_stops_the_run(emulator: Emulator, *, 
     ended = run_with_retries(f"retries_execution_timeout_{deferrable}", **CHAIR_ARGUMENTS, **given)
     assert (ended.tries, ended.state, emulator.started_count) == (1, "failed", 1)
     assert type(ended.error) is exceptions.FlowTimeout
-    assert "The flow run is aborted." in str(ended.error)
+    assert "The flow run ended in state 'aborted'." in str(ended.error)
 
 
 def test_execution_timeout_during_the_inputs_leaves_no_run(emulator: Emulator) -> None:

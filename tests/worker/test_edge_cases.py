@@ -49,7 +49,9 @@ def test_run_that_may_have_started_is_left_to_the_next_try(
     flow_emulator.add_fault(Fault(method="PATCH", path="/flows/*", reset="after"))
     flow_emulator.add_fault(Fault(method="GET", path="/flows/*", status=404, times=1))
     with pytest.raises(FlowServiceError):
-        hook.start_request(run_request, record=RunRecord(run_request.fingerprint, 0), save=records.append)
+        hook.start_from_request(
+            run_request, record=RunRecord(run_request.fingerprint, 0), save=records.append
+        )
     assert not [sent for sent in flow_emulator.requests if sent.method == "DELETE"]
     run = hook.resume(run_request.fingerprint, records[-1], 0)
     assert run is not None

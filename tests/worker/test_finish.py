@@ -205,7 +205,7 @@ def test_try_after_the_deletion_pays_nothing(emulator: Emulator, tmp_path: Path)
     )
     assert again.execute(context(store, 2, 3)) == first
     assert emulator.started_count == 1
-    again.forget()
+    again.delete_saved_run()
     assert RECORD_KEY not in store
 
 
@@ -323,7 +323,7 @@ def test_run_that_cannot_be_kept_whole_is_not_deleted(
     store = Store()
     first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
     assert (request_times(emulator, "DELETE"), store[RECORD_KEY]["saved_run"]) == ([], None)
-    assert "is not deleted: a retry may need it" in caplog.text
+    assert "was not deleted, because a retry may still need it" in caplog.text
     assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
     assert emulator.started_count == 1
 

@@ -75,7 +75,7 @@ def states(emulator: Emulator) -> list[str]:
 def start_earlier_run(run_request: Any, generation: int) -> Store:
     """Start a run, and return the store that its try leaves behind."""
     found: list[Any] = []
-    GenerioHook("generio_default").start_request(
+    GenerioHook("generio_default").start_from_request(
         run_request, record=RunRecord(run_request.fingerprint, generation), save=found.append
     )
     return Store({RECORD_KEY: found[-1].to_dict()})

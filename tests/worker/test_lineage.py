@@ -327,9 +327,9 @@ def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, e
         "airflow"
     )  # the openlineage provider's own, which copies a task's arguments
     assert "parameters" in of_others["task"]
-    said = str(redact(f"The service says: no texture at {SIGNED}"))
+    said = str(redact(f"Reason given by the service: no texture at {SIGNED}"))
     assert said.startswith(
-        "The service says: no texture at https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=***"
+        "Reason given by the service: no texture at https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=***"
     )
     for redacted in (json.dumps(event), json.dumps(result.xcoms), result.log, said):
         assert "0123456789abcdef0123" not in redacted

@@ -24,16 +24,16 @@ LogFunction = Callable[[int, str], None]
 class ProgressLogger:
     """Logs what changed since the last line."""
 
-    __slots__ = ("_is_failing", "_log", "_logged_at", "_min_interval", "_progress", "_raw_state")
+    __slots__ = ("_is_failing", "_log", "_logged_at", "_min_log_interval", "_progress", "_raw_state")
 
-    def __init__(self, log: LogFunction, min_interval: float = 0.0) -> None:
+    def __init__(self, log: LogFunction, min_log_interval: float = 0.0) -> None:
         """Create a logger that has logged nothing yet.
 
         :param log: receives the lines; they contain no secrets and no input's content.
-        :param min_interval: minimum seconds between two lines about progress.
+        :param min_log_interval: minimum seconds between two lines about progress.
         """
         self._log = log
-        self._min_interval = min_interval
+        self._min_log_interval = min_log_interval
         self._logged_at = 0.0
         self._raw_state: str | None = None
         self._progress = 0.0  # in the last line about it
@@ -57,7 +57,7 @@ class ProgressLogger:
             self._raw_state = run.raw_state
             self._log_state(run)
         has_advanced = run.progress - self._progress >= MIN_PROGRESS_STEP
-        if has_advanced and not run.is_final and now - self._logged_at >= self._min_interval:
+        if has_advanced and not run.is_final and now - self._logged_at >= self._min_log_interval:
             self._progress, self._logged_at = run.progress, now
             self._log_progress(run, age(run, now, state.since), state.forecast.end)
 

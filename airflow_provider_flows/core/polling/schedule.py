@@ -28,7 +28,7 @@ MAX_UNPOLLED_FRACTION = 0.5  # of the remaining time without a poll, where the n
 END_MARGIN_OF_INTERVAL, END_MARGIN_OF_REMAINING = 0.05, 0.01
 MAX_FORECAST_SECONDS = 10 * 366 * 86_400.0  # a longer remaining time comes from an absurd start or progress
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a service that asks for a longer pause is polled again after this one
-MAX_REJECTIONS = 3  # a key may be in rotation, a new run not visible yet, a gateway confused
+MAX_PERMANENT_ERRORS = 3  # a key may be in rotation, a new run not visible yet, a gateway confused
 MAX_BACKOFF_DOUBLINGS = 16
 
 
@@ -109,7 +109,7 @@ class PollState(NamedTuple):
     :param run: the run of the last successful poll, None before the first.
     :param forecast: the expected end of the run.
     :param failed_polls: failed polls since the last successful one.
-    :param rejections: permanent errors among them.
+    :param permanent_errors: permanent errors among them.
     :param last_error: the error of the last poll, None if it succeeded.
     """
 
@@ -117,7 +117,7 @@ class PollState(NamedTuple):
     run: FlowRun | None = None
     forecast: Forecast = NO_FORECAST
     failed_polls: int = 0
-    rejections: int = 0
+    permanent_errors: int = 0
     last_error: FlowServiceError | None = None
 
     def after_run(self, run: FlowRun, now: float, schedule: Schedule) -> PollState:
@@ -129,12 +129,14 @@ class PollState(NamedTuple):
     def after_error(self, error: FlowServiceError) -> PollState:
         """Return the state after a failed poll.
 
-        :raises FlowServiceError: `error` itself, if it is permanent and the last of `MAX_REJECTIONS`.
+        :raises FlowServiceError: `error` itself, if it is permanent and the last of `MAX_PERMANENT_ERRORS`.
         """
-        rejections = self.rejections + (not error.is_transient)
-        if not error.is_transient and rejections >= MAX_REJECTIONS:
+        permanent_errors = self.permanent_errors + (not error.is_transient)
+        if not error.is_transient and permanent_errors >= MAX_PERMANENT_ERRORS:
             raise error
-        return self._replace(failed_polls=self.failed_polls + 1, rejections=rejections, last_error=error)
+        return self._replace(
+            failed_polls=self.failed_polls + 1, permanent_errors=permanent_errors, last_error=error
+        )
 
 
 class NextPoll(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_flows.core.exceptions import FlowServiceError, FlowTimeout
 from airflow_provider_flows.core.http import Sleep
 from airflow_provider_flows.core.polling.progress_log import ProgressLogger
-from airflow_provider_flows.core.polling.schedule import MAX_REJECTIONS, Forecast, NextPoll, PollState
+from airflow_provider_flows.core.polling.schedule import MAX_PERMANENT_ERRORS, Forecast, NextPoll, PollState
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ MAX_CONFIRM_DELAY_SECONDS = 10.0  # a worker is blocked while it confirms a reje
 class Wait:
     """The wait for one flow run. `poll` is the only way in which it sends requests.
 
-    `schedule.py` decides when to poll next; nothing here sleeps or sends.
+    `schedule.py` decides when to poll next. This class performs no I/O: the driver sends the requests and
+    sleeps.
     """
 
     # Thousands live in one triggerer, on whose loop the garbage collector visits each object.
@@ -48,7 +49,7 @@ class Wait:
         schedule: Schedule,
         clock: Callable[[], float],
         log: LogFunction,
-        min_interval: float = 0.0,
+        min_log_interval: float = 0.0,
         count_poll: Callable[[], None] | None = None,
         on_final: Callable[[FlowRun, float, float | None], None] | None = None,
     ) -> None:
@@ -57,7 +58,7 @@ class Wait:
         :param get_run: the service's conversation that reads a run by its id.
         :param clock: returns epoch seconds.
         :param log: receives the log lines; they contain no secrets and no input's content.
-        :param min_interval: minimum seconds between two log lines about progress.
+        :param min_log_interval: minimum seconds between two log lines about progress.
         :param count_poll: called before each poll.
         :param on_final: called with the final run, the seconds waited, and the detection delay in seconds or
             None.
@@ -68,14 +69,18 @@ class Wait:
         self._get_run = get_run
         self._clock = clock
         self._is_restored = False
-        self._progress_logger = ProgressLogger(log, min_interval)
+        self._progress_logger = ProgressLogger(log, min_log_interval)
         self._count_poll = count_poll
         self._on_final = on_final
 
     def to_dict(self) -> dict[str, Any]:
         """Return what another process needs to continue this wait and log nothing twice, as JSON values."""
         state = self.state
-        counts = {"since": state.since, "failed_polls": state.failed_polls, "rejections": state.rejections}
+        counts = {
+            "since": state.since,
+            "failed_polls": state.failed_polls,
+            "permanent_errors": state.permanent_errors,
+        }
         return {**counts, "forecast": state.forecast.to_dict(), **self._progress_logger.to_dict()}
 
     def restore(self, data: Mapping[str, Any]) -> None:
@@ -85,7 +90,7 @@ class Wait:
             run=self.state.run,
             forecast=Forecast.from_dict(data.get("forecast")),
             failed_polls=int(data["failed_polls"]),
-            rejections=int(data.get("rejections", 0)),
+            permanent_errors=int(data.get("permanent_errors", 0)),
             last_error=self.state.last_error,
         )
         self._progress_logger.restore(data)
@@ -95,7 +100,7 @@ class Wait:
     def run(self) -> FlowRun | None:
         """The run of the last successful poll, with its expected end while active; None before the first."""
         run, end = self.state.run, self.state.forecast.end
-        return run if run is None or run.is_final or end is None else replace(run, expected_at=end)
+        return run if run is None or run.is_final or end is None else replace(run, expected_end_epoch=end)
 
     def initial_delay(self) -> float:
         """Return the seconds until the first poll: 0, unless another process has polled before."""
@@ -149,14 +154,14 @@ class Wait:
                     return run
             yield Sleep(self.next_poll().delay)
 
-    def poll_until_confirmed(self) -> Conversation[FlowRun | None]:
+    def poll_confirming_errors(self) -> Conversation[FlowRun | None]:
         """Poll, and again soon after a permanent error, for a caller that cannot save the state of the wait.
 
         :raises FlowServiceError: a permanent error (401, 404, ...) for the third time.
         """
         run = yield from self.poll()
-        for _ in range(MAX_REJECTIONS - 1):
-            if not self.state.rejections:
+        for _ in range(MAX_PERMANENT_ERRORS - 1):
+            if not self.state.permanent_errors:
                 break
             yield Sleep(min(self.next_poll().delay, MAX_CONFIRM_DELAY_SECONDS))
             run = yield from self.poll()
@@ -175,9 +180,9 @@ class Wait:
             detection_delay = None if run.finished_at is None else max(0.0, now - to_epoch(run.finished_at))
             self._on_final(run, now - state.since, detection_delay)
 
-    def reset_rejections(self) -> None:
+    def reset_permanent_errors(self) -> None:
         """Forget the permanent errors so far, because their cause was changed."""
-        self.state = self.state._replace(rejections=0)
+        self.state = self.state._replace(permanent_errors=0)
 
     def deadline_error(self) -> FlowTimeout:
         """Create the error that reports the passed deadline and the run's last known state."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_flows.core.exceptions import FlowConflict, FlowInputError, FlowNotFound
+from airflow_provider_flows.core.exceptions import FlowConflict, FlowInputError, FlowNotFound, reason_sentence
 from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, send
 from airflow_provider_flows.core.payload import data_uri
@@ -110,7 +110,7 @@ class Generio(Service):
             request, response = (older, second) if second.is_success else (request, response)
         return responses.parse_asset_id(parse_json(request, response))
 
-    def start_created(self, flow_run_id: str) -> Conversation[None]:
+    def start_created_run(self, flow_run_id: str) -> Conversation[None]:
         """Send PATCH /flows/{id} with action start; no error if the run has already started (G-17)."""
         request = Request("PATCH", _path(flow_run_id), json={"action": "start"}, resend=Resend.IF_REFUSED)
         yield from self._change_state(flow_run_id, request, lambda state: state is not FlowState.CREATED)
@@ -139,7 +139,7 @@ class Generio(Service):
         run = yield from self.get_run(flow_run_id)
         if not is_reached(run.state):
             problem = f"{request} was rejected (HTTP {response.status}): the run is {run.raw_state}."
-            raise FlowConflict(f"{problem} {error_reason(response)}", status=response.status)
+            raise FlowConflict(f"{problem} {reason_sentence(error_reason(response))}", status=response.status)
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
         """Send DELETE /flows/{id}; possible for a run in state created and for a final one."""

@@ -32,7 +32,7 @@ def test_run_carries_its_expected_end() -> None:
     assert poll(scripted).expected_end is None
     scripted.script.sleep(10)
     run = poll(scripted)
-    assert (run.expected_at, str(run.expected_end)) == (NOON + 100, "2025-12-15 12:01:40+00:00")
+    assert (run.expected_end_epoch, str(run.expected_end)) == (NOON + 100, "2025-12-15 12:01:40+00:00")
     scripted.script.sleep(10)
     assert poll(scripted).expected_end is None
 
@@ -66,7 +66,7 @@ def test_forecast_is_remembered_in_another_process() -> None:
     assert second.wait.to_dict() == first.wait.to_dict()
     assert second.wait.initial_delay() > 0
     run = poll(second)
-    assert run.expected_at == NOON + 100
+    assert run.expected_end_epoch == NOON + 100
     assert (
         50 < second.wait.next_poll().delay < 52
     )  # until just after the end, for the forecast before it said the same
@@ -89,12 +89,12 @@ def test_memory_of_another_version_breaks_nothing(forecast: Any) -> None:
 
 
 def test_progress_is_told_no_more_often_than_said() -> None:
-    """At least `min_interval` seconds lie between two lines about progress; states are logged at once."""
+    """At least `min_log_interval` seconds lie between two lines about progress; states are logged at once."""
     scripted = ScriptedWait(
         *(state("running", progress=part / 10) for part in range(9)),
         state("aborting"),
         state("aborted"),
-        min_interval=30,
+        min_log_interval=30,
     )
     for _ in range(11):
         poll(scripted)

@@ -45,7 +45,7 @@ class ScriptedWait:
         *answers: Response | FlowServiceError,
         deadline: float | None = None,
         endless: bool = False,
-        min_interval: float = 0.0,
+        min_log_interval: float = 0.0,
         **observers: Any,
     ) -> None:
         self.script = ScriptedTransport(*answers, endless=endless)
@@ -57,7 +57,7 @@ class ScriptedWait:
             schedule=schedule,
             clock=self.script.clock,
             log=lambda *line: self.lines.append(line),
-            min_interval=min_interval,
+            min_log_interval=min_log_interval,
             **observers,
         )
 
@@ -139,16 +139,16 @@ def test_who_forgets_looks_until_it_is_sure() -> None:
     """Without saved state a poll is repeated soon after a rejection, and not after a transient error."""
     refused = ScriptedWait(*[json_response({}, 404)] * 3)
     with pytest.raises(FlowNotFound):
-        refused.script.run(with_retries(refused.wait.poll_until_confirmed(), NO_RETRY))
+        refused.script.run(with_retries(refused.wait.poll_confirming_errors(), NO_RETRY))
     assert refused.script.sleeps == [5, 10]
 
     late = ScriptedWait(json_response({}, 404), json_response({}, 503), state("completed"))
-    run = late.script.run(with_retries(late.wait.poll_until_confirmed(), NO_RETRY))
+    run = late.script.run(with_retries(late.wait.poll_confirming_errors(), NO_RETRY))
     assert run is not None
     assert run.is_final
 
     away = ScriptedWait(json_response({}, 503))
-    assert away.script.run(with_retries(away.wait.poll_until_confirmed(), NO_RETRY)) is None
+    assert away.script.run(with_retries(away.wait.poll_confirming_errors(), NO_RETRY)) is None
 
 
 def test_refusals_are_counted_on_in_another_process() -> None:
@@ -162,7 +162,7 @@ def test_refusals_are_counted_on_in_another_process() -> None:
     with pytest.raises(FlowNotFound):
         second.run()
 
-    for name in ("rejections", "progress"):
+    for name in ("permanent_errors", "progress"):
         del memory[name]
     third = ScriptedWait(json_response({}, 404), state("completed"))
     third.wait.restore(memory)

@@ -94,7 +94,7 @@ class Brewery(Service):
         )
         return request_json(request, lambda value: str(value["place"]))
 
-    def start_created(self, flow_run_id: str) -> Conversation[None]:
+    def start_created_run(self, flow_run_id: str) -> Conversation[None]:
         """Send POST /v2/brews/{number}/fire, which starts the brew and costs money."""
         request = Request("POST", f"{_path(flow_run_id)}/fire", resend=Resend.IF_NEVER_ARRIVED)
         return request_json(request, lambda _: None)

@@ -192,7 +192,7 @@ def test_a_spoilt_brew_fails_its_task(deferrable: bool) -> None:  # noqa: FBT001
     """A run that fails in the service's own state fails the task in every mode, with the service's reason."""
     error = failed(flow="sour", inputs="Saaz", deferrable=deferrable).errors["brew"]
     assert isinstance(error, FlowRunFailed)
-    assert "The service says: Wild yeast." in str(error)
+    assert "Reason given by the service: Wild yeast." in str(error)
 
 
 def test_it_is_checked_before_it_is_paid(house: Brewhouse) -> None:
