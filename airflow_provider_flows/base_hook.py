@@ -98,10 +98,9 @@ class BaseFlowsHook(BaseHook):
             hook = None
         if not isinstance(hook, cls):
             message = (
-                f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, "
-                "which runs no flows here; flows_conn_id must name a connection of type generio or "
-                "promptchainer, or of a type that another installed provider adds for its service "
-                "(airflow providers list)"
+                f"Connection {connection.conn_id!r} has type {connection.conn_type!r}, which is not a flow "
+                "service. Set flows_conn_id to a connection of type generio or promptchainer, or of a flow "
+                'service that another provider adds (see "airflow providers list").'
             )
             raise FlowInputError(message)
         hook._connection = connection  # noqa: SLF001  # saves a second lookup, which is expensive

@@ -66,12 +66,12 @@ class FlowsHook(BaseFlowsHook):
         """Start a flow run, in as few requests as the service allows.
 
         :param flow: the flow's name or id.
-        :param inputs: what the flow run works on, in the forms that `RunFlowOperator` documents.
-        :param parameters: how the flow run works.
+        :param inputs: the flow's input data, in the forms that `RunFlowOperator` documents.
+        :param parameters: the flow's settings.
         :param additional: your own metadata, stored with the flow run (Generio).
         :param input_conn_id: the Airflow connection of the storage that contains the files among the inputs.
-        :param validate: whether to validate the arguments against the flow's definition first. Then texts
-            that spell numbers and Booleans are converted to the parameter's type, and a None that the flow
+        :param validate: whether to validate the arguments against the flow's definition first. Then strings
+            that represent numbers or Booleans are converted to the parameter's type, and a None that the flow
             does not accept is left out.
         :raises FlowInputError: arguments cannot be sent, or do not match the flow's definition. The message
             lists every problem, and no flow run was created.

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from airflow_provider_flows.worker.task_try import TaskTry
 
 NO_RETRY_POLICIES = (
-    "This Airflow has no retry policies (3.3 and later have them): a task is also retried after a permanent "
-    "error, such as an invalid API key, and a service's Retry-After does not delay the retry"
+    "Retry policies require Airflow 3.3 or later. On this version a task is also retried after a permanent "
+    "error, such as an invalid API key; set retries=0 to avoid that. A service's Retry-After does not delay "
+    "the retry"
 )
 NO_ON_KILL = (
-    "This Airflow does not notify triggers of kills (3.3 and later do): if this task is cleared while it is "
-    "deferred, or its DAG run is marked, flow run %s continues"
+    "The on_kill method of triggers requires Airflow 3.3 or later. On this version, if this task is cleared "
+    "while it is deferred, or if its DAG run is marked as success or failed, flow run %s continues; abort it "
+    "yourself"
 )
 
 
@@ -46,16 +48,18 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
     under that key, before the wait.
 
     :param flow: the flow's name or id. (templated)
-    :param inputs: what the flow works on (templated): a prompt, or a list of prompts, file URIs
+    :param inputs: the flow's input data (templated): a prompt, or a list of prompts, file URIs
         (`file:///...`, `s3://...`), `pathlib.Path`s, dicts with `data` or `uri` and optionally `additional`,
         and what another task of this operator returned, or its outputs. For PromptChainer, a mapping of
         variables.
-    :param parameters: how the flow works, a mapping. (templated)
+    :param parameters: the flow's settings, a mapping. (templated)
     :param additional: your metadata, stored with the run (Generio). (templated)
     :param flows_conn_id: the Airflow connection; its type selects the service. (templated)
-    :param input_conn_id: the Airflow connection of the storage of file URIs among the inputs. (templated)
-    :param wait_for_completion: whether the task ends with the run, or as soon as the run is started.
-    :param deferrable: whether the task waits in the triggerer, without a worker slot.
+    :param input_conn_id: the Airflow connection used to read file URIs in `inputs`. (templated)
+    :param wait_for_completion: if True (default), wait for the run to finish; otherwise return as soon as it
+        has started.
+    :param deferrable: if True, wait in the triggerer, without a worker slot. Defaults to Airflow's setting
+        `[operators] default_deferrable`.
     :param poll_interval: shortest time between two polls, in seconds or as a timedelta.
     :param max_poll_interval: longest time between two polls, in seconds or as a timedelta; raised to
         `poll_interval` if it is smaller.
@@ -66,15 +70,17 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
     :param output_conn_id: the Airflow connection of that storage. (templated)
     :param max_xcom_bytes: the size of the largest text output, in bytes, that is returned complete. A larger
         one is stored in a file below `output_path`, and `value` is its start. None for any size.
-    :param fetch_partial_outputs: whether the outputs of a failed or aborted run are fetched as well; the
-        error lists them.
-    :param delete_after_fetch: whether the run is deleted at the service when all of its files are stored.
-    :param durable: whether a retry resumes the same flow run (Airflow 3.3 and later). A Clear starts a new
-        one.
-    :param abort_on_kill: whether the flow run is aborted when the task is killed or its deadline passes.
-    :param validate: whether flow, inputs and parameters are validated against the flow's definition before a
-        run is created, as far as the service provides one. A parameter that must be a number or a Boolean may
-        be a text that spells one, because templates render texts. None leaves a parameter to the service.
+    :param fetch_partial_outputs: if True, fetch the outputs of a failed or aborted run as well; the error
+        lists them.
+    :param delete_after_fetch: if True, delete the run at the service after all of its files are stored.
+    :param durable: if True (default), a retry resumes the same flow run (Airflow 3.3 and later). Clearing the
+        task starts a new one.
+    :param abort_on_kill: if True (default), abort the flow run when the task is killed or its deadline
+        passes.
+    :param validate: if True (default), validate flow, inputs and parameters against the flow's definition
+        before a run is created, as far as the service provides one. A parameter that must be a number or a
+        Boolean may be given as a string, because templates render to strings. None means the service's
+        default.
     """
 
     operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
@@ -184,7 +190,8 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
-            # a trigger that failed names no method; the errors of a method that exists are settled there
+            # If the trigger failed, Airflow passes a marker, not a method name. A real method handles its own
+            # errors.
             if not hasattr(self, next_method):
                 self._create_task_try(context).abort_if_abandoned(error)
             raise
@@ -195,7 +202,10 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
             self._task_try.state.forget_saved_run()
 
     def on_kill(self) -> None:
-        """Abort the flow run if the task is really finished. In doubt do nothing: the next try resumes it."""
+        """Abort the flow run only if Airflow has ended the task.
+
+        If that is uncertain, leave the run for the next try.
+        """
         if self._task_try is not None and self.abort_on_kill:
             self._task_try.on_kill()
 

@@ -35,8 +35,9 @@ RESCHEDULE_INTERVALS = (60.0, 300.0)  # poll_interval, max_poll_interval; each p
 DEFAULT_INTERVALS = (5.0, 60.0)
 WAIT_STATE_KEY = "flow_wait_state"
 NO_STATE_STORE = (
-    "This Airflow has no task state store (3.3 and later have one): each poll of this sensor starts without "
-    "the state of the previous one, so it may repeat log lines and cannot forecast the end of the flow run"
+    "The task state store requires Airflow 3.3 or later. On this version each poll of this sensor starts "
+    "without the state of the previous one, so it may repeat log lines and cannot forecast the end of the "
+    "flow run"
 )
 
 
@@ -194,8 +195,8 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
     def _persist_wait(self, context: Context, wait: Wait) -> Iterator[bool]:
         """Restore the wait before a poll and save it after: in reschedule mode each poll is another process.
 
-        Yield whether the state is known. The store outlives retries and Clears; state of another try is
-        ignored, because each try has a log of its own.
+        Yield whether the state is known. The store outlives retries and the clearing of the task; state of
+        another try is ignored, because each try has a log of its own.
         """
         store: Any = context.get("task_state_store") if self.reschedule else None
         if store is None:
@@ -233,8 +234,12 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
             if self.soft_fail or self.never_fail:
                 message = f"Skipping, because the timeout has passed: {error}"
                 raise AirflowSkipException(message) from error
-            limit = f"the sensor's timeout of {self.timeout} s"
-            message = f"The flow run {self.flow_run_id} was not final within {limit}. {error}"
+            message = str(error)
+            if not isinstance(error, FlowTimeout):  # Airflow's own error does not name the flow run
+                message = (
+                    f"Flow run {self.flow_run_id} was not final within the sensor's timeout of "
+                    f"{self.timeout} s. If runs of this flow take this long, increase timeout."
+                )
             raise FlowSensorTimeout(message) from error
         except FlowRunFailed as error:
             if self.soft_fail or self.never_fail:

@@ -62,7 +62,7 @@ _KILL_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its t
 
 
 class FlowRunTrigger(BaseTrigger):
-    """Waits until a flow run is final, its deadline has passed, or a permanent error persists.
+    """Wait until a flow run is final, its deadline has passed, or a permanent error persists.
 
     Airflow stores the arguments in its database as plain JSON; they are ids and numbers only.
 
@@ -71,7 +71,7 @@ class FlowRunTrigger(BaseTrigger):
     :param poll_interval: shortest time between two polls, in seconds.
     :param max_poll_interval: longest time between two polls, in seconds.
     :param deadline: epoch seconds at which the wait ends, None for never.
-    :param abort_on_kill: whether to abort the flow run when its task is really finished (Airflow 3.3 and
+    :param abort_on_kill: whether to abort the flow run when Airflow has ended its task (Airflow 3.3 and
         later).
     :param state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
     """
@@ -142,7 +142,10 @@ class FlowRunTrigger(BaseTrigger):
         yield TriggerEvent({"flow_run_id": self.flow_run_id, **result})
 
     async def on_kill(self) -> None:
-        """Abort the flow run if its task is really finished; in doubt do nothing, the next try resumes it."""
+        """Abort the flow run only if Airflow has ended its task.
+
+        If that is uncertain, leave the run for the next try.
+        """
         if self._has_fired or not self.abort_on_kill:
             return
         # In a task of its own, because Airflow cancels the trigger, and this method, every second until it
@@ -202,11 +205,12 @@ class FlowRunTrigger(BaseTrigger):
 
 
 class FlowRunFinishedTrigger(BaseEventTrigger):
-    """Emits one event for each flow run that finishes at a service, for the asset of an `AssetWatcher`.
+    """Emit one event for each flow run that finishes at a service, for the asset of an `AssetWatcher`.
 
-    Runs that finished before the first poll emit no events. Where the first list shows no end times, the Date
-    of the service's response decides what was before, or the local clock if there is none. A run that never
-    reports its end emits its event when it is first found to have finished.
+    Runs that finished before the first poll emit no events. If the first list has no end times, the Date
+    header of its response separates earlier runs from new ones. Without that header, the watcher uses the
+    local clock, which must then be accurate. A run that never reports its end emits its event when it is
+    first found to have finished.
 
     What was emitted is saved in Airflow's asset state store (3.3 and later), so runs that finish while no
     triggerer runs, or while the DAG is paused, emit their events later. The state is saved five seconds after
@@ -229,9 +233,8 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     save_delay: float = 5.0
     """Seconds after which Airflow has certainly written an event to its database.
 
-    Its triggerer hands events over once a second (airflow/jobs/triggerer_job_runner.py), and does not report
-    to a
-    trigger when it has."""
+    The triggerer passes on events once a second (airflow/jobs/triggerer_job_runner.py), and does not notify
+    the trigger when an event is in the database."""
 
     def __init__(
         self,
@@ -243,7 +246,11 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     ) -> None:
         if newer_arguments:
             names = ", ".join(map(repr, sorted(newer_arguments)))
-            log.warning("FlowRunFinishedTrigger does not know %s, and ignores it", names)
+            log.warning(
+                "FlowRunFinishedTrigger ignores unknown arguments: %s. Check their spelling, or upgrade the "
+                "provider in the triggerer.",
+                names,
+            )
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow = None if flow is None else _parse_names("flow", flow)
@@ -335,7 +342,7 @@ def _parse_names(name: str, argument: str | Sequence[str]) -> list[str]:
     """Return one name or several as a sorted list."""
     values = [argument] if isinstance(argument, str) else list(argument)
     if not values or not all(isinstance(value, str) and value.strip() for value in values):
-        message = f"{name} must be a string or a list of strings that are not empty, not {argument!r}"
+        message = f"{name} must be a non-empty string or a list of non-empty strings, not {argument!r}"
         raise FlowInputError(message)
     return sorted({value.strip() for value in values})
 

@@ -206,7 +206,7 @@ def test_hook_is_found_by_the_connections_type(flow_emulator: Emulator, kind: ty
 def test_connection_of_another_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that runs no flows is an error that names its type and the right ones."""
     monkeypatch.setenv("AIRFLOW_CONN_FILES", '{"conn_type": "fs"}')
-    with pytest.raises(FlowInputError, match=r"'fs', which runs no flows.*generio or promptchainer"):
+    with pytest.raises(FlowInputError, match=r"'fs', which is not a flow service.*generio or promptchainer"):
         FlowsHook.get_hook("files")
 
 

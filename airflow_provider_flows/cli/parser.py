@@ -37,7 +37,7 @@ def _parse_strict_json(text: str) -> Any:
     def reject_constant(constant: str) -> NoReturn:
         raise ValueError(constant)
 
-    # NaN and Infinity are no JSON, though Python parses them
+    # NaN and Infinity are not valid JSON, though Python parses them
     return json.loads(text, parse_constant=reject_constant)
 
 
@@ -79,7 +79,7 @@ class _Remainder(Arg):
     """All further arguments, options and --help included, for a command that parses them itself."""
 
     def add_to_parser(self, parser: argparse.ArgumentParser) -> None:
-        """Add the argument, with no prefix for options: argparse.REMAINDER accepts none in first place."""
+        """Add the argument. Disable option prefixes: argparse.REMAINDER cannot start with an option."""
         parser.prefix_chars = "\0"
         parser.add_argument(*self.flags, **self.kwargs)
 
@@ -106,7 +106,7 @@ INPUT = Arg(
     ("-i", "--input"),
     action="append",
     metavar="INPUT",
-    help="What the flow works on; may be repeated. One of\n"
+    help="The flow's input data; may be repeated. One of\n"
     "  a prompt:               -i 'A modern office chair'\n"
     "  @PATH, a local file:    -i @chair.png\n"
     "  the URI of a file:      -i s3://bucket/chair.png\n"
@@ -125,8 +125,9 @@ PARAM = Arg(
     action="append",
     type=_parse_parameter_argument,
     metavar="NAME=VALUE",
-    help="A parameter of the flow; may be repeated. JSON if possible (a number, true, ...), else a text:\n"
-    "-p seed=7, -p quality=low; for the text 7: -p 'label=\"7\"'",
+    help="A parameter of the flow; may be repeated. JSON if possible (a number, true, ...), otherwise a "
+    "string:\n"
+    "-p seed=7, -p quality=low; for the string 7: -p 'label=\"7\"'",
 )
 ADDITIONAL = Arg(
     ("--additional",),
@@ -140,9 +141,7 @@ DOWNLOAD_OUTPUT_PATH = Arg(
     ("--output-path",), default=".", help=f"{OUTPUT_PATH_HELP} (default: the current folder)"
 )
 OUTPUT_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the storage of --output-path")
-INPUT_CONN_ID = Arg(
-    ("--input-conn-id",), help="Airflow connection of the storage of file URIs among the inputs"
-)
+INPUT_CONN_ID = Arg(("--input-conn-id",), help="Airflow connection used to read file URIs in inputs")
 NO_VALIDATE = Arg(
     ("--no-validate",),
     action="store_true",

@@ -1,8 +1,8 @@
 """HTTP requests and responses as plain values, and the conversations that they form.
 
-A *conversation* is a generator. It yields a `Request` and is sent the `Response`, or is thrown the
-`FlowError` that was raised instead. It may also yield a `Sleep`, and is sent None when that time has passed.
-The value that it returns is the result of the conversation.
+A *conversation* is a generator. It yields a `Request`; the driver sends back the `Response` or throws a
+`FlowError`. It may also yield a `Sleep`; the driver sends back None when that time has passed. The value that
+it returns is the result of the conversation.
 
 Conversations do no I/O. A driver (`transport.blocking.run`, `transport.asynchronous.run`) sends their
 requests.
@@ -110,7 +110,7 @@ class Body:
 
 
 def is_fully_sent(body: bytes | Body | None) -> bool:
-    """Return whether so much of a body was sent that the receiver can parse it."""
+    """Return whether enough of the body was sent for the receiver to parse it."""
     return not isinstance(body, Body) or body.is_exhausted
 
 

@@ -31,7 +31,7 @@ MAX_REDIRECTS = 5
 class Retry:
     """A policy for sending a request again: exponential backoff with full jitter, and Retry-After.
 
-    :param attempts: how often a request is sent at most; 1 means no retry.
+    :param attempts: maximum number of attempts; 1 means no retry.
     :param initial_delay: upper bound of the first delay, in seconds; it doubles with each attempt.
     :param max_delay: longest delay, in seconds. If the service requests a longer one, its response is final.
     :param jitter: returns numbers between 0 and 1; tests replace it.
@@ -45,7 +45,7 @@ class Retry:
     now: Callable[[], float] = time.time
 
     def send(self, request: Request) -> Conversation[Response]:
-        """Send one request, and send it again as often as it may be.
+        """Send one request, and retry it as the policy and `Request.resend` allow.
 
         :returns: the last response, which may be an error.
         :raises FlowUnreachable: the last attempt got no response, or the request must not be sent again.

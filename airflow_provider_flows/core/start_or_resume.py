@@ -75,7 +75,7 @@ class RunRecord:
     """What a try saves about its start for the tries after it. The field names are the stored keys.
 
     :param fingerprint: of the request (`RunRequest.fingerprint`).
-    :param generation: the same number for all tries of one run of a task; a Clear raises it.
+    :param generation: the same number for all tries of one run of a task; clearing the task raises it.
     :param deadline: epoch seconds, or None.
     :param token: tags the run at the service, so that it can be found while its id has not been saved yet.
     :param flow_run_id: None until the service has returned it: a run may or may not exist then.
@@ -226,8 +226,8 @@ def resume(
 ) -> Conversation[FlowRun | None]:
     """Return the run that an earlier try of the same request started; None if a new one must be started.
 
-    A run that was created and never started is deleted. An active run from before a Clear, or of another
-    request, is aborted.
+    A run that was created and never started is deleted. An active run is aborted if it is of another
+    request, or if the task was cleared since then.
 
     :param fingerprint: of this try's request.
     :param record: what the last try saved, or None.

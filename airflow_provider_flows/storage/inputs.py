@@ -72,22 +72,22 @@ class UpstreamOutput:
         """
         output = self.output
         uri, value, additional = output.get("uri"), output.get("value"), output.get("additional")
-        subject = f"{where} is the output {output['name']!r} of another flow run, "
+        subject = f"{where} refers to output {output['name']!r} of another flow run. That output"
         if output["status"] == ERROR:
             reason = output.get("error") or "the service gave no reason"
-            raise FlowInputError(f"{subject}which failed ({reason}). Leave it out, or run it again")
+            raise FlowInputError(
+                f"{subject} failed ({reason}). Remove it from inputs, or run the task that produced it again"
+            )
         if isinstance(uri, str):
             return FileRef(uri, additional, output.get("sha256"))
         if isinstance(value, str) and str(output["media_type"] or "text/").startswith("text/"):
             return Prompt(value, additional)
         reason = (
-            "was not ready when its task ended"
+            "was not ready when the task that ran the flow ended"
             if output["status"] == PENDING
-            else "has no file: it stayed at the service"
+            else "has no file, because the task that ran the flow did not store it"
         )
-        raise FlowInputError(
-            f"{subject}which {reason}. Set output_path on the task that ran it, and run that again"
-        )
+        raise FlowInputError(f"{subject} {reason}. Set output_path on that task and run it again")
 
 
 ParsedInput = Prompt | FileRef | UpstreamOutput
@@ -235,7 +235,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    # an ObjectStoragePath is no os.PathLike
+    # an ObjectStoragePath is not an os.PathLike
     return isinstance(value, os.PathLike) or callable(getattr(value, "open", None))
 
 

@@ -139,7 +139,8 @@ class OutputDownload:
     def download(self, hook: DownloadHook, cancellation: Cancellation) -> FlowOutput:
         """Download the output, and return it with its file.
 
-        Return it without a file if it is a link to no picture, or if the service does not have it ready.
+        Return it without a file if it is a link that does not lead to an image or whose host is not allowed,
+        or if the service does not have it ready.
 
         :raises CancelledWriteError: the task was cancelled.
         :raises FlowServiceError: the download failed.
@@ -195,7 +196,9 @@ class OutputDownload:
             media_type = hook.save_linked_image(output.value, file)
             if media_type is None:
                 log.warning(
-                    "Output %s is a link to no picture that may be fetched; it remains a text", output.name
+                    "Output %s is a link that does not lead to an image or whose host is not allowed, so no "
+                    "file was stored. The task returns the link itself, which may expire.",
+                    output.name,
                 )
             return media_type
         try:

@@ -29,7 +29,7 @@ class WatcherState:
         self._pending: list[tuple[float, Any]] = []
         if not self._stores:
             log.warning(
-                "This Airflow has no asset state store (3.3 and later have one): asset watchers emit no "
+                "The asset state store requires Airflow 3.3 or later. On this version asset watchers emit no "
                 "events for flow runs that finish while no triggerer runs"
             )
 

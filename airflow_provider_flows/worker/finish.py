@@ -261,5 +261,5 @@ def _event_files(run: FlowRun) -> list[FlowOutput]:
 
 
 def _to_ascii(uri: str) -> str:
-    """Return a URI that Airflow accepts for an asset: at its end, a task with another one would fail."""
+    """Percent-encode a non-ASCII URI; otherwise Airflow would fail the task at its end."""
     return uri if uri.isascii() else quote(uri, safe=printable)

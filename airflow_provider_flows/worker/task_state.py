@@ -55,7 +55,7 @@ class TaskState:
 
     @property
     def generation(self) -> int:
-        """Airflow's `max_tries`: the same number in all tries of one run of the task; a Clear raises it."""
+        """Airflow's `max_tries`: the same number in all tries of one run of the task; clearing raises it."""
         return int(self._ti.max_tries or 0)
 
     @property
@@ -65,7 +65,7 @@ class TaskState:
 
     @property
     def current_record(self) -> RunRecord | None:
-        """The record of an earlier try of this run of the task, for whatever request; None after a Clear."""
+        """The record of an earlier try, for whatever request; None if the task was cleared since then."""
         return self.record if self.record is not None and self.record.generation == self.generation else None
 
     @property
@@ -90,8 +90,8 @@ class TaskState:
 
         if self.durable and self._store is None:
             log.warning(
-                "This Airflow has no task state store (3.3 and later have one): a retry of this task cannot "
-                "resume the flow run that starts now. It will start another one, with the full timeout"
+                "The task state store requires Airflow 3.3 or later. On this version a retry of this task "
+                "cannot resume the flow run that starts now. It will start another one, with the full timeout"
             )
         return RunRecord(fingerprint, self.generation, deadline, conn_id=conn_id)
 
@@ -110,7 +110,7 @@ class TaskState:
         return self.has_retry_left and not is_past_deadline
 
     def forget_saved_run(self) -> None:
-        """Delete a record with a complete run. A record with an id only remains, because a Clear needs it."""
+        """Delete a record with a complete run. A record with an id only remains for a cleared task."""
         if self._store is not None and self.record is not None and self.record.saved_run is not None:
             self._store.delete(RECORD_KEY)
 

@@ -97,7 +97,7 @@ class TaskTry:
             files.
         :param timeout: seconds from now until the deadline, if no earlier try has set it; None for no
             deadline.
-        :raises FlowInputError: naming everything that is wrong.
+        :raises FlowInputError: an argument is invalid; the message lists every problem.
         """
         input_problems, output_problems = Problems(), Problems()
         request = build_request(*arguments, input_problems)
@@ -122,7 +122,7 @@ class TaskTry:
     def resume_or_start(self, try_request: TryRequest) -> FlowRun:
         """Resume the flow run of an earlier try, or start one.
 
-        :raises FlowInputError: naming everything that is wrong with a new run.
+        :raises FlowInputError: a new run would be invalid; the message lists every problem.
         :raises FlowTimeout: the deadline has passed, and no run was started.
         """
         run = self._resume(try_request.fingerprint)
@@ -159,7 +159,11 @@ class TaskTry:
 
     def _start(self, request: RunRequest, fingerprint: str, deadline: float | None) -> FlowRun:
         if deadline is not None and time.time() >= deadline:
-            message = f"Flow {request.flow} was not started: the timeout had passed. No flow run was created."
+            message = (
+                f"Flow {request.flow} was not started, because its timeout had already passed. No flow run "
+                "was created. Clear the task to start over; if runs of this flow take this long, increase "
+                "timeout."
+            )
             raise FlowTimeout(message)
         if self.state.may_have_started(fingerprint) and not self.hook.service.staged_start:
             self.log.warning(
@@ -212,7 +216,7 @@ class TaskTry:
         if self.state.will_be_resumed(time.time()):
             policy = DeadlinePolicy.HAND_OVER
         run = finish_after_deadline(self.hook, flow_run_id, error, policy)
-        self.log.info("The deadline passed, but the %s has completed", run)
+        self.log.info("The deadline passed, but the %s had completed", run)
         return run
 
     @contextmanager
@@ -256,7 +260,10 @@ class TaskTry:
         return str(decision.action.value) != "fail"
 
     def on_kill(self) -> None:
-        """Abort the flow run if the task is really finished; in doubt do nothing. Never raises."""
+        """Abort the flow run only if Airflow has ended the task. Never raises.
+
+        If that is uncertain, leave the run for the next try.
+        """
         # A thread, because Airflow calls this in a signal handler, which may have interrupted a request to
         # the supervisor.
         thread = Thread(target=self._cancel_if_finished, daemon=True)

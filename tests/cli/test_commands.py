@@ -295,7 +295,7 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
         (f"run {PROMPT_FLOW} --input x --poll-interval 0", 2, "poll_interval must be more than 0"),
         (f"run {PROMPT_FLOW} --input x --output-path nonsense://b", 2, "cannot be written to"),
         ("list --conn-id no_such_connection", 2, "no_such_connection"),
-        ("list --conn-id fs_default", 2, "runs no flows here"),
+        ("list --conn-id fs_default", 2, "not a flow service"),
         ("list --conn-id wrong", 6, "does not accept the API key"),
         ("runs --conn-id promptchainer_default", 2, "cannot list flow runs"),
         ("abort 0123 --conn-id promptchainer_default", 2, "cannot abort"),

@@ -309,7 +309,7 @@ def test_errors_have_messages_with_what_to_do(
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "http"}))
     assert "rejected the API key" in get(clients["anna"], "connection/wrong").text
     assert "could not be fetched from the service" in get(clients["anna"], "connection/away").text
-    assert "runs no flows here" in get(clients["anna"], "connection/other", 404).text
+    assert "not a flow service" in get(clients["anna"], "connection/other", 404).text
     assert "does not exist" in get(clients["anna"], "connection/nowhere", 404).text
     gone = get(clients["anna"], f"connection/flows_default/run/{'0' * 24}").text
     assert "flow run was not found at the service" in gone

@@ -129,7 +129,7 @@ def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) 
     [
         (
             FlowOutput("chair", "a1", media_type="model/gltf-binary"),
-            r"'chair'.*stayed at the service.*Set output_path on the task",
+            r"'chair'.*did not store it.*Set output_path on that task",
         ),
         (FlowOutput("chair", "a1", status="pending"), r"'chair'.*was not ready.*output_path"),
         (FlowOutput("chair", "a1", status="error", error="no faces"), r"'chair'.*failed \(no faces\)"),

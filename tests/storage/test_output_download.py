@@ -338,7 +338,7 @@ def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytes
         (output,) = fetch_or_raise(hook_to(stub.url), chain_with(url), OutputOptions(str(tmp_path))).outputs
     assert (output.value, output.uri) == (url, None)
     assert list_files(tmp_path) == []
-    assert "no picture that may be fetched" in caplog.text
+    assert "does not lead to an image" in caplog.text
 
 
 def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ PROMPT = "A modern office chair"
 PARAMETERS = {"quality": "low", "seed": 7}
 FAST_POLLING = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 TASK_ID = "wait"
-COMPAT_NOTICE_PREFIX = "This Airflow "  # how each line begins that says what an older Airflow lacks
+# each line that says what an older Airflow lacks, with the name of the missing feature
+COMPAT_NOTICE = re.compile(r"([A-Z][\w ]*?) requires? Airflow 3\.\d or later\. On this version")
 
 OPERATORS: dict[str, Callable[..., BaseOperator]] = {
     "blocking": partial(RunFlowOperator, flow=FLOW, inputs=PROMPT, parameters=PARAMETERS, deferrable=False),
@@ -93,13 +94,13 @@ def package_log_lines(log: str) -> list[str]:
         if row
         and "emulator" not in row[3]
         and row[2] != "Success criteria met. Exiting."
-        and not row[2].startswith(COMPAT_NOTICE_PREFIX)
+        and not COMPAT_NOTICE.match(row[2])
     ]
 
 
 def compat_notices(log: str) -> list[str]:
     """Return the compatibility notices in a DAG run's log: what this Airflow lacks."""
-    return re.findall(rf"{COMPAT_NOTICE_PREFIX}(.*?) \(3\.\d and later", log)
+    return COMPAT_NOTICE.findall(log)
 
 
 def auth_headers(emulator: Emulator) -> dict[str, str]:

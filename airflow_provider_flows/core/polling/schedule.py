@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 AGE_DIVISOR = 10  # the detection delay may be a tenth of the run's age
 JITTER = 0.1  # intervals are shortened by up to a tenth, so that runs that were started together spread out
-UNCERTAINTY_FACTOR = 10  # an expected end is uncertain by so many times its difference from the previous one
+UNCERTAINTY_FACTOR = 10  # uncertainty = this factor x the difference between the last two forecasts
 MAX_UNPOLLED_FRACTION = 0.5  # of the remaining time without a poll, where the next poll is not at the end
 # A poll at the expected end comes later by these parts of poll_interval and of the remaining time, because
 # one that comes just before the end costs another poll_interval.
@@ -42,7 +42,7 @@ def to_seconds(name: str, value: float | timedelta | None) -> float | None:
     duration = value.total_seconds() if isinstance(value, timedelta) else value
     is_number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
     if not is_number or not 0 <= duration < float("inf"):
-        message = f"{name} must be seconds (a number that is not negative) or a timedelta, not {value!r}"
+        message = f"{name} must be a non-negative number of seconds or a timedelta, not {value!r}"
         raise FlowInputError(message)
     return float(duration)
 
@@ -83,7 +83,7 @@ class Forecast:
         }
 
     def after(self, run: FlowRun | None, now: float, min_interval: float = 0.0) -> Forecast:
-        """Return the forecast after another poll; the same object if the poll brought no new progress.
+        """Return the forecast after another poll; the same object if the poll returned no new progress.
 
         :param min_interval: minimum time between two forecasts; two of the same time would always agree.
         """
@@ -103,7 +103,9 @@ NO_FORECAST = Forecast()
 
 
 class PollState(NamedTuple):
-    """What the polls of one wait have brought so far. A tuple, because a triggerer creates one for each poll.
+    """What the polls of one wait have returned so far.
+
+    It is a tuple, because a triggerer creates one for each poll.
 
     :param since: epoch seconds at which the wait began.
     :param run: the run of the last successful poll, None before the first.
@@ -121,7 +123,7 @@ class PollState(NamedTuple):
     last_error: FlowServiceError | None = None
 
     def after_run(self, run: FlowRun, now: float, schedule: Schedule) -> PollState:
-        """Return the state after a poll, or a list, that brought the run."""
+        """Return the state after a poll or a list request that returned the run."""
         run = _fill_from_previous(run, self.run)
         forecast = self.forecast.after(run, now, schedule.poll_interval * (1 - JITTER))
         return PollState(self.since, run, forecast)
@@ -155,10 +157,10 @@ class Schedule:
     """How often to poll, and until when.
 
     A finished run is detected within `poll_interval` or a tenth of its age, whichever is longer, and always
-    within `max_poll_interval`. While progress is steady, the run is polled less often. Where two forecasts
-    agree on the expected end to within a tenth of `poll_interval`, the next poll is at that end. Where they
-    agree less exactly, or the end is further away than `max_poll_interval`, up to half of the remaining time
-    passes first.
+    within `max_poll_interval`. While progress is steady, the run is polled less often. If two successive
+    forecasts differ by at most a tenth of `poll_interval`, the next poll is at the expected end. Otherwise,
+    or if that end is more than `max_poll_interval` away, the next poll comes after up to half of the
+    remaining time.
 
     :param poll_interval: shortest time between two polls, in seconds (jitter shortens it by up to a tenth).
     :param max_poll_interval: longest time between two polls, in seconds.

@@ -168,7 +168,7 @@ class Wait:
         return run
 
     def record_poll(self, run: FlowRun, now: float | None = None) -> None:
-        """Record the run as a poll, or a list, returned it.
+        """Record the run as a poll or a list request returned it.
 
         :param now: epoch seconds at which the service observed it, if not just now.
         """
@@ -189,10 +189,12 @@ class Wait:
         run, last_error = self.state.run, self.state.last_error
         subject = f"flow run {self.flow_run_id}" if run is None else str(run)
         last_state = (
-            "It was never seen" if run is None else f"It was last seen {run.raw_state} at {run.progress:.0%}"
+            "No poll succeeded"
+            if run is None
+            else f"At the last successful poll it was {run.raw_state!r} at {run.progress:.0%}"
         )
         last_failure = f"; the last poll failed: {last_error}" if last_error else ""
         return FlowTimeout(
             f"The deadline passed before the {subject} was final. {last_state}{last_failure}. "
-            "Give it a longer timeout if it needs one."
+            "If runs of this flow take this long, increase timeout."
         )

@@ -180,7 +180,7 @@ def test_retry_after_is_honoured_by_the_wait() -> None:
 def test_deadline_ends_the_wait_at_its_second(kind: str) -> None:
     """At the deadline the wait looks once more, then raises FlowTimeout, which says what was seen last."""
     scripted = ScriptedWait(state("running", progress=0.25), deadline=NOON + 12, endless=True)
-    with pytest.raises(FlowTimeout, match=r"last seen running at 25%.*longer timeout"):
+    with pytest.raises(FlowTimeout, match=r"it was 'running' at 25%.*increase timeout"):
         scripted.run(kind)
     assert scripted.script.now == NOON + 12
     assert len(scripted.script.requests) == 4
@@ -196,7 +196,7 @@ def test_run_that_ends_by_the_deadline_is_given() -> None:
 def test_deadline_holds_in_trouble_too() -> None:
     """A service that never responds is polled until the deadline, and the error says why."""
     scripted = ScriptedWait(no_response(), deadline=NOON + 60, endless=True)
-    with pytest.raises(FlowTimeout, match="never seen; the last poll failed: GET / got no response"):
+    with pytest.raises(FlowTimeout, match="No poll succeeded; the last poll failed: GET / got no response"):
         scripted.run()
     assert scripted.script.now == NOON + 60
 
