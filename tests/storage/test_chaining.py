@@ -189,7 +189,7 @@ def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
         FlowInputError, match=r"inputs\['b'\] names a file of type model/gltf-binary .*but a text is expected"
     ):
         parse_inputs({"a": TEXT, "b": file})
-    with pytest.raises(FlowInputError, match=r"inputs\['b'\] is the output 'x'.*Set output_path"):
+    with pytest.raises(FlowInputError, match=r"inputs\['b'\] refers to output 'x'.*Set output_path"):
         parse_inputs({"a": TEXT, "b": FlowOutput("x", "a1").to_dict()})
 
 
@@ -244,5 +244,5 @@ def test_files_that_stayed_at_the_service_fail_the_next_task(emulator: Emulator)
         RunFlowOperator(task_id="second", flow="model_optimize", inputs=first.output["outputs"], **same)
     result = run_dag(dag)
     assert result.states == {"first": "success", "second": "failed"}
-    assert "Set output_path on the task" in str(result.errors["second"])
+    assert "Set output_path on that task" in str(result.errors["second"])
     assert emulator.started_count == 1

@@ -162,7 +162,7 @@ def test_age_and_end_are_told_by_the_run() -> None:
 @pytest.mark.parametrize("value", [-1, "5", float("nan"), float("inf"), True, timedelta(seconds=-1), [5]])
 def test_duration_that_is_none_is_refused_by_name(value: object) -> None:
     """Durations are seconds or timedeltas; anything else is an error that names the argument."""
-    with pytest.raises(FlowInputError, match="poll_interval must be seconds"):
+    with pytest.raises(FlowInputError, match="poll_interval must be a non-negative number of seconds"):
         to_seconds("poll_interval", value)  # type: ignore[arg-type]
 
 

@@ -196,7 +196,7 @@ def test_run_that_ends_by_the_deadline_is_given() -> None:
 def test_deadline_holds_in_trouble_too() -> None:
     """A service that never responds is polled until the deadline, and the error says why."""
     scripted = ScriptedWait(no_response(), deadline=NOON + 60, endless=True)
-    with pytest.raises(FlowTimeout, match="No poll succeeded; the last poll failed: GET / got no answer"):
+    with pytest.raises(FlowTimeout, match="No poll succeeded; the last poll failed: GET / got no response"):
         scripted.run()
     assert scripted.script.now == NOON + 60
 
