@@ -105,11 +105,11 @@ def test_spellings_of_one_watcher_are_one() -> None:
     ("arguments", "words"),
     [
         ({"states": "running"}, "states must be among completed, failed, aborted"),
-        ({"states": []}, "states must be a string"),
-        ({"flow": ""}, "flow must be a string"),
-        ({"flow": [7]}, "flow must be a string"),
+        ({"states": []}, "states must be a non-empty string"),
+        ({"flow": ""}, "flow must be a non-empty string"),
+        ({"flow": [7]}, "flow must be a non-empty string"),
         ({"poll_interval": 0}, "poll_interval must be more than 0"),
-        ({"poll_interval": "often"}, "poll_interval must be seconds"),
+        ({"poll_interval": "often"}, "poll_interval must be a non-negative number of seconds"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], words: str) -> None:

@@ -67,7 +67,7 @@ async def test_failed_look_up_is_not_kept(
 ) -> None:
     """A missing connection, or one of another type, is an error, and is looked up again next time."""
     monkeypatch.setenv("AIRFLOW_CONN_LATE", '{"conn_type": "http", "host": "x"}')
-    with pytest.raises(FlowInputError, match="'late' is of type 'http'"):
+    with pytest.raises(FlowInputError, match="'late' has type 'http'"):
         await get_hook_cached("late")
     flow_server.connect(monkeypatch, "late")
     assert (await get_hook_cached("late")).flows_conn_id == "late"

@@ -236,13 +236,14 @@ async def test_list_without_end_is_left(flow_server: StubFlowServer) -> None:
 async def test_list_leaves_the_loop_its_turns(flow_server: StubFlowServer) -> None:
     """A list with thousands of rows does not block the loop for long."""
     flow_server.list_response = lambda _: ApiResponse({"flows": others(20_000) + rows(flow_server)})
-    gaps, last, over = [0.0], time.monotonic(), False
+    gaps, last, over = [0.0], time.thread_time(), False
 
     async def tick() -> None:
+        # CPU time of the loop's thread, because other processes do not change it
         nonlocal last
         while not over:
             await asyncio.sleep(0.005)
-            last, gap = time.monotonic(), time.monotonic() - last
+            last, gap = time.thread_time(), time.thread_time() - last
             gaps.append(gap)
 
     ticker = asyncio.create_task(tick())
