@@ -390,7 +390,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     server.start()
     told = {
         "what": "download",
-        "way": "ours",
+        "way": "provider",
         "address": server.address,
         "size": 100_000_000,
         "folder": tmp_path,

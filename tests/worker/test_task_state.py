@@ -39,7 +39,7 @@ def test_without_a_store_one_warning_says_what_is_missing(
         state = TaskState(context, durable=True)
         state.create_record(REQUEST.fingerprint, None, "generio_default")
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "no task state store (3.3 and later have one)" in line
+    assert "The task state store requires Airflow 3.3 or later" in line
     assert not state.has_retry_left
 
 
