@@ -42,12 +42,12 @@ class Airflow(Stack):
 
     def second_program(self, name: str) -> Program:
         """Return a second process of a kind; the caller starts and stops it."""
-        program = self._program(name)
+        program = self._create_program(name)
         program.log = self.logs / f"{name}-2.log"
         return program
 
-    def _program(self, name: str) -> Program:
-        program = super()._program(name)
+    def _create_program(self, name: str) -> Program:
+        program = super()._create_program(name)
         database = f"sqlite:///{self.home / 'airflow.db'}?timeout={LOCK_TIMEOUT_SECONDS[name]}"
         program._environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
         return program
