@@ -31,8 +31,8 @@ def count_rate_limit_pause() -> None:
 
 
 def set_waiting_runs(count: int) -> None:
-    """Set `flows.waiting_runs`: the runs that this process waits for on its event loop."""
-    Stats.gauge("flows.waiting_runs", count)
+    """Set `flows.waiting`: the runs that this process waits for on its event loop."""
+    Stats.gauge("flows.waiting", count)
 
 
 def record_final_run(run: FlowRun, wait_seconds: float, detection_delay: float | None) -> None:

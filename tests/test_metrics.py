@@ -126,11 +126,11 @@ async def test_pause_for_the_rate_limit_is_counted_once(
 async def test_watched_runs_are_shown_and_none_at_the_end(
     flow_server: StubFlowServer, backend: Backend
 ) -> None:
-    """`flows.waiting_runs` follows the number of runs that are waited for, down to none."""
+    """`flows.waiting` follows the number of runs that are waited for, down to none."""
     ids = flow_server.create_runs(12, 2.5)
     await run_triggers(ids)
     assert await wait_for_idle_loop()
-    shown = backend.of("waiting_runs")
+    shown = backend.of("waiting")
     assert max(value for value, _ in shown) == 12
     assert shown[-1][0] == 0
 
@@ -149,7 +149,7 @@ async def test_watched_runs_are_right_after_a_change_of_the_key(
     )
     await asyncio.sleep(1.2)
 
-    assert backend.of("waiting_runs")[-1][0] == 5
+    assert backend.of("waiting")[-1][0] == 5
 
     for task in tasks:
         task.cancel()
@@ -162,11 +162,11 @@ async def test_watched_runs_of_two_connections_end_at_none(
     """Where two connections share a poller, the gauge returns to zero for both."""
     flow_server.connect(monkeypatch, "same")
     first = asyncio.create_task(run_trigger(flow_server.create_runs(1, 1.5, "first")[0]))
-    assert await wait_for_condition(lambda: backend.of("waiting_runs"))
+    assert await wait_for_condition(lambda: backend.of("waiting"))
     await run_trigger(flow_server.create_runs(1, 2.5, "second")[0], conn_id="same")
     assert (await first).is_completed
     assert await wait_for_idle_loop()
-    assert backend.of("waiting_runs")[-1][0] == 0
+    assert backend.of("waiting")[-1][0] == 0
 
 
 # A process that is configured as a triggerer is, and imports what a triggerer imports.
@@ -217,5 +217,5 @@ def test_statistics_of_a_triggerer_arrive(flow_server: StubFlowServer) -> None:
 
     scopes = [scope for one in sent for resource in one.resource_metrics for scope in resource.scope_metrics]
     names = {metric.name.removeprefix("airflow.") for scope in scopes for metric in scope.metrics}
-    expected = {"polls", "list_polls", "waiting_runs", "detection_delay", "rate_limit_pauses", "wait_time"}
+    expected = {"polls", "list_polls", "waiting", "detection_delay", "rate_limit_pauses", "wait_time"}
     assert {f"flows.{name}" for name in expected} <= names

@@ -19,7 +19,7 @@ import structlog
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, redact
 
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err, escape_control_chars
+from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
@@ -145,12 +145,12 @@ def _log_to_stderr(*, verbose: bool) -> Iterator[None]:
     # Airflow's hooks log by structlog, which Airflow configures to print to stdout.
     structlog_config = structlog.get_config()
 
-    def format_line(_: Any, method: str, event: MutableMapping[str, Any]) -> str:
-        if logging.getLevelNamesMapping().get(method.upper(), logging.ERROR) < level:
-            raise structlog.DropEvent
-        return escape_control_chars(f"{method}: {redact(str(event.get('event')))}")
+    def write_line(_: Any, method: str, event: MutableMapping[str, Any]) -> NoReturn:
+        if logging.getLevelNamesMapping().get(method.upper(), logging.ERROR) >= level:
+            echo_err(f"{method}: {redact(str(event.get('event')))}")
+        raise structlog.DropEvent
 
-    structlog.configure(processors=[format_line], logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(processors=[write_line])
     try:
         with warnings.catch_warnings():
             if not verbose:

@@ -151,9 +151,9 @@ class TaskTry:
         elif earlier_run_id is not None and not is_same_request:
             self.log.info(
                 "The task was cleared or its arguments changed, so this try does not resume flow run %s. "
-                "It starts a new one%s",
+                "It starts a new one. The old flow run was %s",
                 earlier_run_id,
-                ". The old flow run was cancelled" if cancelled_run_ids else "",
+                "cancelled" if cancelled_run_ids else "not cancelled",
             )
         return run
 

@@ -81,7 +81,7 @@ def stored(emulator: Emulator, airflow_database: None) -> Iterator[str]:
 
 
 def test_closed_terminal_leaves_the_run_going(emulator: Emulator) -> None:
-    """When the terminal is closed during the wait, SIGHUP ends the command and the run continues."""
+    """When the terminal is closed during the wait, the command ends with its code and the run continues."""
     flow_run_id = GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
     with Terminal(*AIRFLOW, "watch", flow_run_id, "--poll-interval", "0.2") as terminal:
         terminal.wait_for(f"{flow_run_id} running")
