@@ -55,7 +55,7 @@ class Backend:
         self._keep(stat, dt, tags)
 
     def of(self, name: str) -> list[tuple[float, Tags]]:
-        """Give what was kept by one name."""
+        """Return what was kept by one name."""
         return [(value, tags) for kept, value, tags in self.kept if kept == f"flows.{name}"]
 
     def sum(self, name: str) -> float:
@@ -65,7 +65,7 @@ class Backend:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """Give Airflow a backend, and take it away again."""
+    """Return Airflow a backend, and take it away again."""
     if not hasattr(Stats, "initialize"):  # before Airflow 3.2 it takes what this makes
         backend = Backend()
         monkeypatch.setattr(type(Stats), "factory", lambda _: backend)

@@ -161,7 +161,7 @@ def test_pauses_of_poke_mode_come_from_the_schedule(emulator: Emulator) -> None:
 
 
 def _aged(emulator: Emulator) -> str:
-    """Give a flow run that began 200 s ago, by its own word."""
+    """Return a flow run that began 200 s ago, by its own word."""
     flow_run_id = start_external_run(emulator)
     run = emulator.runs[flow_run_id]
     run.timeline = replace(run.timeline, started_at=time.time() - 200)

@@ -54,7 +54,7 @@ KEY = "t0ken-that-nobody-may-see"
 
 @pytest.fixture
 def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
-    """Give the command."""
+    """Return the command."""
     return flows_command(capsys)
 
 

@@ -31,7 +31,7 @@ CHAIN = (
 
 @pytest.fixture
 def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
-    """Give the command."""
+    """Return the command."""
     return flows_command(capsys)
 
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
 def asked(emulator: Emulator) -> list[str]:
-    """Give the requests that are about definitions or begin a run."""
+    """Return the requests that are about definitions or begin a run."""
     return [
         name
         for name in request_lines(emulator.requests)

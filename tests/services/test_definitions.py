@@ -71,7 +71,7 @@ def template(**told: Any) -> FlowDefinition:
 
 
 def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> str:
-    """Give what the check says of an order, nothing if it fits."""
+    """Return what the check says of an order, nothing if it fits."""
     findings = Problems()
     validate_arguments(definition, inputs, parameters, findings)
     return str(findings.error(NOTHING_STARTED)) if findings else ""

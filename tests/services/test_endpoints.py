@@ -27,7 +27,7 @@ pytestmark = pytest.mark.emulator(run_seconds=0)
 
 @pytest.fixture
 def chain(flow_emulator: Emulator) -> PromptChainerHook:
-    """Give a hook to chains that take no time."""
+    """Return a hook to chains that take no time."""
     flow_emulator.run_seconds = 0
     return PromptChainerHook("promptchainer_default")
 

@@ -29,7 +29,7 @@ OFTEN = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 
 @pytest.fixture
 def file(tmp_path: Path) -> dict[str, Any]:
-    """Give an output that was written, as its task returned it."""
+    """Return an output that was written, as its task returned it."""
     (tmp_path / "chair.glb").write_bytes(GLB)
     uri = f"file://{tmp_path}/chair.glb"
     return FlowOutput(
@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> dict[str, Any]:
 
 
 def whole(*outputs: dict[str, Any], state: FlowState = FlowState.COMPLETED) -> dict[str, Any]:
-    """Give what a task returns whose run made these."""
+    """Return what a task returns whose run made these."""
     return {**FlowRun("r1", "generio", state=state).to_dict(), "outputs": list(outputs)}
 
 
@@ -69,7 +69,7 @@ class Lazy(Sequence[Any]):
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        """Give one."""
+        """Return one."""
         return self._items[index]
 
 

@@ -41,7 +41,7 @@ def picture() -> bytes:
 
 @pytest.fixture
 def store() -> ConnectionFileSystem:
-    """Give a store that only the connection `lager` leads to, while the one without a connection is empty."""
+    """Return a store of the connection `lager`; the one without a connection is empty."""
     attach_store("memory")
     return attach_for_connection(CONN)
 

@@ -37,7 +37,7 @@ HEADS = {
 
 
 def sent(inputs: Any) -> list[str]:
-    """Give what is sent for each input."""
+    """Return what is sent for each input."""
     read = parse_inputs(inputs)
     assert isinstance(read, list)
     body = to_body([item.to_json() for item in read])
@@ -65,7 +65,7 @@ def test_text_file_that_begins_like_a_picture_is_a_text(tmp_path: Path, text: st
 
 @pytest.fixture
 def memory() -> Any:
-    """Give fsspec's file system in memory, empty, as one that Airflow knows."""
+    """Return fsspec's file system in memory, empty, as one that Airflow knows."""
     return attach_store("memory")
 
 

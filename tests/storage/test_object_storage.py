@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
 
 @pytest.fixture
 def bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
-    """Give the server with an empty bucket, and an Airflow connection to it."""
+    """Return the server with an empty bucket, and an Airflow connection to it."""
     monkeypatch.setenv(f"AIRFLOW_CONN_{STORE.upper()}", connection_json(server.url))
     server.clear()
     return server

@@ -326,7 +326,7 @@ def test_kill_by_a_signal_ends_soon_and_cleans_up(tmp_path: Path) -> None:
 
 
 def chain_with(url: str) -> FlowRun:
-    """Give a run with one output that is a link."""
+    """Return a run with one output that is a link."""
     return FlowRun("r", "promptchainer", outputs=(FlowOutput("pic", value=url, is_url=True),))
 
 

@@ -305,7 +305,7 @@ def test_chain_without_outputs_has_none(tmp_path: Path) -> None:
 
 
 def a_chain() -> PromptChainerHook:
-    """Give a hook with a connection to a host where nobody listens."""
+    """Return a hook with a connection to a host where nobody listens."""
     hook = PromptChainerHook("nobody")
     hook._connection = Connection(
         conn_id="nobody", conn_type="promptchainer", host="http://127.0.0.1:9", password="k"

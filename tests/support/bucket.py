@@ -63,7 +63,7 @@ class ObjectServer(Program):
         return re.findall(r"<Name>(.*?)</Name>", self._get("/").text)
 
     def objects(self) -> dict[str, bytes]:
-        """Give every object of the bucket by its name."""
+        """Return every object of the bucket by its name."""
         names = re.findall(r"<Key>(.*?)</Key>", self._get(f"/{BUCKET}?list-type=2").text)
         return {name: self._get(f"/{BUCKET}/{name}").content for name in names}
 

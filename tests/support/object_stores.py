@@ -65,7 +65,7 @@ class ConnectionFileSystem(MemoryFileSystem):
 
 
 def attach_for_connection(conn_id: str) -> ConnectionFileSystem:
-    """Give the store that a connection leads to, empty: `memory://` with that connection, and not without."""
+    """Return the empty store of a connection: `memory://` with that connection, and not without."""
     files: Any = attach(
         protocol="memory", conn_id=conn_id, fs=ConnectionFileSystem(skip_instance_cache=True)
     ).fs
@@ -121,7 +121,7 @@ class ConsoleFileSystem(FragileFileSystem):
 
     @classmethod
     def _strip_protocol(cls, path: str) -> Any:
-        """Give a path without its scheme, which the memory's own class does for its own only."""
+        """Return a path without its scheme, which the memory's own class does for its own only."""
         return str(super()._strip_protocol(path.removeprefix("gs://"))).lstrip("/")
 
 

@@ -46,7 +46,7 @@ def _list_of_all_runs(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
-    """Give a store that outlives its triggers."""
+    """Return a store that outlives its triggers."""
     return FileStore(tmp_path / "store.json")
 
 
@@ -202,7 +202,7 @@ async def test_short_interval_remembers_no_earlier(flow_server: StubFlowServer, 
 
 
 def saved_ids(store: FileStore) -> set[str]:
-    """Give the ids that are remembered as told."""
+    """Return the ids that are remembered as told."""
     return {key for memory in store.content().values() for key in memory["ends"]}
 
 

@@ -43,7 +43,7 @@ class OddHook(GenerioHook):
 
 
 async def odd_hook() -> OddHook:
-    """Give the hook, with its connection looked up."""
+    """Return the hook, with its connection looked up."""
     hook = OddHook()
     hook._connection = (await FlowsHook.aget_hook("flows_default"))._connection
     return hook

@@ -19,12 +19,12 @@ Answer = Callable[[StubFlowServer, ApiRequest], ApiResponse]
 
 
 def rows(flow_server: StubFlowServer) -> list[dict[str, Any]]:
-    """Give the rows of the runs that are running."""
+    """Return the rows of the runs that are running."""
     return [flow_server.row(key) for key in flow_server.running_ids()]
 
 
 def others(how_many: int) -> list[dict[str, Any]]:
-    """Give rows of runs that nobody here waits for."""
+    """Return rows of runs that nobody here waits for."""
     return [{"flow_id": f"other{number}", "state": "running", "progress": 0.5} for number in range(how_many)]
 
 
@@ -43,7 +43,7 @@ def saying(word: str) -> Answer:
 
 
 def by_address(flow_server: StubFlowServer, asked: ApiRequest) -> ApiResponse:
-    """Give the list in pages of ten, each with the next one's address."""
+    """Return the list in pages of ten, each with the next one's address."""
     page = int(asked.query.get("p", "0"))
     found = others(15) + rows(flow_server)
     more = {"next": f"/flows?filter_by=running&p={page + 1}"} if len(found) > 10 * page + 10 else {}
@@ -51,7 +51,7 @@ def by_address(flow_server: StubFlowServer, asked: ApiRequest) -> ApiResponse:
 
 
 def by_offset(flow_server: StubFlowServer, asked: ApiRequest) -> ApiResponse:
-    """Give the list in pages of ten, by offset and total."""
+    """Return the list in pages of ten, by offset and total."""
     begin, found = int(asked.query.get("offset", "0")), others(15) + rows(flow_server)
     return ApiResponse({"flows": found[begin : begin + 10], "total": len(found)})
 

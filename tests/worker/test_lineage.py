@@ -39,7 +39,7 @@ class Events:
         self._file = file
 
     def of(self, task_id: str) -> list[dict[str, Any]]:
-        """Give the last event of each run of a task that ended."""
+        """Return the last event of each run of a task that ended."""
         lines = [json.loads(line) for line in self._file.read_text().splitlines()]
         return [
             event
@@ -72,7 +72,7 @@ pytestmark = pytest.mark.emulator(run_seconds=0.3)
 
 
 def dataset_names(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Give the datasets' names."""
+    """Return the datasets' names."""
     return [(dataset["namespace"], dataset["name"]) for dataset in datasets]
 
 

@@ -37,7 +37,7 @@ def glb(rest: bytes) -> bytes:
 
 
 def encoded(content: bytes) -> str:
-    """Give the usual data URI of a GLB."""
+    """Return the usual data URI of a GLB."""
     return f"data:{GLB};base64,{base64.b64encode(content).decode()}"
 
 
@@ -52,7 +52,7 @@ def wrapped(text: str, end: str) -> str:
 
 
 def payload(content: bytes) -> str:
-    """Give the base64 alone."""
+    """Return the base64 alone."""
     return base64.b64encode(content).decode()
 
 
@@ -85,7 +85,7 @@ SHAPES: dict[str, Callable[[bytes], str | bytes]] = {
 
 
 def noise(size: int) -> bytes:
-    """Give bytes without a pattern, the same ones each time."""
+    """Return bytes without a pattern, the same ones each time."""
     return hashlib.shake_256(b"noise").digest(size)
 
 
@@ -110,7 +110,7 @@ def read(
 
 
 def outcome(*pieces: bytes) -> tuple[str, bytes] | None:
-    """Give the same, None for what is refused."""
+    """Return the same, None for what is refused."""
     try:
         return read(*pieces)
     except FlowMalformed:

@@ -66,7 +66,7 @@ class ScriptedWait:
         return self.script.run(with_retries(self.wait.poll_until_final(), NO_RETRY), kind)
 
     def lines_of(self, level: int) -> list[str]:
-        """Give the lines of one level."""
+        """Return the lines of one level."""
         return [line for line_level, line in self.lines if line_level == level]
 
 
