@@ -118,7 +118,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             )
             yield
             return
-        with task_try.abort_on_error():
+        with self._run_try(task_try):
             yield
 
     def _set_arguments(self, values: Mapping[str, Any]) -> None:
