@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )  # what Airflow returns, and what accepts `["outputs"]`
 
 RETURNABLE_ARGUMENTS = frozenset(RunFlowOperator.template_fields)
-ARGUMENTS_KEY = "flow_arguments"
+DEFERRED_ARGUMENTS_KEY = "flow_deferred_arguments"
 # the returned arguments that are needed after a deferral
 _DEFERRED_ARGUMENTS = ("flow", "flows_conn_id", "output_path", "output_conn_id")
 
@@ -100,7 +100,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         """Continue after the deferral with the arguments that the function returned before it."""
         ti: Any = context["ti"]
         self._set_arguments(
-            ti.xcom_pull(key=ARGUMENTS_KEY, task_ids=ti.task_id, map_indexes=ti.map_index) or {}
+            ti.xcom_pull(key=DEFERRED_ARGUMENTS_KEY, task_ids=ti.task_id, map_indexes=ti.map_index) or {}
         )
         return super().resume_execution(next_method, next_kwargs, context)
 
@@ -118,7 +118,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             )
             yield
             return
-        with task_try.abort_on_error():
+        with self._run_try(task_try):
             yield
 
     def _set_arguments(self, values: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             "parameters": redact_parameters(self.parameters, redact),
             "inputs": redact_uris(get_file_uris(self.inputs)),
         }
-        context["ti"].xcom_push(ARGUMENTS_KEY, {**texts, **redacted})
+        context["ti"].xcom_push(DEFERRED_ARGUMENTS_KEY, {**texts, **redacted})
 
 
 def to_arguments(returned: Any) -> dict[str, Any]:

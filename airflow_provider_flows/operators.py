@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -101,7 +102,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
     }
     ui_color = "#e4def5"
 
-    _task_try: TaskTry | None = None  # the current try, for `on_kill`
+    _current_try: TaskTry | None = None  # for `on_kill` and the listener; `_run_try` sets it
 
     def __init__(
         self,
@@ -146,68 +147,77 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
+        from airflow_provider_flows.worker.task_try import on_execution_timeout, plan_run, resume_or_start
+
         task_try = self._create_task_try(context)
         options = self._output_options()
         on_run_update = self.get_run_tracker(context, task_try.hook)
         if self.retries and not hasattr(self, "retry_policy"):
             self.log.info(NO_RETRY_POLICIES)
-        with task_try.abort_on_error():
+        with self._run_try(task_try):
             arguments = self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
-            request = task_try.read_request(arguments, options, to_seconds("timeout", self.timeout))
+            planned_run = plan_run(task_try, arguments, options, to_seconds("timeout", self.timeout))
             try:
-                run = task_try.resume_or_start(request)
+                run = resume_or_start(task_try, planned_run)
                 on_run_update(run)
                 can_fetch_later = task_try.hook.service.staged_start or not run.is_completed
                 if not self.wait_for_completion and can_fetch_later:
                     return self._return_started(context, run)
                 if not run.is_final:
-                    run = self._wait_or_defer(task_try, run.flow_run_id, request.deadline)
+                    run = self._wait_or_defer(task_try, run.flow_run_id, planned_run.deadline)
             except AirflowTaskTimeout:  # Airflow's execution_timeout
-                completed_run = task_try.on_execution_timeout(request.fingerprint)
+                completed_run = on_execution_timeout(task_try, planned_run.fingerprint)
                 if completed_run is None:
                     raise
                 run = completed_run
-        return self._finish(context, task_try, run, on_run_update)
+        return self._finish(task_try, run, on_run_update)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Continue after the deferral with the trigger's event: the final run, or an error."""
         from airflow_provider_flows.triggers import run_from_event  # slow to import
+        from airflow_provider_flows.worker.task_try import on_deadline
 
         task_try = self._create_task_try(context, deferred_run_id=(event or {}).get("flow_run_id"))
-        on_run_update = self.get_run_tracker(context, task_try.hook, task_try.deferred_run_id)
-        with task_try.abort_on_error():
+        with self._run_try(task_try):
+            on_run_update = self.get_run_tracker(context, task_try.hook, task_try.deferred_run_id)
             try:
                 run = run_from_event(event)
             except FlowTimeout as error:
-                run = task_try.on_deadline(str(task_try.flow_run_id), error)
-        return self._finish(context, task_try, run, on_run_update)
+                run = on_deadline(task_try, str(task_try.flow_run_id), error)
+        return self._finish(task_try, run, on_run_update)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the deferral.
 
         If the trigger itself failed, abort the flow run unless a retry resumes it.
         """
+        from airflow_provider_flows.worker.task_try import abort_if_abandoned
+
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
             # If the trigger failed, Airflow passes a marker, not a method name. A real method handles its own
             # errors.
             if not hasattr(self, next_method):
-                self._create_task_try(context).abort_if_abandoned(error)
+                task_try = self._create_task_try(context)
+                with self._run_try(task_try):
+                    abort_if_abandoned(task_try, error)
             raise
 
     def delete_saved_run(self) -> None:
         """Delete what was saved for a retry only. The listener calls this when the task has succeeded."""
-        if self._task_try is not None:
-            self._task_try.state.forget_saved_run()
+        if self._current_try is not None:
+            self._current_try.task_state.forget_saved_run()
 
     def on_kill(self) -> None:
         """Abort the flow run only if Airflow has ended the task.
 
         If that is uncertain, leave the run for the next try.
         """
-        if self._task_try is not None and self.abort_on_kill:
-            self._task_try.on_kill()
+        if self._current_try is not None and self.abort_on_kill:
+            from airflow_provider_flows.worker.task_try import on_kill  # imported before the try was created
+
+            on_kill(self._current_try)
 
     def _get_hook(self, conn_id: str) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
@@ -217,7 +227,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
     def _create_task_try(
         self, context: Context, *, use_saved_connection: bool = False, deferred_run_id: str | None = None
     ) -> TaskTry:
-        """Create the object of this try, and register it for `on_kill`.
+        """Return the facts about this try.
 
         :param use_saved_connection: whether to use the connection that an earlier try started its run with.
         :param deferred_run_id: the flow run that the task was deferred for.
@@ -225,18 +235,36 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
         from airflow_provider_flows.worker.task_state import TaskState  # imports stay cheap
         from airflow_provider_flows.worker.task_try import TaskTry
 
-        state = TaskState(context, durable=self.durable)
-        saved_conn_id = state.record.conn_id if use_saved_connection and state.record is not None else None
-        self._task_try = TaskTry(
+        task_state = TaskState(context, durable=self.durable)
+        record = task_state.record if use_saved_connection else None
+        saved_conn_id = None if record is None else record.conn_id
+
+        def create_hook() -> FlowsHook:
+            return self._get_hook(saved_conn_id or self.flows_conn_id)
+
+        return TaskTry(
             context,
-            state,
-            create_hook=lambda: self._get_hook(saved_conn_id or self.flows_conn_id),
+            task_state,
+            create_hook(),
+            create_hook,
             abort_on_kill=self.abort_on_kill,
             validate=self.validate,
             log=self.log,
             deferred_run_id=deferred_run_id,
         )
-        return self._task_try
+
+    @contextmanager
+    def _run_try(self, task_try: TaskTry) -> Iterator[None]:
+        """Run a block as part of a try: from now on `on_kill` aborts its flow run, and so does an error.
+
+        An error aborts it only if no retry resumes it. The try stays the current one after the block, while
+        its outputs are fetched.
+        """
+        from airflow_provider_flows.worker.task_try import abort_on_error
+
+        self._current_try = task_try
+        with abort_on_error(task_try):
+            yield
 
     def _output_options(self) -> OutputOptions:
         return OutputOptions(
@@ -250,6 +278,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
     def _wait_or_defer(self, task_try: TaskTry, flow_run_id: str, deadline: float | None) -> FlowRun:
         """Wait here; or poll once, and defer the task if the run is not final yet."""
         from airflow_provider_flows.core.retry import NO_RETRY  # imports stay cheap
+        from airflow_provider_flows.worker.task_try import on_deadline
 
         schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
         if self.deferrable and self.execution_timeout is not None:
@@ -262,7 +291,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
                 wait.poll() if self.deferrable else wait.poll_until_final(), retry=NO_RETRY
             )
         except FlowTimeout as error:
-            return task_try.on_deadline(flow_run_id, error)
+            return on_deadline(task_try, flow_run_id, error)
         if run is not None and run.is_final:
             return run
         from airflow_provider_flows.triggers import SUPPORTS_ON_KILL, FlowRunTrigger  # slow to import
@@ -281,15 +310,15 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
         return run.to_dict()
 
     def _finish(
-        self, context: Context, task_try: TaskTry, run: FlowRun, on_run_update: Callable[[FlowRun], None]
+        self, task_try: TaskTry, run: FlowRun, on_run_update: Callable[[FlowRun], None]
     ) -> dict[str, Any]:
         return finish(
-            context,
+            task_try.context,
             task_try.hook,
             run,
             self._output_options(),
             on_run_update=on_run_update,
-            task_state=task_try.state,
+            task_state=task_try.task_state,
             cancellation=task_try.cancellation,
         )
 

@@ -27,7 +27,7 @@ SLOWEST_FILES = (
     "worker/test_lineage.py",
     "worker/test_deadlines.py",
     "services/test_third_service.py",
-    "worker/test_task_retries.py",
+    "worker/test_task_try.py",
     "transport/test_faults.py",
     "services/test_other_server.py",
     "system/test_stack.py",

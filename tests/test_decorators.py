@@ -1,4 +1,4 @@
-"""Tests of `@task.flow` in real DAG runs: what a function may return, modes, retries, mapping and types.
+"""Tests of `@task.flow` in real DAG runs: return values, modes, retries, mapping and types.
 
 The operator's own behavior is tested in test_operators.py.
 """
@@ -53,13 +53,13 @@ def rendered_fields(run_id: str) -> dict[str, Any]:
     return dict(found or {})
 
 
-def test_airflow_knows_the_decorator() -> None:
+def test_decorator_is_registered_with_airflow() -> None:
     """`task.flow` is an attribute of Airflow's own `task`, which is typed here."""
     assert task is airflow.sdk.task
     assert airflow.sdk.task.flow is flow_task  # type: ignore[attr-defined]
 
 
-def test_function_gives_the_inputs_and_the_task_the_outputs(emulator: Emulator) -> None:
+def test_function_returns_inputs_and_task_returns_outputs(emulator: Emulator) -> None:
     """A function of a task's result and the context returns the prompt; the task's dict can be passed on."""
     with DAG("decorated", schedule=None, params={"colour": "red"}) as dag:
 
@@ -68,22 +68,22 @@ def test_function_gives_the_inputs_and_the_task_the_outputs(emulator: Emulator) 
             return "chair"
 
         @task.flow(**{**ARGUMENTS, "flow": "{{ 'model_generate_fromprompt' }}"})
-        def make(what: str, size: int, params: dict[str, Any] | None = None) -> str:
-            """Word the prompt."""
+        def generate(what: str, size: int, params: dict[str, Any] | None = None) -> str:
+            """Write the prompt."""
             return f"A {params and params['colour']} {what} of {size} m"
 
         @task
         def names(run: dict[str, Any], outputs: list[dict[str, Any]]) -> list[str]:
             return [run["state"], *(output["name"] for output in outputs)]
 
-        made = make(thing(), size=2)
-        names(made, made["outputs"])
+        run = generate(thing(), size=2)
+        names(run, run["outputs"])
 
     result = run_dag(dag)
     assert result.state == "success", result.log
     (run,) = emulator.runs.values()
     assert [item.data for item in run.inputs] == ["A red chair of 2 m"]
-    returned = result.xcoms["make"]["return_value"]
+    returned = result.xcoms["generate"]["return_value"]
     assert (returned["flow_run_id"], returned["state"], returned["flow"]) == (
         run.flow_run_id,
         "completed",
@@ -93,19 +93,19 @@ def test_function_gives_the_inputs_and_the_task_the_outputs(emulator: Emulator) 
         "completed",
         *(output["name"] for output in returned["outputs"]),
     ]
-    operator = dag.get_task("make")
+    operator = dag.get_task("generate")
     assert (operator.task_type, operator.operator_name) == ("FlowDecoratedOperator", "@task.flow")
-    assert operator.doc_md == "Word the prompt."
+    assert operator.doc_md == "Write the prompt."
 
 
 @BOTH_MODES
-def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, *, deferrable: bool) -> None:
+def test_function_returns_arguments(emulator: Emulator, tmp_path: Path, *, deferrable: bool) -> None:
     """A dict with `inputs` sets other arguments too, also after a deferral, without a second call."""
     calls: list[int] = []
     with DAG(f"decorated_arguments_{deferrable}", schedule=None) as dag:
 
         @task.flow(flow="none", deferrable=deferrable, **FAST_POLLING)
-        def make() -> dict[str, Any]:
+        def generate() -> dict[str, Any]:
             calls.append(1)
             return {
                 "flow": FLOW,
@@ -116,13 +116,13 @@ def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, *, deferra
                 "output_path": str(tmp_path),
             }
 
-        make()
+        generate()
 
     result = run_dag(dag)
     assert result.state == "success", result.log
     (run,) = emulator.runs.values()
     assert (run.spec.name, run.explicit_parameters, run.additional["order"]) == (FLOW, LOW, 7)
-    (output,) = result.xcoms["make"]["return_value"]["outputs"]
+    (output,) = result.xcoms["generate"]["return_value"]["outputs"]
     assert Path(output["uri"].removeprefix("file://")).parent.parent == tmp_path
     assert calls == [1]
     fields = rendered_fields(result.run_id)
@@ -131,7 +131,7 @@ def test_function_gives_arguments(emulator: Emulator, tmp_path: Path, *, deferra
     assert fields["inputs"] == ([] if deferrable else ["A chair"])
 
 
-def test_function_gives_variables(emulator: Emulator) -> None:
+def test_function_returns_variables(emulator: Emulator) -> None:
     """A dict without `inputs` has the variables of a PromptChainer flow, also one named like an argument."""
     with DAG("decorated_variables", schedule=None) as dag:
 
@@ -148,7 +148,7 @@ def test_function_gives_variables(emulator: Emulator) -> None:
 
     result = run_dag(dag)
     assert result.state == "success", result.log
-    sent = [asked.json["variables"] for asked in emulator.requests if asked.method == "POST"]
+    sent = [request.json["variables"] for request in emulator.requests if request.method == "POST"]
     assert sorted(variables["color"] for variables in sent) == ["blue", "red"]
     assert {variables["item"] for variables in sent} == {"ball"}
     assert "text" in {output["name"] for output in result.xcoms["bare"]["return_value"]["outputs"]}
@@ -158,7 +158,7 @@ def test_function_gives_variables(emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         (None, "returned None"),
         ({"parameters": LOW}, "but without 'inputs'"),
@@ -168,11 +168,11 @@ def test_function_gives_variables(emulator: Emulator) -> None:
         ({"inputs": "red", "color": "blue"}, "If 'inputs' is a variable of the flow"),
     ],
 )
-def test_what_could_be_either_is_refused(returned: Any, told: str) -> None:
+def test_ambiguous_return_value_is_rejected(returned: Any, message: str) -> None:
     """None, arguments without inputs, and unknown arguments are rejected, with what to do."""
-    with pytest.raises(FlowInputError, match=r"The function of @task\.flow returned") as refused:
+    with pytest.raises(FlowInputError, match=r"The function of @task\.flow returned") as caught:
         to_arguments(returned)
-    assert told in str(refused.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_what_could_be_either_is_refused(returned: Any, told: str) -> None:
         {"flow": 1, "color": 2},
     ],
 )
-def test_anything_else_is_the_inputs(returned: Any) -> None:
+def test_other_return_values_are_inputs(returned: Any) -> None:
     """Anything but a dict of arguments is passed on as the inputs."""
     assert to_arguments(returned) == {"inputs": returned}
 
@@ -202,30 +202,30 @@ def test_retry_calls_the_function_again(emulator: Emulator, *, same: bool) -> No
     with DAG(f"decorated_retry_{same}", schedule=None) as dag:
 
         @task.flow(**{**ARGUMENTS, **RETRY_ARGUMENTS}, deferrable=True)
-        def make() -> str:
+        def generate() -> str:
             calls.append(1)
             return "A chair" if same else f"Chair number {len(calls)}"
 
-        make()
+        generate()
 
     result = run_dag(dag)
     assert result.state == "success", result.log
     assert len(calls) == 2
     assert emulator.started_count == (1 if same else 2)
-    assert result.xcoms["make"]["return_value"]["state"] == "completed"
+    assert result.xcoms["generate"]["return_value"]["state"] == "completed"
 
 
-def test_error_of_the_function_starts_nothing(emulator: Emulator) -> None:
+def test_function_error_starts_no_run(emulator: Emulator) -> None:
     """An error of the function fails the task, before any request."""
     with DAG("decorated_error", schedule=None) as dag:
 
         @task.flow(**ARGUMENTS)
-        def make() -> str:
+        def generate() -> str:
             raise LookupError("no such row")
 
-        make()
+        generate()
 
-    assert isinstance(run_dag(dag).errors["make"], LookupError)
+    assert isinstance(run_dag(dag).errors["generate"], LookupError)
     assert emulator.requests == ()
 
 
@@ -237,7 +237,7 @@ def test_error_of_the_function_starts_nothing(emulator: Emulator) -> None:
         pytest.param(None, 2, "failed", marks=needs("retry policies")),
     ],
 )
-def test_function_that_ends_the_task_leaves_no_run(
+def test_function_error_in_last_try_aborts_earlier_run(
     emulator: Emulator, error: Exception | None, tries: int, state: str
 ) -> None:
     """If the function raises or returns None in the last try, the run of the first try is aborted."""
@@ -245,24 +245,24 @@ def test_function_that_ends_the_task_leaves_no_run(
     emulator.switches.abort = "instant"
     emulator.add_fault(Fault("GET", "/flows/*", status=402, times=3))
     calls: list[int] = []
-    with DAG(f"decorated_over_{tries}_{state}", schedule=None) as dag:
+    with DAG(f"decorated_ended_{tries}_{state}", schedule=None) as dag:
 
         @task.flow(**{**ARGUMENTS, **RETRY_ARGUMENTS, "retries": 2})
-        def make() -> str:
+        def generate() -> str:
             calls.append(1)
             if len(calls) > 1 and error is not None:
                 raise error
-            return "A chair" if len(calls) == 1 else None  # type: ignore[return-value]  # this is the mistake
+            return "A chair" if len(calls) == 1 else None  # type: ignore[return-value]  # the mistake under test
 
-        make()
+        generate()
 
     result = run_dag(dag)
-    assert (result.states["make"], len(calls), emulator.started_count) == (state, tries, 1), result.log
+    assert (result.states["generate"], len(calls), emulator.started_count) == (state, tries, 1), result.log
     assert [str(run.state) for run in emulator.runs.values()] == ["aborted"]
 
 
 @needs("task state store")
-def test_run_is_stopped_over_the_connection_that_the_function_named(emulator: Emulator) -> None:
+def test_earlier_run_is_aborted_over_its_saved_connection(emulator: Emulator) -> None:
     """If only the function names the connection, and raises in the retry, the run is still aborted."""
     emulator.run_seconds = 3600
     emulator.switches.abort = "instant"
@@ -271,23 +271,23 @@ def test_run_is_stopped_over_the_connection_that_the_function_named(emulator: Em
     with DAG("decorated_connection", schedule=None) as dag:
 
         @task.flow(**{**ARGUMENTS, **RETRY_ARGUMENTS}, flows_conn_id="not_there")
-        def make() -> dict[str, Any]:
+        def generate() -> dict[str, Any]:
             calls.append(1)
             if len(calls) > 1:
                 raise LookupError("gone")
             return {"inputs": "A chair", "flows_conn_id": "generio_default"}
 
-        make()
+        generate()
 
     result = run_dag(dag)
-    assert isinstance(result.errors["make"], LookupError)
+    assert isinstance(result.errors["generate"], LookupError)
     assert (len(calls), emulator.started_count) == (2, 1), result.log
     assert [str(run.state) for run in emulator.runs.values()] == ["aborted"]
 
 
-def test_what_is_kept_is_short_and_tells_no_secret(emulator: Emulator, tmp_path: Path) -> None:
+def test_deferral_xcom_is_small_and_has_no_secrets(emulator: Emulator, tmp_path: Path) -> None:
     """The XCom of a deferral has no signature and no file content, and a Path is accepted."""
-    with DAG("decorated_kept", schedule=None, default_args={**ARGUMENTS, "deferrable": True}) as dag:
+    with DAG("decorated_deferral", schedule=None, default_args={**ARGUMENTS, "deferrable": True}) as dag:
 
         @task.flow
         def path() -> dict[str, Any]:
@@ -318,7 +318,7 @@ def test_what_is_kept_is_short_and_tells_no_secret(emulator: Emulator, tmp_path:
     assert emulator.started_count == 1
 
 
-def test_mapped_partial_and_overridden(emulator: Emulator) -> None:
+def test_partial_expand_and_override(emulator: Emulator) -> None:
     """The task can be mapped over the function's arguments, partially set, and overridden, also deferred."""
     with DAG("decorated_mapped", schedule=None) as dag:
 
@@ -327,21 +327,21 @@ def test_mapped_partial_and_overridden(emulator: Emulator) -> None:
             return [1, 2]
 
         @task.flow(**ARGUMENTS, deferrable=True)
-        def make(what: str, size: int) -> str:
+        def generate(what: str, size: int) -> str:
             return f"A {what} of {size} m"
 
         @task
         def states(runs: list[dict[str, Any]]) -> list[str]:
             return [run["state"] for run in runs]
 
-        states(make.partial(what="chair").expand(size=sizes()))
-        make.override(task_id="other", parameters={"quality": "high"})("table", 3)
-        make.override(task_id="pairs").expand_kwargs([{"what": "lamp", "size": 4}])
+        states(generate.partial(what="chair").expand(size=sizes()))
+        generate.override(task_id="other", parameters={"quality": "high"})("table", 3)
+        generate.override(task_id="pairs").expand_kwargs([{"what": "lamp", "size": 4}])
 
     result = run_dag(dag)
     assert result.state == "success", result.log
-    made = {run.inputs[0].data: run.parameters["quality"] for run in emulator.runs.values()}
-    assert made == {
+    qualities = {run.inputs[0].data: run.parameters["quality"] for run in emulator.runs.values()}
+    assert qualities == {
         "A chair of 1 m": "low",
         "A chair of 2 m": "low",
         "A table of 3 m": "high",
@@ -350,7 +350,7 @@ def test_mapped_partial_and_overridden(emulator: Emulator) -> None:
     assert result.xcoms["states"]["return_value"] == ["completed", "completed"]
 
 
-def test_templates_in_what_is_returned_are_rendered_on_demand_only(emulator: Emulator) -> None:
+def test_returned_templates_are_rendered_on_demand_only(emulator: Emulator) -> None:
     """Templates in what a function returns are sent unchanged, because its text may be untrusted."""
     with DAG("decorated_templates", schedule=None, params={"what": "chair"}) as dag:
 
@@ -370,13 +370,13 @@ def test_templates_in_what_is_returned_are_rendered_on_demand_only(emulator: Emu
     assert {run.inputs[0].data for run in emulator.runs.values()} == {"{{ params.what }}", "A chair of 5 m"}
 
 
-def test_what_cannot_work_is_refused_when_the_dag_is_read() -> None:
+def test_invalid_use_is_rejected_at_parse_time() -> None:
     """`inputs`, a coroutine, and an unknown argument fail when the DAG file is parsed."""
 
     async def later() -> str:
         return "A chair"
 
-    with DAG("decorated_refused", schedule=None):
+    with DAG("decorated_invalid", schedule=None):
         with pytest.raises(FlowInputError, match="the function returns the inputs"):
             flow_task(lambda: "A chair", task_id="inputs").override(inputs="x")()
         with pytest.raises(FlowInputError, match="later must be a plain function"):
@@ -385,12 +385,12 @@ def test_what_cannot_work_is_refused_when_the_dag_is_read() -> None:
             flow_task(flwo="x")(lambda: "A chair")()
 
 
-def test_types_name_every_argument() -> None:
+def test_types_have_every_argument() -> None:
     """The decorator's types have the operator's arguments and `render_returned`; `inputs` is rejected."""
     own = set(inspect.signature(RunFlowOperator.__init__).parameters) - {"self", "kwargs"} | {
         "render_returned"
     }
-    # a Protocol has no implementation of its overloads, so they are looked up by name
+    # a Protocol has no implementation of its overloads, so they are found by name
     call: Any = SimpleNamespace(__module__=FlowDecorator.__module__, __qualname__="FlowDecorator.__call__")
     typed = inspect.signature(get_overloads(call)[1]).parameters
     assert set(typed) == own | {"self", "kwargs"}
@@ -414,17 +414,17 @@ with DAG("typed", schedule=None):
         return ["a"]
 
     @task.flow(flow="f", parameters={"quality": "low"}, retries=2, deferrable=True)
-    def make(word: str) -> list[Path]:
+    def generate(word: str) -> list[Path]:
         return [Path(word)]
 
     @flow_task
     def bare() -> dict[str, str]:
         return {"color": "red"}
 
-    made = make("a")
-    RunFlowOperator(task_id="next", flow="g", inputs=made["outputs"]) >> bare()
-    make.override(task_id="again").expand(word=words())
-    make(words()) >> make.partial(word="b").expand(word=["c"])
+    chair = generate("a")
+    RunFlowOperator(task_id="next", flow="g", inputs=chair["outputs"]) >> bare()
+    generate.override(task_id="again").expand(word=words())
+    generate(words()) >> generate.partial(word="b").expand(word=["c"])
     """
 WRONG = [
     ("@task.flow(flow=1)", "str"),
@@ -434,7 +434,7 @@ WRONG = [
 ]
 
 
-# strict for the DAG file; what it does not name is not read, which saves most of the time that mypy takes
+# strict for the DAG file; modules that it does not import are skipped, which saves most of the time of mypy
 MYPY = """
 [mypy]
 strict = true
@@ -451,22 +451,22 @@ follow_imports = skip
 """
 
 
-def test_type_checkers_know_the_decorator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mypy_checks_a_dag_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mypy --strict` accepts a valid DAG file, infers the task's result, and finds each wrong argument."""
     monkeypatch.chdir(ROOT)
     functions = [
-        f"    {line}\n    def wrong{number}() -> {made}:\n        raise NotImplementedError"
-        for number, (line, made) in enumerate(WRONG)
+        f"    {line}\n    def wrong{number}() -> {return_type}:\n        raise NotImplementedError"
+        for number, (line, return_type) in enumerate(WRONG)
     ]
     file, settings = tmp_path / "typed_dag.py", tmp_path / "mypy.ini"
-    file.write_text(TYPED + "\n    reveal_type(made)\n\n" + "\n\n".join(functions) + "\n")
+    file.write_text(TYPED + "\n    reveal_type(chair)\n\n" + "\n\n".join(functions) + "\n")
     settings.write_text(MYPY)
-    told, trouble, _ = mypy.run(
+    report, errors, _ = mypy.run(
         ["--config-file", str(settings), "--cache-dir", str(ROOT / ".mypy_cache" / "dag"), str(file)]
     )
 
-    assert not trouble
-    lines, source = told.splitlines(), file.read_text().splitlines()
+    assert not errors
+    lines, source = report.splitlines(), file.read_text().splitlines()
     found = {source[int(line.split(":")[1]) - 1].strip() for line in lines if ": error:" in line}
-    assert found == {line for line, _ in WRONG}, told
-    assert any("Revealed type" in line and "XComArg" in line for line in lines), told
+    assert found == {line for line, _ in WRONG}, report
+    assert any("Revealed type" in line and "XComArg" in line for line in lines), report

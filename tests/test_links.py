@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,14 +16,12 @@ from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
-from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
-from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.links import OUTPUTS_LINK_KEY
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
 from airflow_provider_flows.storage.paths import console_url
-from airflow_provider_flows.worker.run_tracking import RUN_LINK_KEY, get_run_url
+from airflow_provider_flows.worker.run_tracking import RUN_LINK_KEY
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, MODES, count_polls, run_in_mode
 from tests.support.object_stores import attach_bucket_store
@@ -55,7 +52,7 @@ def expected_links(emulator: Emulator, flow_run_id: str) -> dict[str, str | None
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_run_is_linked_in_every_mode(emulator: Emulator, mode: str) -> None:
+def test_run_link_exists_in_every_mode(emulator: Emulator, mode: str) -> None:
     """The link is the run's URL at the API, in every mode; files at the service have no link."""
     waited = run_in_mode(mode, emulator)
     assert waited.state == "success"
@@ -63,7 +60,7 @@ def test_run_is_linked_in_every_mode(emulator: Emulator, mode: str) -> None:
     assert emulator.key not in json.dumps(waited.result.xcoms)
 
 
-def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
+def test_run_link_is_available_during_the_wait(emulator: Emulator) -> None:
     """The link is in XCom before the first poll has returned."""
     emulator.add_fault(Fault(method="GET", path="/flows/*", delay=0.5))
     found: list[Any] = []
@@ -72,9 +69,10 @@ def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
         while not count_polls(emulator):
             time.sleep(0.01)
         with create_session() as session:
-            mine = (XComModel.dag_id == "links_early", XComModel.key == RUN_LINK_KEY)
+            is_the_link = (XComModel.dag_id == "links_early", XComModel.key == RUN_LINK_KEY)
             found.extend(
-                XComModel.deserialize_value(row) for row in session.scalars(select(XComModel).where(*mine))
+                XComModel.deserialize_value(row)
+                for row in session.scalars(select(XComModel).where(*is_the_link))
             )
 
     thread = Thread(target=read_link)
@@ -87,7 +85,7 @@ def test_link_is_there_while_the_run_is_waited_for(emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, *, deferrable: bool) -> None:
+def test_run_link_exists_after_failure_and_timeout(emulator: Emulator, *, deferrable: bool) -> None:
     """A task whose run failed, or whose deadline passed, has a link to the run."""
     emulator.add_plan(Plan(outcome="failed"))
     emulator.add_plan(Plan(run_seconds=60))
@@ -116,7 +114,7 @@ def test_run_that_failed_or_was_late_is_linked(emulator: Emulator, *, deferrable
     }
 
 
-def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
+def test_each_try_and_mapped_task_has_its_own_links(emulator: Emulator) -> None:
     """A retry links to its own run, each mapped task to its own, and a task that does not wait has a link."""
     emulator.add_plan(Plan(outcome="failed"))
     with DAG("links_each", schedule=None, default_args=RETRY_ARGUMENTS) as dag:
@@ -136,7 +134,7 @@ def test_each_try_and_each_mapped_task_has_its_own(emulator: Emulator) -> None:
 
 
 @pytest.mark.usefixtures("emulator")
-def test_files_are_linked_where_their_store_has_a_console(tmp_path: Path) -> None:
+def test_outputs_link_exists_if_storage_has_a_console(tmp_path: Path) -> None:
     """One file links to its page, several to their folder; local files have no link."""
     attach_bucket_store()
     with DAG("links_files", schedule=None) as dag:
@@ -170,7 +168,7 @@ def test_files_are_linked_where_their_store_has_a_console(tmp_path: Path) -> Non
     assert found["chain"] == {"Flow run": None, "Outputs": None}
 
 
-def test_task_without_a_run_has_no_link(emulator: Emulator) -> None:
+def test_task_without_run_has_no_links(emulator: Emulator) -> None:
     """A task that failed before it had a run has empty links, and logs no error about them."""
     with DAG("links_none", schedule=None) as dag:
         RunFlowOperator(task_id="run", **{**CHAIR_ARGUMENTS, "inputs": 42})
@@ -182,7 +180,7 @@ def test_task_without_a_run_has_no_link(emulator: Emulator) -> None:
 
 
 AMAZON = "https://console.aws.amazon.com/s3"
-ADDRESSES: list[tuple[list[str], str | None, str | None]] = [
+CONSOLE_URLS: list[tuple[list[str], str | None, str | None]] = [
     (["s3://b/f/a b#1.glb"], None, f"{AMAZON}/object/b?prefix=f/a%20b%231.glb"),
     (
         ["s3://conn@b/f/a.glb", "s3a://b/f/c.glb"],
@@ -211,43 +209,7 @@ ADDRESSES: list[tuple[list[str], str | None, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("uris", "endpoint", "address"), ADDRESSES)
-def test_addresses_of_files(uris: list[str], endpoint: str | None, address: str | None) -> None:
-    """A storage's console is linked to, without credentials; one without a console is not."""
+@pytest.mark.parametrize(("uris", "endpoint", "address"), CONSOLE_URLS)
+def test_console_url(uris: list[str], endpoint: str | None, address: str | None) -> None:
+    """The console's URL has no credentials, and is None for a storage without a console."""
     assert console_url(uris, endpoint) == address
-
-
-class ThirdServiceHook(GenerioHook):
-    """The hook of a third service with a console, or with an invalid URL."""
-
-    def __init__(self, told: Any) -> None:
-        super().__init__("generio_default")
-        self._told = told
-
-    def create_service(self, extra: Mapping[str, Any]) -> Any:
-        """Return a service that has URLs of its runs."""
-        made: Any = super().create_service(extra)
-        told = self._told
-        return type("Third", (type(made),), {"run_url": lambda _, key, flow: told.format(key, flow)})()
-
-
-@pytest.mark.parametrize(
-    ("told", "address"),
-    [
-        ("https://third.example/runs/{}?flow={}", "https://third.example/runs/r/1?flow=f"),
-        ("javascript:alert('{}{}')", ""),
-        ("{}{}{}", ""),  # raises IndexError
-        (None, ""),
-    ],
-)
-@pytest.mark.usefixtures("flow_emulator")
-def test_third_service_gives_its_own_address(told: Any, address: str) -> None:
-    """A service may have a console; a URL that is not for browsers, and an error, give no link."""
-    assert get_run_url(ThirdServiceHook(told), FlowRun("r/1", "third", "f")) == address
-
-
-def test_id_is_one_segment_of_the_address(flow_emulator: Emulator) -> None:
-    """An id with path characters is quoted, and an invalid one gives no URL."""
-    hook = GenerioHook("generio_default")
-    assert get_run_url(hook, FlowRun("../a?b#c", "generio")) == f"{flow_emulator.url}/flows/..%2Fa%3Fb%23c"
-    assert get_run_url(hook, FlowRun("..", "generio")) == ""

@@ -77,7 +77,9 @@ def without_varying_values(returned: dict[str, Any] | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_completed(emulator: Emulator, tmp_path: Path, mode: str) -> None:
+def test_completed_run_has_same_result_and_log_in_every_mode(
+    emulator: Emulator, tmp_path: Path, mode: str
+) -> None:
     """A completed run has the same result and the same log lines in every mode, and its file is stored."""
     # the first two polls, possibly of two processes, observe the same
     wait = run_in_mode(mode, emulator, (0.0, *TO_THE_END), output_path=str(tmp_path))
@@ -118,7 +120,7 @@ def test_completed(emulator: Emulator, tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
+def test_failed_run_raises_with_reason_in_every_mode(emulator: Emulator, mode: str) -> None:
     """A failed run fails the task with FlowRunFailed, the service's reason and the run, in every mode."""
     emulator.add_plan(Plan(outcome="failed", error="The mesh has no faces"))
 
@@ -137,7 +139,7 @@ def test_failed_with_a_reason(emulator: Emulator, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_aborted_at_the_service(emulator: Emulator, mode: str) -> None:
+def test_aborted_run_raises_in_every_mode(emulator: Emulator, mode: str) -> None:
     """A run that is aborted at the service fails the task with FlowRunAborted in every mode."""
     emulator.add_plan(Plan(outcome="aborted"))
 
@@ -150,7 +152,7 @@ def test_aborted_at_the_service(emulator: Emulator, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", STATEFUL_MODES)
-def test_unknown_state(emulator: Emulator, mode: str) -> None:
+def test_unknown_state_logs_one_warning(emulator: Emulator, mode: str) -> None:
     """Every mode warns once of an unknown state, and continues to the end."""
     emulator.add_plan(Plan(unknown_state="polishing"))
 
@@ -170,7 +172,7 @@ def test_unknown_state(emulator: Emulator, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", STATEFUL_MODES)
-def test_unreachable_for_a_while(emulator: Emulator, mode: str) -> None:
+def test_polling_continues_after_failed_polls(emulator: Emulator, mode: str) -> None:
     """Every mode warns of a service that is unreachable for some polls, and continues to the end."""
     emulator.add_fault(Fault(method="GET", path="/flows/*", skip=1, times=1, reset="before"))
     emulator.add_fault(Fault(method="GET", path="/flows/*", skip=1, times=2, status=503))
@@ -192,7 +194,7 @@ def test_unreachable_for_a_while(emulator: Emulator, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_deadline_passed(emulator: Emulator, mode: str) -> None:
+def test_passed_deadline_raises_timeout_in_every_mode(emulator: Emulator, mode: str) -> None:
     """A passed deadline raises FlowTimeout in every mode; only the operator aborts its run."""
     emulator.switches.abort = "instant"
 
@@ -212,7 +214,7 @@ def test_deadline_passed(emulator: Emulator, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_final_at_the_first_poll(emulator: Emulator, mode: str) -> None:
+def test_run_final_at_first_poll_is_polled_once(emulator: Emulator, mode: str) -> None:
     """A run that is final at the first poll is polled once, and no mode waits."""
     emulator.add_plan(Plan(run_seconds=0.0))
 

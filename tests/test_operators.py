@@ -34,15 +34,15 @@ LOW = {"quality": "low"}
 pytestmark = pytest.mark.emulator(run_seconds=0.3)
 
 
-def bodies(emulator: Emulator, method: str, ending: str) -> list[Any]:
-    """Return the bodies of the requests with this method whose path ends so."""
-    return [sent.json for sent in emulator.requests if sent.method == method and sent.path.endswith(ending)]
+def get_bodies(emulator: Emulator, method: str, suffix: str) -> list[Any]:
+    """Return the bodies of the requests with this method and end of their path."""
+    return [sent.json for sent in emulator.requests if sent.method == method and sent.path.endswith(suffix)]
 
 
-def test_signature_and_defaults_are_those_of_the_design() -> None:
+def test_signature_and_defaults_match_the_design() -> None:
     """The operator has the arguments of the design, as keywords, with its defaults."""
-    taken = inspect.signature(RunFlowOperator.__init__).parameters
-    own = {name: parameter for name, parameter in taken.items() if name not in {"self", "kwargs"}}
+    parameters = inspect.signature(RunFlowOperator.__init__).parameters
+    own = {name: parameter for name, parameter in parameters.items() if name not in {"self", "kwargs"}}
 
     assert {parameter.kind for parameter in own.values()} == {inspect.Parameter.KEYWORD_ONLY}
     assert {name: parameter.default for name, parameter in own.items()} == {
@@ -80,7 +80,7 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
 
 
 def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any) -> None:
-    """Flow, inputs, parameters, additional, connection and output path may all be templates."""
+    """Templates in flow, inputs, parameters, additional, connection and output path are rendered."""
     with DAG(
         "operator_templates", schedule=None, params={"name": FLOW, "what": "gnome", "conn": "generio_default"}
     ) as dag:
@@ -101,11 +101,11 @@ def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any)
     result = run_dag(dag)
 
     assert result.state == "success", result.log
-    (made,) = bodies(emulator, "POST", "/flows")
-    mark = made["additional"].pop(TOKEN_KEY)
-    assert made == {"template": FLOW, "parameters": LOW, "additional": {"dag": "operator_templates"}}
-    assert re.fullmatch(r"[0-9a-f]{32}", mark)
-    assert bodies(emulator, "POST", "/inputs") == [
+    (created,) = get_bodies(emulator, "POST", "/flows")
+    token = created["additional"].pop(TOKEN_KEY)
+    assert created == {"template": FLOW, "parameters": LOW, "additional": {"dag": "operator_templates"}}
+    assert re.fullmatch(r"[0-9a-f]{32}", token)
+    assert get_bodies(emulator, "POST", "/inputs") == [
         {"data": "A gnome"},
         {"data": "Another gnome", "additional": {"of": "run"}},
     ]
@@ -115,7 +115,7 @@ def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any)
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_mapped(emulator: Emulator, *, deferrable: bool) -> None:
+def test_mapped_task_instances_wait_for_their_own_run(emulator: Emulator, *, deferrable: bool) -> None:
     """Mapped over several prompts, each task instance waits for the flow run that it started itself."""
     prompts = ["A chair", "A boat", "A lamp"]
     with DAG(f"operator_mapped_{deferrable}", schedule=None) as dag:
@@ -131,7 +131,7 @@ def test_mapped(emulator: Emulator, *, deferrable: bool) -> None:
     assert [result.xcoms[f"run[{index}]"]["flow_run_id"] for index in range(3)] == ids
 
 
-def test_not_waiting_gives_the_run_as_it_starts(emulator: Emulator) -> None:
+def test_task_without_wait_returns_started_run(emulator: Emulator) -> None:
     """With wait_for_completion=False the task returns the run as it was started, and the run continues."""
     emulator.run_seconds = 60
     with DAG("operator_not_waiting", schedule=None) as dag:
@@ -160,9 +160,10 @@ def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, *, deferrabl
         while not count_polls(emulator):
             time.sleep(0.01)
         with create_session() as session:
-            mine = (XComModel.dag_id == dag.dag_id, XComModel.key == "flow_run_id")
+            is_the_id = (XComModel.dag_id == dag.dag_id, XComModel.key == "flow_run_id")
             found.extend(
-                XComModel.deserialize_value(row) for row in session.scalars(select(XComModel).where(*mine))
+                XComModel.deserialize_value(row)
+                for row in session.scalars(select(XComModel).where(*is_the_id))
             )
 
     thread = Thread(target=read_xcom)
@@ -174,8 +175,8 @@ def test_flow_run_id_is_in_xcom_before_the_wait(emulator: Emulator, *, deferrabl
 
 
 @pytest.mark.usefixtures("emulator")
-def test_outputs_are_the_inputs_of_the_next(tmp_path: Any) -> None:
-    """`first.output["outputs"]` can be given to the next task as its inputs, as it is."""
+def test_outputs_are_accepted_as_inputs_of_next_task(tmp_path: Any) -> None:
+    """`first.output["outputs"]` is accepted as the inputs of another task, unchanged."""
     with DAG(
         "operator_chain", schedule=None, default_args={"output_path": str(tmp_path), **FAST_POLLING}
     ) as dag:
@@ -195,7 +196,7 @@ def test_outputs_are_the_inputs_of_the_next(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_promptchainer_takes_a_mapping(emulator: Emulator, *, deferrable: bool) -> None:
+def test_promptchainer_accepts_mapping_of_variables(emulator: Emulator, *, deferrable: bool) -> None:
     """A mapping of variables runs a PromptChainer flow in one request and without a trigger."""
     with DAG(f"operator_chainer_{deferrable}", schedule=None) as dag:
         RunFlowOperator(
@@ -217,7 +218,7 @@ def test_promptchainer_takes_a_mapping(emulator: Emulator, *, deferrable: bool) 
     )
     assert {"image", "text"} == {output["name"] for output in returned["outputs"]}
     assert all("red" in output["value"] for output in returned["outputs"] if output["name"] == "text")
-    assert bodies(emulator, "POST", SAMPLE_FLOW) == [{"variables": {"color": "red", "item": "ball"}}]
+    assert get_bodies(emulator, "POST", SAMPLE_FLOW) == [{"variables": {"color": "red", "item": "ball"}}]
     run = f"promptchainer flow run {returned['flow_run_id']} (flow {SAMPLE_FLOW})"
     assert package_log_lines(result.log)[:2] == [
         f"info: Started the {run}",
@@ -226,8 +227,8 @@ def test_promptchainer_takes_a_mapping(emulator: Emulator, *, deferrable: bool) 
     assert "running trigger in line" not in result.log
 
 
-def test_promptchainer_flow_that_fails(emulator: Emulator) -> None:
-    """A PromptChainer run without a single output fails the task, and the log says how it ended."""
+def test_promptchainer_run_without_outputs_fails_the_task(emulator: Emulator) -> None:
+    """A PromptChainer run without a single output fails the task, and the log has its final state."""
     emulator.switches.model_failure = "empty"
     with DAG("operator_chainer_failing", schedule=None) as dag:
         RunFlowOperator(
@@ -253,41 +254,41 @@ INVALID_TIMES = {"poll_interval": "often", "max_poll_interval": -1, "timeout": f
 
 
 @pytest.mark.parametrize("name", INVALID_TIMES)
-def test_bad_times_are_named_at_parse_time(name: str) -> None:
+def test_invalid_intervals_are_rejected_at_parse_time(name: str) -> None:
     """An invalid interval or timeout is rejected by its name when the DAG file is parsed."""
     with pytest.raises(FlowInputError, match=f"^{name} must be"):
         RunFlowOperator(task_id="run", flow=FLOW, **{name: INVALID_TIMES[name]})
 
 
-def test_bad_arguments_are_named_and_nothing_is_sent(emulator: Emulator) -> None:
+def test_invalid_arguments_are_rejected_before_a_run_is_created(emulator: Emulator) -> None:
     """An argument that cannot be sent is a FlowInputError that names it, and nothing is created."""
-    with DAG("operator_bad", schedule=None) as dag:
-        for number, given in enumerate(INVALID.values()):
-            RunFlowOperator(task_id=f"bad_{number}", **{"flow": FLOW, "inputs": "A chair", **given})
+    with DAG("operator_invalid", schedule=None) as dag:
+        for number, arguments in enumerate(INVALID.values()):
+            RunFlowOperator(task_id=f"invalid_{number}", **{"flow": FLOW, "inputs": "A chair", **arguments})
 
     result = run_dag(dag)
 
     for number, name in enumerate(INVALID):
-        error = result.errors[f"bad_{number}"]
+        error = result.errors[f"invalid_{number}"]
         assert type(error) is FlowInputError, name
         assert name in str(error)
     assert {request.path for request in emulator.requests} == {"/templates"}
 
 
-def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsuitable_connection_is_rejected(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection of another type is a FlowInputError that names it, its type and the right types."""
     monkeypatch.setenv("AIRFLOW_CONN_FILES", json.dumps({"conn_type": "fs"}))
     monkeypatch.setenv(
-        "AIRFLOW_CONN_UNHEARD_OF", json.dumps({"conn_type": "unheard_of", "host": emulator.url})
+        "AIRFLOW_CONN_UNKNOWN_TYPE", json.dumps({"conn_type": "unknown_type", "host": emulator.url})
     )
     monkeypatch.setenv("AIRFLOW_CONN_KEYLESS", json.dumps({"conn_type": "generio", "host": emulator.url}))
     with DAG("operator_connections", schedule=None) as dag:
-        for conn_id in ("files", "unheard_of", "keyless", "missing"):
+        for conn_id in ("files", "unknown_type", "keyless", "missing"):
             RunFlowOperator(task_id=conn_id, flow=FLOW, inputs="A chair", flows_conn_id=conn_id)
 
     errors = run_dag(dag).errors
 
-    for conn_id, kind in {"files": "fs", "unheard_of": "unheard_of"}.items():
+    for conn_id, kind in {"files": "fs", "unknown_type": "unknown_type"}.items():
         assert type(errors[conn_id]) is FlowInputError
         assert all(word in str(errors[conn_id]) for word in (conn_id, kind, "generio", "promptchainer"))
     assert type(errors["keyless"]) is FlowInputError
@@ -299,7 +300,7 @@ def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: 
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_wrong_key_ends_the_wait(emulator: Emulator, *, deferrable: bool) -> None:
+def test_persistent_401_ends_the_wait(emulator: Emulator, *, deferrable: bool) -> None:
     """Three 401 responses in a row end the wait, with the same error in both modes."""
     emulator.add_plan(Plan(run_seconds=60))
     emulator.add_fault(
@@ -315,11 +316,11 @@ def test_wrong_key_ends_the_wait(emulator: Emulator, *, deferrable: bool) -> Non
     assert type(error).__name__ == "FlowAuthError"
     assert "expired" in str(error)
     assert "check the connection's password" in str(error)
-    assert count_polls(emulator) == 6  # the last one is to stop the run, for no try is left to wait for it
+    assert count_polls(emulator) == 6  # the last one precedes the abort, because no try is left
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, *, deferrable: bool) -> None:
+def test_two_401_responses_do_not_end_the_wait(emulator: Emulator, *, deferrable: bool) -> None:
     """Two rejections in a row, perhaps one in a worker and one in a triggerer, do not end the wait."""
     emulator.add_fault(Fault(method="GET", path="/flows/*", times=2, status=401))
     with DAG(f"operator_rotated_{deferrable}", schedule=None) as dag:
@@ -332,17 +333,21 @@ def test_key_that_is_changed_during_the_wait_ends_nothing(emulator: Emulator, *,
 
 @needs("retry policies")
 @pytest.mark.parametrize("service", ["generio", "promptchainer"])
-def test_wrong_key_at_the_start_is_told_at_once(emulator: Emulator, service: str) -> None:
+def test_invalid_key_fails_at_the_start_without_retry(emulator: Emulator, service: str) -> None:
     """An invalid key is a FlowAuthError of the first request that matters, and is not retried."""
     emulator.add_fault(Fault(times=None, status=401, body=b'{"detail": "expired"}'))
-    given = (
+    arguments = (
         {"flow": FLOW, "inputs": "A chair"}
         if service == "generio"
         else {"flow": SAMPLE_FLOW, "inputs": {"color": "red"}}
     )
     with DAG(f"operator_401_{service}", schedule=None) as dag:
         RunFlowOperator(
-            task_id="run", flows_conn_id=f"{service}_default", retries=3, retry_delay=timedelta(0), **given
+            task_id="run",
+            flows_conn_id=f"{service}_default",
+            retries=3,
+            retry_delay=timedelta(0),
+            **arguments,
         )
 
     error = run_dag(dag).errors["run"]
@@ -351,4 +356,4 @@ def test_wrong_key_at_the_start_is_told_at_once(emulator: Emulator, service: str
     assert [sent.method for sent in emulator.requests] == [
         "GET",
         "POST",
-    ]  # what the flow takes, and its start
+    ]  # the flow's definition, and the start

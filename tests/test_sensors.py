@@ -29,15 +29,15 @@ from tests.support.modes import (
     start_external_run,
 )
 
-NOBODY = "0" * 24  # an id that no flow run has
+UNKNOWN_RUN_ID = "0" * 24  # an id that no flow run has
 
 pytestmark = pytest.mark.emulator(run_seconds=1000)
 
 
-def test_signature_and_defaults_are_those_of_the_design() -> None:
+def test_signature_and_defaults_match_the_design() -> None:
     """The sensor has the promised arguments, keyword-only, and reschedule mode by default."""
-    taken = inspect.signature(FlowRunSensor.__init__).parameters
-    own = {name: parameter for name, parameter in taken.items() if name not in {"self", "kwargs"}}
+    parameters = inspect.signature(FlowRunSensor.__init__).parameters
+    own = {name: parameter for name, parameter in parameters.items() if name not in {"self", "kwargs"}}
 
     assert {parameter.kind for parameter in own.values()} == {inspect.Parameter.KEYWORD_ONLY}
     assert {name: parameter.default for name, parameter in own.items()} == {
@@ -61,7 +61,7 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "intervals"),
+    ("arguments", "intervals"),
     [
         ({}, (60, 300)),
         ({"mode": "poke"}, (5, 60)),
@@ -71,16 +71,18 @@ def test_signature_and_defaults_are_those_of_the_design() -> None:
         ({"poll_interval": timedelta(seconds=30), "max_poll_interval": 40, "poke_interval": 20}, (30, 40)),
     ],
 )
-def test_intervals(given: dict[str, Any], intervals: tuple[float, float]) -> None:
-    """It polls every 60 s in reschedule mode and every 5 s otherwise, unless an argument says so."""
-    sensor = FlowRunSensor(task_id="wait", flow_run_id=NOBODY, **given)
+def test_default_intervals_depend_on_the_mode(
+    arguments: dict[str, Any], intervals: tuple[float, float]
+) -> None:
+    """The sensor polls every 60 s in reschedule mode and every 5 s otherwise, unless an argument sets it."""
+    sensor = FlowRunSensor(task_id="wait", flow_run_id=UNKNOWN_RUN_ID, **arguments)
 
     assert (sensor.poll_interval, sensor.max_poll_interval) == intervals
     assert sensor.poke_interval == sensor.poll_interval
 
 
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("arguments", "named"),
     [
         ({"poll_interval": 0}, "poll_interval"),
         ({"poll_interval": "often"}, "poll_interval"),
@@ -93,75 +95,83 @@ def test_intervals(given: dict[str, Any], intervals: tuple[float, float]) -> Non
         ({"soft_fail": True, "never_fail": True}, "soft_fail"),
     ],
 )
-def test_bad_arguments_are_named_at_parse_time(given: dict[str, Any], named: str) -> None:
-    """An argument that cannot be kept is refused when the DAG file is read, by its name."""
+def test_invalid_arguments_are_rejected_at_parse_time(arguments: dict[str, Any], named: str) -> None:
+    """An invalid or unsupported argument is rejected by its name when the DAG file is parsed."""
     with pytest.raises((FlowInputError, ValueError, AirflowException), match=named):
-        FlowRunSensor(task_id="wait", flow_run_id=NOBODY, **given)
+        FlowRunSensor(task_id="wait", flow_run_id=UNKNOWN_RUN_ID, **arguments)
 
 
-def test_short_intervals_in_reschedule_mode_are_warned_of(capfd: pytest.CaptureFixture[str]) -> None:
+def test_short_interval_in_reschedule_mode_logs_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
     """The sensor warns of an interval at which Airflow may fail the task, in reschedule mode only."""
-    for number, given in enumerate(({}, {"mode": "poke"}, {"deferrable": True})):
-        FlowRunSensor(task_id=f"short_{number}", flow_run_id=NOBODY, poll_interval=5, **given)
+    for number, arguments in enumerate(({}, {"mode": "poke"}, {"deferrable": True})):
+        FlowRunSensor(task_id=f"short_{number}", flow_run_id=UNKNOWN_RUN_ID, poll_interval=5, **arguments)
 
     warnings = [line for line in "".join(capfd.readouterr()).splitlines() if "in reschedule mode" in line]
     assert len(warnings) == 1
     assert "short_0" in warnings[0]
 
 
-def test_the_private_name_of_airflow_is_still_there() -> None:
-    """Airflow's sensor still asks `_get_next_poke_interval` with the arguments that ours overrides."""
-    airflows = inspect.signature(BaseSensorOperator._get_next_poke_interval)
-    ours = inspect.signature(FlowRunSensor._get_next_poke_interval)
+def test_overridden_private_method_exists_in_airflow() -> None:
+    """Airflow's sensor has `_get_next_poke_interval`, with the parameters of the method that overrides it."""
+    overridden = inspect.signature(BaseSensorOperator._get_next_poke_interval)
+    overriding = inspect.signature(FlowRunSensor._get_next_poke_interval)
 
     assert (
-        list(ours.parameters)
-        == list(airflows.parameters)
+        list(overriding.parameters)
+        == list(overridden.parameters)
         == ["self", "started_at", "run_duration", "poke_count"]
     )
 
 
-def test_date_of_a_reschedule_comes_from_the_schedule(emulator: Emulator) -> None:
+def test_reschedule_date_follows_the_schedule(emulator: Emulator) -> None:
     """In reschedule mode the date of the next poll depends on the run's age, and the worker ends at once."""
     with DAG("sensor_reschedule", schedule=None) as dag:
-        FlowRunSensor(task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=2)
+        FlowRunSensor(
+            task_id="wait", flow_run_id=start_old_run(emulator), poll_interval=0.1, max_poll_interval=2
+        )
 
     with advance_on_poll(emulator, [1000]):
         result = run_dag(dag)
 
     assert result.state == "success"
     with create_session() as session:
-        mine = (TaskInstance.dag_id == dag.dag_id, TaskInstance.run_id == result.run_id)
+        is_this_run = (TaskInstance.dag_id == dag.dag_id, TaskInstance.run_id == result.run_id)
         (row,) = session.scalars(
-            select(TaskReschedule).join(TaskInstance, TaskReschedule.ti_id == TaskInstance.id).where(*mine)
+            select(TaskReschedule)
+            .join(TaskInstance, TaskReschedule.ti_id == TaskInstance.id)
+            .where(*is_this_run)
         )
     assert (
         1.7 < (row.reschedule_date - row.end_date).total_seconds() <= 2.0
-    )  # 0.1 if Airflow's own answer were used
+    )  # 0.1 with Airflow's own interval
     assert row.duration < 1.0
     assert count_polls(emulator) == 2
 
 
-def test_pauses_of_poke_mode_come_from_the_schedule(emulator: Emulator) -> None:
-    """In poke mode the same schedule tells how long it sleeps between two looks."""
+def test_poke_interval_follows_the_schedule(emulator: Emulator) -> None:
+    """In poke mode the same schedule sets the interval between two polls."""
     with DAG("sensor_poke", schedule=None) as dag:
         FlowRunSensor(
-            task_id="wait", flow_run_id=_aged(emulator), poll_interval=0.1, max_poll_interval=1, mode="poke"
+            task_id="wait",
+            flow_run_id=start_old_run(emulator),
+            poll_interval=0.1,
+            max_poll_interval=1,
+            mode="poke",
         )
 
     with advance_on_poll(emulator, [1000]):
         assert run_dag(dag).state == "success"
 
     first, second = (
-        asked.at
-        for asked in emulator.requests
-        if asked.method == "GET" and not asked.path.endswith("outputs")
+        request.at
+        for request in emulator.requests
+        if request.method == "GET" and not request.path.endswith("outputs")
     )
     assert 0.9 <= second - first < 1.4
 
 
-def _aged(emulator: Emulator) -> str:
-    """Return a flow run that began 200 s ago, by its own word."""
+def start_old_run(emulator: Emulator) -> str:
+    """Start a flow run whose `started_at` is 200 s ago, and return its id."""
     flow_run_id = start_external_run(emulator)
     run = emulator.runs[flow_run_id]
     run.timeline = replace(run.timeline, started_at=time.time() - 200)
@@ -169,29 +179,29 @@ def _aged(emulator: Emulator) -> str:
 
 
 @pytest.mark.parametrize("mode", SENSORS)
-def test_soft_fail_and_never_fail_skip(emulator: Emulator, mode: str) -> None:
+def test_soft_fail_and_never_fail_skip_the_task(emulator: Emulator, mode: str) -> None:
     """`soft_fail` skips on a timeout and on a run that failed, `never_fail` on every error, in every mode."""
     emulator.add_plan(Plan(outcome="failed", run_seconds=0, times=2))
     failed = [start_external_run(emulator), start_external_run(emulator)]
     running = start_external_run(emulator)
     with DAG("sensor_skips", schedule=None, default_args=FAST_POLLING) as dag:
         SENSORS[mode](task_id="soft_failed", flow_run_id=failed[0], soft_fail=True)
-        SENSORS[mode](task_id="soft_late", flow_run_id=running, soft_fail=True, timeout=0.2)
-        SENSORS[mode](task_id="soft_unknown", flow_run_id=NOBODY, soft_fail=True)
+        SENSORS[mode](task_id="soft_timeout", flow_run_id=running, soft_fail=True, timeout=0.2)
+        SENSORS[mode](task_id="soft_unknown", flow_run_id=UNKNOWN_RUN_ID, soft_fail=True)
         SENSORS[mode](task_id="never_failed", flow_run_id=failed[1], never_fail=True)
-        SENSORS[mode](task_id="never_late", flow_run_id=running, never_fail=True, timeout=0.2)
-        SENSORS[mode](task_id="never_unknown", flow_run_id=NOBODY, never_fail=True)
+        SENSORS[mode](task_id="never_timeout", flow_run_id=running, never_fail=True, timeout=0.2)
+        SENSORS[mode](task_id="never_unknown", flow_run_id=UNKNOWN_RUN_ID, never_fail=True)
 
     result = run_dag(dag)
 
-    skipped = ["soft_failed", "soft_late", "never_failed", "never_late", "never_unknown"]
+    skipped = ["soft_failed", "soft_timeout", "never_failed", "never_timeout", "never_unknown"]
     assert result.states == {**dict.fromkeys(skipped, "skipped"), "soft_unknown": "failed"}
     assert type(result.errors["soft_unknown"]) is FlowNotFound
 
 
 @pytest.mark.parametrize("mode", ["sensor, reschedule", "sensor, poke"])
-def test_silent_fail_goes_on(emulator: Emulator, mode: str) -> None:
-    """`silent_fail` logs a refusal that would have ended the wait and goes on, as Airflow says."""
+def test_silent_fail_continues_polling(emulator: Emulator, mode: str) -> None:
+    """With `silent_fail` an error that would have ended the wait is logged, and polling continues."""
     emulator.add_fault(Fault(method="GET", path="/flows/*", times=4, status=404))
     emulator.add_plan(Plan(run_seconds=0))
     with DAG("sensor_silent", schedule=None) as dag:
@@ -206,7 +216,7 @@ def test_silent_fail_goes_on(emulator: Emulator, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", SENSORS)
-def test_timeout_is_not_retried_and_failure_is(emulator: Emulator, mode: str) -> None:
+def test_failed_run_is_retried_and_timeout_is_not(emulator: Emulator, mode: str) -> None:
     """A sensor's timeout is an AirflowSensorTimeout, which is not retried; a failed run is retried."""
     emulator.add_plan(Plan(outcome="failed", run_seconds=0))
     failed, running = start_external_run(emulator), start_external_run(emulator)
@@ -215,23 +225,23 @@ def test_timeout_is_not_retried_and_failure_is(emulator: Emulator, mode: str) ->
         schedule=None,
         default_args={"retries": 1, "retry_delay": timedelta(0), **FAST_POLLING},
     ) as dag:
-        SENSORS[mode](task_id="late", flow_run_id=running, timeout=0.2)
+        SENSORS[mode](task_id="timed_out", flow_run_id=running, timeout=0.2)
         SENSORS[mode](task_id="failed", flow_run_id=failed)
 
     result = run_dag(dag)
 
-    assert result.states == {"late": "failed", "failed": "failed"}
-    assert type(result.errors["late"]) is FlowSensorTimeout
-    assert isinstance(result.errors["late"], FlowTimeout)
-    assert isinstance(result.errors["late"], AirflowSensorTimeout)
+    assert result.states == {"timed_out": "failed", "failed": "failed"}
+    assert type(result.errors["timed_out"]) is FlowSensorTimeout
+    assert isinstance(result.errors["timed_out"], FlowTimeout)
+    assert isinstance(result.errors["timed_out"], AirflowSensorTimeout)
     assert type(result.errors["failed"]) is FlowRunFailed
-    assert sum(asked.path.endswith(failed) for asked in emulator.requests) == 2
+    assert sum(request.path.endswith(failed) for request in emulator.requests) == 2
     assert emulator.runs[running].state in {"starting", "running"}
 
 
 @pytest.mark.parametrize("mode", SENSORS)
-def test_template_and_mapping(emulator: Emulator, mode: str) -> None:
-    """The flow run's id may be a template, and may be mapped over."""
+def test_flow_run_id_is_templated_and_mapped(emulator: Emulator, mode: str) -> None:
+    """A template in the flow run's id is rendered, and the sensor can be mapped over ids."""
     emulator.run_seconds = 0
     ids = [start_external_run(emulator) for _ in range(3)]
     with DAG("sensor_mapped", schedule=None) as dag:
@@ -241,8 +251,8 @@ def test_template_and_mapping(emulator: Emulator, mode: str) -> None:
             flows_conn_id="{{ 'generio' }}_default",
             **FAST_POLLING,
         )
-        given = getattr(SENSORS[mode], "keywords", {})
-        FlowRunSensor.partial(task_id="mapped", **given, **FAST_POLLING).expand(flow_run_id=ids[1:])
+        arguments = getattr(SENSORS[mode], "keywords", {})
+        FlowRunSensor.partial(task_id="mapped", **arguments, **FAST_POLLING).expand(flow_run_id=ids[1:])
 
     result = run_dag(dag, conf={"id": ids[0]})
 
@@ -254,10 +264,10 @@ def test_template_and_mapping(emulator: Emulator, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", SENSORS)
-def test_id_that_is_none_is_named(emulator: Emulator, mode: str) -> None:
-    """A flow run id that no task pushed is a FlowInputError that says so, and nothing is sent."""
+def test_flow_run_id_of_none_is_rejected(emulator: Emulator, mode: str) -> None:
+    """A flow run id that no task pushed raises a FlowInputError, and no request is sent."""
     with DAG("sensor_no_id", schedule=None, render_template_as_native_obj=True) as dag:
-        SENSORS[mode](task_id="wait", flow_run_id="{{ ti.xcom_pull('nobody') }}", **FAST_POLLING)
+        SENSORS[mode](task_id="wait", flow_run_id="{{ ti.xcom_pull('no_such_task') }}", **FAST_POLLING)
 
     error = run_dag(dag).errors["wait"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.service import Service
 
-TOKEN_KEY = "airflow_start"  # noqa: S105  # a key in the caller's metadata, no secret
+TOKEN_KEY = "airflow_start_token"  # noqa: S105  # a key in the caller's metadata, no secret
 NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
 NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)
 CANCEL_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)

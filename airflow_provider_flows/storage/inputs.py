@@ -283,7 +283,7 @@ def _parse_item(where: str, item: Any) -> ParsedInput:
     :raises FlowInputError: it has none of the accepted forms.
     """
     if isinstance(item, str):
-        return _parse_string(where, item)
+        return _parse_text_input(where, item)
     if _is_path(item):
         return FileRef(item)
     if _is_output(item):
@@ -294,7 +294,7 @@ def _parse_item(where: str, item: Any) -> ParsedInput:
     raise FlowInputError(f"{where} must be {FORMS}, not {type_name}")
 
 
-def _parse_string(where: str, text: str) -> Prompt | FileRef:
+def _parse_text_input(where: str, text: str) -> Prompt | FileRef:
     if _URI.fullmatch(text.strip()):
         return FileRef(text.strip())
     if is_likely_path(text):

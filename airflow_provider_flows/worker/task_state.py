@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECORD_KEY = "flow_run"
-FILES_KEY = "flow_files"
+RECORD_KEY = "flow_run_record"
+FILES_KEY = "flow_file_records"
 PREVIOUS_RUNS_KEY = "flow_previous_runs"
 MAX_PREVIOUS_RUNS = 50
 RUN_ID_KEY = "flow_run_id"

@@ -5,12 +5,13 @@ Tests of states use scripted responses, tests of requests the emulator.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.exceptions import FlowConflict, FlowUnreachable
+from airflow_provider_flows.core.exceptions import FlowConflict, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.start_or_resume import (
     CANCEL_POLL_SECONDS,
@@ -208,3 +209,34 @@ def test_run_is_seen_off() -> None:
     assert sum(script.sleeps) == 10.0
 
     assert script_states("running", "", "aborting", 404).run(cancel_and_wait(Generio(), "r")) is None
+
+
+@pytest.mark.parametrize("status", [503, 404])
+def test_cancel_retries_after_a_single_error_response(flow_emulator: Emulator, status: int) -> None:
+    """A single 503 or 404 does not keep a triggerer from aborting a run."""
+    flow_emulator.run_seconds = 3600
+    flow_emulator.switches.abort = "instant"
+    hook = GenerioHook("generio_default")
+    run = hook.start_from_request(RUN_REQUEST)
+    flow_emulator.add_fault(Fault("GET", "/flows/*", status=status))
+    asyncio.run(hook.arun(cancel(hook.service, run.flow_run_id)))
+    assert [run.state for run in flow_emulator.runs.values()] == ["aborted"]
+
+
+@pytest.mark.parametrize("run_seconds", [0, 60])
+def test_run_with_lost_start_response_is_resumed(flow_emulator: Emulator, run_seconds: float) -> None:
+    """After a lost start and a lost poll nothing is deleted; the next try resumes the one run."""
+    flow_emulator.run_seconds = run_seconds
+    hook = GenerioHook("generio_default")
+    records: list[RunRecord | None] = []
+    flow_emulator.add_fault(Fault(method="PATCH", path="/flows/*", reset="after"))
+    flow_emulator.add_fault(Fault(method="GET", path="/flows/*", status=404, times=1))
+    with pytest.raises(FlowServiceError):
+        hook.start_from_request(
+            RUN_REQUEST, record=RunRecord(RUN_REQUEST.fingerprint, 0), save=records.append
+        )
+    assert not [sent for sent in flow_emulator.requests if sent.method == "DELETE"]
+    run = hook.resume(RUN_REQUEST.fingerprint, records[-1], 0)
+    assert run is not None
+    assert run.flow_run_id in flow_emulator.runs
+    assert flow_emulator.started_count == 1

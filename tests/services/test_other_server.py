@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import requests
 
+from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.airflow_run import empty_database
 from tests.support.other_runs import FLOW, model
 from tests.support.other_server import RUN_SECONDS, OtherServer
@@ -145,7 +146,7 @@ def test_record_of_each_start_is_kept(ran: Ran) -> None:
     """Each durable start has left a record in the state store, and in it no key and no content."""
     with sqlite3.connect(ran.home / "airflow.db") as database:
         store = database.execute("select task_id, key, value from task_state_store").fetchall()
-    records = {task_id: json.loads(value) for task_id, key, value in store if key == "flow_run"}
+    records = {task_id: json.loads(value) for task_id, key, value in store if key == RECORD_KEY}
     assert set(records) == {"blocking", "deferrable"}  # `elsewhere` is not durable
     assert all(record["flow_run_id"] for record in records.values())
     # a record holds neither key nor content, in whatever spelling

@@ -1,4 +1,4 @@
-"""One task with retries, run to its end, and the state that its tries saved."""
+"""Tasks with retries: run to their end in a DAG run, or prepared so that an earlier try has left a record."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from airflow_provider_flows.core.start_or_resume import RunRecord
 from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FLOW, package_log_lines
+from tests.support.task_instances import Store
 from tests.support.versions import has
 
 CHAIR_ARGUMENTS: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"quality": "low"}}
@@ -90,3 +93,27 @@ def request_times(emulator: Emulator, method: str, suffix: str = "") -> list[flo
         for recorded in emulator.requests
         if recorded.method == method and recorded.path.endswith(suffix)
     ]
+
+
+def run_states(emulator: Emulator) -> list[str]:
+    """Return the states of all flow runs at the emulator."""
+    return [str(run.state) for run in emulator.runs.values()]
+
+
+def start_earlier_run(run_request: Any, generation: int) -> Store:
+    """Start a flow run as an earlier try, and return the store with its record."""
+    records: list[Any] = []
+    GenerioHook("generio_default").start_from_request(
+        run_request, record=RunRecord(run_request.fingerprint, generation), save=records.append
+    )
+    return Store({RECORD_KEY: records[-1].to_dict()})
+
+
+def create_retry(**arguments: Any) -> tuple[RunFlowOperator, Store]:
+    """Return the operator of a retry, and the store with the record of the earlier try's active run."""
+    run_request = GenerioHook("generio_default").build_request(
+        CHAIR_ARGUMENTS["flow"], CHAIR_ARGUMENTS["inputs"], CHAIR_ARGUMENTS["parameters"], None
+    )
+    return RunFlowOperator(
+        task_id="t", **{**CHAIR_ARGUMENTS, "poll_interval": 0.1, **arguments}
+    ), start_earlier_run(run_request, 3)

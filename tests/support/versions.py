@@ -50,14 +50,12 @@ class Feature(NamedTuple):
 
 
 FEATURES = {
-    "task state store": Feature(
-        (3, 3), "worker/test_task_retries.py::test_without_a_store_a_retry_starts_another"
-    ),
+    "task state store": Feature((3, 3), "worker/test_task_try.py::test_retry_without_store_starts_new_run"),
     "asset state store": Feature(
         (3, 3), "triggerer/test_finished_runs.py::test_without_a_store_it_remembers_while_it_lives"
     ),
     "retry policies": Feature(
-        (3, 3), "worker/test_task_retries.py::test_without_retry_policies_airflows_own_retries_are_left"
+        (3, 3), "test_retry_policy.py::test_without_retry_policies_every_error_is_retried"
     ),
     "on_kill of triggers": Feature(
         (3, 3), "system/test_stack.py::test_deferred_task_logs_that_kills_do_not_abort"

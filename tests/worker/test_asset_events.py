@@ -25,7 +25,7 @@ CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": PROMPT, "parameters": PARAMETER
 pytestmark = pytest.mark.emulator(run_seconds=0.1)
 
 
-def events_of(run_id: str) -> dict[str, dict[str, Any]]:
+def load_events(run_id: str) -> dict[str, dict[str, Any]]:
     """Return the extra of each asset event of a DAG run, by the asset's URI and the task's map index."""
     with create_session() as session:
         rows = session.execute(
@@ -39,19 +39,19 @@ def events_of(run_id: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_event_tells_of_the_flow_run(emulator: Emulator, tmp_path: Path, mode: str) -> None:
+def test_event_has_the_flow_run_and_its_files(emulator: Emulator, tmp_path: Path, mode: str) -> None:
     """In every mode the outlet's event has flow, run, service, state, and the files with their sizes."""
     uri = f"x-models://chairs/{mode}"
 
-    waited = run_in_mode(mode, emulator, outlets=[Asset(uri)], output_path=f"file://{tmp_path}")
+    wait = run_in_mode(mode, emulator, outlets=[Asset(uri)], output_path=f"file://{tmp_path}")
 
-    assert waited.return_value is not None, waited.result.log
-    (output,) = waited.return_value["outputs"]
+    assert wait.return_value is not None, wait.result.log
+    (output,) = wait.return_value["outputs"]
     (file,) = tmp_path.rglob("*.glb")
-    assert events_of(waited.result.run_id) == {
+    assert load_events(wait.result.run_id) == {
         f"{uri} -1": {
             "flow": FLOW,
-            "flow_run_id": waited.flow_run_id,
+            "flow_run_id": wait.flow_run_id,
             "service": "generio",
             "state": "completed",
             "uris": [output["uri"]],
@@ -61,7 +61,7 @@ def test_event_tells_of_the_flow_run(emulator: Emulator, tmp_path: Path, mode: s
     assert output["uri"] == f"file://{file}"
 
 
-def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: Path) -> None:
+def test_each_mapped_task_emits_its_own_event(emulator: Emulator, tmp_path: Path) -> None:
     """Three mapped tasks emit three events of one asset, each with its own flow run and file."""
     with DAG("assets_mapped", schedule=None) as dag:
         RunFlowOperator.partial(
@@ -75,7 +75,7 @@ def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: 
 
     result = run_dag(dag)
 
-    events = events_of(result.run_id)
+    events = load_events(result.run_id)
     assert sorted(events) == [f"x-models://mapped {index}" for index in range(3)]
     for index in range(3):
         returned = result.xcoms[f"run[{index}]"]["return_value"]
@@ -85,21 +85,21 @@ def test_each_mapped_task_has_an_event_of_its_own(emulator: Emulator, tmp_path: 
     assert len(emulator.runs) == 3
 
 
-def test_alias_makes_the_files_assets(emulator: Emulator, tmp_path: Path) -> None:
+def test_alias_creates_an_asset_for_each_file(emulator: Emulator, tmp_path: Path) -> None:
     """An alias among the outlets turns each stored file into an asset of its own, with an event."""
     with DAG("assets_alias", schedule=None) as dag:
         RunFlowOperator(
             task_id="run",
             **{**CHAIR, "inputs": ["A chair", "A table"]},
             output_path=f"file://{tmp_path}",
-            outlets=[AssetAlias("models"), Asset("x-models://beside")],
+            outlets=[AssetAlias("models"), Asset("x-models://other")],
         )
 
     result = run_dag(dag)
 
     returned = result.xcoms["run"]["return_value"]
-    events = events_of(result.run_id)
-    assert set(events) == {"x-models://beside -1", *(f"{output['uri']} -1" for output in returned["outputs"])}
+    events = load_events(result.run_id)
+    assert set(events) == {"x-models://other -1", *(f"{output['uri']} -1" for output in returned["outputs"])}
     assert len(returned["outputs"]) >= 2
     for output in returned["outputs"]:
         extra = events[f"{output['uri']} -1"]
@@ -113,7 +113,7 @@ def test_alias_makes_the_files_assets(emulator: Emulator, tmp_path: Path) -> Non
     assert next(iter(emulator.runs)) == returned["flow_run_id"]
 
 
-def test_alias_of_files_whose_names_are_not_ascii(emulator: Emulator, tmp_path: Path) -> None:
+def test_alias_percent_encodes_non_ascii_uris(emulator: Emulator, tmp_path: Path) -> None:
     """The asset's URI is percent-encoded, because Airflow fails a finished task whose asset is not ASCII."""
     with DAG("assets_not_ascii", schedule=None) as dag:
         RunFlowOperator(
@@ -123,15 +123,15 @@ def test_alias_of_files_whose_names_are_not_ascii(emulator: Emulator, tmp_path: 
     result = run_dag(dag)
 
     assert "Setting the task to failed" not in result.log
-    ((uri, extra),) = events_of(result.run_id).items()
+    ((uri, extra),) = load_events(result.run_id).items()
     assert "/s%C3%BC%C3%9F %/" in uri
     assert extra["uri"] == result.xcoms["run"]["return_value"]["outputs"][0]["uri"]
     assert Path(extra["uri"].removeprefix("file://")).exists()
     assert len(emulator.runs) == 1
 
 
-def test_flow_run_that_failed_sends_nothing(emulator: Emulator) -> None:
-    """A task whose flow run failed sends no event."""
+def test_failed_run_emits_no_event(emulator: Emulator) -> None:
+    """A task whose flow run failed emits no event."""
     emulator.add_plan(Plan(outcome="failed", error="The mesh has no faces"))
     with DAG("assets_failed", schedule=None) as dag:
         RunFlowOperator(task_id="run", **CHAIR, outlets=[Asset("x-models://failed"), AssetAlias("failed")])
@@ -139,10 +139,10 @@ def test_flow_run_that_failed_sends_nothing(emulator: Emulator) -> None:
     result = run_dag(dag)
 
     assert result.state == "failed"
-    assert events_of(result.run_id) == {}
+    assert load_events(result.run_id) == {}
 
 
-def test_task_that_does_not_wait_tells_of_a_run_under_way(emulator: Emulator) -> None:
+def test_task_without_wait_emits_event_of_active_run(emulator: Emulator) -> None:
     """Without waiting, the event has a state that is not final, and no files."""
     emulator.run_seconds = 3600
     with DAG("assets_started", schedule=None) as dag:
@@ -152,13 +152,13 @@ def test_task_that_does_not_wait_tells_of_a_run_under_way(emulator: Emulator) ->
 
     result = run_dag(dag)
 
-    (extra,) = events_of(result.run_id).values()
+    (extra,) = load_events(result.run_id).values()
     assert extra["flow_run_id"] == next(iter(emulator.runs))
     assert not FlowState.parse(extra["state"]).is_final
     assert (extra["uris"], extra["sizes"]) == ([], [])
 
 
-def test_what_the_author_says_stays(emulator: Emulator) -> None:  # noqa: ARG001  # it sets the connection
+def test_extra_of_the_author_takes_precedence(emulator: Emulator) -> None:  # noqa: ARG001  # it sets the connection
     """An extra that the task's author has set remains, and takes precedence over the flow run's."""
     asset = Asset("x-models://authored")
 
@@ -168,7 +168,7 @@ def test_what_the_author_says_stays(emulator: Emulator) -> None:  # noqa: ARG001
     with DAG("assets_authored", schedule=None) as dag:
         RunFlowOperator(task_id="run", **CHAIR, outlets=[asset], pre_execute=set_extra)
 
-    (extra,) = events_of(run_dag(dag).run_id).values()
+    (extra,) = load_events(run_dag(dag).run_id).values()
     assert (extra["by"], extra["state"], extra["flow"]) == ("me", "checked", FLOW)
 
 
@@ -181,7 +181,7 @@ def emit_events(outlets: list[Any], outputs: list[FlowOutput]) -> OutletEventAcc
     return events
 
 
-def test_events_are_bounded() -> None:
+def test_event_lists_a_limited_number_of_files() -> None:
     """An event lists at most a hundred files and counts the others; an alias gets no more assets."""
     outputs = [
         FlowOutput(f"o{number}", uri=f"s3://bucket/{number}.glb", size=number) for number in range(500)
@@ -196,7 +196,7 @@ def test_events_are_bounded() -> None:
     assert len(events[alias].asset_alias_events) == MAX_EVENT_FILES
 
 
-def test_long_uris_are_bounded_too() -> None:
+def test_event_limits_the_length_of_uris() -> None:
     """An event with long URIs stays small; a URI that is too long for Airflow is skipped, and no other is."""
     long = [FlowOutput("o", uri=f"s3://bucket/{number}/{'x' * 1400}", size=1) for number in range(50)]
     impossible = FlowOutput("o", uri=f"s3://bucket/{'x' * 2000}", size=1)
@@ -210,7 +210,7 @@ def test_long_uris_are_bounded_too() -> None:
     assert len(events[alias].asset_alias_events) == len(extra["uris"])
 
 
-def test_texts_are_no_files() -> None:
+def test_text_outputs_are_not_in_events() -> None:
     """A text output is in no event, and becomes no asset."""
     alias, asset = AssetAlias("texts"), Asset("x-models://texts")
 
@@ -220,8 +220,8 @@ def test_texts_are_no_files() -> None:
     assert events[alias].asset_alias_events == []
 
 
-def test_outlet_that_takes_nothing_hurts_no_task(caplog: pytest.LogCaptureFixture) -> None:
-    """An outlet of an unsupported type is a warning, because the flow run is paid for."""
+def test_unsupported_outlet_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """An outlet of an unsupported type causes a warning and no error, because the flow run is paid for."""
     asset = Asset("x-models://last")
 
     with caplog.at_level(logging.WARNING):

@@ -52,20 +52,20 @@ def is_complete(output: dict[str, Any]) -> bool:
     )
 
 
-def test_kill_in_the_middle_of_the_second_download(emulator: Emulator, tmp_path: Path) -> None:
+def test_retry_after_kill_during_download_fetches_the_rest(emulator: Emulator, tmp_path: Path) -> None:
     """The next try starts nothing, downloads the second file only, and leaves no temporary file."""
     store, folder = tmp_path / "store.json", tmp_path / "files"
     arguments = {**CHAIR_ARGUMENTS, "inputs": ["A chair", "A table"], "output_path": str(folder)}
     emulator.add_fault(
         Fault("GET", "*/outputs/*", skip=1, truncate=20_000)
-    )  # what came of it stays while it is asked for again
+    )  # the incomplete file remains while it is requested again
     emulator.add_fault(Fault("GET", "*/outputs/*", skip=1, delay=HANG_SECONDS))
     first = start_first_try(store, arguments)
     kill_when(
         first, lambda: len(request_paths(emulator, "GET", "/outputs/")) == 3 and FILES_KEY in DiskStore(store)
     )
     assert sorted(Path(name).suffix for name in list_files(folder)) == [".glb", ".part"]
-    (done,) = DiskStore(store)[FILES_KEY]["files"]
+    (complete_id,) = DiskStore(store)[FILES_KEY]["files"]
 
     result = run_try(str(store), 2, arguments)
     assert emulator.started_count == 1
@@ -73,10 +73,10 @@ def test_kill_in_the_middle_of_the_second_download(emulator: Emulator, tmp_path:
     assert all(map(is_complete, result["outputs"]))
     assert [Path(name).suffix for name in list_files(folder)] == [".glb", ".glb"]
     (fetched,) = request_paths(emulator, "GET", "/outputs/")[3:]
-    assert not fetched.endswith(done)
+    assert not fetched.endswith(complete_id)
 
 
-def test_kill_between_keeping_and_deleting(emulator: Emulator, tmp_path: Path) -> None:
+def test_retry_after_kill_before_deletion_deletes_the_run(emulator: Emulator, tmp_path: Path) -> None:
     """The next try lists and downloads nothing, deletes the run, and returns the complete files."""
     store, folder = tmp_path / "store.json", tmp_path / "files"
     arguments = {

@@ -33,7 +33,7 @@ FAST_POLLING = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 
 
 class Events:
-    """What was written."""
+    """The OpenLineage events in a file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -50,10 +50,10 @@ class Events:
 
 @pytest.fixture
 def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
-    """Let the provider write its events to a file, as a user sets it."""
+    """Configure OpenLineage's file transport as a user does, and return the events."""
     manager = (
         get_listener_manager()
-    )  # before the settings: it loads the provider's plugin, which is a listener for good
+    )  # before the settings: it loads the provider's plugin, which stays registered as a listener
     get_core_listener_manager()
     file = tmp_path / "events.jsonl"
     transport = {"type": "file", "log_file_path": str(file), "append": True}
@@ -77,7 +77,9 @@ def dataset_names(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 @BOTH_MODES
-def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, *, deferrable: bool) -> None:
+def test_completed_run_has_datasets_and_facet(
+    emulator: Emulator, events: Events, tmp_path: Path, *, deferrable: bool
+) -> None:
     """The event has input and output files, and the run; a prompt is no file."""
     with DAG(
         f"lineage_{deferrable}", schedule=None, default_args={"deferrable": deferrable, **FAST_POLLING}
@@ -90,18 +92,18 @@ def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, 
         RunFlowOperator(task_id="run", inputs=[PICTURE, f"file://{PICTURE}"], **common)
 
         @task.flow(flow=CHAIR_ARGUMENTS["flow"])
-        def made() -> dict[str, Any]:
+        def decorated() -> dict[str, Any]:
             return {
                 "inputs": "A chair",
                 "parameters": {"quality": "low"},
-                "output_path": str(tmp_path / "made"),
+                "output_path": str(tmp_path / "decorated"),
             }
 
-        made()
+        decorated()
 
     result = run_dag(dag)
     assert result.state == "success", result.log
-    (event,), (other,) = events.of("run"), events.of("made")
+    (event,), (other,) = events.of("run"), events.of("decorated")
     returned = result.xcoms["run"]["return_value"]
     assert event["eventType"] == other["eventType"] == "COMPLETE"
     assert dataset_names(event["inputs"]) == [("file", str(PICTURE))]
@@ -128,7 +130,9 @@ def test_run_that_completed(emulator: Emulator, events: Events, tmp_path: Path, 
 
 
 @BOTH_MODES
-def test_run_that_failed(emulator: Emulator, events: Events, tmp_path: Path, *, deferrable: bool) -> None:
+def test_failed_run_has_inputs_and_facet(
+    emulator: Emulator, events: Events, tmp_path: Path, *, deferrable: bool
+) -> None:
     """The event of a failure has the run with the service's reason, and the partial outputs."""
     emulator.add_plan(Plan(outcome="failed", error="The mesh broke", partial_outputs=True))
     with DAG(
@@ -151,18 +155,18 @@ def test_run_that_failed(emulator: Emulator, events: Events, tmp_path: Path, *, 
     assert dataset_names(event["outputs"]) == [("file", output["uri"].removeprefix("file://"))]
 
 
-def test_failures_before_and_without_an_end(emulator: Emulator, events: Events) -> None:
+def test_failure_without_run_has_inputs_and_timeout_has_the_run(emulator: Emulator, events: Events) -> None:
     """A task without a run has inputs only; one that timed out has the run as last polled."""
     emulator.switches.abort = "instant"
     emulator.add_plan(Plan(run_seconds=60))
     with DAG("lineage_none", schedule=None, default_args=FAST_POLLING) as dag:
         late = RunFlowOperator(task_id="late", deferrable=True, timeout=0.3, **CHAIR_ARGUMENTS)
-        refused = RunFlowOperator(
-            task_id="refused", **{**CHAIR_ARGUMENTS, "inputs": [PICTURE, 42]}, trigger_rule="all_done"
+        invalid = RunFlowOperator(
+            task_id="invalid", **{**CHAIR_ARGUMENTS, "inputs": [PICTURE, 42]}, trigger_rule="all_done"
         )
-        late >> refused
+        late >> invalid
     run_dag(dag)
-    (event,) = events.of("refused")
+    (event,) = events.of("invalid")
     assert (event["eventType"], dataset_names(event["inputs"]), event["outputs"]) == (
         "FAIL",
         [("file", str(PICTURE))],
@@ -175,19 +179,19 @@ def test_failures_before_and_without_an_end(emulator: Emulator, events: Events) 
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode.startswith("sensor")])
-def test_run_that_a_sensor_waited_for(emulator: Emulator, events: Events, tmp_path: Path, mode: str) -> None:
-    """The sensor tells of the outputs that it wrote and of the run, whichever way it waited."""
-    story = run_in_mode(mode, emulator, output_path=str(tmp_path))
-    assert story.return_value is not None
+def test_sensor_has_outputs_and_facet(emulator: Emulator, events: Events, tmp_path: Path, mode: str) -> None:
+    """The event of a sensor has its outputs and the run, in every mode."""
+    wait = run_in_mode(mode, emulator, output_path=str(tmp_path))
+    assert wait.return_value is not None
     event = events.of("wait")[-1]
     assert dataset_names(event["outputs"]) == [
-        ("file", story.return_value["outputs"][0]["uri"].removeprefix("file://"))
+        ("file", wait.return_value["outputs"][0]["uri"].removeprefix("file://"))
     ]
-    assert (event["run"]["facets"][FACET]["flowRunId"], event["inputs"]) == (story.flow_run_id, [])
+    assert (event["run"]["facets"][FACET]["flowRunId"], event["inputs"]) == (wait.flow_run_id, [])
 
 
-def test_run_of_promptchainer(emulator: Emulator, events: Events, tmp_path: Path) -> None:
-    """Variables are no files, whatever their text; the image output is one, without its link's signature."""
+def test_promptchainer_run_has_no_input_datasets(emulator: Emulator, events: Events, tmp_path: Path) -> None:
+    """A variable is never a dataset; the image output is one, without the signature of its link."""
     with DAG("lineage_chain", schedule=None) as dag:
         RunFlowOperator(
             task_id="run",
@@ -214,15 +218,15 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("uri", "expected"), NAMES)
-def test_names_are_those_of_openlineage(uri: str, expected: naming.DatasetNaming) -> None:
+def test_dataset_names_match_openlineage(uri: str, expected: naming.DatasetNaming) -> None:
     """Files have the names of OpenLineage's own library, so that the lineage of other tools connects."""
     location = StorageLocation.parse(uri)
     assert location is not None
     assert (location.namespace, location.name) == (expected.get_namespace(), expected.get_name())
 
 
-def test_names_carry_no_secret() -> None:
-    """A signed or credentialed address is named without either."""
+def test_dataset_names_have_no_secrets() -> None:
+    """The name of a dataset has neither the signature nor the credentials of its URL."""
     location = StorageLocation.parse("https://user:secret@files.example/a.png?sig=secret#part")
     assert location is not None
     assert (location.namespace, location.name) == ("https://files.example", "a.png")
@@ -232,8 +236,8 @@ def test_names_carry_no_secret() -> None:
     assert StorageLocation.parse("no uri") is None
 
 
-def test_files_among_inputs_are_found_without_reading_them() -> None:
-    """Each form in which a file can be given counts, and nothing else does."""
+def test_file_uris_are_found_without_reading_files() -> None:
+    """A file is found in each accepted form of inputs, and in nothing else."""
     output = {
         "name": "a",
         "asset_id": "1",
@@ -260,14 +264,14 @@ def test_files_among_inputs_are_found_without_reading_them() -> None:
     assert get_file_uris({"text": {"uri": "s3://b/t.txt"}, "color": "s3://b/red"}) == ["s3://b/t.txt"]
 
 
-def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
+def test_parameters_are_redacted_and_limited() -> None:
     """Secrets are masked at any depth, the largest parameters are left out, and their number is limited."""
-    deep: dict[str, Any] = {"password": "s3cret-of-mine"}
+    deep: dict[str, Any] = {"password": "s3cret-value"}
     for _ in range(9):
         deep = {"in": [deep]}
     redacted = redact_parameters(
         {
-            "api_key": "s3cret-of-mine",
+            "api_key": "s3cret-value",
             "deep": deep,
             "seed": 7,
             "text": "x" * MAX_REDACTED_BYTES,
@@ -275,7 +279,7 @@ def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
         },
         redact,
     )
-    assert "s3cret-of-mine" not in json.dumps(redacted)
+    assert "s3cret-value" not in json.dumps(redacted)
     assert (redacted["seed"], redacted["path"], redacted["text"]) == (
         7,
         str(PICTURE),
@@ -291,21 +295,21 @@ def test_parameters_are_told_without_secrets_and_within_bounds() -> None:
 SIGNED = "https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=0123456789abcdef0123"
 
 
-def test_signed_urls_among_parameters_are_told_without_their_signature() -> None:
+def test_signatures_are_stripped_from_parameters() -> None:
     """A signed URL in parameters, also within a text, loses its query; an unsigned one is not changed."""
-    given = {
+    parameters = {
         "texture": SIGNED,
         "deep": [{"in": f"see {SIGNED} and gs://b/k?Signature=short, and that"}],
         "page": "https://a.example/?q=1",
     }
-    assert redact_parameters(given, redact) == {
+    assert redact_parameters(parameters, redact) == {
         "texture": "https://store.example/a.png",
         "deep": [{"in": "see https://store.example/a.png and gs://b/k and that"}],
         "page": "https://a.example/?q=1",
     }
 
 
-def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, events: Events) -> None:
+def test_signature_in_parameter_is_sent_to_the_service_only(emulator: Emulator, events: Events) -> None:
     """The service gets the complete URL; XCom, our lineage and Airflow's log have no signature."""
     emulator.switches.unknown_parameter = "ignore"
     with DAG("lineage_signed", schedule=None) as dag:
@@ -317,19 +321,19 @@ def test_signature_of_a_parameter_goes_to_the_service_only(emulator: Emulator, e
         )
     result = run_dag(dag)
 
-    (made,) = (
+    (creation,) = (
         request for request in emulator.requests if (request.method, request.path) == ("POST", "/flows")
     )
-    assert made.json["parameters"] == {"texture_from": SIGNED}
+    assert creation.json["parameters"] == {"texture_from": SIGNED}
     (event,) = events.of("run")
     assert event["run"]["facets"][FACET]["parameters"] == {"texture_from": "https://store.example/a.png"}
     of_others = event["run"]["facets"].pop(
         "airflow"
     )  # the openlineage provider's own, which copies a task's arguments
     assert "parameters" in of_others["task"]
-    said = str(redact(f"Reason given by the service: no texture at {SIGNED}"))
-    assert said.startswith(
+    reason = str(redact(f"Reason given by the service: no texture at {SIGNED}"))
+    assert reason.startswith(
         "Reason given by the service: no texture at https://store.example/a.png?X-Amz-Date=1&X-Amz-Signature=***"
     )
-    for redacted in (json.dumps(event), json.dumps(result.xcoms), result.log, said):
+    for redacted in (json.dumps(event), json.dumps(result.xcoms), result.log, reason):
         assert "0123456789abcdef0123" not in redacted

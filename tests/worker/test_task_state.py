@@ -31,42 +31,40 @@ def context(pushed: dict[str, Any]) -> Any:
     return {"ti": SimpleNamespace(max_tries=3, try_number=1, xcom_push=pushed.__setitem__)}
 
 
-def test_without_a_store_one_warning_says_what_is_missing(
-    context: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_store_logs_one_warning(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A durable task on an Airflow without the store logs once that a retry will start another run."""
     with caplog.at_level(logging.WARNING):
-        state = TaskState(context, durable=True)
-        state.create_record(REQUEST.fingerprint, None, "generio_default")
+        task_state = TaskState(context, durable=True)
+        task_state.create_record(REQUEST.fingerprint, None, "generio_default")
     (line,) = [record.getMessage() for record in caplog.records]
     assert "The task state store requires Airflow 3.3 or later" in line
-    assert not state.has_retry_left
+    assert not task_state.has_retry_left
 
 
-def test_without_a_store_the_start_is_the_same_and_nothing_is_remembered(
-    context: Any, pushed: dict[str, Any]
-) -> None:
+def test_missing_store_saves_no_record_but_pushes_the_id(context: Any, pushed: dict[str, Any]) -> None:
     """The flow run id is pushed to XCom for the UI; the next try has no record."""
-    state = TaskState(context, durable=True)
-    record = state.create_record(REQUEST.fingerprint, None, "generio_default")
-    state.save(record)
+    task_state = TaskState(context, durable=True)
+    record = task_state.create_record(REQUEST.fingerprint, None, "generio_default")
+    task_state.save(record)
     assert pushed == {}
-    state.save(type(record)(record.fingerprint, record.generation, flow_run_id="6b02"))
+    task_state.save(type(record)(record.fingerprint, record.generation, flow_run_id="6b02"))
     assert pushed == {RUN_ID_KEY: "6b02"}
     assert TaskState(context, durable=True).record is None
 
 
-def test_who_wants_no_memory_is_not_warned(context: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_task_that_is_not_durable_logs_no_warning(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     """With durable=False no warning about the store is logged."""
     TaskState(context, durable=False).create_record(REQUEST.fingerprint, None, "generio_default")
     assert not caplog.records
 
 
-def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_too_large_for_the_store_is_not_saved_in_part(
+    context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run to delete is saved completely or not at all; a unique response loses its largest texts."""
     store = Store()
-    state = TaskState({**context, "task_state_store": store}, durable=True)
-    state.save(state.create_record(REQUEST.fingerprint, None, "generio_default"))
+    task_state = TaskState({**context, "task_state_store": store}, durable=True)
+    task_state.save(task_state.create_record(REQUEST.fingerprint, None, "generio_default"))
     before = dict(store)
     file = FlowOutput(
         "chair", "a1", uri="file:///tmp/chair.glb", size=8, sha256="0" * 64, additional={"n": "x" * 3000}
@@ -75,24 +73,24 @@ def test_answer_that_does_not_fit_is_not_kept_in_part(context: Any, monkeypatch:
         "r", "generio", state=FlowState.COMPLETED, outputs=(file, FlowOutput("text", value="long " * 500))
     )
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "4500")
-    assert not state.save_run(run)
+    assert not task_state.save_run(run)
     assert dict(store) == before
 
-    state.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id="r", saved_run=run.to_record()))
+    task_state.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id="r", saved_run=run.to_record()))
     assert [(output["status"], output["uri"]) for output in store[RECORD_KEY]["saved_run"]["outputs"]] == [
         ("ready", "file:///tmp/chair.glb"),
         ("error", None),
     ]
     monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "9000")
-    assert state.save_run(run)
+    assert task_state.save_run(run)
     assert store[RECORD_KEY]["saved_run"] == run.to_record()
 
 
-def test_runs_of_the_tries_before_are_remembered(context: Any) -> None:
+def test_runs_of_earlier_tries_are_saved(context: Any) -> None:
     """A try with another run than the earlier one saves that one, once; a resuming try saves nothing."""
     store = Store()
     for try_number, run in ((1, "first"), (2, "first"), (3, "second"), (4, "third")):
-        state = TaskState(
+        task_state = TaskState(
             {
                 "ti": SimpleNamespace(**{**vars(context["ti"]), "try_number": try_number}),
                 "task_state_store": store,
@@ -100,7 +98,7 @@ def test_runs_of_the_tries_before_are_remembered(context: Any) -> None:
             durable=True,
         )
         for _ in range(2):
-            state.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id=run))
+            task_state.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id=run))
     assert store[PREVIOUS_RUNS_KEY] == [
         {"flow_run_id": "first", "last_try": 2},
         {"flow_run_id": "second", "last_try": 3},

@@ -411,8 +411,8 @@ def _parse_parameter(name: str, row: Mapping[str, Any], *, is_required: bool) ->
         default=default if isinstance(default, str | int | float) else None,
         description=get_text(row, DESCRIPTION_KEYS, MAX_DESCRIPTION_LENGTH),
         values=_parse_allowed_values(get_first(row, ("values", "enum")), types),
-        minimum=_parse_number(row.get("minimum")),
-        maximum=_parse_number(row.get("maximum")),
+        minimum=_parse_bound(row.get("minimum")),
+        maximum=_parse_bound(row.get("maximum")),
         required=default is None and is_required,
     )
 
@@ -432,14 +432,14 @@ def _parse_allowed_values(raw: Any, types: Iterable[str]) -> tuple[Any, ...]:
     """
     if not isinstance(raw, list) or not all(isinstance(value, str | int | float) for value in raw):
         return ()
-    if len(raw) == 2 and all(_parse_number(value) is not None for value in raw):
+    if len(raw) == 2 and all(_parse_bound(value) is not None for value in raw):
         return ()
     allowed = tuple(one for kind in types for one in PYTHON_TYPES.get(kind, ()))
     is_consistent = not types or all(isinstance(value, allowed) for value in raw)
     return tuple(raw) if is_consistent else ()
 
 
-def _parse_number(raw: Any) -> float | None:
+def _parse_bound(raw: Any) -> float | None:
     if isinstance(raw, bool) or not isinstance(raw, int | float):
         return None
     return raw if isinstance(raw, int) or math.isfinite(raw) else None

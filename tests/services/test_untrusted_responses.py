@@ -1,28 +1,18 @@
-"""Tests of edge cases that once lost money or outputs.
-
-Killed processes are tested in tests/system/chaos.
-"""
+"""Tests of unusual and untrusted responses, sent by a stub server over HTTP, and of the resulting files."""
 
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
 
-from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError, FlowTimeout
+from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError
 from airflow_provider_flows.core.flow_run import FlowOutput, FlowState
-from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest
-from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
-from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.output_options import OutputOptions
-from tests.support.airflow_run import THREAD_TIMEOUT, run_dag
 from tests.support.downloads import fetch_or_raise
-from tests.support.modes import FLOW
 from tests.support.servers import StubResponse, StubServer
 
 LOW = {"quality": "low"}
@@ -32,83 +22,9 @@ def stub_hook(
     stub: StubServer, monkeypatch: pytest.MonkeyPatch, kind: str = "generio", key: str = "a-key"
 ) -> FlowsHook:
     """Return the hook of a connection to a stub server."""
-    told = {"conn_type": kind, "host": stub.url, "password": key, "extra": json.dumps({"retries": 0})}
-    monkeypatch.setenv("AIRFLOW_CONN_STUB", json.dumps(told))
+    connection = {"conn_type": kind, "host": stub.url, "password": key, "extra": json.dumps({"retries": 0})}
+    monkeypatch.setenv("AIRFLOW_CONN_STUB", json.dumps(connection))
     return FlowsHook.get_hook("stub")
-
-
-@pytest.mark.parametrize("run_seconds", [0, 60])
-def test_run_that_may_have_started_is_left_to_the_next_try(
-    flow_emulator: Emulator, run_seconds: float
-) -> None:
-    """After a lost start and a lost poll nothing is deleted; the next try resumes the one run."""
-    flow_emulator.run_seconds = run_seconds
-    hook = GenerioHook("generio_default")
-    run_request: RunRequest = hook.build_request(FLOW, "a chair", LOW, None)
-    records: list[RunRecord | None] = []
-    flow_emulator.add_fault(Fault(method="PATCH", path="/flows/*", reset="after"))
-    flow_emulator.add_fault(Fault(method="GET", path="/flows/*", status=404, times=1))
-    with pytest.raises(FlowServiceError):
-        hook.start_from_request(
-            run_request, record=RunRecord(run_request.fingerprint, 0), save=records.append
-        )
-    assert not [sent for sent in flow_emulator.requests if sent.method == "DELETE"]
-    run = hook.resume(run_request.fingerprint, records[-1], 0)
-    assert run is not None
-    assert run.flow_run_id in flow_emulator.runs
-    assert flow_emulator.started_count == 1
-
-
-def test_run_that_completed_in_the_last_moment_is_brought_home(
-    flow_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A deferred task whose run completed right after its deadline succeeds, with the files."""
-    monkeypatch.setenv(
-        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "1"
-    )  # the event is held back for as long, and a second
-    flow_emulator.run_seconds = 0.6
-    with DAG("last_moment", schedule=None) as dag:
-        RunFlowOperator(
-            task_id="make",
-            flow=FLOW,
-            inputs="a chair",
-            parameters=LOW,
-            deferrable=True,
-            poll_interval=5,
-            timeout=0.3,
-            output_path=tmp_path.as_uri(),
-        )
-    result = run_dag(dag)
-    assert result.states == {"make": "success"}, result.errors
-    assert result.xcoms["make"]["return_value"]["state"] == "completed"
-    assert list(tmp_path.glob("*/*.glb"))
-
-
-@THREAD_TIMEOUT
-@pytest.mark.parametrize("deferrable", [False, True])
-def test_execution_timeout_of_the_last_try_stops_the_run(
-    flow_emulator: Emulator,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    deferrable: bool,
-) -> None:
-    """A task without a retry left aborts its run at its execution_timeout, deferred or not."""
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-    flow_emulator.run_seconds = 6
-    with DAG(f"execution_timeout_{deferrable}", schedule=None) as dag:
-        RunFlowOperator(
-            task_id="make",
-            flow=FLOW,
-            inputs="a chair",
-            deferrable=deferrable,
-            poll_interval=0.2,
-            execution_timeout=timedelta(seconds=2),
-        )
-    result = run_dag(dag)
-    assert result.states == {"make": "failed"}
-    assert isinstance(result.errors["make"], FlowTimeout)
-    (run,) = flow_emulator.runs.values()
-    assert run.state in {"aborting", "aborted"}
 
 
 class HookWithoutOutputWait(GenerioHook):
@@ -120,7 +36,7 @@ class HookWithoutOutputWait(GenerioHook):
 
 
 @pytest.mark.parametrize("row", [{"id": "a1"}, "a1", {"asset_id": "a1", "status": "succeeded"}])
-def test_output_that_nobody_calls_ready_is_fetched_all_the_same(
+def test_output_without_known_status_is_fetched(
     row: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """An output of a completed run is downloaded even if its row has no status, or an unknown one."""
@@ -145,9 +61,7 @@ def test_output_that_nobody_calls_ready_is_fetched_all_the_same(
     assert file.read_bytes() == glb
 
 
-def test_text_that_names_an_address_inside_is_not_fetched(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_internal_url_in_text_is_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A text with an image URL on an internal host remains a text, and no request is sent there."""
     with (
         StubServer() as inside,
@@ -162,7 +76,7 @@ def test_text_that_names_an_address_inside_is_not_fetched(
     assert not list(tmp_path.glob("*/*"))
 
 
-def test_link_to_something_else_than_a_picture_is_kept_as_text(
+def test_linked_content_that_is_no_image_is_not_stored(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A linked image is stored only if its content is an image."""
@@ -190,7 +104,7 @@ def chain_response(received: Any, output: str) -> bytes:
 
 
 @pytest.mark.parametrize("status", [200, 400])
-def test_key_that_an_answer_repeats_is_not_shown(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_repeated_in_response_is_masked(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A response that repeats the API key, a success or not, does not bring it into the error."""
     page = b"<html>you sent Authorization: Bearer SECRETKEY123</html>"
     with StubServer(lambda _: StubResponse(status=status, body=page)) as stub:

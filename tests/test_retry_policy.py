@@ -1,0 +1,122 @@
+"""Tests of the retry policy: which errors are retried, and after which delay.
+
+DAG runs use the emulator. What a retry does with the flow run is tested in worker/test_task_try.py.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from airflow_provider_flows.core import exceptions
+from airflow_provider_flows.emulator import Emulator, Fault
+from tests.support.modes import compat_notices
+from tests.support.tries import CHAIR_ARGUMENTS, request_times, run_with_retries
+from tests.support.versions import lacks, needs
+
+pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
+
+FAULTS = [
+    # fault of the first POST, tries, error
+    (Fault("POST", status=401), 1, exceptions.FlowAuthError),
+    (Fault("POST", status=422), 1, exceptions.FlowInvalid),
+    (Fault("POST", status=503), 2, exceptions.FlowServiceError),
+    (Fault("POST", reset="before"), 2, exceptions.FlowUnreachable),
+    (Fault("POST", status=402), 2, exceptions.FlowServiceError),
+]
+
+
+@needs("retry policies")
+@pytest.mark.parametrize(
+    ("fault", "tries", "error"), FAULTS, ids=lambda value: getattr(value, "status", None)
+)
+def test_only_transient_errors_are_retried(
+    emulator: Emulator, fault: Fault, tries: int, error: type[Exception]
+) -> None:
+    """An invalid key or argument ends the task at its first try; an unavailable service does not."""
+    emulator.add_fault(fault)
+    task_result = run_with_retries(f"retries_{fault.status or 'reset'}", **CHAIR_ARGUMENTS)
+    assert (task_result.tries, task_result.state) == (tries, "success" if tries > 1 else "failed")
+    assert type(task_result.error) is error
+    assert emulator.started_count == tries - 1
+    assert len(emulator.runs) == tries - 1
+
+
+@needs("retry policies")
+def test_invalid_argument_is_not_retried(emulator: Emulator) -> None:
+    """An invalid argument ends the task at its first try, before a run is created."""
+    task_result = run_with_retries("retries_input", **{**CHAIR_ARGUMENTS, "inputs": 42})
+    assert (task_result.tries, task_result.state) == (1, "failed")
+    assert [request.path for request in emulator.requests] == ["/templates"]
+
+
+@needs("retry policies")
+def test_retry_after_header_delays_the_retry(emulator: Emulator) -> None:
+    """A Retry-After that is longer than the task's own delay is the delay."""
+    emulator.add_fault(Fault("POST", "/flows", status=503, headers={"Retry-After": "3"}))
+    task_result = run_with_retries("retries_after", **CHAIR_ARGUMENTS)
+    assert task_result.state == "success"
+    first, second = request_times(emulator, "POST", "/flows")
+    assert 3.0 <= second - first < 15.0
+    assert "the service requested this delay" in task_result.result.log
+
+
+@needs("retry policies")
+def test_own_retry_policy_replaces_the_default(emulator: Emulator) -> None:
+    """A task's own retry policy replaces the default."""
+    from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+
+    emulator.add_fault(Fault("POST", status=401))
+    rule = RetryRule(exception=exceptions.FlowAuthError, action=RetryAction.RETRY, retry_delay=timedelta(0))
+    task_result = run_with_retries(
+        "retries_own", **CHAIR_ARGUMENTS, retry_policy=ExceptionRetryPolicy(rules=[rule])
+    )
+    assert (task_result.tries, task_result.state) == (2, "success")
+
+
+@lacks("retry policies")
+def test_without_retry_policies_every_error_is_retried(emulator: Emulator) -> None:
+    """Without retry policies each try logs that once, and even an invalid key is retried."""
+    emulator.add_fault(Fault("POST", status=401))
+    task_result = run_with_retries("retries_no_policy", **CHAIR_ARGUMENTS)
+    assert (task_result.tries, task_result.state) == (2, "success")
+    assert type(task_result.error) is exceptions.FlowAuthError
+    assert compat_notices(task_result.result.log).count("Retry policies") == task_result.tries
+
+
+def service_error(retry_after: float | None, status: int = 503) -> exceptions.FlowServiceError:
+    """Return the error of a response with a Retry-After."""
+    return exceptions.FlowServiceError("away", status=status, retry_after=retry_after)
+
+
+DECISIONS = [
+    (exceptions.FlowAuthError("no"), "fail", None),
+    (exceptions.FlowNotFound("no"), "fail", None),
+    (exceptions.FlowInvalid("no"), "fail", None),
+    (exceptions.FlowInputError("no"), "fail", None),
+    (exceptions.FlowTimeout("late"), "fail", None),
+    (exceptions.FlowTimeout("late", is_permanent=False), "default", None),
+    (exceptions.FlowRunFailed("failed"), "default", None),
+    (exceptions.FlowRunAborted("aborted"), "default", None),
+    (exceptions.FlowConflict("not now"), "default", None),
+    (exceptions.FlowUnreachable("away"), "default", None),
+    (exceptions.FlowMalformed("HTML"), "default", None),
+    (exceptions.FlowRateLimited("slow", status=429, retry_after=9), "retry", 9),
+    (service_error(9), "retry", 9),
+    (service_error(0), "default", None),
+    (service_error(1e18), "retry", 3600),
+    (service_error(float("inf")), "retry", 3600),
+    (ValueError("another's"), "default", None),
+]
+
+
+@needs("retry policies")
+@pytest.mark.parametrize(("error", "action", "delay"), DECISIONS, ids=lambda value: repr(value)[:40])
+def test_decision_depends_on_the_error(error: BaseException, action: str, delay: float | None) -> None:
+    """Each error has its decision, and no service can delay a retry by more than an hour."""
+    from airflow_provider_flows.retry_policy import FlowsRetryPolicy
+
+    decision = FlowsRetryPolicy.deserialize(FlowsRetryPolicy().serialize()).evaluate(error, 1, 3)
+    assert decision.action.value == action
+    assert decision.retry_delay == (None if delay is None else timedelta(seconds=delay))
