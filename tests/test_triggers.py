@@ -32,8 +32,8 @@ GIVEN: dict[str, Any] = {
     "max_poll_interval": 77.0,
     "deadline": 1893456000.25,
     "abort_on_kill": True,
-    "state": {
-        "since": 1793456000.5,
+    "wait_state": {
+        "waiting_since": 1793456000.5,
         "failed_polls": 3,
         "raw_state": "polishing",
         "tenths": 4,

@@ -46,7 +46,9 @@ class WatcherState:
                 await asyncio.sleep(retry_delay)
             else:
                 self._is_failing = False
-                return max(filter(is_cursor_state, values), key=lambda one: one["since"], default=None)
+                return max(
+                    filter(is_cursor_state, values), key=lambda one: one["emitted_until"], default=None
+                )
 
     def save_after(self, value: Any, delay: float) -> None:
         """Queue a JSON value to be saved after so many seconds, and not before the values queued earlier."""

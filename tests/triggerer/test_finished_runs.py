@@ -379,8 +379,8 @@ async def test_store_with_nonsense_ends_no_watcher() -> None:
         _by_name = stores
 
     assert await WatcherState(All(), "key").load(POLL_SECONDS) is None
-    stores["1"].values["key"] = {"since": 1.0, "ends": {}}
-    assert await WatcherState(All(), "key").load(POLL_SECONDS) == {"since": 1.0, "ends": {}}
+    stores["1"].values["key"] = {"emitted_until": 1.0, "ends": {}}
+    assert await WatcherState(All(), "key").load(POLL_SECONDS) == {"emitted_until": 1.0, "ends": {}}
 
 
 def test_argument_that_nobody_knows_is_told(caplog: pytest.LogCaptureFixture) -> None:

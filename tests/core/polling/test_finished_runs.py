@@ -58,7 +58,7 @@ def test_memory_of_long_ids_is_bounded() -> None:
     assert restored.after(Snapshot(1e9, ended), matches_all) == (restored, [])
 
 
-NONSENSE = [None, 7, [], ["x"], "x", {"since": "x"}, {"since": float("nan")}, {"ends": {}}]
+NONSENSE = [None, 7, [], ["x"], "x", {"emitted_until": "x"}, {"emitted_until": float("nan")}, {"ends": {}}]
 
 
 @pytest.mark.parametrize("memory", NONSENSE)
