@@ -483,7 +483,9 @@ def test_sensor_that_looks_again_does_not_look_at_its_path_again(emulator: Emula
         task_id="s", flow_run_id=run.flow_run_id, output_path=str(tmp_path / "taken" / "x")
     )
     sensor.flows_conn_id = "generio_default"
-    given = context(Store({WAIT_STATE_KEY: {"since": time.time(), "failed_polls": 0, "try_number": 1}}))
+    given = context(
+        Store({WAIT_STATE_KEY: {"waiting_since": time.time(), "failed_polls": 0, "try_number": 1}})
+    )
     given["ti"].get_first_reschedule_date = lambda _: given["ti"].start_date
     with pytest.raises(AirflowRescheduleException):
         sensor.execute(given)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
-from airflow_provider_flows.core.retry import NO_RETRY, with_retries
+from airflow_provider_flows.core.polling.schedule import Delay
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from tests.core.polling.test_wait import ScriptedWait, state
@@ -19,7 +19,7 @@ from tests.support.scripted_transport import NOON, no_response
 
 def poll(scripted: ScriptedWait) -> FlowRun:
     """Look once, and give the run."""
-    assert scripted.script.run(with_retries(scripted.wait.poll(), NO_RETRY)) is not None
+    scripted.poll()
     assert scripted.wait.run is not None
     return scripted.wait.run
 
@@ -40,15 +40,14 @@ def test_run_carries_its_expected_end() -> None:
 def test_steady_run_is_left_alone_until_its_end() -> None:
     """Looks at a steady run become rare, and the one at its expected end is announced as such."""
     scripted = ScriptedWait(*(state("running", progress=part / 100) for part in (10, 20, 60)))
-    next_polls = []
+    steps = []
     for seconds in (10, 20, 60):
         scripted.script.now = NOON + seconds
-        poll(scripted)
-        next_polls.append(scripted.wait.next_poll())
-    assert next_polls[0] == (5, False)
-    assert next_polls[1] == (40, False)
-    assert next_polls[2][1]
-    assert 40 < next_polls[2][0] < 42
+        steps.append(scripted.poll())
+    assert steps[:2] == [Delay(5), Delay(40)]
+    assert isinstance(steps[2], Delay)
+    assert steps[2].is_at_expected_end
+    assert 40 < steps[2].seconds < 42
 
 
 def test_forecast_is_remembered_in_another_process() -> None:
@@ -68,7 +67,7 @@ def test_forecast_is_remembered_in_another_process() -> None:
     run = poll(second)
     assert run.expected_end_epoch == NOON + 100
     assert (
-        50 < second.wait.next_poll().delay < 52
+        50 < second.wait.next_delay() < 52
     )  # until just after the end, for the forecast before it said the same
 
 

@@ -59,8 +59,8 @@ def test_agenda_has_one_place_for_each() -> None:
     for due in (5.0, 1.0, 7.0):
         queue.schedule("a", due)
     queue.schedule("b", 6.0)
-    queue.cancel("b")
-    queue.cancel("nobody")
+    queue.discard("b")
+    queue.discard("nobody")
     assert queue.pop_due(6.9) == []
     assert queue.next_due() == 7.0
     assert queue.pop_due(7.0) == ["a"]
@@ -74,7 +74,7 @@ def test_agenda_keeps_nothing_of_who_is_gone() -> None:
     queue.schedule(-1, 1e9)
     for member in range(20 * MAX_STALE_ENTRIES):
         queue.schedule(member, 1e6 + member)
-        queue.cancel(member)
+        queue.discard(member)
     assert len(queue._heap) <= MAX_STALE_ENTRIES + 2
     assert queue.pop_due(1e9) == [-1]
 
@@ -88,7 +88,7 @@ def test_agenda_is_as_right_as_a_plain_dict() -> None:
             queue.schedule(member, moment)
             plain[member] = moment
         elif what == 2:
-            queue.cancel(member)
+            queue.discard(member)
             plain.pop(member, None)
         elif chance.random() < 0.2:
             due = sorted((key for key, at in plain.items() if at <= moment), key=lambda key: plain[key])

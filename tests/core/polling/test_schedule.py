@@ -15,15 +15,26 @@ from datetime import timedelta
 import pendulum
 import pytest
 
-from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.exceptions import (
+    FlowInputError,
+    FlowNotFound,
+    FlowServiceError,
+    FlowTimeout,
+    FlowUnreachable,
+)
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.schedule import (
     MAX_RETRY_AFTER_SECONDS,
+    Delay,
+    Done,
+    Failed,
     Forecast,
     PollState,
     Schedule,
+    Step,
     age,
     expected_end,
+    next_step,
     to_seconds,
 )
 from airflow_provider_flows.core.timestamps import parse_timestamp
@@ -67,7 +78,7 @@ class SimulatedRun:
 
 def delay(schedule: Schedule, run: FlowRun | None, now: float, forecast: Forecast | None = None) -> float:
     """Return the seconds until the next poll of a wait that began at noon."""
-    return schedule.next_poll(PollState(NOON, run, forecast or Forecast()), now).delay
+    return schedule.poll_delay(PollState("r", NOON, run, forecast or Forecast()), now).seconds
 
 
 def poll_times(schedule: Schedule, simulated: SimulatedRun) -> list[float]:
@@ -250,14 +261,14 @@ def test_landing_is_a_little_after_the_expected_end() -> None:
     """Near its expected end a run is polled just after it, within both intervals and the deadline."""
     schedule, run = Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(20, "smooth").at(NOON + 12)
     steady, first = Forecast(0.6, NOON + 12, NOON + 20, NOON + 20), Forecast(0.6, NOON + 12, NOON + 20, None)
-    state = PollState(NOON, run, steady)
-    landed = schedule.next_poll(state, NOON + 12)
-    assert 8 < landed.delay < 9
+    state = PollState("r", NOON, run, steady)
+    landed = schedule.poll_delay(state, NOON + 12)
+    assert 8 < landed.seconds < 9
     assert landed.is_at_expected_end
     for forecast in (first, Forecast()):
-        assert schedule.next_poll(PollState(NOON, run, forecast), NOON + 12) == (5, False)
-    assert not schedule.next_poll(state, NOON + 20).is_at_expected_end
-    assert Schedule(5, 60, NOON + 15, jitter=lambda: 0.0).next_poll(state, NOON + 12) == (3, False)
+        assert schedule.poll_delay(PollState("r", NOON, run, forecast), NOON + 12) == (5, False)
+    assert not schedule.poll_delay(state, NOON + 20).is_at_expected_end
+    assert Schedule(5, 60, NOON + 15, jitter=lambda: 0.0).poll_delay(state, NOON + 12) == (3, False)
 
 
 @pytest.mark.parametrize(
@@ -272,3 +283,69 @@ def test_absurd_progress_breaks_no_schedule(started: object, progress: float) ->
     forecast = Forecast().after(run, NOON)
     assert 0 < delay(Schedule(5, 60), run, NOON, forecast) <= 60
     assert forecast.end is None or math.isfinite(forecast.end)
+
+
+FINAL = FlowRun("r", "generio", state=FlowState.COMPLETED, progress=1.0)
+RUNNING = FlowRun("r", "generio", state=FlowState.RUNNING)
+TRANSIENT, PERMANENT = FlowUnreachable("GET / got no response"), FlowNotFound("gone")
+REJECTED_TWICE = PollState("r", NOON, failed_polls=2, permanent_errors=2, last_error=PERMANENT)
+STEPS: dict[str, tuple[PollState, FlowRun | FlowServiceError | None, float, type[Step], object]] = {
+    "an active run": (PollState("r", NOON), RUNNING, NOON, Delay, 5.0),
+    "an old run": (PollState("r", NOON, RUNNING), RUNNING, NOON + 80, Delay, 8.0),
+    "no poll yet": (PollState("r", NOON), None, NOON, Delay, 5.0),
+    "a final run": (PollState("r", NOON), FINAL, NOON, Done, FINAL),
+    "a final run after the deadline": (PollState("r", NOON), FINAL, NOON + 101, Done, FINAL),
+    "a final run after rejections": (REJECTED_TWICE, FINAL, NOON, Done, FINAL),
+    "a transient error": (PollState("r", NOON), TRANSIENT, NOON, Delay, 5.0),
+    "another transient error": (REJECTED_TWICE, TRANSIENT, NOON, Delay, 20.0),
+    "a first permanent error": (PollState("r", NOON), PERMANENT, NOON, Delay, 5.0),
+    "a third permanent error": (REJECTED_TWICE, PERMANENT, NOON, Failed, PERMANENT),
+    "a third one after the deadline": (REJECTED_TWICE, PERMANENT, NOON + 101, Failed, PERMANENT),
+    "a poll just before the deadline": (PollState("r", NOON), RUNNING, NOON + 99, Delay, 1.0),
+    "an active run at the deadline": (PollState("r", NOON), RUNNING, NOON + 100, Failed, FlowTimeout),
+    "an error at the deadline": (PollState("r", NOON), TRANSIENT, NOON + 100, Failed, FlowTimeout),
+    "the deadline alone": (PollState("r", NOON), None, NOON + 100, Failed, FlowTimeout),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_each_observation_leads_to_one_step(case: str) -> None:
+    """A final run ends a wait; a third permanent error or the deadline fails it; else it polls again."""
+    state, observation, now, kind, expected = STEPS[case]
+    schedule = Schedule(5, 60, NOON + 100, jitter=lambda: 0.0)
+
+    _, step = next_step(schedule, state, observation, now)
+
+    assert type(step) is kind
+    outcome = type(step[0]) if expected is FlowTimeout else step[0]
+    assert outcome == expected
+
+
+def test_step_records_its_observation() -> None:
+    """A run replaces the errors before it; an error is counted, but for the one that ends the wait."""
+    schedule = Schedule(5, 60, jitter=lambda: 0.0)
+
+    after_run, _ = next_step(schedule, REJECTED_TWICE, RUNNING, NOON + 9, NOON + 8)
+    after_error, _ = next_step(schedule, after_run, TRANSIENT, NOON + 9)
+    after_rejection, _ = next_step(schedule, REJECTED_TWICE, PERMANENT, NOON)
+
+    assert after_run == PollState("r", NOON, RUNNING)
+    assert after_error == PollState("r", NOON, RUNNING, failed_polls=1, last_error=TRANSIENT)
+    assert after_rejection == REJECTED_TWICE
+
+
+def test_forecast_dates_from_the_observation() -> None:
+    """A run that a list showed some seconds ago has its forecast from that time, not from the decision's."""
+    run = SimulatedRun(100, "smooth").at(NOON + 20)
+    state, _ = next_step(Schedule(), PollState("r", NOON), run, NOON + 29, NOON + 20)
+    assert (state.forecast.observed_at, state.forecast.end) == (NOON + 20, NOON + 100)
+
+
+def test_rejection_needs_confirmation_while_polls_are_few() -> None:
+    """A rejected poll is confirmed by up to two more; transient errors alone need none."""
+    state = PollState("r", NOON)
+    needs = []
+    for error in (TRANSIENT, PERMANENT, TRANSIENT):
+        state, _ = next_step(Schedule(), state, error, NOON)
+        needs.append(state.needs_confirmation)
+    assert needs == [False, True, False]

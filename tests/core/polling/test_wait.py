@@ -21,7 +21,7 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.core.http import Response
-from airflow_provider_flows.core.polling.schedule import Schedule
+from airflow_provider_flows.core.polling.schedule import Delay, Schedule, Step
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.services.generio.api import Generio
@@ -64,6 +64,10 @@ class ScriptedWait:
     def run(self, kind: str = "blocking") -> FlowRun:
         """Wait to the end."""
         return self.script.run(with_retries(self.wait.poll_until_final(), NO_RETRY), kind)
+
+    def poll(self) -> Step:
+        """Poll once, and return the next step."""
+        return self.script.run(with_retries(self.wait.poll(), NO_RETRY))
 
     def lines_of(self, level: int) -> list[str]:
         """Return the lines of one level."""
@@ -155,7 +159,7 @@ def test_refusals_are_counted_on_in_another_process() -> None:
     """A wait that continues in another process counts on, also from the state of an older version."""
     first = ScriptedWait(json_response({}, 404), json_response({}, 404))
     for _ in range(2):
-        assert first.script.run(with_retries(first.wait.poll(), NO_RETRY)) is None
+        assert isinstance(first.poll(), Delay)
     memory = json.loads(json.dumps(first.wait.to_dict()))
     second = ScriptedWait(json_response({}, 404))
     second.wait.restore(memory)
@@ -249,10 +253,10 @@ def test_trouble_is_told_and_its_end() -> None:
 
 
 def test_single_look_gives_none_in_trouble() -> None:
-    """A look that brings nothing gives None and leaves the decision to the wait."""
+    """A failed poll returns no run and ends nothing; the next poll comes after the poll interval."""
     scripted = ScriptedWait(no_response(), state("running"))
-    assert scripted.script.run(with_retries(scripted.wait.poll(), NO_RETRY)) is None
-    assert scripted.wait.next_poll().delay == 5
-    run = scripted.script.run(with_retries(scripted.wait.poll(), NO_RETRY))
+    assert scripted.script.run(with_retries(scripted.wait.poll_once(), NO_RETRY)) is None
+    assert scripted.wait.next_delay() == 5
+    run = scripted.script.run(with_retries(scripted.wait.poll_once(), NO_RETRY))
     assert run is not None
     assert not run.is_final
