@@ -24,7 +24,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.triggerer.watcher_state import WatcherState
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
-from tests.core.polling.test_finished_runs import NONSENSE
+from tests.core.polling.test_finished_runs import UNREADABLE_CURSORS
 from tests.support.asset_watchers import POLL_SECONDS, BlockingStore, FileStore, run_watcher
 from tests.support.flow_server import ApiResponse as Answer
 from tests.support.flow_server import StubFlowServer, StubRun
@@ -371,8 +371,8 @@ async def test_the_fuller_of_several_memories_counts(tmp_path: Path, flow_server
 
 async def test_store_with_nonsense_ends_no_watcher() -> None:
     """Foreign content of one asset's store is ignored in favour of another's, or of none."""
-    stores = {f"{number}": BlockingStore() for number in range(len(NONSENSE))}
-    for store, value in zip(stores.values(), NONSENSE, strict=True):
+    stores = {f"{number}": BlockingStore() for number in range(len(UNREADABLE_CURSORS))}
+    for store, value in zip(stores.values(), UNREADABLE_CURSORS, strict=True):
         store.values["key"] = value
 
     class All:
