@@ -84,7 +84,7 @@ def _asset_stores(store: Any) -> list[Any]:
     """Return the store of each asset.
 
     A store for several assets is indexed by asset, and there is no public way for a trigger to list its
-    assets. Without the private attribute there is only one asset. tests/triggerer/test_finished_runs.py fails
+    assets. Without the private attribute there is only one asset. tests/triggerer/test_watcher_state.py fails
     if it changes.
     """
     stores = [*getattr(store, "_by_name", {}).values()]

@@ -54,7 +54,7 @@ FEATURES = {
         (3, 3), "worker/test_task_retries.py::test_without_a_store_a_retry_starts_another"
     ),
     "asset state store": Feature(
-        (3, 3), "triggerer/test_finished_runs.py::test_without_a_store_it_remembers_while_it_lives"
+        (3, 3), "triggerer/test_watcher_state.py::test_watcher_without_a_store_repeats_no_event"
     ),
     "retry policies": Feature(
         (3, 3), "worker/test_task_retries.py::test_without_retry_policies_airflows_own_retries_are_left"

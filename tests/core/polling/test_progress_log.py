@@ -69,7 +69,7 @@ def test_progress_is_logged_at_most_once_an_interval() -> None:
 
 
 def test_failed_polls_and_recovery_are_logged() -> None:
-    """The first failed poll of a series is a warning, then each doubling of their number; recovery is a line."""
+    """The first failed poll of a series, each doubling of their number, and the recovery are logged."""
     scripted = ScriptedWait(
         run_response("running"),
         *[json_response({}, 503)] * 9,

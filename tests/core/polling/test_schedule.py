@@ -42,7 +42,7 @@ from tests.support.scripted_transport import NOON
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "smooth": lambda part: part,
-    "late": lambda _: 0.0,
+    "no progress": lambda _: 0.0,
     "slow start": lambda part: part**3,
     "slow end": lambda part: min(0.99, part**0.2),
     "steps": lambda part: int(part * 4) / 4,
@@ -121,7 +121,7 @@ def test_polls_are_never_closer_than_poll_interval(shape: str) -> None:
 
 def test_run_of_an_hour_takes_few_polls() -> None:
     """A run of an hour is polled fewer than 120 times, not the 720 times of a fixed interval."""
-    assert len(poll_times(Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(3_600, "late"))) < 120
+    assert len(poll_times(Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(3_600, "no progress"))) < 120
 
 
 def test_steady_run_is_polled_at_its_end() -> None:
@@ -133,7 +133,7 @@ def test_steady_run_is_polled_at_its_end() -> None:
 def test_last_poll_is_at_the_deadline() -> None:
     """The last poll is at the deadline, never after it."""
     schedule = Schedule(5, 60, deadline=NOON + 12, jitter=lambda: 0.0)
-    assert delay(schedule, SimulatedRun(99, "late").at(NOON + 10), NOON + 10) == 2
+    assert delay(schedule, SimulatedRun(99, "no progress").at(NOON + 10), NOON + 10) == 2
     assert delay(schedule, None, NOON + 20) == 0
     assert not schedule.is_expired(NOON + 11.9)
     assert schedule.is_expired(NOON + 12)
@@ -164,10 +164,10 @@ def test_retry_after_is_obeyed_until_the_deadline() -> None:
 
 def test_age_and_expected_end_come_from_the_run() -> None:
     """A run's age counts from its start, or from the wait's if that is in the future; no progress, no end."""
-    assert age(SimulatedRun(9, "late", skew=-30).at(NOON), NOON, NOON) == 30
-    assert age(SimulatedRun(9, "late", skew=30).at(NOON), NOON, NOON - 7) == 7
+    assert age(SimulatedRun(9, "no progress", skew=-30).at(NOON), NOON, NOON) == 30
+    assert age(SimulatedRun(9, "no progress", skew=30).at(NOON), NOON, NOON - 7) == 7
     assert expected_end(SimulatedRun(100, "smooth").at(NOON + 25), NOON + 25) == NOON + 100
-    assert expected_end(SimulatedRun(100, "late").at(NOON + 25), NOON + 25) is None
+    assert expected_end(SimulatedRun(100, "no progress").at(NOON + 25), NOON + 25) is None
 
 
 @pytest.mark.parametrize("value", [-1, "5", float("nan"), float("inf"), True, timedelta(seconds=-1), [5]])
@@ -217,7 +217,9 @@ def test_detection_delay_is_bounded_with_forecasts(shape: str, duration: float, 
         )
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         promised = (
-            max(5, duration / 10) if shape in {"smooth", "late", "full at once"} or not has_timestamps else 60
+            max(5, duration / 10)
+            if shape in {"smooth", "no progress", "full at once"} or not has_timestamps
+            else 60
         )
         assert times[-1] - duration <= min(60, promised) + 1e-6
         assert all(4.5 - 1e-6 <= gap <= 60 + 1e-6 for gap in gaps)
@@ -228,7 +230,7 @@ def test_steady_run_is_polled_rarely_in_the_middle(duration: float) -> None:
     """A steady run is polled a fraction as often as one without progress, and detected at its end."""
     schedule = Schedule(5, 3_600, jitter=lambda: 0.5)
     steady = poll_times_with_forecast(schedule, SimulatedRun(duration, "smooth"))
-    assert len(steady) < len(poll_times_with_forecast(schedule, SimulatedRun(duration, "late"))) * 0.75
+    assert len(steady) < len(poll_times_with_forecast(schedule, SimulatedRun(duration, "no progress"))) * 0.75
     assert steady[-1] - duration <= 0.02 * duration + 1
     assert len(steady) <= 8 + duration / 25
 
@@ -249,7 +251,7 @@ def test_forecast_changes_with_progress_only() -> None:
 
 def test_agreeing_forecasts_postpone_the_next_poll() -> None:
     """Forecasts that agree to within a tenth of the remaining time postpone the next poll."""
-    schedule, run = Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(100, "late").at(NOON)
+    schedule, run = Schedule(5, 60, jitter=lambda: 0.0), SimulatedRun(100, "no progress").at(NOON)
     delays = [
         delay(schedule, run, NOON, Forecast(0.5, NOON, NOON + 100, NOON + 100 + moved))
         for moved in (0, 5, 9, 11)
