@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from threading import Lock
 from typing import Any
 
@@ -18,6 +18,11 @@ import pytest
 from airflow.providers.common.compat.sdk import Stats
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.http import Conversation
+from airflow_provider_flows.core.polling.bulk import ActiveRuns
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook
+from airflow_provider_flows.services.generio.api import Generio
 from tests.support.flow_server import ApiResponse, StubFlowServer
 from tests.support.servers import StubResponse, StubServer
 from tests.support.triggers import (
@@ -26,6 +31,7 @@ from tests.support.triggers import (
     run_triggers,
     wait_for_condition,
     wait_for_idle_loop,
+    wait_in_poller,
 )
 
 Tags = dict[str, Any]
@@ -103,6 +109,41 @@ async def test_waits_are_timed(flow_server: StubFlowServer, backend: Backend) ->
     assert all(400 < value < 5_000 for value, _ in times)
     assert len(backend.of("detection_delay")) == 5
     assert all(0 <= value < 3_000 for value, _ in backend.of("detection_delay"))
+
+
+class ListWithFinalRuns(Generio):
+    """A third party's service, whose list of active runs contains each run as a completed one."""
+
+    def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
+        """Send the request of the list, and return all runs as completed."""
+        yield from super().list_active(flow_run_ids)
+        runs = {
+            key: FlowRun(key, self.name, state=FlowState.COMPLETED, raw_state="completed")
+            for key in flow_run_ids
+        }
+        return ActiveRuns(runs, runs.keys())
+
+
+class HookWithFinalRuns(GenerioHook):
+    """The hook of that service."""
+
+    def create_service(self, extra: Mapping[str, Any]) -> ListWithFinalRuns:  # noqa: ARG002  # it has no options
+        """Return the service."""
+        return ListWithFinalRuns()
+
+
+async def test_row_of_a_list_does_not_end_a_wait(flow_server: StubFlowServer, backend: Backend) -> None:
+    """A wait is timed once, when a poll of its own returns the final run, whatever a list showed before."""
+    hook = HookWithFinalRuns()
+    hook._connection = (await FlowsHook.aget_hook("flows_default"))._connection
+    ids = flow_server.create_runs(15, 1.0)
+
+    runs = await asyncio.gather(*(wait_in_poller(hook, key) for key in ids))
+
+    assert all(run.is_completed for run in runs)
+    assert flow_server.list_requests()
+    assert len(backend.of("wait_time")) == len(ids)
+    assert all(value > 900 for value, _ in backend.of("wait_time"))
 
 
 async def test_pause_for_the_rate_limit_is_counted_once(

@@ -216,11 +216,8 @@ def test_detection_delay_is_bounded_with_forecasts(shape: str, duration: float, 
             schedule, SimulatedRun(duration, shape, has_timestamps=has_timestamps)
         )
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        promised = (
-            max(5, duration / 10)
-            if shape in {"smooth", "no progress", "full at once"} or not has_timestamps
-            else 60
-        )
+        is_predictable = shape in {"smooth", "no progress", "full at once"} or not has_timestamps
+        promised = max(5, duration / 10) if is_predictable else 60
         assert times[-1] - duration <= min(60, promised) + 1e-6
         assert all(4.5 - 1e-6 <= gap <= 60 + 1e-6 for gap in gaps)
 
