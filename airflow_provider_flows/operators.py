@@ -288,7 +288,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
         wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log)
         try:
             run = task_try.hook.run(
-                wait.poll() if self.deferrable else wait.poll_until_final(), retry=NO_RETRY
+                wait.poll_once() if self.deferrable else wait.poll_until_final(), retry=NO_RETRY
             )
         except FlowTimeout as error:
             return on_deadline(task_try, flow_run_id, error)

@@ -124,7 +124,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
             hook = self._get_hook()
             wait = self._create_wait(hook, time.time() + self.timeout)
             on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
-            run = hook.run(wait.poll(), retry=NO_RETRY)
+            run = hook.run(wait.poll_once(), retry=NO_RETRY)
             if run is not None and run.is_final:
                 return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
         from airflow_provider_flows.triggers import FlowRunTrigger  # expensive, and needed only here
@@ -154,7 +154,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         wait = self._wait = self._wait or self._create_wait(hook, None)
         on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
         with self._persist_wait(context, wait) as has_state:
-            run = hook.run(wait.poll() if has_state else wait.poll_confirming_errors(), retry=NO_RETRY)
+            run = hook.run(wait.poll_once() if has_state else wait.poll_confirming_errors(), retry=NO_RETRY)
         if run is not None:
             on_run_update(wait.run or run)
         if run is None or not run.is_final:
@@ -176,7 +176,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         reschedule. tests/test_sensors.py fails if it changes.
         """
         remaining = max(0.0, self.timeout - run_duration())
-        return min(self.poll_interval if self._wait is None else self._wait.next_poll().delay, remaining)
+        return min(self.poll_interval if self._wait is None else self._wait.next_delay(), remaining)
 
     def _get_hook(self) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook

@@ -73,7 +73,7 @@ class FlowRunTrigger(BaseTrigger):
     :param deadline: epoch seconds at which the wait ends, None for never.
     :param abort_on_kill: whether to abort the flow run when Airflow has ended its task (Airflow 3.3 and
         later).
-    :param state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
+    :param wait_state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FlowRunTrigger(BaseTrigger):
         deadline: float | None = None,
         *,
         abort_on_kill: bool = False,
-        state: Mapping[str, Any] | None = None,
+        wait_state: Mapping[str, Any] | None = None,
         **_newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
@@ -95,7 +95,7 @@ class FlowRunTrigger(BaseTrigger):
         self.max_poll_interval = max_poll_interval
         self.deadline = deadline
         self.abort_on_kill = abort_on_kill
-        self.state = None if state is None else dict(state)
+        self.wait_state = None if wait_state is None else dict(wait_state)
         self._has_fired = False
         self._context: Context | None = None  # in which its lines are logged
         self._hook: FlowsHook | None = None  # for `on_kill`: a lookup takes seconds in a new triggerer
@@ -111,7 +111,7 @@ class FlowRunTrigger(BaseTrigger):
             schedule.max_poll_interval,
             schedule.deadline,
             abort_on_kill=abort_on_kill,
-            state=wait.to_dict(),
+            wait_state=wait.to_dict(),
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -124,8 +124,8 @@ class FlowRunTrigger(BaseTrigger):
             "deadline": self.deadline,
             "abort_on_kill": self.abort_on_kill,
         }
-        if self.state:
-            arguments["state"] = self.state
+        if self.wait_state:
+            arguments["wait_state"] = self.wait_state
         return _class_path(self), arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -183,9 +183,9 @@ class FlowRunTrigger(BaseTrigger):
         self._context = copy_context()
         schedule = Schedule(self.poll_interval, self.max_poll_interval, self.deadline)
         wait = hook.create_wait(self.flow_run_id, schedule, self._log_line, MIN_PROGRESS_LOG_SECONDS)
-        if self.state:
-            wait.restore(self.state)
-            self.state = None  # thousands of triggers hold no more than they need
+        if self.wait_state:
+            wait.restore(self.wait_state)
+            self.wait_state = None  # thousands of triggers hold no more than they need
         while True:
             try:
                 return await SharedPoller.for_hook(hook).wait_until_final(wait)

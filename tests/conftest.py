@@ -33,7 +33,7 @@ SLOWEST_FILES = (
     "system/test_stack.py",
     "docs/test_docs_cli.py",
     "test_sensors.py",
-    "triggerer/test_poller_lists.py",
+    "triggerer/test_shared_poller_lists.py",
     "services/test_hostile_responses.py",
     "test_decorators.py",
     "storage/test_output_download.py",

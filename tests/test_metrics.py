@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from threading import Lock
 from typing import Any
 
@@ -18,6 +18,11 @@ import pytest
 from airflow.providers.common.compat.sdk import Stats
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.http import Conversation
+from airflow_provider_flows.core.polling.bulk import ActiveRuns
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook
+from airflow_provider_flows.services.generio.api import Generio
 from tests.support.flow_server import ApiResponse, StubFlowServer
 from tests.support.servers import StubResponse, StubServer
 from tests.support.triggers import (
@@ -26,47 +31,48 @@ from tests.support.triggers import (
     run_triggers,
     wait_for_condition,
     wait_for_idle_loop,
+    wait_in_poller,
 )
 
 Tags = dict[str, Any]
 
 
 class Backend:
-    """Keeps what is counted; it has those methods of Airflow's backends that are used."""
+    """A backend with those methods of Airflow's that are used; it records their calls."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self.kept: list[tuple[str, float, Tags]] = []
+        self.recorded: list[tuple[str, float, Tags]] = []
 
-    def _keep(self, name: str, value: float, tags: Tags | None) -> None:
+    def _record(self, name: str, value: float, tags: Tags | None) -> None:
         with self._lock:
-            self.kept.append((name, value, tags or {}))
+            self.recorded.append((name, value, tags or {}))
 
     def incr(self, stat: str, count: int = 1, rate: float = 1, *, tags: Tags | None = None) -> None:  # noqa: ARG002
-        """Count."""
-        self._keep(stat, count, tags)
+        """Record a counter."""
+        self._record(stat, count, tags)
 
     def gauge(self, stat: str, value: float, rate: float = 1, *, tags: Tags | None = None) -> None:  # noqa: ARG002
-        """Show."""
-        self._keep(stat, value, tags)
+        """Record a gauge."""
+        self._record(stat, value, tags)
 
     def timing(self, stat: str, dt: float, *, tags: Tags | None = None) -> None:
-        """Time."""
-        self._keep(stat, dt, tags)
+        """Record a timing."""
+        self._record(stat, dt, tags)
 
     def of(self, name: str) -> list[tuple[float, Tags]]:
-        """Return what was kept by one name."""
-        return [(value, tags) for kept, value, tags in self.kept if kept == f"flows.{name}"]
+        """Return the recorded values of one name, with their tags."""
+        return [(value, tags) for recorded, value, tags in self.recorded if recorded == f"flows.{name}"]
 
     def sum(self, name: str) -> float:
-        """Add up."""
+        """Return the sum of the values of one name."""
         return sum(value for value, _ in self.of(name))
 
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """Return Airflow a backend, and take it away again."""
-    if not hasattr(Stats, "initialize"):  # before Airflow 3.2 it takes what this makes
+    """Yield a backend that Airflow uses during the test."""
+    if not hasattr(Stats, "initialize"):  # before Airflow 3.2
         backend = Backend()
         monkeypatch.setattr(type(Stats), "factory", lambda _: backend)
         monkeypatch.setattr(Stats, "instance", None)
@@ -80,8 +86,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     Stats.initialize(factory=get_stats_factory(), export_legacy_names=False)
 
 
-async def test_looks_and_lists_are_counted(flow_server: StubFlowServer, backend: Backend) -> None:
-    """`flows.polls` and `flows.list_polls` are the numbers of requests that the service saw."""
+async def test_polls_and_lists_are_counted(flow_server: StubFlowServer, backend: Backend) -> None:
+    """`flows.polls` and `flows.list_polls` are the numbers of requests that the service received."""
     await run_triggers(flow_server.create_runs(20, 1.5))
     assert backend.sum("polls") == len(flow_server.poll_requests())
     assert backend.sum("list_polls") == len(flow_server.list_requests()) > 0
@@ -93,59 +99,92 @@ async def test_waits_are_timed(flow_server: StubFlowServer, backend: Backend) ->
     flow_server.create_runs(2, 0.5, "bad", end="failed")
     await run_triggers(flow_server.runs)
 
-    by_state = {"completed": 3, "failed": 2}
+    counts = {"completed": 3, "failed": 2}
     times = backend.of("wait_time")
     assert len(times) == 5
-    for state, how_many in by_state.items():
+    for state, count in counts.items():
         assert [tags for _, tags in times if tags["state"] == state] == [
             {"service": "generio", "flow": "t", "state": state}
-        ] * how_many
+        ] * count
     assert all(400 < value < 5_000 for value, _ in times)
     assert len(backend.of("detection_delay")) == 5
     assert all(0 <= value < 3_000 for value, _ in backend.of("detection_delay"))
+
+
+class ListWithFinalRuns(Generio):
+    """A third party's service, whose list of active runs contains each run as a completed one."""
+
+    def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
+        """Send the request of the list, and return all runs as completed."""
+        yield from super().list_active(flow_run_ids)
+        runs = {
+            key: FlowRun(key, self.name, state=FlowState.COMPLETED, raw_state="completed")
+            for key in flow_run_ids
+        }
+        return ActiveRuns(runs, runs.keys())
+
+
+class HookWithFinalRuns(GenerioHook):
+    """The hook of that service."""
+
+    def create_service(self, extra: Mapping[str, Any]) -> ListWithFinalRuns:  # noqa: ARG002  # it has no options
+        """Return the service."""
+        return ListWithFinalRuns()
+
+
+async def test_row_of_a_list_does_not_end_a_wait(flow_server: StubFlowServer, backend: Backend) -> None:
+    """A wait is timed once, when a poll of its own returns the final run, whatever a list showed before."""
+    hook = HookWithFinalRuns()
+    hook._connection = (await FlowsHook.aget_hook("flows_default"))._connection
+    ids = flow_server.create_runs(15, 1.0)
+
+    runs = await asyncio.gather(*(wait_in_poller(hook, key) for key in ids))
+
+    assert all(run.is_completed for run in runs)
+    assert flow_server.list_requests()
+    assert len(backend.of("wait_time")) == len(ids)
+    assert all(value > 900 for value, _ in backend.of("wait_time"))
 
 
 async def test_pause_for_the_rate_limit_is_counted_once(
     flow_server: StubFlowServer, backend: Backend
 ) -> None:
     """`flows.rate_limit_pauses` counts the pauses of the connection, not the waits that it delays."""
-    refused: list[float] = []
+    rejected_at: list[float] = []
 
-    def look(key: str, _: Any) -> ApiResponse:
-        if refused and time.time() > refused[0] + 0.2:
+    def respond(key: str, _: Any) -> ApiResponse:
+        if rejected_at and time.time() > rejected_at[0] + 0.2:
             return ApiResponse(flow_server.row(key))
-        refused.append(time.time())
+        rejected_at.append(time.time())
         return ApiResponse({}, 429, {"Retry-After": "1"})
 
-    flow_server.list_response, flow_server.run_response = lambda _: ApiResponse({}, 404), look
+    flow_server.list_response, flow_server.run_response = lambda _: ApiResponse({}, 404), respond
     await run_triggers(flow_server.create_runs(20, 0.2))
-    assert len(refused) > 1
+    assert len(rejected_at) > 1
     assert backend.sum("rate_limit_pauses") == 1
 
 
-async def test_watched_runs_are_shown_and_none_at_the_end(
-    flow_server: StubFlowServer, backend: Backend
-) -> None:
+async def test_gauge_follows_the_waiting_runs(flow_server: StubFlowServer, backend: Backend) -> None:
     """`flows.waiting` follows the number of runs that are waited for, down to none."""
     ids = flow_server.create_runs(12, 2.5)
     await run_triggers(ids)
     assert await wait_for_idle_loop()
-    shown = backend.of("waiting")
-    assert max(value for value, _ in shown) == 12
-    assert shown[-1][0] == 0
+    values = backend.of("waiting")
+    assert max(value for value, _ in values) == 12
+    assert values[-1][0] == 0
 
 
-async def test_watched_runs_are_right_after_a_change_of_the_key(
+async def test_gauge_is_right_after_a_key_rotation(
     flow_server: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While waits go on with a new key they are shown, though the watch with the old key has ended."""
+    """Waits that continue with a new key are counted, though the poller with the old key has ended."""
     tasks = [asyncio.create_task(run_trigger(key)) for key in flow_server.create_runs(5, 60)]
     assert await wait_for_condition(lambda: len(flow_server.requests) > 5)
     flow_server.keys = {"new"}
     flow_server.connect(monkeypatch, key="new")
     age_hook_cache()
     await wait_for_condition(
-        lambda: len([asked for asked in flow_server.requests if asked.key == "new"]) > 15
+        lambda: len([request for request in flow_server.requests if request.key == "new"]) > 15
     )
     await asyncio.sleep(1.2)
 
@@ -156,7 +195,7 @@ async def test_watched_runs_are_right_after_a_change_of_the_key(
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_watched_runs_of_two_connections_end_at_none(
+async def test_gauge_of_a_shared_poller_returns_to_zero(
     flow_server: StubFlowServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where two connections share a poller, the gauge returns to zero for both."""
@@ -184,19 +223,19 @@ asyncio.run(main())
 """
 
 
-def test_statistics_of_a_triggerer_arrive(flow_server: StubFlowServer) -> None:
+def test_metrics_of_a_triggerer_are_exported(flow_server: StubFlowServer) -> None:
     """In a process that exports metrics over OpenTelemetry, all names reach the collector."""
-    refused: list[str] = []
+    polled: list[str] = []
 
-    def look(key: str, _: Any) -> ApiResponse:
-        refused.append(key)
+    def respond(key: str, _: Any) -> ApiResponse:
+        polled.append(key)
         return (
             ApiResponse({}, 429, {"Retry-After": "0.5"})
-            if len(refused) == 1
+            if len(polled) == 1
             else ApiResponse(flow_server.row(key))
         )
 
-    flow_server.run_response = look
+    flow_server.run_response = respond
     ids = flow_server.create_runs(12, 0.5)
     with StubServer(lambda _: StubResponse()) as collector:
         settings = {
@@ -213,7 +252,7 @@ def test_statistics_of_a_triggerer_arrive(flow_server: StubFlowServer) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        sent = [ExportMetricsServiceRequest.FromString(seen.body) for seen in collector.requests]
+        sent = [ExportMetricsServiceRequest.FromString(request.body) for request in collector.requests]
 
     scopes = [scope for one in sent for resource in one.resource_metrics for scope in resource.scope_metrics]
     names = {metric.name.removeprefix("airflow.") for scope in scopes for metric in scope.metrics}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.core.single_flight import CacheEntry, SingleFlightCache
@@ -53,7 +52,13 @@ async def _look_up(
     flows_conn_id: str, cache: SingleFlightCache[FlowsHook], entry: CacheEntry[FlowsHook]
 ) -> None:
     with cache.share_errors(entry):
-        hooks = await asyncio.to_thread(import_module, "airflow_provider_flows.hooks")
-        # with aiohttp, which takes a quarter of a second to import
-        await asyncio.to_thread(import_module, "airflow_provider_flows.triggerer.shared_poller")
-        cache.set_value(entry, await hooks.FlowsHook.aget_hook(flows_conn_id), HOOK_TTL_SECONDS)
+        hook_class = await asyncio.to_thread(_import_in_thread)
+        cache.set_value(entry, await hook_class.aget_hook(flows_conn_id), HOOK_TTL_SECONDS)
+
+
+def _import_in_thread() -> type[FlowsHook]:
+    """Import what a trigger needs, which would block the loop for too long: aiohttp alone takes 0.25 s."""
+    import airflow_provider_flows.triggerer.shared_poller  # noqa: F401  # with aiohttp, for the caller
+    from airflow_provider_flows.hooks import FlowsHook
+
+    return FlowsHook

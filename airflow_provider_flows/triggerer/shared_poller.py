@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 from airflow_provider_flows import metrics
 from airflow_provider_flows.core.exceptions import FlowError, FlowRateLimited, FlowServiceError
 from airflow_provider_flows.core.polling.bulk import ActiveRuns, BulkPollPolicy
+from airflow_provider_flows.core.polling.schedule import Done, Failed, deadline_error
 from airflow_provider_flows.core.polling.timer_queue import TimerQueue
 from airflow_provider_flows.core.rate_limiter import RateLimiter
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.base_hook import BaseFlowsHook
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Request, Response
+    from airflow_provider_flows.core.polling.schedule import Delay, Step
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
 
@@ -135,20 +137,17 @@ class Subscriber:
             )
             self.future.set_exception(error if isinstance(error, FlowError) else FlowError(message))
 
-    def next_delay(self, policy: BulkPollPolicy) -> float:
-        """Return the seconds until the next poll, and decide whether it may be a list.
-
-        :raises FlowTimeout: the deadline has passed.
-        """
+    def plan_poll(self, delay: Delay, policy: BulkPollPolicy) -> None:
+        """Decide whether the poll after a delay may be a list."""
         wait, previous = self.wait, self._progress
-        delay, is_at_expected_end = wait.next_poll()
-        flow_run = wait.state.run
+        flow_run = wait.poll_state.run
         self._progress = flow_run.progress if flow_run else 0.0
         is_unchanged_list = not self.needs_single_poll and self._progress == previous
         self._unchanged_lists = self._unchanged_lists + 1 if is_unchanged_list else 0
         is_covered = policy.covers(flow_run, wait.flow_run_id) and self._unchanged_lists < MAX_UNCHANGED_LISTS
-        self.needs_single_poll = is_at_expected_end or not is_covered or self._is_near_deadline(delay)
-        return delay
+        self.needs_single_poll = (
+            delay.is_at_expected_end or not is_covered or self._is_near_deadline(delay.seconds)
+        )
 
     def _is_near_deadline(self, delay: float) -> bool:
         """Return whether the deadline would be too near, after this delay, for a list that times out."""
@@ -238,8 +237,8 @@ class SharedPoller:
 
     def _remove(self, subscriber: Subscriber) -> None:
         del self._subscribers[subscriber]
-        self._poll_timers.cancel(subscriber)
-        self._deadlines.cancel(subscriber)
+        self._poll_timers.discard(subscriber)
+        self._deadlines.discard(subscriber)
         self._bulk_policy.forget(subscriber.wait.flow_run_id)
         if subscriber.worker is not None:
             subscriber.worker.cancel()
@@ -271,7 +270,7 @@ class SharedPoller:
                 _report_waiting_runs()
             self._wake.clear()
             for subscriber in self._deadlines.pop_due(now):  # here, not in a worker, whose poll may hang
-                subscriber.fail(subscriber.wait.deadline_error())
+                subscriber.fail(deadline_error(subscriber.wait.poll_state))
             if not self._due and not self._batch:
                 self._apply(self._plan(now), now)
             queued = len(self._due) + bool(self._batch)
@@ -304,7 +303,7 @@ class SharedPoller:
         for subscriber in plan.postponed:
             self._poll_timers.schedule(subscriber, now + COALESCE_SECONDS)
         for subscriber in (*plan.batch, *plan.single):
-            self._poll_timers.cancel(subscriber)
+            self._poll_timers.discard(subscriber)
         self._batch = plan.batch
         self._is_list_running = self._is_list_running or bool(plan.batch)
         self._due.extend(plan.single)
@@ -357,13 +356,11 @@ class SharedPoller:
     async def _poll_one(self, subscriber: Subscriber) -> None:
         """Poll one run; any error ends only its own wait."""
         try:
-            flow_run = await run(with_retries(subscriber.wait.poll(), NO_RETRY), self._transport.send)
-            if flow_run is not None:
-                self._bulk_policy.record_single_poll(flow_run, time.monotonic())
-            if flow_run is None or not flow_run.is_final:
-                self._reschedule(subscriber)
-            else:
-                subscriber.finish(flow_run)
+            step = await run(with_retries(subscriber.wait.poll(), NO_RETRY), self._transport.send)
+            poll_state = subscriber.wait.poll_state
+            if poll_state.run is not None and poll_state.last_error is None:
+                self._bulk_policy.record_single_poll(poll_state.run, time.monotonic())
+            self._apply_step(subscriber, step)
         except Exception as error:  # noqa: BLE001  # any error, because the other waits continue
             subscriber.fail(error)
 
@@ -400,13 +397,12 @@ class SharedPoller:
 
     def _apply_list(self, subscriber: Subscriber, active_runs: ActiveRuns, observed_at: float) -> None:
         flow_run = active_runs.runs.get(subscriber.wait.flow_run_id)
-        if flow_run is None:
+        if flow_run is None or flow_run.is_final:  # the end of a run is taken from a poll of its own
             self._bulk_policy.record_missing(subscriber.wait.flow_run_id)
             self._schedule_single_poll(subscriber)
             return
         try:
-            subscriber.wait.record_poll(flow_run, observed_at)
-            self._reschedule(subscriber)
+            self._apply_step(subscriber, subscriber.wait.record_poll(flow_run, observed_at))
         except Exception as error:  # noqa: BLE001  # as in _poll_one
             subscriber.fail(error)
 
@@ -415,10 +411,16 @@ class SharedPoller:
         if subscriber in self._subscribers:
             self._schedule(self._poll_timers, subscriber, time.monotonic())
 
-    def _reschedule(self, subscriber: Subscriber) -> None:
-        delay = subscriber.next_delay(self._bulk_policy)
-        if subscriber in self._subscribers:
-            self._schedule(self._poll_timers, subscriber, time.monotonic() + delay)
+    def _apply_step(self, subscriber: Subscriber, step: Step) -> None:
+        """Schedule the next poll of a run, or end its wait."""
+        if isinstance(step, Done):
+            subscriber.finish(step.run)
+        elif isinstance(step, Failed):
+            subscriber.fail(step.error)
+        else:
+            subscriber.plan_poll(step, self._bulk_policy)
+            if subscriber in self._subscribers:
+                self._schedule(self._poll_timers, subscriber, time.monotonic() + step.seconds)
 
 
 def _split(subscribers: Sequence[Subscriber]) -> tuple[list[Subscriber], list[Subscriber]]:

@@ -46,7 +46,9 @@ class WatcherState:
                 await asyncio.sleep(retry_delay)
             else:
                 self._is_failing = False
-                return max(filter(is_cursor_state, values), key=lambda one: one["since"], default=None)
+                return max(
+                    filter(is_cursor_state, values), key=lambda one: one["emitted_until"], default=None
+                )
 
     def save_after(self, value: Any, delay: float) -> None:
         """Queue a JSON value to be saved after so many seconds, and not before the values queued earlier."""
@@ -82,7 +84,7 @@ def _asset_stores(store: Any) -> list[Any]:
     """Return the store of each asset.
 
     A store for several assets is indexed by asset, and there is no public way for a trigger to list its
-    assets. Without the private attribute there is only one asset. tests/triggerer/test_finished_runs.py fails
+    assets. Without the private attribute there is only one asset. tests/triggerer/test_watcher_state.py fails
     if it changes.
     """
     stores = [*getattr(store, "_by_name", {}).values()]

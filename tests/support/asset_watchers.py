@@ -1,9 +1,10 @@
-"""Helpers for tests of FlowRunFinishedTrigger: a store that outlives triggers, and a running watcher."""
+"""Helpers for tests of asset watchers: a store that outlives triggers, finished runs, a running watcher."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -11,9 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_flows.triggers import FlowRunFinishedTrigger
+from tests.support.flow_server import StubFlowServer, StubRun
 from tests.support.triggers import wait_for_condition
 
 POLL_SECONDS = 0.1
+QUIET_SECONDS = 0.35  # in which a watcher polls two or three times
+
+
+def finish_runs(flow_server: StubFlowServer, *ids: str, ago: float = 0.0, **more: Any) -> None:
+    """Finish runs, each after one second, so many seconds ago."""
+    flow_server.runs.update({key: StubRun(time.time() - ago - 1, 1, **more) for key in ids})
+
+
+async def wait_for_lists(flow_server: StubFlowServer, lists: int = 2) -> None:
+    """Wait until so many more lists were requested."""
+    before = len(flow_server.list_requests())
+    assert await wait_for_condition(lambda: len(flow_server.list_requests()) >= before + lists)
 
 
 class FileStore:
@@ -72,7 +86,7 @@ class Watcher:
         return [event["flow_run_id"] for event in self.events]
 
     async def wait_for_events(self, *flow_run_ids: str) -> bool:
-        """Wait until it has emitted events of exactly these runs, in any order; return False when late."""
+        """Wait until it has emitted events of exactly these runs, in any order; return False after 3 s."""
         return await wait_for_condition(lambda: sorted(self.ids) == sorted(flow_run_ids))
 
 

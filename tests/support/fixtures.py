@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from airflow_provider_flows.emulator import Emulator
     from airflow_provider_flows.hooks import GenerioHook
+    from tests.support.asset_watchers import FileStore
     from tests.support.drivers import Driver
     from tests.support.flow_server import StubFlowServer
 
@@ -59,6 +61,25 @@ def flow_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
     with StubFlowServer() as flow_server:
         flow_server.connect(monkeypatch)
         yield flow_server
+
+
+@pytest.fixture
+def list_all_runs(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the flow server list all runs, also finished ones, to a connection without retries."""
+    from tests.support.flow_server import ApiResponse
+
+    flow_server.connect(monkeypatch, retries=0)
+    flow_server.list_response = lambda _: ApiResponse(
+        {"flows": [flow_server.row(key) for key in list(flow_server.runs)]}
+    )
+
+
+@pytest.fixture
+def asset_store(tmp_path: Path) -> FileStore:
+    """Return the state store of an asset, which outlives the triggers that use it."""
+    from tests.support.asset_watchers import FileStore
+
+    return FileStore(tmp_path / "store.json")
 
 
 @pytest.fixture(params=["requests", "aiohttp"])

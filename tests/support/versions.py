@@ -52,7 +52,7 @@ class Feature(NamedTuple):
 FEATURES = {
     "task state store": Feature((3, 3), "worker/test_task_try.py::test_retry_without_store_starts_new_run"),
     "asset state store": Feature(
-        (3, 3), "triggerer/test_finished_runs.py::test_without_a_store_it_remembers_while_it_lives"
+        (3, 3), "triggerer/test_watcher_state.py::test_watcher_without_a_store_repeats_no_event"
     ),
     "retry policies": Feature(
         (3, 3), "test_retry_policy.py::test_without_retry_policies_every_error_is_retried"

@@ -1,4 +1,4 @@
-"""Tests of the hook cache: one lookup for all, another when it is old, or when its key is rejected."""
+"""Tests of the hook cache: one lookup for all, another when the hook is old or its key is rejected."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ async def test_connection_is_looked_up_once_for_all(flow_server: StubFlowServer)
 
 
 @pytest.mark.usefixtures("flow_server")
-async def test_old_look_up_is_made_again() -> None:
-    """A look-up that is a minute old serves nobody new; one that is just younger does."""
+async def test_old_hook_is_looked_up_again() -> None:
+    """A hook is looked up again after a minute, and not before."""
     first = await get_hook_cached("flows_default")
     age_hook_cache(seconds=HOOK_TTL_SECONDS - 5)
     assert await get_hook_cached("flows_default") is first
@@ -43,65 +43,65 @@ async def test_old_look_up_is_made_again() -> None:
 
 
 @pytest.mark.usefixtures("flow_server")
-async def test_doubt_is_answered_anew_but_not_at_once() -> None:
-    """Who doubts a hook gets one that was looked up since; a look-up of just now is not made again."""
+async def test_stale_hook_is_looked_up_again_but_not_at_once() -> None:
+    """For a stale hook the connection is looked up again, once for all callers, unless that was just done."""
     first = await get_hook_cached("flows_default")
     assert await get_hook_cached("flows_default", stale=first) is first
     age_hook_cache()
-    again = await asyncio.gather(*(get_hook_cached("flows_default", stale=first) for _ in range(20)))
-    assert {id(hook) for hook in again} == {id(again[0])}
-    assert again[0] is not first
+    hooks = await asyncio.gather(*(get_hook_cached("flows_default", stale=first) for _ in range(20)))
+    assert {id(hook) for hook in hooks} == {id(hooks[0])}
+    assert hooks[0] is not first
 
 
 @pytest.mark.usefixtures("flow_server")
-async def test_first_to_ask_may_leave() -> None:
-    """A look-up goes on for the others when the one who asked first is cancelled."""
+async def test_first_caller_may_be_cancelled() -> None:
+    """A lookup continues for the other callers when the first one is cancelled."""
     tasks = [asyncio.create_task(get_hook_cached("flows_default")) for _ in range(3)]
     await asyncio.sleep(0)
     tasks[0].cancel()
     assert await tasks[1] is await tasks[2]
 
 
-async def test_failed_look_up_is_not_kept(
+async def test_failed_lookup_is_not_cached(
     flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A missing connection, or one of another type, is an error, and is looked up again next time."""
-    monkeypatch.setenv("AIRFLOW_CONN_LATE", '{"conn_type": "http", "host": "x"}')
-    with pytest.raises(FlowInputError, match="'late' has type 'http'"):
-        await get_hook_cached("late")
-    flow_server.connect(monkeypatch, "late")
-    assert (await get_hook_cached("late")).flows_conn_id == "late"
+    monkeypatch.setenv("AIRFLOW_CONN_FIXED", '{"conn_type": "http", "host": "x"}')
+    with pytest.raises(FlowInputError, match="'fixed' has type 'http'"):
+        await get_hook_cached("fixed")
+    flow_server.connect(monkeypatch, "fixed")
+    assert (await get_hook_cached("fixed")).flows_conn_id == "fixed"
 
 
 @pytest.mark.usefixtures("flow_server")
-async def test_each_event_loop_looks_up_for_itself() -> None:
-    """A hook of one event loop is not handed out in another."""
-    here = await get_hook_cached("flows_default")
-    assert await asyncio.to_thread(lambda: asyncio.run(get_hook_cached("flows_default"))) is not here
+async def test_each_event_loop_has_its_own_hooks() -> None:
+    """A hook of one event loop is not used on another."""
+    own_hook = await get_hook_cached("flows_default")
+    assert await asyncio.to_thread(lambda: asyncio.run(get_hook_cached("flows_default"))) is not own_hook
 
 
-async def rotated(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the server take a new key only, and Airflow know it; the look-ups so far are some time ago."""
+async def rotate_key(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the key at the server and in Airflow, after a few requests; the cached hooks are not new."""
     assert await wait_for_condition(lambda: len(flow_server.requests) > 3)
     flow_server.keys = {"new"}
     flow_server.connect(monkeypatch, key="new")
     age_hook_cache()
 
 
-async def test_key_that_is_changed_ends_no_wait(
+async def test_rotated_key_ends_no_wait(
     flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When a key is rotated all waits continue with the new one, and each logs it once."""
     caplog.set_level(logging.INFO)
     ids = flow_server.create_runs(20, 2.5)
     runs = asyncio.gather(*(run_trigger(key) for key in ids))
-    await rotated(flow_server, monkeypatch)
+    await rotate_key(flow_server, monkeypatch)
 
     assert [run.flow_run_id for run in await runs if run.is_completed] == ids
-    assert {asked.key for asked in flow_server.requests} == {"key", "new"}
+    assert {request.key for request in flow_server.requests} == {"key", "new"}
 
 
-async def test_key_is_refused_for_good(flow_server: StubFlowServer) -> None:
+async def test_rejected_key_ends_each_wait(flow_server: StubFlowServer) -> None:
     """When the only key is rejected, each wait ends in an error that names the connection once."""
     tasks = asyncio.gather(
         *(run_trigger(key) for key in flow_server.create_runs(15, 60)), return_exceptions=True
@@ -123,30 +123,28 @@ async def test_wrong_key_from_the_start(flow_server: StubFlowServer) -> None:
     assert all("Connection 'flows_default'" in error_text(error, FlowAuthError) for error in errors)
 
 
-async def test_changed_key_reaches_who_came_long_before(
+async def test_rotated_key_reaches_waits_with_older_hooks(
     flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also a wait with a hook from before the last lookup gets the new key."""
     (first, second) = flow_server.create_runs(2, 4.0)
-    old = asyncio.create_task(run_trigger(first))
+    older = asyncio.create_task(run_trigger(first))
     assert await wait_for_condition(lambda: flow_server.requests)
     age_hook_cache(seconds=HOOK_TTL_SECONDS + 1)
-    young = asyncio.create_task(
+    newer = asyncio.create_task(
         run_trigger(second, poll_intervals=(0.3, 0.3))
-    )  # its look-up is made anew, with the old key
+    )  # it looks the connection up again, with the old key
     await asyncio.sleep(0.7)
-    await rotated(flow_server, monkeypatch)
+    await rotate_key(flow_server, monkeypatch)
 
-    assert (await old).is_completed
-    assert (await young).is_completed
+    assert (await older).is_completed
+    assert (await newer).is_completed
 
 
-async def test_key_that_is_changed_twice(
-    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_key_may_be_rotated_twice(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait survives one change of the key after another."""
     runs = asyncio.gather(*(run_trigger(key) for key in flow_server.create_runs(5, 2.5)))
-    await rotated(flow_server, monkeypatch)
+    await rotate_key(flow_server, monkeypatch)
     assert await wait_for_condition(lambda: flow_server.requests[-1].key == "new")
     await asyncio.sleep(0.3)
     flow_server.keys = {"newer"}
@@ -155,7 +153,7 @@ async def test_key_that_is_changed_twice(
     assert all(run.is_completed for run in await runs)
 
 
-async def test_connection_that_is_taken_away_is_an_error_of_ours(
+async def test_deleted_connection_ends_the_wait(
     flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rejected key of a connection that was deleted ends the wait with an error event."""
@@ -171,8 +169,8 @@ async def test_connection_that_is_taken_away_is_an_error_of_ours(
 
 @pytest.mark.usefixtures("flow_server")
 @pytest.mark.parametrize("conn_id", ["flows_default", "missing"])
-def test_event_loop_is_not_held_after_a_lookup(conn_id: str) -> None:
-    """A loop on which a connection was looked up, also in vain, can be collected."""
+def test_event_loop_is_freed_after_a_lookup(conn_id: str) -> None:
+    """A loop on which a connection was looked up, even without success, can be collected."""
 
     async def look_up() -> ref[asyncio.AbstractEventLoop]:
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Tests of values that each event loop has of its own."""
+"""Tests of values that belong to one event loop."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from airflow_provider_flows.triggerer.per_loop import PerLoop
 
 
 async def test_each_loop_has_its_own_value() -> None:
-    """A loop gets the same value each time, and another loop another one."""
+    """A loop gets the same value each time, another loop another one; a value is freed with its loop."""
     values: PerLoop[list[str]] = PerLoop(list)
-    values.get().append("here")
+    values.get().append("own")
 
-    async def elsewhere() -> list[str]:
+    async def get_on_other_loop() -> list[str]:
         return values.get()
 
-    assert values.get() == ["here"]
-    assert await asyncio.to_thread(lambda: asyncio.run(elsewhere())) == []
+    assert values.get() == ["own"]
+    assert await asyncio.to_thread(lambda: asyncio.run(get_on_other_loop())) == []
     gc.collect()
     assert len(values._values) == 1  # the other loop is gone

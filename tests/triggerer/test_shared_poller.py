@@ -44,7 +44,7 @@ async def test_many_triggers_share_few_connections(flow_server: StubFlowServer) 
     assert len(flow_server.peers) <= MAX_CONCURRENT_POLLS
 
 
-async def test_watch_is_shared_by_who_would_ask_the_same(
+async def test_poller_is_shared_by_equal_connections(
     flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections with equal settings share a poller; another key, setting or event loop has its own."""
@@ -54,19 +54,19 @@ async def test_watch_is_shared_by_who_would_ask_the_same(
     names = ("flows_default", "same", "other_key", "other_setting")
     hooks = [await FlowsHook.aget_hook(name) for name in names]
 
-    one, same, *others = [SharedPoller.for_hook(hook) for hook in hooks]
-    elsewhere = await asyncio.to_thread(lambda: asyncio.run(_watch_of(hooks[0])))
+    poller, same, *others = [SharedPoller.for_hook(hook) for hook in hooks]
+    on_other_loop = await asyncio.to_thread(lambda: asyncio.run(_get_poller(hooks[0])))
 
-    assert one is same
-    assert SharedPoller.for_hook(hooks[0]) is one
-    assert len({id(watch) for watch in (one, *others, elsewhere)}) == 4
+    assert poller is same
+    assert SharedPoller.for_hook(hooks[0]) is poller
+    assert len({id(each) for each in (poller, *others, on_other_loop)}) == 4
 
 
-async def _watch_of(hook: FlowsHook) -> SharedPoller:
+async def _get_poller(hook: FlowsHook) -> SharedPoller:
     return SharedPoller.for_hook(hook)
 
 
-async def test_connection_that_broke_hurts_no_other(
+async def test_broken_connection_affects_no_other(
     flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A connection whose CA bundle is deleted during a wait does not affect other connections."""
@@ -74,15 +74,15 @@ async def test_connection_that_broke_hurts_no_other(
     bundle.write_text("")
     flow_server.connect(monkeypatch, "bundled", ca_bundle=str(bundle))
     (first, second) = flow_server.create_runs(2, 0.5)
-    early = asyncio.create_task(run_trigger(first, conn_id="bundled"))
+    bundled = asyncio.create_task(run_trigger(first, conn_id="bundled"))
     assert await wait_for_condition(lambda: flow_server.requests)
     bundle.unlink()
 
     assert (await run_trigger(second)).is_completed
-    assert (await early).is_completed
+    assert (await bundled).is_completed
 
 
-async def test_watch_ends_with_its_last_subscriber(flow_server: StubFlowServer) -> None:
+async def test_poller_ends_with_its_last_wait(flow_server: StubFlowServer) -> None:
     """After the last wait no task and no connection is left, and the next wait gets a new poller."""
     for prefix in ("a", "b"):
         assert all(run.is_completed for run in await run_triggers(flow_server.create_runs(20, 0.2, prefix)))
@@ -91,25 +91,25 @@ async def test_watch_ends_with_its_last_subscriber(flow_server: StubFlowServer) 
     gc.collect()  # a session that was not closed would warn now
 
 
-async def test_event_loop_that_is_over_is_forgotten(flow_server: StubFlowServer) -> None:
-    """What is kept of an event loop does not keep it, nor the keys that were used in it, alive."""
+async def test_closed_event_loop_is_freed(flow_server: StubFlowServer) -> None:
+    """A closed event loop can be collected, with the keys that were used on it."""
     flow_server.create_runs(1, 0.1)
 
-    found: list[asyncio.AbstractEventLoop] = []
+    loops: list[asyncio.AbstractEventLoop] = []
 
-    async def once() -> None:
+    async def run_one_trigger() -> None:
         await run_trigger("r0")
-        found.append(asyncio.get_running_loop())
+        loops.append(asyncio.get_running_loop())
 
-    await asyncio.to_thread(lambda: asyncio.run(once()))
+    await asyncio.to_thread(lambda: asyncio.run(run_one_trigger()))
     gc.collect()
     assert not [
-        kept for kept in gc.get_referrers(found[0]) if isinstance(kept, asyncio.Future)
+        referrer for referrer in gc.get_referrers(loops[0]) if isinstance(referrer, asyncio.Future)
     ]  # a task is one
 
 
-async def test_coming_and_going_loses_nobody(flow_server: StubFlowServer) -> None:
-    """Waits that begin and are given up at any moment leave every other one its run."""
+async def test_waits_that_come_and_go_do_not_affect_others(flow_server: StubFlowServer) -> None:
+    """Waits that start and are cancelled at any time do not affect the results of others."""
     flow_server.create_runs(1, 0.0, "over")
     flow_server.create_runs(1, 60.0, "long")
     hook = await FlowsHook.aget_hook("flows_default")
@@ -133,7 +133,7 @@ async def test_coming_and_going_loses_nobody(flow_server: StubFlowServer) -> Non
     assert await wait_for_condition(lambda: flow_server.open_connections == 0)
 
 
-async def test_who_comes_at_the_end_is_served(flow_server: StubFlowServer) -> None:
+async def test_wait_that_starts_as_the_poller_ends_works(flow_server: StubFlowServer) -> None:
     """A wait that starts while the poller ends, a few turns of the loop earlier or later, works."""
     flow_server.create_runs(1, 0.0)
     hook = await FlowsHook.aget_hook("flows_default")
@@ -145,8 +145,8 @@ async def test_who_comes_at_the_end_is_served(flow_server: StubFlowServer) -> No
     assert await wait_for_idle_loop()
 
 
-async def test_watch_does_not_outlive_requests_that_hang(flow_server: StubFlowServer) -> None:
-    """When all have left, requests without answer hold the watch no longer, however many wait for a place."""
+async def test_poller_ends_despite_hanging_requests(flow_server: StubFlowServer) -> None:
+    """When all waits are cancelled the poller ends, however many polls hang or are queued."""
     flow_server.run_response = lambda *_: ApiResponse({}, delay=3600)
     flow_server.list_response = lambda _: ApiResponse({}, 404)
     tasks = [
@@ -162,8 +162,8 @@ async def test_watch_does_not_outlive_requests_that_hang(flow_server: StubFlowSe
     assert await wait_for_condition(lambda: flow_server.open_connections == 0)
 
 
-async def test_gone_subscribers_hold_no_place(flow_server: StubFlowServer) -> None:
-    """A trigger that is cancelled in the middle of a request that hangs takes nobody's place from then on."""
+async def test_cancelled_wait_frees_its_worker(flow_server: StubFlowServer) -> None:
+    """A trigger that is cancelled during a hanging request no longer occupies a worker."""
     flow_server.list_response = lambda _: ApiResponse({}, 404)
     flow_server.run_response = lambda key, _: ApiResponse(
         flow_server.row(key), delay=3600 if key.startswith("stuck") else 0
@@ -183,7 +183,7 @@ async def test_gone_subscribers_hold_no_place(flow_server: StubFlowServer) -> No
         assert (await other).is_completed
 
 
-async def test_cancelled_trigger_hurts_nobody(flow_server: StubFlowServer) -> None:
+async def test_cancelled_triggers_do_not_affect_others(flow_server: StubFlowServer) -> None:
     """Cancelled triggers, the first one among them, do not affect the others."""
     ids = flow_server.create_runs(40, 0.6)
     tasks = [asyncio.create_task(run_trigger(key)) for key in ids]
@@ -191,12 +191,12 @@ async def test_cancelled_trigger_hurts_nobody(flow_server: StubFlowServer) -> No
     for task in tasks[::2]:
         task.cancel()
 
-    told = await asyncio.gather(*tasks, return_exceptions=True)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert all(isinstance(one, asyncio.CancelledError) for one in told[::2])
-    assert [one.flow_run_id for one in told[1::2] if isinstance(one, FlowRun) and one.is_completed] == ids[
-        1::2
-    ]
+    assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
+    assert [
+        result.flow_run_id for result in results[1::2] if isinstance(result, FlowRun) and result.is_completed
+    ] == ids[1::2]
 
 
 MALFORMED = [
@@ -211,42 +211,42 @@ MALFORMED = [
 ]
 
 
-async def test_malformed_answer_hurts_its_run_only(flow_server: StubFlowServer) -> None:
+async def test_malformed_response_affects_one_run(flow_server: StubFlowServer) -> None:
     """Unreadable responses about one run do not end its wait and do not affect the others."""
     ids = flow_server.create_runs(5, 0.4)
-    answers = iter(MALFORMED)
+    bodies = iter(MALFORMED)
     flow_server.run_response = lambda key, _: ApiResponse(
-        next(answers, flow_server.row(key)) if key == "r0" else flow_server.row(key)
+        next(bodies, flow_server.row(key)) if key == "r0" else flow_server.row(key)
     )
-    began = time.monotonic()
+    started_at = time.monotonic()
     slow = asyncio.create_task(run_trigger("r0"))
 
     assert all(run.is_completed for run in await run_triggers(ids[1:]))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - started_at < 3
     assert (await slow).is_completed
     assert len(flow_server.poll_requests(["r0"])) > len(MALFORMED)
 
 
-async def test_refused_look_ends_its_wait_only(flow_server: StubFlowServer) -> None:
+async def test_permanent_error_ends_one_wait(flow_server: StubFlowServer) -> None:
     """A run that the service does not know ends its own wait with FlowNotFound."""
     ids = flow_server.create_runs(3, 0.5)
-    told = await asyncio.gather(*(run_trigger(key) for key in [*ids, "nobody"]), return_exceptions=True)
-    assert error_text(told.pop(), FlowNotFound).count("Connection 'flows_default'") == 1  # type: ignore[arg-type]
-    assert [isinstance(one, FlowRun) and one.is_completed for one in told] == [True] * 3
+    results = await asyncio.gather(*(run_trigger(key) for key in [*ids, "unknown"]), return_exceptions=True)
+    assert error_text(results.pop(), FlowNotFound).count("Connection 'flows_default'") == 1  # type: ignore[arg-type]
+    assert [isinstance(result, FlowRun) and result.is_completed for result in results] == [True] * 3
 
 
-WHO: ContextVar[str] = ContextVar("who", default="nobody")
+TRIGGER_RUN: ContextVar[str] = ContextVar("trigger_run", default="none")
 
 
-async def test_lines_are_told_in_the_triggers_own_context(flow_server: StubFlowServer) -> None:
+async def test_lines_are_logged_in_their_triggers_context(flow_server: StubFlowServer) -> None:
     """Lines about a run are logged in the context of its own trigger, whichever one started the poller."""
-    heard: list[tuple[str, str]] = []
+    lines: list[tuple[str, str]] = []
 
     async def wait(key: str) -> None:
-        WHO.set(key)
+        TRIGGER_RUN.set(key)
         await run_trigger(key)
 
-    handler = Heard(heard)
+    handler = ContextHandler(lines)
     logger = logging.getLogger("airflow_provider_flows")
     logger.addHandler(handler)
     try:
@@ -254,23 +254,23 @@ async def test_lines_are_told_in_the_triggers_own_context(flow_server: StubFlowS
     finally:
         logger.removeHandler(handler)
 
-    assert {who for who, _ in heard} == {f"r{number}" for number in range(15)}
-    assert all(f"flow run {who} " in line for who, line in heard)
+    assert {key for key, _ in lines} == {f"r{number}" for number in range(15)}
+    assert all(f"flow run {key} " in line for key, line in lines)
 
 
-class Heard(logging.Handler):
-    """A log that keeps who wrote each line."""
+class ContextHandler(logging.Handler):
+    """Records each line with the run of the trigger in whose context it was logged."""
 
-    def __init__(self, heard: list[tuple[str, str]]) -> None:
+    def __init__(self, lines: list[tuple[str, str]]) -> None:
         super().__init__()
-        self._heard = heard
+        self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
-        self._heard.append((WHO.get(), record.getMessage()))
+        """Record a line."""
+        self._lines.append((TRIGGER_RUN.get(), record.getMessage()))
 
 
-async def test_promptchainer_has_nothing_to_watch(
+async def test_promptchainer_runs_cannot_be_polled(
     flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trigger for a PromptChainer connection ends at once with an error that says why."""
@@ -282,7 +282,7 @@ async def test_promptchainer_has_nothing_to_watch(
         await run_trigger("any", conn_id="promptchainer_default")
 
 
-async def test_hundreds_at_once_all_end_right(
+async def test_hundreds_of_concurrent_triggers(
     flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of three hundred concurrent triggers has one event, for its own run, completed."""
@@ -296,8 +296,8 @@ async def test_hundreds_at_once_all_end_right(
     assert await wait_for_idle_loop()
 
 
-async def test_wait_past_its_deadline_still_looks_once(flow_server: StubFlowServer) -> None:
-    """A wait whose deadline has passed still looks once: a run that is over by then is not late."""
+async def test_wait_past_its_deadline_polls_once(flow_server: StubFlowServer) -> None:
+    """A wait whose deadline has passed still polls once, and returns the run if it is final."""
     flow_server.create_runs(1, 0.0)
     assert (
         await wait_in_poller(await FlowsHook.aget_hook("flows_default"), "r0", time.time() - 10)

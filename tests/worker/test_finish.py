@@ -488,7 +488,9 @@ def test_sensor_validates_output_path_once_in_a_try(emulator: Emulator, tmp_path
     (tmp_path / "file").write_text("content")
     sensor = FlowRunSensor(task_id="s", flow_run_id=run.flow_run_id, output_path=str(tmp_path / "file" / "x"))
     sensor.flows_conn_id = "generio_default"
-    try_context = context(Store({WAIT_STATE_KEY: {"since": time.time(), "failed_polls": 0, "try_number": 1}}))
+    try_context = context(
+        Store({WAIT_STATE_KEY: {"waiting_since": time.time(), "failed_polls": 0, "try_number": 1}})
+    )
     try_context["ti"].get_first_reschedule_date = lambda _: try_context["ti"].start_date
     with pytest.raises(AirflowRescheduleException):
         sensor.execute(try_context)

@@ -75,14 +75,15 @@ class FinishedRuns:
         incomplete_ids = [run.flow_run_id for run in newest if self._is_unknown(run)]
         active_ids = (run.flow_run_id for run in newest if not run.is_final and not _is_incomplete(run))
         candidates = (*vanished_ids, *incomplete_ids)
-        state = replace(
+        finished_runs = replace(
             self,
             active_ids=frozenset(vanished_ids).union(
                 active_ids, self.active_ids.intersection(incomplete_ids)
             ),
             last_polls={key: self.last_polls[key] for key in candidates if key in self.last_polls},
         )
-        return state, sorted(candidates, key=lambda key: self.last_polls.get(key, 0))[:MAX_POLLS_PER_LIST]
+        longest_unpolled = sorted(candidates, key=lambda key: self.last_polls.get(key, 0))
+        return finished_runs, longest_unpolled[:MAX_POLLS_PER_LIST]
 
     def after_polls(
         self,
@@ -105,15 +106,15 @@ class FinishedRuns:
         gone_ids = {key for key, result in polls.items() if isinstance(result, FlowNotFound)}
         active_ids = self.active_ids.union(key for key, run in polled_runs if not run.is_final)
         numbers = range(self.poll_count + 1, self.poll_count + 1 + len(polls))
-        state = FinishedRuns(
+        finished_runs = FinishedRuns(
             {**self.final_runs, **final_runs},
             active_ids - final_runs.keys() - gone_ids,
             {**self.observed_ends, **observed_ends},
             {**self.last_polls, **dict(zip(polls, numbers, strict=True))},
             self.poll_count + len(polls),
         )
-        state, run_ends = state._with_ends(listed_runs)
-        return state, Snapshot(requested_at, run_ends, state.knows_all(listed_runs))
+        finished_runs, run_ends = finished_runs._with_ends(listed_runs)
+        return finished_runs, Snapshot(requested_at, run_ends, finished_runs.knows_all(listed_runs))
 
     def knows_all(self, listed_runs: Sequence[FlowRun]) -> bool:
         """Return whether it is known of each listed run if it is final, and when it ended."""
@@ -161,11 +162,11 @@ class EventCursor:
     Times are by the service's clock, which its rows or its Date header show; the local clock is used only for
     a first list without either. A run counts by its end, not by its start, so that a long run is not missed.
 
-    :param since: that time, None before the first snapshot.
+    :param emitted_until: that time, None before the first snapshot.
     :param ends: the end times of the runs that ended since, by id.
     """
 
-    since: float | None = None
+    emitted_until: float | None = None
     ends: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -176,12 +177,13 @@ class EventCursor:
         stored = data.get("ends")
         ends = stored.items() if isinstance(stored, Mapping) else ()
         return cls(
-            float(data["since"]), {str(key): float(end) for key, end in ends if isinstance(end, (int, float))}
+            float(data["emitted_until"]),
+            {str(key): float(end) for key, end in ends if isinstance(end, (int, float))},
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the cursor as plain JSON values."""
-        return {"since": self.since, "ends": dict(self.ends)}
+        return {"emitted_until": self.emitted_until, "ends": dict(self.ends)}
 
     def after(
         self, snapshot: Snapshot, matches: Callable[[FlowRun], bool]
@@ -191,11 +193,11 @@ class EventCursor:
         :param matches: whether the watcher wants a run.
         :returns: the same cursor if nothing has changed.
         """
-        if self.since is None:
+        if self.emitted_until is None:
             return self._after_first(snapshot, matches), []
         new: list[RunEnd] = []
         for end, run in snapshot.run_ends:
-            if end < self.since:
+            if end < self.emitted_until:
                 break
             if run.flow_run_id not in self.ends and matches(run):
                 new.append((end, run))
@@ -204,35 +206,36 @@ class EventCursor:
         ends = {**self.ends, **{run.flow_run_id: end for end, run in new}}
         # an end in the future comes from a wrong clock, and must not move the cursor there
         newest = min(max(ends.values()), snapshot.requested_at)
-        return _bounded_cursor(self.since, ends, newest - OVERLAP_SECONDS), [run for _, run in reversed(new)]
+        cursor = _bounded_cursor(self.emitted_until, ends, newest - OVERLAP_SECONDS)
+        return cursor, [run for _, run in reversed(new)]
 
     def _after_first(self, snapshot: Snapshot, matches: Callable[[FlowRun], bool]) -> EventCursor:
         ends = {run.flow_run_id: end for end, run in snapshot.run_ends if matches(run)}
         newest = max(
             (min(end, snapshot.requested_at) for end, _ in snapshot.run_ends), default=OVERLAP_SECONDS
         )
-        since = newest - OVERLAP_SECONDS if snapshot.is_complete else snapshot.requested_at
-        return _bounded_cursor(0.0, ends, since)
+        emitted_until = newest - OVERLAP_SECONDS if snapshot.is_complete else snapshot.requested_at
+        return _bounded_cursor(0.0, ends, emitted_until)
 
 
 def is_cursor_state(data: Any) -> bool:
     """Return whether this is what `EventCursor.to_dict` returned for a cursor that has a snapshot."""
-    since = data.get("since") if isinstance(data, Mapping) else None
-    return isinstance(since, (int, float)) and math.isfinite(since)
+    emitted_until = data.get("emitted_until") if isinstance(data, Mapping) else None
+    return isinstance(emitted_until, (int, float)) and math.isfinite(emitted_until)
 
 
-def _bounded_cursor(since: float, ends: Mapping[str, float], new_since: float) -> EventCursor:
+def _bounded_cursor(previous: float, ends: Mapping[str, float], emitted_until: float) -> EventCursor:
     """Move a cursor to a later time, and further if more runs ended since than can be stored."""
-    since, room = max(since, new_since), MAX_CURSOR_CHARACTERS
+    emitted_until, room = max(previous, emitted_until), MAX_CURSOR_CHARACTERS
     recent: dict[str, float] = {}
     for key, end in sorted(ends.items(), key=lambda item: item[1], reverse=True):
         room -= len(json.dumps({key: end}))
         if room < 0:
-            since = max(since, math.nextafter(end, math.inf))
-        if end < since:
+            emitted_until = max(emitted_until, math.nextafter(end, math.inf))
+        if end < emitted_until:
             break
         recent[key] = end
-    return EventCursor(since, {key: end for key, end in recent.items() if end >= since})
+    return EventCursor(emitted_until, {key: end for key, end in recent.items() if end >= emitted_until})
 
 
 def _is_incomplete(run: FlowRun) -> bool:

@@ -48,7 +48,7 @@ class ProgressLogger:
         self._raw_state, self._is_failing = data.get("raw_state"), bool(data.get("is_failing"))
         self._progress = float(data.get("progress", 0.0))
 
-    def on_run(self, run: FlowRun, state: PollState, now: float) -> None:
+    def on_run(self, run: FlowRun, poll_state: PollState, now: float) -> None:
         """Log what is new after a poll that brought the run."""
         if self._is_failing:
             self._is_failing = False
@@ -59,20 +59,20 @@ class ProgressLogger:
         has_advanced = run.progress - self._progress >= MIN_PROGRESS_STEP
         if has_advanced and not run.is_final and now - self._logged_at >= self._min_log_interval:
             self._progress, self._logged_at = run.progress, now
-            self._log_progress(run, age(run, now, state.since), state.forecast.end)
+            self._log_progress(run, age(run, now, poll_state.waiting_since), poll_state.forecast.end)
 
-    def on_failed_poll(self, flow_run_id: str, state: PollState) -> None:
+    def on_failed_poll(self, poll_state: PollState) -> None:
         """Log a failed poll: the first of a series, and each time that their number has doubled."""
         self._is_failing = True
-        count = state.failed_polls
+        count = poll_state.failed_polls
         if count & (count - 1) == 0:
-            line = f"The flow run {flow_run_id} could not be polled ({count} in a row); polling continues"
-            self._log(logging.WARNING, f"{line}: {state.last_error}")
+            line = f"The flow run {poll_state.flow_run_id} could not be polled ({count} in a row)"
+            self._log(logging.WARNING, f"{line}; polling continues: {poll_state.last_error}")
 
     def _log_state(self, run: FlowRun) -> None:
         if run.state is FlowState.UNKNOWN:
-            state = f"{run.raw_state!r}, which this provider does not know"
-            self._log(logging.WARNING, f"The {run} is in state {state}; polling continues")
+            unknown = f"{run.raw_state!r}, which this provider does not know"
+            self._log(logging.WARNING, f"The {run} is in state {unknown}; polling continues")
         elif run.is_final:
             duration = "" if run.duration is None else f" after {run.duration:.1f} s"
             self._log(logging.INFO, f"The {run} is {run.raw_state}{duration}")

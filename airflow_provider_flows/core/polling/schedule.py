@@ -1,6 +1,7 @@
-"""When to poll a flow run next: intervals, the deadline, the forecast of its end, and the state of a wait.
+"""What to do after a poll of a flow run: poll again after a delay, return the final run, or give up.
 
-Everything here is pure: immutable values in, immutable values out. Times are epoch seconds, durations
+`next_step` decides it, from the intervals, the deadline, the forecast of the run's end and the state of the
+wait. Everything here is pure: immutable values in, immutable values out. Times are epoch seconds, durations
 seconds.
 """
 
@@ -12,11 +13,10 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError, FlowTimeout
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.exceptions import FlowServiceError
     from airflow_provider_flows.core.flow_run import FlowRun
 
 AGE_DIVISOR = 10  # the detection delay may be a tenth of the run's age
@@ -107,7 +107,8 @@ class PollState(NamedTuple):
 
     It is a tuple, because a triggerer creates one for each poll.
 
-    :param since: epoch seconds at which the wait began.
+    :param flow_run_id: the run that is waited for.
+    :param waiting_since: epoch seconds at which the wait began.
     :param run: the run of the last successful poll, None before the first.
     :param forecast: the expected end of the run.
     :param failed_polls: failed polls since the last successful one.
@@ -115,7 +116,8 @@ class PollState(NamedTuple):
     :param last_error: the error of the last poll, None if it succeeded.
     """
 
-    since: float
+    flow_run_id: str
+    waiting_since: float
     run: FlowRun | None = None
     forecast: Forecast = NO_FORECAST
     failed_polls: int = 0
@@ -126,30 +128,50 @@ class PollState(NamedTuple):
         """Return the state after a poll or a list request that returned the run."""
         run = _fill_from_previous(run, self.run)
         forecast = self.forecast.after(run, now, schedule.poll_interval * (1 - JITTER))
-        return PollState(self.since, run, forecast)
+        return PollState(self.flow_run_id, self.waiting_since, run, forecast)
 
     def after_error(self, error: FlowServiceError) -> PollState:
-        """Return the state after a failed poll.
-
-        :raises FlowServiceError: `error` itself, if it is permanent and the last of `MAX_PERMANENT_ERRORS`.
-        """
-        permanent_errors = self.permanent_errors + (not error.is_transient)
-        if not error.is_transient and permanent_errors >= MAX_PERMANENT_ERRORS:
-            raise error
+        """Return the state after a failed poll."""
         return self._replace(
-            failed_polls=self.failed_polls + 1, permanent_errors=permanent_errors, last_error=error
+            failed_polls=self.failed_polls + 1,
+            permanent_errors=self.permanent_errors + (not error.is_transient),
+            last_error=error,
         )
 
+    @property
+    def needs_confirmation(self) -> bool:
+        """Whether the service has rejected a poll, and the next polls may show that it was no mistake."""
+        return self.permanent_errors > 0 and self.failed_polls < MAX_PERMANENT_ERRORS
 
-class NextPoll(NamedTuple):
-    """When to poll next.
 
-    :param delay: seconds from now.
+class Delay(NamedTuple):
+    """Poll again.
+
+    :param seconds: from now.
     :param is_at_expected_end: whether the run should be final by then.
     """
 
-    delay: float
+    seconds: float
     is_at_expected_end: bool = False
+
+
+class Done(NamedTuple):
+    """The wait has ended: the run is final."""
+
+    run: FlowRun
+
+
+class Failed(NamedTuple):
+    """The wait has ended without a final run.
+
+    :param error: FlowTimeout after the deadline, otherwise the permanent error that the service returned.
+    """
+
+    error: FlowServiceError | FlowTimeout
+
+
+Step = Delay | Done | Failed
+"""What a wait does next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +226,14 @@ class Schedule:
         """Return whether the deadline has passed."""
         return self.deadline is not None and now >= self.deadline
 
-    def next_poll(self, state: PollState, now: float) -> NextPoll:
-        """Decide when to poll next; at the latest at the deadline."""
+    def poll_delay(self, state: PollState, now: float) -> Delay:
+        """Return the delay until the next poll, which is at the deadline at the latest."""
         if state.last_error is not None:
-            return NextPoll(self.backoff_delay(state.failed_polls, now, state.last_error.retry_after))
+            return Delay(self.backoff_delay(state.failed_polls, now, state.last_error.retry_after))
         end, uncertainty = state.forecast.end, state.forecast.uncertainty
-        usual = max(self.poll_interval, age(state.run, now, state.since) / AGE_DIVISOR)
+        usual = max(self.poll_interval, age(state.run, now, state.waiting_since) / AGE_DIVISOR)
         if end is None:
-            return NextPoll(self._limit(usual, now))
+            return Delay(self._limit(usual, now))
         remaining = end - now
         if remaining <= 0:  # it may end at any time
             delay = self._limit(min(usual, max(self.poll_interval, -remaining / 2)), now)
@@ -222,7 +244,7 @@ class Schedule:
         else:
             unpolled = min(remaining - uncertainty, MAX_UNPOLLED_FRACTION * remaining)
             delay = self._limit(max(usual, unpolled), now)
-        return NextPoll(delay, now < end <= now + delay)
+        return Delay(delay, now < end <= now + delay)
 
     def backoff_delay(self, failed_polls: int, now: float, retry_after: float | None) -> float:
         """Return the seconds until the next poll after so many failed ones.
@@ -246,6 +268,49 @@ class Schedule:
 
     def _limit_to_deadline(self, delay: float, now: float) -> float:
         return delay if self.deadline is None else max(0.0, min(delay, self.deadline - now))
+
+
+def next_step(
+    schedule: Schedule,
+    state: PollState,
+    observation: FlowRun | FlowServiceError | None,
+    now: float,
+    observed_at: float | None = None,
+) -> tuple[PollState, Step]:
+    """Return the state of a wait after an observation, and what the wait does next.
+
+    :param observation: the run or the error of a poll, None if there was none since the last step.
+    :param observed_at: when the service read the run, if that was before `now`.
+    """
+    if isinstance(observation, FlowServiceError):
+        failed = state.after_error(observation)
+        if not observation.is_transient and failed.permanent_errors >= MAX_PERMANENT_ERRORS:
+            # without this error in the counts: if its cause is removed, the wait continues as before it
+            return state._replace(last_error=observation), Failed(observation)
+        state = failed
+    elif observation is not None:
+        state = state.after_run(observation, now if observed_at is None else observed_at, schedule)
+    if state.run is not None and state.run.is_final:
+        return state, Done(state.run)
+    if schedule.is_expired(now):
+        return state, Failed(deadline_error(state))
+    return state, schedule.poll_delay(state, now)
+
+
+def deadline_error(state: PollState) -> FlowTimeout:
+    """Return the error that reports the passed deadline and the run's last known state."""
+    run = state.run
+    subject = f"flow run {state.flow_run_id}" if run is None else str(run)
+    last_state = (
+        "No poll succeeded"
+        if run is None
+        else f"At the last successful poll it was {run.raw_state!r} at {run.progress:.0%}"
+    )
+    last_failure = f"; the last poll failed: {state.last_error}" if state.last_error else ""
+    return FlowTimeout(
+        f"The deadline passed before the {subject} was final. {last_state}{last_failure}. "
+        "If runs of this flow take this long, increase timeout."
+    )
 
 
 def age(run: FlowRun | None, now: float, waiting_since: float) -> float:

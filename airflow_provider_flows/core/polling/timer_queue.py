@@ -24,13 +24,13 @@ class TimerQueue(Generic[Member]):
 
     def schedule(self, member: Member, due: float) -> None:
         """Add a member, or replace the time at which it is due."""
-        self.cancel(member)
+        self.discard(member)
         self._last_entry_id += 1
         self._entry_ids[member] = self._last_entry_id
         self._members[self._last_entry_id] = member
         heapq.heappush(self._heap, (due, self._last_entry_id))
 
-    def cancel(self, member: Member) -> None:
+    def discard(self, member: Member) -> None:
         """Remove a member, if it is there."""
         if (entry_id := self._entry_ids.pop(member, None)) is not None:
             del self._members[entry_id]
@@ -54,7 +54,7 @@ class TimerQueue(Generic[Member]):
         """Remove and return the members that are due by a time, in their order."""
         due_members = self.due_by(until)
         for member in due_members:
-            self.cancel(member)
+            self.discard(member)
         return due_members
 
     def _entries_by(self, until: float) -> Iterator[tuple[float, int]]:

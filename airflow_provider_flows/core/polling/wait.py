@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_flows.core.exceptions import FlowServiceError, FlowTimeout
+from airflow_provider_flows.core.exceptions import FlowServiceError
 from airflow_provider_flows.core.http import Sleep
 from airflow_provider_flows.core.polling.progress_log import ProgressLogger
-from airflow_provider_flows.core.polling.schedule import MAX_PERMANENT_ERRORS, Forecast, NextPoll, PollState
+from airflow_provider_flows.core.polling.schedule import Delay, Done, Failed, Forecast, PollState, next_step
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.polling.progress_log import LogFunction
-    from airflow_provider_flows.core.polling.schedule import Schedule
+    from airflow_provider_flows.core.polling.schedule import Schedule, Step
 
 MAX_CONFIRM_DELAY_SECONDS = 10.0  # a worker is blocked while it confirms a rejection
 
@@ -24,8 +24,8 @@ MAX_CONFIRM_DELAY_SECONDS = 10.0  # a worker is blocked while it confirms a reje
 class Wait:
     """The wait for one flow run. `poll` is the only way in which it sends requests.
 
-    `schedule.py` decides when to poll next. This class performs no I/O: the driver sends the requests and
-    sleeps.
+    `schedule.next_step` decides what comes after a poll; this class carries it out, logs and counts. It
+    performs no I/O: the driver sends the requests and sleeps.
     """
 
     # Thousands live in one triggerer, on whose loop the garbage collector visits each object.
@@ -36,9 +36,8 @@ class Wait:
         "_is_restored",
         "_on_final",
         "_progress_logger",
-        "flow_run_id",
+        "poll_state",
         "schedule",
-        "state",
     )
 
     def __init__(
@@ -63,9 +62,8 @@ class Wait:
         :param on_final: called with the final run, the seconds waited, and the detection delay in seconds or
             None.
         """
-        self.flow_run_id = flow_run_id
         self.schedule = schedule
-        self.state = PollState(clock())
+        self.poll_state = PollState(flow_run_id, clock())
         self._get_run = get_run
         self._clock = clock
         self._is_restored = False
@@ -75,9 +73,9 @@ class Wait:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what another process needs to continue this wait and log nothing twice, as JSON values."""
-        state = self.state
+        state = self.poll_state
         counts = {
-            "since": state.since,
+            "waiting_since": state.waiting_since,
             "failed_polls": state.failed_polls,
             "permanent_errors": state.permanent_errors,
         }
@@ -85,58 +83,75 @@ class Wait:
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Continue the wait of another process, by what its `to_dict` returned."""
-        self.state = PollState(
-            since=float(data["since"]),
-            run=self.state.run,
+        self.poll_state = self.poll_state._replace(
+            waiting_since=float(data["waiting_since"]),
             forecast=Forecast.from_dict(data.get("forecast")),
             failed_polls=int(data["failed_polls"]),
             permanent_errors=int(data.get("permanent_errors", 0)),
-            last_error=self.state.last_error,
         )
         self._progress_logger.restore(data)
         self._is_restored = True
 
     @property
+    def flow_run_id(self) -> str:
+        """The id of the run."""
+        return self.poll_state.flow_run_id
+
+    @property
     def run(self) -> FlowRun | None:
         """The run of the last successful poll, with its expected end while active; None before the first."""
-        run, end = self.state.run, self.state.forecast.end
+        run, end = self.poll_state.run, self.poll_state.forecast.end
         return run if run is None or run.is_final or end is None else replace(run, expected_end_epoch=end)
 
     def initial_delay(self) -> float:
         """Return the seconds until the first poll: 0, unless another process has polled before."""
         if not self._is_restored:
             return 0.0
-        return self.schedule.next_poll(self.state._replace(last_error=None), self._clock()).delay
+        return self._delay_after(self.poll_state._replace(last_error=None))
+
+    def next_delay(self) -> float:
+        """Return the seconds until the next poll, 0 if the wait has ended."""
+        return self._delay_after(self.poll_state)
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the deadline, 0 after it, None without one."""
         return None if self.schedule.deadline is None else max(0.0, self.schedule.deadline - self._clock())
 
-    def next_poll(self) -> NextPoll:
-        """Return when to poll next.
-
-        :raises FlowTimeout: the deadline has passed.
-        """
-        now = self._clock()
-        if self.schedule.is_expired(now):
-            raise self.deadline_error()
-        return self.schedule.next_poll(self.state, now)
-
-    def poll(self) -> Conversation[FlowRun | None]:
-        """Poll once; return the run, or None if the poll failed, which does not end the wait.
-
-        :raises FlowServiceError: a permanent error (401, 404, ...) for the third time.
-        """
+    def poll(self) -> Conversation[Step]:
+        """Poll once; return what to do next. No error of the service is raised."""
         if self._count_poll is not None:
             self._count_poll()
         try:
             run = yield from self._get_run(self.flow_run_id)
         except FlowServiceError as error:
-            self.state = self.state.after_error(error)
-            self._progress_logger.on_failed_poll(self.flow_run_id, self.state)
-            return None
-        self.record_poll(run)
-        return self.state.run
+            self.poll_state, step = next_step(self.schedule, self.poll_state, error, self._clock())
+            if not (isinstance(step, Failed) and step.error is error):
+                self._progress_logger.on_failed_poll(self.poll_state)
+            return step
+        return self.record_poll(run)
+
+    def poll_once(self) -> Conversation[FlowRun | None]:
+        """Poll once, for a caller that continues the wait elsewhere, or later.
+
+        :returns: the run, or None if the poll failed. Whether the deadline has passed is left to the next
+            poll.
+        :raises FlowServiceError: a permanent error (401, 404, ...) for the third time.
+        """
+        step = yield from self.poll()
+        if isinstance(step, Failed) and isinstance(step.error, FlowServiceError):
+            raise step.error
+        return None if self.poll_state.last_error else self.poll_state.run
+
+    def poll_confirming_errors(self) -> Conversation[FlowRun | None]:
+        """Poll once, and again soon after a permanent error, for a caller that cannot save the wait's state.
+
+        :raises FlowServiceError: a permanent error (401, 404, ...) for the third time.
+        """
+        run = yield from self.poll_once()
+        while self.poll_state.needs_confirmation:
+            yield Sleep(min(self.next_delay(), MAX_CONFIRM_DELAY_SECONDS))
+            run = yield from self.poll_once()
+        return run
 
     def poll_until_final(self, on_update: Callable[[FlowRun], None] | None = None) -> Conversation[FlowRun]:
         """Poll until the run is final, and return it.
@@ -146,55 +161,37 @@ class Wait:
         :raises FlowServiceError: a permanent error (401, 404, ...) for the third time.
         """
         while True:
-            run = yield from self.poll()
-            if run is not None:
-                if on_update is not None:
-                    on_update(self.run or run)
-                if run.is_final:
+            step = yield from self.poll()
+            if on_update is not None and self.poll_state.last_error is None and self.run is not None:
+                on_update(self.run)
+            match step:
+                case Done(run):
                     return run
-            yield Sleep(self.next_poll().delay)
+                case Failed(error):
+                    raise error
+                case Delay(seconds):
+                    yield Sleep(seconds)
 
-    def poll_confirming_errors(self) -> Conversation[FlowRun | None]:
-        """Poll, and again soon after a permanent error, for a caller that cannot save the state of the wait.
+    def record_poll(self, run: FlowRun, observed_at: float | None = None) -> Step:
+        """Record the run as a poll or a list request returned it; return what to do next.
 
-        :raises FlowServiceError: a permanent error (401, 404, ...) for the third time.
+        :param observed_at: epoch seconds at which the service observed it, if not just now.
         """
-        run = yield from self.poll()
-        for _ in range(MAX_PERMANENT_ERRORS - 1):
-            if not self.state.permanent_errors:
-                break
-            yield Sleep(min(self.next_poll().delay, MAX_CONFIRM_DELAY_SECONDS))
-            run = yield from self.poll()
-        return run
-
-    def record_poll(self, run: FlowRun, now: float | None = None) -> None:
-        """Record the run as a poll or a list request returned it.
-
-        :param now: epoch seconds at which the service observed it, if not just now.
-        """
-        now = self._clock() if now is None else now
-        self.state = state = self.state.after_run(run, now, self.schedule)
-        run = state.run or run
-        self._progress_logger.on_run(run, state, now)
+        now = self._clock()
+        observed_at = now if observed_at is None else observed_at
+        self.poll_state, step = next_step(self.schedule, self.poll_state, run, now, observed_at)
+        run = self.poll_state.run or run  # with what only earlier polls returned
+        self._progress_logger.on_run(run, self.poll_state, observed_at)
         if run.is_final and self._on_final is not None:
-            detection_delay = None if run.finished_at is None else max(0.0, now - to_epoch(run.finished_at))
-            self._on_final(run, now - state.since, detection_delay)
+            finished_at = None if run.finished_at is None else to_epoch(run.finished_at)
+            detection_delay = None if finished_at is None else max(0.0, observed_at - finished_at)
+            self._on_final(run, observed_at - self.poll_state.waiting_since, detection_delay)
+        return step
 
     def reset_permanent_errors(self) -> None:
         """Forget the permanent errors so far, because their cause was changed."""
-        self.state = self.state._replace(permanent_errors=0)
+        self.poll_state = self.poll_state._replace(permanent_errors=0)
 
-    def deadline_error(self) -> FlowTimeout:
-        """Create the error that reports the passed deadline and the run's last known state."""
-        run, last_error = self.state.run, self.state.last_error
-        subject = f"flow run {self.flow_run_id}" if run is None else str(run)
-        last_state = (
-            "No poll succeeded"
-            if run is None
-            else f"At the last successful poll it was {run.raw_state!r} at {run.progress:.0%}"
-        )
-        last_failure = f"; the last poll failed: {last_error}" if last_error else ""
-        return FlowTimeout(
-            f"The deadline passed before the {subject} was final. {last_state}{last_failure}. "
-            "If runs of this flow take this long, increase timeout."
-        )
+    def _delay_after(self, poll_state: PollState) -> float:
+        _, step = next_step(self.schedule, poll_state, None, self._clock())
+        return step.seconds if isinstance(step, Delay) else 0.0

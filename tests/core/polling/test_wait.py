@@ -1,4 +1,4 @@
-"""Tests of the wait: what does not end it, what ends it, and what it logs.
+"""Tests of the wait: what does not end it, what ends it, what it saves, and what it reports to its observers.
 
 Both drivers run it, over scripted responses, with a clock that only their sleeps advance.
 """
@@ -6,7 +6,6 @@ Both drivers run it, over scripted responses, with a clock that only their sleep
 from __future__ import annotations
 
 import json
-import logging
 from typing import Any
 
 import pytest
@@ -19,71 +18,46 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     FlowTimeout,
 )
-from airflow_provider_flows.core.flow_run import FlowRun
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.http import Response
-from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.polling.wait import Wait
+from airflow_provider_flows.core.polling.schedule import Delay
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
-from airflow_provider_flows.services.generio.api import Generio
-from tests.support.scripted_transport import NOON, ScriptedTransport, json_response, no_response
+from tests.support.scripted_transport import NOON, json_response, no_response
+from tests.support.scripted_wait import ScriptedWait, run_response
 
 HTML = json_response(b"<html><body>502 Bad Gateway</body></html>")
-CUT = json_response(b'{"flow_id": "r", "state": "runn')
-TRANSIENT = [no_response(), HTML, CUT, *(json_response({}, code) for code in (408, 429, 500, 502, 503, 504))]
 
 
-def state(word: str, **more: Any) -> Response:
-    """Make the answer about a run that began at noon."""
-    return json_response({"flow_id": "r", "state": word, "started_at": NOON, **more})
+TRUNCATED = json_response(b'{"flow_id": "r", "state": "runn')
 
 
-class ScriptedWait:
-    """A wait over a script, and the lines that the log got."""
-
-    def __init__(
-        self,
-        *answers: Response | FlowServiceError,
-        deadline: float | None = None,
-        endless: bool = False,
-        min_log_interval: float = 0.0,
-        **observers: Any,
-    ) -> None:
-        self.script = ScriptedTransport(*answers, endless=endless)
-        self.lines: list[tuple[int, str]] = []
-        schedule = Schedule(5, 60, deadline, jitter=lambda: 0.0)
-        self.wait = Wait(
-            "r",
-            Generio().get_run,
-            schedule=schedule,
-            clock=self.script.clock,
-            log=lambda *line: self.lines.append(line),
-            min_log_interval=min_log_interval,
-            **observers,
-        )
-
-    def run(self, kind: str = "blocking") -> FlowRun:
-        """Wait to the end."""
-        return self.script.run(with_retries(self.wait.poll_until_final(), NO_RETRY), kind)
-
-    def lines_of(self, level: int) -> list[str]:
-        """Return the lines of one level."""
-        return [line for line_level, line in self.lines if line_level == level]
+TRANSIENT = [
+    no_response(),
+    HTML,
+    TRUNCATED,
+    *(json_response({}, code) for code in (408, 429, 500, 502, 503, 504)),
+]
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
 @pytest.mark.parametrize("end", ["completed", "failed", "aborted", "COMPLETED"])
 def test_wait_ends_with_the_run(kind: str, end: str) -> None:
-    """A wait ends at a final state, whichever it is, and gives the run as it was seen."""
-    scripted = ScriptedWait(state("created"), state("starting"), state("running"), state(end, progress=0.5))
+    """A wait ends at any final state, and returns the run as the last poll returned it."""
+    scripted = ScriptedWait(
+        run_response("created"),
+        run_response("starting"),
+        run_response("running"),
+        run_response(end, progress=0.5),
+    )
     assert scripted.run(kind).raw_state == end.lower()
     assert len(scripted.script.sleeps) == 3
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
 @pytest.mark.parametrize("failure", TRANSIENT, ids=str)
-def test_failed_look_is_no_failed_run(kind: str, failure: Response | FlowServiceError) -> None:
-    """No answer, an overloaded service, HTML and cut JSON are waited out."""
-    scripted = ScriptedWait(state("running"), failure, failure, failure, state("completed"))
+def test_failed_poll_is_no_failed_run(kind: str, failure: Response | FlowServiceError) -> None:
+    """After no response, an overloaded service, HTML or truncated JSON polling continues with backoff."""
+    scripted = ScriptedWait(run_response("running"), failure, failure, failure, run_response("completed"))
     assert scripted.run(kind).is_final
     assert scripted.script.sleeps == [5, 5, 10, 20]
 
@@ -102,29 +76,29 @@ PERMANENT = [
 
 @pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
 @pytest.mark.parametrize(("code", "error"), PERMANENT)
-def test_refusal_gets_three_looks(kind: str, code: int, error: type[FlowServiceError]) -> None:
-    """A refused key, an unknown run or any other refusal ends the wait when three looks met it."""
-    scripted = ScriptedWait(state("running"), *[json_response({"detail": "no"}, code)] * 3)
+def test_third_permanent_error_ends_the_wait(kind: str, code: int, error: type[FlowServiceError]) -> None:
+    """A rejected key, an unknown run or another permanent error ends the wait at the third poll."""
+    scripted = ScriptedWait(run_response("running"), *[json_response({"detail": "no"}, code)] * 3)
     with pytest.raises(error, match="no"):
         scripted.run(kind)
     assert scripted.script.sleeps == [5, 5, 10]
 
 
-def test_key_that_is_changed_in_time_ends_nothing() -> None:
-    """A good look between refusals begins the count anew, however many they are."""
+def test_successful_poll_resets_permanent_errors() -> None:
+    """A successful poll between permanent errors resets their count, however many there were."""
     scripted = ScriptedWait(
-        *[json_response({}, 404), json_response({}, 401), state("running")] * 3,
+        *[json_response({}, 404), json_response({}, 401), run_response("running")] * 3,
         json_response({}, 403),
-        state("completed"),
+        run_response("completed"),
     )
     assert scripted.run().is_final
     assert len(scripted.script.requests) == 11
 
 
-def test_refusals_between_other_trouble_count_on() -> None:
+def test_transient_errors_do_not_reset_permanent_errors() -> None:
     """A failed poll is no successful one: three rejections with other failures between them end the wait."""
     scripted = ScriptedWait(
-        state("running"),
+        run_response("running"),
         json_response({}, 401),
         json_response({}, 503),
         json_response({}, 401),
@@ -135,65 +109,71 @@ def test_refusals_between_other_trouble_count_on() -> None:
         scripted.run()
 
 
-def test_who_forgets_looks_until_it_is_sure() -> None:
+def test_permanent_error_is_confirmed_without_saved_state() -> None:
     """Without saved state a poll is repeated soon after a rejection, and not after a transient error."""
-    refused = ScriptedWait(*[json_response({}, 404)] * 3)
+    rejected = ScriptedWait(*[json_response({}, 404)] * 3)
     with pytest.raises(FlowNotFound):
-        refused.script.run(with_retries(refused.wait.poll_confirming_errors(), NO_RETRY))
-    assert refused.script.sleeps == [5, 10]
+        rejected.script.run(with_retries(rejected.wait.poll_confirming_errors(), NO_RETRY))
+    assert rejected.script.sleeps == [5, 10]
 
-    late = ScriptedWait(json_response({}, 404), json_response({}, 503), state("completed"))
-    run = late.script.run(with_retries(late.wait.poll_confirming_errors(), NO_RETRY))
+    visible = ScriptedWait(json_response({}, 404), json_response({}, 503), run_response("completed"))
+    run = visible.script.run(with_retries(visible.wait.poll_confirming_errors(), NO_RETRY))
     assert run is not None
     assert run.is_final
 
-    away = ScriptedWait(json_response({}, 503))
-    assert away.script.run(with_retries(away.wait.poll_confirming_errors(), NO_RETRY)) is None
+    overloaded = ScriptedWait(json_response({}, 503))
+    assert overloaded.script.run(with_retries(overloaded.wait.poll_confirming_errors(), NO_RETRY)) is None
 
 
-def test_refusals_are_counted_on_in_another_process() -> None:
+def test_permanent_errors_are_counted_across_processes() -> None:
     """A wait that continues in another process counts on, also from the state of an older version."""
     first = ScriptedWait(json_response({}, 404), json_response({}, 404))
     for _ in range(2):
-        assert first.script.run(with_retries(first.wait.poll(), NO_RETRY)) is None
-    memory = json.loads(json.dumps(first.wait.to_dict()))
+        assert isinstance(first.poll(), Delay)
+    saved = json.loads(json.dumps(first.wait.to_dict()))
     second = ScriptedWait(json_response({}, 404))
-    second.wait.restore(memory)
+    second.wait.restore(saved)
     with pytest.raises(FlowNotFound):
         second.run()
 
     for name in ("permanent_errors", "progress"):
-        del memory[name]
-    third = ScriptedWait(json_response({}, 404), state("completed"))
-    third.wait.restore(memory)
+        del saved[name]
+    third = ScriptedWait(json_response({}, 404), run_response("completed"))
+    third.wait.restore(saved)
     assert third.run().is_final
 
 
-def test_retry_after_is_honoured_by_the_wait() -> None:
-    """A service that asks for a pause is left in peace that long."""
-    scripted = ScriptedWait(state("running"), json_response({}, 503, retry_after="120"), state("completed"))
+def test_wait_honours_retry_after() -> None:
+    """The next poll comes no sooner than the service asked for."""
+    scripted = ScriptedWait(
+        run_response("running"), json_response({}, 503, retry_after="120"), run_response("completed")
+    )
     scripted.run()
     assert scripted.script.sleeps == [5, 120]
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
-def test_deadline_ends_the_wait_at_its_second(kind: str) -> None:
-    """At the deadline the wait looks once more, then raises FlowTimeout, which says what was seen last."""
-    scripted = ScriptedWait(state("running", progress=0.25), deadline=NOON + 12, endless=True)
+def test_wait_ends_exactly_at_the_deadline(kind: str) -> None:
+    """At the deadline the wait polls once more, then raises FlowTimeout with the last known state."""
+    scripted = ScriptedWait(run_response("running", progress=0.25), deadline=NOON + 12, endless=True)
     with pytest.raises(FlowTimeout, match=r"it was 'running' at 25%.*increase timeout"):
         scripted.run(kind)
     assert scripted.script.now == NOON + 12
     assert len(scripted.script.requests) == 4
 
 
-def test_run_that_ends_by_the_deadline_is_given() -> None:
-    """A run that is final at the look on the deadline is not late."""
+def test_run_that_is_final_at_the_deadline_is_returned() -> None:
+    """A run that is final at the last poll, which is at the deadline, is returned."""
     assert (
-        ScriptedWait(state("running"), state("running"), state("completed"), deadline=NOON + 8).run().is_final
+        ScriptedWait(
+            run_response("running"), run_response("running"), run_response("completed"), deadline=NOON + 8
+        )
+        .run()
+        .is_final
     )
 
 
-def test_deadline_holds_in_trouble_too() -> None:
+def test_failed_polls_end_at_the_deadline() -> None:
     """A service that never responds is polled until the deadline, and the error says why."""
     scripted = ScriptedWait(no_response(), deadline=NOON + 60, endless=True)
     with pytest.raises(FlowTimeout, match="No poll succeeded; the last poll failed: GET / got no response"):
@@ -201,58 +181,109 @@ def test_deadline_holds_in_trouble_too() -> None:
     assert scripted.script.now == NOON + 60
 
 
-def test_state_word_never_seen_is_waited_out_and_warned_of_once() -> None:
-    """A word that nobody knows is warned of once, by that word, and the wait goes on."""
-    scripted = ScriptedWait(state("paused"), state("paused"), state("paused"), state("completed"))
-    assert scripted.run().is_final
-    (warning,) = scripted.lines_of(logging.WARNING)
-    assert "'paused'" in warning
-    assert "polling continues" in warning
-
-
-def test_state_is_told_when_it_changes() -> None:
-    """Each change of state is one line, however often it was looked."""
-    scripted = ScriptedWait(
-        *[state("starting")] * 3, *[state("running")] * 9, state("completed", finished_at=NOON + 61.5)
-    )
-    scripted.run()
-    assert scripted.lines_of(logging.INFO) == [
-        "The generio flow run r is starting",
-        "The generio flow run r is running",
-        "The generio flow run r is completed after 61.5 s",
-    ]
-
-
-def test_progress_is_told_every_ten_points() -> None:
-    """Progress is logged for each ten points, with age and expected end; a decrease is not logged."""
-    seen = (0.0, 0.05, 0.1, 0.12, 0.19, 0.29, 0.1, 0.3, 0.75, 0.75, 0.99, 1.0)
-    scripted = ScriptedWait(*(state("running", progress=progress) for progress in seen), state("completed"))
-    scripted.run()
-    lines = [line for line in scripted.lines_of(logging.INFO) if "%" in line]
-    assert [line.split(" at ")[1].split("%")[0] for line in lines] == ["10", "29", "75", "99"]
-    assert lines[0].endswith("after 10 s; expected end: 12:01:40 UTC")
-    assert len(scripted.lines) == len(lines) + 2
-
-
-def test_trouble_is_told_and_its_end() -> None:
-    """The first miss of a row is a warning, then each doubling of the row, and its end is told once."""
-    scripted = ScriptedWait(
-        state("running"), *[json_response({}, 503)] * 9, state("running"), no_response(), state("completed")
-    )
-    scripted.run()
-    warnings = scripted.lines_of(logging.WARNING)
-    assert [warning.split("(")[1].split(" ")[0] for warning in warnings] == ["1", "2", "4", "8", "1"]
-    assert all("polling continues" in warning for warning in warnings)
-    assert [line for line in scripted.lines_of(logging.INFO) if "polled again" in line] == [
-        "The generio flow run r can be polled again"
-    ] * 2
-
-
-def test_single_look_gives_none_in_trouble() -> None:
-    """A look that brings nothing gives None and leaves the decision to the wait."""
-    scripted = ScriptedWait(no_response(), state("running"))
-    assert scripted.script.run(with_retries(scripted.wait.poll(), NO_RETRY)) is None
-    assert scripted.wait.next_poll().delay == 5
-    run = scripted.script.run(with_retries(scripted.wait.poll(), NO_RETRY))
+def test_single_poll_returns_none_after_an_error() -> None:
+    """A failed poll returns no run and ends nothing; the next poll comes after the poll interval."""
+    scripted = ScriptedWait(no_response(), run_response("running"))
+    assert scripted.script.run(with_retries(scripted.wait.poll_once(), NO_RETRY)) is None
+    assert scripted.wait.next_delay() == 5
+    run = scripted.script.run(with_retries(scripted.wait.poll_once(), NO_RETRY))
     assert run is not None
     assert not run.is_final
+
+
+def test_run_carries_its_expected_end() -> None:
+    """The run of a poll has the expected end that the log shows; a final run has none."""
+    scripted = ScriptedWait(
+        run_response("running"),
+        run_response("running", progress=0.1),
+        run_response("completed", progress=1.0),
+    )
+    assert scripted.poll_run().expected_end is None
+    scripted.script.sleep(10)
+    run = scripted.poll_run()
+    assert (run.expected_end_epoch, str(run.expected_end)) == (NOON + 100, "2025-12-15 12:01:40+00:00")
+    scripted.script.sleep(10)
+    assert scripted.poll_run().expected_end is None
+
+
+def test_steady_run_is_polled_rarely_until_its_expected_end() -> None:
+    """Polls of a steady run become rare, and the one at its expected end is marked as such."""
+    scripted = ScriptedWait(*(run_response("running", progress=part / 100) for part in (10, 20, 60)))
+    steps = []
+    for seconds in (10, 20, 60):
+        scripted.script.now = NOON + seconds
+        steps.append(scripted.poll())
+    assert steps[:2] == [Delay(5), Delay(40)]
+    assert isinstance(steps[2], Delay)
+    assert steps[2].is_at_expected_end
+    assert 40 < steps[2].seconds < 42
+
+
+def test_forecast_is_saved_for_another_process() -> None:
+    """A wait that continues in another process has the same forecast and starts where the first ended."""
+    first = ScriptedWait(run_response("running", progress=0.1), run_response("running", progress=0.2))
+    for seconds in (10, 20):
+        first.script.now = NOON + seconds
+        first.poll_run()
+    saved = json.loads(json.dumps(first.wait.to_dict()))
+
+    second = ScriptedWait(run_response("running", progress=0.5))
+    second.script.now = NOON + 50
+    second.wait.restore(saved)
+
+    assert second.wait.to_dict() == first.wait.to_dict()
+    assert second.wait.initial_delay() > 0
+    run = second.poll_run()
+    assert run.expected_end_epoch == NOON + 100
+    assert 50 < second.wait.next_delay() < 52  # until just after the end, because two forecasts agree on it
+
+
+def test_new_wait_polls_at_once() -> None:
+    """Only a wait that continues after a poll elsewhere starts with a delay."""
+    assert ScriptedWait().wait.initial_delay() == 0
+
+
+@pytest.mark.parametrize(
+    "forecast", [None, {}, {"progress": 0.5}, {"progress": 0.5, "of_a_later_version": 1}]
+)
+def test_saved_state_of_another_version_can_be_restored(forecast: Any) -> None:
+    """Saved state of another version, or without a forecast, is read as far as possible."""
+    scripted = ScriptedWait(run_response("running", progress=0.5), run_response("completed"))
+    scripted.wait.restore({**scripted.wait.to_dict(), "forecast": forecast})
+    assert scripted.wait.initial_delay() >= 0
+    assert scripted.run().is_final
+
+
+@pytest.mark.parametrize("started", ["0001-01-01T00:00:00Z", -62135596800, NOON - 1e12])
+def test_wait_copes_with_an_absurd_start(started: Any) -> None:
+    """A start in the year 1, which some services write for none, does not break a wait."""
+    scripted = ScriptedWait(
+        *(run_response("running", progress=part, started_at=started) for part in (0.1, 0.3, 0.5)),
+        run_response("completed"),
+    )
+    assert scripted.run().is_final
+
+
+def test_callbacks_count_polls_and_report_the_end() -> None:
+    """Each poll is counted, failed ones too; the end is reported with wait time and detection delay."""
+    polls, ends = list[None](), list[tuple[str, float, float | None]]()
+
+    def on_final(run: FlowRun, wait_seconds: float, detection_delay: float | None) -> None:
+        ends.append((run.raw_state, wait_seconds, detection_delay))
+
+    responses = run_response("running"), no_response(), run_response("failed", finished_at=NOON + 7)
+    ScriptedWait(*responses, count_poll=lambda: polls.append(None), on_final=on_final).run()
+    assert (len(polls), ends) == (3, [("failed", 10, 3)])
+
+
+def test_list_does_not_remove_known_fields() -> None:
+    """Flow and timestamps from a poll are not lost when a list lacks them."""
+    scripted = ScriptedWait(run_response("running", template="chair", progress=0.1))
+    scripted.script.sleep(10)
+    scripted.poll_run()
+    scripted.script.sleep(10)
+    scripted.wait.record_poll(FlowRun("r", "generio", state=FlowState.RUNNING, progress=0.2))
+    assert scripted.wait.run is not None
+    assert (scripted.wait.run.flow, scripted.wait.run.progress) == ("chair", 0.2)
+    assert scripted.wait.run.started_at is not None
+    assert scripted.wait.to_dict()["forecast"]["end"] == pytest.approx(NOON + 100)
