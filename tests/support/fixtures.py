@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import GenerioHook
     from tests.support.drivers import Driver
     from tests.support.flow_server import StubFlowServer
+    from tests.support.postgresql import PostgreSQL
 
 
 def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +76,15 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.drivers import clear_proxy_environment
 
     clear_proxy_environment(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Yield a PostgreSQL server; skip the test where it is not installed."""
+    from tests.support.postgresql import PostgreSQL, missing_requirement
+
+    missing = missing_requirement()
+    if missing is not None:
+        pytest.skip(missing)
+    with PostgreSQL() as server:
+        yield server
