@@ -1,10 +1,9 @@
-"""Tests of texts that no store accepts, from the response to tasks, events, watchers, pages and commands."""
+"""Tests of texts that no store accepts, from the response to tasks, events, watchers and commands."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,14 @@ import pytest
 from airflow.models.asset import AssetEvent
 from airflow.sdk import Asset
 from airflow.utils.session import create_session
-from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowRunFailed
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.asset_watchers import run_watcher
 from tests.support.commands import flows_command
 from tests.support.modes import FLOW, MODES, run_in_mode, start_external_run
-from tests.support.plugin_site import airflow_clients
 from tests.support.stores import UNSAFE_TEXTS, assert_storable
 from tests.support.tries import CHAIN_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
@@ -143,23 +139,3 @@ def test_command_prints_what_is_readable(
     result = flows_command(capsys)(f"runs -o {output}")
     assert result.code == 0
     assert_storable(result.out, result.err)
-
-
-@pytest.fixture(scope="module")
-def client(airflow_database: None) -> Iterator[TestClient]:  # noqa: ARG001  # a fixture requests another
-    """Yield a client of the pages."""
-    with airflow_clients() as clients:
-        yield clients["anna"]
-
-
-def test_pages_show_what_is_readable(client: TestClient, emulator: Emulator) -> None:
-    """The pages and their JSON have the texts of a run without what cannot be stored."""
-    RESPONSE_CACHE.clear()
-    row = {**FAILED_RUN, "flow_id": "r", "parameters": {UNSAFE: UNSAFE}}
-    respond(emulator, "/flows", {"flows": [row]})
-    respond(emulator, "*/outputs", {"outputs": OUTPUTS})
-    respond(emulator, "/flows/r", row, status=200)
-    for path in ("json/connection/generio_default", "json/connection/generio_default/run/r"):
-        page = client.get(f"/flows/{path}").json()
-        assert f"boom {SAFE}" in json.dumps(page, ensure_ascii=False)
-        assert_storable(page)
