@@ -93,7 +93,11 @@ class PostgreSQL:
         """Stop the server, and delete its folder."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)  # a shutdown that disconnects the clients
-            self._process.wait(30)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # its other processes notice, and end
+                self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
