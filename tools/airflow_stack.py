@@ -47,6 +47,7 @@ class Stack(AirflowApi):
         port: int = 0,
         start_timeout: float = 120,
         database: Path | None = None,
+        database_url: str | None = None,
     ) -> None:
         """Choose the port and the secrets; `start` starts the processes.
 
@@ -58,6 +59,7 @@ class Stack(AirflowApi):
         :param start_timeout: seconds until all processes have to be healthy.
         :param database: SQLite file of the same Airflow version to copy, because setting up an empty database
             takes seconds.
+        :param database_url: URL of an empty database of another kind; the default is SQLite in `home`.
         """
         self.home = home.resolve()
         self.home.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,7 @@ class Stack(AirflowApi):
             **own_environment(self.home, dags_folder.resolve()),
             **server_settings(self.home, port, self.password, parallelism),
             **(tuning() if tuned else {}),
+            **({"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database_url} if database_url else {}),
             **(environment or {}),
         }
         self._start_timeout, self._database = start_timeout, database

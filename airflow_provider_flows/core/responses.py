@@ -24,6 +24,7 @@ from airflow_provider_flows.core.exceptions import (
     reason_sentence,
 )
 from airflow_provider_flows.core.http import Conversation, Request, Response, T, send
+from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes
 
 MAX_EXCERPT_CHARS = 200  # of a service's text in a message
 MAX_EXCERPT_BYTES = 2 * MAX_EXCERPT_CHARS  # of a body from which such an excerpt is taken
@@ -138,9 +139,7 @@ def malformed_message(request: Request, response: Response, problem: str) -> str
 
     :param problem: what is wrong with the response, as the predicate of a sentence ("is not ...").
     """
-    excerpt = response.redact(response.body[:MAX_EXCERPT_BYTES].decode("utf-8", "replace"))[
-        :MAX_EXCERPT_CHARS
-    ]
+    excerpt = response.redact(decode_text(response.body[:MAX_EXCERPT_BYTES]))[:MAX_EXCERPT_CHARS]
     size = len(response.body) if response.bytes_received is None else response.bytes_received
     head = f"The response to {request} {problem} (HTTP {response.status}, {size} bytes)."
     return f"{head} It starts with: {excerpt!r}"
@@ -155,7 +154,7 @@ def error_reason(response: Response) -> str:
     try:
         value = parse_bounded_json(response.body)
     except ValueError:
-        value = response.body.decode("utf-8", "replace")
+        value = decode_text(response.body)
     if isinstance(value, dict):
         value = next(
             (value[key] for key in ("detail", "message", "error", "details") if value.get(key)), value
@@ -176,12 +175,13 @@ def _format_detail(item: Any) -> str:
 def parse_bounded_json(body: bytes) -> Any:
     """Return the value of a JSON text, at most `MAX_JSON_DEPTH` levels deep.
 
-    NaN and the infinities become None, also when they are written as large numbers (1e999).
+    NaN and the infinities become None, also when they are written as large numbers (1e999). Texts, also
+    keys, have U+FFFD in place of what no store accepts (see `core.safe_text`).
 
     :raises ValueError: the text is not JSON, or it is nested too deeply.
     """
     try:
-        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        text = replace_unsafe_escapes(decode_text(body))
         value = _FAST_DECODER.decode(text)
     except RecursionError:
         raise _depth_error() from None

@@ -49,6 +49,7 @@ from airflow_provider_flows.core.responses import (
     raise_for_status,
     request_json,
 )
+from airflow_provider_flows.core.safe_text import decode_text
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.core.validation import Problems, find_unsendable_variables
@@ -92,6 +93,7 @@ __all__ = [
     "Sleep",
     "Target",
     "UploadSource",
+    "decode_text",
     "download",
     "error_reason",
     "expect_success",

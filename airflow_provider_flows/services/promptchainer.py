@@ -27,6 +27,7 @@ from airflow_provider_flows.core.http import Request, Resend, send
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import SIGNATURE_PARAMETERS
 from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message, parse_json
+from airflow_provider_flows.core.safe_text import to_safe_text
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.core.validation import Problems, find_unsendable_variables, shorten
@@ -220,7 +221,7 @@ def get_image_media_type(text: str) -> str | None:
     query = parse_qs(parts.query)
     media_type = query.get("rsct", [""])[0] or data_uri.sniff(b"", PurePosixPath(parts.path).name) or ""
     if media_type.startswith("image/"):
-        return data_uri.normalize_media_type(media_type)
+        return data_uri.normalize_media_type(to_safe_text(media_type))  # the query may hold a %00
     has_signature = any(name.lower() in SIGNATURE_PARAMETERS for name in query)
     return "image/png" if has_signature or (parts.hostname or "").endswith(IMAGE_HOST) else None
 

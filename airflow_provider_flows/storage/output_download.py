@@ -12,6 +12,7 @@ from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
 from airflow_provider_flows.core.flow_run import ERROR, PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import redact_path
+from airflow_provider_flows.core.safe_text import to_safe_text
 from airflow_provider_flows.storage.atomic_file import (
     Cancellation,
     CancelledWriteError,
@@ -96,7 +97,7 @@ class OutputDownload:
         except CancelledWriteError:
             raise
         except Exception as error:  # noqa: BLE001  # raised by the caller, after all other downloads
-            message = redact_path(str(error))[:MAX_OUTPUT_ERROR_LENGTH] or type(error).__name__
+            message = to_safe_text(redact_path(str(error)))[:MAX_OUTPUT_ERROR_LENGTH] or type(error).__name__
             log.warning("Output %s could not be fetched: %s", self.output.name, message)
             output = replace(
                 self.output,

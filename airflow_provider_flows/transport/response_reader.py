@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from airflow_provider_flows.core.exceptions import FlowMalformed
 from airflow_provider_flows.core.http import Request, Response
 from airflow_provider_flows.core.responses import MAX_EXCERPT_BYTES
+from airflow_provider_flows.core.safe_text import to_safe_text
 from airflow_provider_flows.transport.settings import Settings
 
 
@@ -25,7 +26,8 @@ class ResponseReader:
         self._request = request
         self._max_bytes = settings.max_response_bytes
         self._status = status
-        self._headers = {name.lower(): value for name, value in headers}
+        # aiohttp decodes a byte that is not UTF-8 to a lone surrogate
+        self._headers = {to_safe_text(name.lower()): to_safe_text(value) for name, value in headers}
         self._secrets = settings.secrets
         self._body = bytearray()
         self._bytes_received = 0

@@ -32,6 +32,7 @@ from airflow_provider_flows.plugin.run_view import PAGE_POLL_SECONDS, RunView
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.plugin_rights import CARLS_CONNECTION, DORAS_DAG
 from tests.support.plugin_site import airflow_clients, save_connections, task_path
+from tests.support.stores import UNSAFE_TEXTS, assert_storable
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
 
@@ -377,6 +378,21 @@ def test_a_malformed_response_cannot_break_a_page(clients: Clients, service: Emu
         service.add_fault(Fault(method="GET", path="/flows/*", status=200, body=body))
         address = f"connection/flows_default/run/{quote(str(one['flow_id']).replace('/', ''), safe='')}"
         assert "<html" in get(clients["anna"], address).text
+    service.clear_faults()
+
+
+def test_pages_have_texts_that_can_be_stored(clients: Clients, service: Emulator) -> None:
+    """NUL and lone surrogates in any text of a run and its outputs are replaced in the pages' JSON."""
+    unsafe = "".join(UNSAFE_TEXTS.values())
+    row = {"flow_id": "r", "state": "failed", "error": f"boom {unsafe}", "parameters": {unsafe: unsafe}}
+    outputs = [{"asset_id": "a", "name": unsafe, "media_type": f"text/{unsafe}", "data": unsafe}]
+    for path, value in (("/flows", {"flows": [row]}), ("*/outputs", {"outputs": outputs}), ("/flows/r", row)):
+        body = json.dumps(value).encode()
+        service.add_fault(Fault(method="GET", path=path, times=None, status=200, body=body))
+    for path in ("json/connection/flows_default", "json/connection/flows_default/run/r"):
+        page = get(clients["anna"], path).json()
+        assert "boom \ufffd" in json.dumps(page, ensure_ascii=False)
+        assert_storable(page)
     service.clear_faults()
 
 

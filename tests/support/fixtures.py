@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.support.asset_watchers import FileStore
     from tests.support.drivers import Driver
     from tests.support.flow_server import StubFlowServer
+    from tests.support.postgresql import PostgreSQL
 
 
 def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +97,15 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.drivers import clear_proxy_environment
 
     clear_proxy_environment(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Yield a PostgreSQL server; skip the test where it is not installed."""
+    from tests.support.postgresql import PostgreSQL, missing_requirement
+
+    missing = missing_requirement()
+    if missing is not None:
+        pytest.skip(missing)
+    with PostgreSQL() as server:
+        yield server

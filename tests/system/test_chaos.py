@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.airflow_run import empty_database
+from tests.support.postgresql import missing_requirement
 from tests.support.versions import lacks, needs
 from tests.system.chaos.__main__ import _parser, _select_scenarios
 from tests.system.chaos.case import Scenario
@@ -95,3 +96,12 @@ def test_scenarios_that_an_external_server_cannot_run_are_listed() -> None:
     }
     assert not any(one.plans or one.slow or one.conn_type != "generio" for one in selected)
     assert all(row.ok is None and row.actual.startswith("not run: it needs ") for row in skipped)
+
+
+def test_scenarios_that_this_machine_cannot_run_are_listed() -> None:
+    """A scenario that needs a program runs, or is in the table with the program that has to be installed."""
+    selected, skipped = _select_scenarios(_parser().parse_args(["--only", "PostgreSQL"]))
+
+    reason = missing_requirement()
+    assert len(selected) + len(skipped) == 1
+    assert [row.actual for row in skipped] == ([] if reason is None else [f"not run: {reason}"])

@@ -11,7 +11,6 @@ A response's body goes through one or more decoders into an `IntegrityChecker`:
 
 from __future__ import annotations
 
-from codecs import getincrementaldecoder
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -210,24 +209,22 @@ class JsonDecoder:
 
 
 class TextDecoder:
-    """A decoder of plain text in UTF-8."""
+    """A decoder of plain text, whose bytes are passed on as they are, in whatever encoding."""
 
     is_self_delimiting = False
 
     def __init__(self, write: Write, media_type: str | None) -> None:
         """Create a decoder.
 
-        :param write: receives the text in UTF-8.
+        :param write: receives the text.
         :param media_type: None if a text is not acceptable. `finish` rejects it: a data URI may follow.
         """
         self.media_type = media_type
         self._write = write
-        self._utf8_decoder = getincrementaldecoder("utf-8")()
         self._unexpected_bytes = 0
 
     def feed(self, chunk: bytes) -> None:
         """Decode the next chunk."""
-        self._utf8_decoder.decode(chunk)
         if self.media_type is not None:
             self._write(chunk)
             return
@@ -236,8 +233,7 @@ class TextDecoder:
             self.finish()
 
     def finish(self) -> None:
-        """Check that the text is complete and acceptable."""
-        self._utf8_decoder.decode(b"", final=True)
+        """Check that the text is acceptable."""
         if self.media_type is None:
             raise ValueError(
                 "it is a text, and no text is expected" if self._unexpected_bytes else "it is empty"

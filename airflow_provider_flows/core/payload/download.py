@@ -118,7 +118,7 @@ class DownloadSink:
 
 
 class RawFileSink(DownloadSink):
-    """The sink of a download from a service that sends files of any type as they are, texts in UTF-8."""
+    """The sink of a download from a service that sends files of any type as they are."""
 
     def _create_decoder(self, headers: Mapping[str, str]) -> Decoder:
         media_type = self._expected.media_type or _content_type(headers) or "application/octet-stream"

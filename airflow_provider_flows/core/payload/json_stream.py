@@ -11,12 +11,16 @@ from collections.abc import Callable
 
 from airflow_provider_flows.core.payload.data_uri import Write
 from airflow_provider_flows.core.responses import MAX_JSON_DEPTH, parse_bounded_json
+from airflow_provider_flows.core.safe_text import replace_surrogates
 
 FILE_KEYS = frozenset({"data", "file_data"})  # vendor_notes.md, G-02 and G-09
 MAX_OTHER_JSON_BYTES = 8 * 1024 * 1024  # of the JSON around the file, which is stored in memory
 _STRUCTURAL_CHARACTER = re.compile(rb'["{}\[\],]')
-# the first alternative is a pair of surrogates
-_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB].{2}(?:\\(?:u.{0,4})?)?|u.{0,4}|.)?", re.DOTALL)
+# The first alternative is a high surrogate and, if it follows, the low one of the pair. At the end of a chunk
+# that may be the start of one.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB].{2}(?:\\(?:\Z|u(?:\Z|[dD](?:\Z|[c-fC-F].{0,2}))))?|u.{0,4}|.)?", re.DOTALL
+)
 _BACKSLASH = 0x5C
 
 
@@ -30,7 +34,8 @@ class JsonStringExtractor:
         """Create an extractor.
 
         :param on_string_start: is called at the start of each such string.
-        :param write: receives the string's content in UTF-8, without escapes.
+        :param write: receives the string's content without escapes, in UTF-8 if the JSON is, with U+FFFD for
+            the escape of a lone surrogate.
         """
         self._on_string_start = on_string_start
         self._write = write
@@ -101,14 +106,15 @@ class JsonStringExtractor:
             return len(data)
         self._append_other(data[at : end + 1])
         if self._path[-1:] == [""]:
-            self._path[-1] = json.loads(b'"' + self._other_json[self._key_start :], strict=False) or "(empty)"
+            key = self._other_json[self._key_start :].decode("utf-8", "replace")
+            self._path[-1] = json.loads('"' + key, strict=False) or "(empty)"
         self._state = self._scan_structure
         return end + 1
 
     def _scan_file_string(self, data: bytes, at: int) -> int:
         """Write the content of a string that may be the file."""
         end = _find_closing_quote(data, at)
-        self._write(self._resolve_escapes(data[at:end] if end >= 0 else data[at:]))
+        self._write(self._resolve_escapes(data[at:end] if end >= 0 else data[at:], is_end=end >= 0))
         if end < 0:
             return len(data)
         if self._rest:
@@ -118,8 +124,11 @@ class JsonStringExtractor:
         self._state = self._scan_structure
         return end + 1
 
-    def _resolve_escapes(self, text: bytes) -> bytes:
-        """Resolve escapes. One that is cut at the end of the text is saved for the next chunk."""
+    def _resolve_escapes(self, text: bytes, *, is_end: bool) -> bytes:
+        """Resolve escapes. One that is cut at the end of the text is saved for the next chunk.
+
+        :param is_end: whether the string ends with this text.
+        """
         if b"\\" not in text:
             return text
         if b"\\\\" not in text:  # a fast path, because a file may have millions of these escapes
@@ -127,19 +136,21 @@ class JsonStringExtractor:
 
         def resolve_match(match: re.Match[bytes]) -> bytes:
             escape = match[0]
-            if match.end() == len(text) and _is_incomplete_escape(escape):
+            if match.end() == len(text) and _is_incomplete_escape(escape, is_end=is_end):
                 self._rest = escape
                 return b""
-            resolved: str = json.loads(b'"' + escape + b'"')
-            return resolved.encode()
+            return replace_surrogates(json.loads(b'"' + escape + b'"')).encode()
 
         return _ESCAPE.sub(resolve_match, text)
 
 
-def _is_incomplete_escape(escape: bytes) -> bool:
+def _is_incomplete_escape(escape: bytes, *, is_end: bool) -> bool:
     if escape[1:2] != b"u":
         return len(escape) < 2
-    return len(escape) < (12 if escape[2:3] in b"dD" and escape[3:4] in b"89abAB" else 6)
+    is_high_surrogate = escape[2:3] in b"dD" and escape[3:4] in b"89abAB"
+    if len(escape) == 6 and is_high_surrogate:
+        return not is_end  # the other surrogate may follow
+    return len(escape) < (12 if is_high_surrogate else 6)
 
 
 def _find_closing_quote(data: bytes, at: int) -> int:

@@ -52,16 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _select_scenarios(options: argparse.Namespace) -> tuple[list[Scenario], list[Row]]:
-    """Return the selected scenarios, and the rows of those that an external server cannot run."""
+    """Return the selected scenarios, and the rows of those that the server or the machine cannot run."""
     server = _service_factory(options)
     scenarios = quick_scenarios() if options.quick else all_scenarios(options.many)
     selected = [
         one for one in scenarios if not options.only or any(part in one.name for part in options.only)
     ]
-    skipped = [skipped_row(one) for one in selected if options.url and one.service_requirement]
-    return [
-        replace(one, server=server) for one in selected if not (options.url and one.service_requirement)
-    ], skipped
+    reasons = {one.name: _reason_to_skip(one, options) for one in selected}
+    skipped = [skipped_row(one, reason) for one in selected if (reason := reasons[one.name])]
+    return [replace(one, server=server) for one in selected if not reasons[one.name]], skipped
+
+
+def _reason_to_skip(scenario: Scenario, options: argparse.Namespace) -> str | None:
+    if options.url and scenario.service_requirement:
+        return f"it needs {scenario.service_requirement}"
+    return scenario.find_missing()
 
 
 def _service_factory(options: argparse.Namespace) -> ServiceFactory:

@@ -18,6 +18,7 @@ from tests.system.chaos.services import EmulatorService, Plan, ServiceFactory, S
 
 if TYPE_CHECKING:
     from tests.system.chaos.stage import Stage
+    from tools.airflow_stack import Stack
 
 T = TypeVar("T")
 RUN_PATH = r"/flows/[^/]+"
@@ -42,6 +43,8 @@ class Scenario:
     plans: tuple[Plan, ...] = ()
     """The plans of the flow runs, in the order of their creation."""
     server: ServiceFactory = EmulatorService
+    find_missing: Callable[[], str | None] = lambda: None
+    """Returns what the scenario needs and this machine lacks, if anything."""
 
     @property
     def tag(self) -> str:
@@ -80,6 +83,21 @@ class Case:
             self.service.url, plan=lambda: self.service.plan_next(plans.pop(0)) if plans else None
         )
         self.traffic = self.proxy.traffic
+        self._own_airflow: Stack | None = None
+
+    @property
+    def airflow(self) -> Stack:
+        """The Airflow that runs its DAGs: the stage's, unless the scenario has started one of its own."""
+        return self._own_airflow or self.stage.airflow
+
+    @airflow.setter
+    def airflow(self, airflow: Stack) -> None:
+        self._own_airflow = airflow
+
+    @property
+    def connections(self) -> dict[str, str]:
+        """The environment variable of the Airflow connection to the proxy."""
+        return {f"AIRFLOW_CONN_{self.conn_id.upper()}": self.connection}
 
     @property
     def connection(self) -> str:
@@ -122,7 +140,7 @@ class Case:
         flow = self.service.chain if self.scenario.conn_type == "promptchainer" else self.service.flow
         base_conf = {"proxy": self.proxy.url, "conn": self.conn_id, "tag": self.tag, "flow": flow}
         conf = base_conf | {"output": f"file://{self.output}"} | more
-        run_id = self.run_exclusively(lambda: self.stage.airflow.trigger(f"chaos_{dag}", conf))
+        run_id = self.run_exclusively(lambda: self.airflow.trigger(f"chaos_{dag}", conf))
         self.dag_runs.append((dag, run_id))
         return run_id
 
@@ -147,15 +165,13 @@ class Case:
 
     def state(self, dag: str, run_id: str) -> str | None:
         """Return the state of a run's task."""
-        return self.retry_when_locked(lambda: self.stage.airflow.task_state(f"chaos_{dag}", run_id, "run"))
+        return self.retry_when_locked(lambda: self.airflow.task_state(f"chaos_{dag}", run_id, "run"))
 
     def is_waiting(self, dag: str, run_id: str) -> bool:
         """Return whether a run's task has started its flow run and waits in its process or a triggerer."""
         if not self.traffic.started_ids:
             return False
-        (instance,) = self.retry_when_locked(
-            lambda: self.stage.airflow.task_instances(f"chaos_{dag}", run_id)
-        )
+        (instance,) = self.retry_when_locked(lambda: self.airflow.task_instances(f"chaos_{dag}", run_id))
         return bool(instance["triggerer_job"]) if "deferrable" in dag else instance["state"] == "running"
 
     def wait_for_end(self, dag: str, run_id: str, timeout: float = MAX_WAIT_SECONDS) -> str:
@@ -167,7 +183,7 @@ class Case:
 
     def mark(self, dag: str, run_id: str, state: str) -> None:
         """Mark a run's task, as a user does in the UI."""
-        self.run_exclusively(lambda: self.stage.airflow.set_task_state(f"chaos_{dag}", run_id, "run", state))
+        self.run_exclusively(lambda: self.airflow.set_task_state(f"chaos_{dag}", run_id, "run", state))
 
     def clear(self, dag: str, run_id: str) -> None:
         """Clear a run's task; if the task has finished, wait for the end of the DAG run first.
@@ -178,14 +194,14 @@ class Case:
         if self.state(dag, run_id) in FINAL_TASK_STATES:
             is_finished = self.wait_until(
                 lambda: (
-                    self.retry_when_locked(lambda: self.stage.airflow.run_state(f"chaos_{dag}", run_id))
+                    self.retry_when_locked(lambda: self.airflow.run_state(f"chaos_{dag}", run_id))
                     in FINAL_TASK_STATES
                 ),
                 60,
             )
             if not is_finished:
                 raise TimeoutError("the task has finished, but not its DAG run")
-        self.run_exclusively(lambda: self.stage.airflow.clear(f"chaos_{dag}", run_id, "run"))
+        self.run_exclusively(lambda: self.airflow.clear(f"chaos_{dag}", run_id, "run"))
 
     @staticmethod
     def retry_when_locked(call: Callable[[], T]) -> T:
@@ -248,7 +264,7 @@ class Case:
     def all_logs(self) -> str:
         """Return the logs of all tries."""
         folders = [
-            self.stage.airflow.home / "logs" / f"dag_id=chaos_{dag}" / f"run_id={run_id}"
+            self.airflow.home / "logs" / f"dag_id=chaos_{dag}" / f"run_id={run_id}"
             for dag, run_id in self.dag_runs
         ]
         files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())

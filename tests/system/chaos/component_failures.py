@@ -1,4 +1,7 @@
-"""Scenarios in which the triggerer or the scheduler is killed or suspended; they run one after the other."""
+"""Scenarios in which the triggerer or the scheduler is killed or suspended, or cannot store a text.
+
+They run one after the other.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
+from tests.support.postgresql import PostgreSQL, missing_requirement
 from tests.system.chaos import processes
 from tests.system.chaos.case import FINAL_TASK_STATES, Case, Scenario
 from tests.system.chaos.services import Plan
-from tests.system.chaos.stage import LONG_SECONDS, MANY_TASKS_DAG
+from tests.system.chaos.stage import DAGS, LONG_SECONDS, MANY_TASKS_DAG, SETTINGS
 from tests.system.chaos.user_actions import ENDLESS_PLANS, mark_and_check, mark_while_waiting
 from tests.system.chaos.worker_kills import MODES
+from tools.airflow_stack import Stack
 
 MANY = 50
 SECONDS_PER_TASK = 8.0  # maximum for one of many tasks, on a machine with few cores
@@ -64,6 +70,14 @@ def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
         yield Scenario(
             f"kill -9 of the scheduler, {mode}", once, kill_scheduler, is_exclusive=True, plans=(Plan(60.0),)
         )
+    yield Scenario(
+        "NUL in the reason of a failure, deferrable, PostgreSQL",
+        {"starts": 2, "task": "success", "runs": "1 completed, 1 failed", "triggerer alive": True},
+        _fail_with_nul,
+        is_exclusive=True,
+        plans=(Plan(error="boom \0 end"),),
+        find_missing=missing_requirement,
+    )
 
 
 def _kill_triggerer(case: Case, many: int) -> dict[str, Any]:
@@ -128,6 +142,23 @@ def _kill_scheduler(case: Case, mode: str) -> dict[str, Any]:
     stage.schedulers.add(stage.airflow.process("scheduler").pid)
     case.wait_for_end(mode, run_id)
     return case.facts(mode, run_id)
+
+
+def _fail_with_nul(case: Case) -> dict[str, Any]:
+    """Let a flow run fail with a text that PostgreSQL does not store, in an Airflow of its own."""
+    with ExitStack() as exits:
+        server = exits.enter_context(PostgreSQL())
+        airflow = Stack(
+            case.stage.home / "postgresql",
+            DAGS,
+            environment=SETTINGS | case.connections | {"CHAOS_MANY": "1"},
+            tuned=True,
+            start_timeout=240,
+            database_url=server.create_database(),
+        )
+        case.airflow = exits.enter_context(airflow)
+        facts = case.run_to_end("deferrable")
+        return facts | {"triggerer alive": airflow.process("triggerer").poll() is None}
 
 
 def _max_wait(many: int) -> float:

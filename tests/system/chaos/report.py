@@ -68,12 +68,12 @@ def run(stage: Stage, scenario: Scenario) -> Row:
     )
 
 
-def skipped_row(scenario: Scenario) -> Row:
-    """Return the row of a scenario that the service cannot run."""
+def skipped_row(scenario: Scenario, reason: str) -> Row:
+    """Return the row of a scenario that the service or the machine cannot run."""
     return Row(
         scenario.name,
         _format_facts(scenario.expected),
-        f"not run: it needs {scenario.service_requirement}",
+        f"not run: {reason}",
         None,
         0.0,
     )

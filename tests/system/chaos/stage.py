@@ -106,7 +106,7 @@ class Stage(AbstractContextManager["Stage"]):
                 self._cases[scenario.tag] = case = Case(self, scenario, self._service(scenario))
                 exits.enter_context(case.proxy)
             connections = {
-                f"AIRFLOW_CONN_{case.conn_id.upper()}": case.connection for case in self._cases.values()
+                name: value for case in self._cases.values() for name, value in case.connections.items()
             }
             self.airflow = Airflow(
                 self.home / "airflow",

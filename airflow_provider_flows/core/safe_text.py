@@ -1,0 +1,51 @@
+r"""Texts from a service or a gateway, made safe for every store of Airflow.
+
+PostgreSQL stores no NUL (U+0000), and nothing encodes a lone surrogate: half of a pair, such as `"\ud83d"`.
+One of them in a trigger's event would end the triggerer. Each is replaced by U+FFFD when a response is read,
+and so is every byte that is not valid in the text's encoding. Files are stored as they are received.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSAFE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
+# The first alternative is a pair of surrogates, or an escape of one character, such as a backslash. Both are
+# valid, and are matched so that no match begins inside them.
+_ESCAPE = re.compile(
+    r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\[^u])|" + _UNSAFE_ESCAPE.pattern,
+    re.DOTALL,
+)
+
+
+def replace_surrogates(text: str) -> str:
+    """Return a text that can be encoded: with U+FFFD in place of each lone surrogate."""
+    return text if text.isascii() else _SURROGATE.sub(REPLACEMENT, text)
+
+
+def to_safe_text(text: str) -> str:
+    """Return a text that every store accepts: with U+FFFD in place of each NUL and each lone surrogate."""
+    return replace_surrogates(text).replace("\0", REPLACEMENT)
+
+
+def decode_text(body: bytes) -> str:
+    """Return the text in a response's body, which may be of any content, as a text that every store accepts.
+
+    The encoding is UTF-8, or the UTF-16 or UTF-32 that the first bytes indicate.
+    """
+    # This decodes no surrogates.
+    return body.decode(json.detect_encoding(body), "replace").replace("\0", REPLACEMENT)
+
+
+def replace_unsafe_escapes(json_text: str) -> str:
+    """Return a JSON text without escapes of NUL and of lone surrogates, in keys and in values.
+
+    It is changed before it is parsed, because a search in the text takes far less time than a walk through
+    the parsed value, and almost every text remains as it is.
+    """
+    if "\\" not in json_text or _UNSAFE_ESCAPE.search(json_text) is None:
+        return json_text
+    return _ESCAPE.sub(lambda match: match[1] or REPLACEMENT, json_text)
