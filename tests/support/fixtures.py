@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from tests.support.drivers import Driver
     from tests.support.flow_server import StubFlowServer
     from tests.support.postgresql import PostgreSQL
+
+
+REQUIRE_POSTGRESQL = "FLOWS_TESTS_REQUIRE_POSTGRESQL"  # set where its tests must not be skipped
 
 
 def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +105,13 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """Yield a PostgreSQL server; skip the test where it is not installed."""
+    """Yield a PostgreSQL server; skip the test where it is not installed, unless it is required."""
     from tests.support.postgresql import PostgreSQL, missing_requirement
 
     missing = missing_requirement()
     if missing is not None:
+        if REQUIRE_POSTGRESQL in os.environ:
+            pytest.fail(f"{REQUIRE_POSTGRESQL} is set, and these tests cannot run. {missing}")
         pytest.skip(missing)
     with PostgreSQL() as server:
         yield server
