@@ -16,7 +16,12 @@ from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
-from airflow_provider_flows.worker.kill_check import CANCELLED_BY_KILL, ON_KILL_SECONDS, is_task_finished
+from airflow_provider_flows.worker.kill_check import (
+    CANCELLED_BY_KILL,
+    NOTHING_TO_CANCEL,
+    ON_KILL_SECONDS,
+    is_task_finished,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -278,8 +283,9 @@ class TaskTry:
             self.is_killed = True  # before the id is read: a start that saves an id checks this afterwards
             self.cancellation.cancel()
             if (flow_run_id := self.flow_run_id) is not None and self.hook.service.supports("get_run"):
-                self.create_hook().cancel(flow_run_id)  # not `hook`, which the main thread may be using
-                self.log.info(CANCELLED_BY_KILL, flow_run_id)
+                # not `hook`, which the main thread may be using
+                was_cancelled = self.create_hook().cancel(flow_run_id)
+                self.log.info(CANCELLED_BY_KILL if was_cancelled else NOTHING_TO_CANCEL, flow_run_id)
         except Exception:  # nothing may escape from a kill
             if self.flow_run_id is None:
                 self.log.exception(
