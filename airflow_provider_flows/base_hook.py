@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
-    from airflow_provider_flows.transport.blocking import SharedRateLimiter
     from airflow_provider_flows.transport.settings import Settings
+    from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
 MIN_CANCEL_ATTEMPTS = 8  # when many runs are cancelled at once, a rate limit rejects many requests
 

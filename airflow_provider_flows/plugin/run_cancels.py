@@ -14,7 +14,7 @@ from airflow_provider_flows.core.start_or_resume import cancel
 
 if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
-    from airflow_provider_flows.transport.blocking import SharedRateLimiter
+    from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class RunCancels:
         if is_new:
             with self._targets.share_errors(entry):
                 from airflow_provider_flows.hooks import FlowsHook
-                from airflow_provider_flows.transport.blocking import SharedRateLimiter
+                from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
                 hook = FlowsHook.get_hook(conn_id)
                 limiter = SharedRateLimiter(hook.extra.get("max_requests_per_second"))
