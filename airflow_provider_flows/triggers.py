@@ -192,7 +192,13 @@ class FlowRunTrigger(BaseTrigger):
                 # imported by now, in a thread
                 from airflow_provider_flows.triggerer.run_cancels import cancel_run
 
-                was_cancelled = await cancel_run(hook, self.flow_run_id)
+                try:
+                    was_cancelled = await cancel_run(hook, self.flow_run_id)
+                except FlowAuthError:
+                    latest = await _reload_hook(hook)
+                    if latest.settings == hook.settings:
+                        raise
+                    was_cancelled = await cancel_run(latest, self.flow_run_id)
         except asyncio.CancelledError:
             log.warning(NOT_CANCELLED, self.flow_run_id, "the triggerer stopped")
             raise

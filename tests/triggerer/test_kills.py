@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import time
 from collections import Counter
@@ -18,12 +19,13 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, GetTaskStates, OKResponse
 
 from airflow_provider_flows.emulator import Emulator, Fault
+from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
 from airflow_provider_flows.triggerer.run_cancels import MAX_CONCURRENT_CANCELS
 from airflow_provider_flows.triggerer.task_states import TaskStateReader
 from airflow_provider_flows.worker.kill_check import on_kill_timeout
 from tests.support.kills import StubSupervisor, create_trigger, kill_all, run_until_killed, task_instance
 from tests.support.modes import start_external_run
-from tests.support.triggers import wait_for_condition, wait_for_idle_loop
+from tests.support.triggers import age_hook_cache, wait_for_condition, wait_for_idle_loop
 
 MANY = 500
 HTTPX_MAX_URL_CHARACTERS = 65_536
@@ -188,6 +190,25 @@ async def test_failed_abort_of_a_finished_task_is_a_warning(
     assert f"Flow run {flow_run_id} could not be aborted" in warnings[0].getMessage()
     assert "HTTP 403" in warnings[0].getMessage()
     assert not warnings[0].exc_info
+
+
+async def test_a_changed_key_is_reloaded_for_the_abort(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the service rejects the key, the connection is looked up again, as during the wait."""
+    conn_id = "changing"
+    connection = {"conn_type": "generio", "host": emulator.url, "password": "old"}
+    monkeypatch.setenv("AIRFLOW_CONN_CHANGING", json.dumps(connection))
+    await get_hook_cached(conn_id)
+    monkeypatch.setenv("AIRFLOW_CONN_CHANGING", json.dumps(connection | {"password": emulator.key}))
+    age_hook_cache(conn_id)
+    supervisor = StubSupervisor().install(monkeypatch)
+    ti = task_instance("run")
+    supervisor.set_state([ti], "failed")
+
+    await create_trigger(start_external_run(emulator), ti, conn_id).on_kill()
+
+    assert states(emulator) == {"aborted": 1}
 
 
 async def test_a_final_run_is_not_called_cancelled(
