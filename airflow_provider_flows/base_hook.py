@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
+    from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
+
+MIN_CANCEL_ATTEMPTS = 8  # when many runs are cancelled at once, a rate limit rejects many requests
 
 # The transports are imported in the methods that use them: a worker never needs aiohttp, and a triggerer
 # never needs requests.
@@ -135,6 +138,11 @@ class BaseFlowsHook(BaseHook):
         """The retry policy for single requests, according to the connection's field `retries`."""
         return Retry(attempts=1 + self.extra["retries"])
 
+    @property
+    def cancel_retry(self) -> Retry:
+        """The retry policy for cancelling the run of a task that has ended: no later try cancels it."""
+        return Retry(attempts=max(MIN_CANCEL_ATTEMPTS, 1 + self.extra["retries"]))
+
     def get_conn(self) -> requests.Session:
         """Return the `requests` session of this hook.
 
@@ -163,13 +171,19 @@ class BaseFlowsHook(BaseHook):
             other.close()
 
     def run(
-        self, conversation: Conversation[T], *, retry: Retry | None = None, timeout: float | None = None
+        self,
+        conversation: Conversation[T],
+        *,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        limiter: SharedRateLimiter | None = None,
     ) -> T:
         """Run a conversation over `requests`, and return its result.
 
         :param retry: the retry policy for each request; by default that of the connection (`retries`).
         :param timeout: upper bound, in seconds, for the connect timeout and the read timeout of the
             connection.
+        :param limiter: the rate limiter for each request; by default there is none.
         :raises FlowServiceError: a request failed; the message names the connection.
         """
         from airflow_provider_flows.transport.blocking import BlockingTransport, run
@@ -183,7 +197,8 @@ class BaseFlowsHook(BaseHook):
             )
         with self.add_connection_to_errors():
             transport = BlockingTransport(settings, self.get_conn())
-            return run(with_retries(conversation, retry or self.retry), transport.send)
+            send = transport.send if limiter is None else limiter.limit(transport.send)
+            return run(with_retries(conversation, retry or self.retry), send)
 
     async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
         """Run a conversation over `aiohttp`, and return its result.

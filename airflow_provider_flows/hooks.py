@@ -167,9 +167,12 @@ class FlowsHook(BaseFlowsHook):
             )
         )
 
-    def cancel(self, flow_run_id: str) -> None:
-        """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged."""
-        self.run(start_or_resume.cancel(self.service, flow_run_id))
+    def cancel(self, flow_run_id: str) -> bool:
+        """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged.
+
+        :returns: whether the run was deleted or its abort was requested.
+        """
+        return self.run(start_or_resume.cancel(self.service, flow_run_id))
 
     def cancel_and_wait(self, flow_run_id: str) -> FlowRun | None:
         """End a flow run as `cancel` does, and wait about ten seconds until it is final.

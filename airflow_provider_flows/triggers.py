@@ -29,8 +29,9 @@ from airflow_provider_flows.core.polling.finished_runs import EventCursor
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.worker.kill_check import (
     CANCELLED_BY_KILL,
-    ON_KILL_SECONDS,
-    is_task_finished_async,
+    NOTHING_TO_CANCEL,
+    max_reply_seconds,
+    on_kill_timeout,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ EVENT_FIELDS = (
     "finished_at",
     "duration",
     "error",
+)
+ON_KILL_FRACTION = 0.95  # of `[triggerer] on_kill_timeout`, after which Airflow no longer waits for `on_kill`
+MAX_CANCEL_SECONDS = 300.0  # for the requests that cancel a run: a rate limit may delay them
+LEFT_IN_DOUBT = (
+    "Airflow did not report whether the task is finished (%s), so flow run %s is left to the next try"
+)
+NOT_CANCELLED = (
+    "Flow run %s could not be aborted after its task was killed: %s. Check it at the service, and abort it "
+    "there if it is active"
 )
 MAX_EVENT_TEXT_CHARACTERS = 1000  # of a text that comes from the service
 
@@ -144,7 +154,8 @@ class FlowRunTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Abort the flow run only if Airflow has ended its task.
 
-        If that is uncertain, leave the run for the next try.
+        If that is uncertain, leave the run for the next try. An abort that takes longer than
+        `[triggerer] on_kill_timeout` continues in the background.
         """
         if self._has_fired or not self.abort_on_kill:
             return
@@ -153,23 +164,52 @@ class FlowRunTrigger(BaseTrigger):
         kill = asyncio.create_task(self._cancel_if_finished())
         _KILL_TASKS.add(kill)
         kill.add_done_callback(_KILL_TASKS.discard)
-        while not kill.done():
+        deadline = time.monotonic() + ON_KILL_FRACTION * on_kill_timeout()
+        while not kill.done() and (remaining := deadline - time.monotonic()) > 0:
             with suppress(asyncio.CancelledError):
-                await asyncio.shield(kill)
+                await asyncio.wait({kill}, timeout=remaining)
 
     async def _cancel_if_finished(self) -> None:
-        from airflow_provider_flows.core.start_or_resume import cancel
-        from airflow_provider_flows.hooks import FlowsHook
+        """Cancel the run if the task is finished; no error may escape, because nobody awaits one."""
+        from airflow_provider_flows.triggerer.task_states import TaskStateReader
 
         try:
-            async with asyncio.timeout(ON_KILL_SECONDS):
-                if await is_task_finished_async(self.task_instance):
-                    hook = self._hook or await FlowsHook.aget_hook(self.flows_conn_id)
-                    await hook.arun(cancel(hook.service, self.flow_run_id))
-                    self.log.info(CANCELLED_BY_KILL, self.flow_run_id)
-        except Exception:  # no error may escape from a kill; the next try or a person finds the run
-            message = "Flow run %s could not be aborted after its task was killed; check it at the service"
-            self.log.exception(message, self.flow_run_id)
+            async with asyncio.timeout(max_reply_seconds()):
+                is_finished = await TaskStateReader.for_loop().is_finished(self.task_instance)
+        except Exception as error:  # noqa: BLE001  # any error of Airflow's
+            log.info(LEFT_IN_DOUBT, type(error).__name__, self.flow_run_id)
+            return
+        if is_finished:
+            await self._cancel_run()
+
+    async def _cancel_run(self) -> None:
+        """Cancel the run of a finished task, and log the result."""
+        from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+
+        try:
+            async with asyncio.timeout(MAX_CANCEL_SECONDS):
+                hook = self._hook or await get_hook_cached(self.flows_conn_id)
+                # imported by now, in a thread
+                from airflow_provider_flows.triggerer.run_cancels import cancel_run
+
+                try:
+                    was_cancelled = await cancel_run(hook, self.flow_run_id)
+                except FlowAuthError:
+                    latest = await _reload_hook(hook)
+                    if latest.settings == hook.settings:
+                        raise
+                    was_cancelled = await cancel_run(latest, self.flow_run_id)
+        except asyncio.CancelledError:
+            log.warning(NOT_CANCELLED, self.flow_run_id, "the triggerer stopped")
+            raise
+        except TimeoutError:
+            log.warning(NOT_CANCELLED, self.flow_run_id, f"no success within {MAX_CANCEL_SECONDS:.0f} s")
+        except FlowError as error:
+            log.warning(NOT_CANCELLED, self.flow_run_id, error)
+        except Exception as error:  # with its traceback, because it is not expected
+            log.warning(NOT_CANCELLED, self.flow_run_id, repr(error), exc_info=True)
+        else:
+            log.info(CANCELLED_BY_KILL if was_cancelled else NOTHING_TO_CANCEL, self.flow_run_id)
 
     async def _wait_until_final(self) -> FlowRun:
         """Wait in the poller that all triggers of the connection share; reload rejected credentials."""
@@ -177,6 +217,7 @@ class FlowRunTrigger(BaseTrigger):
         from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
 
         self._hook = hook = await get_hook_cached(self.flows_conn_id)
+        self._warm_up_kill()
         # imported by now, in a thread, because that takes too long on the loop
         from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 
@@ -198,6 +239,13 @@ class FlowRunTrigger(BaseTrigger):
             self.log.info(message, self.flows_conn_id)
             self._hook = hook = latest
             wait.reset_permanent_errors()
+
+    def _warm_up_kill(self) -> None:
+        """Let the triggerer process its first message now, because that takes too long during a kill."""
+        if SUPPORTS_ON_KILL and self.abort_on_kill and getattr(self, "task_instance", None) is not None:
+            from airflow_provider_flows.triggerer.task_states import TaskStateReader
+
+            TaskStateReader.for_loop().warm_up(self.task_instance)
 
     def _log_line(self, level: int, line: str) -> None:
         """Log a line in this trigger's context, by which Airflow finds its log; the poller has another."""

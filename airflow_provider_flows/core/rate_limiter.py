@@ -1,4 +1,4 @@
-"""The rate limiter that all requests of a connection share in a triggerer.
+"""The rate limiter that the requests of a connection share: all in a triggerer, and the API server's cancels.
 
 It does not sleep and does not read a clock; the caller passes the time.
 """

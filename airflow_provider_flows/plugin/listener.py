@@ -6,15 +6,10 @@ server when a user marks it as success, failed or skipped.
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Mapping
-from threading import Thread
 from typing import Any
 
 from airflow.providers.common.compat.sdk import hookimpl
-
-log = logging.getLogger(__name__)
 
 PACKAGE = "airflow_provider_flows"
 TRIGGER_CLASSPATH = f"{PACKAGE}.triggers.FlowRunTrigger"
@@ -54,20 +49,7 @@ def _cancel_deferred_run(previous_state: Any, task_instance: Any) -> None:
     trigger = getattr(task_instance, "trigger", None) if previous_state is None else None
     if trigger is None or trigger.classpath != TRIGGER_CLASSPATH or not trigger.kwargs.get("abort_on_kill"):
         return
-    # in a thread, because Airflow's database transaction and the user's request wait for this function
-    Thread(target=_cancel_run, args=(dict(trigger.kwargs),), name="flows-cancel", daemon=True).start()
+    from airflow_provider_flows.plugin.run_cancels import RUN_CANCELS
 
-
-def _cancel_run(trigger_kwargs: Mapping[str, Any]) -> None:
-    from airflow_provider_flows.hooks import FlowsHook
-
-    flow_run_id = trigger_kwargs["flow_run_id"]
-    try:
-        FlowsHook.get_hook(trigger_kwargs["flows_conn_id"]).cancel(flow_run_id)
-        log.info(
-            "The task was marked while it was deferred, so flow run %s was cancelled "
-            "(deleted if it had not started, aborted if it was active)",
-            flow_run_id,
-        )
-    except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run
-        log.warning("Flow run %s could not be aborted by the API server: %s", flow_run_id, error)
+    # in threads, because Airflow's database transaction and the user's request wait for this function
+    RUN_CANCELS.submit(trigger.kwargs["flows_conn_id"], trigger.kwargs["flow_run_id"])

@@ -6,46 +6,57 @@ finished then, and its next try or the other triggerer continues with the same f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
-# time limit of `on_kill`; the first request to Airflow in a new triggerer may take ten seconds alone
-ON_KILL_SECONDS = 19.0
+ON_KILL_SECONDS = 19.0  # time limit of `on_kill` in a worker
+# Within `[triggerer] on_kill_timeout` there must be time for the log line after the last reply.
+REPLY_FRACTION = 0.9
 # `restarting` is a running task that was cleared: its next try starts a new flow run
 FINISHED_STATES = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
 CANCELLED_BY_KILL = (
     "The task was killed, so flow run %s was cancelled "
     "(deleted if it had not started, aborted if it was active)"
 )
+NOTHING_TO_CANCEL = "The task was killed; flow run %s had already ended, is being aborted, or is gone"
+
+
+def on_kill_timeout() -> float:
+    """Return the seconds for which Airflow's triggerer waits for the `on_kill` of a trigger."""
+    from airflow.providers.common.compat.sdk import conf
+
+    return float(conf.getfloat("triggerer", "on_kill_timeout", fallback=30.0))
+
+
+def max_reply_seconds() -> float:
+    """Return the seconds for which a killed trigger waits for Airflow's reply about its task."""
+    return REPLY_FRACTION * on_kill_timeout()
 
 
 def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
     """Return whether the task instance is finished in Airflow. Blocks; called in a worker."""
-    return _is_finished(ti.get_task_states(**_task_states_query(ti)), ti)
+    return is_finished_in(ti.get_task_states(**to_query([ti])), ti)
 
 
-async def is_task_finished_async(ti: Any) -> bool:
-    """Return whether the task instance is finished in Airflow. Called in a triggerer.
+def to_query(tis: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments of a request for the states of task instances of one DAG, at least one.
 
-    Airflow has no public API that gets a task's state without blocking the event loop, so this function sends
-    Airflow's internal message `GetTaskStates`. tests/worker/test_kill_check.py fails if Airflow moves it.
+    For several of them Airflow returns the states of all these tasks in all these DAG runs.
     """
-    from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult
-    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
-
-    response: Any = await SUPERVISOR_COMMS.asend(GetTaskStates(**_task_states_query(ti)))
-    return isinstance(response, TaskStatesResult) and _is_finished(response.task_states, ti)
-
-
-def _task_states_query(ti: Any) -> dict[str, Any]:
-    mapped = {} if ti.map_index is None or ti.map_index < 0 else {"map_index": ti.map_index}
-    return {"dag_id": ti.dag_id, "task_ids": [ti.task_id], "run_ids": [ti.run_id], **mapped}
+    only = tis[0] if len(tis) == 1 else None
+    mapped = {"map_index": only.map_index} if only is not None and _is_mapped(only) else {}
+    return {
+        "dag_id": tis[0].dag_id,
+        "task_ids": list(dict.fromkeys(ti.task_id for ti in tis)),
+        "run_ids": list(dict.fromkeys(ti.run_id for ti in tis)),
+        **mapped,
+    }
 
 
-def _is_finished(states: Mapping[str, Any], ti: Any) -> bool:
+def is_finished_in(states: Mapping[str, Any], ti: Any) -> bool:
     """Return whether a task instance is finished.
 
     A task instance without an entry no longer exists (it or its DAG run was deleted), and is finished. The
@@ -54,8 +65,13 @@ def _is_finished(states: Mapping[str, Any], ti: Any) -> bool:
     :param states: `{run_id: {task_id or task_id_<map_index>: state}}`.
     """
     run_states = states.get(ti.run_id, {})
-    for key in (ti.task_id, f"{ti.task_id}_{ti.map_index}"):
+    keys = (f"{ti.task_id}_{ti.map_index}", ti.task_id) if _is_mapped(ti) else (ti.task_id,)
+    for key in keys:
         if key in run_states:
             state = run_states[key]
             return str(getattr(state, "value", state)) in FINISHED_STATES
     return True
+
+
+def _is_mapped(ti: Any) -> bool:
+    return ti.map_index is not None and ti.map_index >= 0

@@ -16,7 +16,12 @@ from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
-from airflow_provider_flows.worker.kill_check import CANCELLED_BY_KILL, ON_KILL_SECONDS, is_task_finished
+from airflow_provider_flows.worker.kill_check import (
+    CANCELLED_BY_KILL,
+    NOTHING_TO_CANCEL,
+    ON_KILL_SECONDS,
+    is_task_finished,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -291,8 +296,9 @@ def _cancel_if_finished(task_try: TaskTry) -> None:
         task_try.cancellation.cancel()  # before the id is read: a start that saves an id checks it afterwards
         flow_run_id = task_try.flow_run_id
         if flow_run_id is not None and task_try.hook.service.supports("get_run"):
-            task_try.create_hook().cancel(flow_run_id)  # not `hook`, which the main thread may be using
-            task_try.log.info(CANCELLED_BY_KILL, flow_run_id)
+            # not `hook`, which the main thread may be using
+            was_cancelled = task_try.create_hook().cancel(flow_run_id)
+            task_try.log.info(CANCELLED_BY_KILL if was_cancelled else NOTHING_TO_CANCEL, flow_run_id)
     except Exception:  # nothing may escape from a kill
         if task_try.flow_run_id is None:
             task_try.log.exception(

@@ -5,8 +5,14 @@ tests/system/chaos tests it with marks in a running Airflow.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +24,13 @@ from airflow.triggers.base import BaseTrigger
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
-from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.plugin.run_cancels import MAX_THREADS
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.airflow_run import run_dag
+from tests.support.flow_server import ApiResponse, StubFlowServer
+from tests.support.modes import start_external_run
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
 
@@ -117,3 +126,121 @@ def test_the_record_of_a_run_with_an_id_is_not_deleted(emulator: Emulator) -> No
     result = run_with_retries("listener_stays", **CHAIR_ARGUMENTS)
     assert result.state == "success"
     assert result.record["flow_run_id"] in emulator.runs
+
+
+# many marks at once -----------------------------------------------------------------------------------------
+
+MARKED_RUNS = 40
+
+
+def mark_deferred(flow_run_ids: list[str], conn_id: str = "generio_default") -> None:
+    """Call Airflow's listeners as a mark of a DAG run does: for each of its deferred tasks, one by one."""
+    for flow_run_id in flow_run_ids:
+        trigger = Trigger.from_object(FlowRunTrigger(conn_id, flow_run_id, abort_on_kill=True))
+        get_listener_manager().hook.on_task_instance_failed(
+            previous_state=None, task_instance=SimpleNamespace(task=None, trigger=trigger), error="marked"
+        )
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> bool:
+    """Wait until a condition is true; return whether it was in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def cancel_threads() -> list[threading.Thread]:
+    """Return the listener's threads."""
+    return [thread for thread in threading.enumerate() if thread.name == "flows-cancel"]
+
+
+def connect(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, conn_id: str, **more: Any) -> str:
+    """Set a connection to the emulator, or to another host, and return its id."""
+    connection = {"conn_type": "generio", "host": emulator.url, "password": emulator.key} | more
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
+    return conn_id
+
+
+def test_many_marks_observe_the_connections_rate_limit(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A marked DAG run of many tasks: a few threads, `max_requests_per_second`, and every run is aborted."""
+    extra = {"max_requests_per_second": 25}
+    conn_id = connect(emulator, monkeypatch, "listener_bounded", extra=extra)
+    ids = [start_external_run(emulator) for _ in range(MARKED_RUNS)]
+    before = len(emulator.requests)
+
+    mark_deferred(ids, conn_id)
+
+    assert 1 <= len(cancel_threads()) <= MAX_THREADS
+    assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values()))
+    times = [asked.at for asked in emulator.requests[before:]]
+    assert len(times) == 2 * MARKED_RUNS
+    assert max(sum(at <= other < at + 0.4 for other in times) for at in times) <= 14
+    assert wait_until(lambda: not cancel_threads())
+
+
+def test_a_rejected_request_stops_all_threads(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 429 with Retry-After stops every request of the connection for that long; all runs are aborted."""
+    conn_id = connect(emulator, monkeypatch, "listener_429")
+    ids = [start_external_run(emulator) for _ in range(MARKED_RUNS)]
+    emulator.add_fault(
+        Fault("GET", "/flows/*", skip=8, times=MAX_THREADS, status=429, headers={"Retry-After": "1"})
+    )
+
+    mark_deferred(ids, conn_id)
+
+    assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values()))
+    first, *_, last = [asked.at for asked in emulator.requests if asked.status == 429]
+    if last < first + 0.5:  # no thread was so slow that its request came after the block
+        assert not [asked for asked in emulator.requests if last + 0.1 < asked.at < first + 0.95]
+
+
+@pytest.mark.parametrize("trouble", ["no way", "wrong key"])
+def test_a_connection_that_does_not_work_is_tried_few_times(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    """An API server without a way to the service gives up the runs of the connection, and logs their ids."""
+    monkeypatch.setattr("airflow_provider_flows.base_hook.MIN_CANCEL_ATTEMPTS", 1)  # no seconds of backoff
+    more = {"host": "http://127.0.0.1:9"} if trouble == "no way" else {"password": "another"}
+    conn_id = connect(emulator, monkeypatch, f"listener_{trouble[:2]}", extra={"retries": 0}, **more)
+    ids = [f"{number:024x}" for number in range(MARKED_RUNS)]
+
+    mark_deferred(ids, conn_id)
+
+    assert wait_until(lambda: not cancel_threads() and "does not try" in caplog.text)
+    assert all(flow_run_id in caplog.text for flow_run_id in ids)
+    assert len([record for record in caplog.records if "could not be aborted" in record.message]) <= 30
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+EXIT_WHILE_ABORTING = """
+import sys, time
+from airflow_provider_flows.plugin.run_cancels import RUN_CANCELS
+
+RUN_CANCELS.submit("mute", "0" * 24)
+time.sleep(0.3)
+print(time.monotonic())
+"""
+
+
+def test_a_slow_service_does_not_delay_the_exit(flow_server: StubFlowServer) -> None:
+    """The process ends while a request is waiting for its response."""
+    flow_server.create_runs(1, 60)
+    connection = {"conn_type": "generio", "host": flow_server.url, "password": "key"}
+    flow_server.run_response = lambda *_: ApiResponse({}, delay=60)
+    environment = {**os.environ, "AIRFLOW_CONN_MUTE": json.dumps(connection)}
+
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT_WHILE_ABORTING],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+
+    assert time.monotonic() - float(done.stdout.splitlines()[-1]) < 20

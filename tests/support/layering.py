@@ -31,17 +31,17 @@ core rate_limiter service start_or_resume
 . __init__
 services __init__ promptchainer
 services/generio __init__ responses api
-transport __init__ tls_and_proxy url_guard settings response_reader asynchronous blocking
+transport __init__ tls_and_proxy url_guard settings response_reader asynchronous blocking shared_rate_limiter
 . connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
 storage outputs
 . preflight hooks
 worker __init__ kill_check lineage run_tracking task_state finish task_try
-triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed watcher_state
+triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed run_cancels task_states watcher_state
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
-plugin airflow_internals cache html listener schemas present run_view connection_view output_files routes
-plugin __init__
+plugin airflow_internals cache html run_cancels listener schemas present run_view connection_view output_files
+plugin routes __init__
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin
 cli __init__ arguments emulator exit_codes parser terminal command draw flow_runs download run

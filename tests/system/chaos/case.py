@@ -40,6 +40,8 @@ class Scenario:
     slow: bool = False
     """Whether flow runs only end when the scenario advances the clock of a service that is not shared."""
     conn_type: str = "generio"
+    has_backend: bool = False
+    """Whether its connection comes from a secrets backend, with a host that the API server cannot reach."""
     plans: tuple[Plan, ...] = ()
     """The plans of the flow runs, in the order of their creation."""
     server: ServiceFactory = EmulatorService
@@ -102,9 +104,12 @@ class Case:
     @property
     def connection(self) -> str:
         """The Airflow connection to the proxy, as JSON."""
-        return json.dumps(
-            {"conn_type": self.scenario.conn_type, "host": self.proxy.url, "password": self.service.key}
-        )
+        return json.dumps(self.connection_fields())
+
+    def connection_fields(self, host: str | None = None) -> dict[str, str]:
+        """Return the Airflow connection to the proxy, or to another host."""
+        conn_type, password = self.scenario.conn_type, self.service.key
+        return {"conn_type": conn_type, "host": host or self.proxy.url, "password": password}
 
     def arm(self, action: Action, method: str, path: str, when: When = "before", nth: int = 1) -> None:
         """Run an action at a later request."""

@@ -18,12 +18,14 @@ from tests.support.postgresql import PostgreSQL, missing_requirement
 from tests.system.chaos import processes
 from tests.system.chaos.case import FINAL_TASK_STATES, Case, Scenario
 from tests.system.chaos.services import Plan
-from tests.system.chaos.stage import DAGS, LONG_SECONDS, MANY_TASKS_DAG, SETTINGS
+from tests.system.chaos.stage import DAGS, LONG_SECONDS, SETTINGS
 from tests.system.chaos.user_actions import ENDLESS_PLANS, mark_and_check, mark_while_waiting
 from tests.system.chaos.worker_kills import MODES
 from tools.airflow_stack import Stack
 
 MANY = 50
+EIGHTY = 80
+MAX_ABORTS_SECONDS = 60.0  # for the aborts of a marked DAG run
 SECONDS_PER_TASK = 8.0  # maximum for one of many tasks, on a machine with few cores
 PAGE_SIZE = 100
 SETTLE_SECONDS = 25.0  # after which a wrong abort would have happened
@@ -60,6 +62,14 @@ def infrastructure_scenarios(many: int) -> Iterator[Scenario]:
         _mark_without_triggerer,
         is_exclusive=True,
         plans=ENDLESS_PLANS,
+    )
+    yield Scenario(
+        f"DAG run marked failed, {EIGHTY} deferred, triggerer just started, API server without a way",
+        {"starts": EIGHTY, "tasks": f"{EIGHTY} failed", "runs": f"{EIGHTY} aborted", "API server": "no way"},
+        _mark_dag_run_after_restart,
+        is_exclusive=True,
+        slow=True,
+        has_backend=True,
     )
     once = {"starts": 1, "task": "success", "runs": "1 completed", "files": "all of 1 run"}
     for mode in MODES:
@@ -121,6 +131,33 @@ def _mark_after_restart(case: Case) -> dict[str, Any]:
     return mark_while_waiting(case, "deferrable", "failed")
 
 
+def _mark_dag_run_after_restart(case: Case) -> dict[str, Any]:
+    """Mark a DAG run of many deferred tasks right after the triggerer's start; only it can abort the runs."""
+    run_id = _start_all_deferred(case, EIGHTY, "eighty")
+    airflow, earlier = case.stage.airflow, set(_triggerers(case, run_id))
+    airflow.restart("triggerer")
+
+    def is_taken_over() -> bool:
+        current = _triggerers(case, run_id)
+        return len(current) == EIGHTY and earlier.isdisjoint(current)
+
+    if not case.wait_until(is_taken_over, _max_wait(EIGHTY)):
+        raise TimeoutError("the new triggerer does not take over the triggers")
+    time.sleep(3)  # the triggers start; the first message to Airflow takes longer
+    path = f"dags/{_dag_id(case, run_id)}/dagRuns/{quote(run_id, safe='')}"
+    case.run_exclusively(lambda: airflow.call("PATCH", path, json={"state": "failed"}))
+    all_aborted = f"{EIGHTY} aborted"
+    case.wait_until(lambda: case.service.states(case.traffic.created_ids) == all_aborted, MAX_ABORTS_SECONDS)
+    facts = {
+        "starts": len(case.traffic.started_ids),
+        "tasks": _states(case, run_id),
+        "runs": case.service.states(case.traffic.created_ids),
+    }
+    message = "could not be aborted by the API server"  # after its last attempt
+    has_failed = case.wait_until(lambda: message in airflow.process_log("api-server", 5000))
+    return facts | {"API server": "no way" if has_failed else "not tried"}
+
+
 def _mark_without_triggerer(case: Case) -> dict[str, Any]:
     """Mark a task while no triggerer runs, so that none calls `on_kill`."""
     airflow = case.stage.airflow
@@ -165,9 +202,9 @@ def _max_wait(many: int) -> float:
     return max(400.0, SECONDS_PER_TASK * many)
 
 
-def _start_all_deferred(case: Case, many: int) -> str:
+def _start_all_deferred(case: Case, many: int, dag: str = "many") -> str:
     """Start all tasks, wait until all of them are in the triggerer, and return the DAG run's id."""
-    run_id = case.trigger("many")
+    run_id = case.trigger(dag)
     if not case.wait_until(lambda: len(_triggerers(case, run_id)) == many, _max_wait(many)):
         raise TimeoutError(f"not all tasks are deferred: {_states(case, run_id)}")
     time.sleep(5)
@@ -176,7 +213,7 @@ def _start_all_deferred(case: Case, many: int) -> str:
 
 def _instances(case: Case, run_id: str) -> list[dict[str, Any]]:
     """Return all task instances; a page of Airflow's API has at most a hundred."""
-    path = f"dags/{MANY_TASKS_DAG}/dagRuns/{quote(run_id, safe='')}/taskInstances"
+    path = f"dags/{_dag_id(case, run_id)}/dagRuns/{quote(run_id, safe='')}/taskInstances"
     found: list[dict[str, Any]] = []
     while True:
         params = {"limit": PAGE_SIZE, "offset": len(found), "order_by": "map_index"}
@@ -184,6 +221,10 @@ def _instances(case: Case, run_id: str) -> list[dict[str, Any]]:
         found += page["task_instances"]
         if len(page["task_instances"]) < PAGE_SIZE:
             return found
+
+
+def _dag_id(case: Case, run_id: str) -> str:
+    return next(f"chaos_{dag}" for dag, started in case.dag_runs if started == run_id)
 
 
 def _triggerers(case: Case, run_id: str) -> list[int]:

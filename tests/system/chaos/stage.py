@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
@@ -16,7 +17,6 @@ from tools.airflow_stack import Stack
 from tools.processes import Program
 
 DAGS = Path(__file__).parent / "dags"
-MANY_TASKS_DAG = "chaos_many"
 RUN_SECONDS = 5.0
 LONG_SECONDS = 3600.0
 SETTINGS = {
@@ -30,6 +30,9 @@ SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
 }
 
+
+BACKEND_ARGUMENTS = "AIRFLOW__SECRETS__BACKEND_KWARGS"
+CLOSED_HOST = "http://127.0.0.1:9"
 
 # Seconds that a process waits for the database. The API server writes audit logs on its event loop. While it
 # waits, none of its other requests can release the database, so it has a short timeout, and clients retry.
@@ -50,7 +53,14 @@ class Airflow(Stack):
         program = super()._create_program(name)
         database = f"sqlite:///{self.home / 'airflow.db'}?timeout={LOCK_TIMEOUT_SECONDS[name]}"
         program._environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
+        if name == "api-server" and BACKEND_ARGUMENTS in program._environment:
+            # a host that this process cannot reach, as behind a firewall
+            program._environment[BACKEND_ARGUMENTS] = _backend_arguments(self.home.parent, name)
         return program
+
+
+def _backend_arguments(home: Path, name: str) -> str:
+    return json.dumps({"connections_file_path": str(home / f"connections-{name}.json")})
 
 
 def _run_warm_up(case: Case) -> dict[str, Any]:
@@ -106,8 +116,12 @@ class Stage(AbstractContextManager["Stage"]):
                 self._cases[scenario.tag] = case = Case(self, scenario, self._service(scenario))
                 exits.enter_context(case.proxy)
             connections = {
-                name: value for case in self._cases.values() for name, value in case.connections.items()
+                name: value
+                for case in self._cases.values()
+                if not case.scenario.has_backend
+                for name, value in case.connections.items()
             }
+            connections |= self._write_backend()
             self.airflow = Airflow(
                 self.home / "airflow",
                 DAGS,
@@ -128,6 +142,19 @@ class Stage(AbstractContextManager["Stage"]):
     ) -> None:
         """Stop everything."""
         self._exits.close()
+
+    def _write_backend(self) -> dict[str, str]:
+        """Write the secrets backend's files, and return its settings: none if no scenario needs it."""
+        cases = [case for case in self._cases.values() if case.scenario.has_backend]
+        if not cases:
+            return {}
+        for name, host in {"all": None, "api-server": CLOSED_HOST}.items():
+            connections = {case.conn_id: case.connection_fields(host) for case in cases}
+            (self.home / f"connections-{name}.json").write_text(json.dumps(connections))
+        return {
+            "AIRFLOW__SECRETS__BACKEND": "airflow.secrets.local_filesystem.LocalFilesystemBackend",
+            BACKEND_ARGUMENTS: _backend_arguments(self.home, "all"),
+        }
 
     def _warm_up(self) -> None:
         """Run one task, so that a wrong setting is reported before the scenarios."""

@@ -71,13 +71,15 @@ with DAG("chaos_chain", schedule=None, max_active_runs=100, max_active_tasks=100
         **RETRIES,
     )
 
-with DAG("chaos_many", schedule=None, max_active_runs=100, max_active_tasks=100) as chaos_many:
-    RunFlowOperator.partial(
-        task_id="run",
-        flow="{{ dag_run.conf['flow'] }}",
-        deferrable=True,
-        flows_conn_id=LOCATION_ARGUMENTS["flows_conn_id"],
-        timeout=None,
-        **FAST_POLLING,
-        **RETRIES,
-    ).expand(inputs=[[f"Chair number {number}"] for number in range(int(os.environ["CHAOS_MANY"]))])
+for name, count in {"many": int(os.environ["CHAOS_MANY"]), "eighty": 80}.items():
+    with DAG(f"chaos_{name}", schedule=None, max_active_runs=100, max_active_tasks=100) as dag:
+        RunFlowOperator.partial(
+            task_id="run",
+            flow="{{ dag_run.conf['flow'] }}",
+            deferrable=True,
+            flows_conn_id=LOCATION_ARGUMENTS["flows_conn_id"],
+            timeout=None,
+            **FAST_POLLING,
+            **RETRIES,
+        ).expand(inputs=[[f"Chair number {number}"] for number in range(count)])
+    globals()[dag.dag_id] = dag

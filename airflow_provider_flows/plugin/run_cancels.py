@@ -1,0 +1,135 @@
+"""Cancels of flow runs from the API server, in a few threads that observe the rate limits."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from contextlib import ExitStack
+from threading import Lock, Thread, current_thread
+from typing import TYPE_CHECKING, NamedTuple
+
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowUnreachable
+from airflow_provider_flows.core.single_flight import SingleFlightCache
+from airflow_provider_flows.core.start_or_resume import cancel
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.hooks import FlowsHook
+    from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
+
+log = logging.getLogger(__name__)
+
+MAX_THREADS = 4
+HOOK_TTL_SECONDS = 60.0
+
+
+class _Job(NamedTuple):
+    """A flow run to cancel."""
+
+    conn_id: str
+    flow_run_id: str
+
+
+class _Target(NamedTuple):
+    """The hook of a connection, and the rate limiter of all requests by which its runs are cancelled."""
+
+    hook: FlowsHook
+    limiter: SharedRateLimiter
+
+
+class RunCancels:
+    """Cancels flow runs in a few threads, which end when nothing is left to do.
+
+    They are daemon threads, unlike those of a `ThreadPoolExecutor`, so that a slow service does not delay the
+    exit of the API server.
+    """
+
+    def __init__(self, max_threads: int = MAX_THREADS) -> None:
+        self._max_threads = max_threads
+        self._jobs: deque[_Job] = deque()
+        self._threads: list[Thread] = []
+        self._lock = Lock()
+        self._targets: SingleFlightCache[_Target] = SingleFlightCache()
+
+    def submit(self, conn_id: str, flow_run_id: str) -> None:
+        """Cancel a run in the background, and log the result."""
+        with self._lock:
+            self._jobs.append(_Job(conn_id, flow_run_id))
+            self._threads = [thread for thread in self._threads if thread.is_alive()]  # a fork has none
+            if len(self._threads) < self._max_threads:
+                thread = Thread(target=self._work, name="flows-cancel", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def _work(self) -> None:
+        """Run jobs until none is left."""
+        with ExitStack() as exits:
+            hooks: dict[str, FlowsHook] = {}  # with a session of this thread for each connection
+            while (job := self._next_job()) is not None:
+                try:
+                    target = self._get_target(job.conn_id)
+                    if job.conn_id not in hooks:
+                        hooks[job.conn_id] = exits.enter_context(target.hook.copy_for_thread())
+                    hook = hooks[job.conn_id]
+                    conversation = cancel(hook.service, job.flow_run_id)
+                    was_cancelled = hook.run(conversation, retry=hook.cancel_retry, limiter=target.limiter)
+                except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run
+                    self._log_failure(job, error)
+                else:
+                    _log_success(job.flow_run_id, was_cancelled=was_cancelled)
+
+    def _next_job(self) -> _Job | None:
+        with self._lock:
+            if self._jobs:
+                return self._jobs.popleft()
+            if current_thread() in self._threads:
+                self._threads.remove(current_thread())
+            return None
+
+    def _get_target(self, conn_id: str) -> _Target:
+        """Return the target of a connection, which is looked up once for all its runs."""
+        entry, is_new = self._targets.get(conn_id)
+        if is_new:
+            with self._targets.share_errors(entry):
+                from airflow_provider_flows.hooks import FlowsHook
+                from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
+
+                hook = FlowsHook.get_hook(conn_id)
+                limiter = SharedRateLimiter(hook.extra.get("max_requests_per_second"))
+                self._targets.set_value(entry, _Target(hook, limiter), HOOK_TTL_SECONDS)
+        return entry.future.result()
+
+    def _log_failure(self, job: _Job, error: Exception) -> None:
+        """Log a failure, and drop the other runs of a connection that does not work in this process."""
+        log.warning("Flow run %s could not be aborted by the API server: %s", job.flow_run_id, error)
+        if not isinstance(error, (FlowUnreachable, FlowAuthError)):
+            return
+        self._targets.clear()  # the connection may have been corrected in the meantime
+        with self._lock:
+            dropped = [other for other in self._jobs if other.conn_id == job.conn_id]
+            self._jobs = deque(other for other in self._jobs if other.conn_id != job.conn_id)
+        if dropped:
+            log.warning(
+                "The API server does not try to abort %d more flow runs of connection %s, for the same "
+                "reason; a triggerer aborts those whose triggers it runs: %s",
+                len(dropped),
+                job.conn_id,
+                ", ".join(other.flow_run_id for other in dropped),
+            )
+
+
+RUN_CANCELS = RunCancels()
+
+
+def _log_success(flow_run_id: str, *, was_cancelled: bool) -> None:
+    if was_cancelled:
+        log.info(
+            "The task was marked while it was deferred, so flow run %s was cancelled "
+            "(deleted if it had not started, aborted if it was active)",
+            flow_run_id,
+        )
+    else:
+        log.info(
+            "The task was marked while it was deferred; flow run %s had already ended, is being aborted, or "
+            "is gone",
+            flow_run_id,
+        )

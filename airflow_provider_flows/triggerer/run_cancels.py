@@ -1,0 +1,73 @@
+"""Cancels of flow runs from triggers: many at the same time share one session and the rate limiter."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from airflow_provider_flows.core.retry import with_retries
+from airflow_provider_flows.core.start_or_resume import cancel
+from airflow_provider_flows.transport.asynchronous import run
+from airflow_provider_flows.triggerer.per_loop import PerLoop
+from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.base_hook import BaseFlowsHook
+
+MAX_CONCURRENT_CANCELS = 16
+
+
+class _CancelSession:
+    """One session for the cancels of one connection."""
+
+    def __init__(self, hook: BaseFlowsHook) -> None:
+        self.user_count = 0
+        self._hook = hook
+        self._identity = (type(hook), hook.settings, hook.extra)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_CANCELS)
+        self._opening = asyncio.Lock()
+        self._transport: RateLimitedTransport | None = None
+        self._exits = AsyncExitStack()
+
+    def serves(self, hook: BaseFlowsHook) -> bool:
+        """Return whether a hook has the same type, settings and credentials."""
+        return self._hook is hook or self._identity == (type(hook), hook.settings, hook.extra)
+
+    async def cancel(self, flow_run_id: str) -> bool:
+        """Cancel a run when it is its turn."""
+        async with self._slots:
+            async with self._opening:
+                if self._transport is None:
+                    opened = await self._exits.enter_async_context(self._hook.async_transport())
+                    self._transport = RateLimitedTransport(opened, self._hook)
+            with self._hook.add_connection_to_errors():
+                conversation = cancel(self._hook.service, flow_run_id)
+                return await run(with_retries(conversation, self._hook.cancel_retry), self._transport.send)
+
+    async def close(self) -> None:
+        """Close the session."""
+        await self._exits.aclose()
+
+
+_SESSIONS: PerLoop[list[_CancelSession]] = PerLoop(list)
+
+
+async def cancel_run(hook: BaseFlowsHook, flow_run_id: str) -> bool:
+    """Delete a run that never started, abort an active one, and leave a final one unchanged.
+
+    :returns: whether the run was deleted or its abort was requested.
+    :raises FlowServiceError: the service could not be reached, or rejected the request.
+    """
+    sessions = _SESSIONS.get()
+    session = next((one for one in sessions if one.serves(hook)), None)
+    if session is None:
+        sessions.append(session := _CancelSession(hook))
+    session.user_count += 1
+    try:
+        return await session.cancel(flow_run_id)
+    finally:
+        session.user_count -= 1
+        if not session.user_count:
+            sessions.remove(session)
+            await session.close()
