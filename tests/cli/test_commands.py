@@ -8,20 +8,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+import structlog
 import yaml
+from airflow.sdk.log import mask_secret
 
-from airflow_provider_flows.cli.command import command
+from airflow_provider_flows.cli.command import PACKAGE_NAME, command
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.terminal import escape_control_chars
 from airflow_provider_flows.core.flow_run import FlowRun
@@ -380,18 +384,40 @@ def test_log_of_hooks_is_not_data(emulator: Emulator, flows: FlowsCommand) -> No
         emulator.clear_faults()
 
 
-@pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])
-def test_reader_that_has_seen_enough_changes_nothing(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, form: str
+@pytest.mark.parametrize("get_logger", [logging.getLogger, structlog.get_logger])
+@pytest.mark.parametrize("name", ["airflow_provider_flows.hooks", "airflow.io", "botocore"])
+def test_every_log_goes_to_stderr_without_secrets(
+    capsys: pytest.CaptureFixture[str], get_logger: Callable[[str], Any], name: str
 ) -> None:
-    """With `| head` the exit code is the flow run's all the same."""
+    """Logs of this package, Airflow and libraries are lines on stderr during a command, and only then."""
+
+    @command
+    def warn(_: Namespace) -> None:
+        get_logger(name).warning("The key %s has\nexpired", KEY)
+
+    mask_secret(KEY)
+    before = structlog.get_config(), logging.getLogger().handlers, logging.getLogger(PACKAGE_NAME).level
+    warn(Namespace(verbose=False))
+    written = capsys.readouterr()
+    assert (written.out, written.err) == ("", "warning: The key *** has\\nexpired\n")
+    after = structlog.get_config(), logging.getLogger().handlers, logging.getLogger(PACKAGE_NAME).level
+    assert after == before
+
+
+@pytest.mark.parametrize("streams", [["stdout"], ["stderr"], ["stdout", "stderr"]])
+@pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])
+def test_a_closed_pipe_does_not_change_the_exit_code(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, form: str, streams: list[str]
+) -> None:
+    """With `| head`, or `2>&1 | head`, the exit code is still the flow run's."""
     emulator.run_seconds = 0
     for plan, code in ((Plan(run_seconds=0), 0), (Plan("aborted", run_seconds=0), 3)):
         emulator.add_plan(plan)
         read, write = os.pipe()
         os.close(read)
-        with os.fdopen(write, "w") as stdout, monkeypatch.context() as patched:
-            patched.setattr(sys, "stdout", stdout)
+        with os.fdopen(write, "w") as pipe, monkeypatch.context() as patched:
+            for stream in streams:
+                patched.setattr(sys, stream, pipe)
             assert call(["flows", *shlex.split(QUICK.replace("-o json", f"-o {form}"))]) == code
 
 
@@ -567,7 +593,6 @@ def test_no_key_anywhere(flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_error_that_nobody_thought_of_is_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
     """Any exception ends a command with code 1 and one line; --verbose adds where it came from."""
-    from argparse import Namespace
 
     @command
     def broken(args: Namespace) -> None:
