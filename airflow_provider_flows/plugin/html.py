@@ -70,7 +70,7 @@ def _environment() -> Environment:
         duration=format_duration,
         percent=format_percent,
         timestamp=format_timestamp,
-        shorten=shorten,
+        shorten_id=shorten_id,
     )
     environment.globals.update(query=to_query, picture=draw_picture)
     return environment
@@ -131,9 +131,10 @@ def format_timestamp(when: datetime | None) -> Markup:
     return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(when.isoformat(), when)
 
 
-def shorten(text: str, max_length: int = MAX_SHORT_ID_LENGTH) -> str:
-    """Return a text, truncated with an ellipsis if it is long."""
-    return text if len(text) <= max_length + 1 else f"{text[:max_length]}…"
+def shorten_id(flow_run_id: str) -> str:
+    """Return the id of a flow run, truncated with an ellipsis if it is long."""
+    is_short = len(flow_run_id) <= MAX_SHORT_ID_LENGTH + 1
+    return flow_run_id if is_short else f"{flow_run_id[:MAX_SHORT_ID_LENGTH]}…"
 
 
 def draw_picture(graph: FlowGraph, title: str) -> Markup:
