@@ -274,7 +274,7 @@ def test_bad_arguments_are_named_and_nothing_is_sent(emulator: Emulator) -> None
     assert {request.path for request in emulator.requests} == {"/templates"}
 
 
-def test_connection_of_another_type_is_refused(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_of_another_type_is_rejected(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection of another type is a FlowInputError that names it, its type and the right types."""
     monkeypatch.setenv("AIRFLOW_CONN_FILES", json.dumps({"conn_type": "fs"}))
     monkeypatch.setenv(
