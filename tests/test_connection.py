@@ -151,7 +151,7 @@ def test_defaults_of_timeouts_are_the_services() -> None:
         ("max_response_mib", 0),
     ],
 )
-def test_bad_extra_names_the_field(name: str, value: Any) -> None:
+def test_an_invalid_extra_names_the_field(name: str, value: Any) -> None:
     """A field with a wrong value is an error that names the field, the connection and the type."""
     with pytest.raises(FlowInputError, match=f"{name} in the extra of connection 'c' must be of type "):
         parse_extra(connection(extra=json.dumps({name: value})), GENERIO_FIELDS)
@@ -164,9 +164,7 @@ def test_extra_must_be_an_object(extra: str) -> None:
         parse_extra(Connection(conn_id="c", conn_type="generio", extra=extra), GENERIO_FIELDS)
 
 
-def test_bundle_of_the_connection_comes_first_then_the_environments(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_precedence_of_ca_bundles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`verify` off takes precedence over `ca_bundle`, which takes precedence over REQUESTS_CA_BUNDLE."""
     ours, theirs = tmp_path / "ours.pem", tmp_path / "theirs.pem"
     ours.touch()

@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(in_wheel, in_sdist, metadata, entry_points)
 
 
-def test_wheel_contains_the_package_and_nothing_else(built: Built) -> None:
+def test_wheel_contains_only_the_package(built: Built) -> None:
     """The wheel contains every file of the package, also data and type marker, and no stray file."""
     files = {
         str(path.relative_to(ROOT))

@@ -212,7 +212,7 @@ def test_twenty_tabs_poll_an_active_run_once(clients: Clients, emulator: Emulato
 
 
 @pytest.mark.usefixtures("emulator")
-def test_outputs_that_stay_at_the_service_come_from_there(clients: Clients) -> None:
+def test_outputs_of_a_task_that_does_not_wait(clients: Clients) -> None:
     """A task that does not wait returns no outputs; they come from the service once the run is final."""
     result = run_task("pages_left", **CHAIR_ARGUMENTS, wait_for_completion=False)
     path = task_path("pages_left", result.run_id)
@@ -296,7 +296,7 @@ def test_runs_are_filtered_sorted_and_paged(clients: Clients, emulator: Emulator
     get(clients["anna"], "json/connection/flows_default?page=0", 422)
 
 
-def test_errors_have_messages_with_what_to_do(
+def test_errors_have_helpful_messages(
     clients: Clients, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An invalid key, an unreachable service, a missing run and a wrong type have a message each."""
