@@ -33,7 +33,7 @@ class FlowRunLink(BaseOperatorLink):
         """The XCom of the link, which the task pushes as soon as it has its run."""
         return RUN_LINK_KEY
 
-    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002  # Airflow's signature
         """Return the URL; empty without a run, or if its service has no address for it."""
         return str(getattr(operator, "flow_run_url", ""))
 
@@ -48,7 +48,7 @@ class FlowOutputsLink(BaseOperatorLink):
         """The XCom of the link."""
         return OUTPUTS_LINK_KEY
 
-    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002  # Airflow's signature
         """Return the URL; empty without files, or if their storage has no console."""
         from airflow_provider_flows.storage.paths import console_url
 

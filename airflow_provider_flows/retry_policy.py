@@ -32,7 +32,7 @@ class FlowsRetryPolicy(RetryPolicy):
         self,
         exception: BaseException,
         try_number: int,  # noqa: ARG002  # Airflow's signature
-        max_tries: int,  # noqa: ARG002
+        max_tries: int,  # noqa: ARG002  # Airflow's signature
         context: Context | None = None,
     ) -> RetryDecision:
         """Return the decision for an error.
@@ -53,6 +53,6 @@ class FlowsRetryPolicy(RetryPolicy):
         return {}
 
     @classmethod
-    def deserialize(cls, data: dict[str, Any]) -> FlowsRetryPolicy:  # noqa: ARG003
+    def deserialize(cls, data: dict[str, Any]) -> FlowsRetryPolicy:  # noqa: ARG003  # Airflow's signature
         """Return the policy."""
         return cls()

@@ -168,7 +168,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         self,
         started_at: datetime | float,  # noqa: ARG002  # the signature is Airflow's
         run_duration: Callable[[], float],
-        poke_count: int,  # noqa: ARG002
+        poke_count: int,  # noqa: ARG002  # the signature is Airflow's
     ) -> float:
         """Return the seconds until the next poll, in both modes.
 

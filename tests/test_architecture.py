@@ -99,7 +99,7 @@ def test_number_of_modules_is_bounded() -> None:
         ("core.other", "", f"{PACKAGE}.core.other is not in the tree"),
     ],
 )
-def test_breach_of_the_tree_is_found(module: str, source: str, reason: str) -> None:
+def test_a_violation_of_the_tree_is_found(module: str, source: str, reason: str) -> None:
     """The check finds an import, a library, a sleep or a module that breaks the tree, and only that."""
     name = f"{PACKAGE}.{module}".rstrip(".")
     (breach,) = find_layering_breaches(
@@ -138,7 +138,7 @@ def test_imports_that_run_downward_are_allowed() -> None:
     assert find_layering_breaches(modules, parse_tree(format_tree(modules))) == []
 
 
-def test_circle_has_no_tree() -> None:
+def test_an_import_cycle_has_no_tree() -> None:
     """Modules that import each other, if only for types, have no order, and no tree is printed."""
     modules = {
         f"{PACKAGE}.core.retry": "if TYPE_CHECKING:\n    from .run import FlowRun",
@@ -156,6 +156,6 @@ def test_circle_has_no_tree() -> None:
         ('"""A docstring."""\n' + "x = 1\n" * 499, []),
     ],
 )
-def test_breach_of_the_sizes_is_found(source: str, reasons: list[str]) -> None:
+def test_a_violation_of_the_sizes_is_found(source: str, reasons: list[str]) -> None:
     """The check finds a module that is too long or has no docstring, and accepts any other."""
     assert find_size_breaches({"m": source}) == reasons

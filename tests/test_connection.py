@@ -76,7 +76,7 @@ def test_host_may_carry_scheme_and_port(host: str | None, port: int | None, expe
         "http://x:99999",
     ],
 )
-def test_host_that_is_none_is_refused(host: str) -> None:
+def test_an_invalid_host_is_rejected(host: str) -> None:
     """An invalid host is an error that names the connection and repeats no secret."""
     with pytest.raises(FlowInputError, match="host of connection 'c'") as caught:
         parse_base_url(connection(host=host), DEFAULT)
@@ -84,14 +84,14 @@ def test_host_that_is_none_is_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("password", [None, "", "  ", "two words", "line\nbreak", "schlüssel", "tab\there"])
-def test_key_that_is_none_is_refused(password: str | None) -> None:
+def test_an_invalid_key_is_rejected(password: str | None) -> None:
     """A missing or invalid key is an error that names the field and omits the key."""
     with pytest.raises(FlowInputError, match="password field") as caught:
         get_token(connection(password=password))
     assert not password or not password.strip() or password not in str(caught.value)
 
 
-def test_blanks_around_a_key_are_dropped() -> None:
+def test_whitespace_around_a_key_is_stripped() -> None:
     """A key that was copied with its line end works."""
     assert get_token(connection(password=" key\n")) == "key"
 
@@ -115,7 +115,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_of_a_connection_is_read(monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+def test_every_spelling_of_a_connection_is_parsed(monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
     """JSON and URI mean the same, as Airflow documents them."""
     monkeypatch.setenv("AIRFLOW_CONN_SPELT", SPELLINGS[spelling])
     settings = GenerioHook("spelt").settings
@@ -125,7 +125,7 @@ def test_every_spelling_of_a_connection_is_read(monkeypatch: pytest.MonkeyPatch,
     assert (settings.read_timeout, settings.verify) == (7.0, False)
 
 
-def test_form_writes_what_is_read() -> None:
+def test_values_of_the_form_are_parsed() -> None:
     """What the form saves, with nulls and blanks for empty fields, is parsed into the defaults."""
     for table in (GENERIO_FIELDS, PROMPTCHAINER_FIELDS):
         expected = {name: field.default for name, field in table.items()}
@@ -151,22 +151,20 @@ def test_defaults_of_timeouts_are_the_services() -> None:
         ("max_response_mib", 0),
     ],
 )
-def test_bad_extra_names_the_field(name: str, value: Any) -> None:
+def test_an_invalid_extra_names_the_field(name: str, value: Any) -> None:
     """A field with a wrong value is an error that names the field, the connection and the type."""
     with pytest.raises(FlowInputError, match=f"{name} in the extra of connection 'c' must be of type "):
         parse_extra(connection(extra=json.dumps({name: value})), GENERIO_FIELDS)
 
 
 @pytest.mark.parametrize("extra", ["[]", "5", "{", "text"])
-def test_extra_that_is_no_object_is_refused(extra: str) -> None:
+def test_extra_must_be_an_object(extra: str) -> None:
     """An extra that is not a JSON object is an error with an example."""
     with pytest.raises(FlowInputError, match="connection 'c' must be a JSON object"):
         parse_extra(Connection(conn_id="c", conn_type="generio", extra=extra), GENERIO_FIELDS)
 
 
-def test_bundle_of_the_connection_comes_first_then_the_environments(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_precedence_of_ca_bundles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`verify` off takes precedence over `ca_bundle`, which takes precedence over REQUESTS_CA_BUNDLE."""
     ours, theirs = tmp_path / "ours.pem", tmp_path / "theirs.pem"
     ours.touch()
@@ -178,7 +176,7 @@ def test_bundle_of_the_connection_comes_first_then_the_environments(
     assert settings({"ca_bundle": str(ours), "verify": False}).verify is False
 
 
-def test_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_bundle_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A missing bundle is an error that names its source: the connection's field or the variable."""
     with pytest.raises(FlowInputError, match="ca_bundle in the extra of connection 'c'"):
         settings({"ca_bundle": str(tmp_path / "gone.pem")})
@@ -195,7 +193,7 @@ def settings(extra: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("kind", [FlowsHook, GenerioHook, PromptChainerHook])
-def test_hook_is_found_by_the_connections_type(flow_emulator: Emulator, kind: type[FlowsHook]) -> None:
+def test_the_connection_type_selects_the_hook(flow_emulator: Emulator, kind: type[FlowsHook]) -> None:
     """`FlowsHook.get_hook` returns the hook of the connection's type, through Airflow's registry."""
     assert flow_emulator.url
     assert type(FlowsHook.get_hook("flows_default")) is GenerioHook
@@ -203,14 +201,14 @@ def test_hook_is_found_by_the_connections_type(flow_emulator: Emulator, kind: ty
     assert kind.conn_name_attr == "flows_conn_id"
 
 
-def test_connection_of_another_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_of_another_type_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that runs no flows is an error that names its type and the right ones."""
     monkeypatch.setenv("AIRFLOW_CONN_FILES", '{"conn_type": "fs"}')
     with pytest.raises(FlowInputError, match=r"'fs', which is not a flow service.*generio or promptchainer"):
         FlowsHook.get_hook("files")
 
 
-def test_test_button_tells_a_wrong_key_from_a_wrong_host(flow_emulator: Emulator) -> None:
+def test_test_button_distinguishes_a_wrong_key_from_a_wrong_host(flow_emulator: Emulator) -> None:
     """The Test button distinguishes an accepted key, a rejected key and no response, and never raises."""
     for kind in (GenerioHook, PromptChainerHook):
         hook = kind(f"{kind.conn_type}_default")
@@ -227,13 +225,13 @@ def test_test_button_tells_a_wrong_key_from_a_wrong_host(flow_emulator: Emulator
 
 
 @pytest.mark.parametrize("absent", [404, 405])
-def test_test_button_does_without_the_list(flow_emulator: Emulator, absent: int) -> None:
+def test_test_button_works_without_a_list_of_runs(flow_emulator: Emulator, absent: int) -> None:
     """Without a list of runs, the Test button uses Generio's templates."""
     flow_emulator.switches.update({"list_endpoint": absent})
     assert GenerioHook("generio_default").test_connection()[0]
 
 
-def test_form_has_a_field_for_each_that_is_read() -> None:
+def test_form_has_every_field_that_is_parsed() -> None:
     """Provider info declares each field that is parsed, with its default."""
     forms = {
         entry["connection-type"]: entry["conn-fields"] for entry in get_provider_info()["connection-types"]

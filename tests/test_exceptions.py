@@ -56,7 +56,7 @@ pytestmark = pytest.mark.emulator(run_seconds=0, retries=1)
 
 @pytest.mark.parametrize("name", GENERIO_CALLS)
 @pytest.mark.parametrize("code", [401, 403])
-def test_wrong_token_ends_it_at_once(
+def test_a_wrong_token_ends_a_wait(
     flow_emulator: Emulator, hook: GenerioHook, capfd: pytest.CaptureFixture[str], name: str, code: int
 ) -> None:
     """A wrong token is FlowAuthError after one request (a wait: three), without the token in it."""
@@ -69,7 +69,7 @@ def test_wrong_token_ends_it_at_once(
     assert caught.value.status == code
 
 
-def test_wrong_key_of_a_chain_ends_it_at_once(flow_emulator: Emulator) -> None:
+def test_a_wrong_key_ends_a_chain(flow_emulator: Emulator) -> None:
     """PromptChainer rejects a wrong key at the request that would run the flow: nothing runs."""
     hook = PromptChainerHook("promptchainer_default")
     hook.connection.password = TOKEN
@@ -82,8 +82,8 @@ def test_wrong_key_of_a_chain_ends_it_at_once(flow_emulator: Emulator) -> None:
     assert TOKEN not in str(caught.value)
 
 
-def test_token_that_a_service_repeats_is_not_told(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A service that repeats the key which it rejects does not bring it into the error."""
+def test_a_token_in_a_response_is_redacted(flow_emulator: Emulator, hook: GenerioHook) -> None:
+    """An error omits the key, even if the service's response repeats it."""
     hook.connection.password = TOKEN
     flow_emulator.add_fault(Fault(status=401, body=f'{{"detail": "bad key {TOKEN}"}}'.encode()))
     with pytest.raises(FlowAuthError, match=r"bad key \*\*\*"):
@@ -108,8 +108,8 @@ def test_unknown_flow_is_not_found(flow_emulator: Emulator, hook: GenerioHook) -
     assert flow_emulator.started_count == 0
 
 
-def test_bad_parameters_are_told_as_the_service_tells_them(hook: GenerioHook) -> None:
-    """FastAPI's list of validation errors becomes text: where, and what is wrong there."""
+def test_invalid_parameters_have_the_services_reason(hook: GenerioHook) -> None:
+    """FastAPI's list of validation errors becomes text: each location with its problem."""
     with pytest.raises(FlowInvalid) as caught:
         hook.start("model_generate_fromprompt", "a chair", {"quality": "best", "seed": "x"}, validate=False)
     assert "body.parameters.quality: Input should be 'low' or 'high'" in str(caught.value)
@@ -117,7 +117,7 @@ def test_bad_parameters_are_told_as_the_service_tells_them(hook: GenerioHook) ->
 
 
 @pytest.mark.parametrize("shape", ["string", "list", "object"])
-def test_every_shape_of_detail_is_read(flow_emulator: Emulator, hook: GenerioHook, shape: str) -> None:
+def test_every_form_of_detail_is_parsed(flow_emulator: Emulator, hook: GenerioHook, shape: str) -> None:
     """`detail` may be a text, a list or an object: the error contains its text."""
     flow_emulator.switches.update({"error_detail": shape})
     with pytest.raises(FlowNotFound, match="Flow not found"):
@@ -125,7 +125,7 @@ def test_every_shape_of_detail_is_read(flow_emulator: Emulator, hook: GenerioHoo
 
 
 @pytest.mark.parametrize("way", ["error", "message", "text"])
-def test_every_shape_of_a_chains_error_is_read(flow_emulator: Emulator, way: str) -> None:
+def test_every_form_of_a_chains_error_is_parsed(flow_emulator: Emulator, way: str) -> None:
     """PromptChainer's errors may be `error`, `message` or plain text: the error contains it."""
     flow_emulator.switches.update({"chain_errors": way})
     with pytest.raises(FlowNotFound, match="Flow not found"):
@@ -136,10 +136,8 @@ def test_every_shape_of_a_chains_error_is_read(flow_emulator: Emulator, way: str
     "body",
     [b"<html>It works!</html>", b'{"flow_id": "r", "sta', b"", b"[]", b"null", b'"x"', b"{}", b"[" * 100_000],
 )
-def test_answer_that_cannot_be_read_is_malformed(
-    flow_emulator: Emulator, hook: GenerioHook, body: bytes
-) -> None:
-    """HTML, cut JSON, nothing and the wrong kind of JSON are FlowMalformed, which shows the start."""
+def test_an_unreadable_response_is_malformed(flow_emulator: Emulator, hook: GenerioHook, body: bytes) -> None:
+    """HTML, truncated JSON, an empty body and JSON of another type are FlowMalformed, with their start."""
     flow_emulator.add_fault(Fault(body=body, status=200))
     with pytest.raises(
         FlowMalformed, match=rf"GET /flows/{NO_ID} .*HTTP 200, {len(body)} bytes.*It starts with: "
@@ -156,7 +154,7 @@ def test_html_of_a_gateway_is_a_service_error(flow_emulator: Emulator, hook: Gen
     assert caught.value.is_transient
 
 
-def test_truncated_answer_is_asked_again_and_then_unreachable(
+def test_a_truncated_response_is_retried_and_then_unreachable(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
     """An incomplete response is requested again, and is FlowUnreachable if it stays incomplete."""
@@ -166,7 +164,7 @@ def test_truncated_answer_is_asked_again_and_then_unreachable(
     assert len(flow_emulator.requests) == 2
 
 
-def test_state_word_never_seen_is_waited_out(
+def test_a_wait_continues_through_an_unknown_state(
     flow_emulator: Emulator, hook: GenerioHook, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A wait continues through an unknown state, and logs it once."""
@@ -177,11 +175,11 @@ def test_state_word_never_seen_is_waited_out(
 
 
 @pytest.mark.parametrize(("outcome", "kind"), [("failed", FlowRunFailed), ("aborted", FlowRunAborted)])
-def test_run_that_ends_badly_carries_the_run(
+def test_the_error_of_an_unsuccessful_run_has_the_run(
     flow_emulator: Emulator, hook: GenerioHook, outcome: str, kind: type[FlowRunFailed]
 ) -> None:
     """A failed or aborted run is an error with the run, the service's reason and what to do."""
-    flow_emulator.add_plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]
+    flow_emulator.add_plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]  # the outcome is a parameter
     run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
     with pytest.raises(kind, match=f"{run.flow_run_id}.*un the task again") as caught:
         raise_for_state(run)
@@ -223,17 +221,17 @@ def test_package_exports_every_error() -> None:
     for name in errors:
         assert getattr(airflow_provider_flows, name) is getattr(exceptions, name)
     with pytest.raises(AttributeError, match="no attribute 'FlowNothing'"):
-        airflow_provider_flows.FlowNothing  # noqa: B018
+        airflow_provider_flows.FlowNothing  # noqa: B018  # the access raises
 
 
-def test_long_reason_is_cut() -> None:
-    """A long reason does not flood the log."""
+def test_a_long_reason_is_truncated() -> None:
+    """A long reason from the service is truncated in the error."""
     with pytest.raises(FlowServiceError) as caught:
         raise_for_status(Request("GET", "/flows"), json_response(b"x" * 1_000_000, 500))
     assert len(str(caught.value)) < 1_000
 
 
-def test_errors_survive_the_way_through_a_trigger() -> None:
+def test_errors_are_restored_from_a_trigger_event() -> None:
     """Every type of error is restored from its dict with the same type, message and status."""
     kinds = [
         kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, FlowError)
@@ -253,7 +251,7 @@ def test_errors_survive_the_way_through_a_trigger() -> None:
 
 
 @pytest.mark.usefixtures("flow_emulator")
-def test_service_says_what_it_cannot() -> None:
+def test_an_unsupported_operation_is_named() -> None:
     """What a service does not support is an error that states it, not an AttributeError."""
     hook = PromptChainerHook("promptchainer_default")
     for call in (hook.get_run, hook.abort, hook.delete, hook.list_outputs):
@@ -262,14 +260,14 @@ def test_service_says_what_it_cannot() -> None:
 
 
 @pytest.mark.usefixtures("flow_emulator")
-def test_hook_of_no_service_says_which_to_take() -> None:
-    """The base hook has no service, and names the way to the right hook."""
+def test_the_base_hook_names_the_right_hook() -> None:
+    """The base hook has no service; its error says how to get the right hook."""
     with pytest.raises(FlowInputError, match="get_hook"):
         FlowsHook("generio_default").list_runs()
 
 
 @pytest.mark.parametrize("flow_run_id", ["", ".", "..", "\ud800"])
-def test_id_that_would_lead_elsewhere_is_refused(
+def test_an_id_that_changes_the_path_is_rejected(
     flow_emulator: Emulator, hook: GenerioHook, flow_run_id: str
 ) -> None:
     """An invalid id is rejected before anything is sent; one with slashes is quoted."""
@@ -280,6 +278,6 @@ def test_id_that_would_lead_elsewhere_is_refused(
         hook.get_run("../templates")
 
 
-def test_run_is_shown_without_its_raw_answer() -> None:
+def test_repr_of_a_run_omits_the_response() -> None:
     """The repr of a run does not contain the complete response."""
     assert "secret" not in repr(FlowRun("r", "generio", raw={"additional": "secret"}))

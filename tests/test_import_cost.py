@@ -64,7 +64,7 @@ def test_operators_and_sensors_import_few_small_modules() -> None:
     assert set(run_script(BASE + PRINT_NEW_MODULES)) - PROVIDER_INFO_MODULES == DAG_FILE_MODULES
 
 
-def test_folders_on_the_way_are_empty() -> None:
+def test_parent_packages_import_nothing() -> None:
     """Importing a module of `core`, `storage` or `worker` imports no other module of its folder."""
     script = (
         f"import json, sys, {PACKAGE}.core.polling, {PACKAGE}.storage, {PACKAGE}.worker\n"

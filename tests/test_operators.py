@@ -275,7 +275,7 @@ def test_invalid_arguments_are_rejected_before_a_run_is_created(emulator: Emulat
     assert {request.path for request in emulator.requests} == {"/templates"}
 
 
-def test_unsuitable_connection_is_rejected(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_of_another_type_is_rejected(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection of another type is a FlowInputError that names it, its type and the right types."""
     monkeypatch.setenv("AIRFLOW_CONN_FILES", json.dumps({"conn_type": "fs"}))
     monkeypatch.setenv(

@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(in_wheel, in_sdist, metadata, entry_points)
 
 
-def test_wheel_contains_the_package_and_nothing_else(built: Built) -> None:
+def test_wheel_contains_only_the_package(built: Built) -> None:
     """The wheel contains every file of the package, also data and type marker, and no stray file."""
     files = {
         str(path.relative_to(ROOT))
@@ -65,7 +65,7 @@ def test_wheel_contains_the_package_and_nothing_else(built: Built) -> None:
     assert any(name.startswith(f"{PACKAGE}/emulator/") and name.endswith(".json") for name in shipped)
 
 
-def test_sdist_contains_all_that_development_needs(built: Built) -> None:
+def test_sdist_contains_everything_for_development(built: Built) -> None:
     """The source distribution contains the package, tests, examples, tools and docs, and no stray file."""
     needed = {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Makefile", f"{PACKAGE}/py.typed"}
     assert needed <= built.sdist

@@ -36,7 +36,7 @@ def airflow(*arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_it_fits_airflows_schema() -> None:
+def test_it_is_valid_against_airflows_schema() -> None:
     """The provider's metadata is valid against the schema that Airflow itself checks it with."""
     schema = json.loads(resources.files("airflow").joinpath("provider_info.schema.json").read_text())
 
@@ -114,7 +114,7 @@ def test_plain_connection_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_every_field_of_the_form_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_field_of_the_form_is_parsed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An invalid value in any field of the form is an error that names the field: the hook reads it."""
     for field in (entry for entry, shown in HOOKS[name].fields.items() if shown.kind != "string"):
         extra = {field: "nonsense"}
@@ -126,7 +126,7 @@ def test_every_field_of_the_form_is_read(name: str, monkeypatch: pytest.MonkeyPa
         assert field in message
 
 
-def test_declared_classes_are_there() -> None:
+def test_declared_classes_exist() -> None:
     """Every module and class that the metadata names can be imported."""
     info = get_provider_info()
 

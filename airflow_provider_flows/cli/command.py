@@ -129,44 +129,30 @@ def _raise_on_sigterm() -> Iterator[list[Exit]]:
 @contextmanager
 def _log_to_stderr(*, verbose: bool) -> Iterator[None]:
     """Write warnings (with `verbose`, everything that this package logs) to stderr; stdout is for data."""
-    level = logging.DEBUG if verbose else logging.WARNING
-    package_logger, echo_handler = logging.getLogger(PACKAGE_NAME), _EchoHandler()
-    previous = package_logger.level, package_logger.propagate
-    stdout_handlers = [
-        handler
-        for handler in logging.getLogger().handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout
-    ]
-    package_logger.addHandler(echo_handler)
-    package_logger.setLevel(level)
-    package_logger.propagate = False
-    for handler in stdout_handlers:
-        handler.setStream(sys.stderr)
-    # Airflow's hooks log by structlog, which Airflow configures to print to stdout.
-    structlog_config = structlog.get_config()
-
-    def write_line(_: Any, method: str, event: MutableMapping[str, Any]) -> NoReturn:
-        if logging.getLevelNamesMapping().get(method.upper(), logging.ERROR) >= level:
-            echo_err(f"{method}: {redact(str(event.get('event')))}")
-        raise structlog.DropEvent
-
-    structlog.configure(processors=[write_line])
+    root, package_logger = logging.getLogger(), logging.getLogger(PACKAGE_NAME)
+    previous = root.handlers, package_logger.level, structlog.get_config()
+    root.handlers = [_EchoHandler(logging.DEBUG if verbose else logging.WARNING)]
+    package_logger.setLevel(logging.DEBUG)
+    # Airflow's hooks log with structlog, which Airflow always configures to print to stdout.
+    structlog.configure(processors=[_get_event_text], logger_factory=structlog.stdlib.LoggerFactory())
     try:
         with warnings.catch_warnings():
             if not verbose:
                 warnings.simplefilter("ignore")  # deprecations inside of Airflow
             yield
     finally:
+        root.handlers, package_logger.level, structlog_config = previous
         structlog.configure(**structlog_config)
-        for handler in stdout_handlers:
-            handler.setStream(sys.stdout)
-        package_logger.removeHandler(echo_handler)
-        package_logger.level, package_logger.propagate = previous
+
+
+def _get_event_text(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    """Return what structlog passes to `logging`: the message, already formatted."""
+    return str(event.get("event"))
 
 
 class _EchoHandler(logging.Handler):
-    """Write each log record as one line to stderr."""
+    """Write each log record as one line to stderr, without secrets that Airflow knows."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
-        echo_err(f"{record.levelname.lower()}: {record.getMessage()}")
+        echo_err(f"{record.levelname.lower()}: {redact(record.getMessage())}")

@@ -31,7 +31,7 @@ def draw(args: Namespace) -> None:
     )
     text = picture if picture.endswith("\n") else f"{picture}\n"
     if to is None:
-        with ignore_broken_pipe():
+        with ignore_broken_pipe(sys.stdout):
             sys.stdout.write(text)
         return
     to.write_text(text, encoding="utf-8")

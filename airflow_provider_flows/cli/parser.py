@@ -186,7 +186,7 @@ FORMAT = Arg(
     help="Format of the picture (default: by the suffix of --to, otherwise svg)",
 )
 TO = Arg(("--to",), metavar="FILE", help="File to write to (default: stdout)")
-OPTIONS = _Remainder(("options",), nargs=argparse.REMAINDER)  # type: ignore[no-untyped-call]
+OPTIONS = _Remainder(("options",), nargs=argparse.REMAINDER)  # type: ignore[no-untyped-call]  # Airflow's Arg is not annotated
 COMMON_ARGS = (CONN_ID, ARG_OUTPUT, ARG_VERBOSE)
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from airflow.cli.simple_table import AirflowConsole, SimpleTable
 from rich.text import Text
@@ -28,8 +28,8 @@ def escape_control_chars(text: object) -> str:
 
 def echo_err(line: object) -> None:
     """Write one line to stderr."""
-    sys.stderr.write(f"{escape_control_chars(line)}\n")
-    sys.stderr.flush()
+    with ignore_broken_pipe(sys.stderr):
+        sys.stderr.write(f"{escape_control_chars(line)}\n")
 
 
 def is_interactive() -> bool:
@@ -52,14 +52,19 @@ def confirm(question: str) -> bool:
 
 
 @contextmanager
-def ignore_broken_pipe() -> Iterator[None]:
-    """Print as long as the reader reads; `| head` changes neither what a command does nor its exit code."""
+def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
+    """Write to stdout or stderr; once its reader has stopped (`| head`), discard all text.
+
+    Neither what a command does nor its exit code changes.
+    """
     try:
         yield
-        sys.stdout.flush()
+        stream.flush()
     except BrokenPipeError:
-        # otherwise Python flushes stdout again at exit and fails
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # otherwise Python flushes the stream again at exit and fails
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 class _Console(AirflowConsole):
@@ -85,7 +90,7 @@ def show_many(data: Sequence[Mapping[str, Any]], output: str, columns: Iterable[
 
 
 def _show(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
-    with ignore_broken_pipe():
+    with ignore_broken_pipe(sys.stdout):
         _print(data, rows, output)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_flows.emulator.graph import FlowGraph
+from airflow_provider_flows.emulator.graph import PromptGraph
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
 from airflow_provider_flows.emulator.scripting import ActiveFault, Fault, Plan
 from airflow_provider_flows.emulator.state import EmulatorState, RecordedRequest
@@ -185,7 +185,7 @@ class Emulator:
         :param graph: the flow graph as PromptChainer's editor exports it.
         :raises ValueError: it is not a flow graph.
         """
-        self._state.graphs[flow_id] = FlowGraph.parse(graph)
+        self._state.graphs[flow_id] = PromptGraph.parse(graph)
 
     def reset(self) -> None:
         """Restore the state that the emulator was created with."""

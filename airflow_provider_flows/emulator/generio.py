@@ -25,7 +25,7 @@ from airflow_provider_flows.emulator.switches import Switches
 
 STATES = frozenset({"created", "starting", "running", "aborting", "completed", "aborted", "failed"})
 # The vendor's page has two names for one key (vendor_notes.md, G-07).
-SORT_KEYS = {"status": "state"} | {
+FIELDS_BY_SORT_KEY = {"status": "state"} | {
     name: name for name in ("state", "progress", "created_at", "started_at", "finished_at")
 }
 
@@ -108,7 +108,7 @@ class GenerioApi:
         # In a thread, because decoding files would block all other requests.
         inputs = await asyncio.to_thread(self._parse_inputs, template, body.inputs or [])
         run = await asyncio.to_thread(self.rules.create, template, body.parameters, body.additional, inputs)
-        full = self.switches.create_answer == "full"
+        full = self.switches.create_response == "full"
         return self._response(self.bodies.run(run) if full else {"flow_id": run.flow_run_id})
 
     async def list_flows(
@@ -285,7 +285,7 @@ class ResponseBodies:
         :raises ApiError: a query parameter has an unknown value.
         """
         self._validate_query(query)
-        key = SORT_KEYS[query.sort_by]
+        key = FIELDS_BY_SORT_KEY[query.sort_by]
         rows = [
             (self._sort_value(run, key), run) for run in runs if self._matches_filter(run, query.filter_by)
         ]
@@ -346,8 +346,8 @@ class ResponseBodies:
         return {} if mode == "missing" else {"processed": values[mode]}
 
     def _validate_query(self, query: RunQuery) -> None:
-        if query.sort_by not in SORT_KEYS:
-            raise _unknown_value_error("sort_by", query.sort_by, sorted(SORT_KEYS))
+        if query.sort_by not in FIELDS_BY_SORT_KEY:
+            raise _unknown_value_error("sort_by", query.sort_by, sorted(FIELDS_BY_SORT_KEY))
         if self.switches.filter_by == "state" and query.filter_by and query.filter_by not in STATES:
             raise _unknown_value_error("filter_by", query.filter_by, sorted(STATES))
 

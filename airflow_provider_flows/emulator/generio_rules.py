@@ -73,7 +73,7 @@ class Rules:
                 f"Outputs are available once the flow has ended, not while it is {state}"
             )
         outputs = run.outputs
-        if not outputs and state != "completed" and self.switches.outputs_after_failure == "refuse":
+        if not outputs and state != "completed" and self.switches.outputs_after_failure == "reject":
             raise self._conflict_error(f"A flow that is {state} has no outputs")
         return outputs
 
@@ -94,7 +94,7 @@ class Rules:
         """Create a flow run, and start it if it has inputs."""
         values = {} if parameters is None else parameters
         errors = template.validation_errors(
-            values, reject_unknown=self.switches.unknown_parameter == "refuse"
+            values, reject_unknown=self.switches.unknown_parameter == "reject"
         )
         failure = self._parameter_failure(errors)
         if inputs:
@@ -230,7 +230,7 @@ def parse_data(data: str, template: Template, switches: Switches, location: list
     if media.media_type not in allowed or (media.media_type == "image/bmp" and "image/png" not in allowed):
         types = ", ".join(template.input_types)
         raise ApiError(
-            switches.media_refusal,
+            switches.unsupported_media,
             f"Media type {media.media_type} is not allowed by {template.name}, only {types}",
         )
     return media

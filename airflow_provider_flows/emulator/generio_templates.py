@@ -24,7 +24,7 @@ def validation_error(location: list[str | int], message: str, kind: str, value: 
 
 
 @dataclass(frozen=True)
-class Parameter:
+class TemplateParameter:
     """One parameter of a template."""
 
     name: str
@@ -75,7 +75,7 @@ class Template:
     description: str
     category: str
     input_types: tuple[str, ...]
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[TemplateParameter, ...]
 
     @property
     def template_id(self) -> str:
@@ -153,11 +153,11 @@ class Template:
 
 
 GENERATION_PARAMETERS = (
-    Parameter("quality", "string", "high", "Resolution of the mesh", values=("low", "high")),
-    Parameter(
+    TemplateParameter("quality", "string", "high", "Resolution of the mesh", values=("low", "high")),
+    TemplateParameter(
         "seed", "integer", -1, "The same seed gives the same model; -1 lets the service choose", minimum=-1
     ),
-    Parameter("texture", "boolean", default=True, description="Whether the model has a PBR texture"),
+    TemplateParameter("texture", "boolean", default=True, description="Whether the model has a PBR texture"),
 )
 TEMPLATES = (
     Template(
@@ -180,7 +180,7 @@ TEMPLATES = (
         "3D Model → Enhanced 3D Model",
         (GLB,),
         (
-            Parameter(
+            TemplateParameter(
                 "polygon_count", "integer", 100_000, "The most polygons that the model may have", minimum=1
             ),
         ),

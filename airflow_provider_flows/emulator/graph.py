@@ -15,10 +15,10 @@ from typing import Any
 from airflow_provider_flows.emulator.colours import digest, get_colour
 
 # Returns a model's result for a node and its prompt; None means that the model failed.
-Model = Callable[["Node", str], str | None]
+Model = Callable[["PromptNode", str], str | None]
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 IMAGE_SIDE_PIXELS = 512
-TEXTS = (
+TEXT_TEMPLATES = (
     "You asked for this: {prompt}. Here it is, as well as an emulator can write it.",
     "Once upon a time there was a prompt: {prompt}. And so it was written.",
     "About '{prompt}' an emulator knows one thing for sure: that it was asked for it.",
@@ -26,7 +26,7 @@ TEXTS = (
 
 
 @dataclass(frozen=True)
-class Node:
+class PromptNode:
     """One node of a graph."""
 
     node_id: str
@@ -37,7 +37,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Output:
+class GraphOutput:
     """The values of one output node by upstream node id, in the order of the edges."""
 
     name: str
@@ -45,25 +45,25 @@ class Output:
 
 
 @dataclass(frozen=True)
-class FlowGraph:
+class PromptGraph:
     """A flow as PromptChainer's editor exports it (vendor_notes.md, 2.4).
 
     `edges` are pairs of source and target; `order` has the node ids in order of evaluation.
     """
 
     source: dict[str, Any] = field(repr=False)
-    nodes: dict[str, Node]
+    nodes: dict[str, PromptNode]
     edges: tuple[tuple[str, str], ...]
     order: tuple[str, ...]
 
     @classmethod
-    def parse(cls, source: dict[str, Any]) -> FlowGraph:
+    def parse(cls, source: dict[str, Any]) -> PromptGraph:
         """Parse an exported graph.
 
         :raises ValueError: it is not a flow graph.
         """
         try:
-            nodes = {item["id"]: _parse_node(item) for item in source["nodes"]}
+            nodes = {item["id"]: _parse_prompt_node(item) for item in source["nodes"]}
             edges = tuple((edge["source"], edge["target"]) for edge in source["edges"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Not a flow graph; this is missing or of the wrong type: {error}") from error
@@ -87,7 +87,7 @@ class FlowGraph:
         """The names of the outputs, in node order."""
         return [node.name for node in self.nodes.values() if node.kind == "outputNode"]
 
-    def evaluate(self, variables: Mapping[str, str], model: Model) -> list[Output]:
+    def evaluate(self, variables: Mapping[str, str], model: Model) -> list[GraphOutput]:
         """Evaluate the graph, and return its outputs in node order.
 
         :param model: called once for each text or image node, after all nodes that its prompt refers to.
@@ -103,7 +103,7 @@ class FlowGraph:
                 # Conditions and code are not emulated: their result is empty.
                 values[node_id] = ""
         return [
-            Output(node.name, {start: values[start] for start in self._get_sources(node.node_id)})
+            GraphOutput(node.name, {start: values[start] for start in self._get_sources(node.node_id)})
             for node in self.nodes.values()
             if node.kind == "outputNode"
         ]
@@ -111,17 +111,17 @@ class FlowGraph:
     def _get_sources(self, node_id: str) -> list[str]:
         return [start for start, end in self.edges if end == node_id]
 
-    def _fill_prompt(self, node: Node, values: Mapping[str, str | None]) -> str:
+    def _fill_prompt(self, node: PromptNode, values: Mapping[str, str | None]) -> str:
         """Return the prompt with the upstream nodes' values; other placeholders remain as they are."""
         known = {self.nodes[start].name: values[start] or "" for start in self._get_sources(node.node_id)}
         return PLACEHOLDER.sub(lambda match: known.get(match[1], match[0]), node.prompt)
 
 
-def sample_graphs() -> dict[str, FlowGraph]:
+def sample_graphs() -> dict[str, PromptGraph]:
     """Return the flows that are part of the emulator, by id."""
     folder = resources.files("airflow_provider_flows.emulator") / "graphs"
     return {
-        item.name.removesuffix(".json"): FlowGraph.parse(json.loads(item.read_text(encoding="utf-8")))
+        item.name.removesuffix(".json"): PromptGraph.parse(json.loads(item.read_text(encoding="utf-8")))
         for item in folder.iterdir()
         if item.name.endswith(".json")
     }
@@ -129,7 +129,7 @@ def sample_graphs() -> dict[str, FlowGraph]:
 
 def create_text(prompt: str) -> str:
     """Return a text that contains the prompt, always the same for the same prompt."""
-    return TEXTS[digest(prompt)[0] % len(TEXTS)].format(prompt=prompt)
+    return TEXT_TEMPLATES[digest(prompt)[0] % len(TEXT_TEMPLATES)].format(prompt=prompt)
 
 
 def create_image(prompt: str) -> bytes:
@@ -158,10 +158,10 @@ def create_image(prompt: str) -> bytes:
     return buffer.getvalue()
 
 
-def _parse_node(item: dict[str, Any]) -> Node:
+def _parse_prompt_node(item: dict[str, Any]) -> PromptNode:
     data = item["data"]
     name = data["variable"]["label"] if item["type"] == "variableNode" else data.get("name", "")
     if item["type"] == "outputNode" and not name:
         raise KeyError("the name of an output node")
     parameters = data.get("modelParams") or {}
-    return Node(item["id"], item["type"], name, data.get("prompt", ""), parameters.get("model", ""))
+    return PromptNode(item["id"], item["type"], name, data.get("prompt", ""), parameters.get("model", ""))

@@ -179,7 +179,7 @@ def _simplify_in_subprocess(content: bytes, polygon_count: int) -> bytes:
     command = [sys.executable, "-m", "airflow_provider_flows.emulator.models", str(polygon_count)]
     # The child process has to find the same packages as this one.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.run(command, input=content, stdout=subprocess.PIPE, env=environment, check=True).stdout  # noqa: S603  our own
+    return subprocess.run(command, input=content, stdout=subprocess.PIPE, env=environment, check=True).stdout  # noqa: S603  # our own command
 
 
 def _create_stone(numbers: np.random.Generator, subdivisions: int) -> trimesh.Trimesh:

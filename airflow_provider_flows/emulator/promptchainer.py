@@ -20,9 +20,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from airflow_provider_flows.emulator.colours import digest
 from airflow_provider_flows.emulator.graph import (
-    FlowGraph,
-    Node,
-    Output,
+    GraphOutput,
+    PromptGraph,
+    PromptNode,
     create_image,
     create_text,
 )
@@ -68,7 +68,7 @@ class PromptChainerApi:
         """Return a flow's variables and outputs."""
         self._authorise(request, {})
         graph = self._get_graph(flow_id)
-        mode = self.switches.info_answer
+        mode = self.switches.info_response
         if mode == "graph":
             return self._response(graph.source)
         items = [{"name": name, "type": "variable"} for name in graph.variables]
@@ -103,7 +103,9 @@ class PromptChainerApi:
             return _error_response(404, "BlobNotFound", "The specified blob does not exist.")
         return Response(await asyncio.to_thread(create_image, prompt), media_type="image/png")
 
-    def _evaluate(self, graph: FlowGraph, run: ChainRun, base: str) -> list[dict[str, Any]] | dict[str, Any]:
+    def _evaluate(
+        self, graph: PromptGraph, run: ChainRun, base: str
+    ) -> list[dict[str, Any]] | dict[str, Any]:
         """Evaluate the graph, store the outputs in the run, and return the body of the response."""
         failure = self.switches.model_failure
         run.state = "failed" if failure != "none" else "completed"
@@ -111,7 +113,7 @@ class PromptChainerApi:
             run.error = "The model failed"
             raise ApiError(500, run.error)
 
-        def model(node: Node, prompt: str) -> str | None:
+        def model(node: PromptNode, prompt: str) -> str | None:
             if failure != "none":
                 return None
             return self._create_image_url(prompt, base) if node.kind == "imageNode" else create_text(prompt)
@@ -125,10 +127,10 @@ class PromptChainerApi:
             items = [
                 {"name": name, "type": "variable", "output": value} for name, value in run.inputs.items()
             ] + items
-        mode = self.switches.run_answer
+        mode = self.switches.run_response
         return items if mode == "array" else {mode: items}
 
-    def _output_item(self, output: Output) -> dict[str, Any]:
+    def _output_item(self, output: GraphOutput) -> dict[str, Any]:
         values = [value or "" for value in output.values.values()]
         output_value: Any
         if self.switches.output_value == "map":
@@ -157,13 +159,13 @@ class PromptChainerApi:
         if not self.emulator_state.is_valid_key(key if isinstance(key, str) else None):
             raise ApiError(self.switches.auth_failure, "Invalid API key" if key else "Missing API key")
 
-    def _get_graph(self, flow_id: str) -> FlowGraph:
+    def _get_graph(self, flow_id: str) -> PromptGraph:
         graph = self.emulator_state.graphs.get(flow_id)
         if graph is None:
             raise ApiError(404, "Flow not found")
         return graph
 
-    def _parse_variables(self, graph: FlowGraph, body: dict[str, Any]) -> dict[str, str]:
+    def _parse_variables(self, graph: PromptGraph, body: dict[str, Any]) -> dict[str, str]:
         """Return a value for each variable of the flow; other variables in the request are ignored."""
         values = body.get("variables", {})
         if not isinstance(values, dict):

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from airflow_provider_flows.emulator.generio import GenerioApi
-from airflow_provider_flows.emulator.graph import FlowGraph
+from airflow_provider_flows.emulator.graph import PromptGraph
 from airflow_provider_flows.emulator.middleware import CONTROL_PREFIX, EmulatorMiddleware, FindConnection
 from airflow_provider_flows.emulator.promptchainer import PromptChainerApi
 from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun, to_iso
@@ -49,7 +49,7 @@ class Server:
 
     def __init__(self, emulator_state: EmulatorState) -> None:
         config = uvicorn.Config(
-            create_app(emulator_state, self._find_connection),
+            create_emulator_app(emulator_state, self._find_connection),
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -223,7 +223,7 @@ class ControlApi:
     async def add_graph(self, body: GraphBody) -> Response:
         """Add or replace a PromptChainer flow."""
         with _convert_value_errors():
-            graph = FlowGraph.parse(body.graph)
+            graph = PromptGraph.parse(body.graph)
         self.emulator_state.graphs[body.flow_id] = graph
         return JSONResponse({"flow_id": body.flow_id, "variables": graph.variables, "outputs": graph.outputs})
 
@@ -233,7 +233,7 @@ class ControlApi:
         return await self.get_health()
 
 
-def create_app(emulator_state: EmulatorState, find_connection: FindConnection) -> EmulatorMiddleware:
+def create_emulator_app(emulator_state: EmulatorState, find_connection: FindConnection) -> EmulatorMiddleware:
     """Create the ASGI application of one emulator."""
     promptchainer = PromptChainerApi(emulator_state)
     promptchainer_app = FastAPI(title="PromptChainer, emulated")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from threading import Lock, RLock
 from typing import Any
 
-from airflow_provider_flows.emulator.graph import FlowGraph, sample_graphs
+from airflow_provider_flows.emulator.graph import PromptGraph, sample_graphs
 from airflow_provider_flows.emulator.runs import ChainRun, Clock, GenerioRun
 from airflow_provider_flows.emulator.scripting import FaultRegistry, PlanQueue
 from airflow_provider_flows.emulator.switches import Switches
@@ -113,7 +113,7 @@ class EmulatorState:
     request_log: RequestLog = field(default_factory=RequestLog)
     runs: dict[str, GenerioRun] = field(default_factory=dict)
     paid_runs: list[GenerioRun | ChainRun] = field(default_factory=list)
-    graphs: dict[str, FlowGraph] = field(default_factory=sample_graphs)
+    graphs: dict[str, PromptGraph] = field(default_factory=sample_graphs)
     images: dict[str, str] = field(default_factory=dict, repr=False)
     signing_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     # Called with each request before the request is processed.

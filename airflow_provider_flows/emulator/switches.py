@@ -41,7 +41,7 @@ class Switches:
     # Additional keys in every response; "hidden_errors" also sends errors with status 200 and success: false.
     envelope: Literal["none", "success", "hidden_errors"] = "none"
     # The response to POST /flows: the flow run or only its id (vendor_notes.md, G-16).
-    create_answer: Literal["full", "id"] = "full"
+    create_response: Literal["full", "id"] = "full"
     # The response to PATCH and DELETE: the flow run, a message, or an empty body.
     acknowledgement: Literal["flow", "small", "empty"] = "flow"
 
@@ -51,12 +51,12 @@ class Switches:
     # The status for an action that the flow run's state does not allow.
     conflict: Literal[409, 400, 403, 422, 425] = 409
     # The status for an input whose media type the template does not accept.
-    media_refusal: Literal[415, 422, 400] = 415
+    unsupported_media: Literal[415, 422, 400] = 415
     # The status for an id that is not an ObjectId; an unknown ObjectId always gets 404.
     malformed_id: Literal[404, 422, 400] = 404
     # The status for an invalid parameter; "fail" accepts it, and the flow run fails.
     bad_parameter: Literal[422, 400, "fail"] = 422
-    unknown_parameter: Literal["refuse", "ignore"] = "refuse"
+    unknown_parameter: Literal["reject", "ignore"] = "reject"
     # The status for a start without credits, for both services; "plenty" means that credits never run out.
     quota: Literal["plenty", 402, 403, 429] = "plenty"
     # The type of `detail` where FastAPI sends a string.
@@ -82,7 +82,7 @@ class Switches:
     abort: Literal["visible", "instant", "finishes"] = "visible"
     # A failed or aborted flow run without partial outputs has an empty list or is a conflict
     # (vendor_notes.md, G-23).
-    outputs_after_failure: Literal["empty", "refuse"] = "empty"
+    outputs_after_failure: Literal["empty", "reject"] = "empty"
     # "later": outputs are still processing for a while after the flow run completed (vendor_notes.md, G-03).
     outputs_ready: Literal["at_once", "later"] = "at_once"
 
@@ -120,9 +120,9 @@ class Switches:
     chain_content_type: Literal["json", "text"] = "json"
     # The response of getFlowInfo: an array, an object with the array under this key, or the flow graph
     # (vendor_notes.md, P-03).
-    info_answer: Literal["array", "data", "list", "graph"] = "array"
+    info_response: Literal["array", "data", "list", "graph"] = "array"
     # The response of a run: an array, or an object with the array under this key.
-    run_answer: Literal["array", "outputs", "data", "list"] = "array"
+    run_response: Literal["array", "outputs", "data", "list"] = "array"
     # "all" also lists the variables, "untyped" omits `type` (vendor_notes.md, P-12).
     run_items: Literal["outputs", "all", "untyped"] = "outputs"
     # "map" returns values by upstream node id, as in the flow graph (vendor_notes.md, P-07).

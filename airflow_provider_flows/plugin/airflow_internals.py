@@ -153,7 +153,7 @@ def _is_flows_connection_type(conn_type: str) -> bool:
     # the public mapping imports each hook when it is read, for the Amazon provider together with boto
     manager = ProvidersManager()
     manager.initialize_providers_hooks()
-    provider = manager._hook_provider_dict.get(conn_type)  # noqa: SLF001
+    provider = manager._hook_provider_dict.get(conn_type)  # noqa: SLF001  # see above
     if provider is None or provider.hook_class_name.startswith(OFFICIAL_PROVIDERS_PREFIX):
         return False
     module, _, name = provider.hook_class_name.rpartition(".")

@@ -41,7 +41,7 @@ NO_RUNS_NOTE = "No flow runs yet. All runs started with this connection's API ke
 NO_MATCH_NOTE = "No flow runs match the filters."
 LIST_FAILED_NOTE = "The flow runs could not be fetched from the service."
 
-SORT_KEYS: dict[str, Callable[[FlowRun], Any]] = {
+SORT_FUNCTIONS: dict[str, Callable[[FlowRun], Any]] = {
     "created": lambda run: run.created_at,
     "started": lambda run: run.started_at,
     "finished": lambda run: run.finished_at,
@@ -56,7 +56,7 @@ SORT_KEYS: dict[str, Callable[[FlowRun], Any]] = {
 class ListQuery:
     """Filters, order and page of a list of runs.
 
-    :param sort: a key of `SORT_KEYS`, with a leading minus for descending order.
+    :param sort: a key of `SORT_FUNCTIONS`, with a leading minus for descending order.
     """
 
     state: str = ""
@@ -70,7 +70,7 @@ class ListQuery:
 
     def sort_runs(self, runs: list[FlowRun]) -> list[FlowRun]:
         """Return the runs in order; those without the value to sort by are last."""
-        key = SORT_KEYS.get(self.sort.removeprefix("-"), SORT_KEYS["created"])
+        key = SORT_FUNCTIONS.get(self.sort.removeprefix("-"), SORT_FUNCTIONS["created"])
         sortable = [run for run in runs if key(run) is not None]
         unsortable = [run for run in runs if key(run) is None]
         return [*sorted(sortable, key=key, reverse=self.sort.startswith("-")), *unsortable]

@@ -131,9 +131,10 @@ def format_timestamp(when: datetime | None) -> Markup:
     return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(when.isoformat(), when)
 
 
-def shorten_id(text: str, max_length: int = MAX_SHORT_ID_LENGTH) -> str:
-    """Return an id, truncated with an ellipsis if it is long."""
-    return text if len(text) <= max_length + 1 else f"{text[:max_length]}…"
+def shorten_id(flow_run_id: str) -> str:
+    """Return the id of a flow run, truncated with an ellipsis if it is long."""
+    is_short = len(flow_run_id) <= MAX_SHORT_ID_LENGTH + 1
+    return flow_run_id if is_short else f"{flow_run_id[:MAX_SHORT_ID_LENGTH]}…"
 
 
 def draw_picture(graph: FlowGraph, title: str) -> Markup:

@@ -260,8 +260,8 @@ add_run_routes(task_router, TASK_PATH, get_task_view)
 
 
 DEFAULT_TITLE = "Not available"
-TITLES = {401: "Not logged in", 403: "Access denied", 404: "Not found"}
-TEXTS = {
+ERROR_TITLES = {401: "Not logged in", 403: "Access denied", 404: "Not found"}
+ERROR_TEXTS = {
     401: "You are not logged in to Airflow, or your session has expired. Reload the page.",
     403: "You do not have permission to view this connection, or the task instances and XComs of this DAG. "
     "Ask an administrator of this Airflow deployment for access.",
@@ -292,7 +292,7 @@ def create_app() -> FastAPI:
 
 
 async def _on_http_error(request: Request, error: Any) -> Response:
-    text = TEXTS.get(error.status_code, str(error.detail))
+    text = ERROR_TEXTS.get(error.status_code, str(error.detail))
     return await _to_error_response(request, error.status_code, text)
 
 
@@ -309,5 +309,5 @@ async def _to_error_response(request: Request, status: int, text: str, title: st
     path = request.url.path.removeprefix(request.scope.get("root_path", ""))
     if path.startswith("/json/"):
         return JSONResponse({"detail": text}, status)
-    title = title or TITLES.get(status, DEFAULT_TITLE)
+    title = title or ERROR_TITLES.get(status, DEFAULT_TITLE)
     return await render_page(request, "message.html", status, title=title, text=text)

@@ -8,20 +8,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+import structlog
 import yaml
+from airflow.sdk.log import mask_secret
 
-from airflow_provider_flows.cli.command import command
+from airflow_provider_flows.cli.command import PACKAGE_NAME, command
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.terminal import escape_control_chars
 from airflow_provider_flows.core.flow_run import FlowRun
@@ -49,7 +53,7 @@ RUN_KEYS = [
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-KEY = "t0ken-that-nobody-may-see"
+KEY = "t0ken-that-must-not-be-printed"
 
 
 @pytest.fixture
@@ -59,8 +63,8 @@ def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
 
 
 @pytest.fixture
-def made(emulator: Emulator) -> FlowRun:
-    """Make two models."""
+def completed(emulator: Emulator) -> FlowRun:
+    """Return a completed flow run with two models."""
     emulator.run_seconds = 0
     hook = GenerioHook("generio_default")
     run = hook.start(
@@ -69,26 +73,26 @@ def made(emulator: Emulator) -> FlowRun:
     return hook.get_run(run.flow_run_id)
 
 
-def going(emulator: Emulator, seconds: float = 60) -> str:
-    """Start a flow run that takes so long, and give its id."""
+def start_run(emulator: Emulator, seconds: float = 60) -> str:
+    """Start a flow run of this duration, and return its id."""
     emulator.run_seconds = seconds
     return GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
 
 
-def test_list_tells_the_flows(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`list` prints each flow, in JSON with all that its definition tells, in the other forms a row each."""
-    told = {row["name"]: row for row in flows("list -o json").json}
-    assert set(told) == {PROMPT_FLOW, "model_generate_fromimage", "model_optimize"}
-    assert told[PROMPT_FLOW]["parameters"]["quality"]["values"] == ["low", "high"]
-    assert yaml.safe_load(flows("list -o yaml").out) == list(told.values())
+def test_list_prints_the_flows(emulator: Emulator, flows: FlowsCommand) -> None:
+    """`list` prints each flow: in JSON and YAML with its definition, otherwise as one row."""
+    rows = {row["name"]: row for row in flows("list -o json").json}
+    assert set(rows) == {PROMPT_FLOW, "model_generate_fromimage", "model_optimize"}
+    assert rows[PROMPT_FLOW]["parameters"]["quality"]["values"] == ["low", "high"]
+    assert yaml.safe_load(flows("list -o yaml").out) == list(rows.values())
     for form in ("table", "plain"):
         shown = flows(f"list -o {form}").out
-        assert [name for name in told if name in shown] == list(told)
+        assert [name for name in rows if name in shown] == list(rows)
     assert len(emulator.requests) == 4
 
 
-def test_describe_tells_what_a_flow_takes(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`describe` prints a definition of either service, as rows where that is easier to read."""
+def test_describe_prints_the_definition(emulator: Emulator, flows: FlowsCommand) -> None:
+    """`describe` prints a definition of either service, in tables one row for each property."""
     del emulator
     assert flows(f"describe {PROMPT_FLOW} -o json").json["outputs"] == ["model/gltf-binary"]
     assert re.search(r"parameters\.quality\.default +high", flows(f"describe {PROMPT_FLOW} -o plain").out)
@@ -98,10 +102,13 @@ def test_describe_tells_what_a_flow_takes(emulator: Emulator, flows: FlowsComman
     ]
 
 
-def test_runs_are_listed_by_state(emulator: Emulator, made: FlowRun, flows: FlowsCommand) -> None:
-    """`runs` prints the account's flow runs, newest first, or those in one state; other words are errors."""
-    under_way = going(emulator)
-    assert [row["flow_run_id"] for row in flows("runs -o json").json] == [under_way, made.flow_run_id]
+def test_runs_are_listed_by_state(emulator: Emulator, completed: FlowRun, flows: FlowsCommand) -> None:
+    """`runs` prints the account's flow runs, newest first, or those in one state; others are errors."""
+    active_run = start_run(emulator)
+    assert [row["flow_run_id"] for row in flows("runs -o json").json] == [
+        active_run,
+        completed.flow_run_id,
+    ]
     assert [row["state"] for row in flows("runs --state completed -o json").json] == ["completed"]
     none = flows("runs --state failed")
     assert (none.code, none.out, none.err) == (0, "", "No data found\n")
@@ -111,14 +118,14 @@ def test_runs_are_listed_by_state(emulator: Emulator, made: FlowRun, flows: Flow
     assert "must be one of created, starting" in wrong.err
 
 
-def test_runs_are_as_many_as_wanted(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`runs` prints the newest, as many as --limit says, and tells how many it leaves out; 0 is for all."""
-    ids = [going(emulator) for _ in range(4)]
+def test_runs_prints_at_most_limit_rows(emulator: Emulator, flows: FlowsCommand) -> None:
+    """`runs` prints the newest --limit runs, and reports how many it omitted; 0 prints all."""
+    ids = [start_run(emulator) for _ in range(4)]
     for limit, shown in ((" --limit 3", 3), (" --limit 0", 4), ("", 4), (" --limit 1", 1)):
-        told = flows(f"runs -o json{limit}")
-        assert (told.code, len(told.json)) == (0, shown)
-        assert {row["flow_run_id"] for row in told.json} <= set(ids)
-        assert told.err == (
+        result = flows(f"runs -o json{limit}")
+        assert (result.code, len(result.json)) == (0, shown)
+        assert {row["flow_run_id"] for row in result.json} <= set(ids)
+        assert result.err == (
             "" if shown == 4 else f"{4 - shown} older flow runs are not shown; --limit 0 shows all.\n"
         )
     newest = max(emulator.runs.values(), key=lambda run: run.created_at).flow_run_id
@@ -127,33 +134,33 @@ def test_runs_are_as_many_as_wanted(emulator: Emulator, flows: FlowsCommand) -> 
         assert flows(f"runs --limit={wrong}").code == 2
 
 
-def test_get_and_outputs_tell_of_a_run(emulator: Emulator, made: FlowRun, flows: FlowsCommand) -> None:
+def test_get_and_outputs_describe_a_run(emulator: Emulator, completed: FlowRun, flows: FlowsCommand) -> None:
     """`get` prints a run and its expected end; `outputs` lists its outputs without a download."""
-    told = flows(f"get {made.flow_run_id} -o json").json
-    assert list(told) == [*RUN_KEYS, "expected_end", "error"]
-    assert (told["state"], told["progress"], told["expected_end"]) == ("completed", 1.0, None)
-    under_way = going(emulator)
+    row = flows(f"get {completed.flow_run_id} -o json").json
+    assert list(row) == [*RUN_KEYS, "expected_end", "error"]
+    assert (row["state"], row["progress"], row["expected_end"]) == ("completed", 1.0, None)
+    active_run = start_run(emulator)
     emulator.advance(30)
-    assert flows(f"get {under_way} -o yaml").code == 0
-    assert yaml.safe_load(flows(f"get {under_way} -o yaml").out)["expected_end"] is not None
-    listed = flows(f"outputs {made.flow_run_id} -o json").json
+    assert flows(f"get {active_run} -o yaml").code == 0
+    assert yaml.safe_load(flows(f"get {active_run} -o yaml").out)["expected_end"] is not None
+    listed = flows(f"outputs {completed.flow_run_id} -o json").json
     assert [(output["status"], output["additional"]) for output in listed] == [
         ("ready", None),
         ("ready", {"n": 2}),
     ]
-    assert "additional" in flows(f"outputs {made.flow_run_id} -o yaml").out
+    assert "additional" in flows(f"outputs {completed.flow_run_id} -o yaml").out
 
 
 def test_run_prints_what_a_task_returns(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
-    """`run` writes the files, prints the very dict on stdout, and all else on stderr: first of all the id."""
+    """`run` writes the files, prints a task's dict to stdout, and all else, first the id, to stderr."""
     done = flows(
         f"{QUICK} --output-path {tmp_path} --param seed=7 --param texture=True "
         "--additional '{\"order\": 17}'"
     )
     assert done.code == 0, done.err
-    told = done.json
-    assert list(told) == [*RUN_KEYS, "outputs"]
-    (output,) = told["outputs"]
+    task_result = done.json
+    assert list(task_result) == [*RUN_KEYS, "outputs"]
+    (output,) = task_result["outputs"]
     (file,) = tmp_path.rglob("*.glb")
     assert output["uri"] == file.as_uri()
     assert (output["size"], output["sha256"]) == (
@@ -167,13 +174,13 @@ def test_run_prints_what_a_task_returns(emulator: Emulator, flows: FlowsCommand,
     assert run.additional["order"] == 17
     assert (
         done.err.splitlines()[0]
-        == f"The flow run {told['flow_run_id']} of flow {PROMPT_FLOW} is created; sending its inputs."
+        == f"The flow run {task_result['flow_run_id']} of flow {PROMPT_FLOW} is created; sending its inputs."
     )
 
 
 @pytest.mark.parametrize("form", ["table", "plain", "yaml"])
-def test_run_prints_in_every_form(emulator: Emulator, flows: FlowsCommand, form: str) -> None:
-    """The outputs of a run stand in each form."""
+def test_run_prints_in_every_format(emulator: Emulator, flows: FlowsCommand, form: str) -> None:
+    """Each output format contains the outputs of a run."""
     emulator.run_seconds = 0
     done = flows(QUICK.replace("-o json", f"-o {form}"))
     assert done.code == 0
@@ -183,7 +190,7 @@ def test_run_prints_in_every_form(emulator: Emulator, flows: FlowsCommand, form:
         assert re.search(r"^outputs\.0\.asset_id\W+\w{24}", done.out, re.MULTILINE)
 
 
-def test_inputs_in_all_their_forms(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
+def test_inputs_in_every_form(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
     """A prompt, @PATH, a URI and a JSON object are sent in order; other JSON is a prompt."""
     emulator.run_seconds = 0
     (tmp_path / "a b.png").write_bytes(PNG)
@@ -212,7 +219,7 @@ def test_inputs_in_all_their_forms(emulator: Emulator, flows: FlowsCommand, tmp_
 
 
 def test_variables_of_a_chain(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
-    """`run --variable` runs a PromptChainer flow; its texts are printed, its picture is saved."""
+    """`run --variable` runs a PromptChainer flow; its texts are printed, its image is stored."""
     del emulator
     line = f"run {SAMPLE} --conn-id promptchainer_default -o json"
     line += " --variable color=Red --variable item=Ball=round"
@@ -226,15 +233,15 @@ def test_variables_of_a_chain(emulator: Emulator, flows: FlowsCommand, tmp_path:
     assert len([*tmp_path.rglob("*.png")]) == 1
 
 
-def test_no_wait_ends_with_the_start(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`run --no-wait` prints the run as it was started, which goes on."""
+def test_no_wait_returns_after_the_start(emulator: Emulator, flows: FlowsCommand) -> None:
+    """`run --no-wait` prints the started run, which continues."""
     emulator.run_seconds = 60
     done = flows(f"{QUICK} --no-wait")
     assert (done.code, done.json["state"], done.json["outputs"]) == (0, "starting", [])
     assert len(emulator.paid_runs) == 1
 
 
-def test_exit_codes_of_runs_that_end_badly(emulator: Emulator, flows: FlowsCommand) -> None:
+def test_exit_codes_of_unsuccessful_runs(emulator: Emulator, flows: FlowsCommand) -> None:
     """Failed is 1, aborted 3, timeout 4; the run is printed if there is one, the reason is on stderr."""
     emulator.add_plan(Plan("failed", error="no more clay", run_seconds=0))
     failed = flows(QUICK)
@@ -246,17 +253,17 @@ def test_exit_codes_of_runs_that_end_badly(emulator: Emulator, flows: FlowsComma
     emulator.add_plan(Plan(run_seconds=60))
     late = flows(f"{QUICK} --timeout 0.3")
     assert (late.code, late.out) == (4, "")
-    (under_way,) = [run for run in emulator.runs.values() if run.current.state not in {"failed", "aborted"}]
+    (active_run,) = [run for run in emulator.runs.values() if run.current.state not in {"failed", "aborted"}]
     assert late.err.splitlines()[-1].endswith(
-        f"continues; watch it: airflow flows watch {under_way.flow_run_id}"
+        f"continues; watch it: airflow flows watch {active_run.flow_run_id}"
     )
     watched = flows(f"watch {failed.json['flow_run_id']} -o json")
     assert (watched.code, watched.json["error"]) == (1, "no more clay")
 
 
-def test_watch_tells_what_changes(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`watch` without a terminal writes a line for each change to stderr, and prints the run at its end."""
-    done = flows(f"watch {going(emulator, 0.5)} --poll-interval 0.1 -o json")
+def test_watch_logs_each_change(emulator: Emulator, flows: FlowsCommand) -> None:
+    """Without a terminal, `watch` writes a line for each change to stderr, and prints the final run."""
+    done = flows(f"watch {start_run(emulator, 0.5)} --poll-interval 0.1 -o json")
     assert (done.code, done.json["state"]) == (0, "completed")
     words = [re.sub(r".*is (at )?(\w+).*", r"\2", line) for line in done.err.splitlines()]
     assert [word for word in words if word in {"running", "completed"}] == ["running", "completed"]
@@ -265,11 +272,11 @@ def test_watch_tells_what_changes(emulator: Emulator, flows: FlowsCommand) -> No
 
 @pytest.fixture
 def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make connections with a wrong key, to nobody, and of a type that runs no flows."""
+    """Create connections with a wrong key, to a closed port, and of a type that runs no flows."""
     wrong = {"conn_type": "generio", "host": emulator.url, "password": KEY}
     monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(wrong))
     monkeypatch.setenv(
-        "AIRFLOW_CONN_NOBODY", json.dumps({**wrong, "host": "http://127.0.0.1:9", "extra": {"retries": 0}})
+        "AIRFLOW_CONN_CLOSED", json.dumps({**wrong, "host": "http://127.0.0.1:9", "extra": {"retries": 0}})
     )
     monkeypatch.setenv("AIRFLOW_CONN_FS_DEFAULT", json.dumps({"conn_type": "fs"}))
 
@@ -299,67 +306,65 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
         ("list --conn-id wrong", 6, "does not accept the API key"),
         ("runs --conn-id promptchainer_default", 2, "cannot list flow runs"),
         ("abort 0123 --conn-id promptchainer_default", 2, "cannot abort"),
-        ("list --conn-id nobody", 1, "got no response"),
+        ("list --conn-id closed", 1, "got no response"),
         ("nonsense", 2, "invalid choice"),
     ],
 )
-def test_errors_are_one_line_and_a_code(
+def test_errors_are_one_line_and_an_exit_code(
     emulator: Emulator, flows: FlowsCommand, line: str, code: int, reason: str
 ) -> None:
     """Each error has its exit code and one line on stderr, leaves stdout empty and no flow run behind."""
-    ended = flows(line)
-    assert ended.code == code, ended.err
-    last = ended.err.strip().splitlines()[-1]
+    result = flows(line)
+    assert result.code == code, result.err
+    last = result.err.strip().splitlines()[-1]
     assert reason in last
-    assert "Traceback" not in ended.err
+    assert "Traceback" not in result.err
     assert emulator.paid_runs == []
     assert not emulator.runs
-    assert KEY not in ended.out + ended.err
+    assert KEY not in result.out + result.err
     by_argparse = "see above" in last or "see help above" in last
-    assert by_argparse or (ended.out == "" and all("\x1b" not in part for part in ended.err))
+    assert by_argparse or (result.out == "" and all("\x1b" not in part for part in result.err))
 
 
-def test_a_start_that_fails_halfway_is_told_and_leaves_nothing(
-    emulator: Emulator, flows: FlowsCommand
-) -> None:
-    """The id is printed before the inputs are sent; a run with rejected inputs is deleted, not paid."""
+def test_a_start_that_fails_halfway_is_reported_and_undone(emulator: Emulator, flows: FlowsCommand) -> None:
+    """The id is printed before the inputs are sent; a run with rejected inputs is deleted, not billed."""
     emulator.add_fault(Fault("POST", "*/inputs", times=None, status=422, body=b'{"detail": "no chairs"}'))
-    ended = flows(QUICK)
-    assert (ended.code, ended.out) == (2, "")
-    first, last = ended.err.splitlines()
+    result = flows(QUICK)
+    assert (result.code, result.out) == (2, "")
+    first, last = result.err.splitlines()
     assert "is created" in first
     assert "no chairs" in last
     assert (emulator.paid_runs, dict(emulator.runs)) == ([], {})
 
 
-def test_a_start_in_doubt_is_looked_for(emulator: Emulator, flows: FlowsCommand) -> None:
+def test_a_start_without_a_response_is_looked_up(emulator: Emulator, flows: FlowsCommand) -> None:
     """After a start without a response, the command waits for the run if it finds it, and names it if not."""
-    lost, away = Fault("PATCH", "*", reset="after"), Fault("GET", "/flows/*", status=500)
+    lost, unavailable = Fault("PATCH", "*", reset="after"), Fault("GET", "/flows/*", status=500)
     emulator.add_fault(lost)
-    emulator.add_fault(away)
+    emulator.add_fault(unavailable)
     found = flows(QUICK + " --no-validate")
     assert (found.code, found.json["state"], len(emulator.paid_runs)) == (0, "completed", 1)
     assert "is started, although" in found.err
 
     emulator.add_fault(lost)
-    emulator.add_fault(replace(away, times=None))
-    ended = flows(QUICK + " --no-validate")
+    emulator.add_fault(replace(unavailable, times=None))
+    result = flows(QUICK + " --no-validate")
     (started,) = {run.flow_run_id for run in emulator.paid_runs} - {found.json["flow_run_id"]}
-    assert (ended.code, ended.out) == (1, "")
+    assert (result.code, result.out) == (1, "")
     assert (
         f"The flow run {started} may have started. Check it: airflow flows get {started}; abort it"
-        in ended.err
+        in result.err
     )
 
 
-def test_what_is_paid_for_is_named_when_the_service_fails(emulator: Emulator, flows: FlowsCommand) -> None:
+def test_a_service_error_names_the_billed_run(emulator: Emulator, flows: FlowsCommand) -> None:
     """If the key is rejected during a run, or outputs cannot be listed, stderr says how to continue."""
     emulator.run_seconds = 60
     emulator.add_fault(Fault("GET", "/flows/*", status=401, times=None))
-    refused = flows(QUICK.replace("0.1", "0.01") + " --no-validate")
+    denied = flows(QUICK.replace("0.1", "0.01") + " --no-validate")
     (flow_run_id,) = emulator.runs
-    assert refused.code == 6
-    assert f"The flow run {flow_run_id} continues. Watch it: airflow flows watch {flow_run_id}" in refused.err
+    assert denied.code == 6
+    assert f"The flow run {flow_run_id} continues. Watch it: airflow flows watch {flow_run_id}" in denied.err
 
     emulator.clear_faults()
     emulator.run_seconds = 0
@@ -369,89 +374,111 @@ def test_what_is_paid_for_is_named_when_the_service_fails(emulator: Emulator, fl
     assert re.search(r"is completed; fetch its outputs: airflow flows download \w{24}\n", lost.err)
 
 
-def test_log_of_hooks_is_not_data(emulator: Emulator, flows: FlowsCommand) -> None:
+def test_hook_logs_go_to_stderr(emulator: Emulator, flows: FlowsCommand) -> None:
     """The hooks' warnings go to stderr, the rest of their log with --verbose; stdout is JSON only."""
     emulator.run_seconds = 0
-    for status, verbose, told in ((500, "", True), (404, "", False), (404, " --verbose", True)):
+    for status, verbose, is_logged in ((500, "", True), (404, "", False), (404, " --verbose", True)):
         emulator.add_fault(Fault("GET", "/templates", status=status, times=2))
         done = flows(QUICK + verbose)
         assert done.json["state"] == "completed"
-        assert ("is not available, so its inputs" in done.err) is told
+        assert ("is not available, so its inputs" in done.err) is is_logged
         emulator.clear_faults()
 
 
-@pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])
-def test_reader_that_has_seen_enough_changes_nothing(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, form: str
+@pytest.mark.parametrize("get_logger", [logging.getLogger, structlog.get_logger])
+@pytest.mark.parametrize("name", ["airflow_provider_flows.hooks", "airflow.io", "botocore"])
+def test_every_log_goes_to_stderr_without_secrets(
+    capsys: pytest.CaptureFixture[str], get_logger: Callable[[str], Any], name: str
 ) -> None:
-    """With `| head` the exit code is the flow run's all the same."""
+    """Logs of this package, Airflow and libraries are lines on stderr during a command, and only then."""
+
+    @command
+    def warn(_: Namespace) -> None:
+        get_logger(name).warning("The key %s has\nexpired", KEY)
+
+    mask_secret(KEY)
+    before = structlog.get_config(), logging.getLogger().handlers, logging.getLogger(PACKAGE_NAME).level
+    warn(Namespace(verbose=False))
+    written = capsys.readouterr()
+    assert (written.out, written.err) == ("", "warning: The key *** has\\nexpired\n")
+    after = structlog.get_config(), logging.getLogger().handlers, logging.getLogger(PACKAGE_NAME).level
+    assert after == before
+
+
+@pytest.mark.parametrize("streams", [["stdout"], ["stderr"], ["stdout", "stderr"]])
+@pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])
+def test_a_closed_pipe_does_not_change_the_exit_code(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, form: str, streams: list[str]
+) -> None:
+    """With `| head`, or `2>&1 | head`, the exit code is still the flow run's."""
     emulator.run_seconds = 0
     for plan, code in ((Plan(run_seconds=0), 0), (Plan("aborted", run_seconds=0), 3)):
         emulator.add_plan(plan)
         read, write = os.pipe()
         os.close(read)
-        with os.fdopen(write, "w") as stdout, monkeypatch.context() as patched:
-            patched.setattr(sys, "stdout", stdout)
+        with os.fdopen(write, "w") as pipe, monkeypatch.context() as patched:
+            for stream in streams:
+                patched.setattr(sys, stream, pipe)
             assert call(["flows", *shlex.split(QUICK.replace("-o json", f"-o {form}"))]) == code
 
 
-def test_download_writes_the_right_bytes(
-    emulator: Emulator, made: FlowRun, flows: FlowsCommand, tmp_path: Path
+def test_download_writes_the_outputs(
+    emulator: Emulator, completed: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
     """`download` writes all outputs, or the selected ones under the same names; unknown ones are errors."""
-    contents = {output.asset_id: output.content for output in emulator.runs[made.flow_run_id].outputs}
-    done = flows(f"download {made.flow_run_id} --output-path {tmp_path / 'all'} -o json")
+    contents = {output.asset_id: output.content for output in emulator.runs[completed.flow_run_id].outputs}
+    done = flows(f"download {completed.flow_run_id} --output-path {tmp_path / 'all'} -o json")
     assert done.code == 0, done.err
     for output in done.json:
         data = Path(output["uri"].removeprefix("file://")).read_bytes()
         assert data == contents[output["asset_id"]]
         assert output["sha256"] == hashlib.sha256(data).hexdigest()
     wanted = [*contents][1]
-    one = flows(f"download {made.flow_run_id} --output-path {tmp_path / 'one'} --asset {wanted} -o json")
+    one = flows(f"download {completed.flow_run_id} --output-path {tmp_path / 'one'} --asset {wanted} -o json")
     assert [output["asset_id"] for output in one.json] == [wanted]
     assert [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.glb")] == [
         Path(done.json[1]["uri"].removeprefix("file://")).relative_to(tmp_path / "all")
     ]
-    none = flows(f"download {made.flow_run_id} --output-path {tmp_path / 'none'} --asset another")
+    none = flows(f"download {completed.flow_run_id} --output-path {tmp_path / 'none'} --asset another")
     assert (none.code, none.out) == (5, "")
     assert f"has no output another; it has {wanted}" in none.err or wanted in none.err
     assert [*tmp_path.glob("none/*")] == []
 
 
-def test_outputs_of_the_same_name_keep_their_files(
+def test_outputs_of_the_same_name_have_separate_files(
     flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A single selected output has the file name that it has among all, so it never replaces another."""
+    """A selected output has the same file name as in a download of all, so it never replaces another."""
     rows = [{"asset_id": key, "name": "model", "status": "ready", "media_type": "image/png"} for key in "ab"]
     with StubFlowServer() as flow_server:
         flow_server.connect(monkeypatch)
         flow_server.create_runs(1, 0)
         flow_server.runs |= {"r0/outputs": flow_server.runs["r0"], "r0/outputs/b": flow_server.runs["r0"]}
-        told: dict[str, Any] = {
+        responses: dict[str, Any] = {
             "r0": flow_server.row("r0"),
             "r0/outputs": {"outputs": rows},
             "r0/outputs/b": PNG,
         }
-        flow_server.run_response = lambda key, _: ApiResponse(told[key])
+        flow_server.run_response = lambda key, _: ApiResponse(responses[key])
         assert flows(f"download r0 --output-path {tmp_path} --asset b").code == 0
     assert [path.name for path in tmp_path.glob("r0/*")] == ["model-2.png"]
 
 
-def test_place_that_cannot_be_written_to_is_all_that_is_told(
-    made: FlowRun, flows: FlowsCommand, tmp_path: Path
+def test_an_unwritable_output_path_is_the_only_error(
+    completed: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
-    """`download` starts nothing, and does not speak of that."""
+    """`download` starts no flow run, so its error does not mention one."""
     (tmp_path / "taken").write_text("mine")
-    ended = flows(f"download {made.flow_run_id} --output-path {tmp_path / 'taken'}")
-    assert (ended.code, ended.out) == (2, "")
-    assert "cannot be written to" in ended.err
-    assert "No flow run" not in ended.err
+    result = flows(f"download {completed.flow_run_id} --output-path {tmp_path / 'taken'}")
+    assert (result.code, result.out) == (2, "")
+    assert "cannot be written to" in result.err
+    assert "No flow run" not in result.err
 
 
-def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: FlowsCommand) -> None:
+def test_run_reports_all_problems_at_once(emulator: Emulator, flows: FlowsCommand) -> None:
     """All problems of one command are in one line, which names the command's own options."""
-    ended = flows(f"run {PROMPT_FLOW} -i chair.png -i @nowhere.png -p qualty=1 --output-path nonsense://b")
-    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    result = flows(f"run {PROMPT_FLOW} -i chair.png -i @nowhere.png -p qualty=1 --output-path nonsense://b")
+    assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
     for part in (
         "--input chair.png resembles a path",
         "nowhere.png",
@@ -459,7 +486,7 @@ def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: FlowsCom
         "nonsense://b",
         "--no-validate",
     ):
-        assert part in ended.err
+        assert part in result.err
     both = flows(
         f"run {PROMPT_FLOW} -i a --variable b=c -p qualty=1 --no-validate --output-path nonsense://b"
     )
@@ -468,35 +495,35 @@ def test_run_tells_all_that_is_wrong_at_once(emulator: Emulator, flows: FlowsCom
     assert emulator.runs == {}
 
 
-def test_download_waits_for_nothing(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
-    """`download` of a run that is not over says how to wait for it."""
-    flow_run_id = going(emulator)
-    ended = flows(f"download {flow_run_id} --output-path {tmp_path} --conn-id generio_default")
-    assert (ended.code, ended.out) == (1, "")
-    assert f"airflow flows watch {flow_run_id} --conn-id generio_default" in ended.err
+def test_download_does_not_wait(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
+    """`download` of a run in progress is an error that says how to wait for it."""
+    flow_run_id = start_run(emulator)
+    result = flows(f"download {flow_run_id} --output-path {tmp_path} --conn-id generio_default")
+    assert (result.code, result.out) == (1, "")
+    assert f"airflow flows watch {flow_run_id} --conn-id generio_default" in result.err
 
 
-def test_what_could_be_fetched_is_printed(
-    emulator: Emulator, made: FlowRun, flows: FlowsCommand, tmp_path: Path
+def test_fetched_outputs_are_printed_despite_an_error(
+    emulator: Emulator, completed: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
-    """If one output cannot be fetched, the other is written, both are printed, and the exit code is 1."""
-    first = emulator.runs[made.flow_run_id].outputs[0].asset_id
+    """If one output cannot be fetched, the other is stored and both are printed."""
+    first = emulator.runs[completed.flow_run_id].outputs[0].asset_id
     emulator.add_fault(Fault("GET", f"*/outputs/{first}*", times=None, status=401))
-    ended = flows(f"download {made.flow_run_id} --output-path {tmp_path} -o json")
-    assert ended.code == 6
-    assert sorted(output["status"] for output in ended.json) == ["error", "ready"]
+    result = flows(f"download {completed.flow_run_id} --output-path {tmp_path} -o json")
+    assert result.code == 6
+    assert sorted(output["status"] for output in result.json) == ["error", "ready"]
     assert len([*tmp_path.rglob("*.glb")]) == 1
 
 
 def test_abort_and_delete(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`abort` stops a run; `delete` needs --yes where there is nobody to ask, and takes the run away."""
-    flow_run_id = going(emulator)
-    stopped = flows(f"abort {flow_run_id} -o json")
-    assert (stopped.code, stopped.json["state"] in {"aborting", "aborted"}) == (0, True)
+    """`abort` aborts a run; `delete` deletes it, without a terminal only with --yes."""
+    flow_run_id = start_run(emulator)
+    aborted = flows(f"abort {flow_run_id} -o json")
+    assert (aborted.code, aborted.json["state"] in {"aborting", "aborted"}) == (0, True)
     emulator.advance(120)
-    asked = flows(f"delete {flow_run_id}")
-    assert (asked.code, asked.out) == (2, "")
-    assert "use --yes" in asked.err
+    unconfirmed = flows(f"delete {flow_run_id}")
+    assert (unconfirmed.code, unconfirmed.out) == (2, "")
+    assert "use --yes" in unconfirmed.err
     assert flow_run_id in emulator.runs
     deleted = flows(f"delete {flow_run_id} --yes -o json")
     assert deleted.code == 0, deleted.err
@@ -507,28 +534,28 @@ def test_abort_and_delete(emulator: Emulator, flows: FlowsCommand) -> None:
 
 @pytest.fixture
 def stored(flow_emulator: Emulator, airflow_database: None) -> Iterator[str]:
-    """Put a connection into Airflow's database."""
+    """Add a connection to Airflow's database, and return its id."""
     del airflow_database
     add_connection("stored", flow_emulator.url, flow_emulator.key)
     yield "stored"
     call(["connections", "delete", "stored"])
 
 
-def test_connections_of_the_database_are_found(stored: str, flows: FlowsCommand) -> None:
-    """A connection that only Airflow's database has is as good as one of the environment."""
-    ended = flows(f"list --conn-id {stored} -o json")
-    assert ended.code == 0, ended.err
-    assert len(ended.json) == 3
+def test_connections_are_loaded_from_the_database(stored: str, flows: FlowsCommand) -> None:
+    """A connection may be in Airflow's database instead of the environment."""
+    result = flows(f"list --conn-id {stored} -o json")
+    assert result.code == 0, result.err
+    assert len(result.json) == 3
 
 
 HOSTILE = "[red]\x1b[31m:smile:\r\n\x07\x9b31m\u202egnp.exe[/] 12e3"
 
 
 @pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])
-def test_what_a_service_says_cannot_command_a_terminal(
+def test_service_texts_cannot_control_the_terminal(
     flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    """Markup is shown as it is, and every control character is written out, on stdout as on stderr."""
+    """Markup is printed literally and control characters are escaped, on stdout and on stderr."""
     with StubFlowServer() as flow_server:
         flow_server.connect(monkeypatch)
         flow_server.create_runs(1, 0)
@@ -537,68 +564,67 @@ def test_what_a_service_says_cannot_command_a_terminal(
         flow_server.list_response = lambda _: ApiResponse(
             {"flows": [row, {**row, "flow_id": "12e3", "state": HOSTILE}]}
         )
-        ended = [flows(f"{line} -o {form}") for line in ("watch r0 --poll-interval 0.01", "get r0", "runs")]
-    assert [one.code for one in ended] == [1, 0, 0]
-    for one in ended:
-        assert all(sign == "\n" or sign.isprintable() for sign in one.out + one.err), one
+        results = [flows(f"{line} -o {form}") for line in ("watch r0 --poll-interval 0.01", "get r0", "runs")]
+    assert [one.code for one in results] == [1, 0, 0]
+    for one in results:
+        assert all(char == "\n" or char.isprintable() for char in one.out + one.err), one
         assert one.out.count("[red]") >= 1
-    assert ended[0].err.count("[red]\\x1b[31m:smile:") >= 1
-    assert "12e3" in ended[2].out
+    assert results[0].err.count("[red]\\x1b[31m:smile:") >= 1
+    assert "12e3" in results[2].out
 
 
-def test_printable_text_is_left_alone() -> None:
-    """Only what a terminal would obey or not show is written out."""
+def test_printable_text_is_not_escaped() -> None:
+    """Only control characters and invisible characters are escaped."""
     assert escape_control_chars("größe ☃ 椅子 😀 [b]") == "größe ☃ 椅子 😀 [b]"
     assert escape_control_chars("a\tb\u2028c\x7f\ud800") == "a\\tb\\u2028c\\x7f\\ud800"
 
 
-def test_no_key_anywhere(flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even a service that repeats the key gets it printed, nor does --verbose."""
+def test_the_key_is_never_printed(flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that the service repeats in its error is not printed, even with --verbose."""
     with StubFlowServer() as flow_server:
         flow_server.connect(monkeypatch, key=KEY)
         flow_server.keys = {KEY}
         flow_server.create_runs(1, 0)
         flow_server.run_response = lambda *_: ApiResponse({"detail": f"{KEY} is a nice key"}, 418)
-        ended = flows("get r0 --verbose")
-    assert ended.code == 1
-    assert KEY not in ended.out + ended.err
-    assert "is a nice key" in ended.err
+        result = flows("get r0 --verbose")
+    assert result.code == 1
+    assert KEY not in result.out + result.err
+    assert "is a nice key" in result.err
 
 
-def test_an_error_that_nobody_thought_of_is_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
-    """Any exception ends a command with code 1 and one line; --verbose adds where it came from."""
-    from argparse import Namespace
+def test_an_unexpected_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Any exception ends a command with code 1 and one line; --verbose adds the traceback."""
 
     @command
     def broken(args: Namespace) -> None:
         raise OSError(28, f"No space for {args.what}")
 
     for verbose in (False, True):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_error:
             broken(Namespace(verbose=verbose, what="a\x1b[31mchair"))
-        assert ended.value.code == 1
+        assert exit_error.value.code == 1
         written = capsys.readouterr()
         assert written.err.splitlines()[-1] == "OSError: [Errno 28] No space for a\\x1b[31mchair"
         assert ("Traceback" in written.err) is verbose
 
 
-def test_help_tells_the_exit_codes(flows: FlowsCommand) -> None:
-    """Each command's help, and the group's, holds the table of exit codes."""
+def test_help_lists_the_exit_codes(flows: FlowsCommand) -> None:
+    """The help of the group and of each command contains the table of exit codes."""
     for line in ("--help", "run --help", "watch --help", "delete --help"):
-        told = flows(line)
-        assert told.code == 0
+        result = flows(line)
+        assert result.code == 0
         for code in Exit:
-            assert re.search(rf"^ +{code.value}  {re.escape(code.meaning)}$", told.out, re.MULTILINE), (
-                told.out
+            assert re.search(rf"^ +{code.value}  {re.escape(code.meaning)}$", result.out, re.MULTILINE), (
+                result.out
             )
 
 
-def test_emulator_takes_the_options_that_it_has_by_itself(flows: FlowsCommand) -> None:
-    """`emulator` hands its options on as they stand, dashes and all, and its help is the emulator's own."""
-    told = flows("emulator --help")
-    assert told.code == 0
-    assert "usage: airflow flows emulator" in told.out
-    assert "--run-seconds" in told.out
+def test_emulator_command_passes_its_options_on(flows: FlowsCommand) -> None:
+    """`emulator` passes all options to the emulator's own command, also --help."""
+    result = flows("emulator --help")
+    assert result.code == 0
+    assert "usage: airflow flows emulator" in result.out
+    assert "--run-seconds" in result.out
     wrong = flows("emulator --port 0 --switch nonsense=1")
     assert wrong.code == 2
     assert "no switch 'nonsense'" in wrong.err
@@ -613,35 +639,35 @@ GRAPH = {
 }
 
 
-def test_draw_writes_a_graph_in_both_forms(flows: FlowsCommand, tmp_path: Path) -> None:
+def test_draw_writes_both_formats(flows: FlowsCommand, tmp_path: Path) -> None:
     """`draw` writes an exported graph to stdout or to a file, in the requested or the file's format."""
     exported, picture, text = (tmp_path / name for name in ("chain.json", "chain.svg", "chain.mmd"))
     exported.write_text(json.dumps(GRAPH))
     shown = flows(f"draw {exported}")
     assert shown.code == 0, shown.err
-    root = ET.fromstring(shown.out)  # noqa: S314  # it was made here
+    root = ET.fromstring(shown.out)  # noqa: S314  # our own output
     assert root.tag.endswith("svg")
     assert "\x1b" not in shown.out
     assert "<script" not in shown.out
     assert flows(f"draw {exported} --format mermaid").out.startswith("flowchart LR\n")
     assert flows(f"draw chain --file {exported} --to {picture}").err == f"Wrote {picture}.\n"
     assert flows(f"draw {exported} --to {text}").out == ""
-    assert ET.parse(picture).getroot().tag == root.tag  # noqa: S314  # it was made here
+    assert ET.parse(picture).getroot().tag == root.tag  # noqa: S314  # our own output
     assert text.read_text().startswith("flowchart LR\n")
 
 
-def test_draw_finds_a_flows_graph_in_the_connections_folder(
+def test_draw_loads_the_graph_from_the_connections_folder(
     emulator: Emulator, flows: FlowsCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`draw FLOW` reads FLOW.json in the folder that the connection names; without one it says what to do."""
+    """`draw FLOW` reads FLOW.json in the connection's folder `graphs`; a missing file is an error."""
     (tmp_path / "my-flow.json").write_text(json.dumps(GRAPH))
-    told = {
+    connection = {
         "conn_type": "promptchainer",
         "host": emulator.url,
         "password": KEY,
         "extra": {"graphs": str(tmp_path)},
     }
-    monkeypatch.setenv("AIRFLOW_CONN_DRAWN", json.dumps(told))
+    monkeypatch.setenv("AIRFLOW_CONN_DRAWN", json.dumps(connection))
     assert "color" in flows("draw my-flow --conn-id drawn --format mermaid").out
     none = flows("draw another --conn-id drawn")
     assert (none.code, none.out) == (2, "")
@@ -651,22 +677,22 @@ def test_draw_finds_a_flows_graph_in_the_connections_folder(
 @pytest.mark.parametrize(
     ("content", "reason"), [(None, "cannot be read"), (b"{", "not JSON"), (b"[]", "not a JSON object")]
 )
-def test_draw_refuses_what_is_no_graph(
+def test_draw_rejects_invalid_graph_files(
     flows: FlowsCommand, tmp_path: Path, content: bytes | None, reason: str
 ) -> None:
-    """A file that is not there or holds no flow graph is told in one line, by its name."""
+    """A file that is missing or not a flow graph is an error of one line with its path."""
     file = tmp_path / "it.json"
     if content is not None:
         file.write_bytes(content)
-    ended = flows(f"draw {file}")
-    assert (ended.code, ended.out) == (2, "")
-    (line,) = ended.err.splitlines()
+    result = flows(f"draw {file}")
+    assert (result.code, result.out) == (2, "")
+    (line,) = result.err.splitlines()
     assert reason in line
     assert str(file) in line
 
 
-def test_what_does_not_fit_is_found_before_there_is_a_run(emulator: Emulator, flows: FlowsCommand) -> None:
-    """`run` checks all arguments against the flow's definition; --no-validate leaves that to the service."""
+def test_invalid_arguments_are_found_before_a_run_is_created(emulator: Emulator, flows: FlowsCommand) -> None:
+    """`run` validates all arguments against the flow's definition; --no-validate skips that."""
     line = f"run {PROMPT_FLOW} --input 'A chair' --param qualty=low --param seed=x"
     checked = flows(line)
     assert (checked.code, checked.out) == (2, "")
@@ -674,7 +700,7 @@ def test_what_does_not_fit_is_found_before_there_is_a_run(emulator: Emulator, fl
     assert "seed" in checked.err
     assert emulator.runs == {}
     assert [request.method for request in emulator.requests] == ["GET"]
-    refused = flows(f"{line} --no-validate")
-    assert (refused.code, refused.out) == (2, "")
-    assert "HTTP 422" in refused.err
+    rejected = flows(f"{line} --no-validate")
+    assert (rejected.code, rejected.out) == (2, "")
+    assert "HTTP 422" in rejected.err
     assert (emulator.paid_runs, dict(emulator.runs)) == ([], {})

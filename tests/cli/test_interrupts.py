@@ -36,12 +36,12 @@ def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
 
 
 @contextmanager
-def ctrl_c_when(true: Callable[[], bool], number: signal.Signals = signal.SIGINT) -> Iterator[None]:
+def ctrl_c_when(condition: Callable[[], bool], number: signal.Signals = signal.SIGINT) -> Iterator[None]:
     """Interrupt this process once, as soon as a condition holds; a command that ignores it ends the tests."""
 
     def interrupt() -> None:
         end = time.monotonic() + 30
-        while not true() and time.monotonic() < end:
+        while not condition() and time.monotonic() < end:
             time.sleep(0.005)
         signal.pthread_kill(main_thread().ident or 0, number)
 
@@ -53,17 +53,17 @@ def ctrl_c_when(true: Callable[[], bool], number: signal.Signals = signal.SIGINT
         thread.join()
 
 
-def asked(emulator: Emulator, method: str, end: str) -> Callable[[], bool]:
-    """Tell whether such a request has come."""
+def has_request(emulator: Emulator, method: str, end: str) -> Callable[[], bool]:
+    """Return a condition: the emulator has received a request whose path ends so."""
     return lambda: any(
         request.method == method and request.path.endswith(end) for request in emulator.requests
     )
 
 
 @contextmanager
-def somebody_types(text: str) -> Iterator[None]:
-    """Put a terminal in place of stdin and stderr, and somebody at it."""
-    before = sys.stdin, sys.stderr
+def type_at_terminal(text: str) -> Iterator[None]:
+    """Replace stdin and stderr by a terminal, and type a text there."""
+    previous = sys.stdin, sys.stderr
     keys, screen = pty.openpty()
     with (
         os.fdopen(keys, "wb", buffering=0) as typed,
@@ -75,174 +75,177 @@ def somebody_types(text: str) -> Iterator[None]:
             typed.write(text.encode())
             yield
         finally:
-            sys.stdin, sys.stderr = before
+            sys.stdin, sys.stderr = previous
 
 
-@pytest.mark.parametrize(("answer", "code"), [("\n", 130), ("no\n", 130), ("Yes\n", 3)])
-def test_only_yes_aborts(flow_emulator: Emulator, flows: FlowsCommand, answer: str, code: int) -> None:
-    """Whoever answers Ctrl-C's question with anything but yes leaves the run going."""
+@pytest.mark.parametrize(("reply", "code"), [("\n", 130), ("no\n", 130), ("Yes\n", 3)])
+def test_only_yes_aborts(flow_emulator: Emulator, flows: FlowsCommand, reply: str, code: int) -> None:
+    """Any reply but yes to the question after Ctrl-C leaves the run in progress."""
     flow_emulator.run_seconds = 5
     running = ctrl_c_when(lambda: any(run.current.state == "running" for run in flow_emulator.runs.values()))
-    with somebody_types(answer), running:
-        ended = flows(RUN)
+    with type_at_terminal(reply), running:
+        result = flows(RUN)
     (run,) = flow_emulator.runs.values()
-    assert (ended.code, run.current.state) == (code, "aborted" if code == 3 else "running")
+    assert (result.code, run.current.state) == (code, "aborted" if code == 3 else "running")
 
 
-def test_sigterm_asks_nobody(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """At a terminal too, SIGTERM asks nothing: the run continues, or is aborted with --on-interrupt abort."""
-    before = signal.getsignal(signal.SIGTERM)
+def test_sigterm_asks_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """SIGTERM asks nothing, even at a terminal: the run continues, or --on-interrupt aborts it."""
+    previous = signal.getsignal(signal.SIGTERM)
     for more, code, state in (("", 143, {"starting", "running"}), (" --on-interrupt abort", 3, {"aborted"})):
         flow_emulator.reset()
         flow_emulator.run_seconds = 5
-        running = ctrl_c_when(asked(flow_emulator, "GET", ""), signal.SIGTERM)
-        with somebody_types("y\n"), running:
-            ended = flows(RUN + more)
+        running = ctrl_c_when(has_request(flow_emulator, "GET", ""), signal.SIGTERM)
+        with type_at_terminal("y\n"), running:
+            result = flows(RUN + more)
         (run,) = flow_emulator.runs.values()
-        assert (ended.code, run.current.state in state) == (code, True)
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert (result.code, run.current.state in state) == (code, True)
+    assert signal.getsignal(signal.SIGTERM) is previous
 
 
-def test_sigterm_before_the_start_pays_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A SIGTERM while inputs are sent deletes the created run; any other command just ends."""
+def test_sigterm_before_the_start_deletes_the_run(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """A SIGTERM while inputs are sent deletes the created run; it ends any other command."""
     flow_emulator.add_fault(Fault("POST", "*/inputs", delay=20))
-    with ctrl_c_when(asked(flow_emulator, "POST", "/inputs"), signal.SIGTERM):
-        ended = flows(RUN)
-    assert (ended.code, flow_emulator.paid_runs, dict(flow_emulator.runs)) == (143, [], {})
-    assert ended.err.splitlines()[-1] == "No flow run is running; the one that had been created was deleted."
+    with ctrl_c_when(has_request(flow_emulator, "POST", "/inputs"), signal.SIGTERM):
+        result = flows(RUN)
+    assert (result.code, flow_emulator.paid_runs, dict(flow_emulator.runs)) == (143, [], {})
+    assert result.err.splitlines()[-1] == "No flow run is running; the one that had been created was deleted."
     flow_emulator.add_fault(Fault("GET", "/templates", delay=20))
-    with ctrl_c_when(asked(flow_emulator, "GET", "/templates"), signal.SIGTERM):
+    with ctrl_c_when(has_request(flow_emulator, "GET", "/templates"), signal.SIGTERM):
         assert flows("list").code == 143
 
 
-def test_signal_that_is_ignored_stays_so(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A SIGTERM that the caller ignores ends nothing."""
+def test_an_ignored_signal_remains_ignored(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """If the parent process ignores SIGTERM, so does the command."""
     flow_emulator.run_seconds = 0.5
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with ctrl_c_when(asked(flow_emulator, "GET", ""), signal.SIGTERM):
+        with ctrl_c_when(has_request(flow_emulator, "GET", ""), signal.SIGTERM):
             assert flows(RUN).code == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def test_delete_asks(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """At a terminal `delete` deletes nothing without a yes."""
+def test_delete_asks_for_confirmation(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """At a terminal, `delete` deletes only after the reply yes."""
     flow_emulator.run_seconds = 0
     flow_run_id = flows(RUN).json["flow_run_id"]
-    with somebody_types("n\n"):
+    with type_at_terminal("n\n"):
         assert (flows(f"delete {flow_run_id}").code, [*flow_emulator.runs]) == (1, [flow_run_id])
-    with somebody_types("y\n"):
+    with type_at_terminal("y\n"):
         assert (flows(f"delete {flow_run_id}").code, [*flow_emulator.runs]) == (0, [])
 
 
-def test_before_the_start_nothing_is_paid(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A Ctrl-C while the inputs are sent deletes what was made of the run."""
+def test_ctrl_c_before_the_start_deletes_the_run(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """A Ctrl-C while the inputs are sent deletes the created run, and nothing is billed."""
     flow_emulator.add_fault(Fault("POST", "*/inputs", delay=20))
-    with ctrl_c_when(asked(flow_emulator, "POST", "/inputs")):
-        ended = flows(RUN)
-    assert (ended.code, ended.out) == (130, "")
-    assert ended.err.splitlines()[-1] == "No flow run is running; the one that had been created was deleted."
+    with ctrl_c_when(has_request(flow_emulator, "POST", "/inputs")):
+        result = flows(RUN)
+    assert (result.code, result.out) == (130, "")
+    assert result.err.splitlines()[-1] == "No flow run is running; the one that had been created was deleted."
     assert (flow_emulator.paid_runs, dict(flow_emulator.runs)) == ([], {})
 
 
-def test_a_run_whose_start_was_sent_goes_on(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A Ctrl-C while the start is answered finds the run that goes on, and says how to go on with it."""
+def test_a_run_whose_start_was_sent_continues(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """A Ctrl-C previous the response to the start looks the run up, and says how to watch or abort it."""
     flow_emulator.run_seconds = 60
     flow_emulator.add_fault(Fault("PATCH", "*", delay=20))
     with ctrl_c_when(lambda: bool(flow_emulator.paid_runs)):
-        ended = flows(RUN)
+        result = flows(RUN)
     (run,) = flow_emulator.runs.values()
-    assert (ended.code, run.current.state in {"starting", "running"}) == (130, True)
-    assert f"continues. Watch it: airflow flows watch {run.flow_run_id}; abort it:" in ended.err
+    assert (result.code, run.current.state in {"starting", "running"}) == (130, True)
+    assert f"continues. Watch it: airflow flows watch {run.flow_run_id}; abort it:" in result.err
 
 
-def test_abort_may_be_decided_beforehand(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+def test_on_interrupt_abort_asks_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """With --on-interrupt abort, Ctrl-C during the wait aborts the run without a question."""
     flow_emulator.run_seconds = 5
-    with ctrl_c_when(asked(flow_emulator, "GET", "")):
-        ended = flows(f"{RUN} --on-interrupt abort")
-    assert (ended.code, ended.json["state"]) == (3, "aborted")
+    with ctrl_c_when(has_request(flow_emulator, "GET", "")):
+        result = flows(f"{RUN} --on-interrupt abort")
+    assert (result.code, result.json["state"]) == (3, "aborted")
 
 
-def test_a_chain_that_was_sent_may_run(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A PromptChainer flow cannot be stopped, nor looked at again; a Ctrl-C says so."""
+def test_a_sent_chain_may_run(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """A PromptChainer flow can be neither aborted nor polled; a Ctrl-C reports that it may run."""
     flow_emulator.run_seconds = 60
-    with ctrl_c_when(asked(flow_emulator, "POST", "hvv3y7f")):
-        ended = flows(CHAIN)
-    assert ended.code == 130
-    assert ended.err.endswith("may run nevertheless; its outputs cannot be fetched.\n")
+    with ctrl_c_when(has_request(flow_emulator, "POST", "hvv3y7f")):
+        result = flows(CHAIN)
+    assert result.code == 130
+    assert result.err.endswith("may run nevertheless; its outputs cannot be fetched.\n")
 
 
 def test_outputs_can_be_fetched_later(flow_emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
-    """A Ctrl-C while files come leaves none half written, and says how to fetch them."""
+    """A Ctrl-C during a download leaves no partial file, and says how to fetch the outputs."""
     flow_emulator.run_seconds = 0
     flow_emulator.add_fault(Fault("GET", "*/outputs/*", delay=20))
     with ctrl_c_when(lambda: any("/outputs/" in request.path for request in flow_emulator.requests)):
-        ended = flows(f"{RUN} --output-path {tmp_path}")
+        result = flows(f"{RUN} --output-path {tmp_path}")
     (flow_run_id,) = flow_emulator.runs
-    assert (ended.code, ended.out) == (130, "")
-    assert ended.err.endswith(f"is completed; fetch its outputs: airflow flows download {flow_run_id}\n")
+    assert (result.code, result.out) == (130, "")
+    assert result.err.endswith(f"is completed; fetch its outputs: airflow flows download {flow_run_id}\n")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     flow_emulator.clear_faults()
     assert flows(f"download {flow_run_id} --output-path {tmp_path}").code == 0
 
 
-def test_second_ctrl_c_tells_what_may_go_on(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """Who does not wait until it is found out whether the flow run started is told how to find out."""
+def test_second_ctrl_c_names_the_run_that_may_continue(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """A second Ctrl-C while the run is looked up ends at once, and says how to check and abort it."""
     flow_emulator.run_seconds = 60
     flow_emulator.add_fault(Fault("PATCH", "*", delay=20))
     flow_emulator.add_fault(Fault("GET", "/flows/*", delay=20, times=None))
-    with ctrl_c_when(lambda: bool(flow_emulator.paid_runs)), ctrl_c_when(asked(flow_emulator, "GET", "")):
-        ended = flows(RUN)
+    with (
+        ctrl_c_when(lambda: bool(flow_emulator.paid_runs)),
+        ctrl_c_when(has_request(flow_emulator, "GET", "")),
+    ):
+        result = flows(RUN)
     (flow_run_id,) = flow_emulator.runs
-    look, stop = f"airflow flows get {flow_run_id}", f"airflow flows abort {flow_run_id}"
-    assert (ended.code, ended.out) == (130, "")
-    assert ended.err.endswith(
-        f"The flow run {flow_run_id} may have started. Check it: {look}; abort it: {stop}\n"
+    get_command, abort_command = f"airflow flows get {flow_run_id}", f"airflow flows abort {flow_run_id}"
+    assert (result.code, result.out) == (130, "")
+    assert result.err.endswith(
+        f"The flow run {flow_run_id} may have started. Check it: {get_command}; abort it: {abort_command}\n"
     )
 
 
-def test_ctrl_c_before_anything_is_sent(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A Ctrl-C during the check ends at once: nothing is asked of a service that may be away."""
+def test_ctrl_c_before_any_request_to_start(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """A Ctrl-C during validation ends at once, without another request."""
     flow_emulator.add_fault(Fault("GET", "/templates", delay=20))
-    with ctrl_c_when(asked(flow_emulator, "GET", "/templates")):
-        ended = flows(RUN.replace(" --no-validate", ""))
-    assert (ended.code, ended.err) == (130, f"Interrupted. The flow {PROMPT_FLOW} was not started.\n")
+    with ctrl_c_when(has_request(flow_emulator, "GET", "/templates")):
+        result = flows(RUN.replace(" --no-validate", ""))
+    assert (result.code, result.err) == (130, f"Interrupted. The flow {PROMPT_FLOW} was not started.\n")
     assert len(flow_emulator.requests) == 1
 
 
-def test_a_run_that_cannot_be_stopped_is_told_of(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """When the service does not abort the flow run, it is said that it goes on, and how to go on with it."""
+def test_a_run_that_cannot_be_aborted_is_reported(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """If the service does not abort the flow run, stderr says that it continues, and how to watch it."""
     flow_emulator.run_seconds = 60
     flow_emulator.add_fault(Fault("PATCH", "*", skip=1, status=500, times=None))
-    with ctrl_c_when(asked(flow_emulator, "GET", "")):
-        ended = flows(f"{RUN} --on-interrupt abort")
+    with ctrl_c_when(has_request(flow_emulator, "GET", "")):
+        result = flows(f"{RUN} --on-interrupt abort")
     (flow_run_id,) = flow_emulator.runs
-    assert ended.code == 130
-    assert "could not be aborted: PATCH" in ended.err
-    assert f"The flow run {flow_run_id} continues. Watch it: airflow flows watch {flow_run_id}" in ended.err
+    assert result.code == 130
+    assert "could not be aborted: PATCH" in result.err
+    assert f"The flow run {flow_run_id} continues. Watch it: airflow flows watch {flow_run_id}" in result.err
 
 
-def test_a_chain_that_is_over_is_never_lost(
+def test_outputs_of_a_finished_chain_are_never_lost(
     flow_emulator: Emulator, flows: FlowsCommand, tmp_path: Path
 ) -> None:
-    """PromptChainer tells outputs once: a Ctrl-C while a picture comes prints them as they came."""
+    """PromptChainer returns outputs once: a Ctrl-C while an image is downloaded prints them."""
     flow_emulator.run_seconds = 0
     flow_emulator.add_fault(Fault("GET", "/private/*", delay=20))
     with ctrl_c_when(lambda: any("/private/" in request.path for request in flow_emulator.requests)):
-        ended = flows(f"{CHAIN} --output-path {tmp_path} -o json")
-    assert ended.code == 130
-    assert {output["name"]: bool(output["value"]) for output in ended.json["outputs"]} == {
+        result = flows(f"{CHAIN} --output-path {tmp_path} -o json")
+    assert result.code == 130
+    assert {output["name"]: bool(output["value"]) for output in result.json["outputs"]} == {
         "image": True,
         "text": True,
     }
-    assert "airflow flows download" not in ended.err
+    assert "airflow flows download" not in result.err
 
 
-def test_any_other_command_just_ends(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A Ctrl-C elsewhere ends the command with its code and a word."""
+def test_ctrl_c_ends_any_other_command(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """Ctrl-C ends any other command with its exit code and one line."""
     flow_emulator.add_fault(Fault("GET", "/templates", delay=20))
-    with ctrl_c_when(asked(flow_emulator, "GET", "/templates")):
-        ended = flows("list")
-    assert (ended.code, ended.out, ended.err) == (130, "", "Interrupted.\n")
+    with ctrl_c_when(has_request(flow_emulator, "GET", "/templates")):
+        result = flows("list")
+    assert (result.code, result.out, result.err) == (130, "", "Interrupted.\n")

@@ -27,10 +27,10 @@ AIRFLOW = ("-m", "airflow", "flows")
 LONG = 100.0  # seconds
 
 
-def come(true: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true."""
     end = time.monotonic() + TERMINAL_TIMEOUT_SECONDS
-    while not true():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -39,7 +39,7 @@ def test_ctrl_c_asks_and_aborts(emulator: Emulator) -> None:
     """The bar shows state, progress and expected end; Ctrl-C asks, and yes aborts the flow run."""
     with Terminal(*AIRFLOW, "run", PROMPT_FLOW, "-i", "A chair", "--poll-interval", "0.2") as terminal:
         terminal.wait_for(r"is created; sending its inputs")
-        come(lambda: bool(emulator.paid_runs))
+        wait_until(lambda: bool(emulator.paid_runs))
         (run,) = emulator.runs.values()
         emulator.advance(LONG / 2)
         terminal.wait_for(
@@ -48,15 +48,15 @@ def test_ctrl_c_asks_and_aborts(emulator: Emulator) -> None:
         terminal.press(CTRL_C)
         terminal.wait_for(rf"Abort the flow run {run.flow_run_id}\? \[y/N\]")
         terminal.press("y\n")
-        come(lambda: run.current.state == "aborting")
+        wait_until(lambda: run.current.state == "aborting")
         emulator.advance(LONG)
         assert terminal.wait_for_exit() == 3
     assert f"The generio flow run {run.flow_run_id} (flow {PROMPT_FLOW}) was aborted." in terminal.output
     assert run.current.state == "aborted"
 
 
-def test_ctrl_c_twice_leaves_the_run_going(emulator: Emulator) -> None:
-    """A second Ctrl-C ends the command at once; the run goes on, and how to go on with it is told."""
+def test_second_ctrl_c_leaves_the_run_in_progress(emulator: Emulator) -> None:
+    """A second Ctrl-C ends the command at once; the run continues, and stderr says how to watch it."""
     flow_run_id = GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
     with Terminal(*AIRFLOW, "watch", flow_run_id, "--poll-interval", "0.2") as terminal:
         terminal.wait_for(f"{flow_run_id} running")
@@ -64,23 +64,23 @@ def test_ctrl_c_twice_leaves_the_run_going(emulator: Emulator) -> None:
         terminal.wait_for(r"\[y/N\]")
         terminal.press(CTRL_C)
         assert terminal.wait_for_exit() == 130
-    told = (
+    message = (
         f"continues. Watch it: airflow flows watch {flow_run_id}; abort it: airflow flows abort {flow_run_id}"
     )
-    assert told in terminal.output
+    assert message in terminal.output
     assert emulator.runs[flow_run_id].current.state == "running"
 
 
 @pytest.fixture
 def stored(emulator: Emulator, airflow_database: None) -> Iterator[str]:
-    """Put a connection into Airflow's database."""
+    """Add a connection to Airflow's database, and return its id."""
     del airflow_database
     add_connection("in_the_database", emulator.url, emulator.key)
     yield "in_the_database"
     call(["connections", "delete", "in_the_database"])
 
 
-def test_closed_terminal_leaves_the_run_going(emulator: Emulator) -> None:
+def test_a_closed_terminal_leaves_the_run_in_progress(emulator: Emulator) -> None:
     """When the terminal is closed during the wait, the command ends with its code and the run continues."""
     flow_run_id = GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
     with Terminal(*AIRFLOW, "watch", flow_run_id, "--poll-interval", "0.2") as terminal:
@@ -90,7 +90,7 @@ def test_closed_terminal_leaves_the_run_going(emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_without_a_terminal_nothing_is_asked(
+def test_without_a_terminal_there_is_no_question(
     emulator: Emulator, stored: str, number: signal.Signals, code: int
 ) -> None:
     """Ctrl-C and SIGTERM in a script leave the run running; the connection comes from the database."""
@@ -141,13 +141,13 @@ def test_stdout_is_data_only(emulator: Emulator, tmp_path: Path) -> None:
         "-o",
         "json",
     ]
-    words += ["--output-path", "made here", "--poll-interval", "0.1"]
+    words += ["--output-path", "a folder", "--poll-interval", "0.1"]
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=TERMINAL_TIMEOUT_SECONDS
     )
     assert done.returncode == 0, done.stderr
     (output,) = json.loads(done.stdout)["outputs"]
     (file,) = tmp_path.rglob("*.glb")
-    assert file.parent.parent.name == "made here"
+    assert file.parent.parent.name == "a folder"
     assert file.stat().st_size == output["size"]
     assert "Traceback" not in done.stderr

@@ -87,7 +87,7 @@ def test_few_snippets_are_not_run() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_lead_to_files(page: Path) -> None:
     """A relative link leads to an existing file, as GitHub requires; Sphinx checks the links to headings."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
@@ -112,7 +112,7 @@ def is_retried(resend: Resend, result: Response | FlowUnreachable) -> bool:
     return isinstance(step, Sleep)
 
 
-def test_requests_are_sent_again_as_the_page_says() -> None:
+def test_requests_are_retried_as_documented() -> None:
     """Each cell of the table of single requests matches core/retry.py."""
     page = (
         (ROOT / "docs" / "explanation" / "retries.md")
@@ -139,7 +139,7 @@ def test_requests_are_sent_again_as_the_page_says() -> None:
 
 
 @needs("retry policies")
-def test_hopeless_errors_are_the_ones_the_page_names() -> None:
+def test_permanent_errors_are_the_documented_ones() -> None:
     """The page has exactly the errors after which Airflow schedules no other try."""
     from airflow_provider_flows.retry_policy import PERMANENT_ERRORS
 

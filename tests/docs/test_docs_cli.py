@@ -17,7 +17,7 @@ pytestmark = needs("commands of providers")
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 
 
-def test_the_page_is_what_the_commands_write(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_matches_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command has the output of the page, except for ids, times, sizes and lines about progress."""
     for name in ("FLOWS_DEFAULT", "PROMPTCHAINER"):
         monkeypatch.setenv(f"AIRFLOW_CONN_{name}", "")  # removes the variables that the page sets
@@ -32,7 +32,7 @@ def test_every_command_is_shown() -> None:
     assert documented == {command.name for command in group.subcommands}
 
 
-def test_the_exit_codes_are_the_ones_there_are() -> None:
+def test_the_exit_codes_match_the_code() -> None:
     """The table of exit codes matches the code."""
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", PAGE, re.MULTILINE)
     assert rows == [(str(code.value), code.meaning) for code in Exit]

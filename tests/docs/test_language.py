@@ -153,7 +153,7 @@ def test_a_phrase_is_found_across_lines_and_in_any_case() -> None:
     assert not list(find_phrases("look up a flow; it is made of wood; at the mostly idle service"))
 
 
-def test_code_is_left_out() -> None:
+def test_code_is_not_checked() -> None:
     """Code on a page and identifiers of a module are not prose."""
     assert markdown_prose("a `the answer` b\n```text\nthe answer\n```\nend") == "a `code` b\n\n\n\nend"
     assert python_prose('anew = 1  # a value\n"""It is\nwhole."""\n') == ' a value\n """It is\n whole."""'

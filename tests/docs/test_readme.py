@@ -66,7 +66,7 @@ def test_the_connections_fields_are_the_ones_listed() -> None:
     assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(PROMPTCHAINER_FIELDS)
 
 
-def test_the_errors_are_the_ones_there_are() -> None:
+def test_the_table_of_errors_is_complete() -> None:
     """The README's table of errors lists all error classes except the root."""
     section = README.split("\n## Errors\n")[1].split("\n#")[0]
     known = [

@@ -1,6 +1,6 @@
 """Tests of a flow graph's picture: everything is in it, columns do not overlap, and no name becomes markup.
 
-What it looks like is for eyes; the layout's promises are checked on its numbers.
+How it looks is not tested; the layout is checked by its numbers.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ HOSTILE = "</text><script>alert(1)</script> \"'&\x00\x07\u202e]]> <!-- onload=x 
 
 
 def node(node_id: str, kind: NodeKind = NodeKind.ACTION, **known: Any) -> Node:
-    """Make a node."""
+    """Return a node."""
     return Node(node_id, kind, WORDS.get(kind, "imageNode"), **{"name": node_id, **known})
 
 
 def graph_of(*nodes: Node, pairs: str = "") -> FlowGraph:
-    """Make a graph; pairs such as `ab bc` are its edges."""
+    """Return a graph; pairs such as `ab bc` are its edges."""
     return FlowGraph(nodes, tuple(Edge(source, target) for source, target in pairs.split()))
 
 
 def parsed(svg: str) -> ET.Element:
-    """Parse a picture, as strictly as any reader of XML does."""
-    return ET.fromstring(svg)  # noqa: S314 - it is our own
+    """Parse a picture as XML."""
+    return ET.fromstring(svg)  # noqa: S314  # our own output
 
 
 def classed(svg: str, role: str) -> list[ET.Element]:
-    """Find the parts of a picture by their class."""
+    """Return the elements of a picture that have a class."""
     return [part for part in parsed(svg).iter() if part.get("class") == role]
 
 
 def texts(svg: str) -> list[str]:
-    """Read all that a picture's reader can read, part by part."""
+    """Return the visible texts of a picture."""
     return [
         "".join(part.itertext())
         for part in parsed(svg).iter()
@@ -61,13 +61,13 @@ def texts(svg: str) -> list[str]:
 
 
 def overlaps(one: Box, other: Box) -> bool:
-    """Tell whether two boxes share a point, but for rounding."""
+    """Return whether two boxes overlap, except for rounding."""
     across = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
     return across > 0.01 and min(one.y + one.height, other.y + other.height) - max(one.y, other.y) > 0.01
 
 
-def test_sample_is_drawn_whole() -> None:
-    """The picture contains all nodes and edges of the vendor's sample, and says so in words."""
+def test_the_complete_sample_is_drawn() -> None:
+    """The picture contains all nodes and edges of the vendor's sample, and lists them in its description."""
     graph = FlowGraph.parse(SAMPLE)
     svg = to_svg(graph, title="Toys")
     root = parsed(svg)
@@ -122,7 +122,7 @@ def test_prompt_is_wrapped_cut_and_emphasised() -> None:
     assert lines[-1].endswith(" …")
 
 
-def test_picture_needs_nothing_from_elsewhere_and_clashes_with_nothing() -> None:
+def test_picture_is_self_contained() -> None:
     """No ids, references, scripts or handlers; without styles, the picture has no style sheet."""
     graph = FlowGraph.parse(SAMPLE)
     svg = to_svg(graph)
@@ -142,7 +142,7 @@ def test_picture_needs_nothing_from_elsewhere_and_clashes_with_nothing() -> None
 
 
 def test_hostile_names_are_text() -> None:
-    """A name that is markup stands in the picture as text, without what is not seen."""
+    """A name that contains markup is text in the picture, without invisible characters."""
     svg = to_svg(graph_of(node("a", name=HOSTILE, prompt=f"{HOSTILE} {{x}}", model=HOSTILE)), title=HOSTILE)
     assert "<script" not in svg
     assert not re.search("[\x00-\x08\u202e]", svg)
@@ -152,7 +152,7 @@ def test_hostile_names_are_text() -> None:
     }
 
 
-def test_unnamed_and_unknown_nodes_say_so() -> None:
+def test_unnamed_and_unknown_nodes_are_labelled() -> None:
     """A node without a name, one of an unknown kind and a flow without nodes are labelled."""
     svg = to_svg(graph_of(node("a", NodeKind.OUTPUT, name="\x00"), node("b", NodeKind.OTHER, name="split")))
     assert {"(no name)", "Code", "split"} <= set(texts(svg))
@@ -160,7 +160,7 @@ def test_unnamed_and_unknown_nodes_say_so() -> None:
 
 
 def test_largest_graph_is_drawn() -> None:
-    """As many nodes as are read, wired near and far and in a circle, make a picture of all."""
+    """A graph of the maximum size, with long edges and a cycle, is drawn completely."""
     nodes = [Node(str(at), NodeKind.ACTION, "actionNode", f"step {at}") for at in range(MAX_NODES)]
     pairs = [
         (at, at + far) for at in range(MAX_NODES) for far in (1, 7, 19, 400, 800) if at + far < MAX_NODES
@@ -171,7 +171,7 @@ def test_largest_graph_is_drawn() -> None:
 
 
 def test_picture_is_the_same_in_another_process() -> None:
-    """No order of sets, which changes with the process, shows in the picture."""
+    """The picture does not depend on the order of sets, which differs between processes."""
     program = (
         "from tests.drawing.test_drawing import *\n"
         "graph = graph_of(*map(node, 'abcdef'), pairs='ab bc cd ad ed fd db cc ac fa')\n"
@@ -190,7 +190,7 @@ def test_picture_is_the_same_in_another_process() -> None:
 
 
 def test_mermaid_of_the_sample() -> None:
-    """A line for each node, each edge and each kind's looks."""
+    """One line for each node, each edge and each kind's style."""
     assert to_mermaid(FlowGraph.parse(SAMPLE)).splitlines()[:13] == [
         "flowchart LR",
         '    n0[/"Variable: color"/]',
@@ -208,7 +208,7 @@ def test_mermaid_of_the_sample() -> None:
     ]
 
 
-def test_mermaid_takes_no_orders_from_names() -> None:
+def test_names_cannot_inject_mermaid() -> None:
     """Quotes, directives, markup and Mermaid's own words are codes in a label, or no ids."""
     text = to_mermaid(graph_of(node("end", name=HOSTILE), node("class", NodeKind.OTHER, name='say "end"')))
     assert '    n1{{"Code: say #quot;end#quot;"}}' in text
@@ -223,7 +223,7 @@ PLACES = st.none() | st.floats(-1e6, 1e6)
 
 @st.composite
 def graphs(draw: st.DrawFn) -> FlowGraph:
-    """Make graphs of all kinds, with circles, odd names and places."""
+    """Return graphs of all kinds, with cycles, unusual names and positions."""
     ids = "abcdefgh"[: draw(st.integers(0, 8))]
     nodes = [
         Node(
@@ -245,7 +245,7 @@ def graphs(draw: st.DrawFn) -> FlowGraph:
 @settings(max_examples=120, deadline=None, derandomize=True, database=None)
 @given(graph=graphs())
 @example(graph=graph_of(node("a", name=HOSTILE), pairs="aa"))
-def test_any_graph_makes_a_whole_picture(graph: FlowGraph) -> None:
+def test_any_graph_is_drawn_completely(graph: FlowGraph) -> None:
     """The picture is well-formed, has every name and edge and no scripts, and columns do not overlap."""
     svg = to_svg(graph)
     shown = texts(svg)

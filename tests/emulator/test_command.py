@@ -46,7 +46,7 @@ def parse_url(line: str) -> str:
     return found[0]
 
 
-def test_one_line_says_it_all(start: Start, tmp_path: Path) -> None:
+def test_startup_prints_url_and_connections(start: Start, tmp_path: Path) -> None:
     """The command prints its URL and connections, serves both services and added flows, and uses switches."""
     graph = tmp_path / "mine.json"
     graph.write_text(json.dumps({"nodes": [], "edges": []}))
@@ -76,7 +76,7 @@ def test_interrupt_ends_cleanly(start: Start) -> None:
     assert process.wait(5) == 0
 
 
-def test_taken_port_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     """A port in use ends the command with exit code 1 and a message with a remedy."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -91,14 +91,14 @@ def test_taken_port_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"), [("nonsense=1", "no switch 'nonsense'"), ("download=zip", "cannot be 'zip'")]
 )
-def test_wrong_switches_are_told(capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+def test_invalid_switches_are_reported(capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     """An unknown switch or value is rejected with a message that lists the valid ones."""
     with pytest.raises(SystemExit):
         main(["--switch", text])
     assert message in capsys.readouterr().err
 
 
-def test_wrong_graph_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_invalid_graphs_are_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A file that is not a flow graph or does not exist ends the command with an error message."""
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}")
@@ -161,7 +161,7 @@ def test_fixture_serves_users(tmp_path: Path) -> None:
     assert "3 passed" in run_users_tests(tmp_path)
 
 
-def test_fixture_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
+def test_fixture_without_the_extra_names_the_extra(tmp_path: Path) -> None:
     """Without the extra, only tests that use the fixture fail, with the command that installs it."""
     output = run_users_tests(tmp_path, "import sys\nsys.modules['trimesh'] = None\n")
     assert "pip install 'airflow-provider-flows[emulator]'" in output

@@ -48,7 +48,7 @@ def test_until_cleared(emulator: Emulator, client: EmulatorClient) -> None:
     assert client.call("GET", "/templates").status_code == 200
 
 
-def test_faults_strike_in_order_and_only_what_matches(emulator: Emulator, client: EmulatorClient) -> None:
+def test_faults_hit_matching_requests_in_order(emulator: Emulator, client: EmulatorClient) -> None:
     """The fault added first hits first; method and path pattern both have to match."""
     emulator.add_fault(Fault(method="get", path="/flows/*", status=500))
     emulator.add_fault(Fault(method="GET", path="/flows/*/outputs", status=501))
@@ -101,7 +101,7 @@ def test_delay(emulator: Emulator, client: EmulatorClient) -> None:
     assert time.monotonic() - start_time >= 0.3
 
 
-def test_faults_strike_promptchainer_too(emulator: Emulator, client: EmulatorClient) -> None:
+def test_faults_hit_promptchainer_too(emulator: Emulator, client: EmulatorClient) -> None:
     """A PromptChainer run whose response is lost is still billed."""
     emulator.switches.chain_seconds = 0.0
     emulator.add_fault(Fault(path="/api/flows/run/*", reset="after"))
@@ -114,7 +114,7 @@ def test_faults_strike_promptchainer_too(emulator: Emulator, client: EmulatorCli
     "values",
     [{"reset": "later"}, {"delay": -1}, {"times": -1}, {"skip": -1}, {"truncate": -1}, {"status": 42}],
 )
-def test_an_impossible_fault_is_refused(values: dict[str, Any]) -> None:
+def test_an_invalid_fault_is_rejected(values: dict[str, Any]) -> None:
     """A fault with an invalid value is rejected with the name of the value."""
     with pytest.raises(ValueError, match=next(iter(values))):
         Fault(**values)

@@ -27,7 +27,7 @@ def create_model(
 
 
 @pytest.mark.parametrize("quality", ["low", "high"])
-def test_a_prompt_makes_a_real_model(client: EmulatorClient, quality: str) -> None:
+def test_a_prompt_becomes_a_model(client: EmulatorClient, quality: str) -> None:
     """A prompt becomes a GLB with points, indices and a coloured material, which a library can read."""
     content = create_model(client, "A modern office chair", quality=quality)
     result = read_glb(content)
@@ -57,7 +57,7 @@ def test_prompt_decides_the_model(client: EmulatorClient) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "jpg", "tiff", "webp"])
-def test_an_image_makes_a_relief(client: EmulatorClient, kind: str) -> None:
+def test_an_image_becomes_a_relief(client: EmulatorClient, kind: str) -> None:
     """Every image type that the template allows becomes a model, by either name of JPEG."""
     image = data_uri(f"image/{kind}", draw_image("JPEG" if kind == "jpg" else kind.upper()))
     content = create_model(client, image, template="model_generate_fromimage", quality="low")
@@ -66,7 +66,7 @@ def test_an_image_makes_a_relief(client: EmulatorClient, kind: str) -> None:
 
 
 def test_a_relief_follows_the_image(client: EmulatorClient) -> None:
-    """Where the image is bright the relief is high, and with texture it wears the image."""
+    """Where the image is bright the relief is high, and with texture it has the image's colours."""
     image = data_uri("image/png", draw_image(size=(64, 64)))
     content = create_model(client, image, template="model_generate_fromimage")
     mesh = trimesh.load_scene(io.BytesIO(content), file_type="glb").to_mesh()
@@ -108,7 +108,7 @@ def test_several_meshes_share_the_polygons(client: EmulatorClient) -> None:
     assert len(read_glb(reduced)["meshes"]) == 3
 
 
-def test_a_model_small_enough_is_left_alone(client: EmulatorClient) -> None:
+def test_a_small_model_is_returned_unchanged(client: EmulatorClient) -> None:
     """A model that has no more polygons than allowed is returned unchanged."""
     sent = create_model(client, "a stone", quality="low")
     assert create_model(client, data_uri("model/gltf-binary", sent), template="model_optimize") == sent
@@ -134,7 +134,7 @@ def test_a_broken_input_fails_the_run(
     assert result["error"].startswith(f"Input {len(inputs) - 1}: not a")
 
 
-def test_several_inputs_make_several_outputs(client: EmulatorClient) -> None:
+def test_each_input_has_its_output(client: EmulatorClient) -> None:
     """Each input has its output, in order and with its own additional data."""
     flow_id = client.finish("a red chair", "a blue chair", "a red chair")
     outputs = client.get(f"/flows/{flow_id}/outputs", params={"include_data": "true"})["outputs"]
@@ -157,7 +157,7 @@ def test_several_inputs_make_several_outputs(client: EmulatorClient) -> None:
         ("model_generate_fromprompt", "   ", 422),
     ],
 )
-def test_wrong_data_is_refused(
+def test_invalid_data_is_rejected(
     emulator: Emulator, client: EmulatorClient, template: str, data: str, status: int
 ) -> None:
     """Data of a wrong type or form is rejected at once, on creation and when an input is added."""
@@ -168,7 +168,7 @@ def test_wrong_data_is_refused(
     assert emulator.started_count == 0
 
 
-def test_work_does_not_hold_up_others(client: EmulatorClient) -> None:
+def test_slow_work_does_not_block_other_requests(client: EmulatorClient) -> None:
     """Other requests are served while a large model is simplified."""
     big = trimesh.creation.icosphere(subdivisions=6).export(file_type="glb")
     parameters = {"polygon_count": 20_000}

@@ -44,7 +44,7 @@ def outputs(client: EmulatorClient, **variables: str) -> list[tuple[str, str]]:
     return [(item["name"], item["output"]) for item in response.json()]
 
 
-def test_outputs_are_made_from_the_variables(emulator: Emulator, client: EmulatorClient) -> None:
+def test_outputs_depend_on_the_variables(emulator: Emulator, client: EmulatorClient) -> None:
     """Prompts are filled in; the same variables result in the same text, others in another."""
     first = client.run_chain(color="Red", item="Ball").json()
     assert client.run_chain(color="Red", item="Ball").json()[1] == first[1]
@@ -72,7 +72,7 @@ def test_picture_is_served_by_its_signed_url(client: EmulatorClient) -> None:
 
 
 @pytest.mark.parametrize("how", ["expired", "later end", "other signature", "no signature", "other picture"])
-def test_bad_urls_are_refused(emulator: Emulator, client: EmulatorClient, how: str) -> None:
+def test_invalid_urls_are_rejected(emulator: Emulator, client: EmulatorClient, how: str) -> None:
     """A URL that expired or was changed gets 403 with an error in Azure's XML."""
     url = client.run_chain().json()[0]["output"]
     if how == "expired":
@@ -89,7 +89,7 @@ def test_bad_urls_are_refused(emulator: Emulator, client: EmulatorClient, how: s
     assert ("Signed expiry time" in response.text) == (how == "expired")
 
 
-def test_nodes_are_evaluated_in_the_order_of_their_wires(emulator: Emulator, client: EmulatorClient) -> None:
+def test_nodes_are_evaluated_in_the_order_of_their_edges(emulator: Emulator, client: EmulatorClient) -> None:
     """An action's result fills a later prompt, in any order of the nodes in the file."""
     nodes = [
         node("o", "outputNode", name="TL;DR"),
@@ -104,20 +104,20 @@ def test_nodes_are_evaluated_in_the_order_of_their_wires(emulator: Emulator, cli
     assert "tell of ships and {unwired}" in text
 
 
-def test_design_time_values_do_not_count(emulator: Emulator, client: EmulatorClient) -> None:
+def test_design_time_values_are_ignored(emulator: Emulator, client: EmulatorClient) -> None:
     """A variable's value in the graph is not used in a run."""
     emulator.add_graph("test", graph([variable("thing"), node("o", "outputNode", name="out")], "thing>o"))
     assert outputs(client, thing="") == [("out", "")]
 
 
-def test_names_may_be_there_twice(emulator: Emulator, client: EmulatorClient) -> None:
+def test_output_names_may_be_duplicates(emulator: Emulator, client: EmulatorClient) -> None:
     """Two outputs of one name are two elements, in node order."""
     nodes = [variable("a"), variable("b"), *(node(name, "outputNode", name="out") for name in ("x", "y"))]
     emulator.add_graph("test", graph(nodes, "b>x", "a>y"))
     assert outputs(client, a="1", b="2") == [("out", "2"), ("out", "1")]
 
 
-def test_unknown_nodes_are_passed_over(emulator: Emulator, client: EmulatorClient) -> None:
+def test_unknown_nodes_have_an_empty_result(emulator: Emulator, client: EmulatorClient) -> None:
     """Code and conditions have an empty result, and do not stop the evaluation."""
     nodes = [
         node("c", "codeNode", name="code", code="print(1)"),
@@ -140,7 +140,7 @@ def test_unknown_nodes_are_passed_over(emulator: Emulator, client: EmulatorClien
         (graph([node("o", "outputNode")]), "name of an output"),
     ],
 )
-def test_a_wrong_graph_is_refused(emulator: Emulator, wrong: dict[str, Any], message: str) -> None:
+def test_an_invalid_graph_is_rejected(emulator: Emulator, wrong: dict[str, Any], message: str) -> None:
     """An invalid flow graph is rejected when it is added, with the reason."""
     with pytest.raises(ValueError, match=message):
         emulator.add_graph("test", wrong)
@@ -167,7 +167,7 @@ def test_variables_are_checked(emulator: Emulator, client: EmulatorClient, body:
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": "wrong"}, {"Authorization": "Bearer emulator"}])
-def test_only_the_key_opens(client: EmulatorClient, headers: dict[str, str]) -> None:
+def test_requests_without_the_key_are_rejected(client: EmulatorClient, headers: dict[str, str]) -> None:
     """Without the key in x-api-key the status is 401."""
     client.session.headers.clear()
     assert client.call("GET", f"/api/flows/getFlowInfo/{SAMPLE_FLOW}", headers=headers).status_code == 401
@@ -181,7 +181,7 @@ def test_unknown_flows_are_not_found(client: EmulatorClient) -> None:
     assert client.call("GET", f"/api/flows/get-flow-info/{SAMPLE_FLOW}").status_code == 404
 
 
-def test_browsers_may_ask(client: EmulatorClient) -> None:
+def test_any_origin_is_allowed(client: EmulatorClient) -> None:
     """Any origin may send the key from a browser."""
     headers = {
         "Origin": "https://example.org",
@@ -200,7 +200,7 @@ def test_browsers_may_ask(client: EmulatorClient) -> None:
     assert result.headers["Access-Control-Allow-Origin"] == "*"
 
 
-def test_runs_do_not_wait_for_each_other(emulator: Emulator, client: EmulatorClient) -> None:
+def test_runs_are_concurrent(emulator: Emulator, client: EmulatorClient) -> None:
     """Many runs at once take as long as one."""
     emulator.switches.chain_seconds = 0.4
     start_time = time.monotonic()

@@ -28,7 +28,7 @@ def test_states_follow_one_another(emulator: Emulator, client: EmulatorClient) -
     assert polls[-1]["created_at"] <= polls[-1]["started_at"] < polls[-1]["finished_at"]
 
 
-def test_looking_changes_nothing(emulator: Emulator, client: EmulatorClient) -> None:
+def test_polls_change_nothing(emulator: Emulator, client: EmulatorClient) -> None:
     """The state depends on the clock alone, not on the number of polls."""
     emulator.run_seconds = 100
     flow_id = client.create("a chair")
@@ -67,7 +67,7 @@ def test_a_run_without_inputs_cannot_start(client: EmulatorClient) -> None:
     assert response.status_code == 422
 
 
-def test_what_is_forbidden_while_it_runs(emulator: Emulator, client: EmulatorClient) -> None:
+def test_conflicts_while_a_run_is_in_progress(emulator: Emulator, client: EmulatorClient) -> None:
     """Start, more inputs, deletion and outputs are conflicts while a flow run is in progress."""
     emulator.run_seconds = 100
     path = f"/flows/{client.create('a chair')}"
@@ -95,13 +95,13 @@ def test_abort_passes_through_aborting(emulator: Emulator, client: EmulatorClien
     assert client.call("PATCH", path, json={"action": "abort"}).status_code == 409
 
 
-def test_abort_is_for_runs_under_way(client: EmulatorClient) -> None:
+def test_only_runs_in_progress_can_be_aborted(client: EmulatorClient) -> None:
     """A flow run that was not started or is final cannot be aborted."""
     for flow_id in (client.create(), client.finish("a chair")):
         assert client.call("PATCH", f"/flows/{flow_id}", json={"action": "abort"}).status_code == 409
 
 
-def test_deleted_is_gone(emulator: Emulator, client: EmulatorClient) -> None:
+def test_a_deleted_run_is_not_found(emulator: Emulator, client: EmulatorClient) -> None:
     """A deleted flow run is not found any more, but remains billed."""
     for flow_id in (client.create(), client.finish("a chair")):
         assert client.call("DELETE", f"/flows/{flow_id}").status_code == 200
@@ -111,7 +111,7 @@ def test_deleted_is_gone(emulator: Emulator, client: EmulatorClient) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["failed", "aborted"])
-def test_plans_end_badly(emulator: Emulator, client: EmulatorClient, outcome: Any) -> None:
+def test_planned_failures(emulator: Emulator, client: EmulatorClient, outcome: Any) -> None:
     """As many flow runs as planned have the planned outcome and error."""
     emulator.add_plan(Plan(outcome=outcome, error="out of clay", times=2))
     ids = [client.finish("a chair") for _ in range(3)]
@@ -132,7 +132,7 @@ def test_partial_outputs(emulator: Emulator, client: EmulatorClient) -> None:
     assert client.call("GET", f"/flows/{flow_id}/outputs/{outputs[2]['id']}").status_code == 404
 
 
-def test_a_plan_has_its_own_time_and_words(emulator: Emulator, client: EmulatorClient) -> None:
+def test_a_plan_sets_duration_and_state(emulator: Emulator, client: EmulatorClient) -> None:
     """A plan sets the duration of a flow run, and an unknown state in its middle third."""
     emulator.add_plan(Plan(run_seconds=300, unknown_state="queued"))
     flow_id = client.create("a chair")
@@ -143,10 +143,10 @@ def test_a_plan_has_its_own_time_and_words(emulator: Emulator, client: EmulatorC
     assert states == ["starting", "running", "queued", "running"]
 
 
-def test_an_impossible_plan_is_refused() -> None:
+def test_an_invalid_plan_is_rejected() -> None:
     """A plan with an unknown outcome is rejected."""
     with pytest.raises(ValueError, match="exploded"):
-        Plan(outcome="exploded")  # type: ignore[arg-type]
+        Plan(outcome="exploded")  # type: ignore[arg-type]  # this is the error
 
 
 def test_run_seconds_can_be_a_fraction_and_changed(emulator: Emulator, client: EmulatorClient) -> None:
@@ -157,7 +157,7 @@ def test_run_seconds_can_be_a_fraction_and_changed(emulator: Emulator, client: E
     assert client.get(f"/flows/{flow_id}")["state"] == "completed"
 
 
-def test_the_whole_of_a_run_is_shown(client: EmulatorClient) -> None:
+def test_a_run_is_described_completely(client: EmulatorClient) -> None:
     """A flow run has its parameters, the template's defaults for the others, and the caller's metadata."""
     flow_id = client.create("a chair", parameters={"quality": "low"}, additional={"order": [17, None]})
     result = client.get(f"/flows/{flow_id}")
@@ -181,7 +181,7 @@ def test_list_is_filtered_and_sorted(emulator: Emulator, client: EmulatorClient)
     assert client.call("GET", "/flows", params={"filter_by": "sleeping"}).status_code == 422
 
 
-def test_templates_are_found_by_either_reference(client: EmulatorClient) -> None:
+def test_templates_are_found_by_id_or_name(client: EmulatorClient) -> None:
     """A template is found by its id or its name."""
     for template in client.get("/templates")["templates"]:
         assert client.get(f"/templates/{template['template_id']}")["name"] == template["name"]
@@ -189,7 +189,7 @@ def test_templates_are_found_by_either_reference(client: EmulatorClient) -> None
         assert client.get(f"/flows/{flow_id}")["template"] == template["name"]
 
 
-def test_what_is_unknown_is_not_found(client: EmulatorClient) -> None:
+def test_unknown_ids_and_routes_are_not_found(client: EmulatorClient) -> None:
     """Unknown ids, templates and routes are 404, wrong methods 405."""
     flow_id = client.finish("a chair")
     unknown = "0" * 24
@@ -207,7 +207,9 @@ def test_what_is_unknown_is_not_found(client: EmulatorClient) -> None:
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic emulator"}]
 )
-def test_only_the_key_opens(emulator: Emulator, client: EmulatorClient, headers: dict[str, str]) -> None:
+def test_requests_without_the_key_are_rejected(
+    emulator: Emulator, client: EmulatorClient, headers: dict[str, str]
+) -> None:
     """Without the key as a bearer token the status is 401, and a header names the scheme."""
     client.session.headers.clear()
     for method, path in (("GET", "/flows"), ("POST", "/flows"), ("GET", "/templates")):
@@ -229,7 +231,7 @@ def test_only_the_key_opens(emulator: Emulator, client: EmulatorClient, headers:
         ({"template": "model_generate_fromprompt", "inputs": "a chair"}, "inputs"),
     ],
 )
-def test_bad_bodies_are_explained(
+def test_invalid_bodies_have_validation_errors(
     emulator: Emulator, client: EmulatorClient, body: dict[str, Any], field: str
 ) -> None:
     """An invalid body gets FastAPI's 422 with the location of each error."""
@@ -239,7 +241,7 @@ def test_bad_bodies_are_explained(
     assert emulator.runs == {}
 
 
-def test_documentation_samples_without_a_body_are_refused(client: EmulatorClient) -> None:
+def test_documentation_samples_without_a_body_are_rejected(client: EmulatorClient) -> None:
     """The generated samples, which send no body or stub text, get 422."""
     flow_id = client.create()
     assert client.call("POST", "/flows").status_code == 422

@@ -107,7 +107,7 @@ def test_requests_are_recorded_without_keys(emulator: Emulator, client: Emulator
     assert emulator.requests == ()
 
 
-def test_long_bodies_are_capped(emulator: Emulator, client: EmulatorClient) -> None:
+def test_long_bodies_are_truncated(emulator: Emulator, client: EmulatorClient) -> None:
     """A long body is recorded with its start and its size."""
     client.call("POST", "/flows", json={"template": "x" * 1_000_000})
     (record,) = emulator.requests
@@ -123,7 +123,7 @@ def test_printed_records_hide_signatures(emulator: Emulator, client: EmulatorCli
     assert emulator.requests[-1].query["sig"] not in repr(emulator.requests)
 
 
-def test_listener_is_told_before_a_request_is_answered(emulator: Emulator, client: EmulatorClient) -> None:
+def test_listener_is_called_before_the_response(emulator: Emulator, client: EmulatorClient) -> None:
     """A request sees what the listener did to the clock before it; a removed listener is not called."""
     emulator.run_seconds = 100
     path = f"/flows/{client.create('a chair')}"
@@ -154,7 +154,7 @@ def change_everything(emulator: Emulator, client: EmulatorClient) -> None:
 
 
 @pytest.mark.parametrize("how", ["python", "http"])
-def test_reset_forgets_everything(emulator: Emulator, client: EmulatorClient, how: str) -> None:
+def test_reset_restores_everything(emulator: Emulator, client: EmulatorClient, how: str) -> None:
     """A reset restores runs, faults, plans, records, switches, flows, clock and duration."""
     change_everything(emulator, client)
     resets: dict[str, Callable[[], Any]] = {
@@ -177,7 +177,7 @@ def test_reset_forgets_everything(emulator: Emulator, client: EmulatorClient, ho
     assert client.get(f"/flows/{flow_id}")["state"] == "completed"
 
 
-def test_starting_switches_are_what_a_reset_goes_back_to() -> None:
+def test_reset_restores_the_initial_switches() -> None:
     """A reset restores the switches that the emulator was created with."""
     emulator = Emulator(switches=Switches(download="raw"))
     emulator.switches.update({"download": "text"})
@@ -198,7 +198,7 @@ def test_emulators_are_independent(emulator: Emulator, client: EmulatorClient) -
         requests.get(second.url, timeout=2)
 
 
-def test_a_taken_port_is_told_at_once() -> None:
+def test_a_port_in_use_is_an_error_at_once() -> None:
     """Starting on a port in use fails at once, with the port in the message."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -210,7 +210,7 @@ def test_a_taken_port_is_told_at_once() -> None:
         assert time.monotonic() - start_time < 2
 
 
-def test_stop_does_not_wait_for_slow_answers() -> None:
+def test_stop_does_not_wait_for_slow_responses() -> None:
     """stop() takes little time while a response is delayed."""
     emulator = Emulator().start()
     emulator.add_fault(Fault(delay=60))
@@ -269,7 +269,7 @@ def test_importing_it_is_cheap() -> None:
     )
 
 
-def test_unknown_names_are_not_there() -> None:
+def test_unknown_names_are_attribute_errors() -> None:
     """The package has its public names, and no others."""
     assert {item.__name__ for item in (Emulator, Fault, Plan, Switches)} <= set(package.__all__)
     with pytest.raises(AttributeError, match="Emulater"):

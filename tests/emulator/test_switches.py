@@ -12,7 +12,7 @@ from tests.emulator import test_switches_promptchainer as promptchainer
 from tests.emulator import test_switches_rules as rules
 
 
-def test_every_value_of_every_switch_is_exhibited() -> None:
+def test_every_value_of_every_switch_has_a_check() -> None:
     """Every value of every switch is covered by a check."""
     cases = set(generio.CHECKS.cases() + rules.CHECKS.cases() + promptchainer.CHECKS.cases())
     result = {name for name, _ in cases}
@@ -33,7 +33,7 @@ def test_every_value_of_every_switch_is_exhibited() -> None:
         ("new", 1),
     ],
 )
-def test_an_unknown_value_is_refused(name: str, value: object) -> None:
+def test_an_unknown_value_is_rejected(name: str, value: object) -> None:
     """An unknown switch or value is rejected with the switch's name."""
     with pytest.raises(ValueError, match=name):
         setattr(Switches(), name, value)

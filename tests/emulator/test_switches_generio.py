@@ -106,7 +106,7 @@ def _(client: EmulatorClient, value: str) -> None:
     assert client.call("PATCH", "/_emulator/switches", json={"nonsense": 1}).status_code == 422
 
 
-@CHECKS.covers("create_answer", "full", "id")
+@CHECKS.covers("create_response", "full", "id")
 def _(client: EmulatorClient, value: str) -> None:
     result = client.call("POST", "/flows", json={"template": "model_optimize"}).json()
     assert ("state" in result) == (value == "full")

@@ -77,7 +77,7 @@ def _(client: EmulatorClient, value: str) -> None:
     assert [item["name"] for item in response.json()] == ["image", "text"]
 
 
-@CHECKS.covers("info_answer", "array", "data", "list", "graph")
+@CHECKS.covers("info_response", "array", "data", "list", "graph")
 def _(client: EmulatorClient, value: str) -> None:
     result = client.get(f"/api/flows/getFlowInfo/{SAMPLE_FLOW}")
     if value == "graph":
@@ -87,7 +87,7 @@ def _(client: EmulatorClient, value: str) -> None:
         assert [item["name"] for item in items] == ["color", "item", "image", "text"]
 
 
-@CHECKS.covers("run_answer", "array", "outputs", "data", "list")
+@CHECKS.covers("run_response", "array", "outputs", "data", "list")
 def _(client: EmulatorClient, value: str) -> None:
     result = fast_chain(client).json()
     items = result if value == "array" else result[value]

@@ -26,7 +26,7 @@ def _(client: EmulatorClient, value: int) -> None:
     assert (response.status_code, type(response.json()["detail"])) == (value, str)
 
 
-@CHECKS.covers("media_refusal", 415, 422, 400)
+@CHECKS.covers("unsupported_media", 415, 422, 400)
 def _(client: EmulatorClient, value: int) -> None:
     body = {"data": data_uri("image/gif", b"GIF89a")}
     path = f"/flows/{client.create(template='model_generate_fromimage')}/inputs"
@@ -54,13 +54,13 @@ def _(client: EmulatorClient, value: Any) -> None:
         assert (result["state"], "quality" in result["error"]) == ("failed", True)
 
 
-@CHECKS.covers("unknown_parameter", "refuse", "ignore")
+@CHECKS.covers("unknown_parameter", "reject", "ignore")
 def _(client: EmulatorClient, value: str) -> None:
     response = client.call(
         "POST", "/flows", json={"template": "model_optimize", "parameters": {"colour": "red"}}
     )
-    assert response.status_code == (422 if value == "refuse" else 200)
-    assert value == "refuse" or response.json()["parameters"] == {"polygon_count": 100_000}
+    assert response.status_code == (422 if value == "reject" else 200)
+    assert value == "reject" or response.json()["parameters"] == {"polygon_count": 100_000}
 
 
 @CHECKS.covers("quota", "plenty", 402, 403, 429)
@@ -151,7 +151,7 @@ def _(client: EmulatorClient, value: str) -> None:
     assert client.get(path)["state"] == ("completed" if value == "finishes" else "aborted")
 
 
-@CHECKS.covers("outputs_after_failure", "empty", "refuse")
+@CHECKS.covers("outputs_after_failure", "empty", "reject")
 def _(client: EmulatorClient, value: str) -> None:
     client.emulator.add_plan(Plan(outcome="failed"))
     response = client.call("GET", f"/flows/{client.finish('a chair')}/outputs")
@@ -247,7 +247,7 @@ def _(client: EmulatorClient, value: str) -> None:
     rows = [row["flow_id"] for row in result.pop("flows")]
     assert rows == (ids if value == "none" else ids[:2])
     hints = {"offset": {"total": 5, "limit": 2, "offset": 0}}
-    hints["page"] = {"total": 5, "page": 1, "pages": 3, "next": "/flows?page=2"}  # type: ignore[dict-item]
+    hints["page"] = {"total": 5, "page": 1, "pages": 3, "next": "/flows?page=2"}  # type: ignore[dict-item]  # the others are texts
     assert result == hints.get(value, {})
     if value in {"offset", "page"}:
         query = {"offset": {"limit": 1, "offset": 4}, "page": {"page": 3}}[value]

@@ -91,7 +91,7 @@ def test_image_script_finishes_by_default(emulator: Emulator, tmp_path: Path) ->
     assert len(from_image_script(emulator.url, emulator.key, tmp_path, draw_image())) == 1
 
 
-def test_newest_documentation_holds(client: EmulatorClient) -> None:
+def test_responses_match_the_newest_documentation(client: EmulatorClient) -> None:
     """Responses have the keys of the newest reference pages."""
     flow_id = client.finish("a chair")
     result = client.get(f"/flows/{flow_id}/outputs", params={"include_data": "true"})

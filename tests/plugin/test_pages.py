@@ -36,6 +36,8 @@ from tests.support.stores import UNSAFE_TEXTS, assert_storable
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
 
+pytestmark = pytest.mark.emulator(run_seconds=0, retries=0)
+
 KEY = "the-key-that-no-browser-may-ever-see"
 HOSTILE = '<img src=x onerror="alert(1)">'
 GRAPHS = Path(__file__).parents[2] / "airflow_provider_flows" / "emulator" / "graphs"
@@ -50,21 +52,16 @@ def clients(airflow_database: None) -> Iterator[Clients]:  # noqa: ARG001  # a f
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
+def flow_emulator_server() -> Iterator[Emulator]:
     """Run an emulator with a key that can be found in a page."""
-    with Emulator(key=KEY, run_seconds=0) as emulator:
+    with Emulator(key=KEY) as emulator:
         yield emulator
 
 
-@pytest.fixture
-def service(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Return the emulator, reset, with connections to it for tasks and pages."""
-    server.reset()
-    server.run_seconds = 0
+@pytest.fixture(autouse=True)
+def empty_cache() -> None:
+    """Clear the responses that the pages have cached."""
     RESPONSE_CACHE.clear()
-    for name, connection in server.connections.items():
-        monkeypatch.setenv(name, json.dumps({**json.loads(connection), "extra": {"retries": 0}}))
-    return server
 
 
 def get(client: TestClient, path: str, status: int = 200) -> Any:
@@ -83,10 +80,10 @@ def run_task(dag_id: str, **arguments: Any) -> DagResult:
     return run_dag(dag)
 
 
-def count_polls(service: Emulator, flow_run_id: str) -> int:
+def count_polls(emulator: Emulator, flow_run_id: str) -> int:
     """Return how often a run was polled."""
     path = f"/flows/{flow_run_id}"
-    return sum(request.method == "GET" and request.path == path for request in service.requests)
+    return sum(request.method == "GET" and request.path == path for request in emulator.requests)
 
 
 def route_paths() -> list[str]:
@@ -101,25 +98,25 @@ def route_paths() -> list[str]:
 
 
 def test_every_route_requires_a_login_and_those_of_connections_read_access(
-    clients: Clients, service: Emulator
+    clients: Clients, emulator: Emulator
 ) -> None:
     """Anonymous users get nothing; a viewer, who may not read connections, gets no page of a connection."""
     paths = route_paths()
     assert len(paths) >= 13
     for path in paths:
-        get(clients["nobody"], path, 401)
+        get(clients["anonymous"], path, 401)
         if "connection/" in path:
             get(clients["vera"], path, 403)
-    assert not service.requests
+    assert not emulator.requests
 
 
-def test_access_is_checked_per_dag_its_xcoms_and_per_connection(clients: Clients, service: Emulator) -> None:
+def test_access_is_checked_per_dag_its_xcoms_and_per_connection(clients: Clients, emulator: Emulator) -> None:
     """Access to one DAG or connection gives none to others; without access to XComs the tab is denied."""
     paths = [path for path in route_paths() if "task/" in path]
     assert len(paths) == 10
     result = run_task(DORAS_DAG, **CHAIR_ARGUMENTS, wait_for_completion=False)
     own_path = task_path(DORAS_DAG, result.run_id)
-    request_count = len(service.requests)
+    request_count = len(emulator.requests)
     for path in paths:
         get(clients["dora"], path, 403)
         get(clients["xena"], path, 403)
@@ -127,7 +124,7 @@ def test_access_is_checked_per_dag_its_xcoms_and_per_connection(clients: Clients
         get(clients["xena"], path, 403)
     for path in (path for path in route_paths() if "connection/" in path):
         get(clients["carl"], path.replace("flows_default", "generio_default"), 403)
-    assert len(service.requests) == request_count
+    assert len(emulator.requests) == request_count
     assert get(clients["dora"], f"json/{own_path}").json()["run"]["state"] == "completed"
     save_connections({name: {"conn_type": "generio"} for name in ("a_first", CARLS_CONNECTION)})
     try:
@@ -140,9 +137,9 @@ def test_access_is_checked_per_dag_its_xcoms_and_per_connection(clients: Clients
 
 
 @needs("task state store")
-def test_the_flow_runs_of_earlier_tries_are_shown(clients: Clients, service: Emulator) -> None:
+def test_the_flow_runs_of_earlier_tries_are_shown(clients: Clients, emulator: Emulator) -> None:
     """The tab shows the run of the latest try, whose XComs Airflow still has, and links to earlier ones."""
-    service.add_plan(Plan(outcome="failed", error="The mesh has a hole"))
+    emulator.add_plan(Plan(outcome="failed", error="The mesh has a hole"))
     task_result = run_with_retries("pages_tries", **CHAIR_ARGUMENTS)
     assert (task_result.state, task_result.tries) == ("success", 2)
     path = task_path("pages_tries", task_result.result.run_id)
@@ -161,12 +158,12 @@ def test_the_flow_runs_of_earlier_tries_are_shown(clients: Clients, service: Emu
 
 
 def test_the_run_of_a_finished_task_is_shown_without_the_service(
-    clients: Clients, service: Emulator, tmp_path: Path
+    clients: Clients, emulator: Emulator, tmp_path: Path
 ) -> None:
     """What a task returned is shown after the service has deleted it; its stored file can be downloaded."""
     result = run_task("pages_whole", **CHAIR_ARGUMENTS, output_path=tmp_path.as_uri())
     path = task_path("pages_whole", result.run_id)
-    service.reset()
+    emulator.reset()
     page = get(clients["vera"], f"json/{path}").json()
     returned = result.xcoms["run"]["return_value"]
     assert page["run"] == {
@@ -192,21 +189,21 @@ def test_the_run_of_a_finished_task_is_shown_without_the_service(
     assert returned_output["uri"] in get(clients["vera"], path).text
     get(clients["vera"], f"{path}/output/1", 404)
     get(clients["vera"], f"{path}/output/0/image", 404)
-    assert not service.requests
+    assert not emulator.requests
 
 
-def test_twenty_tabs_poll_an_active_run_once(clients: Clients, service: Emulator) -> None:
+def test_twenty_tabs_poll_an_active_run_once(clients: Clients, emulator: Emulator) -> None:
     """Requests of twenty tabs at the same time cost the service one poll, or one per interval if slow."""
-    service.run_seconds = 100
+    emulator.run_seconds = 100
     result = run_task("pages_twenty", **CHAIR_ARGUMENTS, wait_for_completion=False)
     flow_run_id = result.xcoms["run"]["flow_run_id"]
-    service.advance(40)
-    polls_before = count_polls(service, flow_run_id)
+    emulator.advance(40)
+    polls_before = count_polls(emulator, flow_run_id)
     path = task_path("pages_twenty", result.run_id, map_index="{MAP_INDEX}")
     start = time.monotonic()
     with ThreadPoolExecutor(20) as tabs:
         pages = list(tabs.map(lambda _: get(clients["vera"], f"json/{path}").json(), range(20)))
-    polls = count_polls(service, flow_run_id) - polls_before
+    polls = count_polls(emulator, flow_run_id) - polls_before
     assert 1 <= polls <= 1 + (time.monotonic() - start) / PAGE_POLL_SECONDS
     assert {page["run"]["state"] for page in pages} == {"running"}
     assert all(
@@ -215,8 +212,8 @@ def test_twenty_tabs_poll_an_active_run_once(clients: Clients, service: Emulator
     )
 
 
-@pytest.mark.usefixtures("service")
-def test_outputs_that_stay_at_the_service_come_from_there(clients: Clients) -> None:
+@pytest.mark.usefixtures("emulator")
+def test_outputs_of_a_task_that_does_not_wait(clients: Clients) -> None:
     """A task that does not wait returns no outputs; they come from the service once the run is final."""
     result = run_task("pages_left", **CHAIR_ARGUMENTS, wait_for_completion=False)
     path = task_path("pages_left", result.run_id)
@@ -227,12 +224,12 @@ def test_outputs_that_stay_at_the_service_come_from_there(clients: Clients) -> N
     assert (
         get(clients["anna"], f"{path}/output/0").content
         == hook.download_output(run, hook.list_outputs(run)[0].asset_id).data
-    )  # type: ignore[arg-type]
+    )  # type: ignore[arg-type]  # this output has an id
 
 
-def test_untrusted_texts_are_escaped(clients: Clients, service: Emulator, tmp_path: Path) -> None:
+def test_untrusted_texts_are_escaped(clients: Clients, emulator: Emulator, tmp_path: Path) -> None:
     """A flow's name, a prompt and an output that contain HTML are escaped."""
-    service.add_graph(HOSTILE, json.loads((GRAPHS / f"{CHAIN_ARGUMENTS['flow']}.json").read_text()))
+    emulator.add_graph(HOSTILE, json.loads((GRAPHS / f"{CHAIN_ARGUMENTS['flow']}.json").read_text()))
     arguments = {
         **CHAIN_ARGUMENTS,
         "flow": HOSTILE,
@@ -256,7 +253,7 @@ def test_untrusted_texts_are_escaped(clients: Clients, service: Emulator, tmp_pa
 @pytest.mark.parametrize(
     "uri", ["file:///etc/hostname", "{folder}/../../secret.glb", "{folder}/..", "{outside}/secret.glb"]
 )
-@pytest.mark.usefixtures("service")
+@pytest.mark.usefixtures("emulator")
 def test_no_other_file_can_be_downloaded(clients: Clients, tmp_path: Path, uri: str) -> None:
     """An XCom with the URI of a file outside the run's folder opens nothing: any user may have written it."""
     outside, inside = tmp_path / "outside", tmp_path / "inside"
@@ -276,9 +273,9 @@ def test_no_other_file_can_be_downloaded(clients: Clients, tmp_path: Path, uri: 
     get(clients["anna"], f"json/{path}/output/0/info", 404)
 
 
-def test_runs_are_filtered_sorted_and_paged(clients: Clients, service: Emulator) -> None:
+def test_runs_are_filtered_sorted_and_paged(clients: Clients, emulator: Emulator) -> None:
     """The page of a connection's runs applies filters, order and page, and lists the values to filter by."""
-    service.add_plan(Plan(outcome="failed", error=HOSTILE))
+    emulator.add_plan(Plan(outcome="failed", error=HOSTILE))
     hook = FlowsHook.get_hook("flows_default")
     runs = [
         hook.start("model_generate_fromprompt", ["A chair"], {"quality": "low"}).flow_run_id
@@ -295,16 +292,16 @@ def test_runs_are_filtered_sorted_and_paged(clients: Clients, service: Emulator)
     none = get(clients["anna"], "connection/flows_default?flow=another").text
     assert "No flow runs match the filters" in none
     assert HOSTILE not in get(clients["anna"], f"connection/flows_default/run/{runs[0]}").text
-    assert sum(request.path == "/flows" and request.method == "GET" for request in service.requests) == 1
+    assert sum(request.path == "/flows" and request.method == "GET" for request in emulator.requests) == 1
     assert "Invalid URL parameter: page" in get(clients["anna"], "connection/flows_default?page=0", 422).text
     get(clients["anna"], "json/connection/flows_default?page=0", 422)
 
 
-def test_errors_have_messages_with_what_to_do(
-    clients: Clients, service: Emulator, monkeypatch: pytest.MonkeyPatch
+def test_errors_have_helpful_messages(
+    clients: Clients, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An invalid key, an unreachable service, a missing run and a wrong type have a message each."""
-    connection = {"conn_type": "generio", "host": service.url, "password": "wrong", "extra": {"retries": 0}}
+    connection = {"conn_type": "generio", "host": emulator.url, "password": "wrong", "extra": {"retries": 0}}
     monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(connection))
     monkeypatch.setenv("AIRFLOW_CONN_AWAY", json.dumps({**connection, "host": "http://127.0.0.1:9"}))
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "http"}))
@@ -318,28 +315,28 @@ def test_errors_have_messages_with_what_to_do(
 
 
 def test_the_host_is_shown_only_to_users_who_may_read_the_connection(
-    clients: Clients, service: Emulator
+    clients: Clients, emulator: Emulator
 ) -> None:
     """Errors contain the host, which users who may see the DAG but not its connection do not get."""
     result = run_task("pages_host", **CHAIR_ARGUMENTS, wait_for_completion=False)
-    service.add_fault(Fault(path="/flows/*", times=None, status=500))
+    emulator.add_fault(Fault(path="/flows/*", times=None, status=500))
     path = task_path("pages_host", result.run_id)
     page = get(clients["vera"], f"json/{path}")
     assert "could not be fetched" not in page.text  # the task returned the run
     assert "The Flow runs page shows the error" in page.json()["note"]
-    assert service.url not in page.text
+    assert emulator.url not in page.text
     run = result.xcoms["run"]["flow_run_id"]
-    assert service.url in get(clients["anna"], f"json/connection/flows_default/run/{run}").json()["note"]
-    service.clear_faults()
+    assert emulator.url in get(clients["anna"], f"json/connection/flows_default/run/{run}").json()["note"]
+    emulator.clear_faults()
 
 
 def test_a_key_that_cannot_be_sent_is_not_shown(
-    clients: Clients, service: Emulator, monkeypatch: pytest.MonkeyPatch
+    clients: Clients, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An HTTP library that cannot encode the key in a header would quote it in its error."""
     connection = {
         "conn_type": "generio",
-        "host": service.url,
+        "host": emulator.url,
         "password": f"{KEY}\n{KEY}",
         "extra": {"retries": 0},
     }
@@ -352,7 +349,7 @@ def test_a_key_that_cannot_be_sent_is_not_shown(
         assert "password field" in get(clients["anna"], path, status).text
 
 
-def test_a_malformed_response_cannot_break_a_page(clients: Clients, service: Emulator) -> None:
+def test_a_malformed_response_cannot_break_a_page(clients: Clients, emulator: Emulator) -> None:
     """Lone surrogates, long names, wrong types and absurd numbers in runs do not prevent a page."""
     odd = [
         {"flow_id": "half", "template": "\ud800<b>", "state": "\udfff", "progress": 1e-300, "started_at": 1},
@@ -366,7 +363,7 @@ def test_a_malformed_response_cannot_break_a_page(clients: Clients, service: Emu
         },
         {"flow_id": "fine", "template": "fine", "state": "failed", "error": {"deep": ["\ud800"] * 5000}},
     ]
-    service.add_fault(
+    emulator.add_fault(
         Fault(method="GET", path="/flows", times=None, status=200, body=json.dumps({"flows": odd}).encode())
     )
     page = get(clients["anna"], "connection/flows_default").text
@@ -375,28 +372,28 @@ def test_a_malformed_response_cannot_break_a_page(clients: Clients, service: Emu
     assert get(clients["anna"], "json/connection/flows_default").json()["total"] == len(odd)
     for one in odd:
         body = json.dumps({**one, "parameters": {"half": "\ud800"}}).encode()
-        service.add_fault(Fault(method="GET", path="/flows/*", status=200, body=body))
+        emulator.add_fault(Fault(method="GET", path="/flows/*", status=200, body=body))
         address = f"connection/flows_default/run/{quote(str(one['flow_id']).replace('/', ''), safe='')}"
         assert "<html" in get(clients["anna"], address).text
-    service.clear_faults()
+    emulator.clear_faults()
 
 
-def test_pages_have_texts_that_can_be_stored(clients: Clients, service: Emulator) -> None:
+def test_pages_have_texts_that_can_be_stored(clients: Clients, emulator: Emulator) -> None:
     """NUL and lone surrogates in any text of a run and its outputs are replaced in the pages' JSON."""
     unsafe = "".join(UNSAFE_TEXTS.values())
     row = {"flow_id": "r", "state": "failed", "error": f"boom {unsafe}", "parameters": {unsafe: unsafe}}
     outputs = [{"asset_id": "a", "name": unsafe, "media_type": f"text/{unsafe}", "data": unsafe}]
     for path, value in (("/flows", {"flows": [row]}), ("*/outputs", {"outputs": outputs}), ("/flows/r", row)):
         body = json.dumps(value).encode()
-        service.add_fault(Fault(method="GET", path=path, times=None, status=200, body=body))
+        emulator.add_fault(Fault(method="GET", path=path, times=None, status=200, body=body))
     for path in ("json/connection/flows_default", "json/connection/flows_default/run/r"):
         page = get(clients["anna"], path).json()
         assert "boom \ufffd" in json.dumps(page, ensure_ascii=False)
         assert_storable(page)
-    service.clear_faults()
+    emulator.clear_faults()
 
 
-def test_a_download_above_the_maximum_is_rejected(service: Emulator) -> None:
+def test_a_download_above_the_maximum_is_rejected(emulator: Emulator) -> None:
     """A download is spooled on the API server's disk, which a service cannot fill."""
     hook = FlowsHook.get_hook("flows_default")
     run = hook.start("model_generate_fromprompt", ["A chair"], {"quality": "low"})
@@ -409,16 +406,16 @@ def test_a_download_above_the_maximum_is_rejected(service: Emulator) -> None:
     with pytest.raises(NoFileError, match=r"maximum of 1000 bytes .* Set output_path"):
         open_output(view, 0, 1000)
     assert len(b"".join(open_output(view, 0).iter_chunks())) > 1000
-    assert service.requests
+    assert emulator.requests
 
 
 def test_flows_of_a_service_without_runs(
-    clients: Clients, service: Emulator, monkeypatch: pytest.MonkeyPatch
+    clients: Clients, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PromptChainer lists no runs; the flows with exported graphs are listed, each with its own page."""
     connection = {
         "conn_type": "promptchainer",
-        "host": service.url,
+        "host": emulator.url,
         "password": KEY,
         "extra": {"graphs": GRAPHS.as_uri()},
     }
@@ -436,10 +433,10 @@ def test_flows_of_a_service_without_runs(
 
 
 def test_the_default_connection_is_a_readable_one_of_a_flow_service(
-    clients: Clients, service: Emulator
+    clients: Clients, emulator: Emulator
 ) -> None:
     """The page redirects to a connection in Airflow's database, or states that there is none to read."""
-    fields = {"host": service.url, "password": KEY}
+    fields = {"host": emulator.url, "password": KEY}
     save_connections({"a_web": {"conn_type": "http"}, "b_flows": {"conn_type": "generio", **fields}})
     try:
         assert get(clients["anna"], "", 303).headers["location"] == "/flows/connection/b_flows"
@@ -449,8 +446,8 @@ def test_the_default_connection_is_a_readable_one_of_a_flow_service(
         save_connections({})
 
 
-@pytest.mark.usefixtures("service")
-def test_a_task_without_a_flow_run_says_so(clients: Clients) -> None:
+@pytest.mark.usefixtures("emulator")
+def test_a_task_without_a_flow_run_has_a_message(clients: Clients) -> None:
     """Airflow shows the tab on every task; the tab of a missing task instance is not found."""
     with DAG("pages_none", schedule=None) as dag:
 
@@ -466,8 +463,8 @@ def test_a_task_without_a_flow_run_says_so(clients: Clients) -> None:
     get(clients["vera"], task_path("pages_none", "no-such-run"), 404)
 
 
-def test_nothing_can_be_changed(clients: Clients, service: Emulator) -> None:
+def test_pages_are_read_only(clients: Clients, emulator: Emulator) -> None:
     """The pages accept GET and nothing else."""
     for method in ("POST", "PUT", "PATCH", "DELETE"):
         assert clients["anna"].request(method, "/flows/connection/flows_default").status_code == 405
-    assert not service.requests
+    assert not emulator.requests

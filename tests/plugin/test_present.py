@@ -11,7 +11,7 @@ from airflow_provider_flows.plugin import html, present
 
 
 def test_a_signed_link_is_not_shown() -> None:
-    """Such a link gives access to the file; the page only states that there is one."""
+    """A signed link grants access to the file; the page only states that there is one."""
     link = "https://x.blob.core.windows.net/a.png?sig=0123456789abcdef0123456789"
     outputs = [FlowOutput("picture", value=link, media_type="image/png")]
     (output,) = present.to_output_schemas(outputs, is_at_service=True)

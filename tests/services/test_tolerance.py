@@ -116,7 +116,7 @@ WIRE: list[tuple[str, dict[str, Any], Callable[[GenerioHook, Emulator], Any], An
     ("G-08", {"list_envelope": "array"}, listing, True),
     *(("G-09", {"input_path": told}, add, 2) for told in ("inputs", "input", "both")),
     *(("G-15", {"text_data_uri": told}, add, 2) for told in ("accept", "reject", "literal")),
-    ("G-16", {"create_answer": "id"}, download, b"glTF"),
+    ("G-16", {"create_response": "id"}, download, b"glTF"),
     *(
         ("G-18", {"progress": told}, fields, DONE)
         for told in ("smooth", "late", "steps", "missing", "null", "percent")
@@ -126,12 +126,12 @@ WIRE: list[tuple[str, dict[str, Any], Callable[[GenerioHook, Emulator], Any], An
     *(("1.2", {"timestamps": told}, fields, DONE) for told in ("zulu", "offset", "naive")),
     *(("1.8", {"envelope": told}, download, b"glTF") for told in ("success", "hidden_errors")),
     *(("1.5", {"acknowledgement": told}, add, 2) for told in ("flow", "small", "empty")),
-    *(("P-03", {"info_answer": told}, chain, CHAINED) for told in ("array", "data", "list", "graph")),
+    *(("P-03", {"info_response": told}, chain, CHAINED) for told in ("array", "data", "list", "graph")),
     ("P-07", {"output_value": "map"}, chain, CHAINED),
     *(("P-08", {"model_failure": told}, chain, EMPTY) for told in ("empty", "null", "missing")),
     ("P-10", {"chain_content_type": "text"}, chain, CHAINED),
     *(("P-12", {"run_items": told}, chain, CHAINED) for told in ("outputs", "all", "untyped")),
-    *(("2.7", {"run_answer": told}, chain, CHAINED) for told in ("array", "outputs", "data", "list")),
+    *(("2.7", {"run_response": told}, chain, CHAINED) for told in ("array", "outputs", "data", "list")),
 ]
 
 
@@ -162,7 +162,7 @@ def test_either_refusal_of_the_key_is_the_same_error(
     assert len(flow_emulator.requests) == 1
 
 
-@pytest.mark.parametrize("way", ["empty", "refuse"])
+@pytest.mark.parametrize("way", ["empty", "reject"])
 def test_failed_run_is_told_as_failed_whatever_its_outputs(
     flow_emulator: Emulator, hook: GenerioHook, way: str
 ) -> None:

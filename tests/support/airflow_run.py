@@ -124,7 +124,7 @@ def empty_database() -> Path:
 
 
 def _disable_fsync(connection: Any, _: object) -> None:
-    """Let SQLite commit without waiting for the disk, because the database is deleted after the test session.
+    """Make SQLite commit without waiting for the disk; the database is deleted after the test session.
 
     A task commits dozens of times, and each commit would cost milliseconds.
     """

@@ -23,7 +23,7 @@ REQUIRE_POSTGRESQL = "FLOWS_TESTS_REQUIRE_POSTGRESQL"  # set where its tests mus
 
 
 def disable_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let triggers emit their event at once, as on a machine without executors."""
+    """Make triggers emit their event at once, as on a machine without executors."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
 
 

@@ -22,7 +22,7 @@ SECRET = "a-secret-of-the-tests-that-is-long-enough-for-every-algorithm-there-is
 
 @contextmanager
 def airflow_clients() -> Iterator[dict[str, TestClient]]:
-    """Yield a client for each user, and an anonymous one named `nobody`; creating the app takes seconds."""
+    """Yield a client for each user, and one named `anonymous`; creating the app takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         # as in `airflow api-server`, so that connections come from the database too
         patch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
@@ -39,7 +39,7 @@ def airflow_clients() -> Iterator[dict[str, TestClient]]:
 
             app = create_app(apps="core")
         with TestClient(app, follow_redirects=False) as anonymous:
-            clients = {"nobody": anonymous}
+            clients = {"anonymous": anonymous}
             for name, role in USERS.items():
                 token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name, role=role))
                 clients[name] = TestClient(app, cookies={"_token": token}, follow_redirects=False)

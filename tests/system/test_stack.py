@@ -23,7 +23,7 @@ from tools.airflow_stack import Stack
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
 SLOW_RUN_SECONDS = 600.0  # a flow run that is in progress when its task is killed
-KEY = "a-key-that-nobody-else-may-read"
+KEY = "a-key-that-occurs-in-no-other-text"
 MAX_WAIT_SECONDS = 100.0
 DAGS = """
 from airflow.sdk import DAG
@@ -114,7 +114,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackRuns]:
                 emulator.add_plan(plan)
                 before = set(emulator.runs)
                 runs[dag_id] = _trigger(airflow, dag_id)
-                flow_runs[dag_id] = _wait_for(lambda seen=before: next(iter(set(emulator.runs) - seen), None))
+                flow_runs[dag_id] = _wait_for(lambda old=before: next(iter(set(emulator.runs) - old), None))
             runs["reschedule"] = _trigger(
                 airflow, "reschedule", {"flow_run_id": start_external_run(emulator)}
             )

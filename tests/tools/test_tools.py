@@ -27,7 +27,7 @@ def _glb(*, magic: bytes = b"glTF", missing: int = 0) -> bytes:
     return struct.pack("<4sIII4s", magic, 2, 20 + len(chunk) + missing, len(chunk), b"JSON") + chunk
 
 
-def test_triangles_of_a_whole_model_are_counted(tmp_path: Path) -> None:
+def test_triangles_of_a_complete_model_are_counted(tmp_path: Path) -> None:
     """A complete model has a third as many triangles as indices."""
     model = tmp_path / "cube.glb"
     model.write_bytes(_glb())
@@ -38,7 +38,7 @@ def test_triangles_of_a_whole_model_are_counted(tmp_path: Path) -> None:
     ("data", "reason"),
     [(b"glTF", "too few"), (_glb(magic=b"PK\x03\x04"), "not a GLB file"), (_glb(missing=10), "header says")],
 )
-def test_broken_model_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+def test_a_broken_model_is_rejected(tmp_path: Path, data: bytes, reason: str) -> None:
     """A file that is truncated or is not a GLB is rejected."""
     model = tmp_path / "broken.glb"
     model.write_bytes(data)
@@ -50,7 +50,7 @@ def _program(tmp_path: Path, source: str) -> Program:
     return Program("a program", [sys.executable, "-c", source], dict(os.environ), tmp_path / "program.log")
 
 
-def test_stopped_program_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_stop_ends_all_child_processes(tmp_path: Path) -> None:
     """Stopping a program that was killed stops the processes that it started, also those in a new session."""
     pid = tmp_path / "pid"
     child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
@@ -77,7 +77,7 @@ def test_stopped_program_leaves_nothing_behind(tmp_path: Path) -> None:
     )
 
 
-def test_program_that_dies_is_noticed_at_once(tmp_path: Path) -> None:
+def test_a_dead_program_is_detected_at_once(tmp_path: Path) -> None:
     """Waiting for a program that has died raises an error at once, with the end of its log."""
     program = _program(tmp_path, "print('no such table'); raise SystemExit(3)")
     program.start()
@@ -85,7 +85,7 @@ def test_program_that_dies_is_noticed_at_once(tmp_path: Path) -> None:
         wait_until(lambda: False, [program], 60, "Its start")
 
 
-def test_waiting_ends_when_time_is_up(tmp_path: Path) -> None:
+def test_waiting_ends_at_the_timeout(tmp_path: Path) -> None:
     """Waiting for a condition that never becomes true raises an error that names it."""
     program = _program(tmp_path, "import time; time.sleep(60)")
     program.start()
@@ -96,7 +96,7 @@ def test_waiting_ends_when_time_is_up(tmp_path: Path) -> None:
         program.stop()
 
 
-def test_preferred_port_is_given_up_when_it_is_taken() -> None:
+def test_a_preferred_port_in_use_is_not_returned() -> None:
     """A preferred port that is in use is not returned."""
     import socket
 
@@ -108,7 +108,7 @@ def test_preferred_port_is_given_up_when_it_is_taken() -> None:
     assert free_port(taken) == taken
 
 
-def test_own_airflow_knows_nothing_of_the_shell_it_was_started_from(
+def test_own_airflow_inherits_no_settings_from_the_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Airflow settings and connections of the surrounding shell are not inherited."""

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSIONS = re.findall(r"^VERSIONS \?= (\S+) (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0]
 FLOORS = dict(
-    re.fullmatch(r"([\w-]+)>=([\d.]+)", needed).groups()  # type: ignore[union-attr]
+    re.fullmatch(r"([\w-]+)>=([\d.]+)", needed).groups()  # type: ignore[union-attr]  # all match
     for needed in (
         *PROJECT["dependencies"],
         *(needed for extra in PROJECT["optional-dependencies"].values() for needed in extra),
@@ -35,7 +35,7 @@ def pins(version: str) -> dict[str, str]:
     return {name.lower().replace("_", "-"): pinned for name, _, pinned in rows}
 
 
-def test_oldest_airflow_is_the_one_that_is_needed() -> None:
+def test_oldest_airflow_is_the_minimum_version() -> None:
     """The oldest Airflow of the tests and its constraints are the package's minimum versions."""
     assert FLOORS["apache-airflow"] == VERSIONS[0]
     oldest = pins(VERSIONS[0])
@@ -44,7 +44,7 @@ def test_oldest_airflow_is_the_one_that_is_needed() -> None:
     } == {}
 
 
-def test_newest_airflow_is_the_one_that_is_developed_in() -> None:
+def test_newest_airflow_is_that_of_the_development_environment() -> None:
     """The newest Airflow of the tests is that of `make test`."""
     newest = pins(VERSIONS[1])["apache-airflow"]
     assert newest.startswith(f"{VERSIONS[1]}.")
@@ -52,7 +52,7 @@ def test_newest_airflow_is_the_one_that_is_developed_in() -> None:
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-def test_each_feature_that_may_lack_is_tested_where_it_lacks(feature: str) -> None:
+def test_each_optional_feature_has_a_test_without_it(feature: str) -> None:
     """For each feature that an older Airflow lacks, a test covers the behaviour without it."""
     file, _, name = FEATURES[feature].fallback_test.partition("::")
     assert f"def {name}(" in (ROOT / "tests" / file).read_text()
@@ -61,7 +61,7 @@ def test_each_feature_that_may_lack_is_tested_where_it_lacks(feature: str) -> No
 @pytest.mark.parametrize(
     ("body", "ended", "code"), [("pass", "1 passed", 0), ("assert False", "1 failed", 1)]
 )
-def test_each_environment_has_its_line(tmp_path: Path, body: str, ended: str, code: int) -> None:
+def test_each_environment_has_a_result_line(tmp_path: Path, body: str, ended: str, code: int) -> None:
     """The tests run in every environment, also after a failure; the last lines have the result of each."""
     (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
     command = [sys.executable, "-m", "tools.test_versions", sys.executable, sys.executable]

@@ -105,7 +105,7 @@ def test_a_hidden_tab_does_not_poll(stage: BrowserStage) -> None:
     stage.browser_log.errors[:] = errors  # the browser reports the denied request
 
 
-def test_twenty_tabs_cost_the_service_no_more_than_one(stage: BrowserStage) -> None:
+def test_twenty_tabs_cost_no_more_than_one(stage: BrowserStage) -> None:
     """Twenty tabs with one active run cost at most one poll per interval, and all of them show progress."""
     stage.emulator.add_plan(Plan(run_seconds=150))
     run_id = stage.stack.trigger("browser_left")
@@ -195,7 +195,7 @@ def test_each_mapped_instance_has_its_own_run(stage: BrowserStage) -> None:
     assert Path(download.value.path()).read_bytes().startswith(b"glTF")
 
 
-def test_a_task_without_a_run_says_so(stage: BrowserStage) -> None:
+def test_a_task_without_a_run_has_a_message(stage: BrowserStage) -> None:
     """Airflow shows the tab on every task."""
     run_id = stage.stack.trigger("browser_none")
     stage.stack.wait("browser_none", run_id, 60)

@@ -241,7 +241,7 @@ def _states(case: Case, run_id: str) -> str:
 
 
 def _finish_runs(case: Case, run_id: str) -> dict[str, Any]:
-    """Let all flow runs complete, wait for the tasks, and return the facts."""
+    """Complete all flow runs, wait for the tasks, and return the facts."""
     case.service.advance(2 * LONG_SECONDS)
     starts = case.traffic.started_ids
     case.wait_until(
