@@ -28,7 +28,7 @@ from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.finished_runs import EventCursor
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.worker.kill_check import (
-    CANCELLED_BY_KILL,
+    ABORTED_BY_KILL,
     ON_KILL_SECONDS,
     is_task_finished_async,
 )
@@ -158,15 +158,15 @@ class FlowRunTrigger(BaseTrigger):
                 await asyncio.shield(kill)
 
     async def _cancel_if_finished(self) -> None:
-        from airflow_provider_flows.core.start_or_resume import cancel
+        from airflow_provider_flows.core.start_or_resume import abort_run
         from airflow_provider_flows.hooks import FlowsHook
 
         try:
             async with asyncio.timeout(ON_KILL_SECONDS):
                 if await is_task_finished_async(self.task_instance):
                     hook = self._hook or await FlowsHook.aget_hook(self.flows_conn_id)
-                    await hook.arun(cancel(hook.service, self.flow_run_id))
-                    self.log.info(CANCELLED_BY_KILL, self.flow_run_id)
+                    await hook.arun(abort_run(hook.service, self.flow_run_id))
+                    self.log.info(ABORTED_BY_KILL, self.flow_run_id)
         except Exception:  # no error may escape from a kill; the next try or a person finds the run
             message = "Flow run %s could not be aborted after its task was killed; check it at the service"
             self.log.exception(message, self.flow_run_id)

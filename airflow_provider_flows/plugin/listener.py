@@ -63,10 +63,10 @@ def _cancel_run(trigger_kwargs: Mapping[str, Any]) -> None:
 
     flow_run_id = trigger_kwargs["flow_run_id"]
     try:
-        FlowsHook.get_hook(trigger_kwargs["flows_conn_id"]).cancel(flow_run_id)
+        FlowsHook.get_hook(trigger_kwargs["flows_conn_id"]).abort(flow_run_id)
         log.info(
-            "The task was marked while it was deferred, so flow run %s was cancelled "
-            "(deleted if it had not started, aborted if it was active)",
+            "The task was marked while it was deferred, so flow run %s was aborted "
+            "(deleted if it had not started)",
             flow_run_id,
         )
     except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 ON_KILL_SECONDS = 19.0
 # `restarting` is a running task that was cleared: its next try starts a new flow run
 FINISHED_STATES = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
-CANCELLED_BY_KILL = (
-    "The task was killed, so flow run %s was cancelled "
-    "(deleted if it had not started, aborted if it was active)"
+ABORTED_BY_KILL = (
+    "The task was killed, so flow run %s was aborted "
+    "(deleted if it had not started)"
 )
 
 

@@ -16,7 +16,7 @@ from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
-from airflow_provider_flows.worker.kill_check import CANCELLED_BY_KILL, ON_KILL_SECONDS, is_task_finished
+from airflow_provider_flows.worker.kill_check import ABORTED_BY_KILL, ON_KILL_SECONDS, is_task_finished
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -138,13 +138,13 @@ class TaskTry:
 
     def _resume(self, fingerprint: str) -> FlowRun | None:
         is_same_request, earlier_run_id = self.state.matches(fingerprint), self.state.flow_run_id
-        cancelled_run_ids: list[str] = []
+        aborted_run_ids: list[str] = []
         run = self.hook.resume(
             fingerprint,
             self.state.record,
             self.state.generation,
             abort=self.abort_on_kill,
-            on_cancel=cancelled_run_ids.append,
+            on_abort=aborted_run_ids.append,
         )
         if run is not None:
             self.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)
@@ -153,7 +153,7 @@ class TaskTry:
                 "The task was cleared or its arguments changed, so this try does not resume flow run %s. "
                 "It starts a new one. The old flow run was %s",
                 earlier_run_id,
-                "cancelled" if cancelled_run_ids else "not cancelled",
+                "aborted" if aborted_run_ids else "not aborted",
             )
         return run
 
@@ -237,7 +237,7 @@ class TaskTry:
         if flow_run_id is None or not self.abort_on_kill or not can_get_run or self._will_retry(error):
             return
         try:
-            self.hook.cancel(flow_run_id)
+            self.hook.abort(flow_run_id)
         except FlowError as abort_error:
             self.log.warning(
                 "Flow run %s could not be aborted. Check it at the service: %s", flow_run_id, abort_error
@@ -278,8 +278,8 @@ class TaskTry:
             self.is_killed = True  # before the id is read: a start that saves an id checks this afterwards
             self.cancellation.cancel()
             if (flow_run_id := self.flow_run_id) is not None and self.hook.service.supports("get_run"):
-                self.create_hook().cancel(flow_run_id)  # not `hook`, which the main thread may be using
-                self.log.info(CANCELLED_BY_KILL, flow_run_id)
+                self.create_hook().abort(flow_run_id)  # not `hook`, which the main thread may be using
+                self.log.info(ABORTED_BY_KILL, flow_run_id)
         except Exception:  # nothing may escape from a kill
             if self.flow_run_id is None:
                 self.log.exception(

@@ -1,4 +1,4 @@
-"""Tests of the run of an earlier try: it is resumed, deleted or aborted; and of cancelling a run.
+"""Tests of the run of an earlier try: it is resumed, deleted or aborted; and of aborting a run.
 
 Tests of states use scripted responses, tests of requests the emulator.
 """
@@ -13,11 +13,11 @@ import pytest
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowUnreachable
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.start_or_resume import (
-    CANCEL_POLL_SECONDS,
+    ABORT_POLL_SECONDS,
     TOKEN_KEY,
     RunRecord,
-    cancel,
-    cancel_and_wait,
+    abort_run,
+    abort_run_and_wait,
     resume,
 )
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
@@ -163,7 +163,7 @@ def script_states(*states: str | int) -> ScriptedTransport:
     )
 
 
-CANCELLATIONS: list[tuple[list[str | int], list[str]]] = [
+ABORTS: list[tuple[list[str | int], list[str]]] = [
     (["created", ""], ["GET", "DELETE"]),
     (["running", ""], ["GET", "PATCH"]),
     (["aborting"], ["GET"]),
@@ -179,32 +179,32 @@ CANCELLATIONS: list[tuple[list[str | int], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("states", "asked"), CANCELLATIONS, ids=str)
+@pytest.mark.parametrize(("states", "asked"), ABORTS, ids=str)
 def test_run_is_stopped_wherever_it_is(states: list[str | int], asked: list[str]) -> None:
     """A created run is deleted, an active one aborted; one that changes in between is polled again."""
     script = script_states(*states)
-    script.run(cancel(Generio(), "r"))
+    script.run(abort_run(Generio(), "r"))
     assert [request.method for request in script.requests] == asked
 
 
 def test_run_that_cannot_be_stopped_is_told() -> None:
     """A second conflict is raised."""
     with pytest.raises(FlowConflict):
-        script_states("created", 409, "created", 409).run(cancel(Generio(), "r"))
+        script_states("created", 409, "created", 409).run(abort_run(Generio(), "r"))
 
 
 def test_run_is_seen_off() -> None:
     """After the abort the run is polled until it is final, for at most ten seconds."""
     script = script_states("running", "", "aborting", "aborting", "aborted")
-    run = script.run(cancel_and_wait(Generio(), "r"))
+    run = script.run(abort_run_and_wait(Generio(), "r"))
     assert run is not None
     assert run.state is FlowState.ABORTED
-    assert script.sleeps == list(CANCEL_POLL_SECONDS[:2])
+    assert script.sleeps == list(ABORT_POLL_SECONDS[:2])
 
-    script = script_states("running", "", *["aborting"] * len(CANCEL_POLL_SECONDS))
-    run = script.run(cancel_and_wait(Generio(), "r"))
+    script = script_states("running", "", *["aborting"] * len(ABORT_POLL_SECONDS))
+    run = script.run(abort_run_and_wait(Generio(), "r"))
     assert run is not None
     assert run.state is FlowState.ABORTING
     assert sum(script.sleeps) == 10.0
 
-    assert script_states("running", "", "aborting", 404).run(cancel_and_wait(Generio(), "r")) is None
+    assert script_states("running", "", "aborting", 404).run(abort_run_and_wait(Generio(), "r")) is None

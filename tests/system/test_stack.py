@@ -186,7 +186,7 @@ def test_killed_task_aborts_its_flow_run(stack: StackRuns, dag_id: str, while_it
         if logged_by_server
         else partial(stack.log, dag_id)
     )
-    _wait_for(lambda: f"low run {flow_run.flow_run_id} was cancelled" in log())
+    _wait_for(lambda: f"low run {flow_run.flow_run_id} was aborted" in log())
 
 
 @lacks("on_kill of triggers")

@@ -20,7 +20,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowServiceError
-from airflow_provider_flows.core.start_or_resume import RunRecord, cancel
+from airflow_provider_flows.core.start_or_resume import RunRecord, abort_run
 from airflow_provider_flows.decorators import FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook
@@ -201,7 +201,7 @@ def test_stop_from_a_triggerer_gets_over_one_odd_answer(flow_emulator: Emulator,
     hook = GenerioHook("generio_default")
     run = hook.start(CHAIR_ARGUMENTS["flow"], CHAIR_ARGUMENTS["inputs"], CHAIR_ARGUMENTS["parameters"])
     flow_emulator.add_fault(Fault("GET", "/flows/*", status=status))
-    asyncio.run(hook.arun(cancel(hook.service, run.flow_run_id)))
+    asyncio.run(hook.arun(abort_run(hook.service, run.flow_run_id)))
     assert states(flow_emulator) == ["aborted"]
 
 
