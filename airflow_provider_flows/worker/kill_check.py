@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 ON_KILL_SECONDS = 19.0
 # `restarting` is a running task that was cleared: its next try starts a new flow run
 FINISHED_STATES = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
-ABORTED_BY_KILL = (
-    "The task was killed, so flow run %s was aborted "
-    "(deleted if it had not started)"
-)
+ABORTED_BY_KILL = "The task was killed, so flow run %s was aborted (deleted if it had not started)"
 
 
 def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
