@@ -38,7 +38,7 @@ from airflow_provider_flows.core.flow_run import (
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.http import Conversation, Request, Resend, Response, Sleep, send
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download
+from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download_file
 from airflow_provider_flows.core.payload.sink import MemoryBuffer, Target
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
 from airflow_provider_flows.core.responses import (
@@ -92,7 +92,7 @@ __all__ = [
     "Sleep",
     "Target",
     "UploadSource",
-    "download",
+    "download_file",
     "error_reason",
     "expect_success",
     "find_unsendable_variables",

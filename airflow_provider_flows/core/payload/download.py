@@ -132,7 +132,7 @@ def _content_type(headers: Mapping[str, str]) -> str | None:
     return None if media_type in SNIFFABLE_MEDIA_TYPES else media_type
 
 
-def download(path: str, sink: DownloadSink) -> Conversation[str]:
+def download_file(path: str, sink: DownloadSink) -> Conversation[str]:
     """Download a file into the target of a sink, and return its media type.
 
     :raises FlowServiceError: the response is not a success, or does not hold a complete file.
