@@ -5,6 +5,7 @@ All requests go over a socket to the emulator.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowUnreachable,
     error_from_dict,
 )
-from airflow_provider_flows.core.flow_run import FlowRun, FlowState, raise_for_state
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState, failure_error
 from airflow_provider_flows.core.http import Request
 from airflow_provider_flows.core.responses import raise_for_status
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
@@ -183,10 +184,10 @@ def test_run_that_ends_badly_carries_the_run(
     """A failed or aborted run is an error with the run, the service's reason and what to do."""
     flow_emulator.add_plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]
     run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
-    with pytest.raises(kind, match=f"{run.flow_run_id}.*un the task again") as caught:
-        raise_for_state(run)
-    assert caught.value.run is run
-    assert ("out of clay" in str(caught.value)) == (outcome == "failed")
+    error = failure_error(run)
+    assert (type(error), error.run) == (kind, run)
+    assert re.search(f"{run.flow_run_id}.*un the task again", str(error))
+    assert ("out of clay" in str(error)) == (outcome == "failed")
 
 
 @pytest.mark.parametrize(

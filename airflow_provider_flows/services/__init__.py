@@ -33,7 +33,6 @@ from airflow_provider_flows.core.flow_run import (
     Inputs,
     UploadSource,
     parse_progress,
-    raise_for_state,
 )
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.http import Conversation, Request, Resend, Response, Sleep, send
@@ -101,7 +100,6 @@ __all__ = [
     "parse_progress",
     "parse_timestamp",
     "quote_path_segment",
-    "raise_for_state",
     "raise_for_status",
     "request_json",
     "send",

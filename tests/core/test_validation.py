@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_flows import preflight
-from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.single_flight import SingleFlightCache
@@ -21,7 +18,7 @@ from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS
+from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS, Preflight
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, package_log_lines
 from tests.support.scripted_transport import request_lines
@@ -227,20 +224,16 @@ def test_definitions_are_asked_for_once_a_moment(emulator: Emulator, hook: Gener
     assert len(asked(emulator)) == 3
 
 
-def test_definitions_are_cached_for_a_minute(
-    emulator: Emulator, hook: GenerioHook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_definitions_are_cached_for_a_minute(emulator: Emulator, hook: GenerioHook) -> None:
     """A definition is loaded again after a minute, or for an invalid request; an error is not cached."""
     now = [0.0]
-    cache: SingleFlightCache[list[FlowDefinition]] = SingleFlightCache(lambda: now[0])
-    monkeypatch.setattr(preflight, "DEFINITION_CACHE", cache)
+    preflight = Preflight(hook, hook.get_graph, SingleFlightCache(lambda: now[0]))
     emulator.add_fault(Fault(path="/templates", status=404))
     valid = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
     invalid = hook.build_request(FLOW, "A chair", {"qualty": "low"}, None)
 
     def count_requests() -> int:
-        with suppress(FlowInputError):
-            hook.validate(invalid if now[0] == 1 else valid)
+        preflight.check(invalid if now[0] == 1 else valid)
         return len(asked(emulator))
 
     counts = []
