@@ -66,7 +66,7 @@ def refused(dag_id: str, *tasks: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_any_two_findings_are_told_together(emulator: Emulator, validate: bool) -> None:  # noqa: FBT001
+def test_any_two_problems_are_reported_together(emulator: Emulator, validate: bool) -> None:  # noqa: FBT001
     """One error names any two problems; with validate=False those without a definition; no run is created."""
     mixed = [pair for pair in MIXED if validate or not any(WRONG[one][2] for one in pair)]
     told = refused(
@@ -84,7 +84,7 @@ def test_any_two_findings_are_told_together(emulator: Emulator, validate: bool) 
     assert (emulator.runs, emulator.started_count) == ({}, 0)
 
 
-def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
+def test_all_problems_are_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
     """One error names a missing file, a wrong type, metadata, path and parameters, with the right indexes."""
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
     (tmp_path / "b").write_bytes(b"\x00\x01")
@@ -113,7 +113,7 @@ def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> 
     assert emulator.runs == {}
 
 
-def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> None:
+def test_all_problems_of_a_chain_are_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
     """For PromptChainer: unreadable and missing variables, parameters, and a run that cannot be deleted."""
     given: dict[str, Any] = {
         **CHAIN_ARGUMENTS,
@@ -138,7 +138,7 @@ def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> Non
     assert (emulator.started_count, {request.method for request in emulator.requests}) == (0, {"GET"})
 
 
-def test_hook_tells_everything_too(emulator: Emulator) -> None:
+def test_hook_reports_all_problems(emulator: Emulator) -> None:
     """`hook.start` raises one error for unreadable and invalid arguments, also with validate=False."""
     wrong: dict[str, Any] = {
         "inputs": [Path("/no/such.png"), 42],
@@ -173,7 +173,7 @@ def test_hook_tells_everything_too(emulator: Emulator) -> None:
     assert request_lines(emulator.requests) == ["GET /templates"]
 
 
-def test_run_without_outputs_among_inputs_leaves_the_rest_to_be_checked(emulator: Emulator) -> None:
+def test_other_arguments_are_validated_beside_a_run_without_outputs(emulator: Emulator) -> None:
     """Where it cannot be known how many inputs there are, their number is not checked, and all else is."""
     empty = {"flow_run_id": "r", "outputs": [], "state": "failed"}
     (told,) = refused("findings_count", {"inputs": empty, "parameters": {"seed": "x"}})
@@ -183,7 +183,7 @@ def test_run_without_outputs_among_inputs_leaves_the_rest_to_be_checked(emulator
     assert emulator.runs == {}
 
 
-def test_service_that_cannot_tell_hides_no_finding(emulator: Emulator) -> None:
+def test_problems_are_reported_without_a_definition(emulator: Emulator) -> None:
     """If the definition is not available, all problems that do not depend on it are in one error."""
     emulator.switches.templates_endpoint = 404
     (told,) = refused(
@@ -194,7 +194,7 @@ def test_service_that_cannot_tell_hides_no_finding(emulator: Emulator) -> None:
     assert "qualty" not in told
 
 
-def test_broken_graph_is_one_finding_among_others(
+def test_unreadable_graph_is_one_of_the_problems(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """An exported graph that cannot be read is told beside what needs no graph."""
@@ -214,7 +214,7 @@ def test_broken_graph_is_one_finding_among_others(
 
 
 @needs("retry policies")
-def test_findings_that_last_use_up_no_retry(emulator: Emulator) -> None:
+def test_permanent_problems_are_not_retried(emulator: Emulator) -> None:
     """One error of several findings ends the task at its first try, and nothing is kept for a second."""
     ended = run_with_retries("findings_retry", **{**CHAIR_ARGUMENTS, **WRONG["file"][0], **WRONG["path"][0]})
     assert (ended.tries, ended.record) == (1, None)
@@ -222,7 +222,7 @@ def test_findings_that_last_use_up_no_retry(emulator: Emulator) -> None:
     assert RECORD_KEY not in ended.result.xcoms.get("run", {})
 
 
-def test_findings_are_told_once_and_last_if_one_does() -> None:
+def test_problems_are_reported_once_and_permanent_if_one_is() -> None:
     """The same text is told once; the error is worth another try only if nothing in it lasts."""
     found = Problems()
     found.raise_if_any()

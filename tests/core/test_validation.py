@@ -51,7 +51,7 @@ def ran(dag_id: str, **given: Any) -> DagResult:
 
 @needs("retry policies")
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_everything_is_told_at_once_and_nothing_is_made(
+def test_all_mismatches_are_reported_and_no_run_is_created(
     emulator: Emulator,
     tmp_path: Path,
     deferrable: bool,  # noqa: FBT001
@@ -81,7 +81,7 @@ def test_everything_is_told_at_once_and_nothing_is_made(
     assert (emulator.runs, emulator.started_count) == ({}, 0)
 
 
-def test_unknown_flow_is_refused_with_the_nearest(emulator: Emulator) -> None:
+def test_unknown_flow_is_rejected_with_the_nearest_name(emulator: Emulator) -> None:
     """A misspelt flow is refused with the names that are near, and by its id a flow is known too (G-26)."""
     error = ran("validation_flow", **{**CHAIR_ARGUMENTS, "flow": "model_generate_fromprmpt"}).errors["run"]
 
@@ -93,7 +93,7 @@ def test_unknown_flow_is_refused_with_the_nearest(emulator: Emulator) -> None:
     assert ran("validation_id", **{**CHAIR_ARGUMENTS, "flow": found.flow}).state == "success"
 
 
-def test_variables_are_refused_before_the_run(emulator: Emulator) -> None:
+def test_variables_are_validated_before_the_run(emulator: Emulator) -> None:
     """A chain's missing and misspelt variables are one error, and the chain is not run."""
     error = ran(
         "validation_chain",
@@ -111,7 +111,7 @@ def test_variables_are_refused_before_the_run(emulator: Emulator) -> None:
     assert (asked(emulator), emulator.started_count) == ([INFO], 0)
 
 
-def test_check_may_be_switched_off(emulator: Emulator) -> None:
+def test_validation_can_be_disabled(emulator: Emulator) -> None:
     """With validate=False no definition is requested; the service decides about the arguments."""
     emulator.switches.unknown_parameter = "ignore"
     given: dict[str, Any] = {**CHAIR_ARGUMENTS, "parameters": {"quality": "low", "colour": "red"}}
@@ -128,7 +128,7 @@ def test_check_may_be_switched_off(emulator: Emulator) -> None:
     assert INFO not in asked(emulator)
 
 
-def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulator) -> None:
+def test_chain_without_validation_and_outputs_has_failed(emulator: Emulator) -> None:
     """A chain without outputs failed if its definition is not known; else the missing outputs are named."""
     emulator.add_graph("pictures", {"nodes": [
         {"id": "i", "type": "imageNode", "data": {"name": "i", "prompt": "a chair"}},
@@ -142,7 +142,7 @@ def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulat
         assert (run.state, [output.name for output in run.outputs]) == (FlowState.FAILED, names)
 
 
-def test_what_templates_give_is_sent_in_the_types_that_are_told(emulator: Emulator) -> None:
+def test_rendered_strings_are_sent_as_the_documented_types(emulator: Emulator) -> None:
     """Templated arguments are strings; a number and a Boolean among them are sent as such."""
     values = {"seed": "{{ 3 + 4 }}", "texture": "{{ False }}", "quality": None}
     assert ran("validation_templates", **{**CHAIR_ARGUMENTS, "parameters": values}).state == "success"
@@ -159,7 +159,7 @@ def test_chain_without_variables_needs_no_inputs(emulator: Emulator) -> None:
 
 
 @needs("task state store")
-def test_retry_that_picks_a_run_up_checks_nothing(emulator: Emulator) -> None:
+def test_retry_that_resumes_a_run_validates_nothing(emulator: Emulator) -> None:
     """Only a try that is to make a run asks what the flow takes; one that goes on with a run does not."""
     emulator.add_fault(Fault(method="GET", path="/flows/*/outputs", status=500))
     ended = run_with_retries("validation_retry", **CHAIR_ARGUMENTS)
@@ -186,9 +186,7 @@ TROUBLES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_service_that_cannot_tell_is_no_reason_to_fail(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_definition_is_no_error(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the definition cannot be loaded, the run starts, one line logs it, and no retry takes minutes."""
     monkeypatch.setenv(
         "AIRFLOW_CONN_FLOWS_DEFAULT", emulator.connections["AIRFLOW_CONN_FLOWS_DEFAULT"]
@@ -206,7 +204,7 @@ def test_service_that_cannot_tell_is_no_reason_to_fail(
         assert asked(emulator).count("GET /templates") <= MAX_DEFINITION_ATTEMPTS, name
 
 
-def test_definitions_are_asked_for_once_a_moment(emulator: Emulator, hook: GenerioHook) -> None:
+def test_definitions_are_shared_by_hooks(emulator: Emulator, hook: GenerioHook) -> None:
     """Many requests of a process load a definition once; another connection loads it for itself."""
     order = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
     hook.validate(order)
@@ -262,7 +260,7 @@ def test_threads_load_a_definition_once(emulator: Emulator) -> None:
     assert asked(emulator) == ["GET /templates"]
 
 
-def test_key_of_a_definition_shows_no_secret(hook: GenerioHook) -> None:
+def test_cache_key_contains_no_secret(hook: GenerioHook) -> None:
     """Another API key is another key in the cache, but the cache shows neither."""
     (value,) = hook.settings.credentials.values()
     keys = [hook.preflight._get_cache_key()]
@@ -272,7 +270,9 @@ def test_key_of_a_definition_shows_no_secret(hook: GenerioHook) -> None:
     assert not any(secret in repr(keys) for secret in (value.split()[-1], "another-key"))
 
 
-def test_nothing_is_refused_for_what_is_not_news(emulator: Emulator, hook: GenerioHook) -> None:
+def test_request_is_not_rejected_because_of_a_cached_definition(
+    emulator: Emulator, hook: GenerioHook
+) -> None:
     """A flow or a parameter that was made just now is asked for once more before it is refused."""
     emulator.add_fault(
         Fault(path="/templates", body=b'{"templates": [{"name": "model_optimize", "parameters": {}}]}')
@@ -287,7 +287,7 @@ def test_nothing_is_refused_for_what_is_not_news(emulator: Emulator, hook: Gener
     assert len(asked(emulator)) == 4
 
 
-def test_no_inputs_are_refused_with_one_question(emulator: Emulator, hook: GenerioHook) -> None:
+def test_missing_inputs_are_rejected_after_one_request(emulator: Emulator, hook: GenerioHook) -> None:
     """A problem that needs no definition is reported once, with the other problems."""
     for inputs, told in (
         (None, "at least one prompt or file"),
@@ -318,7 +318,7 @@ def test_no_inputs_are_refused_with_one_question(emulator: Emulator, hook: Gener
         ("template_inputs", "absent", ""),
     ],
 )
-def test_every_shape_of_a_template_is_checked(
+def test_every_shape_of_a_template_is_validated(
     emulator: Emulator, hook: GenerioHook, switch: str, value: str, told: str
 ) -> None:
     """Whatever shape the service's templates have, what they tell is checked and nothing else."""
@@ -334,7 +334,7 @@ def test_every_shape_of_a_template_is_checked(
         assert hook.validate(order) is not None
 
 
-def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook, tmp_path: Path) -> None:
+def test_bmp_is_validated_as_png(emulator: Emulator, hook: GenerioHook, tmp_path: Path) -> None:
     """A BMP, which no flow takes, is checked as the PNG that is sent (G-11); a TIFF by its content."""
     from PIL import Image
 
@@ -351,7 +351,7 @@ def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook,
 
 
 @pytest.mark.parametrize("status", [404, 500])
-def test_exported_graph_tells_what_the_service_cannot(
+def test_exported_graph_replaces_a_missing_definition(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
 ) -> None:
     """An exported graph validates a chain if getFlowInfo fails; an unreadable file is named."""

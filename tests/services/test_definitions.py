@@ -88,7 +88,7 @@ def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> 
         },
     ],
 )  # fmt: skip
-def test_parameters_are_read_in_every_shape(told: Any) -> None:
+def test_parameters_are_parsed_in_every_shape(told: Any) -> None:
     """A parameter is the same in a list, in a mapping by name and in a JSON Schema."""
     definition = template(parameters=told)
     assert definition.parameters == {"seed": Parameter("seed", ("integer",), -1, "d", (1, 2, 3))}
@@ -125,7 +125,7 @@ def test_parameters_are_read_in_every_shape(told: Any) -> None:
         ),
     ],
 )
-def test_what_a_template_does_not_tell_is_not_there(told: Any, parameter: Parameter) -> None:
+def test_undocumented_properties_are_none(told: Any, parameter: Parameter) -> None:
     """Unknown types, unknown fields and ambiguous values are not validated; the name is known."""
     assert template(parameters=told).parameters == {"seed": parameter}
 
@@ -133,7 +133,7 @@ def test_what_a_template_does_not_tell_is_not_there(told: Any, parameter: Parame
 @pytest.mark.parametrize(
     "told", [None, 7, "seed", [{"label": "x"}], [7], {"properties": {}, "additionalProperties": True}]
 )
-def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
+def test_unknown_parameters_are_accepted_if_the_definition_is_incomplete(told: Any) -> None:
     """A parameter of any name goes through where the template's list cannot be read whole."""
     assert not template(parameters=told).is_complete
     assert not refusal(template(parameters=told, inputs=["prompt"]), PROMPT, {"anything": 1})
@@ -158,7 +158,7 @@ def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
         ({}, ()),
     ],
 )
-def test_input_types_are_read_in_every_shape(told: dict[str, Any], types: tuple[str, ...]) -> None:
+def test_input_types_are_parsed_in_every_shape(told: dict[str, Any], types: tuple[str, ...]) -> None:
     """Media types are parsed into standard names (G-11 to G-13); if one cannot be parsed, none is."""
     assert template(**told).inputs == types
 
@@ -217,7 +217,7 @@ ITEMS = (
     item=JSON | st.dictionaries(st.sampled_from(ITEMS), ROWS | st.lists(ROWS, max_size=3)),
     given_parameters=JSON,
 )
-def test_any_template_is_read_or_none(item: Any, given_parameters: Any) -> None:
+def test_any_template_is_parsed_or_none(item: Any, given_parameters: Any) -> None:
     """A malformed template raises nothing, and a check against it raises FlowInputError only."""
     definition = parse_template(item)
     if definition is not None:
@@ -236,7 +236,7 @@ def test_any_template_is_read_or_none(item: Any, given_parameters: Any) -> None:
         {"templates": [{"template_id": "1", "name": "t"}, "t", {"slug": "t"}]},
     ],
 )
-def test_list_of_templates_is_read_in_every_shape(told: Any) -> None:
+def test_list_of_templates_is_parsed_in_every_shape(told: Any) -> None:
     """A list, wrapped or bare, has the same flow, found by id and name (G-26); other rows are skipped."""
     known = ScriptedTransport(json_response(told)).run(Generio().list_definitions())
     assert [one.flow for one in known] == ["1"]
@@ -250,7 +250,7 @@ def test_other_shapes_of_the_list_are_malformed(body: Any) -> None:
         ScriptedTransport(json_response(body)).run(Generio().list_definitions())
 
 
-def test_list_of_templates_is_read_to_its_end() -> None:
+def test_all_pages_of_templates_are_requested() -> None:
     """Pages that are told of are read, so that a flow on the second one is known."""
     pages = (
         {"templates": [{"name": "a"}], "page": 1, "pages": 2},
@@ -261,14 +261,14 @@ def test_list_of_templates_is_read_to_its_end() -> None:
     assert script.requests[1].query == {"page": "2"}
 
 
-def test_flow_is_known_by_whatever_short_text_a_row_calls_it() -> None:
+def test_flow_is_found_by_any_short_text_of_its_row() -> None:
     """Which field a start takes is not documented: a row that says the word is the flow's."""
     known = [template(id="1", name="Text to 3D", reference="model_fromtext"), template(id="model_fromtext2")]
     assert find_definition("model_fromtext", known) is known[0]
     assert select_definition("model_fromtext", "generio", known, Problems()) is known[0]
 
 
-def test_unknown_flow_is_told_with_the_nearest() -> None:
+def test_error_about_an_unknown_flow_has_the_nearest_name() -> None:
     """An unknown flow is rejected with the closest names, all names, and the way to skip the check."""
     known = [
         template(id=str(number), name=name)
@@ -346,7 +346,7 @@ def test_parameters_are_checked(name: str, value: Any, told: str) -> None:
         (("integer",), "auto", "auto"),
     ],
 )
-def test_texts_are_sent_as_what_they_spell(types: tuple[str, ...], value: Any, sent: Any) -> None:
+def test_strings_are_coerced_to_the_parameter_type(types: tuple[str, ...], value: Any, sent: Any) -> None:
     """A string is sent as the number or Boolean that it represents, unless the flow takes strings there."""
     definition = replace(MODEL, parameters={"it": Parameter("it", types, default="auto")})
     meanings = coerce_parameters(definition, {"it": value, "other": "3"})
@@ -354,7 +354,7 @@ def test_texts_are_sent_as_what_they_spell(types: tuple[str, ...], value: Any, s
     assert type((meanings or {})["it"]) is type(sent)
 
 
-def test_null_is_sent_only_where_it_may_be_one() -> None:
+def test_null_is_sent_only_if_accepted() -> None:
     """A None for a parameter that takes no null leaves it to the service; one that is needed is refused."""
     definition = replace(
         MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", ("string",), required=True)}
@@ -367,7 +367,7 @@ def test_null_is_sent_only_where_it_may_be_one() -> None:
     )
 
 
-def test_all_findings_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     """One error names all problems, what the flow takes, that no run was created, and what to do."""
     definition = replace(MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", required=True)})
     told = refusal(definition, [PNG, *PROMPT, PNG], {"qualty": "low", "seed": "x", "mod": 1})
@@ -427,7 +427,7 @@ def test_media_types_are_checked(takes: tuple[str, ...], item: FlowInput, told: 
     assert bool(found) == bool(told)
 
 
-def test_mapping_for_a_flow_of_files_is_refused() -> None:
+def test_mapping_is_rejected_for_a_flow_with_files() -> None:
     """Variables for a flow that takes files are told as such, unless nothing is known of what it takes."""
     assert "inputs must be a list" in refusal(IMAGES, {"color": "red"})
     assert not refusal(replace(IMAGES, inputs=()), {"color": "red"})
@@ -451,7 +451,7 @@ def test_variables_are_checked_all_at_once() -> None:
     assert not refusal(replace(CHAIN, inputs=()), [])
 
 
-def test_words_of_a_graph_are_variables_too() -> None:
+def test_variables_in_a_graph() -> None:
     """A row's type is known in capitals and in the word that a graph has for it."""
     told = [
         {"name": "a", "type": "Variable"},
@@ -471,7 +471,7 @@ def test_words_of_a_graph_are_variables_too() -> None:
         [{"name": "anything", "type": "input"}, {"name": "o"}],
     ],
 )
-def test_variables_that_are_not_all_told_are_not_checked(told: Any) -> None:
+def test_variables_are_not_validated_if_the_definition_is_incomplete(told: Any) -> None:
     """An answer of getFlowInfo that is empty or cannot be read whole refuses no name."""
     assert not refusal(
         ScriptedTransport(json_response(told)).run(PromptChainer().get_definition("f")), {"anything": "x"}
@@ -487,7 +487,7 @@ def test_messages_are_bounded() -> None:
     assert len(refusal(MODEL, [PNG] * 5000, {"quality": "q" * 100_000})) < 10_000
 
 
-def test_graph_file_is_read(tmp_path: Path) -> None:
+def test_graph_file_is_loaded(tmp_path: Path) -> None:
     """The graph of a flow is `<flow>.json` in the folder, a path or a URI; without a file it is None."""
     (tmp_path / f"{SAMPLE}.json").write_text(json.dumps(sample_graphs()[SAMPLE].source))
     for folder in (str(tmp_path), f"{tmp_path.as_uri()}/"):
@@ -503,7 +503,7 @@ def test_graph_file_is_read(tmp_path: Path) -> None:
     "flow",
     ["../secret", "..", ".", "", "a/b", "/etc/passwd", "a\\b", "a\x00b", "%2e%2e%2fsecret", "s3://x/y"],
 )
-def test_flow_never_leads_out_of_the_folder(tmp_path: Path, flow: str) -> None:
+def test_graph_file_is_never_outside_the_folder(tmp_path: Path, flow: str) -> None:
     """A flow id that is a path is the name of no file."""
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.json").write_text('{"nodes": [], "edges": []}')
@@ -530,7 +530,7 @@ def test_graph_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes,
 
 
 @pytest.mark.parametrize("folder", ["no-such-scheme://graphs", "no-such-scheme://user:secret@graphs"])
-def test_store_that_cannot_be_asked_is_an_error_of_ours(tmp_path: Path, folder: str) -> None:
+def test_unreachable_store_is_a_flow_error(tmp_path: Path, folder: str) -> None:
     """An error of the store becomes a FlowInputError without credentials, also for a folder as the file."""
     (tmp_path / "f.json").mkdir()
     for place in (folder, str(tmp_path)):

@@ -101,7 +101,7 @@ def test_create_with_inputs_is_one_request(flow_emulator: Emulator, hook: Generi
     }
 
 
-def test_run_under_way_is_aborted(flow_emulator: Emulator, hook: GenerioHook) -> None:
+def test_active_run_is_aborted(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A run that goes on is stopped, and asking again, or for a final one, is no error."""
     flow_emulator.run_seconds = 60
     run = hook.start(FLOW, "a chair")
@@ -111,7 +111,7 @@ def test_run_under_way_is_aborted(flow_emulator: Emulator, hook: GenerioHook) ->
     hook.abort(run.flow_run_id)
 
 
-def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
+def test_timestamps_are_utc_and_raw_has_unknown_keys() -> None:
     """Timestamps of any documented form become pendulum datetimes in UTC; `raw` has unknown fields."""
     noon = pendulum.datetime(2025, 12, 16, 12, tz="UTC")
     forms: list[Any] = [
@@ -139,7 +139,7 @@ def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
 
 
 @pytest.mark.parametrize("form", [None, "", "soon", "never", True, [], {}, "9999999", 1e300])
-def test_timestamp_that_is_none_is_none(form: Any) -> None:
+def test_invalid_timestamp_is_none(form: Any) -> None:
     """A timestamp that cannot be read is None: it is never needed."""
     run = ScriptedTransport(json_response({"flow_id": "r", "state": "running", "created_at": form})).run(
         Generio().get_run("r")
@@ -214,7 +214,7 @@ def test_chain_takes_no_parameters(flow_emulator: Emulator, chain: PromptChainer
     assert flow_emulator.requests == ()
 
 
-def test_graph_reads_into_the_same_definition(chain: PromptChainerHook) -> None:
+def test_definition_from_a_graph_equals_that_of_the_service(chain: PromptChainerHook) -> None:
     """An exported graph of nodes and edges gives the same inputs and outputs as getFlowInfo."""
     told = chain.get_definition(SAMPLE)
     definition = FlowDefinition.from_graph(

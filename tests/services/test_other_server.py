@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
+def test_every_mode_returns_the_dict(ran: Ran, mode: str) -> None:
     """Against an independent server, each mode returns the documented dict and writes a complete file."""
     returned = ran.returned[mode]
 
@@ -121,7 +121,7 @@ def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
     }
 
 
-def test_the_key_is_nowhere(ran: Ran) -> None:
+def test_the_key_appears_nowhere(ran: Ran) -> None:
     """After runs in every mode, with DEBUG logs, the key is in no log, XCom, field, trigger or file."""
     files = [path for path in ran.home.rglob("*") if path.is_file()]
     assert ran.home / "airflow.db" in files
@@ -132,7 +132,7 @@ def test_the_key_is_nowhere(ran: Ran) -> None:
     assert [path for path in files if ran.key.encode() in path.read_bytes()] == []
 
 
-def test_everywhere_that_was_searched_holds_something(ran: Ran) -> None:
+def test_every_searched_place_is_not_empty(ran: Ran) -> None:
     """What is searched for the key was really written: XComs and rendered fields."""
     with sqlite3.connect(ran.home / "airflow.db") as database:
         (rendered,) = database.execute("select count(*) from rendered_task_instance_fields").fetchone()
@@ -141,7 +141,7 @@ def test_everywhere_that_was_searched_holds_something(ran: Ran) -> None:
 
 
 @needs("task state store")
-def test_record_of_each_start_is_kept(ran: Ran) -> None:
+def test_record_of_each_start_is_saved(ran: Ran) -> None:
     """Each durable start has left a record in the state store, and in it no key and no content."""
     with sqlite3.connect(ran.home / "airflow.db") as database:
         store = database.execute("select task_id, key, value from task_state_store").fetchall()
@@ -215,7 +215,7 @@ def test_a_run_is_paid_for_when_it_starts_and_once(asker: Asker) -> None:
     assert asker.server.count_paid("mine") == 1
 
 
-def test_what_a_state_forbids(asker: Asker) -> None:
+def test_rejected_requests_by_state(asker: Asker) -> None:
     """A running run takes no input and no deletion, and has no outputs; a final one cannot be aborted."""
     run = asker.made(inputs=[{"data": PROMPT}])
     assert asker.ask("POST", f"{run}/inputs", json={"data": PROMPT}).status_code == 400
@@ -226,7 +226,7 @@ def test_what_a_state_forbids(asker: Asker) -> None:
     assert asker.ask("PATCH", run, json={"action": "abort"}).status_code == 400
 
 
-def test_runs_go_as_they_are_told(asker: Asker) -> None:
+def test_runs_follow_their_plan(asker: Asker) -> None:
     """The next run takes its own time and fails if it is told to; the one after that is as usual."""
     asker.server.plan_next(seconds=10, error="No.")
     told, usual = asker.made(inputs=[{"data": "a"}]), asker.made(inputs=[{"data": "b"}])
@@ -237,7 +237,7 @@ def test_runs_go_as_they_are_told(asker: Asker) -> None:
     assert asker.ask("GET", usual).json()["state"] == "running"
 
 
-def test_several_inputs_make_a_file_each_and_one_more(asker: Asker) -> None:
+def test_several_inputs_produce_one_file_each_and_another(asker: Asker) -> None:
     """There is one output for each input, with its metadata, and one for all, each in its own file."""
     run = asker.made(inputs=[{"data": "a", "additional": 1}, {"data": "b", "additional": 2}])
     asker.server.advance(1001)
@@ -248,13 +248,13 @@ def test_several_inputs_make_a_file_each_and_one_more(asker: Asker) -> None:
     assert files == [model("a"), model("b"), model("a and b")]
 
 
-def test_the_list_is_read_in_the_other_way(asker: Asker) -> None:
+def test_the_list_has_the_other_shape(asker: Asker) -> None:
     """`filter_by` selects fields, as in the older documentation, so the rows of a list have no state."""
     asker.made()
     assert [set(row) for row in asker.ask("GET", "/flows?filter_by=created").json()] == [{"flow_id"}]
     assert [row["state"] for row in asker.ask("GET", "/flows").json()] == ["created"]
 
 
-def test_another_key_is_refused(asker: Asker) -> None:
+def test_another_key_is_rejected(asker: Asker) -> None:
     """Nothing is told to somebody else."""
     assert asker.ask("GET", "/flows", key="guessed").status_code == 403

@@ -151,9 +151,7 @@ def test_row_over_a_socket(
 
 
 @pytest.mark.parametrize("code", [401, 403])
-def test_either_refusal_of_the_key_is_the_same_error(
-    flow_emulator: Emulator, hook: GenerioHook, code: int
-) -> None:
+def test_401_and_403_are_the_same_error(flow_emulator: Emulator, hook: GenerioHook, code: int) -> None:
     """G-24: 401 and 403 are both FlowAuthError, after one request."""
     flow_emulator.switches.update({"auth_failure": code})
     hook.connection.password = "wrong"
@@ -163,7 +161,7 @@ def test_either_refusal_of_the_key_is_the_same_error(
 
 
 @pytest.mark.parametrize("way", ["empty", "refuse"])
-def test_failed_run_is_told_as_failed_whatever_its_outputs(
+def test_failed_run_is_failed_whatever_its_outputs(
     flow_emulator: Emulator, hook: GenerioHook, way: str
 ) -> None:
     """G-23: partial outputs of a failed run can be listed, and a refusal or an empty list is no trouble."""
@@ -179,7 +177,7 @@ def test_failed_run_is_told_as_failed_whatever_its_outputs(
 
 
 @pytest.mark.parametrize("kind", ["generio", "promptchainer"])
-def test_host_is_the_connections(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_host_is_that_of_the_connection(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """G-21, P-04: the documented production host is the default, and a connection may name any other."""
     hooks = {"generio": GenerioHook, "promptchainer": PromptChainerHook}
     monkeypatch.setenv("AIRFLOW_CONN_PLAIN", f'{{"conn_type": "{kind}", "password": "k"}}')
@@ -198,7 +196,7 @@ def test_key_is_sent_in_the_documented_header_only() -> None:
     assert Settings("https://h", P.auth_headers("k")).credentials == {"x-api-key": "k"}
 
 
-def test_code_holds_no_sample_key_and_no_sample_repository() -> None:
+def test_code_contains_no_sample_key_and_no_sample_repository() -> None:
     """G-27, P-14: the package has no key of the published form and no link to the sample code."""
     text = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if "emulator" not in path.parts)
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", text)
@@ -206,19 +204,19 @@ def test_code_holds_no_sample_key_and_no_sample_repository() -> None:
     assert "quickstart" not in text
 
 
-def test_unknown_template_names_those_there_are(hook: GenerioHook) -> None:
+def test_error_about_an_unknown_template_lists_all(hook: GenerioHook) -> None:
     """G-26: a flow that the service does not have is answered with the names of those it has."""
     with pytest.raises(FlowNotFound, match="model_generate_fromprompt"):
         hook.get_definition("model_generate_fromdream")
 
 
-def test_inputs_of_the_table_are_exact() -> None:
+def test_documented_input_types_are_exact() -> None:
     """G-14, G-19: an input's item is `data` and, only where there is one, `additional`."""
     assert FlowInput("p").to_json() == {"data": "p"}
     assert FlowInput("p", {"n": 1}).to_json() == {"data": "p", "additional": {"n": 1}}
 
 
-def test_row_without_an_id_is_an_output_that_failed() -> None:
+def test_row_without_an_id_is_a_failed_output() -> None:
     """A list with rows that nobody can fetch is not taken for a complete one: each is listed, as failed."""
     told = [
         {"asset_id": "a", "status": "ready"},
@@ -233,7 +231,7 @@ def test_row_without_an_id_is_an_output_that_failed() -> None:
     assert {output.error for output in listed[1:]} == {"the service's list has no id for it"}
 
 
-def test_long_names_are_cut() -> None:
+def test_long_names_are_truncated() -> None:
     """A long name is cut for XCom, and an output of a chain with a long name is not missing."""
     name = "n" * 100_000
     (output,) = ScriptedTransport(json_response({"outputs": [{"asset_id": "a", "name": name}]})).run(

@@ -73,7 +73,7 @@ class Lazy(Sequence[Any]):
         return self._items[index]
 
 
-def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], tmp_path: Path) -> None:
+def test_file_changed_after_its_task_is_rejected(file: dict[str, Any], tmp_path: Path) -> None:
     """A file that was overwritten is rejected before anything is sent; its URI alone accepts any content."""
     other = GLB[:-1] + b"\x01"
     (tmp_path / "chair.glb").write_bytes(other)
@@ -95,7 +95,7 @@ def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], t
     assert content([said]) == [("Sit down", None)]
 
 
-def test_every_form_of_what_was_made_is_taken(file: dict[str, Any]) -> None:
+def test_every_form_of_an_output_is_accepted(file: dict[str, Any]) -> None:
     """One output, a list, the returned dict, several dicts and mapped ones all are their files and texts."""
     made, said = (GLB, {"n": 1}), ("Sit down", None)
     assert content(file) == content([file]) == content(whole(file)) == [made]
@@ -119,7 +119,7 @@ def test_every_form_of_what_was_made_is_taken(file: dict[str, Any]) -> None:
         {"some_day": 1},
     ],
 )
-def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) -> None:
+def test_unknown_keys_are_ignored(file: dict[str, Any], more: dict[str, Any]) -> None:
     """A file that was written counts, whatever else is told of it, alone and in a list."""
     assert content({**file, **more}) == content([{**file, **more}]) == [(GLB, {"n": 1})]
 
@@ -141,7 +141,7 @@ def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) 
         (FlowOutput("chair", media_type="text/plain", value=" "), "is blank"),
     ],
 )
-def test_what_cannot_be_taken_is_named(output: FlowOutput, told: str) -> None:
+def test_unacceptable_input_is_named(output: FlowOutput, told: str) -> None:
     """An output without file and text is an error that names it, the reason, and what to change."""
     item = output.to_dict()
     for inputs, where in (
@@ -164,20 +164,20 @@ def test_what_cannot_be_taken_is_named(output: FlowOutput, told: str) -> None:
         (FlowState.COMPLETED, r"inputs\[1\]: flow run r1 \(completed\) produced no outputs; remove it"),
     ],
 )
-def test_run_without_outputs_is_told(state: FlowState, message: str) -> None:
+def test_run_without_outputs_is_named(state: FlowState, message: str) -> None:
     """A run without outputs is an error; its advice depends on whether the upstream task has waited."""
     with pytest.raises(FlowInputError, match=message):
         parse_inputs(["a", whole(state=state)])
 
 
-def test_other_lists_within_lists_are_refused(file: dict[str, Any]) -> None:
+def test_nested_lists_are_rejected(file: dict[str, Any]) -> None:
     """Only lists of outputs are opened up."""
     for inner in ([], ["a chair"], [file, "a chair"]):
         with pytest.raises(FlowInputError, match=r"inputs\[0\] must be .*not list"):
             parse_inputs([inner])
 
 
-def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
+def test_variables_accept_texts(tmp_path: Path, file: dict[str, Any]) -> None:
     """A variable takes the text of an output, and of a text file; a picture or a model is refused by name."""
     (tmp_path / "long.txt").write_text("größer", encoding="utf-8")
     (tmp_path / "data.json").write_text("{}", encoding="utf-8")
@@ -210,7 +210,7 @@ def test_variable_of_an_output_reaches_the_service(flow_emulator: Emulator) -> N
 pytestmark = pytest.mark.emulator(run_seconds=0.1)
 
 
-def test_whole_result_of_a_task_is_the_next_ones_input(emulator: Emulator, tmp_path: Path) -> None:
+def test_result_of_a_task_is_the_input_of_the_next(emulator: Emulator, tmp_path: Path) -> None:
     """`inputs=first.output`, and a list of two such, run to their end."""
     same: dict[str, Any] = {"flows_conn_id": "generio_default", "output_path": str(tmp_path), **OFTEN}
     with DAG("chaining_whole", schedule=None) as dag:
@@ -225,7 +225,7 @@ def test_whole_result_of_a_task_is_the_next_ones_input(emulator: Emulator, tmp_p
     assert emulator.started_count == 3
 
 
-def test_mapped_tasks_are_the_next_ones_inputs(emulator: Emulator, tmp_path: Path) -> None:
+def test_results_of_mapped_tasks_are_the_inputs_of_the_next(emulator: Emulator, tmp_path: Path) -> None:
     """The results of a mapped task are inputs of one task, and of mapped tasks one by one."""
     same: dict[str, Any] = {"flows_conn_id": "generio_default", "output_path": str(tmp_path), **OFTEN}
     with DAG("chaining_mapped", schedule=None) as dag:

@@ -54,7 +54,7 @@ def source(inputs: Any, conn_id: str | None = None) -> UploadSource:
     return data
 
 
-def test_file_is_known_by_size_and_digest_and_read_each_time(tmp_path: Path) -> None:
+def test_file_has_size_and_digest_and_is_read_each_time(tmp_path: Path) -> None:
     """Reading the inputs keeps what a file is, not its bytes, which are read anew each time."""
     content = PNG + os.urandom(3 * INPUT_CHUNK_BYTES)
     (tmp_path / "a.png").write_bytes(content)
@@ -86,7 +86,7 @@ def test_path_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert b"".join(read.chunks()) == PNG + name.encode(errors="surrogateescape")
 
 
-def test_path_with_nul_is_refused(tmp_path: Path) -> None:
+def test_path_with_nul_is_rejected(tmp_path: Path) -> None:
     """A name that no file can have is an error of ours."""
     with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that cannot be read"):
         parse_inputs(tmp_path / "a\0.png")
@@ -123,7 +123,7 @@ def test_connection_opens_the_store(store: ConnectionFileSystem, tmp_path: Path)
         assert b"".join(source(local, "no_such_connection").chunks()) == PNG + b"local"
 
 
-def test_connection_that_is_not_there_is_an_error_of_ours(store: ConnectionFileSystem) -> None:
+def test_unknown_connection_is_a_flow_error(store: ConnectionFileSystem) -> None:
     """A connection that nobody has defined is an error that names the input."""
     store.pipe("/box/a.png", PNG)
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_connection_that_is_not_there_is_an_error_of_ours(store: ConnectionFileS
         parse_inputs("s3://box/a.png", "no_such_connection")
 
 
-def test_hook_hands_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
+def test_hook_passes_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
     """The hook's start and add_input take the connection, too."""
     store.pipe("/box/a.png", picture())
     flow_emulator.run_seconds = 60
@@ -144,7 +144,7 @@ def test_hook_hands_the_connection_on(store: ConnectionFileSystem, flow_emulator
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_operator_hands_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
+def test_operator_passes_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
     """The operator's `input_conn_id` is templated, and opens the file."""
     store.pipe("/box/a.png", picture())
     flow_emulator.run_seconds = 0.1
@@ -162,7 +162,7 @@ def test_operator_hands_the_connection_on(store: ConnectionFileSystem, flow_emul
     assert "input_conn_id" in RunFlowOperator.template_fields
 
 
-def test_store_that_goes_away_is_told_without_its_key(store: ConnectionFileSystem) -> None:
+def test_error_about_an_unavailable_store_has_no_key(store: ConnectionFileSystem) -> None:
     """A failed read is an error that names the file: permanent at the start, transient later."""
     store.pipe("/box/a.png", PNG + bytes(3 * INPUT_CHUNK_BYTES))
     read = source("memory://box/a.png", CONN)
@@ -182,7 +182,7 @@ def test_store_that_goes_away_is_told_without_its_key(store: ConnectionFileSyste
     "named",
     ["s3://key:s3cret@box/a.png", "https://example.test/a.png?sig=s3cret", "nosuch://u:s3cret@h/a.png"],
 )
-def test_secrets_of_a_uri_are_not_told(named: str) -> None:
+def test_secrets_of_a_uri_are_redacted(named: str) -> None:
     """Credentials and a signature in a URI are in no error, nor in what led to it."""
     with pytest.raises(FlowInputError, match="cannot be read") as caught:
         parse_inputs(named)
@@ -191,7 +191,7 @@ def test_secrets_of_a_uri_are_not_told(named: str) -> None:
     assert caught.value.__suppress_context__
 
 
-def test_text_file_beyond_the_bound_is_refused(tmp_path: Path) -> None:
+def test_text_file_beyond_the_limit_is_rejected(tmp_path: Path) -> None:
     """A prompt from a file has a bound; a text as large as that is sent whole."""
     (tmp_path / "a.txt").write_bytes(b"a" * MAX_TEXT_INPUT_BYTES)
     (read,) = parse_inputs(tmp_path / "a.txt")
@@ -249,13 +249,13 @@ KEPT_BEFORE = [
 
 
 @pytest.mark.parametrize(("order", "fingerprint"), KEPT_BEFORE, ids=lambda value: getattr(value, "flow", ""))
-def test_fingerprint_of_texts_is_what_it_was(order: RunRequest, fingerprint: str) -> None:
+def test_fingerprint_of_texts_is_stable(order: RunRequest, fingerprint: str) -> None:
     """The fingerprints of texts and variables do not change, because task states contain them."""
     assert order.fingerprint == fingerprint
 
 
 @needs("retry policies")
-def test_error_that_may_pass_is_retried() -> None:
+def test_transient_error_is_retried() -> None:
     """A file that changed is worth another try of the task, a file that is not there is not."""
     from airflow_provider_flows.retry_policy import FlowsRetryPolicy
 

@@ -57,7 +57,7 @@ def bitmap() -> bytes:
 
 
 @pytest.mark.parametrize("text", ["BMW is a car. Make a model of it", "GIF89 was a format. Draw it", "BM"])
-def test_text_file_that_begins_like_a_picture_is_a_text(tmp_path: Path, text: str) -> None:
+def test_text_file_with_the_prefix_of_a_picture_is_a_text(tmp_path: Path, text: str) -> None:
     """A few letters make no picture: a text file that begins with them is a prompt."""
     (tmp_path / "prompt.txt").write_text(text)
     assert sent([tmp_path / "prompt.txt"]) == [text]
@@ -78,7 +78,7 @@ def memory() -> Any:
         "~ a chair",
     ],
 )  # fmt: skip
-def test_prompt_is_sent_as_it_is(prompt: str) -> None:
+def test_prompt_is_sent_unchanged(prompt: str) -> None:
     """A string that is not one URI and not one path is a prompt, sent to the letter, alone or in a list."""
     assert sent(prompt) == sent([prompt]) == sent((prompt,)) == sent([{"data": prompt}]) == [prompt]
 
@@ -97,7 +97,7 @@ def test_prompt_is_sent_as_it_is(prompt: str) -> None:
         "models/chair.GLB",
     ],
 )
-def test_string_that_looks_like_a_path_is_refused(path: str) -> None:
+def test_string_like_a_path_is_rejected(path: str) -> None:
     """A string that can only be a path is rejected with a hint; as `data` it is a prompt."""
     with pytest.raises(FlowInputError, match=r"inputs\[1\] is a string that looks like a path.*pathlib.Path"):
         parse_inputs(["a chair", path])
@@ -105,7 +105,7 @@ def test_string_that_looks_like_a_path_is_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize("media_type", HEADS)
-def test_file_is_told_by_its_content(tmp_path: Path, media_type: str) -> None:
+def test_media_type_is_detected_by_content(tmp_path: Path, media_type: str) -> None:
     """A file's media type is that of its first bytes, whatever its name says."""
     path = tmp_path / "wrong.gif"
     path.write_bytes(HEADS[media_type])
@@ -121,9 +121,7 @@ def test_file_is_told_by_its_content(tmp_path: Path, media_type: str) -> None:
         ("a.pdf", "application/pdf"),
     ],
 )
-def test_file_is_told_by_its_name_where_its_content_tells_nothing(
-    tmp_path: Path, name: str, media_type: str
-) -> None:
+def test_media_type_is_detected_by_name_if_not_by_content(tmp_path: Path, name: str, media_type: str) -> None:
     """Unknown first bytes leave it to the name; image/jpg is never written."""
     (tmp_path / name).write_bytes(b"\x00\x01")
     assert sent(tmp_path / name) == [uri(media_type, b"\x00\x01")]
@@ -150,7 +148,7 @@ def test_every_way_to_name_a_file(tmp_path: Path, memory: Any) -> None:
     assert [sent(way) for way in ways] == [[uri("image/png", png)]] * len(ways)
 
 
-def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
+def test_outputs_of_another_run_are_inputs(memory: Any) -> None:
     """The dict of an output that was written names its file, and its metadata goes with it."""
     memory.pipe("/out/chair.glb", HEADS["model/gltf-binary"])
     output = {
@@ -168,7 +166,7 @@ def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
 @pytest.mark.parametrize(
     "variables", [{"color": "red"}, {"data": "x", "color": "y"}, {"uri": "s3://not/a/file", "item": "z"}, {}]
 )
-def test_other_mapping_holds_variables(variables: dict[str, str]) -> None:
+def test_other_mapping_has_variables(variables: dict[str, str]) -> None:
     """A mapping that is no input is a mapping of variables, and stays one, also with names such as `data`."""
     assert parse_inputs(variables) == variables
 
@@ -191,7 +189,7 @@ def test_text_file_is_a_prompt(tmp_path: Path) -> None:
         {"data": "data:image/pjpeg;base64,_9j_"},
     ],
 )
-def test_data_uri_is_written_in_the_one_documented_form(given: Any) -> None:
+def test_data_uri_is_written_in_the_documented_form(given: Any) -> None:
     """However a data URI was written, it goes out as `;base64,`, padded, standard alphabet, image/jpeg."""
     assert sent([given]) == ["data:image/jpeg;base64,/9j/"]
 
@@ -210,14 +208,14 @@ def test_bitmap_becomes_a_png(tmp_path: Path) -> None:
         )
 
 
-def test_bitmap_that_is_broken_is_refused(tmp_path: Path) -> None:
+def test_broken_bitmap_is_rejected(tmp_path: Path) -> None:
     """A BMP that cannot be read is an error that names the item."""
     (tmp_path / "a.bmp").write_bytes(b"BM")
     with pytest.raises(FlowInputError, match=r"inputs\[0\] is a BMP image that cannot be read"):
         parse_inputs(tmp_path / "a.bmp")
 
 
-def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
+def test_error_about_missing_pillow_names_the_package(tmp_path: Path) -> None:
     """Without Pillow, a BMP is an error that names the extra to install, and other files are accepted."""
     (tmp_path / "a.bmp").write_bytes(bitmap())
     (tmp_path / "a.png").write_bytes(HEADS["image/png"])
@@ -257,13 +255,13 @@ def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
         (Path("/no/such/file.png"), "cannot be read"),
     ],
 )  # fmt: skip
-def test_bad_item_is_named(item: Any, told: str) -> None:
+def test_invalid_item_is_named(item: Any, told: str) -> None:
     """An item that cannot be sent is an error that says which, what is wrong, and what would do."""
     with pytest.raises(FlowInputError, match=rf"(?s)inputs\[1\].*{told}|inputs\[1\]{told}"):
         parse_inputs(["a chair", item])
 
 
-def test_empty_unknown_and_folder_are_refused(tmp_path: Path) -> None:
+def test_empty_unknown_and_folder_are_rejected(tmp_path: Path) -> None:
     """An empty file, a file that nothing tells the type of, and a folder are refused by name."""
     (tmp_path / "empty.png").touch()
     (tmp_path / "unknown").write_bytes(b"\x00\x01")
@@ -292,7 +290,7 @@ def test_argument_that_cannot_be_sent_is_named_before_anything_is_sent(
     assert {request.method for request in flow_emulator.requests} <= {"GET"}  # for what else may be wrong
 
 
-def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: Emulator) -> None:
+def test_flow_without_inputs_is_rejected_before_anything_is_sent(flow_emulator: Emulator) -> None:
     """A Generio run without inputs, or with variables, is rejected, because it would never start."""
     hook = GenerioHook("generio_default")
     for inputs, told in (

@@ -70,7 +70,7 @@ def written(part: PartialFile, content: bytes) -> None:
         part.write(content[start : start + CHUNK])
 
 
-def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path: Path) -> None:
+def test_example_dag_with_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path: Path) -> None:
     """The lesson stores an image and two models in the bucket; the second task sends the first model."""
     (dag,) = load_dags(LESSON).values()
     result = run_dag(dag, conf={"output_path": f"s3://{BUCKET}/lesson", "storage_conn_id": STORE})
@@ -103,7 +103,7 @@ def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path
         assert secret not in repr(result.xcoms)
 
 
-def test_file_of_many_parts_arrives_whole_and_is_read_back(bucket: ObjectServer) -> None:
+def test_multipart_file_is_complete(bucket: ObjectServer) -> None:
     """A file uploaded in several parts has its final name once it is complete, and is a valid input."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
     part = PartialFile(folder, "large")
@@ -121,7 +121,7 @@ def test_file_of_many_parts_arrives_whole_and_is_read_back(bucket: ObjectServer)
     assert b"".join(one.data.chunks()) == CONTENT
 
 
-def test_download_that_is_given_up_leaves_nothing(bucket: ObjectServer) -> None:
+def test_cancelled_download_leaves_nothing(bucket: ObjectServer) -> None:
     """A discarded file leaves no object and no incomplete upload; the object with the final name stays."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
     (folder / "large.glb").write_bytes(b"old")
@@ -132,7 +132,7 @@ def test_download_that_is_given_up_leaves_nothing(bucket: ObjectServer) -> None:
     assert bucket.incomplete_uploads() == []
 
 
-def test_file_that_is_given_up_is_never_completed(bucket: ObjectServer) -> None:
+def test_discarded_file_is_never_completed(bucket: ObjectServer) -> None:
     """A discarded file is never completed as an object: a bucket with versions has no version of it."""
     told = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
     bucket._session.put(f"{bucket.url}/{BUCKET}?versioning", data=told, timeout=10).raise_for_status()
@@ -144,7 +144,7 @@ def test_file_that_is_given_up_is_never_completed(bucket: ObjectServer) -> None:
     assert "<Key>" not in bucket._get(f"/{BUCKET}?versions").text
 
 
-def test_two_files_at_once_come_into_a_bucket_and_are_looked_at_again(bucket: ObjectServer) -> None:
+def test_parallel_downloads_into_a_bucket_are_verified(bucket: ObjectServer) -> None:
     """A bucket takes two files at once, not four; a file counts by its digest there too."""
     now, most, lock = Counter[str](), [0], Lock()
 
@@ -187,7 +187,7 @@ def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:
 
 
 @pytest.mark.usefixtures("services")
-def test_bucket_that_does_not_exist_is_an_error_and_is_not_made(bucket: ObjectServer) -> None:
+def test_missing_bucket_is_an_error_and_is_not_created(bucket: ObjectServer) -> None:
     """A misspelt bucket is named in an OSError; nobody makes a bucket of that name."""
     hook = GenerioHook("generio_default")
     run = hook.get_run(hook.start("model_generate_fromprompt", "a chair", {"quality": "low"}).flow_run_id)
@@ -201,7 +201,7 @@ def test_bucket_that_does_not_exist_is_an_error_and_is_not_made(bucket: ObjectSe
         parse_inputs("s3://modles/chair.png", STORE)
 
 
-def test_store_that_goes_away_half_way(bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_fails_in_the_middle(bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that fails after ten MiB raises an OSError that names the file, and has no object."""
     with CuttingProxy(bucket.port, 10 * MIB) as line:
         monkeypatch.setenv("AIRFLOW_CONN_CUT_LINE", connection_json(line.url))

@@ -70,7 +70,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("act", BROKEN.values(), ids=BROKEN)
-def test_body_that_is_wrong_once_is_asked_for_again(tmp_path: Path, act: object) -> None:
+def test_malformed_body_is_downloaded_again(tmp_path: Path, act: object) -> None:
     """A broken or wrong body is requested again, also if the connection allows no retries."""
     acts = ActionSequence(act, send_body(WHOLE))  # type: ignore[arg-type]
     with MisbehavingServer(acts) as rude:
@@ -84,7 +84,7 @@ def test_body_that_is_wrong_once_is_asked_for_again(tmp_path: Path, act: object)
 
 
 @pytest.mark.parametrize("act", [BROKEN[name] for name in ("broken off", "cut short", "wrong length")])
-def test_body_that_stays_wrong_is_an_error_and_no_file(tmp_path: Path, act: object) -> None:
+def test_body_that_remains_malformed_is_an_error_and_no_file(tmp_path: Path, act: object) -> None:
     """After three attempts it is an error, nothing is left, and what was there before is as it was."""
     (tmp_path / "r").mkdir()
     (tmp_path / "r/chair.glb").write_bytes(b"old")
@@ -106,7 +106,7 @@ def test_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("store", ["fragile", "closing", "forgetful"])
-def test_store_that_fails_keeps_nothing(store: str) -> None:
+def test_failed_store_has_no_file(store: str) -> None:
     """A store that fails during a write, at the close, or that stores too little: an error, and no file."""
     files = attach_store(store)
     with (
@@ -122,7 +122,7 @@ def by_name(seen: ReceivedRequest) -> StubResponse:
     return StubResponse(body=data_uri_body(glb(1_000 + len(seen.path))), delay=0.05)
 
 
-def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
+def test_parallel_downloads_return_in_order(tmp_path: Path) -> None:
     """Outputs are downloaded in parallel, a few at a time, each into its own file, and returned in order."""
     now, most, lock = Counter[str](), [0], Lock()
 
@@ -146,7 +146,7 @@ def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
     assert 2 <= most[0] <= MAX_PARALLEL_DOWNLOADS
 
 
-def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
+def test_stored_files_remain_when_another_download_fails(tmp_path: Path) -> None:
     """A failed output is an error; other files are recorded, and the next try fetches only the rest."""
     broken = [True]
 
@@ -175,7 +175,7 @@ def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
     assert fresh.to_dict() == again.to_dict()
 
 
-def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None:
+def test_failed_download_does_not_prevent_others(tmp_path: Path) -> None:
     """All others are fetched although more outputs fail than threads exist; each states its error."""
     names = [f"bad{number}" for number in range(6)] + ["a", "b"]
     memory = FileRecords()
@@ -190,7 +190,7 @@ def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None
     assert sorted(memory.records) == ["id-a", "id-b"]
 
 
-def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the machine gives no more threads that is what is raised, and those that run have ended."""
     start, threads = threading.Thread.start, list[threading.Thread]()
 
@@ -207,7 +207,7 @@ def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch)
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The temporary file is synced, then its folder after the rename, because the run may be deleted next."""
     synced: list[tuple[str, int, list[str]]] = []
     sync = os.fsync
@@ -225,7 +225,7 @@ def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
     assert folder == ("", 0, ["r/chair.glb"])
 
 
-def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
+def test_hostile_names_remain_in_their_folder(tmp_path: Path) -> None:
     """Each output of any name is a file of the run's folder, and the same one in a next try."""
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
     outputs = tuple(FlowOutput(name, asset_id=str(number) * 9) for number, name in enumerate(names))
@@ -245,7 +245,7 @@ def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["gone", "cut", "changed", "elsewhere", "nonsense"])
-def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: str) -> None:
+def test_missing_or_incomplete_file_is_downloaded_again(tmp_path: Path, spoil: str) -> None:
     """What is known of a file counts only if it is there, with its size and digest, where it is to be."""
     memory, acts, folder = FileRecords(), ActionSequence(send_body(WHOLE)), tmp_path / "one"
     with MisbehavingServer(acts) as rude:
@@ -271,7 +271,7 @@ def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: st
     assert memory.records["id-chair"]["uri"] == f"file://{folder}/r/chair.glb"
 
 
-def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
+def test_stale_temporary_files_are_removed(tmp_path: Path) -> None:
     """Temporary files of the same outputs go; whatever else lies in the folder stays."""
     (tmp_path / "r").mkdir()
     others = [
@@ -288,7 +288,7 @@ def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
     assert list_files(tmp_path) == sorted(f"r/{name}" for name in ("chair.glb", *others))
 
 
-def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
+def test_retry_after_sigkill(tmp_path: Path) -> None:
     """A process killed during a download leaves no file; the next one completes and cleans up."""
     over = Event()
     with MisbehavingServer(
@@ -309,7 +309,7 @@ def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
     assert (tmp_path / "r/chair.glb").read_bytes() == LARGE
 
 
-def test_kill_by_a_signal_ends_soon_and_cleans_up(tmp_path: Path) -> None:
+def test_signal_ends_the_download_and_removes_temporary_files(tmp_path: Path) -> None:
     """A signal that raises in the main thread ends stalled downloads before their timeout, and cleans up."""
     over, before, began = Event(), set(threading.enumerate()), time.monotonic()
     hanging = send_and_stall(data_uri_body(LARGE), 1_500_000, over)
@@ -330,7 +330,7 @@ def chain_with(url: str) -> FlowRun:
     return FlowRun("r", "promptchainer", outputs=(FlowOutput("pic", value=url, is_url=True),))
 
 
-def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_link_without_a_picture_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What a link leads to is looked at before it gets a name: a page that says it is a picture is none."""
     page = StubResponse(headers={"Content-Type": "image/png"}, body=b"<html>" * 1_000)
     with StubServer(lambda _: page) as stub, caplog.at_level(logging.WARNING):
@@ -341,7 +341,7 @@ def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytes
     assert "does not lead to an image" in caplog.text
 
 
-def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path: Path) -> None:
+def test_picture_of_another_kind_has_its_declared_content_type(tmp_path: Path) -> None:
     """A picture whose first bytes nobody knows here is taken at its word."""
     avif = b"\x00\x00\x00\x1cftypavif" + b"\x01" * 5_000
     with StubServer(lambda _: StubResponse(headers={"Content-Type": "image/avif"}, body=avif)) as stub:
@@ -353,7 +353,7 @@ def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path:
     assert (output.media_type, output.value) == ("image/avif", f"{stub.url}/made")
 
 
-def test_link_is_bounded(tmp_path: Path) -> None:
+def test_size_of_a_linked_picture_is_bounded(tmp_path: Path) -> None:
     """A picture of a stranger that does not end is no reason to fill a disk."""
     with StubServer(lambda _: StubResponse(body=PNG)) as stub:
         with pytest.raises(FlowMalformed, match="max_response_mib"):

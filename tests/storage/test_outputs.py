@@ -82,7 +82,7 @@ def test_outputs_are_written_with_size_and_digest(hook: GenerioHook, made: FlowR
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "{}/", "file://{}/deeper/still"])
-def test_path_may_be_written_in_any_form(hook: GenerioHook, made: FlowRun, tmp_path: Path, form: str) -> None:
+def test_path_in_any_form(hook: GenerioHook, made: FlowRun, tmp_path: Path, form: str) -> None:
     """A plain path and a file URI are the same, folders are created, and the returned URI has a scheme."""
     (one, _) = fetch_or_raise(hook, made, OutputOptions(form.format(tmp_path))).outputs
     assert str(one.uri).startswith(f"file://{tmp_path}/")
@@ -98,7 +98,7 @@ def test_memory_store_works(hook: GenerioHook, made: FlowRun) -> None:
         assert len(files.cat(str(output.uri))) == output.size
 
 
-def test_what_is_there_already_is_replaced(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
+def test_existing_file_is_replaced(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
     """Fetching a second time replaces the files, and leaves no second copy."""
     first = fetch_or_raise(hook, made, OutputOptions(str(tmp_path)))
     for path in everything(tmp_path):
@@ -127,7 +127,7 @@ def small_disk(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_disk_that_fills_up_keeps_nothing_half(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
     """A failed write leaves neither a partial nor a temporary file, and does not change the old file."""
     path = ObjectStoragePath(f"file://{tmp_path}") / "chair.glb"
     write_file(path, b"old")
@@ -137,7 +137,7 @@ def test_disk_that_fills_up_keeps_nothing_half(tmp_path: Path) -> None:
     assert (tmp_path / "chair.glb").read_bytes() == b"old"
 
 
-def test_store_that_breaks_keeps_nothing_half(hook: GenerioHook, made: FlowRun) -> None:
+def test_failed_store_leaves_no_partial_file(hook: GenerioHook, made: FlowRun) -> None:
     """On an object store too, a write that breaks off leaves nothing."""
     files = attach_store("fragile")
     with pytest.raises(OSError, match="No space left"):
@@ -145,7 +145,7 @@ def test_store_that_breaks_keeps_nothing_half(hook: GenerioHook, made: FlowRun) 
     assert list(files.store) == []
 
 
-def test_download_that_breaks_keeps_what_is_whole(
+def test_complete_files_remain_after_a_failed_download(
     flow_emulator: Emulator, hook: GenerioHook, made: FlowRun, tmp_path: Path
 ) -> None:
     """If the second download fails, the first file is there, whole, and nothing of the second."""
@@ -156,7 +156,7 @@ def test_download_that_breaks_keeps_what_is_whole(
     assert path.read_bytes()[:4] == b"glTF"
 
 
-def test_target_that_is_no_folder_is_an_error(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
+def test_output_path_that_is_no_folder_is_an_error(hook: GenerioHook, made: FlowRun, tmp_path: Path) -> None:
     """A file where the folder should be is an error of the store, and stays as it is."""
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(OSError, match="taken"):
@@ -177,7 +177,7 @@ def test_hostile_name_becomes_one_harmless_segment(tmp_path: Path, name: str) ->
     assert [path.parent for path in everything(tmp_path)] == [tmp_path]
 
 
-def test_no_two_outputs_share_a_file() -> None:
+def test_outputs_never_share_a_file() -> None:
     """Outputs whose names are equal, or differ in case or unsafe characters, have separate files."""
     outputs = [FlowOutput(name) for name in ("a", "A", "a", "a-2", "a/b", "a?b", *HOSTILE, *HOSTILE)]
     names = [name.lower() for name in file_names(outputs)]
@@ -212,7 +212,7 @@ def test_pending_outputs_are_listed_again() -> None:
     assert script.sleeps == [0.5, 1.0]
 
 
-def test_output_that_stays_pending_is_not_waited_for_for_ever(hook: GenerioHook) -> None:
+def test_wait_for_a_pending_output_is_bounded(hook: GenerioHook) -> None:
     """After about half a minute a pending output is listed as such, without a file."""
     script = ScriptedTransport(rows("pending"), endless=True)
     (output,) = script.run(list_ready_outputs(Generio(), "r"))
@@ -223,7 +223,7 @@ def test_output_that_stays_pending_is_not_waited_for_for_ever(hook: GenerioHook)
     ).outputs == (output,)
 
 
-def test_content_that_comes_unasked_stays_out_of_xcom() -> None:
+def test_unrequested_content_is_not_in_xcom() -> None:
     """A service that puts whole files into its list does not bring them into the run's dict."""
     told = json_response(
         {"outputs": [{"asset_id": "a", "data": "data:model/gltf-binary;base64," + "A" * 1_000_000}]}
@@ -252,7 +252,7 @@ def test_no_path_lists_the_outputs_and_warns_of_links(
     assert everything(tmp_path) == []
 
 
-def test_link_is_saved_and_its_signature_is_gone(
+def test_linked_picture_is_saved_without_its_signature(
     chained: FlowRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With output_path the picture is a file, and its signature is not in the run's dict or the log."""
@@ -274,7 +274,7 @@ def test_link_is_saved_and_its_signature_is_gone(
     assert signature not in str(redact(caplog.text))  # what Airflow writes of the libraries' own debug lines
 
 
-def test_link_that_has_ended_says_so(flow_emulator: Emulator, chained: FlowRun, tmp_path: Path) -> None:
+def test_expired_link_is_reported(flow_emulator: Emulator, chained: FlowRun, tmp_path: Path) -> None:
     """A signed link that is over is an error that says to run the flow again, and shows no signature."""
     flow_emulator.advance(7_200)
     with pytest.raises(FlowNotFound, match=r"not valid any more.*Run the flow again") as caught:

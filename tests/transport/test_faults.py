@@ -175,7 +175,7 @@ def outcome(emulator: Emulator, name: str, fault: str, driver: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "seconds"), [("429 after seconds", 120), ("503 after a date", 120), ("503 after nonsense", None)]
 )
-def test_retry_after_is_told_and_kept(
+def test_retry_after_is_in_the_error(
     flow_emulator: Emulator, kind: str, seconds: float | None, driver: str
 ) -> None:
     """The error has the seconds of Retry-After, and a wait honours them; an invalid value counts as none."""
@@ -226,7 +226,7 @@ def test_outcome(flow_emulator: Emulator, fault: str, operation: str, expected: 
         assert outcome(flow_emulator, operation, fault, driver) == expected
 
 
-def test_table_is_whole() -> None:
+def test_table_has_every_fault_and_operation() -> None:
     """Every fault has a row, and every operation a column."""
     assert {fault.partition(",")[0] for fault, _, _ in EXPECTED} == set(FAULTS)
     assert set(OPERATIONS) == set(CONVERSATIONS)

@@ -60,7 +60,7 @@ pytestmark = pytest.mark.usefixtures("no_proxy")
 class TestWhatGoesOut:
     """A request on the wire is exactly what the `Request` states."""
 
-    def test_request_is_sent_as_it_is(self, driver: Driver) -> None:
+    def test_request_is_sent_unchanged(self, driver: Driver) -> None:
         """Method, quoted path, query, JSON body and key arrive unchanged."""
         request = Request("POST", "/flows/a%2Fb", {"q": "ä & b"}, {"data": "Stuhl für 2"})
         with StubServer() as stub:
@@ -86,7 +86,7 @@ class TestWhatGoesOut:
             driver(settings_for(stub.url), single_request(Request("GET", stub.url + signed)))
         assert stub.requests[0].path == signed
 
-    def test_path_prefix_of_the_host_is_kept(self, driver: Driver) -> None:
+    def test_path_prefix_of_the_host_is_used(self, driver: Driver) -> None:
         """The path of a host, as behind a gateway, precedes every path."""
         with StubServer() as stub:
             driver(settings_for(f"{stub.url}/gateway"), single_request(GET))
@@ -116,7 +116,7 @@ class TestWhatGoesOut:
 class TestWhatComesBack:
     """Responses are complete, bounded and decompressed."""
 
-    def test_answer_is_whole(self, driver: Driver) -> None:
+    def test_response_is_complete(self, driver: Driver) -> None:
         """Status, lower-case headers and the body are returned for any status."""
         with StubServer(lambda _: StubResponse(418, {"X-Tea": "Pot"}, b"\x00\xff" * 100_000)) as stub:
             response = driver(settings_for(stub.url), single_request(Request("GET", "/flows")))
@@ -126,14 +126,14 @@ class TestWhatComesBack:
             b"\x00\xff" * 100_000,
         )
 
-    def test_compressed_answer_is_unpacked(self, driver: Driver) -> None:
+    def test_compressed_response_is_decompressed(self, driver: Driver) -> None:
         """A gzip response is decompressed."""
         with StubServer(
             lambda _: StubResponse(headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"[1]"))
         ) as stub:
             assert driver(settings_for(stub.url), single_request(GET)).body == b"[1]"
 
-    def test_answer_beyond_the_bound_is_refused(self, driver: Driver) -> None:
+    def test_response_beyond_the_limit_is_rejected(self, driver: Driver) -> None:
         """A response without a sink is rejected once it exceeds the limit, even if only decompressed."""
         packed = gzip.compress(b" " * 4_000_000)
         with StubServer(lambda _: StubResponse(headers={"Content-Encoding": "gzip"}, body=packed)) as stub:
@@ -146,7 +146,7 @@ class TestWhatComesBack:
             )
             assert len(buffer.data) == 4_000_000
 
-    def test_refusal_that_repeats_the_key_is_blanked(self, driver: Driver) -> None:
+    def test_key_in_an_error_response_is_redacted(self, driver: Driver) -> None:
         """A service that repeats the key in an error does not bring it into a message."""
         with StubServer(
             lambda seen: StubResponse(401, body=f"no: {seen.headers['authorization']}".encode())
@@ -206,7 +206,7 @@ class TestWhatASinkTakes:
     @pytest.mark.parametrize(
         "first", [CUT, send_and_close(b"HTTP/1.1 503 Away\r\nContent-Length: 3\r\n\r\noff"), reset]
     )
-    def test_answer_that_is_asked_for_again_begins_anew(
+    def test_second_response_replaces_an_incomplete_one(
         self, driver: Driver, first: Callable[[socket.socket], None]
     ) -> None:
         """After an incomplete or missing response, the sink contains only the next complete one."""
@@ -239,7 +239,7 @@ class TestWhatASinkTakes:
             )
         assert (bytes(sink.data), sink.starts) == (b"file", [(200, None)])
 
-    def test_refusal_is_bounded_and_no_file(self, driver: Driver) -> None:
+    def test_error_response_is_bounded_and_no_file(self, driver: Driver) -> None:
         """The body of an error never reaches the sink, and has the limit of any response."""
         sink = CountingSink()
         with StubServer(lambda _: StubResponse(404, body=b"no" * 1_000)) as stub:
@@ -298,18 +298,18 @@ class TestTrouble:
         ).may_have_arrived
 
     @pytest.mark.parametrize("host", ["http://" + "a" * 70 + ".test", "http://[::1", "http://host:99999999"])
-    def test_impossible_address_is_told_as_one(self, driver: Driver, host: str) -> None:
+    def test_invalid_url_is_reported(self, driver: Driver, host: str) -> None:
         """An invalid URL raises this provider's error, not a library's."""
         assert not catch_unreachable(driver, settings_for(host), POST).may_have_arrived
 
     @pytest.mark.parametrize("act", BROKEN)
-    def test_broken_answer_may_have_arrived(self, driver: Driver, act: object) -> None:
+    def test_request_with_a_broken_response_may_have_arrived(self, driver: Driver, act: object) -> None:
         """After a reset, an early end, an invalid response or a cut body, the service may have acted."""
         with MisbehavingServer(act) as rude:  # type: ignore[arg-type]
             assert catch_unreachable(driver, settings_for(rude.url), POST).may_have_arrived
         assert rude.bodies == [POST.body]
 
-    def test_answer_of_two_lengths_leaves_no_connection_open(self, driver: Driver) -> None:
+    def test_response_with_two_lengths_leaves_no_connection_open(self, driver: Driver) -> None:
         """An error in use holds no connection open, although urllib3 leaves this response open."""
         with MisbehavingServer(TWO_LENGTHS) as rude, pytest.raises(FlowUnreachable) as caught:
             driver(settings_for(rude.url), single_request(POST))
@@ -336,7 +336,7 @@ class TestTrouble:
                 client.close()
         assert not error.may_have_arrived
 
-    def test_message_says_where_and_what_to_do(self, driver: Driver) -> None:
+    def test_message_has_the_host_and_advice(self, driver: Driver) -> None:
         """The message names the request, the host, the kind of failure and what to check, without query."""
         with unused_url() as url:
             error = catch_unreachable(
@@ -350,7 +350,7 @@ class TestTrouble:
         ("fault", "request_count"),
         [(Fault(reset="before"), 2), (Fault(truncate=5), 2), (Fault(status=503), 2)],
     )
-    def test_emulators_faults_are_asked_away(
+    def test_retries_overcome_the_faults_of_the_emulator(
         self, driver: Driver, flow_emulator: Emulator, fault: Fault, request_count: int
     ) -> None:
         """A GET that is reset, cut short or rejected by a gateway is sent again, and then succeeds."""
@@ -371,13 +371,13 @@ class TestTrouble:
         assert len(rude.bodies) == 1
 
 
-def test_response_hides_what_may_be_signed() -> None:
+def test_repr_of_a_response_has_no_signature() -> None:
     """The repr of a response contains neither its URL nor its body."""
     text = repr(Response(200, {}, b"body-secret", "https://h/?sig=secret"))
     assert "secret" not in text
 
 
-def test_settings_hide_the_key() -> None:
+def test_repr_of_settings_has_no_key() -> None:
     """The repr of settings does not contain the key."""
     assert TOKEN not in repr(settings_for("http://h"))
 

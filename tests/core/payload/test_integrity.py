@@ -33,7 +33,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_picture_cut_short_is_no_file(name: str) -> None:
+def test_truncated_picture_is_rejected(name: str) -> None:
     """A truncated picture, raw or in a data URI without JSON, is rejected, wherever it is cut."""
     kind, whole = PICTURES[name]
     least = len(whole.rstrip(b"\0")) if kind != "image/webp" else 8 + int.from_bytes(whole[4:8], "little")
@@ -43,21 +43,21 @@ def test_picture_cut_short_is_no_file(name: str) -> None:
             assert try_decode(sent) == try_decode(*(bytes([one]) for one in sent)) == expected, (name, end)
 
 
-def test_jpeg_whose_end_is_parted_by_zeros_has_none() -> None:
+def test_jpeg_end_marker_must_be_contiguous() -> None:
     """The two bytes of an end count only next to each other, also where the network parts them."""
     assert try_decode(b"\xff\xd8\xff" + bytes(20) + b"\xff", b"\x00", b"\xd9") is None
     assert try_decode(b"\xff\xd8\xff" + bytes(20) + b"\xff", b"\xd9", b"\x00") is not None
 
 
 @pytest.mark.parametrize("headers", [{"content-length": "46"}, {"transfer-encoding": "gzip, Chunked"}])
-def test_what_does_not_show_its_end_needs_a_length(headers: dict[str, str]) -> None:
+def test_file_without_an_end_marker_needs_a_length(headers: dict[str, str]) -> None:
     """A raw file of a kind that does not tell its end is taken if the answer told it."""
     assert decode(GIF, headers=headers) == ("image/gif", GIF)
     assert try_decode(GIF) is None
     assert decode(b'{"data": "data:image/gif;base64,%s"}' % base64.b64encode(GIF)) == ("image/gif", GIF)
 
 
-def test_picture_that_goes_on_after_its_end_is_taken_where_the_answer_shows_its_length() -> None:
+def test_data_after_a_picture_is_accepted_if_the_length_is_known() -> None:
     """Cameras and editors write after a picture's end; what was paid for is not refused for that."""
     longer = png() + b"and a second picture"
     assert decode(longer, headers={"content-length": str(len(longer))}) == ("image/png", longer)
@@ -68,7 +68,7 @@ def test_picture_that_goes_on_after_its_end_is_taken_where_the_answer_shows_its_
 @pytest.mark.parametrize(
     "text", ["BMW makes cars", "GIF89 was", "GIF89a was", "glTF is a format, and more than that"]
 )
-def test_listed_text_is_a_text_whatever_it_begins_with(text: str) -> None:
+def test_listed_text_is_a_text_whatever_its_prefix(text: str) -> None:
     """What the list calls a text is not taken for the file that its first letters belong to."""
     assert decode(json.dumps({"data": text}).encode(), listed="text/plain") == ("text/plain", text.encode())
 
@@ -85,7 +85,7 @@ def test_bare_base64_of_a_known_file_is_decoded(content: bytes, encode: Callable
 
 @pytest.mark.parametrize("text", ["", "x", "not ready yet, and this may take a while"])
 @pytest.mark.parametrize("listed", [None, "text/plain"])
-def test_data_uri_wins_over_a_text_beside_it(text: str, listed: str | None) -> None:
+def test_data_uri_takes_precedence_over_a_text(text: str, listed: str | None) -> None:
     """Of `data` and `file_data` the one that is a data URI is the file, whichever comes first."""
     for told in (
         {"data": text, "file_data": to_data_uri(glb(b"a"))},
@@ -99,7 +99,7 @@ def test_data_uri_wins_over_a_text_beside_it(text: str, listed: str | None) -> N
         )
 
 
-def test_listed_type_holds_too() -> None:
+def test_file_must_match_the_listed_type() -> None:
     """What the list calls a model must be one; a picture may be another picture than was told."""
     octets = json.dumps({"data": f"data:application/octet-stream;base64,{to_base64(b'<html>')}"}).encode()
     assert decode(octets)[0] == "application/octet-stream"

@@ -135,7 +135,7 @@ def made(tmp_path: Path) -> DAG:
     return dag
 
 
-def test_every_kind_of_task_runs_its_flows(house: Brewhouse, tmp_path: Path) -> None:
+def test_every_operator_runs_its_flows(house: Brewhouse, tmp_path: Path) -> None:
     """Operator (three ways), sensor (two) and `@task.flow` brew, and bring home what that gives."""
     result = run_dag(made(tmp_path))
     assert result.state == "success", result.log
@@ -188,14 +188,14 @@ def failed(**arguments: Any) -> DagResult:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_a_spoilt_brew_fails_its_task(deferrable: bool) -> None:  # noqa: FBT001
+def test_failed_brew_fails_its_task(deferrable: bool) -> None:  # noqa: FBT001
     """A run that fails in the service's own state fails the task in every mode, with the service's reason."""
     error = failed(flow="sour", inputs="Saaz", deferrable=deferrable).errors["brew"]
     assert isinstance(error, FlowRunFailed)
     assert "Reason given by the service: Wild yeast." in str(error)
 
 
-def test_it_is_checked_before_it_is_paid(house: Brewhouse) -> None:
+def test_arguments_are_validated_before_the_start(house: Brewhouse) -> None:
     """What does not fit the recipe, or the service, is told at once, and nothing is made."""
     error = failed(flow="stout", inputs="Saaz", parameters={"strenght": 12}).errors["brew"]
     assert isinstance(error, FlowInputError)
@@ -215,7 +215,7 @@ def brewed(hook: FlowsHook) -> str:
     return hook.start("stout", ["Saaz"], {"strength": 1}).flow_run_id
 
 
-async def test_its_runs_are_waited_for_and_told_by_triggers(house: Brewhouse) -> None:
+async def test_triggers_wait_for_its_runs(house: Brewhouse) -> None:
     """A trigger waits for a run, an asset watcher reports it, and an unknown run is an error."""
     hook = await FlowsHook.aget_hook("pub")
     async with run_watcher(flows_conn_id="pub", flow="stout") as watcher:
@@ -232,7 +232,7 @@ async def test_its_runs_are_waited_for_and_told_by_triggers(house: Brewhouse) ->
 
 
 @WITH_FORM_AND_COMMANDS
-def test_the_command_line_serves_it(
+def test_the_command_line_supports_it(
     house: Brewhouse, flows: Callable[[str], CommandResult], tmp_path: Path
 ) -> None:
     """Every command that asks a service does so here, by nothing but `--conn-id`."""
@@ -287,7 +287,7 @@ class Hasty(Brewery):
         )
 
 
-def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse) -> None:
+def test_run_started_in_one_request_is_resumed(house: Brewhouse) -> None:
     """A retry resumes the brew of an earlier try, or starts another if that failed or has another request."""
     hook, service, records = FlowsHook.get_hook("pub"), Hasty(), list[RunRecord | None]()
     for flow, again in (("stout", True), ("sour", False)):
@@ -308,7 +308,9 @@ def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse)
 
 @WITH_A_STORE
 @pytest.mark.parametrize("service", [Brewery, Hasty])
-def test_a_retry_pays_once(house: Brewhouse, monkeypatch: pytest.MonkeyPatch, service: type[Brewery]) -> None:
+def test_a_retry_is_billed_once(
+    house: Brewhouse, monkeypatch: pytest.MonkeyPatch, service: type[Brewery]
+) -> None:
     """A task whose first try fails after the start resumes the brew, however the service starts one."""
     monkeypatch.setattr(
         BreweryHook, "create_service", lambda *_: service()
