@@ -92,12 +92,18 @@ def test_token_that_a_service_repeats_is_not_told(flow_emulator: Emulator, hook:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in GENERIO_CALLS if name not in {"start", "list_runs", "list_definitions"}]
+    "name",
+    [name for name in GENERIO_CALLS if name not in {"start", "list_runs", "list_definitions", "abort"}],
 )
 def test_unknown_run_is_named(hook: GenerioHook, name: str) -> None:
     """An id that the service does not know is FlowNotFound, with the id and what to check."""
     with pytest.raises(FlowNotFound, match=f"{NO_ID}.*check it"):
         GENERIO_CALLS[name](hook)
+
+
+def test_abort_of_an_unknown_run_does_nothing(hook: GenerioHook) -> None:
+    """A run that does not exist, for example because somebody deleted it, needs no abort."""
+    assert hook.abort(NO_ID) is False
 
 
 def test_unknown_flow_is_not_found(flow_emulator: Emulator, hook: GenerioHook) -> None:
