@@ -33,7 +33,7 @@ SIGNED = "https://store.example.com/img.png?sig=LZRCEQJp3hEzEp1SXJ5bxI1JrBa6Punw
 
 
 def graph_of(*nodes: Any, edges: Any = ()) -> FlowGraph:
-    """Read a graph of these nodes, after a way through JSON."""
+    """Parse a graph of these nodes from JSON."""
     return FlowGraph.parse(json.loads(json.dumps({"nodes": nodes, "edges": edges})))
 
 
@@ -71,11 +71,11 @@ def test_sample_of_the_vendor_is_parsed() -> None:
 
 def test_results_and_test_values_of_nodes_are_dropped() -> None:
     """Signed links in `output` and test values of variables are in no part of the graph."""
-    told = deepcopy(SAMPLE)
-    told["nodes"][2]["data"]["output"] = SIGNED
-    told["nodes"][3]["data"]["output"] = {"e7c5": SIGNED}
-    told["nodes"][0]["data"]["variable"]["value"] = SIGNED
-    graph = FlowGraph.parse(told)
+    data = deepcopy(SAMPLE)
+    data["nodes"][2]["data"]["output"] = SIGNED
+    data["nodes"][3]["data"]["output"] = {"e7c5": SIGNED}
+    data["nodes"][0]["data"]["variable"]["value"] = SIGNED
+    graph = FlowGraph.parse(data)
     assert graph == FlowGraph.parse(SAMPLE)
     assert "sig=" not in "".join(str(getattr(node, name)) for node in graph.nodes for name in Node.__slots__)
 
@@ -115,7 +115,7 @@ def test_results_and_test_values_of_nodes_are_dropped() -> None:
     ],
 )
 def test_invalid_graph_is_rejected_with_the_location(value: Any, reason: str) -> None:
-    """The error says what is wrong, where, and what to do."""
+    """The error names the problem, its location and the remedy."""
     with pytest.raises(FlowInputError, match=f"{reason}.*Export it again"):
         FlowGraph.parse(value)
 
@@ -124,7 +124,7 @@ def test_invalid_graph_is_rejected_with_the_location(value: Any, reason: str) ->
     "place", [None, 7, [], {}, {"x": None, "y": True}, {"x": "left", "y": [1]}, {"x": 10**400, "y": 1e300}]
 )
 def test_invalid_positions_are_none(place: Any) -> None:
-    """A place that cannot be read is not told; the node stays."""
+    """An invalid position is None, and the node remains."""
     (node,) = graph_of(
         {"id": "a", "type": "actionNode", "position": place, "width": [place], "data": place}
     ).nodes
@@ -169,7 +169,7 @@ def test_variables_are_unique_and_outputs_are_not() -> None:
 
 
 def test_long_prompt_is_truncated() -> None:
-    """What is kept of a prompt is bounded."""
+    """The stored part of a prompt is bounded."""
     (node,) = graph_of(
         {"id": "a", "type": "actionNode", "data": {"prompt": "p" * (MAX_PROMPT_LENGTH + 1)}}
     ).nodes

@@ -129,13 +129,13 @@ def test_created_run_whose_id_was_not_saved_is_deleted(flow_emulator: Emulator, 
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [no_response(), json_response({}, 404), json_response({}, 503), json_response(b"<html>")],
     ids=str,
 )
-def test_orphans_are_not_searched_without_a_list(trouble: Any) -> None:
+def test_orphans_are_not_searched_without_a_list(failure: Any) -> None:
     """Without a list, a run that never ran remains, and does not prevent a new start."""
-    assert ScriptedTransport(trouble).run(resume(Generio(), RUN_REQUEST.fingerprint, RECORD, 0)) is None
+    assert ScriptedTransport(failure).run(resume(Generio(), RUN_REQUEST.fingerprint, RECORD, 0)) is None
 
 
 def test_metadata_that_is_no_mapping_has_no_token(flow_emulator: Emulator, hook: GenerioHook) -> None:
@@ -157,8 +157,10 @@ def script_states(*states: str | int) -> ScriptedTransport:
     """Return a transport in which the run has these states in turn; a number is an error with this status."""
     return ScriptedTransport(
         *(
-            json_response({"detail": "no"}, told) if isinstance(told, int) else json_response({"state": told})
-            for told in states
+            json_response({"detail": "no"}, value)
+            if isinstance(value, int)
+            else json_response({"state": value})
+            for value in states
         )
     )
 
@@ -179,12 +181,12 @@ ABORTS: list[tuple[list[str | int], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("states", "asked"), ABORTS, ids=str)
-def test_abort_in_every_state(states: list[str | int], asked: list[str]) -> None:
+@pytest.mark.parametrize(("states", "requested"), ABORTS, ids=str)
+def test_abort_in_every_state(states: list[str | int], requested: list[str]) -> None:
     """A created run is deleted, an active one aborted; one that changes in between is polled again."""
     script = script_states(*states)
     script.run(abort_run(Generio(), "r"))
-    assert [request.method for request in script.requests] == asked
+    assert [request.method for request in script.requests] == requested
 
 
 def test_second_conflict_of_an_abort_is_raised() -> None:

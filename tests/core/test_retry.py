@@ -133,7 +133,7 @@ def test_changing_request_is_not_sent_blindly(
 
 
 def test_resend_of_every_changing_request() -> None:
-    """A request that starts a paid run is resent only if it never arrived; free steps also when refused."""
+    """A request that is billed is resent only if it never arrived; other changes also after a 429."""
     generio, chain, item = Generio(), PromptChainer(), FlowInput("p")
     conversations = (
         (generio.start("t", [item], None, None), [json_response({"flow_id": "r"})], Resend.IF_NEVER_ARRIVED),

@@ -252,11 +252,11 @@ def test_fingerprint_distinguishes_requests_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", [None, {}, {"flow_run_id": "r"}, {**RECORD.to_dict(), "newer": 1}, [], "x", 5]
+    "value", [None, {}, {"flow_run_id": "r"}, {**RECORD.to_dict(), "newer": 1}, [], "x", 5]
 )
-def test_unreadable_record_is_none(told: object) -> None:
+def test_unreadable_record_is_none(value: object) -> None:
     """An unreadable record, for example of another version, is no record and no error."""
-    assert RunRecord.from_dict(told) is None
+    assert RunRecord.from_dict(value) is None
     record = RunRecord("f", 3, 12.5, flow_run_id="r")
     assert RunRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     assert record.token != RunRecord("f", 3, 12.5).token

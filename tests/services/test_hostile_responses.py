@@ -131,11 +131,11 @@ CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(answers=st.lists(ANSWERS, min_size=1, max_size=3))
-def test_any_response_is_a_value_or_a_flow_error(name: str, answers: list[Response]) -> None:
-    """No answer, however malformed, raises anything but a FlowError, and what is read can go to XCom."""
+@given(replies=st.lists(ANSWERS, min_size=1, max_size=3))
+def test_any_response_is_a_value_or_a_flow_error(name: str, replies: list[Response]) -> None:
+    """A malformed response raises nothing but a FlowError, and any parsed value can be stored in XCom."""
     with contextlib.suppress(FlowError):
-        read = ScriptedTransport(*answers, endless=True).run(CONVERSATIONS[name]())
+        read = ScriptedTransport(*replies, endless=True).run(CONVERSATIONS[name]())
         for run in [read] if isinstance(read, FlowRun) else []:
             json.dumps(run.to_dict())
             assert FlowRun.from_event(json.loads(json.dumps(run.to_event()))).state is run.state
@@ -181,14 +181,14 @@ OURS = {"fingerprint": ORDER.fingerprint, "generation": 0, "token": "t", "flow_r
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(
-    kept=VALUES
+    saved=VALUES
     | st.fixed_dictionaries(
         {field.name: VALUES | st.just(OURS.get(field.name)) for field in fields(RunRecord)}
     )
 )
-def test_any_record_is_parsed_or_none(kept: Any) -> None:
+def test_any_record_is_parsed_or_none(saved: Any) -> None:
     """Any stored value under the key of this provider, also of another version, is read or ignored."""
-    record = RunRecord.from_dict(json.loads(json.dumps(kept)))
+    record = RunRecord.from_dict(json.loads(json.dumps(saved)))
     with contextlib.suppress(FlowError):
         script = ScriptedTransport(Response(200, {}, b'{"flow_id": "r", "state": "running"}'), endless=True)
         script.run(resume(G, ORDER.fingerprint, record, 0))
@@ -197,7 +197,7 @@ def test_any_record_is_parsed_or_none(kept: Any) -> None:
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(graph=st.dictionaries(st.sampled_from(["nodes", "edges"]), VALUES))
 def test_any_graph_is_a_definition_or_a_flow_error(graph: dict[str, Any]) -> None:
-    """No graph that getFlowInfo answers, however broken, raises anything but a FlowError."""
+    """A malformed graph from getFlowInfo raises nothing but a FlowError."""
     with contextlib.suppress(FlowError):
         ScriptedTransport(Response(200, {}, json.dumps(graph).encode())).run(P.get_definition("f"))
 

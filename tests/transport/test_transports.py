@@ -41,11 +41,11 @@ from tests.support.servers import (
 GET = Request("GET", "/flows")
 POST = Request("POST", "/flows", json={"template": "chair"})
 OK = b"HTTP/1.1 200 OK\r\n"
-CUT = send_and_close(OK + b"Content-Length: 99\r\n\r\n{")
+TRUNCATED = send_and_close(OK + b"Content-Length: 99\r\n\r\n{")
 TWO_LENGTHS = send_and_close(OK + b"Content-Length: 5, 6\r\n\r\nhello")
 BROKEN = [
     reset,
-    CUT,
+    TRUNCATED,
     send_and_close(b""),
     send_and_close(b"rubbish\r\n\r\n"),
     TWO_LENGTHS,
@@ -57,7 +57,7 @@ BROKEN = [
 pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
-class TestWhatGoesOut:
+class TestRequests:
     """A request on the wire is exactly what the `Request` states."""
 
     def test_request_is_sent_unchanged(self, driver: Driver) -> None:
@@ -113,7 +113,7 @@ class TestWhatGoesOut:
         monkeypatch.setenv("HOME", str(tmp_path))
 
 
-class TestWhatComesBack:
+class TestResponses:
     """Responses are complete, bounded and decompressed."""
 
     def test_response_is_complete(self, driver: Driver) -> None:
@@ -187,7 +187,7 @@ class FullDiskSink(MemoryBuffer):
         raise WriteFailedError(OSError(ENOSPC, "No space left on device", len(chunk)))
 
 
-class TestWhatASinkTakes:
+class TestSinks:
     """The body of a success goes to the request's sink in chunks, and only the sink limits its size."""
 
     def test_body_goes_to_the_sink(self, driver: Driver) -> None:
@@ -204,7 +204,7 @@ class TestWhatASinkTakes:
         assert (response.body, response.bytes_received) == (body[:400], len(body))
 
     @pytest.mark.parametrize(
-        "first", [CUT, send_and_close(b"HTTP/1.1 503 Away\r\nContent-Length: 3\r\n\r\noff"), reset]
+        "first", [TRUNCATED, send_and_close(b"HTTP/1.1 503 Away\r\nContent-Length: 3\r\n\r\noff"), reset]
     )
     def test_second_response_replaces_an_incomplete_one(
         self, driver: Driver, first: Callable[[socket.socket], None]
@@ -216,9 +216,9 @@ class TestWhatASinkTakes:
         def act(connection: socket.socket) -> None:
             next(acts)(connection)
 
-        with MisbehavingServer(act) as rude:
+        with MisbehavingServer(act) as server:
             driver(
-                settings_for(rude.url),
+                settings_for(server.url),
                 with_retries(single_request(Request("GET", "/file", sink=sink)), Retry()),
             )
         assert bytes(sink.data) == b"whole"
@@ -283,7 +283,7 @@ class TestWhatASinkTakes:
         assert not isinstance(caught.value, FlowError)
 
 
-class TestTrouble:
+class TestErrors:
     """A missing response raises FlowUnreachable, which states whether the service may have acted."""
 
     def test_refused_connection_never_arrived(self, driver: Driver) -> None:
@@ -305,16 +305,16 @@ class TestTrouble:
     @pytest.mark.parametrize("act", BROKEN)
     def test_request_with_a_broken_response_may_have_arrived(self, driver: Driver, act: object) -> None:
         """After a reset, an early end, an invalid response or a cut body, the service may have acted."""
-        with MisbehavingServer(act) as rude:  # type: ignore[arg-type]
-            assert catch_unreachable(driver, settings_for(rude.url), POST).may_have_arrived
-        assert rude.bodies == [POST.body]
+        with MisbehavingServer(act) as server:  # type: ignore[arg-type]
+            assert catch_unreachable(driver, settings_for(server.url), POST).may_have_arrived
+        assert server.bodies == [POST.body]
 
     def test_response_with_two_lengths_leaves_no_connection_open(self, driver: Driver) -> None:
         """An error in use holds no connection open, although urllib3 leaves this response open."""
-        with MisbehavingServer(TWO_LENGTHS) as rude, pytest.raises(FlowUnreachable) as caught:
-            driver(settings_for(rude.url), single_request(POST))
+        with MisbehavingServer(TWO_LENGTHS) as server, pytest.raises(FlowUnreachable) as caught:
+            driver(settings_for(server.url), single_request(POST))
         mine = [link.raddr.port for link in psutil.Process().net_connections("tcp4") if link.raddr]
-        assert rude.port not in mine, caught.value
+        assert server.port not in mine, caught.value
 
     def test_read_timeout_may_have_arrived(self, driver: Driver) -> None:
         """A service that sends nothing for longer than the read timeout may have acted."""
@@ -362,13 +362,13 @@ class TestTrouble:
         assert parse_json(GET, response) == {"flows": []}
         assert len(flow_emulator.requests) == request_count
 
-    @pytest.mark.parametrize("act", [reset, CUT])
+    @pytest.mark.parametrize("act", [reset, TRUNCATED])
     def test_post_that_may_have_arrived_is_sent_once(self, driver: Driver, act: object) -> None:
         """A POST whose response is lost is not sent again, under any retry policy."""
         request = Request("POST", "/flows", json={}, resend=POST.resend.IF_NEVER_ARRIVED)
-        with MisbehavingServer(act) as rude, pytest.raises(FlowUnreachable):  # type: ignore[arg-type]
-            driver(settings_for(rude.url), with_retries(single_request(request), Retry()))
-        assert len(rude.bodies) == 1
+        with MisbehavingServer(act) as server, pytest.raises(FlowUnreachable):  # type: ignore[arg-type]
+            driver(settings_for(server.url), with_retries(single_request(request), Retry()))
+        assert len(server.bodies) == 1
 
 
 def test_repr_of_a_response_has_no_signature() -> None:

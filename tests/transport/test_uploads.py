@@ -122,7 +122,7 @@ def test_body_without_files_is_bytes() -> None:
         to_body({"a": {1}})
 
 
-class TestOverTheWire:
+class TestTransfer:
     """What the service receives of a request with files."""
 
     @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ class TestOverTheWire:
         request = Request(
             "POST", "/flows", json={"data": write_source(tmp_path, PNG)}, resend=Resend.IF_NEVER_ARRIVED
         )
-        with MisbehavingServer(reset) as rude:
+        with MisbehavingServer(reset) as misbehaving:
             with pytest.raises(FlowUnreachable) as caught:
-                driver(settings_for(rude.url), with_retries(single_request(request), Retry()))
+                driver(settings_for(misbehaving.url), with_retries(single_request(request), Retry()))
             assert caught.value.may_have_arrived
-            assert [json.loads(body)["data"] for body in rude.bodies] == [uri(PNG)]
+            assert [json.loads(body)["data"] for body in misbehaving.bodies] == [uri(PNG)]
 
     def test_early_rejection_is_received(self, driver: Driver, tmp_path: Path) -> None:
         """The error of a service that rejects a file before it has read it is reported."""
@@ -203,7 +203,7 @@ def test_file_is_read_outside_the_event_loop(driver: str) -> None:
     assert (threading.get_ident() in source.threads) is (driver == "requests")
 
 
-class TestChange:
+class TestChangedFile:
     """A file that has changed since the inputs were read."""
 
     CONTENT = PNG + bytes(range(256)) * 4000  # more than a few chunks

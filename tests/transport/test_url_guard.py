@@ -232,9 +232,9 @@ def test_expired_link_is_reported_for_every_store(status: int) -> None:
 def test_truncated_linked_picture_is_downloaded_again() -> None:
     """An image without its end is rejected; the next one is accepted if it is complete."""
     acts = ActionSequence(send_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + PNG[:-6]), send_body(PNG))
-    with MisbehavingServer(acts) as rude:
+    with MisbehavingServer(acts) as server:
         buffer = MemoryBuffer()
-        assert promptchainer_hook(rude.url).save_linked_image(f"{rude.url}/a.png", buffer) == "image/png"
+        assert promptchainer_hook(server.url).save_linked_image(f"{server.url}/a.png", buffer) == "image/png"
     assert (acts.calls, bytes(buffer.data)) == (2, PNG)
 
 
@@ -242,8 +242,8 @@ def test_response_without_a_length_is_not_a_complete_file() -> None:
     """A raw file whose format does not show its end is accepted only with a Content-Length."""
     gif = b"GIF89a" + bytes(100)
     acts = ActionSequence(send_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + gif[:50]), send_body(gif))
-    with MisbehavingServer(acts) as rude:
-        assert hook_to(rude.url, retries=0).download_output("r", "a").data == gif
+    with MisbehavingServer(acts) as server:
+        assert hook_to(server.url, retries=0).download_output("r", "a").data == gif
     assert acts.calls == 2
 
 
@@ -257,7 +257,7 @@ def test_endless_model_is_not_read_to_its_end(tmp_path: Path) -> None:
             connection.sendall(bytes(size))
             blocks[0] += 1
 
-    with MisbehavingServer(endless) as rude, (tmp_path / "file").open("wb") as file:
+    with MisbehavingServer(endless) as server, (tmp_path / "file").open("wb") as file:
 
         class Disk(MemoryBuffer):
             """A target on a disk."""
@@ -267,14 +267,14 @@ def test_endless_model_is_not_read_to_its_end(tmp_path: Path) -> None:
                 file.write(data)
 
         with pytest.raises(FlowMalformed, match="longer than its header says"):
-            hook_to(rude.url, retries=0).save_output("r", "a", Disk())
+            hook_to(server.url, retries=0).save_output("r", "a", Disk())
     assert blocks[0] < 100
     assert (tmp_path / "file").stat().st_size <= 3 * 20
 
 
 @pytest.mark.parametrize(("listed", "is_accepted"), [("text/plain", True), (None, False)])
 def test_text_is_an_output_only_if_listed(listed: str | None, is_accepted: bool) -> None:  # noqa: FBT001
-    """An error may look like a text output: text is accepted only if the list said so, or for inputs."""
+    """An error may look like a text output: text is accepted only if it is listed as such, or for inputs."""
     with StubServer(lambda _: StubResponse(body=b'{"data": "try again later"}')) as stub:
         hook, buffer = hook_to(stub.url, retries=0), MemoryBuffer()
         if is_accepted:
@@ -288,7 +288,7 @@ def test_text_is_an_output_only_if_listed(listed: str | None, is_accepted: bool)
 
 def test_output_with_success_false_is_an_error() -> None:
     """A response with `success: false` is an error, even if it contains data."""
-    refused = data_uri_body(glb(100))[:-1] + b', "success": false}'
-    acts = ActionSequence(send_body(refused), send_body(data_uri_body(glb(200))))
-    with MisbehavingServer(acts) as rude:
-        assert hook_to(rude.url, retries=0).download_output("r", "a").data == glb(200)
+    rejected = data_uri_body(glb(100))[:-1] + b', "success": false}'
+    acts = ActionSequence(send_body(rejected), send_body(data_uri_body(glb(200))))
+    with MisbehavingServer(acts) as server:
+        assert hook_to(server.url, retries=0).download_output("r", "a").data == glb(200)
