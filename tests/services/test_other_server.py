@@ -174,7 +174,7 @@ class ApiClient:
 
     server: OtherServer
 
-    def ask(self, method: str, path: str, key: str | None = None, **options: Any) -> requests.Response:
+    def send(self, method: str, path: str, key: str | None = None, **options: Any) -> requests.Response:
         """Send one request."""
         with requests.Session() as session:
             session.trust_env = False
@@ -183,14 +183,14 @@ class ApiClient:
 
     def create_run(self, **more: Any) -> str:
         """Create a flow run and return its path."""
-        given = self.ask(
+        given = self.send(
             "POST", "/flows", json={"template": FLOW, "additional": {"tag": "mine"}, **more}
         ).json()
         return f"/flows/{given['flow_id']}"
 
     def start(self, path: str) -> requests.Response:
         """Start a flow run."""
-        return self.ask("PATCH", path, json={"action": "start"})
+        return self.send("PATCH", path, json={"action": "start"})
 
 
 @pytest.fixture
@@ -200,10 +200,10 @@ def client() -> Iterator[ApiClient]:
         yield ApiClient(server)
 
 
-def test_a_run_is_paid_for_when_it_starts_and_once(client: ApiClient) -> None:
+def test_a_run_is_billed_once_at_its_start(client: ApiClient) -> None:
     """Creation, inputs and rejected requests are not billed; a deleted run remains billed."""
     run = client.create_run()
-    client.ask("POST", f"{run}/inputs", json={"data": PROMPT})
+    client.send("POST", f"{run}/inputs", json={"data": PROMPT})
     assert client.server.count_paid("mine") == 0
 
     assert client.start(run).status_code == 200
@@ -212,31 +212,31 @@ def test_a_run_is_paid_for_when_it_starts_and_once(client: ApiClient) -> None:
     assert client.server.count_paid("another's") == 0
 
     client.server.advance(1001)
-    client.ask("DELETE", run)
-    assert client.ask("GET", run).status_code == 404
+    client.send("DELETE", run)
+    assert client.send("GET", run).status_code == 404
     assert client.server.count_paid("mine") == 1
 
 
 def test_rejected_requests_by_state(client: ApiClient) -> None:
     """A running run takes no input and no deletion, and has no outputs; a final one cannot be aborted."""
     run = client.create_run(inputs=[{"data": PROMPT}])
-    assert client.ask("POST", f"{run}/inputs", json={"data": PROMPT}).status_code == 400
-    assert client.ask("DELETE", run).status_code == 400
-    assert client.ask("GET", f"{run}/outputs").status_code == 425
+    assert client.send("POST", f"{run}/inputs", json={"data": PROMPT}).status_code == 400
+    assert client.send("DELETE", run).status_code == 400
+    assert client.send("GET", f"{run}/outputs").status_code == 425
 
     client.server.advance(1001)
-    assert client.ask("PATCH", run, json={"action": "abort"}).status_code == 400
+    assert client.send("PATCH", run, json={"action": "abort"}).status_code == 400
 
 
 def test_runs_follow_their_plan(client: ApiClient) -> None:
     """A plan applies to the next run only: its duration and its failure."""
     client.server.plan_next(seconds=10, error="No.")
-    given, usual = client.create_run(inputs=[{"data": "a"}]), client.made(inputs=[{"data": "b"}])
-    assert client.ask("GET", given).json()["state"] == "running"
+    planned, usual = client.create_run(inputs=[{"data": "a"}]), client.create_run(inputs=[{"data": "b"}])
+    assert client.send("GET", planned).json()["state"] == "running"
 
     client.server.advance(11)
-    assert client.ask("GET", given).json()["state"] == "failed"
-    assert client.ask("GET", usual).json()["state"] == "running"
+    assert client.send("GET", planned).json()["state"] == "failed"
+    assert client.send("GET", usual).json()["state"] == "running"
 
 
 def test_several_inputs_produce_one_file_each_and_another(client: ApiClient) -> None:
@@ -244,19 +244,19 @@ def test_several_inputs_produce_one_file_each_and_another(client: ApiClient) -> 
     run = client.create_run(inputs=[{"data": "a", "additional": 1}, {"data": "b", "additional": 2}])
     client.server.advance(1001)
 
-    rows = client.ask("GET", f"{run}/outputs").json()["outputs"]
+    rows = client.send("GET", f"{run}/outputs").json()["outputs"]
     assert [row["additional"] for row in rows] == [1, 2, None]
-    files = [client.ask("GET", f"{run}/outputs/{row['id']}").content for row in rows]
+    files = [client.send("GET", f"{run}/outputs/{row['id']}").content for row in rows]
     assert files == [model("a"), model("b"), model("a and b")]
 
 
 def test_the_list_has_the_other_shape(client: ApiClient) -> None:
     """`filter_by` selects fields, as in the older documentation, so the rows of a list have no state."""
     client.create_run()
-    assert [set(row) for row in client.ask("GET", "/flows?filter_by=created").json()] == [{"flow_id"}]
-    assert [row["state"] for row in client.ask("GET", "/flows").json()] == ["created"]
+    assert [set(row) for row in client.send("GET", "/flows?filter_by=created").json()] == [{"flow_id"}]
+    assert [row["state"] for row in client.send("GET", "/flows").json()] == ["created"]
 
 
 def test_another_key_is_rejected(client: ApiClient) -> None:
     """A request with another key is rejected."""
-    assert client.ask("GET", "/flows", key="guessed").status_code == 403
+    assert client.send("GET", "/flows", key="guessed").status_code == 403

@@ -186,7 +186,7 @@ def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:
     assert bucket.buckets() == [BUCKET]
 
 
-@pytest.mark.usefixtures("flow_emulator")
+@pytest.mark.usefixtures("secret_emulator")
 def test_missing_bucket_is_an_error_and_is_not_created(bucket: ObjectServer) -> None:
     """A misspelt bucket is named in an OSError, and is not created."""
     hook = GenerioHook("generio_default")
