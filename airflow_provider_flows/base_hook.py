@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.transport.settings import Settings
     from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
-MIN_CANCEL_ATTEMPTS = 8  # when many runs are cancelled at once, a rate limit rejects many requests
+MIN_ABORT_ATTEMPTS = 8  # when many runs are aborted at once, a rate limit rejects many requests
 
 # The transports are imported in the methods that use them: a worker never needs aiohttp, and a triggerer
 # never needs requests.
@@ -139,9 +139,9 @@ class BaseFlowsHook(BaseHook):
         return Retry(attempts=1 + self.extra["retries"])
 
     @property
-    def cancel_retry(self) -> Retry:
-        """The retry policy for cancelling the run of a task that has ended: no later try cancels it."""
-        return Retry(attempts=max(MIN_CANCEL_ATTEMPTS, 1 + self.extra["retries"]))
+    def abort_retry(self) -> Retry:
+        """The retry policy for aborting the run of a task that has ended: no later try aborts it."""
+        return Retry(attempts=max(MIN_ABORT_ATTEMPTS, 1 + self.extra["retries"]))
 
     def get_conn(self) -> requests.Session:
         """Return the `requests` session of this hook.

@@ -186,34 +186,34 @@ def _parse_field(conn_id: str, name: str, field: Field, raw_value: Any) -> Any:
     return value
 
 
-def _parse_boolean(raw_value: Any) -> bool:
+def _parse_boolean_field(raw_value: Any) -> bool:
     if isinstance(raw_value, bool):
         return raw_value
     return {"true": True, "1": True, "false": False, "0": False}[str(raw_value).lower()]
 
 
-def _parse_number(raw_value: Any) -> float:
+def _parse_number_field(raw_value: Any) -> float:
     return float("nan") if isinstance(raw_value, bool) else float(raw_value)
 
 
-def _parse_integer(raw_value: Any) -> int:
-    number = _parse_number(raw_value)
+def _parse_integer_field(raw_value: Any) -> int:
+    number = _parse_number_field(raw_value)
     if not number.is_integer():
         raise ValueError
     return int(number)
 
 
-def _parse_string(raw_value: Any) -> str:
+def _parse_string_field(raw_value: Any) -> str:
     if not isinstance(raw_value, str):
         raise TypeError
     return raw_value.strip()
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
-    "number": _parse_number,
-    "integer": _parse_integer,
-    "boolean": _parse_boolean,
-    "string": _parse_string,
+    "number": _parse_number_field,
+    "integer": _parse_integer_field,
+    "boolean": _parse_boolean_field,
+    "string": _parse_string_field,
 }
 
 

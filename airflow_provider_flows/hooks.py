@@ -158,28 +158,31 @@ class FlowsHook(BaseFlowsHook):
         generation: int,
         *,
         abort: bool = True,
-        on_cancel: Callable[[str], None] = lambda _: None,
+        on_abort: Callable[[str], None] = lambda _: None,
     ) -> FlowRun | None:
         """Return the flow run of an earlier try, None if a new one must be started (core.start_or_resume)."""
         return self.run(
             start_or_resume.resume(
-                self.service, fingerprint, record, generation, abort=abort, on_cancel=on_cancel
+                self.service, fingerprint, record, generation, abort=abort, on_abort=on_abort
             )
         )
 
-    def cancel(self, flow_run_id: str) -> bool:
-        """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged.
+    def abort(self, flow_run_id: str) -> bool:
+        """Abort a flow run that is active, and delete one that never started.
 
-        :returns: whether the run was deleted or its abort was requested.
+        A flow run that is aborting, final or unknown to the service is left alone. The service may take some
+        time until an aborted run is final.
+
+        :returns: whether the flow run was deleted or its abort was requested.
         """
-        return self.run(start_or_resume.cancel(self.service, flow_run_id))
+        return self.run(start_or_resume.abort_run(self.service, flow_run_id))
 
-    def cancel_and_wait(self, flow_run_id: str) -> FlowRun | None:
-        """End a flow run as `cancel` does, and wait about ten seconds until it is final.
+    def abort_and_wait(self, flow_run_id: str) -> FlowRun | None:
+        """Abort a flow run as `abort` does, and wait up to about ten seconds until it is final.
 
-        :returns: the final flow run, None if it is gone.
+        :returns: the flow run as last polled, None if it no longer exists.
         """
-        return self.run(start_or_resume.cancel_and_wait(self.service, flow_run_id))
+        return self.run(start_or_resume.abort_run_and_wait(self.service, flow_run_id))
 
     def get_run(self, flow_run_id: str) -> FlowRun:
         """Return a flow run as it is now, with the end that its progress suggests (`expected_end`)."""
@@ -192,10 +195,6 @@ class FlowsHook(BaseFlowsHook):
         :param state: return only the runs in this state.
         """
         return self.run(self.service.list_runs(state))
-
-    def abort(self, flow_run_id: str) -> None:
-        """Ask the service to abort a flow run; this does nothing if it is aborting or final."""
-        self.run(self.service.abort(flow_run_id))
 
     def delete(self, flow_run_id: str) -> None:
         """Delete a flow run permanently, with all its inputs and outputs; it must not be active."""

@@ -62,10 +62,17 @@ class Preflight:
     :param hook: sends the requests for definitions.
     :param load_graph: returns the exported graph of a flow, or None; used if the service returns no
         definition.
+    :param cache: the definitions of all services and connections.
     """
 
-    def __init__(self, hook: BaseFlowsHook, load_graph: Callable[[str], FlowGraph | None]) -> None:
+    def __init__(
+        self,
+        hook: BaseFlowsHook,
+        load_graph: Callable[[str], FlowGraph | None],
+        cache: SingleFlightCache[list[FlowDefinition]] = DEFINITION_CACHE,
+    ) -> None:
         self._hook = hook
+        self._cache = cache
         self._service = hook.service
         self._load_graph = load_graph
 
@@ -159,10 +166,10 @@ class Preflight:
             key, load = self._get_cache_key(flow), lambda: [self.load_definition(flow, self._run)]
         else:
             return [], True
-        entry, is_new = DEFINITION_CACHE.get(key, should_reload=lambda *_: reload)
+        entry, is_new = self._cache.get(key, should_reload=lambda *_: reload)
         if is_new:
-            with DEFINITION_CACHE.share_errors(entry):
-                DEFINITION_CACHE.set_value(entry, load(), DEFINITION_TTL_SECONDS)
+            with self._cache.share_errors(entry):
+                self._cache.set_value(entry, load(), DEFINITION_TTL_SECONDS)
         return entry.future.result(), is_new
 
     def _get_cache_key(self, flow: str | None = None) -> Hashable:

@@ -28,8 +28,8 @@ from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.finished_runs import EventCursor
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.worker.kill_check import (
-    CANCELLED_BY_KILL,
-    NOTHING_TO_CANCEL,
+    ABORTED_BY_KILL,
+    NOTHING_TO_ABORT,
     max_reply_seconds,
     on_kill_timeout,
 )
@@ -58,11 +58,11 @@ EVENT_FIELDS = (
     "error",
 )
 ON_KILL_FRACTION = 0.95  # of `[triggerer] on_kill_timeout`, after which Airflow no longer waits for `on_kill`
-MAX_CANCEL_SECONDS = 300.0  # for the requests that cancel a run: a rate limit may delay them
+MAX_ABORT_SECONDS = 300.0  # for the requests that abort a run: a rate limit may delay them
 LEFT_IN_DOUBT = (
     "Airflow did not report whether the task is finished (%s), so flow run %s is left to the next try"
 )
-NOT_CANCELLED = (
+NOT_ABORTED = (
     "Flow run %s could not be aborted after its task was killed: %s. Check it at the service, and abort it "
     "there if it is active"
 )
@@ -161,7 +161,7 @@ class FlowRunTrigger(BaseTrigger):
             return
         # In a task of its own, because Airflow cancels the trigger, and this method, every second until it
         # ends.
-        kill = asyncio.create_task(self._cancel_if_finished())
+        kill = asyncio.create_task(self._abort_if_finished())
         _KILL_TASKS.add(kill)
         kill.add_done_callback(_KILL_TASKS.discard)
         deadline = time.monotonic() + ON_KILL_FRACTION * on_kill_timeout()
@@ -169,8 +169,8 @@ class FlowRunTrigger(BaseTrigger):
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({kill}, timeout=remaining)
 
-    async def _cancel_if_finished(self) -> None:
-        """Cancel the run if the task is finished; no error may escape, because nobody awaits one."""
+    async def _abort_if_finished(self) -> None:
+        """Abort the run if the task is finished; no error may escape, because nobody awaits one."""
         from airflow_provider_flows.triggerer.task_states import TaskStateReader
 
         try:
@@ -180,36 +180,36 @@ class FlowRunTrigger(BaseTrigger):
             log.info(LEFT_IN_DOUBT, type(error).__name__, self.flow_run_id)
             return
         if is_finished:
-            await self._cancel_run()
+            await self._abort_run()
 
-    async def _cancel_run(self) -> None:
-        """Cancel the run of a finished task, and log the result."""
+    async def _abort_run(self) -> None:
+        """Abort the run of a finished task, and log the result."""
         from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
 
         try:
-            async with asyncio.timeout(MAX_CANCEL_SECONDS):
+            async with asyncio.timeout(MAX_ABORT_SECONDS):
                 hook = self._hook or await get_hook_cached(self.flows_conn_id)
                 # imported by now, in a thread
-                from airflow_provider_flows.triggerer.run_cancels import cancel_run
+                from airflow_provider_flows.triggerer.run_aborts import abort_killed_run
 
                 try:
-                    was_cancelled = await cancel_run(hook, self.flow_run_id)
+                    was_aborted = await abort_killed_run(hook, self.flow_run_id)
                 except FlowAuthError:
                     latest = await _reload_hook(hook)
                     if latest.settings == hook.settings:
                         raise
-                    was_cancelled = await cancel_run(latest, self.flow_run_id)
+                    was_aborted = await abort_killed_run(latest, self.flow_run_id)
         except asyncio.CancelledError:
-            log.warning(NOT_CANCELLED, self.flow_run_id, "the triggerer stopped")
+            log.warning(NOT_ABORTED, self.flow_run_id, "the triggerer stopped")
             raise
         except TimeoutError:
-            log.warning(NOT_CANCELLED, self.flow_run_id, f"no success within {MAX_CANCEL_SECONDS:.0f} s")
+            log.warning(NOT_ABORTED, self.flow_run_id, f"no success within {MAX_ABORT_SECONDS:.0f} s")
         except FlowError as error:
-            log.warning(NOT_CANCELLED, self.flow_run_id, error)
+            log.warning(NOT_ABORTED, self.flow_run_id, error)
         except Exception as error:  # with its traceback, because it is not expected
-            log.warning(NOT_CANCELLED, self.flow_run_id, repr(error), exc_info=True)
+            log.warning(NOT_ABORTED, self.flow_run_id, repr(error), exc_info=True)
         else:
-            log.info(CANCELLED_BY_KILL if was_cancelled else NOTHING_TO_CANCEL, self.flow_run_id)
+            log.info(ABORTED_BY_KILL if was_aborted else NOTHING_TO_ABORT, self.flow_run_id)
 
     async def _wait_until_final(self) -> FlowRun:
         """Wait in the poller that all triggers of the connection share; reload rejected credentials."""

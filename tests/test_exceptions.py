@@ -5,6 +5,7 @@ All requests go over a socket to the emulator.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowUnreachable,
     error_from_dict,
 )
-from airflow_provider_flows.core.flow_run import FlowRun, FlowState, raise_for_state
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState, failure_error
 from airflow_provider_flows.core.http import Request
 from airflow_provider_flows.core.responses import raise_for_status
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
@@ -91,12 +92,18 @@ def test_a_token_in_a_response_is_redacted(flow_emulator: Emulator, hook: Generi
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in GENERIO_CALLS if name not in {"start", "list_runs", "list_definitions"}]
+    "name",
+    [name for name in GENERIO_CALLS if name not in {"start", "list_runs", "list_definitions", "abort"}],
 )
 def test_unknown_run_is_named(hook: GenerioHook, name: str) -> None:
     """An id that the service does not know is FlowNotFound, with the id and what to check."""
     with pytest.raises(FlowNotFound, match=f"{NO_ID}.*check it"):
         GENERIO_CALLS[name](hook)
+
+
+def test_abort_of_an_unknown_run_does_nothing(hook: GenerioHook) -> None:
+    """A run that does not exist, for example because somebody deleted it, needs no abort."""
+    assert hook.abort(NO_ID) is False
 
 
 def test_unknown_flow_is_not_found(flow_emulator: Emulator, hook: GenerioHook) -> None:
@@ -181,10 +188,10 @@ def test_the_error_of_an_unsuccessful_run_has_the_run(
     """A failed or aborted run is an error with the run, the service's reason and what to do."""
     flow_emulator.add_plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]  # the outcome is a parameter
     run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
-    with pytest.raises(kind, match=f"{run.flow_run_id}.*un the task again") as caught:
-        raise_for_state(run)
-    assert caught.value.run is run
-    assert ("out of clay" in str(caught.value)) == (outcome == "failed")
+    error = failure_error(run)
+    assert (type(error), error.run) == (kind, run)
+    assert re.search(f"{run.flow_run_id}.*un the task again", str(error))
+    assert ("out of clay" in str(error)) == (outcome == "failed")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_flows.cli.command import command
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.terminal import confirm, echo_err, is_interactive, show_many, show_one
-from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.hooks import FlowsHook
 
@@ -76,10 +76,16 @@ def outputs(args: Namespace) -> None:
 
 @command
 def abort(args: Namespace) -> None:
-    """Abort a flow run, without waiting for its end, and print its state."""
+    """Abort a flow run, without waiting for its end, and print its state; a run never started is deleted."""
     hook = FlowsHook.get_hook(args.conn_id)
-    hook.abort(args.flow_run_id)
-    show_one(to_run_summary(hook.get_run(args.flow_run_id)), args.output)
+    was_aborted = hook.abort(args.flow_run_id)
+    try:
+        summary = to_run_summary(hook.get_run(args.flow_run_id))
+    except FlowNotFound:
+        if not was_aborted:
+            raise
+        summary = {"flow_run_id": args.flow_run_id, "deleted": True}
+    show_one(summary, args.output)
 
 
 @command

@@ -226,7 +226,7 @@ def _abort_if_confirmed(
         if not _confirm_abort(flow_run_id, args.on_interrupt, interrupt):
             _report_still_running(flow_run_id, args)
             return None
-        flow_run = hook.cancel_and_wait(flow_run_id)
+        flow_run = hook.abort_and_wait(flow_run_id)
     except (KeyboardInterrupt, FlowError) as error:
         if isinstance(error, FlowError):
             echo_err(f"The flow run could not be aborted: {error}")

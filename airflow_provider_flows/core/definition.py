@@ -47,8 +47,9 @@ class FlowDefinition:
     :param has_variables: whether `inputs` are names of variables, all of which are required.
     :param parameters: by name.
     :param outputs: media types, or names.
-    :param min_inputs: minimum number of inputs of a run.
-    :param max_inputs: maximum number of inputs of a run.
+    :param min_inputs: minimum number of inputs of a run. Neither Generio nor PromptChainer documents one; a
+        service of another package may set it.
+    :param max_inputs: maximum number of inputs of a run, as for `min_inputs`.
     :param is_complete: whether all parameters and variables are documented; otherwise unknown names are
         accepted.
     :param raw: the service's response.

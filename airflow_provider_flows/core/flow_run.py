@@ -242,16 +242,6 @@ class FlowRun:
         )
 
 
-def raise_for_state(run: FlowRun) -> None:
-    """Raise an exception if the run failed or was aborted; do nothing in any other state.
-
-    :raises FlowRunFailed: the run failed; the message carries the service's reason.
-    :raises FlowRunAborted: the run was aborted.
-    """
-    if run.state in {FlowState.FAILED, FlowState.ABORTED}:
-        raise failure_error(run)
-
-
 def failure_error(run: FlowRun) -> FlowRunFailed:
     """Create the error that reports a failed run, or a FlowRunAborted for an aborted one."""
     if run.state is FlowState.ABORTED:

@@ -61,14 +61,14 @@ class Service(ABC):
         :param expected_outputs: names of the outputs in the flow's definition, None if it is not available;
             for a service that returns the outputs in its response to the start.
         """
-        raise self._unsupported("start a flow run in one request")
+        raise self._unsupported_error("start a flow run in one request")
 
     def to_flow_inputs(self, inputs: Inputs) -> list[FlowInput]:
         """Return the inputs in the form in which `add_input` takes them.
 
         :raises FlowInputError: the service does not take such inputs; nothing was sent.
         """
-        raise self._unsupported("add inputs one at a time")
+        raise self._unsupported_error("add inputs one at a time")
 
     def validate(self, inputs: Inputs, parameters: Any, problems: Problems) -> None:
         """Add a problem for everything that no flow of this service accepts; no request is sent."""
@@ -79,19 +79,19 @@ class Service(ABC):
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """Create a flow run without starting it; this costs nothing."""
-        raise self._unsupported("create a flow run without starting it")
+        raise self._unsupported_error("create a flow run without starting it")
 
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
         """Add an input to a run in state created; return the input's asset id, or None if unknown."""
-        raise self._unsupported("add inputs to a flow run")
+        raise self._unsupported_error("add inputs to a flow run")
 
     def start_created_run(self, flow_run_id: str) -> Conversation[None]:
         """Start a run in state created."""
-        raise self._unsupported("start a created flow run")
+        raise self._unsupported_error("start a created flow run")
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Return the current state of a run."""
-        raise self._unsupported(
+        raise self._unsupported_error(
             "poll a flow run: its flow runs have no id and are final in the response to the start"
         )
 
@@ -104,40 +104,40 @@ class Service(ABC):
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
         """Return the account's runs, or only those in `state`."""
-        raise self._unsupported("list flow runs")
+        raise self._unsupported_error("list flow runs")
 
     def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
         """Return which of these runs are running, with their progress, in as few requests as possible.
 
         A run that is missing from the result may be final, not started, or omitted by the service.
         """
-        raise self._unsupported("list active flow runs")
+        raise self._unsupported_error("list active flow runs")
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
         """Request that a run be aborted; the run may take some time to become final."""
-        raise self._unsupported("abort a flow run")
+        raise self._unsupported_error("abort a flow run")
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
         """Delete a run with its inputs and outputs; this cannot be undone."""
-        raise self._unsupported("delete a flow run")
+        raise self._unsupported_error("delete a flow run")
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """Return a run's inputs, in the form of outputs."""
-        raise self._unsupported("list a flow run's inputs")
+        raise self._unsupported_error("list a flow run's inputs")
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """Return the content of one input."""
-        raise self._unsupported("return a flow run's inputs")
+        raise self._unsupported_error("return a flow run's inputs")
 
     def list_outputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """Return the outputs of a final run."""
-        raise self._unsupported("list a flow run's outputs")
+        raise self._unsupported_error("list a flow run's outputs")
 
     def download_output(
         self, flow_run_id: str, asset_id: str, media_type: str | None = None
     ) -> Conversation[Content]:
         """Return the complete content of one output."""
-        raise self._unsupported("download a flow run's outputs")
+        raise self._unsupported_error("download a flow run's outputs")
 
     def save_output(
         self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
@@ -157,7 +157,7 @@ class Service(ABC):
         :raises FlowNotFound: there is no such flow; the message lists all flows.
         """
         if not self.supports("list_definitions"):
-            raise self._unsupported("return a flow's definition")
+            raise self._unsupported_error("return a flow's definition")
         definitions = yield from self.list_definitions()
         if (found := find_definition(flow, definitions)) is not None:
             return found
@@ -167,13 +167,13 @@ class Service(ABC):
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
         """Return the definitions of all flows."""
-        raise self._unsupported("list its flows")
+        raise self._unsupported_error("list its flows")
 
     def supports(self, method: str) -> bool:
         """Return whether this service implements an optional method of this class."""
         return getattr(type(self), method) is not getattr(Service, method)
 
-    def _unsupported(self, action: str) -> FlowInputError:
+    def _unsupported_error(self, action: str) -> FlowInputError:
         return FlowInputError(f"The service {self.name} cannot {action}.")
 
 

@@ -1,4 +1,4 @@
-"""The start protocol: start a flow run at most once, resume the run of an earlier try, and cancel a run.
+"""The start protocol: start a flow run at most once, resume the run of an earlier try, and abort a run.
 
 The protocol performs no I/O. The caller passes the record that an earlier try saved, and a function that
 saves a record.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TOKEN_KEY = "airflow_start_token"  # noqa: S105  # a key in the caller's metadata, no secret
 NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
 NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)
-CANCEL_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)
+ABORT_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def resume(
     generation: int,
     *,
     abort: bool = True,
-    on_cancel: Callable[[str], None] = lambda _: None,
+    on_abort: Callable[[str], None] = lambda _: None,
 ) -> Conversation[FlowRun | None]:
     """Return the run that an earlier try of the same request started; None if a new one must be started.
 
@@ -233,7 +233,7 @@ def resume(
     :param record: what the last try saved, or None.
     :param generation: of this run of the task.
     :param abort: whether a run of another request may be aborted, if its service can do that.
-    :param on_cancel: called with the id of the earlier run if it was deleted or aborted.
+    :param on_abort: called with the id of the earlier run if it was deleted or aborted.
     :raises FlowServiceError: the state of the earlier run could not be determined.
     """
     if record is None:
@@ -252,9 +252,9 @@ def resume(
     if is_same_request and run.state not in NOT_RESUMABLE_STATES:
         return run
     if run.state is FlowState.CREATED or (abort and service.supports("abort")):
-        was_cancelled = yield from cancel(service, run.flow_run_id)
-        if was_cancelled:
-            on_cancel(run.flow_run_id)
+        was_aborted = yield from abort_run(service, run.flow_run_id)
+        if was_aborted:
+            on_abort(run.flow_run_id)
     return None
 
 
@@ -286,12 +286,16 @@ def _delete_orphans(service: Service, record: RunRecord) -> Conversation[None]:
             yield from _try_delete(service, run.flow_run_id)
 
 
-def cancel(service: Service, flow_run_id: str) -> Conversation[bool]:
+def abort_run(service: Service, flow_run_id: str) -> Conversation[bool]:
     """Delete a run that never started, abort an active one, and leave a final one unchanged.
 
     :returns: whether the run was deleted or its abort was requested.
+    :raises FlowInputError: the service cannot abort runs.
     :raises FlowServiceError: the service could not be reached, or rejected the request.
     """
+    if not service.supports("get_run"):
+        yield from service.abort(flow_run_id)
+        return True
     for is_last_attempt in (False, True):  # the run's state may change between the poll and the request
         try:
             run = yield from _get_existing_run(service, flow_run_id)
@@ -311,15 +315,15 @@ def cancel(service: Service, flow_run_id: str) -> Conversation[bool]:
     return False
 
 
-def cancel_and_wait(service: Service, flow_run_id: str) -> Conversation[FlowRun | None]:
-    """Cancel a run, and wait up to about ten seconds until it is final.
+def abort_run_and_wait(service: Service, flow_run_id: str) -> Conversation[FlowRun | None]:
+    """Abort a run as `abort_run` does, and wait up to about ten seconds until it is final.
 
     :returns: the run as last polled; None if it no longer exists.
     :raises FlowServiceError: the service could not be reached, or rejected the request.
     """
-    yield from cancel(service, flow_run_id)
+    yield from abort_run(service, flow_run_id)
     run = None
-    for delay in CANCEL_POLL_SECONDS:
+    for delay in ABORT_POLL_SECONDS:
         try:
             run = yield from service.get_run(flow_run_id)
         except FlowNotFound:

@@ -23,22 +23,22 @@ def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     task = getattr(task_instance, "task", None)
     if operators is not None and isinstance(task, operators.RunFlowOperator):
         task.delete_saved_run()
-    _cancel_deferred_run(previous_state, task_instance)
+    _abort_deferred_run(previous_state, task_instance)
 
 
 @hookimpl
 def on_task_instance_failed(previous_state: Any, task_instance: Any) -> None:
     """Abort the run of a deferred task that a user marked as failed."""
-    _cancel_deferred_run(previous_state, task_instance)
+    _abort_deferred_run(previous_state, task_instance)
 
 
 @hookimpl(optionalhook=True)  # added in Airflow 3.2
 def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
     """Abort the run of a deferred task that a user marked as skipped."""
-    _cancel_deferred_run(previous_state, task_instance)
+    _abort_deferred_run(previous_state, task_instance)
 
 
-def _cancel_deferred_run(previous_state: Any, task_instance: Any) -> None:
+def _abort_deferred_run(previous_state: Any, task_instance: Any) -> None:
     """Abort the flow run of a deferred task that a user marked.
 
     If no triggerer has picked up the trigger yet, Airflow does not call its `on_kill`. `previous_state` is
@@ -49,7 +49,7 @@ def _cancel_deferred_run(previous_state: Any, task_instance: Any) -> None:
     trigger = getattr(task_instance, "trigger", None) if previous_state is None else None
     if trigger is None or trigger.classpath != TRIGGER_CLASSPATH or not trigger.kwargs.get("abort_on_kill"):
         return
-    from airflow_provider_flows.plugin.run_cancels import RUN_CANCELS
+    from airflow_provider_flows.plugin.run_aborts import RUN_ABORTS
 
     # in threads, because Airflow's database transaction and the user's request wait for this function
-    RUN_CANCELS.submit(trigger.kwargs["flows_conn_id"], trigger.kwargs["flow_run_id"])
+    RUN_ABORTS.submit(trigger.kwargs["flows_conn_id"], trigger.kwargs["flow_run_id"])

@@ -33,12 +33,11 @@ from airflow_provider_flows.core.flow_run import (
     Inputs,
     UploadSource,
     parse_progress,
-    raise_for_state,
 )
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.http import Conversation, Request, Resend, Response, Sleep, send
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download
+from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download_file
 from airflow_provider_flows.core.payload.sink import MemoryBuffer, Target
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
 from airflow_provider_flows.core.responses import (
@@ -94,7 +93,7 @@ __all__ = [
     "Target",
     "UploadSource",
     "decode_text",
-    "download",
+    "download_file",
     "error_reason",
     "expect_success",
     "find_unsendable_variables",
@@ -103,7 +102,6 @@ __all__ = [
     "parse_progress",
     "parse_timestamp",
     "quote_path_segment",
-    "raise_for_state",
     "raise_for_status",
     "request_json",
     "send",

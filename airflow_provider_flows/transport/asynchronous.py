@@ -12,6 +12,7 @@ from yarl import URL
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.http import Body, ConversationState, Request, Response, Sleep, is_fully_sent
+from airflow_provider_flows.core.payload.sink import WriteFailedError
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import Settings
 from airflow_provider_flows.transport.tls_and_proxy import get_proxy, load_tls_context
@@ -60,10 +61,12 @@ class AsyncTransport:
 
         :raises FlowUnreachable: no response arrived, or an incomplete one.
         :raises FlowInputError: a file in the body has changed, or cannot be read.
-        :raises FlowMalformed: the response is larger than `Settings.max_response_bytes`.
+        :raises FlowMalformed: the response exceeds `Settings.max_response_bytes`, or its sink rejects it.
+        :raises Exception: any error of what the sink writes to.
         """
         settings = self._settings
         body: bytes | Body | None = None
+        failure: Exception
         try:
             body = request.body
             # Paths are quoted already. Quoting a signed URL again would invalidate its signature.
@@ -80,14 +83,17 @@ class AsyncTransport:
                 allow_redirects=False,
             ) as response:
                 reader = ResponseReader(settings, request, response.status, response.headers.items())
-                while (chunk := await response.content.readany()) and reader.feed(chunk):
-                    pass
-                return reader.response(str(response.url))
+                while chunk := await response.content.readany():
+                    reader.feed(chunk)
+                return reader.finish(str(response.url))
+        except WriteFailedError as error:
+            failure = error.cause
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
             if isinstance(error.__cause__, FlowInputError):  # raised by the body, and wrapped by aiohttp
                 raise error.__cause__ from None
             may_have_arrived = is_fully_sent(body) and not isinstance(error, NEVER_ARRIVED)
-            raise settings.unreachable_error(request, error, may_have_arrived=may_have_arrived) from None
+            failure = settings.unreachable_error(request, error, may_have_arrived=may_have_arrived)
+        raise failure
 
 
 async def _read_chunks(body: Body) -> AsyncIterator[bytes]:

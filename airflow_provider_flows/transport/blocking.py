@@ -13,6 +13,7 @@ from requests import exceptions as requests_exceptions
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.http import Body, ConversationState, Request, Response, Sleep, is_fully_sent
+from airflow_provider_flows.core.payload.sink import WriteFailedError
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import READ_CHUNK_BYTES, Settings
 
@@ -51,10 +52,12 @@ class BlockingTransport:
 
         :raises FlowUnreachable: no response arrived, or an incomplete one.
         :raises FlowInputError: a file in the body has changed, or cannot be read.
-        :raises FlowMalformed: the response is larger than `Settings.max_response_bytes`.
+        :raises FlowMalformed: the response exceeds `Settings.max_response_bytes`, or its sink rejects it.
+        :raises Exception: any error of what the sink writes to.
         """
         settings = self._settings
         body: bytes | Body | None = None
+        failure: Exception
         try:
             body = request.body
             with self._session.request(
@@ -73,14 +76,15 @@ class BlockingTransport:
             ) as response:
                 reader = ResponseReader(settings, request, response.status_code, response.headers.items())
                 for chunk in response.iter_content(READ_CHUNK_BYTES):
-                    if not reader.feed(chunk):
-                        break
-                return reader.response(response.url)
+                    reader.feed(chunk)
+                return reader.finish(response.url)
+        except WriteFailedError as error:
+            failure = error.cause
         except (OSError, ValueError) as error:  # a RequestException is an OSError; ValueError: an invalid URL
             may_have_arrived = is_fully_sent(body) and _may_have_arrived(error)
             failure = settings.unreachable_error(request, error, may_have_arrived=may_have_arrived)
         # Raised outside the handler: as its context, the library's error would hold an unread response open.
-        raise failure from None
+        raise failure
 
 
 def _may_have_arrived(error: Exception) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from airflow_provider_flows.core.exceptions import FlowMalformed
 from airflow_provider_flows.core.http import Request, Response
-from airflow_provider_flows.core.responses import MAX_EXCERPT_BYTES
+from airflow_provider_flows.core.responses import MAX_EXCERPT_BYTES, malformed_message
 from airflow_provider_flows.core.safe_text import to_safe_text
 from airflow_provider_flows.transport.settings import Settings
 
@@ -35,15 +36,19 @@ class ResponseReader:
         if self._sink is not None:
             self._sink.on_response_start(status, self._headers)
 
-    def feed(self, chunk: bytes) -> bool:
-        """Process the next chunk of the body, and return whether the sink needs more.
+    def feed(self, chunk: bytes) -> None:
+        """Process the next chunk of the body.
 
-        :raises FlowMalformed: the body is larger than `max_response_bytes`, and no sink receives it.
+        :raises FlowMalformed: the sink does not accept the body; or the body is larger than
+            `max_response_bytes`, and no sink receives it.
+        :raises WriteFailedError: what the sink writes to has failed.
         """
         self._bytes_received += len(chunk)
         if self._sink is not None:
             self._body += chunk[: MAX_EXCERPT_BYTES - len(self._body)]
-            return self._sink.feed(chunk)
+            with self._malformed_if_rejected():
+                self._sink.feed(chunk)
+            return
         if self._bytes_received > self._max_bytes:
             message = (
                 f"The response to {self._request} is larger than {self._max_bytes} bytes. "
@@ -51,12 +56,30 @@ class ResponseReader:
             )
             raise FlowMalformed(message)
         self._body += chunk
-        return True
 
-    def response(self, url: str) -> Response:
-        """Return the response.
+    def finish(self, url: str) -> Response:
+        """Return the complete response.
 
         :param url: the URL that was requested.
+        :raises FlowMalformed: the sink does not accept the body.
+        :raises WriteFailedError: what the sink writes to has failed.
         """
+        if self._sink is not None:
+            with self._malformed_if_rejected():
+                self._sink.finish()
+        return self._to_response(url)
+
+    @contextmanager
+    def _malformed_if_rejected(self) -> Iterator[None]:
+        """Raise FlowMalformed for a sink's ValueError."""
+        try:
+            yield
+        except (ValueError, RecursionError) as error:
+            response = self._to_response()
+            message = malformed_message(self._request, response, f"holds no complete file ({error})")
+            raise FlowMalformed(message, status=self._status) from error
+
+    def _to_response(self, url: str = "") -> Response:
+        """Return what was received so far as a response."""
         bytes_received = None if self._sink is None else self._bytes_received
         return Response(self._status, self._headers, bytes(self._body), url, self._secrets, bytes_received)

@@ -176,7 +176,7 @@ def finish_after_deadline(
     """
     try:
         should_abort = policy is DeadlinePolicy.ABORT
-        run = hook.cancel_and_wait(flow_run_id) if should_abort else hook.get_run(flow_run_id)
+        run = hook.abort_and_wait(flow_run_id) if should_abort else hook.get_run(flow_run_id)
     except FlowError as request_error:
         outcome = f"The flow run may still be active; check it at the service: {request_error}"
     else:

@@ -17,11 +17,8 @@ ON_KILL_SECONDS = 19.0  # time limit of `on_kill` in a worker
 REPLY_FRACTION = 0.9
 # `restarting` is a running task that was cleared: its next try starts a new flow run
 FINISHED_STATES = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
-CANCELLED_BY_KILL = (
-    "The task was killed, so flow run %s was cancelled "
-    "(deleted if it had not started, aborted if it was active)"
-)
-NOTHING_TO_CANCEL = "The task was killed; flow run %s had already ended, is being aborted, or is gone"
+ABORTED_BY_KILL = "The task was killed, so flow run %s was aborted (deleted if it had not started)"
+NOTHING_TO_ABORT = "The task was killed; flow run %s had already ended, is being aborted, or is gone"
 
 
 def on_kill_timeout() -> float:

@@ -17,8 +17,8 @@ from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
 from airflow_provider_flows.worker.kill_check import (
-    CANCELLED_BY_KILL,
-    NOTHING_TO_CANCEL,
+    ABORTED_BY_KILL,
+    NOTHING_TO_ABORT,
     ON_KILL_SECONDS,
     is_task_finished,
 )
@@ -148,13 +148,13 @@ def _raise_if_invalid(task_try: TaskTry, request: RunRequest, problems: Problems
 def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
     task_state = task_try.task_state
     is_same_request, earlier_run_id = task_state.matches(fingerprint), task_state.flow_run_id
-    cancelled_run_ids: list[str] = []
+    aborted_run_ids: list[str] = []
     run = task_try.hook.resume(
         fingerprint,
         task_state.record,
         task_state.generation,
         abort=task_try.abort_on_kill,
-        on_cancel=cancelled_run_ids.append,
+        on_abort=aborted_run_ids.append,
     )
     if run is not None:
         task_try.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)
@@ -163,7 +163,7 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
             "The task was cleared or its arguments changed, so this try does not resume flow run %s. "
             "It starts a new one. The old flow run was %s",
             earlier_run_id,
-            "cancelled" if cancelled_run_ids else "not cancelled",
+            "aborted" if aborted_run_ids else "not aborted",
         )
     return run
 
@@ -252,7 +252,7 @@ def abort_if_abandoned(task_try: TaskTry, error: BaseException) -> None:
     if flow_run_id is None or not can_abort or _will_retry(task_try, error):
         return
     try:
-        task_try.hook.cancel(flow_run_id)
+        task_try.hook.abort(flow_run_id)
     except FlowError as abort_error:
         task_try.log.warning(
             "Flow run %s could not be aborted. Check it at the service: %s", flow_run_id, abort_error
@@ -283,12 +283,12 @@ def on_kill(task_try: TaskTry) -> None:
     """
     # A thread, because Airflow calls this in a signal handler, which may have interrupted a request to the
     # supervisor.
-    thread = Thread(target=_cancel_if_finished, args=(task_try,), daemon=True)
+    thread = Thread(target=_abort_if_finished, args=(task_try,), daemon=True)
     thread.start()
     thread.join(ON_KILL_SECONDS)
 
 
-def _cancel_if_finished(task_try: TaskTry) -> None:
+def _abort_if_finished(task_try: TaskTry) -> None:
     try:
         if not is_task_finished(task_try.context["ti"]):
             _log_not_finished(task_try)
@@ -297,8 +297,8 @@ def _cancel_if_finished(task_try: TaskTry) -> None:
         flow_run_id = task_try.flow_run_id
         if flow_run_id is not None and task_try.hook.service.supports("get_run"):
             # not `hook`, which the main thread may be using
-            was_cancelled = task_try.create_hook().cancel(flow_run_id)
-            task_try.log.info(CANCELLED_BY_KILL if was_cancelled else NOTHING_TO_CANCEL, flow_run_id)
+            was_aborted = task_try.create_hook().abort(flow_run_id)
+            task_try.log.info(ABORTED_BY_KILL if was_aborted else NOTHING_TO_ABORT, flow_run_id)
     except Exception:  # nothing may escape from a kill
         if task_try.flow_run_id is None:
             task_try.log.exception(

@@ -532,6 +532,15 @@ def test_abort_and_delete(emulator: Emulator, flows: FlowsCommand) -> None:
     assert flows(f"delete {flow_run_id} --yes").code == 5
 
 
+def test_abort_deletes_a_run_that_never_started(emulator: Emulator, flows: FlowsCommand) -> None:
+    """`abort` deletes a run that was created and not started, and says so; an unknown id is an error."""
+    flow_run_id = GenerioHook("generio_default").create(PROMPT_FLOW).flow_run_id
+    aborted = flows(f"abort {flow_run_id} -o json")
+    assert (aborted.code, aborted.json) == (0, {"flow_run_id": flow_run_id, "deleted": True})
+    assert flow_run_id not in emulator.runs
+    assert flows(f"abort {flow_run_id}").code == 5
+
+
 @pytest.fixture
 def stored(flow_emulator: Emulator, airflow_database: None) -> Iterator[str]:
     """Add a connection to Airflow's database, and return its id."""

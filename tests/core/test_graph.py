@@ -33,11 +33,11 @@ SIGNED = "https://store.example.com/img.png?sig=LZRCEQJp3hEzEp1SXJ5bxI1JrBa6Punw
 
 
 def graph_of(*nodes: Any, edges: Any = ()) -> FlowGraph:
-    """Read a graph of these nodes, after a way through JSON."""
+    """Parse a graph of these nodes from JSON."""
     return FlowGraph.parse(json.loads(json.dumps({"nodes": nodes, "edges": edges})))
 
 
-def test_sample_of_the_vendors_page_is_read() -> None:
+def test_sample_of_the_vendor_is_parsed() -> None:
     """Names, kinds, prompts, models, places and edges of the sample are its own."""
     graph = FlowGraph.parse(SAMPLE)
     assert graph.variables == ("color", "item")
@@ -69,13 +69,13 @@ def test_sample_of_the_vendors_page_is_read() -> None:
     assert (joke.model, joke.x) == ("gpt-3.5-turbo", 2370.04377754738)
 
 
-def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
+def test_results_and_test_values_of_nodes_are_dropped() -> None:
     """Signed links in `output` and test values of variables are in no part of the graph."""
-    told = deepcopy(SAMPLE)
-    told["nodes"][2]["data"]["output"] = SIGNED
-    told["nodes"][3]["data"]["output"] = {"e7c5": SIGNED}
-    told["nodes"][0]["data"]["variable"]["value"] = SIGNED
-    graph = FlowGraph.parse(told)
+    data = deepcopy(SAMPLE)
+    data["nodes"][2]["data"]["output"] = SIGNED
+    data["nodes"][3]["data"]["output"] = {"e7c5": SIGNED}
+    data["nodes"][0]["data"]["variable"]["value"] = SIGNED
+    graph = FlowGraph.parse(data)
     assert graph == FlowGraph.parse(SAMPLE)
     assert "sig=" not in "".join(str(getattr(node, name)) for node in graph.nodes for name in Node.__slots__)
 
@@ -114,8 +114,8 @@ def test_nothing_that_a_node_gave_or_was_tried_with_is_kept() -> None:
         ),
     ],
 )
-def test_what_is_no_graph_is_refused_with_the_place(value: Any, reason: str) -> None:
-    """The error says what is wrong, where, and what to do."""
+def test_invalid_graph_is_rejected_with_the_location(value: Any, reason: str) -> None:
+    """The error names the problem, its location and the remedy."""
     with pytest.raises(FlowInputError, match=f"{reason}.*Export it again"):
         FlowGraph.parse(value)
 
@@ -123,28 +123,28 @@ def test_what_is_no_graph_is_refused_with_the_place(value: Any, reason: str) -> 
 @pytest.mark.parametrize(
     "place", [None, 7, [], {}, {"x": None, "y": True}, {"x": "left", "y": [1]}, {"x": 10**400, "y": 1e300}]
 )
-def test_odd_places_are_no_places(place: Any) -> None:
-    """A place that cannot be read is not told; the node stays."""
+def test_invalid_positions_are_none(place: Any) -> None:
+    """An invalid position is None, and the node remains."""
     (node,) = graph_of(
         {"id": "a", "type": "actionNode", "position": place, "width": [place], "data": place}
     ).nodes
     assert node == Node("a", NodeKind.ACTION, "actionNode", "")
 
 
-def test_places_are_read_as_the_editor_writes_them() -> None:
+def test_positions_in_the_formats_of_the_editor() -> None:
     """The absolute place wins over the one within a group; a number may be text."""
     inner = {"id": "a", "position": {"x": 1, "y": 2}, "positionAbsolute": {"x": 101, "y": "102.5"}}
     (node,) = graph_of(inner).nodes
     assert (node.x, node.y) == (101, 102.5)
 
 
-def test_unknown_kinds_keep_their_word_and_name() -> None:
+def test_unknown_node_kinds_have_their_type_and_name() -> None:
     """Code, conditions and nodes without a type are part of the graph."""
     graph = graph_of({"id": 1, "type": "codeNode", "data": {"name": "split"}}, {"id": "b", "type": None})
     assert graph.nodes == (Node("1", NodeKind.OTHER, "codeNode", "split"), Node("b", NodeKind.OTHER, "", ""))
 
 
-def test_loose_and_double_edges_are_left_out_and_circles_stay() -> None:
+def test_dangling_and_duplicate_edges_are_dropped_and_cycles_remain() -> None:
     """An edge to nowhere is dropped, one that is there twice is one, a circle and a loop are no fault."""
     pairs = [("a", "b"), ("b", "a"), ("a", "a"), ("a", "gone"), ("gone", "b"), ("a", "b")]
     graph = graph_of(
@@ -153,7 +153,7 @@ def test_loose_and_double_edges_are_left_out_and_circles_stay() -> None:
     assert graph.edges == (Edge("a", "b"), Edge("b", "a"), Edge("a", "a"))
 
 
-def test_variables_are_named_once_and_outputs_each_time() -> None:
+def test_variables_are_unique_and_outputs_are_not() -> None:
     """Variables of the same label are one input; output nodes of the same name are several outputs."""
     graph = graph_of(
         *(
@@ -168,8 +168,8 @@ def test_variables_are_named_once_and_outputs_each_time() -> None:
     assert graph.outputs == ("y", "x", "y")
 
 
-def test_a_prompt_without_end_is_cut() -> None:
-    """What is kept of a prompt is bounded."""
+def test_long_prompt_is_truncated() -> None:
+    """The stored part of a prompt is bounded."""
     (node,) = graph_of(
         {"id": "a", "type": "actionNode", "data": {"prompt": "p" * (MAX_PROMPT_LENGTH + 1)}}
     ).nodes
@@ -206,7 +206,7 @@ SOME_EDGE = st.fixed_dictionaries(
         }
     )
 )
-def test_any_json_is_a_graph_or_refused(value: Any) -> None:
+def test_any_json_is_parsed_or_rejected(value: Any) -> None:
     """Nothing but FlowInputError comes of a broken graph, and edges of a read one end at its nodes."""
     with contextlib.suppress(FlowInputError):
         graph = FlowGraph.parse(value)

@@ -55,8 +55,8 @@ MIXED = [
 pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
-def refused(dag_id: str, *tasks: dict[str, Any]) -> list[str]:
-    """Run tasks that are to be refused, and give what each is told."""
+def get_messages(dag_id: str, *tasks: dict[str, Any]) -> list[str]:
+    """Run tasks with invalid arguments, and return the message of each."""
     with DAG(dag_id, schedule=None) as dag:
         for number, given in enumerate(tasks):
             RunFlowOperator(task_id=f"t{number}", **{**CHAIR_ARGUMENTS, **given})
@@ -66,14 +66,14 @@ def refused(dag_id: str, *tasks: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_any_two_findings_are_told_together(emulator: Emulator, validate: bool) -> None:  # noqa: FBT001
+def test_any_two_problems_are_reported_together(emulator: Emulator, validate: bool) -> None:  # noqa: FBT001
     """One error names any two problems; with validate=False those without a definition; no run is created."""
     mixed = [pair for pair in MIXED if validate or not any(WRONG[one][2] for one in pair)]
-    told = refused(
+    data = get_messages(
         f"findings_{validate}", *({"validate": validate, **WRONG[a][0], **WRONG[b][0]} for a, b in mixed)
     )
 
-    for pair, message in zip(mixed, told, strict=True):
+    for pair, message in zip(mixed, data, strict=True):
         for name in pair:
             for part in WRONG[name][1]:
                 # a flow that is unknown leaves its parameters unchecked
@@ -84,7 +84,7 @@ def test_any_two_findings_are_told_together(emulator: Emulator, validate: bool) 
     assert (emulator.runs, emulator.started_count) == ({}, 0)
 
 
-def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
+def test_all_problems_are_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
     """One error names a missing file, a wrong type, metadata, path and parameters, with the right indexes."""
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
     (tmp_path / "b").write_bytes(b"\x00\x01")
@@ -96,7 +96,7 @@ def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> 
         "output_path": path,
         "additional": date(2026, 1, 1),
     }
-    (told,) = refused("findings_all", given)
+    (data,) = get_messages("findings_all", given)
 
     for part in (
         "inputs[0] names a file of an unknown type",
@@ -109,11 +109,11 @@ def test_everything_is_told_in_one_error(emulator: Emulator, tmp_path: Path) -> 
         "cannot be written to",
         f"The request does not match the generio flow {FLOW}: ",
     ):
-        assert part in told
+        assert part in data
     assert emulator.runs == {}
 
 
-def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> None:
+def test_all_problems_of_a_chain_are_in_one_error(emulator: Emulator, tmp_path: Path) -> None:
     """For PromptChainer: unreadable and missing variables, parameters, and a run that cannot be deleted."""
     given: dict[str, Any] = {
         **CHAIN_ARGUMENTS,
@@ -128,7 +128,7 @@ def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> Non
         "parameter 'quality' is not known: a PromptChainer flow has variables only; put them into inputs",
         "delete_after_fetch=True is not supported by promptchainer",
     )
-    checked, unchecked = refused("findings_chain", given, {**given, "validate": False})
+    checked, unchecked = get_messages("findings_chain", given, {**given, "validate": False})
 
     for part in (*known, "variable 'color' is missing (did you mean 'colour'?)"):
         assert checked.count(part) == 1
@@ -138,7 +138,7 @@ def test_chain_is_told_everything_too(emulator: Emulator, tmp_path: Path) -> Non
     assert (emulator.started_count, {request.method for request in emulator.requests}) == (0, {"GET"})
 
 
-def test_hook_tells_everything_too(emulator: Emulator) -> None:
+def test_hook_reports_all_problems(emulator: Emulator) -> None:
     """`hook.start` raises one error for unreadable and invalid arguments, also with validate=False."""
     wrong: dict[str, Any] = {
         "inputs": [Path("/no/such.png"), 42],
@@ -173,38 +173,38 @@ def test_hook_tells_everything_too(emulator: Emulator) -> None:
     assert request_lines(emulator.requests) == ["GET /templates"]
 
 
-def test_run_without_outputs_among_inputs_leaves_the_rest_to_be_checked(emulator: Emulator) -> None:
+def test_other_arguments_are_validated_beside_a_run_without_outputs(emulator: Emulator) -> None:
     """Where it cannot be known how many inputs there are, their number is not checked, and all else is."""
     empty = {"flow_run_id": "r", "outputs": [], "state": "failed"}
-    (told,) = refused("findings_count", {"inputs": empty, "parameters": {"seed": "x"}})
-    assert "inputs[0]: flow run r (failed) produced no outputs" in told
-    assert "parameters['seed'] must be of type integer" in told
-    assert "at least" not in told
+    (data,) = get_messages("findings_count", {"inputs": empty, "parameters": {"seed": "x"}})
+    assert "inputs[0]: flow run r (failed) produced no outputs" in data
+    assert "parameters['seed'] must be of type integer" in data
+    assert "at least" not in data
     assert emulator.runs == {}
 
 
-def test_service_that_cannot_tell_hides_no_finding(emulator: Emulator) -> None:
+def test_problems_are_reported_without_a_definition(emulator: Emulator) -> None:
     """If the definition is not available, all problems that do not depend on it are in one error."""
     emulator.switches.templates_endpoint = 404
-    (told,) = refused(
+    (data,) = get_messages(
         "findings_untold", {**WRONG["file"][0], **WRONG["path"][0], "parameters": {"qualty": 1}}
     )
     for part in (*WRONG["file"][1], *WRONG["path"][1]):
-        assert part in told
-    assert "qualty" not in told
+        assert part in data
+    assert "qualty" not in data
 
 
-def test_broken_graph_is_one_finding_among_others(
+def test_unreadable_graph_is_one_of_the_problems(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """An exported graph that cannot be read is told beside what needs no graph."""
+    """An unreadable graph is reported together with the problems that need no graph."""
     (tmp_path / "broken.json").write_text("{}")
-    told = json.loads(emulator.connections["AIRFLOW_CONN_PROMPTCHAINER_DEFAULT"])
+    data = json.loads(emulator.connections["AIRFLOW_CONN_PROMPTCHAINER_DEFAULT"])
     monkeypatch.setenv(
-        "AIRFLOW_CONN_PROMPTCHAINER_DEFAULT", json.dumps({**told, "extra": {"graphs": tmp_path.as_uri()}})
+        "AIRFLOW_CONN_PROMPTCHAINER_DEFAULT", json.dumps({**data, "extra": {"graphs": tmp_path.as_uri()}})
     )
     given = {**CHAIN_ARGUMENTS, "flow": "broken", "parameters": {"a": 1}, "output_path": "nonsense://b"}
-    (message,) = refused("findings_graph", given)
+    (message,) = get_messages("findings_graph", given)
     for part in (
         "broken.json (field graphs of the connection)",
         "'a' is not known",
@@ -214,16 +214,16 @@ def test_broken_graph_is_one_finding_among_others(
 
 
 @needs("retry policies")
-def test_findings_that_last_use_up_no_retry(emulator: Emulator) -> None:
-    """One error of several findings ends the task at its first try, and nothing is kept for a second."""
+def test_permanent_problems_are_not_retried(emulator: Emulator) -> None:
+    """An error of several problems ends the task at its first try, and no record is saved."""
     ended = run_with_retries("findings_retry", **{**CHAIR_ARGUMENTS, **WRONG["file"][0], **WRONG["path"][0]})
     assert (ended.tries, ended.record) == (1, None)
     assert emulator.runs == {}
     assert RECORD_KEY not in ended.result.xcoms.get("run", {})
 
 
-def test_findings_are_told_once_and_last_if_one_does() -> None:
-    """The same text is told once; the error is worth another try only if nothing in it lasts."""
+def test_problems_are_reported_once_and_permanent_if_one_is() -> None:
+    """A repeated problem is reported once; the error is retried only if none of its problems is permanent."""
     found = Problems()
     found.raise_if_any()
     with found.collect():

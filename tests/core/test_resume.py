@@ -1,4 +1,4 @@
-"""Tests of the run of an earlier try: it is resumed, deleted or aborted; and of cancelling a run.
+"""Tests of the run of an earlier try: it is resumed, deleted or aborted; and of aborting a run.
 
 Tests of states use scripted responses, tests of requests the emulator.
 """
@@ -14,11 +14,11 @@ import pytest
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.start_or_resume import (
-    CANCEL_POLL_SECONDS,
+    ABORT_POLL_SECONDS,
     TOKEN_KEY,
     RunRecord,
-    cancel,
-    cancel_and_wait,
+    abort_run,
+    abort_run_and_wait,
     resume,
 )
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
@@ -50,7 +50,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("state", "same_request", "same_generation", "is_resumed", "then"), TABLE)
-def test_what_an_earlier_try_left_is_settled(
+def test_run_of_an_earlier_try_is_resumed_or_ended(
     *, state: str, same_request: bool, same_generation: bool, is_resumed: bool, then: list[str]
 ) -> None:
     """A run of the same request is resumed, a created one deleted, one of another request aborted."""
@@ -66,7 +66,7 @@ def test_what_an_earlier_try_left_is_settled(
 @pytest.mark.parametrize(
     ("state", "then"), [("running", []), ("completed", []), ("created", ["GET", "DELETE"])]
 )
-def test_run_of_another_request_may_be_left_alone(state: str, then: list[str]) -> None:
+def test_run_of_another_request_is_not_aborted_if_disabled(state: str, then: list[str]) -> None:
     """With abort=False a run from before a Clear continues; one that never ran is still deleted."""
     script = ScriptedTransport(json_response({"flow_id": "r", "state": state}), endless=True)
     assert (
@@ -84,7 +84,7 @@ def test_run_of_another_request_may_be_left_alone(state: str, then: list[str]) -
     assert [request.method for request in script.requests] == ["GET", *then]
 
 
-def test_run_that_is_gone_is_forgotten() -> None:
+def test_run_that_no_longer_exists_is_not_resumed() -> None:
     """A record whose run is not found three times means a new start; without a record no request is sent."""
     assert (
         ScriptedTransport(*[json_response({}, 404)] * 3).run(
@@ -95,7 +95,7 @@ def test_run_that_is_gone_is_forgotten() -> None:
     assert ScriptedTransport().run(resume(Generio(), RUN_REQUEST.fingerprint, None, 0)) is None
 
 
-def test_run_that_is_not_visible_for_once_is_taken_up() -> None:
+def test_run_that_is_briefly_not_found_is_resumed() -> None:
     """A single 404 for the earlier run does not start another one."""
     script = ScriptedTransport(json_response({}, 404), json_response({"flow_id": "r", "state": "running"}))
     run = script.run(resume(Generio(), RUN_REQUEST.fingerprint, replace(RECORD, flow_run_id="r"), 0))
@@ -103,7 +103,7 @@ def test_run_that_is_not_visible_for_once_is_taken_up() -> None:
     assert run.flow_run_id == "r"
 
 
-def test_service_that_cannot_tell_starts_nothing() -> None:
+def test_unavailable_service_is_an_error_and_no_new_run() -> None:
     """While the earlier run cannot be polled, no other is started."""
     with pytest.raises(FlowUnreachable):
         ScriptedTransport(no_response()).run(
@@ -111,7 +111,7 @@ def test_service_that_cannot_tell_starts_nothing() -> None:
         )
 
 
-def test_run_that_was_made_and_never_known_is_swept(flow_emulator: Emulator, hook: GenerioHook) -> None:
+def test_created_run_whose_id_was_not_saved_is_deleted(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A created run whose id was lost is found by its token and deleted; no other is."""
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
     with pytest.raises(FlowUnreachable):
@@ -130,22 +130,22 @@ def test_run_that_was_made_and_never_known_is_swept(flow_emulator: Emulator, hoo
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [no_response(), json_response({}, 404), json_response({}, 503), json_response(b"<html>")],
     ids=str,
 )
-def test_service_that_cannot_list_is_not_swept(trouble: Any) -> None:
+def test_orphans_are_not_searched_without_a_list(failure: Any) -> None:
     """Without a list, a run that never ran remains, and does not prevent a new start."""
-    assert ScriptedTransport(trouble).run(resume(Generio(), RUN_REQUEST.fingerprint, RECORD, 0)) is None
+    assert ScriptedTransport(failure).run(resume(Generio(), RUN_REQUEST.fingerprint, RECORD, 0)) is None
 
 
-def test_additional_that_is_no_mapping_bears_no_mark(flow_emulator: Emulator, hook: GenerioHook) -> None:
+def test_metadata_that_is_no_mapping_has_no_token(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """Metadata that is no mapping is sent unchanged."""
     start_and_record(hook, request=replace(RUN_REQUEST, additional=["a", 1]))
     assert flow_emulator.requests[0].json["additional"] == ["a", 1]
 
 
-def test_run_that_ended_before_it_could_be_aborted_is_no_trouble(
+def test_run_that_became_final_before_its_abort_is_no_error(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
     """A run of another request that ends at the same time is no error."""
@@ -158,13 +158,15 @@ def script_states(*states: str | int) -> ScriptedTransport:
     """Return a transport in which the run has these states in turn; a number is an error with this status."""
     return ScriptedTransport(
         *(
-            json_response({"detail": "no"}, told) if isinstance(told, int) else json_response({"state": told})
-            for told in states
+            json_response({"detail": "no"}, value)
+            if isinstance(value, int)
+            else json_response({"state": value})
+            for value in states
         )
     )
 
 
-CANCELLATIONS: list[tuple[list[str | int], list[str]]] = [
+ABORTS: list[tuple[list[str | int], list[str]]] = [
     (["created", ""], ["GET", "DELETE"]),
     (["running", ""], ["GET", "PATCH"]),
     (["aborting"], ["GET"]),
@@ -180,35 +182,35 @@ CANCELLATIONS: list[tuple[list[str | int], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("states", "asked"), CANCELLATIONS, ids=str)
-def test_run_is_stopped_wherever_it_is(states: list[str | int], asked: list[str]) -> None:
+@pytest.mark.parametrize(("states", "requested"), ABORTS, ids=str)
+def test_abort_in_every_state(states: list[str | int], requested: list[str]) -> None:
     """A created run is deleted, an active one aborted; one that changes in between is polled again."""
     script = script_states(*states)
-    script.run(cancel(Generio(), "r"))
-    assert [request.method for request in script.requests] == asked
+    script.run(abort_run(Generio(), "r"))
+    assert [request.method for request in script.requests] == requested
 
 
-def test_run_that_cannot_be_stopped_is_told() -> None:
+def test_second_conflict_of_an_abort_is_raised() -> None:
     """A second conflict is raised."""
     with pytest.raises(FlowConflict):
-        script_states("created", 409, "created", 409).run(cancel(Generio(), "r"))
+        script_states("created", 409, "created", 409).run(abort_run(Generio(), "r"))
 
 
-def test_run_is_seen_off() -> None:
+def test_abort_and_wait_polls_until_the_run_is_final() -> None:
     """After the abort the run is polled until it is final, for at most ten seconds."""
     script = script_states("running", "", "aborting", "aborting", "aborted")
-    run = script.run(cancel_and_wait(Generio(), "r"))
+    run = script.run(abort_run_and_wait(Generio(), "r"))
     assert run is not None
     assert run.state is FlowState.ABORTED
-    assert script.sleeps == list(CANCEL_POLL_SECONDS[:2])
+    assert script.sleeps == list(ABORT_POLL_SECONDS[:2])
 
-    script = script_states("running", "", *["aborting"] * len(CANCEL_POLL_SECONDS))
-    run = script.run(cancel_and_wait(Generio(), "r"))
+    script = script_states("running", "", *["aborting"] * len(ABORT_POLL_SECONDS))
+    run = script.run(abort_run_and_wait(Generio(), "r"))
     assert run is not None
     assert run.state is FlowState.ABORTING
     assert sum(script.sleeps) == 10.0
 
-    assert script_states("running", "", "aborting", 404).run(cancel_and_wait(Generio(), "r")) is None
+    assert script_states("running", "", "aborting", 404).run(abort_run_and_wait(Generio(), "r")) is None
 
 
 @pytest.mark.parametrize("status", [503, 404])
@@ -219,7 +221,7 @@ def test_cancel_retries_after_a_single_error_response(flow_emulator: Emulator, s
     hook = GenerioHook("generio_default")
     run = hook.start_from_request(RUN_REQUEST)
     flow_emulator.add_fault(Fault("GET", "/flows/*", status=status))
-    asyncio.run(hook.arun(cancel(hook.service, run.flow_run_id)))
+    asyncio.run(hook.arun(abort_run(hook.service, run.flow_run_id)))
     assert [run.state for run in flow_emulator.runs.values()] == ["aborted"]
 
 

@@ -51,13 +51,13 @@ def send_with_retries(
         *(json_response({}, code) for code in (429, 502, 503, 504)),
     ],
 )
-def test_idempotent_request_is_asked_again(failure: Response | FlowServiceError) -> None:
+def test_idempotent_request_is_sent_again(failure: Response | FlowServiceError) -> None:
     """A GET is sent again after no response, 429, 502, 503 and 504, until the first success."""
     assert send_with_retries(GET, failure, failure, OK) == (3, [1.0, 2.0])
 
 
 @pytest.mark.parametrize("code", [200, 400, 401, 403, 404, 409, 422, 500, 501])
-def test_other_answers_stand(code: int) -> None:
+def test_other_responses_are_returned(code: int) -> None:
     """Any other response is final."""
     assert send_with_retries(GET, json_response({}, code)) == (1, [])
 
@@ -78,7 +78,7 @@ def test_backoff_is_exponential_with_full_jitter_and_a_bound() -> None:
     assert send_with_retries(GET, *[no_response()] * 4, retry=none)[1] == [0.0, 0.0, 0.0]
 
 
-def test_default_jitter_is_spread_over_the_whole_pause() -> None:
+def test_default_jitter_covers_the_delay() -> None:
     """With the default jitter, the first delays of many clients are spread over the first second."""
     first_delays = [send_with_retries(GET, no_response(), OK, retry=Retry())[1][0] for _ in range(200)]
     assert min(first_delays) < 0.2
@@ -101,13 +101,13 @@ def test_retry_after_as_a_date_is_honoured(zone: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", "-5", "Wed, 99 Foo", "²", "", "nan", "inf"])
-def test_nonsense_in_retry_after_counts_as_absent(value: str) -> None:
+def test_invalid_retry_after_is_ignored(value: str) -> None:
     """A value that is neither seconds nor a date changes nothing."""
     assert send_with_retries(GET, json_response({}, 503, retry_after=value), OK)[1] == [1.0]
 
 
 @pytest.mark.parametrize("value", ["61", "1e99"])
-def test_pause_longer_than_the_longest_is_not_waited_for(value: str) -> None:
+def test_delay_beyond_the_maximum_ends_the_retries(value: str) -> None:
     """If the service requests more than the maximum delay, its response is final."""
     assert send_with_retries(GET, json_response({}, 429, retry_after=value), OK)[0] == 1
 
@@ -132,8 +132,8 @@ def test_changing_request_is_not_sent_blindly(
     assert send_with_retries(Request("POST", "/flows", json={}, resend=resend), failure, OK)[0] == times
 
 
-def test_every_changing_request_is_marked_for_what_it_costs() -> None:
-    """A request that starts a paid run is resent only if it never arrived; free steps also when refused."""
+def test_resend_of_every_changing_request() -> None:
+    """A request that is billed is resent only if it never arrived; other changes also after a 429."""
     generio, chain, item = Generio(), PromptChainer(), FlowInput("p")
     conversations = (
         (generio.start("t", [item], None, None), [json_response({"flow_id": "r"})], Resend.IF_NEVER_ARRIVED),
@@ -148,14 +148,14 @@ def test_every_changing_request_is_marked_for_what_it_costs() -> None:
         assert script.requests[-1].resend is resend
 
 
-def test_once_asks_once() -> None:
+def test_no_retry_sends_once() -> None:
     """The polls of a wait are not repeated by the HTTP layer: the wait does that."""
     script = ScriptedTransport(json_response({}, 503))
     assert script.run(with_retries(single_request(GET), NO_RETRY)).status == 503
     assert script.sleeps == []
 
 
-def test_start_whose_answer_is_lost_is_made_once(flow_emulator: Emulator) -> None:
+def test_start_whose_response_is_lost_is_sent_once(flow_emulator: Emulator) -> None:
     """A POST with inputs whose response is lost creates one run and an error, not two runs."""
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after", times=None))
     with pytest.raises(FlowUnreachable, match="may have acted"):

@@ -173,7 +173,7 @@ async def test_a_cancelled_wait_cancels_nothing_else(cache: SingleFlightCache[st
 
 
 @pytest.mark.parametrize("finish", [lambda: "value", lambda: 1 / 0])
-def test_a_finished_load_holds_no_event_loop(
+def test_finished_load_has_no_reference_to_an_event_loop(
     cache: SingleFlightCache[str], finish: Callable[[], str]
 ) -> None:
     """A loop on which callers waited can be collected, also while the value is still cached."""

@@ -32,7 +32,7 @@ def steps(emulator: Emulator) -> list[str]:
     ]
 
 
-def test_start_is_made_in_steps(flow_emulator: Emulator, hook: GenerioHook) -> None:
+def test_start_sends_its_requests_in_order(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """The record is saved, the run created, its id saved, its inputs added; only then it is started."""
     saved: list[tuple[RunRecord | None, int, int]] = []
     run = start_and_record(
@@ -59,7 +59,7 @@ def test_start_is_made_in_steps(flow_emulator: Emulator, hook: GenerioHook) -> N
 
 
 @pytest.mark.parametrize("keeps", [0, 1])
-def test_nothing_is_sent_before_it_is_kept(flow_emulator: Emulator, hook: GenerioHook, keeps: int) -> None:
+def test_record_is_saved_before_each_request(flow_emulator: Emulator, hook: GenerioHook, keeps: int) -> None:
     """A worker that dies in the first save has sent nothing; in the second, it leaves a created run."""
     saved: list[RunRecord | None] = []
 
@@ -75,7 +75,7 @@ def test_nothing_is_sent_before_it_is_kept(flow_emulator: Emulator, hook: Generi
 
 
 @pytest.mark.parametrize("fault", [Fault("PATCH", reset="after"), Fault("PATCH", truncate=3)])
-def test_lost_answer_of_start_is_settled_by_looking(
+def test_lost_response_to_the_start_is_resolved_by_a_poll(
     flow_emulator: Emulator, hook: GenerioHook, fault: Fault
 ) -> None:
     """If the run started and the response was lost, a GET settles it, and start is not sent twice."""
@@ -88,7 +88,7 @@ def test_lost_answer_of_start_is_settled_by_looking(
 @pytest.mark.parametrize(
     "fault", [Fault("PATCH", reset="before"), Fault("PATCH", status=502), Fault("PATCH", status=504)]
 )
-def test_start_that_did_not_arrive_is_sent_again(
+def test_start_that_never_arrived_is_sent_again(
     flow_emulator: Emulator, hook: GenerioHook, fault: Fault
 ) -> None:
     """If the GET finds the run not started, start is sent once more."""
@@ -98,7 +98,7 @@ def test_start_that_did_not_arrive_is_sent_again(
     assert flow_emulator.started_count == 1
 
 
-def test_refused_input_leaves_no_run_behind(flow_emulator: Emulator, hook: GenerioHook) -> None:
+def test_rejected_input_deletes_the_run(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A run whose input is rejected is deleted, and the error is the service's."""
     run_request = RunRequest("model_generate_fromimage", [FlowInput("no image at all")])
     with pytest.raises(FlowInvalid, match="data URI"):
@@ -108,7 +108,7 @@ def test_refused_input_leaves_no_run_behind(flow_emulator: Emulator, hook: Gener
 
 
 @pytest.mark.parametrize("quota", [402, 403, 429])
-def test_refused_start_leaves_no_run_behind(flow_emulator: Emulator, hook: GenerioHook, quota: int) -> None:
+def test_rejected_start_deletes_the_run(flow_emulator: Emulator, hook: GenerioHook, quota: int) -> None:
     """A run that exceeds the quota is deleted."""
     flow_emulator.switches.update({"quota": quota})
     hook.connection.extra = '{"retries": 0}'
@@ -117,7 +117,7 @@ def test_refused_start_leaves_no_run_behind(flow_emulator: Emulator, hook: Gener
     assert (flow_emulator.runs, flow_emulator.started_count) == ({}, 0)
 
 
-def test_refusal_inside_a_success_is_a_refusal(flow_emulator: Emulator, hook: GenerioHook) -> None:
+def test_error_in_a_success_response_is_an_error(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """A start with the response 200 and success: false did not start."""
     flow_emulator.switches.update({"envelope": "hidden_errors", "quota": 402})
     with pytest.raises(FlowServiceError, match="Generation quota used up"):
@@ -125,7 +125,9 @@ def test_refusal_inside_a_success_is_a_refusal(flow_emulator: Emulator, hook: Ge
     assert flow_emulator.started_count == 0
 
 
-def test_lost_answer_of_create_makes_no_second_run(flow_emulator: Emulator, hook: GenerioHook) -> None:
+def test_lost_response_to_the_creation_creates_no_second_run(
+    flow_emulator: Emulator, hook: GenerioHook
+) -> None:
     """A created run whose id was lost is not created again."""
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
     with pytest.raises(FlowUnreachable):
@@ -147,7 +149,7 @@ def test_lost_input_deletes_the_run(flow_emulator: Emulator, hook: GenerioHook, 
         assert flow_emulator.runs == {}
 
 
-def test_one_request_does_it_all_without_keeping(flow_emulator: Emulator, hook: GenerioHook) -> None:
+def test_start_without_a_record_is_one_request(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """Without a record the run is created, filled and started by one POST."""
     run = hook.start_from_request(RUN_REQUEST, validate=False)
     assert request_lines(flow_emulator.requests) == ["POST /flows"]
@@ -164,7 +166,7 @@ def chain(flow_emulator: Emulator) -> PromptChainerHook:
     return found
 
 
-def test_answer_of_a_service_without_ids_is_kept_whole(
+def test_response_of_a_service_without_ids_is_saved_completely(
     flow_emulator: Emulator, chain: PromptChainerHook
 ) -> None:
     """The record is saved before the one request, then the response; a retry needs no request."""
@@ -204,7 +206,7 @@ LOST_RESPONSES = [
 
 
 @pytest.mark.parametrize(("fault", "doubt", "started"), LOST_RESPONSES, ids=str)
-def test_what_is_kept_after_a_lost_answer(
+def test_record_after_a_lost_response(
     flow_emulator: Emulator, chain: PromptChainerHook, *, fault: Fault, doubt: bool, started: int
 ) -> None:
     """The record remains if a run may exist, and is deleted if certainly none does."""
@@ -216,7 +218,7 @@ def test_what_is_kept_after_a_lost_answer(
     assert flow_emulator.started_count == started
 
 
-def test_doubtful_attempt_is_run_again() -> None:
+def test_attempt_with_an_unknown_outcome_is_started_again() -> None:
     """A record without a response resumes no run, and sends no request."""
     assert (
         ScriptedTransport().run(
@@ -231,7 +233,7 @@ def test_doubtful_attempt_is_run_again() -> None:
     )
 
 
-def test_fingerprint_tells_orders_apart_and_nothing_else() -> None:
+def test_fingerprint_distinguishes_requests_only() -> None:
     """Any change of a request changes its fingerprint, except the order of keys; it hides the content."""
     same = RunRequest(FLOW, RUN_REQUEST.inputs, dict(RUN_REQUEST.parameters), {"order": 17})
     assert same.fingerprint == RUN_REQUEST.fingerprint
@@ -250,17 +252,17 @@ def test_fingerprint_tells_orders_apart_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", [None, {}, {"flow_run_id": "r"}, {**RECORD.to_dict(), "newer": 1}, [], "x", 5]
+    "value", [None, {}, {"flow_run_id": "r"}, {**RECORD.to_dict(), "newer": 1}, [], "x", 5]
 )
-def test_record_that_cannot_be_read_is_none(told: object) -> None:
+def test_unreadable_record_is_none(value: object) -> None:
     """An unreadable record, for example of another version, is no record and no error."""
-    assert RunRecord.from_dict(told) is None
+    assert RunRecord.from_dict(value) is None
     record = RunRecord("f", 3, 12.5, flow_run_id="r")
     assert RunRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     assert record.token != RunRecord("f", 3, 12.5).token
 
 
-def test_error_that_led_to_tidying_up_is_the_one_told() -> None:
+def test_error_before_the_cleanup_is_raised() -> None:
     """If even deleting the run fails, the first error is raised."""
     script = ScriptedTransport(
         json_response({"flow_id": "r"}), json_response({"detail": "too big"}, 413), no_response()

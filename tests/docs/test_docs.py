@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_flows import services
 from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.core.exceptions import FlowUnreachable
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep
@@ -158,6 +159,20 @@ def test_reference_names_every_error() -> None:
         if isinstance(value, type) and issubclass(value, exceptions.FlowError)
     ]
     assert re.findall(r"autoexception:: (\w+)", page) == known
+
+
+def test_reference_has_every_name_for_a_service() -> None:
+    """The reference has each name that `airflow_provider_flows.services` exports, and no other."""
+    pages = {
+        name: (ROOT / "docs" / "reference" / f"{name}.md").read_text()
+        for name in ("services", "runs", "errors")
+    }
+    documented = {
+        name for page in pages.values() for name in re.findall(r"auto\w+:: (?:[\w.]*\.)?(\w+)", page)
+    } | set(re.findall(r"`(\w+)(?:\[\w\])?`", pages["services"]))
+    assert set(services.__all__) - documented == set()
+    section = pages["services"].split("## The connection")[0]
+    assert set(re.findall(r"auto\w+:: (\w+)", section)) <= set(services.__all__)
 
 
 # the site -----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from sqlalchemy import select
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.plugin.run_cancels import MAX_THREADS
+from airflow_provider_flows.plugin.run_aborts import MAX_THREADS
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.airflow_run import run_dag
 from tests.support.flow_server import ApiResponse, StubFlowServer
@@ -154,7 +154,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> bool:
 
 def cancel_threads() -> list[threading.Thread]:
     """Return the listener's threads."""
-    return [thread for thread in threading.enumerate() if thread.name == "flows-cancel"]
+    return [thread for thread in threading.enumerate() if thread.name == "flows-abort"]
 
 
 def connect(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, conn_id: str, **more: Any) -> str:
@@ -204,7 +204,7 @@ def test_a_connection_that_does_not_work_is_tried_few_times(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
     """An API server without a way to the service gives up the runs of the connection, and logs their ids."""
-    monkeypatch.setattr("airflow_provider_flows.base_hook.MIN_CANCEL_ATTEMPTS", 1)  # no seconds of backoff
+    monkeypatch.setattr("airflow_provider_flows.base_hook.MIN_ABORT_ATTEMPTS", 1)  # no seconds of backoff
     more = {"host": "http://127.0.0.1:9"} if trouble == "no way" else {"password": "another"}
     conn_id = connect(emulator, monkeypatch, f"listener_{trouble[:2]}", extra={"retries": 0}, **more)
     ids = [f"{number:024x}" for number in range(MARKED_RUNS)]
@@ -219,9 +219,9 @@ def test_a_connection_that_does_not_work_is_tried_few_times(
 
 EXIT_WHILE_ABORTING = """
 import sys, time
-from airflow_provider_flows.plugin.run_cancels import RUN_CANCELS
+from airflow_provider_flows.plugin.run_aborts import RUN_ABORTS
 
-RUN_CANCELS.submit("mute", "0" * 24)
+RUN_ABORTS.submit("mute", "0" * 24)
 time.sleep(0.3)
 print(time.monotonic())
 """

@@ -53,19 +53,19 @@ def test_generio_from_templates_to_deletion(flow_emulator: Emulator, hook: Gener
     assert (given.asset_id, given.additional, given.value) == (asset, {"n": 1}, None)
     assert hook.list_inputs(key, include_data=True)[0].value == "a chair"
     assert hook.run(hook.service.get_input(key, asset or "")).data == b"a chair"
-    (made,) = hook.list_outputs(key)
-    assert (made.additional, made.value) == ({"n": 1}, None)
+    (created,) = hook.list_outputs(key)
+    assert (created.additional, created.value) == ({"n": 1}, None)
     (full,) = hook.list_outputs(key, include_data=True)
     assert str(full.value).startswith("data:model/gltf-binary;base64,Z2xURg")
-    assert hook.download_output(key, made.asset_id or "").data[:4] == b"glTF"
-    hook.abort(key)
+    assert hook.download_output(key, created.asset_id or "").data[:4] == b"glTF"
+    hook.run(hook.service.abort(key))  # hook.abort sends nothing for a final run
     hook.delete(key)
     with pytest.raises(FlowNotFound):
         hook.get_run(key)
-    short = {key: "ID", asset or "-": "A", made.asset_id or "-": "O"}
+    short = {key: "ID", asset or "-": "A", created.asset_id or "-": "O"}
     paths = [
-        re.sub(r"[0-9a-f]{24}", lambda found: short[found[0]], asked)
-        for asked in request_lines(flow_emulator.requests)
+        re.sub(r"[0-9a-f]{24}", lambda found: short[found[0]], requested)
+        for requested in request_lines(flow_emulator.requests)
     ]
     assert paths == [
         "GET /templates",
@@ -88,7 +88,7 @@ def test_generio_from_templates_to_deletion(flow_emulator: Emulator, hook: Gener
 
 
 def test_create_with_inputs_is_one_request(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A run with inputs is made and started by one POST, whose body is exactly as documented."""
+    """A run with inputs is created and started by one POST, whose body is exactly as documented."""
     hook.start(
         FLOW, ["a chair", {"data": "a table", "additional": 2}], {"seed": 7}, {"order": 17}, validate=False
     )
@@ -101,8 +101,8 @@ def test_create_with_inputs_is_one_request(flow_emulator: Emulator, hook: Generi
     }
 
 
-def test_run_under_way_is_aborted(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A run that goes on is stopped, and asking again, or for a final one, is no error."""
+def test_active_run_is_aborted(flow_emulator: Emulator, hook: GenerioHook) -> None:
+    """An active run is aborted; a second abort, or one of a final run, is no error."""
     flow_emulator.run_seconds = 60
     run = hook.start(FLOW, "a chair")
     hook.abort(run.flow_run_id)
@@ -111,7 +111,7 @@ def test_run_under_way_is_aborted(flow_emulator: Emulator, hook: GenerioHook) ->
     hook.abort(run.flow_run_id)
 
 
-def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
+def test_timestamps_are_utc_and_raw_has_unknown_keys() -> None:
     """Timestamps of any documented form become pendulum datetimes in UTC; `raw` has unknown fields."""
     noon = pendulum.datetime(2025, 12, 16, 12, tz="UTC")
     forms: list[Any] = [
@@ -122,7 +122,7 @@ def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
         1765886400, 1765886400000,
     ]  # fmt: skip
     for form in forms:
-        told = {
+        reported = {
             "flow_id": "r",
             "state": "completed",
             "created_at": form,
@@ -130,7 +130,7 @@ def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
             "finished_at": form,
             "queue": [1],
         }
-        run = ScriptedTransport(json_response(told)).run(Generio().get_run("r"))
+        run = ScriptedTransport(json_response(reported)).run(Generio().get_run("r"))
         for moment in (run.created_at, run.started_at, run.finished_at):
             assert isinstance(moment, pendulum.DateTime)
             assert (moment, moment.timezone_name) == (noon, "UTC")
@@ -139,7 +139,7 @@ def test_timestamps_are_pendulum_in_utc_and_unknown_keys_are_kept() -> None:
 
 
 @pytest.mark.parametrize("form", [None, "", "soon", "never", True, [], {}, "9999999", 1e300])
-def test_timestamp_that_is_none_is_none(form: Any) -> None:
+def test_invalid_timestamp_is_none(form: Any) -> None:
     """A timestamp that cannot be read is None: it is never needed."""
     run = ScriptedTransport(json_response({"flow_id": "r", "state": "running", "created_at": form})).run(
         Generio().get_run("r")
@@ -149,7 +149,7 @@ def test_timestamp_that_is_none_is_none(form: Any) -> None:
 
 
 def test_definition_of_a_template(hook: GenerioHook) -> None:
-    """A template's inputs, parameters and outputs are read, its raw form is kept."""
+    """The definition has a template's inputs, parameters and outputs, and its raw form."""
     definition = hook.get_definition("model_optimize")
     assert (definition.name, definition.inputs, definition.outputs) == (
         "model_optimize",
@@ -179,7 +179,7 @@ def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptCha
 
 
 @pytest.mark.parametrize(
-    ("inputs", "told"),
+    ("inputs", "reported"),
     [
         ({"color": "Red"}, "variable 'item' is missing"),
         (
@@ -198,26 +198,30 @@ def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptCha
     ],
 )  # fmt: skip
 def test_variables_are_checked_before_the_run(
-    flow_emulator: Emulator, chain: PromptChainerHook, inputs: Any, told: str
+    flow_emulator: Emulator, chain: PromptChainerHook, inputs: Any, reported: str
 ) -> None:
-    """A missing or misspelt variable is a FlowInputError with the nearest match, and no run was made."""
-    with pytest.raises(FlowInputError, match=told):
+    """A missing or misspelt variable is a FlowInputError with the nearest match, and no run is created."""
+    with pytest.raises(FlowInputError, match=reported):
         chain.start(SAMPLE, inputs)
     assert flow_emulator.started_count == 0
     assert not [request for request in flow_emulator.requests if request.method == "POST"]
 
 
 def test_chain_takes_no_parameters(flow_emulator: Emulator, chain: PromptChainerHook) -> None:
-    """Parameters for a chain are refused before anything is sent, even if nothing is checked."""
+    """Parameters for a chain are rejected before anything is sent, even without validation."""
     with pytest.raises(FlowInputError, match="put them into inputs"):
         chain.start(SAMPLE, {"color": "Red", "item": "Ball"}, {"quality": "low"}, validate=False)
     assert flow_emulator.requests == ()
 
 
-def test_graph_reads_into_the_same_definition(chain: PromptChainerHook) -> None:
-    """An exported graph of nodes and edges gives the same inputs and outputs as getFlowInfo."""
-    told = chain.get_definition(SAMPLE)
+def test_definition_from_a_graph_equals_that_of_the_service(chain: PromptChainerHook) -> None:
+    """An exported graph has the same inputs and outputs as getFlowInfo."""
+    reported = chain.get_definition(SAMPLE)
     definition = FlowDefinition.from_graph(
         SAMPLE, "promptchainer", FlowGraph.parse(sample_graphs()[SAMPLE].source)
     )
-    assert (definition.inputs, definition.outputs, definition.flow) == (told.inputs, told.outputs, SAMPLE)
+    assert (definition.inputs, definition.outputs, definition.flow) == (
+        reported.inputs,
+        reported.outputs,
+        SAMPLE,
+    )

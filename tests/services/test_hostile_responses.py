@@ -131,11 +131,11 @@ CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(answers=st.lists(ANSWERS, min_size=1, max_size=3))
-def test_any_answer_is_a_value_or_an_error_of_ours(name: str, answers: list[Response]) -> None:
-    """No answer, however malformed, raises anything but a FlowError, and what is read can go to XCom."""
+@given(replies=st.lists(ANSWERS, min_size=1, max_size=3))
+def test_any_response_is_a_value_or_a_flow_error(name: str, replies: list[Response]) -> None:
+    """A malformed response raises nothing but a FlowError, and any parsed value can be stored in XCom."""
     with contextlib.suppress(FlowError):
-        read = ScriptedTransport(*answers, endless=True).run(CONVERSATIONS[name]())
+        read = ScriptedTransport(*replies, endless=True).run(CONVERSATIONS[name]())
         for run in [read] if isinstance(read, FlowRun) else []:
             json.dumps(run.to_dict())
             assert FlowRun.from_event(json.loads(json.dumps(run.to_event()))).state is run.state
@@ -166,7 +166,7 @@ def test_depth_is_bounded(name: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
-def test_numbers_that_no_database_takes_are_none(word: str) -> None:
+def test_numbers_that_no_database_accepts_are_none(word: str) -> None:
     """A number that is not finite becomes None, so that an XCom with it can be stored."""
     values = f'"progress": {word}, "created_at": {word}, "additional": [{word}]'
     body = f'{{"flow_id": "r", "state": "completed", {values}}}'
@@ -181,14 +181,14 @@ OURS = {"fingerprint": ORDER.fingerprint, "generation": 0, "token": "t", "flow_r
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(
-    kept=VALUES
+    saved=VALUES
     | st.fixed_dictionaries(
         {field.name: VALUES | st.just(OURS.get(field.name)) for field in fields(RunRecord)}
     )
 )
-def test_any_record_is_read_or_none(kept: Any) -> None:
+def test_any_record_is_parsed_or_none(saved: Any) -> None:
     """Any stored value under the key of this provider, also of another version, is read or ignored."""
-    record = RunRecord.from_dict(json.loads(json.dumps(kept)))
+    record = RunRecord.from_dict(json.loads(json.dumps(saved)))
     with contextlib.suppress(FlowError):
         script = ScriptedTransport(Response(200, {}, b'{"flow_id": "r", "state": "running"}'), endless=True)
         script.run(resume(G, ORDER.fingerprint, record, 0))
@@ -196,8 +196,8 @@ def test_any_record_is_read_or_none(kept: Any) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(graph=st.dictionaries(st.sampled_from(["nodes", "edges"]), VALUES))
-def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) -> None:
-    """No graph that getFlowInfo answers, however broken, raises anything but a FlowError."""
+def test_any_graph_is_a_definition_or_a_flow_error(graph: dict[str, Any]) -> None:
+    """A malformed graph from getFlowInfo raises nothing but a FlowError."""
     with contextlib.suppress(FlowError):
         ScriptedTransport(Response(200, {}, json.dumps(graph).encode())).run(P.get_definition("f"))
 
@@ -208,7 +208,7 @@ def test_any_graph_is_a_definition_or_an_error_of_ours(graph: dict[str, Any]) ->
     | st.text(max_size=60).map(lambda rest: f"data:{rest}")
     | (st.text(max_size=60) | st.text("[]:@/.1x", max_size=9)).map(lambda rest: f"https://{rest}")
 )
-def test_any_text_is_looked_at_safely(text: str) -> None:
+def test_any_text_is_parsed_safely(text: str) -> None:
     """Any text is handled as a data URI, an image URL, a redirect target or a file name."""
     assert not Settings("https://h", {}).may_redirect_to(text) or text.lstrip().lower().startswith("https://")
     with contextlib.suppress(ValueError):
@@ -222,14 +222,14 @@ def test_any_text_is_looked_at_safely(text: str) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(data=st.binary(max_size=300))
-def test_data_uri_gives_back_what_it_was_given(data: bytes) -> None:
+def test_data_uri_round_trip(data: bytes) -> None:
     """Any bytes come out of a data URI as they went in."""
     assert decode(encode(Content(data, "image/png"))) == Content(data, "image/png")
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(names=st.lists(st.text(max_size=12), max_size=12))
-def test_file_names_are_never_shared(names: list[str]) -> None:
+def test_file_names_are_unique(names: list[str]) -> None:
     """However outputs are called, no two of them get the same file, whatever the store makes of case."""
     found = [name.lower() for name in file_names([FlowOutput(name) for name in names])]
     assert len(set(found)) == len(names)

@@ -53,7 +53,7 @@ MODES = ["blocking", "deferrable", "reschedule", "poke", "sensor_deferrable"]
 
 
 @dataclass
-class Ran:
+class DagOutcome:
     """What one run of the command left behind."""
 
     home: Path
@@ -63,7 +63,7 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def dag_outcome(tmp_path_factory: pytest.TempPathFactory) -> DagOutcome:
     """Run the DAG once."""
     home = tmp_path_factory.mktemp("other")
     (home / "dags").mkdir()
@@ -85,18 +85,20 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         assert done.returncode == 0, printed[-3000:]
     with sqlite3.connect(home / "airflow.db") as database:
         rows = database.execute("select task_id, value from xcom where key = 'return_value'").fetchall()
-    return Ran(home, printed, server.key, {task_id: _plain(json.loads(value)) for task_id, value in rows})
+    return DagOutcome(
+        home, printed, server.key, {task_id: _parse_xcom(json.loads(value)) for task_id, value in rows}
+    )
 
 
-def _plain(value: Any) -> Any:
-    """Read an XCom that Airflow has written as JSON in JSON."""
+def _parse_xcom(value: Any) -> Any:
+    """Parse an XCom that Airflow has written as JSON in JSON."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
+def test_every_mode_returns_the_dict(dag_outcome: DagOutcome, mode: str) -> None:
     """Against an independent server, each mode returns the documented dict and writes a complete file."""
-    returned = ran.returned[mode]
+    returned = dag_outcome.returned[mode]
 
     (output,) = returned.pop("outputs")
     moments = {key: returned.pop(key) for key in ("flow_run_id", "created_at", "started_at", "finished_at")}
@@ -122,140 +124,140 @@ def test_every_mode_gives_the_dict(ran: Ran, mode: str) -> None:
     }
 
 
-def test_the_key_is_nowhere(ran: Ran) -> None:
+def test_the_key_appears_nowhere(dag_outcome: DagOutcome) -> None:
     """After runs in every mode, with DEBUG logs, the key is in no log, XCom, field, trigger or file."""
-    files = [path for path in ran.home.rglob("*") if path.is_file()]
-    assert ran.home / "airflow.db" in files
+    files = [path for path in dag_outcome.home.rglob("*") if path.is_file()]
+    assert dag_outcome.home / "airflow.db" in files
 
     # At DEBUG Airflow prints the very message by which it tells itself to mask a secret.
-    lines = [line for line in ran.printed.splitlines() if "MaskSecret" not in line]
-    assert [line for line in lines if ran.key in line] == []
-    assert [path for path in files if ran.key.encode() in path.read_bytes()] == []
+    lines = [line for line in dag_outcome.printed.splitlines() if "MaskSecret" not in line]
+    assert [line for line in lines if dag_outcome.key in line] == []
+    assert [path for path in files if dag_outcome.key.encode() in path.read_bytes()] == []
 
 
-def test_everywhere_that_was_searched_holds_something(ran: Ran) -> None:
+def test_every_searched_place_is_not_empty(dag_outcome: DagOutcome) -> None:
     """What is searched for the key was really written: XComs and rendered fields."""
-    with sqlite3.connect(ran.home / "airflow.db") as database:
+    with sqlite3.connect(dag_outcome.home / "airflow.db") as database:
         (rendered,) = database.execute("select count(*) from rendered_task_instance_fields").fetchone()
-    assert set(ran.returned) == {*MODES, "elsewhere"}
-    assert rendered == len(ran.returned)
+    assert set(dag_outcome.returned) == {*MODES, "elsewhere"}
+    assert rendered == len(dag_outcome.returned)
 
 
 @needs("task state store")
-def test_record_of_each_start_is_kept(ran: Ran) -> None:
+def test_record_of_each_start_is_saved(dag_outcome: DagOutcome) -> None:
     """Each durable start has left a record in the state store, and in it no key and no content."""
-    with sqlite3.connect(ran.home / "airflow.db") as database:
+    with sqlite3.connect(dag_outcome.home / "airflow.db") as database:
         store = database.execute("select task_id, key, value from task_state_store").fetchall()
     records = {task_id: json.loads(value) for task_id, key, value in store if key == RECORD_KEY}
     assert set(records) == {"blocking", "deferrable"}  # `elsewhere` is not durable
     assert all(record["flow_run_id"] for record in records.values())
     # a record holds neither key nor content, in whatever spelling
     text = json.dumps(store)
-    assert not any(secret in text for secret in (ran.key, PROMPT, "Bearer"))
+    assert not any(secret in text for secret in (dag_outcome.key, PROMPT, "Bearer"))
 
 
-def test_the_inputs_are_in_no_log(ran: Ran) -> None:
+def test_the_inputs_are_in_no_log(dag_outcome: DagOutcome) -> None:
     """No log line of this package has the content of inputs, a request or its headers."""
     own = [
         line
-        for line in ran.printed.splitlines()
+        for line in dag_outcome.printed.splitlines()
         if "airflow_provider_flows" in line and "Rendered" not in line
     ]
 
     assert any("Started the generio flow run" in line for line in own)
     assert not any(PROMPT in line for line in own)
-    assert "Bearer" not in ran.printed
+    assert "Bearer" not in dag_outcome.printed
 
 
 @dataclass
-class Asker:
-    """Somebody who asks the server without any code of the package."""
+class ApiClient:
+    """A client of the server without any code of the package."""
 
     server: OtherServer
 
-    def ask(self, method: str, path: str, key: str | None = None, **options: Any) -> requests.Response:
-        """Ask once."""
+    def send(self, method: str, path: str, key: str | None = None, **options: Any) -> requests.Response:
+        """Send one request."""
         with requests.Session() as session:
             session.trust_env = False
             session.headers.update({"Authorization": f"Bearer {key or self.server.key}"})
             return session.request(method, self.server.url + path, timeout=10, **options)
 
-    def made(self, **more: Any) -> str:
-        """Make a flow run and give its path."""
-        told = self.ask(
+    def create_run(self, **more: Any) -> str:
+        """Create a flow run and return its path."""
+        given = self.send(
             "POST", "/flows", json={"template": FLOW, "additional": {"tag": "mine"}, **more}
         ).json()
-        return f"/flows/{told['flow_id']}"
+        return f"/flows/{given['flow_id']}"
 
     def start(self, path: str) -> requests.Response:
         """Start a flow run."""
-        return self.ask("PATCH", path, json={"action": "start"})
+        return self.send("PATCH", path, json={"action": "start"})
 
 
 @pytest.fixture
-def asker() -> Iterator[Asker]:
-    """Ask a server whose flow runs take as long as its clock is not pushed."""
+def client() -> Iterator[ApiClient]:
+    """Yield a client of a server whose flow runs last until its clock is advanced."""
     with OtherServer(seconds=1000) as server:
-        yield Asker(server)
+        yield ApiClient(server)
 
 
-def test_a_run_is_paid_for_when_it_starts_and_once(asker: Asker) -> None:
-    """To make a run, to fill it and to be refused costs nothing; a deleted run stays paid for."""
-    run = asker.made()
-    asker.ask("POST", f"{run}/inputs", json={"data": PROMPT})
-    assert asker.server.count_paid("mine") == 0
+def test_a_run_is_billed_once_at_its_start(client: ApiClient) -> None:
+    """Creation, inputs and rejected requests are not billed; a deleted run remains billed."""
+    run = client.create_run()
+    client.send("POST", f"{run}/inputs", json={"data": PROMPT})
+    assert client.server.count_paid("mine") == 0
 
-    assert asker.start(run).status_code == 200
-    assert asker.start(run).status_code == 400
-    assert asker.server.count_paid("mine") == 1
-    assert asker.server.count_paid("another's") == 0
+    assert client.start(run).status_code == 200
+    assert client.start(run).status_code == 400
+    assert client.server.count_paid("mine") == 1
+    assert client.server.count_paid("another's") == 0
 
-    asker.server.advance(1001)
-    asker.ask("DELETE", run)
-    assert asker.ask("GET", run).status_code == 404
-    assert asker.server.count_paid("mine") == 1
+    client.server.advance(1001)
+    client.send("DELETE", run)
+    assert client.send("GET", run).status_code == 404
+    assert client.server.count_paid("mine") == 1
 
 
-def test_what_a_state_forbids(asker: Asker) -> None:
+def test_rejected_requests_by_state(client: ApiClient) -> None:
     """A running run takes no input and no deletion, and has no outputs; a final one cannot be aborted."""
-    run = asker.made(inputs=[{"data": PROMPT}])
-    assert asker.ask("POST", f"{run}/inputs", json={"data": PROMPT}).status_code == 400
-    assert asker.ask("DELETE", run).status_code == 400
-    assert asker.ask("GET", f"{run}/outputs").status_code == 425
+    run = client.create_run(inputs=[{"data": PROMPT}])
+    assert client.send("POST", f"{run}/inputs", json={"data": PROMPT}).status_code == 400
+    assert client.send("DELETE", run).status_code == 400
+    assert client.send("GET", f"{run}/outputs").status_code == 425
 
-    asker.server.advance(1001)
-    assert asker.ask("PATCH", run, json={"action": "abort"}).status_code == 400
-
-
-def test_runs_go_as_they_are_told(asker: Asker) -> None:
-    """The next run takes its own time and fails if it is told to; the one after that is as usual."""
-    asker.server.plan_next(seconds=10, error="No.")
-    told, usual = asker.made(inputs=[{"data": "a"}]), asker.made(inputs=[{"data": "b"}])
-    assert asker.ask("GET", told).json()["state"] == "running"
-
-    asker.server.advance(11)
-    assert asker.ask("GET", told).json()["state"] == "failed"
-    assert asker.ask("GET", usual).json()["state"] == "running"
+    client.server.advance(1001)
+    assert client.send("PATCH", run, json={"action": "abort"}).status_code == 400
 
 
-def test_several_inputs_make_a_file_each_and_one_more(asker: Asker) -> None:
+def test_runs_follow_their_plan(client: ApiClient) -> None:
+    """A plan applies to the next run only: its duration and its failure."""
+    client.server.plan_next(seconds=10, error="No.")
+    planned, usual = client.create_run(inputs=[{"data": "a"}]), client.create_run(inputs=[{"data": "b"}])
+    assert client.send("GET", planned).json()["state"] == "running"
+
+    client.server.advance(11)
+    assert client.send("GET", planned).json()["state"] == "failed"
+    assert client.send("GET", usual).json()["state"] == "running"
+
+
+def test_several_inputs_produce_one_file_each_and_another(client: ApiClient) -> None:
     """There is one output for each input, with its metadata, and one for all, each in its own file."""
-    run = asker.made(inputs=[{"data": "a", "additional": 1}, {"data": "b", "additional": 2}])
-    asker.server.advance(1001)
+    run = client.create_run(inputs=[{"data": "a", "additional": 1}, {"data": "b", "additional": 2}])
+    client.server.advance(1001)
 
-    rows = asker.ask("GET", f"{run}/outputs").json()["outputs"]
+    rows = client.send("GET", f"{run}/outputs").json()["outputs"]
     assert [row["additional"] for row in rows] == [1, 2, None]
-    files = [asker.ask("GET", f"{run}/outputs/{row['id']}").content for row in rows]
+    files = [client.send("GET", f"{run}/outputs/{row['id']}").content for row in rows]
     assert files == [model("a"), model("b"), model("a and b")]
 
 
-def test_the_list_is_read_in_the_other_way(asker: Asker) -> None:
+def test_the_list_has_the_other_shape(client: ApiClient) -> None:
     """`filter_by` selects fields, as in the older documentation, so the rows of a list have no state."""
-    asker.made()
-    assert [set(row) for row in asker.ask("GET", "/flows?filter_by=created").json()] == [{"flow_id"}]
-    assert [row["state"] for row in asker.ask("GET", "/flows").json()] == ["created"]
+    client.create_run()
+    assert [set(row) for row in client.send("GET", "/flows?filter_by=created").json()] == [{"flow_id"}]
+    assert [row["state"] for row in client.send("GET", "/flows").json()] == ["created"]
 
 
-def test_another_key_is_refused(asker: Asker) -> None:
-    """Nothing is told to somebody else."""
-    assert asker.ask("GET", "/flows", key="guessed").status_code == 403
+def test_another_key_is_rejected(client: ApiClient) -> None:
+    """A request with another key is rejected."""
+    assert client.send("GET", "/flows", key="guessed").status_code == 403

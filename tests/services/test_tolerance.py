@@ -26,15 +26,15 @@ ALL = {f"G-{n:02}" for n in range(1, 29)} | {f"P-{n:02}" for n in range(1, 15)}
 ELSEWHERE = {"G-21", "G-27", "P-04", "P-14"}  # have a test of their own below
 
 
-def responses(row: Row) -> list[Response]:
-    """Make the row's answers."""
-    return [told if isinstance(told, Response) else json_response(told) for told in row.responses]
+def to_responses(row: Row) -> list[Response]:
+    """Return the row's responses."""
+    return [given if isinstance(given, Response) else json_response(given) for given in row.responses]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.row} {row.reading}")
 def test_row(row: Row) -> None:
     """The client handles the reading as the column 'client tolerance' demands, with these requests."""
-    script = ScriptedTransport(*responses(row))
+    script = ScriptedTransport(*to_responses(row))
     if isinstance(row.expected, type) and issubclass(row.expected, FlowError):
         with pytest.raises(row.expected):
             row.action(script)
@@ -53,8 +53,8 @@ def test_every_row_has_a_test() -> None:
 pytestmark = pytest.mark.emulator(run_seconds=0)
 
 
-def made(hook: GenerioHook) -> tuple[str, str]:
-    """Make a model and give the run's id, its output's id."""
+def create_model(hook: GenerioHook) -> tuple[str, str]:
+    """Create a model, and return the ids of the run and of its output."""
     run = hook.start("model_generate_fromprompt", "a chair", {"quality": "low"})
     (output,) = hook.list_ready_outputs(run.flow_run_id)
     assert output.asset_id
@@ -62,39 +62,39 @@ def made(hook: GenerioHook) -> tuple[str, str]:
 
 
 def download(hook: GenerioHook, _: Emulator) -> Any:
-    """Make a model and download it."""
-    return hook.download_output(*made(hook)).data[:4]
+    """Create a model and download it."""
+    return hook.download_output(*create_model(hook)).data[:4]
 
 
-def listing(hook: GenerioHook, _: Emulator) -> Any:
-    """Make runs and list the completed ones, newest first."""
-    ids = [made(hook)[0] for _ in range(5)]
+def list_completed(hook: GenerioHook, _: Emulator) -> Any:
+    """Create runs and list the completed ones, newest first."""
+    ids = [create_model(hook)[0] for _ in range(5)]
     hook.run(G.create("model_generate_fromprompt", None, None))
     return [run.flow_run_id for run in hook.list_runs(FlowState.COMPLETED)] == ids[::-1]
 
 
-def fields(hook: GenerioHook, _: Emulator) -> Any:
-    """Make a run and read it."""
-    run = hook.get_run(made(hook)[0])
+def get_fields(hook: GenerioHook, _: Emulator) -> Any:
+    """Create a run and return some of its fields."""
+    run = hook.get_run(create_model(hook)[0])
     return run.state.value, run.progress, str(run.created_at.timezone) if run.created_at else None
 
 
-def add(hook: GenerioHook, _: Emulator) -> Any:
-    """Make a run in steps."""
+def start_in_steps(hook: GenerioHook, _: Emulator) -> Any:
+    """Start a run by the start protocol."""
     request = hook.build_request("model_generate_fromprompt", ["a", "b"], None, None)
     run = hook.start_from_request(request, record=RunRecord("", 0), save=lambda _: None)
     return len(hook.list_inputs(run.flow_run_id))
 
 
-def early(hook: GenerioHook, emulator: Emulator) -> Any:
-    """Ask for outputs of a run that goes on."""
+def list_outputs_early(hook: GenerioHook, emulator: Emulator) -> Any:
+    """List the outputs of an active run."""
     emulator.add_plan(Plan(run_seconds=60))
     run = hook.start("model_generate_fromprompt", "a chair")
     with pytest.raises(FlowConflict, match=r"the run is (starting|running)"):
         hook.list_outputs(run.flow_run_id)
 
 
-def chain(_: GenerioHook, emulator: Emulator) -> Any:
+def run_chain(_: GenerioHook, emulator: Emulator) -> Any:
     """Run the sample chain."""
     emulator.run_seconds = 0.0
     run = PromptChainerHook("promptchainer_default").start(SAMPLE, {"color": "Red", "item": "Ball"})
@@ -105,38 +105,44 @@ DONE = ("completed", 1.0, "UTC")
 CHAINED = ("completed", [("ready", True), ("ready", False)])
 EMPTY = ("failed", [("error", False)] * 2)
 WIRE: list[tuple[str, dict[str, Any], Callable[[GenerioHook, Emulator], Any], Any]] = [
-    *(("G-01", {"output_id": told}, download, b"glTF") for told in ("both", "asset_id", "id", "_id")),
-    *(("G-02", {"download": told}, download, b"glTF") for told in ("json", "json_more", "raw", "text")),
+    *(("G-01", {"output_id": given}, download, b"glTF") for given in ("both", "asset_id", "id", "_id")),
+    *(("G-02", {"download": given}, download, b"glTF") for given in ("json", "json_more", "raw", "text")),
     ("G-03", {"ready_word": "available"}, download, b"glTF"),
-    *(("G-04", {"processed": told}, download, b"glTF") for told in ("timestamp", "bool", "null", "missing")),
-    ("G-05", {"state_case": "upper"}, fields, DONE),
-    *(("G-06", {"filter_by": told}, listing, True) for told in ("state", "fields", "fields_only", "ignore")),
-    ("G-07", {"sort_order": "ascending"}, listing, True),
-    *(("G-08", {"paging": told, "page_size": 2}, listing, True) for told in ("offset", "page")),
-    ("G-08", {"list_envelope": "array"}, listing, True),
-    *(("G-09", {"input_path": told}, add, 2) for told in ("inputs", "input", "both")),
-    *(("G-15", {"text_data_uri": told}, add, 2) for told in ("accept", "reject", "literal")),
+    *(
+        ("G-04", {"processed": given}, download, b"glTF")
+        for given in ("timestamp", "bool", "null", "missing")
+    ),
+    ("G-05", {"state_case": "upper"}, get_fields, DONE),
+    *(
+        ("G-06", {"filter_by": given}, list_completed, True)
+        for given in ("state", "fields", "fields_only", "ignore")
+    ),
+    ("G-07", {"sort_order": "ascending"}, list_completed, True),
+    *(("G-08", {"paging": given, "page_size": 2}, list_completed, True) for given in ("offset", "page")),
+    ("G-08", {"list_envelope": "array"}, list_completed, True),
+    *(("G-09", {"input_path": given}, start_in_steps, 2) for given in ("inputs", "input", "both")),
+    *(("G-15", {"text_data_uri": given}, start_in_steps, 2) for given in ("accept", "reject", "literal")),
     ("G-16", {"create_response": "id"}, download, b"glTF"),
     *(
-        ("G-18", {"progress": told}, fields, DONE)
-        for told in ("smooth", "late", "steps", "missing", "null", "percent")
+        ("G-18", {"progress": given}, get_fields, DONE)
+        for given in ("smooth", "late", "steps", "missing", "null", "percent")
     ),
-    *(("G-22", {"conflict": told}, early, None) for told in (400, 409, 422, 425)),
-    *(("G-28", {"state_key": told}, fields, DONE) for told in ("state", "status", "both")),
-    *(("1.2", {"timestamps": told}, fields, DONE) for told in ("zulu", "offset", "naive")),
-    *(("1.8", {"envelope": told}, download, b"glTF") for told in ("success", "hidden_errors")),
-    *(("1.5", {"acknowledgement": told}, add, 2) for told in ("flow", "small", "empty")),
-    *(("P-03", {"info_response": told}, chain, CHAINED) for told in ("array", "data", "list", "graph")),
-    ("P-07", {"output_value": "map"}, chain, CHAINED),
-    *(("P-08", {"model_failure": told}, chain, EMPTY) for told in ("empty", "null", "missing")),
-    ("P-10", {"chain_content_type": "text"}, chain, CHAINED),
-    *(("P-12", {"run_items": told}, chain, CHAINED) for told in ("outputs", "all", "untyped")),
-    *(("2.7", {"run_response": told}, chain, CHAINED) for told in ("array", "outputs", "data", "list")),
+    *(("G-22", {"conflict": given}, list_outputs_early, None) for given in (400, 409, 422, 425)),
+    *(("G-28", {"state_key": given}, get_fields, DONE) for given in ("state", "status", "both")),
+    *(("1.2", {"timestamps": given}, get_fields, DONE) for given in ("zulu", "offset", "naive")),
+    *(("1.8", {"envelope": given}, download, b"glTF") for given in ("success", "hidden_errors")),
+    *(("1.5", {"acknowledgement": given}, start_in_steps, 2) for given in ("flow", "small", "empty")),
+    *(("P-03", {"info_response": given}, run_chain, CHAINED) for given in ("array", "data", "list", "graph")),
+    ("P-07", {"output_value": "map"}, run_chain, CHAINED),
+    *(("P-08", {"model_failure": given}, run_chain, EMPTY) for given in ("empty", "null", "missing")),
+    ("P-10", {"chain_content_type": "text"}, run_chain, CHAINED),
+    *(("P-12", {"run_items": given}, run_chain, CHAINED) for given in ("outputs", "all", "untyped")),
+    *(("2.7", {"run_response": given}, run_chain, CHAINED) for given in ("array", "outputs", "data", "list")),
 ]
 
 
 @pytest.mark.parametrize(
-    ("switches", "do", "expected"), [told[1:] for told in WIRE], ids=[str(told[:2]) for told in WIRE]
+    ("switches", "do", "expected"), [given[1:] for given in WIRE], ids=[str(given[:2]) for given in WIRE]
 )
 def test_row_over_a_socket(
     hook: GenerioHook,
@@ -151,9 +157,7 @@ def test_row_over_a_socket(
 
 
 @pytest.mark.parametrize("code", [401, 403])
-def test_either_refusal_of_the_key_is_the_same_error(
-    flow_emulator: Emulator, hook: GenerioHook, code: int
-) -> None:
+def test_401_and_403_are_the_same_error(flow_emulator: Emulator, hook: GenerioHook, code: int) -> None:
     """G-24: 401 and 403 are both FlowAuthError, after one request."""
     flow_emulator.switches.update({"auth_failure": code})
     hook.connection.password = "wrong"
@@ -163,10 +167,10 @@ def test_either_refusal_of_the_key_is_the_same_error(
 
 
 @pytest.mark.parametrize("way", ["empty", "reject"])
-def test_failed_run_is_told_as_failed_whatever_its_outputs(
+def test_failed_run_is_failed_whatever_its_outputs(
     flow_emulator: Emulator, hook: GenerioHook, way: str
 ) -> None:
-    """G-23: partial outputs of a failed run can be listed, and a refusal or an empty list is no trouble."""
+    """G-23: partial outputs of a failed run can be listed, and a rejection or an empty list is no error."""
     flow_emulator.switches.update({"outputs_after_failure": way})
     flow_emulator.add_plan(Plan("failed", "out of clay", partial_outputs=way == "empty"))
     run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
@@ -179,7 +183,7 @@ def test_failed_run_is_told_as_failed_whatever_its_outputs(
 
 
 @pytest.mark.parametrize("kind", ["generio", "promptchainer"])
-def test_host_is_the_connections(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_host_is_that_of_the_connection(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """G-21, P-04: the documented production host is the default, and a connection may name any other."""
     hooks = {"generio": GenerioHook, "promptchainer": PromptChainerHook}
     monkeypatch.setenv("AIRFLOW_CONN_PLAIN", f'{{"conn_type": "{kind}", "password": "k"}}')
@@ -198,7 +202,7 @@ def test_key_is_sent_in_the_documented_header_only() -> None:
     assert Settings("https://h", P.auth_headers("k")).credentials == {"x-api-key": "k"}
 
 
-def test_code_holds_no_sample_key_and_no_sample_repository() -> None:
+def test_code_contains_no_sample_key_and_no_sample_repository() -> None:
     """G-27, P-14: the package has no key of the published form and no link to the sample code."""
     text = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if "emulator" not in path.parts)
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", text)
@@ -206,34 +210,34 @@ def test_code_holds_no_sample_key_and_no_sample_repository() -> None:
     assert "quickstart" not in text
 
 
-def test_unknown_template_names_those_there_are(hook: GenerioHook) -> None:
+def test_error_about_an_unknown_template_lists_all(hook: GenerioHook) -> None:
     """G-26: a flow that the service does not have is answered with the names of those it has."""
     with pytest.raises(FlowNotFound, match="model_generate_fromprompt"):
         hook.get_definition("model_generate_fromdream")
 
 
-def test_inputs_of_the_table_are_exact() -> None:
+def test_documented_input_types_are_exact() -> None:
     """G-14, G-19: an input's item is `data` and, only where there is one, `additional`."""
     assert FlowInput("p").to_json() == {"data": "p"}
     assert FlowInput("p", {"n": 1}).to_json() == {"data": "p", "additional": {"n": 1}}
 
 
-def test_row_without_an_id_is_an_output_that_failed() -> None:
-    """A list with rows that nobody can fetch is not taken for a complete one: each is listed, as failed."""
-    told = [
+def test_row_without_an_id_is_a_failed_output() -> None:
+    """Rows without an id cannot be fetched: each is listed as failed."""
+    given = [
         {"asset_id": "a", "status": "ready"},
         {"key": "b", "name": "table", "status": "ready", "data": "data:,x"},
         None,
         7,
     ]
-    listed = ScriptedTransport(json_response({"outputs": told})).run(G.list_outputs("r", include_data=True))
+    listed = ScriptedTransport(json_response({"outputs": given})).run(G.list_outputs("r", include_data=True))
     assert [(output.name, output.asset_id, output.status) for output in listed] == [
         ("a", "a", "ready"), ("table", None, "error"), ("unnamed", None, "error"), ("unnamed", None, "error"),
     ]  # fmt: skip
     assert {output.error for output in listed[1:]} == {"the service's list has no id for it"}
 
 
-def test_long_names_are_cut() -> None:
+def test_long_names_are_truncated() -> None:
     """A long name is cut for XCom, and an output of a chain with a long name is not missing."""
     name = "n" * 100_000
     (output,) = ScriptedTransport(json_response({"outputs": [{"asset_id": "a", "name": name}]})).run(

@@ -43,13 +43,13 @@ def file(tmp_path: Path) -> dict[str, Any]:
     ).to_dict()
 
 
-def whole(*outputs: dict[str, Any], state: FlowState = FlowState.COMPLETED) -> dict[str, Any]:
-    """Return what a task returns whose run made these."""
+def task_result(*outputs: dict[str, Any], state: FlowState = FlowState.COMPLETED) -> dict[str, Any]:
+    """Return the result of a task whose run has these outputs."""
     return {**FlowRun("r1", "generio", state=state).to_dict(), "outputs": list(outputs)}
 
 
-def content(inputs: Any) -> list[Any]:
-    """Read inputs, and give each one's text or bytes, and its metadata."""
+def read_inputs(inputs: Any) -> list[Any]:
+    """Parse inputs, and return the text or bytes and the metadata of each."""
     read = parse_inputs(inputs)
     assert isinstance(read, list)
     return [
@@ -58,7 +58,7 @@ def content(inputs: Any) -> list[Any]:
     ]
 
 
-class Lazy(Sequence[Any]):
+class LazySequence(Sequence[Any]):
     """What the tasks of a mapped one returned, given one by one, as Airflow does it."""
 
     def __init__(self, *items: Any) -> None:
@@ -73,7 +73,7 @@ class Lazy(Sequence[Any]):
         return self._items[index]
 
 
-def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], tmp_path: Path) -> None:
+def test_file_changed_after_its_task_is_rejected(file: dict[str, Any], tmp_path: Path) -> None:
     """A file that was overwritten is rejected before anything is sent; its URI alone accepts any content."""
     other = GLB[:-1] + b"\x01"
     (tmp_path / "chair.glb").write_bytes(other)
@@ -81,7 +81,7 @@ def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], t
         FlowInputError, match=r"inputs\[0\] names a file that changed since its task wrote it"
     ):
         parse_inputs([file])
-    assert content([file["uri"]]) == [(other, None)]
+    assert read_inputs([file["uri"]]) == [(other, None)]
     (tmp_path / "note.txt").write_text("Stand up")
     said = {
         **TEXT,
@@ -92,22 +92,27 @@ def test_file_that_is_not_what_its_task_wrote_is_refused(file: dict[str, Any], t
     with pytest.raises(FlowInputError, match="changed since its task wrote it"):
         parse_inputs([said])
     (tmp_path / "note.txt").write_text("Sit down")
-    assert content([said]) == [("Sit down", None)]
+    assert read_inputs([said]) == [("Sit down", None)]
 
 
-def test_every_form_of_what_was_made_is_taken(file: dict[str, Any]) -> None:
+def test_every_form_of_an_output_is_accepted(file: dict[str, Any]) -> None:
     """One output, a list, the returned dict, several dicts and mapped ones all are their files and texts."""
-    made, said = (GLB, {"n": 1}), ("Sit down", None)
-    assert content(file) == content([file]) == content(whole(file)) == [made]
+    created, said = (GLB, {"n": 1}), ("Sit down", None)
+    assert read_inputs(file) == read_inputs([file]) == read_inputs(task_result(file)) == [created]
     assert (
-        content([file, TEXT])
-        == content(whole(file, TEXT))
-        == content([whole(file), whole(TEXT)])
-        == [made, said]
+        read_inputs([file, TEXT])
+        == read_inputs(task_result(file, TEXT))
+        == read_inputs([task_result(file), task_result(TEXT)])
+        == [created, said]
     )
-    assert content(Lazy(whole(file), whole(TEXT, file))) == [made, said, made]
-    assert content(Lazy([file], [TEXT, file])) == [made, said, made]
-    assert content([[file, TEXT], "and a prompt", whole(file)]) == [made, said, ("and a prompt", None), made]
+    assert read_inputs(LazySequence(task_result(file), task_result(TEXT, file))) == [created, said, created]
+    assert read_inputs(LazySequence([file], [TEXT, file])) == [created, said, created]
+    assert read_inputs([[file, TEXT], "and a prompt", task_result(file)]) == [
+        created,
+        said,
+        ("and a prompt", None),
+        created,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,13 +124,13 @@ def test_every_form_of_what_was_made_is_taken(file: dict[str, Any]) -> None:
         {"some_day": 1},
     ],
 )
-def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) -> None:
-    """A file that was written counts, whatever else is told of it, alone and in a list."""
-    assert content({**file, **more}) == content([{**file, **more}]) == [(GLB, {"n": 1})]
+def test_unknown_keys_are_ignored(file: dict[str, Any], more: dict[str, Any]) -> None:
+    """An output with a file and unknown keys is accepted, alone and in a list."""
+    assert read_inputs({**file, **more}) == read_inputs([{**file, **more}]) == [(GLB, {"n": 1})]
 
 
 @pytest.mark.parametrize(
-    ("output", "told"),
+    ("output", "reported"),
     [
         (
             FlowOutput("chair", "a1", media_type="model/gltf-binary"),
@@ -141,15 +146,15 @@ def test_further_keys_do_not_matter(file: dict[str, Any], more: dict[str, Any]) 
         (FlowOutput("chair", media_type="text/plain", value=" "), "is blank"),
     ],
 )
-def test_what_cannot_be_taken_is_named(output: FlowOutput, told: str) -> None:
+def test_unacceptable_input_is_named(output: FlowOutput, reported: str) -> None:
     """An output without file and text is an error that names it, the reason, and what to change."""
     item = output.to_dict()
     for inputs, where in (
-        (item, r"inputs\[0\]"), (["a", item], r"inputs\[1\]"), (whole(TEXT, item),
+        (item, r"inputs\[0\]"), (["a", item], r"inputs\[1\]"), (task_result(TEXT, item),
         r"inputs\[0\]\['outputs'\]\[1\]"),
         ([[TEXT, item]], r"inputs\[0\]\[1\]"),
     ):  # fmt: skip
-        with pytest.raises(FlowInputError, match=rf"^{where} .*{told}") as caught:
+        with pytest.raises(FlowInputError, match=rf"^{where} .*{reported}") as caught:
             parse_inputs(inputs)
         assert "sig=" not in str(caught.value)
 
@@ -164,21 +169,21 @@ def test_what_cannot_be_taken_is_named(output: FlowOutput, told: str) -> None:
         (FlowState.COMPLETED, r"inputs\[1\]: flow run r1 \(completed\) produced no outputs; remove it"),
     ],
 )
-def test_run_without_outputs_is_told(state: FlowState, message: str) -> None:
+def test_run_without_outputs_is_named(state: FlowState, message: str) -> None:
     """A run without outputs is an error; its advice depends on whether the upstream task has waited."""
     with pytest.raises(FlowInputError, match=message):
-        parse_inputs(["a", whole(state=state)])
+        parse_inputs(["a", task_result(state=state)])
 
 
-def test_other_lists_within_lists_are_refused(file: dict[str, Any]) -> None:
+def test_nested_lists_are_rejected(file: dict[str, Any]) -> None:
     """Only lists of outputs are opened up."""
     for inner in ([], ["a chair"], [file, "a chair"]):
         with pytest.raises(FlowInputError, match=r"inputs\[0\] must be .*not list"):
             parse_inputs([inner])
 
 
-def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
-    """A variable takes the text of an output, and of a text file; a picture or a model is refused by name."""
+def test_variables_accept_texts(tmp_path: Path, file: dict[str, Any]) -> None:
+    """A variable takes the text of an output, and of a text file; any other file is rejected by name."""
     (tmp_path / "long.txt").write_text("größer", encoding="utf-8")
     (tmp_path / "data.json").write_text("{}", encoding="utf-8")
     long = {**TEXT, "value": "grö", "uri": f"file://{tmp_path}/long.txt"}
@@ -190,8 +195,8 @@ def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
         "e": "s3://no/file",
         "f": {"x": 1},
     }
-    told = {"a": "Sit down", "b": "größer", "c": "{}", "d": 5, "e": "s3://no/file", "f": {"x": 1}}
-    assert parse_inputs(given) == told
+    reported = {"a": "Sit down", "b": "größer", "c": "{}", "d": 5, "e": "s3://no/file", "f": {"x": 1}}
+    assert parse_inputs(given) == reported
     with pytest.raises(
         FlowInputError, match=r"inputs\['b'\] names a file of type model/gltf-binary .*but a text is expected"
     ):
@@ -201,7 +206,7 @@ def test_variables_take_texts(tmp_path: Path, file: dict[str, Any]) -> None:
 
 
 def test_variable_of_an_output_reaches_the_service(flow_emulator: Emulator) -> None:
-    """What one chain said is what the next one is asked."""
+    """The output of one chain is the variable of the next."""
     flow_emulator.run_seconds = 0
     PromptChainerHook("promptchainer_default").start(CHAIN_ID, {"color": TEXT, "item": "ball"})
     assert flow_emulator.requests[-1].json == {"variables": {"color": "Sit down", "item": "ball"}}
@@ -210,7 +215,7 @@ def test_variable_of_an_output_reaches_the_service(flow_emulator: Emulator) -> N
 pytestmark = pytest.mark.emulator(run_seconds=0.1)
 
 
-def test_whole_result_of_a_task_is_the_next_ones_input(emulator: Emulator, tmp_path: Path) -> None:
+def test_result_of_a_task_is_the_input_of_the_next(emulator: Emulator, tmp_path: Path) -> None:
     """`inputs=first.output`, and a list of two such, run to their end."""
     same: dict[str, Any] = {"flows_conn_id": "generio_default", "output_path": str(tmp_path), **OFTEN}
     with DAG("chaining_whole", schedule=None) as dag:
@@ -225,7 +230,7 @@ def test_whole_result_of_a_task_is_the_next_ones_input(emulator: Emulator, tmp_p
     assert emulator.started_count == 3
 
 
-def test_mapped_tasks_are_the_next_ones_inputs(emulator: Emulator, tmp_path: Path) -> None:
+def test_results_of_mapped_tasks_are_the_inputs_of_the_next(emulator: Emulator, tmp_path: Path) -> None:
     """The results of a mapped task are inputs of one task, and of mapped tasks one by one."""
     same: dict[str, Any] = {"flows_conn_id": "generio_default", "output_path": str(tmp_path), **OFTEN}
     with DAG("chaining_mapped", schedule=None) as dag:
@@ -237,8 +242,8 @@ def test_mapped_tasks_are_the_next_ones_inputs(emulator: Emulator, tmp_path: Pat
         RunFlowOperator.partial(task_id="each", flow="model_optimize", **same).expand(inputs=many.output)
     result = run_dag(dag)
     assert result.state == "success", result.log
-    made = {name: len(told["return_value"]["outputs"]) for name, told in result.xcoms.items()}
-    assert made == {"many[0]": 1, "many[1]": 1, "all": 2, "outputs": 2, "each[0]": 1, "each[1]": 1}
+    created = {name: len(reported["return_value"]["outputs"]) for name, reported in result.xcoms.items()}
+    assert created == {"many[0]": 1, "many[1]": 1, "all": 2, "outputs": 2, "each[0]": 1, "each[1]": 1}
     assert emulator.started_count == 6
 
 

@@ -46,19 +46,19 @@ def store() -> ConnectionFileSystem:
     return attach_for_connection(CONN)
 
 
-def source(inputs: Any, conn_id: str | None = None) -> UploadSource:
-    """Read one input that is a file."""
+def parse_source(inputs: Any, conn_id: str | None = None) -> UploadSource:
+    """Parse one input that is a file."""
     (read,) = parse_inputs(inputs, conn_id)
     data = read.data  # type: ignore[union-attr]
     assert isinstance(data, UploadSource)
     return data
 
 
-def test_file_is_known_by_size_and_digest_and_read_each_time(tmp_path: Path) -> None:
-    """Reading the inputs keeps what a file is, not its bytes, which are read anew each time."""
+def test_file_has_size_and_digest_and_is_read_each_time(tmp_path: Path) -> None:
+    """A parsed input has a file's size and digest; its bytes are read each time."""
     content = PNG + os.urandom(3 * INPUT_CHUNK_BYTES)
     (tmp_path / "a.png").write_bytes(content)
-    read = source(tmp_path / "a.png")
+    read = parse_source(tmp_path / "a.png")
     assert (read.media_type, read.size, read.digest) == (
         "image/png",
         len(content),
@@ -79,21 +79,21 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_path_may_have_any_name(tmp_path: Path, name: str) -> None:
-    """A pathlib.Path is taken to the letter, whatever a URI or a shell would make of it."""
+    """A pathlib.Path is used literally, without the rules of a URI or a shell."""
     (tmp_path / name).write_bytes(PNG + name.encode(errors="surrogateescape"))
     (tmp_path / "ab.png").write_bytes(PNG + b"another file, which a name with a line feed must not become")
-    read = source(tmp_path / name)
+    read = parse_source(tmp_path / name)
     assert b"".join(read.chunks()) == PNG + name.encode(errors="surrogateescape")
 
 
-def test_path_with_nul_is_refused(tmp_path: Path) -> None:
+def test_path_with_nul_is_rejected(tmp_path: Path) -> None:
     """A name that no file can have is an error of ours."""
     with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that cannot be read"):
         parse_inputs(tmp_path / "a\0.png")
 
 
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
-    """A file that cannot be opened is refused by name, as is a loop of links."""
+    """The error about a file that cannot be opened, or a loop of links, has its name."""
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     with pytest.raises(FlowInputError, match=r"inputs\[1\] names a file that cannot be read \(.*loop\.png\)"):
         parse_inputs(["a chair", tmp_path / "loop.png"])
@@ -109,22 +109,22 @@ def test_connection_opens_the_store(store: ConnectionFileSystem, tmp_path: Path)
         {"uri": "memory://box/a.png"},
         ObjectStoragePath("memory://box/a.png"),
     ):
-        assert b"".join(source(inputs, CONN).chunks()) == PNG + b"kept"
+        assert b"".join(parse_source(inputs, CONN).chunks()) == PNG + b"kept"
         with pytest.raises(FlowInputError, match="cannot be read"):
             parse_inputs(inputs)
     for inputs in (f"memory://{CONN}@box/a.png", ObjectStoragePath("memory://box/a.png", conn_id=CONN)):
-        assert b"".join(source(inputs, "another").chunks()) == PNG + b"kept"
-        assert b"".join(source(inputs).chunks()) == PNG + b"kept"
+        assert b"".join(parse_source(inputs, "another").chunks()) == PNG + b"kept"
+        assert b"".join(parse_source(inputs).chunks()) == PNG + b"kept"
     for local in (
         tmp_path / "l.png",
         f"file://{tmp_path}/l.png",
         ObjectStoragePath(f"file://{tmp_path}/l.png"),
     ):
-        assert b"".join(source(local, "no_such_connection").chunks()) == PNG + b"local"
+        assert b"".join(parse_source(local, "no_such_connection").chunks()) == PNG + b"local"
 
 
-def test_connection_that_is_not_there_is_an_error_of_ours(store: ConnectionFileSystem) -> None:
-    """A connection that nobody has defined is an error that names the input."""
+def test_unknown_connection_is_a_flow_error(store: ConnectionFileSystem) -> None:
+    """An undefined connection is an error that names the input."""
     store.pipe("/box/a.png", PNG)
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read \(s3://box/a.png\)"
@@ -132,7 +132,7 @@ def test_connection_that_is_not_there_is_an_error_of_ours(store: ConnectionFileS
         parse_inputs("s3://box/a.png", "no_such_connection")
 
 
-def test_hook_hands_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
+def test_hook_passes_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
     """The hook's start and add_input take the connection, too."""
     store.pipe("/box/a.png", picture())
     flow_emulator.run_seconds = 60
@@ -140,11 +140,11 @@ def test_hook_hands_the_connection_on(store: ConnectionFileSystem, flow_emulator
     run = hook.create("model_generate_fromimage")
     hook.add_input(run.flow_run_id, "memory://box/a.png", input_conn_id=CONN)
     started = hook.start("model_generate_fromimage", "memory://box/a.png", input_conn_id=CONN)
-    assert [len(hook.list_inputs(made.flow_run_id)) for made in (run, started)] == [1, 1]
+    assert [len(hook.list_inputs(created.flow_run_id)) for created in (run, started)] == [1, 1]
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_operator_hands_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
+def test_operator_passes_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
     """The operator's `input_conn_id` is templated, and opens the file."""
     store.pipe("/box/a.png", picture())
     flow_emulator.run_seconds = 0.1
@@ -162,10 +162,10 @@ def test_operator_hands_the_connection_on(store: ConnectionFileSystem, flow_emul
     assert "input_conn_id" in RunFlowOperator.template_fields
 
 
-def test_store_that_goes_away_is_told_without_its_key(store: ConnectionFileSystem) -> None:
+def test_error_about_an_unavailable_store_has_no_key(store: ConnectionFileSystem) -> None:
     """A failed read is an error that names the file: permanent at the start, transient later."""
     store.pipe("/box/a.png", PNG + bytes(3 * INPUT_CHUNK_BYTES))
-    read = source("memory://box/a.png", CONN)
+    read = parse_source("memory://box/a.png", CONN)
     store.faulty = True
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read .*went away"
@@ -182,7 +182,7 @@ def test_store_that_goes_away_is_told_without_its_key(store: ConnectionFileSyste
     "named",
     ["s3://key:s3cret@box/a.png", "https://example.test/a.png?sig=s3cret", "nosuch://u:s3cret@h/a.png"],
 )
-def test_secrets_of_a_uri_are_not_told(named: str) -> None:
+def test_secrets_of_a_uri_are_redacted(named: str) -> None:
     """Credentials and a signature in a URI are in no error, nor in what led to it."""
     with pytest.raises(FlowInputError, match="cannot be read") as caught:
         parse_inputs(named)
@@ -191,8 +191,8 @@ def test_secrets_of_a_uri_are_not_told(named: str) -> None:
     assert caught.value.__suppress_context__
 
 
-def test_text_file_beyond_the_bound_is_refused(tmp_path: Path) -> None:
-    """A prompt from a file has a bound; a text as large as that is sent whole."""
+def test_text_file_beyond_the_limit_is_rejected(tmp_path: Path) -> None:
+    """A prompt from a file has a maximum size; a text of that size is sent completely."""
     (tmp_path / "a.txt").write_bytes(b"a" * MAX_TEXT_INPUT_BYTES)
     (read,) = parse_inputs(tmp_path / "a.txt")
     assert read.data == "a" * MAX_TEXT_INPUT_BYTES  # type: ignore[union-attr]
@@ -248,14 +248,16 @@ KEPT_BEFORE = [
 ]
 
 
-@pytest.mark.parametrize(("order", "fingerprint"), KEPT_BEFORE, ids=lambda value: getattr(value, "flow", ""))
-def test_fingerprint_of_texts_is_what_it_was(order: RunRequest, fingerprint: str) -> None:
+@pytest.mark.parametrize(
+    ("run_request", "fingerprint"), KEPT_BEFORE, ids=lambda value: getattr(value, "flow", "")
+)
+def test_fingerprint_of_texts_is_stable(run_request: RunRequest, fingerprint: str) -> None:
     """The fingerprints of texts and variables do not change, because task states contain them."""
-    assert order.fingerprint == fingerprint
+    assert run_request.fingerprint == fingerprint
 
 
 @needs("retry policies")
-def test_error_that_may_pass_is_retried() -> None:
+def test_transient_error_is_retried() -> None:
     """A file that changed is worth another try of the task, a file that is not there is not."""
     from airflow_provider_flows.retry_policy import FlowsRetryPolicy
 

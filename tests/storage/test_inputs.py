@@ -36,7 +36,7 @@ HEADS = {
 }
 
 
-def sent(inputs: Any) -> list[str]:
+def serialize_inputs(inputs: Any) -> list[str]:
     """Return what is sent for each input."""
     read = parse_inputs(inputs)
     assert isinstance(read, list)
@@ -57,14 +57,14 @@ def bitmap() -> bytes:
 
 
 @pytest.mark.parametrize("text", ["BMW is a car. Make a model of it", "GIF89 was a format. Draw it", "BM"])
-def test_text_file_that_begins_like_a_picture_is_a_text(tmp_path: Path, text: str) -> None:
+def test_text_file_with_the_prefix_of_a_picture_is_a_text(tmp_path: Path, text: str) -> None:
     """A few letters make no picture: a text file that begins with them is a prompt."""
     (tmp_path / "prompt.txt").write_text(text)
-    assert sent([tmp_path / "prompt.txt"]) == [text]
+    assert serialize_inputs([tmp_path / "prompt.txt"]) == [text]
 
 
 @pytest.fixture
-def memory() -> Any:
+def memory_store() -> Any:
     """Return fsspec's file system in memory, empty, as one that Airflow knows."""
     return attach_store("memory")
 
@@ -78,9 +78,15 @@ def memory() -> Any:
         "~ a chair",
     ],
 )  # fmt: skip
-def test_prompt_is_sent_as_it_is(prompt: str) -> None:
+def test_prompt_is_sent_unchanged(prompt: str) -> None:
     """A string that is not one URI and not one path is a prompt, sent to the letter, alone or in a list."""
-    assert sent(prompt) == sent([prompt]) == sent((prompt,)) == sent([{"data": prompt}]) == [prompt]
+    assert (
+        serialize_inputs(prompt)
+        == serialize_inputs([prompt])
+        == serialize_inputs((prompt,))
+        == serialize_inputs([{"data": prompt}])
+        == [prompt]
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,19 +103,19 @@ def test_prompt_is_sent_as_it_is(prompt: str) -> None:
         "models/chair.GLB",
     ],
 )
-def test_string_that_looks_like_a_path_is_refused(path: str) -> None:
+def test_string_like_a_path_is_rejected(path: str) -> None:
     """A string that can only be a path is rejected with a hint; as `data` it is a prompt."""
     with pytest.raises(FlowInputError, match=r"inputs\[1\] is a string that looks like a path.*pathlib.Path"):
         parse_inputs(["a chair", path])
-    assert sent([{"data": path}]) == [path]
+    assert serialize_inputs([{"data": path}]) == [path]
 
 
 @pytest.mark.parametrize("media_type", HEADS)
-def test_file_is_told_by_its_content(tmp_path: Path, media_type: str) -> None:
-    """A file's media type is that of its first bytes, whatever its name says."""
+def test_media_type_is_detected_by_content(tmp_path: Path, media_type: str) -> None:
+    """A file's media type is that of its first bytes, whatever its name is."""
     path = tmp_path / "wrong.gif"
     path.write_bytes(HEADS[media_type])
-    assert sent(path) == [uri(media_type, HEADS[media_type])]
+    assert serialize_inputs(path) == [uri(media_type, HEADS[media_type])]
 
 
 @pytest.mark.parametrize(
@@ -121,21 +127,19 @@ def test_file_is_told_by_its_content(tmp_path: Path, media_type: str) -> None:
         ("a.pdf", "application/pdf"),
     ],
 )
-def test_file_is_told_by_its_name_where_its_content_tells_nothing(
-    tmp_path: Path, name: str, media_type: str
-) -> None:
+def test_media_type_is_detected_by_name_if_not_by_content(tmp_path: Path, name: str, media_type: str) -> None:
     """Unknown first bytes leave it to the name; image/jpg is never written."""
     (tmp_path / name).write_bytes(b"\x00\x01")
-    assert sent(tmp_path / name) == [uri(media_type, b"\x00\x01")]
+    assert serialize_inputs(tmp_path / name) == [uri(media_type, b"\x00\x01")]
 
 
-def test_every_way_to_name_a_file(tmp_path: Path, memory: Any) -> None:
+def test_every_way_to_name_a_file(tmp_path: Path, memory_store: Any) -> None:
     """A file:// or memory:// URI, a pathlib.Path, an ObjectStoragePath and a dict with `uri` name a file."""
     png = HEADS["image/png"]
     path = tmp_path / "a b.png"
     path.write_bytes(png)
     (tmp_path / "plain.png").write_bytes(png)
-    memory.pipe("/bucket/chair.png", png)
+    memory_store.pipe("/bucket/chair.png", png)
     ways: list[Any] = [
         f"file://{tmp_path}/plain.png",
         "memory://bucket/chair.png",
@@ -146,20 +150,24 @@ def test_every_way_to_name_a_file(tmp_path: Path, memory: Any) -> None:
         {"uri": "memory://bucket/chair.png"},
         {"uri": f"file://{path}", "additional": {"n": 1}},
     ]
-    assert sent(ways) == [uri("image/png", png)] * len(ways)
-    assert [sent(way) for way in ways] == [[uri("image/png", png)]] * len(ways)
+    assert serialize_inputs(ways) == [uri("image/png", png)] * len(ways)
+    assert [serialize_inputs(way) for way in ways] == [[uri("image/png", png)]] * len(ways)
 
 
-def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
+def test_outputs_of_another_run_are_inputs(memory_store: Any) -> None:
     """The dict of an output that was written names its file, and its metadata goes with it."""
-    memory.pipe("/out/chair.glb", HEADS["model/gltf-binary"])
+    memory_store.pipe("/out/chair.glb", HEADS["model/gltf-binary"])
     output = {
         "name": "chair", "asset_id": "a", "status": "ready", "media_type": "model/gltf-binary",
         "additional": {"n": 1},
         "uri": "memory://out/chair.glb", "size": 7,
         "sha256": hashlib.sha256(HEADS["model/gltf-binary"]).hexdigest(),
     }  # fmt: skip
-    assert sent([output]) == sent(output) == [uri("model/gltf-binary", HEADS["model/gltf-binary"])]
+    assert (
+        serialize_inputs([output])
+        == serialize_inputs(output)
+        == [uri("model/gltf-binary", HEADS["model/gltf-binary"])]
+    )
     (read,) = parse_inputs(output)
     assert isinstance(read, FlowInput)
     assert read.additional == {"n": 1}
@@ -168,7 +176,7 @@ def test_outputs_of_another_run_can_be_given(memory: Any) -> None:
 @pytest.mark.parametrize(
     "variables", [{"color": "red"}, {"data": "x", "color": "y"}, {"uri": "s3://not/a/file", "item": "z"}, {}]
 )
-def test_other_mapping_holds_variables(variables: dict[str, str]) -> None:
+def test_other_mapping_has_variables(variables: dict[str, str]) -> None:
     """A mapping that is no input is a mapping of variables, and stays one, also with names such as `data`."""
     assert parse_inputs(variables) == variables
 
@@ -176,7 +184,7 @@ def test_other_mapping_holds_variables(variables: dict[str, str]) -> None:
 def test_text_file_is_a_prompt(tmp_path: Path) -> None:
     """A text is sent as the bare string that the service takes."""
     (tmp_path / "prompt.txt").write_text("Ein grüner Stuhl", encoding="utf-8")
-    assert sent(tmp_path / "prompt.txt") == ["Ein grüner Stuhl"]
+    assert serialize_inputs(tmp_path / "prompt.txt") == ["Ein grüner Stuhl"]
     (tmp_path / "prompt.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(FlowInputError, match="not UTF-8"):
         parse_inputs(tmp_path / "prompt.txt")
@@ -191,16 +199,16 @@ def test_text_file_is_a_prompt(tmp_path: Path) -> None:
         {"data": "data:image/pjpeg;base64,_9j_"},
     ],
 )
-def test_data_uri_is_written_in_the_one_documented_form(given: Any) -> None:
+def test_data_uri_is_written_in_the_documented_form(given: Any) -> None:
     """However a data URI was written, it goes out as `;base64,`, padded, standard alphabet, image/jpeg."""
-    assert sent([given]) == ["data:image/jpeg;base64,/9j/"]
+    assert serialize_inputs([given]) == ["data:image/jpeg;base64,/9j/"]
 
 
 def test_bitmap_becomes_a_png(tmp_path: Path) -> None:
     """A BMP, which the service does not accept, is converted, as a file and as a data URI."""
     (tmp_path / "a.bmp").write_bytes(bitmap())
     for given in (tmp_path / "a.bmp", uri("image/bmp", bitmap())):
-        head, _, payload = sent([given])[0].partition(",")
+        head, _, payload = serialize_inputs([given])[0].partition(",")
         image = Image.open(io.BytesIO(base64.b64decode(payload)))
         assert (head, image.format, image.size, image.getpixel((0, 0))) == (
             "data:image/png;base64",
@@ -210,14 +218,14 @@ def test_bitmap_becomes_a_png(tmp_path: Path) -> None:
         )
 
 
-def test_bitmap_that_is_broken_is_refused(tmp_path: Path) -> None:
+def test_broken_bitmap_is_rejected(tmp_path: Path) -> None:
     """A BMP that cannot be read is an error that names the item."""
     (tmp_path / "a.bmp").write_bytes(b"BM")
     with pytest.raises(FlowInputError, match=r"inputs\[0\] is a BMP image that cannot be read"):
         parse_inputs(tmp_path / "a.bmp")
 
 
-def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
+def test_error_about_missing_pillow_names_the_package(tmp_path: Path) -> None:
     """Without Pillow, a BMP is an error that names the extra to install, and other files are accepted."""
     (tmp_path / "a.bmp").write_bytes(bitmap())
     (tmp_path / "a.png").write_bytes(HEADS["image/png"])
@@ -237,7 +245,7 @@ def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "told"),
+    ("item", "data"),
     [
         (5, "must be a prompt.*not int"),
         (b"bytes", "not bytes"),
@@ -257,18 +265,18 @@ def test_bitmap_without_pillow_says_what_to_install(tmp_path: Path) -> None:
         (Path("/no/such/file.png"), "cannot be read"),
     ],
 )  # fmt: skip
-def test_bad_item_is_named(item: Any, told: str) -> None:
-    """An item that cannot be sent is an error that says which, what is wrong, and what would do."""
-    with pytest.raises(FlowInputError, match=rf"(?s)inputs\[1\].*{told}|inputs\[1\]{told}"):
+def test_invalid_item_is_named(item: Any, data: str) -> None:
+    """An item that cannot be sent is an error with its index, the problem and the accepted forms."""
+    with pytest.raises(FlowInputError, match=rf"(?s)inputs\[1\].*{data}|inputs\[1\]{data}"):
         parse_inputs(["a chair", item])
 
 
-def test_empty_unknown_and_folder_are_refused(tmp_path: Path) -> None:
-    """An empty file, a file that nothing tells the type of, and a folder are refused by name."""
+def test_empty_unknown_and_folder_are_rejected(tmp_path: Path) -> None:
+    """An empty file, a file of an unknown type and a folder are rejected by name."""
     (tmp_path / "empty.png").touch()
     (tmp_path / "unknown").write_bytes(b"\x00\x01")
-    for name, told in (("empty.png", "empty file"), ("unknown", "usual name"), ("", "cannot be read")):
-        with pytest.raises(FlowInputError, match=told):
+    for name, data in (("empty.png", "empty file"), ("unknown", "usual name"), ("", "cannot be read")):
+        with pytest.raises(FlowInputError, match=data):
             parse_inputs([tmp_path / name])
 
 
@@ -285,24 +293,24 @@ def test_empty_unknown_and_folder_are_refused(tmp_path: Path) -> None:
 def test_argument_that_cannot_be_sent_is_named_before_anything_is_sent(
     flow_emulator: Emulator, argument: str, value: Any
 ) -> None:
-    """What JSON cannot hold is an error that names the argument, and no run was made."""
+    """A value that JSON cannot represent is an error that names the argument, and no run is created."""
     known: dict[str, Any] = {"flow": "model_generate_fromprompt", "inputs": "a chair", argument: value}
     with pytest.raises(FlowInputError, match=f"(^|: ){argument} "):
         GenerioHook("generio_default").start(**known)
     assert {request.method for request in flow_emulator.requests} <= {"GET"}  # for what else may be wrong
 
 
-def test_flow_without_inputs_is_refused_before_anything_is_sent(flow_emulator: Emulator) -> None:
+def test_flow_without_inputs_is_rejected_before_anything_is_sent(flow_emulator: Emulator) -> None:
     """A Generio run without inputs, or with variables, is rejected, because it would never start."""
     hook = GenerioHook("generio_default")
-    for inputs, told in (
+    for inputs, data in (
         (None, "at least one"),
         ([], "at least one"),
         ({"color": "red"}, "for PromptChainer"),
     ):
-        with pytest.raises(FlowInputError, match=told):
+        with pytest.raises(FlowInputError, match=data):
             hook.start("model_generate_fromprompt", inputs, validate=False)
-        with pytest.raises(FlowInputError, match=told):
+        with pytest.raises(FlowInputError, match=data):
             start_and_record(
                 hook, request=hook.build_request("model_generate_fromprompt", inputs, None, None)
             )

@@ -31,7 +31,7 @@ from tests.support.downloads import FileRecords, data_uri_body, fetch_or_raise, 
 from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 from tools.glb import count_triangles
 
-LESSON = Path(__file__).parents[2] / "example_dags" / "models_in_a_bucket.py"
+EXAMPLE_DAG = Path(__file__).parents[2] / "example_dags" / "models_in_a_bucket.py"
 TOKEN = "a-token-that-nobody-else-may-read"
 STORE = "bucket_of_tests"  # a connection id; Airflow caches the file system of an id for the whole process
 MIB = 1024 * 1024
@@ -55,29 +55,29 @@ def bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> ObjectServe
 
 
 @pytest.fixture
-def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """Run services whose token is one that can be looked for."""
+def secret_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """Run an emulator whose key occurs in no other text, so that a test can search for it."""
     with Emulator(key=TOKEN, run_seconds=0) as emulator:
         for name, value in emulator.connections.items():
             monkeypatch.setenv(name, value)
         yield emulator
 
 
-def written(part: PartialFile, content: bytes) -> None:
+def write_in_chunks(part: PartialFile, content: bytes) -> None:
     """Write to a file as a download does, a chunk at a time."""
     part.restart()
     for start in range(0, len(content), CHUNK):
         part.write(content[start : start + CHUNK])
 
 
-def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path: Path) -> None:
+def test_example_dag_with_a_bucket(bucket: ObjectServer, secret_emulator: Emulator, tmp_path: Path) -> None:
     """The lesson stores an image and two models in the bucket; the second task sends the first model."""
-    (dag,) = load_dags(LESSON).values()
+    (dag,) = load_dags(EXAMPLE_DAG).values()
     result = run_dag(dag, conf={"output_path": f"s3://{BUCKET}/lesson", "storage_conn_id": STORE})
     assert result.state == "success", result.log
 
-    made = [result.xcoms[task]["return_value"] for task in ("make_model", "optimize_model")]
-    outputs = [output for run in made for output in run["outputs"]]
+    created = [result.xcoms[task]["return_value"] for task in ("make_model", "optimize_model")]
+    outputs = [output for run in created for output in run["outputs"]]
     objects = bucket.objects()
     model, smaller = (ObjectStoragePath(output["uri"]).key for output in outputs)
     assert set(objects) == {"lesson/chair.png", model, smaller}
@@ -90,7 +90,7 @@ def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path
     assert triangles[1] < triangles[0]
     assert triangles[1] <= 800
 
-    (first,), (second,) = (services.runs[run["flow_run_id"]].inputs for run in made)
+    (first,), (second,) = (secret_emulator.runs[run["flow_run_id"]].inputs for run in created)
     assert data_uri.decode(first.data).data == objects["lesson/chair.png"]
     assert data_uri.decode(second.data).data == objects[model]
     assert bucket.incomplete_uploads() == []
@@ -103,11 +103,11 @@ def test_lesson_over_a_bucket(bucket: ObjectServer, services: Emulator, tmp_path
         assert secret not in repr(result.xcoms)
 
 
-def test_file_of_many_parts_arrives_whole_and_is_read_back(bucket: ObjectServer) -> None:
+def test_multipart_file_is_complete(bucket: ObjectServer) -> None:
     """A file uploaded in several parts has its final name once it is complete, and is a valid input."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
     part = PartialFile(folder, "large")
-    written(part, CONTENT)
+    write_in_chunks(part, CONTENT)
     assert not any(name.endswith(".glb") for name in bucket.objects())
     part.commit(folder / "large.glb")
 
@@ -121,30 +121,30 @@ def test_file_of_many_parts_arrives_whole_and_is_read_back(bucket: ObjectServer)
     assert b"".join(one.data.chunks()) == CONTENT
 
 
-def test_download_that_is_given_up_leaves_nothing(bucket: ObjectServer) -> None:
+def test_cancelled_download_leaves_nothing(bucket: ObjectServer) -> None:
     """A discarded file leaves no object and no incomplete upload; the object with the final name stays."""
     folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
     (folder / "large.glb").write_bytes(b"old")
     part = PartialFile(folder, "large")
-    written(part, CONTENT)
+    write_in_chunks(part, CONTENT)
     part.discard()
     assert bucket.objects() == {"run/large.glb": b"old"}
     assert bucket.incomplete_uploads() == []
 
 
-def test_file_that_is_given_up_is_never_completed(bucket: ObjectServer) -> None:
+def test_discarded_file_is_never_completed(bucket: ObjectServer) -> None:
     """A discarded file is never completed as an object: a bucket with versions has no version of it."""
-    told = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
-    bucket._session.put(f"{bucket.url}/{BUCKET}?versioning", data=told, timeout=10).raise_for_status()
+    given = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+    bucket._session.put(f"{bucket.url}/{BUCKET}?versioning", data=given, timeout=10).raise_for_status()
     part = PartialFile(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE), "large")
-    written(part, CONTENT)
+    write_in_chunks(part, CONTENT)
     assert bucket.incomplete_uploads() != []
     part.discard()
     assert bucket.incomplete_uploads() == []
     assert "<Key>" not in bucket._get(f"/{BUCKET}?versions").text
 
 
-def test_two_files_at_once_come_into_a_bucket_and_are_looked_at_again(bucket: ObjectServer) -> None:
+def test_parallel_downloads_into_a_bucket_are_verified(bucket: ObjectServer) -> None:
     """A bucket takes two files at once, not four; a file counts by its digest there too."""
     now, most, lock = Counter[str](), [0], Lock()
 
@@ -161,8 +161,8 @@ def test_two_files_at_once_come_into_a_bucket_and_are_looked_at_again(bucket: Ob
     with StubServer(reply) as stub:
         first = fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c", "d"), delivery, memory)
         assert most[0] == MAX_PARALLEL_OBJECT_STORE_WRITES == 2
-        spoilt = ObjectStoragePath(str(first.outputs[0].uri), conn_id=STORE)
-        spoilt.write_bytes(bytes(int(first.outputs[0].size or 0)))
+        corrupted = ObjectStoragePath(str(first.outputs[0].uri), conn_id=STORE)
+        corrupted.write_bytes(bytes(int(first.outputs[0].size or 0)))
         stub.requests.clear()
         assert fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c", "d"), delivery, memory) == first
         assert [seen.path for seen in stub.requests] == ["/flows/r/outputs/id-a"]
@@ -186,9 +186,9 @@ def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:
     assert bucket.buckets() == [BUCKET]
 
 
-@pytest.mark.usefixtures("services")
-def test_bucket_that_does_not_exist_is_an_error_and_is_not_made(bucket: ObjectServer) -> None:
-    """A misspelt bucket is named in an OSError; nobody makes a bucket of that name."""
+@pytest.mark.usefixtures("secret_emulator")
+def test_missing_bucket_is_an_error_and_is_not_created(bucket: ObjectServer) -> None:
+    """A misspelt bucket is named in an OSError, and is not created."""
     hook = GenerioHook("generio_default")
     run = hook.get_run(hook.start("model_generate_fromprompt", "a chair", {"quality": "low"}).flow_run_id)
     with pytest.raises(OSError, match=r"bucket") as caught:
@@ -201,14 +201,14 @@ def test_bucket_that_does_not_exist_is_an_error_and_is_not_made(bucket: ObjectSe
         parse_inputs("s3://modles/chair.png", STORE)
 
 
-def test_store_that_goes_away_half_way(bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_fails_in_the_middle(bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that fails after ten MiB raises an OSError that names the file, and has no object."""
     with CuttingProxy(bucket.port, 10 * MIB) as line:
         monkeypatch.setenv("AIRFLOW_CONN_CUT_LINE", connection_json(line.url))
         part = PartialFile(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id="cut_line"), "large")
         try:
             with pytest.raises(OSError, match=rf"{BUCKET}/run/\.large") as caught:
-                written(part, CONTENT)
+                write_in_chunks(part, CONTENT)
         finally:
             part.discard()
         assert line.cut.is_set()

@@ -70,12 +70,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("act", BROKEN.values(), ids=BROKEN)
-def test_body_that_is_wrong_once_is_asked_for_again(tmp_path: Path, act: object) -> None:
+def test_malformed_body_is_downloaded_again(tmp_path: Path, act: object) -> None:
     """A broken or wrong body is requested again, also if the connection allows no retries."""
     acts = ActionSequence(act, send_body(WHOLE))  # type: ignore[arg-type]
-    with MisbehavingServer(acts) as rude:
+    with MisbehavingServer(acts) as misbehaving:
         (output,) = fetch_or_raise(
-            hook_to(rude.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path))
+            hook_to(misbehaving.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path))
         ).outputs
     assert acts.calls == 2
     assert list_files(tmp_path) == ["r/chair.glb"]
@@ -84,36 +84,40 @@ def test_body_that_is_wrong_once_is_asked_for_again(tmp_path: Path, act: object)
 
 
 @pytest.mark.parametrize("act", [BROKEN[name] for name in ("broken off", "cut short", "wrong length")])
-def test_body_that_stays_wrong_is_an_error_and_no_file(tmp_path: Path, act: object) -> None:
+def test_body_that_remains_malformed_is_an_error_and_no_file(tmp_path: Path, act: object) -> None:
     """After three attempts it is an error, nothing is left, and what was there before is as it was."""
     (tmp_path / "r").mkdir()
     (tmp_path / "r/chair.glb").write_bytes(b"old")
     acts = ActionSequence(act)  # type: ignore[arg-type]
-    with MisbehavingServer(acts) as rude, pytest.raises((FlowMalformed, FlowUnreachable)):
-        fetch_or_raise(hook_to(rude.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path)))
+    with MisbehavingServer(acts) as misbehaving, pytest.raises((FlowMalformed, FlowUnreachable)):
+        fetch_or_raise(hook_to(misbehaving.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path)))
     assert acts.calls == 3
     assert list_files(tmp_path) == ["r/chair.glb"]
     assert (tmp_path / "r/chair.glb").read_bytes() == b"old"
 
 
 def test_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
-    """A disk that fills up is the disk's error, is not asked away, and leaves nothing."""
+    """A full disk raises its own error, is not retried, and leaves no file."""
     acts = ActionSequence(send_body(WHOLE))
-    with MisbehavingServer(acts) as rude, small_disk(100_000), pytest.raises(OSError, match="too large"):
-        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
+    with (
+        MisbehavingServer(acts) as misbehaving,
+        small_disk(100_000),
+        pytest.raises(OSError, match="too large"),
+    ):
+        fetch_or_raise(hook_to(misbehaving.url), run_of("chair"), OutputOptions(str(tmp_path)))
     assert acts.calls == 1
     assert list_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("store", ["fragile", "closing", "forgetful"])
-def test_store_that_fails_keeps_nothing(store: str) -> None:
+def test_failed_store_has_no_file(store: str) -> None:
     """A store that fails during a write, at the close, or that stores too little: an error, and no file."""
     files = attach_store(store)
     with (
-        MisbehavingServer(send_body(WHOLE)) as rude,
+        MisbehavingServer(send_body(WHOLE)) as misbehaving,
         pytest.raises(OSError, match=r"No space left|bytes after"),
     ):
-        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(f"{store}://bucket"))
+        fetch_or_raise(hook_to(misbehaving.url), run_of("chair"), OutputOptions(f"{store}://bucket"))
     assert list(files.store) == []
 
 
@@ -122,7 +126,7 @@ def by_name(seen: ReceivedRequest) -> StubResponse:
     return StubResponse(body=data_uri_body(glb(1_000 + len(seen.path))), delay=0.05)
 
 
-def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
+def test_parallel_downloads_return_in_order(tmp_path: Path) -> None:
     """Outputs are downloaded in parallel, a few at a time, each into its own file, and returned in order."""
     now, most, lock = Counter[str](), [0], Lock()
 
@@ -146,7 +150,7 @@ def test_many_come_at_once_in_their_order(tmp_path: Path) -> None:
     assert 2 <= most[0] <= MAX_PARALLEL_DOWNLOADS
 
 
-def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
+def test_stored_files_remain_when_another_download_fails(tmp_path: Path) -> None:
     """A failed output is an error; other files are recorded, and the next try fetches only the rest."""
     broken = [True]
 
@@ -175,7 +179,7 @@ def test_what_was_written_stays_when_another_fails(tmp_path: Path) -> None:
     assert fresh.to_dict() == again.to_dict()
 
 
-def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None:
+def test_failed_download_does_not_prevent_others(tmp_path: Path) -> None:
     """All others are fetched although more outputs fail than threads exist; each states its error."""
     names = [f"bad{number}" for number in range(6)] + ["a", "b"]
     memory = FileRecords()
@@ -190,8 +194,8 @@ def test_one_that_fails_first_keeps_no_other_from_coming(tmp_path: Path) -> None
     assert sorted(memory.records) == ["id-a", "id-b"]
 
 
-def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the machine gives no more threads that is what is raised, and those that run have ended."""
+def test_error_of_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no more threads can be started, that error is raised after the running ones have ended."""
     start, threads = threading.Thread.start, list[threading.Thread]()
 
     def scarce(thread: threading.Thread) -> None:
@@ -207,7 +211,7 @@ def test_thread_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch)
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The temporary file is synced, then its folder after the rename, because the run may be deleted next."""
     synced: list[tuple[str, int, list[str]]] = []
     sync = os.fsync
@@ -218,25 +222,25 @@ def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
         synced.append((name.suffix, name.stat().st_size if name.is_file() else 0, list_files(tmp_path)))
 
     monkeypatch.setattr(os, "fsync", seen)
-    with MisbehavingServer(send_body(WHOLE)) as rude:
-        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
+    with MisbehavingServer(send_body(WHOLE)) as misbehaving:
+        fetch_or_raise(hook_to(misbehaving.url), run_of("chair"), OutputOptions(str(tmp_path)))
     (file, folder) = synced
     assert file[:2] == (".part", len(CONTENT))
     assert folder == ("", 0, ["r/chair.glb"])
 
 
-def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
+def test_hostile_names_remain_in_their_folder(tmp_path: Path) -> None:
     """Each output of any name is a file of the run's folder, and the same one in a next try."""
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
     outputs = tuple(FlowOutput(name, asset_id=str(number) * 9) for number, name in enumerate(names))
     run = FlowRun("../../up", "generio", outputs=outputs)
     with StubServer(lambda seen: StubResponse(body=data_uri_body(glb(1_000 + int(seen.path[-1]))))) as stub:
-        made = [
+        created = [
             fetch_or_raise(hook_to(stub.url), run, OutputOptions(str(tmp_path / "in"))).outputs
             for _ in range(2)
         ]
-    assert made[0] == made[1]
-    files = [ObjectStoragePath(str(output.uri)) for output in made[0]]
+    assert created[0] == created[1]
+    files = [ObjectStoragePath(str(output.uri)) for output in created[0]]
     assert [file.stat().st_size for file in files] == [1_000 + number % 10 for number in range(len(names))]
     found = list_files(tmp_path)
     assert len({name.lower() for name in found}) == len(found) == len(names)
@@ -244,34 +248,34 @@ def test_hostile_names_stay_in_their_folder(tmp_path: Path) -> None:
     assert all(len(Path(name).name) <= 120 for name in found)
 
 
-@pytest.mark.parametrize("spoil", ["gone", "cut", "changed", "elsewhere", "nonsense"])
-def test_file_that_is_not_there_whole_is_fetched_again(tmp_path: Path, spoil: str) -> None:
+@pytest.mark.parametrize("corrupt", ["gone", "cut", "changed", "elsewhere", "nonsense"])
+def test_missing_or_incomplete_file_is_downloaded_again(tmp_path: Path, corrupt: str) -> None:
     """What is known of a file counts only if it is there, with its size and digest, where it is to be."""
     memory, acts, folder = FileRecords(), ActionSequence(send_body(WHOLE)), tmp_path / "one"
-    with MisbehavingServer(acts) as rude:
-        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(folder)), memory)
+    with MisbehavingServer(acts) as misbehaving:
+        fetch_or_raise(hook_to(misbehaving.url), run_of("chair"), OutputOptions(str(folder)), memory)
         file = folder / "r/chair.glb"
-        if spoil == "gone":
+        if corrupt == "gone":
             file.unlink()
-        elif spoil == "cut":
+        elif corrupt == "cut":
             file.write_bytes(CONTENT[:-1])
-        elif spoil == "changed":
+        elif corrupt == "changed":
             file.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
-        elif spoil == "elsewhere":
+        elif corrupt == "elsewhere":
             folder = tmp_path / "two"
             (folder / "r").mkdir(parents=True)
             (folder / "r/chair.glb").write_bytes(bytes(len(CONTENT)))  # somebody else's, and as large
         else:
             memory.records["id-chair"] = {"uri": 5, "size": "x", "media_type": []}
         (output,) = fetch_or_raise(
-            hook_to(rude.url), run_of("chair"), OutputOptions(str(folder)), memory
+            hook_to(misbehaving.url), run_of("chair"), OutputOptions(str(folder)), memory
         ).outputs
     assert acts.calls == 2
     assert ObjectStoragePath(str(output.uri)).read_bytes() == CONTENT
     assert memory.records["id-chair"]["uri"] == f"file://{folder}/r/chair.glb"
 
 
-def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
+def test_stale_temporary_files_are_removed(tmp_path: Path) -> None:
     """Temporary files of the same outputs go; whatever else lies in the folder stays."""
     (tmp_path / "r").mkdir()
     others = [
@@ -283,18 +287,18 @@ def test_leftovers_of_killed_tries_are_removed(tmp_path: Path) -> None:
     ]
     for name in (PART, ".chair.ffffffff.part", *others):
         (tmp_path / "r" / name).write_bytes(b"half")
-    with MisbehavingServer(send_body(WHOLE)) as rude:
-        fetch_or_raise(hook_to(rude.url), run_of("chair"), OutputOptions(str(tmp_path)))
+    with MisbehavingServer(send_body(WHOLE)) as misbehaving:
+        fetch_or_raise(hook_to(misbehaving.url), run_of("chair"), OutputOptions(str(tmp_path)))
     assert list_files(tmp_path) == sorted(f"r/{name}" for name in ("chair.glb", *others))
 
 
-def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
+def test_retry_after_sigkill(tmp_path: Path) -> None:
     """A process killed during a download leaves no file; the next one completes and cleans up."""
     over = Event()
     with MisbehavingServer(
         ActionSequence(send_and_stall(data_uri_body(LARGE), 1_500_000, over), send_body(data_uri_body(LARGE)))
-    ) as rude:
-        first = start_fetch_process(rude.url, tmp_path)
+    ) as misbehaving:
+        first = start_fetch_process(misbehaving.url, tmp_path)
         until = time.monotonic() + 60
         while not any(path.stat().st_size > 500_000 for path in tmp_path.rglob("*.part")):
             assert first.poll() is None
@@ -303,19 +307,19 @@ def test_kill_9_in_the_middle_and_then_again(tmp_path: Path) -> None:
         kill(first)
         (left,) = list_files(tmp_path)
         assert left.endswith(".part")
-        assert start_fetch_process(rude.url, tmp_path).wait(60) == 0
+        assert start_fetch_process(misbehaving.url, tmp_path).wait(60) == 0
         over.set()
     assert list_files(tmp_path) == ["r/chair.glb"]
     assert (tmp_path / "r/chair.glb").read_bytes() == LARGE
 
 
-def test_kill_by_a_signal_ends_soon_and_cleans_up(tmp_path: Path) -> None:
+def test_signal_ends_the_download_and_removes_temporary_files(tmp_path: Path) -> None:
     """A signal that raises in the main thread ends stalled downloads before their timeout, and cleans up."""
     over, before, began = Event(), set(threading.enumerate()), time.monotonic()
     hanging = send_and_stall(data_uri_body(LARGE), 1_500_000, over)
-    with MisbehavingServer(ActionSequence(hanging, hanging, hanging, send_body(WHOLE))) as rude:
+    with MisbehavingServer(ActionSequence(hanging, hanging, hanging, send_body(WHOLE))) as misbehaving:
         with raise_after(1.0), pytest.raises(KilledError):
-            fetch_or_raise(hook_to(rude.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
+            fetch_or_raise(hook_to(misbehaving.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
         assert list_files(tmp_path) == []
         assert time.monotonic() - began < 30
         over.set()  # whoever still hangs there goes on now, and is not to do any more
@@ -330,8 +334,8 @@ def chain_with(url: str) -> FlowRun:
     return FlowRun("r", "promptchainer", outputs=(FlowOutput("pic", value=url, is_url=True),))
 
 
-def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What a link leads to is looked at before it gets a name: a page that says it is a picture is none."""
+def test_link_without_a_picture_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The content at a link is checked before it is stored: a page declared as a picture is none."""
     page = StubResponse(headers={"Content-Type": "image/png"}, body=b"<html>" * 1_000)
     with StubServer(lambda _: page) as stub, caplog.at_level(logging.WARNING):
         url = f"{stub.url}/pic.png?sig=secret"
@@ -341,8 +345,8 @@ def test_link_to_what_is_no_picture_leaves_nothing(tmp_path: Path, caplog: pytes
     assert "does not lead to an image" in caplog.text
 
 
-def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path: Path) -> None:
-    """A picture whose first bytes nobody knows here is taken at its word."""
+def test_picture_of_another_kind_has_its_declared_content_type(tmp_path: Path) -> None:
+    """A picture with unknown first bytes has its declared type."""
     avif = b"\x00\x00\x00\x1cftypavif" + b"\x01" * 5_000
     with StubServer(lambda _: StubResponse(headers={"Content-Type": "image/avif"}, body=avif)) as stub:
         (output,) = fetch_or_raise(
@@ -353,7 +357,7 @@ def test_link_to_a_picture_of_another_kind_is_told_by_its_content_type(tmp_path:
     assert (output.media_type, output.value) == ("image/avif", f"{stub.url}/made")
 
 
-def test_link_is_bounded(tmp_path: Path) -> None:
+def test_size_of_a_linked_picture_is_bounded(tmp_path: Path) -> None:
     """A picture of a stranger that does not end is no reason to fill a disk."""
     with StubServer(lambda _: StubResponse(body=PNG)) as stub:
         with pytest.raises(FlowMalformed, match="max_response_mib"):
@@ -370,10 +374,10 @@ def test_link_is_bounded(tmp_path: Path) -> None:
 
 
 def test_download_into_memory_is_the_same(tmp_path: Path) -> None:
-    """`download_output` gives the bytes that would be written, and is asked again as stubbornly."""
+    """`download_output` returns the bytes that would be written, with the same retries."""
     acts = ActionSequence(send_body(WHOLE, part=1_000), send_body(WHOLE[:1_000]), send_body(WHOLE))
-    with MisbehavingServer(acts) as rude:
-        content = hook_to(rude.url, retries=0).download_output("r", "a")
+    with MisbehavingServer(acts) as misbehaving:
+        content = hook_to(misbehaving.url, retries=0).download_output("r", "a")
     assert (content.data, content.media_type) == (CONTENT, "model/gltf-binary")
     assert list_files(tmp_path) == []
 
@@ -382,14 +386,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """A file of 100 MB costs a process less than 32 MiB."""
     server = FileServer(tmp_path / "server.log")
     server.start()
-    told = {
+    given = {
         "what": "download",
         "way": "provider",
         "address": server.address,
         "size": 100_000_000,
         "folder": tmp_path,
     }
-    words = [word for name, value in told.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     command = [
         sys.executable,
         "-m",

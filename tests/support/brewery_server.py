@@ -38,7 +38,7 @@ class Brew:
     recipe: str
     knobs: dict[str, Any]
     note: Any
-    made: float = field(default_factory=time.time)
+    created: float = field(default_factory=time.time)
     hops: list[str] = field(default_factory=list)
     stage: str = "queued"
     polls: int = 0
@@ -91,8 +91,8 @@ class Brewhouse:
         try:
             with self._lock:
                 result = self._dispatch(f"{request.method} {path}", json.loads(request.body or b"{}"))
-        except BreweryError as refused:
-            status, message = refused.args
+        except BreweryError as rejected:
+            status, message = rejected.args
             return StubResponse(status, body=json.dumps({"trouble": message}).encode())
         if isinstance(result, tuple):
             return StubResponse(200, {"Content-Type": result[0]}, result[1])

@@ -43,7 +43,7 @@ class ObjectServer(Program):
         super().__init__("moto's server", command, os.environ, log)
 
     def __enter__(self) -> Self:
-        """Start it, wait until it answers, and make the bucket."""
+        """Start the server, wait until it responds, and create the bucket."""
         self.start()
         wait_until(self._is_ready, [self], _START_TIMEOUT, "The start of moto's server")
         return self

@@ -37,10 +37,10 @@ storage __init__ graph_files parallel paths atomic_file file_source inputs outpu
 storage outputs
 . preflight hooks
 worker __init__ kill_check lineage run_tracking task_state finish task_try
-triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed run_cancels task_states watcher_state
+triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed run_aborts task_states watcher_state
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
-plugin airflow_internals cache html run_cancels listener schemas present run_view connection_view output_files
+plugin airflow_internals cache html run_aborts listener schemas present run_view connection_view output_files
 plugin routes __init__
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin

@@ -41,10 +41,10 @@ class FragileFileSystem(MemoryFileSystem):
 
 
 class FaultyFile(MemoryFile):
-    """A file that gives one piece and then no more."""
+    """A file that can be read only up to its first chunk."""
 
     def read(self, size: int = -1) -> bytes:
-        """Read a little, then fail as a store does that goes away."""
+        """Read the first chunk, then fail as an unavailable store does."""
         if self.tell():
             raise OSError(5, "The store went away: https://key:s3cret@store.test/a.png?sig=s3cret")
         return super().read(size)
@@ -83,10 +83,10 @@ class ClosingFile(MemoryFile):
 
 
 class ForgetfulFile(MemoryFile):
-    """A file that loses what it is given after the first four bytes, and says nothing of it."""
+    """A file that silently drops everything after its first four bytes."""
 
     def write(self, data: Any) -> int:
-        """Keep a little."""
+        """Write the first bytes only."""
         super().write(bytes(data)[: max(0, 4 - self.tell())])
         return len(data)
 
@@ -133,7 +133,7 @@ FILE_SYSTEMS: dict[str, type[FragileFileSystem]] = {
 
 
 def attach_store(protocol: str) -> Any:
-    """Attach a store to Airflow and give its file system, empty."""
+    """Attach a store to Airflow and return its empty file system."""
     for name, kind in FILE_SYSTEMS.items():
         fsspec.register_implementation(name, kind, clobber=True)
         register_implementation(name, MemoryPath, clobber=True)

@@ -64,7 +64,7 @@ class ScriptedTransport:
             Settings("https://service.test", {}), request, response.status, response.headers.items()
         )
         reader.feed(response.body)
-        return reader.response(response.url)
+        return reader.finish(response.url)
 
     def sleep(self, seconds: float) -> None:
         """Advance the clock."""

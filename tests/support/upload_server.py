@@ -38,7 +38,7 @@ class ReceivedUpload:
 
     @property
     def is_complete(self) -> bool:
-        """Whether as many bytes arrived as the header says."""
+        """Whether the number of bytes is that of the header."""
         return self.size == int(self.headers["content-length"])
 
 
@@ -86,7 +86,7 @@ def _read_head(stream: Any) -> str:
 
 
 def _read_body(stream: Any, upload: ReceivedUpload, limit: int | None) -> bool:
-    """Read a body; return False if the limit came before the end and before the client disconnected."""
+    """Receive a body; return False if the limit came before the end and before the client disconnected."""
     content_length = int(upload.headers.get("content-length", 0))
     while upload.size < content_length:
         if limit is not None and upload.size >= limit:

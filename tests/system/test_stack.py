@@ -188,7 +188,7 @@ def test_killed_task_aborts_its_flow_run(stack: StackRuns, dag_id: str, while_it
     )
     # the listener in the API server may abort the run before the trigger does
     ends = (
-        f"low run {flow_run.flow_run_id} was cancelled",
+        f"low run {flow_run.flow_run_id} was aborted",
         f"low run {flow_run.flow_run_id} had already ended",
     )
     _wait_for(lambda: any(end in log() for end in ends))

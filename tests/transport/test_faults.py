@@ -97,12 +97,12 @@ class Operation:
 def start_run(hook: FlowsHook, _: str, __: ScriptedTransport) -> Conversation[Any]:
     """Start a run with a saved record."""
     chain = isinstance(hook, PromptChainerHook)
-    order = (
+    run_request = (
         RunRequest(CHAIN, {"color": "red", "item": "ball"})
         if chain
         else RunRequest(FLOW, [FlowInput("p")], {"quality": "low"})
     )
-    return start(hook.service, order, RunRecord("", 0), lambda _: None)
+    return start(hook.service, run_request, RunRecord("", 0), lambda _: None)
 
 
 def wait_for_run(hook: FlowsHook, run: str, script: ScriptedTransport) -> Conversation[Any]:
@@ -135,7 +135,7 @@ CONVERSATIONS: dict[str, Operation] = {
 STARTS = {"create", "input", "begin", "chain"}
 
 
-def outcome(emulator: Emulator, name: str, fault: str, driver: str) -> str:
+def get_outcome(emulator: Emulator, name: str, fault: str, driver: str) -> str:
     """Run an operation with a fault, and return its outcome in the words of the table."""
     operation, (kind, _, times) = CONVERSATIONS[name], fault.partition(", ")
     emulator.reset()
@@ -175,7 +175,7 @@ def outcome(emulator: Emulator, name: str, fault: str, driver: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "seconds"), [("429 after seconds", 120), ("503 after a date", 120), ("503 after nonsense", None)]
 )
-def test_retry_after_is_told_and_kept(
+def test_retry_after_is_in_the_error(
     flow_emulator: Emulator, kind: str, seconds: float | None, driver: str
 ) -> None:
     """The error has the seconds of Retry-After, and a wait honours them; an invalid value counts as none."""
@@ -194,8 +194,8 @@ def test_retry_after_is_told_and_kept(
     assert script.sleeps == [pytest.approx(seconds or 5, abs=10)]
 
 
-def cells() -> Iterator[tuple[str, str, str]]:
-    """Read the table: fault, operation, outcome."""
+def iter_cells() -> Iterator[tuple[str, str, str]]:
+    """Yield the cells of the table: fault, operation, outcome."""
     for line in OUTCOMES.strip().splitlines():
         fault, *outcomes = (cell.strip() for cell in line.split("|"))
         yield from (
@@ -203,7 +203,7 @@ def cells() -> Iterator[tuple[str, str, str]]:
         )
 
 
-EXPECTED = list(cells())
+EXPECTED = list(iter_cells())
 
 
 @contextmanager
@@ -223,10 +223,10 @@ def no_collection() -> Iterator[None]:
 def test_outcome(flow_emulator: Emulator, fault: str, operation: str, expected: str, driver: str) -> None:
     """Each fault in each operation has the outcome of the table, and never pays for a second run."""
     with no_collection():
-        assert outcome(flow_emulator, operation, fault, driver) == expected
+        assert get_outcome(flow_emulator, operation, fault, driver) == expected
 
 
-def test_table_is_whole() -> None:
+def test_table_has_every_fault_and_operation() -> None:
     """Every fault has a row, and every operation a column."""
     assert {fault.partition(",")[0] for fault, _, _ in EXPECTED} == set(FAULTS)
     assert set(OPERATIONS) == set(CONVERSATIONS)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import gzip
 import socket
 from collections.abc import Callable, Mapping
+from errno import ENOSPC
 from pathlib import Path
 
 import psutil
 import pytest
 
-from airflow_provider_flows.core.exceptions import FlowAuthError, FlowMalformed, FlowUnreachable
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowMalformed, FlowUnreachable
 from airflow_provider_flows.core.http import Conversation, Request, Response
-from airflow_provider_flows.core.payload.sink import MemoryBuffer
+from airflow_provider_flows.core.payload.sink import MemoryBuffer, WriteFailedError
 from airflow_provider_flows.core.responses import parse_json, raise_for_status
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.emulator import Emulator, Fault
@@ -40,11 +41,11 @@ from tests.support.servers import (
 GET = Request("GET", "/flows")
 POST = Request("POST", "/flows", json={"template": "chair"})
 OK = b"HTTP/1.1 200 OK\r\n"
-CUT = send_and_close(OK + b"Content-Length: 99\r\n\r\n{")
+TRUNCATED = send_and_close(OK + b"Content-Length: 99\r\n\r\n{")
 TWO_LENGTHS = send_and_close(OK + b"Content-Length: 5, 6\r\n\r\nhello")
 BROKEN = [
     reset,
-    CUT,
+    TRUNCATED,
     send_and_close(b""),
     send_and_close(b"rubbish\r\n\r\n"),
     TWO_LENGTHS,
@@ -56,10 +57,10 @@ BROKEN = [
 pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
-class TestWhatGoesOut:
+class TestRequests:
     """A request on the wire is exactly what the `Request` states."""
 
-    def test_request_is_sent_as_it_is(self, driver: Driver) -> None:
+    def test_request_is_sent_unchanged(self, driver: Driver) -> None:
         """Method, quoted path, query, JSON body and key arrive unchanged."""
         request = Request("POST", "/flows/a%2Fb", {"q": "ä & b"}, {"data": "Stuhl für 2"})
         with StubServer() as stub:
@@ -85,7 +86,7 @@ class TestWhatGoesOut:
             driver(settings_for(stub.url), single_request(Request("GET", stub.url + signed)))
         assert stub.requests[0].path == signed
 
-    def test_path_prefix_of_the_host_is_kept(self, driver: Driver) -> None:
+    def test_path_prefix_of_the_host_is_used(self, driver: Driver) -> None:
         """The path of a host, as behind a gateway, precedes every path."""
         with StubServer() as stub:
             driver(settings_for(f"{stub.url}/gateway"), single_request(GET))
@@ -112,10 +113,10 @@ class TestWhatGoesOut:
         monkeypatch.setenv("HOME", str(tmp_path))
 
 
-class TestWhatComesBack:
+class TestResponses:
     """Responses are complete, bounded and decompressed."""
 
-    def test_answer_is_whole(self, driver: Driver) -> None:
+    def test_response_is_complete(self, driver: Driver) -> None:
         """Status, lower-case headers and the body are returned for any status."""
         with StubServer(lambda _: StubResponse(418, {"X-Tea": "Pot"}, b"\x00\xff" * 100_000)) as stub:
             response = driver(settings_for(stub.url), single_request(Request("GET", "/flows")))
@@ -125,14 +126,14 @@ class TestWhatComesBack:
             b"\x00\xff" * 100_000,
         )
 
-    def test_compressed_answer_is_unpacked(self, driver: Driver) -> None:
+    def test_compressed_response_is_decompressed(self, driver: Driver) -> None:
         """A gzip response is decompressed."""
         with StubServer(
             lambda _: StubResponse(headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"[1]"))
         ) as stub:
             assert driver(settings_for(stub.url), single_request(GET)).body == b"[1]"
 
-    def test_answer_beyond_the_bound_is_refused(self, driver: Driver) -> None:
+    def test_response_beyond_the_limit_is_rejected(self, driver: Driver) -> None:
         """A response without a sink is rejected once it exceeds the limit, even if only decompressed."""
         packed = gzip.compress(b" " * 4_000_000)
         with StubServer(lambda _: StubResponse(headers={"Content-Encoding": "gzip"}, body=packed)) as stub:
@@ -145,7 +146,7 @@ class TestWhatComesBack:
             )
             assert len(buffer.data) == 4_000_000
 
-    def test_refusal_that_repeats_the_key_is_blanked(self, driver: Driver) -> None:
+    def test_key_in_an_error_response_is_redacted(self, driver: Driver) -> None:
         """A service that repeats the key in an error does not bring it into a message."""
         with StubServer(
             lambda seen: StubResponse(401, body=f"no: {seen.headers['authorization']}".encode())
@@ -158,7 +159,7 @@ class TestWhatComesBack:
 
 
 class CountingSink(MemoryBuffer):
-    """A sink that counts responses, and needs only so many bytes."""
+    """A sink that counts responses, and rejects more than so many bytes."""
 
     def __init__(self, max_bytes: int = 10**9) -> None:
         super().__init__()
@@ -170,13 +171,23 @@ class CountingSink(MemoryBuffer):
         super().on_response_start(status, headers)
         self.starts.append((status, headers.get("x-tea")))
 
-    def feed(self, chunk: bytes) -> bool:
-        """Record a chunk, and return whether more is needed."""
+    def feed(self, chunk: bytes) -> None:
+        """Record a chunk."""
         super().feed(chunk)
-        return len(self.data) < self.max_bytes
+        if len(self.data) > self.max_bytes:
+            message = f"more than {self.max_bytes} bytes"
+            raise ValueError(message)
 
 
-class TestWhatASinkTakes:
+class FullDiskSink(MemoryBuffer):
+    """A sink whose target fails as a full disk does."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Fail."""
+        raise WriteFailedError(OSError(ENOSPC, "No space left on device", len(chunk)))
+
+
+class TestSinks:
     """The body of a success goes to the request's sink in chunks, and only the sink limits its size."""
 
     def test_body_goes_to_the_sink(self, driver: Driver) -> None:
@@ -193,9 +204,9 @@ class TestWhatASinkTakes:
         assert (response.body, response.bytes_received) == (body[:400], len(body))
 
     @pytest.mark.parametrize(
-        "first", [CUT, send_and_close(b"HTTP/1.1 503 Away\r\nContent-Length: 3\r\n\r\noff"), reset]
+        "first", [TRUNCATED, send_and_close(b"HTTP/1.1 503 Away\r\nContent-Length: 3\r\n\r\noff"), reset]
     )
-    def test_answer_that_is_asked_for_again_begins_anew(
+    def test_second_response_replaces_an_incomplete_one(
         self, driver: Driver, first: Callable[[socket.socket], None]
     ) -> None:
         """After an incomplete or missing response, the sink contains only the next complete one."""
@@ -205,9 +216,9 @@ class TestWhatASinkTakes:
         def act(connection: socket.socket) -> None:
             next(acts)(connection)
 
-        with MisbehavingServer(act) as rude:
+        with MisbehavingServer(act) as server:
             driver(
-                settings_for(rude.url),
+                settings_for(server.url),
                 with_retries(single_request(Request("GET", "/file", sink=sink)), Retry()),
             )
         assert bytes(sink.data) == b"whole"
@@ -228,7 +239,7 @@ class TestWhatASinkTakes:
             )
         assert (bytes(sink.data), sink.starts) == (b"file", [(200, None)])
 
-    def test_refusal_is_bounded_and_no_file(self, driver: Driver) -> None:
+    def test_error_response_is_bounded_and_no_file(self, driver: Driver) -> None:
         """The body of an error never reaches the sink, and has the limit of any response."""
         sink = CountingSink()
         with StubServer(lambda _: StubResponse(404, body=b"no" * 1_000)) as stub:
@@ -243,21 +254,36 @@ class TestWhatASinkTakes:
                 )
         assert (sink.starts, bytes(sink.data)) == ([], b"")
 
-    def test_sink_that_has_enough_ends_the_reading(self, driver: Driver) -> None:
-        """No more is read than the sink needs, and the session can send the next request."""
+    def test_body_that_the_sink_rejects_is_not_read_to_its_end(self, driver: Driver) -> None:
+        """A rejected body is malformed and not read further, and the session can send the next request."""
         with StubServer(lambda _: StubResponse(body=b"x" * 20_000_000)) as stub:
-            both = [CountingSink(1), CountingSink(1)]
+            sinks = [CountingSink(1), CountingSink(1)]
 
-            def two() -> Conversation[list[Response]]:
-                first = yield from single_request(Request("GET", "/file", sink=both[0]))
-                return [first, (yield from single_request(Request("GET", "/file", sink=both[1])))]
+            def send_both() -> Conversation[list[str]]:
+                messages = []
+                for sink in sinks:
+                    try:
+                        yield from single_request(Request("GET", "/file", sink=sink))
+                    except FlowMalformed as error:
+                        messages.append(str(error))
+                return messages
 
-            received = [response.bytes_received for response in driver(settings_for(stub.url), two())]
-        assert [len(sink.data) for sink in both] == received
-        assert all(size is not None and size < 1_000_000 for size in received)
+            messages = driver(settings_for(stub.url), send_both())
+        assert len(messages) == 2
+        assert all("GET /file holds no complete file (more than 1 bytes)" in text for text in messages)
+        assert all(len(sink.data) < 1_000_000 for sink in sinks)
+
+    def test_error_of_the_sinks_target_is_raised_as_it_is(self, driver: Driver) -> None:
+        """A full disk is no unreachable service: its error is raised, and the request is not sent again."""
+        with StubServer(lambda _: StubResponse(body=b"file")) as stub:
+            request = Request("GET", "/file", sink=FullDiskSink())
+            with pytest.raises(OSError, match="No space left") as caught:
+                driver(settings_for(stub.url), with_retries(single_request(request), Retry()))
+            assert len(stub.requests) == 1
+        assert not isinstance(caught.value, FlowError)
 
 
-class TestTrouble:
+class TestErrors:
     """A missing response raises FlowUnreachable, which states whether the service may have acted."""
 
     def test_refused_connection_never_arrived(self, driver: Driver) -> None:
@@ -272,23 +298,23 @@ class TestTrouble:
         ).may_have_arrived
 
     @pytest.mark.parametrize("host", ["http://" + "a" * 70 + ".test", "http://[::1", "http://host:99999999"])
-    def test_impossible_address_is_told_as_one(self, driver: Driver, host: str) -> None:
+    def test_invalid_url_is_reported(self, driver: Driver, host: str) -> None:
         """An invalid URL raises this provider's error, not a library's."""
         assert not catch_unreachable(driver, settings_for(host), POST).may_have_arrived
 
     @pytest.mark.parametrize("act", BROKEN)
-    def test_broken_answer_may_have_arrived(self, driver: Driver, act: object) -> None:
+    def test_request_with_a_broken_response_may_have_arrived(self, driver: Driver, act: object) -> None:
         """After a reset, an early end, an invalid response or a cut body, the service may have acted."""
-        with MisbehavingServer(act) as rude:  # type: ignore[arg-type]
-            assert catch_unreachable(driver, settings_for(rude.url), POST).may_have_arrived
-        assert rude.bodies == [POST.body]
+        with MisbehavingServer(act) as server:  # type: ignore[arg-type]
+            assert catch_unreachable(driver, settings_for(server.url), POST).may_have_arrived
+        assert server.bodies == [POST.body]
 
-    def test_answer_of_two_lengths_leaves_no_connection_open(self, driver: Driver) -> None:
+    def test_response_with_two_lengths_leaves_no_connection_open(self, driver: Driver) -> None:
         """An error in use holds no connection open, although urllib3 leaves this response open."""
-        with MisbehavingServer(TWO_LENGTHS) as rude, pytest.raises(FlowUnreachable) as caught:
-            driver(settings_for(rude.url), single_request(POST))
+        with MisbehavingServer(TWO_LENGTHS) as server, pytest.raises(FlowUnreachable) as caught:
+            driver(settings_for(server.url), single_request(POST))
         mine = [link.raddr.port for link in psutil.Process().net_connections("tcp4") if link.raddr]
-        assert rude.port not in mine, caught.value
+        assert server.port not in mine, caught.value
 
     def test_read_timeout_may_have_arrived(self, driver: Driver) -> None:
         """A service that sends nothing for longer than the read timeout may have acted."""
@@ -310,7 +336,7 @@ class TestTrouble:
                 client.close()
         assert not error.may_have_arrived
 
-    def test_message_says_where_and_what_to_do(self, driver: Driver) -> None:
+    def test_message_has_the_host_and_advice(self, driver: Driver) -> None:
         """The message names the request, the host, the kind of failure and what to check, without query."""
         with unused_url() as url:
             error = catch_unreachable(
@@ -324,7 +350,7 @@ class TestTrouble:
         ("fault", "request_count"),
         [(Fault(reset="before"), 2), (Fault(truncate=5), 2), (Fault(status=503), 2)],
     )
-    def test_emulators_faults_are_asked_away(
+    def test_retries_overcome_the_faults_of_the_emulator(
         self, driver: Driver, flow_emulator: Emulator, fault: Fault, request_count: int
     ) -> None:
         """A GET that is reset, cut short or rejected by a gateway is sent again, and then succeeds."""
@@ -336,35 +362,31 @@ class TestTrouble:
         assert parse_json(GET, response) == {"flows": []}
         assert len(flow_emulator.requests) == request_count
 
-    @pytest.mark.parametrize("act", [reset, CUT])
+    @pytest.mark.parametrize("act", [reset, TRUNCATED])
     def test_post_that_may_have_arrived_is_sent_once(self, driver: Driver, act: object) -> None:
         """A POST whose response is lost is not sent again, under any retry policy."""
         request = Request("POST", "/flows", json={}, resend=POST.resend.IF_NEVER_ARRIVED)
-        with MisbehavingServer(act) as rude, pytest.raises(FlowUnreachable):  # type: ignore[arg-type]
-            driver(settings_for(rude.url), with_retries(single_request(request), Retry()))
-        assert len(rude.bodies) == 1
+        with MisbehavingServer(act) as server, pytest.raises(FlowUnreachable):  # type: ignore[arg-type]
+            driver(settings_for(server.url), with_retries(single_request(request), Retry()))
+        assert len(server.bodies) == 1
 
 
-def test_response_hides_what_may_be_signed() -> None:
+def test_repr_of_a_response_has_no_signature() -> None:
     """The repr of a response contains neither its URL nor its body."""
     text = repr(Response(200, {}, b"body-secret", "https://h/?sig=secret"))
     assert "secret" not in text
 
 
-def test_settings_hide_the_key() -> None:
+def test_repr_of_settings_has_no_key() -> None:
     """The repr of settings does not contain the key."""
     assert TOKEN not in repr(settings_for("http://h"))
 
 
-def test_transports_are_short() -> None:
-    """Each transport is a module of less than 130 lines that contains no path, no state and no service.
-
-    The limit was 100 lines of 140 columns. Lines have at most 110 columns now.
-    """
+def test_transports_know_no_service() -> None:
+    """Each transport contains no path, no state and no service."""
     folder = Path(__file__).parents[2] / "airflow_provider_flows" / "transport"
     for name in ("blocking.py", "asynchronous.py"):
         text = (folder / name).read_text()
-        assert len(text.splitlines()) < 130
         assert not [
             word
             for word in ("/flows", "FlowState", "generio", "promptchainer", "Authorization")

@@ -94,7 +94,7 @@ class TestRedirects:
             driver(settings_for(stub.url), follow_redirects(GET))
         assert ["authorization" in seen.headers for seen in stub.requests] == [True, False]
 
-    def test_redirect_within_the_host_keeps_the_key(self, driver: Driver) -> None:
+    def test_redirect_within_the_host_sends_the_key(self, driver: Driver) -> None:
         """A redirect to another path of the same host is followed with the key."""
         with StubServer(
             lambda seen: (
@@ -105,7 +105,7 @@ class TestRedirects:
         assert [seen.headers["authorization"] for seen in stub.requests] == [f"Bearer {TOKEN}"] * 2
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    def test_changing_request_is_not_sent_on(self, driver: Driver, status: int) -> None:
+    def test_changing_request_is_not_redirected(self, driver: Driver, status: int) -> None:
         """A POST is not sent to the target of a redirect; the redirect is returned as it is."""
         with (
             StubServer() as other,
@@ -115,7 +115,7 @@ class TestRedirects:
         assert other.requests == []
 
     @pytest.mark.parametrize("where", ["http://[", "http://h:99999999/", "file:///etc/hosts", "//[bad"])
-    def test_redirect_to_no_address_is_an_error_of_ours(self, driver: Driver, where: str) -> None:
+    def test_redirect_to_an_invalid_url_is_a_flow_error(self, driver: Driver, where: str) -> None:
         """A redirect to an invalid URL is an error of this provider."""
         with (
             StubServer(lambda _: StubResponse(302, {"Location": where})) as stub,
@@ -166,7 +166,7 @@ class TestProxies:
             assert driver(settings_for(stub.url), single_request(GET)).is_success
         assert (len(stub.requests), proxy.requests) == (1, [])
 
-    def test_proxy_that_is_away_never_let_it_through(
+    def test_request_through_an_unreachable_proxy_never_arrived(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A request through an unreachable proxy never arrived."""
@@ -174,7 +174,7 @@ class TestProxies:
             monkeypatch.setenv("HTTP_PROXY", url)
             assert not catch_unreachable(driver, settings_for(stub.url), POST).may_have_arrived
 
-    def test_proxy_that_refuses_a_tunnel_never_let_it_through(
+    def test_request_through_a_rejected_tunnel_never_arrived(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A request through a proxy that rejects the tunnel never arrived."""
@@ -188,7 +188,7 @@ class TestProxies:
 class TestCertificates:
     """The service's certificate is verified with the CA bundle of the connection or the environment."""
 
-    def test_unknown_authority_is_refused(self, driver: Driver, tls_server: StubServer) -> None:
+    def test_unknown_authority_is_rejected(self, driver: Driver, tls_server: StubServer) -> None:
         """A certificate of an unknown authority ends the connection before the key is sent."""
         error = catch_unreachable(driver, settings_for(tls_server.url), POST)
         assert not error.may_have_arrived
@@ -201,7 +201,7 @@ class TestCertificates:
         """A certificate of an authority in the connection's bundle is accepted."""
         assert driver(settings_for(tls_server.url, verify=bundle), single_request(GET)).is_success
 
-    def test_connections_bundle_wins_over_the_environments(
+    def test_ca_bundle_of_the_connection_takes_precedence(
         self,
         driver: Driver,
         tls_server: StubServer,
@@ -216,7 +216,7 @@ class TestCertificates:
         assert driver(settings_for(tls_server.url, verify=bundle), single_request(GET)).is_success
 
     @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
-    def test_check_can_be_switched_off(
+    def test_verification_can_be_disabled(
         self, driver: Driver, tls_server: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With `verify` off, any certificate is accepted, even if the environment names a bundle."""
@@ -225,7 +225,7 @@ class TestCertificates:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
         assert driver(settings_for(tls_server.url, verify=False), single_request(GET)).is_success
 
-    def test_wrong_host_name_is_refused(self, driver: Driver, tls_server: StubServer, bundle: str) -> None:
+    def test_wrong_host_name_is_rejected(self, driver: Driver, tls_server: StubServer, bundle: str) -> None:
         """A trusted certificate for another host name is rejected."""
         url = tls_server.url.replace("localhost", "127.0.0.1")
         assert not catch_unreachable(driver, settings_for(url, verify=bundle), POST).may_have_arrived
@@ -233,10 +233,10 @@ class TestCertificates:
     @pytest.mark.parametrize(
         "act", [reset, send_and_close(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")]
     )
-    def test_break_after_the_handshake_may_have_arrived(
+    def test_request_broken_after_the_handshake_may_have_arrived(
         self, driver: Driver, tls: ssl.SSLContext, bundle: str, act: object
     ) -> None:
         """If a TLS connection breaks after the request was read, the service may have acted."""
-        with MisbehavingServer(act, tls) as rude:  # type: ignore[arg-type]
-            assert catch_unreachable(driver, settings_for(rude.url, verify=bundle), POST).may_have_arrived
-        assert rude.bodies == [POST.body]
+        with MisbehavingServer(act, tls) as server:  # type: ignore[arg-type]
+            assert catch_unreachable(driver, settings_for(server.url, verify=bundle), POST).may_have_arrived
+        assert server.bodies == [POST.body]

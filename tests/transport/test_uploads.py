@@ -86,7 +86,7 @@ def uri(content: bytes, media_type: str = "image/png") -> str:
 
 
 @given(st.lists(st.binary(max_size=9)), st.lists(st.integers(0, 40)))
-def test_base64_is_the_same_however_the_bytes_are_cut(chunks: list[bytes], cuts: list[int]) -> None:
+def test_base64_is_the_same_for_any_chunks(chunks: list[bytes], cuts: list[int]) -> None:
     """The base64 of a content does not depend on where its chunks end."""
     content = b"".join(chunks)
     parts = [content[low:high] for low, high in zip([0, *sorted(cuts)], [*sorted(cuts), None], strict=True)]
@@ -122,13 +122,13 @@ def test_body_without_files_is_bytes() -> None:
         to_body({"a": {1}})
 
 
-class TestOverTheWire:
+class TestTransfer:
     """What the service receives of a request with files."""
 
     @pytest.mark.parametrize(
         "size", [1, 2, 3, INPUT_CHUNK_BYTES - 1, INPUT_CHUNK_BYTES, INPUT_CHUNK_BYTES + 1, 2_000_000]
     )
-    def test_length_is_told_and_right(self, driver: Driver, tmp_path: Path, size: int) -> None:
+    def test_content_length_is_correct(self, driver: Driver, tmp_path: Path, size: int) -> None:
         """Content-Length is right, there is no Transfer-Encoding, and the bytes are those of the file."""
         content = (PNG + os.urandom(size))[-size:] if size < 9 else PNG + os.urandom(size - 8)
         request = Request("POST", "/flows", json={"n": ["ü", {"data": write_source(tmp_path, content)}]})
@@ -156,7 +156,7 @@ class TestOverTheWire:
             driver(settings_for(server.url), several())
         assert [json.loads(upload.body)["data"] for upload in server.uploads] == [uri(PNG), "text", uri(PNG)]
 
-    def test_resend_sends_the_whole_file_again(self, driver: Driver, tmp_path: Path) -> None:
+    def test_resend_sends_the_complete_file_again(self, driver: Driver, tmp_path: Path) -> None:
         """A request that ended within the file cannot have been parsed: it is sent again from its start."""
         content = PNG + os.urandom(1000) * 30_000  # more than the sockets on both sides take in by themselves
         request = Request(
@@ -168,18 +168,18 @@ class TestOverTheWire:
         assert [upload.is_complete for upload in server.uploads] == [False, False, True]
         assert server.uploads[-1].digest.hexdigest() == expected
 
-    def test_request_that_was_given_whole_may_have_arrived(self, driver: Driver, tmp_path: Path) -> None:
+    def test_completely_sent_request_may_have_arrived(self, driver: Driver, tmp_path: Path) -> None:
         """If only the response is lost, the request may have arrived, and is not sent again."""
         request = Request(
             "POST", "/flows", json={"data": write_source(tmp_path, PNG)}, resend=Resend.IF_NEVER_ARRIVED
         )
-        with MisbehavingServer(reset) as rude:
+        with MisbehavingServer(reset) as misbehaving:
             with pytest.raises(FlowUnreachable) as caught:
-                driver(settings_for(rude.url), with_retries(single_request(request), Retry()))
+                driver(settings_for(misbehaving.url), with_retries(single_request(request), Retry()))
             assert caught.value.may_have_arrived
-            assert [json.loads(body)["data"] for body in rude.bodies] == [uri(PNG)]
+            assert [json.loads(body)["data"] for body in misbehaving.bodies] == [uri(PNG)]
 
-    def test_refusal_before_the_end_is_read(self, driver: Driver, tmp_path: Path) -> None:
+    def test_early_rejection_is_received(self, driver: Driver, tmp_path: Path) -> None:
         """The error of a service that rejects a file before it has read it is reported."""
         too_large = (
             b'HTTP/1.1 413 No\r\nConnection: close\r\nContent-Length: 20\r\n\r\n{"detail": "too big"}'[:-1]
@@ -192,7 +192,7 @@ class TestOverTheWire:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_file_is_read_off_the_loop(driver: str) -> None:
+def test_file_is_read_outside_the_event_loop(driver: str) -> None:
     """With aiohttp, files are read in other threads, so that a slow store cannot block the event loop."""
     source = ChunkedSource([PNG, *[b"x" * 30_000] * 5], pause=0.02)
     with UploadServer() as server:
@@ -203,7 +203,7 @@ def test_file_is_read_off_the_loop(driver: str) -> None:
     assert (threading.get_ident() in source.threads) is (driver == "requests")
 
 
-class TestChange:
+class TestChangedFile:
     """A file that has changed since the inputs were read."""
 
     CONTENT = PNG + bytes(range(256)) * 4000  # more than a few chunks
@@ -231,7 +231,7 @@ class TestChange:
             "is gone",
         ],
     )
-    def test_is_noticed_before_all_is_sent(
+    def test_changed_file_is_detected_before_the_request_is_complete(
         self, driver: Driver, tmp_path: Path, change: Any, problem: str
     ) -> None:
         """No complete request arrives; the error names argument and file, and is not permanent."""
@@ -267,7 +267,9 @@ class TestChange:
             ).is_success
 
     @pytest.mark.parametrize("durable", [True, False])
-    def test_leaves_no_run_behind(self, flow_emulator: Emulator, tmp_path: Path, *, durable: bool) -> None:
+    def test_changed_file_leaves_no_run(
+        self, flow_emulator: Emulator, tmp_path: Path, *, durable: bool
+    ) -> None:
         """The run that was created for it is deleted; in one request, none is created. Nothing is billed."""
         hook = GenerioHook("generio_default")
         (tmp_path / "a.png").write_bytes(self.CONTENT)
@@ -289,7 +291,7 @@ class TestChange:
 
 
 @pytest.mark.parametrize("inputs", ["steps", "one"])
-def test_emulator_gets_the_same_bytes(flow_emulator: Emulator, tmp_path: Path, inputs: str) -> None:
+def test_emulator_receives_the_same_bytes(flow_emulator: Emulator, tmp_path: Path, inputs: str) -> None:
     """The service stores the file, byte by byte, with its media type and the caller's metadata."""
     flow_emulator.run_seconds = 60
     hook = GenerioHook("generio_default")
@@ -308,7 +310,7 @@ def test_emulator_gets_the_same_bytes(flow_emulator: Emulator, tmp_path: Path, i
     assert (got.media_type, got.data == content) == ("image/png", True)
 
 
-def test_oldest_way_to_add_an_input_sends_the_file_again(flow_emulator: Emulator, tmp_path: Path) -> None:
+def test_fallback_path_of_an_input_sends_the_file_again(flow_emulator: Emulator, tmp_path: Path) -> None:
     """Without /inputs, the file is sent again, to /input as `file_data` (vendor_notes.md, G-09)."""
     flow_emulator.switches.update({"input_path": "input"})
     hook = GenerioHook("generio_default")

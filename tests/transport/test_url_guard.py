@@ -91,13 +91,13 @@ def test_public_links_may_be_followed(link: str) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("scheme", ["https", "http"])
-def test_links_into_the_network_may_not(host: str, scheme: str) -> None:
+def test_links_into_the_private_network_may_not_be_followed(host: str, scheme: str) -> None:
     """A host that is not public, or that a library may read as one, is rejected in every spelling."""
     assert not OWN.may_redirect_to(f"{scheme}://{host}/a.png")
 
 
 @pytest.mark.parametrize("host", ["evil.example\\@127.0.0.1:8084", "u@127.0.0.1:8084", "127.0.0.1:8085"])
-def test_key_does_not_go_where_libraries_differ_about_the_host(host: str) -> None:
+def test_key_is_not_sent_to_an_ambiguous_host(host: str) -> None:
     """A URL whose host is ambiguous is not of the service's own origin."""
     assert not is_same_origin(f"http://{host}/a", OWN.base_url)
     assert OWN.headers(Request("GET", f"http://{host}/a")) == {}
@@ -115,7 +115,7 @@ def test_key_does_not_go_where_libraries_differ_about_the_host(host: str) -> Non
         ([], True),
     ],
 )
-def test_name_of_a_private_address_is_not_public(addresses: list[str], expected: bool) -> None:  # noqa: FBT001
+def test_host_name_of_a_private_address_is_not_public(addresses: list[str], expected: bool) -> None:  # noqa: FBT001
     """A public name with an internal address is rejected; one that cannot be resolved is left to a proxy."""
 
     def resolve(host: str, port: int, **_: Any) -> Sequence[Sequence[Any]]:
@@ -190,7 +190,7 @@ def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: 
         assert inside.requests == []
 
 
-def test_signatures_are_found_in_every_spelling() -> None:
+def test_signatures_are_found_in_every_form() -> None:
     """Only the values of signature parameters are secret, and only if they are as long as a signature."""
     url = "https://h/a.png?say=AAAAAAAAAAAAAAAAAAAAAAAA&sig=abc%2bdefghijklmnop%3D&X-Amz-Signature=0123456789abcdef&Signature=short#sig=fragmentfragmentfragment"
     assert find_signatures(url) == {
@@ -202,7 +202,7 @@ def test_signatures_are_found_in_every_spelling() -> None:
     assert find_signatures("https://h/a.png") == set()
 
 
-def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
+def test_signature_is_masked_even_if_the_link_is_not_followed() -> None:
     """The signature is masked in Airflow's log for every link; other parts of the query are not."""
     signature, word = uuid.uuid4().hex, uuid.uuid4().hex
     assert (
@@ -215,7 +215,7 @@ def test_signature_is_masked_also_where_the_link_is_not_fetched() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-def test_link_that_is_over_says_so_at_every_store(status: int) -> None:
+def test_expired_link_is_reported_for_every_store(status: int) -> None:
     """The error states that a link has expired, for every status that stores use, without the signature."""
     body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
     with StubServer(lambda _: StubResponse(status, body=body)) as stub:
@@ -229,25 +229,25 @@ def test_link_that_is_over_says_so_at_every_store(status: int) -> None:
         promptchainer_hook(stub.url).save_linked_image(f"{stub.url}/a.png", MemoryBuffer())
 
 
-def test_picture_of_a_link_that_is_cut_short_is_asked_for_again() -> None:
+def test_truncated_linked_picture_is_downloaded_again() -> None:
     """An image without its end is rejected; the next one is accepted if it is complete."""
     acts = ActionSequence(send_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + PNG[:-6]), send_body(PNG))
-    with MisbehavingServer(acts) as rude:
+    with MisbehavingServer(acts) as server:
         buffer = MemoryBuffer()
-        assert promptchainer_hook(rude.url).save_linked_image(f"{rude.url}/a.png", buffer) == "image/png"
+        assert promptchainer_hook(server.url).save_linked_image(f"{server.url}/a.png", buffer) == "image/png"
     assert (acts.calls, bytes(buffer.data)) == (2, PNG)
 
 
-def test_answer_without_a_length_is_no_file_by_itself() -> None:
+def test_response_without_a_length_is_not_a_complete_file() -> None:
     """A raw file whose format does not show its end is accepted only with a Content-Length."""
     gif = b"GIF89a" + bytes(100)
     acts = ActionSequence(send_and_close(b"HTTP/1.1 200 OK\r\n\r\n" + gif[:50]), send_body(gif))
-    with MisbehavingServer(acts) as rude:
-        assert hook_to(rude.url, retries=0).download_output("r", "a").data == gif
+    with MisbehavingServer(acts) as server:
+        assert hook_to(server.url, retries=0).download_output("r", "a").data == gif
     assert acts.calls == 2
 
 
-def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_endless_model_is_not_read_to_its_end(tmp_path: Path) -> None:
     """A service that sends data after a model's end is disconnected at once, each time."""
     blocks, size = [0], 1 << 20
 
@@ -257,7 +257,7 @@ def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
             connection.sendall(bytes(size))
             blocks[0] += 1
 
-    with MisbehavingServer(endless) as rude, (tmp_path / "file").open("wb") as file:
+    with MisbehavingServer(endless) as server, (tmp_path / "file").open("wb") as file:
 
         class Disk(MemoryBuffer):
             """A target on a disk."""
@@ -267,14 +267,14 @@ def test_model_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
                 file.write(data)
 
         with pytest.raises(FlowMalformed, match="longer than its header says"):
-            hook_to(rude.url, retries=0).save_output("r", "a", Disk())
+            hook_to(server.url, retries=0).save_output("r", "a", Disk())
     assert blocks[0] < 100
     assert (tmp_path / "file").stat().st_size <= 3 * 20
 
 
 @pytest.mark.parametrize(("listed", "is_accepted"), [("text/plain", True), (None, False)])
-def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, is_accepted: bool) -> None:  # noqa: FBT001
-    """An error may look like a text output: text is accepted only if the list said so, or for inputs."""
+def test_text_is_an_output_only_if_listed(listed: str | None, is_accepted: bool) -> None:  # noqa: FBT001
+    """An error may look like a text output: text is accepted only if it is listed as such, or for inputs."""
     with StubServer(lambda _: StubResponse(body=b'{"data": "try again later"}')) as stub:
         hook, buffer = hook_to(stub.url, retries=0), MemoryBuffer()
         if is_accepted:
@@ -286,9 +286,9 @@ def test_text_is_an_output_only_if_the_list_said_so(listed: str | None, is_accep
         assert hook.get_input("r", "a").data == b"try again later"
 
 
-def test_output_with_success_false_beside_it_is_none() -> None:
+def test_output_with_success_false_is_an_error() -> None:
     """A response with `success: false` is an error, even if it contains data."""
-    refused = data_uri_body(glb(100))[:-1] + b', "success": false}'
-    acts = ActionSequence(send_body(refused), send_body(data_uri_body(glb(200))))
-    with MisbehavingServer(acts) as rude:
-        assert hook_to(rude.url, retries=0).download_output("r", "a").data == glb(200)
+    rejected = data_uri_body(glb(100))[:-1] + b', "success": false}'
+    acts = ActionSequence(send_body(rejected), send_body(data_uri_body(glb(200))))
+    with MisbehavingServer(acts) as server:
+        assert hook_to(server.url, retries=0).download_output("r", "a").data == glb(200)

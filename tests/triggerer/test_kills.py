@@ -20,7 +20,7 @@ from airflow.sdk.execution_time.comms import ErrorResponse, GetTaskStates, OKRes
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
-from airflow_provider_flows.triggerer.run_cancels import MAX_CONCURRENT_CANCELS
+from airflow_provider_flows.triggerer.run_aborts import MAX_CONCURRENT_ABORTS
 from airflow_provider_flows.triggerer.task_states import TaskStateReader
 from airflow_provider_flows.worker.kill_check import on_kill_timeout
 from tests.support.kills import StubSupervisor, create_trigger, kill_all, run_until_killed, task_instance
@@ -261,7 +261,7 @@ async def test_aborts_observe_the_rate_limit(emulator: Emulator, monkeypatch: py
     triggers = [create_trigger(key, ti) for key, ti in zip(ids, tis, strict=True)]
     emulator.add_fault(
         Fault(
-            "GET", "/flows/*", skip=20, times=MAX_CONCURRENT_CANCELS, status=429, headers={"Retry-After": "1"}
+            "GET", "/flows/*", skip=20, times=MAX_CONCURRENT_ABORTS, status=429, headers={"Retry-After": "1"}
         )
     )
 

@@ -17,11 +17,11 @@ from airflow_provider_flows.core.payload.decoders import (
     create_decoder,
     is_text_media_type,
 )
-from airflow_provider_flows.core.payload.integrity import IntegrityChecker, WriteFailedError
-from airflow_provider_flows.core.responses import malformed_message, raise_for_status
+from airflow_provider_flows.core.payload.integrity import IntegrityChecker
+from airflow_provider_flows.core.responses import raise_for_status
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.http import Conversation, Response
+    from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.sink import Target
 
 
@@ -29,7 +29,7 @@ class DownloadSink:
     """The sink of a download in any form that Generio may use (vendor_notes.md, 1.12.7 and G-02).
 
     Accepted are a raw file, a data URI, and JSON with a data URI, base64 or a text in it.
-    An error of the response or of the target stops the transport, and `finish` raises it.
+    `media_type` is that of the complete file, by its content, else as it is declared.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DownloadSink:
         self._file = IntegrityChecker(target, max_bytes)
         self._decoder = self._create_decoder({})
         self._has_known_length = False
-        self._error: Exception | None = None
+        self.media_type: str | None = None
 
     def _create_decoder(self, headers: Mapping[str, str]) -> Decoder:
         return create_decoder(self._file, self._expected)
@@ -61,39 +61,23 @@ class DownloadSink:
         is_chunked = "chunked" in headers.get("transfer-encoding", "").lower()
         self._has_known_length = is_chunked or "content-length" in headers
         self._decoder = self._create_decoder(headers)
-        self._error = None
-        try:
-            self._file.restart()
-        except WriteFailedError as error:
-            self._error = error
+        self.media_type = None
+        self._file.restart()
 
-    def feed(self, chunk: bytes) -> bool:
-        """Decode the next chunk of the body, and return whether the transport shall continue to read."""
-        if self._error is None:
-            try:
-                self._decoder.feed(chunk)
-            except (ValueError, RecursionError, WriteFailedError) as error:
-                self._error = error
-        return self._error is None
+    def feed(self, chunk: bytes) -> None:
+        """Decode the next chunk of the body.
 
-    def finish(self, request: Request, response: Response) -> str:
-        """Return the media type of the complete file, by its content, else as it is declared.
-
-        :raises FlowMalformed: the response holds no file, an incomplete one, or one of an undeclared type.
-        :raises Exception: any error of the target.
+        :raises ValueError: the response holds no file.
+        :raises WriteFailedError: the target has failed.
         """
-        try:
-            return self._finish()
-        except WriteFailedError as error:
-            write_error = error.__cause__ or error
-        except (ValueError, RecursionError) as error:
-            message = malformed_message(request, response, f"holds no complete file ({error})")
-            raise FlowMalformed(message, status=response.status) from error
-        raise write_error
+        self._decoder.feed(chunk)
 
-    def _finish(self) -> str:
-        if self._error is not None:
-            raise self._error
+    def finish(self) -> None:
+        """Decode the rest, and check that the file is complete.
+
+        :raises ValueError: the response holds no file, an incomplete one, or one of an undeclared type.
+        :raises WriteFailedError: the target has failed.
+        """
         self._decoder.finish()
         self._file.finish()
         self._check_declared_types()
@@ -102,7 +86,7 @@ class DownloadSink:
         media_type = self._file.sniffed_media_type or self._decoder.media_type or self._expected.media_type
         if media_type is None:
             raise ValueError("its type is unknown")
-        return media_type
+        self.media_type = media_type
 
     def _check_declared_types(self) -> None:
         """Compare the file's content with the declared media types.
@@ -141,18 +125,6 @@ class ImageSink(RawFileSink):
     def _create_decoder(self, headers: Mapping[str, str]) -> Decoder:
         return RawDecoder(self._file.write, "image/", _content_type(headers))
 
-    def finish_if_image(self, request: Request, response: Response) -> str | None:
-        """Return the media type of the picture, None if the response is something else.
-
-        :raises FlowMalformed: the picture is too large, or not complete.
-        """
-        try:
-            return self.finish(request, response)
-        except FlowMalformed as error:
-            if isinstance(error.__cause__, UnknownFileTypeError):
-                return None
-            raise
-
 
 def _content_type(headers: Mapping[str, str]) -> str | None:
     """Return the declared media type, None for one that only a file's first bytes can prove."""
@@ -160,7 +132,7 @@ def _content_type(headers: Mapping[str, str]) -> str | None:
     return None if media_type in SNIFFABLE_MEDIA_TYPES else media_type
 
 
-def download(path: str, sink: DownloadSink) -> Conversation[str]:
+def download_file(path: str, sink: DownloadSink) -> Conversation[str]:
     """Download a file into the target of a sink, and return its media type.
 
     :raises FlowServiceError: the response is not a success, or does not hold a complete file.
@@ -168,7 +140,14 @@ def download(path: str, sink: DownloadSink) -> Conversation[str]:
     request = Request("GET", path, sink=sink)
     response = yield from send(request)
     raise_for_status(request, response)
-    return sink.finish(request, response)
+    return _get_media_type(sink)
+
+
+def _get_media_type(sink: DownloadSink) -> str:
+    """Return the media type of a file that was received completely."""
+    if sink.media_type is None:
+        raise TypeError("The transport did not pass the response to the request's sink")
+    return sink.media_type
 
 
 def download_image(url: str, target: Target, max_bytes: int) -> Conversation[str | None]:
@@ -181,7 +160,12 @@ def download_image(url: str, target: Target, max_bytes: int) -> Conversation[str
     """
     sink = ImageSink(target, max_bytes)
     request = Request("GET", url, sink=sink)
-    response = yield from send(request)
+    try:
+        response = yield from send(request)
+    except FlowMalformed as error:
+        if isinstance(error.__cause__, UnknownFileTypeError):
+            return None
+        raise
     if 300 <= response.status < 400:
         return None
     # S3 and Google Cloud Storage respond to an expired signature with 400
@@ -193,4 +177,4 @@ def download_image(url: str, target: Target, max_bytes: int) -> Conversation[str
             status=response.status,
         )
     raise_for_status(request, response)
-    return sink.finish_if_image(request, response)
+    return _get_media_type(sink)

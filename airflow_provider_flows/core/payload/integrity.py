@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.payload.data_uri import GLB, sniff
+from airflow_provider_flows.core.payload.sink import WriteFailedError
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.payload.sink import Target
@@ -17,10 +18,6 @@ WEBP = "image/webp"
 GLB_SIZE_MISMATCH = f"{GLB} that is cut short, or longer than its header says"
 # the end may be followed by zeros, because some writers fill a block
 END_MARKERS = {"image/png": b"IEND\xaeB`\x82", "image/jpeg": b"\xff\xd9"}
-
-
-class WriteFailedError(Exception):
-    """An error of a target, which is the cause; a ValueError is a fault of the response."""
 
 
 class IntegrityChecker:
@@ -129,4 +126,4 @@ def _call_target(method: Callable[..., object], *args: Any) -> None:
     try:
         method(*args)
     except Exception as error:
-        raise WriteFailedError from error
+        raise WriteFailedError(error) from error

@@ -7,16 +7,31 @@ from typing import Protocol
 
 
 class Sink(Protocol):
-    """A receiver of the body of a successful response.
+    """A receiver of the body of a successful response, which the transport calls while the body arrives.
 
-    Its methods raise nothing: a sink stores its error, and raises that after the end of the response.
+    Its methods raise ValueError if the body is not what it should be, and WriteFailedError if what the sink
+    writes to has failed. The transport then closes the response and raises `FlowMalformed` or the cause.
     """
 
     def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:
         """Discard everything received before, because a request may be sent again."""
 
-    def feed(self, chunk: bytes) -> bool:
-        """Accept the next chunk, and return whether the transport shall continue to read."""
+    def feed(self, chunk: bytes) -> None:
+        """Accept the next chunk."""
+
+    def finish(self) -> None:
+        """Accept the end of the response."""
+
+
+class WriteFailedError(Exception):
+    """An error of what a sink writes to, so that the transport does not take it for one of the network.
+
+    :param cause: the error.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class Target(Protocol):
@@ -47,7 +62,9 @@ class MemoryBuffer:
         """Clear the buffer."""
         self.restart()
 
-    def feed(self, chunk: bytes) -> bool:
+    def feed(self, chunk: bytes) -> None:
         """Append the chunk."""
         self.write(chunk)
-        return True
+
+    def finish(self) -> None:
+        """Do nothing."""

@@ -14,7 +14,7 @@ from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun,
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, send
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.download import DownloadSink, download
+from airflow_provider_flows.core.payload.download import DownloadSink, download_file
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
 from airflow_provider_flows.core.responses import error_reason, expect_success, parse_json
@@ -224,7 +224,7 @@ class Generio(Service):
         """Send GET /flows/{id}/inputs/{asset_id}."""
         buffer = MemoryBuffer()
         sink = DownloadSink(buffer, allow_text=True)  # a prompt is returned as plain text
-        media_type = yield from download(
+        media_type = yield from download_file(
             f"{_path(flow_run_id)}/inputs/{quote_path_segment('asset_id', asset_id)}", sink
         )
         return Content(bytes(buffer.data), media_type)
@@ -259,7 +259,7 @@ class Generio(Service):
         Plain text is accepted only if the list of outputs has a text media type.
         """
         path = f"{_path(flow_run_id)}/outputs/{quote_path_segment('asset_id', asset_id)}"
-        return (yield from download(path, DownloadSink(target, media_type)))
+        return (yield from download_file(path, DownloadSink(target, media_type)))
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
         """Send GET /templates, all pages; paging is not documented."""

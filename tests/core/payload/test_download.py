@@ -11,6 +11,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
 from urllib.parse import quote_from_bytes
@@ -20,11 +21,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowMalformed
-from airflow_provider_flows.core.http import Request, Response
-from airflow_provider_flows.core.payload.data_uri import GLB, decode
+from airflow_provider_flows.core.http import Request
+from airflow_provider_flows.core.payload.data_uri import GLB
+from airflow_provider_flows.core.payload.data_uri import decode as decode_data_uri
+from airflow_provider_flows.core.payload.decoders import UnknownFileTypeError
 from airflow_provider_flows.core.payload.download import DownloadSink
 from airflow_provider_flows.core.payload.json_stream import MAX_OTHER_JSON_BYTES
-from airflow_provider_flows.core.payload.sink import MemoryBuffer
+from airflow_provider_flows.core.payload.sink import MemoryBuffer, WriteFailedError
+from airflow_provider_flows.transport.response_reader import ResponseReader
+from airflow_provider_flows.transport.settings import Settings
 
 GET = Request("GET", "/flows/r/outputs/a")
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -32,53 +37,55 @@ MANY = settings(max_examples=100, deadline=None, derandomize=True, database=None
 
 
 def glb(rest: bytes) -> bytes:
-    """Make what counts as a whole GLB."""
+    """Return a valid GLB with this content after its header."""
     return b"glTF\x02\x00\x00\x00" + (12 + len(rest)).to_bytes(4, "little") + rest
 
 
-def encoded(content: bytes) -> str:
+def to_data_uri(content: bytes) -> str:
     """Return the usual data URI of a GLB."""
     return f"data:{GLB};base64,{base64.b64encode(content).decode()}"
 
 
-def escaped(text: str) -> str:
-    """Escape every sign of a JSON string."""
-    return "".join(f"\\u{ord(sign):04x}" for sign in text)
+def escape_json(text: str) -> str:
+    """Escape every character of a JSON string."""
+    return "".join(f"\\u{ord(character):04x}" for character in text)
 
 
-def wrapped(text: str, end: str) -> str:
+def break_lines(text: str, end: str) -> str:
     """Break a text into short lines."""
     return end.join(text[at : at + 5] for at in range(0, len(text), 5))
 
 
-def payload(content: bytes) -> str:
-    """Return the base64 alone."""
+def to_base64(content: bytes) -> str:
+    """Return base64 without the head of a data URI."""
     return base64.b64encode(content).decode()
 
 
 # how a service might send a file: the documented form, and others that exist or are usual elsewhere
 SHAPES: dict[str, Callable[[bytes], str | bytes]] = {
-    "json": lambda c: json.dumps({"data": encoded(c)}),
+    "json": lambda c: json.dumps({"data": to_data_uri(c)}),
     "more keys": lambda c: json.dumps(
-        {"id": 1, "additional": {"data": "no", "l": [{"data": "no"}]}, "data": encoded(c), "z": [0.5]}
+        {"id": 1, "additional": {"data": "no", "l": [{"data": "no"}]}, "data": to_data_uri(c), "z": [0.5]}
     ),
-    "file last": lambda c: json.dumps({"name": 'a "quote" and a \\', "data": None, "file_data": encoded(c)}),
-    "nested": lambda c: json.dumps({"data": {"file_data": encoded(c), "type": "x"}}),
-    "string": lambda c: json.dumps(encoded(c)),
-    "indented": lambda c: "\n " + json.dumps({"a": {}, "data": encoded(c)}, indent=3) + "\r\n ",
-    "slashes": lambda c: json.dumps({"data": encoded(c)}).replace("/", "\\/"),
-    "escaped": lambda c: f'{{"{escaped("data")}": "{escaped(encoded(c))}"}}',
+    "file last": lambda c: json.dumps(
+        {"name": 'a "quote" and a \\', "data": None, "file_data": to_data_uri(c)}
+    ),
+    "nested": lambda c: json.dumps({"data": {"file_data": to_data_uri(c), "type": "x"}}),
+    "string": lambda c: json.dumps(to_data_uri(c)),
+    "indented": lambda c: "\n " + json.dumps({"a": {}, "data": to_data_uri(c)}, indent=3) + "\r\n ",
+    "slashes": lambda c: json.dumps({"data": to_data_uri(c)}).replace("/", "\\/"),
+    "escaped": lambda c: f'{{"{escape_json("data")}": "{escape_json(to_data_uri(c))}"}}',
     "lines": lambda c: json.dumps(
-        {"data": f"  data:{GLB};base64,{wrapped(payload(c), chr(13) + chr(10))}\n"}
+        {"data": f"  data:{GLB};base64,{break_lines(to_base64(c), chr(13) + chr(10))}\n"}
     ),
-    "raw lines": lambda c: f'{{"data": "data:{GLB};base64,\n{wrapped(payload(c), chr(10))}"}}',
-    "twice": lambda c: json.dumps({"data": encoded(c), "file_data": encoded(c)}),
-    "swapped": lambda c: json.dumps({"data": f"data:{GLB},base64;{payload(c)}"}),
-    "no padding": lambda c: json.dumps({"data": encoded(c).rstrip("=")}),
+    "raw lines": lambda c: f'{{"data": "data:{GLB};base64,\n{break_lines(to_base64(c), chr(10))}"}}',
+    "twice": lambda c: json.dumps({"data": to_data_uri(c), "file_data": to_data_uri(c)}),
+    "swapped": lambda c: json.dumps({"data": f"data:{GLB},base64;{to_base64(c)}"}),
+    "no padding": lambda c: json.dumps({"data": to_data_uri(c).rstrip("=")}),
     "url-safe": lambda c: json.dumps({"data": f"data:{GLB};base64,{base64.urlsafe_b64encode(c).decode()}"}),
-    "parameters": lambda c: json.dumps({"data": f"DATA:{GLB};name=a.glb;BASE64,{payload(c)}"}),
+    "parameters": lambda c: json.dumps({"data": f"DATA:{GLB};name=a.glb;BASE64,{to_base64(c)}"}),
     "percent": lambda c: json.dumps({"data": f"data:{GLB},{quote_from_bytes(c)}"}),
-    "bare": lambda c: f"\n{encoded(c)}\n",
+    "bare": lambda c: f"\n{to_data_uri(c)}\n",
     "bare percent": lambda c: f"data:{GLB},{quote_from_bytes(c)}",
     "raw": lambda c: c,
 }
@@ -89,42 +96,47 @@ def noise(size: int) -> bytes:
     return hashlib.shake_256(b"noise").digest(size)
 
 
-def body(shape: str, content: bytes) -> bytes:
-    """Make an answer's body."""
-    made = SHAPES[shape](content)
-    return made if isinstance(made, bytes) else made.encode()
+def build_body(shape: str, content: bytes) -> bytes:
+    """Return the body of a response that sends a file in this shape."""
+    text = SHAPES[shape](content)
+    return text if isinstance(text, bytes) else text.encode()
 
 
-def read(
-    *pieces: bytes, listed: str | None = None, headers: Mapping[str, str] = NO_HEADERS
+def decode(
+    *chunks: bytes, listed: str | None = None, headers: Mapping[str, str] = NO_HEADERS
 ) -> tuple[str, bytes]:
-    """Feed an answer's pieces, and give the media type and the bytes that came of it."""
-    kept = MemoryBuffer()
-    incoming = DownloadSink(kept, listed)
-    incoming.on_response_start(200, headers)
-    for piece in pieces:
-        if not incoming.feed(piece):
-            break
-    whole = b"".join(pieces)
-    return incoming.finish(GET, Response(200, {}, whole[:400], bytes_received=len(whole))), bytes(kept.data)
+    """Return the media type and the content of the file in a response that arrives in these chunks."""
+    buffer = MemoryBuffer()
+    sink = DownloadSink(buffer, listed)
+    reader = ResponseReader(
+        Settings("https://service.test", {}),
+        replace(GET, sink=sink),
+        200,
+        headers.items(),
+    )
+    for chunk in chunks:
+        reader.feed(chunk)
+    reader.finish("")
+    assert sink.media_type is not None
+    return sink.media_type, bytes(buffer.data)
 
 
-def outcome(*pieces: bytes) -> tuple[str, bytes] | None:
-    """Return the same, None for what is refused."""
+def try_decode(*chunks: bytes) -> tuple[str, bytes] | None:
+    """Return what `decode` returns, None for a response that is rejected."""
     try:
-        return read(*pieces)
+        return decode(*chunks)
     except FlowMalformed:
         return None
 
 
-def cut(whole: bytes, places: list[int]) -> list[bytes]:
-    """Cut a body at these places."""
-    at = sorted({0, len(whole), *(place % (len(whole) + 1) for place in places)})
-    return [whole[start:end] for start, end in pairwise(at)] or [b""]
+def split_at(body: bytes, offsets: list[int]) -> list[bytes]:
+    """Split a body at these offsets, each modulo its length."""
+    bounds = sorted({0, len(body), *(offset % (len(body) + 1) for offset in offsets)})
+    return [body[start:end] for start, end in pairwise(bounds)] or [b""]
 
 
 def png(rest: bytes = b"noise") -> bytes:
-    """Make what has a PNG's beginning and end."""
+    """Return bytes with the start and the end of a PNG."""
     return (
         b"\x89PNG\r\n\x1a\n" + rest + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
     )
@@ -132,100 +144,104 @@ def png(rest: bytes = b"noise") -> bytes:
 
 GIF = b"GIF89a" + bytes(40)
 CONTENTS = st.binary(max_size=90).map(glb)
-PLACES = st.lists(st.integers(0, 10_000), max_size=12)
+OFFSETS = st.lists(st.integers(0, 10_000), max_size=12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @MANY
-@given(content=CONTENTS, places=PLACES)
-def test_any_shape_cut_anywhere_is_the_same_file(shape: str, content: bytes, places: list[int]) -> None:
-    """However a service words an output and wherever the network cuts it, the very bytes come out."""
-    assert read(*cut(body(shape, content), places)) == (GLB, content)
+@given(content=CONTENTS, offsets=OFFSETS)
+def test_file_is_the_same_for_any_shape_and_chunks(shape: str, content: bytes, offsets: list[int]) -> None:
+    """In whatever shape a file is sent, and wherever the network splits it, its content is the same."""
+    assert decode(*split_at(build_body(shape, content), offsets)) == (GLB, content)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_shape_comes_byte_by_byte(shape: str) -> None:
-    """A network that brings single bytes changes nothing."""
+def test_chunks_of_one_byte(shape: str) -> None:
+    """A body that arrives in chunks of one byte is the same file."""
     content = glb(noise(200))
-    assert read(*(bytes([one]) for one in body(shape, content))) == (GLB, content)
+    assert decode(*(bytes([one]) for one in build_body(shape, content))) == (GLB, content)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_large_file_in_large_pieces(shape: str) -> None:
-    """So do pieces as large as a transport reads them."""
+def test_large_file_in_large_chunks(shape: str) -> None:
+    """A large body that arrives in chunks of the size that a transport reads is the same file."""
     content = glb(noise(700_001))
-    whole = body(shape, content)
-    assert read(*(whole[at : at + 262_144] for at in range(0, len(whole), 262_144))) == (GLB, content)
+    body = build_body(shape, content)
+    assert decode(*(body[at : at + 262_144] for at in range(0, len(body), 262_144))) == (GLB, content)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_shape_cut_short_is_a_file(shape: str) -> None:
-    """Wherever a body ends too early, it is refused, unless nothing but white space or padding is missing."""
+def test_truncated_body_is_rejected(shape: str) -> None:
+    """A body truncated anywhere is rejected, unless only white space or padding is missing."""
     content = glb(b"\xff\xfe+/ abc" * 3)
-    whole = body(shape, content)
-    for end in range(len(whole)):
-        found = outcome(whole[:end])
+    body = build_body(shape, content)
+    for end in range(len(body)):
+        found = try_decode(body[:end])
         assert found in {None, (GLB, content)}, (shape, end)
-        assert found is None or not whole[end:].strip(b" \r\n=")
-        if whole.lstrip()[:1] in {b"{", b'"'}:
-            assert found is None or not whole[end:].strip()
+        assert found is None or not body[end:].strip(b" \r\n=")
+        if body.lstrip()[:1] in {b"{", b'"'}:
+            assert found is None or not body[end:].strip()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_follows_the_file_is_refused(shape: str) -> None:
-    """A body with something behind the file's end is no file."""
-    assert outcome(body(shape, glb(b"abc")) + b"?") is None
+def test_data_after_the_file_is_rejected(shape: str) -> None:
+    """A body with a further byte after the file's end is no file."""
+    assert try_decode(build_body(shape, glb(b"abc")) + b"?") is None
 
 
 @MANY
 @given(
     content=CONTENTS,
     shape=st.sampled_from(sorted(SHAPES)),
-    spoil=st.lists(
+    corruptions=st.lists(
         st.tuples(
             st.integers(0, 300),
             st.sampled_from([b"", b'"', b"\\", b"=", b"{", b"}", b",", b"\xc3", b"\\ud83d"]),
         ),
         max_size=3,
     ),
-    places=PLACES,
+    offsets=OFFSETS,
 )
-@example(content=glb(b""), shape="escaped", spoil=[(12, b"\\")], places=[13])
-@example(content=glb(b"ab"), shape="json", spoil=[(300, b"=")], places=[70, 71, 72])
-def test_spoilt_body_is_the_same_cut_or_not(
-    content: bytes, shape: str, spoil: list[tuple[int, bytes]], places: list[int]
+@example(content=glb(b""), shape="escaped", corruptions=[(12, b"\\")], offsets=[13])
+@example(content=glb(b"ab"), shape="json", corruptions=[(300, b"=")], offsets=[70, 71, 72])
+def test_corrupt_body_has_the_same_result_for_any_chunks(
+    content: bytes, shape: str, corruptions: list[tuple[int, bytes]], offsets: list[int]
 ) -> None:
-    """What becomes of a body with a few wrong bytes in it does not depend on where it is cut."""
-    whole = body(shape, content)
-    for place, wrong in spoil:
-        at = place % len(whole)
-        whole = whole[:at] + wrong + whole[at + 1 :]
-    assert outcome(*cut(whole, places)) == outcome(whole)
+    """The result for a body with a few corrupt bytes does not depend on where it is split."""
+    body = build_body(shape, content)
+    for offset, wrong in corruptions:
+        at = offset % len(body)
+        body = body[:at] + wrong + body[at + 1 :]
+    assert try_decode(*split_at(body, offsets)) == try_decode(body)
 
 
 @MANY
 @given(
     text=st.text(min_size=1, max_size=60).filter(lambda text: not text.lstrip().lower().startswith("data:")),
     ascii_only=st.booleans(),
-    places=PLACES,
+    offsets=OFFSETS,
 )
-@example(text="\U0001f600\U0001f600", ascii_only=True, places=list(range(40)))
-def test_text_cut_anywhere_is_the_same_text(text: str, ascii_only: bool, places: list[int]) -> None:  # noqa: FBT001
-    """A text in JSON is decoded to UTF-8 without escapes and surrogates, wherever it is cut."""
-    whole = json.dumps({"data": text}, ensure_ascii=ascii_only).encode()
-    assert read(*cut(whole, places), listed="text/markdown") == ("text/markdown", text.encode())
+@example(text="\U0001f600\U0001f600", ascii_only=True, offsets=list(range(40)))
+def test_text_is_the_same_for_any_chunks(text: str, ascii_only: bool, offsets: list[int]) -> None:  # noqa: FBT001
+    """A text in JSON is decoded to UTF-8 without escapes and surrogates, wherever it is split."""
+    body = json.dumps({"data": text}, ensure_ascii=ascii_only).encode()
+    assert decode(*split_at(body, offsets), listed="text/markdown") == ("text/markdown", text.encode())
 
 
 @MANY
 @given(
     content=st.binary(min_size=1, max_size=60),
-    places=PLACES,
+    offsets=OFFSETS,
     kind=st.sampled_from(["", "image/x-own", "application/octet-stream"]),
 )
-def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: str) -> None:
+def test_content_of_any_type_is_decoded_from_base64(content: bytes, offsets: list[int], kind: str) -> None:
     """A file of any type in a data URI is decoded to its content, as by the decoder of complete texts."""
-    uri = f"data:{kind or 'text/x-own'};base64,{payload(content)}"
-    assert read(*cut(json.dumps({"data": uri}).encode(), places))[1] == content == decode(uri).data
+    uri = f"data:{kind or 'text/x-own'};base64,{to_base64(content)}"
+    assert (
+        decode(*split_at(json.dumps({"data": uri}).encode(), offsets))[1]
+        == content
+        == decode_data_uri(uri).data
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,54 +291,65 @@ def test_any_bytes_come_out_of_base64(content: bytes, places: list[int], kind: s
         (glb(b"abc") + b"d", "cut short"),
     ],
 )
-def test_what_is_wrong_is_said(wrong: bytes, why: str) -> None:
-    """What is no whole file is refused with the request, the reason, and how the answer begins."""
+def test_message_about_an_incomplete_file(wrong: bytes, why: str) -> None:
+    """The error about an incomplete file has the request, the reason, and the start of the response."""
     with pytest.raises(FlowMalformed, match=why) as caught:
-        read(wrong)
+        decode(wrong)
     assert "GET /flows/r/outputs/a" in str(caught.value)
     assert f"{len(wrong)} bytes" in str(caught.value)
     assert len(str(caught.value)) < 1_200
 
 
-def test_glb_that_does_not_end_is_stopped() -> None:
-    """As soon as more comes than a GLB's header tells, no more of it is wanted."""
-    incoming = DownloadSink(MemoryBuffer())
-    incoming.on_response_start(200, {})
-    assert incoming.feed(glb(b"abc"))
-    assert not incoming.feed(b"d")
+def create_sink(target: MemoryBuffer | None = None) -> DownloadSink:
+    """Return a sink to which a response has started."""
+    sink = DownloadSink(MemoryBuffer() if target is None else target)
+    sink.on_response_start(200, {})
+    return sink
 
 
-def test_answer_that_is_asked_for_again_begins_anew() -> None:
-    """Nothing of an answer that broke off is in the next one."""
-    content, kept = glb(b"abc"), MemoryBuffer()
-    incoming = DownloadSink(kept)
-    for piece in (body("json", content)[:40], b"<html>", body("raw", content)):
-        incoming.on_response_start(200, {})
-        incoming.feed(piece)
-    assert (incoming.finish(GET, Response(200)), bytes(kept.data)) == (GLB, content)
+def test_glb_longer_than_its_header_says_is_rejected_at_once() -> None:
+    """The first byte beyond the length in a GLB's header is an error, so nothing more is read."""
+    sink = create_sink()
+    sink.feed(glb(b"abc"))
+    with pytest.raises(ValueError, match="longer than its header says"):
+        sink.feed(b"d")
 
 
-def test_reading_stops_at_what_is_wrong() -> None:
-    """As soon as it is clear that an answer is no file, no more of it is wanted."""
-    incoming = DownloadSink(MemoryBuffer())
-    incoming.on_response_start(200, {})
-    assert incoming.feed(b'{"data": "data:image/png;base64,')
-    assert not incoming.feed(b"?" * 100)
-    assert not incoming.feed(b"AAAA")
+def test_second_response_replaces_an_incomplete_one() -> None:
+    """Nothing of an incomplete response is in the next one."""
+    content, buffer = glb(b"abc"), MemoryBuffer()
+    sink = create_sink(buffer)
+    sink.feed(build_body("json", content)[:40])
+    sink.on_response_start(200, {})
+    with pytest.raises(UnknownFileTypeError):
+        sink.feed(b"<html>no file</html>")
+    sink.on_response_start(200, {})
+    assert sink.media_type is None
+    sink.feed(build_body("raw", content))
+    sink.finish()
+    assert (sink.media_type, bytes(buffer.data)) == (GLB, content)
 
 
-class Broken(MemoryBuffer):
+def test_body_that_cannot_be_a_file_is_rejected_before_its_end() -> None:
+    """The first chunk that shows that a response is no file is an error."""
+    sink = create_sink()
+    sink.feed(b'{"data": "data:image/png;base64,')
+    with pytest.raises(ValueError, match="broken base64"):
+        sink.feed(b"?" * 100)
+
+
+class FullTarget(MemoryBuffer):
     """A target on which nothing can be written."""
 
     def write(self, data: bytes) -> None:
-        """Fail as a full disk does, also where a ValueError would be an answer's fault."""
+        """Fail as a full disk does, with a type that otherwise means a broken response."""
         raise ValueError(28, "No space left on device", len(data))
 
 
-def test_error_of_the_target_is_not_the_answers() -> None:
-    """What a target raises comes out as it is, whatever type it has, and not in the transport."""
-    incoming = DownloadSink(Broken())
-    incoming.on_response_start(200, {})
-    assert not incoming.feed(body("json", glb(b"abc")))
-    with pytest.raises(ValueError, match="No space left"):
-        incoming.finish(GET, Response(200))
+def test_error_of_the_target_is_no_fault_of_the_response() -> None:
+    """What a target raises has a type of its own, from which the transport restores the target's error."""
+    sink = create_sink(FullTarget())
+    with pytest.raises(WriteFailedError) as caught:
+        sink.feed(build_body("json", glb(b"abc")))
+    assert isinstance(caught.value.cause, ValueError)
+    assert caught.value.cause.args[:2] == (28, "No space left on device")

@@ -14,11 +14,11 @@ import pytest
 
 from airflow_provider_flows.core.exceptions import FlowMalformed
 from airflow_provider_flows.core.payload.data_uri import GLB
-from tests.core.payload.test_download import GIF, encoded, glb, outcome, payload, png, read
+from tests.core.payload.test_download import GIF, decode, glb, png, to_base64, to_data_uri, try_decode
 
 
 def webp(rest: bytes, fill: bytes = b"") -> bytes:
-    """Make what has a WebP's header."""
+    """Return bytes with the header of a WebP file."""
     return b"RIFF" + struct.pack("<I", 4 + len(rest)) + b"WEBP" + rest + fill
 
 
@@ -33,44 +33,44 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_picture_cut_short_is_no_file(name: str) -> None:
+def test_truncated_picture_is_rejected(name: str) -> None:
     """A truncated picture, raw or in a data URI without JSON, is rejected, wherever it is cut."""
-    kind, whole = PICTURES[name]
-    least = len(whole.rstrip(b"\0")) if kind != "image/webp" else 8 + int.from_bytes(whole[4:8], "little")
-    for end in range(12, len(whole) + 1):
-        for sent in (whole[:end], f"data:{kind};base64,{payload(whole[:end])}".encode()):
-            expected = (kind, whole[:end]) if end >= least else None
-            assert outcome(sent) == outcome(*(bytes([one]) for one in sent)) == expected, (name, end)
+    kind, body = PICTURES[name]
+    least = len(body.rstrip(b"\0")) if kind != "image/webp" else 8 + int.from_bytes(body[4:8], "little")
+    for end in range(12, len(body) + 1):
+        for sent in (body[:end], f"data:{kind};base64,{to_base64(body[:end])}".encode()):
+            expected = (kind, body[:end]) if end >= least else None
+            assert try_decode(sent) == try_decode(*(bytes([one]) for one in sent)) == expected, (name, end)
 
 
-def test_jpeg_whose_end_is_parted_by_zeros_has_none() -> None:
+def test_jpeg_end_marker_must_be_contiguous() -> None:
     """The two bytes of an end count only next to each other, also where the network parts them."""
-    assert outcome(b"\xff\xd8\xff" + bytes(20) + b"\xff", b"\x00", b"\xd9") is None
-    assert outcome(b"\xff\xd8\xff" + bytes(20) + b"\xff", b"\xd9", b"\x00") is not None
+    assert try_decode(b"\xff\xd8\xff" + bytes(20) + b"\xff", b"\x00", b"\xd9") is None
+    assert try_decode(b"\xff\xd8\xff" + bytes(20) + b"\xff", b"\xd9", b"\x00") is not None
 
 
 @pytest.mark.parametrize("headers", [{"content-length": "46"}, {"transfer-encoding": "gzip, Chunked"}])
-def test_what_does_not_show_its_end_needs_a_length(headers: dict[str, str]) -> None:
-    """A raw file of a kind that does not tell its end is taken if the answer told it."""
-    assert read(GIF, headers=headers) == ("image/gif", GIF)
-    assert outcome(GIF) is None
-    assert read(b'{"data": "data:image/gif;base64,%s"}' % base64.b64encode(GIF)) == ("image/gif", GIF)
+def test_file_without_an_end_marker_needs_a_length(headers: dict[str, str]) -> None:
+    """A raw file without an end marker is accepted only if the response has a length."""
+    assert decode(GIF, headers=headers) == ("image/gif", GIF)
+    assert try_decode(GIF) is None
+    assert decode(b'{"data": "data:image/gif;base64,%s"}' % base64.b64encode(GIF)) == ("image/gif", GIF)
 
 
-def test_picture_that_goes_on_after_its_end_is_taken_where_the_answer_shows_its_length() -> None:
-    """Cameras and editors write after a picture's end; what was paid for is not refused for that."""
+def test_data_after_a_picture_is_accepted_if_the_length_is_known() -> None:
+    """Cameras and editors write data after a picture's end; that is accepted if the length is known."""
     longer = png() + b"and a second picture"
-    assert read(longer, headers={"content-length": str(len(longer))}) == ("image/png", longer)
-    assert read(b'{"data": "data:image/png;base64,%s"}' % base64.b64encode(longer)) == ("image/png", longer)
-    assert outcome(longer) is None
+    assert decode(longer, headers={"content-length": str(len(longer))}) == ("image/png", longer)
+    assert decode(b'{"data": "data:image/png;base64,%s"}' % base64.b64encode(longer)) == ("image/png", longer)
+    assert try_decode(longer) is None
 
 
 @pytest.mark.parametrize(
     "text", ["BMW makes cars", "GIF89 was", "GIF89a was", "glTF is a format, and more than that"]
 )
-def test_listed_text_is_a_text_whatever_it_begins_with(text: str) -> None:
+def test_listed_text_is_a_text_whatever_its_prefix(text: str) -> None:
     """What the list calls a text is not taken for the file that its first letters belong to."""
-    assert read(json.dumps({"data": text}).encode(), listed="text/plain") == ("text/plain", text.encode())
+    assert decode(json.dumps({"data": text}).encode(), listed="text/plain") == ("text/plain", text.encode())
 
 
 @pytest.mark.parametrize(
@@ -79,32 +79,32 @@ def test_listed_text_is_a_text_whatever_it_begins_with(text: str) -> None:
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes, base64.urlsafe_b64encode])
 def test_bare_base64_of_a_known_file_is_decoded(content: bytes, encode: Callable[[bytes], bytes]) -> None:
     """Base64 without a head (vendor_notes.md, G-14) is detected by the file's first bytes, in any chunks."""
-    whole = json.dumps({"data": encode(content).decode()}).encode()
-    assert read(whole)[1] == read(*(bytes([one]) for one in whole))[1] == content
+    body = json.dumps({"data": encode(content).decode()}).encode()
+    assert decode(body)[1] == decode(*(bytes([one]) for one in body))[1] == content
 
 
 @pytest.mark.parametrize("text", ["", "x", "not ready yet, and this may take a while"])
 @pytest.mark.parametrize("listed", [None, "text/plain"])
-def test_data_uri_wins_over_a_text_beside_it(text: str, listed: str | None) -> None:
+def test_data_uri_takes_precedence_over_a_text(text: str, listed: str | None) -> None:
     """Of `data` and `file_data` the one that is a data URI is the file, whichever comes first."""
-    for told in (
-        {"data": text, "file_data": encoded(glb(b"a"))},
-        {"data": encoded(glb(b"a")), "file_data": text},
+    for value in (
+        {"data": text, "file_data": to_data_uri(glb(b"a"))},
+        {"data": to_data_uri(glb(b"a")), "file_data": text},
     ):
-        whole = json.dumps(told).encode()
+        body = json.dumps(value).encode()
         assert (
-            read(whole, listed=listed)
-            == read(*(bytes([one]) for one in whole), listed=listed)
+            decode(body, listed=listed)
+            == decode(*(bytes([one]) for one in body), listed=listed)
             == (GLB, glb(b"a"))
         )
 
 
-def test_listed_type_holds_too() -> None:
-    """What the list calls a model must be one; a picture may be another picture than was told."""
-    octets = json.dumps({"data": f"data:application/octet-stream;base64,{payload(b'<html>')}"}).encode()
-    assert read(octets)[0] == "application/octet-stream"
+def test_file_must_match_the_listed_type() -> None:
+    """A file listed as a model must be one; a picture may be of another picture type than listed."""
+    octets = json.dumps({"data": f"data:application/octet-stream;base64,{to_base64(b'<html>')}"}).encode()
+    assert decode(octets)[0] == "application/octet-stream"
     with pytest.raises(FlowMalformed, match="declared as model/gltf-binary"):
-        read(octets, listed=GLB)
-    assert read(png(), listed="image/jpeg") == ("image/png", png())
+        decode(octets, listed=GLB)
+    assert decode(png(), listed="image/jpeg") == ("image/png", png())
     with pytest.raises(FlowMalformed, match="declared as image/jpeg"):
-        read(octets, listed="Image/JPG; q=1")
+        decode(octets, listed="Image/JPG; q=1")

@@ -27,7 +27,7 @@ from airflow_provider_flows.services import (
     Resend,
     Service,
     Target,
-    download,
+    download_file,
     parse_progress,
     parse_timestamp,
     quote_path_segment,
@@ -127,7 +127,7 @@ class Brewery(Service):
         self, flow_run_id: str, asset_id: str, target: Target, media_type: str | None = None
     ) -> Conversation[str | None]:
         """Send GET /v2/brews/{number}/barrels/{number}, which returns the file itself."""
-        return download(
+        return download_file(
             f"{_path(flow_run_id)}/barrels/{quote_path_segment('asset_id', asset_id)}",
             RawFileSink(target, media_type),
         )

@@ -63,19 +63,19 @@ WITH_A_STORE = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brewhouse]:
+def brewery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brewhouse]:
     """Run a brewery, and name it in the connections `pub` and `flows_default`."""
-    with run_brewery() as (house, url):
-        told = {
+    with run_brewery() as (brewery, url):
+        value = {
             "conn_type": "brewery",
             "host": url,
             "password": KEY,
             "extra": {"console": CONSOLE, "retries": 0},
         }
         for conn_id in ("PUB", "FLOWS_DEFAULT"):
-            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", json.dumps(told))
+            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", json.dumps(value))
         monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-1")
-        yield house
+        yield brewery
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def flows(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
     "ignore:ProvidersManager.hooks is deprecated"
 )  # Airflow's own web server goes that way
 def test_airflow_shows_its_connection_form_and_tests_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The form comes from the package's metadata, and the Test button asks the brewery."""
+    """The form comes from the package's metadata, and the Test button sends a request to the brewery."""
     (form,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == "brewery"]
     assert form.hook_class_name == "brewery_flows.BreweryHook"
     assert form.standard_fields is not None
@@ -104,13 +104,13 @@ def test_airflow_shows_its_connection_form_and_tests_it(monkeypatch: pytest.Monk
     assert connection.test_connection() == (True, "The brewery accepted the API key of Fuggle.")
     connection.password = "another"
     monkeypatch.setenv("AIRFLOW_CONN_TESTED", connection.get_uri())
-    done, told = connection.test_connection()
+    done, value = connection.test_connection()
     assert not done
-    assert "does not accept the API key" in told
+    assert "does not accept the API key" in value
 
 
-def made(tmp_path: Path) -> DAG:
-    """Make a DAG in which every kind of task has a brew."""
+def create_dag(tmp_path: Path) -> DAG:
+    """Return a DAG in which every kind of task runs a brew."""
     with DAG("brewed", schedule=None) as dag:
         files = {"output_path": str(tmp_path), "flows_conn_id": "pub"}
         RunFlowOperator(task_id="blocking", **STOUT, additional={"order": 7}, **files, **OFTEN)
@@ -135,17 +135,17 @@ def made(tmp_path: Path) -> DAG:
     return dag
 
 
-def test_every_kind_of_task_runs_its_flows(house: Brewhouse, tmp_path: Path) -> None:
-    """Operator (three ways), sensor (two) and `@task.flow` brew, and bring home what that gives."""
-    result = run_dag(made(tmp_path))
+def test_every_operator_runs_its_flows(brewery: Brewhouse, tmp_path: Path) -> None:
+    """Operator (three ways), sensor (two) and `@task.flow` run brews and return their outputs."""
+    result = run_dag(create_dag(tmp_path))
     assert result.state == "success", result.log
-    assert house.paid_count == len(house.brews) == 5
-    assert {brew.stage for brew in house.brews.values()} == {"done"}
+    assert brewery.paid_count == len(brewery.brews) == 5
+    assert {brew.stage for brew in brewery.brews.values()} == {"done"}
 
     for name in ("blocking", "deferred", "sensed"):
         returned = result.xcoms[name]["return_value"]
         assert (returned["service"], returned["flow"], returned["state"]) == ("brewery", "stout", "completed")
-        assert int(returned["flow_run_id"]) in house.brews
+        assert int(returned["flow_run_id"]) in brewery.brews
         written = {output["name"]: output for output in returned["outputs"] if "uri" in output}
         assert {name: output["media_type"] for name, output in written.items()} == {
             name: kind for name, (kind, _) in FILES.items()
@@ -158,7 +158,7 @@ def test_every_kind_of_task_runs_its_flows(house: Brewhouse, tmp_path: Path) -> 
         ]
         assert result.xcoms[name]["flow_run_link"] == f"{CONSOLE}/brews/{returned['flow_run_id']}"
     assert result.xcoms["toast"]["return_value"] == f"{TOAST_TEXT} Cascade"
-    assert house.brews[int(result.xcoms["blocking"]["flow_run_id"])].note["order"] == 7
+    assert brewery.brews[int(result.xcoms["blocking"]["flow_run_id"])].note["order"] == 7
 
 
 def test_no_lineage_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_no_lineage_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in sys.modules if is_hidden(name)]
 
 
-def failed(**arguments: Any) -> DagResult:
+def run_failing_task(**arguments: Any) -> DagResult:
     """Run one operator that fails."""
     with DAG("not_brewed", schedule=None) as dag:
         RunFlowOperator(task_id="brew", flows_conn_id="pub", **OFTEN, **arguments)
@@ -188,41 +188,41 @@ def failed(**arguments: Any) -> DagResult:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_a_spoilt_brew_fails_its_task(deferrable: bool) -> None:  # noqa: FBT001
+def test_failed_brew_fails_its_task(deferrable: bool) -> None:  # noqa: FBT001
     """A run that fails in the service's own state fails the task in every mode, with the service's reason."""
-    error = failed(flow="sour", inputs="Saaz", deferrable=deferrable).errors["brew"]
+    error = run_failing_task(flow="sour", inputs="Saaz", deferrable=deferrable).errors["brew"]
     assert isinstance(error, FlowRunFailed)
     assert "Reason given by the service: Wild yeast." in str(error)
 
 
-def test_it_is_checked_before_it_is_paid(house: Brewhouse) -> None:
-    """What does not fit the recipe, or the service, is told at once, and nothing is made."""
-    error = failed(flow="stout", inputs="Saaz", parameters={"strenght": 12}).errors["brew"]
+def test_arguments_are_validated_before_the_start(brewery: Brewhouse) -> None:
+    """Arguments that do not match the recipe or the service are rejected, and no run is created."""
+    error = run_failing_task(flow="stout", inputs="Saaz", parameters={"strenght": 12}).errors["brew"]
     assert isinstance(error, FlowInputError)
     assert (
         "parameter 'strenght' is not known (did you mean 'strength'?); parameter 'strength' is missing"
         in str(error)
     )
-    error = failed(flow="stuot", inputs="Saaz").errors["brew"]
+    error = run_failing_task(flow="stuot", inputs="Saaz").errors["brew"]
     assert "brewery has no flow 'stuot' (did you mean 'stout'" in str(error)
-    error = failed(flow="sour", inputs={"hop": "Saaz"}).errors["brew"]
+    error = run_failing_task(flow="sour", inputs={"hop": "Saaz"}).errors["brew"]
     assert "inputs must be a list of the names of hops" in str(error)
-    assert not house.brews
+    assert not brewery.brews
 
 
-def brewed(hook: FlowsHook) -> str:
-    """Start a brew as another system would, and give its number."""
+def start_brew(hook: FlowsHook) -> str:
+    """Start a brew as another system would, and return its number."""
     return hook.start("stout", ["Saaz"], {"strength": 1}).flow_run_id
 
 
-async def test_its_runs_are_waited_for_and_told_by_triggers(house: Brewhouse) -> None:
+async def test_triggers_wait_for_its_runs(brewery: Brewhouse) -> None:
     """A trigger waits for a run, an asset watcher reports it, and an unknown run is an error."""
     hook = await FlowsHook.aget_hook("pub")
     async with run_watcher(flows_conn_id="pub", flow="stout") as watcher:
         assert await wait_for_condition(
-            lambda: any(seen.path == "/v2/brews" for seen in house.requests), max_seconds=30
+            lambda: any(seen.path == "/v2/brews" for seen in brewery.requests), max_seconds=30
         )
-        number = await asyncio.to_thread(brewed, hook)
+        number = await asyncio.to_thread(start_brew, hook)
         run = await run_trigger(number, conn_id="pub")
         assert (run.state, run.raw_state, run.service) == (FlowState.COMPLETED, "done", "brewery")
         assert await wait_for_condition(lambda: watcher.ids == [number], max_seconds=30)
@@ -232,10 +232,10 @@ async def test_its_runs_are_waited_for_and_told_by_triggers(house: Brewhouse) ->
 
 
 @WITH_FORM_AND_COMMANDS
-def test_the_command_line_serves_it(
-    house: Brewhouse, flows: Callable[[str], CommandResult], tmp_path: Path
+def test_the_command_line_supports_it(
+    brewery: Brewhouse, flows: Callable[[str], CommandResult], tmp_path: Path
 ) -> None:
-    """Every command that asks a service does so here, by nothing but `--conn-id`."""
+    """Every command supports the service with `--conn-id` alone."""
     assert [row["flow"] for row in flows("list -o json").json] == [*RECIPES]
     assert flows("describe stout -o json").json["parameters"]["strength"]["maximum"] == 9
     missing = flows("describe ale -o json")
@@ -257,10 +257,10 @@ def test_the_command_line_serves_it(
     assert flows(f"abort {other} -o json").json["state"] == "aborted"
     assert [row["flow_run_id"] for row in flows("runs --state aborted -o json").json] == [other]
     assert flows(f"delete {other} --yes -o json").json["deleted"] is True
-    assert [*house.brews] == [int(number)]
+    assert [*brewery.brews] == [int(number)]
 
 
-class Hasty(Brewery):
+class OneRequestBrewery(Brewery):
     """The same service with one request that creates and starts a brew, and without abort."""
 
     staged_start = False
@@ -287,33 +287,37 @@ class Hasty(Brewery):
         )
 
 
-def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse) -> None:
+def test_run_started_in_one_request_is_resumed(brewery: Brewhouse) -> None:
     """A retry resumes the brew of an earlier try, or starts another if that failed or has another request."""
-    hook, service, records = FlowsHook.get_hook("pub"), Hasty(), list[RunRecord | None]()
+    hook, service, records = FlowsHook.get_hook("pub"), OneRequestBrewery(), list[RunRecord | None]()
     for flow, again in (("stout", True), ("sour", False)):
-        order = hook.build_request(flow, "Saaz", {"strength": 1}, None)
-        made = hook.run(start(service, order, RunRecord(order.fingerprint, 0), records.append))
+        run_request = hook.build_request(flow, "Saaz", {"strength": 1}, None)
+        create_dag = hook.run(
+            start(service, run_request, RunRecord(run_request.fingerprint, 0), records.append)
+        )
         record = records[-1]
         assert record is not None
-        assert (record.flow_run_id, record.saved_run) == (made.flow_run_id, None)
-        found = hook.run(resume(service, order.fingerprint, record, 0))
+        assert (record.flow_run_id, record.saved_run) == (create_dag.flow_run_id, None)
+        found = hook.run(resume(service, run_request.fingerprint, record, 0))
         assert (found is not None and found.state is FlowState.RUNNING) is again
-    order = hook.build_request("lager", "Saaz", None, None)
-    hook.run(start(service, order, RunRecord(order.fingerprint, 0), records.append))
+    run_request = hook.build_request("lager", "Saaz", None, None)
+    hook.run(start(service, run_request, RunRecord(run_request.fingerprint, 0), records.append))
     assert (
-        hook.run(resume(service, order.fingerprint, records[-1], 1)) is None
+        hook.run(resume(service, run_request.fingerprint, records[-1], 1)) is None
     )  # after a Clear; it cannot be spilt here
-    assert [brew.stage for brew in house.brews.values()] == ["brewing", "spoilt", "brewing"]
+    assert [brew.stage for brew in brewery.brews.values()] == ["brewing", "spoilt", "brewing"]
 
 
 @WITH_A_STORE
-@pytest.mark.parametrize("service", [Brewery, Hasty])
-def test_a_retry_pays_once(house: Brewhouse, monkeypatch: pytest.MonkeyPatch, service: type[Brewery]) -> None:
+@pytest.mark.parametrize("service", [Brewery, OneRequestBrewery])
+def test_a_retry_is_billed_once(
+    brewery: Brewhouse, monkeypatch: pytest.MonkeyPatch, service: type[Brewery]
+) -> None:
     """A task whose first try fails after the start resumes the brew, however the service starts one."""
     monkeypatch.setattr(
         BreweryHook, "create_service", lambda *_: service()
     )  # the brewery's own: another version of its package
-    house.failures_left = 1
+    brewery.failures_left = 1
     with DAG(f"brewed_again_{service.__name__}", schedule=None) as dag:
         again = {"retries": 1, "retry_delay": timedelta(0)}
         RunFlowOperator(
@@ -322,4 +326,4 @@ def test_a_retry_pays_once(house: Brewhouse, monkeypatch: pytest.MonkeyPatch, se
     result = run_dag(dag)
     assert result.state == "success", result.log
     assert isinstance(result.errors["brew"], FlowServiceError)
-    assert (house.failures_left, house.paid_count) == (0, 1)
+    assert (brewery.failures_left, brewery.paid_count) == (0, 1)

@@ -57,28 +57,28 @@ MODEL = FlowDefinition(
 )
 
 
-class Word(StrEnum):
+class StringSubclass(StrEnum):
     """A text that is not just a str."""
 
     LOW = "low"
 
 
-def template(**told: Any) -> FlowDefinition:
-    """Read a template that tells this of itself."""
-    read = parse_template({"name": "t", **told})
+def parse(**data: Any) -> FlowDefinition:
+    """Parse a template with these fields."""
+    read = parse_template({"name": "t", **data})
     assert read is not None
     return read
 
 
-def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> str:
-    """Return what the check says of an order, nothing if it fits."""
+def validate(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> str:
+    """Return the problems of a request as one text, empty if there are none."""
     findings = Problems()
     validate_arguments(definition, inputs, parameters, findings)
     return str(findings.error(NOTHING_STARTED)) if findings else ""
 
 
 @pytest.mark.parametrize(
-    "told",
+    "data",
     [
         [{"name": "seed", "type": "integer", "default": -1, "description": "d", "values": [1, 2, 3]}],
         {"seed": {"type": "INTEGER", "default": -1, "description": "d", "values": [1, 2, 3]}},
@@ -88,15 +88,15 @@ def refusal(definition: FlowDefinition, inputs: Any, parameters: Any = None) -> 
         },
     ],
 )  # fmt: skip
-def test_parameters_are_read_in_every_shape(told: Any) -> None:
+def test_parameters_are_parsed_in_every_shape(data: Any) -> None:
     """A parameter is the same in a list, in a mapping by name and in a JSON Schema."""
-    definition = template(parameters=told)
+    definition = parse(parameters=data)
     assert definition.parameters == {"seed": Parameter("seed", ("integer",), -1, "d", (1, 2, 3))}
     assert definition.is_complete
 
 
 @pytest.mark.parametrize(
-    ("told", "parameter"),
+    ("data", "parameter"),
     [
         (["seed"], Parameter("seed")),
         ({"seed": -1}, Parameter("seed")),
@@ -125,22 +125,22 @@ def test_parameters_are_read_in_every_shape(told: Any) -> None:
         ),
     ],
 )
-def test_what_a_template_does_not_tell_is_not_there(told: Any, parameter: Parameter) -> None:
+def test_undocumented_properties_are_none(data: Any, parameter: Parameter) -> None:
     """Unknown types, unknown fields and ambiguous values are not validated; the name is known."""
-    assert template(parameters=told).parameters == {"seed": parameter}
+    assert parse(parameters=data).parameters == {"seed": parameter}
 
 
 @pytest.mark.parametrize(
-    "told", [None, 7, "seed", [{"label": "x"}], [7], {"properties": {}, "additionalProperties": True}]
+    "data", [None, 7, "seed", [{"label": "x"}], [7], {"properties": {}, "additionalProperties": True}]
 )
-def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
-    """A parameter of any name goes through where the template's list cannot be read whole."""
-    assert not template(parameters=told).is_complete
-    assert not refusal(template(parameters=told, inputs=["prompt"]), PROMPT, {"anything": 1})
+def test_unknown_parameters_are_accepted_if_the_definition_is_incomplete(data: Any) -> None:
+    """A parameter of any name is accepted if the template's parameters are not completely readable."""
+    assert not parse(parameters=data).is_complete
+    assert not validate(parse(parameters=data, inputs=["prompt"]), PROMPT, {"anything": 1})
 
 
 @pytest.mark.parametrize(
-    ("told", "types"),
+    ("data", "types"),
     [
         ({"input_types": ["text/plain", "prompt"]}, ("text/plain",)),
         ({"inputs": [{"type": "image/jpg"}, {"type": "IMAGE/PNG"}]}, ("image/jpeg", "image/png")),
@@ -158,18 +158,20 @@ def test_names_that_are_not_all_told_are_not_checked(told: Any) -> None:
         ({}, ()),
     ],
 )
-def test_input_types_are_read_in_every_shape(told: dict[str, Any], types: tuple[str, ...]) -> None:
+def test_input_types_are_parsed_in_every_shape(data: dict[str, Any], types: tuple[str, ...]) -> None:
     """Media types are parsed into standard names (G-11 to G-13); if one cannot be parsed, none is."""
-    assert template(**told).inputs == types
+    assert parse(**data).inputs == types
 
 
 def test_number_of_inputs_is_checked() -> None:
     """The bounds in a definition are checked; Generio documents none, so a template has none."""
     counted = replace(MODEL, min_inputs=1, max_inputs=2)
-    assert not refusal(counted, PROMPT)
-    assert "the number of inputs must be at most 2, not 3" in refusal(counted, PROMPT * 3)
-    assert "the number of inputs must be at least 3, not 1" in refusal(replace(counted, min_inputs=3), PROMPT)
-    undocumented = template(inputs=["prompt"], min_inputs=2, max_inputs=2)
+    assert not validate(counted, PROMPT)
+    assert "the number of inputs must be at most 2, not 3" in validate(counted, PROMPT * 3)
+    assert "the number of inputs must be at least 3, not 1" in validate(
+        replace(counted, min_inputs=3), PROMPT
+    )
+    undocumented = parse(inputs=["prompt"], min_inputs=2, max_inputs=2)
     assert (undocumented.min_inputs, undocumented.max_inputs) == (None, None)
 
 
@@ -217,28 +219,28 @@ ITEMS = (
     item=JSON | st.dictionaries(st.sampled_from(ITEMS), ROWS | st.lists(ROWS, max_size=3)),
     given_parameters=JSON,
 )
-def test_any_template_is_read_or_none(item: Any, given_parameters: Any) -> None:
+def test_any_template_is_parsed_or_none(item: Any, given_parameters: Any) -> None:
     """A malformed template raises nothing, and a check against it raises FlowInputError only."""
     definition = parse_template(item)
     if definition is not None:
-        refusal(definition, [*PROMPT, PNG], {"name": given_parameters, "quality": "low"})
-        refusal(definition, {"color": given_parameters})
+        validate(definition, [*PROMPT, PNG], {"name": given_parameters, "quality": "low"})
+        validate(definition, {"color": given_parameters})
         find_definition("t", [definition])
     rows = item if isinstance(item, list) else [item]
     ScriptedTransport(json_response({"templates": rows})).run(Generio().list_definitions())
 
 
 @pytest.mark.parametrize(
-    "told",
+    "data",
     [
         {"templates": [{"id": "1", "name": "t"}]},
         [{"_id": "1", "template_name": "t"}],
         {"templates": [{"template_id": "1", "name": "t"}, "t", {"slug": "t"}]},
     ],
 )
-def test_list_of_templates_is_read_in_every_shape(told: Any) -> None:
+def test_list_of_templates_is_parsed_in_every_shape(data: Any) -> None:
     """A list, wrapped or bare, has the same flow, found by id and name (G-26); other rows are skipped."""
-    known = ScriptedTransport(json_response(told)).run(Generio().list_definitions())
+    known = ScriptedTransport(json_response(data)).run(Generio().list_definitions())
     assert [one.flow for one in known] == ["1"]
     assert find_definition("1", known) is find_definition("t", known) is known[0]
 
@@ -250,8 +252,8 @@ def test_other_shapes_of_the_list_are_malformed(body: Any) -> None:
         ScriptedTransport(json_response(body)).run(Generio().list_definitions())
 
 
-def test_list_of_templates_is_read_to_its_end() -> None:
-    """Pages that are told of are read, so that a flow on the second one is known."""
+def test_all_pages_of_templates_are_requested() -> None:
+    """All pages are requested, so a flow on the second one is found."""
     pages = (
         {"templates": [{"name": "a"}], "page": 1, "pages": 2},
         {"templates": [{"name": "b"}], "page": 2, "pages": 2},
@@ -261,38 +263,38 @@ def test_list_of_templates_is_read_to_its_end() -> None:
     assert script.requests[1].query == {"page": "2"}
 
 
-def test_flow_is_known_by_whatever_short_text_a_row_calls_it() -> None:
-    """Which field a start takes is not documented: a row that says the word is the flow's."""
-    known = [template(id="1", name="Text to 3D", reference="model_fromtext"), template(id="model_fromtext2")]
+def test_flow_is_found_by_any_short_text_of_its_row() -> None:
+    """The field that a start refers to is not documented, so any field with the text matches."""
+    known = [parse(id="1", name="Text to 3D", reference="model_fromtext"), parse(id="model_fromtext2")]
     assert find_definition("model_fromtext", known) is known[0]
     assert select_definition("model_fromtext", "generio", known, Problems()) is known[0]
 
 
-def test_unknown_flow_is_told_with_the_nearest() -> None:
+def test_error_about_an_unknown_flow_has_the_nearest_name() -> None:
     """An unknown flow is rejected with the closest names, all names, and the way to skip the check."""
     known = [
-        template(id=str(number), name=name)
+        parse(id=str(number), name=name)
         for number, name in enumerate(["model_fromprompt", "model_fromimage", "poem"])
     ]
     findings = Problems()
     assert select_definition("model_fromprmpt", "generio", known, findings) is None
-    told = str(findings.error(NOTHING_STARTED))
+    data = str(findings.error(NOTHING_STARTED))
     assert (
         "generio has no flow 'model_fromprmpt' (did you mean 'model_fromprompt' or 'model_fromimage'?)"
-        in told
+        in data
     )
-    assert "'poem'. No flow run was created" in told
-    assert "validate=False" in told
+    assert "'poem'. No flow run was created" in data
+    assert "validate=False" in data
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "data"),
     [
         ("qualty", "low", "parameter 'qualty' is not known (did you mean 'quality'?)"),
         ("Seed", 1, "parameter 'Seed' is not known (did you mean 'seed'?)"),
         ("quality", "best", "parameters['quality'] must be 'low' or 'high', not 'best'"),
         ("quality", 1, "parameters['quality'] must be of type string, not 1"),
-        ("quality", Word.LOW, ""),
+        ("quality", StringSubclass.LOW, ""),
         ("seed", "three", "parameters['seed'] must be of type integer, not 'three'"),
         ("seed", "3", ""),
         ("seed", "30", "parameters['seed'] must be 0 or more and 9 or less, not 30"),
@@ -319,11 +321,11 @@ def test_unknown_flow_is_told_with_the_nearest() -> None:
         ("anything", object(), ""),
     ],
 )
-def test_parameters_are_checked(name: str, value: Any, told: str) -> None:
+def test_parameters_are_checked(name: str, value: Any, data: str) -> None:
     """Names, types and values are checked; a Boolean is not an integer; a text may represent a number."""
-    found = refusal(MODEL, PROMPT, {name: value})
-    assert told in found
-    assert bool(found) == bool(told)
+    found = validate(MODEL, PROMPT, {name: value})
+    assert data in found
+    assert bool(found) == bool(data)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +348,7 @@ def test_parameters_are_checked(name: str, value: Any, told: str) -> None:
         (("integer",), "auto", "auto"),
     ],
 )
-def test_texts_are_sent_as_what_they_spell(types: tuple[str, ...], value: Any, sent: Any) -> None:
+def test_strings_are_coerced_to_the_parameter_type(types: tuple[str, ...], value: Any, sent: Any) -> None:
     """A string is sent as the number or Boolean that it represents, unless the flow takes strings there."""
     definition = replace(MODEL, parameters={"it": Parameter("it", types, default="auto")})
     meanings = coerce_parameters(definition, {"it": value, "other": "3"})
@@ -354,24 +356,24 @@ def test_texts_are_sent_as_what_they_spell(types: tuple[str, ...], value: Any, s
     assert type((meanings or {})["it"]) is type(sent)
 
 
-def test_null_is_sent_only_where_it_may_be_one() -> None:
-    """A None for a parameter that takes no null leaves it to the service; one that is needed is refused."""
+def test_null_is_sent_only_if_accepted() -> None:
+    """A None for a parameter without null is omitted; for a required parameter it is rejected."""
     definition = replace(
         MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", ("string",), required=True)}
     )
     given = {"seed": None, "extra": None, "anything": None, "mode": None, "other": None}
     assert coerce_parameters(definition, given) == {name: None for name in given if name != "seed"}
     assert coerce_parameters(definition, None) is None
-    assert "parameters['mode'] must be of type string, not None" in refusal(
+    assert "parameters['mode'] must be of type string, not None" in validate(
         definition, PROMPT, {"mode": None}
     )
 
 
-def test_all_findings_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     """One error names all problems, what the flow takes, that no run was created, and what to do."""
     definition = replace(MODEL, parameters={**MODEL.parameters, "mode": Parameter("mode", required=True)})
-    told = refusal(definition, [PNG, *PROMPT, PNG], {"qualty": "low", "seed": "x", "mod": 1})
-    assert told.startswith(
+    data = validate(definition, [PNG, *PROMPT, PNG], {"qualty": "low", "seed": "x", "mod": 1})
+    assert data.startswith(
         "The request does not match the generio flow chairs: "
         "inputs[0], inputs[2] must be text/plain, not image/png; "
     )
@@ -384,7 +386,7 @@ def test_all_findings_are_told_at_once() -> None:
         "No flow run was created",
         "validate=False",
     ):
-        assert part in told
+        assert part in data
 
 
 IMAGES = FlowDefinition("i", "generio", inputs=("image/png", "image/jpeg"))
@@ -392,7 +394,7 @@ HERE = Path("x")
 
 
 @pytest.mark.parametrize(
-    ("takes", "item", "told"),
+    ("takes", "item", "data"),
     [
         (IMAGES.inputs, PNG, ""),
         (IMAGES.inputs, FlowInput("data:image/jpg;base64,AAAA"), ""),
@@ -420,22 +422,22 @@ HERE = Path("x")
         ((), PNG, ""),
     ],
 )
-def test_media_types_are_checked(takes: tuple[str, ...], item: FlowInput, told: str) -> None:
+def test_media_types_are_checked(takes: tuple[str, ...], item: FlowInput, data: str) -> None:
     """The media type of an input is compared with what the flow takes, by standard names (G-12, G-13)."""
-    found = refusal(replace(IMAGES, inputs=takes), [item])
-    assert told in found
-    assert bool(found) == bool(told)
+    found = validate(replace(IMAGES, inputs=takes), [item])
+    assert data in found
+    assert bool(found) == bool(data)
 
 
-def test_mapping_for_a_flow_of_files_is_refused() -> None:
-    """Variables for a flow that takes files are told as such, unless nothing is known of what it takes."""
-    assert "inputs must be a list" in refusal(IMAGES, {"color": "red"})
-    assert not refusal(replace(IMAGES, inputs=()), {"color": "red"})
+def test_mapping_is_rejected_for_a_flow_with_files() -> None:
+    """Variables for a flow with files are rejected, unless its inputs are not documented."""
+    assert "inputs must be a list" in validate(IMAGES, {"color": "red"})
+    assert not validate(replace(IMAGES, inputs=()), {"color": "red"})
 
 
 def test_variables_are_checked_all_at_once() -> None:
     """Missing and unknown variables, values that no text can stand for, and parameters, in one error."""
-    told = refusal(CHAIN, {"Color": "red", "xyz": None}, {"quality": "low"})
+    data = validate(CHAIN, {"Color": "red", "xyz": None}, {"quality": "low"})
     for part in (
         "variable 'color' is missing (did you mean 'Color'?)",
         "variable 'item' is missing",
@@ -444,26 +446,26 @@ def test_variables_are_checked_all_at_once() -> None:
         "parameter 'quality' is not known; the flow has only variables",
         "The flow takes 'color', 'item'",
     ):
-        assert part in told
-    assert "inputs must be a mapping" in refusal(CHAIN, PROMPT)
-    assert not refusal(CHAIN, {"color": "red", "item": 7})
-    assert "variable 'color' is missing" in refusal(CHAIN, [])
-    assert not refusal(replace(CHAIN, inputs=()), [])
+        assert part in data
+    assert "inputs must be a mapping" in validate(CHAIN, PROMPT)
+    assert not validate(CHAIN, {"color": "red", "item": 7})
+    assert "variable 'color' is missing" in validate(CHAIN, [])
+    assert not validate(replace(CHAIN, inputs=()), [])
 
 
-def test_words_of_a_graph_are_variables_too() -> None:
+def test_variables_in_a_graph() -> None:
     """A row's type is known in capitals and in the word that a graph has for it."""
-    told = [
+    data = [
         {"name": "a", "type": "Variable"},
         {"name": "b", "type": "variableNode"},
         {"name": "c", "type": "outputNode"},
     ]
-    definition = ScriptedTransport(json_response(told)).run(PromptChainer().get_definition("f"))
+    definition = ScriptedTransport(json_response(data)).run(PromptChainer().get_definition("f"))
     assert (definition.inputs, definition.outputs, definition.is_complete) == (("a", "b"), ("c",), True)
 
 
 @pytest.mark.parametrize(
-    "told",
+    "data",
     [
         [],
         [{"name": "a"}, {"type": "variable"}],
@@ -471,23 +473,23 @@ def test_words_of_a_graph_are_variables_too() -> None:
         [{"name": "anything", "type": "input"}, {"name": "o"}],
     ],
 )
-def test_variables_that_are_not_all_told_are_not_checked(told: Any) -> None:
-    """An answer of getFlowInfo that is empty or cannot be read whole refuses no name."""
-    assert not refusal(
-        ScriptedTransport(json_response(told)).run(PromptChainer().get_definition("f")), {"anything": "x"}
+def test_variables_are_not_validated_if_the_definition_is_incomplete(data: Any) -> None:
+    """If getFlowInfo returns nothing, or is not completely readable, no name is rejected."""
+    assert not validate(
+        ScriptedTransport(json_response(data)).run(PromptChainer().get_definition("f")), {"anything": "x"}
     )
 
 
 def test_messages_are_bounded() -> None:
     """A message has a bounded length, whatever the number and the length of names and values."""
-    known = [template(id=f"{number}{'n' * 5000}") for number in range(500)]
+    known = [parse(id=f"{number}{'n' * 5000}") for number in range(500)]
     findings = Problems()
     select_definition("x" * 100_000, "generio", known, findings)
     assert 0 < len(str(findings.error())) < 10_000
-    assert len(refusal(MODEL, [PNG] * 5000, {"quality": "q" * 100_000})) < 10_000
+    assert len(validate(MODEL, [PNG] * 5000, {"quality": "q" * 100_000})) < 10_000
 
 
-def test_graph_file_is_read(tmp_path: Path) -> None:
+def test_graph_file_is_loaded(tmp_path: Path) -> None:
     """The graph of a flow is `<flow>.json` in the folder, a path or a URI; without a file it is None."""
     (tmp_path / f"{SAMPLE}.json").write_text(json.dumps(sample_graphs()[SAMPLE].source))
     for folder in (str(tmp_path), f"{tmp_path.as_uri()}/"):
@@ -503,7 +505,7 @@ def test_graph_file_is_read(tmp_path: Path) -> None:
     "flow",
     ["../secret", "..", ".", "", "a/b", "/etc/passwd", "a\\b", "a\x00b", "%2e%2e%2fsecret", "s3://x/y"],
 )
-def test_flow_never_leads_out_of_the_folder(tmp_path: Path, flow: str) -> None:
+def test_graph_file_is_never_outside_the_folder(tmp_path: Path, flow: str) -> None:
     """A flow id that is a path is the name of no file."""
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.json").write_text('{"nodes": [], "edges": []}')
@@ -511,7 +513,7 @@ def test_flow_never_leads_out_of_the_folder(tmp_path: Path, flow: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "data"),
     [
         (b"{", "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
@@ -520,17 +522,17 @@ def test_flow_never_leads_out_of_the_folder(tmp_path: Path, flow: str) -> None:
         (b" " * (MAX_GRAPH_BYTES + 1), "larger than"),
     ],
 )
-def test_graph_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+def test_graph_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, data: str) -> None:
     """A file that is not a flow graph, or is too large, is rejected with its name and the field."""
     (tmp_path / "f.json").write_bytes(content)
-    with pytest.raises(FlowInputError, match=told) as caught:
+    with pytest.raises(FlowInputError, match=data) as caught:
         load_graph(str(tmp_path), "f")
     assert f"{tmp_path}/f.json (field graphs of the connection)" in str(caught.value)
     assert caught.value.is_permanent
 
 
 @pytest.mark.parametrize("folder", ["no-such-scheme://graphs", "no-such-scheme://user:secret@graphs"])
-def test_store_that_cannot_be_asked_is_an_error_of_ours(tmp_path: Path, folder: str) -> None:
+def test_unreachable_store_is_a_flow_error(tmp_path: Path, folder: str) -> None:
     """An error of the store becomes a FlowInputError without credentials, also for a folder as the file."""
     (tmp_path / "f.json").mkdir()
     for place in (folder, str(tmp_path)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_flows import preflight
-from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.single_flight import SingleFlightCache
@@ -21,7 +18,7 @@ from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS
+from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS, Preflight
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, package_log_lines
 from tests.support.scripted_transport import request_lines
@@ -30,13 +27,13 @@ from tests.support.versions import needs
 
 INFO = f"GET /api/flows/getFlowInfo/{CHAIN_ARGUMENTS['flow']}"
 RUN = f"POST /api/flows/run/{CHAIN_ARGUMENTS['flow']}"
-UNTOLD = "is not available, so its inputs"
+NOT_AVAILABLE = "is not available, so its inputs"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(30)
 
 pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
 
 
-def asked(emulator: Emulator) -> list[str]:
+def list_definition_requests(emulator: Emulator) -> list[str]:
     """Return the requests that are about definitions or begin a run."""
     return [
         name
@@ -45,7 +42,7 @@ def asked(emulator: Emulator) -> list[str]:
     ]
 
 
-def ran(dag_id: str, **given: Any) -> DagResult:
+def run_task(dag_id: str, **given: Any) -> DagResult:
     """Run one task to its end."""
     with DAG(dag_id, schedule=None) as dag:
         RunFlowOperator(task_id="run", **{**FAST_POLLING, **given})
@@ -54,7 +51,7 @@ def ran(dag_id: str, **given: Any) -> DagResult:
 
 @needs("retry policies")
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_everything_is_told_at_once_and_nothing_is_made(
+def test_all_mismatches_are_reported_and_no_run_is_created(
     emulator: Emulator,
     tmp_path: Path,
     deferrable: bool,  # noqa: FBT001
@@ -80,25 +77,27 @@ def test_everything_is_told_at_once_and_nothing_is_made(
     ):
         assert part in str(ended.error)
     assert (ended.tries, ended.record) == (1, None)
-    assert asked(emulator) == ["GET /templates"]
+    assert list_definition_requests(emulator) == ["GET /templates"]
     assert (emulator.runs, emulator.started_count) == ({}, 0)
 
 
-def test_unknown_flow_is_refused_with_the_nearest(emulator: Emulator) -> None:
-    """A misspelt flow is refused with the names that are near, and by its id a flow is known too (G-26)."""
-    error = ran("validation_flow", **{**CHAIR_ARGUMENTS, "flow": "model_generate_fromprmpt"}).errors["run"]
+def test_unknown_flow_is_rejected_with_the_nearest_name(emulator: Emulator) -> None:
+    """A misspelt flow is rejected with the nearest names; a flow is also found by its id (G-26)."""
+    error = run_task("validation_flow", **{**CHAIR_ARGUMENTS, "flow": "model_generate_fromprmpt"}).errors[
+        "run"
+    ]
 
     assert type(error) is FlowInputError
     assert "no flow 'model_generate_fromprmpt' (did you mean 'model_generate_fromprompt'" in str(error)
-    assert (emulator.runs, asked(emulator)) == ({}, ["GET /templates"])
+    assert (emulator.runs, list_definition_requests(emulator)) == ({}, ["GET /templates"])
     (found,) = [one for one in GenerioHook("generio_default").list_definitions() if one.name == FLOW]
     assert found.flow != FLOW
-    assert ran("validation_id", **{**CHAIR_ARGUMENTS, "flow": found.flow}).state == "success"
+    assert run_task("validation_id", **{**CHAIR_ARGUMENTS, "flow": found.flow}).state == "success"
 
 
-def test_variables_are_refused_before_the_run(emulator: Emulator) -> None:
+def test_variables_are_validated_before_the_run(emulator: Emulator) -> None:
     """A chain's missing and misspelt variables are one error, and the chain is not run."""
-    error = ran(
+    error = run_task(
         "validation_chain",
         **{**CHAIN_ARGUMENTS, "inputs": {"colour": "red"}, "parameters": {"quality": "low"}},
     ).errors["run"]
@@ -111,27 +110,27 @@ def test_variables_are_refused_before_the_run(emulator: Emulator) -> None:
         "'quality' is not known",
     ):
         assert part in str(error)
-    assert (asked(emulator), emulator.started_count) == ([INFO], 0)
+    assert (list_definition_requests(emulator), emulator.started_count) == ([INFO], 0)
 
 
-def test_check_may_be_switched_off(emulator: Emulator) -> None:
+def test_validation_can_be_disabled(emulator: Emulator) -> None:
     """With validate=False no definition is requested; the service decides about the arguments."""
     emulator.switches.unknown_parameter = "ignore"
     given: dict[str, Any] = {**CHAIR_ARGUMENTS, "parameters": {"quality": "low", "colour": "red"}}
 
-    assert type(ran("validation_on", **given).errors["run"]) is FlowInputError
-    assert ran("validation_off", **given, validate=False).state == "success"
-    assert asked(emulator) == [
+    assert type(run_task("validation_on", **given).errors["run"]) is FlowInputError
+    assert run_task("validation_off", **given, validate=False).state == "success"
+    assert list_definition_requests(emulator) == [
         "GET /templates",
         "POST /flows",
-        *[name for name in asked(emulator) if name.endswith("/inputs")],
+        *[name for name in list_definition_requests(emulator) if name.endswith("/inputs")],
     ]
-    assert ran("validation_off_chain", **CHAIN_ARGUMENTS, validate=False).state == "success"
-    assert asked(emulator)[-1] == RUN
-    assert INFO not in asked(emulator)
+    assert run_task("validation_off_chain", **CHAIN_ARGUMENTS, validate=False).state == "success"
+    assert list_definition_requests(emulator)[-1] == RUN
+    assert INFO not in list_definition_requests(emulator)
 
 
-def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulator) -> None:
+def test_chain_without_validation_and_outputs_has_failed(emulator: Emulator) -> None:
     """A chain without outputs failed if its definition is not known; else the missing outputs are named."""
     emulator.add_graph("pictures", {"nodes": [
         {"id": "i", "type": "imageNode", "data": {"name": "i", "prompt": "a chair"}},
@@ -145,16 +144,16 @@ def test_chain_that_is_not_checked_and_gives_nothing_has_failed(emulator: Emulat
         assert (run.state, [output.name for output in run.outputs]) == (FlowState.FAILED, names)
 
 
-def test_what_templates_give_is_sent_in_the_types_that_are_told(emulator: Emulator) -> None:
+def test_rendered_strings_are_sent_as_the_documented_types(emulator: Emulator) -> None:
     """Templated arguments are strings; a number and a Boolean among them are sent as such."""
     values = {"seed": "{{ 3 + 4 }}", "texture": "{{ False }}", "quality": None}
-    assert ran("validation_templates", **{**CHAIR_ARGUMENTS, "parameters": values}).state == "success"
+    assert run_task("validation_templates", **{**CHAIR_ARGUMENTS, "parameters": values}).state == "success"
     (run,) = emulator.runs.values()
     assert run.parameters == {"quality": "high", "seed": 7, "texture": False}
 
 
 def test_chain_without_variables_needs_no_inputs(emulator: Emulator) -> None:
-    """Whoever has nothing to give gives nothing."""
+    """A chain without variables runs without inputs."""
     graph = {"nodes": [{"id": "o", "type": "outputNode", "data": {"name": "Text"}}], "edges": []}
     emulator.add_graph("alone", graph)
     PromptChainerHook("promptchainer_default").start("alone")
@@ -162,14 +161,14 @@ def test_chain_without_variables_needs_no_inputs(emulator: Emulator) -> None:
 
 
 @needs("task state store")
-def test_retry_that_picks_a_run_up_checks_nothing(emulator: Emulator) -> None:
-    """Only a try that is to make a run asks what the flow takes; one that goes on with a run does not."""
+def test_retry_that_resumes_a_run_validates_nothing(emulator: Emulator) -> None:
+    """Only a try that creates a run loads the flow's definition; one that resumes a run does not."""
     emulator.add_fault(Fault(method="GET", path="/flows/*/outputs", status=500))
     ended = run_with_retries("validation_retry", **CHAIR_ARGUMENTS)
 
     assert ended.state == "success", ended.result.log
     assert ended.tries == 2
-    assert asked(emulator).count("GET /templates") == 1
+    assert list_definition_requests(emulator).count("GET /templates") == 1
     assert emulator.started_count == 1
 
 
@@ -189,59 +188,58 @@ TROUBLES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_service_that_cannot_tell_is_no_reason_to_fail(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_definition_is_no_error(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the definition cannot be loaded, the run starts, one line logs it, and no retry takes minutes."""
     monkeypatch.setenv(
         "AIRFLOW_CONN_FLOWS_DEFAULT", emulator.connections["AIRFLOW_CONN_FLOWS_DEFAULT"]
     )  # with its retries
-    for number, (name, trouble) in enumerate(TROUBLES.items()):
+    for number, (name, failure) in enumerate(TROUBLES.items()):
         emulator.reset()
-        emulator.switches.update(trouble.get("switches", {}))
-        if "fault" in trouble:
-            emulator.add_fault(trouble["fault"])
+        emulator.switches.update(failure.get("switches", {}))
+        if "fault" in failure:
+            emulator.add_fault(failure["fault"])
         emulator.run_seconds = 0
         emulator.switches.unknown_parameter = "ignore"
-        result = ran(f"validation_trouble_{number}", **{**CHAIR_ARGUMENTS, "parameters": {"colour": "red"}})
+        result = run_task(
+            f"validation_trouble_{number}", **{**CHAIR_ARGUMENTS, "parameters": {"colour": "red"}}
+        )
         assert result.state == "success", name
-        assert sum(UNTOLD in line for line in package_log_lines(result.log)) == 1, name
-        assert asked(emulator).count("GET /templates") <= MAX_DEFINITION_ATTEMPTS, name
+        assert sum(NOT_AVAILABLE in line for line in package_log_lines(result.log)) == 1, name
+        assert list_definition_requests(emulator).count("GET /templates") <= MAX_DEFINITION_ATTEMPTS, name
 
 
-def test_definitions_are_asked_for_once_a_moment(emulator: Emulator, hook: GenerioHook) -> None:
+def test_definitions_are_shared_by_hooks(emulator: Emulator, hook: GenerioHook) -> None:
     """Many requests of a process load a definition once; another connection loads it for itself."""
-    order = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
-    hook.validate(order)
+    run_request = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
+    hook.validate(run_request)
     hooks = [GenerioHook("flows_default") for _ in range(4)]
-    threads = [Thread(target=one.validate, args=(order,)) for one in hooks]
+    threads = [Thread(target=one.validate, args=(run_request,)) for one in hooks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert hook.validate(order) == hook.get_definition(FLOW)
-    assert asked(emulator) == ["GET /templates", "GET /templates"]  # for the check, and for get_definition
+    assert hook.validate(run_request) == hook.get_definition(FLOW)
+    assert list_definition_requests(emulator) == [
+        "GET /templates",
+        "GET /templates",
+    ]  # for the check, and for get_definition
     other = GenerioHook("generio_default")
     other.connection.extra = json.dumps({"retries": 1})
-    other.validate(order)
-    assert len(asked(emulator)) == 3
+    other.validate(run_request)
+    assert len(list_definition_requests(emulator)) == 3
 
 
-def test_definitions_are_cached_for_a_minute(
-    emulator: Emulator, hook: GenerioHook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_definitions_are_cached_for_a_minute(emulator: Emulator, hook: GenerioHook) -> None:
     """A definition is loaded again after a minute, or for an invalid request; an error is not cached."""
     now = [0.0]
-    cache: SingleFlightCache[list[FlowDefinition]] = SingleFlightCache(lambda: now[0])
-    monkeypatch.setattr(preflight, "DEFINITION_CACHE", cache)
+    preflight = Preflight(hook, hook.get_graph, SingleFlightCache(lambda: now[0]))
     emulator.add_fault(Fault(path="/templates", status=404))
     valid = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
     invalid = hook.build_request(FLOW, "A chair", {"qualty": "low"}, None)
 
     def count_requests() -> int:
-        with suppress(FlowInputError):
-            hook.validate(invalid if now[0] == 1 else valid)
-        return len(asked(emulator))
+        preflight.check(invalid if now[0] == 1 else valid)
+        return len(list_definition_requests(emulator))
 
     counts = []
     for seconds in (
@@ -266,10 +264,10 @@ def test_threads_load_a_definition_once(emulator: Emulator) -> None:
     with ThreadPoolExecutor(4) as pool:
         definitions = list(pool.map(lambda hook, request: hook.validate(request), hooks, requests))
     assert {definition and definition.name for definition in definitions} == {FLOW}
-    assert asked(emulator) == ["GET /templates"]
+    assert list_definition_requests(emulator) == ["GET /templates"]
 
 
-def test_key_of_a_definition_shows_no_secret(hook: GenerioHook) -> None:
+def test_cache_key_contains_no_secret(hook: GenerioHook) -> None:
     """Another API key is another key in the cache, but the cache shows neither."""
     (value,) = hook.settings.credentials.values()
     keys = [hook.preflight._get_cache_key()]
@@ -279,38 +277,40 @@ def test_key_of_a_definition_shows_no_secret(hook: GenerioHook) -> None:
     assert not any(secret in repr(keys) for secret in (value.split()[-1], "another-key"))
 
 
-def test_nothing_is_refused_for_what_is_not_news(emulator: Emulator, hook: GenerioHook) -> None:
-    """A flow or a parameter that was made just now is asked for once more before it is refused."""
+def test_request_is_not_rejected_because_of_a_cached_definition(
+    emulator: Emulator, hook: GenerioHook
+) -> None:
+    """Definitions are loaded again before a new flow or parameter is rejected."""
     emulator.add_fault(
         Fault(path="/templates", body=b'{"templates": [{"name": "model_optimize", "parameters": {}}]}')
     )
     hook.validate(hook.build_request("model_optimize", "A chair", None, None))
     hook.validate(hook.build_request(FLOW, "A chair", {"quality": "low"}, None))
-    assert len(asked(emulator)) == 2
+    assert len(list_definition_requests(emulator)) == 2
 
     for _ in range(2):
         with pytest.raises(FlowInputError, match="no flow 'model_dream'"):
             hook.validate(hook.build_request("model_dream", "A chair", None, None))
-    assert len(asked(emulator)) == 4
+    assert len(list_definition_requests(emulator)) == 4
 
 
-def test_no_inputs_are_refused_with_one_question(emulator: Emulator, hook: GenerioHook) -> None:
+def test_missing_inputs_are_rejected_after_one_request(emulator: Emulator, hook: GenerioHook) -> None:
     """A problem that needs no definition is reported once, with the other problems."""
-    for inputs, told in (
+    for inputs, data in (
         (None, "at least one prompt or file"),
         ([], "at least one"),
         ({"color": "red"}, "mapping of variables"),
     ):
-        with pytest.raises(FlowInputError, match=told) as caught:
+        with pytest.raises(FlowInputError, match=data) as caught:
             hook.start(FLOW, inputs, {"qualty": "low"})
         assert str(caught.value).count("inputs must") == 1
         assert "'qualty' is not known" in str(caught.value)
-    assert asked(emulator) == ["GET /templates"] * len(emulator.requests)
+    assert list_definition_requests(emulator) == ["GET /templates"] * len(emulator.requests)
     assert emulator.runs == {}
 
 
 @pytest.mark.parametrize(
-    ("switch", "value", "told"),
+    ("switch", "value", "data"),
     [
         *(
             ("template_parameters", way, "'seed'] must be of type integer")
@@ -325,23 +325,23 @@ def test_no_inputs_are_refused_with_one_question(emulator: Emulator, hook: Gener
         ("template_inputs", "absent", ""),
     ],
 )
-def test_every_shape_of_a_template_is_checked(
-    emulator: Emulator, hook: GenerioHook, switch: str, value: str, told: str
+def test_every_shape_of_a_template_is_validated(
+    emulator: Emulator, hook: GenerioHook, switch: str, value: str, data: str
 ) -> None:
     """Whatever shape the service's templates have, what they tell is checked and nothing else."""
     emulator.switches.update({switch: value})
     of_inputs = switch == "template_inputs"
-    parameters = None if of_inputs else {"seed": "three"} if "type" in told else {"colour": 1}
-    order = hook.build_request("model_optimize" if of_inputs else FLOW, "A chair", parameters, None)
-    if told:
+    parameters = None if of_inputs else {"seed": "three"} if "type" in data else {"colour": 1}
+    run_request = hook.build_request("model_optimize" if of_inputs else FLOW, "A chair", parameters, None)
+    if data:
         with pytest.raises(FlowInputError) as caught:
-            hook.validate(order)
-        assert told in str(caught.value)
+            hook.validate(run_request)
+        assert data in str(caught.value)
     else:
-        assert hook.validate(order) is not None
+        assert hook.validate(run_request) is not None
 
 
-def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook, tmp_path: Path) -> None:
+def test_bmp_is_validated_as_png(emulator: Emulator, hook: GenerioHook, tmp_path: Path) -> None:
     """A BMP, which no flow takes, is checked as the PNG that is sent (G-11); a TIFF by its content."""
     from PIL import Image
 
@@ -358,23 +358,25 @@ def test_bmp_counts_as_the_png_it_becomes(emulator: Emulator, hook: GenerioHook,
 
 
 @pytest.mark.parametrize("status", [404, 500])
-def test_exported_graph_tells_what_the_service_cannot(
+def test_exported_graph_replaces_a_missing_definition(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
 ) -> None:
     """An exported graph validates a chain if getFlowInfo fails; an unreadable file is named."""
     (tmp_path / f"{CHAIN_ARGUMENTS['flow']}.json").write_text(
         json.dumps(sample_graphs()[CHAIN_ARGUMENTS["flow"]].source)
     )
-    told = json.loads(emulator.connections["AIRFLOW_CONN_PROMPTCHAINER_DEFAULT"])
+    data = json.loads(emulator.connections["AIRFLOW_CONN_PROMPTCHAINER_DEFAULT"])
     monkeypatch.setenv(
-        "AIRFLOW_CONN_PROMPTCHAINER_DEFAULT", json.dumps({**told, "extra": {"graphs": tmp_path.as_uri()}})
+        "AIRFLOW_CONN_PROMPTCHAINER_DEFAULT", json.dumps({**data, "extra": {"graphs": tmp_path.as_uri()}})
     )
     emulator.add_fault(Fault(path="/api/flows/getFlowInfo/*", status=status, times=None))
 
-    error = ran(f"validation_graph_{status}", **{**CHAIN_ARGUMENTS, "inputs": {"color": "red"}}).errors["run"]
+    error = run_task(f"validation_graph_{status}", **{**CHAIN_ARGUMENTS, "inputs": {"color": "red"}}).errors[
+        "run"
+    ]
     assert "variable 'item' is missing" in str(error)
     assert emulator.started_count == 0
-    assert ran(f"validation_graph_good_{status}", **CHAIN_ARGUMENTS).state == "success"
+    assert run_task(f"validation_graph_good_{status}", **CHAIN_ARGUMENTS).state == "success"
     hook = PromptChainerHook("promptchainer_default")
     assert hook.get_definition(CHAIN_ARGUMENTS["flow"]).inputs == ("color", "item")
     assert hook.get_graph("unknown") is None

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.core.retry import with_retries
-from airflow_provider_flows.core.start_or_resume import cancel
+from airflow_provider_flows.core.start_or_resume import abort_run
 from airflow_provider_flows.transport.asynchronous import run
 from airflow_provider_flows.triggerer.per_loop import PerLoop
 from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
@@ -15,17 +15,17 @@ from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 if TYPE_CHECKING:
     from airflow_provider_flows.base_hook import BaseFlowsHook
 
-MAX_CONCURRENT_CANCELS = 16
+MAX_CONCURRENT_ABORTS = 16
 
 
 class _CancelSession:
-    """One session for the cancels of one connection."""
+    """One session for the aborts of one connection."""
 
     def __init__(self, hook: BaseFlowsHook) -> None:
         self.user_count = 0
         self._hook = hook
         self._identity = (type(hook), hook.settings, hook.extra)
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_CANCELS)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_ABORTS)
         self._opening = asyncio.Lock()
         self._transport: RateLimitedTransport | None = None
         self._exits = AsyncExitStack()
@@ -34,7 +34,7 @@ class _CancelSession:
         """Return whether a hook has the same type, settings and credentials."""
         return self._hook is hook or self._identity == (type(hook), hook.settings, hook.extra)
 
-    async def cancel(self, flow_run_id: str) -> bool:
+    async def abort(self, flow_run_id: str) -> bool:
         """Cancel a run when it is its turn."""
         async with self._slots:
             async with self._opening:
@@ -42,8 +42,8 @@ class _CancelSession:
                     opened = await self._exits.enter_async_context(self._hook.async_transport())
                     self._transport = RateLimitedTransport(opened, self._hook)
             with self._hook.add_connection_to_errors():
-                conversation = cancel(self._hook.service, flow_run_id)
-                return await run(with_retries(conversation, self._hook.cancel_retry), self._transport.send)
+                conversation = abort_run(self._hook.service, flow_run_id)
+                return await run(with_retries(conversation, self._hook.abort_retry), self._transport.send)
 
     async def close(self) -> None:
         """Close the session."""
@@ -53,7 +53,7 @@ class _CancelSession:
 _SESSIONS: PerLoop[list[_CancelSession]] = PerLoop(list)
 
 
-async def cancel_run(hook: BaseFlowsHook, flow_run_id: str) -> bool:
+async def abort_killed_run(hook: BaseFlowsHook, flow_run_id: str) -> bool:
     """Delete a run that never started, abort an active one, and leave a final one unchanged.
 
     :returns: whether the run was deleted or its abort was requested.
@@ -65,7 +65,7 @@ async def cancel_run(hook: BaseFlowsHook, flow_run_id: str) -> bool:
         sessions.append(session := _CancelSession(hook))
     session.user_count += 1
     try:
-        return await session.cancel(flow_run_id)
+        return await session.abort(flow_run_id)
     finally:
         session.user_count -= 1
         if not session.user_count:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowUnreachable
 from airflow_provider_flows.core.single_flight import SingleFlightCache
-from airflow_provider_flows.core.start_or_resume import cancel
+from airflow_provider_flows.core.start_or_resume import abort_run
 
 if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
@@ -23,20 +23,20 @@ HOOK_TTL_SECONDS = 60.0
 
 
 class _Job(NamedTuple):
-    """A flow run to cancel."""
+    """A flow run to abort."""
 
     conn_id: str
     flow_run_id: str
 
 
 class _Target(NamedTuple):
-    """The hook of a connection, and the rate limiter of all requests by which its runs are cancelled."""
+    """The hook of a connection, and the rate limiter of all requests by which its runs are aborted."""
 
     hook: FlowsHook
     limiter: SharedRateLimiter
 
 
-class RunCancels:
+class RunAborts:
     """Cancels flow runs in a few threads, which end when nothing is left to do.
 
     They are daemon threads, unlike those of a `ThreadPoolExecutor`, so that a slow service does not delay the
@@ -56,7 +56,7 @@ class RunCancels:
             self._jobs.append(_Job(conn_id, flow_run_id))
             self._threads = [thread for thread in self._threads if thread.is_alive()]  # a fork has none
             if len(self._threads) < self._max_threads:
-                thread = Thread(target=self._work, name="flows-cancel", daemon=True)
+                thread = Thread(target=self._work, name="flows-abort", daemon=True)
                 thread.start()
                 self._threads.append(thread)
 
@@ -70,12 +70,12 @@ class RunCancels:
                     if job.conn_id not in hooks:
                         hooks[job.conn_id] = exits.enter_context(target.hook.copy_for_thread())
                     hook = hooks[job.conn_id]
-                    conversation = cancel(hook.service, job.flow_run_id)
-                    was_cancelled = hook.run(conversation, retry=hook.cancel_retry, limiter=target.limiter)
+                    conversation = abort_run(hook.service, job.flow_run_id)
+                    was_aborted = hook.run(conversation, retry=hook.abort_retry, limiter=target.limiter)
                 except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run
                     self._log_failure(job, error)
                 else:
-                    _log_success(job.flow_run_id, was_cancelled=was_cancelled)
+                    _log_success(job.flow_run_id, was_aborted=was_aborted)
 
     def _next_job(self) -> _Job | None:
         with self._lock:
@@ -117,14 +117,14 @@ class RunCancels:
             )
 
 
-RUN_CANCELS = RunCancels()
+RUN_ABORTS = RunAborts()
 
 
-def _log_success(flow_run_id: str, *, was_cancelled: bool) -> None:
-    if was_cancelled:
+def _log_success(flow_run_id: str, *, was_aborted: bool) -> None:
+    if was_aborted:
         log.info(
-            "The task was marked while it was deferred, so flow run %s was cancelled "
-            "(deleted if it had not started, aborted if it was active)",
+            "The task was marked while it was deferred, so flow run %s was aborted "
+            "(deleted if it had not started)",
             flow_run_id,
         )
     else:
