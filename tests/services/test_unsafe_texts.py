@@ -18,7 +18,7 @@ import pytest
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import FlowInput
 from airflow_provider_flows.core.http import Conversation, Request, Response
-from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download
+from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download_file
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
@@ -198,7 +198,7 @@ def test_headers_and_broken_responses_can_be_stored(driver: Driver, head: bytes)
             assert_storable(dict(response.headers))
         for sink in (RawFileSink(MemoryBuffer()), DownloadSink(MemoryBuffer(), "text/plain")):
             try:
-                assert_storable(driver(settings, download("/", sink)))
+                assert_storable(driver(settings, download_file("/", sink)))
             except FlowError as error:
                 assert_storable(error)
 
@@ -221,7 +221,7 @@ def stored_file(sink_class: type[DownloadSink], body: bytes, media_type: str) ->
     """Return the bytes of a downloaded file."""
     buffer = MemoryBuffer()
     response = Response(200, {"content-length": str(len(body))}, body)
-    ScriptedTransport(response).run(download("/", sink_class(buffer, media_type)))
+    ScriptedTransport(response).run(download_file("/", sink_class(buffer, media_type)))
     return bytes(buffer.data)
 
 

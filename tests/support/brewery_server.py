@@ -62,7 +62,7 @@ class Brew:
         """Return the brew as the API has it."""
         fields = {
             key: getattr(self, key)
-            for key in ("number", "recipe", "knobs", "note", "made", "stage", "lit", "over")
+            for key in ("number", "recipe", "knobs", "note", "created", "stage", "lit", "over")
         }
         percent = 100 if self.stage == "done" else min(99, 50 * self.polls)
         return {**fields, "percent": percent, "trouble": "Wild yeast." if self.stage == "spoilt" else None}

@@ -211,14 +211,14 @@ async def test_a_changed_key_is_reloaded_for_the_abort(
     assert states(emulator) == {"aborted": 1}
 
 
-async def test_a_final_run_is_not_called_cancelled(
+async def test_a_final_run_is_not_called_aborted(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says that a run was cancelled only if it was."""
+    """The log says that a run was aborted only if it was."""
     supervisor = StubSupervisor().install(monkeypatch)
     caplog.set_level(logging.INFO, "airflow_provider_flows.triggers")
 
-    cancelled = await kill_one(emulator, supervisor)
+    aborted = await kill_one(emulator, supervisor)
     emulator.reset()
     emulator.run_seconds = 3600
     supervisor.messages.clear()
@@ -226,9 +226,9 @@ async def test_a_final_run_is_not_called_cancelled(
     TaskStateReader.for_loop()._is_warm = False
     final = await kill_one(emulator, supervisor)
 
-    assert any(f"run {cancelled} was cancelled" in line for _, line in kill_lines(caplog, cancelled))
+    assert any(f"run {aborted} was aborted" in line for _, line in kill_lines(caplog, aborted))
     assert any(f"run {final} had already ended" in line for _, line in kill_lines(caplog, final))
-    assert not any("cancelled" in line for _, line in kill_lines(caplog, final))
+    assert not any("was aborted" in line for _, line in kill_lines(caplog, final))
 
 
 @pytest.mark.parametrize(("abort_on_kill", "messages"), [(True, 1), (False, 0)])

@@ -189,7 +189,7 @@ def parse_brew(value: Any) -> FlowRun:
         state=STAGES.get(stage, FlowState.UNKNOWN),
         raw_state=stage,
         progress=parse_progress(value["percent"] / 100),
-        created_at=parse_timestamp(value["made"]),
+        created_at=parse_timestamp(value["created"]),
         started_at=parse_timestamp(value["lit"]),
         finished_at=parse_timestamp(value["over"]),
         parameters=value["knobs"],
