@@ -7,11 +7,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from datetime import timedelta
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
@@ -57,6 +57,20 @@ EVENT_FIELDS = (
     "error",
 )
 MAX_EVENT_TEXT_CHARACTERS = 1000  # of a text that comes from the service
+# Bounds of an asset event, which Airflow stores in its database, and returns with every list of asset events.
+# A mapped task has at most 1024 instances by default (`[core] max_map_length`).
+MAX_EVENT_RUNS = 500
+MAX_EVENT_CHARACTERS = 256 * 1024  # as JSON
+NO_EVENT = (
+    "The deadline passed before the flow run {flow_run_id} was final, and no triggerer has reported its end. "
+    "Check that a triggerer is running. If runs of this flow take this long, increase timeout."
+)
+REJECTED_IN_TRIGGERER = (
+    "The triggerer cannot poll flow run %s, because its credentials were rejected. This worker polls the run "
+    "with its own: %s"
+)
+MAX_DEFERRAL_SECONDS = 10 * 366 * 86_400.0  # Airflow stores the time of its end, which must be a date
+SCHEDULER_LOOPS = 5  # in which the scheduler certainly makes a DAG run of an event
 
 _KILL_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
 
@@ -205,7 +219,15 @@ class FlowRunTrigger(BaseTrigger):
 
 
 class FlowRunFinishedTrigger(BaseEventTrigger):
-    """Emit one event for each flow run that finishes at a service, for the asset of an `AssetWatcher`.
+    """Emit events for the flow runs that finish at a service, for the asset of an `AssetWatcher`.
+
+    One event has all runs that have finished since the last one, up to 500 runs or 256 KiB. Its payload has
+    `flow_run_ids`, a list, and `runs`, a list of dicts in the order of their ends, each with `flow_run_id`,
+    `flow`, `service`, `state`, `progress`, `created_at`, `started_at`, `finished_at` (ISO 8601, UTC),
+    `duration` (seconds) and `error`.
+
+    The next event of an asset comes at least `event_interval` later, because Airflow might give an earlier
+    one to no DAG run until yet another event comes (`triggerer.event_turns`).
 
     Runs that finished before the first poll emit no events. If the first list has no end times, the Date
     header of its response separates earlier runs from new ones. Without that header, the watcher uses the
@@ -214,12 +236,10 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
 
     What was emitted is saved in Airflow's asset state store (3.3 and later), so runs that finish while no
     triggerer runs, or while the DAG is paused, emit their events later. The state is saved five seconds after
-    the events, or at the next list if that is later. A triggerer that dies in between emits the events again,
-    and loses none.
+    an event. A triggerer that dies in between emits the event again, and loses none.
 
     All watchers of a connection in one triggerer share one list of its runs for each interval. No error of
-    the service ends the trigger. The payload of an event has `flow_run_id`, `flow`, `service`, `state`,
-    `progress`, `created_at`, `started_at`, `finished_at` (ISO 8601, UTC), `duration` (seconds) and `error`.
+    the service ends the trigger.
 
     :param flows_conn_id: the Airflow connection, of a service that lists its runs (Generio:
         https://docs.generio.ai, "List all flows"). Its credentials are not among the arguments, which Airflow
@@ -235,6 +255,16 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
 
     The triggerer passes on events once a second (airflow/jobs/triggerer_job_runner.py), and does not notify
     the trigger when an event is in the database."""
+
+    @cached_property
+    def event_interval(self) -> float:
+        """Seconds from one event of an asset to the next, in which Airflow has made a DAG run of the first.
+
+        That is `save_delay`, and a few loops of the scheduler (`[scheduler] scheduler_idle_sleep_time`): 10 s
+        by default.
+        """
+        loop_seconds = conf.getfloat("scheduler", "scheduler_idle_sleep_time", fallback=1.0)
+        return self.save_delay + SCHEDULER_LOOPS * max(1.0, float(loop_seconds))
 
     def __init__(
         self,
@@ -270,26 +300,38 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll without end, and yield one event for each run."""
+        """Poll without end, and yield an event for all runs that have finished since the last one."""
         # in-function imports: expensive, and needed only when a trigger runs
+        from airflow_provider_flows.triggerer.event_turns import EventTurns
         from airflow_provider_flows.triggerer.finished_runs_feed import FinishedRunsFeed
-        from airflow_provider_flows.triggerer.watcher_state import WatcherState
+        from airflow_provider_flows.triggerer.watcher_state import WatcherState, get_asset_names
 
-        watcher_state = WatcherState(getattr(self, "asset_state_store", None), self._key())
+        store = getattr(self, "asset_state_store", None)
+        turns, assets = EventTurns.for_loop(), get_asset_names(store) or [self._key()]
+        turns.start(assets, self.event_interval)
+        watcher_state = WatcherState(store, self._key())
         cursor = EventCursor.from_dict(await watcher_state.load(self.poll_interval))
         feed = FinishedRunsFeed.for_connection(self.flows_conn_id)
         async for snapshot in feed.snapshots(self.poll_interval):
             next_cursor, new_runs = cursor.after(snapshot, self._matches)
-            for run in new_runs:
-                yield TriggerEvent(_event_payload(run))
-            # an event that is saved as emitted before Airflow has it in its database would be lost with the
-            # triggerer
+            if new_runs and await turns.wait(assets) >= self.poll_interval:
+                continue  # a newer list is due, and its runs belong into the same event
+            emitted_ids: set[str] = set()
+            for payload in _event_payloads(new_runs):
+                await turns.wait(assets)
+                turns.take(assets, self.event_interval)
+                yield TriggerEvent(payload)
+                emitted_ids.update(payload["flow_run_ids"])
+                # an event that is saved as emitted before Airflow has it in its database would be lost with
+                # the triggerer
+                await asyncio.sleep(self.save_delay)
+                if len(emitted_ids) < len(new_runs):
+                    await watcher_state.save(cursor.after_emitting(snapshot, emitted_ids).to_dict())
             if next_cursor is not cursor:
-                watcher_state.save_after(next_cursor.to_dict(), self.save_delay if new_runs else 0.0)
                 cursor = next_cursor
-            if new_runs:
-                await asyncio.sleep(min(self.save_delay, self.poll_interval))
-            await watcher_state.flush()
+                await watcher_state.save(cursor.to_dict())
+            else:
+                await watcher_state.flush()
 
     def _matches(self, run: FlowRun) -> bool:
         return run.state.value in self.states and (self.flow is None or run.flow in self.flow)
@@ -347,8 +389,27 @@ def _parse_names(name: str, argument: str | Sequence[str]) -> list[str]:
     return sorted({value.strip() for value in values})
 
 
-def _event_payload(run: FlowRun) -> dict[str, Any]:
-    """Return the payload of an event, with truncated texts, because Airflow stores it in its database."""
+def _event_payloads(runs: Sequence[FlowRun]) -> Iterator[dict[str, Any]]:
+    """Yield the payloads of as few events as these runs need within the bounds of an event."""
+    items: list[dict[str, Any]] = []
+    characters = 0
+    for item in map(_event_item, runs):
+        size = len(json.dumps(item)) + len(json.dumps(item["flow_run_id"])) + len(", , ")
+        if items and (len(items) == MAX_EVENT_RUNS or characters + size > MAX_EVENT_CHARACTERS):
+            yield _event_payload(items)
+            items, characters = [], 0
+        items.append(item)
+        characters += size
+    if items:
+        yield _event_payload(items)
+
+
+def _event_payload(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"flow_run_ids": [item["flow_run_id"] for item in items], "runs": items}
+
+
+def _event_item(run: FlowRun) -> dict[str, Any]:
+    """Return one run of an event, with truncated texts."""
     event = run.to_event()
     return {
         name: value[:MAX_EVENT_TEXT_CHARACTERS] if isinstance(value := event[name], str) else value

@@ -37,7 +37,7 @@ storage __init__ graph_files parallel paths atomic_file file_source inputs outpu
 storage outputs
 . preflight hooks
 worker __init__ kill_check lineage run_tracking task_state finish task_try
-triggerer __init__ per_loop hook_cache shared_poller finished_runs_feed watcher_state
+triggerer __init__ per_loop hook_cache shared_poller finished_runs_feed watcher_state event_turns
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
 plugin airflow_internals cache html listener schemas present run_view connection_view output_files routes

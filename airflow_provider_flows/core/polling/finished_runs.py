@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -205,6 +205,10 @@ class EventCursor:
         # an end in the future comes from a wrong clock, and must not move the cursor there
         newest = min(max(ends.values()), snapshot.requested_at)
         return _bounded_cursor(self.since, ends, newest - OVERLAP_SECONDS), [run for _, run in reversed(new)]
+
+    def after_emitting(self, snapshot: Snapshot, flow_run_ids: Collection[str]) -> EventCursor:
+        """Return the cursor after only these runs of a snapshot: the earliest ones of those to emit."""
+        return self.after(snapshot, lambda run: run.flow_run_id in flow_run_ids)[0]
 
     def _after_first(self, snapshot: Snapshot, matches: Callable[[FlowRun], bool]) -> EventCursor:
         ends = {run.flow_run_id: end for end, run in snapshot.run_ends if matches(run)}
