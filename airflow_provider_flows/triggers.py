@@ -88,6 +88,7 @@ class FlowRunTrigger(BaseTrigger):
     :param abort_on_kill: whether to abort the flow run when Airflow has ended its task (Airflow 3.3 and
         later).
     :param state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
+    :param rejections: how many triggers before this one have ended because their credentials were rejected.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class FlowRunTrigger(BaseTrigger):
         *,
         abort_on_kill: bool = False,
         state: Mapping[str, Any] | None = None,
+        rejections: int = 0,
         **_newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
@@ -110,12 +112,15 @@ class FlowRunTrigger(BaseTrigger):
         self.deadline = deadline
         self.abort_on_kill = abort_on_kill
         self.state = None if state is None else dict(state)
+        self.rejections = rejections
         self._has_fired = False
         self._context: Context | None = None  # in which its lines are logged
         self._hook: FlowsHook | None = None  # for `on_kill`: a lookup takes seconds in a new triggerer
 
     @classmethod
-    def from_wait(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
+    def from_wait(
+        cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False, rejections: int = 0
+    ) -> Self:
         """Create the trigger that continues a worker's wait."""
         schedule = wait.schedule
         return cls(
@@ -126,6 +131,7 @@ class FlowRunTrigger(BaseTrigger):
             schedule.deadline,
             abort_on_kill=abort_on_kill,
             state=wait.to_dict(),
+            rejections=rejections,
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -140,14 +146,22 @@ class FlowRunTrigger(BaseTrigger):
         }
         if self.state:
             arguments["state"] = self.state
+        if self.rejections:
+            arguments["rejections"] = self.rejections
         return _class_path(self), arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and yield one event: `flow_run_id`, and `run` or `error`. `run_from_event` reads it."""
+        """Wait, and yield one event: `flow_run_id`, and `run` or `error`. `run_from_event` reads it.
+
+        If the credentials were rejected, it also has what the next trigger needs: `deadline`, `rejections`.
+        """
         started_at = time.monotonic()
         result: dict[str, Any]
         try:
             result = {"run": (await self._wait_until_final()).to_event()}
+        except FlowAuthError as error:
+            rejections = self.rejections + 1
+            result = {"error": error.to_dict(), "deadline": self.deadline, "rejections": rejections}
         except FlowError as error:
             result = {"error": error.to_dict()}
         if (early := min_event_delay() - (time.monotonic() - started_at)) > 0:
@@ -351,6 +365,25 @@ def min_event_delay() -> float:
     by up to `[workers] min_heartbeat_interval`.
     """
     return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 1.0
+
+
+def deferral_timeout(schedule: Schedule) -> timedelta | None:
+    """Return the time after which Airflow itself ends a deferral, should no triggerer do it at the deadline.
+
+    That is two poll intervals after the deadline, or after the earliest event; None without a deadline.
+    """
+    if schedule.deadline is None:
+        return None
+    seconds = max(schedule.deadline - time.time(), min_event_delay()) + 2 * schedule.poll_interval
+    return timedelta(seconds=seconds) if seconds < MAX_DEFERRAL_SECONDS else None
+
+
+def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
+    """Return whether a task is resumed because no event came within its `deferral_timeout`.
+
+    Airflow then passes a marker in place of a method, and resume_execution raises TaskDeferralTimeout.
+    """
+    return next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout"
 
 
 def run_from_event(event: Mapping[str, Any] | None) -> FlowRun:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
-from airflow_provider_flows.core.exceptions import FlowError, FlowTimeout
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowTimeout
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.storage.output_options import OutputOptions
     from airflow_provider_flows.worker.task_state import TaskState
+
+CREDENTIALS_CHANGED = "The credentials of connection %s have changed; the wait continues with the new ones"
+RUN_CONTINUES = (
+    "Flow run {flow_run_id} continues, because there is no valid key to abort it with. Correct the "
+    "connection, then abort the run at the service, or clear the task, which aborts it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +245,23 @@ class TaskTry:
         try:
             self.hook.cancel(flow_run_id)
         except FlowError as abort_error:
+            if isinstance(error, FlowAuthError) and isinstance(abort_error, FlowAuthError):
+                error.args = (f"{error} {RUN_CONTINUES.format(flow_run_id=flow_run_id)}",)
             self.log.warning(
                 "Flow run %s could not be aborted. Check it at the service: %s", flow_run_id, abort_error
             )
+
+    def reload_hook(self) -> bool:
+        """Look the connection up again after its key was rejected; return whether that changed it."""
+        try:
+            latest = self.create_hook()
+            is_changed = latest.settings != self.hook.settings
+        except Exception:  # noqa: BLE001  # any error of Airflow's; the rejection is what to report
+            return False
+        if is_changed:
+            self.hook = latest
+            self.log.info(CREDENTIALS_CHANGED, latest.flows_conn_id)
+        return is_changed
 
     def _will_retry(self, error: BaseException) -> bool:
         """Return whether a retry resumes the run after this error, as the task's retry policy decides."""
