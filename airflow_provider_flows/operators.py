@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_flows.core.exceptions import FlowAuthError, FlowInputError, FlowTimeout
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError, FlowTimeout
 from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
@@ -182,7 +182,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
                 run = run_from_event(event)
             except FlowTimeout as error:
                 run = task_try.on_deadline(str(task_try.flow_run_id), error)
-            except FlowAuthError as error:  # the key may be wrong in the triggerer only
+            except (FlowAuthError, FlowInputError) as error:  # perhaps wrong in the triggerer only
                 run = self._wait_after_rejection(task_try, event or {}, error)
         return self._finish(context, task_try, run, on_run_update)
 
@@ -273,7 +273,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
     ) -> FlowRun:
         """Wait here; or poll once, and defer the task if the run is not final yet.
 
-        :param rejections: how many triggers have ended because their credentials were rejected. After the
+        :param rejections: how many triggers have ended because their connection was unusable. After the
             first one, an accepted poll is required before the task is deferred again.
         """
         schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
@@ -324,17 +324,15 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
                     raise
                 wait.reset_permanent_errors()
 
-    def _wait_after_rejection(
-        self, task_try: TaskTry, event: Mapping[str, Any], error: FlowAuthError
-    ) -> FlowRun:
-        """Continue a wait in which the triggerer's credentials were rejected, with those of this worker.
+    def _wait_after_rejection(self, task_try: TaskTry, event: Mapping[str, Any], error: FlowError) -> FlowRun:
+        """Continue a wait for which the triggerer's connection is unusable, with that of this worker.
 
-        :raises FlowAuthError: they are rejected, too.
+        :raises FlowAuthError: its key is rejected, too.
         """
-        from airflow_provider_flows.triggers import REJECTED_IN_TRIGGERER  # slow to import
+        from airflow_provider_flows.triggers import UNUSABLE_IN_TRIGGERER  # slow to import
 
         flow_run_id = str(task_try.flow_run_id)
-        self.log.warning(REJECTED_IN_TRIGGERER, flow_run_id, error)
+        self.log.warning(UNUSABLE_IN_TRIGGERER, flow_run_id, error)
         return self._wait_or_defer(task_try, flow_run_id, event.get("deadline"), event.get("rejections", 1))
 
     def _return_started(self, context: Context, run: FlowRun) -> dict[str, Any]:

@@ -137,13 +137,13 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Continue after the deferral, with the final run or the error in the trigger's event."""
-        from airflow_provider_flows.triggers import REJECTED_IN_TRIGGERER, run_from_event  # slow to import
+        from airflow_provider_flows.triggers import UNUSABLE_IN_TRIGGERER, run_from_event  # slow to import
 
         with self._translate_errors():
             try:
                 run = run_from_event(event)
-            except FlowAuthError as error:  # the key may be wrong in the triggerer only
-                self.log.warning(REJECTED_IN_TRIGGERER, self.flow_run_id, error)
+            except (FlowAuthError, FlowInputError) as error:  # perhaps wrong in the triggerer only
+                self.log.warning(UNUSABLE_IN_TRIGGERER, self.flow_run_id, error)
                 event = event or {}
                 return self._poll_or_defer(context, event.get("deadline"), event.get("rejections", 1))
             hook = self._get_hook()
@@ -183,7 +183,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
     def _poll_or_defer(self, context: Context, deadline: float | None, rejections: int = 0) -> dict[str, Any]:
         """Poll once, and defer the task if the run is not final yet.
 
-        :param rejections: how many triggers have ended because their credentials were rejected. After the
+        :param rejections: how many triggers have ended because their connection was unusable. After the
             first one, an accepted poll is required before the task is deferred again; after several, the
             sensor waits here.
         """

@@ -65,9 +65,8 @@ NO_EVENT = (
     "The deadline passed before the flow run {flow_run_id} was final, and no triggerer has reported its end. "
     "Check that a triggerer is running. If runs of this flow take this long, increase timeout."
 )
-REJECTED_IN_TRIGGERER = (
-    "The triggerer cannot poll flow run %s, because its credentials were rejected. This worker polls the run "
-    "with its own: %s"
+UNUSABLE_IN_TRIGGERER = (
+    "The triggerer cannot poll flow run %s with its connection, so this worker polls it with its own: %s"
 )
 MAX_DEFERRAL_SECONDS = 10 * 366 * 86_400.0  # Airflow stores the time of its end, which must be a date
 SCHEDULER_LOOPS = 5  # in which the scheduler certainly makes a DAG run of an event
@@ -88,7 +87,7 @@ class FlowRunTrigger(BaseTrigger):
     :param abort_on_kill: whether to abort the flow run when Airflow has ended its task (Airflow 3.3 and
         later).
     :param state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
-    :param rejections: how many triggers before this one have ended because their credentials were rejected.
+    :param rejections: how many triggers before this one have ended because their connection was unusable.
     """
 
     def __init__(
@@ -153,13 +152,14 @@ class FlowRunTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event: `flow_run_id`, and `run` or `error`. `run_from_event` reads it.
 
-        If the credentials were rejected, it also has what the next trigger needs: `deadline`, `rejections`.
+        If the connection cannot be used here, it also has what the next trigger needs: `deadline` and
+        `rejections`.
         """
         started_at = time.monotonic()
         result: dict[str, Any]
         try:
             result = {"run": (await self._wait_until_final()).to_event()}
-        except FlowAuthError as error:
+        except (FlowAuthError, FlowInputError) as error:
             rejections = self.rejections + 1
             result = {"error": error.to_dict(), "deadline": self.deadline, "rejections": rejections}
         except FlowError as error:
@@ -204,7 +204,17 @@ class FlowRunTrigger(BaseTrigger):
         # in-function imports: expensive, and needed only when a trigger runs
         from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
 
-        self._hook = hook = await get_hook_cached(self.flows_conn_id)
+        try:
+            self._hook = hook = await get_hook_cached(self.flows_conn_id)
+        except FlowError:
+            raise
+        except Exception as error:  # any error of Airflow's; the worker may be able to look it up
+            log.warning("Connection %s cannot be looked up", self.flows_conn_id, exc_info=True)
+            message = (
+                f"Connection {self.flows_conn_id!r} cannot be looked up in the triggerer "
+                f"({type(error).__name__}). Check that the connection is defined there, too"
+            )
+            raise FlowInputError(message) from error
         # imported by now, in a thread, because that takes too long on the loop
         from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from airflow.models.trigger import TRIGGER_FAIL_REPR, TriggerFailureReason
 from airflow.providers.common.compat.sdk import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk import DAG
 
@@ -24,7 +25,8 @@ from tests.support.versions import needs
 
 pytestmark = pytest.mark.emulator(run_seconds=3600, abort="instant", retries=0)
 
-NO_EVENT = ("__fail__", {"error": "Trigger timeout"})  # as Airflow resumes a task after `defer(timeout=)`
+# as Airflow resumes a task after `defer(timeout=)`
+NO_EVENT = (TRIGGER_FAIL_REPR, {"error": TriggerFailureReason.TRIGGER_TIMEOUT.value})
 
 
 def test_deferred_sensor_observes_execution_timeout(emulator: Emulator) -> None:

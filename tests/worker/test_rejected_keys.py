@@ -6,16 +6,19 @@ In a DAG run of `dag.test()` a deferrable task polls once in the worker, and the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG, BaseOperator
+from airflow.triggers.base import TriggerEvent
 
 from airflow_provider_flows.core.exceptions import FlowAuthError
 from airflow_provider_flows.emulator import Emulator, Fault, RecordedRequest
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
+from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FAST_POLLING, advance_on_poll, count_polls, is_poll, start_external_run
 from tests.support.tries import BOTH_MODES, CHAIR_ARGUMENTS
@@ -60,6 +63,33 @@ def test_key_that_stays_wrong_in_the_triggerer_lets_the_worker_wait(emulator: Em
     assert result.state == "success"
     assert count_polls(emulator) == 3 * (1 + 3) + 2
     assert result.log.count("running trigger in line") == 3
+
+
+@pytest.mark.parametrize("kind", DEFERRABLE)
+@pytest.mark.parametrize("connection", [None, '{"conn_type": "http", "host": "x"}'])
+def test_connection_that_is_wrong_in_the_triggerer_ends_no_wait(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, kind: str, connection: str | None
+) -> None:
+    """A connection that the triggerer does not have, or has as another type, is no reason to abort a run."""
+    name = "AIRFLOW_CONN_FLOWS_DEFAULT"
+    right, run_in_worker = os.environ[name], FlowRunTrigger.run
+
+    async def run_in_triggerer(trigger: FlowRunTrigger) -> AsyncIterator[TriggerEvent]:
+        with monkeypatch.context() as environment:
+            if not trigger.rejections:
+                environment.delenv(name)
+                if connection is not None:
+                    environment.setenv(name, connection)
+            async for event in run_in_worker(trigger):
+                yield event
+
+    monkeypatch.setattr(FlowRunTrigger, "run", run_in_triggerer)  # in the environment of another host
+    result = run_deferrable(emulator, kind, f"connection_{connection is None}", [0.0, 0.0, 1000.0])
+
+    assert result.state == "success", result.log
+    assert os.environ[name] == right
+    assert result.log.count("running trigger in line") == 2
+    assert "The triggerer cannot poll flow run" in result.log
 
 
 @BOTH_MODES
