@@ -16,8 +16,8 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_flows.core.exceptions import FlowInputError, FlowTimeout
-from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError, FlowTimeout
+from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.finish import add_asset_event_extra, finish
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_flows.core.flow_run import FlowRun
+    from airflow_provider_flows.core.http import Conversation
+    from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
 
@@ -184,25 +186,39 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
                 run = run_from_event(event)
             except FlowTimeout as error:
                 run = on_deadline(task_try, str(task_try.flow_run_id), error)
+            except (FlowAuthError, FlowInputError) as error:  # perhaps wrong in the triggerer only
+                run = self._wait_after_rejection(task_try, event or {}, error)
         return self._finish(task_try, run, on_run_update)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the deferral.
 
-        If the trigger itself failed, abort the flow run unless a retry resumes it.
+        If no event came in time, end as at the deadline. If the trigger itself failed, abort the flow run
+        unless a retry resumes it.
         """
-        from airflow_provider_flows.worker.task_try import abort_if_abandoned
-
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowException as error:
+        except AirflowException:
             # If the trigger failed, Airflow passes a marker, not a method name. A real method handles its own
             # errors.
-            if not hasattr(self, next_method):
-                task_try = self._create_task_try(context)
-                with self._run_try(task_try):
-                    abort_if_abandoned(task_try, error)
-            raise
+            if hasattr(self, next_method):
+                raise
+            from airflow_provider_flows.triggers import NO_EVENT, is_deferral_timeout  # slow to import
+            from airflow_provider_flows.worker.task_try import on_deadline
+
+            task_try = self._create_task_try(context)
+            is_timeout = is_deferral_timeout(next_method, next_kwargs)
+            flow_run_id = task_try.flow_run_id
+            if flow_run_id is None and is_timeout:  # no store: this try has pushed it
+                ti: Any = context["ti"]
+                flow_run_id = ti.xcom_pull(self.task_id, key="flow_run_id", map_indexes=ti.map_index)
+            with self._run_try(task_try):
+                if flow_run_id is None or not is_timeout:
+                    raise
+                on_run_update = self.get_run_tracker(context, task_try.hook, flow_run_id)
+                no_event = FlowTimeout(NO_EVENT.format(flow_run_id=flow_run_id))
+                run = on_deadline(task_try, flow_run_id, no_event)
+        return self._finish(task_try, run, on_run_update)
 
     def delete_saved_run(self) -> None:
         """Delete what was saved for a retry only. The listener calls this when the task has succeeded."""
@@ -275,9 +291,14 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
             self.delete_after_fetch,
         )
 
-    def _wait_or_defer(self, task_try: TaskTry, flow_run_id: str, deadline: float | None) -> FlowRun:
-        """Wait here; or poll once, and defer the task if the run is not final yet."""
-        from airflow_provider_flows.core.retry import NO_RETRY  # imports stay cheap
+    def _wait_or_defer(
+        self, task_try: TaskTry, flow_run_id: str, deadline: float | None, rejections: int = 0
+    ) -> FlowRun:
+        """Wait here; or poll once, and defer the task if the run is not final yet.
+
+        :param rejections: how many triggers have ended because their connection was unusable. After the
+            first one, an accepted poll is required before the task is deferred again.
+        """
         from airflow_provider_flows.worker.task_try import on_deadline
 
         schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
@@ -286,23 +307,59 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
             try_deadline = task_try.started_at + self.execution_timeout.total_seconds()
             schedule = replace(schedule, deadline=min(try_deadline, schedule.deadline or try_deadline))
         wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log)
+        poll: Callable[[], Conversation[FlowRun | None]] = wait.poll_once
+        if not self.deferrable or rejections >= MAX_REJECTED_TRIGGERS:
+            poll = wait.poll_until_final
+        elif rejections:
+            poll = wait.poll_confirming_errors
         try:
-            run = task_try.hook.run(
-                wait.poll_once() if self.deferrable else wait.poll_until_final(), retry=NO_RETRY
-            )
+            run = self._run_poll(task_try, wait, poll)
         except FlowTimeout as error:
             return on_deadline(task_try, flow_run_id, error)
         if run is not None and run.is_final:
             return run
-        from airflow_provider_flows.triggers import SUPPORTS_ON_KILL, FlowRunTrigger  # slow to import
+        from airflow_provider_flows.triggers import (  # slow to import
+            SUPPORTS_ON_KILL,
+            FlowRunTrigger,
+            deferral_timeout,
+        )
 
         if self.abort_on_kill and not SUPPORTS_ON_KILL:
             self.log.warning(NO_ON_KILL, flow_run_id)
         self.defer(
-            trigger=FlowRunTrigger.from_wait(self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill),
+            trigger=FlowRunTrigger.from_wait(
+                self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill, rejections=rejections
+            ),
             method_name=self.execute_complete.__name__,
+            timeout=deferral_timeout(schedule),
         )
         raise AssertionError  # not reached: defer() raises
+
+    def _run_poll(
+        self, task_try: TaskTry, wait: Wait, poll: Callable[[], Conversation[FlowRun | None]]
+    ) -> FlowRun | None:
+        """Poll, and again with the connection's new credentials if the old ones were rejected."""
+        from airflow_provider_flows.core.retry import NO_RETRY  # imports stay cheap
+        from airflow_provider_flows.worker.task_try import reload_hook
+
+        while True:
+            try:
+                return task_try.hook.run(poll(), retry=NO_RETRY)
+            except FlowAuthError:
+                if not reload_hook(task_try):
+                    raise
+                wait.reset_permanent_errors()
+
+    def _wait_after_rejection(self, task_try: TaskTry, event: Mapping[str, Any], error: FlowError) -> FlowRun:
+        """Continue a wait for which the triggerer's connection is unusable, with that of this worker.
+
+        :raises FlowAuthError: its key is rejected, too.
+        """
+        from airflow_provider_flows.triggers import UNUSABLE_IN_TRIGGERER  # slow to import
+
+        flow_run_id = str(task_try.flow_run_id)
+        self.log.warning(UNUSABLE_IN_TRIGGERER, flow_run_id, error)
+        return self._wait_or_defer(task_try, flow_run_id, event.get("deadline"), event.get("rejections", 1))
 
     def _return_started(self, context: Context, run: FlowRun) -> dict[str, Any]:
         """Return the dict of a run that the task does not wait for."""

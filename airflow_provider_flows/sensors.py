@@ -9,16 +9,24 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    AirflowTaskTimeout,
     BaseOperatorLink,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
 )
 
-from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowRunFailed, FlowTimeout
-from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowError,
+    FlowInputError,
+    FlowRunFailed,
+    FlowTimeout,
+)
+from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.finish import finish
@@ -27,6 +35,8 @@ from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_flows.core.flow_run import FlowRun
+    from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
 
@@ -43,6 +53,10 @@ NO_STATE_STORE = (
 
 class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
     """The sensor's `timeout` has passed. Airflow does not retry a task after an AirflowSensorTimeout."""
+
+
+class FlowExecutionTimeout(FlowTimeout, AirflowTaskTimeout):
+    """The `execution_timeout` of a deferred sensor has passed. Airflow retries it as without a deferral."""
 
 
 class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
@@ -115,36 +129,85 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait in the selected mode, and return the result."""
-        from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
-
         with self._translate_errors():
             self._validate_output_options(context)
             if not self.deferrable:
                 return super().execute(context)
-            hook = self._get_hook()
-            wait = self._create_wait(hook, time.time() + self.timeout)
-            on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
-            run = hook.run(wait.poll_once(), retry=NO_RETRY)
-            if run is not None and run.is_final:
-                return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
-        from airflow_provider_flows.triggers import FlowRunTrigger  # expensive, and needed only here
-
-        self.defer(
-            trigger=FlowRunTrigger.from_wait(self.flows_conn_id, wait),
-            method_name=self.execute_complete.__name__,
-        )
-        raise AssertionError  # not reached: defer() raises
+            return self._poll_or_defer(context, self._deadline(context))
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Continue after the deferral, with the final run or the error in the trigger's event."""
-        from airflow_provider_flows.triggers import run_from_event  # expensive, and needed only here
+        from airflow_provider_flows.triggers import UNUSABLE_IN_TRIGGERER, run_from_event  # slow to import
 
         with self._translate_errors():
+            try:
+                run = run_from_event(event)
+            except (FlowAuthError, FlowInputError) as error:  # perhaps wrong in the triggerer only
+                self.log.warning(UNUSABLE_IN_TRIGGERER, self.flow_run_id, error)
+                event = event or {}
+                return self._poll_or_defer(context, event.get("deadline"), event.get("rejections", 1))
             hook = self._get_hook()
             on_run_update = self.get_run_tracker(context, hook, self.flow_run_id)
-            return finish(
-                context, hook, run_from_event(event), self._output_options(), on_run_update=on_run_update
-            )
+            return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Continue after the deferral. If no event came in time, poll once, and end as at the deadline."""
+        from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
+        from airflow_provider_flows.triggers import NO_EVENT, is_deferral_timeout  # slow to import
+
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowException:
+            if not is_deferral_timeout(next_method, next_kwargs):
+                raise
+        with self._translate_errors():
+            hook = self._get_hook()
+            wait = self._create_wait(hook, None)
+            on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
+            run = hook.run(wait.poll_once(), retry=NO_RETRY)
+            if run is None or not run.is_final:
+                raise FlowTimeout(NO_EVENT.format(flow_run_id=wait.flow_run_id))
+            return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
+
+    def _deadline(self, context: Context) -> float:
+        """Return the epoch seconds at which a deferred wait ends.
+
+        Airflow does not enforce `execution_timeout` while a task is deferred, so the deadline does.
+        """
+        deadline = time.time() + self.timeout
+        if self.execution_timeout is None:
+            return deadline
+        ti: Any = context["ti"]
+        return min(deadline, float(ti.start_date.timestamp()) + self.execution_timeout.total_seconds())
+
+    def _poll_or_defer(self, context: Context, deadline: float | None, rejections: int = 0) -> dict[str, Any]:
+        """Poll once, and defer the task if the run is not final yet.
+
+        :param rejections: how many triggers have ended because their connection was unusable. After the
+            first one, an accepted poll is required before the task is deferred again; after several, the
+            sensor waits here.
+        """
+        from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
+
+        hook = self._get_hook()
+        wait = self._create_wait(hook, deadline)
+        on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
+        poll: Callable[[], Conversation[FlowRun | None]] = wait.poll_once
+        if rejections >= MAX_REJECTED_TRIGGERS:
+            poll = wait.poll_until_final
+        elif rejections:
+            poll = wait.poll_confirming_errors
+        run = hook.run(poll(), retry=NO_RETRY)
+        if run is not None and run.is_final:
+            return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
+        from airflow_provider_flows.triggers import FlowRunTrigger, deferral_timeout  # slow to import
+
+        self.defer(
+            trigger=FlowRunTrigger.from_wait(self.flows_conn_id, wait, rejections=rejections),
+            method_name=self.execute_complete.__name__,
+            timeout=deferral_timeout(wait.schedule),
+        )
+        raise AssertionError  # not reached: defer() raises
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll once."""
@@ -231,6 +294,13 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         try:
             yield
         except (AirflowSensorTimeout, FlowTimeout) as error:
+            limit = self.execution_timeout
+            if self.deferrable and limit is not None and limit.total_seconds() < self.timeout:
+                message = (
+                    f"The execution_timeout of {limit.total_seconds()} s passed before flow run "
+                    f"{self.flow_run_id} was final. If runs of this flow take this long, increase it."
+                )
+                raise FlowExecutionTimeout(message) from error
             if self.soft_fail or self.never_fail:
                 message = f"Skipping, because the timeout has passed: {error}"
                 raise AirflowSkipException(message) from error

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from datetime import timedelta
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
@@ -25,7 +25,7 @@ from airflow_provider_flows.core.exceptions import (
     error_from_dict,
 )
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
-from airflow_provider_flows.core.polling.finished_runs import EventCursor
+from airflow_provider_flows.core.polling.finished_runs import EventCursor, event_payloads
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.worker.kill_check import (
     ABORTED_BY_KILL,
@@ -45,18 +45,6 @@ log = logging.getLogger(__name__)  # one for all triggers: to create a logger ta
 MIN_PROGRESS_LOG_SECONDS = 30.0  # between two lines about progress: a line costs a triggerer half a ms of CPU
 SUPPORTS_ON_KILL = hasattr(BaseTrigger, "on_kill")  # Airflow 3.3 and later call it
 FINAL_STATE_NAMES = tuple(state.value for state in FlowState if state.is_final)
-EVENT_FIELDS = (
-    "flow_run_id",
-    "flow",
-    "service",
-    "state",
-    "progress",
-    "created_at",
-    "started_at",
-    "finished_at",
-    "duration",
-    "error",
-)
 ON_KILL_FRACTION = 0.95  # of `[triggerer] on_kill_timeout`, after which Airflow no longer waits for `on_kill`
 MAX_ABORT_SECONDS = 300.0  # for the requests that abort a run: a rate limit may delay them
 LEFT_IN_DOUBT = (
@@ -66,7 +54,15 @@ NOT_ABORTED = (
     "Flow run %s could not be aborted after its task was killed: %s. Check it at the service, and abort it "
     "there if it is active"
 )
-MAX_EVENT_TEXT_CHARACTERS = 1000  # of a text that comes from the service
+NO_EVENT = (
+    "The deadline passed before the flow run {flow_run_id} was final, and no triggerer has reported its end. "
+    "Check that a triggerer is running. If runs of this flow take this long, increase timeout."
+)
+UNUSABLE_IN_TRIGGERER = (
+    "The triggerer cannot poll flow run %s with its connection, so this worker polls it with its own: %s"
+)
+MAX_DEFERRAL_SECONDS = 10 * 366 * 86_400.0  # Airflow stores the time of its end, which must be a date
+SCHEDULER_LOOPS = 5  # in which the scheduler certainly makes a DAG run of an event
 
 _KILL_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
 
@@ -84,6 +80,7 @@ class FlowRunTrigger(BaseTrigger):
     :param abort_on_kill: whether to abort the flow run when Airflow has ended its task (Airflow 3.3 and
         later).
     :param wait_state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
+    :param rejections: how many triggers before this one have ended because their connection was unusable.
     """
 
     def __init__(
@@ -96,6 +93,7 @@ class FlowRunTrigger(BaseTrigger):
         *,
         abort_on_kill: bool = False,
         wait_state: Mapping[str, Any] | None = None,
+        rejections: int = 0,
         **_newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
@@ -106,12 +104,15 @@ class FlowRunTrigger(BaseTrigger):
         self.deadline = deadline
         self.abort_on_kill = abort_on_kill
         self.wait_state = None if wait_state is None else dict(wait_state)
+        self.rejections = rejections
         self._has_fired = False
         self._context: Context | None = None  # in which its lines are logged
         self._hook: FlowsHook | None = None  # for `on_kill`: a lookup takes seconds in a new triggerer
 
     @classmethod
-    def from_wait(cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False) -> Self:
+    def from_wait(
+        cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False, rejections: int = 0
+    ) -> Self:
         """Create the trigger that continues a worker's wait."""
         schedule = wait.schedule
         return cls(
@@ -122,6 +123,7 @@ class FlowRunTrigger(BaseTrigger):
             schedule.deadline,
             abort_on_kill=abort_on_kill,
             wait_state=wait.to_dict(),
+            rejections=rejections,
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -136,14 +138,23 @@ class FlowRunTrigger(BaseTrigger):
         }
         if self.wait_state:
             arguments["wait_state"] = self.wait_state
+        if self.rejections:
+            arguments["rejections"] = self.rejections
         return _class_path(self), arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and yield one event: `flow_run_id`, and `run` or `error`. `run_from_event` reads it."""
+        """Wait, and yield one event: `flow_run_id`, and `run` or `error`. `run_from_event` reads it.
+
+        If the connection cannot be used here, it also has what the next trigger needs: `deadline` and
+        `rejections`.
+        """
         started_at = time.monotonic()
         result: dict[str, Any]
         try:
             result = {"run": (await self._wait_until_final()).to_event()}
+        except (FlowAuthError, FlowInputError) as error:
+            rejections = self.rejections + 1
+            result = {"error": error.to_dict(), "deadline": self.deadline, "rejections": rejections}
         except FlowError as error:
             result = {"error": error.to_dict()}
         if (early := min_event_delay() - (time.monotonic() - started_at)) > 0:
@@ -216,7 +227,17 @@ class FlowRunTrigger(BaseTrigger):
         # in-function imports: expensive, and needed only when a trigger runs
         from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
 
-        self._hook = hook = await get_hook_cached(self.flows_conn_id)
+        try:
+            self._hook = hook = await get_hook_cached(self.flows_conn_id)
+        except FlowError:
+            raise
+        except Exception as error:  # any error of Airflow's; the worker may be able to look it up
+            log.warning("Connection %s cannot be looked up", self.flows_conn_id, exc_info=True)
+            message = (
+                f"Connection {self.flows_conn_id!r} cannot be looked up in the triggerer "
+                f"({type(error).__name__}). Check that the connection is defined there, too"
+            )
+            raise FlowInputError(message) from error
         self._warm_up_kill()
         # imported by now, in a thread, because that takes too long on the loop
         from airflow_provider_flows.triggerer.shared_poller import SharedPoller
@@ -253,7 +274,15 @@ class FlowRunTrigger(BaseTrigger):
 
 
 class FlowRunFinishedTrigger(BaseEventTrigger):
-    """Emit one event for each flow run that finishes at a service, for the asset of an `AssetWatcher`.
+    """Emit events for the flow runs that finish at a service, for the asset of an `AssetWatcher`.
+
+    One event has all runs that have finished since the last one, up to 500 runs or 256 KiB. Its payload has
+    `flow_run_ids`, a list, and `runs`, a list of dicts in the order of their ends, each with `flow_run_id`,
+    `flow`, `service`, `state`, `progress`, `created_at`, `started_at`, `finished_at` (ISO 8601, UTC),
+    `duration` (seconds) and `error`.
+
+    The next event of an asset comes at least `event_interval` later, because Airflow might give an earlier
+    one to no DAG run until yet another event comes (`triggerer.event_turns`).
 
     Runs that finished before the first poll emit no events. If the first list has no end times, the Date
     header of its response separates earlier runs from new ones. Without that header, the watcher uses the
@@ -262,12 +291,10 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
 
     What was emitted is saved in Airflow's asset state store (3.3 and later), so runs that finish while no
     triggerer runs, or while the DAG is paused, emit their events later. The state is saved five seconds after
-    the events, or at the next list if that is later. A triggerer that dies in between emits the events again,
-    and loses none.
+    an event. A triggerer that dies in between emits the event again, and loses none.
 
     All watchers of a connection in one triggerer share one list of its runs for each interval. No error of
-    the service ends the trigger. The payload of an event has `flow_run_id`, `flow`, `service`, `state`,
-    `progress`, `created_at`, `started_at`, `finished_at` (ISO 8601, UTC), `duration` (seconds) and `error`.
+    the service ends the trigger.
 
     :param flows_conn_id: the Airflow connection, of a service that lists its runs (Generio:
         https://docs.generio.ai, "List all flows"). Its credentials are not among the arguments, which Airflow
@@ -283,6 +310,16 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
 
     The triggerer passes on events once a second (airflow/jobs/triggerer_job_runner.py), and does not notify
     the trigger when an event is in the database."""
+
+    @cached_property
+    def event_interval(self) -> float:
+        """Seconds from one event of an asset to the next, in which Airflow has made a DAG run of the first.
+
+        That is `save_delay`, and a few loops of the scheduler (`[scheduler] scheduler_idle_sleep_time`): 10 s
+        by default.
+        """
+        loop_seconds = conf.getfloat("scheduler", "scheduler_idle_sleep_time", fallback=1.0)
+        return self.save_delay + SCHEDULER_LOOPS * max(1.0, float(loop_seconds))
 
     def __init__(
         self,
@@ -318,26 +355,38 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll without end, and yield one event for each run."""
+        """Poll without end, and yield an event for all runs that have finished since the last one."""
         # in-function imports: expensive, and needed only when a trigger runs
+        from airflow_provider_flows.triggerer.event_turns import EventTurns
         from airflow_provider_flows.triggerer.finished_runs_feed import FinishedRunsFeed
-        from airflow_provider_flows.triggerer.watcher_state import WatcherState
+        from airflow_provider_flows.triggerer.watcher_state import WatcherState, get_asset_names
 
-        watcher_state = WatcherState(getattr(self, "asset_state_store", None), self._key())
+        store = getattr(self, "asset_state_store", None)
+        turns, assets = EventTurns.for_loop(), get_asset_names(store) or [self._key()]
+        turns.start(assets, self.event_interval)
+        watcher_state = WatcherState(store, self._key())
         cursor = EventCursor.from_dict(await watcher_state.load(self.poll_interval))
         feed = FinishedRunsFeed.for_connection(self.flows_conn_id)
         async for snapshot in feed.snapshots(self.poll_interval):
             next_cursor, new_runs = cursor.after(snapshot, self._matches)
-            for run in new_runs:
-                yield TriggerEvent(_event_payload(run))
-            # an event that is saved as emitted before Airflow has it in its database would be lost with the
-            # triggerer
+            if new_runs and await turns.wait(assets) >= self.poll_interval:
+                continue  # a newer list is due, and its runs belong into the same event
+            emitted_ids: set[str] = set()
+            for payload in event_payloads(new_runs):
+                await turns.wait(assets)
+                turns.take(assets, self.event_interval)
+                yield TriggerEvent(payload)
+                emitted_ids.update(payload["flow_run_ids"])
+                # an event that is saved as emitted before Airflow has it in its database would be lost with
+                # the triggerer
+                await asyncio.sleep(self.save_delay)
+                if len(emitted_ids) < len(new_runs):
+                    await watcher_state.save(cursor.after_emitting(snapshot, emitted_ids).to_dict())
             if next_cursor is not cursor:
-                watcher_state.save_after(next_cursor.to_dict(), self.save_delay if new_runs else 0.0)
                 cursor = next_cursor
-            if new_runs:
-                await asyncio.sleep(min(self.save_delay, self.poll_interval))
-            await watcher_state.flush()
+                await watcher_state.save(cursor.to_dict())
+            else:
+                await watcher_state.flush()
 
     def _matches(self, run: FlowRun) -> bool:
         return run.state.value in self.states and (self.flow is None or run.flow in self.flow)
@@ -357,6 +406,25 @@ def min_event_delay() -> float:
     by up to `[workers] min_heartbeat_interval`.
     """
     return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 1.0
+
+
+def deferral_timeout(schedule: Schedule) -> timedelta | None:
+    """Return the time after which Airflow itself ends a deferral, should no triggerer do it at the deadline.
+
+    That is two poll intervals after the deadline, or after the earliest event; None without a deadline.
+    """
+    if schedule.deadline is None:
+        return None
+    seconds = max(schedule.deadline - time.time(), min_event_delay()) + 2 * schedule.poll_interval
+    return timedelta(seconds=seconds) if seconds < MAX_DEFERRAL_SECONDS else None
+
+
+def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
+    """Return whether a task is resumed because no event came within its `deferral_timeout`.
+
+    Airflow then passes a marker in place of a method, and resume_execution raises TaskDeferralTimeout.
+    """
+    return next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout"
 
 
 def run_from_event(event: Mapping[str, Any] | None) -> FlowRun:
@@ -393,12 +461,3 @@ def _parse_names(name: str, argument: str | Sequence[str]) -> list[str]:
         message = f"{name} must be a non-empty string or a list of non-empty strings, not {argument!r}"
         raise FlowInputError(message)
     return sorted({value.strip() for value in values})
-
-
-def _event_payload(run: FlowRun) -> dict[str, Any]:
-    """Return the payload of an event, with truncated texts, because Airflow stores it in its database."""
-    event = run.to_event()
-    return {
-        name: value[:MAX_EVENT_TEXT_CHARACTERS] if isinstance(value := event[name], str) else value
-        for name in EVENT_FIELDS
-    }

@@ -1,9 +1,9 @@
 """Lesson 9: a DAG that starts when a flow run finishes at the service.
 
 This includes runs that were started outside of Airflow. An asset represents the models that the service
-creates. Its watcher detects finished runs and starts this DAG, which downloads their files. One DAG run may
-be for several flow runs, so the downloads are mapped. If a user starts it, it uses the newest completed run.
-It needs a triggerer, and a connection `flows_default` of type Generio.
+creates. Its watcher detects finished runs and starts this DAG, which downloads their files. One event, and so
+one DAG run, may be for several flow runs, so the downloads are mapped. If a user starts it, it uses the
+newest completed run. It needs a triggerer, and a connection `flows_default` of type Generio.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ with DAG(
         """Return the ids of the flow runs that this DAG run is for."""
         events = [event for found in (triggering_asset_events or {}).values() for event in found]
         if events:
-            return [event.extra["payload"]["flow_run_id"] for event in events]
+            return [key for event in events for key in event.extra["payload"]["flow_run_ids"]]
         runs = FlowsHook.get_hook("flows_default").list_runs(FlowState.COMPLETED)
         return [run.flow_run_id for run in runs[:1]]
 

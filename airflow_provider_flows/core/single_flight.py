@@ -56,15 +56,15 @@ class SingleFlightCache(Generic[T]):
     ) -> tuple[CacheEntry[T], bool]:
         """Return the entry of a key, and whether it is new, so that the caller must load its value.
 
-        :param should_reload: takes a valid value and the number of seconds since the start of its load, and
-            returns whether to load it again.
+        :param should_reload: takes a valid value and the clock seconds at the start of its load, and returns
+            whether to load it again.
         """
         with self._lock:
             entry, now, previous = self._entries.get(key), self._clock(), None
             is_new = entry is None or entry.expires_at <= now
             if entry is not None and entry.future.done():
                 previous = entry.future.result()
-                is_new = is_new or should_reload(previous, now - entry.started_at)
+                is_new = is_new or should_reload(previous, entry.started_at)
             if entry is None or is_new:
                 entry = CacheEntry(key, now, now + self._max_load_seconds, previous)
                 entry.future.set_running_or_notify_cancel()  # a caller that is cancelled cannot cancel it now

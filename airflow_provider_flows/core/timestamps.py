@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pendulum import DateTime
 
+MIN_YEAR = 1971  # in text; an earlier year is a service's zero, in whatever time zone (0001, 1900, 1970)
+
 _ISO_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3}(\d{3})?)?(Z|[+-]\d\d:\d\d)?")
 
 
 def parse_timestamp(value: object) -> DateTime | None:
-    """Return a timestamp in UTC, or None if the value is not a timestamp.
+    """Return a timestamp in UTC, or None if the value is not a timestamp, or is a zero time.
+
+    Some services write "not yet" as the zero of their clock: `0001-01-01T00:00:00Z`, 1970, or 0.
 
     :param value: ISO 8601 with or without a time zone (default UTC), or epoch seconds or milliseconds.
     """
@@ -24,10 +28,11 @@ def parse_timestamp(value: object) -> DateTime | None:
         return None
     try:
         if isinstance(value, (int, float)):
-            return pendulum.from_timestamp(value / 1000 if value > 1e11 else value)
-        return _parse_timestamp_text(str(value))
+            return pendulum.from_timestamp(value / 1000 if value > 1e11 else value) if value > 0 else None
+        timestamp = _parse_timestamp_text(str(value))
     except (ValueError, OverflowError, OSError):
         return None
+    return None if timestamp is None or timestamp.year < MIN_YEAR else timestamp
 
 
 @lru_cache(maxsize=50_000)  # a run has the same timestamps at each poll

@@ -6,6 +6,7 @@ A lookup takes tens of milliseconds in a triggerer, the first one seconds.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextvars import Context
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
 
 HOOK_TTL_SECONDS = 60.0
-MIN_RELOAD_SECONDS = 5.0  # a younger lookup is not repeated even if its hook is stale
 
 _HOOKS: PerLoop[SingleFlightCache[FlowsHook]] = PerLoop(
     lambda: SingleFlightCache(max_load_seconds=HOOK_TTL_SECONDS)
@@ -27,25 +27,35 @@ _TASKS: set[asyncio.Task[None]] = set()  # those in progress, because asyncio ha
 async def get_hook_cached(flows_conn_id: str, stale: FlowsHook | None = None) -> FlowsHook:
     """Return the hook of a connection.
 
-    :param stale: a hook whose credentials were rejected. The connection is looked up again, unless that has
-        just been done.
+    :param stale: a hook whose credentials were rejected. The hook returned has other settings, or comes from
+        a lookup that began after this call: an earlier one may have read what was replaced since. All callers
+        that wait for a lookup share the next one, so that at most one is in progress.
     :raises FlowInputError: the connection is not of a type that runs flows.
     """
-    cache = _HOOKS.get()
-    entry, is_new = cache.get(flows_conn_id, lambda hook, age: _is_stale(hook, age, stale))
-    if is_new:
-        # A task of its own, because the first caller may be cancelled while others wait for the same result.
-        task = asyncio.get_running_loop().create_task(
-            _look_up(flows_conn_id, cache, entry), context=Context()
+    cache, called_at = _HOOKS.get(), time.monotonic()
+    while True:
+        entry, is_new = cache.get(
+            flows_conn_id, lambda hook, started_at: started_at < called_at and _is_stale(hook, stale)
         )
-        _TASKS.add(task)
-        task.add_done_callback(_TASKS.discard)
-    return entry.future.result() if entry.future.done() else await asyncio.wrap_future(entry.future)
+        if is_new:
+            # A task of its own: the first caller may be cancelled while others wait for the same result.
+            task = asyncio.get_running_loop().create_task(
+                _look_up(flows_conn_id, cache, entry), context=Context()
+            )
+            _TASKS.add(task)
+            task.add_done_callback(_TASKS.discard)
+        try:
+            hook = entry.future.result() if entry.future.done() else await asyncio.wrap_future(entry.future)
+        except Exception:
+            if stale is None or entry.started_at >= called_at:
+                raise
+        else:
+            if entry.started_at >= called_at or not _is_stale(hook, stale):
+                return hook
 
 
-def _is_stale(hook: FlowsHook, age: float, stale: FlowsHook | None) -> bool:
-    """Return whether a hook has the stale settings, and was looked up long enough ago to do it again."""
-    return stale is not None and age > MIN_RELOAD_SECONDS and hook.settings == stale.settings
+def _is_stale(hook: FlowsHook, stale: FlowsHook | None) -> bool:
+    return stale is not None and hook.settings == stale.settings
 
 
 async def _look_up(
@@ -53,6 +63,7 @@ async def _look_up(
 ) -> None:
     with cache.share_errors(entry):
         hook_class = await asyncio.to_thread(_import_in_thread)
+        entry.started_at = time.monotonic()  # callers until now share this lookup, even if a key was rejected
         cache.set_value(entry, await hook_class.aget_hook(flows_conn_id), HOOK_TTL_SECONDS)
 
 

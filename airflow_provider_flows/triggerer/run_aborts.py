@@ -1,4 +1,4 @@
-"""Cancels of flow runs from triggers: many at the same time share one session and the rate limiter."""
+"""Aborts of flow runs from triggers: many at the same time share one session and the rate limiter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_CONCURRENT_ABORTS = 16
 
 
-class _CancelSession:
+class _AbortSession:
     """One session for the aborts of one connection."""
 
     def __init__(self, hook: BaseFlowsHook) -> None:
@@ -35,7 +35,7 @@ class _CancelSession:
         return self._hook is hook or self._identity == (type(hook), hook.settings, hook.extra)
 
     async def abort(self, flow_run_id: str) -> bool:
-        """Cancel a run when it is its turn."""
+        """Abort a run when it is its turn."""
         async with self._slots:
             async with self._opening:
                 if self._transport is None:
@@ -50,7 +50,7 @@ class _CancelSession:
         await self._exits.aclose()
 
 
-_SESSIONS: PerLoop[list[_CancelSession]] = PerLoop(list)
+_SESSIONS: PerLoop[list[_AbortSession]] = PerLoop(list)
 
 
 async def abort_killed_run(hook: BaseFlowsHook, flow_run_id: str) -> bool:
@@ -62,7 +62,7 @@ async def abort_killed_run(hook: BaseFlowsHook, flow_run_id: str) -> bool:
     sessions = _SESSIONS.get()
     session = next((one for one in sessions if one.serves(hook)), None)
     if session is None:
-        sessions.append(session := _CancelSession(hook))
+        sessions.append(session := _AbortSession(hook))
     session.user_count += 1
     try:
         return await session.abort(flow_run_id)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 from airflow_provider_flows.core.polling.finished_runs import is_cursor_state
 
 log = logging.getLogger(__name__)
-
-CLOCK_TOLERANCE_SECONDS = 0.05  # a sleep may end a little early
 
 
 class WatcherState:
@@ -26,7 +23,7 @@ class WatcherState:
         self._stores = [] if store is None else _asset_stores(store)
         self._key = key
         self._is_failing = False
-        self._pending: list[tuple[float, Any]] = []
+        self._unsaved: Any = None
         if not self._stores:
             log.warning(
                 "The asset state store requires Airflow 3.3 or later. On this version asset watchers emit no "
@@ -50,18 +47,15 @@ class WatcherState:
                     filter(is_cursor_state, values), key=lambda one: one["emitted_until"], default=None
                 )
 
-    def save_after(self, value: Any, delay: float) -> None:
-        """Queue a JSON value to be saved after so many seconds, and not before the values queued earlier."""
-        earlier = self._pending[-1][0] if self._pending else 0.0
-        self._pending.append((max(earlier, time.monotonic() + delay), value))
+    async def save(self, value: Any) -> None:
+        """Save a JSON value; if that fails, `flush` retries it."""
+        self._unsaved = value
+        await self.flush()
 
     async def flush(self) -> None:
-        """Save the latest value that is due; one that cannot be saved is retried at the next call."""
-        due = sum(at <= time.monotonic() + CLOCK_TOLERANCE_SECONDS for at, _ in self._pending)
-        if due:
-            self._pending = self._pending[due - 1 :]
-            is_written = await self._write(self._pending[0][1])
-            self._pending = self._pending[is_written:]
+        """Save the latest value, if that has not succeeded yet."""
+        if self._unsaved is not None and await self._write(self._unsaved):
+            self._unsaved = None
 
     async def _write(self, value: Any) -> bool:
         """Save a value; return whether that succeeded."""
@@ -78,6 +72,11 @@ class WatcherState:
         if not self._is_failing:
             log.warning("The state of an asset watcher could not be %s and is retried: %r", action, error)
         self._is_failing = True
+
+
+def get_asset_names(store: Any) -> list[str]:
+    """Return the names of the assets that a trigger watches; none if Airflow does not say."""
+    return [*getattr(store, "_by_name", {})]
 
 
 def _asset_stores(store: Any) -> list[Any]:

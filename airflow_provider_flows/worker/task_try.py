@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
-from airflow_provider_flows.core.exceptions import FlowError, FlowTimeout
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowTimeout
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
@@ -33,14 +33,20 @@ if TYPE_CHECKING:
     from airflow_provider_flows.storage.output_options import OutputOptions
     from airflow_provider_flows.worker.task_state import TaskState
 
+CREDENTIALS_CHANGED = "The credentials of connection %s have changed; the wait continues with the new ones"
+RUN_CONTINUES = (
+    "Flow run {flow_run_id} continues, because there is no valid key to abort it with. Correct the "
+    "connection, then abort the run at the service, or clear the task, which aborts it."
+)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class TaskTry:
     """The facts about one try of a task.
 
     :param context: Airflow's context of the try.
     :param task_state: the record of the task's flow run, and the retries left.
-    :param hook: the hook of the task's connection, for the main thread.
+    :param hook: the hook of the task's connection, for the main thread. `reload_hook` replaces it.
     :param create_hook: returns another hook of the connection, for the thread of `on_kill`.
     :param abort_on_kill: whether the flow run is aborted when no task waits for it any more.
     :param validate: whether a new run is validated against the flow's definition.
@@ -254,9 +260,24 @@ def abort_if_abandoned(task_try: TaskTry, error: BaseException) -> None:
     try:
         task_try.hook.abort(flow_run_id)
     except FlowError as abort_error:
+        if isinstance(error, FlowAuthError) and isinstance(abort_error, FlowAuthError):
+            error.args = (f"{error} {RUN_CONTINUES.format(flow_run_id=flow_run_id)}",)
         task_try.log.warning(
             "Flow run %s could not be aborted. Check it at the service: %s", flow_run_id, abort_error
         )
+
+
+def reload_hook(task_try: TaskTry) -> bool:
+    """Look the connection up again after its key was rejected; return whether that changed it."""
+    try:
+        latest = task_try.create_hook()
+        is_changed = latest.settings != task_try.hook.settings
+    except Exception:  # noqa: BLE001  # any error of Airflow's; the rejection is what to report
+        return False
+    if is_changed:
+        task_try.hook = latest
+        task_try.log.info(CREDENTIALS_CHANGED, latest.flows_conn_id)
+    return is_changed
 
 
 def _will_retry(task_try: TaskTry, error: BaseException) -> bool:

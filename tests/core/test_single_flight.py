@@ -127,13 +127,13 @@ def test_a_load_knows_the_previous_value(clock: Clock, cache: SingleFlightCache[
 
 
 def test_a_valid_value_is_reloaded_on_a_condition(clock: Clock, cache: SingleFlightCache[str]) -> None:
-    """A caller can replace a valid value, depending on its age."""
+    """A caller can replace a valid value, depending on when its load started."""
     assert load(cache, "first") == load(cache, "second") == "first"
     assert load(cache, "second", reload=True) == "second"
     clock.now += 5
-    assert not cache.get("key", lambda _, age: age > 5)[1]
+    assert not cache.get("key", lambda _, started_at: started_at < clock() - 5)[1]
     clock.now += 1
-    assert cache.get("key", lambda _, age: age > 5)[1]
+    assert cache.get("key", lambda _, started_at: started_at < clock() - 5)[1]
 
 
 def test_a_load_that_takes_too_long_is_not_shared_any_more(clock: Clock) -> None:

@@ -62,8 +62,8 @@ TEMPLATE = {
 }
 IMAGE = "https://h.blob.core.windows.net/i?rsct=image%2Fpng&sig=s"
 BREW = {
-    "number": 7, "recipe": "stout", "stage": "spoilt", "percent": 50, "made": None, "lit": None, "over": None,
-    "knobs": {"a": "b"}, "note": {"c": "d"}, "trouble": "too hot",
+    "number": 7, "recipe": "stout", "stage": "spoilt", "percent": 50, "created": None, "lit": None,
+    "over": None, "knobs": {"a": "b"}, "note": {"c": "d"}, "trouble": "too hot",
 }  # fmt: skip
 KNOB = {"from": 1, "to": 2, "needed": True}
 # the conversations of each service, each with the response that it reads
@@ -256,7 +256,7 @@ def test_text_file_in_json_is_stored(escaped: str, content: bytes) -> None:
         buffer = MemoryBuffer()
         sink = DownloadSink(buffer, "text/markdown")
         sink.on_response_start(200, {})
-        assert sink.feed(whole[:cut])
-        assert sink.feed(whole[cut:])
-        sink.finish(Request("GET", "/"), Response(200))
+        sink.feed(whole[:cut])
+        sink.feed(whole[cut:])
+        sink.finish()
         assert bytes(buffer.data) == content

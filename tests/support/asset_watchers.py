@@ -76,14 +76,19 @@ class BlockingStore:
 
 @dataclass
 class Watcher:
-    """A running trigger, and its events."""
+    """A running trigger, and the payloads of its events."""
 
-    events: list[dict[str, Any]] = field(default_factory=list)
+    payloads: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The flow runs of its events, in order."""
+        return [run for payload in self.payloads for run in payload["runs"]]
 
     @property
     def ids(self) -> list[str]:
-        """The flow runs of its events, in order."""
-        return [event["flow_run_id"] for event in self.events]
+        """The ids of these flow runs."""
+        return [flow_run_id for payload in self.payloads for flow_run_id in payload["flow_run_ids"]]
 
     async def wait_for_events(self, *flow_run_ids: str) -> bool:
         """Wait until it has emitted events of exactly these runs, in any order; return False after 3 s."""
@@ -92,20 +97,29 @@ class Watcher:
 
 @asynccontextmanager
 async def run_watcher(
-    store: Any = None, *, save_delay: float = POLL_SECONDS, **arguments: Any
+    store: Any = None,
+    *,
+    save_delay: float = POLL_SECONDS,
+    event_interval: float = POLL_SECONDS,
+    asset: str | None = None,
+    **arguments: Any,
 ) -> AsyncIterator[Watcher]:
     """Run a trigger as a triggerer does, and cancel it at the end of the block.
 
-    :param save_delay: seconds; with the trigger's own delay a test would take minutes.
+    :param save_delay: seconds, and likewise `event_interval`; with the trigger's own a test would take
+        minutes.
+    :param asset: the name of the asset that it watches; its store is a `FileStore` then.
     """
     trigger = FlowRunFinishedTrigger(**{"poll_interval": POLL_SECONDS, **arguments})
     trigger.asset_state_store = store
-    trigger.save_delay = save_delay
+    if asset is not None:
+        store._by_name = {asset: store}  # as Airflow's stores have it
+    trigger.save_delay, trigger.event_interval = save_delay, event_interval
     watcher = Watcher()
 
     async def run() -> None:
         async for event in trigger.run():
-            watcher.events.append(json.loads(json.dumps(event.payload)))
+            watcher.payloads.append(json.loads(json.dumps(event.payload)))
 
     task = asyncio.create_task(run())
     try:

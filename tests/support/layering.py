@@ -38,6 +38,7 @@ storage outputs
 . preflight hooks
 worker __init__ kill_check lineage run_tracking task_state finish task_try
 triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed run_aborts task_states watcher_state
+triggerer event_turns
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
 plugin airflow_internals cache html run_aborts listener schemas present run_view connection_view output_files

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 SLOW_RUN_SECONDS = 600.0  # a flow run that is in progress when its task is killed
 KEY = "a-key-that-occurs-in-no-other-text"
 MAX_WAIT_SECONDS = 100.0
+MAX_DELIVERY_SECONDS = 30.0  # from the end of a flow run to a DAG run with its event
 DAGS = """
 from airflow.sdk import DAG
 from airflow_provider_flows.operators import RunFlowOperator
@@ -223,7 +225,7 @@ def dag_run_ids(airflow: Stack, dag_id: str) -> list[str]:
 
 
 def received_payloads(airflow: Stack) -> list[dict[str, Any]]:
-    """Return the payloads that the DAG's runs received, after their end."""
+    """Return the payloads of the events that the DAG's runs received, after their end."""
     runs = dag_run_ids(airflow, "on_finished")
     assert [airflow.wait("on_finished", run_id, MAX_WAIT_SECONDS) for run_id in runs] == ["success"] * len(
         runs
@@ -247,17 +249,55 @@ def test_finished_flow_run_starts_a_dag(stack: StackRuns) -> None:
     _wait_for(lambda: len(dag_run_ids(airflow, "on_finished")) > 1)
     _wait_for(lambda: saved_runs(airflow) == [{known, first, second}] * 2)
 
-    payloads = {one["flow_run_id"]: one for one in received_payloads(airflow)}
+    payloads = received_payloads(airflow)
     assert (
         len(dag_run_ids(airflow, "on_finished"))
         == len(dag_run_ids(airflow, "on_finished_too"))
         == len(payloads)
     )
-    assert set(payloads) == {first, second}
-    payload = payloads[first]
+    runs = {tuple(payload["flow_run_ids"]): payload["runs"] for payload in payloads}
+    assert set(runs) == {(first,), (second,)}
+    (payload,) = runs[(first,)]
     assert (payload["flow_run_id"], payload["flow"], payload["state"]) == (first, FLOW, "completed")
     assert (payload["service"], payload["duration"], payload["error"]) == ("generio", 0.5, None)
     assert "Traceback" not in log
+
+
+def delivered_ids(airflow: Stack) -> list[list[str]]:
+    """Return, for each asset, the flow runs in the events that a DAG run was given."""
+    assets = airflow.call("GET", "assets").json()["assets"]
+    events = [
+        airflow.call("GET", f"assets/events?asset_id={asset['id']}&limit=100").json()["asset_events"]
+        for asset in assets
+    ]
+    return [
+        [
+            key
+            for event in of_asset
+            if event["created_dagruns"]
+            for key in event["extra"]["payload"]["flow_run_ids"]
+        ]
+        for of_asset in events
+    ]
+
+
+def wait_for_delivery(airflow: Stack, flow_run_ids: set[str], deadline: float) -> None:
+    """Wait until these flow runs have reached a DAG run of each asset; no flow run may reach two."""
+    missing = [flow_run_ids]
+    while any(missing):
+        assert time.monotonic() < deadline, [len(ids) for ids in missing]
+        time.sleep(0.5)
+        with suppress(RuntimeError):  # Airflow's API cannot return an event whose DAG run is still queued
+            delivered = delivered_ids(airflow)
+            assert all(len(ids) == len(set(ids)) for ids in delivered)
+            missing = [flow_run_ids.difference(ids) for ids in delivered]
+
+
+@pytest.mark.parametrize("size", [1, 8, 200])
+def test_every_run_of_a_burst_reaches_a_dag_run(stack: StackRuns, size: int) -> None:
+    """All flow runs that finish in a burst, over several polls, reach a DAG run of each asset within 30 s."""
+    flow_run_ids = {start_external_run(stack.watched_emulator) for _ in range(size)}
+    wait_for_delivery(stack.airflow, flow_run_ids, time.monotonic() + 0.5 + MAX_DELIVERY_SECONDS)
 
 
 @lacks("asset state store")
@@ -267,7 +307,7 @@ def test_finished_flow_run_starts_a_dag_without_a_store(stack: StackRuns) -> Non
     _wait_for(lambda: any(recorded.method == "GET" for recorded in stack.watched_emulator.requests))
     first = start_external_run(stack.watched_emulator)
     _wait_for(lambda: dag_run_ids(airflow, "on_finished"))
-    assert [payload["flow_run_id"] for payload in received_payloads(airflow)] == [first]
+    assert [payload["flow_run_ids"] for payload in received_payloads(airflow)] == [[first]]
     logs = "".join(path.read_text() for path in airflow.home.rglob("*.log") if path.is_file())
     assert logs.count("The asset state store requires Airflow") == 1
 

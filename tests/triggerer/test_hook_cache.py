@@ -7,12 +7,15 @@ import gc
 import logging
 import os
 from contextlib import suppress
+from typing import Any
 from weakref import ref
 
 import pytest
+from airflow.providers.common.compat.connection import get_async_connection
 
+from airflow_provider_flows import base_hook
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError
-from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook
 from airflow_provider_flows.triggerer.hook_cache import HOOK_TTL_SECONDS, get_hook_cached
 from tests.support.flow_server import StubFlowServer
 from tests.support.triggers import (
@@ -43,14 +46,40 @@ async def test_old_hook_is_looked_up_again() -> None:
 
 
 @pytest.mark.usefixtures("flow_server")
-async def test_stale_hook_is_looked_up_again_but_not_at_once() -> None:
-    """For a stale hook the connection is looked up again, once for all callers, unless that was just done."""
+async def test_rejected_hook_is_looked_up_again_at_once() -> None:
+    """After a rejection the lookup begins later than the rejection, however young the last one is."""
     first = await get_hook_cached("flows_default")
-    assert await get_hook_cached("flows_default", stale=first) is first
-    age_hook_cache()
-    hooks = await asyncio.gather(*(get_hook_cached("flows_default", stale=first) for _ in range(20)))
-    assert {id(hook) for hook in hooks} == {id(hooks[0])}
-    assert hooks[0] is not first
+    second = await get_hook_cached("flows_default", stale=first)
+    assert second is not first
+    together = await asyncio.gather(*(get_hook_cached("flows_default", stale=second) for _ in range(20)))
+    assert {id(hook) for hook in together} == {id(together[0])}
+    assert together[0] is not second
+
+
+async def test_lookup_in_progress_is_too_old_for_a_rejection(
+    flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lookup that began before a key was replaced and rejected does not serve the old key again."""
+    rejected = await get_hook_cached("flows_default")
+    may_end, read_keys = asyncio.Event(), list[str]()
+
+    async def read_slowly(conn_id: str, hook_class: type[FlowsHook]) -> Any:
+        connection = await get_async_connection(conn_id, hook_class)
+        read_keys.append(connection.password)
+        await may_end.wait()
+        return connection
+
+    monkeypatch.setattr(base_hook, "get_async_connection", read_slowly)  # Airflow's
+    early = asyncio.create_task(get_hook_cached("flows_default", stale=rejected))
+    assert await wait_for_condition(lambda: read_keys)
+    flow_server.connect(monkeypatch, key="new")
+    late = [asyncio.create_task(get_hook_cached("flows_default", stale=rejected)) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    may_end.set()
+
+    assert (await early).settings == rejected.settings
+    assert {hook.connection.password for hook in await asyncio.gather(*late)} == {"new"}
+    assert read_keys == ["key", "new"]
 
 
 @pytest.mark.usefixtures("flow_server")
@@ -85,7 +114,6 @@ async def rotate_key(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatc
     assert await wait_for_condition(lambda: len(flow_server.requests) > 3)
     flow_server.keys = {"new"}
     flow_server.connect(monkeypatch, key="new")
-    age_hook_cache()
 
 
 async def test_rotated_key_ends_no_wait(
@@ -108,7 +136,6 @@ async def test_rejected_key_ends_each_wait(flow_server: StubFlowServer) -> None:
     )
     assert await wait_for_condition(lambda: len(flow_server.requests) > 3)
     flow_server.keys = set()
-    age_hook_cache()
 
     for error in await tasks:
         message = error_text(error, FlowAuthError)  # type: ignore[arg-type]
@@ -117,7 +144,7 @@ async def test_rejected_key_ends_each_wait(flow_server: StubFlowServer) -> None:
 
 
 async def test_wrong_key_from_the_start(flow_server: StubFlowServer) -> None:
-    """A key that was never valid ends each wait after a few polls, without a second lookup."""
+    """A key that was never valid ends each wait after a few polls and a second lookup."""
     flow_server.keys = set()
     errors = await collect_errors(flow_server.create_runs(3, 60))
     assert all("Connection 'flows_default'" in error_text(error, FlowAuthError) for error in errors)
@@ -149,7 +176,6 @@ async def test_key_may_be_rotated_twice(flow_server: StubFlowServer, monkeypatch
     await asyncio.sleep(0.3)
     flow_server.keys = {"newer"}
     flow_server.connect(monkeypatch, key="newer")
-    age_hook_cache()
     assert all(run.is_completed for run in await runs)
 
 
@@ -162,7 +188,6 @@ async def test_deleted_connection_ends_the_wait(
     flow_server.keys = set()
     monkeypatch.delenv("AIRFLOW_CONN_FLOWS_DEFAULT")
     assert "AIRFLOW_CONN_FLOWS_DEFAULT" not in os.environ
-    age_hook_cache()
     with pytest.raises(FlowError, match="flows_default"):
         await task
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,23 @@ MAX_FINISHED_RUNS = 5000
 MAX_ID_CHARACTERS = 200  # runs with longer ids are ignored
 OVERLAP_SECONDS = 3600.0  # a list may show a run so much later than one that ended after it
 MAX_CURSOR_CHARACTERS = 60_000  # of a cursor as JSON, some thousand ids; Airflow's store accepts 64 KiB
+MAX_EVENT_TEXT_CHARACTERS = 1000  # of a text that comes from the service
+# Bounds of an asset event, which Airflow stores in its database, and returns with every list of asset events.
+# A mapped task has at most 1024 instances by default (`[core] max_map_length`).
+MAX_EVENT_RUNS = 500
+MAX_EVENT_CHARACTERS = 256 * 1024  # as JSON
+EVENT_FIELDS = (
+    "flow_run_id",
+    "flow",
+    "service",
+    "state",
+    "progress",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "duration",
+    "error",
+)
 
 RunEnd = tuple[float, FlowRun]
 """The time at which a run ended, and the run."""
@@ -209,6 +226,10 @@ class EventCursor:
         cursor = _bounded_cursor(self.emitted_until, ends, newest - OVERLAP_SECONDS)
         return cursor, [run for _, run in reversed(new)]
 
+    def after_emitting(self, snapshot: Snapshot, flow_run_ids: Collection[str]) -> EventCursor:
+        """Return the cursor after only these runs of a snapshot: the earliest ones of those to emit."""
+        return self.after(snapshot, lambda run: run.flow_run_id in flow_run_ids)[0]
+
     def _after_first(self, snapshot: Snapshot, matches: Callable[[FlowRun], bool]) -> EventCursor:
         ends = {run.flow_run_id: end for end, run in snapshot.run_ends if matches(run)}
         newest = max(
@@ -248,3 +269,31 @@ def _is_incomplete(run: FlowRun) -> bool:
 def _strip_large_fields(run: FlowRun) -> FlowRun:
     """Return a run without the fields that may be large."""
     return replace(run, raw={}, parameters=None, additional=None) if run.raw else run
+
+
+def event_payloads(runs: Sequence[FlowRun]) -> Iterator[dict[str, Any]]:
+    """Yield the payloads of as few events as these runs need within the bounds of an event."""
+    items: list[dict[str, Any]] = []
+    characters = 0
+    for item in map(_event_item, runs):
+        size = len(json.dumps(item)) + len(json.dumps(item["flow_run_id"])) + len(", , ")
+        if items and (len(items) == MAX_EVENT_RUNS or characters + size > MAX_EVENT_CHARACTERS):
+            yield _event_payload(items)
+            items, characters = [], 0
+        items.append(item)
+        characters += size
+    if items:
+        yield _event_payload(items)
+
+
+def _event_payload(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"flow_run_ids": [item["flow_run_id"] for item in items], "runs": items}
+
+
+def _event_item(run: FlowRun) -> dict[str, Any]:
+    """Return one run of an event, with truncated texts."""
+    event = run.to_event()
+    return {
+        name: value[:MAX_EVENT_TEXT_CHARACTERS] if isinstance(value := event[name], str) else value
+        for name in EVENT_FIELDS
+    }

@@ -29,6 +29,7 @@ END_MARGIN_OF_INTERVAL, END_MARGIN_OF_REMAINING = 0.05, 0.01
 MAX_FORECAST_SECONDS = 10 * 366 * 86_400.0  # a longer remaining time comes from an absurd start or progress
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a service that asks for a longer pause is polled again after this one
 MAX_PERMANENT_ERRORS = 3  # a key may be in rotation, a new run not visible yet, a gateway confused
+MAX_REJECTED_TRIGGERS = 3  # with an unusable connection; then the task waits in its worker
 MAX_BACKOFF_DOUBLINGS = 16
 
 

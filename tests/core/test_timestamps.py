@@ -1,0 +1,74 @@
+"""Tests of the reading of timestamps: what a service writes for "not yet" is no time, to every reader."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.polling.schedule import PollState, Schedule
+from airflow_provider_flows.core.timestamps import parse_timestamp
+from airflow_provider_flows.services.generio.api import Generio
+from airflow_provider_flows.services.generio.responses import parse_running_row
+from tests.support.scripted_transport import ScriptedTransport, json_response
+
+ZEROS: list[Any] = [
+    "0001-01-01T00:00:00Z",
+    "0001-01-01T00:00:00",
+    "0001-01-01T00:00:00+00:00",
+    "0001-01-01T00:00:00.000000Z",
+    "0001-01-01 00:00:00",
+    "0001-01-01T00:00:00+05:00",
+    "0001-01-01",
+    "0000-00-00 00:00:00",
+    "1900-01-01T00:00:00",
+    "1969-12-31T19:00:00-05:00",
+    "1970-01-01T00:00:00Z",
+    "1970-01-01T00:00:00-05:00",
+    "1970-01-01T01:00:00",
+    "1970-01-01",
+    "0",
+    0,
+    0.0,
+    -1,
+    -62135596800,
+    -62135596800000,
+]
+NAMES = ("created_at", "started_at", "finished_at")
+
+
+@pytest.mark.parametrize("zero", ZEROS)
+def test_zero_times_are_absent_to_every_reader(zero: Any) -> None:
+    """A zero time is None in a run that was polled, in a row of a list, in an event and in a record."""
+    row = {"flow_id": "r", "state": "running", "template": "t", **dict.fromkeys(NAMES, zero)}
+    stored = {"flow_run_id": "r", "service": "generio", "state": "running", **dict.fromkeys(NAMES, zero)}
+    polled = ScriptedTransport(json_response(row)).run(Generio().get_run("r"))
+    (listed,) = ScriptedTransport(json_response([row])).run(Generio().list_runs())
+    in_bulk = parse_running_row("r", row)
+    assert in_bulk is not None
+    for run in (
+        polled,
+        listed,
+        in_bulk,
+        FlowRun.from_event(stored),
+        FlowRun.from_record({**stored, "outputs": []}),
+    ):
+        assert [getattr(run, name) for name in NAMES] == [None] * 3
+        assert run.duration is None
+
+
+@pytest.mark.parametrize("zero", ZEROS)
+def test_zero_times_make_polls_no_rarer(zero: Any) -> None:
+    """A run that says "not yet" by a zero time is polled as often as one that says nothing."""
+    now = time.time()
+    run = FlowRun("r", "generio", state=FlowState.RUNNING, started_at=parse_timestamp(zero))
+    schedule = Schedule(5, 60, jitter=lambda: 0.0)
+    assert schedule.next_poll(PollState(now, run), now).delay == 5
+
+
+@pytest.mark.parametrize("value", ["1971-01-01T00:00:00Z", "2025-12-16T12:00:00Z", 5, 1765886400])
+def test_other_times_are_read(value: Any) -> None:
+    """Any later time is one."""
+    assert parse_timestamp(value) is not None
