@@ -117,7 +117,12 @@ def select_definition(
 
     :param service: the service's name, for the message.
     """
-    definition = find_definition(flow, definitions)
+    try:
+        definition = find_definition(flow, definitions)
+    except FlowInputError as error:
+        problems.add(str(error), invalidates="flow")
+        problems.context(hint=VALIDATE_FALSE_HINT)
+        return None
     if definition is None:
         names = [one.display_name for one in definitions]
         matches = _suggest_names(flow, names + [one.flow for one in definitions], max_count=3)
