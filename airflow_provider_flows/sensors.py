@@ -22,7 +22,7 @@ from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.finish import finish
-from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, TemplateCheckMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -45,7 +45,7 @@ class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
     """The sensor's `timeout` has passed. Airflow does not retry a task after an AirflowSensorTimeout."""
 
 
-class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
+class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     """Wait until a flow run is final; return the same dict as `RunFlowOperator`.
 
     :param flow_run_id: the flow run to wait for. (templated)
@@ -118,6 +118,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
         from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
 
         with self._translate_errors():
+            self.get_template_problems().raise_if_any()
             self._validate_output_options(context)
             if not self.deferrable:
                 return super().execute(context)

@@ -86,7 +86,11 @@ class TaskTry:
         return self.deferred_run_id or self.state.flow_run_id
 
     def read_request(
-        self, arguments: tuple[Any, Any, Any, Any, str | None], options: OutputOptions, timeout: float | None
+        self,
+        arguments: tuple[Any, Any, Any, Any, str | None],
+        options: OutputOptions,
+        timeout: float | None,
+        template_problems: tuple[Problems, Problems],
     ) -> TryRequest:
         """Read the task's arguments, and validate what can be validated before a request is sent.
 
@@ -97,9 +101,10 @@ class TaskTry:
             files.
         :param timeout: seconds from now until the deadline, if no earlier try has set it; None for no
             deadline.
+        :param template_problems: known problems of the arguments, and of those in `options`.
         :raises FlowInputError: an argument is invalid; the message lists every problem.
         """
-        input_problems, output_problems = Problems(), Problems()
+        input_problems, output_problems = template_problems
         request = build_request(*arguments, input_problems)
         options.validate(self.hook.service, output_problems)
         record = self.state.current_record
