@@ -150,7 +150,7 @@ def describe_template_slip(
 ) -> str | None:
     """Return what is wrong if a template's text is that of no value or of a collection, else None.
 
-    A None is wrong anywhere in a text. A collection is wrong only as the whole text, because a longer text
+    A None is wrong anywhere in a text. A collection is wrong only as the complete text, because a longer text
     may quote one. What a template itself turned into text, as with `tojson` or `join`, is not a collection.
 
     :param text: the template's text.
@@ -158,14 +158,14 @@ def describe_template_slip(
     :param allow_any_text: whether an empty text and the word None are accepted if they are no mere form of a
         None.
     """
-    whole = text.strip()
-    collection = next((one for one in values if _is_collection(one) and str(one).strip() == whole), None)
+    stripped = text.strip()
+    collection = next((one for one in values if _is_collection(one) and str(one).strip() == stripped), None)
     is_none = "None" in text and any(value is None for value in values)
     if text == template or (allow_any_text and not is_none and collection is None):
         return None
-    if is_none or whole == "None":
+    if is_none or stripped == "None":
         result, remedy = "None", "check that what it names exists and has a value"
-    elif not whole:
+    elif not stripped:
         result, remedy = "an empty text", "check that what it names has a value"
     elif isinstance(collection, Mapping):
         result, remedy = "the text of a dict", f"to pass the dict itself, {NATIVE_RENDERING}"

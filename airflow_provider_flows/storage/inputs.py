@@ -18,7 +18,12 @@ from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import find_signatures, redact_path
 from airflow_provider_flows.core.start_or_resume import RunRequest
 from airflow_provider_flows.core.validation import Problems, collect_problems
-from airflow_provider_flows.storage.file_source import encode_content, load_file, load_text_file
+from airflow_provider_flows.storage.file_source import (
+    encode_content,
+    identify_content,
+    load_file,
+    load_text_file,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import Inputs
@@ -28,6 +33,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # the entire string, withou
 _PATH = re.compile(
     r"(?:~|\.{1,2})?/\S*|[A-Za-z]:[\\/]\S*|\S+\.(?:png|jpe?g|tiff?|webp|bmp|gif|glb|gltf)", re.IGNORECASE
 )
+_BASE64_DATA_URI = re.compile(r"\s*data:[^,\s]*(?:;base64,|,base64;)", re.IGNORECASE)
 FORMS = (
     "a prompt, the URI of a file (file:///..., s3://...), a pathlib.Path, a dict with 'data' or 'uri', or "
     "the result of another task that ran a flow"
@@ -388,9 +394,12 @@ def _normalize_text(where: str, text: str) -> str:
     if text.lstrip()[:5].lower() != "data:":
         return text
     try:
-        return encode_content(where, data_uri.decode(text))
-    except ValueError:  # a prompt that starts like a data URI
-        return text
+        content = data_uri.decode(text)
+    except ValueError as error:
+        if not _BASE64_DATA_URI.match(text):  # a prompt that starts like a data URI
+            return text
+        raise FlowInputError(f"{where} is a data URI that cannot be decoded: {error}") from None
+    return encode_content(where, identify_content(where, content))
 
 
 def _mask_signatures(*values: Any) -> None:
