@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
@@ -192,15 +194,53 @@ def _resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | O
         return Path(path_or_uri)
     from airflow.sdk import ObjectStoragePath  # slow to import
 
-    try:
-        path = (
-            path_or_uri if isinstance(path_or_uri, ObjectStoragePath) else ObjectStoragePath(str(path_or_uri))
-        )
+    def with_connection(path: ObjectStoragePath) -> ObjectStoragePath:
         if conn_id and get_conn_id(path) is None and path.protocol not in LOCAL_SCHEMES:
             return ObjectStoragePath(str(path), conn_id=conn_id)
+        return path
+
+    try:
+        if isinstance(path_or_uri, ObjectStoragePath):
+            return with_connection(path_or_uri)
+        path = with_connection(ObjectStoragePath(str(path_or_uri)))
+        decoded_uri = _decode_percent(str(path_or_uri))
+        if decoded_uri is None:
+            return path
+        decoded_path = with_connection(ObjectStoragePath(decoded_uri))
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable_error(where, str(path_or_uri), error) from None
-    return path
+    return _choose_path(where, path, decoded_path)
+
+
+def _decode_percent(uri: str) -> str | None:
+    """Return a URI with its escapes such as `%20` decoded, None if it has none or its server decodes them."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme in {"http", "https"} or not re.search("%[0-9A-Fa-f]{2}", rest):
+        return None
+    return f"{scheme}://{os.fsdecode(unquote_to_bytes(os.fsencode(rest)))}"
+
+
+def _choose_path(where: str, path: ObjectStoragePath, decoded_path: ObjectStoragePath) -> ObjectStoragePath:
+    """Return the path to the letter if that exists, else the percent-decoded one if that exists.
+
+    The URIs of this provider's outputs, and those of object stores, are to the letter; those of
+    `pathlib.Path.as_uri` are encoded.
+
+    :raises FlowInputError: both are local files, so that either may be meant.
+    """
+    try:
+        exists = path.exists()
+        if exists and path.protocol not in LOCAL_SCHEMES:  # two requests would be one too many
+            return path
+        decoded_exists = decoded_path.exists()
+    except Exception:  # noqa: BLE001  # any error of the store's library; reading the file reports it
+        return path
+    if exists and decoded_exists:
+        raise FlowInputError(
+            f"{where} can mean two files: {redact_path(path)} and {redact_path(decoded_path)}. Pass the one "
+            "that is meant as a pathlib.Path"
+        )
+    return decoded_path if decoded_exists else path
 
 
 def _iter_file_chunks(where: str, path: Any, *, is_permanent: bool = True) -> Iterator[bytes]:
