@@ -89,9 +89,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             merged: Any = {**context, **self.op_kwargs}
             accepted = determine_kwargs(self.python_callable, self.op_args, merged)
             arguments = to_arguments(self.python_callable(*self.op_args, **accepted))
-            self._set_arguments(
-                self.render_template(arguments, merged) if self.render_returned else arguments
-            )
+            self._set_arguments(self._render_returned(arguments, merged))
             if self.deferrable:
                 self._push_arguments(context)
         return super().execute(context)
@@ -120,6 +118,15 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             return
         with self._run_try(task_try):
             yield
+
+    def _render_returned(self, arguments: dict[str, Any], context: Any) -> dict[str, Any]:
+        """Return the function's arguments, rendered if requested. They replace those of the decorator."""
+        self._template_slips = {
+            name: slips for name, slips in self._template_slips.items() if name not in arguments
+        }
+        if not self.render_returned:
+            return arguments
+        return {name: self.render_argument([name], value, context) for name, value in arguments.items()}
 
     def _set_arguments(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

@@ -21,7 +21,12 @@ from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, 
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.finish import add_asset_event_extra, finish
-from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.run_tracking import (
+    CHECKED_ARGUMENTS,
+    OUTPUT_ARGUMENTS,
+    RunTrackingMixin,
+    TemplateCheckMixin,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -44,7 +49,7 @@ NO_ON_KILL = (
 )
 
 
-class RunFlowOperator(RunTrackingMixin, BaseOperator):
+class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     """Start a flow run, wait for it, and fetch its outputs.
 
     The task returns one plain dict (README, "What a task returns"). `flow_run_id` is also pushed to XCom
@@ -151,6 +156,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
         from airflow_provider_flows.worker.task_try import on_execution_timeout, plan_run, resume_or_start
 
+        self._reject_slip_in_connection()
         task_try = self._create_task_try(context)
         options = self._output_options()
         on_run_update = self.get_run_tracker(context, task_try.hook)
@@ -158,7 +164,12 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
             self.log.info(NO_RETRY_POLICIES)
         with self._run_try(task_try):
             arguments = self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
-            planned_run = plan_run(task_try, arguments, options, to_seconds("timeout", self.timeout))
+            template_problems = (
+                self.get_template_problems(CHECKED_ARGUMENTS - OUTPUT_ARGUMENTS),
+                self.get_template_problems(OUTPUT_ARGUMENTS),
+            )
+            timeout = to_seconds("timeout", self.timeout)
+            planned_run = plan_run(task_try, arguments, options, timeout, template_problems)
             try:
                 run = resume_or_start(task_try, planned_run)
                 on_run_update(run)
@@ -234,6 +245,13 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
             from airflow_provider_flows.worker.task_try import on_kill  # imported before the try was created
 
             on_kill(self._current_try)
+
+    def _reject_slip_in_connection(self) -> None:
+        """Raise all problems of templates if one is in `flows_conn_id`, which every other check needs."""
+        if self.get_template_problems({"flows_conn_id"}):
+            from airflow_provider_flows.core.validation import NOTHING_STARTED  # imports stay cheap
+
+            self.get_template_problems().raise_if_any(NOTHING_STARTED)
 
     def _get_hook(self, conn_id: str) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook

@@ -30,7 +30,7 @@ from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, 
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.finish import finish
-from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, TemplateCheckMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -59,7 +59,7 @@ class FlowExecutionTimeout(FlowTimeout, AirflowTaskTimeout):
     """The `execution_timeout` of a deferred sensor has passed. Airflow retries it as without a deferral."""
 
 
-class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
+class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     """Wait until a flow run is final; return the same dict as `RunFlowOperator`.
 
     :param flow_run_id: the flow run to wait for. (templated)
@@ -130,6 +130,7 @@ class FlowRunSensor(RunTrackingMixin, BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait in the selected mode, and return the result."""
         with self._translate_errors():
+            self.get_template_problems().raise_if_any()
             self._validate_output_options(context)
             if not self.deferrable:
                 return super().execute(context)

@@ -95,6 +95,26 @@ def test_unknown_flow_is_rejected_with_the_nearest_name(emulator: Emulator) -> N
     assert run_task("validation_id", **{**CHAIR_ARGUMENTS, "flow": found.flow}).state == "success"
 
 
+def test_name_of_two_flows_is_rejected_with_their_ids(emulator: Emulator, hook: GenerioHook) -> None:
+    """A name that two flows have is an error with both ids; an id, or validate=False, starts the flow."""
+    rows = [{"id": flow_id, "name": FLOW} for flow_id in ("a1", "b2")]
+    rows += [{"id": "c3", "name": "poem"}, {"id": "c3", "name": "poem"}]  # one flow, listed twice
+    listed = Fault("GET", "*/templates", times=None, body=json.dumps({"templates": rows}).encode())
+    emulator.add_fault(listed)
+    message = f"generio has 2 flows '{FLOW}'; set flow to the id of one: 'a1' or 'b2'"
+    with pytest.raises(FlowInputError) as caught:
+        hook.start(FLOW, "A chair")
+    assert message in str(caught.value)
+    assert "No flow run was created" in str(caught.value)
+    with pytest.raises(FlowInputError, match="'a1' or 'b2'"):
+        hook.get_definition(FLOW)
+    assert emulator.runs == {}
+
+    for flow in ("a1", "b2", "poem"):
+        hook.validate(hook.build_request(flow, "A chair", None, None))
+    assert hook.start(FLOW, "A chair", validate=False).flow == FLOW
+
+
 def test_variables_are_validated_before_the_run(emulator: Emulator) -> None:
     """A chain's missing and misspelt variables are one error, and the chain is not run."""
     error = run_task(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_flows.core.exceptions import FlowInputError
+
 if TYPE_CHECKING:
     from airflow_provider_flows.core.graph import FlowGraph
 
@@ -92,6 +94,9 @@ def find_definition(flow: str, definitions: Iterable[FlowDefinition]) -> FlowDef
 
     The field that a start refers to is not documented. Therefore a definition also matches if any string
     field of its raw form equals `flow`; ids and names take precedence.
+
+    :raises FlowInputError: several flows have this name. Which of them the service would run is not
+        documented.
     """
     definitions = list(definitions)
     predicates = (
@@ -99,7 +104,17 @@ def find_definition(flow: str, definitions: Iterable[FlowDefinition]) -> FlowDef
         lambda one: one.name == flow,
         lambda one: flow in _get_texts(one.raw),
     )
-    return next((one for matches in predicates for one in definitions if matches(one)), None)
+    for matches in predicates:
+        found = {one.flow: one for one in reversed(definitions) if matches(one)}  # the first of each id
+        if len(found) > 1:
+            ids = " or ".join(map(repr, reversed(found)))
+            message = (
+                f"{definitions[0].service} has {len(found)} flows {flow!r}; set flow to the id of one: {ids}"
+            )
+            raise FlowInputError(message)
+        if found:
+            return next(iter(found.values()))
+    return None
 
 
 def _get_texts(raw: Any) -> list[str]:

@@ -155,6 +155,7 @@ class Service(ABC):
         """Return the definition of a flow, by name or id; by default it is searched in `list_definitions`.
 
         :raises FlowNotFound: there is no such flow; the message lists all flows.
+        :raises FlowInputError: several flows have this name; the message lists their ids.
         """
         if not self.supports("list_definitions"):
             raise self._unsupported_error("return a flow's definition")

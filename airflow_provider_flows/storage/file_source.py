@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
+from airflow_provider_flows.core.payload.integrity import TruncationDetector
 from airflow_provider_flows.core.redaction import redact_path, redact_text
 from airflow_provider_flows.storage.paths import LOCAL_SCHEMES, get_conn_id
 
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 INPUT_CHUNK_BYTES = 192 * 1024  # a multiple of 3, so that each chunk is encoded as base64 by itself
 INPUT_BLOCK_BYTES = 8 * 1024 * 1024  # the read-ahead of a file system; that of s3fs is 50 MiB by default
 MAX_TEXT_INPUT_BYTES = 1024 * 1024
+NAME, DATA_URI = "name", "media type"  # what declares the type of content
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +75,16 @@ def load_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | Upload
     :param where: the argument that names the file, for messages.
     :param path_or_uri: a pathlib.Path, an ObjectStoragePath or a URI.
     :param conn_id: the Airflow connection of the file's store, unless the path names one or is local.
-    :raises FlowInputError: the file cannot be read, is empty, or is of an unknown type.
+    :raises FlowInputError: the file cannot be read, is empty or truncated, is of an unknown type, or is not
+        of the type that its name indicates.
     """
     path = _resolve_path(where, path_or_uri, conn_id)
     chunks = _iter_file_chunks(where, path)
     first = next(chunks, b"")
     if not first:
         raise FlowInputError(f"{where} names an empty file ({redact_path(path)})")
-    media_type = data_uri.sniff(first, path.name)
+    subject = f"{where} names a file ({redact_path(path)})"
+    media_type = _detect_media_type(subject, first, data_uri.sniff(b"", path.name), NAME)
     if media_type is None:
         raise FlowInputError(
             f"{where} names a file of an unknown type ({redact_path(path)}): neither its content nor its "
@@ -87,10 +94,14 @@ def load_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | Upload
         return _read_text(where, path, first, chunks)
     if media_type == "image/bmp":
         return encode_content(where, Content(b"".join((first, *chunks)), media_type))
-    digest, size = hashlib.sha256(first), len(first)
+    digest, size, truncation_detector = hashlib.sha256(first), len(first), TruncationDetector(media_type)
+    truncation_detector.feed(first)
     for chunk in chunks:
         digest.update(chunk)
+        truncation_detector.feed(chunk)
         size += len(chunk)
+    if truncation_detector.is_truncated:
+        raise _truncation_error(subject, media_type, size)
     return FileSource(where, path, media_type, size, digest.hexdigest())
 
 
@@ -102,12 +113,67 @@ def load_text_file(where: str, path_or_uri: Any, conn_id: str | None) -> str:
     path = _resolve_path(where, path_or_uri, conn_id)
     chunks = _iter_file_chunks(where, path)
     first = next(chunks, b"")
-    media_type = data_uri.sniff(first, path.name) or "text/plain"
+    subject = f"{where} names a file ({redact_path(path)})"
+    media_type = _detect_media_type(subject, first, data_uri.sniff(b"", path.name), NAME) or "text/plain"
     if not media_type.startswith("text/") and media_type != "application/json":
         raise FlowInputError(
             f"{where} names a file of type {media_type} ({redact_path(path)}), but a text is expected"
         )
     return _read_text(where, path, first, chunks)
+
+
+def identify_content(where: str, content: Content) -> Content:
+    """Return the content of a data URI with the media type that its first bytes indicate, or else its own.
+
+    :raises FlowInputError: the content is empty, is not of the URI's media type, or is truncated.
+    """
+    subject, data, declared = f"{where} is a data URI", content.data, content.media_type
+    if not data.strip():
+        raise FlowInputError(f"{subject} without content")
+    if declared == "text/plain" and _is_text(data):  # also one that begins like a picture
+        return content
+    media_type = _detect_media_type(subject, data[:INPUT_CHUNK_BYTES], declared, DATA_URI)
+    if media_type == "text/plain":
+        raise FlowInputError(f"{subject} of a text that is not UTF-8")
+    truncation_detector = TruncationDetector(media_type)
+    truncation_detector.feed(data)
+    if truncation_detector.is_truncated:
+        raise _truncation_error(subject, media_type, len(data))
+    return Content(data, media_type)
+
+
+def _detect_media_type(subject: str, start: bytes, declared: str | None, source: str) -> str | None:
+    """Return the media type of the first bytes, or else the declared one. A picture may be of another kind.
+
+    :param declared: the media type that the file's name or data URI declares.
+    :param source: NAME or DATA_URI, for the message.
+    :raises FlowInputError: the content is not what is declared, or a page or pointer in place of a file.
+    """
+    sniffed = data_uri.sniff(start)
+    is_other_picture = (declared or "").startswith("image/") and (sniffed or "").startswith("image/")
+    is_wrong = declared in data_uri.SNIFFABLE_MEDIA_TYPES and sniffed != declared and not is_other_picture
+    foreign = data_uri.sniff_foreign(start)
+    is_page = foreign == data_uri.HTML_PAGE and not re.match(r"text/|.*html", declared or "")
+    if not is_wrong and foreign != data_uri.POINTER and not is_page:
+        return sniffed or declared
+    expected = f", but its {source} says {declared}" if declared else ""
+    actual = data_uri.describe_content(start)
+    raise FlowInputError(f"{subject} whose content is {actual}{expected}. Replace it with the right one")
+
+
+def _truncation_error(subject: str, media_type: str | None, size: int) -> FlowInputError:
+    return FlowInputError(
+        f"{subject} that is truncated: it has {size} bytes, and its {media_type} structure continues after "
+        "them. Copy it from its source again"
+    )
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def encode_content(where: str, content: Content) -> str:
@@ -128,15 +194,53 @@ def _resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | O
         return Path(path_or_uri)
     from airflow.sdk import ObjectStoragePath  # slow to import
 
-    try:
-        path = (
-            path_or_uri if isinstance(path_or_uri, ObjectStoragePath) else ObjectStoragePath(str(path_or_uri))
-        )
+    def with_connection(path: ObjectStoragePath) -> ObjectStoragePath:
         if conn_id and get_conn_id(path) is None and path.protocol not in LOCAL_SCHEMES:
             return ObjectStoragePath(str(path), conn_id=conn_id)
+        return path
+
+    try:
+        if isinstance(path_or_uri, ObjectStoragePath):
+            return with_connection(path_or_uri)
+        path = with_connection(ObjectStoragePath(str(path_or_uri)))
+        decoded_uri = _decode_percent(str(path_or_uri))
+        if decoded_uri is None:
+            return path
+        decoded_path = with_connection(ObjectStoragePath(decoded_uri))
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable_error(where, str(path_or_uri), error) from None
-    return path
+    return _choose_path(where, path, decoded_path)
+
+
+def _decode_percent(uri: str) -> str | None:
+    """Return a URI with its escapes such as `%20` decoded, None if it has none or its server decodes them."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme in {"http", "https"} or not re.search("%[0-9A-Fa-f]{2}", rest):
+        return None
+    return f"{scheme}://{os.fsdecode(unquote_to_bytes(os.fsencode(rest)))}"
+
+
+def _choose_path(where: str, path: ObjectStoragePath, decoded_path: ObjectStoragePath) -> ObjectStoragePath:
+    """Return the path to the letter if that exists, else the percent-decoded one if that exists.
+
+    The URIs of this provider's outputs, and those of object stores, are to the letter; those of
+    `pathlib.Path.as_uri` are encoded.
+
+    :raises FlowInputError: both are local files, so that either may be meant.
+    """
+    try:
+        exists = path.exists()
+        if exists and path.protocol not in LOCAL_SCHEMES:  # two requests would be one too many
+            return path
+        decoded_exists = decoded_path.exists()
+    except Exception:  # noqa: BLE001  # any error of the store's library; reading the file reports it
+        return path
+    if exists and decoded_exists:
+        raise FlowInputError(
+            f"{where} can mean two files: {redact_path(path)} and {redact_path(decoded_path)}. Pass the one "
+            "that is meant as a pathlib.Path"
+        )
+    return decoded_path if decoded_exists else path
 
 
 def _iter_file_chunks(where: str, path: Any, *, is_permanent: bool = True) -> Iterator[bytes]:

@@ -18,7 +18,12 @@ from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import find_signatures, redact_path
 from airflow_provider_flows.core.start_or_resume import RunRequest
 from airflow_provider_flows.core.validation import Problems, collect_problems
-from airflow_provider_flows.storage.file_source import encode_content, load_file, load_text_file
+from airflow_provider_flows.storage.file_source import (
+    encode_content,
+    identify_content,
+    load_file,
+    load_text_file,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import Inputs
@@ -28,6 +33,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # the entire string, withou
 _PATH = re.compile(
     r"(?:~|\.{1,2})?/\S*|[A-Za-z]:[\\/]\S*|\S+\.(?:png|jpe?g|tiff?|webp|bmp|gif|glb|gltf)", re.IGNORECASE
 )
+_BASE64_DATA_URI = re.compile(r"\s*data:[^,\s]*(?:;base64,|,base64;)", re.IGNORECASE)
 FORMS = (
     "a prompt, the URI of a file (file:///..., s3://...), a pathlib.Path, a dict with 'data' or 'uri', or "
     "the result of another task that ran a flow"
@@ -153,19 +159,47 @@ def parse_inputs(inputs: Any, input_conn_id: str | None = None, problems: Proble
         return list(_load_items(items, input_conn_id, collector))
 
 
+def iter_texts(argument: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the texts in an argument of a task, each after its place, such as `inputs[0]`.
+
+    Metadata (`additional`) and the `data` of a dict are left out, because they may be any text.
+    """
+    if argument != "inputs" or _is_variables(value) or _is_list(value):
+        yield from _iter_nested_texts(argument, value)
+    else:
+        yield from _iter_nested_texts("inputs[0]", value)
+
+
+def _iter_nested_texts(where: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str) or _is_path(value):
+        yield where, str(value)
+    elif isinstance(value, Mapping):
+        is_item = where.startswith("inputs") and _is_item(value)
+        for key, one in value.items():
+            if not (is_item and key in {"data", "additional"}):
+                yield from _iter_nested_texts(f"{where}[{key!r}]", one)
+    elif _is_list(value):
+        for index, one in enumerate(value):
+            yield from _iter_nested_texts(f"{where}[{index}]", one)
+
+
 def _load_variables(
     inputs: Mapping[Any, Any], input_conn_id: str | None, problems: Problems
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in inputs.items():
         values[str(name)] = ""
-        with problems.collect(where := f"inputs[{name!r}]"):
+        if (where := f"inputs[{name!r}]") in problems.invalid:
+            continue
+        with problems.collect(where):
             values[str(name)] = _load_variable(where, value, input_conn_id)
     return values
 
 
 def _load_variable(where: str, value: Any, input_conn_id: str | None) -> Any:
     """Return the text of an output, or of a dict with `data` or `uri`; return any other value as it is."""
+    if (message := _task_message(where, value)) is not None:
+        raise FlowInputError(message)
     if not isinstance(value, Mapping) or not _is_item(value):
         return value
     content = _resolve(where, _parse_item(where, value))
@@ -179,8 +213,9 @@ def _load_items(inputs: Sequence[Any], input_conn_id: str | None, problems: Prob
             items = list(_expand_outputs(f"inputs[{index}]", value))
         for where, item in items:
             flow_input = FlowInput(_UnreadableInput())
-            with problems.collect(where):
-                flow_input = _load_item(where, item, input_conn_id, problems)
+            if where not in problems.invalid:
+                with problems.collect(where):
+                    flow_input = _load_item(where, item, input_conn_id, problems)
             yield flow_input
 
 
@@ -291,7 +326,18 @@ def _parse_item(where: str, item: Any) -> ParsedInput:
     if isinstance(item, Mapping) and _is_item(item):
         return _parse_dict(where, item)
     type_name = f"a dict with {sorted(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
-    raise FlowInputError(f"{where} must be {FORMS}, not {type_name}")
+    raise FlowInputError(_task_message(where, item) or f"{where} must be {FORMS}, not {type_name}")
+
+
+def is_task(value: Any) -> bool:
+    """Return whether a value is a task itself (an operator) instead of its result."""
+    return hasattr(value, "task_id") and hasattr(type(value), "output")
+
+
+def _task_message(where: str, value: Any) -> str | None:
+    if not is_task(value):
+        return None
+    return f"{where} is the task {value.task_id!r} itself; write .output after it to pass the task's result"
 
 
 def _parse_text_input(where: str, text: str) -> Prompt | FileRef:
@@ -348,9 +394,12 @@ def _normalize_text(where: str, text: str) -> str:
     if text.lstrip()[:5].lower() != "data:":
         return text
     try:
-        return encode_content(where, data_uri.decode(text))
-    except ValueError:  # a prompt that starts like a data URI
-        return text
+        content = data_uri.decode(text)
+    except ValueError as error:
+        if not _BASE64_DATA_URI.match(text):  # a prompt that starts like a data URI
+            return text
+        raise FlowInputError(f"{where} is a data URI that cannot be decoded: {error}") from None
+    return encode_content(where, identify_content(where, content))
 
 
 def _mask_signatures(*values: Any) -> None:

@@ -68,8 +68,9 @@ class OutputOptions:
                 collector.add(
                     f"delete_after_fetch=True is not supported by {service.name}, which stores no runs"
                 )
-            with collector.collect():
-                _require_writable(self.output_path, self.output_conn_id)
+            if not collector.invalid & {"output_path", "output_conn_id"}:
+                with collector.collect():
+                    _require_writable(self.output_path, self.output_conn_id)
 
     def selects(self, output: FlowOutput) -> bool:
         """Return whether an output is to be fetched."""

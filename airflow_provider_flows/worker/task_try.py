@@ -99,6 +99,7 @@ def plan_run(
     arguments: tuple[Any, Any, Any, Any, str | None],
     options: OutputOptions,
     timeout: float | None,
+    template_problems: tuple[Problems, Problems],
 ) -> PlannedRun:
     """Read the task's arguments, and validate what can be validated before a request is sent.
 
@@ -107,9 +108,10 @@ def plan_run(
 
     :param arguments: flow, inputs, parameters, additional, and the connection of the storage of input files.
     :param timeout: seconds from now until the deadline, if no earlier try has set it; None for no deadline.
+    :param template_problems: known problems of the arguments, and of those in `options`.
     :raises FlowInputError: an argument is invalid; the message lists every problem.
     """
-    input_problems, output_problems = Problems(), Problems()
+    input_problems, output_problems = template_problems
     request = build_request(*arguments, input_problems)
     options.validate(task_try.hook.service, output_problems)
     record = task_try.task_state.current_record

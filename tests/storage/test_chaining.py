@@ -22,7 +22,7 @@ from airflow_provider_flows.storage.inputs import parse_inputs
 from tests.support.airflow_run import run_dag
 from tests.support.run_requests import CHAIN_ID
 
-GLB = b"glTF\x02\x00\x00\x00"
+GLB = b"glTF\x02\x00\x00\x00\x0d\x00\x00\x00\x00"
 TEXT = FlowOutput("slogan", media_type="text/plain", value="Sit down").to_dict()
 OFTEN = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 

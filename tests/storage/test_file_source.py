@@ -222,8 +222,8 @@ def test_fingerprint_is_that_of_the_content(tmp_path: Path, store: ConnectionFil
     path.write_bytes(PNG + b"2")
     assert fingerprint([path]) != first
     (tmp_path / "a.pdf").write_bytes(b"\0")
-    (tmp_path / "a.glb").write_bytes(b"\0")
-    assert fingerprint([tmp_path / "a.pdf"]) != fingerprint([tmp_path / "a.glb"])
+    (tmp_path / "a.stl").write_bytes(b"\0")
+    assert fingerprint([tmp_path / "a.pdf"]) != fingerprint([tmp_path / "a.stl"])
     assert fingerprint([{"uri": f"file://{path}", "additional": 1}]) != fingerprint([path])
 
 

@@ -6,7 +6,6 @@ Tests of behaviour that is the same on every store are in the other modules of t
 from __future__ import annotations
 
 import hashlib
-import random
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ EXAMPLE_DAG = Path(__file__).parents[2] / "example_dags" / "models_in_a_bucket.p
 TOKEN = "a-token-that-nobody-else-may-read"
 STORE = "bucket_of_tests"  # a connection id; Airflow caches the file system of an id for the whole process
 MIB = 1024 * 1024
-CONTENT = random.Random(5).randbytes(20 * MIB)  # noqa: S311  # more than two of the parts that S3 is sent
+CONTENT = glb(20 * MIB)  # more than two of the parts that S3 is sent
 CHUNK = 96 * 1024
 
 

@@ -124,6 +124,18 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
 )
 # the media types that `sniff` detects by content
 SNIFFABLE_MEDIA_TYPES = frozenset({media_type for _, media_type in MAGIC} | {"image/bmp", "image/webp"})
+POINTER = "a Git LFS or git-annex pointer (git lfs pull or git annex get fetches the file)"
+HTML_PAGE = "an HTML page"
+POINTER_STARTS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
+HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script")
+OTHER_FORMATS = (
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "compressed with gzip"),
+    (b"%PDF-", "application/pdf"),
+    (b"<", "an XML document"),
+    (b"{", "JSON"),
+    (b"[", "JSON"),
+)
 SYNONYMS = {
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
@@ -168,6 +180,30 @@ def sniff(data: bytes, name: str = "") -> str | None:
         return "image/bmp"
     by_magic = next((media_type for magic, media_type in MAGIC if data.startswith(magic)), None)
     return by_magic or (GLB if name.lower().endswith(".glb") else normalize_media_type(guess_type(name)[0]))
+
+
+def sniff_foreign(data: bytes) -> str | None:
+    """Return POINTER or HTML_PAGE if a file's first bytes are those of one, which may replace a file."""
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(POINTER_STARTS):
+        return POINTER
+    return HTML_PAGE if start.startswith(HTML_STARTS) else None
+
+
+def describe_content(data: bytes) -> str:
+    """Return what a file's first bytes show, for messages."""
+    known = sniff(data) or sniff_foreign(data)
+    if known is not None:
+        return known
+    for magic, description in OTHER_FORMATS:
+        if data.lstrip().startswith(magic):
+            return description
+    try:
+        data[:1024].decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(data[:1024]) - 3:  # otherwise the last character is incomplete
+            return "of an unknown type"
+    return "of an unknown type" if b"\0" in data[:1024] else "a text"
 
 
 def extension(media_type: str | None) -> str:

@@ -1,9 +1,12 @@
-"""A check that a file is complete, by the length or the end marker of its format, while it is written."""
+"""Checks that a file is complete, by the length, the end marker or the structure of its format.
+
+Each takes the bytes of a file in chunks, while the file is written or read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_flows.core.payload.data_uri import GLB, sniff
 from airflow_provider_flows.core.payload.sink import WriteFailedError
@@ -127,3 +130,178 @@ def _call_target(method: Callable[..., object], *args: Any) -> None:
         method(*args)
     except Exception as error:
         raise WriteFailedError(error) from error
+
+
+# a picture of fewer bytes is only a signature, as in a test of a DAG, and not a real one that was truncated
+MIN_PICTURE_BYTES = 16
+READ, SKIP, FIND = "read", "skip", "find"
+# a number of bytes to read or to skip, or a byte value to go behind
+Step = tuple[str, int]
+Walk = Generator[Step, bytes, None]
+
+
+class TruncationDetector:
+    """Follows the structure of a file, chunk by chunk, to detect one that ends before its own structure does.
+
+    Data after the end is ignored. A structure that does not make sense is not followed any further: it
+    does not prove that something is missing.
+    """
+
+    def __init__(self, media_type: str | None) -> None:
+        """Create a detector.
+
+        :param media_type: of the file, as `sniff` returns it.
+        """
+        self._walk = WALKS[media_type]() if media_type in WALKS else None
+        self._min_bytes = 0 if media_type == GLB else MIN_PICTURE_BYTES
+        self._size = 0
+        self._step: Step | None = None
+        self._rest = b""  # of a chunk, at most a few bytes
+        self._advance(None)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the file's structure continues after the last byte so far."""
+        return self._step is not None and self._size >= self._min_bytes
+
+    def feed(self, chunk: bytes) -> None:
+        """Follow the structure through the next bytes of the file."""
+        self._size += len(chunk)
+        data, position = self._rest + chunk if self._rest else chunk, 0
+        while self._step is not None:
+            kind, number = self._step
+            available = len(data) - position
+            if kind == FIND:
+                found = data.find(number, position)
+                position = len(data) if found < 0 else found + 1
+                if found < 0:
+                    break
+                self._advance(b"")
+            elif available >= number:
+                position += number
+                self._advance(data[position - number : position] if kind == READ else b"")
+            else:
+                if kind == SKIP:
+                    position, self._step = len(data), (SKIP, number - available)
+                break
+        self._rest = b"" if self._step is None else data[position:]
+
+    def _advance(self, data: bytes | None) -> None:
+        try:
+            self._step = None if self._walk is None else self._walk.send(data)  # type: ignore[arg-type]
+        except StopIteration:
+            self._step = None
+
+
+def _walk_glb() -> Walk:
+    """Follow a GLB: magic, version and total length, then the rest."""
+    header = yield READ, 12
+    yield SKIP, max(0, int.from_bytes(header[8:12], "little") - 12)
+
+
+def _walk_webp() -> Walk:
+    """Follow a RIFF file: magic and the length of the rest, then the rest."""
+    header = yield READ, 12
+    yield SKIP, max(0, int.from_bytes(header[4:8], "little") - 4)
+
+
+def _walk_png() -> Walk:
+    """Follow the chunks of a PNG to the one that ends it."""
+    yield SKIP, 8
+    for expected in b"\x00\x00\x00\rIHDR":
+        if (yield READ, 1)[0] != expected:
+            return
+    yield SKIP, 13 + 4
+    kind = b""
+    while kind != b"IEND":
+        header = yield READ, 8
+        kind = header[4:]
+        yield SKIP, int.from_bytes(header[:4], "big") + 4
+
+
+def _walk_jpeg() -> Walk:
+    """Follow the segments of a JPEG, and the compressed data after some of them, to the end of the image."""
+    yield SKIP, 2
+    marker = yield from _read_jpeg_marker()
+    while marker not in {None, 0xD9}:
+        yield SKIP, max(0, int.from_bytes((yield READ, 2), "big") - 2)
+        marker = yield from (_find_jpeg_marker() if marker == 0xDA else _read_jpeg_marker())
+
+
+def _read_jpeg_marker() -> Generator[Step, bytes, int | None]:
+    """Return the marker that begins here, None if there is none."""
+    if (yield READ, 1) != b"\xff":
+        return None
+    return (yield from _read_jpeg_marker_code())
+
+
+def _find_jpeg_marker() -> Generator[Step, bytes, int | None]:
+    """Return the marker after compressed data, in which 0xFF is followed by a zero or a restart marker."""
+    marker: int | None = 0
+    while marker == 0 or (marker is not None and 0xD0 <= marker <= 0xD7):
+        yield FIND, 0xFF
+        marker = yield from _read_jpeg_marker_code(minimum=0)
+    return marker
+
+
+def _read_jpeg_marker_code(minimum: int = 0xC0) -> Generator[Step, bytes, int | None]:
+    code = 0xFF
+    while code == 0xFF:  # repeated as filling
+        code = (yield READ, 1)[0]
+    return code if code >= minimum else None
+
+
+def _walk_gif() -> Walk:
+    """Follow the blocks of a GIF to its trailer."""
+    header = yield READ, 13
+    yield SKIP, _gif_color_table_size(header[10])
+    while (kind := (yield READ, 1)) in {b"\x21", b"\x2c"}:  # an extension, an image
+        if kind == b"\x21":
+            yield SKIP, 1
+        else:
+            descriptor = yield READ, 9
+            yield SKIP, _gif_color_table_size(descriptor[8]) + 1
+        while size := (yield READ, 1)[0]:
+            yield SKIP, size
+
+
+def _gif_color_table_size(flags: int) -> int:
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _walk_tiff() -> Walk:
+    """Follow a TIFF to the end of its first directory and of what that refers to, but not a BigTIFF."""
+    header = yield READ, 8
+    order: Literal["little", "big"] = "little" if header[:2] == b"II" else "big"
+    if header[2] + header[3] != 42:
+        return
+    offset = int.from_bytes(header[4:8], order)
+    yield SKIP, max(0, offset - 8)
+    count = int.from_bytes((yield READ, 2), order)
+    directory = yield READ, 12 * count + 4
+    end = position = offset + 2 + 12 * count + 4
+    numbers: dict[int, int] = {}  # the single number that a tag has
+    for start in range(0, 12 * count, 12):
+        entry = directory[start : start + 12]
+        tag, kind = (int.from_bytes(entry[part : part + 2], order) for part in (0, 2))
+        length, value = (int.from_bytes(entry[part : part + 4], order) for part in (4, 8))
+        size = TIFF_TYPE_SIZES.get(kind, 0) * length
+        if size > 4:
+            end = max(end, value + size)
+        elif length == 1:
+            numbers[tag] = int.from_bytes(entry[8 : 8 + size], order)
+    for data, data_size in TIFF_DATA_TAGS:  # in one piece
+        end = max(end, numbers.get(data, 0) + numbers.get(data_size, 0))
+    yield SKIP, end - position
+
+
+TIFF_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # in bytes
+TIFF_DATA_TAGS = ((273, 279), (324, 325))  # offset and length of strips, of tiles
+WALKS: dict[str | None, Callable[[], Walk]] = {
+    GLB: _walk_glb,
+    WEBP: _walk_webp,
+    "image/png": _walk_png,
+    "image/jpeg": _walk_jpeg,
+    "image/gif": _walk_gif,
+    "image/tiff": _walk_tiff,
+}

@@ -1,0 +1,241 @@
+"""Tests that a template that became the text of no value or of a collection is refused before it is paid for.
+
+Each test runs a DAG, because Airflow renders the templates.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.decorators import task
+from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
+from tests.support.airflow_run import DagResult, run_dag
+from tests.support.modes import FAST_POLLING, FLOW
+from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
+
+PARAMS: dict[str, Any] = {
+    "prompts": ["A teapot", "A boat"],
+    "spec": {"what": "gnome"},
+    "blank": "",
+    "word": "None",
+}
+NOTHING = "{{ ti.xcom_pull('no_such_task') }}"
+
+# each slip: the template, and what the error says that it gave
+SLIPS = {
+    "nothing": (NOTHING, "gave None: check that what it names exists"),
+    "the word": ("{{ params.word }}", "gave None"),
+    "list": (
+        "{{ params.prompts }}",
+        "gave the text of a list: to pass the list itself, set render_template_as",
+    ),
+    "empty list": ("{{ [] }}", "gave the text of a list"),
+    "dict": ("{{ params.spec }}", "gave the text of a dict: to pass the dict itself, set render_template_as"),
+    "all params": (" {{ params }} ", "gave the text of a dict"),
+    "empty": ("{{ params.blank }}", "gave an empty text"),
+    "block": ("{% if params.blank %}A chair{% endif %}", "gave an empty text"),
+    "part": ("A chair for " + NOTHING, "gave None"),
+}
+# each templated argument: the arguments with a template in place, and its name in the error
+ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "flow": (lambda slip: {"flow": slip}, "flow: "),
+    "inputs": (lambda slip: {"inputs": slip}, "inputs[0]: "),
+    "item": (lambda slip: {"inputs": ["A chair", slip]}, "inputs[1]: "),
+    "uri": (lambda slip: {"inputs": {"uri": slip}}, "inputs[0]['uri']: "),
+    "variable": (
+        lambda slip: {**CHAIN_ARGUMENTS, "inputs": {"color": "red", "item": slip}},
+        "inputs['item']: ",
+    ),
+    "flows_conn_id": (lambda slip: {"flows_conn_id": slip}, "flows_conn_id: "),
+    "input_conn_id": (lambda slip: {"input_conn_id": slip}, "input_conn_id: "),
+    "output_path": (lambda slip: {"output_path": slip}, "output_path: "),
+    "output_conn_id": (lambda slip: {"output_conn_id": slip}, "output_conn_id: "),
+}
+
+pytestmark = pytest.mark.emulator(run_seconds=0)
+
+
+def run_tasks(dag_id: str, tasks: dict[str, dict[str, Any]], **dag_arguments: Any) -> DagResult:
+    """Run a task with each of these arguments."""
+    with DAG(dag_id, schedule=None, params=PARAMS, **dag_arguments) as dag:
+        for name, arguments in tasks.items():
+            RunFlowOperator(
+                task_id=name.replace(" ", "_"), **{**CHAIR_ARGUMENTS, **FAST_POLLING, **arguments}
+            )
+    return run_dag(dag)
+
+
+def assert_refused(result: DagResult, name: str, *parts: str) -> None:
+    """Assert that a task's error is a FlowInputError with these parts."""
+    error = result.errors[name.replace(" ", "_")]
+    assert type(error) is FlowInputError, (name, error)
+    for part in parts:
+        assert part in str(error), (name, part, str(error))
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_slip_in_any_argument_is_refused(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    """Each slip in each argument is an error with the argument, the expression, the result and the remedy."""
+    monkeypatch.chdir(tmp_path)
+    arguments, where = ARGUMENTS[argument]
+    result = run_tasks(
+        f"slips_{argument}", {name: arguments(template) for name, (template, _) in SLIPS.items()}
+    )
+    for name, (template, gave) in SLIPS.items():
+        expression = template.strip().removeprefix("A chair for ")
+        assert_refused(result, name, where, repr(expression), gave, ".output", "No flow run was created")
+    assert emulator.runs == {}
+    assert not any(tmp_path.iterdir())  # a folder called `None` has been seen
+
+
+def test_slip_in_a_parameter_is_refused(emulator: Emulator) -> None:
+    """A parameter is never the text of a missing value or of a collection; it may be empty, or any word."""
+    names = ("nothing", "list", "dict")
+    tasks = {name: {"parameters": {"quality": SLIPS[name][0]}, "validate": False} for name in names}
+    result = run_tasks("slips_parameters", tasks)
+    for name in names:
+        assert_refused(result, name, "parameters['quality']: ", SLIPS[name][1])
+    assert emulator.runs == {}
+
+    texts = {"style": "{{ params.blank }}", "label": "{{ params.word }}"}
+    run_tasks("slips_parameter_texts", {"run": {"parameters": texts, "validate": False}})
+    (created,) = (one.json for one in emulator.requests if (one.method, one.path[-6:]) == ("POST", "/flows"))
+    assert created["parameters"] == {"style": "", "label": "None"}
+
+
+def test_one_error_has_the_slips_and_the_other_problems(emulator: Emulator) -> None:
+    """Slips are listed with all other problems of a task, each once."""
+    arguments = {
+        "inputs": [NOTHING, "file:///no/such.png", "{{ params.blank }}"],
+        "parameters": {"qualty": "low"},
+        "output_path": NOTHING,
+    }
+    result = run_tasks("slips_and_problems", {"run": arguments})
+    parts = ("inputs[0]: ", "inputs[1] names a file that cannot", "inputs[2]: ", "'qualty'", "output_path: ")
+    assert_refused(result, "run", *parts)
+    assert str(result.errors["run"]).count("inputs[2]") == 1
+    assert emulator.runs == {}
+
+
+def test_texts_that_are_meant_are_sent(emulator: Emulator) -> None:
+    """A collection in a longer text, JSON, a joined list, a word in a literal, and any `data` are sent."""
+    texts = {
+        "From {{ params.prompts }}": "From ['A teapot', 'A boat']",
+        "{{ params.prompts | tojson }}": '["A teapot", "A boat"]',
+        "{{ params.prompts | join(' and ') }}": "A teapot and A boat",
+        "A {{ params.word }} sign": "A None sign",
+        "{% set unused = params.get('x') %}A chair": "A chair",
+        "None": "None",
+        "[]": "[]",
+    }
+    meant = [*texts, {"data": NOTHING, "additional": {"conf": "{{ params.spec }}"}}]
+    result = run_tasks(
+        "slips_texts", {"run": {"inputs": meant, "additional": {"of": "{{ params.prompts }}"}}}
+    )
+
+    assert result.state == "success", result.log
+    (run,) = emulator.runs.values()
+    assert [item.media.content.decode() for item in run.inputs] == [*texts.values(), "None"]
+
+
+def test_native_rendering_passes_the_values(emulator: Emulator) -> None:
+    """With render_template_as_native_obj a list is a list, a None parameter is the flow's default."""
+    tasks = {
+        "run": {"inputs": "{{ params.prompts }}", "parameters": {"quality": NOTHING}},
+        "none": {"inputs": NOTHING},
+    }
+    result = run_tasks("slips_native", tasks, render_template_as_native_obj=True)
+
+    assert result.states["run"] == "success", result.log
+    (run,) = emulator.runs.values()
+    assert [item.media.content.decode() for item in run.inputs] == PARAMS["prompts"]
+    assert_refused(result, "none", "inputs must hold at least one prompt or file")
+
+
+def test_mapped_task_refuses_its_own_slips_only(emulator: Emulator) -> None:
+    """Mapped over values, a task instance refuses the slip that it was given; the others run."""
+    with DAG("slips_mapped", schedule=None, params=PARAMS) as dag:
+        RunFlowOperator.partial(task_id="run", flow=FLOW, **FAST_POLLING).expand(
+            inputs=["A chair", "{{ params.prompts }}", "{{ params.prompts[1] }}"]
+        )
+    result = run_dag(dag)
+
+    assert_refused(result, "run[1]", "inputs[0]: ", "with expand")
+    sent = [run.inputs[0].media.content.decode() for run in emulator.runs.values()]
+    assert sorted(sent) == ["A boat", "A chair"]
+
+
+def test_sensor_refuses_slips(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sensor refuses a slip in each of its templated arguments before it polls."""
+    monkeypatch.chdir(tmp_path)
+    with DAG("slips_sensor", schedule=None, params=PARAMS) as dag:
+        for argument in FlowRunSensor.template_fields:
+            given = {"flow_run_id": "1" * 24, "mode": "poke", argument: NOTHING}
+            FlowRunSensor(task_id=argument, **given)
+    result = run_dag(dag)
+
+    for argument in FlowRunSensor.template_fields:
+        assert_refused(result, argument, f"{argument}: ", repr(NOTHING), "gave None")
+    assert emulator.requests == ()
+    assert not any(tmp_path.iterdir())
+
+
+def test_function_of_a_task_is_checked_if_it_returns_templates(emulator: Emulator) -> None:
+    """@task.flow checks what is rendered: its own templates, and returned ones if told to."""
+    with DAG("slips_function", schedule=None, params=PARAMS) as dag:
+
+        @task.flow(flow=FLOW, render_returned=True, **FAST_POLLING)
+        def rendered() -> list[str]:
+            return ["A chair", NOTHING]
+
+        @task.flow(flow=FLOW, **FAST_POLLING)
+        def plain() -> list[str]:
+            return ["A chair", "None"]
+
+        @task.flow(flow=FLOW, output_path=NOTHING, **FAST_POLLING)
+        def replaced() -> dict[str, Any]:
+            return {"inputs": "A lamp", "output_path": None}
+
+        @task.flow(flow=NOTHING, **FAST_POLLING)
+        def of_decorator() -> str:
+            return "A chair"
+
+        for one in (rendered, plain, replaced, of_decorator):
+            one()
+    result = run_dag(dag)
+
+    assert_refused(result, "rendered", "inputs[1]: ", repr(NOTHING))
+    assert_refused(result, "of_decorator", "flow: ", repr(NOTHING))
+    assert (result.states["plain"], result.states["replaced"]) == ("success", "success"), result.log
+    assert len(emulator.runs) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"inputs": "task"}, {"inputs": ["A chair", "task"]}, {**CHAIN_ARGUMENTS, "inputs": {"color": "task"}}],
+)
+def test_task_in_place_of_its_result_is_refused(emulator: Emulator, arguments: dict[str, Any]) -> None:
+    """A task among the inputs is an error that says to write `.output`; its templates stay as they are."""
+    with DAG("slips_task", schedule=None, params=PARAMS) as dag:
+        first = EmptyOperator(task_id="first", doc="{{ params.word }}")
+        inputs = arguments["inputs"]
+        given: Any = first
+        if isinstance(inputs, list):
+            given = ["A chair", first]
+        elif isinstance(inputs, dict):
+            given = {"color": first, "item": "ball"}
+        RunFlowOperator(task_id="run", **{**CHAIR_ARGUMENTS, **FAST_POLLING, **arguments, "inputs": given})
+    result = run_dag(dag)
+
+    assert_refused(result, "run", "is the task 'first' itself; write .output")
+    assert emulator.runs == {}
