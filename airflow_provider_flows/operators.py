@@ -235,7 +235,7 @@ class RunFlowOperator(RunTrackingMixin, BaseOperator):
         from airflow_provider_flows.worker.task_state import TaskState  # imports stay cheap
         from airflow_provider_flows.worker.task_try import TaskTry
 
-        task_state = TaskState(context, durable=self.durable)
+        task_state = TaskState(context, durable=self.durable, options=self._output_options())
         record = task_state.record if use_saved_connection else None
         saved_conn_id = None if record is None else record.conn_id
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RUN_LINK_KEY = "flow_run_link"
+RUN_ID_KEY = "flow_run_id"
 
 
 class RunTrackingMixin:
@@ -81,6 +82,14 @@ def get_run_url(hook: FlowsHook, run: FlowRun) -> str:
     if url.startswith(("https://", "http://")):
         return url
     return f"{hook.settings.base_url}{url}" if url.startswith("/") else ""
+
+
+def push_run_id(ti: Any, flow_run_id: str) -> None:
+    """Push the id of a task's flow run to XCom during the wait. Airflow empties XCom when a try starts."""
+    try:
+        ti.xcom_push(RUN_ID_KEY, flow_run_id)
+    except Exception as error:  # noqa: BLE001  # an id in XCom is not worth a paid run
+        log.warning("The id of flow run %s could not be pushed to XCom: %r", flow_run_id, error)
 
 
 def _push_run_link(context: Context, url: str) -> None:

@@ -322,19 +322,6 @@ def test_missing_file_of_deleted_run_raises(emulator: Emulator, tmp_path: Path) 
     assert (emulator.started_count, len(files(tmp_path))) == (1, 1)
 
 
-def test_run_too_large_for_the_store_is_not_deleted(
-    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A run that is too large for the store stays at the service, and a retry resumes it like any other."""
-    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "900")
-    store = Store()
-    first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
-    assert (request_times(emulator, "DELETE"), store[RECORD_KEY]["saved_run"]) == ([], None)
-    assert "was not deleted, because a retry may still need it" in caplog.text
-    assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
-    assert emulator.started_count == 1
-
-
 def test_damaged_file_of_same_size_is_downloaded_again(emulator: Emulator, tmp_path: Path) -> None:
     """Files are compared by digest: a damaged one of the same size is downloaded again."""
     store = Store()
