@@ -47,6 +47,8 @@ class RunTrackingMixin:
                 _push_run_link(context, url)
 
         if isinstance(flow_run_id, str) and flow_run_id.strip():
+            if self.flow_run is None:  # in this process; a sensor in poke mode polls many times in one
+                push_run_id(context["ti"], flow_run_id.strip())
             on_run_update(FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None)))
         return on_run_update
 

@@ -17,6 +17,7 @@ from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
 from airflow_provider_flows.worker.kill_check import CANCELLED_BY_KILL, ON_KILL_SECONDS, is_task_finished
+from airflow_provider_flows.worker.run_tracking import push_run_id
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -158,6 +159,7 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
     if run is None:
         task_state.raise_if_lost(fingerprint)
     if run is not None:
+        push_run_id(task_try.context["ti"], run.flow_run_id)
         task_try.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)
     elif earlier_run_id is not None and not is_same_request:
         task_try.log.info(
