@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun
 from airflow_provider_flows.core.http import Sleep
-from airflow_provider_flows.storage.atomic_file import Cancellation, remove_stale_temporary_files
+from airflow_provider_flows.storage.atomic_file import (
+    Cancellation,
+    CancelledWriteError,
+    remove_stale_temporary_files,
+)
 from airflow_provider_flows.storage.output_download import FILE_FIELDS, DownloadHook, OutputDownload
 from airflow_provider_flows.storage.parallel import run_parallel
 from airflow_provider_flows.storage.paths import OBJECT_STORES, file_names, get_run_folder
@@ -159,7 +163,7 @@ def _download_all(
     jobs = {
         index: partial(download.fetch, cancellation=cancellation) for index, download in downloads.items()
     }
-    fetched, first_error = list(outputs), None
+    fetched, completed, first_error = list(outputs), set[int](), None
     is_object_store = folder.protocol in OBJECT_STORES
     max_workers = MAX_PARALLEL_OBJECT_STORE_WRITES if is_object_store else MAX_PARALLEL_DOWNLOADS
     try:
@@ -167,11 +171,14 @@ def _download_all(
             for index, result in results:
                 fetched[index] = result.output
                 first_error = first_error or result.error
+                completed.add(index)
                 if file_records is not None and result.error is None:
                     _save_file_record(file_records, downloads[index].name, result.output)
     except BaseException:
         cancellation.cancel()
         raise
+    if completed != downloads.keys():  # cancelled between two downloads, so that none of them noticed
+        raise CancelledWriteError
     return tuple(fetched), first_error
 
 
