@@ -339,6 +339,30 @@ def test_deleted_run_of_any_size_is_saved(
     assert not [key for key in store if RECORD_KEY in key]
 
 
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_saved_run_that_cannot_be_read_is_looked_up_at_its_service(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_deleted: bool
+) -> None:
+    """The retry resumes the run if its service still has it; otherwise it raises, and pays for no other."""
+    monkeypatch.setenv(LIMIT_VARIABLE, "900")
+    inputs = [f"A chair {number}" for number in range(5)]
+    arguments = {**CHAIR_ARGUMENTS, "inputs": inputs, "output_path": str(tmp_path), "poll_interval": 0.1}
+    if not is_deleted:
+        emulator.add_fault(Fault("DELETE", "*", status=500))
+    store = Store()
+    first = RunFlowOperator(task_id="t", **arguments, delete_after_fetch=True).execute(context(store, 1, 3))
+    store.delete(next(key for key in store if f"{RECORD_KEY}_part_" in key))
+    retry = RunFlowOperator(task_id="t", **arguments, delete_after_fetch=True)
+    if is_deleted:
+        with pytest.raises(FlowError, match=r"is paid for, was saved in .*clear the task"):
+            retry.execute(context(store, 2, 3))
+    else:
+        assert retry.execute(context(store, 2, 3)) == first
+        retry.delete_saved_run()
+        assert not [key for key in store if RECORD_KEY in key]
+    assert (emulator.started_count, list(emulator.runs)) == (1, [])
+
+
 def test_run_that_cannot_be_saved_is_not_deleted(
     emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

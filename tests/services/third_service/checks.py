@@ -45,6 +45,7 @@ from tests.support.airflow_run import DagResult, run_dag
 from tests.support.asset_watchers import run_watcher
 from tests.support.brewery_server import FILES, KEY, RECIPES, TOAST_TEXT, Brewhouse, run_brewery
 from tests.support.commands import CommandResult, flows_command
+from tests.support.task_instances import Store, context
 from tests.support.triggers import collect_errors, error_text, run_trigger, wait_for_condition
 from tests.support.without_openlineage import is_hidden
 
@@ -345,6 +346,26 @@ def test_a_service_that_starts_in_one_request_is_picked_up_too(house: Brewhouse)
         hook.run(resume(service, order.fingerprint, records[-1], 1)) is None
     )  # after a Clear; it cannot be spilt here
     assert [brew.stage for brew in house.brews.values()] == ["brewing", "spoilt", "brewing"]
+
+
+class ForgetfulStore(Store):
+    """A store that goes away once a start is recorded."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Store the first value only."""
+        if self:
+            raise RuntimeError("the API server is away")
+        super().set(key, value)
+
+
+def test_a_store_that_fails_after_the_payment_ends_no_brew(
+    house: Brewhouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A try whose brew was paid by its start goes on without a record of it, and an error says so."""
+    monkeypatch.setattr(BreweryHook, "create_service", lambda *_: Hasty())
+    returned = RunFlowOperator(task_id="brew", **STOUT, **OFTEN).execute(context(ForgetfulStore(), 1, 3))
+    assert (returned["state"], house.paid_count) == ("completed", 1)
+    assert f"Flow run {returned['flow_run_id']} is paid for, and could not be saved" in caplog.text
 
 
 @WITH_A_STORE
