@@ -58,7 +58,7 @@ class TaskState:
             None if options is None else options.output_conn_id,
         )
         self._reference: Mapping[str, Any] | None = None  # to what is stored apart from the record
-        self._lost_run: str | None = None  # why the complete run of the record cannot be read
+        self._lost_run: str | None = None  # where a complete run was saved that cannot be read
         self.record: RunRecord | None = None if self._store is None else self._load_record()
         self._earlier_record = self.record
 
