@@ -65,7 +65,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     :param flows_conn_id: the Airflow connection; its type selects the service. (templated)
     :param input_conn_id: the Airflow connection used to read file URIs in `inputs`. (templated)
     :param wait_for_completion: if True (default), wait for the run to finish; otherwise return as soon as it
-        has started.
+        has started. A run that has failed by then fails the task.
     :param deferrable: if True, wait in the triggerer, without a worker slot. Defaults to Airflow's setting
         `[operators] default_deferrable`.
     :param poll_interval: shortest time between two polls, in seconds or as a timedelta.
@@ -173,8 +173,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             try:
                 run = resume_or_start(task_try, planned_run)
                 on_run_update(run)
-                can_fetch_later = task_try.hook.service.staged_start or not run.is_completed
-                if not self.wait_for_completion and can_fetch_later:
+                can_fetch_later = run.is_completed and task_try.hook.service.staged_start
+                if not self.wait_for_completion and (can_fetch_later or not run.is_final):
                     return self._return_started(context, run)
                 if not run.is_final:
                     run = self._wait_or_defer(task_try, run.flow_run_id, planned_run.deadline)
@@ -269,7 +269,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         from airflow_provider_flows.worker.task_state import TaskState  # imports stay cheap
         from airflow_provider_flows.worker.task_try import TaskTry
 
-        task_state = TaskState(context, durable=self.durable)
+        task_state = TaskState(context, durable=self.durable, options=self._output_options())
         record = task_state.record if use_saved_connection else None
         saved_conn_id = None if record is None else record.conn_id
 

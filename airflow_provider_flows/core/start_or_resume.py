@@ -242,7 +242,7 @@ def resume(
     if record.saved_run is not None:
         saved_run = FlowRun.from_record(record.saved_run)
         return saved_run if is_same_request and saved_run.state is not FlowState.FAILED else None
-    if record.flow_run_id is None:
+    if record.flow_run_id is None or not service.supports("get_run"):
         yield from _delete_orphans(service, record)
         return None
     try:

@@ -33,7 +33,8 @@ from sqlalchemy import select
 
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.worker.finish import OUTPUTS_KEY
-from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY, RUN_ID_KEY
+from airflow_provider_flows.worker.run_tracking import RUN_ID_KEY
+from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY
 
 User = GetUserDep
 REQUIRES_LOGIN = [Depends(get_user)]

@@ -37,6 +37,7 @@ from airflow_provider_flows.plugin.present import (
 )
 from airflow_provider_flows.plugin.schemas import PreviousRunSchema, RunPage
 from airflow_provider_flows.storage.output_options import OutputOptions
+from airflow_provider_flows.storage.outputs import list_outputs
 from airflow_provider_flows.worker.task_state import MAX_PREVIOUS_RUNS
 
 PAGE_POLL_SECONDS = 2.5  # between two polls of an active run, however many users view it
@@ -253,9 +254,9 @@ def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
 
 def _load_outputs(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
     with closing(get_flows_hook(conn_id)) as hook:
-        if not hook.service.supports("list_outputs"):
+        if not hook.service.supports("list_outputs") and not hook.service.supports("get_run"):
             return ()
-        conversation = hook.service.list_outputs(flow_run_id)
+        conversation = list_outputs(hook.service, flow_run_id)
         return tuple(hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS))
 
 

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun
 from airflow_provider_flows.core.http import Sleep
-from airflow_provider_flows.storage.atomic_file import Cancellation, remove_stale_temporary_files
+from airflow_provider_flows.storage.atomic_file import (
+    Cancellation,
+    CancelledWriteError,
+    remove_stale_temporary_files,
+)
 from airflow_provider_flows.storage.output_download import FILE_FIELDS, DownloadHook, OutputDownload
 from airflow_provider_flows.storage.parallel import run_parallel
 from airflow_provider_flows.storage.paths import OBJECT_STORES, file_names, get_run_folder
@@ -45,11 +49,19 @@ def list_ready_outputs(service: Service, flow_run_id: str) -> Conversation[list[
     See vendor_notes.md, G-03.
     """
     for attempt in range(1, MAX_PENDING_POLLS + 1):
-        outputs = yield from service.list_outputs(flow_run_id)
+        outputs = yield from list_outputs(service, flow_run_id)
         if attempt == MAX_PENDING_POLLS or all(output.status != PENDING for output in outputs):
             return outputs
         yield Sleep(min(0.5 * attempt, 5.0))
     raise AssertionError  # the last attempt returns
+
+
+def list_outputs(service: Service, flow_run_id: str) -> Conversation[list[FlowOutput]]:
+    """Return a run's outputs; a service that does not list them returns them with the run."""
+    if service.supports("list_outputs") or not service.supports("get_run"):
+        return (yield from service.list_outputs(flow_run_id))
+    run = yield from service.get_run(flow_run_id)
+    return list(run.outputs)
 
 
 def fetch_outputs(
@@ -72,7 +84,10 @@ def fetch_outputs(
     """
     service = hook.service  # created here, because the threads below cannot look up a connection
     outputs = run.outputs
-    if not outputs and service.supports("list_outputs"):  # otherwise the run came with all its outputs
+    can_list = service.supports("list_outputs")
+    come_with_run = not can_list and service.supports("get_run")  # but not with a trigger's event
+    has_pending = any(output.status == PENDING for output in outputs)
+    if (not outputs and (can_list or come_with_run)) or (has_pending and come_with_run):
         outputs = tuple(hook.list_ready_outputs(run.flow_run_id))
     outputs = tuple(_drop_large_metadata(output, output_options) for output in outputs)
     selected = tuple(filter(output_options.selects, outputs))
@@ -148,7 +163,7 @@ def _download_all(
     jobs = {
         index: partial(download.fetch, cancellation=cancellation) for index, download in downloads.items()
     }
-    fetched, first_error = list(outputs), None
+    fetched, completed, first_error = list(outputs), set[int](), None
     is_object_store = folder.protocol in OBJECT_STORES
     max_workers = MAX_PARALLEL_OBJECT_STORE_WRITES if is_object_store else MAX_PARALLEL_DOWNLOADS
     try:
@@ -156,11 +171,14 @@ def _download_all(
             for index, result in results:
                 fetched[index] = result.output
                 first_error = first_error or result.error
+                completed.add(index)
                 if file_records is not None and result.error is None:
                     _save_file_record(file_records, downloads[index].name, result.output)
     except BaseException:
         cancellation.cancel()
         raise
+    if completed != downloads.keys():  # cancelled between two downloads, so that none of them noticed
+        raise CancelledWriteError
     return tuple(fetched), first_error
 
 

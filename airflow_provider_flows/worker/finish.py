@@ -125,7 +125,7 @@ class TaskFinisher:
         elif missing:
             names = ", ".join(missing)
             log.warning("The %s is not deleted: these outputs are not stored as files: %s", run, names)
-        elif not self._save_run(run):
+        elif self.task_state is not None and not self.task_state.save_run(run):
             log.warning(
                 "The %s was not deleted, because a retry may still need it. "
                 "Delete it yourself once the task has succeeded.",
@@ -133,16 +133,6 @@ class TaskFinisher:
             )
         else:
             self._try_delete(run)
-
-    def _save_run(self, run: FlowRun) -> bool:
-        """Save a run for a retry, which will not find it at the service; return whether it may be deleted."""
-        if self.task_state is None:
-            return True
-        try:
-            return self.task_state.save_run(run)
-        except Exception as error:  # noqa: BLE001  # a store may raise anything
-            log.warning("The %s could not be saved for a retry (%s)", run, type(error).__name__)
-            return False
 
     def _try_delete(self, run: FlowRun) -> None:
         try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RUN_LINK_KEY = "flow_run_link"
+RUN_ID_KEY = "flow_run_id"
 OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id"})
 # all templated arguments except `additional`, which is metadata and may be any text
 CHECKED_ARGUMENTS = OUTPUT_ARGUMENTS | {
@@ -123,6 +124,8 @@ class RunTrackingMixin:
                 _push_run_link(context, url)
 
         if isinstance(flow_run_id, str) and flow_run_id.strip():
+            if self.flow_run is None:  # in this process; a sensor in poke mode polls many times in one
+                push_run_id(context["ti"], flow_run_id.strip())
             on_run_update(FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None)))
         return on_run_update
 
@@ -158,6 +161,14 @@ def get_run_url(hook: FlowsHook, run: FlowRun) -> str:
     if url.startswith(("https://", "http://")):
         return url
     return f"{hook.settings.base_url}{url}" if url.startswith("/") else ""
+
+
+def push_run_id(ti: Any, flow_run_id: str) -> None:
+    """Push the id of a task's flow run to XCom during the wait. Airflow empties XCom when a try starts."""
+    try:
+        ti.xcom_push(RUN_ID_KEY, flow_run_id)
+    except Exception as error:  # noqa: BLE001  # an id in XCom is not worth a paid run
+        log.warning("The id of flow run %s could not be pushed to XCom: %r", flow_run_id, error)
 
 
 def _push_run_link(context: Context, url: str) -> None:

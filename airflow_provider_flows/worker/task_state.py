@@ -5,20 +5,29 @@ Airflow has this store since version 3.3. Without it nothing is saved, and each 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import conf
+from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.redaction import redact_text
+from airflow_provider_flows.worker.run_tracking import push_run_id
+from airflow_provider_flows.worker.saved_run import (
+    SavedRunStorage,
+    fits,
+    get_digest,
+    is_reference,
+    is_same_place,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.start_or_resume import RunRecord
+    from airflow_provider_flows.storage.output_options import OutputOptions
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +35,8 @@ RECORD_KEY = "flow_run_record"
 FILES_KEY = "flow_file_records"
 PREVIOUS_RUNS_KEY = "flow_previous_runs"
 MAX_PREVIOUS_RUNS = 50
-RUN_ID_KEY = "flow_run_id"
+STORE_NAME = "task state store"
 RETRY_MAY_DOWNLOAD_AGAIN = "a retry may download files again"
-OUTPUT_TOO_LARGE = (
-    "It was too large to be saved when an earlier try ended early. Clear the task to run the flow again."
-)
 
 
 class TaskState:
@@ -38,20 +44,39 @@ class TaskState:
 
     :param context: Airflow's context of the try.
     :param durable: whether a retry is to resume the same flow run; if not, nothing is read or saved.
+    :param options: where files are stored: if the store fails, a paid response is saved there.
     """
 
-    def __init__(self, context: Context, *, durable: bool) -> None:
-        from airflow_provider_flows.core.start_or_resume import (
-            RunRecord,  # importing the operators stays cheap
-        )
-
+    def __init__(self, context: Context, *, durable: bool, options: OutputOptions | None = None) -> None:
         self.durable = durable
         self._ti = context["ti"]
         self._store: Any = context.get("task_state_store") if durable else None
-        self.record: RunRecord | None = (
-            None if self._store is None else RunRecord.from_dict(self._store.get(RECORD_KEY))
+        self._saved_runs = SavedRunStorage(
+            self._store,
+            RECORD_KEY,
+            None if options is None else options.output_path,
+            None if options is None else options.output_conn_id,
         )
+        self._reference: Mapping[str, Any] | None = None  # to what is stored apart from the record
+        self._lost_run: str | None = None  # where a complete run was saved that cannot be read
+        self.record: RunRecord | None = None if self._store is None else self._load_record()
         self._earlier_record = self.record
+
+    def _load_record(self) -> RunRecord | None:
+        from airflow_provider_flows.core.start_or_resume import RunRecord  # importing operators stays cheap
+
+        stored = self._store.get(RECORD_KEY)
+        if not isinstance(stored, Mapping) or not is_reference(stored.get("saved_run")):
+            return RunRecord.from_dict(stored)
+        record = RunRecord.from_dict({**stored, "saved_run": None})
+        self._reference = reference = stored["saved_run"]
+        if record is None or record.generation != self.generation:  # no try needs the run any more
+            return record
+        run = self._saved_runs.load(reference)
+        with_run = None if run is None else RunRecord.from_dict({**stored, "saved_run": run})
+        if with_run is None:
+            self._lost_run = f"in {reference['uri']}" if "uri" in reference else "in the task state store"
+        return with_run or record
 
     @property
     def generation(self) -> int:
@@ -111,50 +136,164 @@ class TaskState:
 
     def forget_saved_run(self) -> None:
         """Delete a record with a complete run. A record with an id only remains for a cleared task."""
-        if self._store is not None and self.record is not None and self.record.saved_run is not None:
+        has_run = self.record is not None and self.record.saved_run is not None
+        if self._store is None or not (has_run or self._lost_run):
+            return
+        try:
             self._store.delete(RECORD_KEY)
+        finally:
+            self._delete_reference(self._reference)
+            self._reference = None
+
+    def find_saved_file(self) -> None:
+        """Load the response of an earlier try that could save it in a file only.
+
+        Its record says that its request was sent, and nothing about a response.
+        """
+        if self.record is None or self.record.generation != self.generation or self.record.flow_run_id:
+            return
+        found = self._saved_runs.find_file(self.record.token)
+        if found is not None:
+            run, self._reference = found
+            self.record = replace(self.record, flow_run_id=str(run["flow_run_id"]), saved_run=run)
+            self._earlier_record = self.record
+            log.info("The response of an earlier try was found in %s", self._reference["uri"])
+
+    def raise_if_lost(self, fingerprint: str) -> None:
+        """Raise an error if an earlier try saved the complete run of this request, and it cannot be read.
+
+        :raises FlowError: a new run would be billed a second time.
+        """
+        if self._lost_run is not None and self.matches(fingerprint):
+            message = (
+                f"The response with flow run {self.flow_run_id}, which is paid for, was saved "
+                f"{self._lost_run}, and cannot be read there. Restore it and run the task again, or clear "
+                "the task to run the flow again, which is billed again."
+            )
+            raise FlowError(message)
 
     def save_run(self, run: FlowRun) -> bool:
         """Save a complete run before it is deleted at its service; return whether it may be deleted now.
 
-        A run that is too large for the store is not saved at all. Without a store there is nothing to save
-        for.
+        Without a store there is nothing to save for.
         """
         if self.record is None or self._store is None:
             return True
-        record = replace(self.record, saved_run=run.to_record())
-        if not _fits(record.to_dict()):
+        record, reference = self.record, self._reference
+        try:
+            self.save(replace(record, saved_run=run.to_record()))
+        except Exception as error:  # noqa: BLE001  # a store may raise anything
+            if self._reference is not reference:  # a file that the record in the store does not name
+                self._delete_reference(self._reference)
+            self.record, self._reference = record, reference
             log.warning(
-                "The %s is too large for Airflow's task state store, which accepts %d bytes ([state_store] "
-                "max_value_storage_bytes). A retry could not end this task without the service",
+                "The %s could not be saved for a retry: Airflow's task state store failed (%s)",
                 run,
-                _max_value_bytes(),
+                type(error).__name__,
             )
             return False
-        self.save(record)
         return True
+
+    def save_started(self, record: RunRecord) -> None:
+        """Save the record of a run that may be billed already, and push its id to XCom. Never raises.
+
+        An error would end the try, and lose the response that this try has. It is logged.
+        """
+        previous = self._reference
+        try:
+            self._save(record)
+        except Exception as error:  # noqa: BLE001  # a store may raise anything
+            if self._reference is previous:
+                self._log_unsaved(record, error)
+            else:
+                log.warning(
+                    "Airflow's task state store failed again (%s). A retry finds flow run %s in the file",
+                    type(error).__name__,
+                    record.flow_run_id,
+                )
+        self._push(record)
+
+    def _log_unsaved(self, record: RunRecord, error: Exception) -> None:
+        hint = "" if self._saved_runs.output_path else "; with an output_path it could be saved there"
+        log.error(
+            "Flow run %s is paid for, and could not be saved for a retry (%s: %s). This try continues with "
+            "it. If this try fails, a retry runs the flow again, which is billed again. Check Airflow's API "
+            "servers and their task state store%s",
+            record.flow_run_id,
+            type(error).__name__,
+            redact_text(str(error)),
+            hint,
+        )
 
     def save(self, record: RunRecord | None) -> None:
         """Save a record for the next try, and push its flow run id to XCom, where users see it early.
 
         :param record: None if this try certainly created no run: the record of the earlier tries applies
             again.
+        :raises Exception: any error of the store.
         """
+        self._save(record)
+        self._push(self.record)
+
+    def _save(self, record: RunRecord | None) -> None:
         self.record = record = self._earlier_record if record is None else record
-        if self._store is not None and record is None:
+        if self._store is None:
+            return
+        if record is not None:
+            self._store_record(record)
+        else:
             self._store.delete(RECORD_KEY)
-        elif self._store is not None and record is not None:
-            self._store.set(RECORD_KEY, _truncate_saved_run(record).to_dict())
+            self._delete_reference(self._reference)
+            self._reference = None
+
+    def _push(self, record: RunRecord | None) -> None:
         if record is not None and record.flow_run_id is not None:
-            self._ti.xcom_push(RUN_ID_KEY, record.flow_run_id)
+            push_run_id(self._ti, record.flow_run_id)
             self._save_previous_run(record.flow_run_id)
+
+    def _store_record(self, record: RunRecord) -> None:
+        """Store a record, with its complete run apart if the record is too large with it.
+
+        If the store fails, the run is stored in a file below `output_path`, and the record again.
+        """
+        previous, value, run = self._reference, record.to_dict(), record.saved_run
+        reference: Mapping[str, Any] | None = None
+        if previous is not None and run is not None and self._lost_run is None:
+            reference = previous if previous["sha256"] == get_digest(run) else None
+        is_stored = reference is not None
+        try:
+            if run is not None and not is_stored and not fits(value):
+                reference = self._saved_runs.save_in_parts(run)
+            self._store.set(RECORD_KEY, value if reference is None else {**value, "saved_run": reference})
+        except Exception as error:
+            if run is None or is_stored:
+                raise
+            self._delete_reference(reference)
+            if self._saved_runs.output_path is None:
+                raise
+            log.warning(
+                "Airflow's task state store failed (%s: %s), so flow run %s is saved below output_path until "
+                "the task has succeeded",
+                type(error).__name__,
+                redact_text(str(error)),
+                record.flow_run_id,
+            )
+            self._reference = reference = self._saved_runs.save_in_file(record.token, run)
+            self._store.set(RECORD_KEY, {**value, "saved_run": reference})
+        self._reference, self._lost_run = reference, None
+        if previous is not None and not (reference and is_same_place(previous, reference)):
+            self._delete_reference(previous)
+
+    def _delete_reference(self, reference: Mapping[str, Any] | None) -> None:
+        if reference is not None:
+            self._saved_runs.delete(reference)
 
     def _save_previous_run(self, flow_run_id: str) -> None:
         """Add the earlier tries' run to the list that the UI shows, if this try has another run."""
         previous_run_id = self._earlier_record.flow_run_id if self._earlier_record is not None else None
         if self._store is None or previous_run_id in {None, flow_run_id}:
             return
-        with _log_store_errors("the UI will not show the flow run of the earlier tries"):
+        with _log_errors(STORE_NAME, "the UI will not show the flow run of the earlier tries"):
             stored = self._store.get(PREVIOUS_RUNS_KEY)
             previous_runs = stored if isinstance(stored, list) else []
             entry = {"flow_run_id": previous_run_id, "last_try": int(self._ti.try_number) - 1}
@@ -165,6 +304,8 @@ class TaskState:
 class FileState:
     """The complete files of a flow run's outputs, so that a retry need not download them again.
 
+    They are stored in several values, each as large as the store should hold. A value is complete in itself.
+
     :param context: Airflow's context of the try.
     :param flow_run_id: the flow run; files saved for another run are ignored.
     """
@@ -172,15 +313,23 @@ class FileState:
     def __init__(self, context: Context, flow_run_id: str) -> None:
         self._store: Any = context.get("task_state_store")
         self._flow_run_id = flow_run_id
-        stored: Any = None
-        with _log_store_errors(RETRY_MAY_DOWNLOAD_AGAIN):
-            stored = None if self._store is None else self._store.get(FILES_KEY)
+        self._files: dict[str, Any] = {}
+        self._part: dict[str, Any] = {}  # the files in the last value, to which new ones are added
+        self._part_number = 1
+        with _log_errors(STORE_NAME, RETRY_MAY_DOWNLOAD_AGAIN):
+            while files := self._load_part(self._part_number + bool(self._part)):
+                self._part_number += bool(self._part)
+                self._part = files
+                self._files.update(files)
+
+    def _load_part(self, number: int) -> dict[str, Any]:
+        stored: Any = None if self._store is None else self._store.get(_part_key(number))
         is_same_run = (
             isinstance(stored, Mapping)
-            and stored.get("flow_run_id") == flow_run_id
+            and stored.get("flow_run_id") == self._flow_run_id
             and isinstance(stored.get("files"), Mapping)
         )
-        self._files: dict[str, Any] = dict(stored["files"]) if is_same_run else {}
+        return dict(stored["files"]) if is_same_run else {}
 
     def get_file_record(self, asset_id: str) -> Mapping[str, Any] | None:
         """Return `uri, size, sha256, media_type` of an output's file; None if none was saved."""
@@ -188,53 +337,27 @@ class FileState:
         return file_record if isinstance(file_record, Mapping) else None
 
     def save_file_record(self, asset_id: str, entry: Mapping[str, Any]) -> None:
-        """Save `uri, size, sha256, media_type` of a complete file, unless that is too large for the store."""
+        """Save `uri, size, sha256, media_type` of a complete file."""
         self._files[asset_id] = dict(entry)
-        value = {"flow_run_id": self._flow_run_id, "files": self._files}
-        with _log_store_errors(RETRY_MAY_DOWNLOAD_AGAIN):
-            if self._store is not None and _fits(value):
-                self._store.set(FILES_KEY, value)
+        if self._part and not fits(self._to_value({**self._part, asset_id: dict(entry)})):
+            self._part, self._part_number = {}, self._part_number + 1
+        self._part[asset_id] = dict(entry)
+        with _log_errors(STORE_NAME, RETRY_MAY_DOWNLOAD_AGAIN):
+            if self._store is not None:
+                self._store.set(_part_key(self._part_number), self._to_value(self._part))
+
+    def _to_value(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        return {"flow_run_id": self._flow_run_id, "files": files}
+
+
+def _part_key(number: int) -> str:
+    return FILES_KEY if number == 1 else f"{FILES_KEY}_part_{number}"
 
 
 @contextmanager
-def _log_store_errors(consequence: str) -> Iterator[None]:
-    """Log any error of the store, and its consequence, where the store only saves work."""
+def _log_errors(name: str, consequence: str) -> Iterator[None]:
+    """Log any error of Airflow's store, and its consequence, where the store only saves work."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  # a backend may raise anything, and the files are stored
-        log.warning("Airflow's task state store failed (%s); %s", type(error).__name__, consequence)
-
-
-def _truncate_saved_run(record: RunRecord) -> RunRecord:
-    """Return the record as the store accepts it: without its run's largest texts, which are logged."""
-    if record.saved_run is None or _fits(record.to_dict()):
-        return record
-    outputs = [dict(output) for output in record.saved_run["outputs"]]
-    record = replace(record, saved_run={**record.saved_run, "outputs": outputs})
-    texts = [output for output in outputs if not output.get("uri")]
-    for output in sorted(texts, key=_json_size, reverse=True):
-        output.update(value=None, status="error", error=OUTPUT_TOO_LARGE, is_url=False)
-        log.warning(
-            "The output %s is too large for Airflow's task state store ([state_store] "
-            "max_value_storage_bytes). If this task is killed early, its retry will not run the flow again, "
-            "but will lack this output",
-            output["name"],
-        )
-        if _fits(record.to_dict()):
-            break
-    return record
-
-
-def _fits(value: Any) -> bool:
-    """Return whether the store accepts a value of this size."""
-    limit = _max_value_bytes()
-    return limit <= 0 or _json_size(value) <= limit
-
-
-def _json_size(value: Any) -> int:
-    return len(json.dumps(value))
-
-
-def _max_value_bytes() -> int:
-    """Return the size of the largest value that the store accepts, in bytes; 0 for no limit."""
-    return int(conf.getint("state_store", "max_value_storage_bytes", fallback=0))
+        log.warning("Airflow's %s failed (%s); %s", name, type(error).__name__, consequence)

@@ -22,6 +22,7 @@ from airflow_provider_flows.worker.kill_check import (
     ON_KILL_SECONDS,
     is_task_finished,
 )
+from airflow_provider_flows.worker.run_tracking import push_run_id
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -138,6 +139,7 @@ def resume_or_start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
 
     :raises FlowInputError: a new run would be invalid; the message lists every problem.
     :raises FlowTimeout: the deadline has passed, and no run was started.
+    :raises FlowError: an earlier try saved a paid run, and it cannot be read.
     """
     run = _resume(task_try, planned_run.fingerprint)
     if run is not None:
@@ -155,6 +157,9 @@ def _raise_if_invalid(task_try: TaskTry, request: RunRequest, problems: Problems
 
 def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
     task_state = task_try.task_state
+    if not task_try.hook.service.supports("get_run"):
+        task_state.find_saved_file()
+        task_state.raise_if_lost(fingerprint)
     is_same_request, earlier_run_id = task_state.matches(fingerprint), task_state.flow_run_id
     aborted_run_ids: list[str] = []
     run = task_try.hook.resume(
@@ -164,7 +169,10 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
         abort=task_try.abort_on_kill,
         on_abort=aborted_run_ids.append,
     )
+    if run is None:
+        task_state.raise_if_lost(fingerprint)
     if run is not None:
+        push_run_id(task_try.context["ti"], run.flow_run_id)
         task_try.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)
     elif earlier_run_id is not None and not is_same_request:
         task_try.log.info(
@@ -194,7 +202,10 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
         )
 
     def save(record: RunRecord | None) -> None:
-        task_state.save(record)
+        if record is not None and record.flow_run_id is not None and not hook.service.staged_start:
+            task_state.save_started(record)
+        else:
+            task_state.save(record)
         if task_try.cancellation.event.is_set():
             message = f"The task was killed during the start of flow {request.flow}."
             raise FlowError(message)

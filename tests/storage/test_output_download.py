@@ -23,6 +23,8 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
+from airflow_provider_flows.storage import outputs as outputs_module
+from airflow_provider_flows.storage.atomic_file import Cancellation, CancelledWriteError
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import MAX_PARALLEL_DOWNLOADS, fetch_outputs
 from airflow_provider_flows.storage.parallel import run_parallel
@@ -192,6 +194,29 @@ def test_failed_download_does_not_prevent_others(tmp_path: Path) -> None:
         ("ready", False)
     ] * 2
     assert sorted(memory.records) == ["id-a", "id-b"]
+
+
+def test_cancel_between_two_downloads_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If outputs are left because of a cancel that no download noticed, that is no success."""
+    monkeypatch.setattr(outputs_module, "MAX_PARALLEL_DOWNLOADS", 1)
+    cancellation, records = Cancellation(), FileRecords()
+
+    class CancelAfterFirstFile(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "is stored in" in record.getMessage():
+                cancellation.cancel()
+
+    handler = CancelAfterFirstFile()
+    logging.getLogger().addHandler(handler)
+    try:
+        with StubServer(by_name) as stub, pytest.raises(CancelledWriteError):
+            fetch_outputs(
+                hook_to(stub.url), run_of("a", "b"), OutputOptions(str(tmp_path)), records, cancellation
+            )
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert list_files(tmp_path) == ["r/a.glb"]
+    assert sorted(records.records) == ["id-a"]
 
 
 def test_error_of_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:

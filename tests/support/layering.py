@@ -36,7 +36,7 @@ transport __init__ tls_and_proxy url_guard settings response_reader asynchronous
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
 storage outputs
 . preflight hooks
-worker __init__ kill_check lineage run_tracking task_state finish task_try
+worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try
 triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed run_aborts task_states watcher_state
 triggerer event_turns
 . triggers links sensors operators decorators

@@ -14,7 +14,13 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound, FlowRunFailed
+from airflow_provider_flows.core.exceptions import (
+    FlowInputError,
+    FlowNotFound,
+    FlowRunAborted,
+    FlowRunFailed,
+    FlowServiceError,
+)
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
@@ -322,19 +328,6 @@ def test_missing_file_of_deleted_run_raises(emulator: Emulator, tmp_path: Path) 
     assert (emulator.started_count, len(files(tmp_path))) == (1, 1)
 
 
-def test_run_too_large_for_the_store_is_not_deleted(
-    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A run that is too large for the store stays at the service, and a retry resumes it like any other."""
-    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "900")
-    store = Store()
-    first = task(tmp_path, delete_after_fetch=True).execute(context(store, 1, 3))
-    assert (request_times(emulator, "DELETE"), store[RECORD_KEY]["saved_run"]) == ([], None)
-    assert "was not deleted, because a retry may still need it" in caplog.text
-    assert task(tmp_path, delete_after_fetch=True).execute(context(store, 2, 3)) == first
-    assert emulator.started_count == 1
-
-
 def test_damaged_file_of_same_size_is_downloaded_again(emulator: Emulator, tmp_path: Path) -> None:
     """Files are compared by digest: a damaged one of the same size is downloaded again."""
     store = Store()
@@ -364,6 +357,62 @@ def test_task_without_wait_fetches_no_outputs(emulator: Emulator, tmp_path: Path
     )
     assert len(files(tmp_path)) == 1
     assert [output["status"] for output in chain["outputs"]] == ["ready", "ready"]
+
+
+def failed_response(state: str) -> Fault:
+    """Return a response to the start with a run that has ended already."""
+    body = json.dumps({"flow_id": "6b01ffb34d3afa91ec0cea9a", "state": state, "error": "out of glue"})
+    return Fault("POST", "/flows", body=body.encode())
+
+
+ONE_REQUEST: dict[str, Any] = {**CHAIR_ARGUMENTS, "durable": False}
+ENDED_AT_START: dict[str, tuple[dict[str, Any], Fault | None, type[Exception]]] = {
+    "chain without outputs": (CHAIN_ARGUMENTS, None, FlowRunFailed),
+    "chain whose image cannot be stored": (
+        CHAIN_ARGUMENTS,
+        Fault("GET", "*.png", status=500, times=None),
+        FlowServiceError,
+    ),
+    "failed in the response": (
+        {**CHAIR_ARGUMENTS, "durable": False},
+        failed_response("failed"),
+        FlowRunFailed,
+    ),
+    "aborted in the response": (
+        {**CHAIR_ARGUMENTS, "durable": False},
+        failed_response("aborted"),
+        FlowRunAborted,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDED_AT_START)
+def test_task_without_wait_fails_with_a_run_that_has_failed(
+    emulator: Emulator, tmp_path: Path, name: str
+) -> None:
+    """With wait_for_completion=False, a run that has failed when the start returns fails the task."""
+    arguments, fault, error_type = ENDED_AT_START[name]
+    if fault is None:
+        emulator.switches.model_failure = "empty"
+    else:
+        emulator.add_fault(fault)
+    task_result = run_with_retries(
+        f"ended_{name.replace(' ', '_')}",
+        **{**arguments, "output_path": str(tmp_path), "wait_for_completion": False, "retries": 0},
+    )
+    assert (task_result.state, type(task_result.error)) == ("failed", error_type)
+
+
+@needs("task state store")
+@pytest.mark.parametrize("outcome", ["failed", "aborted"])
+def test_retry_without_wait_does_not_return_a_failed_run(emulator: Emulator, outcome: str) -> None:
+    """If the run of an earlier try has failed, the retry starts another one."""
+    emulator.add_plan(Plan(outcome=outcome))  # type: ignore[arg-type]
+    emulator.add_fault(Fault("PATCH", "*", reset="after"))
+    emulator.add_fault(Fault("GET", "/flows/*", status=402))
+    task_result = run_with_retries(f"ended_{outcome}", **CHAIR_ARGUMENTS, wait_for_completion=False)
+    assert (task_result.tries, task_result.state, emulator.started_count) == (2, "success", 2)
+    assert task_result.result.xcoms["run"]["return_value"]["state"] == "starting"
 
 
 def create_pushing_context(store: Store, *numbers: int) -> tuple[Any, dict[str, Any]]:

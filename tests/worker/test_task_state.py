@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.core.flow_run import FlowInput
 from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest
-from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY, RECORD_KEY, RUN_ID_KEY, TaskState
+from airflow_provider_flows.worker.run_tracking import RUN_ID_KEY
+from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY, TaskState
 from tests.support.task_instances import Store
 
 REQUEST = RunRequest("model_generate_fromprompt", [FlowInput("a chair")])
@@ -56,34 +57,6 @@ def test_task_that_is_not_durable_logs_no_warning(context: Any, caplog: pytest.L
     """With durable=False no warning about the store is logged."""
     TaskState(context, durable=False).create_record(REQUEST.fingerprint, None, "generio_default")
     assert not caplog.records
-
-
-def test_run_too_large_for_the_store_is_not_saved_in_part(
-    context: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run to delete is saved completely or not at all; a unique response loses its largest texts."""
-    store = Store()
-    task_state = TaskState({**context, "task_state_store": store}, durable=True)
-    task_state.save(task_state.create_record(REQUEST.fingerprint, None, "generio_default"))
-    before = dict(store)
-    file = FlowOutput(
-        "chair", "a1", uri="file:///tmp/chair.glb", size=8, sha256="0" * 64, additional={"n": "x" * 3000}
-    )
-    run = FlowRun(
-        "r", "generio", state=FlowState.COMPLETED, outputs=(file, FlowOutput("text", value="long " * 500))
-    )
-    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "4500")
-    assert not task_state.save_run(run)
-    assert dict(store) == before
-
-    task_state.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id="r", saved_run=run.to_record()))
-    assert [(output["status"], output["uri"]) for output in store[RECORD_KEY]["saved_run"]["outputs"]] == [
-        ("ready", "file:///tmp/chair.glb"),
-        ("error", None),
-    ]
-    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", "9000")
-    assert task_state.save_run(run)
-    assert store[RECORD_KEY]["saved_run"] == run.to_record()
 
 
 def test_runs_of_earlier_tries_are_saved(context: Any) -> None:

@@ -6,7 +6,6 @@ tests/system/chaos.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceEr
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.worker.task_state import OUTPUT_TOO_LARGE, RECORD_KEY
+from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.modes import compat_notices
 from tests.support.task_instances import Store, context
 from tests.support.tries import (
@@ -177,25 +176,6 @@ def test_retry_uses_saved_response(emulator: Emulator, tmp_path: Path) -> None:
         "image": "ready",
         "text": "ready",
     }
-
-
-@needs("task state store")
-def test_saved_response_too_large_for_store_is_truncated(
-    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Outputs that are too large for the store are left out and logged; the retry returns the others."""
-    limit = 2000
-    monkeypatch.setenv("AIRFLOW__STATE_STORE__MAX_VALUE_STORAGE_BYTES", str(limit))
-    arguments = {**CHAIN_ARGUMENTS, "inputs": {"color": "red" * 600, "item": "ball"}}
-    emulator.add_fault(IMAGE_FAULT)
-    task_result = run_with_retries("retries_large", **arguments, output_path=str(tmp_path))
-    assert (task_result.tries, task_result.state, emulator.started_count) == (2, "success", 1)
-    assert len(json.dumps(task_result.record)) <= limit
-    assert "error" not in next(output for output in task_result.outputs if output["name"] == "image")
-    assert task_result.count_log_lines("is too large for Airflow's task state store") == sum(
-        output["status"] == "error" for output in task_result.outputs
-    )
-    assert {output.get("error") for output in task_result.outputs} == {None, OUTPUT_TOO_LARGE}
 
 
 # When the flow run of an earlier try is aborted, and when it is left to the next try

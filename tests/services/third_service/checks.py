@@ -45,6 +45,7 @@ from tests.support.airflow_run import DagResult, run_dag
 from tests.support.asset_watchers import run_watcher
 from tests.support.brewery_server import FILES, KEY, RECIPES, TOAST_TEXT, Brewhouse, run_brewery
 from tests.support.commands import CommandResult, flows_command
+from tests.support.task_instances import Store, context
 from tests.support.triggers import collect_errors, error_text, run_trigger, wait_for_condition
 from tests.support.without_openlineage import is_hidden
 
@@ -287,6 +288,47 @@ class OneRequestBrewery(Brewery):
         )
 
 
+class Complete(Brewery):
+    """The same service with a brew that comes with its barrels, so that nothing lists them."""
+
+    list_outputs = Service.list_outputs
+
+    def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
+        """GET the brew, and its barrels when it is done."""
+        brew = yield from super().get_run(flow_run_id)
+        if not brew.is_completed:
+            return brew
+        barrels = yield from Brewery.list_outputs(self, flow_run_id)
+        return brew.with_outputs(tuple(barrels))
+
+
+def test_outputs_that_come_with_the_run_arrive_in_every_mode(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A service that has no list of outputs has them in the task's dict, also after a deferral."""
+    monkeypatch.setattr(BreweryHook, "create_service", lambda *_: Complete())
+    result = run_dag(create_dag(tmp_path))
+    assert result.state == "success", result.log
+    for name in ("blocking", "deferred", "at_once", "sensed", "sensed_deferred", "decorated"):
+        outputs = result.xcoms[name]["return_value"]["outputs"]
+        assert [output["name"] for output in outputs] == [*FILES, "toast"], name
+    for name in ("blocking", "deferred", "sensed"):
+        files = [output for output in result.xcoms[name]["return_value"]["outputs"] if "uri" in output]
+        assert [Path(file["uri"].removeprefix("file://")).read_bytes() for file in files] == CONTENTS
+
+
+@WITH_FORM_AND_COMMANDS
+def test_commands_have_the_outputs_that_come_with_the_run(
+    monkeypatch: pytest.MonkeyPatch, flows: Callable[[str], CommandResult], tmp_path: Path
+) -> None:
+    """The commands list and download the outputs of a service that has no list of them."""
+    monkeypatch.setattr(BreweryHook, "create_service", lambda *_: Complete())
+    number = flows("run stout -i Fuggle -p strength=3 --poll-interval 0.05 -o json").json["flow_run_id"]
+    assert [row["name"] for row in flows(f"outputs {number} -o json").json] == [*FILES, "toast"]
+    wanted = flows(f"download {number} --asset beer.bin --output-path {tmp_path} -o json")
+    assert [row["size"] for row in wanted.json] == [len(CONTENTS[0])]
+
+
 def test_run_started_in_one_request_is_resumed(brewery: Brewhouse) -> None:
     """A retry resumes the brew of an earlier try, or starts another if that failed or has another request."""
     hook, service, records = FlowsHook.get_hook("pub"), OneRequestBrewery(), list[RunRecord | None]()
@@ -306,6 +348,26 @@ def test_run_started_in_one_request_is_resumed(brewery: Brewhouse) -> None:
         hook.run(resume(service, run_request.fingerprint, records[-1], 1)) is None
     )  # after a Clear; it cannot be spilt here
     assert [brew.stage for brew in brewery.brews.values()] == ["brewing", "spoilt", "brewing"]
+
+
+class ForgetfulStore(Store):
+    """A store that goes away once a start is recorded."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Store the first value only."""
+        if self:
+            raise RuntimeError("the API server is away")
+        super().set(key, value)
+
+
+def test_a_store_that_fails_after_the_payment_ends_no_brew(
+    brewery: Brewhouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A try whose brew was paid by its start continues without a record of it, and an error says so."""
+    monkeypatch.setattr(BreweryHook, "create_service", lambda *_: OneRequestBrewery())
+    returned = RunFlowOperator(task_id="brew", **STOUT, **OFTEN).execute(context(ForgetfulStore(), 1, 3))
+    assert (returned["state"], brewery.paid_count) == ("completed", 1)
+    assert f"Flow run {returned['flow_run_id']} is paid for, and could not be saved" in caplog.text
 
 
 @WITH_A_STORE
