@@ -159,17 +159,27 @@ class FlowsHook(BaseFlowsHook):
         *,
         abort: bool = True,
         on_cancel: Callable[[str], None] = lambda _: None,
+        on_missing: Callable[[str], None] = lambda _: None,
     ) -> FlowRun | None:
         """Return the flow run of an earlier try, None if a new one must be started (core.start_or_resume)."""
         return self.run(
             start_or_resume.resume(
-                self.service, fingerprint, record, generation, abort=abort, on_cancel=on_cancel
+                self.service,
+                fingerprint,
+                record,
+                generation,
+                abort=abort,
+                on_cancel=on_cancel,
+                on_missing=on_missing,
             )
         )
 
-    def cancel(self, flow_run_id: str) -> None:
-        """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged."""
-        self.run(start_or_resume.cancel(self.service, flow_run_id))
+    def cancel(self, flow_run_id: str) -> bool:
+        """End a flow run: delete it if it never ran, abort it if it is active; a final one is unchanged.
+
+        :returns: whether it was deleted, or its abort was requested; False if it is final or gone.
+        """
+        return self.run(start_or_resume.cancel(self.service, flow_run_id))
 
     def cancel_and_wait(self, flow_run_id: str) -> FlowRun | None:
         """End a flow run as `cancel` does, and wait about ten seconds until it is final.
