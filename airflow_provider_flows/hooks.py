@@ -159,11 +159,18 @@ class FlowsHook(BaseFlowsHook):
         *,
         abort: bool = True,
         on_abort: Callable[[str], None] = lambda _: None,
+        on_missing: Callable[[str], None] = lambda _: None,
     ) -> FlowRun | None:
         """Return the flow run of an earlier try, None if a new one must be started (core.start_or_resume)."""
         return self.run(
             start_or_resume.resume(
-                self.service, fingerprint, record, generation, abort=abort, on_abort=on_abort
+                self.service,
+                fingerprint,
+                record,
+                generation,
+                abort=abort,
+                on_abort=on_abort,
+                on_missing=on_missing,
             )
         )
 

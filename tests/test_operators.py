@@ -21,7 +21,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.start_or_resume import TOKEN_KEY
+from airflow_provider_flows.core.start_or_resume import STAMP_KEY
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.support.airflow_run import run_dag
@@ -102,9 +102,16 @@ def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any)
 
     assert result.state == "success", result.log
     (created,) = get_bodies(emulator, "POST", "/flows")
-    token = created["additional"].pop(TOKEN_KEY)
+    stamp = created["additional"].pop(STAMP_KEY)
     assert created == {"template": FLOW, "parameters": LOW, "additional": {"dag": "operator_templates"}}
-    assert re.fullmatch(r"[0-9a-f]{32}", token)
+    assert re.fullmatch(r"[0-9a-f]{32}", stamp.pop("token"))
+    assert stamp == {
+        "dag_id": "operator_templates",
+        "run_id": result.run_id,
+        "task_id": "run",
+        "map_index": -1,
+        "try_number": 1,
+    }
     assert get_bodies(emulator, "POST", "/inputs") == [
         {"data": "A gnome"},
         {"data": "Another gnome", "additional": {"of": "run"}},

@@ -177,8 +177,15 @@ class _RunStarter:
             )
             echo_err(f"The flow {self._request.flow} may run nevertheless; {hint}.")
             return None
+        missing_run_ids: list[str] = []
         try:
-            found = self._hook.resume(self._request.fingerprint, self._record, GENERATION, abort=False)
+            found = self._hook.resume(
+                self._request.fingerprint,
+                self._record,
+                GENERATION,
+                abort=False,
+                on_missing=missing_run_ids.append,
+            )
         except (FlowError, KeyboardInterrupt) as error:
             if isinstance(error, FlowError):
                 echo_err(error)
@@ -192,7 +199,9 @@ class _RunStarter:
                     f"Check it: {get_command}; abort it: {abort_command}"
                 )
             return None
-        if found is None:
+        if missing_run_ids:
+            echo_err(f"The service does not find the flow run {flow_run_id}; it may run nevertheless.")
+        elif found is None:
             echo_err("No flow run is running; the one that had been created was deleted.")
         return found
 

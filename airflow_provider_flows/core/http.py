@@ -146,6 +146,7 @@ class Response:
     :param url: the URL that was requested. It may be signed, so `repr` omits it.
     :param secrets: the credentials of the request, which `redact` removes from what the service repeats.
     :param bytes_received: how many bytes the sink received, None if the request has no sink.
+    :param attempts: how many times the request was sent until this response came.
     """
 
     status: int
@@ -154,6 +155,7 @@ class Response:
     url: str = field(default="", repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     bytes_received: int | None = None
+    attempts: int = 1
 
     def redact(self, text: str) -> str:
         """Return a text with the credentials of the request replaced by asterisks."""

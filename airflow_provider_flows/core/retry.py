@@ -61,7 +61,7 @@ class Retry:
             else:
                 delay = self._get_retry_delay(request, response, attempt)
                 if delay is None or delay > self.max_delay:
-                    return response
+                    return replace(response, attempts=attempt)
             yield Sleep(delay)
         raise AssertionError  # unreachable: count() does not end
 

@@ -78,7 +78,10 @@ class Service(ABC):
                 self.to_flow_inputs(inputs)
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
-        """Create a flow run without starting it; this costs nothing."""
+        """Create a flow run without starting it; this costs nothing.
+
+        The start protocol may send it again, and deletes the runs that this leaves over (`list_runs`).
+        """
         raise self._unsupported_error("create a flow run without starting it")
 
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:

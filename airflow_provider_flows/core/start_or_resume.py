@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,18 @@ from uuid import uuid4
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowError, FlowNotFound, FlowServiceError
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState, UploadSource
-from airflow_provider_flows.core.http import Sleep
+from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, map_requests, send
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import Inputs
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.service import Service
 
-TOKEN_KEY = "airflow_start_token"  # noqa: S105  # a key in the caller's metadata, no secret
+STAMP_KEY = "airflow_start"  # the key of our stamp in the caller's metadata
 NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
 NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)
+MISSING_RUN_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 7.5, 15.0)  # a gateway's failover: 30 s in all
+MIN_SEARCH_SECONDS = 1.5
 ABORT_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)
 
 
@@ -81,6 +84,9 @@ class RunRecord:
     :param flow_run_id: None until the service has returned it: a run may or may not exist then.
     :param saved_run: the complete run (`FlowRun.to_record`), if the service cannot return it a second time.
     :param conn_id: the Airflow connection that the run was started with.
+    :param host: the base URL of that connection then, without credentials.
+    :param created_by: the try that starts the run, by Airflow's names (`dag_id`, ...); it is part of the
+        stamp.
     """
 
     fingerprint: str
@@ -90,6 +96,18 @@ class RunRecord:
     flow_run_id: str | None = None
     saved_run: dict[str, Any] | None = None
     conn_id: str | None = None
+    host: str | None = None
+    created_by: dict[str, Any] | None = None
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What a run carries in its metadata, under `STAMP_KEY`: its token, and the try that started it."""
+        return {**(self.created_by or {}), "token": self.token}
+
+    def is_stamped_on(self, run: FlowRun) -> bool:
+        """Return whether a run carries the stamp of this record."""
+        stamp = run.additional.get(STAMP_KEY) if isinstance(run.additional, Mapping) else None
+        return isinstance(stamp, Mapping) and stamp.get("token") == self.token
 
     def matches(self, fingerprint: str, generation: int) -> bool:
         """Return whether an earlier try of the same run of the task saved it for the same request."""
@@ -108,15 +126,21 @@ class RunRecord:
                 FlowRun.from_record(record.saved_run)
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
-        has_valid_ids = isinstance(record.flow_run_id, str | None) and isinstance(record.conn_id, str | None)
-        return record if has_valid_ids and isinstance(record.deadline, int | float | None) else None
+        texts = (record.flow_run_id, record.conn_id, record.host)
+        is_valid = all(isinstance(text, str | None) for text in texts)
+        return record if is_valid and isinstance(record.deadline, int | float | None) else None
 
 
 SaveRecord = Callable[[RunRecord | None], None]
 
 
 def start(
-    service: Service, request: RunRequest, record: RunRecord, save: SaveRecord
+    service: Service,
+    request: RunRequest,
+    record: RunRecord,
+    save: SaveRecord,
+    *,
+    now: Callable[[], float] = time.time,
 ) -> Conversation[FlowRun]:
     """Start a new run: create it, save its id, add its inputs, start it.
 
@@ -127,6 +151,7 @@ def start(
     :param save: stores a record, and returns only when it is stored. It is called before the first request,
         and again as soon as the run has an id. It is called with None if this try certainly created no run.
         If it raises a FlowError after the run was created, the run is deleted and not started.
+    :param now: returns epoch seconds, for the deadline.
     :raises FlowServiceError: the run could not be created, filled or started. If it certainly did not start,
         it is deleted.
     """
@@ -134,18 +159,44 @@ def start(
         return (yield from _start_and_save(service, request, record, save))
     items = service.to_flow_inputs(request.inputs)
     save(record)
-    run = yield from service.create(
-        request.flow, request.parameters, tag_with_token(request.additional, record.token)
-    )
+    run, was_sent_again = yield from _create(service, request, record)
     try:
         save(replace(record, flow_run_id=run.flow_run_id))
+        if was_sent_again:
+            yield from _delete_created_runs(service, record, except_id=run.flow_run_id)
         for item in items:
             yield from service.add_input(run.flow_run_id, item)
     except FlowError:
         yield from _try_delete(service, run.flow_run_id)
         raise
-    yield from _start_created_run(service, run.flow_run_id)
+    yield from _start_created_run(service, replace(record, flow_run_id=run.flow_run_id), now)
     return replace(run, state=FlowState.STARTING, raw_state=FlowState.STARTING.value)
+
+
+def _create(service: Service, request: RunRequest, record: RunRecord) -> Conversation[tuple[FlowRun, bool]]:
+    """Create a run; because that costs nothing, the request is sent again as freely as a GET.
+
+    If it fails although it may have arrived, the runs that it may have created are deleted.
+
+    :returns: the run, and whether the request was sent more than once, so that other runs may be left over.
+    """
+    was_sent_again = False
+
+    def send_freely(one: Request) -> Conversation[Response]:
+        nonlocal was_sent_again
+        response = yield from send(replace(one, resend=Resend.ALWAYS))
+        was_sent_again = was_sent_again or response.attempts > 1
+        return response
+
+    additional = add_stamp(request.additional, record.stamp)
+    conversation = service.create(request.flow, request.parameters, additional)
+    try:
+        run = yield from map_requests(conversation, send_freely)
+    except FlowServiceError as error:
+        if was_sent_again or error.outcome_unknown:
+            yield from _delete_created_runs(service, record)
+        raise
+    return run, was_sent_again
 
 
 def _start_and_save(
@@ -182,27 +233,30 @@ def start_without_record(
     )
 
 
-def tag_with_token(additional: Any, token: str) -> Any:
-    """Return the caller's metadata with the token added; other metadata than a mapping is unchanged."""
+def add_stamp(additional: Any, stamp: Mapping[str, Any]) -> Any:
+    """Return the caller's metadata with the stamp added; other metadata than a mapping is unchanged."""
     if additional is None or isinstance(additional, Mapping):
-        return {**(additional or {}), TOKEN_KEY: token}
+        return {**(additional or {}), STAMP_KEY: dict(stamp)}
     return additional
 
 
-def _start_created_run(service: Service, flow_run_id: str) -> Conversation[None]:
-    """Start a created run.
+def _start_created_run(service: Service, record: RunRecord, now: Callable[[], float]) -> Conversation[None]:
+    """Start the created run that a record names.
 
     If the outcome of the request is unknown, poll the run before sending the request again. A run whose start
     was rejected is deleted. A run that may have started is left to the next try, which finds it by its
     record.
     """
+    flow_run_id = str(record.flow_run_id)
     try:
         yield from service.start_created_run(flow_run_id)
     except FlowServiceError as error:
         if not error.outcome_unknown:
             yield from _try_delete(service, flow_run_id)
             raise
-        run = yield from service.get_run(flow_run_id)
+        run = yield from _find_run(service, record, record.deadline, now)
+        if run is None:
+            raise
         if run.state is FlowState.CREATED:
             yield from service.start_created_run(flow_run_id)
 
@@ -223,17 +277,22 @@ def resume(
     *,
     abort: bool = True,
     on_abort: Callable[[str], None] = lambda _: None,
+    on_missing: Callable[[str], None] = lambda _: None,
+    now: Callable[[], float] = time.time,
 ) -> Conversation[FlowRun | None]:
     """Return the run that an earlier try of the same request started; None if a new one must be started.
 
     A run that was created and never started is deleted. An active run is aborted if it is of another
-    request, or if the task was cleared since then.
+    request, or if the task was cleared since then. A run that is not found is searched for up to 30 seconds,
+    but not beyond the deadline.
 
     :param fingerprint: of this try's request.
     :param record: what the last try saved, or None.
     :param generation: of this run of the task.
     :param abort: whether a run of another request may be aborted, if its service can do that.
     :param on_abort: called with the id of the earlier run if it was deleted or aborted.
+    :param on_missing: called with the id of the earlier run if it was not found.
+    :param now: returns epoch seconds, for the deadline.
     :raises FlowServiceError: the state of the earlier run could not be determined.
     """
     if record is None:
@@ -243,11 +302,11 @@ def resume(
         saved_run = FlowRun.from_record(record.saved_run)
         return saved_run if is_same_request and saved_run.state is not FlowState.FAILED else None
     if record.flow_run_id is None or not service.supports("get_run"):
-        yield from _delete_orphans(service, record)
+        yield from _delete_created_runs(service, record)
         return None
-    try:
-        run = yield from _get_existing_run(service, record.flow_run_id)
-    except FlowNotFound:
+    run = yield from _find_run(service, record, record.deadline if is_same_request else None, now)
+    if run is None:
+        on_missing(record.flow_run_id)
         return None
     if is_same_request and run.state not in NOT_RESUMABLE_STATES:
         return run
@@ -256,6 +315,47 @@ def resume(
         if was_aborted:
             on_abort(run.flow_run_id)
     return None
+
+
+def _find_run(
+    service: Service, record: RunRecord, deadline: float | None, now: Callable[[], float]
+) -> Conversation[FlowRun | None]:
+    """Return the run that a record names, or None if the service neither returns nor lists it.
+
+    A gateway that fails over responds with 404 for a while. So poll with growing pauses, and search the list
+    of runs as well. A run that is listed exists, even if it never could be polled.
+
+    :param deadline: epoch seconds after which the run is no longer searched for, but for 1.5 s in any case;
+        or None.
+    :raises FlowServiceError: the service could not be reached.
+    """
+    listed: FlowRun | None = None
+    if deadline is not None:  # a run whose deadline has passed must be found as well, so that it is aborted
+        deadline = max(deadline, now() + MIN_SEARCH_SECONDS)
+    for attempt, delay in enumerate((*MISSING_RUN_RETRY_SECONDS, 0.0)):
+        try:
+            return (yield from service.get_run(str(record.flow_run_id)))
+        except FlowNotFound:
+            pass
+        seconds = delay if deadline is None else min(delay, deadline - now())
+        if listed is None and (attempt > 0 or seconds <= 0):  # a single 404 is not worth a list
+            listed = yield from _find_listed_run(service, record)
+        if seconds <= 0:
+            break
+        yield Sleep(seconds)
+    return listed
+
+
+def _find_listed_run(service: Service, record: RunRecord) -> Conversation[FlowRun | None]:
+    """Return the run with the record's id, else one with its stamp, from the list; None without a list."""
+    if not service.supports("list_runs"):
+        return None
+    try:
+        runs = yield from service.list_runs()
+    except FlowError:
+        return None
+    matching = [run for run in runs if run.flow_run_id == record.flow_run_id or record.is_stamped_on(run)]
+    return min(matching, key=lambda run: run.flow_run_id != record.flow_run_id, default=None)
 
 
 def _get_existing_run(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
@@ -273,16 +373,21 @@ def _get_existing_run(service: Service, flow_run_id: str) -> Conversation[FlowRu
     return (yield from service.get_run(flow_run_id))
 
 
-def _delete_orphans(service: Service, record: RunRecord) -> Conversation[None]:
-    """Delete created runs tagged with the record's token: their worker died before it could save their id."""
-    if not service.staged_start:
+def _delete_created_runs(
+    service: Service, record: RunRecord, except_id: str | None = None
+) -> Conversation[None]:
+    """Delete the created runs with the record's stamp, whose ids were lost on their way. Never fails.
+
+    :param except_id: a run that is not deleted.
+    """
+    if not service.staged_start or not service.supports("list_runs"):
         return
     try:
         runs = yield from service.list_runs(FlowState.CREATED)
     except FlowError:
         return
     for run in runs:
-        if isinstance(run.additional, Mapping) and run.additional.get(TOKEN_KEY) == record.token:
+        if record.is_stamped_on(run) and run.flow_run_id != except_id:
             yield from _try_delete(service, run.flow_run_id)
 
 

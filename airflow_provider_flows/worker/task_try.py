@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
-from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowTimeout
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowError,
+    FlowNotFound,
+    FlowServiceError,
+    FlowTimeout,
+)
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
@@ -38,6 +44,13 @@ CREDENTIALS_CHANGED = "The credentials of connection %s have changed; the wait c
 RUN_CONTINUES = (
     "Flow run {flow_run_id} continues, because there is no valid key to abort it with. Correct the "
     "connection, then abort the run at the service, or clear the task, which aborts it."
+)
+FORBIDDEN_STATUS = 403  # how a service may respond to the id of another account's run
+STAMPED_ATTRIBUTES = ("dag_id", "run_id", "task_id", "map_index", "try_number")  # of a task instance
+MISSING_RUN = (
+    "Flow run %s of an earlier try was not found: %s responded with 404 to every poll, and does not list it. "
+    "This try does not resume it. If it is still active at the service, it continues, and is billed: check "
+    "it there"
 )
 
 
@@ -156,24 +169,31 @@ def _raise_if_invalid(task_try: TaskTry, request: RunRequest, problems: Problems
 
 
 def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
-    task_state = task_try.task_state
-    if not task_try.hook.service.supports("get_run"):
+    task_state, hook = task_try.task_state, task_try.hook
+    if not hook.service.supports("get_run"):
         task_state.find_saved_file()
         task_state.raise_if_lost(fingerprint)
+    if _is_run_elsewhere(task_try, hook):
+        _abort_over_saved_connection(task_try)
+        return None
     is_same_request, earlier_run_id = task_state.matches(fingerprint), task_state.flow_run_id
     aborted_run_ids: list[str] = []
-    run = task_try.hook.resume(
+    run = hook.resume(
         fingerprint,
         task_state.record,
         task_state.generation,
         abort=task_try.abort_on_kill,
         on_abort=aborted_run_ids.append,
+        on_missing=lambda flow_run_id: task_try.log.warning(MISSING_RUN, flow_run_id, hook.service.name),
     )
     if run is None:
         task_state.raise_if_lost(fingerprint)
     if run is not None:
         push_run_id(task_try.context["ti"], run.flow_run_id)
         task_try.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)
+        record = task_state.record
+        if record is not None and _differs_from(record, hook):
+            task_state.save(replace(record, conn_id=hook.flows_conn_id, host=hook.settings.base_url))
     elif earlier_run_id is not None and not is_same_request:
         task_try.log.info(
             "The task was cleared or its arguments changed, so this try does not resume flow run %s. "
@@ -182,6 +202,88 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
             "aborted" if aborted_run_ids else "not aborted",
         )
     return run
+
+
+def _differs_from(record: RunRecord, hook: FlowsHook) -> bool:
+    """Return whether a record names another connection than a hook's, or another host of that connection."""
+    is_other_connection = record.conn_id not in {None, hook.flows_conn_id}
+    return is_other_connection or record.host not in {None, hook.settings.base_url}
+
+
+def _is_run_elsewhere(task_try: TaskTry, hook: FlowsHook) -> bool:
+    """Return whether the saved flow run is at a service or account that a hook's connection does not reach.
+
+    Another connection may lead to the same account, and another host to the same service: only a run with the
+    same id, on the same host or with the record's stamp, is the saved one.
+
+    :raises FlowServiceError: the connection's service cannot be asked.
+    """
+    record = task_try.task_state.record
+    if record is None or record.flow_run_id is None or record.saved_run is not None:
+        return False
+    if not _differs_from(record, hook):
+        return False
+    if not hook.service.supports("get_run"):
+        return True
+    try:
+        run = hook.get_run(record.flow_run_id)
+    except FlowServiceError as error:
+        if isinstance(error, FlowNotFound) or error.status == FORBIDDEN_STATUS:
+            return True
+        raise
+    return record.host != hook.settings.base_url and not record.is_stamped_on(run)
+
+
+def _abort_over_saved_connection(task_try: TaskTry) -> None:
+    """Abort the saved flow run over the connection that its record names, or log that it continues.
+
+    Never fails.
+    """
+    record = task_try.task_state.record
+    if record is None or record.flow_run_id is None:
+        return
+    try:
+        outcome = _try_abort_over_saved_connection(task_try, record, record.flow_run_id)
+    except Exception as error:  # noqa: BLE001  # Airflow raises several types if there is no such connection
+        reason = str(error) if isinstance(error, FlowError) else f"the connection: {type(error).__name__}"
+    else:
+        if outcome:
+            task_try.log.info(
+                "Flow run %s of an earlier try was started over connection %r (%s), and %s",
+                record.flow_run_id,
+                record.conn_id,
+                record.host,
+                outcome,
+            )
+            return
+        reason = "abort_on_kill is False"
+    task_try.log.warning(
+        "Flow run %s of an earlier try was started over connection %r (%s), and was not aborted (%s). If it "
+        "is still active, it continues, and is billed. Check it there",
+        record.flow_run_id,
+        record.conn_id,
+        record.host or "host unknown",
+        reason,
+    )
+
+
+def _try_abort_over_saved_connection(task_try: TaskTry, record: RunRecord, flow_run_id: str) -> str:
+    """Abort a flow run over the connection that its record names.
+
+    :returns: what happened to the run; empty if it must not be aborted.
+    :raises FlowError: it could not be aborted.
+    """
+    if not task_try.abort_on_kill:
+        return ""
+    saved_hook = type(task_try.hook).get_hook(record.conn_id or task_try.hook.flows_conn_id)
+    with closing(saved_hook):
+        host = saved_hook.settings.base_url
+        if record.host not in {None, host}:
+            message = f"the connection leads to {host} now"
+            raise FlowError(message)
+        if saved_hook.abort(flow_run_id):
+            return "was aborted over that connection"
+        return f"is {saved_hook.get_run(flow_run_id).raw_state}"
 
 
 def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
@@ -210,7 +312,11 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
             message = f"The task was killed during the start of flow {request.flow}."
             raise FlowError(message)
 
-    record = task_state.create_record(planned_run.fingerprint, planned_run.deadline, hook.flows_conn_id)
+    record = replace(
+        task_state.create_record(planned_run.fingerprint, planned_run.deadline, hook.flows_conn_id),
+        host=hook.settings.base_url,
+        created_by={name: getattr(task_try.context["ti"], name) for name in STAMPED_ATTRIBUTES},
+    )
     run = hook.start_from_request(
         request, record=record if task_state.durable else None, save=save, validate=task_try.validate
     )
@@ -271,7 +377,7 @@ def abort_if_abandoned(task_try: TaskTry, error: BaseException) -> None:
     if flow_run_id is None or not can_abort or _will_retry(task_try, error):
         return
     try:
-        task_try.hook.abort(flow_run_id)
+        _abort(task_try, task_try.hook, flow_run_id)
     except FlowError as abort_error:
         if isinstance(error, FlowAuthError) and isinstance(abort_error, FlowAuthError):
             error.args = (f"{error} {RUN_CONTINUES.format(flow_run_id=flow_run_id)}",)
@@ -291,6 +397,19 @@ def reload_hook(task_try: TaskTry) -> bool:
         task_try.hook = latest
         task_try.log.info(CREDENTIALS_CHANGED, latest.flows_conn_id)
     return is_changed
+
+
+def _abort(task_try: TaskTry, hook: FlowsHook, flow_run_id: str) -> bool | None:
+    """Abort a flow run of this try or of an earlier one, over the connection that it was started with.
+
+    :returns: whether it was deleted or its abort was requested; None if that happened over another connection
+        than the hook's, which is logged.
+    :raises FlowError: the run could not be aborted.
+    """
+    if flow_run_id == task_try.task_state.flow_run_id and _is_run_elsewhere(task_try, hook):
+        _abort_over_saved_connection(task_try)
+        return None
+    return hook.abort(flow_run_id)
 
 
 def _will_retry(task_try: TaskTry, error: BaseException) -> bool:
@@ -330,9 +449,10 @@ def _abort_if_finished(task_try: TaskTry) -> None:
         task_try.cancellation.cancel()  # before the id is read: a start that saves an id checks it afterwards
         flow_run_id = task_try.flow_run_id
         if flow_run_id is not None and task_try.hook.service.supports("get_run"):
-            # not `hook`, which the main thread may be using
-            was_aborted = task_try.create_hook().abort(flow_run_id)
-            task_try.log.info(ABORTED_BY_KILL if was_aborted else NOTHING_TO_ABORT, flow_run_id)
+            hook = task_try.create_hook()  # not the try's, which the main thread may be using
+            was_aborted = _abort(task_try, hook, flow_run_id)
+            if was_aborted is not None:
+                task_try.log.info(ABORTED_BY_KILL if was_aborted else NOTHING_TO_ABORT, flow_run_id)
     except Exception:  # nothing may escape from a kill
         if task_try.flow_run_id is None:
             task_try.log.exception(

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowServiceError, FlowUnreachable
-from airflow_provider_flows.core.flow_run import FlowState
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.start_or_resume import (
     ABORT_POLL_SECONDS,
-    TOKEN_KEY,
+    STAMP_KEY,
     RunRecord,
     abort_run,
     abort_run_and_wait,
@@ -24,8 +24,9 @@ from airflow_provider_flows.core.start_or_resume import (
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.services.generio.api import Generio
+from airflow_provider_flows.transport import blocking
 from tests.support.run_requests import FLOW, RECORD, RUN_REQUEST, start_and_record
-from tests.support.scripted_transport import ScriptedTransport, json_response, no_response
+from tests.support.scripted_transport import NOON, ScriptedTransport, json_response, no_response
 
 pytestmark = pytest.mark.emulator(run_seconds=60)
 
@@ -84,14 +85,105 @@ def test_run_of_another_request_is_not_aborted_if_disabled(state: str, then: lis
     assert [request.method for request in script.requests] == ["GET", *then]
 
 
-def test_run_that_no_longer_exists_is_not_resumed() -> None:
-    """A record whose run is not found three times means a new start; without a record no request is sent."""
-    assert (
-        ScriptedTransport(*[json_response({}, 404)] * 3).run(
-            resume(Generio(), RUN_REQUEST.fingerprint, replace(RECORD, flow_run_id="r"), 0)
-        )
-        is None
+def resume_on_scripted_clock(
+    hook: GenerioHook, record: RunRecord, clock: ScriptedTransport, **arguments: Any
+) -> FlowRun | None:
+    """Resume the run of a record at the emulator, without waiting for the pauses."""
+    conversation = resume(hook.service, RUN_REQUEST.fingerprint, record, 0, now=clock.clock, **arguments)
+    return blocking.run(
+        conversation, blocking.BlockingTransport(hook.settings, hook.get_conn()).send, clock.sleep
     )
+
+
+def start_earlier(hook: GenerioHook) -> RunRecord:
+    """Start a run, and return the record that the start has saved, without a deadline."""
+    records: list[RunRecord | None] = []
+    start_and_record(hook, records.append)
+    assert records[-1] is not None
+    return replace(records[-1], deadline=None)
+
+
+@pytest.mark.parametrize("errors", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("path", ["/flows/*", "/flows*"], ids=["the run", "the run and the list"])
+def test_run_that_is_not_found_for_a_while_is_resumed(
+    flow_emulator: Emulator, hook: GenerioHook, path: str, errors: int
+) -> None:
+    """A gateway that responds with 404 for up to 30 s does not make the retry start another run."""
+    record, missing = start_earlier(hook), list[str]()
+    fault = flow_emulator.add_fault(Fault("GET", path, status=404, times=errors))
+    run = resume_on_scripted_clock(hook, record, ScriptedTransport(), on_missing=missing.append)
+    assert run is not None
+    assert (run.flow_run_id, fault.hits, missing) == (record.flow_run_id, errors, [])
+
+
+@pytest.mark.parametrize("same_id", [True, False])
+def test_run_that_is_only_listed_is_resumed(
+    flow_emulator: Emulator, hook: GenerioHook, *, same_id: bool
+) -> None:
+    """A run that is not found for 30 s is resumed if the list has its id, or its stamp."""
+    record = start_earlier(hook)
+    hook.start(FLOW, "a chair", additional={STAMP_KEY: {"token": "another"}})
+    run_request = replace(RUN_REQUEST, additional=["no mapping, so no stamp"])
+    unstamped = hook.start_from_request(run_request, record=RECORD, save=lambda _: None, validate=False)
+    expected = unstamped.flow_run_id if same_id else record.flow_run_id
+    flow_emulator.add_fault(Fault("GET", "/flows/*", status=404, times=None))
+    clock = ScriptedTransport()
+    named = (
+        replace(record, token="lost", flow_run_id=expected) if same_id else replace(record, flow_run_id="r")
+    )
+    run = resume_on_scripted_clock(hook, named, clock)
+    assert run is not None
+    assert run.flow_run_id == expected
+    assert sum(clock.sleeps) == 30.0
+
+
+@pytest.mark.parametrize("same_request", [True, False])
+def test_run_that_is_gone_is_reported(
+    flow_emulator: Emulator, hook: GenerioHook, *, same_request: bool
+) -> None:
+    """A run that is neither returned nor listed for 30 s is reported, and a new one must be started."""
+    record, missing = start_earlier(hook), list[str]()
+    hook.abort(str(record.flow_run_id))
+    flow_emulator.advance(3600)
+    hook.delete(str(record.flow_run_id))
+    hook.start(FLOW, "a chair")
+    clock = ScriptedTransport()
+    named = record if same_request else replace(record, generation=7)
+    assert resume_on_scripted_clock(hook, named, clock, on_missing=missing.append) is None
+    assert missing == [record.flow_run_id]
+    assert sum(clock.sleeps) == 30.0
+    assert clock.sleeps == sorted(clock.sleeps)
+
+
+@pytest.mark.parametrize(("seconds", "slept"), [(-5.0, 1.5), (0.0, 1.5), (5.0, 5.0), (100.0, 30.0)])
+def test_search_for_a_run_ends_at_the_deadline(
+    flow_emulator: Emulator, hook: GenerioHook, seconds: float, slept: float
+) -> None:
+    """The pauses end at the deadline, but not within 1.5 s; the list is searched in any case."""
+    record = replace(start_earlier(hook), deadline=NOON + seconds)
+    flow_emulator.add_fault(Fault("GET", "/flows*", status=404, times=None))
+    clock, missing = ScriptedTransport(), list[str]()
+    assert resume_on_scripted_clock(hook, record, clock, on_missing=missing.append) is None
+    assert sum(clock.sleeps) == slept
+    assert "GET /flows" in [f"{sent.method} {sent.path}" for sent in flow_emulator.requests]
+    assert missing == [record.flow_run_id]
+
+
+@pytest.mark.parametrize("status", [402, 500, 503])
+def test_list_that_fails_does_not_end_the_search(
+    flow_emulator: Emulator, hook: GenerioHook, status: int
+) -> None:
+    """A list that cannot be searched is ignored, and the run is polled again."""
+    record = start_earlier(hook)
+    flow_emulator.add_fault(Fault("GET", "/flows", status=status, times=None))
+    flow_emulator.add_fault(Fault("GET", "/flows/*", status=404, times=4))
+    run = resume_on_scripted_clock(hook, record, ScriptedTransport())
+    assert run is not None
+    assert run.flow_run_id == record.flow_run_id
+
+
+def test_missing_record_sends_no_request() -> None:
+    """Without a record there is nothing to resume."""
     assert ScriptedTransport().run(resume(Generio(), RUN_REQUEST.fingerprint, None, 0)) is None
 
 
@@ -112,20 +204,24 @@ def test_unavailable_service_is_an_error_and_no_new_run() -> None:
 
 
 def test_created_run_whose_id_was_not_saved_is_deleted(flow_emulator: Emulator, hook: GenerioHook) -> None:
-    """A created run whose id was lost is found by its token and deleted; no other is."""
-    flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
-    with pytest.raises(FlowUnreachable):
-        start_and_record(hook)
-    for additional in (None, "mark", {TOKEN_KEY: "another"}, {"order": 17}):
+    """A created run whose id was lost with its worker is found by its stamp and deleted; no other is."""
+
+    def die(record: RunRecord | None) -> None:
+        if record is not None and record.flow_run_id is not None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start_and_record(hook, die)
+    for additional in (None, "mark", {STAMP_KEY: {"token": "another"}}, {"order": 17}):
         hook.run(Generio().create(FLOW, None, additional))
-    started = hook.start(FLOW, "a chair", additional={TOKEN_KEY: "mark"})
+    started = hook.start(FLOW, "a chair", additional={STAMP_KEY: {"token": "mark"}})
     assert len(flow_emulator.runs) == 6
 
     assert hook.resume(RUN_REQUEST.fingerprint, RECORD, 0) is None
 
     assert len(flow_emulator.runs) == 5
     remaining = [run.additional for run in flow_emulator.runs.values()]
-    assert RUN_REQUEST.additional | {TOKEN_KEY: "mark"} not in remaining
+    assert RUN_REQUEST.additional | {STAMP_KEY: {"token": "mark"}} not in remaining
     assert started.flow_run_id in flow_emulator.runs
 
 
@@ -232,7 +328,7 @@ def test_run_with_lost_start_response_is_resumed(flow_emulator: Emulator, run_se
     hook = GenerioHook("generio_default")
     records: list[RunRecord | None] = []
     flow_emulator.add_fault(Fault(method="PATCH", path="/flows/*", reset="after"))
-    flow_emulator.add_fault(Fault(method="GET", path="/flows/*", status=404, times=1))
+    flow_emulator.add_fault(Fault(method="GET", path="/flows/*", status=402, times=1))
     with pytest.raises(FlowServiceError):
         hook.start_from_request(
             RUN_REQUEST, record=RunRecord(RUN_REQUEST.fingerprint, 0), save=records.append

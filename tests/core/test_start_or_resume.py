@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_provider_flows.core.exceptions import FlowError, FlowInvalid, FlowServiceError, FlowUnreachable
+from airflow_provider_flows.core.exceptions import FlowError, FlowInvalid, FlowServiceError
 from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowState
-from airflow_provider_flows.core.start_or_resume import TOKEN_KEY, RunRecord, RunRequest, resume, start
+from airflow_provider_flows.core.start_or_resume import STAMP_KEY, RunRecord, RunRequest, resume, start
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.services.generio.api import Generio
@@ -44,7 +44,7 @@ def test_start_sends_its_requests_in_order(flow_emulator: Emulator, hook: Generi
         "POST /flows/ID/inputs",
         "PATCH /flows/ID",
     ]
-    additional = {"order": 17, TOKEN_KEY: "mark"}
+    additional = {"order": 17, STAMP_KEY: {"token": "mark"}}
     assert flow_emulator.requests[0].json == {
         "template": FLOW,
         "parameters": {"quality": "low"},
@@ -125,15 +125,51 @@ def test_error_in_a_success_response_is_an_error(flow_emulator: Emulator, hook: 
     assert flow_emulator.started_count == 0
 
 
-def test_lost_response_to_the_creation_creates_no_second_run(
+LOST_CREATIONS = [
+    # what goes wrong with POST /flows, how many runs are left over, whether the request is sent again
+    (Fault("POST", "/flows", status=503, times=2), 0, True),
+    *((Fault("POST", "/flows", status=status), 0, True) for status in (429, 502, 504)),
+    (Fault("POST", "/flows", reset="before"), 0, True),
+    (Fault("POST", "/flows", reset="after"), 1, True),
+    (Fault("POST", "/flows", reset="after", times=2), 2, True),
+    (Fault("POST", "/flows", delay=1.0), 1, True),
+    (Fault("POST", "/flows", status=500), 0, False),
+    (Fault("POST", "/flows", body=b"<html>"), 1, False),
+    (Fault("POST", "/flows", reset="after", times=3), 3, False),
+]
+
+
+@pytest.mark.parametrize(("fault", "left_over", "is_started"), LOST_CREATIONS, ids=str)
+def test_lost_creation_is_sent_again(
+    flow_emulator: Emulator, hook: GenerioHook, *, fault: Fault, left_over: int, is_started: bool
+) -> None:
+    """The request that creates a run is sent again like a GET; runs that this leaves over are deleted."""
+    hook.connection.extra = '{"retries": 2, "read_timeout": 0.5}'
+    other = hook.create(FLOW, None, {STAMP_KEY: {"token": "another"}})
+    flow_emulator.add_fault(replace(fault, headers={"Retry-After": "0"} if fault.status else {}))
+    saved: list[RunRecord | None] = []
+    if is_started:
+        run = start_and_record(hook, saved.append)
+        assert set(flow_emulator.runs) == {other.flow_run_id, run.flow_run_id}
+        assert saved[-1] == replace(RECORD, flow_run_id=run.flow_run_id)
+    else:
+        with pytest.raises(FlowServiceError):
+            start_and_record(hook, saved.append)
+        assert set(flow_emulator.runs) == {other.flow_run_id}
+        assert saved == [RECORD]
+    assert flow_emulator.started_count == int(is_started)
+    assert [line.split()[0] for line in steps(flow_emulator)].count("DELETE") == left_over
+
+
+def test_list_that_fails_after_lost_creation_does_not_end_the_start(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
-    """A created run whose id was lost is not created again."""
+    """Runs that are left over cost nothing, so a start goes on if they cannot be found or deleted."""
+    hook.connection.extra = '{"retries": 1}'
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
-    with pytest.raises(FlowUnreachable):
-        start_and_record(hook)
-    assert steps(flow_emulator) == ["POST /flows"]
-    assert flow_emulator.started_count == 0
+    flow_emulator.add_fault(Fault("GET", "/flows", status=500))
+    start_and_record(hook)
+    assert (flow_emulator.started_count, len(flow_emulator.runs)) == (1, 2)
 
 
 @pytest.mark.parametrize("code", [429, 503])

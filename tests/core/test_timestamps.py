@@ -65,7 +65,7 @@ def test_zero_times_make_polls_no_rarer(zero: Any) -> None:
     now = time.time()
     run = FlowRun("r", "generio", state=FlowState.RUNNING, started_at=parse_timestamp(zero))
     schedule = Schedule(5, 60, jitter=lambda: 0.0)
-    assert schedule.next_poll(PollState(now, run), now).delay == 5
+    assert schedule.poll_delay(PollState("r", now, run), now).seconds == 5
 
 
 @pytest.mark.parametrize("value", ["1971-01-01T00:00:00Z", "2025-12-16T12:00:00Z", 5, 1765886400])

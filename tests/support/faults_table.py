@@ -75,10 +75,10 @@ deep              | mal 0  | mal 0  | ok 1   | time | ok   | ok   | mal  | mal  
 408, once         | serv 0 | serv 0 | ok 1   | ok   | serv | serv | serv | serv | serv | serv | serv 0
 429, once         | ok 1   | ok 1   | ok 1   | ok   | ok   | ok   | ok   | ok   | ok   | ok   | rate 0
 500, once         | serv 0 | serv 0 | ok 1   | ok   | serv | serv | serv | serv | serv | serv | serv 0
-503, once         | serv 0 | serv 0 | ok 1   | ok   | ok   | ok   | ok   | ok   | ok   | ok   | serv 0
-reset before, once| away 0 | away 0 | ok 1   | ok   | ok   | ok   | ok   | ok   | ok   | ok   | away 0
-reset after, once | away 0 | away 0 | ok 1   | ok   | ok   | none | ok   | ok   | ok   | ok   | away 1
-truncated, once   | away 0 | away 0 | ok 1   | ok   | ok   | none | ok   | ok   | ok   | ok   | away 1
-slow, once        | away 0 | away 0 | ok 1   | ok   | ok   | none | ok   | ok   | ok   | ok   | away 1
+503, once         | ok 1   | serv 0 | ok 1   | ok   | ok   | ok   | ok   | ok   | ok   | ok   | serv 0
+reset before, once| ok 1   | away 0 | ok 1   | ok   | ok   | ok   | ok   | ok   | ok   | ok   | away 0
+reset after, once | ok 1   | away 0 | ok 1   | ok   | ok   | none | ok   | ok   | ok   | ok   | away 1
+truncated, once   | ok 1   | away 0 | ok 1   | ok   | ok   | none | ok   | ok   | ok   | ok   | away 1
+slow, once        | ok 1   | away 0 | ok 1   | ok   | ok   | none | ok   | ok   | ok   | ok   | away 1
 HTML, once        | mal 0  | mal 0  | ok 1   | ok   | ok   | ok   | mal  | mal  | mal  | mal  | mal 1
 """

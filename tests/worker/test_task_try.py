@@ -6,6 +6,7 @@ tests/system/chaos.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ def test_failed_run_is_not_resumed(emulator: Emulator, outcome: Any) -> None:
     emulator.add_plan(Plan(outcome=outcome))
     task_result = run_with_retries(f"retries_{outcome}", **CHAIR_ARGUMENTS)
     assert (task_result.tries, task_result.state, emulator.started_count) == (2, "success", 2)
+
+
+@pytest.mark.emulator(run_seconds=3600, abort="instant", retries=0)
+def test_run_that_is_not_found_is_a_warning(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """An earlier flow run that is neither returned nor listed is named in a warning before a new start."""
+    operator, store = create_retry()
+    store[RECORD_KEY]["deadline"] = time.time() - 1  # so that the search is short
+    emulator.add_fault(Fault("GET", "/flows*", status=404, times=None))
+    with pytest.raises(exceptions.FlowTimeout):
+        operator.execute(context(store, 2, 3))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "was not found" in line]
+    assert "[warning" in line
+    assert store[RECORD_KEY]["flow_run_id"] in line
+    assert "generio" in line
 
 
 @needs("task state store")

@@ -113,6 +113,9 @@ class Proxy(HttpServer):
         self.traffic = TrafficLog()
         self.is_down = False
         """While it is set, every connection is reset without a response."""
+        self.is_failing_over = False
+        """While it is set, every GET of flow runs gets a 404, as from a gateway that fails over."""
+        self.not_found_count = 0
         self.lock = threading.Lock()
 
     def match_request(self, method: str, path: str) -> Interception | None:
@@ -184,6 +187,9 @@ class _ProxyHandler(HttpHandler):
     def _get_response(self, body: bytes) -> ProxiedResponse:
         if self.path.startswith(CONTROL_PATH):
             return ProxiedResponse(200, {}, b"{}")
+        if self.server.is_failing_over and self.command == "GET" and self.path.startswith("/flows"):
+            self.server.not_found_count += 1
+            return ProxiedResponse(404, {}, b"{}")
         return self.server.forward(self.command, self.path, _end_to_end(self.headers), body)
 
     def _reset_connection(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tests.system.chaos.case import Scenario
 from tests.system.chaos.component_failures import MANY, infrastructure_scenarios
-from tests.system.chaos.outages import outage_scenarios
+from tests.system.chaos.outages import failover_scenarios, outage_scenarios
 from tests.system.chaos.user_actions import (
     clear_scenarios,
     mark_scenarios,
@@ -27,6 +27,7 @@ def all_scenarios(many: int = MANY) -> Iterator[Scenario]:
     :param many: the number of deferred tasks in the scenarios of the triggerer.
     """
     yield from outage_scenarios()  # first, because they take longest
+    yield from failover_scenarios()
     yield from eviction_scenarios()
     yield from clear_scenarios()
     yield from mark_scenarios()
