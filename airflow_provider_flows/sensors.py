@@ -141,14 +141,14 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         from airflow_provider_flows.triggers import UNUSABLE_IN_TRIGGERER, run_from_event  # slow to import
 
         with self._translate_errors():
+            hook = self._get_hook()
+            on_run_update = self.get_run_tracker(context, hook, self.flow_run_id)
             try:
                 run = run_from_event(event)
             except (FlowAuthError, FlowInputError) as error:  # perhaps wrong in the triggerer only
                 self.log.warning(UNUSABLE_IN_TRIGGERER, self.flow_run_id, error)
                 event = event or {}
                 return self._poll_or_defer(context, event.get("deadline"), event.get("rejections", 1))
-            hook = self._get_hook()
-            on_run_update = self.get_run_tracker(context, hook, self.flow_run_id)
             return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
