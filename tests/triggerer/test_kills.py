@@ -19,7 +19,7 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, GetTaskStates, OKResponse
 
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
 from airflow_provider_flows.triggerer.run_aborts import MAX_CONCURRENT_ABORTS
 from airflow_provider_flows.triggerer.task_states import TaskStateReader
 from airflow_provider_flows.worker.kill_check import on_kill_timeout
@@ -199,7 +199,7 @@ async def test_a_changed_key_is_reloaded_for_the_abort(
     conn_id = "changing"
     connection = {"conn_type": "generio", "host": emulator.url, "password": "old"}
     monkeypatch.setenv("AIRFLOW_CONN_CHANGING", json.dumps(connection))
-    await get_hook_cached(conn_id)
+    await get_cached_hook(conn_id)
     monkeypatch.setenv("AIRFLOW_CONN_CHANGING", json.dumps(connection | {"password": emulator.key}))
     age_hook_cache(conn_id)
     supervisor = StubSupervisor().install(monkeypatch)

@@ -30,8 +30,8 @@ from airflow_provider_flows.core.polling.schedule import (
     Failed,
     Forecast,
     PollState,
+    PollStep,
     Schedule,
-    Step,
     age,
     expected_end,
     next_step,
@@ -292,7 +292,7 @@ FINAL = FlowRun("r", "generio", state=FlowState.COMPLETED, progress=1.0)
 RUNNING = FlowRun("r", "generio", state=FlowState.RUNNING)
 TRANSIENT, PERMANENT = FlowUnreachable("GET / got no response"), FlowNotFound("gone")
 REJECTED_TWICE = PollState("r", NOON, failed_polls=2, permanent_errors=2, last_error=PERMANENT)
-STEPS: dict[str, tuple[PollState, FlowRun | FlowServiceError | None, float, type[Step], object]] = {
+STEPS: dict[str, tuple[PollState, FlowRun | FlowServiceError | None, float, type[PollStep], object]] = {
     "an active run": (PollState("r", NOON), RUNNING, NOON, Delay, 5.0),
     "an old run": (PollState("r", NOON, RUNNING), RUNNING, NOON + 80, Delay, 8.0),
     "no poll yet": (PollState("r", NOON), None, NOON, Delay, 5.0),
