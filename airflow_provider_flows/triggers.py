@@ -182,7 +182,7 @@ class FlowRunTrigger(BaseTrigger):
 
     async def _abort_if_finished(self) -> None:
         """Abort the run if the task is finished; no error may escape, because nobody awaits one."""
-        from airflow_provider_flows.triggerer.task_states import TaskStateReader
+        from airflow_provider_flows.triggerer.kill_check import TaskStateReader
 
         try:
             async with asyncio.timeout(max_reply_seconds()):
@@ -264,7 +264,7 @@ class FlowRunTrigger(BaseTrigger):
     def _warm_up_kill(self) -> None:
         """Let the triggerer process its first message now, because that takes too long during a kill."""
         if SUPPORTS_ON_KILL and self.abort_on_kill and getattr(self, "task_instance", None) is not None:
-            from airflow_provider_flows.triggerer.task_states import TaskStateReader
+            from airflow_provider_flows.triggerer.kill_check import TaskStateReader
 
             TaskStateReader.for_loop().warm_up(self.task_instance)
 
