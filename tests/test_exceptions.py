@@ -186,7 +186,7 @@ def test_the_error_of_an_unsuccessful_run_has_the_run(
     flow_emulator: Emulator, hook: GenerioHook, outcome: str, kind: type[FlowRunFailed]
 ) -> None:
     """A failed or aborted run is an error with the run, the service's reason and what to do."""
-    flow_emulator.add_plan(Plan(outcome, "out of clay" if outcome == "failed" else None))  # type: ignore[arg-type]  # the outcome is a parameter
+    flow_emulator.add_plan(Plan(outcome, "out of clay" if outcome == "failed" else None))
     run = hook.wait(hook.start("model_generate_fromprompt", "a chair").flow_run_id)
     error = failure_error(run)
     assert (type(error), error.run) == (kind, run)

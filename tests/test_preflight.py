@@ -54,7 +54,7 @@ def run_task(dag_id: str, **given: Any) -> DagResult:
 def test_all_mismatches_are_reported_and_no_run_is_created(
     emulator: Emulator,
     tmp_path: Path,
-    deferrable: bool,  # noqa: FBT001
+    deferrable: bool,
 ) -> None:
     """A task with wrong parameters and a wrong file fails once, with one error, and is not retried."""
     (tmp_path / "chair.png").write_bytes(PNG)
@@ -204,7 +204,7 @@ TROUBLES: dict[str, dict[str, Any]] = {
     "no JSON": {"fault": Fault(path="/templates", body=b"<html>", times=None)},
     "no list": {"fault": Fault(path="/templates", body=b'{"templates": "soon"}', times=None)},
     "an empty list": {"fault": Fault(path="/templates", body=b'{"templates": []}', times=None)},
-    "refused key": {"fault": Fault(path="/templates", status=403, times=None)},
+    "rejected key": {"fault": Fault(path="/templates", status=403, times=None)},
 }
 
 

@@ -1,4 +1,4 @@
-"""Aborts of flow runs from the API server, in a few threads that observe the rate limits."""
+"""Cancels of flow runs from the API server, in a few threads that observe the rate limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_THREADS = 4
-TARGET_TTL_SECONDS = 60.0
+HOOK_TTL_SECONDS = 60.0
 
 
 class _Job(NamedTuple):
@@ -37,7 +37,7 @@ class _Target(NamedTuple):
 
 
 class RunAborts:
-    """Aborts flow runs in a few threads, which end when nothing is left to do.
+    """Cancels flow runs in a few threads, which end when nothing is left to do.
 
     They are daemon threads, unlike those of a `ThreadPoolExecutor`, so that a slow service does not delay the
     exit of the API server.
@@ -51,7 +51,7 @@ class RunAborts:
         self._targets: SingleFlightCache[_Target] = SingleFlightCache()
 
     def submit(self, conn_id: str, flow_run_id: str) -> None:
-        """Abort a run in the background, and log the result."""
+        """Cancel a run in the background, and log the result."""
         with self._lock:
             self._jobs.append(_Job(conn_id, flow_run_id))
             self._threads = [thread for thread in self._threads if thread.is_alive()]  # a fork has none
@@ -95,7 +95,7 @@ class RunAborts:
 
                 hook = FlowsHook.get_hook(conn_id)
                 limiter = SharedRateLimiter(hook.extra.get("max_requests_per_second"))
-                self._targets.set_value(entry, _Target(hook, limiter), TARGET_TTL_SECONDS)
+                self._targets.set_value(entry, _Target(hook, limiter), HOOK_TTL_SECONDS)
         return entry.future.result()
 
     def _log_failure(self, job: _Job, error: Exception) -> None:

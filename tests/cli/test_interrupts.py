@@ -89,7 +89,7 @@ def test_only_yes_aborts(flow_emulator: Emulator, flows: FlowsCommand, reply: st
     assert (result.code, run.current.state) == (code, "aborted" if code == 3 else "running")
 
 
-def test_sigterm_asks_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+def test_sigterm_ends_without_confirmation(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """SIGTERM asks nothing, even at a terminal: the run continues, or --on-interrupt aborts it."""
     previous = signal.getsignal(signal.SIGTERM)
     for more, code, state in (("", 143, {"starting", "running"}), (" --on-interrupt abort", 3, {"aborted"})):
@@ -157,7 +157,7 @@ def test_a_run_whose_start_was_sent_continues(flow_emulator: Emulator, flows: Fl
     assert f"continues. Watch it: airflow flows watch {run.flow_run_id}; abort it:" in result.err
 
 
-def test_on_interrupt_abort_asks_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+def test_on_interrupt_abort_needs_no_confirmation(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """With --on-interrupt abort, Ctrl-C during the wait aborts the run without a question."""
     flow_emulator.run_seconds = 5
     with ctrl_c_when(has_request(flow_emulator, "GET", "")):

@@ -17,7 +17,7 @@ from tests.emulator.client import SAMPLE_FLOW, EmulatorClient
 
 
 @pytest.fixture(autouse=True)
-def _at_once(emulator: Emulator) -> None:
+def _immediate_chains(emulator: Emulator) -> None:
     emulator.switches.chain_seconds = 0.0
 
 

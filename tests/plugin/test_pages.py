@@ -224,7 +224,7 @@ def test_outputs_of_a_task_that_does_not_wait(clients: Clients) -> None:
     assert (
         get(clients["anna"], f"{path}/output/0").content
         == hook.download_output(run, hook.list_outputs(run)[0].asset_id).data
-    )  # type: ignore[arg-type]  # this output has an id
+    )
 
 
 def test_untrusted_texts_are_escaped(clients: Clients, emulator: Emulator, tmp_path: Path) -> None:

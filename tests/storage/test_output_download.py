@@ -74,7 +74,7 @@ BROKEN = {
 @pytest.mark.parametrize("act", BROKEN.values(), ids=BROKEN)
 def test_malformed_body_is_downloaded_again(tmp_path: Path, act: object) -> None:
     """A broken or wrong body is requested again, also if the connection allows no retries."""
-    acts = ActionSequence(act, send_body(WHOLE))  # type: ignore[arg-type]
+    acts = ActionSequence(act, send_body(WHOLE))
     with MisbehavingServer(acts) as misbehaving:
         (output,) = fetch_or_raise(
             hook_to(misbehaving.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path))
@@ -90,7 +90,7 @@ def test_body_that_remains_malformed_is_an_error_and_no_file(tmp_path: Path, act
     """After three attempts it is an error, nothing is left, and what was there before is as it was."""
     (tmp_path / "r").mkdir()
     (tmp_path / "r/chair.glb").write_bytes(b"old")
-    acts = ActionSequence(act)  # type: ignore[arg-type]
+    acts = ActionSequence(act)
     with MisbehavingServer(acts) as misbehaving, pytest.raises((FlowMalformed, FlowUnreachable)):
         fetch_or_raise(hook_to(misbehaving.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path)))
     assert acts.calls == 3

@@ -21,6 +21,7 @@ from tests.support.servers import TcpServer
 from tools.processes import LOOPBACK, Program, free_port, wait_until
 
 BUCKET = "models"
+BUCKET_CONN_ID = "bucket_of_tests"  # Airflow caches the file system of an id for the whole process
 SECRET = "a-storage-key-that-nobody-else-may-read"
 _START_TIMEOUT = 60
 # moto lets in whoever names himself, and checks no signature

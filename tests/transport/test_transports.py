@@ -305,7 +305,7 @@ class TestErrors:
     @pytest.mark.parametrize("act", BROKEN)
     def test_request_with_a_broken_response_may_have_arrived(self, driver: Driver, act: object) -> None:
         """After a reset, an early end, an invalid response or a cut body, the service may have acted."""
-        with MisbehavingServer(act) as server:  # type: ignore[arg-type]
+        with MisbehavingServer(act) as server:
             assert catch_unreachable(driver, settings_for(server.url), POST).may_have_arrived
         assert server.bodies == [POST.body]
 
@@ -366,7 +366,7 @@ class TestErrors:
     def test_post_that_may_have_arrived_is_sent_once(self, driver: Driver, act: object) -> None:
         """A POST whose response is lost is not sent again, under any retry policy."""
         request = Request("POST", "/flows", json={}, resend=POST.resend.IF_NEVER_ARRIVED)
-        with MisbehavingServer(act) as server, pytest.raises(FlowUnreachable):  # type: ignore[arg-type]
+        with MisbehavingServer(act) as server, pytest.raises(FlowUnreachable):
             driver(settings_for(server.url), with_retries(single_request(request), Retry()))
         assert len(server.bodies) == 1
 

@@ -138,7 +138,7 @@ async def test_rejected_key_ends_each_wait(flow_server: StubFlowServer) -> None:
     flow_server.keys = set()
 
     for error in await tasks:
-        message = error_text(error, FlowAuthError)  # type: ignore[arg-type]
+        message = error_text(error, FlowAuthError)
         assert message.count("Connection 'flows_default'") == 1
         assert "check the connection's password" in message
 

@@ -131,7 +131,7 @@ DOUBTS = {
 
 
 @pytest.mark.parametrize("doubt", DOUBTS)
-async def test_doubt_is_one_line_at_info(
+async def test_unavailable_task_state_is_logged_in_one_line_at_info(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, doubt: str
 ) -> None:
     """If Airflow does not report the task's state, the run continues, and one line says so, no traceback."""
@@ -149,7 +149,7 @@ async def test_doubt_is_one_line_at_info(
     assert "aborted" not in states(emulator)
 
 
-async def test_no_supervisor_is_a_doubt(
+async def test_kill_without_a_supervisor_aborts_nothing(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where no supervisor is, a kill aborts nothing and raises nothing."""
@@ -164,7 +164,7 @@ async def test_no_supervisor_is_a_doubt(
 
 
 @pytest.mark.parametrize("state", ["deferred", "queued", "running", "scheduled", None])
-async def test_a_task_that_continues_leaves_its_run_alone(
+async def test_trigger_of_a_task_that_continues_does_not_abort_its_run(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, state: str | None
 ) -> None:
     """A trigger that only moved to another triggerer aborts nothing and logs no warning."""
@@ -268,9 +268,9 @@ async def test_aborts_observe_the_rate_limit(emulator: Emulator, monkeypatch: py
     await asyncio.gather(*(trigger.on_kill() for trigger in triggers))
 
     assert states(emulator) == {"aborted": 60}
-    refused = [asked.at for asked in emulator.requests if asked.status == 429]
-    assert refused
-    assert not [asked for asked in emulator.requests if refused[-1] + 0.1 < asked.at < refused[0] + 0.95]
+    rejected = [asked.at for asked in emulator.requests if asked.status == 429]
+    assert rejected
+    assert not [asked for asked in emulator.requests if rejected[-1] + 0.1 < asked.at < rejected[0] + 0.95]
     assert len(supervisor.messages) == 1
 
 
@@ -312,7 +312,7 @@ def url_characters(message: GetTaskStates) -> int:
 
 
 async def test_long_names_are_sent_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of 250 characters that a URL quotes do not make a URL that Airflow's client refuses."""
+    """Names of 250 characters that a URL quotes do not make a URL that Airflow's client rejects."""
     supervisor = StubSupervisor().install(monkeypatch)
     tis = [task_instance(f"{number:03}" + "ü" * 247) for number in range(200)]
     assert len(quote(tis[0].task_id)) * len(tis) > HTTPX_MAX_URL_CHARACTERS

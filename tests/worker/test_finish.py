@@ -407,7 +407,7 @@ def test_task_without_wait_fails_with_a_run_that_has_failed(
 @pytest.mark.parametrize("outcome", ["failed", "aborted"])
 def test_retry_without_wait_does_not_return_a_failed_run(emulator: Emulator, outcome: str) -> None:
     """If the run of an earlier try has failed, the retry starts another one."""
-    emulator.add_plan(Plan(outcome=outcome))  # type: ignore[arg-type]
+    emulator.add_plan(Plan(outcome=outcome))
     emulator.add_fault(Fault("PATCH", "*", reset="after"))
     emulator.add_fault(Fault("GET", "/flows/*", status=402))
     task_result = run_with_retries(f"ended_{outcome}", **CHAIR_ARGUMENTS, wait_for_completion=False)

@@ -188,6 +188,7 @@ class TruncationDetector:
 
     def _advance(self, data: bytes | None) -> None:
         try:
+            # None starts a generator, which its type does not say
             self._need = None if self._walk is None else self._walk.send(data)  # type: ignore[arg-type]
         except StopIteration:
             self._need = None
