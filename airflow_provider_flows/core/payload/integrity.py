@@ -136,8 +136,8 @@ def _call_target(method: Callable[..., object], *args: Any) -> None:
 MIN_PICTURE_BYTES = 16
 READ, SKIP, FIND = "read", "skip", "find"
 # a number of bytes to read or to skip, or a byte value to go behind
-_Need = tuple[str, int]
-Walk = Generator[_Need, bytes, None]
+WalkStep = tuple[str, int]
+Walk = Generator[WalkStep, bytes, None]
 
 
 class TruncationDetector:
@@ -155,21 +155,21 @@ class TruncationDetector:
         self._walk = WALKS[media_type]() if media_type in WALKS else None
         self._min_bytes = 0 if media_type == GLB else MIN_PICTURE_BYTES
         self._size = 0
-        self._need: _Need | None = None
+        self._step: WalkStep | None = None
         self._rest = b""  # of a chunk, at most a few bytes
         self._advance(None)
 
     @property
     def is_truncated(self) -> bool:
         """Whether the file's structure continues after the last byte so far."""
-        return self._need is not None and self._size >= self._min_bytes
+        return self._step is not None and self._size >= self._min_bytes
 
     def feed(self, chunk: bytes) -> None:
         """Follow the structure through the next bytes of the file."""
         self._size += len(chunk)
         data, position = self._rest + chunk if self._rest else chunk, 0
-        while self._need is not None:
-            kind, number = self._need
+        while self._step is not None:
+            kind, number = self._step
             available = len(data) - position
             if kind == FIND:
                 found = data.find(number, position)
@@ -182,16 +182,15 @@ class TruncationDetector:
                 self._advance(data[position - number : position] if kind == READ else b"")
             else:
                 if kind == SKIP:
-                    position, self._need = len(data), (SKIP, number - available)
+                    position, self._step = len(data), (SKIP, number - available)
                 break
-        self._rest = b"" if self._need is None else data[position:]
+        self._rest = b"" if self._step is None else data[position:]
 
     def _advance(self, data: bytes | None) -> None:
         try:
-            # None starts a generator, which its type does not say
-            self._need = None if self._walk is None else self._walk.send(data)  # type: ignore[arg-type]
+            self._step = None if self._walk is None else self._walk.send(data)  # type: ignore[arg-type]
         except StopIteration:
-            self._need = None
+            self._step = None
 
 
 def _walk_glb() -> Walk:
@@ -229,14 +228,14 @@ def _walk_jpeg() -> Walk:
         marker = yield from (_find_jpeg_marker() if marker == 0xDA else _read_jpeg_marker())
 
 
-def _read_jpeg_marker() -> Generator[_Need, bytes, int | None]:
+def _read_jpeg_marker() -> Generator[WalkStep, bytes, int | None]:
     """Return the marker that begins here, None if there is none."""
     if (yield READ, 1) != b"\xff":
         return None
     return (yield from _read_jpeg_marker_code())
 
 
-def _find_jpeg_marker() -> Generator[_Need, bytes, int | None]:
+def _find_jpeg_marker() -> Generator[WalkStep, bytes, int | None]:
     """Return the marker after compressed data, in which 0xFF is followed by a zero or a restart marker."""
     marker: int | None = 0
     while marker == 0 or (marker is not None and 0xD0 <= marker <= 0xD7):
@@ -245,7 +244,7 @@ def _find_jpeg_marker() -> Generator[_Need, bytes, int | None]:
     return marker
 
 
-def _read_jpeg_marker_code(minimum: int = 0xC0) -> Generator[_Need, bytes, int | None]:
+def _read_jpeg_marker_code(minimum: int = 0xC0) -> Generator[WalkStep, bytes, int | None]:
     code = 0xFF
     while code == 0xFF:  # repeated as filling
         code = (yield READ, 1)[0]
