@@ -90,7 +90,7 @@ def test_only_yes_aborts(flow_emulator: Emulator, flows: FlowsCommand, reply: st
 
 
 def test_sigterm_ends_without_confirmation(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """SIGTERM asks nothing, even at a terminal: the run continues, or --on-interrupt aborts it."""
+    """SIGTERM needs no confirmation, even at a terminal: the run continues, or --on-interrupt aborts it."""
     previous = signal.getsignal(signal.SIGTERM)
     for more, code, state in (("", 143, {"starting", "running"}), (" --on-interrupt abort", 3, {"aborted"})):
         flow_emulator.reset()
@@ -147,7 +147,7 @@ def test_ctrl_c_before_the_start_deletes_the_run(flow_emulator: Emulator, flows:
 
 
 def test_a_run_whose_start_was_sent_continues(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A Ctrl-C previous the response to the start looks the run up, and says how to watch or abort it."""
+    """A Ctrl-C before the response to the start looks the run up, and says how to watch or abort it."""
     flow_emulator.run_seconds = 60
     flow_emulator.add_fault(Fault("PATCH", "*", delay=20))
     with ctrl_c_when(lambda: bool(flow_emulator.paid_runs)):

@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_ctrl_c_aborts_after_confirmation(emulator: Emulator) -> None:
-    """The bar shows state, progress and expected end; Ctrl-C asks, and yes aborts the flow run."""
+    """The bar shows state, progress and expected end; after Ctrl-C and a yes the flow run is aborted."""
     with Terminal(*AIRFLOW, "run", PROMPT_FLOW, "-i", "A chair", "--poll-interval", "0.2") as terminal:
         terminal.wait_for(r"is created; sending its inputs")
         wait_until(lambda: bool(emulator.paid_runs))

@@ -164,7 +164,7 @@ def test_lost_creation_is_sent_again(
 def test_list_that_fails_after_lost_creation_does_not_end_the_start(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
-    """Runs that are left over cost nothing, so a start goes on if they cannot be found or deleted."""
+    """Runs that are left over cost nothing, so a start continues if they cannot be found or deleted."""
     hook.connection.extra = '{"retries": 1}'
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
     flow_emulator.add_fault(Fault("GET", "/flows", status=500))

@@ -209,7 +209,7 @@ def test_code_contains_no_sample_key_and_no_sample_repository() -> None:
 
 
 def test_error_about_an_unknown_template_lists_all(hook: GenerioHook) -> None:
-    """G-26: a flow that the service does not have is answered with the names of those it has."""
+    """G-26: a flow that the service does not have is an error with the names of those it has."""
     with pytest.raises(FlowNotFound, match="model_generate_fromprompt"):
         hook.get_definition("model_generate_fromdream")
 

@@ -190,8 +190,8 @@ def test_gateways_text_is_readable_in_its_encoding(encoding: str) -> None:
 )  # fmt: skip
 def test_headers_and_broken_responses_can_be_stored(driver: Driver, head: bytes) -> None:
     """A header, a media type and the error of a response that is no HTTP have texts that can be stored."""
-    answer = head + b"\r\nContent-Length: 4\r\nConnection: close\r\n\r\n\xff\xfe\x00x"
-    with MisbehavingServer(send_and_close(answer)) as server:
+    response = head + b"\r\nContent-Length: 4\r\nConnection: close\r\n\r\n\xff\xfe\x00x"
+    with MisbehavingServer(send_and_close(response)) as server:
         settings = settings_for(server.url)
         with suppress(FlowError):
             response = driver(settings, single_request(Request("GET", "/")))

@@ -87,7 +87,7 @@ def test_path_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 
 def test_path_with_nul_is_rejected(tmp_path: Path) -> None:
-    """A name that no file can have is an error of ours."""
+    """A name that no file can have is a FlowInputError."""
     with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that cannot be read"):
         parse_inputs(tmp_path / "a\0.png")
 

@@ -90,7 +90,7 @@ def test_file_of_another_type_than_its_name_says_is_rejected(
         others["model"] = (COMPLETE["chair.glb"], "model/gltf-binary")
     else:
         others["picture"] = (COMPLETE["chair.png"], "image/png")
-    for other, (content, told) in others.items():
+    for other, (content, reason) in others.items():
         path.write_bytes(content)
         for inputs in (path, {"uri": f"file://{path}"}):
             with pytest.raises(FlowInputError) as caught:
@@ -98,7 +98,7 @@ def test_file_of_another_type_than_its_name_says_is_rejected(
             message = str(caught.value)
             assert "inputs[0]" in message
             assert str(path) in message
-            assert told in message, other
+            assert reason in message, other
             assert other == "empty" or f"but its name says {kind}" in message
     assert flow_emulator.requests == ()
 
@@ -172,7 +172,7 @@ def test_data_uri_of_another_kind_is_rejected(flow_emulator: Emulator) -> None:
         == sent(uri("application/octet-stream", model))
         == [uri("model/gltf-binary", model)]
     )
-    for text, told in (
+    for text, reason in (
         (uri("image/png", model), "model/gltf-binary, but its media type says image/png"),
         (uri("model/gltf-binary", PAGE), "an HTML page, but its media type says model/gltf-binary"),
         (uri("model/gltf-binary", LFS_POINTER), "pointer"),
@@ -181,7 +181,7 @@ def test_data_uri_of_another_kind_is_rejected(flow_emulator: Emulator) -> None:
         (uri("text/plain", b"\xff\xfe"), "not UTF-8"),
         ("data:image/png;base64,iVBORw0KG", "cannot be decoded"),
     ):
-        with pytest.raises(FlowInputError, match=told) as caught:
+        with pytest.raises(FlowInputError, match=reason) as caught:
             hook.start("model_optimize", text, validate=False)
         assert "inputs[0] is a data URI" in str(caught.value)
     assert flow_emulator.requests == ()

@@ -69,7 +69,7 @@ def test_example_dag_with_a_bucket(bucket: ObjectServer, emulator: Emulator, tmp
         file, data = tmp_path / output["name"], objects[name]
         assert (output["size"], output["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
         file.write_bytes(data)
-        triangles.append(count_triangles(file))  # looks whether it is whole, too
+        triangles.append(count_triangles(file))  # raises an error if the file is incomplete
     assert triangles[1] < triangles[0]
     assert triangles[1] <= 800
 

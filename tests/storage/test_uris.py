@@ -49,7 +49,7 @@ def test_every_way_to_a_local_file_takes_any_name(tmp_path: Path, name: str) -> 
 
 
 def test_uri_of_two_local_files_is_rejected(tmp_path: Path) -> None:
-    """A URI that is one file's to the letter, and another's decoded, is an error; a Path tells them apart."""
+    """A URI that is one file's to the letter, and another's decoded, is an error; a Path is not ambiguous."""
     for name in ("a b.png", "a%20b.png"):
         (tmp_path / name).write_bytes(PNG + name.encode())
     uri = (tmp_path / "a b.png").as_uri()

@@ -24,7 +24,7 @@ BUCKET = "models"
 BUCKET_CONN_ID = "bucket_of_tests"  # Airflow caches the file system of an id for the whole process
 SECRET = "a-storage-key-that-nobody-else-may-read"
 _START_TIMEOUT = 60
-# moto lets in whoever names himself, and checks no signature
+# moto accepts any access key, and checks no signature
 _AUTHORIZATION = (
     "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 )

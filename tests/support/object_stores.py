@@ -111,7 +111,7 @@ class ForgetfulFileSystem(FragileFileSystem):
 
 
 class ConsoleFileSystem(FragileFileSystem):
-    """A sound store in memory, under the name of one whose files a person can look at in a console."""
+    """A sound store in memory, under the name of a store that has a console."""
 
     protocol = "gs"
     store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way

@@ -46,7 +46,7 @@ def states(emulator: Emulator) -> dict[str, int]:
 
 def is_waiting(emulator: Emulator) -> bool:
     """Return whether a trigger has polled its run."""
-    return any(asked.method == "GET" for asked in emulator.requests)
+    return any(request.method == "GET" for request in emulator.requests)
 
 
 async def kill_one(emulator: Emulator, supervisor: StubSupervisor, state: str | None = "failed") -> str:
@@ -268,9 +268,11 @@ async def test_aborts_observe_the_rate_limit(emulator: Emulator, monkeypatch: py
     await asyncio.gather(*(trigger.on_kill() for trigger in triggers))
 
     assert states(emulator) == {"aborted": 60}
-    rejected = [asked.at for asked in emulator.requests if asked.status == 429]
+    rejected = [request.at for request in emulator.requests if request.status == 429]
     assert rejected
-    assert not [asked for asked in emulator.requests if rejected[-1] + 0.1 < asked.at < rejected[0] + 0.95]
+    assert not [
+        request for request in emulator.requests if rejected[-1] + 0.1 < request.at < rejected[0] + 0.95
+    ]
     assert len(supervisor.messages) == 1
 
 

@@ -35,7 +35,9 @@ CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"qual
 
 def aborts(emulator: Emulator) -> int:
     """Return the number of requests that abort a run."""
-    return sum(asked.method == "PATCH" and asked.json == {"action": "abort"} for asked in emulator.requests)
+    return sum(
+        request.method == "PATCH" and request.json == {"action": "abort"} for request in emulator.requests
+    )
 
 
 def test_task_that_continues_does_not_abort_its_run(flow_emulator: Emulator) -> None:

@@ -144,7 +144,7 @@ def test_permanent_errors_are_counted_across_processes() -> None:
 
 
 def test_wait_honours_retry_after() -> None:
-    """The next poll comes no sooner than the service asked for."""
+    """The next poll comes no sooner than the service requested."""
     scripted = ScriptedWait(
         run_response("running"), json_response({}, 503, retry_after="120"), run_response("completed")
     )

@@ -59,7 +59,7 @@ WITH_FORM_AND_COMMANDS = pytest.mark.skipif(
     Version("3.2") > AIRFLOW, reason="Airflow 3.2 shows fields and has commands"
 )
 WITH_A_STORE = pytest.mark.skipif(
-    Version("3.3") > AIRFLOW, reason="before Airflow 3.3 a retry is told nothing"
+    Version("3.3") > AIRFLOW, reason="before Airflow 3.3 a retry has no saved state"
 )
 
 
@@ -164,7 +164,7 @@ def test_every_operator_runs_its_flows(brewery: Brewhouse, tmp_path: Path) -> No
 
 def test_tasks_run_without_openlineage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the openlineage provider and its library, tasks run and import nothing of either."""
-    monkeypatch.delenv("AIRFLOW__OPENLINEAGE__DISABLED")  # nobody says that it is not wanted
+    monkeypatch.delenv("AIRFLOW__OPENLINEAGE__DISABLED")  # not disabled either
     with DAG("brewed_without_lineage", schedule=None) as dag:
         RunFlowOperator(
             task_id="brew",
