@@ -89,8 +89,11 @@ class FlowServiceError(FlowError):
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.status is not None and (self.status >= 500 or self.status == 408)
+        """Whether the same request may succeed later.
+
+        A status below 200 is no response to the request: something between the client and the service failed.
+        """
+        return self.status is not None and (self.status >= 500 or self.status == 408 or self.status < 200)
 
     @property
     def outcome_unknown(self) -> bool:
