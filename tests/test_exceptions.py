@@ -20,6 +20,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowInvalid,
     FlowMalformed,
     FlowNotFound,
+    FlowQuotaExceeded,
     FlowRateLimited,
     FlowRunAborted,
     FlowRunFailed,
@@ -192,11 +193,12 @@ def test_run_that_ends_badly_carries_the_run(
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        *((status, FlowServiceError) for status in (302, 402, 405, 500, 503)),
+        *((status, FlowServiceError) for status in (101, 302, 405, 500, 503, 999)),
         *((status, FlowInvalid) for status in (400, 413, 415, 422)),
         *((status, FlowAuthError) for status in (401, 403)),
         *((status, FlowConflict) for status in (409, 425)),
         (404, FlowNotFound),
+        (402, FlowQuotaExceeded),
         (429, FlowRateLimited),
     ],
 )
@@ -238,7 +240,7 @@ def test_errors_survive_the_way_through_a_trigger() -> None:
     kinds = [
         kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, FlowError)
     ]
-    assert len(kinds) == 13
+    assert len(kinds) == 14
     for kind in kinds:
         error = (
             kind("what happened", status=418) if issubclass(kind, FlowServiceError) else kind("what happened")

@@ -11,6 +11,7 @@ FlowError
     ├── FlowInvalid         400, 413, 415, 422: the service rejected the request's content
     ├── FlowConflict        409, 425: not possible in the flow run's current state
     ├── FlowRateLimited     429: too many requests
+    ├── FlowQuotaExceeded   402, or a 403 or 429 that says so: the account's quota or credit is used up
     ├── FlowUnreachable     no response: connection refused or reset, timeout, unknown host
     └── FlowMalformed       a response that cannot be parsed
 """
@@ -133,6 +134,28 @@ class FlowRateLimited(FlowServiceError):
     def is_transient(self) -> bool:
         """Always true: the limit is temporary."""
         return True
+
+    @property
+    def outcome_unknown(self) -> bool:
+        """Always false: the service did not carry out the request."""
+        return False
+
+
+class FlowQuotaExceeded(FlowServiceError):
+    """The account's quota or credit is used up.
+
+    :param is_permanent: whether a retry of the task would fail in the same way. It is false if the rejected
+        request only reads: what it reads is paid already.
+    """
+
+    def __init__(self, message: str, *, is_permanent: bool = True, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.is_permanent = is_permanent
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed later: for one that reads, a 429 may be a rate limit."""
+        return self.status == 429 and not self.is_permanent
 
     @property
     def outcome_unknown(self) -> bool:

@@ -33,8 +33,8 @@ services __init__ promptchainer
 services/generio __init__ responses api
 transport __init__ tls_and_proxy url_guard settings response_reader asynchronous blocking_adapter blocking
 . connection metrics provider_info retry_policy exceptions base_hook
-storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
-storage outputs
+storage __init__ graph_files parallel paths quota_marker atomic_file file_source inputs output_options
+storage output_download outputs
 . preflight hooks
 worker __init__ kill_check lineage run_tracking task_state finish task_try
 triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed watcher_state
