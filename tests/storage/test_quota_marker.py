@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.models.taskinstance import TaskInstance
 from airflow.sdk import DAG
+from airflow.utils.session import create_session
+from sqlalchemy import select
 
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -35,6 +38,7 @@ from tests.support.modes import FLOW
 from tests.support.scripted_transport import json_response
 from tests.support.servers import StubResponse, StubServer
 from tests.support.tries import CHAIN_ARGUMENTS
+from tests.support.versions import needs
 
 pytestmark = pytest.mark.emulator(run_seconds=0)
 
@@ -263,15 +267,22 @@ def test_processes_of_one_host_send_one_start(
     assert paths is None or sent == paths
 
 
+@needs("retry policies")
 def test_mapped_siblings_send_one_start(emulator: Emulator) -> None:
-    """Of five mapped tasks the first creates a run, fills and deletes it; the others send no such request."""
+    """Of five mapped tasks the first creates a run, fills and deletes it; the others send no such request.
+
+    None of them has a second try.
+    """
     emulator.switches.update({"quota": 402})
     with DAG("quota_mapped", schedule=None) as dag:
         RunFlowOperator.partial(
             task_id="run", flow=FLOW, retries=2, retry_delay=timedelta(0), validate=False
         ).expand(inputs=[f"chair {number}" for number in range(5)])
     result = run_dag(dag)
-    assert result.states["run"] == "failed"
+    assert {type(error) for error in result.errors.values()} == {FlowQuotaExceeded}
     sent = [request.method for request in emulator.requests if request.method != "GET"]
     assert sent == ["POST", "POST", "PATCH", "DELETE"]
     assert len(emulator.runs) == 0
+    with create_session() as session:
+        tries = session.scalars(select(TaskInstance.try_number).where(TaskInstance.run_id == result.run_id))
+        assert [*tries] == [1] * 5
