@@ -251,6 +251,10 @@ def test_errors_survive_the_way_through_a_trigger() -> None:
             str(error),
             getattr(error, "status", None),
         )
+    for is_permanent in (True, False):
+        quota = error_from_dict(FlowQuotaExceeded("empty", status=402, is_permanent=is_permanent).to_dict())
+        assert isinstance(quota, FlowQuotaExceeded)
+        assert quota.is_permanent is is_permanent
     assert type(error_from_dict({"type": "Mapping", "message": "x"})) is FlowError
 
 

@@ -152,6 +152,10 @@ class FlowQuotaExceeded(FlowServiceError):
         super().__init__(message, **kwargs)
         self.is_permanent = is_permanent
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return type, message, status and whether it is permanent as a plain dict."""
+        return {**super().to_dict(), "is_permanent": self.is_permanent}
+
     @property
     def is_transient(self) -> bool:
         """Whether the same request may succeed later: for one that reads, a 429 may be a rate limit."""
@@ -201,6 +205,9 @@ def error_from_dict(data: dict[str, Any]) -> FlowError:
     candidate = globals().get(str(data.get("type")))
     error_class = candidate if isinstance(candidate, type) and issubclass(candidate, FlowError) else FlowError
     message = str(data.get("message"))
+    if error_class is FlowQuotaExceeded:
+        is_permanent = bool(data.get("is_permanent", True))
+        return FlowQuotaExceeded(message, status=data.get("status"), is_permanent=is_permanent)
     if issubclass(error_class, FlowServiceError):
         return error_class(message, status=data.get("status"))
     return error_class(message)
