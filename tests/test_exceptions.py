@@ -21,6 +21,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowInvalid,
     FlowMalformed,
     FlowNotFound,
+    FlowQuotaExceeded,
     FlowRateLimited,
     FlowRunAborted,
     FlowRunFailed,
@@ -197,11 +198,12 @@ def test_the_error_of_an_unsuccessful_run_has_the_run(
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        *((status, FlowServiceError) for status in (302, 402, 405, 500, 503)),
+        *((status, FlowServiceError) for status in (101, 302, 405, 500, 503, 999)),
         *((status, FlowInvalid) for status in (400, 413, 415, 422)),
         *((status, FlowAuthError) for status in (401, 403)),
         *((status, FlowConflict) for status in (409, 425)),
         (404, FlowNotFound),
+        (402, FlowQuotaExceeded),
         (429, FlowRateLimited),
     ],
 )
@@ -243,7 +245,7 @@ def test_errors_are_restored_from_a_trigger_event() -> None:
     kinds = [
         kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, FlowError)
     ]
-    assert len(kinds) == 13
+    assert len(kinds) == 14
     for kind in kinds:
         error = (
             kind("what happened", status=418) if issubclass(kind, FlowServiceError) else kind("what happened")
@@ -254,6 +256,10 @@ def test_errors_are_restored_from_a_trigger_event() -> None:
             str(error),
             getattr(error, "status", None),
         )
+    for is_permanent in (True, False):
+        quota = error_from_dict(FlowQuotaExceeded("empty", status=402, is_permanent=is_permanent).to_dict())
+        assert isinstance(quota, FlowQuotaExceeded)
+        assert quota.is_permanent is is_permanent
     assert type(error_from_dict({"type": "Mapping", "message": "x"})) is FlowError
 
 
