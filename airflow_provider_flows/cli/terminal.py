@@ -39,7 +39,7 @@ def write_out(text: str, errors: str = "backslashreplace") -> None:
 
 def write_err(text: str) -> None:
     """Write to stderr as `write_out` does to stdout; what cannot be written changes nothing else."""
-    # OSError: it is full; ValueError: it is closed; AttributeError: it is None
+    # the errors of a stream that is full, closed, or None
     with suppress(OSError, ValueError, AttributeError), ignore_broken_pipe(sys.stderr):
         sys.stderr.write(_to_encodable(text, sys.stderr, "backslashreplace"))
 
