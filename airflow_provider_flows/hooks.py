@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from airflow_provider_flows import connection as conn
 from airflow_provider_flows import metrics
 from airflow_provider_flows.base_hook import BaseFlowsHook
 from airflow_provider_flows.core import start_or_resume
-from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowQuotaExceeded
 from airflow_provider_flows.core.http import restrict_redirects
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import download_image
@@ -81,8 +82,9 @@ class FlowsHook(BaseFlowsHook):
 
         problems = Problems()
         request = build_request(flow, inputs, parameters, additional, input_conn_id, problems)
-        request = self._prepare(request, problems, validate=validate)
-        return self.run(start_or_resume.start_without_record(self.service, request))
+        with self._check_quota(f"Flow {request.flow} was not started"):
+            request = self._prepare(request, problems, validate=validate)
+            return self.run(start_or_resume.start_without_record(self.service, request))
 
     def start_from_request(
         self,
@@ -102,10 +104,33 @@ class FlowsHook(BaseFlowsHook):
         :raises FlowInputError: as for `start`.
         :raises FlowServiceError: as for `start`.
         """
-        request = self._prepare(request, Problems(), validate=validate)
-        if record is not None and save is not None:
-            return self.run(start_or_resume.start(self.service, request, record, save))
-        return self.run(start_or_resume.start_without_record(self.service, request))
+        with self._check_quota(f"Flow {request.flow} was not started"):
+            request = self._prepare(request, Problems(), validate=validate)
+            if record is not None and save is not None:
+                return self.run(start_or_resume.start(self.service, request, record, save))
+            return self.run(start_or_resume.start_without_record(self.service, request))
+
+    @contextmanager
+    def _check_quota(self, what: str, *, clear: bool = True) -> Iterator[None]:
+        """Run a block that starts a flow run, unless the account's quota was just used up.
+
+        :param what: what is not done then, for the message.
+        :param clear: whether the block's success shows that the account has quota or credit again.
+        :raises FlowQuotaExceeded: it was, here or in another process of this host; nothing was sent.
+        """
+        from airflow_provider_flows.storage.quota_marker import QuotaMarker
+
+        settings = self.settings
+        marker = QuotaMarker(self.service.name, settings.base_url, settings.secrets)
+        with self.add_connection_to_errors():
+            marker.raise_if_set(what)
+        try:
+            yield
+        except FlowQuotaExceeded as error:
+            marker.set(error)
+            raise
+        if clear:
+            marker.clear()
 
     def _prepare(self, request: RunRequest, problems: Problems, *, validate: bool) -> RunRequest:
         """Validate a request, and return it with what the flow's definition adds.
@@ -214,7 +239,8 @@ class FlowsHook(BaseFlowsHook):
 
         `add_input` adds its inputs, and `start_created_run` starts it.
         """
-        return self.run(self.service.create(flow, parameters, additional))
+        with self._check_quota(f"No flow run of {flow} was created", clear=False):
+            return self.run(self.service.create(flow, parameters, additional))
 
     def add_input(self, flow_run_id: str, item: Any, input_conn_id: str | None = None) -> str | None:
         """Add one input to a flow run that was created and not started.
@@ -230,11 +256,13 @@ class FlowsHook(BaseFlowsHook):
         if not isinstance(inputs, Sequence) or len(inputs) != 1:
             message = "add_input takes one input"
             raise FlowInputError(message)
-        return self.run(self.service.add_input(flow_run_id, inputs[0]))
+        with self._check_quota(f"No input was added to flow run {flow_run_id}", clear=False):
+            return self.run(self.service.add_input(flow_run_id, inputs[0]))
 
     def start_created_run(self, flow_run_id: str) -> None:
         """Start a flow run that `create` has created."""
-        self.run(self.service.start_created_run(flow_run_id))
+        with self._check_quota(f"Flow run {flow_run_id} was not started"):
+            self.run(self.service.start_created_run(flow_run_id))
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:
         """Download one input into memory."""

@@ -415,4 +415,6 @@ def _with_retry_policy(arguments: dict[str, Any]) -> dict[str, Any]:
         from airflow_provider_flows.retry_policy import FlowsRetryPolicy
     except ImportError:
         return arguments
-    return {"retry_policy": FlowsRetryPolicy(), **arguments}
+    if arguments.get("retry_policy") is not None:  # `partial()` passes None if it was not given
+        return arguments
+    return {**arguments, "retry_policy": FlowsRetryPolicy()}

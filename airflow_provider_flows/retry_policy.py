@@ -15,6 +15,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowInputError,
     FlowInvalid,
     FlowNotFound,
+    FlowQuotaExceeded,
     FlowTimeout,
 )
 from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
@@ -22,7 +23,14 @@ from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-PERMANENT_ERRORS = (FlowAuthError, FlowInputError, FlowInvalid, FlowNotFound, FlowTimeout)
+PERMANENT_ERRORS = (
+    FlowAuthError,
+    FlowInputError,
+    FlowInvalid,
+    FlowNotFound,
+    FlowQuotaExceeded,
+    FlowTimeout,
+)
 
 
 class FlowsRetryPolicy(RetryPolicy):

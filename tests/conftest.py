@@ -99,3 +99,13 @@ def fresh_definitions() -> None:
     definitions = sys.modules.get("airflow_provider_flows.preflight")
     if definitions is not None:
         definitions.DEFINITION_CACHE.clear()
+
+
+@pytest.fixture(autouse=True)
+def fresh_quota_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test find that the quota of another test's account is used up."""
+    from airflow_provider_flows.storage import quota_marker
+
+    folder = _HOME / "quota"
+    shutil.rmtree(folder, ignore_errors=True)
+    monkeypatch.setattr(quota_marker, "FOLDER", folder)

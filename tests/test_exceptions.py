@@ -20,6 +20,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowInvalid,
     FlowMalformed,
     FlowNotFound,
+    FlowQuotaExceeded,
     FlowRunAborted,
     FlowRunFailed,
     FlowServiceError,
@@ -208,7 +209,7 @@ def test_errors_are_restored_from_a_trigger_event() -> None:
     kinds = [
         kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, FlowError)
     ]
-    assert len(kinds) == 13
+    assert len(kinds) == 14
     for kind in kinds:
         error = (
             kind("what happened", status=418) if issubclass(kind, FlowServiceError) else kind("what happened")
@@ -219,6 +220,10 @@ def test_errors_are_restored_from_a_trigger_event() -> None:
             str(error),
             getattr(error, "status", None),
         )
+    for is_permanent in (True, False):
+        quota = error_from_dict(FlowQuotaExceeded("empty", status=402, is_permanent=is_permanent).to_dict())
+        assert isinstance(quota, FlowQuotaExceeded)
+        assert quota.is_permanent is is_permanent
     assert type(error_from_dict({"type": "Mapping", "message": "x"})) is FlowError
 
 

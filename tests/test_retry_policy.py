@@ -23,7 +23,7 @@ FAULTS = [
     (Fault("POST", status=422), 1, exceptions.FlowInvalid),
     (Fault("POST", status=503), 2, exceptions.FlowServiceError),
     (Fault("POST", reset="before"), 2, exceptions.FlowUnreachable),
-    (Fault("POST", status=402), 2, exceptions.FlowServiceError),
+    (Fault("POST", status=402), 1, exceptions.FlowQuotaExceeded),
 ]
 
 
@@ -95,6 +95,8 @@ DECISIONS = [
     (exceptions.FlowNotFound("no"), "fail", None),
     (exceptions.FlowInvalid("no"), "fail", None),
     (exceptions.FlowInputError("no"), "fail", None),
+    (exceptions.FlowQuotaExceeded("empty", status=402, retry_after=9), "fail", None),
+    (exceptions.FlowQuotaExceeded("empty", status=402, is_permanent=False), "default", None),
     (exceptions.FlowTimeout("late"), "fail", None),
     (exceptions.FlowTimeout("late", is_permanent=False), "default", None),
     (exceptions.FlowRunFailed("failed"), "default", None),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import traceback
 import warnings
 from argparse import Namespace
@@ -19,7 +18,7 @@ import structlog
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, redact
 
 from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err
+from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err, write_err
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
@@ -84,7 +83,7 @@ def _run_command(function: Callable[[Namespace], Exit | None], args: Namespace) 
         return get_exit_code(error)
     except Exception as error:  # noqa: BLE001  # a storage library's error, say: users want one line, whatever its type
         if args.verbose:
-            sys.stderr.write(str(redact(traceback.format_exc())))
+            write_err(str(redact(traceback.format_exc())))
         echo_err(redact(f"{type(error).__name__}: {error}"))
         return get_exit_code(error)
 

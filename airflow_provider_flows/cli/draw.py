@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from airflow_provider_flows.cli.command import command
-from airflow_provider_flows.cli.terminal import echo_err, ignore_broken_pipe
+from airflow_provider_flows.cli.terminal import echo_err, ignore_broken_pipe, write_out
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.drawing import to_mermaid, to_svg
@@ -32,7 +32,7 @@ def draw(args: Namespace) -> None:
     text = picture if picture.endswith("\n") else f"{picture}\n"
     if to is None:
         with ignore_broken_pipe(sys.stdout):
-            sys.stdout.write(text)
+            write_out(text, errors="xmlcharrefreplace")  # Mermaid's labels are ASCII
         return
     to.write_text(text, encoding="utf-8")
     echo_err(f"Wrote {to}.")

@@ -31,6 +31,7 @@ from airflow_provider_flows.cli.terminal import (
     echo_err,
     escape_control_chars,
     is_interactive,
+    is_terminal,
     show_one,
 )
 from airflow_provider_flows.core.exceptions import (
@@ -212,7 +213,7 @@ def _wait_for_run(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: N
     :raises FlowTimeout: the timeout expired; the run continues.
     """
     try:
-        bar = sys.stdout.isatty() and sys.stderr.isatty()
+        bar = is_terminal(sys.stdout) and is_terminal(sys.stderr)
         wait = hook.create_wait(flow_run_id, schedule, _echo_warning if bar else _echo_log_line)
         with _progress_bar(flow_run_id) if bar else _no_progress_bar() as show:
             return hook.run(wait.poll_until_final(show), retry=NO_RETRY)

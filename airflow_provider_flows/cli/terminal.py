@@ -9,8 +9,8 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from airflow.cli.simple_table import AirflowConsole, SimpleTable
 from rich.text import Text
@@ -26,15 +26,42 @@ def escape_control_chars(text: object) -> str:
     )
 
 
+def write_out(text: str, errors: str = "backslashreplace") -> None:
+    """Write to stdout, with a replacement for each character that its encoding lacks.
+
+    :param errors: the name of the codec error handler that replaces such characters.
+    :raises BrokenPipeError: the reader no longer reads, or stdout is closed.
+    """
+    if sys.stdout is None or sys.stdout.closed:
+        raise BrokenPipeError
+    sys.stdout.write(_to_encodable(text, sys.stdout, errors))
+
+
+def write_err(text: str) -> None:
+    """Write to stderr as `write_out` does to stdout; what cannot be written changes nothing else."""
+    # the errors of a stream that is full, closed, or None
+    with suppress(OSError, ValueError, AttributeError), ignore_broken_pipe(sys.stderr):
+        sys.stderr.write(_to_encodable(text, sys.stderr, "backslashreplace"))
+
+
+def _to_encodable(text: str, stream: TextIO, errors: str) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, errors).decode(encoding)
+
+
 def echo_err(line: object) -> None:
     """Write one line to stderr."""
-    with ignore_broken_pipe(sys.stderr):
-        sys.stderr.write(f"{escape_control_chars(line)}\n")
+    write_err(f"{escape_control_chars(line)}\n")
 
 
 def is_interactive() -> bool:
     """Return whether a person can be asked."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard stream is a terminal; it may be closed, or None if it was never open."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def confirm(question: str) -> bool:
@@ -43,36 +70,29 @@ def confirm(question: str) -> bool:
     :raises KeyboardInterrupt: the person pressed Ctrl-C.
     """
     try:
-        sys.stderr.write(f"{escape_control_chars(question)} [y/N] ")
-        sys.stderr.flush()
+        write_err(f"{escape_control_chars(question)} [y/N] ")
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
-        sys.stderr.write("\n")
+        write_err("\n")
         raise
 
 
 @contextmanager
-def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
+def ignore_broken_pipe(stream: TextIO | None) -> Iterator[None]:
     """Write to stdout or stderr; once its reader has stopped (`| head`), discard all text.
 
     Neither what a command does nor its exit code changes.
     """
     try:
         yield
-        stream.flush()
+        if stream is not None and not stream.closed:
+            stream.flush()
     except BrokenPipeError:
-        # otherwise Python flushes the stream again at exit and fails
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-
-
-class _Console(AirflowConsole):
-    """Airflow's console, without rich's own exit code 1 on a broken pipe."""
-
-    def on_broken_pipe(self) -> NoReturn:
-        """Raise the error that `ignore_broken_pipe` expects."""
-        raise BrokenPipeError
+        with suppress(AttributeError, ValueError, OSError):  # the stream is closed already, or is no file
+            # otherwise Python flushes the stream again at exit and fails
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())  # type: ignore[union-attr]  # None has no fileno: suppressed
+            os.close(null)
 
 
 def show_one(data: Mapping[str, Any], output: str) -> None:
@@ -95,20 +115,21 @@ def _show(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
 
 
 def _print(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
-    console = _Console()
+    console = AirflowConsole()
     if output == "json" and not console.is_terminal:
         # the same text as from Airflow's console, which takes seconds for a long list
-        sys.stdout.write(f"{json.dumps(data)}\n")
-    elif output == "json":
-        console.print_as_json(data)
-    elif output == "yaml":
-        console.print_as_yaml(data)
+        write_out(f"{json.dumps(data)}\n")
+    elif output in {"json", "yaml"}:
+        with console.capture() as capture:
+            print_data = console.print_as_json if output == "json" else console.print_as_yaml
+            print_data(data)
+        write_out(capture.get())
     elif not rows:
         echo_err("No data found")
     elif output == "plain":
         cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
         # numbers are not parsed: 12e3 may be an id
-        sys.stdout.write(f"{tabulate(cells, headers='keys', tablefmt='plain', disable_numparse=True)}\n")
+        write_out(f"{tabulate(cells, headers='keys', tablefmt='plain', disable_numparse=True)}\n")
     else:
         table = SimpleTable(show_header=console.show_header)
         for name in rows[0]:
@@ -116,7 +137,9 @@ def _print(data: Any, rows: Sequence[Mapping[str, Any]], output: str) -> None:
         for row in rows:
             # Text, because rich parses markup in a str
             table.add_row(*(Text(_cell(value)) for value in row.values()))
-        console.print(table)
+        with console.capture() as capture:
+            console.print(table)
+        write_out(capture.get())
 
 
 def _cell(value: Any) -> str:

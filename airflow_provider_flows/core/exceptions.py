@@ -11,6 +11,7 @@ FlowError
     ├── FlowInvalid         400, 413, 415, 422: the service rejected the request's content
     ├── FlowConflict        409, 425: not possible in the flow run's current state
     ├── FlowRateLimited     429: too many requests
+    ├── FlowQuotaExceeded   402, or a 403 or 429 that says so: the account's quota or credit is used up
     ├── FlowUnreachable     no response: connection refused or reset, timeout, unknown host
     └── FlowMalformed       a response that cannot be parsed
 """
@@ -89,8 +90,11 @@ class FlowServiceError(FlowError):
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.status is not None and (self.status >= 500 or self.status == 408)
+        """Whether the same request may succeed later.
+
+        A status below 200 is no response to the request: something between the client and the service failed.
+        """
+        return self.status is not None and (self.status >= 500 or self.status == 408 or self.status < 200)
 
     @property
     def outcome_unknown(self) -> bool:
@@ -137,6 +141,32 @@ class FlowRateLimited(FlowServiceError):
         return False
 
 
+class FlowQuotaExceeded(FlowServiceError):
+    """The account's quota or credit is used up.
+
+    :param is_permanent: whether a retry of the task would fail in the same way. It is false if the rejected
+        request only reads: what it reads is paid already.
+    """
+
+    def __init__(self, message: str, *, is_permanent: bool = True, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.is_permanent = is_permanent
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return type, message, status and whether it is permanent as a plain dict."""
+        return {**super().to_dict(), "is_permanent": self.is_permanent}
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed later: for one that reads, a 429 may be a rate limit."""
+        return self.status == 429 and not self.is_permanent
+
+    @property
+    def outcome_unknown(self) -> bool:
+        """Always false: the service did not carry out the request."""
+        return False
+
+
 class FlowUnreachable(FlowServiceError):
     """No response arrived.
 
@@ -175,6 +205,9 @@ def error_from_dict(data: dict[str, Any]) -> FlowError:
     candidate = globals().get(str(data.get("type")))
     error_class = candidate if isinstance(candidate, type) and issubclass(candidate, FlowError) else FlowError
     message = str(data.get("message"))
+    if error_class is FlowQuotaExceeded:
+        is_permanent = bool(data.get("is_permanent", True))
+        return FlowQuotaExceeded(message, status=data.get("status"), is_permanent=is_permanent)
     if issubclass(error_class, FlowServiceError):
         return error_class(message, status=data.get("status"))
     return error_class(message)

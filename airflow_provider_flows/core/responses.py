@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from airflow_provider_flows.core.exceptions import (
@@ -19,6 +20,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowInvalid,
     FlowMalformed,
     FlowNotFound,
+    FlowQuotaExceeded,
     FlowRateLimited,
     FlowServiceError,
     reason_sentence,
@@ -35,11 +37,12 @@ REDIRECT_HINT = (
     "The service redirects to a URL to which this request is not sent. Check the host of the connection."
 )
 INVALID_HINT = "The service rejected the request; check the arguments named below."
+QUOTA_HINT = "The account's quota or credit is used up; add credit or raise the limit at the service."
 ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
     **dict.fromkeys((301, 302, 303, 307, 308), (FlowServiceError, REDIRECT_HINT)),
     400: (FlowInvalid, INVALID_HINT),
     401: (FlowAuthError, "The service does not accept the API key; check the connection's password."),
-    402: (FlowServiceError, "The account's quota or credit seems to be used up."),
+    402: (FlowQuotaExceeded, QUOTA_HINT),
     403: (
         FlowAuthError,
         "The service does not allow this with the connection's API key; check the password and its rights.",
@@ -56,6 +59,21 @@ ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
     429: (FlowRateLimited, "The service receives too many requests; send fewer."),
 }
 OTHER_STATUS_HINT = "The service could not process the request; try again later."
+
+# A 403 or 429 that contains one of these subjects is about the account's quota. A number of requests in a
+# short time is a rate limit, whatever the service calls it, and `credits:read` is the name of a permission.
+TEXT_STATUSES = frozenset({403, 429})
+_QUOTA_SUBJECT = re.compile(
+    r"(?<![a-z])(?:quotas?|credits?|billing|payment[ _-]required|insufficient[ _-](?:balance|funds)"
+    r"|spending[ _-]limit)(?![a-z]|:\w)",
+    re.IGNORECASE,
+)
+_RATE = re.compile(r"(?:per|a|each|/)\s*(?:second|minute|hour|sec|min)\b|requests?[ _-]per", re.IGNORECASE)
+# The status of a `success: false` says nothing, so the text must also say that there is none left.
+_USED_UP = re.compile(
+    r"exceeded|exhausted|used up|insufficient|not enough|out of|depleted|no (?:more )?(?:credits?|quota)",
+    re.IGNORECASE,
+)
 
 
 def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]:
@@ -115,6 +133,8 @@ def expect_success(request: Request, response: Response) -> None:
 def _raise_if_unsuccessful(request: Request, response: Response, value: Any) -> None:
     if isinstance(value, dict) and value.get("success") is False:
         message = f"{request} returned success: false. {reason_sentence(error_reason(response))}"
+        if any(_QUOTA_SUBJECT.search(text) and _USED_UP.search(text) for text in _iter_texts(value)):
+            raise FlowQuotaExceeded(message, status=response.status, is_permanent=request.method != "GET")
         raise FlowServiceError(message, status=response.status)
 
 
@@ -130,8 +150,39 @@ def raise_for_status(request: Request, response: Response, now: float | None = N
     error_class, hint = ERRORS_BY_STATUS.get(response.status, (FlowServiceError, OTHER_STATUS_HINT))
     current_time = time.time() if now is None else now
     reason = reason_sentence(error_reason(response))
+    retry_after = response.retry_after(current_time)
+    if is_quota_exceeded(response):
+        message = f"{request} returned HTTP {response.status}. {QUOTA_HINT} {reason}"
+        is_permanent = request.method != "GET"
+        raise FlowQuotaExceeded(
+            message, status=response.status, retry_after=retry_after, is_permanent=is_permanent
+        )
     message = f"{request} returned HTTP {response.status}. {hint} {reason}"
-    raise error_class(message, status=response.status, retry_after=response.retry_after(current_time))
+    raise error_class(message, status=response.status, retry_after=retry_after)
+
+
+def is_quota_exceeded(response: Response) -> bool:
+    """Return whether an error response says that the account's quota or credit is used up."""
+    if ERRORS_BY_STATUS.get(response.status, (None,))[0] is FlowQuotaExceeded:
+        return True
+    if response.status not in TEXT_STATUSES:
+        return False
+    try:
+        texts = [*_iter_texts(parse_bounded_json(response.body))]
+    except ValueError:
+        text = decode_text(response.body).strip()[:MAX_REASON_CHARS]
+        texts = [] if text.startswith("<") else [text]  # a gateway's page may contain any word
+    text = "\n".join(texts)
+    return _QUOTA_SUBJECT.search(text) is not None and _RATE.search(text) is None
+
+
+def _iter_texts(value: Any) -> Iterator[str]:
+    """Yield the texts among the values of a parsed JSON, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _iter_texts(inner)
 
 
 def malformed_message(request: Request, response: Response, problem: str) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import urljoin
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowUnreachable
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, map_requests, send
-from airflow_provider_flows.core.responses import malformed_message
+from airflow_provider_flows.core.responses import is_quota_exceeded, malformed_message
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
@@ -81,7 +81,9 @@ class Retry:
     def _get_retry_delay(self, request: Request, response: Response, attempt: int) -> float | None:
         """Return the delay before a request is sent again, None if its response is final."""
         is_rate_limited = (
-            response.status in RATE_LIMIT_STATUSES and request.resend is not Resend.IF_NEVER_ARRIVED
+            response.status in RATE_LIMIT_STATUSES
+            and request.resend is not Resend.IF_NEVER_ARRIVED
+            and not is_quota_exceeded(response)
         )
         is_gateway_error = response.status in GATEWAY_ERROR_STATUSES and request.resend is Resend.ALWAYS
         if attempt >= self.attempts or not (is_rate_limited or is_gateway_error):

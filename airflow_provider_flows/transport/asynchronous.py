@@ -67,6 +67,7 @@ class AsyncTransport:
         settings = self._settings
         body: bytes | Body | None = None
         failure: Exception
+        has_status = False
         try:
             body = request.body
             # Paths are quoted already. Quoting a signed URL again would invalidate its signature.
@@ -82,6 +83,7 @@ class AsyncTransport:
                 proxy_headers=proxy_headers,
                 allow_redirects=False,
             ) as response:
+                has_status = True
                 reader = ResponseReader(settings, request, response.status, response.headers.items())
                 while chunk := await response.content.readany():
                     reader.feed(chunk)
@@ -91,7 +93,7 @@ class AsyncTransport:
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
             if isinstance(error.__cause__, FlowInputError):  # raised by the body, and wrapped by aiohttp
                 raise error.__cause__ from None
-            may_have_arrived = is_fully_sent(body) and not isinstance(error, NEVER_ARRIVED)
+            may_have_arrived = is_fully_sent(body) and (has_status or not isinstance(error, NEVER_ARRIVED))
             failure = settings.unreachable_error(request, error, may_have_arrived=may_have_arrived)
         raise failure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from requests import exceptions as requests_exceptions
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.http import Body, ConversationState, Request, Response, Sleep, is_fully_sent
 from airflow_provider_flows.core.payload.sink import WriteFailedError
+from airflow_provider_flows.transport.blocking_adapter import BlockingAdapter, HandshakeError
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import READ_CHUNK_BYTES, Settings
 
@@ -37,6 +37,8 @@ def new_session(settings: Settings) -> requests.Session:
     """
     session = requests.Session()
     session.verify = settings.verify
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, BlockingAdapter())
     return session
 
 
@@ -58,6 +60,7 @@ class BlockingTransport:
         settings = self._settings
         body: bytes | Body | None = None
         failure: Exception
+        statuses: list[int] = []  # that of the response, as soon as there is one
         try:
             body = request.body
             with self._session.request(
@@ -73,6 +76,8 @@ class BlockingTransport:
                 auth=lambda prepared: prepared,  # else ~/.netrc would replace the connection's credentials
                 allow_redirects=False,
                 stream=True,
+                # called before `requests` parses the URL of a redirect, which may fail
+                hooks={"response": lambda received, **_: statuses.append(received.status_code)},
             ) as response:
                 reader = ResponseReader(settings, request, response.status_code, response.headers.items())
                 for chunk in response.iter_content(READ_CHUNK_BYTES):
@@ -81,7 +86,7 @@ class BlockingTransport:
         except WriteFailedError as error:
             failure = error.cause
         except (OSError, ValueError) as error:  # a RequestException is an OSError; ValueError: an invalid URL
-            may_have_arrived = is_fully_sent(body) and _may_have_arrived(error)
+            may_have_arrived = is_fully_sent(body) and (bool(statuses) or _may_have_arrived(error))
             failure = settings.unreachable_error(request, error, may_have_arrived=may_have_arrived)
         # Raised outside the handler: as its context, the library's error would hold an unread response open.
         raise failure
@@ -95,7 +100,7 @@ def _may_have_arrived(error: Exception) -> bool:
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     if isinstance(reason, urllib3.exceptions.SSLError):
         # After the handshake, a TLS error does not show how much the service received.
-        return not isinstance(reason.args[0], ssl.SSLCertVerificationError)
+        return not isinstance(reason.args[0], HandshakeError)
     return not isinstance(
         reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
     )

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from airflow_provider_flows import metrics
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
+    FlowQuotaExceeded,
     FlowRateLimited,
     FlowServiceError,
     FlowUnreachable,
@@ -202,5 +203,5 @@ async def _poll_runs(
             raise
         except FlowServiceError as error:
             polls[flow_run_id] = error
-            if isinstance(error, (FlowUnreachable, FlowRateLimited)):
+            if isinstance(error, (FlowUnreachable, FlowQuotaExceeded, FlowRateLimited)):
                 return

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 from airflow_provider_flows import metrics
-from airflow_provider_flows.core.exceptions import FlowError, FlowRateLimited, FlowServiceError
+from airflow_provider_flows.core.exceptions import (
+    FlowError,
+    FlowQuotaExceeded,
+    FlowRateLimited,
+    FlowServiceError,
+)
 from airflow_provider_flows.core.polling.bulk import ActiveRuns, BulkPollPolicy
 from airflow_provider_flows.core.polling.schedule import Done, Failed, deadline_error
 from airflow_provider_flows.core.polling.timer_queue import TimerQueue
@@ -373,7 +378,7 @@ class SharedPoller:
             active_runs = await run(listing, sender.send)
             vanished_ids = self._bulk_policy.record_list(active_runs)
         except (FlowServiceError, TimeoutError) as error:
-            if isinstance(error, FlowRateLimited) or getattr(error, "retry_after", None):
+            if isinstance(error, (FlowQuotaExceeded, FlowRateLimited)) or getattr(error, "retry_after", None):
                 self._postpone(batch)
                 return
             self._bulk_policy.record_list_failure(time.monotonic())

@@ -9,6 +9,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowConflict,
     FlowInvalid,
     FlowNotFound,
+    FlowQuotaExceeded,
     FlowRateLimited,
     FlowServiceError,
 )
@@ -20,11 +21,12 @@ from tests.support.scripted_transport import json_response
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        *((status, FlowServiceError) for status in (302, 402, 405, 500, 503)),
+        *((status, FlowServiceError) for status in (101, 302, 405, 500, 503, 999)),
         *((status, FlowInvalid) for status in (400, 413, 415, 422)),
         *((status, FlowAuthError) for status in (401, 403)),
         *((status, FlowConflict) for status in (409, 425)),
         (404, FlowNotFound),
+        (402, FlowQuotaExceeded),
         (429, FlowRateLimited),
     ],
 )

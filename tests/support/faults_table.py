@@ -18,6 +18,7 @@ OUTCOME_NAMES = {
     "FlowInvalid": "bad",
     "FlowConflict": "state",
     "FlowRateLimited": "rate",
+    "FlowQuotaExceeded": "quota",
     "FlowServiceError": "serv",
     "FlowUnreachable": "away",
     "FlowMalformed": "mal",
@@ -39,7 +40,7 @@ OPERATIONS = (
 OUTCOMES = """
 400               | bad 0  | bad 0  | state 0| bad  | state| bad  | bad  | bad  | bad  | bad  | bad 0
 401               | auth 0 | auth 0 | auth 0 | auth | auth | auth | auth | auth | auth | auth | auth 0
-402               | serv 0 | serv 0 | serv 0 | serv | serv | serv | serv | serv | serv | serv | serv 0
+402               | quota 0| quota 0| quota 0| quota| quota| quota| quota| quota| quota| quota| quota 0
 403               | auth 0 | auth 0 | auth 0 | auth | auth | auth | auth | auth | auth | auth | auth 0
 404               | none 0 | none 0 | none 0 | none | none | none | none | none | none | none | none 0
 405               | serv 0 | serv 0 | serv 0 | serv | serv | serv | serv | serv | serv | serv | serv 0

@@ -15,6 +15,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowConflict,
     FlowInvalid,
     FlowNotFound,
+    FlowQuotaExceeded,
     FlowServiceError,
     FlowTimeout,
 )
@@ -65,7 +66,7 @@ def test_failed_poll_is_no_failed_run(kind: str, failure: Response | FlowService
 PERMANENT = [
     (400, FlowInvalid),
     (401, FlowAuthError),
-    (402, FlowServiceError),
+    (402, FlowQuotaExceeded),
     (403, FlowAuthError),
     (404, FlowNotFound),
     (409, FlowConflict),
@@ -82,6 +83,13 @@ def test_third_permanent_error_ends_the_wait(kind: str, code: int, error: type[F
     with pytest.raises(error, match="no"):
         scripted.run(kind)
     assert scripted.script.sleeps == [5, 5, 10]
+
+
+def test_quota_of_requests_ends_no_wait() -> None:
+    """A 429 for a poll that speaks of a quota limits requests: the run is paid, and polling continues."""
+    failures = [json_response({"detail": "Quota exceeded"}, 429)] * 4
+    scripted = ScriptedWait(run_response("running"), *failures, run_response("completed"))
+    assert scripted.run().is_final
 
 
 def test_successful_poll_resets_permanent_errors() -> None:
