@@ -183,12 +183,12 @@ class FileState:
         self._files: dict[str, Any] = dict(stored["files"]) if is_same_run else {}
 
     def get_file_record(self, asset_id: str) -> Mapping[str, Any] | None:
-        """Return `uri, size, sha256, media_type` of an output's file; None if none was saved."""
+        """Return what was saved about an output's file; None if nothing was."""
         file_record = self._files.get(asset_id)
         return file_record if isinstance(file_record, Mapping) else None
 
     def save_file_record(self, asset_id: str, entry: Mapping[str, Any]) -> None:
-        """Save `uri, size, sha256, media_type` of a complete file, unless that is too large for the store."""
+        """Save the `FILE_FIELDS` of a stored file, unless that is too large for the store."""
         self._files[asset_id] = dict(entry)
         value = {"flow_run_id": self._flow_run_id, "files": self._files}
         with _log_store_errors(RETRY_MAY_DOWNLOAD_AGAIN):
