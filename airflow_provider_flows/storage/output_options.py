@@ -30,7 +30,8 @@ PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, err
 class OutputOptions:
     """Options for the outputs of a run.
 
-    :param output_path: the path or URI of a folder. With None, files remain at the service and texts in XCom.
+    :param output_path: the absolute path or the URI of a folder. With None, files remain at the service and
+        texts in XCom.
     :param output_conn_id: the Airflow connection of that storage.
     :param max_xcom_bytes: the maximum size of a text in XCom, in bytes of UTF-8; None for any size.
     :param fetch_partial_outputs: whether to fetch the outputs of a run that failed or was aborted.
