@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from airflow_provider_flows.core import start_or_resume
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowQuotaExceeded
 from airflow_provider_flows.core.http import restrict_redirects
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.download import download_image
+from airflow_provider_flows.core.payload.download import RepeatedFileFilter, download_image
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
@@ -38,8 +39,18 @@ if TYPE_CHECKING:
 # The services and storage are imported in the methods that use them: a triggerer needs one service and no
 # storage.
 
+log = logging.getLogger(__name__)
+
 TEST_TIMEOUT_SECONDS = 5.0  # Airflow calls `test_connection` inside its web server
 MIN_DOWNLOAD_ATTEMPTS = 3
+
+
+def log_accepted_file(problem: str) -> None:
+    """Log that a file was accepted although something is wrong with it."""
+    log.warning(
+        "A file was accepted because it arrived twice with the same SHA-256. Check it before you use it: %s",
+        problem,
+    )
 
 
 class FlowsHook(BaseFlowsHook):
@@ -292,28 +303,40 @@ class FlowsHook(BaseFlowsHook):
         return Content(bytes(buffer.data), received_type)
 
     def save_output(
-        self, flow_run_id: str, asset_id: str, target: Target, *, media_type: str | None = None
+        self,
+        flow_run_id: str,
+        asset_id: str,
+        target: Target,
+        *,
+        media_type: str | None = None,
+        on_accepted: Callable[[str], object] = log_accepted_file,
     ) -> str | None:
         """Download one output into a target, a chunk at a time, and return its media type.
 
         :param target: receives the bytes; it is restarted when the download is repeated.
         :param media_type: the media type in the list of outputs; plain text is accepted only if this is
             `text/...`.
+        :param on_accepted: called with what is wrong with a file that contradicts its header or its media
+            type, and was accepted because it arrived twice.
         :raises FlowServiceError: the output could not be downloaded completely; discard what the target
             received.
         """
         service, is_allowed = self.service, self.settings.is_allowed_url
+        repeated = RepeatedFileFilter(on_accepted)
         return self._run_download(
-            lambda: restrict_redirects(
-                service.save_output(flow_run_id, asset_id, target, media_type), is_allowed
+            lambda: repeated.filter(
+                restrict_redirects(service.save_output(flow_run_id, asset_id, target, media_type), is_allowed)
             )
         )
 
-    def save_linked_image(self, url: str, target: Target) -> str | None:
+    def save_linked_image(
+        self, url: str, target: Target, *, on_accepted: Callable[[str], object] = log_accepted_file
+    ) -> str | None:
         """Download the image to which an output links, and return its media type.
 
         The credentials are sent only if the link leads to the service's own host.
 
+        :param on_accepted: as for `save_output`.
         :returns: None if the link must not be followed, or does not lead to an image.
         """
         from airflow.providers.common.compat.sdk import mask_secret
@@ -323,9 +346,12 @@ class FlowsHook(BaseFlowsHook):
         settings, link = self.settings, url.strip()
         if not settings.is_allowed_url(link):
             return None
+        repeated = RepeatedFileFilter(on_accepted)
         return self._run_download(
-            lambda: restrict_redirects(
-                download_image(link, target, settings.max_response_bytes), settings.is_allowed_url
+            lambda: repeated.filter(
+                restrict_redirects(
+                    download_image(link, target, settings.max_response_bytes), settings.is_allowed_url
+                )
             )
         )
 

@@ -73,7 +73,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         `poll_interval` if it is smaller.
     :param timeout: time from the first start until the deadline, over all retries, in seconds or as a
         timedelta; None for no limit.
-    :param output_path: where files are stored, any ObjectStoragePath; each run gets a folder there. None
+    :param output_path: where files are stored, an absolute path or a URI; each run gets a folder there. None
         leaves the files at the service. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
     :param max_xcom_bytes: the size of the largest text output, in bytes, that is returned complete. A larger

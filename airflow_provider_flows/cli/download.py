@@ -42,7 +42,9 @@ def download(args: Namespace) -> Exit:
     run = run.with_outputs(tuple(hook.list_ready_outputs(run.flow_run_id)))
     _check_assets_exist(run, output_options)
     run, error = fetch_outputs(hook, run, output_options)
-    show_many([output.to_dict() for output in run.outputs], args.output, OUTPUT_COLUMNS)
+    has_warning = any(output.warning for output in run.outputs)
+    columns = (*OUTPUT_COLUMNS, "warning") if has_warning else OUTPUT_COLUMNS
+    show_many([output.to_dict() for output in run.outputs], args.output, columns)
     if error is not None:
         raise error
     return Exit.DONE

@@ -96,6 +96,8 @@ class FlowOutput:
     :param additional: metadata of the corresponding input.
     :param is_url: whether `value` is a URL of the output, possibly signed, instead of the output itself.
     :param expires_at: time at which that URL expires, ISO 8601.
+    :param warning: why the stored file may be unusable: it contradicts its header or its media type, and
+        arrived so twice.
     """
 
     name: str
@@ -110,12 +112,13 @@ class FlowOutput:
     error: str | None = None
     is_url: bool = False
     expires_at: str | None = None
+    warning: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the XCom form.
 
-        Always present are name, asset_id, status, media_type and additional; error, value, and uri with size
-        and sha256, only if they are set.
+        Always present are name, asset_id, status, media_type and additional; error, warning, value, and uri
+        with size and sha256, only if they are set.
         """
         data: dict[str, Any] = {
             "name": self.name,
@@ -126,6 +129,8 @@ class FlowOutput:
         }
         if self.error:
             data["error"] = self.error
+        if self.warning:
+            data["warning"] = self.warning
         if self.value is not None:
             data["value"] = self.value
         if self.uri is not None:

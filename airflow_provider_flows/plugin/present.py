@@ -131,6 +131,7 @@ def _to_output_schema(number: int, output: FlowOutput, *, is_at_service: bool) -
         text=None if text is None else _replace_surrogates(text[:MAX_TEXT_PREVIEW_LENGTH]),
         is_truncated=text is not None and (len(text) > MAX_TEXT_PREVIEW_LENGTH or output.uri is not None),
         error=_to_optional_safe_line(output.error),
+        warning=_to_optional_safe_line(output.warning),
         note=LINK_NOTE if link and output.uri is None else None,
         is_downloadable=output.status != ERROR and (has_file or text is not None),
     )

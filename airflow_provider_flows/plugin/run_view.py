@@ -315,6 +315,7 @@ def parse_outputs(value: Any) -> tuple[FlowOutput, ...]:
             size=_get_size(row),
             sha256=_get_str(row, "sha256"),
             error=_get_str(row, "error"),
+            warning=_get_str(row, "warning"),
         )
         for number, row in enumerate(rows[:MAX_OUTPUTS_PER_PAGE], 1)
     )

@@ -34,6 +34,7 @@ class OutputSchema(BaseModel):
     text: str | None = None
     is_truncated: bool = False
     error: str | None = None
+    warning: str | None = None
     note: str | None = None
     is_downloadable: bool = False
 

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # the buffer of an open file: the smallest part that S3 accepts; some file systems take 50 MiB by default
 OUTPUT_BLOCK_BYTES = 5 * 1024 * 1024
 OUTPUT_CHUNK_BYTES = 1024 * 1024
+PROBE_NAME = "airflow-flows-write-test"
+PROBE_CONTENT = b"This file tests whether flow outputs can be written here. It can be deleted.\n"
 
 
 class CancelledWriteError(Exception):
@@ -163,6 +165,11 @@ class PartialFile:
 
 
 def _rename(temporary: ObjectStoragePath, path: ObjectStoragePath) -> None:
+    if temporary.protocol in OBJECT_STORES:  # which cannot rename
+        # not `temporary.replace`, which also lists objects and fails where deleting is not allowed
+        temporary.fs.cp_file(temporary.path, path.path)
+        _remove(temporary)
+        return
     if temporary.protocol not in LOCAL_SCHEMES:
         temporary.replace(path)
         return
@@ -173,6 +180,33 @@ def _rename(temporary: ObjectStoragePath, path: ObjectStoragePath) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _remove(path: ObjectStoragePath) -> None:
+    """Remove a file that is not needed. A store that does not allow that is only a warning."""
+    try:
+        path.fs.rm_file(path.path)
+    except Exception as error:  # noqa: BLE001  # any error of the store
+        log.warning(
+            "The temporary file %s could not be removed (%s). Remove it yourself, or allow to delete it.",
+            path,
+            type(error).__name__,
+        )
+
+
+def write_probe(folder: ObjectStoragePath) -> None:
+    """Write a small file to a folder in the way that a download does, and remove it.
+
+    A store that does not allow to remove it is only a warning.
+
+    :raises OSError: the store does not accept the file.
+    """
+    with PartialFile(folder, PROBE_NAME) as file:
+        file.restart()
+        file.write(PROBE_CONTENT)
+        path = folder / f".{PROBE_NAME}.{uuid4().hex}"
+        file.commit(path)
+    _remove(path)
 
 
 def _close_without_commit(path: ObjectStoragePath | None, file: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FILE_FIELDS = ("uri", "size", "sha256", "media_type")  # of an output, and of a file record
+FILE_FIELDS = ("uri", "size", "sha256", "media_type", "warning")  # of an output, and of a file record
 # an output in the list may not be visible to each server of the service at once
 VISIBILITY_DELAYS_SECONDS = (0.5, 1.0)
 MAX_OUTPUT_ERROR_LENGTH = 2_000
@@ -47,14 +47,23 @@ class DownloadHook(Protocol):
         """Return the outputs of a final run."""
 
     def save_output(
-        self, flow_run_id: str, asset_id: str, target: Target, *, media_type: str | None = None
+        self,
+        flow_run_id: str,
+        asset_id: str,
+        target: Target,
+        *,
+        media_type: str | None = None,
+        on_accepted: Callable[[str], object],
     ) -> str | None:
         """Download an output into a target, and return its media type.
 
         :param media_type: the media type from the list of outputs.
+        :param on_accepted: called with what is wrong with a file that was accepted because it arrived twice.
         """
 
-    def save_linked_image(self, url: str, target: Target) -> str | None:
+    def save_linked_image(
+        self, url: str, target: Target, *, on_accepted: Callable[[str], object]
+    ) -> str | None:
         """Download the picture at a URL into a target, and return its media type.
 
         Return None if there is no picture, or if its host is not allowed.
@@ -107,6 +116,7 @@ class OutputDownload:
                 uri=None,
                 size=None,
                 sha256=None,
+                warning=None,
             )
             return DownloadResult(output, error)
 
@@ -148,13 +158,26 @@ class OutputDownload:
         :raises OSError: the store does not accept the file.
         """
         output = self.output
+        warnings: list[str] = []
         with PartialFile(self.folder, self.name, cancellation) as file:
-            media_type = self._write(hook, file, cancellation)
+            media_type = self._write(hook, file, cancellation, warnings.append)
             if media_type is None:
                 return output
             path = self._final_path(media_type)
             file.commit(path)
-        log.info("Output %s is stored in %s (%d bytes)", output.name, path, file.size)
+        warning = to_safe_text(redact_path("; ".join(warnings)))[:MAX_OUTPUT_ERROR_LENGTH] or None
+        if warning is None:
+            log.info("Output %s is stored in %s (%d bytes)", output.name, path, file.size)
+        else:
+            log.warning(
+                "Output %s is stored in %s (%d bytes), but it may be unusable: %s. It arrived twice with the "
+                "same SHA-256, so it is what %s has. Check the file before you use it.",
+                output.name,
+                path,
+                file.size,
+                warning,
+                self.run.service,
+            )
         return replace(
             output,
             status=READY,
@@ -163,6 +186,7 @@ class OutputDownload:
             uri=to_uri(path),
             size=file.size,
             sha256=file.sha256,
+            warning=warning,
         )
 
     @property
@@ -184,17 +208,23 @@ class OutputDownload:
         path = self._final_path(stored.media_type)
         return path if to_uri(path) == stored.uri else None
 
-    def _write(self, hook: DownloadHook, file: PartialFile, cancellation: Cancellation) -> str | None:
+    def _write(
+        self,
+        hook: DownloadHook,
+        file: PartialFile,
+        cancellation: Cancellation,
+        on_accepted: Callable[[str], object],
+    ) -> str | None:
         """Write the output to a file, and return its media type, None if the output has no file."""
         output = self.output
         if output.uri is not None:
-            return self._download_again(hook, file, cancellation)
+            return self._download_again(hook, file, cancellation, on_accepted)
         if output.value and not output.is_url:
             file.restart()
             file.write(output.value.encode("utf-8", "surrogatepass"))
             return output.media_type or "text/plain"
         if output.value:
-            media_type = hook.save_linked_image(output.value, file)
+            media_type = hook.save_linked_image(output.value, file, on_accepted=on_accepted)
             if media_type is None:
                 log.warning(
                     "Output %s is a link that does not lead to an image or whose host is not allowed, so no "
@@ -203,14 +233,20 @@ class OutputDownload:
                 )
             return media_type
         try:
-            return self._download_asset(hook, file, cancellation)
+            return self._download_asset(hook, file, cancellation, on_accepted)
         except (FlowConflict, FlowNotFound) as error:
             if output.status != PENDING:
                 raise
             log.warning("Output %s is still not ready; it is listed without a file: %s", output.name, error)
             return None
 
-    def _download_again(self, hook: DownloadHook, file: PartialFile, cancellation: Cancellation) -> str:
+    def _download_again(
+        self,
+        hook: DownloadHook,
+        file: PartialFile,
+        cancellation: Cancellation,
+        on_accepted: Callable[[str], object],
+    ) -> str:
         """Download a file that an earlier try had stored, as long as the service has it."""
         log.warning(
             "Output %s is not stored in %s any more, or has changed; it is downloaded again",
@@ -220,7 +256,7 @@ class OutputDownload:
         if self.output.asset_id is None:
             self._raise_gone(None)
         try:
-            return self._download_asset(hook, file, cancellation)
+            return self._download_asset(hook, file, cancellation, on_accepted)
         except FlowNotFound as error:
             self._raise_gone(error)
 
@@ -234,7 +270,13 @@ class OutputDownload:
         gone.is_permanent = False  # the store may be able to read the file later, and another try is free
         raise gone from error
 
-    def _download_asset(self, hook: DownloadHook, file: PartialFile, cancellation: Cancellation) -> str:
+    def _download_asset(
+        self,
+        hook: DownloadHook,
+        file: PartialFile,
+        cancellation: Cancellation,
+        on_accepted: Callable[[str], object],
+    ) -> str:
         """Download the output from the service, and return its media type.
 
         If the list says that the output is ready, a 404 is retried a few times, and then raised as an error
@@ -245,7 +287,11 @@ class OutputDownload:
         for delay in (*delays, None):
             try:
                 media_type = hook.save_output(
-                    self.run.flow_run_id, str(output.asset_id), file, media_type=output.media_type
+                    self.run.flow_run_id,
+                    str(output.asset_id),
+                    file,
+                    media_type=output.media_type,
+                    on_accepted=on_accepted,
                 )
             except FlowNotFound as error:
                 if delay is None:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import logging
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 
 if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
-
     from airflow_provider_flows.core.flow_run import FlowOutput
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.core.validation import Problems
 
-log = logging.getLogger(__name__)
-
 MAX_XCOM_BYTES = 48 * 1024  # XComs are in Airflow's database, and some databases have a limit of 64 KiB
+# errors of a store that a retry would find again; others, such as those of a network, may be temporary
+PERMANENT_ERRORS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    ValueError,
+)
+PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS})
 
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
     """Options for the outputs of a run.
 
-    :param output_path: the path or URI of a folder. With None, files remain at the service and texts in XCom.
+    :param output_path: the absolute path or the URI of a folder. With None, files remain at the service and
+        texts in XCom.
     :param output_conn_id: the Airflow connection of that storage.
     :param max_xcom_bytes: the maximum size of a text in XCom, in bytes of UTF-8; None for any size.
     :param fetch_partial_outputs: whether to fetch the outputs of a run that failed or was aborted.
@@ -87,41 +94,35 @@ class OutputOptions:
 
 
 def _require_writable(output_path: str | None, output_conn_id: str | None) -> None:
-    """Check that files can be stored below a path, and create it if it is a local folder.
+    """Check that files can be stored below a path, by writing a small one and removing it.
 
-    :raises FlowInputError: no file system is installed for the URI, or the folder or bucket does not exist.
+    :raises FlowInputError: the path is not an absolute path or a URI, no file system is installed for it, or
+        the store does not accept a file. Only errors that may be temporary are not permanent.
     """
     if output_path is None:
         return
     from airflow.sdk import ObjectStoragePath  # slow to import, and not needed to define a task
 
-    from airflow_provider_flows.storage.paths import OBJECT_STORES
+    from airflow_provider_flows.storage.atomic_file import write_probe
+    from airflow_provider_flows.storage.paths import find_path_problem
 
+    problem = find_path_problem(output_path) if isinstance(output_path, str) else None
+    if problem is not None:
+        raise FlowInputError(
+            f"output_path {output_path!r} cannot be written to: {problem}. Set it to an absolute path or to "
+            "a URI, such as '/data/flows', 'file:///data/flows' or 's3://bucket/flows'"
+        )
     try:
-        path = ObjectStoragePath(output_path, conn_id=output_conn_id)
-        if path.fs and path.protocol in {"", "file"}:
-            path.mkdir(parents=True, exist_ok=True)
-        elif path.protocol in OBJECT_STORES:
-            _require_bucket(path)
+        write_probe(ObjectStoragePath(output_path, conn_id=output_conn_id))
     except (OSError, ValueError, ImportError, TypeError) as error:
         raise FlowInputError(
             f"output_path {output_path!r} cannot be written to: {error}. Check its URI, its connection "
-            "(output_conn_id), and that the package of its file system is installed"
+            "(output_conn_id), its permissions, and that the package of its file system is installed",
+            is_permanent=not isinstance(error, OSError) or _is_permanent(error),
         ) from error
 
 
-def _require_bucket(path: ObjectStoragePath) -> None:
-    """Check that the bucket or container of a path exists.
-
-    A store that does not respond, or does not allow to list buckets, is accepted.
-
-    :raises FileNotFoundError: the store has no such bucket.
-    """
-    bucket = path.path.strip("/").partition("/")[0]
-    try:
-        exists = path.fs.exists(bucket)
-    except Exception as error:  # noqa: BLE001  # any error of the store's library
-        log.info("Bucket %s could not be checked (%s); it is assumed to exist", bucket, type(error).__name__)
-        return
-    if not exists:
-        raise FileNotFoundError(f"there is no {bucket!r}")
+def _is_permanent(error: OSError) -> bool:
+    """Return whether a store would raise the same error in a retry. The cause is its library's own error."""
+    errors = (error, error.__cause__)
+    return error.errno in PERMANENT_ERRNOS or any(isinstance(one, PERMANENT_ERRORS) for one in errors)

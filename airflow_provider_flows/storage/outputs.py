@@ -37,7 +37,7 @@ class FileRecordStore(Protocol):
     """A store of records of the files that earlier tries have stored."""
 
     def get_file_record(self, asset_id: str) -> Mapping[str, Any] | None:
-        """Return the `uri`, `size`, `sha256` and `media_type` of an output's file, None without a record."""
+        """Return the `FILE_FIELDS` of an output's file, None without a record."""
 
     def save_file_record(self, asset_id: str, entry: Mapping[str, Any]) -> None:
         """Save the same for a file that is stored."""

@@ -55,6 +55,27 @@ def safe_name(name: str) -> str:
     return f"_{safe}" if is_reserved or not safe else safe
 
 
+def find_path_problem(output_path: str) -> str | None:
+    """Return why a path is not the same folder for every process that uses it, None if it is."""
+    if not output_path.strip():
+        return "it is empty"
+    scheme, separator, rest = output_path.partition(":")
+    is_uri = bool(separator) and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) is not None
+    if is_uri and scheme.lower() not in LOCAL_SCHEMES:
+        return None
+    path = rest.removeprefix("//") if is_uri else output_path
+    if path.startswith("~"):
+        return "it starts with ~, which is not expanded, because each worker may have another home folder"
+    if is_uri and rest.startswith("//") and not path.startswith("/"):
+        host, _, folder = path.partition("/")
+        return (
+            f"it names a host, {host!r}; the URI of a local folder has three slashes: file:///{host}/{folder}"
+        )
+    if path.startswith("//"):
+        return "it starts with too many slashes"
+    return None if path.startswith("/") else "it is a relative path, another folder on each worker"
+
+
 def get_run_folder(run: FlowRun, output_path: str, output_conn_id: str | None) -> ObjectStoragePath:
     """Return the folder of a run's files, `output_path/<flow_run_id>`, where the id is a safe name."""
     from airflow.sdk import ObjectStoragePath  # slow to import

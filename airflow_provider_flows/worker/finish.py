@@ -119,12 +119,16 @@ class TaskFinisher:
         """Delete a run at its service if every output is a stored file; otherwise leave it there."""
         from airflow_provider_flows.storage.output_download import is_stored
 
+        doubtful = [output.name for output in run.outputs if output.warning]
         missing = [output.name for output in run.outputs if not is_stored(output, self.options)]
         if not run.outputs:
             log.warning("The %s is not deleted: its list of outputs is empty, and may be incomplete", run)
         elif missing:
             names = ", ".join(missing)
             log.warning("The %s is not deleted: these outputs are not stored as files: %s", run, names)
+        elif doubtful:
+            names = ", ".join(doubtful)
+            log.warning("The %s is not deleted, because these outputs may be unusable: %s", run, names)
         elif self.task_state is not None and not self.task_state.save_run(run):
             log.warning(
                 "The %s was not deleted, because a retry may still need it. "

@@ -332,12 +332,12 @@ class FileState:
         return dict(stored["files"]) if is_same_run else {}
 
     def get_file_record(self, asset_id: str) -> Mapping[str, Any] | None:
-        """Return `uri, size, sha256, media_type` of an output's file; None if none was saved."""
+        """Return what was saved about an output's file; None if nothing was."""
         file_record = self._files.get(asset_id)
         return file_record if isinstance(file_record, Mapping) else None
 
     def save_file_record(self, asset_id: str, entry: Mapping[str, Any]) -> None:
-        """Save `uri, size, sha256, media_type` of a complete file."""
+        """Save the `FILE_FIELDS` of a stored file."""
         self._files[asset_id] = dict(entry)
         if self._part and not fits(self._to_value({**self._part, asset_id: dict(entry)})):
             self._part, self._part_number = {}, self._part_number + 1

@@ -99,7 +99,8 @@ class PlannedRun:
     :param fingerprint: of the request. It is the saved record's if the inputs can no longer be read: the run
         of an earlier try can be resumed without them.
     :param deadline: epoch seconds, or None.
-    :param input_problems: why the inputs cannot be read, so that no new run can be started.
+    :param input_problems: why the inputs cannot be read or no file can be written now, so that no new run can
+        be started.
     """
 
     request: RunRequest
@@ -132,16 +133,27 @@ def plan_run(
     can_resume = (
         record is not None and record.flow_run_id is not None and task_try.hook.service.supports("get_run")
     )
-    if record is not None and can_resume and input_problems and not output_problems:
+    is_output_path_usable = not output_problems
+    if can_resume and output_problems and not output_problems.error().is_permanent:
+        # the files are written after the run has finished, and the store may accept them then
+        is_output_path_usable = True
+        task_try.log.warning(
+            "output_path cannot be used now, so this try can only resume the flow run of an earlier try: %s",
+            output_problems.error(),
+        )
+    if record is not None and can_resume and input_problems and is_output_path_usable:
         fingerprint = record.fingerprint
         task_try.log.warning(
             "The inputs cannot be read, so this try can only resume the flow run of an earlier try: %s",
             input_problems.error(),
         )
     else:
-        input_problems.extend(output_problems)
+        if not is_output_path_usable:
+            input_problems.extend(output_problems)
         _raise_if_invalid(task_try, request, input_problems)
         fingerprint = request.fingerprint
+    if is_output_path_usable:
+        input_problems.extend(output_problems)
     default_deadline = None if timeout is None else time.time() + timeout
     deadline = task_try.task_state.deadline(fingerprint, default_deadline)
     return PlannedRun(request, fingerprint, deadline, input_problems)

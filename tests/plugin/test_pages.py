@@ -227,6 +227,19 @@ def test_outputs_of_a_task_that_does_not_wait(clients: Clients) -> None:
     )
 
 
+def test_page_says_what_is_wrong_with_a_file(clients: Clients, emulator: Emulator, tmp_path: Path) -> None:
+    """An output that contradicts its header is shown as ready, with its warning."""
+    model = b"glTF\x02\x00\x00\x00" + (20).to_bytes(4, "little") + bytes(9)
+    emulator.add_fault(Fault("GET", "*/outputs/*", times=None, body=model))
+    result = run_task("pages_doubtful", **CHAIR_ARGUMENTS, output_path=str(tmp_path))
+    path = task_path("pages_doubtful", result.run_id)
+    (output,) = get(clients["vera"], f"json/{path}").json()["outputs"]
+    assert (output["status"], output["size"]) == ("ready", 21)
+    assert "longer than its header says" in output["warning"]
+    page = get(clients["vera"], path).text
+    assert "This file may be unusable: it is a model/gltf-binary that is longer than its header says" in page
+
+
 def test_untrusted_texts_are_escaped(clients: Clients, emulator: Emulator, tmp_path: Path) -> None:
     """A flow's name, a prompt and an output that contain HTML are escaped."""
     emulator.add_graph(HOSTILE, json.loads((GRAPHS / f"{CHAIN_ARGUMENTS['flow']}.json").read_text()))

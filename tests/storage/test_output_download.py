@@ -82,7 +82,7 @@ def test_malformed_body_is_downloaded_again(tmp_path: Path, act: object) -> None
     assert (output.size, output.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 
-@pytest.mark.parametrize("act", [BROKEN[name] for name in ("broken off", "cut short", "wrong length")])
+@pytest.mark.parametrize("act", [BROKEN[name] for name in ("broken off", "cut short", "wrong base64")])
 def test_body_that_remains_malformed_is_an_error_and_no_file(tmp_path: Path, act: object) -> None:
     """After three attempts it is an error, nothing is left, and what was there before is as it was."""
     (tmp_path / "r").mkdir()

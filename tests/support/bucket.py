@@ -6,18 +6,21 @@ Airflow reaches it through the amazon provider's real file system and a real `aw
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 import requests
 
-from tests.support.servers import TcpServer
+from tests.support.servers import HttpHandler, HttpServer, TcpServer
 from tools.processes import LOOPBACK, Program, free_port, wait_until
 
 BUCKET = "models"
@@ -66,7 +69,7 @@ class ObjectServer(Program):
     def objects(self) -> dict[str, bytes]:
         """Return every object of the bucket by its name."""
         names = re.findall(r"<Key>(.*?)</Key>", self._get(f"/{BUCKET}?list-type=2").text)
-        return {name: self._get(f"/{BUCKET}/{name}").content for name in names}
+        return {name: self._get(f"/{BUCKET}/{quote(name)}").content for name in names}
 
     def incomplete_uploads(self) -> list[str]:
         """Name what was begun in parts and neither finished nor given up: no list shows it, and it costs."""
@@ -119,3 +122,51 @@ class CuttingProxy(TcpServer):
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+class RestrictedStore(HttpServer):
+    """A proxy of a server that responds 403 to all requests that are not permitted.
+
+    :param is_forbidden: returns whether a request is forbidden, by its method and its path with the query.
+    """
+
+    def __init__(self, port: int, is_forbidden: Callable[[str, str], bool]) -> None:
+        super().__init__(_RestrictingHandler)
+        self.port = port
+        self.is_forbidden = is_forbidden
+        self.forbidden: list[str] = []
+
+
+class _RestrictingHandler(HttpHandler):
+    server: RestrictedStore
+
+    def do_PUT(self) -> None:  # noqa: N802  # the names are http.server's
+        """Respond."""
+        self.respond()
+
+    do_HEAD = do_PUT  # noqa: N815
+
+    def respond(self) -> None:
+        """Forward a request, or reject it."""
+        body = self.read_body()
+        if self.server.is_forbidden(self.command, self.path):
+            self.server.forbidden.append(f"{self.command} {self.path}")
+            status, headers = 403, {"Content-Type": "application/xml"}
+            content = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        else:
+            status, headers, content = self._forward(body)
+        length = int(headers.pop("content-length", len(content)))
+        self.send_head(status, headers, length)
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection(LOOPBACK, self.server.port, timeout=30)
+        with contextlib.closing(connection):
+            dropped = {"transfer-encoding", "content-length", "connection", "expect"}
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+            connection.request(self.command, self.path, body, headers)
+            response = connection.getresponse()
+            dropped = {"date", "connection", "transfer-encoding"}
+            received = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, {k: v for k, v in received.items() if k not in dropped}, response.read()

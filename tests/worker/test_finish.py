@@ -495,6 +495,30 @@ class StoreFailingForFiles(Store):
         super().set(key, value)
 
 
+@BOTH_MODES
+def test_run_with_a_doubtful_file_succeeds_and_is_not_deleted(
+    emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    """A model that is longer than its header says is a success with a warning, and remains at the service."""
+    model = b"glTF\x02\x00\x00\x00" + (20).to_bytes(4, "little") + bytes(9)
+    emulator.add_fault(Fault("GET", "*/outputs/*", times=None, body=model))
+    result = run_with_retries(
+        f"doubtful_{deferrable}",
+        **CHAIR_ARGUMENTS,
+        output_path=str(tmp_path),
+        delete_after_fetch=True,
+        deferrable=deferrable,
+    )
+    (output,) = result.outputs
+    assert (output["status"], output["size"]) == ("ready", 21)
+    assert "longer than its header says" in output["warning"]
+    assert Path(output["uri"].removeprefix("file://")).read_bytes() == model
+    assert result.count_log_lines("but it may be unusable") == 1
+    assert result.count_log_lines("is not deleted, because these outputs may be unusable") == 1
+    assert list(emulator.runs) == [result.result.xcoms["run"]["flow_run_id"]]
+    assert sum("/outputs/" in request.path for request in emulator.requests) == 2
+
+
 @pytest.mark.usefixtures("emulator")
 def test_failing_store_of_file_records_does_not_fail_the_task(tmp_path: Path) -> None:
     """A store that only saves work in a retry does not fail the task."""

@@ -19,6 +19,7 @@ from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.modes import compat_notices
+from tests.support.object_stores import attach_store
 from tests.support.task_instances import Store, context
 from tests.support.tries import (
     BOTH_MODES,
@@ -221,6 +222,26 @@ def test_retry_without_readable_inputs_resumes_the_run(
         with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that cannot be read"):
             operator.execute(context(store, 2, 3))
     assert emulator.started_count == 1
+
+
+@pytest.mark.emulator(run_seconds=3600, abort="instant", retries=0)
+@pytest.mark.parametrize("completed", [True, False])
+def test_retry_while_the_store_fails_resumes_the_run(emulator: Emulator, *, completed: bool) -> None:
+    """A store that fails for now does not prevent that a run is resumed; it does prevent a new run."""
+    attach_store("fragile")
+    operator, store = create_retry(output_path="fragile://bucket")
+    run_id = store[RECORD_KEY]["flow_run_id"]
+    if completed:
+        emulator.advance(4000)
+        with pytest.raises(
+            OSError, match=rf"fragile://bucket/{run_id}/.* cannot be written: .*No space left"
+        ):
+            operator.execute(context(store, 2, 3))
+    else:
+        GenerioHook("generio_default").abort(run_id)
+        with pytest.raises(FlowInputError, match="output_path 'fragile://bucket' cannot be written to"):
+            operator.execute(context(store, 2, 3))
+    assert (emulator.started_count, list(emulator.runs)) == (1, [run_id])
 
 
 @pytest.mark.emulator(run_seconds=3600, abort="instant", retries=0)

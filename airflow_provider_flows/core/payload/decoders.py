@@ -5,7 +5,7 @@ A response's body goes through one or more decoders into an `IntegrityChecker`:
     raw file                        RawDecoder
     data:image/png;base64,...       DataUriDecoder
     {"data": "data:image/..."}      JsonDecoder, DataUriDecoder
-    {"data": "iVBORw0KGgo..."}      JsonDecoder, Base64Decoder
+    {"data": "iVBORw0KGgo..."}      JsonDecoder, Base64Decoder, RawDecoder
     {"data": "Once upon a time"}    JsonDecoder, TextDecoder
 """
 
@@ -15,7 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from airflow_provider_flows.core.payload.data_uri import Base64Stream, DataUriDecoder, decode_prefix, sniff
+from airflow_provider_flows.core.payload.data_uri import (
+    SNIFFABLE_MEDIA_TYPES,
+    Base64Stream,
+    DataUriDecoder,
+    decode_prefix,
+    sniff,
+)
 from airflow_provider_flows.core.payload.integrity import MIN_SNIFF_BYTES
 from airflow_provider_flows.core.payload.json_stream import JsonStringExtractor
 
@@ -26,6 +32,10 @@ if TYPE_CHECKING:
 DATA_URI_SCHEME = b"data:"
 MIN_SNIFF_BASE64_CHARACTERS = 16  # the base64 of MIN_SNIFF_BYTES bytes
 MAX_LEADING_WHITESPACE_BYTES = 64 * 1024
+# an HTML page in place of a file is a message, most often of a gateway
+HTML_STARTS = (b"<!doctype html", b"<html")
+HTML = "text/html"
+OCTET_STREAM = "application/octet-stream"
 MAX_UNEXPECTED_TEXT_BYTES = 64 * 1024  # a longer text is rejected before its end
 
 
@@ -67,6 +77,18 @@ class ExpectedFile:
         return is_text_media_type(self.media_type)
 
     @property
+    def needs_known_start(self) -> bool:
+        """Whether the first bytes of the file must prove its type: a known one, a text, or none is declared.
+
+        They cannot prove a type such as `application/zip`, which the provider does not recognize.
+        """
+        return (
+            self.media_type is None
+            or self.is_text
+            or self.media_type in {*SNIFFABLE_MEDIA_TYPES, OCTET_STREAM}
+        )
+
+    @property
     def text_media_type(self) -> str | None:
         """The media type of a plain text, None if a plain text is not acceptable."""
         return self.media_type if self.is_text else "text/plain" if self.allow_text else None
@@ -78,14 +100,17 @@ def create_decoder(file: IntegrityChecker, expected: ExpectedFile) -> Decoder:
     def choose_for_body(start: bytes) -> Decoder:
         if start[:1] in {b"{", b'"'}:
             return JsonDecoder(choose_for_string, choose_for_later_string)
-        return DataUriDecoder(file.write) if _is_data_uri(start) else RawDecoder(file.write)
+        if _is_data_uri(start):
+            return DataUriDecoder(file.write)
+        if expected.is_text and not (_is_html(start) and expected.media_type != HTML):
+            return TextDecoder(file.write_text, expected.media_type)
+        return _create_raw_decoder(file, expected)
 
     def choose_for_string(start: bytes) -> Decoder:
         if _is_data_uri(start):
             return DataUriDecoder(file.write)
-        is_base64 = sniff(decode_prefix(start[:MIN_SNIFF_BASE64_CHARACTERS])) is not None
-        if is_base64 and not expected.is_text:
-            return Base64Decoder(file.write)
+        if not expected.is_text and _is_base64(start, expected):
+            return Base64Decoder(_create_raw_decoder(file, expected))
         return TextDecoder(file.write_text, expected.text_media_type)
 
     def choose_for_later_string(start: bytes) -> Decoder | None:
@@ -94,12 +119,33 @@ def create_decoder(file: IntegrityChecker, expected: ExpectedFile) -> Decoder:
         file.restart()
         return DataUriDecoder(file.write)
 
-    return SniffingDecoder(choose_for_body)
+    return SniffingDecoder(choose_for_body, max(map(len, HTML_STARTS)))
+
+
+def _create_raw_decoder(file: IntegrityChecker, expected: ExpectedFile) -> RawDecoder:
+    def check_text() -> None:
+        if expected.needs_known_start:
+            raise UnknownFileTypeError(UNKNOWN_TYPE)
+        file.add_problem(f"it is declared as {expected.media_type}, and may be the text of a message instead")
+
+    declared = None if expected.needs_known_start else expected.media_type
+    return RawDecoder(file.write, declared_media_type=declared, on_text=check_text)
+
+
+def _is_base64(start: bytes, expected: ExpectedFile) -> bool:
+    """Return whether a string is base64: of a file with known first bytes, or where any file is expected."""
+    prefix = decode_prefix(start[:MIN_SNIFF_BASE64_CHARACTERS])
+    is_possible = len(prefix) >= MIN_SNIFF_BYTES and b" " not in start
+    return sniff(prefix) is not None or (is_possible and expected.media_type is not None)
 
 
 def is_text_media_type(media_type: str | None) -> bool:
     """Return whether a media type is that of a text."""
     return media_type is not None and media_type.startswith("text/")
+
+
+def _is_html(start: bytes) -> bool:
+    return start.lstrip().lower().startswith(HTML_STARTS)
 
 
 def _is_data_uri(start: bytes) -> bool:
@@ -253,15 +299,11 @@ class NullDecoder:
         """Do nothing."""
 
 
-class Base64Decoder(Base64Stream):
-    """A decoder of base64 without the head of a data URI (vendor_notes.md, G-14)."""
-
-    media_type: str | None = None
-    is_self_delimiting = False
-
-
 class UnknownFileTypeError(ValueError):
     """The body is no file of an acceptable type."""
+
+
+UNKNOWN_TYPE = "it does not start like a file of a known type"
 
 
 class RawDecoder:
@@ -270,26 +312,37 @@ class RawDecoder:
     is_self_delimiting = False
 
     def __init__(
-        self, write: Write, media_type_prefix: str = "", declared_media_type: str | None = None
+        self,
+        write: Write,
+        media_type_prefix: str = "",
+        declared_media_type: str | None = None,
+        *,
+        on_text: Callable[[], object] | None = None,
     ) -> None:
         """Create a decoder.
 
         :param write: receives the file's bytes.
         :param media_type_prefix: the start of each acceptable media type.
         :param declared_media_type: the media type of a file whose first bytes do not indicate one.
+        :param on_text: called at the end of a file whose first bytes do not indicate a type and that has no
+            NUL byte, because it may be a message; it may raise UnknownFileTypeError. None accepts any file.
         """
         self.media_type: str | None = None
         self._declared_media_type = declared_media_type
         self._write = write
         self._media_type_prefix = media_type_prefix
+        self._on_text = on_text
         self._start = b""
+        self._is_started = False
+        self._may_be_text = False
 
     def feed(self, chunk: bytes) -> None:
         """Pass on the next chunk, as soon as the type is known.
 
         :raises UnknownFileTypeError: the type is unknown, or not acceptable.
         """
-        if self.media_type is not None:
+        if self._is_started:
+            self._may_be_text = self._may_be_text and b"\0" not in chunk
             self._write(chunk)
             return
         self._start += chunk
@@ -301,12 +354,46 @@ class RawDecoder:
 
         :raises UnknownFileTypeError: the type is unknown, or not acceptable.
         """
-        if self.media_type is None:
+        if not self._is_started:
             self._write_start()
+        if self._may_be_text and self._on_text is not None:
+            self._on_text()
 
     def _write_start(self) -> None:
-        media_type = sniff(self._start) or self._declared_media_type
-        if media_type is None or not media_type.startswith(self._media_type_prefix):
-            raise UnknownFileTypeError("it does not start like a file of a known type")
+        sniffed = sniff(self._start)
+        media_type = sniffed or self._declared_media_type
+        is_message = self._on_text is not None and (not self._start or _is_html(self._start))
+        if is_message or not (media_type or "").startswith(self._media_type_prefix):
+            raise UnknownFileTypeError(UNKNOWN_TYPE)
         self.media_type = media_type
+        self._is_started = True
+        self._may_be_text = sniffed is None and b"\0" not in self._start
         self._write(self._start)
+
+
+class Base64Decoder:
+    """A decoder of a raw file in base64 without the head of a data URI (vendor_notes.md, G-14)."""
+
+    is_self_delimiting = False
+
+    def __init__(self, file_decoder: RawDecoder) -> None:
+        """Create a decoder.
+
+        :param file_decoder: receives the decoded bytes.
+        """
+        self._base64 = Base64Stream(file_decoder.feed)
+        self._file_decoder = file_decoder
+
+    @property
+    def media_type(self) -> str | None:
+        """The media type that the file's first bytes indicate, or the declared one."""
+        return self._file_decoder.media_type
+
+    def feed(self, chunk: bytes) -> None:
+        """Decode the next chunk."""
+        self._base64.feed(chunk)
+
+    def finish(self) -> None:
+        """Decode the rest."""
+        self._base64.finish()
+        self._file_decoder.finish()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowNotFound
 from airflow_provider_flows.core.http import Request, send
 from airflow_provider_flows.core.payload.data_uri import SNIFFABLE_MEDIA_TYPES, normalize_media_type
 from airflow_provider_flows.core.payload.decoders import (
+    OCTET_STREAM,
+    UNKNOWN_TYPE,
     Decoder,
     ExpectedFile,
     RawDecoder,
@@ -17,7 +19,7 @@ from airflow_provider_flows.core.payload.decoders import (
     create_decoder,
     is_text_media_type,
 )
-from airflow_provider_flows.core.payload.integrity import IntegrityChecker
+from airflow_provider_flows.core.payload.integrity import IntegrityChecker, UnconfirmedFileError
 from airflow_provider_flows.core.responses import raise_for_status
 
 if TYPE_CHECKING:
@@ -75,30 +77,43 @@ class DownloadSink:
     def finish(self) -> None:
         """Decode the rest, and check that the file is complete.
 
-        :raises ValueError: the response holds no file, an incomplete one, or one of an undeclared type.
+        :raises UnconfirmedFileError: the file contradicts its header or its declared type, is of an unknown
+            type, or may be incomplete because the response has no length.
+        :raises ValueError: the response holds no file, or an incomplete one.
         :raises WriteFailedError: the target has failed.
         """
         self._decoder.finish()
-        self._file.finish()
-        self._check_declared_types()
-        if not (self._has_known_length or self._file.has_complete_end or self._decoder.is_self_delimiting):
-            raise ValueError("it came without a length, and its end does not prove that it is complete")
-        media_type = self._file.sniffed_media_type or self._decoder.media_type or self._expected.media_type
-        if media_type is None:
-            raise ValueError("its type is unknown")
+        file = self._file
+        file.finish()
+        contradicted = self._find_contradicted_types()
+        problems = [f"it is declared as {declared} and does not start like one" for declared in contradicted]
+        problems += file.problems
+        if not (self._has_known_length or file.has_complete_end or self._decoder.is_self_delimiting):
+            problems.append("it came without a length, and its end does not prove that it is complete")
+        declared_types = (self._decoder.media_type, self._expected.media_type)
+        uncontradicted = (declared for declared in declared_types if declared not in contradicted)
+        media_type = file.sniffed_media_type or next(filter(None, uncontradicted), None)
+        if media_type is None and not contradicted:
+            problems.append("its type is unknown")
+        media_type = media_type or OCTET_STREAM
+        if problems:
+            raise UnconfirmedFileError("; ".join(problems), media_type, file.size, file.sha256)
         self.media_type = media_type
 
-    def _check_declared_types(self) -> None:
-        """Compare the file's content with the declared media types.
+    def _find_contradicted_types(self) -> list[str]:
+        """Return the declared media types that the file's content contradicts.
 
         A picture may be declared as another kind of picture (vendor_notes.md, G-12).
         """
         sniffed = self._file.sniffed_media_type or ""
-        for declared in (self._decoder.media_type, self._expected.media_type):
-            if declared not in SNIFFABLE_MEDIA_TYPES or declared == sniffed:
-                continue
-            if not (declared.startswith("image/") and sniffed.startswith("image/")):
-                raise ValueError(f"it is declared as {declared} and does not start like one")
+        declared_types = dict.fromkeys((self._decoder.media_type, self._expected.media_type))
+        return [
+            declared
+            for declared in declared_types
+            if declared in SNIFFABLE_MEDIA_TYPES
+            and declared != sniffed
+            and not (declared.startswith("image/") and sniffed.startswith("image/"))
+        ]
 
 
 class RawFileSink(DownloadSink):
@@ -108,7 +123,12 @@ class RawFileSink(DownloadSink):
         media_type = self._expected.media_type or _content_type(headers) or "application/octet-stream"
         if is_text_media_type(media_type):
             return TextDecoder(self._file.write_text, media_type)
-        return RawDecoder(self._file.write, declared_media_type=media_type)
+        on_text = _reject_text if media_type in SNIFFABLE_MEDIA_TYPES else None
+        return RawDecoder(self._file.write, declared_media_type=media_type, on_text=on_text)
+
+
+def _reject_text() -> None:
+    raise UnknownFileTypeError(UNKNOWN_TYPE)
 
 
 class ImageSink(RawFileSink):
@@ -141,6 +161,37 @@ def download_file(path: str, sink: DownloadSink) -> Conversation[str]:
     response = yield from send(request)
     raise_for_status(request, response)
     return _get_media_type(sink)
+
+
+class RepeatedFileFilter:
+    """Accepts a file that contradicts its header or its type once it has arrived twice.
+
+    Use one filter for all attempts of one download.
+
+    :param on_accepted: called with what is wrong with a file that is accepted.
+    """
+
+    def __init__(self, on_accepted: Callable[[str], object]) -> None:
+        self._on_accepted = on_accepted
+        self._arrived: set[tuple[int, str]] = set()  # size and digest
+
+    def filter(self, download: Conversation[str | None]) -> Conversation[str | None]:
+        """Run one attempt of a download, and return the file's media type.
+
+        :raises FlowMalformed: the response does not hold a complete file, or an unconfirmed one arrived for
+            the first time.
+        """
+        try:
+            return (yield from download)
+        except FlowMalformed as error:
+            file = error.__cause__
+            if not isinstance(file, UnconfirmedFileError):
+                raise
+            if (file.size, file.sha256) not in self._arrived:
+                self._arrived.add((file.size, file.sha256))
+                raise
+        self._on_accepted(str(file))
+        return file.media_type
 
 
 def _get_media_type(sink: DownloadSink) -> str:

@@ -1,15 +1,13 @@
-"""Checks that a file is complete, by the length, the end marker or the structure of its format.
-
-Each takes the bytes of a file in chunks, while the file is written or read.
-"""
+"""Checks of a file while it is written or read: its type, and by its format its length, end or structure."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_flows.core.payload.data_uri import GLB, sniff
-from airflow_provider_flows.core.payload.sink import WriteFailedError
+from airflow_provider_flows.core.payload.sink import DigestTarget, WriteFailedError
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.payload.sink import Target
@@ -18,15 +16,32 @@ MIN_SNIFF_BYTES = (
     12  # enough to detect a media type, and to read the length in the header of a GLB or WebP file
 )
 WEBP = "image/webp"
-GLB_SIZE_MISMATCH = f"{GLB} that is cut short, or longer than its header says"
 # the end may be followed by zeros, because some writers fill a block
 END_MARKERS = {"image/png": b"IEND\xaeB`\x82", "image/jpeg": b"\xff\xd9"}
+
+
+class UnconfirmedFileError(ValueError):
+    """A file was received to its end, but its content or the response does not confirm it.
+
+    If the same file arrives a second time, it is what the service has.
+
+    :param problem: what is wrong with the file.
+    :param media_type: the media type under which it can be stored.
+    :param size: the size in bytes.
+    :param sha256: the hexadecimal digest of the content.
+    """
+
+    def __init__(self, problem: str, media_type: str, size: int, sha256: str) -> None:
+        super().__init__(problem)
+        self.media_type = media_type
+        self.size = size
+        self.sha256 = sha256
 
 
 class IntegrityChecker:
     """A file on its way to a target.
 
-    Its methods raise ValueError if the file cannot be complete, WriteFailedError if the target fails.
+    Its methods raise ValueError if there is no file, WriteFailedError if the target fails.
     """
 
     def __init__(self, target: Target, max_bytes: int | None = None) -> None:
@@ -46,6 +61,21 @@ class IntegrityChecker:
         self._length_range: tuple[int, int] | None = None  # minimum and maximum by the file's header
         self._end = b""
         self._has_trailing_zeros = False
+        self._problems: list[str] = []
+        # computed only if the target does not do that
+        self._digest = None if isinstance(self._target, DigestTarget) else hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The hexadecimal digest of the bytes written since the last restart."""
+        if self._digest is not None:
+            return self._digest.hexdigest()
+        return self._target.sha256 if isinstance(self._target, DigestTarget) else ""
+
+    @property
+    def problems(self) -> list[str]:
+        """What contradicts that the file is complete and of its type; empty if nothing does."""
+        return [*self._problems, *self._find_length_problem()]
 
     @property
     def sniffed_media_type(self) -> str | None:
@@ -59,6 +89,10 @@ class IntegrityChecker:
             return self._length_range[0] <= self.size <= self._length_range[1]
         marker = END_MARKERS.get(self.sniffed_media_type or "")
         return marker is not None and self._end.endswith(marker)
+
+    def add_problem(self, problem: str) -> None:
+        """Record what is wrong with the file until it is restarted."""
+        self._problems.append(problem)
 
     def restart(self) -> None:
         """Start the file, or start it again."""
@@ -86,9 +120,8 @@ class IntegrityChecker:
         if self._max_bytes is not None and self.size > self._max_bytes:
             hint = "to allow that, raise max_response_mib in the connection's extra"
             raise ValueError(f"it is larger than {self._max_bytes} bytes; {hint}")
-        length_range = self._length_range
-        if length_range is not None and self.sniffed_media_type == GLB and self.size > length_range[1]:
-            raise ValueError(GLB_SIZE_MISMATCH)
+        if self._digest is not None:
+            self._digest.update(data)
         _call_target(self._target.write, data)
 
     def _record_end(self, data: bytes) -> None:
@@ -102,11 +135,20 @@ class IntegrityChecker:
         self._has_trailing_zeros = len(content) < len(data) or (self._has_trailing_zeros and not data)
 
     def finish(self) -> None:
-        """Raise ValueError if the file is empty, or is a GLB of another length than its header says."""
+        """Raise ValueError if the file is empty."""
         if not self.size:
             raise ValueError("it is empty")
-        if self.sniffed_media_type == GLB and not self.has_complete_end:
-            raise ValueError(GLB_SIZE_MISMATCH)
+
+    def _find_length_problem(self) -> list[str]:
+        media_type = self.sniffed_media_type
+        if media_type == GLB and self._length_range is None:
+            return [f"it is a {GLB} that is cut short: {self.size} bytes are less than its header has"]
+        if self._length_range is None or self.has_complete_end:
+            return []
+        minimum, maximum = self._length_range
+        problem = "cut short" if self.size < minimum else "longer than its header says"
+        expected = minimum if self.size < minimum else maximum
+        return [f"it is a {media_type} that is {problem}: {self.size} bytes, {expected} by its header"]
 
 
 def _parse_length_range(start: bytes) -> tuple[int, int] | None:

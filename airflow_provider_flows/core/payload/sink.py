@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Sink(Protocol):
@@ -42,6 +42,15 @@ class Target(Protocol):
 
     def write(self, data: bytes) -> object:
         """Write the next bytes."""
+
+
+@runtime_checkable
+class DigestTarget(Target, Protocol):
+    """A target that computes the digest of what is written to it."""
+
+    @property
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of the bytes written since the last restart."""
 
 
 class MemoryBuffer:

@@ -26,6 +26,7 @@ from airflow_provider_flows.core.payload.data_uri import GLB
 from airflow_provider_flows.core.payload.data_uri import decode as decode_data_uri
 from airflow_provider_flows.core.payload.decoders import UnknownFileTypeError
 from airflow_provider_flows.core.payload.download import DownloadSink
+from airflow_provider_flows.core.payload.integrity import UnconfirmedFileError
 from airflow_provider_flows.core.payload.json_stream import MAX_OTHER_JSON_BYTES
 from airflow_provider_flows.core.payload.sink import MemoryBuffer, WriteFailedError
 from airflow_provider_flows.transport.response_reader import ResponseReader
@@ -288,7 +289,7 @@ def test_content_of_any_type_is_decoded_from_base64(content: bytes, offsets: lis
         (b" " * 70_000 + b"{}", "file of a known type"),
         (b'{"a": "' + b"x" * MAX_OTHER_JSON_BYTES + b'"}', "around the file"),
         (glb(b"abc")[:-1], "cut short"),
-        (glb(b"abc") + b"d", "cut short"),
+        (glb(b"abc") + b"d", "longer than its header says"),
     ],
 )
 def test_message_about_an_incomplete_file(wrong: bytes, why: str) -> None:
@@ -307,12 +308,17 @@ def create_sink(target: MemoryBuffer | None = None) -> DownloadSink:
     return sink
 
 
-def test_glb_longer_than_its_header_says_is_rejected_at_once() -> None:
-    """The first byte beyond the length in a GLB's header is an error, so nothing more is read."""
-    sink = create_sink()
-    sink.feed(glb(b"abc"))
-    with pytest.raises(ValueError, match="longer than its header says"):
-        sink.feed(b"d")
+def test_glb_longer_than_its_header_says_is_received_completely() -> None:
+    """A GLB that is longer than its header says is rejected at its end, with its size and digest."""
+    buffer, content = MemoryBuffer(), glb(b"abc") + b"d"
+    sink = create_sink(buffer)
+    for byte in content:
+        sink.feed(bytes([byte]))
+    with pytest.raises(UnconfirmedFileError, match="longer than its header says") as caught:
+        sink.finish()
+    digest = hashlib.sha256(content).hexdigest()
+    assert (caught.value.media_type, caught.value.size, caught.value.sha256) == (GLB, len(content), digest)
+    assert bytes(buffer.data) == content
 
 
 def test_second_response_replaces_an_incomplete_one() -> None:
