@@ -502,7 +502,7 @@ def test_run_reports_all_problems_at_once(emulator: Emulator, flows: FlowsComman
 
 
 @pytest.mark.parametrize("form", ["json", "plain", "table"])
-def test_download_prints_what_is_wrong_with_a_file(
+def test_download_prints_the_warning_about_a_file(
     emulator: Emulator, completed: FlowRun, flows: FlowsCommand, tmp_path: Path, form: str
 ) -> None:
     """A file that contradicts its header and arrived twice is written, and its warning is printed."""

@@ -49,7 +49,7 @@ def run_task(output_path: Any, **arguments: Any) -> list[dict[str, Any]]:
     task = RunFlowOperator(
         task_id="t", **{**CHAIR_ARGUMENTS, "output_path": output_path, "poll_interval": 0.1, **arguments}
     )
-    return task.execute(context(Store()))["outputs"]  # type: ignore[no-any-return]
+    return task.execute(context(Store()))["outputs"]
 
 
 # by name: what is wrong with them does not depend on any store
@@ -213,7 +213,7 @@ RIGHTS: dict[str, tuple[Callable[[str, str], bool], bool]] = {
 
 
 @pytest.mark.parametrize("name", RIGHTS)
-def test_rights_of_a_bucket(
+def test_only_the_right_to_write_into_a_bucket_is_required(
     emulator: Emulator,
     bucket: ObjectServer,
     monkeypatch: pytest.MonkeyPatch,

@@ -144,7 +144,7 @@ class _RestrictingHandler(HttpHandler):
         """Respond."""
         self.respond()
 
-    do_HEAD = do_PUT  # noqa: N815
+    do_HEAD = do_PUT  # noqa: N815  # the names are http.server's
 
     def respond(self) -> None:
         """Forward a request, or reject it."""

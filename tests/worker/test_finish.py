@@ -496,7 +496,7 @@ class StoreFailingForFiles(Store):
 
 
 @BOTH_MODES
-def test_run_with_a_doubtful_file_succeeds_and_is_not_deleted(
+def test_run_with_an_unconfirmed_file_succeeds_and_is_not_deleted(
     emulator: Emulator, tmp_path: Path, *, deferrable: bool
 ) -> None:
     """A model that is longer than its header says is a success with a warning, and remains at the service."""
