@@ -503,12 +503,12 @@ def test_run_reports_all_problems_at_once(emulator: Emulator, flows: FlowsComman
 
 @pytest.mark.parametrize("form", ["json", "plain", "table"])
 def test_download_prints_the_warning_about_a_file(
-    emulator: Emulator, completed: FlowRun, flows: FlowsCommand, tmp_path: Path, form: str
+    emulator: Emulator, completed_run: FlowRun, flows: FlowsCommand, tmp_path: Path, form: str
 ) -> None:
     """A file that contradicts its header and arrived twice is written, and its warning is printed."""
     model = b"glTF\x02\x00\x00\x00" + (20).to_bytes(4, "little") + bytes(9)
     emulator.add_fault(Fault("GET", "*/outputs/*", times=None, body=model))
-    done = flows(f"download {completed.flow_run_id} --output-path {tmp_path} -o {form}")
+    done = flows(f"download {completed_run.flow_run_id} --output-path {tmp_path} -o {form}")
     assert done.code == 0
     assert "longer" in done.out
     assert {path.read_bytes() for path in tmp_path.rglob("*.glb")} == {model}

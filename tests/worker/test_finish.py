@@ -409,7 +409,7 @@ def test_retry_without_wait_does_not_return_a_failed_run(emulator: Emulator, out
     """If the run of an earlier try has failed, the retry starts another one."""
     emulator.add_plan(Plan(outcome=outcome))
     emulator.add_fault(Fault("PATCH", "*", reset="after"))
-    emulator.add_fault(Fault("GET", "/flows/*", status=402))
+    emulator.add_fault(Fault("GET", "/flows/*", status=405))
     task_result = run_with_retries(f"ended_{outcome}", **CHAIR_ARGUMENTS, wait_for_completion=False)
     assert (task_result.tries, task_result.state, emulator.started_count) == (2, "success", 2)
     assert task_result.result.xcoms["run"]["return_value"]["state"] == "starting"
