@@ -175,7 +175,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
                 on_run_update(run)
                 can_fetch_later = run.is_completed and task_try.hook.service.staged_start
                 if not self.wait_for_completion and (can_fetch_later or not run.is_final):
-                    return self._return_started(context, run)
+                    return self._finish_without_wait(context, run)
                 if not run.is_final:
                     run = self._wait_or_defer(task_try, run.flow_run_id, planned_run.deadline)
             except AirflowTaskTimeout:  # Airflow's execution_timeout
@@ -379,7 +379,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.log.warning(UNUSABLE_IN_TRIGGERER, flow_run_id, error)
         return self._wait_or_defer(task_try, flow_run_id, event.get("deadline"), event.get("rejections", 1))
 
-    def _return_started(self, context: Context, run: FlowRun) -> dict[str, Any]:
+    def _finish_without_wait(self, context: Context, run: FlowRun) -> dict[str, Any]:
         """Return the dict of a run that the task does not wait for."""
         add_asset_event_extra(context, run)  # Airflow emits the events of the outlets in any case
         return run.to_dict()

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
 
 MIN_RESCHEDULE_SECONDS = 15.0  # Airflow may fail a task that comes back from a reschedule sooner than this
-RESCHEDULE_INTERVALS = (60.0, 300.0)  # poll_interval, max_poll_interval; each poll is a worker process
-DEFAULT_INTERVALS = (5.0, 60.0)
+# poll_interval and max_poll_interval; in reschedule mode each poll is a worker process
+RESCHEDULE_INTERVALS_SECONDS = (60.0, 300.0)
+DEFAULT_INTERVALS_SECONDS = (5.0, 60.0)
 WAIT_STATE_KEY = "flow_wait_state"
 NO_STATE_STORE = (
     "The task state store requires Airflow 3.3 or later. On this version each poll of this sensor starts "
@@ -98,7 +99,9 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     ) -> None:
         _reject_unsupported_arguments(kwargs, deferrable=deferrable)
         default_intervals = (
-            RESCHEDULE_INTERVALS if mode == "reschedule" and not deferrable else DEFAULT_INTERVALS
+            RESCHEDULE_INTERVALS_SECONDS
+            if mode == "reschedule" and not deferrable
+            else DEFAULT_INTERVALS_SECONDS
         )
         shortest = to_seconds(
             "poll_interval", kwargs.get("poke_interval") if poll_interval is None else poll_interval

@@ -182,7 +182,7 @@ class FlowRunTrigger(BaseTrigger):
 
     async def _abort_if_finished(self) -> None:
         """Abort the run if the task is finished; no error may escape, because nobody awaits one."""
-        from airflow_provider_flows.triggerer.task_states import TaskStateReader
+        from airflow_provider_flows.triggerer.kill_check import TaskStateReader
 
         try:
             async with asyncio.timeout(max_reply_seconds()):
@@ -195,11 +195,11 @@ class FlowRunTrigger(BaseTrigger):
 
     async def _abort_run(self) -> None:
         """Abort the run of a finished task, and log the result."""
-        from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
 
         try:
             async with asyncio.timeout(MAX_ABORT_SECONDS):
-                hook = self._hook or await get_hook_cached(self.flows_conn_id)
+                hook = self._hook or await get_cached_hook(self.flows_conn_id)
                 # imported by now, in a thread
                 from airflow_provider_flows.triggerer.run_aborts import abort_killed_run
 
@@ -225,10 +225,10 @@ class FlowRunTrigger(BaseTrigger):
     async def _wait_until_final(self) -> FlowRun:
         """Wait in the poller that all triggers of the connection share; reload rejected credentials."""
         # in-function imports: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
 
         try:
-            self._hook = hook = await get_hook_cached(self.flows_conn_id)
+            self._hook = hook = await get_cached_hook(self.flows_conn_id)
         except FlowError:
             raise
         except Exception as error:  # any error of Airflow's; the worker may be able to look it up
@@ -264,7 +264,7 @@ class FlowRunTrigger(BaseTrigger):
     def _warm_up_kill(self) -> None:
         """Let the triggerer process its first message now, because that takes too long during a kill."""
         if SUPPORTS_ON_KILL and self.abort_on_kill and getattr(self, "task_instance", None) is not None:
-            from airflow_provider_flows.triggerer.task_states import TaskStateReader
+            from airflow_provider_flows.triggerer.kill_check import TaskStateReader
 
             TaskStateReader.for_loop().warm_up(self.task_instance)
 
@@ -442,10 +442,10 @@ def run_from_event(event: Mapping[str, Any] | None) -> FlowRun:
 
 async def _reload_hook(hook: FlowsHook) -> FlowsHook:
     """Look the connection up again; return the old hook if that fails: the rejection is what to report."""
-    from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+    from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
 
     try:
-        return await get_hook_cached(hook.flows_conn_id, stale=hook)
+        return await get_cached_hook(hook.flows_conn_id, stale=hook)
     except Exception:  # noqa: BLE001  # any error of Airflow's
         return hook
 

@@ -21,8 +21,7 @@ from airflow_provider_flows.connection import (
     parse_extra,
 )
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
+from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.provider_info import get_provider_info
 
 DEFAULT = "https://flows.generio.ai"
@@ -190,45 +189,6 @@ def settings(extra: dict[str, Any]) -> Any:
     hook = GenerioHook("c")
     hook._connection = connection(extra=json.dumps(extra))
     return hook.settings
-
-
-@pytest.mark.parametrize("kind", [FlowsHook, GenerioHook, PromptChainerHook])
-def test_the_connection_type_selects_the_hook(flow_emulator: Emulator, kind: type[FlowsHook]) -> None:
-    """`FlowsHook.get_hook` returns the hook of the connection's type, through Airflow's registry."""
-    assert flow_emulator.url
-    assert type(FlowsHook.get_hook("flows_default")) is GenerioHook
-    assert type(FlowsHook.get_hook("promptchainer_default")) is PromptChainerHook
-    assert kind.conn_name_attr == "flows_conn_id"
-
-
-def test_connection_of_another_type_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that runs no flows is an error that names its type and the right ones."""
-    monkeypatch.setenv("AIRFLOW_CONN_FILES", '{"conn_type": "fs"}')
-    with pytest.raises(FlowInputError, match=r"'fs', which is not a flow service.*generio or promptchainer"):
-        FlowsHook.get_hook("files")
-
-
-def test_test_button_distinguishes_a_wrong_key_from_a_wrong_host(flow_emulator: Emulator) -> None:
-    """The Test button distinguishes an accepted key, a rejected key and no response, and never raises."""
-    for kind in (GenerioHook, PromptChainerHook):
-        hook = kind(f"{kind.conn_type}_default")
-        assert hook.test_connection()[0], hook.test_connection()
-        hook.connection.password = "wrong"
-        is_ok, message = hook.test_connection()
-        assert not is_ok
-        assert "password" in message
-        hook.connection.host = "http://127.0.0.1:9"
-        is_ok, message = hook.test_connection()
-        assert not is_ok
-        assert "got no response" in message
-    assert flow_emulator.requests
-
-
-@pytest.mark.parametrize("absent", [404, 405])
-def test_test_button_works_without_a_list_of_runs(flow_emulator: Emulator, absent: int) -> None:
-    """Without a list of runs, the Test button uses Generio's templates."""
-    flow_emulator.switches.update({"list_endpoint": absent})
-    assert GenerioHook("generio_default").test_connection()[0]
 
 
 def test_form_has_every_field_that_is_parsed() -> None:

@@ -56,7 +56,7 @@ def rendered_fields(run_id: str) -> dict[str, Any]:
 def test_decorator_is_registered_with_airflow() -> None:
     """`task.flow` is an attribute of Airflow's own `task`, which is typed here."""
     assert task is airflow.sdk.task
-    assert airflow.sdk.task.flow is flow_task  # type: ignore[attr-defined]
+    assert airflow.sdk.task.flow is flow_task
 
 
 def test_function_returns_inputs_and_task_returns_outputs(emulator: Emulator) -> None:
@@ -162,7 +162,7 @@ def test_function_returns_variables(emulator: Emulator) -> None:
     [
         (None, "returned None"),
         ({"parameters": LOW}, "but without 'inputs'"),
-        ({"flow": FLOW, "output_path": "/tmp"}, "'flow', 'output_path', which are names of arguments"),  # noqa: S108
+        ({"flow": FLOW, "output_path": "/tmp"}, "'flow', 'output_path', which are names of arguments"),  # noqa: S108  # nothing is written there
         ({"inputs": "A chair", "paramters": LOW}, "did you mean 'parameters'?"),
         ({"inputs": "A chair", "timeout": 5}, "with 'timeout', which cannot be returned as an argument"),
         ({"inputs": "red", "color": "blue"}, "If 'inputs' is a variable of the flow"),
@@ -252,7 +252,7 @@ def test_function_error_in_last_try_aborts_earlier_run(
             calls.append(1)
             if len(calls) > 1 and error is not None:
                 raise error
-            return "A chair" if len(calls) == 1 else None  # type: ignore[return-value]  # the mistake under test
+            return "A chair" if len(calls) == 1 else None
 
         generate()
 
@@ -380,7 +380,7 @@ def test_invalid_use_is_rejected_at_parse_time() -> None:
         with pytest.raises(FlowInputError, match="the function returns the inputs"):
             flow_task(lambda: "A chair", task_id="inputs").override(inputs="x")()
         with pytest.raises(FlowInputError, match="later must be a plain function"):
-            flow_task(later)()  # type: ignore[call-overload]
+            flow_task(later)()
         with pytest.raises(TypeError, match="flwo"):
             flow_task(flwo="x")(lambda: "A chair")()
 

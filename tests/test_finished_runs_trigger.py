@@ -287,7 +287,7 @@ async def test_event_of_a_failed_run_has_its_error(flow_emulator: Emulator, asse
     assert (event["state"], event["error"]) == ("failed", "The mesh has no faces")
 
 
-async def test_events_from_absurd_responses_are_bounded(
+async def test_events_from_oversized_responses_are_bounded(
     flow_server: StubFlowServer, asset_store: FileStore
 ) -> None:
     """Absurd ids, dates and texts neither end the watcher nor fill Airflow's database."""

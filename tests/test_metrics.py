@@ -48,11 +48,11 @@ class Backend:
         with self._lock:
             self.recorded.append((name, value, tags or {}))
 
-    def incr(self, stat: str, count: int = 1, rate: float = 1, *, tags: Tags | None = None) -> None:  # noqa: ARG002
+    def incr(self, stat: str, count: int = 1, rate: float = 1, *, tags: Tags | None = None) -> None:  # noqa: ARG002  # Airflow's signature
         """Record a counter."""
         self._record(stat, count, tags)
 
-    def gauge(self, stat: str, value: float, rate: float = 1, *, tags: Tags | None = None) -> None:  # noqa: ARG002
+    def gauge(self, stat: str, value: float, rate: float = 1, *, tags: Tags | None = None) -> None:  # noqa: ARG002  # Airflow's signature
         """Record a gauge."""
         self._record(stat, value, tags)
 
@@ -81,7 +81,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
 
     backend = Backend()
-    Stats.initialize(factory=lambda: backend, export_legacy_names=False)  # type: ignore[arg-type, return-value]
+    Stats.initialize(factory=lambda: backend, export_legacy_names=False)
     yield backend
     Stats.initialize(factory=get_stats_factory(), export_legacy_names=False)
 

@@ -24,7 +24,7 @@ STRAY_FILES = re.compile(r"__pycache__|\.py[cod]$|\.DS_Store|(^|/)\.[^/]+(/|$)")
 
 
 @dataclass(frozen=True)
-class Built:
+class Distributions:
     """The files of the two archives, and the wheel's metadata."""
 
     wheel: set[str]
@@ -34,7 +34,7 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     """Build the source distribution, and the wheel from it, as a release does."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
@@ -49,35 +49,35 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         in_wheel = set(archive.namelist())
     with tarfile.open(sdist) as archive:
         in_sdist = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
-    return Built(in_wheel, in_sdist, metadata, entry_points)
+    return Distributions(in_wheel, in_sdist, metadata, entry_points)
 
 
-def test_wheel_contains_only_the_package(built: Built) -> None:
+def test_wheel_contains_only_the_package(distributions: Distributions) -> None:
     """The wheel contains every file of the package, also data and type marker, and no stray file."""
     files = {
         str(path.relative_to(ROOT))
         for path in (ROOT / PACKAGE).rglob("*")
         if path.is_file() and not STRAY_FILES.search(str(path.relative_to(ROOT)))
     }
-    shipped = {name for name in built.wheel if ".dist-info/" not in name}
+    shipped = {name for name in distributions.wheel if ".dist-info/" not in name}
     assert shipped == files
     assert f"{PACKAGE}/py.typed" in shipped
     assert any(name.startswith(f"{PACKAGE}/emulator/") and name.endswith(".json") for name in shipped)
 
 
-def test_sdist_contains_everything_for_development(built: Built) -> None:
+def test_sdist_contains_everything_for_development(distributions: Distributions) -> None:
     """The source distribution contains the package, tests, examples, tools and docs, and no stray file."""
     needed = {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Makefile", f"{PACKAGE}/py.typed"}
-    assert needed <= built.sdist
-    folders = {name.partition("/")[0] for name in built.sdist if "/" in name}
+    assert needed <= distributions.sdist
+    folders = {name.partition("/")[0] for name in distributions.sdist if "/" in name}
     assert {PACKAGE, "tests", "tools", "example_dags", "constraints"} <= folders
     assert folders <= {PACKAGE, "tests", "tools", "example_dags", "constraints", "docs", "benchmarks"}
-    assert not {name for name in built.sdist if STRAY_FILES.search(name)} - {".gitignore"}
+    assert not {name for name in distributions.sdist if STRAY_FILES.search(name)} - {".gitignore"}
 
 
-def test_metadata_names_the_package_and_its_requirements(built: Built) -> None:
+def test_metadata_names_the_package_and_its_requirements(distributions: Distributions) -> None:
     """The metadata names the distribution, its version and license, and the required Python and Airflow."""
-    metadata = built.metadata
+    metadata = distributions.metadata
     assert metadata["Name"] == "airflow-provider-flows"
     assert metadata["Version"] == airflow_provider_flows.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -89,14 +89,16 @@ def test_metadata_names_the_package_and_its_requirements(built: Built) -> None:
     assert not [requirement for requirement in required if "@" in requirement]
 
 
-def test_entry_points_exist(built: Built) -> None:
+def test_entry_points_exist(distributions: Distributions) -> None:
     """The wheel's entry points name the provider info for Airflow and the emulator's fixtures for pytest."""
-    assert dict(built.entry_points["apache_airflow_provider"]) == {
+    assert dict(distributions.entry_points["apache_airflow_provider"]) == {
         "provider_info": f"{PACKAGE}.provider_info:get_provider_info"
     }
-    assert dict(built.entry_points["pytest11"]) == {"flows_emulator": f"{PACKAGE}.emulator.pytest_plugin"}
-    assert f"{PACKAGE}/provider_info.py" in built.wheel
-    assert f"{PACKAGE}/emulator/pytest_plugin.py" in built.wheel
+    assert dict(distributions.entry_points["pytest11"]) == {
+        "flows_emulator": f"{PACKAGE}.emulator.pytest_plugin"
+    }
+    assert f"{PACKAGE}/provider_info.py" in distributions.wheel
+    assert f"{PACKAGE}/emulator/pytest_plugin.py" in distributions.wheel
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "constraints").iterdir()), ids=lambda path: path.name)

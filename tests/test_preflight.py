@@ -54,7 +54,7 @@ def run_task(dag_id: str, **given: Any) -> DagResult:
 def test_all_mismatches_are_reported_and_no_run_is_created(
     emulator: Emulator,
     tmp_path: Path,
-    deferrable: bool,  # noqa: FBT001
+    deferrable: bool,
 ) -> None:
     """A task with wrong parameters and a wrong file fails once, with one error, and is not retried."""
     (tmp_path / "chair.png").write_bytes(PNG)
@@ -197,14 +197,14 @@ TROUBLES: dict[str, dict[str, Any]] = {
     "not allowed": {"switches": {"templates_endpoint": 405}},
     "broken": {"fault": Fault(path="/templates", status=500, times=None)},
     "away": {"fault": Fault(path="/templates", status=503, times=None)},
-    "asks for a pause": {
+    "requests a pause": {
         "fault": Fault(path="/templates", status=429, headers={"Retry-After": "600"}, times=None)
     },
     "unreachable": {"fault": Fault(path="/templates", reset="before", times=None)},
     "no JSON": {"fault": Fault(path="/templates", body=b"<html>", times=None)},
     "no list": {"fault": Fault(path="/templates", body=b'{"templates": "soon"}', times=None)},
     "an empty list": {"fault": Fault(path="/templates", body=b'{"templates": []}', times=None)},
-    "refused key": {"fault": Fault(path="/templates", status=403, times=None)},
+    "rejected key": {"fault": Fault(path="/templates", status=403, times=None)},
 }
 
 
@@ -348,7 +348,7 @@ def test_missing_inputs_are_rejected_after_one_request(emulator: Emulator, hook:
 def test_every_shape_of_a_template_is_validated(
     emulator: Emulator, hook: GenerioHook, switch: str, value: str, data: str
 ) -> None:
-    """Whatever shape the service's templates have, what they tell is checked and nothing else."""
+    """Whatever shape the service's templates have, what they state is checked and nothing else."""
     emulator.switches.update({switch: value})
     of_inputs = switch == "template_inputs"
     parameters = None if of_inputs else {"seed": "three"} if "type" in data else {"colour": 1}

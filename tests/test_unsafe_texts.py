@@ -37,8 +37,8 @@ OUTPUTS = [
     },
     {"asset_id": "b", "name": "b", "status": "error", "error": UNSAFE},
 ]
-REFUSALS = {"UTF-16": "No entry".encode("utf-16"), "gzip": gzip.compress(b"No entry"), "JSON": b""}
-REFUSALS["JSON"] = json.dumps({"detail": f"No entry {UNSAFE}"}).encode()
+REJECTIONS = {"UTF-16": "No entry".encode("utf-16"), "gzip": gzip.compress(b"No entry"), "JSON": b""}
+REJECTIONS["JSON"] = json.dumps({"detail": f"No entry {UNSAFE}"}).encode()
 
 pytestmark = pytest.mark.emulator(run_seconds=0.1, retries=0)
 
@@ -83,11 +83,11 @@ def test_outputs_are_returned(emulator: Emulator, mode: str, tmp_path: Path) -> 
     assert_storable(waited.result.xcoms, waited.result.log, extras)
 
 
-@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("name", REJECTIONS)
 @pytest.mark.parametrize("mode", ["blocking", "deferrable", "sensor, poke"])
-def test_refusal_of_a_gateway_is_reported(emulator: Emulator, mode: str, name: str) -> None:
-    """A refusal with any body is an error that can be stored, from a worker and from the triggerer."""
-    respond(emulator, "/flows/*", REFUSALS[name], status=403, skip=mode == "deferrable")
+def test_rejection_of_a_gateway_is_reported(emulator: Emulator, mode: str, name: str) -> None:
+    """A rejection with any body is an error that can be stored, from a worker and from the triggerer."""
+    respond(emulator, "/flows/*", REJECTIONS[name], status=403, skip=mode == "deferrable")
     waited = run_in_mode(mode, emulator, timeout=30)
     assert isinstance(waited.error, FlowAuthError), waited.result.log
     assert ("No entry" in str(waited.error)) == (name != "gzip")

@@ -15,7 +15,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNSAFE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
 # The first alternative is a pair of surrogates, or an escape of one character, such as a backslash. Both are
 # valid, and are matched so that no match begins inside them.
-_ESCAPE = re.compile(
+_PAIR_OR_UNSAFE_ESCAPE = re.compile(
     r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\[^u])|" + _UNSAFE_ESCAPE.pattern,
     re.DOTALL,
 )
@@ -48,4 +48,4 @@ def replace_unsafe_escapes(json_text: str) -> str:
     """
     if "\\" not in json_text or _UNSAFE_ESCAPE.search(json_text) is None:
         return json_text
-    return _ESCAPE.sub(lambda match: match[1] or REPLACEMENT, json_text)
+    return _PAIR_OR_UNSAFE_ESCAPE.sub(lambda match: match[1] or REPLACEMENT, json_text)

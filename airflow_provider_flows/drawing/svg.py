@@ -102,8 +102,8 @@ def to_svg(graph: FlowGraph, *, title: str = "", styled: bool = True) -> str:
     size = {"width": _number(width), "height": _number(height)}
     box = f"0 0 {size['width']} {size['height']}"
     label = clean(title, 200) or "Flow graph"
-    look = {"xmlns": "http://www.w3.org/2000/svg", "class": "flow-drawing", "font-family": FONT}
-    root = ET.Element("svg", {**look, **size, "viewBox": box, "role": "img", "aria-label": label})
+    attributes = {"xmlns": "http://www.w3.org/2000/svg", "class": "flow-drawing", "font-family": FONT}
+    root = ET.Element("svg", {**attributes, **size, "viewBox": box, "role": "img", "aria-label": label})
     ET.SubElement(root, "title").text = label
     ET.SubElement(root, "desc").text = _describe(graph)
     if styled:
@@ -169,8 +169,8 @@ def _add_edge(root: ET.Element, source: Box, target: Box) -> None:
     points = ((x, y), (x + bend, y), (to_x - bend, to_y), (to_x - 7, to_y))
     start, *curve = (f"{_number(x)} {_number(y)}" for x, y in points)
     colour = get_light_colour("edge")
-    look = {"fill": "none", "stroke": colour, "stroke-width": "1.6"}
-    ET.SubElement(root, "path", {"class": "edge", "d": f"M{start}C{' '.join(curve)}", **look})
+    attributes = {"fill": "none", "stroke": colour, "stroke-width": "1.6"}
+    ET.SubElement(root, "path", {"class": "edge", "d": f"M{start}C{' '.join(curve)}", **attributes})
     head = {"d": f"M{_number(to_x)} {_number(to_y)}l-9 -5v10z", "fill": colour}
     ET.SubElement(root, "path", {"class": "head", **head})
 
@@ -182,10 +182,10 @@ def _add_node(root: ET.Element, node: Node, box: Box, names: set[str]) -> None:
     group = ET.SubElement(root, "svg", {"class": kind, **place})
     title = f"{kind_label(node)} {node_label(node)}" + f": {prompt}" * bool(prompt)
     ET.SubElement(group, "title").text = title
-    look = {"fill": get_light_colour("paper"), "stroke": get_light_colour(kind), "stroke-width": "1.5"}
+    attributes = {"fill": get_light_colour("paper"), "stroke": get_light_colour(kind), "stroke-width": "1.5"}
     corner = "22" if node.kind in {NodeKind.VARIABLE, NodeKind.OUTPUT} else "8"
     size = {"width": _number(box.width - 2), "height": _number(box.height - 2)}
-    ET.SubElement(group, "rect", {"class": "box", "x": "1", "y": "1", **size, "rx": corner, **look})
+    ET.SubElement(group, "rect", {"class": "box", "x": "1", "y": "1", **size, "rx": corner, **attributes})
     model = clean(node.model, 200)
     _add_text(group, 24, kind_label(node) + f" · {model}" * bool(model), "kind", kind)
     _add_text(group, 46, node_label(node), "name", "ink")
@@ -200,14 +200,21 @@ def _add_node(root: ET.Element, node: Node, box: Box, names: set[str]) -> None:
         text = _add_text(group, 46 + number * LINE_HEIGHT, "", "soft", "soft")
         for part in filter(None, _PLACEHOLDER.split(line)):
             is_placeholder = part[0] == "{" and part[1:-1].replace("\u00a0", " ") in names
-            look = {"class": "placeholder", "fill": get_light_colour("variable"), "font-weight": "650"}
-            ET.SubElement(text, "tspan", look if is_placeholder else {}).text = part
+            attributes = {"class": "placeholder", "fill": get_light_colour("variable"), "font-weight": "650"}
+            ET.SubElement(text, "tspan", attributes if is_placeholder else {}).text = part
 
 
 def _add_text(parent: ET.Element, y: float, text: str, role: str, colour: str) -> ET.Element:
     size, weight = TEXT_STYLES[role]
-    look = {"font-size": size, "font-weight": weight, "fill": get_light_colour(colour), _SPACE: "preserve"}
-    element = ET.SubElement(parent, "text", {"class": role, "x": _number(PADDING), "y": _number(y), **look})
+    attributes = {
+        "font-size": size,
+        "font-weight": weight,
+        "fill": get_light_colour(colour),
+        _SPACE: "preserve",
+    }
+    element = ET.SubElement(
+        parent, "text", {"class": role, "x": _number(PADDING), "y": _number(y), **attributes}
+    )
     element.text = text
     return element
 

@@ -48,9 +48,9 @@ class EmulatorMiddleware:
             self.emulator_state.request_listener(record)
         fault = self.emulator_state.faults.consume(record.method, record.path)
         if fault is None:
-            await self.app(scope, _replay(body, receive), _recording_send(record, send))
+            await self.app(scope, _replay(body, receive), _record_status(record, send))
         else:
-            await self._inject_fault(fault, scope, _replay(body, receive), _recording_send(record, send))
+            await self._inject_fault(fault, scope, _replay(body, receive), _record_status(record, send))
 
     async def _inject_fault(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
         response = BufferedResponse()
@@ -136,7 +136,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return receive_replay
 
 
-def _recording_send(record: RecordedRequest, send: Send) -> Send:
+def _record_status(record: RecordedRequest, send: Send) -> Send:
     """Return a `send` that stores the response's status in the record."""
 
     async def send_and_record(message: Message) -> None:

@@ -149,7 +149,7 @@ class PromptChainerApi:
         name = f"img-{digest('image', prompt).hex()[:24]}"
         self.emulator_state.images[name] = prompt
         path, now = f"{IMAGES_PATH}/{name}.png", self.emulator_state.clock.now()
-        query = signed_query(self.emulator_state.signing_key, path, now, self.switches.image_url_seconds)
+        query = sign_path(self.emulator_state.signing_key, path, now, self.switches.image_url_seconds)
         return f"{base}{path}?{query}"
 
     def _authorise(self, request: Request, body: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ class PromptChainerApi:
         return JSONResponse(content)
 
 
-def signed_query(key: bytes, path: str, now: float, seconds: float) -> str:
+def sign_path(key: bytes, path: str, now: float, seconds: float) -> str:
     """Return the query string that makes a path valid from an hour ago until `seconds` from now."""
     values = {
         "st": _format_time(now - START_MARGIN_SECONDS),

@@ -299,7 +299,7 @@ def parse_glb_header(head: bytes) -> ModelSchema:
     gltf = parse_bounded_json(head[GLB_PREAMBLE.size : end])
     if not isinstance(gltf, Mapping):
         raise ValueError("its header is not a JSON object")  # noqa: TRY004  # the file is invalid, not the argument
-    generator = _to_mapping(gltf.get("asset")).get("generator")
+    generator = _get_mapping(gltf, "asset").get("generator")
     return ModelSchema(
         meshes=len(_get_mappings(gltf, "meshes")),
         triangles=_count_triangles(gltf),
@@ -315,7 +315,7 @@ def _count_triangles(gltf: Mapping[str, Any]) -> int:
     for mesh in _get_mappings(gltf, "meshes"):
         for primitive in _get_mappings(mesh, "primitives"):
             # one element per corner, in the accessor of the indices or else in that of the positions
-            accessor = primitive.get("indices", _to_mapping(primitive.get("attributes")).get("POSITION"))
+            accessor = primitive.get("indices", _get_mapping(primitive, "attributes").get("POSITION"))
             is_valid = type(accessor) is int and 0 <= accessor < len(accessors)
             corners = accessors[accessor].get("count") if is_valid else 0
             if type(corners) is int:
@@ -329,10 +329,11 @@ def _count_primitive_triangles(mode: Any, corners: int) -> int:
     return max(0, corners - 2) if mode in {TRIANGLE_STRIP, TRIANGLE_FAN} else 0
 
 
-def _get_mappings(value: Any, name: str) -> list[Mapping[str, Any]]:
-    rows = _to_mapping(value).get(name)
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
-
-
-def _to_mapping(value: Any) -> Mapping[str, Any]:
+def _get_mapping(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = parent.get(name)
     return value if isinstance(value, Mapping) else {}
+
+
+def _get_mappings(parent: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    rows = parent.get(name)
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []

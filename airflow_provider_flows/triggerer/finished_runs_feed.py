@@ -29,7 +29,7 @@ from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.core.timestamps import parse_http_date
 from airflow_provider_flows.transport.asynchronous import run
-from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
 from airflow_provider_flows.triggerer.per_loop import PerLoop
 from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
@@ -149,12 +149,12 @@ class FinishedRunsFeed:
     async def _load_snapshot(self) -> Snapshot:
         """Load with the last hook, or with a reloaded one if the service rejects its credentials."""
         if self._hook is None:
-            self._hook = await get_hook_cached(self._flows_conn_id, stale=self._stale_hook)
+            self._hook = await get_cached_hook(self._flows_conn_id, stale=self._stale_hook)
         hook = self._hook
         try:
             return await self._load_snapshot_with(hook)
         except FlowAuthError:
-            latest = await get_hook_cached(self._flows_conn_id, stale=hook)
+            latest = await get_cached_hook(self._flows_conn_id, stale=hook)
             if latest.settings == hook.settings:
                 raise
         self._hook = latest

@@ -24,7 +24,7 @@ _HOOKS: PerLoop[SingleFlightCache[FlowsHook]] = PerLoop(
 _TASKS: set[asyncio.Task[None]] = set()  # those in progress, because asyncio has only weak references to them
 
 
-async def get_hook_cached(flows_conn_id: str, stale: FlowsHook | None = None) -> FlowsHook:
+async def get_cached_hook(flows_conn_id: str, stale: FlowsHook | None = None) -> FlowsHook:
     """Return the hook of a connection.
 
     :param stale: a hook whose credentials were rejected. The hook returned has other settings, or comes from

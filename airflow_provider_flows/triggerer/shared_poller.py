@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.base_hook import BaseFlowsHook
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Request, Response
-    from airflow_provider_flows.core.polling.schedule import Delay, Step
+    from airflow_provider_flows.core.polling.schedule import Delay, PollStep
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
 
@@ -80,7 +80,7 @@ class RateLimitedTransport:
     async def send(self, request: Request) -> Response:
         """Send a request as soon as the rate limiter admits it."""
         await self.acquire()
-        return await self.send_acquired(request)
+        return await self.send_now(request)
 
     async def acquire(self) -> None:
         """Wait until the rate limiter admits one request."""
@@ -88,7 +88,7 @@ class RateLimitedTransport:
             while delay := self._shared_limiter.limiter.try_acquire(time.monotonic()):  # noqa: ASYNC110  # it waits for a time, not an event
                 await asyncio.sleep(delay)
 
-    async def send_acquired(self, request: Request) -> Response:
+    async def send_now(self, request: Request) -> Response:
         """Send a request that was admitted, and report its response to the rate limiter."""
         response = await self._transport.send(request)
         retry_after = response.retry_after(time.time())
@@ -109,7 +109,7 @@ class _ListSender:
         await self._transport.acquire()
         requested_at = time.time()
         async with asyncio.timeout(LIST_TIMEOUT_SECONDS):
-            response = await self._transport.send_acquired(request)
+            response = await self._transport.send_now(request)
         # a long list takes a while to create, send and read, while its runs continue
         self.observed_at = (requested_at + time.time()) / 2
         return response
@@ -293,14 +293,14 @@ class SharedPoller:
         if first is None:
             return PollPlan(due)
         if self._is_list_running:  # the service may have read its runs before these were due
-            single, postponed = _split(due)
+            single, postponed = _split_by_list(due)
             return PollPlan(single, postponed=postponed)
         break_even = self._break_even(now)
         if break_even <= len(self._subscribers):
             horizon = max(COALESCE_SECONDS, first.wait.schedule.poll_interval * LIST_EARLY_FRACTION)
             batch = [one for one in self._poll_timers.due_by(now + horizon) if not one.needs_single_poll]
             if len(batch) >= break_even:
-                return PollPlan(_split(due)[0], batch)
+                return PollPlan(_split_by_list(due)[0], batch)
         return PollPlan(due)
 
     def _apply(self, plan: PollPlan, now: float) -> None:
@@ -416,7 +416,7 @@ class SharedPoller:
         if subscriber in self._subscribers:
             self._schedule(self._poll_timers, subscriber, time.monotonic())
 
-    def _apply_step(self, subscriber: Subscriber, step: Step) -> None:
+    def _apply_step(self, subscriber: Subscriber, step: PollStep) -> None:
         """Schedule the next poll of a run, or end its wait."""
         if isinstance(step, Done):
             subscriber.finish(step.run)
@@ -428,7 +428,7 @@ class SharedPoller:
                 self._schedule(self._poll_timers, subscriber, time.monotonic() + step.seconds)
 
 
-def _split(subscribers: Sequence[Subscriber]) -> tuple[list[Subscriber], list[Subscriber]]:
+def _split_by_list(subscribers: Sequence[Subscriber]) -> tuple[list[Subscriber], list[Subscriber]]:
     """Return the subscribers that need a poll of their own, and those that a list may cover."""
     single = [one for one in subscribers if one.needs_single_poll]
     return single, [one for one in subscribers if not one.needs_single_poll]

@@ -35,10 +35,10 @@ def max_reply_seconds() -> float:
 
 def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
     """Return whether the task instance is finished in Airflow. Blocks; called in a worker."""
-    return is_finished_in(ti.get_task_states(**to_query([ti])), ti)
+    return is_finished_in(ti.get_task_states(**to_state_query([ti])), ti)
 
 
-def to_query(tis: Sequence[Any]) -> dict[str, Any]:
+def to_state_query(tis: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of a request for the states of task instances of one DAG, at least one.
 
     For several of them Airflow returns the states of all these tasks in all these DAG runs.

@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from airflow_provider_flows.cli.terminal import escape_control_chars
 from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
-from tests.support.commands import PROMPT_FLOW, FlowsCommand, add_connection, call, flows_command
+from tests.support.commands import PROMPT_FLOW, FlowsCommand, call, flows_command
 from tests.support.flow_server import ApiResponse, StubFlowServer
 from tests.support.versions import needs
 
@@ -63,7 +63,7 @@ def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
 
 
 @pytest.fixture
-def completed(emulator: Emulator) -> FlowRun:
+def completed_run(emulator: Emulator) -> FlowRun:
     """Return a completed flow run with two models."""
     emulator.run_seconds = 0
     hook = GenerioHook("generio_default")
@@ -102,12 +102,12 @@ def test_describe_prints_the_definition(emulator: Emulator, flows: FlowsCommand)
     ]
 
 
-def test_runs_are_listed_by_state(emulator: Emulator, completed: FlowRun, flows: FlowsCommand) -> None:
+def test_runs_are_listed_by_state(emulator: Emulator, completed_run: FlowRun, flows: FlowsCommand) -> None:
     """`runs` prints the account's flow runs, newest first, or those in one state; others are errors."""
     active_run = start_run(emulator)
     assert [row["flow_run_id"] for row in flows("runs -o json").json] == [
         active_run,
-        completed.flow_run_id,
+        completed_run.flow_run_id,
     ]
     assert [row["state"] for row in flows("runs --state completed -o json").json] == ["completed"]
     none = flows("runs --state failed")
@@ -134,21 +134,23 @@ def test_runs_prints_at_most_limit_rows(emulator: Emulator, flows: FlowsCommand)
         assert flows(f"runs --limit={wrong}").code == 2
 
 
-def test_get_and_outputs_describe_a_run(emulator: Emulator, completed: FlowRun, flows: FlowsCommand) -> None:
+def test_get_and_outputs_describe_a_run(
+    emulator: Emulator, completed_run: FlowRun, flows: FlowsCommand
+) -> None:
     """`get` prints a run and its expected end; `outputs` lists its outputs without a download."""
-    row = flows(f"get {completed.flow_run_id} -o json").json
+    row = flows(f"get {completed_run.flow_run_id} -o json").json
     assert list(row) == [*RUN_KEYS, "expected_end", "error"]
     assert (row["state"], row["progress"], row["expected_end"]) == ("completed", 1.0, None)
     active_run = start_run(emulator)
     emulator.advance(30)
     assert flows(f"get {active_run} -o yaml").code == 0
     assert yaml.safe_load(flows(f"get {active_run} -o yaml").out)["expected_end"] is not None
-    listed = flows(f"outputs {completed.flow_run_id} -o json").json
+    listed = flows(f"outputs {completed_run.flow_run_id} -o json").json
     assert [(output["status"], output["additional"]) for output in listed] == [
         ("ready", None),
         ("ready", {"n": 2}),
     ]
-    assert "additional" in flows(f"outputs {completed.flow_run_id} -o yaml").out
+    assert "additional" in flows(f"outputs {completed_run.flow_run_id} -o yaml").out
 
 
 def test_run_prints_what_a_task_returns(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
@@ -423,23 +425,27 @@ def test_a_closed_pipe_does_not_change_the_exit_code(
 
 
 def test_download_writes_the_outputs(
-    emulator: Emulator, completed: FlowRun, flows: FlowsCommand, tmp_path: Path
+    emulator: Emulator, completed_run: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
     """`download` writes all outputs, or the selected ones under the same names; unknown ones are errors."""
-    contents = {output.asset_id: output.content for output in emulator.runs[completed.flow_run_id].outputs}
-    done = flows(f"download {completed.flow_run_id} --output-path {tmp_path / 'all'} -o json")
+    contents = {
+        output.asset_id: output.content for output in emulator.runs[completed_run.flow_run_id].outputs
+    }
+    done = flows(f"download {completed_run.flow_run_id} --output-path {tmp_path / 'all'} -o json")
     assert done.code == 0, done.err
     for output in done.json:
         data = Path(output["uri"].removeprefix("file://")).read_bytes()
         assert data == contents[output["asset_id"]]
         assert output["sha256"] == hashlib.sha256(data).hexdigest()
     wanted = [*contents][1]
-    one = flows(f"download {completed.flow_run_id} --output-path {tmp_path / 'one'} --asset {wanted} -o json")
+    one = flows(
+        f"download {completed_run.flow_run_id} --output-path {tmp_path / 'one'} --asset {wanted} -o json"
+    )
     assert [output["asset_id"] for output in one.json] == [wanted]
     assert [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.glb")] == [
         Path(done.json[1]["uri"].removeprefix("file://")).relative_to(tmp_path / "all")
     ]
-    none = flows(f"download {completed.flow_run_id} --output-path {tmp_path / 'none'} --asset another")
+    none = flows(f"download {completed_run.flow_run_id} --output-path {tmp_path / 'none'} --asset another")
     assert (none.code, none.out) == (5, "")
     assert f"has no output another; it has {wanted}" in none.err or wanted in none.err
     assert [*tmp_path.glob("none/*")] == []
@@ -465,11 +471,11 @@ def test_outputs_of_the_same_name_have_separate_files(
 
 
 def test_an_unwritable_output_path_is_the_only_error(
-    completed: FlowRun, flows: FlowsCommand, tmp_path: Path
+    completed_run: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
     """`download` starts no flow run, so its error does not mention one."""
     (tmp_path / "taken").write_text("mine")
-    result = flows(f"download {completed.flow_run_id} --output-path {tmp_path / 'taken'}")
+    result = flows(f"download {completed_run.flow_run_id} --output-path {tmp_path / 'taken'}")
     assert (result.code, result.out) == (2, "")
     assert "cannot be written to" in result.err
     assert "No flow run" not in result.err
@@ -496,13 +502,13 @@ def test_run_reports_all_problems_at_once(emulator: Emulator, flows: FlowsComman
 
 
 @pytest.mark.parametrize("form", ["json", "plain", "table"])
-def test_download_prints_what_is_wrong_with_a_file(
-    emulator: Emulator, completed: FlowRun, flows: FlowsCommand, tmp_path: Path, form: str
+def test_download_prints_the_warning_about_a_file(
+    emulator: Emulator, completed_run: FlowRun, flows: FlowsCommand, tmp_path: Path, form: str
 ) -> None:
     """A file that contradicts its header and arrived twice is written, and its warning is printed."""
     model = b"glTF\x02\x00\x00\x00" + (20).to_bytes(4, "little") + bytes(9)
     emulator.add_fault(Fault("GET", "*/outputs/*", times=None, body=model))
-    done = flows(f"download {completed.flow_run_id} --output-path {tmp_path} -o {form}")
+    done = flows(f"download {completed_run.flow_run_id} --output-path {tmp_path} -o {form}")
     assert done.code == 0
     assert "longer" in done.out
     assert {path.read_bytes() for path in tmp_path.rglob("*.glb")} == {model}
@@ -517,12 +523,12 @@ def test_download_does_not_wait(emulator: Emulator, flows: FlowsCommand, tmp_pat
 
 
 def test_fetched_outputs_are_printed_despite_an_error(
-    emulator: Emulator, completed: FlowRun, flows: FlowsCommand, tmp_path: Path
+    emulator: Emulator, completed_run: FlowRun, flows: FlowsCommand, tmp_path: Path
 ) -> None:
     """If one output cannot be fetched, the other is stored and both are printed."""
-    first = emulator.runs[completed.flow_run_id].outputs[0].asset_id
+    first = emulator.runs[completed_run.flow_run_id].outputs[0].asset_id
     emulator.add_fault(Fault("GET", f"*/outputs/{first}*", times=None, status=401))
-    result = flows(f"download {completed.flow_run_id} --output-path {tmp_path} -o json")
+    result = flows(f"download {completed_run.flow_run_id} --output-path {tmp_path} -o json")
     assert result.code == 6
     assert sorted(output["status"] for output in result.json) == ["error", "ready"]
     assert len([*tmp_path.rglob("*.glb")]) == 1
@@ -554,18 +560,9 @@ def test_abort_deletes_a_run_that_never_started(emulator: Emulator, flows: Flows
     assert flows(f"abort {flow_run_id}").code == 5
 
 
-@pytest.fixture
-def stored(flow_emulator: Emulator, airflow_database: None) -> Iterator[str]:
-    """Add a connection to Airflow's database, and return its id."""
-    del airflow_database
-    add_connection("stored", flow_emulator.url, flow_emulator.key)
-    yield "stored"
-    call(["connections", "delete", "stored"])
-
-
-def test_connections_are_loaded_from_the_database(stored: str, flows: FlowsCommand) -> None:
+def test_connections_are_loaded_from_the_database(database_connection: str, flows: FlowsCommand) -> None:
     """A connection may be in Airflow's database instead of the environment."""
-    result = flows(f"list --conn-id {stored} -o json")
+    result = flows(f"list --conn-id {database_connection} -o json")
     assert result.code == 0, result.err
     assert len(result.json) == 3
 

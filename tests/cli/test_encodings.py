@@ -71,7 +71,7 @@ def read(stream: Any) -> str:
     """Return what was written to a stream."""
     if isinstance(stream, io.TextIOWrapper):
         stream.flush()
-        return stream.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+        return stream.buffer.getvalue().decode("ascii")
     return str(stream.getvalue())
 
 

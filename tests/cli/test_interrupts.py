@@ -89,8 +89,8 @@ def test_only_yes_aborts(flow_emulator: Emulator, flows: FlowsCommand, reply: st
     assert (result.code, run.current.state) == (code, "aborted" if code == 3 else "running")
 
 
-def test_sigterm_asks_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """SIGTERM asks nothing, even at a terminal: the run continues, or --on-interrupt aborts it."""
+def test_sigterm_ends_without_confirmation(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+    """SIGTERM needs no confirmation, even at a terminal: the run continues, or --on-interrupt aborts it."""
     previous = signal.getsignal(signal.SIGTERM)
     for more, code, state in (("", 143, {"starting", "running"}), (" --on-interrupt abort", 3, {"aborted"})):
         flow_emulator.reset()
@@ -147,7 +147,7 @@ def test_ctrl_c_before_the_start_deletes_the_run(flow_emulator: Emulator, flows:
 
 
 def test_a_run_whose_start_was_sent_continues(flow_emulator: Emulator, flows: FlowsCommand) -> None:
-    """A Ctrl-C previous the response to the start looks the run up, and says how to watch or abort it."""
+    """A Ctrl-C before the response to the start looks the run up, and says how to watch or abort it."""
     flow_emulator.run_seconds = 60
     flow_emulator.add_fault(Fault("PATCH", "*", delay=20))
     with ctrl_c_when(lambda: bool(flow_emulator.paid_runs)):
@@ -157,7 +157,7 @@ def test_a_run_whose_start_was_sent_continues(flow_emulator: Emulator, flows: Fl
     assert f"continues. Watch it: airflow flows watch {run.flow_run_id}; abort it:" in result.err
 
 
-def test_on_interrupt_abort_asks_nothing(flow_emulator: Emulator, flows: FlowsCommand) -> None:
+def test_on_interrupt_abort_needs_no_confirmation(flow_emulator: Emulator, flows: FlowsCommand) -> None:
     """With --on-interrupt abort, Ctrl-C during the wait aborts the run without a question."""
     flow_emulator.run_seconds = 5
     with ctrl_c_when(has_request(flow_emulator, "GET", "")):

@@ -10,14 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
-from tests.support.commands import PROMPT_FLOW, add_connection, call
+from tests.support.commands import PROMPT_FLOW
 from tests.support.terminal import CTRL_C, TERMINAL_TIMEOUT_SECONDS, Terminal
 from tests.support.versions import needs
 
@@ -35,8 +35,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_ctrl_c_asks_and_aborts(emulator: Emulator) -> None:
-    """The bar shows state, progress and expected end; Ctrl-C asks, and yes aborts the flow run."""
+def test_ctrl_c_aborts_after_confirmation(emulator: Emulator) -> None:
+    """The bar shows state, progress and expected end; after Ctrl-C and a yes the flow run is aborted."""
     with Terminal(*AIRFLOW, "run", PROMPT_FLOW, "-i", "A chair", "--poll-interval", "0.2") as terminal:
         terminal.wait_for(r"is created; sending its inputs")
         wait_until(lambda: bool(emulator.paid_runs))
@@ -71,15 +71,6 @@ def test_second_ctrl_c_leaves_the_run_in_progress(emulator: Emulator) -> None:
     assert emulator.runs[flow_run_id].current.state == "running"
 
 
-@pytest.fixture
-def stored(emulator: Emulator, airflow_database: None) -> Iterator[str]:
-    """Add a connection to Airflow's database, and return its id."""
-    del airflow_database
-    add_connection("in_the_database", emulator.url, emulator.key)
-    yield "in_the_database"
-    call(["connections", "delete", "in_the_database"])
-
-
 def test_a_closed_terminal_leaves_the_run_in_progress(emulator: Emulator) -> None:
     """When the terminal is closed during the wait, the command ends with its code and the run continues."""
     flow_run_id = GenerioHook("generio_default").start(PROMPT_FLOW, "a chair").flow_run_id
@@ -91,7 +82,7 @@ def test_a_closed_terminal_leaves_the_run_in_progress(emulator: Emulator) -> Non
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_without_a_terminal_there_is_no_question(
-    emulator: Emulator, stored: str, number: signal.Signals, code: int
+    emulator: Emulator, database_connection: str, number: signal.Signals, code: int
 ) -> None:
     """Ctrl-C and SIGTERM in a script leave the run running; the connection comes from the database."""
     words = [
@@ -102,7 +93,7 @@ def test_without_a_terminal_there_is_no_question(
         "-i",
         "A chair",
         "--conn-id",
-        stored,
+        database_connection,
         "-o",
         "json",
         "--poll-interval",
@@ -122,7 +113,7 @@ def test_without_a_terminal_there_is_no_question(
     assert (process.returncode, out, run.current.is_final) == (code, "", False)
     assert f"The flow run {run.flow_run_id} continues. Watch it: airflow flows watch {run.flow_run_id}" in err
     assert err.splitlines()[-1].endswith(
-        f"abort it: airflow flows abort {run.flow_run_id} --conn-id {stored}"
+        f"abort it: airflow flows abort {run.flow_run_id} --conn-id {database_connection}"
     )
 
 

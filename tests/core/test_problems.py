@@ -66,7 +66,7 @@ def get_messages(dag_id: str, *tasks: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_any_two_problems_are_reported_together(emulator: Emulator, validate: bool) -> None:  # noqa: FBT001
+def test_any_two_problems_are_reported_together(emulator: Emulator, validate: bool) -> None:
     """One error names any two problems; with validate=False those without a definition; no run is created."""
     mixed = [pair for pair in MIXED if validate or not any(WRONG[one][2] for one in pair)]
     data = get_messages(

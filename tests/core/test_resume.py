@@ -270,9 +270,9 @@ ABORTS: list[tuple[list[str | int], list[str]]] = [
     ([404, 404, 404], ["GET"] * 3),
     ([404, "running", ""], ["GET", "GET", "PATCH"]),
     (["created", 404], ["GET", "DELETE"]),
-    # it was started between the look and the deletion
+    # it was started between the poll and the deletion
     (["created", 409, "running", ""], ["GET", "DELETE", "GET", "PATCH"]),
-    # it was not started yet when it was looked at, and the abort's own look finds it so
+    # it was not started yet when it was polled, nor at the abort's own poll
     (["starting", 409, "created", "created", ""], ["GET", "PATCH", "GET", "GET", "DELETE"]),
     (["starting", 409, "completed"], ["GET", "PATCH", "GET"]),
 ]

@@ -58,19 +58,19 @@ def test_start_sends_its_requests_in_order(flow_emulator: Emulator, hook: Generi
     assert (run.state, flow_emulator.started_count) == (FlowState.STARTING, 1)
 
 
-@pytest.mark.parametrize("keeps", [0, 1])
-def test_record_is_saved_before_each_request(flow_emulator: Emulator, hook: GenerioHook, keeps: int) -> None:
+@pytest.mark.parametrize("saves", [0, 1])
+def test_record_is_saved_before_each_request(flow_emulator: Emulator, hook: GenerioHook, saves: int) -> None:
     """A worker that dies in the first save has sent nothing; in the second, it leaves a created run."""
     saved: list[RunRecord | None] = []
 
     def die(record: RunRecord | None) -> None:
-        if len(saved) == keeps:
+        if len(saved) == saves:
             raise KeyboardInterrupt
         saved.append(record)
 
     with pytest.raises(KeyboardInterrupt):
         start_and_record(hook, die)
-    assert steps(flow_emulator) == ["POST /flows"][:keeps]
+    assert steps(flow_emulator) == ["POST /flows"][:saves]
     assert flow_emulator.started_count == 0
 
 
@@ -164,7 +164,7 @@ def test_lost_creation_is_sent_again(
 def test_list_that_fails_after_lost_creation_does_not_end_the_start(
     flow_emulator: Emulator, hook: GenerioHook
 ) -> None:
-    """Runs that are left over cost nothing, so a start goes on if they cannot be found or deleted."""
+    """Runs that are left over cost nothing, so a start continues if they cannot be found or deleted."""
     hook.connection.extra = '{"retries": 1}'
     flow_emulator.add_fault(Fault("POST", "/flows", reset="after"))
     flow_emulator.add_fault(Fault("GET", "/flows", status=500))
@@ -193,17 +193,9 @@ def test_start_without_a_record_is_one_request(flow_emulator: Emulator, hook: Ge
     assert run.state is FlowState.STARTING
 
 
-@pytest.fixture
-def chain(flow_emulator: Emulator) -> PromptChainerHook:
-    """Return a hook of a PromptChainer whose runs take no time, without retries."""
-    flow_emulator.run_seconds = 0
-    found = PromptChainerHook("promptchainer_default")
-    found.connection.extra = '{"retries": 0}'
-    return found
-
-
+@pytest.mark.emulator(run_seconds=0)
 def test_response_of_a_service_without_ids_is_saved_completely(
-    flow_emulator: Emulator, chain: PromptChainerHook
+    flow_emulator: Emulator, chain_hook: PromptChainerHook
 ) -> None:
     """The record is saved before the one request, then the response; a retry needs no request."""
     saved: list[RunRecord | None] = []
@@ -213,7 +205,7 @@ def test_response_of_a_service_without_ids_is_saved_completely(
         saved.append(record)
         methods.append([request.method for request in flow_emulator.requests])
 
-    run = start_and_record(chain, save, CHAIN_REQUEST)
+    run = start_and_record(chain_hook, save, CHAIN_REQUEST)
 
     assert methods == [[], ["POST"]]
     assert saved[0] == RECORD
@@ -221,12 +213,14 @@ def test_response_of_a_service_without_ids_is_saved_completely(
     assert last is not None
     assert last.flow_run_id == run.flow_run_id
     flow_emulator.reset()
-    resumed = chain.resume(CHAIN_REQUEST.fingerprint, replace(last, fingerprint=CHAIN_REQUEST.fingerprint), 0)
+    resumed = chain_hook.resume(
+        CHAIN_REQUEST.fingerprint, replace(last, fingerprint=CHAIN_REQUEST.fingerprint), 0
+    )
     assert resumed is not None
     assert resumed.to_dict() == run.to_dict()
     assert all(isinstance(output, FlowOutput) for output in resumed.outputs)
     assert [output.is_url for output in resumed.outputs] == [output.is_url for output in run.outputs]
-    assert chain.resume(CHAIN_REQUEST.fingerprint, last, 7) is None
+    assert chain_hook.resume(CHAIN_REQUEST.fingerprint, last, 7) is None
     assert flow_emulator.requests == ()
 
 
@@ -241,15 +235,16 @@ LOST_RESPONSES = [
 ]
 
 
+@pytest.mark.emulator(run_seconds=0)
 @pytest.mark.parametrize(("fault", "doubt", "started"), LOST_RESPONSES, ids=str)
 def test_record_after_a_lost_response(
-    flow_emulator: Emulator, chain: PromptChainerHook, *, fault: Fault, doubt: bool, started: int
+    flow_emulator: Emulator, chain_hook: PromptChainerHook, *, fault: Fault, doubt: bool, started: int
 ) -> None:
     """The record remains if a run may exist, and is deleted if certainly none does."""
     flow_emulator.add_fault(fault)
     saved: list[RunRecord | None] = []
     with pytest.raises(FlowServiceError):
-        start_and_record(chain, saved.append, CHAIN_REQUEST)
+        start_and_record(chain_hook, saved.append, CHAIN_REQUEST)
     assert saved == ([RECORD] if doubt else [RECORD, None])
     assert flow_emulator.started_count == started
 

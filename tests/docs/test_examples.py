@@ -111,7 +111,7 @@ def test_every_example_is_tested() -> None:
     assert sorted(CHECKS) == FILES
 
 
-def test_lessons_are_counted() -> None:
+def test_lessons_are_numbered() -> None:
     """The lessons are numbered, and the README has their count."""
     first = [(FOLDER / f"{name}.py").read_text().split(":", 1)[0] for name in FILES]
     assert sorted(first) == [f'"""Lesson {number}' for number in range(1, len(FILES) + 1)]
@@ -120,7 +120,7 @@ def test_lessons_are_counted() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_example(flow_emulator: Emulator, output: Path, name: str) -> None:
+def test_example_succeeds(flow_emulator: Emulator, output: Path, name: str) -> None:
     """The example is imported without errors, has a description, succeeds, and stores its files."""
     dag = load_example(name)
     assert dag.doc_md is not None

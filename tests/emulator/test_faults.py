@@ -40,7 +40,7 @@ def test_times_and_skip(emulator: Emulator, client: EmulatorClient) -> None:
     assert (active.hits, active.is_exhausted) == (2, True)
 
 
-def test_until_cleared(emulator: Emulator, client: EmulatorClient) -> None:
+def test_fault_without_times_remains_until_cleared(emulator: Emulator, client: EmulatorClient) -> None:
     """A fault with times=None hits until it is cleared."""
     emulator.add_fault(Fault(times=None, status=502))
     assert {client.call("GET", "/templates").status_code for _ in range(5)} == {502}
@@ -58,7 +58,9 @@ def test_faults_hit_matching_requests_in_order(emulator: Emulator, client: Emula
 
 
 @pytest.mark.parametrize(("when", "started"), [("before", 0), ("after", 1)])
-def test_reset(emulator: Emulator, client: EmulatorClient, when: Any, started: int) -> None:
+def test_connection_is_reset_before_or_after_the_request(
+    emulator: Emulator, client: EmulatorClient, when: Any, started: int
+) -> None:
     """The connection is reset before or after the request is processed; either way there is no response."""
     emulator.add_fault(Fault(method="POST", reset=when))
     with pytest.raises(requests.ConnectionError) as caught:
@@ -87,7 +89,7 @@ def test_changed_body(emulator: Emulator, client: EmulatorClient) -> None:
     assert emulator.started_count == 1
 
 
-def test_delay(emulator: Emulator, client: EmulatorClient) -> None:
+def test_delayed_response_does_not_delay_others(emulator: Emulator, client: EmulatorClient) -> None:
     """A delayed response comes late, but the request is processed at once, and others are served."""
     emulator.add_fault(Fault(method="POST", delay=4))
     start_time = time.monotonic()

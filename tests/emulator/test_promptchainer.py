@@ -17,7 +17,7 @@ from tests.emulator.client import SAMPLE_FLOW, EmulatorClient
 
 
 @pytest.fixture(autouse=True)
-def _at_once(emulator: Emulator) -> None:
+def _immediate_chains(emulator: Emulator) -> None:
     emulator.switches.chain_seconds = 0.0
 
 
@@ -94,14 +94,14 @@ def test_nodes_are_evaluated_in_the_order_of_their_edges(emulator: Emulator, cli
     nodes = [
         node("o", "outputNode", name="TL;DR"),
         node("b", "actionNode", name="second", prompt="shorten: {first}"),
-        node("a", "actionNode", name="first", prompt="tell of {thing} and {unwired}"),
+        node("a", "actionNode", name="first", prompt="sing of {thing} and {unwired}"),
         variable("thing"),
     ]
     emulator.add_graph("test", graph(nodes, "b>o", "a>b", "thing>a"))
     ((name, text),) = outputs(client, thing="ships")
     assert name == "TL;DR"
     assert "shorten: " in text
-    assert "tell of ships and {unwired}" in text
+    assert "sing of ships and {unwired}" in text
 
 
 def test_design_time_values_are_ignored(emulator: Emulator, client: EmulatorClient) -> None:

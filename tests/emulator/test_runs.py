@@ -146,7 +146,7 @@ def test_a_plan_sets_duration_and_state(emulator: Emulator, client: EmulatorClie
 def test_an_invalid_plan_is_rejected() -> None:
     """A plan with an unknown outcome is rejected."""
     with pytest.raises(ValueError, match="exploded"):
-        Plan(outcome="exploded")  # type: ignore[arg-type]  # this is the error
+        Plan(outcome="exploded")
 
 
 def test_run_seconds_can_be_a_fraction_and_changed(emulator: Emulator, client: EmulatorClient) -> None:

@@ -127,7 +127,9 @@ def _(client: EmulatorClient, value: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), CHECKS.cases())
-def test_switch(client: EmulatorClient, emulator: Emulator, name: str, value: object) -> None:
+def test_switch_changes_the_responses(
+    client: EmulatorClient, emulator: Emulator, name: str, value: object
+) -> None:
     """The value of the switch has its effect on the responses."""
     setattr(emulator.switches, name, value)
     CHECKS[name].check(client, value)

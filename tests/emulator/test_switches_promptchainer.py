@@ -45,7 +45,7 @@ def _(client: EmulatorClient, value: float | None) -> None:
 
 
 @CHECKS.covers("chain_key_in_body", *(True, False))
-def _(client: EmulatorClient, value: bool) -> None:  # noqa: FBT001  the value of a switch
+def _(client: EmulatorClient, value: bool) -> None:
     client.emulator.switches.chain_seconds = 0.0
     client.session.headers.clear()
     body = {"apiKey": client.emulator.key, "variables": {"color": "Red", "item": "Ball"}}
@@ -144,7 +144,9 @@ def _(client: EmulatorClient, value: float) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), CHECKS.cases())
-def test_switch(client: EmulatorClient, emulator: Emulator, name: str, value: object) -> None:
+def test_switch_changes_the_responses(
+    client: EmulatorClient, emulator: Emulator, name: str, value: object
+) -> None:
     """The value of the switch has its effect on the responses."""
     setattr(emulator.switches, name, value)
     CHECKS[name].check(client, value)

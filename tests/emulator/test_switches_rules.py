@@ -247,7 +247,7 @@ def _(client: EmulatorClient, value: str) -> None:
     rows = [row["flow_id"] for row in result.pop("flows")]
     assert rows == (ids if value == "none" else ids[:2])
     hints = {"offset": {"total": 5, "limit": 2, "offset": 0}}
-    hints["page"] = {"total": 5, "page": 1, "pages": 3, "next": "/flows?page=2"}  # type: ignore[dict-item]  # the others are texts
+    hints["page"] = {"total": 5, "page": 1, "pages": 3, "next": "/flows?page=2"}
     assert result == hints.get(value, {})
     if value in {"offset", "page"}:
         query = {"offset": {"limit": 1, "offset": 4}, "page": {"page": 3}}[value]
@@ -263,7 +263,9 @@ def _(client: EmulatorClient, value: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), CHECKS.cases())
-def test_switch(client: EmulatorClient, emulator: Emulator, name: str, value: object) -> None:
+def test_switch_changes_the_responses(
+    client: EmulatorClient, emulator: Emulator, name: str, value: object
+) -> None:
     """The value of the switch has its effect on the responses."""
     setattr(emulator.switches, name, value)
     CHECKS[name].check(client, value)

@@ -55,7 +55,7 @@ def test_the_task_state_store_has_the_expected_columns() -> None:
     ("conn_type", "expected"),
     [("generio", True), ("promptchainer", True), ("aws", False), ("http", False), ("", False)],
 )
-def test_connection_types_of_flow_services_are_detected(conn_type: str, expected: bool) -> None:  # noqa: FBT001  # a table's column
+def test_connection_types_of_flow_services_are_detected(conn_type: str, expected: bool) -> None:
     """The class of the hook decides; hooks of official providers are not even imported."""
     assert airflow_internals._is_flows_connection_type(conn_type) is expected
 

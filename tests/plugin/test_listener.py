@@ -177,7 +177,7 @@ def test_many_marks_observe_the_connections_rate_limit(
 
     assert 1 <= len(cancel_threads()) <= MAX_THREADS
     assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values()))
-    times = [asked.at for asked in emulator.requests[before:]]
+    times = [request.at for request in emulator.requests[before:]]
     assert len(times) == 2 * MARKED_RUNS
     assert max(sum(at <= other < at + 0.4 for other in times) for at in times) <= 14
     assert wait_until(lambda: not cancel_threads())
@@ -194,9 +194,9 @@ def test_a_rejected_request_stops_all_threads(emulator: Emulator, monkeypatch: p
     mark_deferred(ids, conn_id)
 
     assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values()))
-    first, *_, last = [asked.at for asked in emulator.requests if asked.status == 429]
+    first, *_, last = [request.at for request in emulator.requests if request.status == 429]
     if last < first + 0.5:  # no thread was so slow that its request came after the block
-        assert not [asked for asked in emulator.requests if last + 0.1 < asked.at < first + 0.95]
+        assert not [request for request in emulator.requests if last + 0.1 < request.at < first + 0.95]
 
 
 @pytest.mark.parametrize("trouble", ["no way", "wrong key"])

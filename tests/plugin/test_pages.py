@@ -224,10 +224,10 @@ def test_outputs_of_a_task_that_does_not_wait(clients: Clients) -> None:
     assert (
         get(clients["anna"], f"{path}/output/0").content
         == hook.download_output(run, hook.list_outputs(run)[0].asset_id).data
-    )  # type: ignore[arg-type]  # this output has an id
+    )
 
 
-def test_page_says_what_is_wrong_with_a_file(clients: Clients, emulator: Emulator, tmp_path: Path) -> None:
+def test_page_shows_the_warning_about_a_file(clients: Clients, emulator: Emulator, tmp_path: Path) -> None:
     """An output that contradicts its header is shown as ready, with its warning."""
     model = b"glTF\x02\x00\x00\x00" + (20).to_bytes(4, "little") + bytes(9)
     emulator.add_fault(Fault("GET", "*/outputs/*", times=None, body=model))

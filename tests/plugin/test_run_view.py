@@ -39,7 +39,7 @@ PENDING_OUTPUT = FlowOutput("model", "a", status="pending")
         (RunView(task_state="success"), False),
     ],
 )
-def test_a_page_polls_while_something_can_change(view: RunView, polls: bool) -> None:  # noqa: FBT001  # a table's column
+def test_a_page_polls_while_something_can_change(view: RunView, polls: bool) -> None:
     """It stops when the run is final and its task has finished, and when there is no service to poll."""
     assert (view.to_page().refresh_after is not None) is polls
 

@@ -25,13 +25,6 @@ FLOW = "model_generate_fromprompt"
 pytestmark = pytest.mark.emulator(run_seconds=0)
 
 
-@pytest.fixture
-def chain(flow_emulator: Emulator) -> PromptChainerHook:
-    """Return a hook to chains that take no time."""
-    flow_emulator.run_seconds = 0
-    return PromptChainerHook("promptchainer_default")
-
-
 def test_generio_from_templates_to_deletion(flow_emulator: Emulator, hook: GenerioHook) -> None:
     """Each of Generio's endpoints does what it is for, by the documented method and path."""
     names = [definition.name for definition in hook.list_definitions()]
@@ -160,9 +153,9 @@ def test_definition_of_a_template(hook: GenerioHook) -> None:
     assert (parameter.type, parameter.default) == ("integer", 100_000)
 
 
-def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptChainerHook) -> None:
+def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain_hook: PromptChainerHook) -> None:
     """A chain takes one request for its definition and one for its run, whose response is the final run."""
-    run = chain.start(SAMPLE, {"color": "Red", "item": 7}, additional={"order": 17})
+    run = chain_hook.start(SAMPLE, {"color": "Red", "item": 7}, additional={"order": 17})
     assert request_lines(flow_emulator.requests) == [
         f"GET /api/flows/getFlowInfo/{SAMPLE}",
         f"POST /api/flows/run/{SAMPLE}",
@@ -198,25 +191,25 @@ def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain: PromptCha
     ],
 )  # fmt: skip
 def test_variables_are_checked_before_the_run(
-    flow_emulator: Emulator, chain: PromptChainerHook, inputs: Any, reported: str
+    flow_emulator: Emulator, chain_hook: PromptChainerHook, inputs: Any, reported: str
 ) -> None:
     """A missing or misspelt variable is a FlowInputError with the nearest match, and no run is created."""
     with pytest.raises(FlowInputError, match=reported):
-        chain.start(SAMPLE, inputs)
+        chain_hook.start(SAMPLE, inputs)
     assert flow_emulator.started_count == 0
     assert not [request for request in flow_emulator.requests if request.method == "POST"]
 
 
-def test_chain_takes_no_parameters(flow_emulator: Emulator, chain: PromptChainerHook) -> None:
+def test_chain_takes_no_parameters(flow_emulator: Emulator, chain_hook: PromptChainerHook) -> None:
     """Parameters for a chain are rejected before anything is sent, even without validation."""
     with pytest.raises(FlowInputError, match="put them into inputs"):
-        chain.start(SAMPLE, {"color": "Red", "item": "Ball"}, {"quality": "low"}, validate=False)
+        chain_hook.start(SAMPLE, {"color": "Red", "item": "Ball"}, {"quality": "low"}, validate=False)
     assert flow_emulator.requests == ()
 
 
-def test_definition_from_a_graph_equals_that_of_the_service(chain: PromptChainerHook) -> None:
+def test_definition_from_a_graph_equals_that_of_the_service(chain_hook: PromptChainerHook) -> None:
     """An exported graph has the same inputs and outputs as getFlowInfo."""
-    reported = chain.get_definition(SAMPLE)
+    reported = chain_hook.get_definition(SAMPLE)
     definition = FlowDefinition.from_graph(
         SAMPLE, "promptchainer", FlowGraph.parse(sample_graphs()[SAMPLE].source)
     )

@@ -32,7 +32,7 @@ def to_responses(row: Row) -> list[Response]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.row} {row.reading}")
-def test_row(row: Row) -> None:
+def test_client_handles_each_reading(row: Row) -> None:
     """The client handles the reading as the column 'client tolerance' demands, with these requests."""
     script = ScriptedTransport(*to_responses(row))
     if isinstance(row.expected, type) and issubclass(row.expected, FlowError):
@@ -144,7 +144,7 @@ WIRE: list[tuple[str, dict[str, Any], Callable[[GenerioHook, Emulator], Any], An
 @pytest.mark.parametrize(
     ("switches", "do", "expected"), [given[1:] for given in WIRE], ids=[str(given[:2]) for given in WIRE]
 )
-def test_row_over_a_socket(
+def test_client_handles_each_reading_over_a_socket(
     hook: GenerioHook,
     flow_emulator: Emulator,
     switches: dict[str, Any],
@@ -167,9 +167,7 @@ def test_401_and_403_are_the_same_error(flow_emulator: Emulator, hook: GenerioHo
 
 
 @pytest.mark.parametrize("way", ["empty", "reject"])
-def test_failed_run_is_failed_whatever_its_outputs(
-    flow_emulator: Emulator, hook: GenerioHook, way: str
-) -> None:
+def test_failed_run_is_failed_with_any_outputs(flow_emulator: Emulator, hook: GenerioHook, way: str) -> None:
     """G-23: partial outputs of a failed run can be listed, and a rejection or an empty list is no error."""
     flow_emulator.switches.update({"outputs_after_failure": way})
     flow_emulator.add_plan(Plan("failed", "out of clay", partial_outputs=way == "empty"))
@@ -211,7 +209,7 @@ def test_code_contains_no_sample_key_and_no_sample_repository() -> None:
 
 
 def test_error_about_an_unknown_template_lists_all(hook: GenerioHook) -> None:
-    """G-26: a flow that the service does not have is answered with the names of those it has."""
+    """G-26: a flow that the service does not have is an error with the names of those it has."""
     with pytest.raises(FlowNotFound, match="model_generate_fromprompt"):
         hook.get_definition("model_generate_fromdream")
 

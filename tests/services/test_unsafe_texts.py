@@ -77,7 +77,7 @@ MEMBERS: dict[str, tuple[Callable[[], Conversation[Any]], Any]] = {
     "inputs": (lambda: G.list_inputs("r"), {"inputs": [ASSET]}),
     "outputs": (lambda: G.list_outputs("r", include_data=True), {"outputs": [ASSET, {"name": "no id"}]}),
     "templates": (G.list_definitions, {"templates": [TEMPLATE]}),
-    "refused change": (lambda: G.abort("r"), {"success": False, "message": "no"}),
+    "rejected change": (lambda: G.abort("r"), {"success": False, "message": "no"}),
     "chain": (
         lambda: P.start("f", {}, None, None),
         [
@@ -128,7 +128,7 @@ def test_each_text_of_each_response_can_be_stored(name: str, unsafe: str) -> Non
     """With an unsafe text in any key or value, what is read or raised has none."""
     create_conversation, value = MEMBERS[name]
     normal = outcome(create_conversation(), Response(200, {}, json.dumps(value).encode()))
-    assert isinstance(normal, FlowError) == (name == "refused change")
+    assert isinstance(normal, FlowError) == (name == "rejected change")
     for spoilt in spoil(value, unsafe):
         read = outcome(create_conversation(), Response(200, {}, json.dumps(spoilt).encode()))
         assert_storable(*read if isinstance(read, list) else [read])
@@ -156,7 +156,7 @@ def error_bodies(unsafe: str) -> Iterator[bytes]:
 @ANY_UNSAFE
 @pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 404, 409, 422, 429, 500, 503])
 def test_each_error_can_be_stored(status: int, unsafe: str) -> None:
-    """Whatever is the body of a refusal, of a gateway's page or of a success, its error can be stored."""
+    """Whatever is the body of a rejection, of a gateway's page or of a success, its error can be stored."""
     for body in error_bodies(unsafe):
         for create_conversation, _ in MEMBERS.values():
             read = outcome(create_conversation(), Response(status, {}, body))
@@ -190,8 +190,8 @@ def test_gateways_text_is_readable_in_its_encoding(encoding: str) -> None:
 )  # fmt: skip
 def test_headers_and_broken_responses_can_be_stored(driver: Driver, head: bytes) -> None:
     """A header, a media type and the error of a response that is no HTTP have texts that can be stored."""
-    answer = head + b"\r\nContent-Length: 4\r\nConnection: close\r\n\r\n\xff\xfe\x00x"
-    with MisbehavingServer(send_and_close(answer)) as server:
+    response = head + b"\r\nContent-Length: 4\r\nConnection: close\r\n\r\n\xff\xfe\x00x"
+    with MisbehavingServer(send_and_close(response)) as server:
         settings = settings_for(server.url)
         with suppress(FlowError):
             response = driver(settings, single_request(Request("GET", "/")))
@@ -228,7 +228,7 @@ def stored_file(sink_class: type[DownloadSink], body: bytes, media_type: str) ->
 @pytest.mark.parametrize(
     "body", ["größer".encode("utf-16"), "größer".encode("latin-1"), b"a\0b", b"\xed\xa0\xbd"]
 )
-def test_text_file_keeps_its_bytes(body: bytes) -> None:
+def test_text_file_is_stored_unchanged(body: bytes) -> None:
     """A text file is stored as it is received, in whatever encoding."""
     assert stored_file(RawFileSink, body, "text/plain") == body
 

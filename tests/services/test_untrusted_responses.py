@@ -105,7 +105,7 @@ def chain_response(received: Any, output: str) -> bytes:
 
 @pytest.mark.parametrize("status", [200, 400])
 def test_key_repeated_in_response_is_masked(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A response that repeats the API key, a success or not, does not bring it into the error."""
+    """A response that repeats the API key, a success or not, does not cause an error that has it."""
     page = b"<html>you sent Authorization: Bearer SECRETKEY123</html>"
     with StubServer(lambda _: StubResponse(status=status, body=page)) as stub:
         hook = stub_hook(stub, monkeypatch, key="SECRETKEY123")

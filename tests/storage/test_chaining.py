@@ -247,7 +247,7 @@ def test_results_of_mapped_tasks_are_the_inputs_of_the_next(emulator: Emulator, 
     assert emulator.started_count == 6
 
 
-def test_files_that_stayed_at_the_service_fail_the_next_task(emulator: Emulator) -> None:
+def test_outputs_without_a_stored_file_fail_the_next_task(emulator: Emulator) -> None:
     """Without output_path on the first task the second one fails with a hint, and starts no run."""
     emulator.add_plan(Plan())
     same: dict[str, Any] = {"flows_conn_id": "generio_default", **OFTEN}

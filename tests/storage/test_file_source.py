@@ -49,7 +49,7 @@ def store() -> ConnectionFileSystem:
 def parse_source(inputs: Any, conn_id: str | None = None) -> UploadSource:
     """Parse one input that is a file."""
     (read,) = parse_inputs(inputs, conn_id)
-    data = read.data  # type: ignore[union-attr]
+    data = read.data
     assert isinstance(data, UploadSource)
     return data
 
@@ -87,7 +87,7 @@ def test_path_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 
 def test_path_with_nul_is_rejected(tmp_path: Path) -> None:
-    """A name that no file can have is an error of ours."""
+    """A name that no file can have is a FlowInputError."""
     with pytest.raises(FlowInputError, match=r"inputs\[0\] names a file that cannot be read"):
         parse_inputs(tmp_path / "a\0.png")
 
@@ -195,7 +195,7 @@ def test_text_file_beyond_the_limit_is_rejected(tmp_path: Path) -> None:
     """A prompt from a file has a maximum size; a text of that size is sent completely."""
     (tmp_path / "a.txt").write_bytes(b"a" * MAX_TEXT_INPUT_BYTES)
     (read,) = parse_inputs(tmp_path / "a.txt")
-    assert read.data == "a" * MAX_TEXT_INPUT_BYTES  # type: ignore[union-attr]
+    assert read.data == "a" * MAX_TEXT_INPUT_BYTES
     with (tmp_path / "a.txt").open("ab") as file:
         file.truncate(200_000_000)
     tracemalloc.start()

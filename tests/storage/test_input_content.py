@@ -1,4 +1,4 @@
-"""Tests that a file or data URI that is not what it is called, or is truncated, is refused before a run.
+"""Tests that a file or data URI that is not what it is called, or is truncated, is rejected before a run.
 
 Pictures are drawn by Pillow; nothing is sent.
 """
@@ -79,7 +79,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", COMPLETE)
-def test_file_that_is_not_what_its_name_says_is_refused(
+def test_file_of_another_type_than_its_name_says_is_rejected(
     flow_emulator: Emulator, tmp_path: Path, name: str
 ) -> None:
     """A file of a known type by name must begin like one; the error says which it is, and should be."""
@@ -90,7 +90,7 @@ def test_file_that_is_not_what_its_name_says_is_refused(
         others["model"] = (COMPLETE["chair.glb"], "model/gltf-binary")
     else:
         others["picture"] = (COMPLETE["chair.png"], "image/png")
-    for other, (content, told) in others.items():
+    for other, (content, reason) in others.items():
         path.write_bytes(content)
         for inputs in (path, {"uri": f"file://{path}"}):
             with pytest.raises(FlowInputError) as caught:
@@ -98,13 +98,13 @@ def test_file_that_is_not_what_its_name_says_is_refused(
             message = str(caught.value)
             assert "inputs[0]" in message
             assert str(path) in message
-            assert told in message, other
+            assert reason in message, other
             assert other == "empty" or f"but its name says {kind}" in message
     assert flow_emulator.requests == ()
 
 
 @pytest.mark.parametrize("name", ["model.stl", "model.obj", "report.pdf", "prompt.txt", "notes.md", "noname"])
-def test_pointer_is_refused_under_any_name(tmp_path: Path, name: str) -> None:
+def test_pointer_to_a_file_is_rejected_under_any_name(tmp_path: Path, name: str) -> None:
     """A pointer to a file is never what is meant, whatever its name; nor is a page, except a text."""
     path = tmp_path / name
     path.write_bytes(LFS_POINTER)
@@ -120,8 +120,8 @@ def test_pointer_is_refused_under_any_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPLETE)
-def test_file_that_is_truncated_is_refused(flow_emulator: Emulator, tmp_path: Path, name: str) -> None:
-    """A file that ends before its own structure does is refused; a longer one is sent as a complete one."""
+def test_file_that_is_truncated_is_rejected(flow_emulator: Emulator, tmp_path: Path, name: str) -> None:
+    """A file that ends before its own structure does is rejected; a longer one is sent as a complete one."""
     hook, path, content = GenerioHook("generio_default"), tmp_path / name, COMPLETE[name]
     for size in (18, 40, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
@@ -156,15 +156,15 @@ def test_pictures_of_every_kind_are_complete() -> None:
 
 @pytest.mark.parametrize("declared", ["", "application/octet-stream", "text/plain", "image/gif", "IMAGE/JPG"])
 @pytest.mark.parametrize("name", ["chair.png", "chair.jpg", "chair.webp"])
-def test_data_uri_is_told_by_its_content(name: str, declared: str) -> None:
+def test_media_type_of_a_data_uri_is_detected_by_content(name: str, declared: str) -> None:
     """A data URI with no media type or a wrong one has that of its content, as a file has."""
     content = COMPLETE[name]
     assert sent(uri(declared, content)) == [uri(str(data_uri.sniff(content)), content)]
     assert sent({"data": uri(declared, content)}) == [uri(str(data_uri.sniff(content)), content)]
 
 
-def test_data_uri_of_another_kind_is_refused(flow_emulator: Emulator) -> None:
-    """A data URI whose content is not of its media type is refused, as is one that cannot be decoded."""
+def test_data_uri_of_another_kind_is_rejected(flow_emulator: Emulator) -> None:
+    """A data URI whose content is not of its media type is rejected, as is one that cannot be decoded."""
     hook = GenerioHook("generio_default")
     model = COMPLETE["chair.glb"]
     assert (
@@ -172,7 +172,7 @@ def test_data_uri_of_another_kind_is_refused(flow_emulator: Emulator) -> None:
         == sent(uri("application/octet-stream", model))
         == [uri("model/gltf-binary", model)]
     )
-    for text, told in (
+    for text, reason in (
         (uri("image/png", model), "model/gltf-binary, but its media type says image/png"),
         (uri("model/gltf-binary", PAGE), "an HTML page, but its media type says model/gltf-binary"),
         (uri("model/gltf-binary", LFS_POINTER), "pointer"),
@@ -181,7 +181,7 @@ def test_data_uri_of_another_kind_is_refused(flow_emulator: Emulator) -> None:
         (uri("text/plain", b"\xff\xfe"), "not UTF-8"),
         ("data:image/png;base64,iVBORw0KG", "cannot be decoded"),
     ):
-        with pytest.raises(FlowInputError, match=told) as caught:
+        with pytest.raises(FlowInputError, match=reason) as caught:
             hook.start("model_optimize", text, validate=False)
         assert "inputs[0] is a data URI" in str(caught.value)
     assert flow_emulator.requests == ()

@@ -25,40 +25,24 @@ from airflow_provider_flows.storage.inputs import parse_inputs
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import MAX_PARALLEL_OBJECT_STORE_WRITES
 from tests.support.airflow_run import load_dags, run_dag
-from tests.support.bucket import BUCKET, SECRET, CuttingProxy, ObjectServer, connection_json
+from tests.support.bucket import BUCKET, BUCKET_CONN_ID, SECRET, CuttingProxy, ObjectServer, connection_json
 from tests.support.downloads import FileRecords, data_uri_body, fetch_or_raise, glb, hook_to, run_of
 from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 from tools.glb import count_triangles
 
 EXAMPLE_DAG = Path(__file__).parents[2] / "example_dags" / "models_in_a_bucket.py"
-TOKEN = "a-token-that-nobody-else-may-read"
-STORE = "bucket_of_tests"  # a connection id; Airflow caches the file system of an id for the whole process
+TOKEN = "a-token-in-no-other-text"
+pytestmark = pytest.mark.emulator(run_seconds=0)
+
 MIB = 1024 * 1024
 CONTENT = glb(20 * MIB)  # more than two of the parts that S3 is sent
 CHUNK = 96 * 1024
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    """Run one server for all tests here."""
-    with ObjectServer(tmp_path_factory.mktemp("moto") / "moto.log") as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
-    """Return the server with an empty bucket, and an Airflow connection to it."""
-    monkeypatch.setenv(f"AIRFLOW_CONN_{STORE.upper()}", connection_json(server.url))
-    server.clear()
-    return server
-
-
-@pytest.fixture
-def secret_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+def flow_emulator_server() -> Iterator[Emulator]:
     """Run an emulator whose key occurs in no other text, so that a test can search for it."""
-    with Emulator(key=TOKEN, run_seconds=0) as emulator:
-        for name, value in emulator.connections.items():
-            monkeypatch.setenv(name, value)
+    with Emulator(key=TOKEN) as emulator:
         yield emulator
 
 
@@ -69,10 +53,10 @@ def write_in_chunks(part: PartialFile, content: bytes) -> None:
         part.write(content[start : start + CHUNK])
 
 
-def test_example_dag_with_a_bucket(bucket: ObjectServer, secret_emulator: Emulator, tmp_path: Path) -> None:
+def test_example_dag_with_a_bucket(bucket: ObjectServer, emulator: Emulator, tmp_path: Path) -> None:
     """The lesson stores an image and two models in the bucket; the second task sends the first model."""
     (dag,) = load_dags(EXAMPLE_DAG).values()
-    result = run_dag(dag, conf={"output_path": f"s3://{BUCKET}/lesson", "storage_conn_id": STORE})
+    result = run_dag(dag, conf={"output_path": f"s3://{BUCKET}/lesson", "storage_conn_id": BUCKET_CONN_ID})
     assert result.state == "success", result.log
 
     created = [result.xcoms[task]["return_value"] for task in ("make_model", "optimize_model")]
@@ -85,11 +69,11 @@ def test_example_dag_with_a_bucket(bucket: ObjectServer, secret_emulator: Emulat
         file, data = tmp_path / output["name"], objects[name]
         assert (output["size"], output["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
         file.write_bytes(data)
-        triangles.append(count_triangles(file))  # looks whether it is whole, too
+        triangles.append(count_triangles(file))  # raises an error if the file is incomplete
     assert triangles[1] < triangles[0]
     assert triangles[1] <= 800
 
-    (first,), (second,) = (secret_emulator.runs[run["flow_run_id"]].inputs for run in created)
+    (first,), (second,) = (emulator.runs[run["flow_run_id"]].inputs for run in created)
     assert data_uri.decode(first.data).data == objects["lesson/chair.png"]
     assert data_uri.decode(second.data).data == objects[model]
     assert bucket.incomplete_uploads() == []
@@ -104,7 +88,7 @@ def test_example_dag_with_a_bucket(bucket: ObjectServer, secret_emulator: Emulat
 
 def test_multipart_file_is_complete(bucket: ObjectServer) -> None:
     """A file uploaded in several parts has its final name once it is complete, and is a valid input."""
-    folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
+    folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=BUCKET_CONN_ID)
     part = PartialFile(folder, "large")
     write_in_chunks(part, CONTENT)
     assert not any(name.endswith(".glb") for name in bucket.objects())
@@ -113,7 +97,7 @@ def test_multipart_file_is_complete(bucket: ObjectServer) -> None:
     assert bucket.objects() == {"run/large.glb": CONTENT}
     assert bucket.incomplete_uploads() == []
     assert (part.size, part.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    (one,) = parse_inputs(f"s3://{BUCKET}/run/large.glb", STORE)
+    (one,) = parse_inputs(f"s3://{BUCKET}/run/large.glb", BUCKET_CONN_ID)
     assert not isinstance(one, str)
     assert isinstance(one.data, UploadSource)
     assert (one.data.size, one.data.digest) == (part.size, part.sha256)
@@ -122,7 +106,7 @@ def test_multipart_file_is_complete(bucket: ObjectServer) -> None:
 
 def test_cancelled_download_leaves_nothing(bucket: ObjectServer) -> None:
     """A discarded file leaves no object and no incomplete upload; the object with the final name stays."""
-    folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE)
+    folder = ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=BUCKET_CONN_ID)
     (folder / "large.glb").write_bytes(b"old")
     part = PartialFile(folder, "large")
     write_in_chunks(part, CONTENT)
@@ -135,7 +119,7 @@ def test_discarded_file_is_never_completed(bucket: ObjectServer) -> None:
     """A discarded file is never completed as an object: a bucket with versions has no version of it."""
     given = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
     bucket._session.put(f"{bucket.url}/{BUCKET}?versioning", data=given, timeout=10).raise_for_status()
-    part = PartialFile(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=STORE), "large")
+    part = PartialFile(ObjectStoragePath(f"s3://{BUCKET}/run", conn_id=BUCKET_CONN_ID), "large")
     write_in_chunks(part, CONTENT)
     assert bucket.incomplete_uploads() != []
     part.discard()
@@ -156,11 +140,11 @@ def test_parallel_downloads_into_a_bucket_are_verified(bucket: ObjectServer) -> 
             now["here"] -= 1
         return StubResponse(body=data_uri_body(glb(1_000 + len(seen.path))))
 
-    memory, delivery = FileRecords(), OutputOptions(f"s3://{BUCKET}/x", STORE)
+    memory, delivery = FileRecords(), OutputOptions(f"s3://{BUCKET}/x", BUCKET_CONN_ID)
     with StubServer(reply) as stub:
         first = fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c", "d"), delivery, memory)
         assert most[0] == MAX_PARALLEL_OBJECT_STORE_WRITES == 2
-        corrupted = ObjectStoragePath(str(first.outputs[0].uri), conn_id=STORE)
+        corrupted = ObjectStoragePath(str(first.outputs[0].uri), conn_id=BUCKET_CONN_ID)
         corrupted.write_bytes(bytes(int(first.outputs[0].size or 0)))
         stub.requests.clear()
         assert fetch_or_raise(hook_to(stub.url), run_of("a", "b", "c", "d"), delivery, memory) == first
@@ -170,9 +154,9 @@ def test_parallel_downloads_into_a_bucket_are_verified(bucket: ObjectServer) -> 
 
 def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:
     """An object that was replaced after the inputs were read is an error, before its last bytes are sent."""
-    image = ObjectStoragePath(f"s3://{BUCKET}/chair.png", conn_id=STORE)
+    image = ObjectStoragePath(f"s3://{BUCKET}/chair.png", conn_id=BUCKET_CONN_ID)
     image.write_bytes(b"\x89PNG\r\n\x1a\n" + b"1" * CHUNK)
-    (one,) = parse_inputs(f"s3://{BUCKET}/chair.png", STORE)
+    (one,) = parse_inputs(f"s3://{BUCKET}/chair.png", BUCKET_CONN_ID)
     image.write_bytes(b"\x89PNG\r\n\x1a\n" + b"2" * CHUNK)
     assert not isinstance(one, str)
     assert isinstance(one.data, UploadSource)
@@ -185,19 +169,19 @@ def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:
     assert bucket.buckets() == [BUCKET]
 
 
-@pytest.mark.usefixtures("secret_emulator")
+@pytest.mark.usefixtures("emulator")
 def test_missing_bucket_is_an_error_and_is_not_created(bucket: ObjectServer) -> None:
     """A misspelt bucket is named in an OSError, and is not created."""
     hook = GenerioHook("generio_default")
     run = hook.get_run(hook.start("model_generate_fromprompt", "a chair", {"quality": "low"}).flow_run_id)
     with pytest.raises(OSError, match=r"bucket") as caught:
-        fetch_or_raise(hook, run, OutputOptions("s3://modles/x", STORE))
+        fetch_or_raise(hook, run, OutputOptions("s3://modles/x", BUCKET_CONN_ID))
     assert SECRET not in str(caught.value)
     assert bucket.buckets() == [BUCKET]
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read \(s3://modles/chair.png\)"
     ):
-        parse_inputs("s3://modles/chair.png", STORE)
+        parse_inputs("s3://modles/chair.png", BUCKET_CONN_ID)
 
 
 def test_store_that_fails_in_the_middle(bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:

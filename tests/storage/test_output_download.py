@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from threading import Event, Lock
 
@@ -27,7 +26,6 @@ from airflow_provider_flows.storage import outputs as outputs_module
 from airflow_provider_flows.storage.atomic_file import Cancellation, CancelledWriteError
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import MAX_PARALLEL_DOWNLOADS, fetch_outputs
-from airflow_provider_flows.storage.parallel import run_parallel
 from benchmarks.file_server import FileServer
 from tests.storage.test_outputs import HOSTILE, small_disk
 from tests.support.downloads import (
@@ -51,10 +49,9 @@ from tests.support.servers import MisbehavingServer, ReceivedRequest, StubRespon
 
 CONTENT = glb(300_000)
 WHOLE = data_uri_body(CONTENT)
-LARGE = glb(2_000_000)  # several of the pieces that a transport reads
+LARGE = glb(2_000_000)  # several of the chunks that a transport reads
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 2_000_000 + PNG_END
-PART = ".chair.0123abcd.part"
 
 pytestmark = pytest.mark.usefixtures("no_proxy")
 
@@ -74,7 +71,7 @@ BROKEN = {
 @pytest.mark.parametrize("act", BROKEN.values(), ids=BROKEN)
 def test_malformed_body_is_downloaded_again(tmp_path: Path, act: object) -> None:
     """A broken or wrong body is requested again, also if the connection allows no retries."""
-    acts = ActionSequence(act, send_body(WHOLE))  # type: ignore[arg-type]
+    acts = ActionSequence(act, send_body(WHOLE))
     with MisbehavingServer(acts) as misbehaving:
         (output,) = fetch_or_raise(
             hook_to(misbehaving.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path))
@@ -90,7 +87,7 @@ def test_body_that_remains_malformed_is_an_error_and_no_file(tmp_path: Path, act
     """After three attempts it is an error, nothing is left, and what was there before is as it was."""
     (tmp_path / "r").mkdir()
     (tmp_path / "r/chair.glb").write_bytes(b"old")
-    acts = ActionSequence(act)  # type: ignore[arg-type]
+    acts = ActionSequence(act)
     with MisbehavingServer(acts) as misbehaving, pytest.raises((FlowMalformed, FlowUnreachable)):
         fetch_or_raise(hook_to(misbehaving.url, retries=0), run_of("chair"), OutputOptions(str(tmp_path)))
     assert acts.calls == 3
@@ -124,7 +121,7 @@ def test_failed_store_has_no_file(store: str) -> None:
 
 
 def by_name(seen: ReceivedRequest) -> StubResponse:
-    """Answer with a file that is another for each id."""
+    """Respond with a file that is another for each id."""
     return StubResponse(body=data_uri_body(glb(1_000 + len(seen.path))), delay=0.05)
 
 
@@ -219,41 +216,6 @@ def test_cancel_between_two_downloads_is_an_error(tmp_path: Path, monkeypatch: p
     assert sorted(records.records) == ["id-a"]
 
 
-def test_error_of_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If no more threads can be started, that error is raised after the running ones have ended."""
-    start, threads = threading.Thread.start, list[threading.Thread]()
-
-    def scarce(thread: threading.Thread) -> None:
-        threads.append(thread)
-        if len(threads) == 3:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", scarce)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
-        list(run_parallel(dict.fromkeys(range(8), lambda _: time.sleep(0.05)), nullcontext, 4, Event()))
-    assert len(threads) == 3
-    assert not any(thread.is_alive() for thread in threads)
-
-
-def test_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The temporary file is synced, then its folder after the rename, because the run may be deleted next."""
-    synced: list[tuple[str, int, list[str]]] = []
-    sync = os.fsync
-
-    def seen(number: int) -> None:
-        sync(number)
-        name = Path(f"/proc/self/fd/{number}").readlink()
-        synced.append((name.suffix, name.stat().st_size if name.is_file() else 0, list_files(tmp_path)))
-
-    monkeypatch.setattr(os, "fsync", seen)
-    with MisbehavingServer(send_body(WHOLE)) as misbehaving:
-        fetch_or_raise(hook_to(misbehaving.url), run_of("chair"), OutputOptions(str(tmp_path)))
-    (file, folder) = synced
-    assert file[:2] == (".part", len(CONTENT))
-    assert folder == ("", 0, ["r/chair.glb"])
-
-
 def test_hostile_names_remain_in_their_folder(tmp_path: Path) -> None:
     """Each output of any name is a file of the run's folder, and the same one in a next try."""
     names = [*HOSTILE, "chair", "chair", "CHAIR", "chair-2"]
@@ -289,7 +251,7 @@ def test_missing_or_incomplete_file_is_downloaded_again(tmp_path: Path, corrupt:
         elif corrupt == "elsewhere":
             folder = tmp_path / "two"
             (folder / "r").mkdir(parents=True)
-            (folder / "r/chair.glb").write_bytes(bytes(len(CONTENT)))  # somebody else's, and as large
+            (folder / "r/chair.glb").write_bytes(bytes(len(CONTENT)))  # another file of the same size
         else:
             memory.records["id-chair"] = {"uri": 5, "size": "x", "media_type": []}
         (output,) = fetch_or_raise(
@@ -298,23 +260,6 @@ def test_missing_or_incomplete_file_is_downloaded_again(tmp_path: Path, corrupt:
     assert acts.calls == 2
     assert ObjectStoragePath(str(output.uri)).read_bytes() == CONTENT
     assert memory.records["id-chair"]["uri"] == f"file://{folder}/r/chair.glb"
-
-
-def test_stale_temporary_files_are_removed(tmp_path: Path) -> None:
-    """Temporary files of the same outputs go; whatever else lies in the folder stays."""
-    (tmp_path / "r").mkdir()
-    others = [
-        ".chairs.0123abcd.part",
-        ".chair.part",
-        "chair.0123abcd.part",
-        ".chair.0123abcd.part.txt",
-        ".table.0123abcd.part",
-    ]
-    for name in (PART, ".chair.ffffffff.part", *others):
-        (tmp_path / "r" / name).write_bytes(b"half")
-    with MisbehavingServer(send_body(WHOLE)) as misbehaving:
-        fetch_or_raise(hook_to(misbehaving.url), run_of("chair"), OutputOptions(str(tmp_path)))
-    assert list_files(tmp_path) == sorted(f"r/{name}" for name in ("chair.glb", *others))
 
 
 def test_retry_after_sigkill(tmp_path: Path) -> None:
@@ -347,9 +292,9 @@ def test_signal_ends_the_download_and_removes_temporary_files(tmp_path: Path) ->
             fetch_or_raise(hook_to(misbehaving.url), run_of("a", "b", "c"), OutputOptions(str(tmp_path)))
         assert list_files(tmp_path) == []
         assert time.monotonic() - began < 30
-        over.set()  # whoever still hangs there goes on now, and is not to do any more
+        over.set()  # a thread that still hangs there continues now, and must do nothing more
         for thread in set(threading.enumerate()) - before:
-            if "_serve" not in thread.name:  # the server's own goes on
+            if "_serve" not in thread.name:  # the server's own thread continues
                 thread.join(30)
     assert list_files(tmp_path) == []
 

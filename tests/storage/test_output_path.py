@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,12 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.storage.test_outputs import small_disk
-from tests.support.bucket import BUCKET, ObjectServer, RestrictedStore, connection_json
+from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer, RestrictedStore, connection_json
 from tests.support.object_stores import attach_store
 from tests.support.task_instances import Store, context
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
 
 pytestmark = pytest.mark.emulator(run_seconds=0, retries=0)
-
-STORE = "bucket_of_path_tests"  # a connection id; Airflow caches the file system of an id
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    """Run one S3 server for all tests here."""
-    with ObjectServer(tmp_path_factory.mktemp("moto") / "moto.log") as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
-    """Return the server with an empty bucket, and an Airflow connection to it."""
-    monkeypatch.setenv(f"AIRFLOW_CONN_{STORE.upper()}", connection_json(server.url))
-    server.clear()
-    return server
 
 
 def run_task(output_path: Any, **arguments: Any) -> list[dict[str, Any]]:
@@ -49,7 +32,7 @@ def run_task(output_path: Any, **arguments: Any) -> list[dict[str, Any]]:
     task = RunFlowOperator(
         task_id="t", **{**CHAIR_ARGUMENTS, "output_path": output_path, "poll_interval": 0.1, **arguments}
     )
-    return task.execute(context(Store()))["outputs"]  # type: ignore[no-any-return]
+    return task.execute(context(Store()))["outputs"]
 
 
 # by name: what is wrong with them does not depend on any store
@@ -181,8 +164,8 @@ def test_files_can_be_read_by_the_returned_uri(tmp_path: Path, scheme: str, name
 @pytest.mark.parametrize("name", ["my models", "100%", "a%20b", "~"])
 def test_objects_can_be_read_by_the_returned_uri(bucket: ObjectServer, name: str) -> None:
     """A prefix of any name has exactly the objects of the run, which their URIs find."""
-    (output,) = run_task(f"s3://{BUCKET}/{name}", output_conn_id=STORE)
-    path = ObjectStoragePath(output["uri"], conn_id=STORE)
+    (output,) = run_task(f"s3://{BUCKET}/{name}", output_conn_id=BUCKET_CONN_ID)
+    path = ObjectStoragePath(output["uri"], conn_id=BUCKET_CONN_ID)
     assert len(path.read_bytes()) == output["size"]
     (key,) = bucket.objects()
     assert key.startswith(f"{name}/")
@@ -194,7 +177,7 @@ def test_missing_bucket_is_an_error_before_a_run_is_created(emulator: Emulator, 
     with pytest.raises(
         FlowInputError, match=r"output_path 's3://modles/x' cannot be written to.*bucket"
     ) as caught:
-        run_task("s3://modles/x", output_conn_id=STORE)
+        run_task("s3://modles/x", output_conn_id=BUCKET_CONN_ID)
     assert caught.value.is_permanent
     assert (list(emulator.runs), bucket.buckets()) == ([], [BUCKET])
 
@@ -213,7 +196,7 @@ RIGHTS: dict[str, tuple[Callable[[str, str], bool], bool]] = {
 
 
 @pytest.mark.parametrize("name", RIGHTS)
-def test_rights_of_a_bucket(
+def test_only_the_right_to_write_into_a_bucket_is_required(
     emulator: Emulator,
     bucket: ObjectServer,
     monkeypatch: pytest.MonkeyPatch,

@@ -87,7 +87,9 @@ TEXTS: list[tuple[int, Any, type[FlowServiceError]]] = [
 
 
 @pytest.mark.parametrize(("status", "body", "kind"), TEXTS, ids=str)
-def test_quota_is_told_by_status_and_text(status: int, body: Any, kind: type[FlowServiceError]) -> None:
+def test_quota_error_is_detected_by_status_and_text(
+    status: int, body: Any, kind: type[FlowServiceError]
+) -> None:
     """A 402 is about the quota, and so is a 403 or 429 that says so; a text elsewhere may say anything."""
     content = b"" if body is None else body
     with pytest.raises(FlowServiceError) as caught:
@@ -212,7 +214,7 @@ def test_marker_reveals_no_key(emulator: Emulator) -> None:
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
-def test_process_remembers_where_no_file_can_be_written(
+def test_marker_is_in_memory_if_no_file_can_be_written(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without a folder of its own, the process remembers the rejection for itself."""

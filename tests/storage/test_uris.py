@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.inputs import parse_inputs
 from tests.support.airflow_run import run_dag
-from tests.support.bucket import BUCKET, ObjectServer, connection_json
+from tests.support.bucket import BUCKET, BUCKET_CONN_ID
 from tests.support.modes import FAST_POLLING, FLOW
 
 PNG = b"\x89PNG\r\n\x1a\n....."
@@ -23,22 +22,6 @@ NAMES = [
     "my chair.png", "100%.png", "100%25.png", "a%20b.png", "50% off %41.png", "ä ö.png", "a+b.png", "a#b.png",
     "a?b=c.png", "a&b;c.png", "%zz.png", " chair.png ",
 ]  # fmt: skip
-STORE = "bucket_of_uris"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    """Run one server for all tests here."""
-    with ObjectServer(tmp_path_factory.mktemp("moto") / "moto.log") as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
-    """Return the server with an empty bucket, and an Airflow connection to it."""
-    monkeypatch.setenv(f"AIRFLOW_CONN_{STORE.upper()}", connection_json(server.url))
-    server.clear()
-    return server
 
 
 def content(given: Any, conn_id: str | None = None) -> bytes:
@@ -65,8 +48,8 @@ def test_every_way_to_a_local_file_takes_any_name(tmp_path: Path, name: str) -> 
     assert [content(way) for way in ways] == [PNG + name.encode()] * len(ways)
 
 
-def test_uri_of_two_local_files_is_refused(tmp_path: Path) -> None:
-    """A URI that is one file's to the letter, and another's decoded, is an error; a Path tells them apart."""
+def test_uri_of_two_local_files_is_rejected(tmp_path: Path) -> None:
+    """A URI that is one file's to the letter, and another's decoded, is an error; a Path is not ambiguous."""
     for name in ("a b.png", "a%20b.png"):
         (tmp_path / name).write_bytes(PNG + name.encode())
     uri = (tmp_path / "a b.png").as_uri()
@@ -92,23 +75,23 @@ def test_missing_file_is_named_as_it_was_given(tmp_path: Path, escape: str) -> N
 @pytest.mark.usefixtures("bucket")
 def test_key_of_an_object_store_takes_any_name(name: str) -> None:
     """A key is to the letter, as in S3's own URIs, also with blanks and percent signs."""
-    path = ObjectStoragePath(f"s3://{BUCKET}/a folder/{name}", conn_id=STORE)
+    path = ObjectStoragePath(f"s3://{BUCKET}/a folder/{name}", conn_id=BUCKET_CONN_ID)
     path.write_bytes(PNG + name.encode())
     assert content(path) == PNG + name.encode()
-    assert content({"uri": f"s3://{BUCKET}/a folder/{name}"}, STORE) == PNG + name.encode()
+    assert content({"uri": f"s3://{BUCKET}/a folder/{name}"}, BUCKET_CONN_ID) == PNG + name.encode()
 
 
 @pytest.mark.usefixtures("bucket")
 def test_encoded_key_is_read_if_no_object_has_it() -> None:
     """An encoded key is decoded only if there is no object with the key to the letter."""
-    folder = ObjectStoragePath(f"s3://{BUCKET}/in", conn_id=STORE)
+    folder = ObjectStoragePath(f"s3://{BUCKET}/in", conn_id=BUCKET_CONN_ID)
     encoded = {"uri": f"s3://{BUCKET}/in/My%20Chair.png"}
     (folder / "My Chair.png").write_bytes(PNG + b"decoded")
-    assert content(encoded, STORE) == PNG + b"decoded"
+    assert content(encoded, BUCKET_CONN_ID) == PNG + b"decoded"
     (folder / "My%20Chair.png").write_bytes(PNG + b"letter")
-    assert content(encoded, STORE) == PNG + b"letter"
+    assert content(encoded, BUCKET_CONN_ID) == PNG + b"letter"
     with pytest.raises(FlowInputError, match="cannot be read"):
-        parse_inputs({"uri": f"s3://{BUCKET}/in/Your%20Chair.png"}, STORE)
+        parse_inputs({"uri": f"s3://{BUCKET}/in/Your%20Chair.png"}, BUCKET_CONN_ID)
 
 
 @pytest.mark.parametrize("store", ["local", "bucket"])
@@ -119,7 +102,7 @@ def test_output_path_may_have_blanks_and_percent_signs(
     """Outputs are stored in the folder to the letter, and the next task reads them from there."""
     flow_emulator.run_seconds = 0
     folder = f"file://{tmp_path}" if store == "local" else f"s3://{BUCKET}"
-    conn_id = None if store == "local" else STORE
+    conn_id = None if store == "local" else BUCKET_CONN_ID
     arguments = {
         "output_path": f"{folder}/my 100%20 chairs", "output_conn_id": conn_id, "input_conn_id": conn_id,
         **FAST_POLLING,

@@ -20,7 +20,7 @@ from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 KEY = "hop-blossom-4711"
 FILES = {
     "beer.bin": ("application/x-beer", bytes(range(256)) * 512),
-    "label.json": ("application/json", b'{"data": "a label, which only looks like an answer"}'),
+    "label.json": ("application/json", b'{"data": "a label, which only looks like a response"}'),
     "diary.txt": ("text/plain", "glTF is no beer, but \u00e4le is.\n".encode()),
 }
 TOAST_TEXT = "Cheers!"

@@ -24,9 +24,10 @@ from tests.support.servers import HttpHandler, HttpServer, TcpServer
 from tools.processes import LOOPBACK, Program, free_port, wait_until
 
 BUCKET = "models"
+BUCKET_CONN_ID = "bucket_of_tests"  # Airflow caches the file system of an id for the whole process
 SECRET = "a-storage-key-that-nobody-else-may-read"
 _START_TIMEOUT = 60
-# moto lets in whoever names himself, and checks no signature
+# moto accepts any access key, and checks no signature
 _AUTHORIZATION = (
     "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 )
@@ -143,7 +144,7 @@ class _RestrictingHandler(HttpHandler):
         """Respond."""
         self.respond()
 
-    do_HEAD = do_PUT  # noqa: N815
+    do_HEAD = do_PUT  # noqa: N815  # the names are http.server's
 
     def respond(self) -> None:
         """Forward a request, or reject it."""

@@ -12,8 +12,9 @@ import pytest
 
 if TYPE_CHECKING:
     from airflow_provider_flows.emulator import Emulator
-    from airflow_provider_flows.hooks import GenerioHook
+    from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
     from tests.support.asset_watchers import FileStore
+    from tests.support.bucket import ObjectServer
     from tests.support.drivers import Driver
     from tests.support.flow_server import StubFlowServer
     from tests.support.postgresql import PostgreSQL
@@ -58,6 +59,26 @@ def hook(emulator: Emulator) -> GenerioHook:  # noqa: ARG001  # it sets the conn
 
 
 @pytest.fixture
+def chain_hook(emulator: Emulator) -> PromptChainerHook:  # noqa: ARG001  # it sets the connection
+    """Return a hook for PromptChainer at the emulator, without retries."""
+    from airflow_provider_flows.hooks import PromptChainerHook
+
+    hook = PromptChainerHook("promptchainer_default")
+    hook.connection.extra = '{"retries": 0}'
+    return hook
+
+
+@pytest.fixture
+def database_connection(emulator: Emulator, airflow_database: None) -> Iterator[str]:  # noqa: ARG001  # a fixture requests another
+    """Add a connection to the emulator to Airflow's database, and yield its id; no variable has it."""
+    from tests.support.commands import add_connection, call
+
+    add_connection("in_the_database", emulator.url, emulator.key)
+    yield "in_the_database"
+    call(["connections", "delete", "in_the_database"])
+
+
+@pytest.fixture
 def flow_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubFlowServer]:
     """Yield a scripted flow server, with `flows_default` as its connection; triggers emit events at once."""
     from tests.support.flow_server import StubFlowServer
@@ -85,6 +106,25 @@ def asset_store(tmp_path: Path) -> FileStore:
     from tests.support.asset_watchers import FileStore
 
     return FileStore(tmp_path / "store.json")
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """Run an S3 server; tests use `bucket`, which empties it for each test."""
+    from tests.support.bucket import ObjectServer
+
+    with ObjectServer(tmp_path_factory.mktemp("moto") / "moto.log") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
+    """Return the S3 server with an empty bucket, and with the Airflow connection `bucket_of_tests` to it."""
+    from tests.support.bucket import BUCKET_CONN_ID, connection_json
+
+    monkeypatch.setenv(f"AIRFLOW_CONN_{BUCKET_CONN_ID.upper()}", connection_json(object_server.url))
+    object_server.clear()
+    return object_server
 
 
 @pytest.fixture(params=["requests", "aiohttp"])

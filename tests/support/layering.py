@@ -31,15 +31,15 @@ core rate_limiter service start_or_resume
 . __init__
 services __init__ promptchainer
 services/generio __init__ responses api
-transport __init__ tls_and_proxy url_guard settings response_reader asynchronous blocking_adapter blocking
-transport shared_rate_limiter
+transport __init__ blocking_adapter shared_rate_limiter tls_and_proxy url_guard settings response_reader
+transport asynchronous blocking
 . connection metrics provider_info retry_policy exceptions base_hook
-storage __init__ graph_files parallel paths quota_marker atomic_file file_source inputs output_options
-storage output_download outputs
+storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
+storage outputs quota_marker
 . preflight hooks
 worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try
-triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed run_aborts task_states watcher_state
-triggerer event_turns
+triggerer __init__ per_loop event_turns kill_check shared_poller hook_cache finished_runs_feed run_aborts
+triggerer watcher_state
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
 plugin airflow_internals cache html run_aborts listener schemas present run_view connection_view output_files

@@ -28,7 +28,7 @@ class FragileFileSystem(MemoryFileSystem):
 
     protocol = "fragile"
     store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way
-    pseudo_dirs = [""]  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012  # fsspec's own way
     kind: type[MemoryFile] = FragileFile
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
@@ -54,8 +54,8 @@ class ConnectionFileSystem(MemoryFileSystem):
     """A separate store in memory, which only one Airflow connection opens, and which can fail."""
 
     protocol = "memory"
-    store: dict[str, Any] = {}  # noqa: RUF012
-    pseudo_dirs = [""]  # noqa: RUF012
+    store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way
+    pseudo_dirs = [""]  # noqa: RUF012  # fsspec's own way
     faulty = False
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
@@ -71,7 +71,7 @@ def attach_for_connection(conn_id: str) -> ConnectionFileSystem:
     ).fs
     files.store.clear()
     files.faulty = False
-    return files  # type: ignore[no-any-return]
+    return files
 
 
 class ClosingFile(MemoryFile):
@@ -98,7 +98,7 @@ class ClosingFileSystem(FragileFileSystem):
     """A store in memory on which no file can be closed."""
 
     protocol = "closing"
-    store: dict[str, Any] = {}  # noqa: RUF012
+    store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way
     kind = ClosingFile
 
 
@@ -106,16 +106,16 @@ class ForgetfulFileSystem(FragileFileSystem):
     """A store in memory that keeps less than it took."""
 
     protocol = "forgetful"
-    store: dict[str, Any] = {}  # noqa: RUF012
+    store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way
     kind = ForgetfulFile
 
 
 class ConsoleFileSystem(FragileFileSystem):
-    """A sound store in memory, under the name of one whose files a person can look at in a console."""
+    """A sound store in memory, under the name of a store that has a console."""
 
     protocol = "gs"
-    store: dict[str, Any] = {}  # noqa: RUF012
-    pseudo_dirs = ["", "bucket"]  # noqa: RUF012
+    store: dict[str, Any] = {}  # noqa: RUF012  # fsspec's own way
+    pseudo_dirs = ["", "bucket"]  # noqa: RUF012  # fsspec's own way
     root_marker = ""
     kind = MemoryFile
 

@@ -7,7 +7,7 @@ from typing import Any
 from airflow_provider_flows.core.exceptions import FlowServiceError
 from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.core.http import Response
-from airflow_provider_flows.core.polling.schedule import Schedule, Step
+from airflow_provider_flows.core.polling.schedule import PollStep, Schedule
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.services.generio.api import Generio
@@ -47,7 +47,7 @@ class ScriptedWait:
         """Wait to the end."""
         return self.script.run(with_retries(self.wait.poll_until_final(), NO_RETRY), kind)
 
-    def poll(self) -> Step:
+    def poll(self) -> PollStep:
         """Poll once, and return the next step."""
         return self.script.run(with_retries(self.wait.poll(), NO_RETRY))
 

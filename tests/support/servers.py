@@ -130,7 +130,7 @@ class HttpServer(TcpServer):
 
     def __init__(self, handler: type[HttpHandler], tls: ssl.SSLContext | None = None) -> None:
         super().__init__(
-            lambda connection: handler(connection, connection.getpeername(), self),  # type: ignore[arg-type]
+            lambda connection: handler(connection, connection.getpeername(), self),
             tls,
         )
 

@@ -105,7 +105,7 @@ def value(text: Any) -> Callable[[ScriptedTransport], Any]:
     """Return the data of an item of `inputs` as it is sent."""
 
     def do(script: ScriptedTransport) -> Any:
-        script.run(G.add_input("r", parse_inputs([text])[0]))  # type: ignore[index]
+        script.run(G.add_input("r", parse_inputs([text])[0]))
         return script.requests[0].json["data"]
 
     return do
@@ -397,7 +397,7 @@ FLOW_ROWS = [
         ["GET /flows/r/outputs"],
     ),
     Row("G-23", "an empty list", outputs("name"), [{"outputs": []}], []),
-    Row("G-23", "a refusal", outputs("name"), [json_response({}, 409), state("failed")], FlowConflict),
+    Row("G-23", "a rejection", outputs("name"), [json_response({}, 409), state("failed")], FlowConflict),
     *(
         Row(
             "G-24", f"{code}", run(), [json_response({"detail": "no"}, code)], FlowAuthError, ["GET /flows/r"]

@@ -34,9 +34,9 @@ def _hide_distributions(metadata: ModuleType) -> None:
     distributions = metadata.distributions
     metadata.distributions = lambda **given: (
         one for one in distributions(**given) if "openlineage" not in one.name
-    )  # type: ignore[attr-defined]  # any module with that function
+    )
 
 
 _hide_distributions(importlib.metadata)
 _hide_distributions(importlib_metadata)
-sys.meta_path.insert(0, _HidingFinder)  # type: ignore[arg-type]  # a finder needs no more methods
+sys.meta_path.insert(0, _HidingFinder)

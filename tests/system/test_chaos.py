@@ -64,7 +64,7 @@ NEEDS_TASK_STATE = [scenario.name for scenario in scenarios_to_run() if scenario
         for one in scenarios_to_run()
     ],
 )
-def test_result_is_as_expected(stage: Stage, rows: dict[str, Row], scenario: Scenario) -> None:
+def test_scenario_has_the_expected_result(stage: Stage, rows: dict[str, Row], scenario: Scenario) -> None:
     """A killed process, an outage, a Clear or a mark bills no flow run twice and leaves none in progress."""
     row = rows[scenario.name]
     assert row.actual == row.expected, "\n".join([*row.requests, stage.case(scenario).all_logs()])

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSIONS = re.findall(r"^VERSIONS \?= (\S+) (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0]
 FLOORS = dict(
-    re.fullmatch(r"([\w-]+)>=([\d.]+)", needed).groups()  # type: ignore[union-attr]  # all match
+    re.fullmatch(r"([\w-]+)>=([\d.]+)", needed).groups()
     for needed in (
         *PROJECT["dependencies"],
         *(needed for extra in PROJECT["optional-dependencies"].values() for needed in extra),

@@ -55,8 +55,8 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     **{
         str(code): lambda code=code: {"status": code, "body": NO}
         for code in (*range(400, 406), 408, 409, 413, 415, 422, 425)
-    },  # type: ignore[misc]
-    **{str(code): lambda code=code: {"status": code, "body": NO} for code in (429, 500, 502, 503, 504)},  # type: ignore[misc]
+    },
+    **{str(code): lambda code=code: {"status": code, "body": NO} for code in (429, 500, 502, 503, 504)},
     "429 after seconds": lambda: {"status": 429, "headers": {"Retry-After": "120"}},
     "503 after a date": lambda: {
         "status": 503,
@@ -220,7 +220,9 @@ def no_collection() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("fault", "operation", "expected"), EXPECTED, ids=lambda value: str(value).replace(" ", "-")
 )
-def test_outcome(flow_emulator: Emulator, fault: str, operation: str, expected: str, driver: str) -> None:
+def test_each_fault_has_the_outcome_of_the_table(
+    flow_emulator: Emulator, fault: str, operation: str, expected: str, driver: str
+) -> None:
     """Each fault in each operation has the outcome of the table, and never pays for a second run."""
     with no_collection():
         assert get_outcome(flow_emulator, operation, fault, driver) == expected

@@ -100,7 +100,7 @@ def post() -> Conversation[object]:
 
 @pytest.mark.parametrize("conversation", [start_chain, post], ids=lambda value: value.__name__)
 @pytest.mark.parametrize("breakage", AFTER_SENT)
-def test_breakage_after_the_request_was_sent_is_in_doubt(
+def test_outcome_of_a_sent_request_whose_connection_breaks_is_unknown(
     driver: Driver, breakage: str, conversation: Callable[[], Conversation[object]]
 ) -> None:
     """Whatever breaks after the request was sent, the error says that the service may have acted on it."""
@@ -124,7 +124,7 @@ def test_informational_responses_are_skipped(driver: Driver, informational: byte
     assert len(server.bodies) == 1
 
 
-def test_refusal_after_early_hints_is_a_refusal(driver: Driver) -> None:
+def test_rejection_after_early_hints_is_a_rejection(driver: Driver) -> None:
     """An informational response does not change what a refusal says: the service did nothing."""
     refusal = REFUSAL.replace(b": 40", b": 2") + b"{}"
     with (
@@ -136,7 +136,7 @@ def test_refusal_after_early_hints_is_a_refusal(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("location", ["http://[", "http://h:99999999/", "//[bad", "https://h/ok"])
-def test_redirect_of_a_post_names_its_status_or_is_in_doubt(driver: Driver, location: str) -> None:
+def test_redirect_of_a_post_names_its_status_or_has_an_unknown_outcome(driver: Driver, location: str) -> None:
     """A redirect whose URL cannot be parsed arrived after the request was sent."""
     with (
         StubServer(lambda _: StubResponse(302, {"Location": location})) as server,
@@ -160,7 +160,7 @@ def respond_to_tls_in_plain_text(connection: socket.socket) -> None:
 
 
 def send_tls_alert(connection: socket.socket) -> None:
-    """Read the first bytes of a handshake, and refuse it with an alert (handshake_failure)."""
+    """Read the first bytes of a handshake, and reject it with an alert (handshake_failure)."""
     connection.recv(1)
     connection.sendall(b"\x15\x03\x03\x00\x02\x02\x28")
 
@@ -190,20 +190,22 @@ def assert_never_arrived(driver: Driver, url: str) -> None:
 
 
 @pytest.mark.parametrize("handshake", HANDSHAKES)
-def test_failed_handshake_did_nothing(driver: Driver, handshake: str) -> None:
+def test_request_with_a_failed_handshake_never_arrived(driver: Driver, handshake: str) -> None:
     """A request over a TLS connection that was never established was not sent."""
     with TcpServer(HANDSHAKES[handshake]) as server:
         assert_never_arrived(driver, server.url.replace("http:", "https:"))
 
 
-def test_unreachable_host_did_nothing(driver: Driver) -> None:
+def test_request_to_an_unreachable_host_never_arrived(driver: Driver) -> None:
     """A refused connection and an unknown host mean that nothing was sent."""
     with unused_url() as url:
         assert_never_arrived(driver, url)
     assert_never_arrived(driver, "http://no-such-host.invalid")
 
 
-def test_refused_tunnel_did_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_through_a_refused_tunnel_never_arrived(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A proxy that refuses a tunnel has not passed the request on."""
     with StubServer(forward) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -211,7 +213,9 @@ def test_refused_tunnel_did_nothing(driver: Driver, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("handshake", HANDSHAKES)
-def test_broken_tunnel_did_nothing(monkeypatch: pytest.MonkeyPatch, handshake: str) -> None:
+def test_request_through_a_broken_tunnel_never_arrived(
+    monkeypatch: pytest.MonkeyPatch, handshake: str
+) -> None:
     """A proxy that breaks while a worker opens a tunnel has not passed the request on.
 
     aiohttp does not distinguish this from a later breakage, which only makes its error more cautious.
@@ -221,7 +225,7 @@ def test_broken_tunnel_did_nothing(monkeypatch: pytest.MonkeyPatch, handshake: s
         assert_never_arrived(run_with_requests, "https://localhost:9")
 
 
-def test_certificate_of_another_host_did_nothing(driver: Driver, tmp_path: Path) -> None:
+def test_request_to_a_host_with_another_certificate_never_arrived(driver: Driver, tmp_path: Path) -> None:
     """A certificate that is refused ends the connection before the request is sent."""
     authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("example.org").configure_cert(context)

@@ -237,6 +237,6 @@ class TestCertificates:
         self, driver: Driver, tls: ssl.SSLContext, bundle: str, act: object
     ) -> None:
         """If a TLS connection breaks after the request was read, the service may have acted."""
-        with MisbehavingServer(act, tls) as server:  # type: ignore[arg-type]
+        with MisbehavingServer(act, tls) as server:
             assert catch_unreachable(driver, settings_for(server.url, verify=bundle), POST).may_have_arrived
         assert server.bodies == [POST.body]

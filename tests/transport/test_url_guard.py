@@ -115,7 +115,7 @@ def test_key_is_not_sent_to_an_ambiguous_host(host: str) -> None:
         ([], True),
     ],
 )
-def test_host_name_of_a_private_address_is_not_public(addresses: list[str], expected: bool) -> None:  # noqa: FBT001
+def test_host_name_of_a_private_address_is_not_public(addresses: list[str], expected: bool) -> None:
     """A public name with an internal address is rejected; one that cannot be resolved is left to a proxy."""
 
     def resolve(host: str, port: int, **_: Any) -> Sequence[Sequence[Any]]:
@@ -148,7 +148,7 @@ def test_link_to_a_name_of_a_private_address_is_not_fetched(
 
 @pytest.mark.parametrize("far", [True, False])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:  # noqa: FBT001
+def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:
     """A link on the service's own host may redirect there, but nowhere else inside, at no step."""
     with StubServer(lambda _: StubResponse(body=PNG)) as inside:
 
@@ -169,7 +169,7 @@ def test_link_is_not_redirected_into_the_network(far: bool, steps: int) -> None:
 
 
 @pytest.mark.parametrize("far", [True, False])
-def test_output_is_not_redirected_into_the_network(far: bool) -> None:  # noqa: FBT001
+def test_output_is_not_redirected_into_the_network(far: bool) -> None:
     """A download may be redirected within the service, but not to another port; it is not retried."""
     content = glb(500)
     with StubServer(lambda _: StubResponse(body=content)) as inside:
@@ -273,7 +273,7 @@ def test_endless_model_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("listed", "is_accepted"), [("text/plain", True), (None, False)])
-def test_text_is_an_output_only_if_listed(listed: str | None, is_accepted: bool) -> None:  # noqa: FBT001
+def test_text_is_an_output_only_if_listed(listed: str | None, is_accepted: bool) -> None:
     """An error may look like a text output: text is accepted only if it is listed as such, or for inputs."""
     with StubServer(lambda _: StubResponse(body=b'{"data": "try again later"}')) as stub:
         hook, buffer = hook_to(stub.url, retries=0), MemoryBuffer()

@@ -16,7 +16,7 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow_provider_flows import base_hook
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook
-from airflow_provider_flows.triggerer.hook_cache import HOOK_TTL_SECONDS, get_hook_cached
+from airflow_provider_flows.triggerer.hook_cache import HOOK_TTL_SECONDS, get_cached_hook
 from tests.support.flow_server import StubFlowServer
 from tests.support.triggers import (
     age_hook_cache,
@@ -29,8 +29,8 @@ from tests.support.triggers import (
 
 async def test_connection_is_looked_up_once_for_all(flow_server: StubFlowServer) -> None:
     """All callers get the same hook while a lookup is fresh, also while it is in progress."""
-    hooks = await asyncio.gather(*(get_hook_cached("flows_default") for _ in range(50)))
-    assert {id(hook) for hook in [*hooks, await get_hook_cached("flows_default")]} == {id(hooks[0])}
+    hooks = await asyncio.gather(*(get_cached_hook("flows_default") for _ in range(50)))
+    assert {id(hook) for hook in [*hooks, await get_cached_hook("flows_default")]} == {id(hooks[0])}
     assert isinstance(hooks[0], GenerioHook)
     assert hooks[0].settings.base_url == flow_server.url
 
@@ -38,20 +38,20 @@ async def test_connection_is_looked_up_once_for_all(flow_server: StubFlowServer)
 @pytest.mark.usefixtures("flow_server")
 async def test_old_hook_is_looked_up_again() -> None:
     """A hook is looked up again after a minute, and not before."""
-    first = await get_hook_cached("flows_default")
+    first = await get_cached_hook("flows_default")
     age_hook_cache(seconds=HOOK_TTL_SECONDS - 5)
-    assert await get_hook_cached("flows_default") is first
+    assert await get_cached_hook("flows_default") is first
     age_hook_cache(seconds=10)
-    assert await get_hook_cached("flows_default") is not first
+    assert await get_cached_hook("flows_default") is not first
 
 
 @pytest.mark.usefixtures("flow_server")
 async def test_rejected_hook_is_looked_up_again_at_once() -> None:
     """After a rejection the lookup begins later than the rejection, however young the last one is."""
-    first = await get_hook_cached("flows_default")
-    second = await get_hook_cached("flows_default", stale=first)
+    first = await get_cached_hook("flows_default")
+    second = await get_cached_hook("flows_default", stale=first)
     assert second is not first
-    together = await asyncio.gather(*(get_hook_cached("flows_default", stale=second) for _ in range(20)))
+    together = await asyncio.gather(*(get_cached_hook("flows_default", stale=second) for _ in range(20)))
     assert {id(hook) for hook in together} == {id(together[0])}
     assert together[0] is not second
 
@@ -60,7 +60,7 @@ async def test_lookup_in_progress_is_too_old_for_a_rejection(
     flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lookup that began before a key was replaced and rejected does not serve the old key again."""
-    rejected = await get_hook_cached("flows_default")
+    rejected = await get_cached_hook("flows_default")
     may_end, read_keys = asyncio.Event(), list[str]()
 
     async def read_slowly(conn_id: str, hook_class: type[FlowsHook]) -> Any:
@@ -70,10 +70,10 @@ async def test_lookup_in_progress_is_too_old_for_a_rejection(
         return connection
 
     monkeypatch.setattr(base_hook, "get_async_connection", read_slowly)  # Airflow's
-    early = asyncio.create_task(get_hook_cached("flows_default", stale=rejected))
+    early = asyncio.create_task(get_cached_hook("flows_default", stale=rejected))
     assert await wait_for_condition(lambda: read_keys)
     flow_server.connect(monkeypatch, key="new")
-    late = [asyncio.create_task(get_hook_cached("flows_default", stale=rejected)) for _ in range(5)]
+    late = [asyncio.create_task(get_cached_hook("flows_default", stale=rejected)) for _ in range(5)]
     await asyncio.sleep(0.05)
     may_end.set()
 
@@ -85,7 +85,7 @@ async def test_lookup_in_progress_is_too_old_for_a_rejection(
 @pytest.mark.usefixtures("flow_server")
 async def test_first_caller_may_be_cancelled() -> None:
     """A lookup continues for the other callers when the first one is cancelled."""
-    tasks = [asyncio.create_task(get_hook_cached("flows_default")) for _ in range(3)]
+    tasks = [asyncio.create_task(get_cached_hook("flows_default")) for _ in range(3)]
     await asyncio.sleep(0)
     tasks[0].cancel()
     assert await tasks[1] is await tasks[2]
@@ -97,16 +97,16 @@ async def test_failed_lookup_is_not_cached(
     """A missing connection, or one of another type, is an error, and is looked up again next time."""
     monkeypatch.setenv("AIRFLOW_CONN_FIXED", '{"conn_type": "http", "host": "x"}')
     with pytest.raises(FlowInputError, match="'fixed' has type 'http'"):
-        await get_hook_cached("fixed")
+        await get_cached_hook("fixed")
     flow_server.connect(monkeypatch, "fixed")
-    assert (await get_hook_cached("fixed")).flows_conn_id == "fixed"
+    assert (await get_cached_hook("fixed")).flows_conn_id == "fixed"
 
 
 @pytest.mark.usefixtures("flow_server")
 async def test_each_event_loop_has_its_own_hooks() -> None:
     """A hook of one event loop is not used on another."""
-    own_hook = await get_hook_cached("flows_default")
-    assert await asyncio.to_thread(lambda: asyncio.run(get_hook_cached("flows_default"))) is not own_hook
+    own_hook = await get_cached_hook("flows_default")
+    assert await asyncio.to_thread(lambda: asyncio.run(get_cached_hook("flows_default"))) is not own_hook
 
 
 async def rotate_key(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ async def test_rejected_key_ends_each_wait(flow_server: StubFlowServer) -> None:
     flow_server.keys = set()
 
     for error in await tasks:
-        message = error_text(error, FlowAuthError)  # type: ignore[arg-type]
+        message = error_text(error, FlowAuthError)
         assert message.count("Connection 'flows_default'") == 1
         assert "check the connection's password" in message
 
@@ -199,7 +199,7 @@ def test_event_loop_is_freed_after_a_lookup(conn_id: str) -> None:
 
     async def look_up() -> ref[asyncio.AbstractEventLoop]:
         with suppress(Exception):
-            await asyncio.gather(*(get_hook_cached(conn_id) for _ in range(3)))
+            await asyncio.gather(*(get_cached_hook(conn_id) for _ in range(3)))
         return ref(asyncio.get_running_loop())
 
     loop, _ = asyncio.run(look_up()), asyncio.run(look_up())  # asgiref, in Airflow, holds the latest one

@@ -19,9 +19,9 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, GetTaskStates, OKResponse
 
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.triggerer.hook_cache import get_hook_cached
+from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+from airflow_provider_flows.triggerer.kill_check import TaskStateReader
 from airflow_provider_flows.triggerer.run_aborts import MAX_CONCURRENT_ABORTS
-from airflow_provider_flows.triggerer.task_states import TaskStateReader
 from airflow_provider_flows.worker.kill_check import on_kill_timeout
 from tests.support.kills import StubSupervisor, create_trigger, kill_all, run_until_killed, task_instance
 from tests.support.modes import start_external_run
@@ -46,7 +46,7 @@ def states(emulator: Emulator) -> dict[str, int]:
 
 def is_waiting(emulator: Emulator) -> bool:
     """Return whether a trigger has polled its run."""
-    return any(asked.method == "GET" for asked in emulator.requests)
+    return any(request.method == "GET" for request in emulator.requests)
 
 
 async def kill_one(emulator: Emulator, supervisor: StubSupervisor, state: str | None = "failed") -> str:
@@ -131,7 +131,7 @@ DOUBTS = {
 
 
 @pytest.mark.parametrize("doubt", DOUBTS)
-async def test_doubt_is_one_line_at_info(
+async def test_unavailable_task_state_is_logged_in_one_line_at_info(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, doubt: str
 ) -> None:
     """If Airflow does not report the task's state, the run continues, and one line says so, no traceback."""
@@ -149,7 +149,7 @@ async def test_doubt_is_one_line_at_info(
     assert "aborted" not in states(emulator)
 
 
-async def test_no_supervisor_is_a_doubt(
+async def test_kill_without_a_supervisor_aborts_nothing(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where no supervisor is, a kill aborts nothing and raises nothing."""
@@ -164,7 +164,7 @@ async def test_no_supervisor_is_a_doubt(
 
 
 @pytest.mark.parametrize("state", ["deferred", "queued", "running", "scheduled", None])
-async def test_a_task_that_continues_leaves_its_run_alone(
+async def test_trigger_of_a_task_that_continues_does_not_abort_its_run(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, state: str | None
 ) -> None:
     """A trigger that only moved to another triggerer aborts nothing and logs no warning."""
@@ -199,7 +199,7 @@ async def test_a_changed_key_is_reloaded_for_the_abort(
     conn_id = "changing"
     connection = {"conn_type": "generio", "host": emulator.url, "password": "old"}
     monkeypatch.setenv("AIRFLOW_CONN_CHANGING", json.dumps(connection))
-    await get_hook_cached(conn_id)
+    await get_cached_hook(conn_id)
     monkeypatch.setenv("AIRFLOW_CONN_CHANGING", json.dumps(connection | {"password": emulator.key}))
     age_hook_cache(conn_id)
     supervisor = StubSupervisor().install(monkeypatch)
@@ -268,9 +268,11 @@ async def test_aborts_observe_the_rate_limit(emulator: Emulator, monkeypatch: py
     await asyncio.gather(*(trigger.on_kill() for trigger in triggers))
 
     assert states(emulator) == {"aborted": 60}
-    refused = [asked.at for asked in emulator.requests if asked.status == 429]
-    assert refused
-    assert not [asked for asked in emulator.requests if refused[-1] + 0.1 < asked.at < refused[0] + 0.95]
+    rejected = [request.at for request in emulator.requests if request.status == 429]
+    assert rejected
+    assert not [
+        request for request in emulator.requests if rejected[-1] + 0.1 < request.at < rejected[0] + 0.95
+    ]
     assert len(supervisor.messages) == 1
 
 
@@ -312,7 +314,7 @@ def url_characters(message: GetTaskStates) -> int:
 
 
 async def test_long_names_are_sent_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of 250 characters that a URL quotes do not make a URL that Airflow's client refuses."""
+    """Names of 250 characters that a URL quotes do not make a URL that Airflow's client rejects."""
     supervisor = StubSupervisor().install(monkeypatch)
     tis = [task_instance(f"{number:03}" + "ü" * 247) for number in range(200)]
     assert len(quote(tis[0].task_id)) * len(tis) > HTTPX_MAX_URL_CHARACTERS

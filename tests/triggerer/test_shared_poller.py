@@ -125,7 +125,7 @@ async def test_waits_that_come_and_go_do_not_affect_others(flow_server: StubFlow
                 done.append(await wait_in_poller(hook, "over0"))
             await asyncio.sleep(chance.choice((0, 0, 0.001, 0.01)))
 
-    await asyncio.gather(*(come_and_go(random.Random(seed)) for seed in range(5)))  # noqa: S311
+    await asyncio.gather(*(come_and_go(random.Random(seed)) for seed in range(5)))
 
     assert len(done) >= 5
     assert all(run.is_completed for run in done)
@@ -231,7 +231,7 @@ async def test_permanent_error_ends_one_wait(flow_server: StubFlowServer) -> Non
     """A run that the service does not know ends its own wait with FlowNotFound."""
     ids = flow_server.create_runs(3, 0.5)
     results = await asyncio.gather(*(run_trigger(key) for key in [*ids, "unknown"]), return_exceptions=True)
-    assert error_text(results.pop(), FlowNotFound).count("Connection 'flows_default'") == 1  # type: ignore[arg-type]
+    assert error_text(results.pop(), FlowNotFound).count("Connection 'flows_default'") == 1
     assert [isinstance(result, FlowRun) and result.is_completed for result in results] == [True] * 3
 
 

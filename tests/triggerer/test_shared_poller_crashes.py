@@ -56,7 +56,7 @@ async def test_unexpected_error_in_a_poll_ends_one_wait(flow_server: StubFlowSer
         *(wait_in_poller(hook, key) for key in [*flow_server.create_runs(3, 0.4), "faulty"]),
         return_exceptions=True,
     )
-    message = error_text(results.pop(), FlowError)  # type: ignore[arg-type]
+    message = error_text(results.pop(), FlowError)
     assert "flow run faulty" in message
     assert "a bug in get_run" in message
     assert [isinstance(result, FlowRun) and result.is_completed for result in results] == [True] * 3
@@ -75,7 +75,7 @@ async def test_crashed_poller_fails_its_waits_and_is_replaced(
         *(wait_in_poller(hook, key) for key in flow_server.create_runs(count, 60)), return_exceptions=True
     )
 
-    assert all("a bug in list_active" in error_text(result, FlowError) for result in results)  # type: ignore[arg-type]
+    assert all("a bug in list_active" in error_text(result, FlowError) for result in results)
     flow_server.create_runs(1, 0.2, "next")
     assert SharedPoller.for_hook(hook) is not poller
     assert (await wait_in_poller(hook, "next0")).is_completed

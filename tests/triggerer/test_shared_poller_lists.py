@@ -86,9 +86,7 @@ USELESS_LISTS: dict[str, ListResponse] = {
 
 
 @pytest.mark.parametrize("kind", ["complete", "useless"])
-async def test_each_wait_ends_with_its_run_whatever_the_list_contains(
-    monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+async def test_each_wait_ends_with_its_run_for_any_list(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Each wait ends by a poll of its own when its run does; a useless list is not requested again soon."""
     disable_event_delay(monkeypatch)
     list_responses = {"complete": COMPLETE_LISTS, "useless": USELESS_LISTS}[kind]
@@ -130,7 +128,7 @@ async def test_one_list_replaces_many_polls(flow_server: StubFlowServer) -> None
 async def test_list_is_requested_for_ten_runs(
     flow_server: StubFlowServer,
     count: int,
-    is_listed: bool,  # noqa: FBT001
+    is_listed: bool,
 ) -> None:
     """A list is requested if ten runs are due together, and never for fewer."""
     assert all(run.is_completed for run in await run_triggers(flow_server.create_runs(count, 1.5)))

@@ -18,20 +18,9 @@ from tests.support.asset_watchers import POLL_SECONDS, FileStore, Watcher, run_w
 from tests.support.flow_server import ApiResponse, StubFlowServer, StubRun
 from tests.support.triggers import wait_for_condition
 
+pytestmark = pytest.mark.usefixtures("list_all_runs")
+
 LONG = 0.8  # seconds between two events, of several polls
-
-
-@pytest.fixture(autouse=True)
-def _list_of_all_runs(flow_server: StubFlowServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """List all runs, also finished ones, to a connection without retries."""
-    flow_server.connect(monkeypatch, retries=0)
-    flow_server.list_response = lambda _: ApiResponse([flow_server.row(key) for key in [*flow_server.runs]])
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FileStore:
-    """Return a store that outlives its triggers."""
-    return FileStore(tmp_path / "store.json")
 
 
 def finish_burst(flow_server: StubFlowServer, size: int, prefix: str = "r", **more: Any) -> list[str]:
@@ -51,11 +40,11 @@ def sizes(watcher: Watcher) -> list[int]:
 
 @pytest.mark.parametrize("size", [1, 8, 200])
 async def test_one_event_has_all_runs_of_a_poll(
-    flow_server: StubFlowServer, store: FileStore, size: int
+    flow_server: StubFlowServer, asset_store: FileStore, size: int
 ) -> None:
     """All runs that a poll found are in one event, in the order of their ends, each once."""
-    async with run_watcher(store) as watcher:
-        assert await wait_for_condition(store.content)
+    async with run_watcher(asset_store) as watcher:
+        assert await wait_for_condition(asset_store.content)
         ids = finish_burst(flow_server, size)
         assert await watcher.wait_for_events(*ids)
     (payload,) = watcher.payloads
@@ -64,11 +53,11 @@ async def test_one_event_has_all_runs_of_a_poll(
 
 
 async def test_next_event_comes_after_the_schedulers_turn(
-    flow_server: StubFlowServer, store: FileStore
+    flow_server: StubFlowServer, asset_store: FileStore
 ) -> None:
     """Runs that finish in the turn of an event are in the next event, however many polls find them."""
-    async with run_watcher(store, event_interval=LONG) as watcher:
-        assert await wait_for_condition(store.content)
+    async with run_watcher(asset_store, event_interval=LONG) as watcher:
+        assert await wait_for_condition(asset_store.content)
         expected, emitted_at, started_at = list[str](), list[float](), time.monotonic()
         for number in range(12):
             expected += finish_burst(flow_server, 1, prefix=f"n{number}-")
@@ -87,14 +76,14 @@ def test_turn_lasts_ten_seconds_by_default(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_first_event_of_a_triggerer_waits_for_a_turn(
-    flow_server: StubFlowServer, store: FileStore
+    flow_server: StubFlowServer, asset_store: FileStore
 ) -> None:
     """A new triggerer does not emit within the turn of an event that its predecessor may have emitted."""
-    async with run_watcher(store):
-        assert await wait_for_condition(store.content)
+    async with run_watcher(asset_store):
+        assert await wait_for_condition(asset_store.content)
     ids = finish_burst(flow_server, 2)
     started_at = time.monotonic()
-    async with run_watcher(store, event_interval=LONG, asset="another process") as watcher:
+    async with run_watcher(asset_store, event_interval=LONG, asset="another process") as watcher:
         assert await watcher.wait_for_events(*ids)
     assert time.monotonic() - started_at >= LONG
 
@@ -130,7 +119,7 @@ async def test_watchers_of_one_asset_share_its_turns(flow_server: StubFlowServer
 @pytest.mark.parametrize(("bound", "maximum"), [("MAX_EVENT_RUNS", 3), ("MAX_EVENT_CHARACTERS", 4500)])
 async def test_events_are_bounded(
     flow_server: StubFlowServer,
-    store: FileStore,
+    asset_store: FileStore,
     monkeypatch: pytest.MonkeyPatch,
     bound: str,
     maximum: int,
@@ -140,8 +129,8 @@ async def test_events_are_bounded(
     flow_server.list_response = lambda _: ApiResponse(
         [{**flow_server.row(key), "template": "t" * 1200} for key in [*flow_server.runs]]
     )
-    async with run_watcher(store, event_interval=LONG / 2) as watcher:
-        assert await wait_for_condition(store.content)
+    async with run_watcher(asset_store, event_interval=LONG / 2) as watcher:
+        assert await wait_for_condition(asset_store.content)
         started_at = time.monotonic()
         ids = finish_burst(flow_server, 8)
         assert await watcher.wait_for_events(*ids)
@@ -158,19 +147,19 @@ def test_bounds_leave_room_for_any_burst() -> None:
 
 
 @pytest.mark.parametrize("is_saved", [False, True])
-async def test_killed_between_two_events(
-    flow_server: StubFlowServer, store: FileStore, monkeypatch: pytest.MonkeyPatch, *, is_saved: bool
+async def test_triggerer_killed_between_two_events_loses_no_run(
+    flow_server: StubFlowServer, asset_store: FileStore, monkeypatch: pytest.MonkeyPatch, *, is_saved: bool
 ) -> None:
     """A triggerer that dies in the middle of a burst loses no run; what was saved is not repeated."""
     monkeypatch.setattr(finished_runs, "MAX_EVENT_RUNS", 3)
     save_delay = POLL_SECONDS if is_saved else 60.0
-    async with run_watcher(store):
-        assert await wait_for_condition(store.content)
+    async with run_watcher(asset_store):
+        assert await wait_for_condition(asset_store.content)
     ids = finish_burst(flow_server, 8)
-    async with run_watcher(store, save_delay=save_delay, event_interval=LONG, asset="before") as first:
+    async with run_watcher(asset_store, save_delay=save_delay, event_interval=LONG, asset="before") as first:
         assert await wait_for_condition(lambda: first.payloads)
-        assert await wait_for_condition(lambda: store.writes == 1 + is_saved)
+        assert await wait_for_condition(lambda: asset_store.writes == 1 + is_saved)
     assert first.ids == ids[:3]
 
-    async with run_watcher(store, asset="after") as second:
+    async with run_watcher(asset_store, asset="after") as second:
         assert await second.wait_for_events(*ids[3 * is_saved :])

@@ -407,9 +407,9 @@ def test_task_without_wait_fails_with_a_run_that_has_failed(
 @pytest.mark.parametrize("outcome", ["failed", "aborted"])
 def test_retry_without_wait_does_not_return_a_failed_run(emulator: Emulator, outcome: str) -> None:
     """If the run of an earlier try has failed, the retry starts another one."""
-    emulator.add_plan(Plan(outcome=outcome))  # type: ignore[arg-type]
+    emulator.add_plan(Plan(outcome=outcome))
     emulator.add_fault(Fault("PATCH", "*", reset="after"))
-    emulator.add_fault(Fault("GET", "/flows/*", status=402))
+    emulator.add_fault(Fault("GET", "/flows/*", status=405))
     task_result = run_with_retries(f"ended_{outcome}", **CHAIR_ARGUMENTS, wait_for_completion=False)
     assert (task_result.tries, task_result.state, emulator.started_count) == (2, "success", 2)
     assert task_result.result.xcoms["run"]["return_value"]["state"] == "starting"
@@ -496,7 +496,7 @@ class StoreFailingForFiles(Store):
 
 
 @BOTH_MODES
-def test_run_with_a_doubtful_file_succeeds_and_is_not_deleted(
+def test_run_with_an_unconfirmed_file_succeeds_and_is_not_deleted(
     emulator: Emulator, tmp_path: Path, *, deferrable: bool
 ) -> None:
     """A model that is longer than its header says is a success with a warning, and remains at the service."""

@@ -35,10 +35,12 @@ CHAIR: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "parameters": {"qual
 
 def aborts(emulator: Emulator) -> int:
     """Return the number of requests that abort a run."""
-    return sum(asked.method == "PATCH" and asked.json == {"action": "abort"} for asked in emulator.requests)
+    return sum(
+        request.method == "PATCH" and request.json == {"action": "abort"} for request in emulator.requests
+    )
 
 
-def test_task_that_goes_on_leaves_its_run_alone(flow_emulator: Emulator) -> None:
+def test_task_that_continues_does_not_abort_its_run(flow_emulator: Emulator) -> None:
     """on_kill after a SIGTERM aborts nothing while the task is running in Airflow."""
     flow_emulator.add_plan(Plan(run_seconds=2))
     before = signal.getsignal(signal.SIGTERM)
@@ -84,7 +86,7 @@ def test_kill_during_the_fetch_leaves_the_run_to_the_retry(flow_emulator: Emulat
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_airflow_tells_which_tasks_are_over() -> None:
+def test_finished_tasks_are_distinguished_from_active_ones() -> None:
     """The state of any task instance of the DAG run, mapped or not, is parsed correctly."""
     with DAG("kill_states", schedule=None) as dag:
 
@@ -136,7 +138,7 @@ def test_airflow_tells_which_tasks_are_over() -> None:
     }
 
 
-def test_airflows_message_is_where_the_trigger_looks_for_it() -> None:
+def test_airflow_still_has_the_message_that_a_trigger_sends() -> None:
     """Airflow's triggerer still accepts the message with which a trigger requests a task's state."""
     known = get_args(get_args(ToTriggerSupervisor)[0])
 

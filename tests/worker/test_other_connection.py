@@ -22,7 +22,7 @@ POLLING: dict[str, Any] = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 
 
 @pytest.fixture
-def other() -> Iterator[Emulator]:
+def other_emulator() -> Iterator[Emulator]:
     """Yield the service of another connection, whose flow runs complete immediately."""
     emulator = Emulator(run_seconds=0).start()
     yield emulator
@@ -79,24 +79,32 @@ def is_active(emulator: Emulator) -> bool:
 
 
 def test_retry_over_other_connection_aborts_the_earlier_run(
-    emulator: Emulator, other: Emulator, store: Store, connect: Connect, capsys: pytest.CaptureFixture[str]
+    emulator: Emulator,
+    other_emulator: Emulator,
+    store: Store,
+    connect: Connect,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The earlier flow run is aborted over the connection that its record names, and a new one started."""
-    connect("second", other.url)
+    connect("second", other_emulator.url)
     assert retry("second").execute(context(store, 2, 2))["state"] == "completed"
     assert run_states(emulator) == ["aborted"]
-    assert (emulator.started_count, other.started_count) == (1, 1)
+    assert (emulator.started_count, other_emulator.started_count) == (1, 1)
     lines = earlier_run_lines(capsys)
     assert "was aborted over that connection" in lines["info"][0]
     assert lines["warning"] == []
-    assert (store[RECORD_KEY]["conn_id"], store[RECORD_KEY]["host"]) == ("second", other.url)
+    assert (store[RECORD_KEY]["conn_id"], store[RECORD_KEY]["host"]) == ("second", other_emulator.url)
 
 
 def test_earlier_run_that_has_ended_is_no_warning(
-    emulator: Emulator, other: Emulator, store: Store, connect: Connect, capsys: pytest.CaptureFixture[str]
+    emulator: Emulator,
+    other_emulator: Emulator,
+    store: Store,
+    connect: Connect,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An earlier flow run that completed in the meantime needs no abort."""
-    connect("second", other.url)
+    connect("second", other_emulator.url)
     emulator.advance(7200)
     retry("second").execute(context(store, 2, 2))
     assert run_states(emulator) == ["completed"]
@@ -141,7 +149,7 @@ UNUSABLE: list[tuple[str, Callable[[Connect, Emulator, Emulator], None], dict[st
 )
 def test_earlier_run_that_cannot_be_aborted_is_a_warning(
     emulator: Emulator,
-    other: Emulator,
+    other_emulator: Emulator,
     store: Store,
     connect: Connect,
     capsys: pytest.CaptureFixture[str],
@@ -151,30 +159,34 @@ def test_earlier_run_that_cannot_be_aborted_is_a_warning(
     reason: str,
 ) -> None:
     """If the earlier flow run cannot be aborted, a warning has its id, its host and the reason."""
-    connect("second", other.url)
+    connect("second", other_emulator.url)
     flow_run_id = store[RECORD_KEY]["flow_run_id"]
-    prepare(connect, emulator, other)
+    prepare(connect, emulator, other_emulator)
     retry("second", **arguments).execute(context(store, 2, 2))
     emulator.clear_faults()
     assert is_active(emulator)
     (line,) = earlier_run_lines(capsys)["warning"]
-    for text in (flow_run_id, "'first'", emulator.url, reason.format(other=other.url)):
+    for text in (flow_run_id, "'first'", emulator.url, reason.format(other=other_emulator.url)):
         assert text in line
     assert "emulator'" not in line  # the password
 
 
 def test_edited_host_is_a_warning(
-    emulator: Emulator, other: Emulator, store: Store, connect: Connect, capsys: pytest.CaptureFixture[str]
+    emulator: Emulator,
+    other_emulator: Emulator,
+    store: Store,
+    connect: Connect,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """If the connection leads to another service now, a warning has the earlier run's id and host."""
     flow_run_id = store[RECORD_KEY]["flow_run_id"]
-    connect("first", other.url)
+    connect("first", other_emulator.url)
     assert retry("first").execute(context(store, 2, 2))["state"] == "completed"
     assert is_active(emulator)
     (line,) = earlier_run_lines(capsys)["warning"]
     assert flow_run_id in line
     assert emulator.url in line
-    assert (emulator.started_count, other.started_count) == (1, 1)
+    assert (emulator.started_count, other_emulator.started_count) == (1, 1)
 
 
 @pytest.mark.parametrize("conn_id", ["first", "second"])
@@ -224,22 +236,22 @@ def test_other_connection_that_rejects_its_key_changes_nothing(
 
 
 def test_failed_last_try_over_other_connection_aborts_the_earlier_run(
-    emulator: Emulator, other: Emulator, store: Store, connect: Connect
+    emulator: Emulator, other_emulator: Emulator, store: Store, connect: Connect
 ) -> None:
     """A last try that fails before its start aborts the earlier flow run over its own connection."""
-    connect("second", other.url)
+    connect("second", other_emulator.url)
     with pytest.raises(FlowInputError):
         retry("second", inputs=[]).execute(context(store, 3, 2))
     assert run_states(emulator) == ["aborted"]
-    assert other.started_count == 0
+    assert other_emulator.started_count == 0
 
 
 def test_kill_over_other_connection_aborts_the_earlier_run(
-    emulator: Emulator, other: Emulator, store: Store, connect: Connect
+    emulator: Emulator, other_emulator: Emulator, store: Store, connect: Connect
 ) -> None:
     """A try that is killed before its start aborts the earlier flow run over its own connection."""
-    connect("second", other.url)
-    other.add_fault(Fault("GET", "/flows/*", status=503))
+    connect("second", other_emulator.url)
+    other_emulator.add_fault(Fault("GET", "/flows/*", status=503))
     operator = retry("second")
     with pytest.raises(FlowServiceError):
         operator.execute(context(store, 2, 2))

@@ -54,7 +54,7 @@ def test_key_that_is_wrong_in_the_triggerer_ends_no_wait(emulator: Emulator, kin
 
 
 @pytest.mark.parametrize("kind", DEFERRABLE)
-def test_key_that_stays_wrong_in_the_triggerer_lets_the_worker_wait(emulator: Emulator, kind: str) -> None:
+def test_worker_waits_after_repeated_rejections_in_the_triggerer(emulator: Emulator, kind: str) -> None:
     """After the third trigger whose key was rejected, the task waits in the worker to the run's end."""
     for number in range(1, 4):
         emulator.add_fault(Fault("GET", "/flows/*", skip=number, times=3, status=401))
@@ -93,7 +93,7 @@ def test_connection_that_is_wrong_in_the_triggerer_ends_no_wait(
 
 
 @BOTH_MODES
-def test_key_that_is_wrong_everywhere_is_an_error_that_says_what_continues(
+def test_error_of_a_rejected_key_names_the_run_that_continues(
     emulator: Emulator, *, deferrable: bool
 ) -> None:
     """Without a valid key the task fails; its error says that the run continues, and what to do."""

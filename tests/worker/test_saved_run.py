@@ -390,18 +390,18 @@ def test_file_records_beyond_the_limit_are_saved(
         for number in range(50)
     }
     try_context = {"ti": SimpleNamespace(), "task_state_store": store}
-    state = FileState(try_context, "r")  # type: ignore[arg-type]
+    state = FileState(try_context, "r")
     for asset_id, record in records.items():
         state.save_file_record(asset_id, record)
     assert len([key for key in store if key.startswith(FILES_KEY)]) > 3
     assert max(len(json.dumps(value)) for value in store.values()) <= 2000
 
-    retry = FileState(try_context, "r")  # type: ignore[arg-type]
+    retry = FileState(try_context, "r")
     assert {asset_id: retry.get_file_record(asset_id) for asset_id in records} == records
     retry.save_file_record("a0", {**records["a0"], "size": 4711})
-    again = FileState(try_context, "r")  # type: ignore[arg-type]
+    again = FileState(try_context, "r")
     assert (again.get_file_record("a0") or {})["size"] == 4711
-    other = FileState(try_context, "other")  # type: ignore[arg-type]
+    other = FileState(try_context, "other")
     other.save_file_record("a1", records["a1"])
-    other = FileState(try_context, "other")  # type: ignore[arg-type]
+    other = FileState(try_context, "other")
     assert [asset_id for asset_id in records if other.get_file_record(asset_id)] == ["a1"]

@@ -21,15 +21,15 @@ REQUEST = RunRequest("model_generate_fromprompt", [FlowInput("a chair")])
 
 
 @pytest.fixture
-def pushed() -> dict[str, Any]:
+def xcoms() -> dict[str, Any]:
     """Return the dict that XComs are pushed to."""
     return {}
 
 
 @pytest.fixture
-def context(pushed: dict[str, Any]) -> Any:
+def context(xcoms: dict[str, Any]) -> Any:
     """Return the context of a try without a store."""
-    return {"ti": SimpleNamespace(max_tries=3, try_number=1, xcom_push=pushed.__setitem__)}
+    return {"ti": SimpleNamespace(max_tries=3, try_number=1, xcom_push=xcoms.__setitem__)}
 
 
 def test_missing_store_logs_one_warning(context: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -42,14 +42,14 @@ def test_missing_store_logs_one_warning(context: Any, caplog: pytest.LogCaptureF
     assert not task_state.has_retry_left
 
 
-def test_missing_store_saves_no_record_but_pushes_the_id(context: Any, pushed: dict[str, Any]) -> None:
+def test_missing_store_saves_no_record_but_pushes_the_id(context: Any, xcoms: dict[str, Any]) -> None:
     """The flow run id is pushed to XCom for the UI; the next try has no record."""
     task_state = TaskState(context, durable=True)
     record = task_state.create_record(REQUEST.fingerprint, None, "generio_default")
     task_state.save(record)
-    assert pushed == {}
+    assert xcoms == {}
     task_state.save(type(record)(record.fingerprint, record.generation, flow_run_id="6b02"))
-    assert pushed == {RUN_ID_KEY: "6b02"}
+    assert xcoms == {RUN_ID_KEY: "6b02"}
     assert TaskState(context, durable=True).record is None
 
 

@@ -178,8 +178,8 @@ def _call_target(method: Callable[..., object], *args: Any) -> None:
 MIN_PICTURE_BYTES = 16
 READ, SKIP, FIND = "read", "skip", "find"
 # a number of bytes to read or to skip, or a byte value to go behind
-Step = tuple[str, int]
-Walk = Generator[Step, bytes, None]
+WalkStep = tuple[str, int]
+Walk = Generator[WalkStep, bytes, None]
 
 
 class TruncationDetector:
@@ -197,7 +197,7 @@ class TruncationDetector:
         self._walk = WALKS[media_type]() if media_type in WALKS else None
         self._min_bytes = 0 if media_type == GLB else MIN_PICTURE_BYTES
         self._size = 0
-        self._step: Step | None = None
+        self._step: WalkStep | None = None
         self._rest = b""  # of a chunk, at most a few bytes
         self._advance(None)
 
@@ -270,14 +270,14 @@ def _walk_jpeg() -> Walk:
         marker = yield from (_find_jpeg_marker() if marker == 0xDA else _read_jpeg_marker())
 
 
-def _read_jpeg_marker() -> Generator[Step, bytes, int | None]:
+def _read_jpeg_marker() -> Generator[WalkStep, bytes, int | None]:
     """Return the marker that begins here, None if there is none."""
     if (yield READ, 1) != b"\xff":
         return None
     return (yield from _read_jpeg_marker_code())
 
 
-def _find_jpeg_marker() -> Generator[Step, bytes, int | None]:
+def _find_jpeg_marker() -> Generator[WalkStep, bytes, int | None]:
     """Return the marker after compressed data, in which 0xFF is followed by a zero or a restart marker."""
     marker: int | None = 0
     while marker == 0 or (marker is not None and 0xD0 <= marker <= 0xD7):
@@ -286,7 +286,7 @@ def _find_jpeg_marker() -> Generator[Step, bytes, int | None]:
     return marker
 
 
-def _read_jpeg_marker_code(minimum: int = 0xC0) -> Generator[Step, bytes, int | None]:
+def _read_jpeg_marker_code(minimum: int = 0xC0) -> Generator[WalkStep, bytes, int | None]:
     code = 0xFF
     while code == 0xFF:  # repeated as filling
         code = (yield READ, 1)[0]

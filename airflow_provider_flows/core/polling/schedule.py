@@ -171,7 +171,7 @@ class Failed(NamedTuple):
     error: FlowServiceError | FlowTimeout
 
 
-Step = Delay | Done | Failed
+PollStep = Delay | Done | Failed
 """What a wait does next."""
 
 
@@ -277,7 +277,7 @@ def next_step(
     observation: FlowRun | FlowServiceError | None,
     now: float,
     observed_at: float | None = None,
-) -> tuple[PollState, Step]:
+) -> tuple[PollState, PollStep]:
     """Return the state of a wait after an observation, and what the wait does next.
 
     :param observation: the run or the error of a poll, None if there was none since the last step.

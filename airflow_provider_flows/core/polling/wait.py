@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.polling.progress_log import LogFunction
-    from airflow_provider_flows.core.polling.schedule import Schedule, Step
+    from airflow_provider_flows.core.polling.schedule import PollStep, Schedule
 
 MAX_CONFIRM_DELAY_SECONDS = 10.0  # a worker is blocked while it confirms a rejection
 
@@ -117,7 +117,7 @@ class Wait:
         """Return the seconds until the deadline, 0 after it, None without one."""
         return None if self.schedule.deadline is None else max(0.0, self.schedule.deadline - self._clock())
 
-    def poll(self) -> Conversation[Step]:
+    def poll(self) -> Conversation[PollStep]:
         """Poll once; return what to do next. No error of the service is raised."""
         if self._count_poll is not None:
             self._count_poll()
@@ -172,7 +172,7 @@ class Wait:
                 case Delay(seconds):
                     yield Sleep(seconds)
 
-    def record_poll(self, run: FlowRun, observed_at: float | None = None) -> Step:
+    def record_poll(self, run: FlowRun, observed_at: float | None = None) -> PollStep:
         """Record the run as a poll or a list request returned it; return what to do next.
 
         :param observed_at: epoch seconds at which the service observed it, if not just now.

@@ -223,7 +223,7 @@ def test_corrupt_body_has_the_same_result_for_any_chunks(
     offsets=OFFSETS,
 )
 @example(text="\U0001f600\U0001f600", ascii_only=True, offsets=list(range(40)))
-def test_text_is_the_same_for_any_chunks(text: str, ascii_only: bool, offsets: list[int]) -> None:  # noqa: FBT001
+def test_text_is_the_same_for_any_chunks(text: str, ascii_only: bool, offsets: list[int]) -> None:
     """A text in JSON is decoded to UTF-8 without escapes and surrogates, wherever it is split."""
     body = json.dumps({"data": text}, ensure_ascii=ascii_only).encode()
     assert decode(*split_at(body, offsets), listed="text/markdown") == ("text/markdown", text.encode())

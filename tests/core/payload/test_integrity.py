@@ -68,7 +68,7 @@ def test_data_after_a_picture_is_accepted_if_the_length_is_known() -> None:
 @pytest.mark.parametrize(
     "text", ["BMW makes cars", "GIF89 was", "GIF89a was", "glTF is a format, and more than that"]
 )
-def test_listed_text_is_a_text_whatever_its_prefix(text: str) -> None:
+def test_listed_text_is_a_text_with_any_prefix(text: str) -> None:
     """What the list calls a text is not taken for the file that its first letters belong to."""
     assert decode(json.dumps({"data": text}).encode(), listed="text/plain") == ("text/plain", text.encode())
 

@@ -30,8 +30,8 @@ from airflow_provider_flows.core.polling.schedule import (
     Failed,
     Forecast,
     PollState,
+    PollStep,
     Schedule,
-    Step,
     age,
     expected_end,
     next_step,
@@ -95,10 +95,10 @@ def poll_times(schedule: Schedule, simulated: SimulatedRun) -> list[float]:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("duration", [0.5, 3, 47, 61, 299, 3_600, 100_000])
 @pytest.mark.parametrize("has_timestamps", [True, False])
-def test_detection_delay_is_bounded(shape: str, duration: float, has_timestamps: bool) -> None:  # noqa: FBT001
+def test_detection_delay_is_bounded(shape: str, duration: float, has_timestamps: bool) -> None:
     """Any run is detected within poll_interval or a tenth of its age, and within max_poll_interval."""
-    for jitter in (0.0, 0.5, 1.0, random.Random(7).random()):  # noqa: S311
-        schedule = Schedule(5, 60, jitter=lambda jitter=jitter: jitter)  # type: ignore[misc]
+    for jitter in (0.0, 0.5, 1.0, random.Random(7).random()):
+        schedule = Schedule(5, 60, jitter=lambda jitter=jitter: jitter)
         times = poll_times(schedule, SimulatedRun(duration, shape, has_timestamps=has_timestamps))
         assert times[-1] - duration <= min(60, max(5, duration / 10)) + 1e-6
 
@@ -174,7 +174,7 @@ def test_age_and_expected_end_come_from_the_run() -> None:
 def test_invalid_duration_is_rejected_by_name(value: object) -> None:
     """Durations are seconds or timedeltas; anything else is an error that names the argument."""
     with pytest.raises(FlowInputError, match="poll_interval must be a non-negative number of seconds"):
-        to_seconds("poll_interval", value)  # type: ignore[arg-type]
+        to_seconds("poll_interval", value)
 
 
 def test_durations_are_converted_to_seconds() -> None:
@@ -208,10 +208,10 @@ def poll_times_with_forecast(schedule: Schedule, simulated: SimulatedRun) -> lis
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("duration", [0.5, 3, 47, 61, 299, 3_600, 100_000])
 @pytest.mark.parametrize("has_timestamps", [True, False])
-def test_detection_delay_is_bounded_with_forecasts(shape: str, duration: float, has_timestamps: bool) -> None:  # noqa: FBT001
+def test_detection_delay_is_bounded_with_forecasts(shape: str, duration: float, has_timestamps: bool) -> None:
     """With forecasts, steady and silent runs are detected as promised, others within max_poll_interval."""
     for jitter in (0.0, 0.5, 1.0):
-        schedule = Schedule(5, 60, jitter=lambda jitter=jitter: jitter)  # type: ignore[misc]
+        schedule = Schedule(5, 60, jitter=lambda jitter=jitter: jitter)
         times = poll_times_with_forecast(
             schedule, SimulatedRun(duration, shape, has_timestamps=has_timestamps)
         )
@@ -278,7 +278,7 @@ def test_poll_is_a_little_after_the_expected_end() -> None:
     ("started", "progress"),
     [("0001-01-01T00:00:00Z", 0.1), (NOON - 1, 1e-300), (NOON - 1, 5e-324), (-1e9, 1e-12)],
 )
-def test_absurd_progress_results_in_a_valid_delay(started: object, progress: float) -> None:
+def test_implausible_progress_results_in_a_valid_delay(started: object, progress: float) -> None:
     """A start in the year 1, or hardly any progress, results in no forecast and a valid delay."""
     run = FlowRun(
         "r", "generio", state=FlowState.RUNNING, progress=progress, started_at=parse_timestamp(started)
@@ -292,7 +292,7 @@ FINAL = FlowRun("r", "generio", state=FlowState.COMPLETED, progress=1.0)
 RUNNING = FlowRun("r", "generio", state=FlowState.RUNNING)
 TRANSIENT, PERMANENT = FlowUnreachable("GET / got no response"), FlowNotFound("gone")
 REJECTED_TWICE = PollState("r", NOON, failed_polls=2, permanent_errors=2, last_error=PERMANENT)
-STEPS: dict[str, tuple[PollState, FlowRun | FlowServiceError | None, float, type[Step], object]] = {
+STEPS: dict[str, tuple[PollState, FlowRun | FlowServiceError | None, float, type[PollStep], object]] = {
     "an active run": (PollState("r", NOON), RUNNING, NOON, Delay, 5.0),
     "an old run": (PollState("r", NOON, RUNNING), RUNNING, NOON + 80, Delay, 8.0),
     "no poll yet": (PollState("r", NOON), None, NOON, Delay, 5.0),

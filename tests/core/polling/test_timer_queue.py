@@ -47,7 +47,7 @@ def test_discarded_members_are_freed() -> None:
 
 def test_queue_agrees_with_a_plain_dict() -> None:
     """After any calls in any order the queue agrees with a plain dict of times."""
-    chance, queue, plain = random.Random(4), TimerQueue[int](), dict[int, float]()  # noqa: S311
+    chance, queue, plain = random.Random(4), TimerQueue[int](), dict[int, float]()
     for _ in range(5_000):
         member, time = chance.randrange(30), chance.random() * 100
         if (action := chance.randrange(4)) < 2:

@@ -152,7 +152,7 @@ def test_permanent_errors_are_counted_across_processes() -> None:
 
 
 def test_wait_honours_retry_after() -> None:
-    """The next poll comes no sooner than the service asked for."""
+    """The next poll comes no sooner than the service requested."""
     scripted = ScriptedWait(
         run_response("running"), json_response({}, 503, retry_after="120"), run_response("completed")
     )
@@ -263,7 +263,7 @@ def test_saved_state_of_another_version_can_be_restored(forecast: Any) -> None:
 
 
 @pytest.mark.parametrize("started", ["0001-01-01T00:00:00Z", -62135596800, NOON - 1e12])
-def test_wait_copes_with_an_absurd_start(started: Any) -> None:
+def test_implausible_start_time_does_not_break_a_wait(started: Any) -> None:
     """A start in the year 1, which some services write for none, does not break a wait."""
     scripted = ScriptedWait(
         *(run_response("running", progress=part, started_at=started) for part in (0.1, 0.3, 0.5)),

@@ -59,7 +59,7 @@ WITH_FORM_AND_COMMANDS = pytest.mark.skipif(
     Version("3.2") > AIRFLOW, reason="Airflow 3.2 shows fields and has commands"
 )
 WITH_A_STORE = pytest.mark.skipif(
-    Version("3.3") > AIRFLOW, reason="before Airflow 3.3 a retry is told nothing"
+    Version("3.3") > AIRFLOW, reason="before Airflow 3.3 a retry has no saved state"
 )
 
 
@@ -124,7 +124,7 @@ def create_dag(tmp_path: Path) -> DAG:
             task_id="sensed_deferred", flow_run_id=known, deferrable=True, flows_conn_id="pub", **OFTEN
         )
 
-        @task.flow(flow="stout", parameters={"strength": 1}, flows_conn_id="pub", **OFTEN)  # type: ignore[attr-defined]
+        @task.flow(flow="stout", parameters={"strength": 1}, flows_conn_id="pub", **OFTEN)
         def decorated() -> list[str]:
             return ["Cascade"]
 
@@ -162,9 +162,9 @@ def test_every_operator_runs_its_flows(brewery: Brewhouse, tmp_path: Path) -> No
     assert brewery.brews[int(result.xcoms["blocking"]["flow_run_id"])].note["order"] == 7
 
 
-def test_no_lineage_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_run_without_openlineage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the openlineage provider and its library, tasks run and import nothing of either."""
-    monkeypatch.delenv("AIRFLOW__OPENLINEAGE__DISABLED")  # nobody says that it is not wanted
+    monkeypatch.delenv("AIRFLOW__OPENLINEAGE__DISABLED")  # not disabled either
     with DAG("brewed_without_lineage", schedule=None) as dag:
         RunFlowOperator(
             task_id="brew",
@@ -189,7 +189,7 @@ def run_failing_task(**arguments: Any) -> DagResult:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_failed_brew_fails_its_task(deferrable: bool) -> None:  # noqa: FBT001
+def test_failed_brew_fails_its_task(deferrable: bool) -> None:
     """A run that fails in the service's own state fails the task in every mode, with the service's reason."""
     error = run_failing_task(flow="sour", inputs="Saaz", deferrable=deferrable).errors["brew"]
     assert isinstance(error, FlowRunFailed)
@@ -360,7 +360,7 @@ class ForgetfulStore(Store):
         super().set(key, value)
 
 
-def test_a_store_that_fails_after_the_payment_ends_no_brew(
+def test_store_that_fails_after_the_payment_ends_no_brew(
     brewery: Brewhouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A try whose brew was paid by its start continues without a record of it, and an error says so."""

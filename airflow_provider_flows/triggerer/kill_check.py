@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from airflow_provider_flows.triggerer.per_loop import PerLoop
-from airflow_provider_flows.worker.kill_check import is_finished_in, max_reply_seconds, to_query
+from airflow_provider_flows.worker.kill_check import is_finished_in, max_reply_seconds, to_state_query
 
 COLLECT_SECONDS = 0.05  # Airflow calls `on_kill` of many triggers one after the other
 MAX_NAME_CHARACTERS = 40_000  # of one message: Airflow writes the names into a URL of at most 65,536
@@ -76,8 +76,8 @@ class TaskStateReader:
             await asyncio.sleep(COLLECT_SECONDS)
             while self._waiters:
                 waiters, self._waiters = self._waiters, []
-                for batch in _split(waiters):
-                    await _resolve(batch)
+                for batch in _split_into_batches(waiters):
+                    await _query_states(batch)
         except BaseException as error:
             _fail([*waiters, *self._waiters], RuntimeError(f"the request failed: {error!r}"))
             self._waiters = []
@@ -90,14 +90,14 @@ class TaskStateReader:
 _READERS: PerLoop[TaskStateReader] = PerLoop(TaskStateReader)
 
 
-async def _resolve(waiters: list[_Waiter]) -> None:
+async def _query_states(waiters: list[_Waiter]) -> None:
     """Send one message, and set the results of its waiters."""
     waiting = [waiter for waiter in waiters if not waiter.is_finished.done()]
     if not waiting:
         return
     try:
         async with asyncio.timeout(max_reply_seconds()):
-            states = await _read_states(to_query([waiter.ti for waiter in waiting]))
+            states = await _read_states(to_state_query([waiter.ti for waiter in waiting]))
         results = [(waiter, is_finished_in(states, waiter.ti)) for waiter in waiting]
     except asyncio.CancelledError:
         # Airflow also cancels the waits for responses when it has lost its connection.
@@ -134,7 +134,7 @@ async def _read_states(query: Mapping[str, Any]) -> Mapping[str, Any]:
     return response.task_states
 
 
-def _split(waiters: Iterable[_Waiter]) -> Iterator[list[_Waiter]]:
+def _split_into_batches(waiters: Iterable[_Waiter]) -> Iterator[list[_Waiter]]:
     """Split waiters into the batches of one message each.
 
     Airflow's response has the same key for instance 1 of the mapped task `a` and for the task `a_1`, so a
