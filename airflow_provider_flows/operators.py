@@ -21,10 +21,10 @@ from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, 
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.finish import add_asset_event_extra, finish
-from airflow_provider_flows.worker.run_tracking import (
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.template_check import (
     CHECKED_ARGUMENTS,
     OUTPUT_ARGUMENTS,
-    RunTrackingMixin,
     TemplateCheckMixin,
 )
 
@@ -156,7 +156,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
         from airflow_provider_flows.worker.task_try import on_execution_timeout, plan_run, resume_or_start
 
-        self._reject_slip_in_connection()
+        self._raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
         options = self._output_options()
         on_run_update = self.get_run_tracker(context, task_try.hook)
@@ -246,8 +246,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
             on_kill(self._current_try)
 
-    def _reject_slip_in_connection(self) -> None:
-        """Raise all problems of templates if one is in `flows_conn_id`, which every other check needs."""
+    def _raise_if_connection_is_unusable(self) -> None:
+        """Raise all template problems if `flows_conn_id` has one, because every other check needs that."""
         if self.get_template_problems({"flows_conn_id"}):
             from airflow_provider_flows.core.validation import NOTHING_STARTED  # imports stay cheap
 

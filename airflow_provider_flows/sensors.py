@@ -30,7 +30,8 @@ from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, 
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.finish import finish
-from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, TemplateCheckMixin
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.template_check import TemplateCheckMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

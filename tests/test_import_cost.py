@@ -46,6 +46,7 @@ DAG_FILE_MODULES = {
         "worker",
         "worker.finish",
         "worker.run_tracking",
+        "worker.template_check",
     )
 }
 

@@ -31,14 +31,14 @@ core rate_limiter service start_or_resume
 . __init__
 services __init__ promptchainer
 services/generio __init__ responses api
-transport __init__ tls_and_proxy url_guard settings response_reader asynchronous blocking shared_rate_limiter
+transport __init__ shared_rate_limiter tls_and_proxy url_guard settings response_reader asynchronous blocking
 . connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
 storage outputs
 . preflight hooks
-worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try
-triggerer __init__ per_loop shared_poller hook_cache finished_runs_feed run_aborts task_states watcher_state
-triggerer event_turns
+worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try template_check
+triggerer __init__ per_loop event_turns shared_poller hook_cache finished_runs_feed run_aborts task_states
+triggerer watcher_state
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
 plugin airflow_internals cache html run_aborts listener schemas present run_view connection_view output_files
