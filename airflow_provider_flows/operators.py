@@ -20,7 +20,6 @@ from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, Flo
 from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
-from airflow_provider_flows.worker.finish import add_asset_event_extra, finish
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 from airflow_provider_flows.worker.template_check import (
     CHECKED_ARGUMENTS,
@@ -381,12 +380,16 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
     def _return_started(self, context: Context, run: FlowRun) -> dict[str, Any]:
         """Return the dict of a run that the task does not wait for."""
+        from airflow_provider_flows.worker.finish import add_asset_event_extra  # imports stay cheap
+
         add_asset_event_extra(context, run)  # Airflow emits the events of the outlets in any case
         return run.to_dict()
 
     def _finish(
         self, task_try: TaskTry, run: FlowRun, on_run_update: Callable[[FlowRun], None]
     ) -> dict[str, Any]:
+        from airflow_provider_flows.worker.finish import finish  # imports stay cheap
+
         return finish(
             task_try.context,
             task_try.hook,

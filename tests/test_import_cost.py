@@ -44,7 +44,6 @@ DAG_FILE_MODULES = {
         "storage",
         "storage.output_options",
         "worker",
-        "worker.finish",
         "worker.run_tracking",
         "worker.template_check",
     )
