@@ -64,7 +64,7 @@ UNUSABLE_IN_TRIGGERER = (
 MAX_DEFERRAL_SECONDS = 10 * 366 * 86_400.0  # Airflow stores the time of its end, which must be a date
 SCHEDULER_LOOPS = 5  # in which the scheduler certainly makes a DAG run of an event
 
-_KILL_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
+_ABORT_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
 
 
 class FlowRunTrigger(BaseTrigger):
@@ -172,13 +172,13 @@ class FlowRunTrigger(BaseTrigger):
             return
         # In a task of its own, because Airflow cancels the trigger, and this method, every second until it
         # ends.
-        kill = asyncio.create_task(self._abort_if_finished())
-        _KILL_TASKS.add(kill)
-        kill.add_done_callback(_KILL_TASKS.discard)
+        abort = asyncio.create_task(self._abort_if_finished())
+        _ABORT_TASKS.add(abort)
+        abort.add_done_callback(_ABORT_TASKS.discard)
         deadline = time.monotonic() + ON_KILL_FRACTION * on_kill_timeout()
-        while not kill.done() and (remaining := deadline - time.monotonic()) > 0:
+        while not abort.done() and (remaining := deadline - time.monotonic()) > 0:
             with suppress(asyncio.CancelledError):
-                await asyncio.wait({kill}, timeout=remaining)
+                await asyncio.wait({abort}, timeout=remaining)
 
     async def _abort_if_finished(self) -> None:
         """Abort the run if the task is finished; no error may escape, because nobody awaits one."""
@@ -238,7 +238,7 @@ class FlowRunTrigger(BaseTrigger):
                 f"({type(error).__name__}). Check that the connection is defined there, too"
             )
             raise FlowInputError(message) from error
-        self._warm_up_kill()
+        self._warm_up_task_states()
         # imported by now, in a thread, because that takes too long on the loop
         from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 
@@ -261,7 +261,7 @@ class FlowRunTrigger(BaseTrigger):
             self._hook = hook = latest
             wait.reset_permanent_errors()
 
-    def _warm_up_kill(self) -> None:
+    def _warm_up_task_states(self) -> None:
         """Let the triggerer process its first message now, because that takes too long during a kill."""
         if SUPPORTS_ON_KILL and self.abort_on_kill and getattr(self, "task_instance", None) is not None:
             from airflow_provider_flows.triggerer.task_states import TaskStateReader
@@ -282,7 +282,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     `duration` (seconds) and `error`.
 
     The next event of an asset comes at least `event_interval` later, because Airflow might give an earlier
-    one to no DAG run until yet another event comes (`triggerer.event_turns`).
+    one to no DAG run until yet another event comes (`triggerer.event_throttle`).
 
     Runs that finished before the first poll emit no events. If the first list has no end times, the Date
     header of its response separates earlier runs from new ones. Without that header, the watcher uses the
@@ -357,24 +357,24 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll without end, and yield an event for all runs that have finished since the last one."""
         # in-function imports: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.event_turns import EventTurns
+        from airflow_provider_flows.triggerer.event_throttle import EventThrottle
         from airflow_provider_flows.triggerer.finished_runs_feed import FinishedRunsFeed
         from airflow_provider_flows.triggerer.watcher_state import WatcherState, get_asset_names
 
         store = getattr(self, "asset_state_store", None)
-        turns, assets = EventTurns.for_loop(), get_asset_names(store) or [self._key()]
-        turns.start(assets, self.event_interval)
+        throttle, assets = EventThrottle.for_loop(), get_asset_names(store) or [self._key()]
+        throttle.register(assets, self.event_interval)
         watcher_state = WatcherState(store, self._key())
         cursor = EventCursor.from_dict(await watcher_state.load(self.poll_interval))
         feed = FinishedRunsFeed.for_connection(self.flows_conn_id)
         async for snapshot in feed.snapshots(self.poll_interval):
             next_cursor, new_runs = cursor.after(snapshot, self._matches)
-            if new_runs and await turns.wait(assets) >= self.poll_interval:
+            if new_runs and await throttle.wait(assets) >= self.poll_interval:
                 continue  # a newer list is due, and its runs belong into the same event
             emitted_ids: set[str] = set()
             for payload in event_payloads(new_runs):
-                await turns.wait(assets)
-                turns.take(assets, self.event_interval)
+                await throttle.wait(assets)
+                throttle.record_event(assets, self.event_interval)
                 yield TriggerEvent(payload)
                 emitted_ids.update(payload["flow_run_ids"])
                 # an event that is saved as emitted before Airflow has it in its database would be lost with

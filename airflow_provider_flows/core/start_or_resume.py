@@ -174,15 +174,15 @@ def start(
 
 
 def _create(service: Service, request: RunRequest, record: RunRecord) -> Conversation[tuple[FlowRun, bool]]:
-    """Create a run; because that costs nothing, the request is sent again as freely as a GET.
+    """Create a run. The request is retried like a GET, because it costs nothing.
 
     If it fails although it may have arrived, the runs that it may have created are deleted.
 
-    :returns: the run, and whether the request was sent more than once, so that other runs may be left over.
+    :returns: the run, and whether the request was sent more than once, and so may have created others.
     """
     was_sent_again = False
 
-    def send_freely(one: Request) -> Conversation[Response]:
+    def send_retryable(one: Request) -> Conversation[Response]:
         nonlocal was_sent_again
         response = yield from send(replace(one, resend=Resend.ALWAYS))
         was_sent_again = was_sent_again or response.attempts > 1
@@ -191,7 +191,7 @@ def _create(service: Service, request: RunRequest, record: RunRecord) -> Convers
     additional = add_stamp(request.additional, record.stamp)
     conversation = service.create(request.flow, request.parameters, additional)
     try:
-        run = yield from map_requests(conversation, send_freely)
+        run = yield from map_requests(conversation, send_retryable)
     except FlowServiceError as error:
         if was_sent_again or error.outcome_unknown:
             yield from _delete_created_runs(service, record)
