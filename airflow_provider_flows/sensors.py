@@ -56,7 +56,7 @@ class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
 
 
 class FlowExecutionTimeout(FlowTimeout, AirflowTaskTimeout):
-    """The `execution_timeout` of a deferred sensor has passed. Airflow retries it as without a deferral."""
+    """The `execution_timeout` of a deferred sensor has passed. Airflow retries it as in the other modes."""
 
 
 class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
@@ -145,14 +145,17 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             on_run_update = self.get_run_tracker(context, hook, self.flow_run_id)
             try:
                 run = run_from_event(event)
-            except (FlowAuthError, FlowInputError) as error:  # perhaps wrong in the triggerer only
+            except (
+                FlowAuthError,
+                FlowInputError,
+            ) as error:  # perhaps only in the triggerer
                 self.log.warning(UNUSABLE_IN_TRIGGERER, self.flow_run_id, error)
                 event = event or {}
                 return self._poll_or_defer(context, event.get("deadline"), event.get("rejections", 1))
             return self._finish(context, hook, run, on_run_update)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Continue after the deferral. If no event came in time, poll once, and end as at the deadline."""
+        """Continue after the deferral. If no event arrived in time, poll once, and end as at the deadline."""
         from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
         from airflow_provider_flows.triggers import NO_EVENT, is_deferral_timeout  # slow to import
 

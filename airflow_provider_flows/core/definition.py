@@ -50,7 +50,7 @@ class FlowDefinition:
     :param parameters: by name.
     :param outputs: media types, or names.
     :param min_inputs: minimum number of inputs of a run. Neither Generio nor PromptChainer documents one; a
-        service of another package may set it.
+        third service may set it.
     :param max_inputs: maximum number of inputs of a run, as for `min_inputs`.
     :param is_complete: whether all parameters and variables are documented; otherwise unknown names are
         accepted.
