@@ -140,7 +140,7 @@ class BaseFlowsHook(BaseHook):
 
     @property
     def abort_retry(self) -> Retry:
-        """The retry policy for aborting the run of a task that has ended: no later try aborts it."""
+        """The retry policy for aborting the run of a task that has ended, because no later try does it."""
         return Retry(attempts=max(MIN_ABORT_ATTEMPTS, 1 + self.extra["retries"]))
 
     def get_conn(self) -> requests.Session:

@@ -120,9 +120,9 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             yield
 
     def _render_returned(self, arguments: dict[str, Any], context: Any) -> dict[str, Any]:
-        """Return the function's arguments, rendered if requested. They replace those of the decorator."""
-        self._template_slips = {
-            name: slips for name, slips in self._template_slips.items() if name not in arguments
+        """Return the arguments from the function, rendered if requested; they replace the decorator's."""
+        self._template_problems = {
+            name: problems for name, problems in self._template_problems.items() if name not in arguments
         }
         if not self.render_returned:
             return arguments

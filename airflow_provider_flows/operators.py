@@ -20,11 +20,10 @@ from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, Flo
 from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
-from airflow_provider_flows.worker.finish import add_asset_event_extra, finish
-from airflow_provider_flows.worker.run_tracking import (
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.template_check import (
     CHECKED_ARGUMENTS,
     OUTPUT_ARGUMENTS,
-    RunTrackingMixin,
     TemplateCheckMixin,
 )
 
@@ -156,7 +155,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
         from airflow_provider_flows.worker.task_try import on_execution_timeout, plan_run, resume_or_start
 
-        self._reject_slip_in_connection()
+        self._raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
         options = self._output_options()
         on_run_update = self.get_run_tracker(context, task_try.hook)
@@ -197,14 +196,17 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
                 run = run_from_event(event)
             except FlowTimeout as error:
                 run = on_deadline(task_try, str(task_try.flow_run_id), error)
-            except (FlowAuthError, FlowInputError) as error:  # perhaps wrong in the triggerer only
+            except (
+                FlowAuthError,
+                FlowInputError,
+            ) as error:  # perhaps only in the triggerer
                 run = self._wait_after_rejection(task_try, event or {}, error)
         return self._finish(task_try, run, on_run_update)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the deferral.
 
-        If no event came in time, end as at the deadline. If the trigger itself failed, abort the flow run
+        If no event arrived in time, end as at the deadline. If the trigger itself failed, abort the flow run
         unless a retry resumes it.
         """
         try:
@@ -220,7 +222,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             task_try = self._create_task_try(context)
             is_timeout = is_deferral_timeout(next_method, next_kwargs)
             flow_run_id = task_try.flow_run_id
-            if flow_run_id is None and is_timeout:  # no store: this try has pushed it
+            if flow_run_id is None and is_timeout:  # without a store; this try has pushed it to XCom
                 ti: Any = context["ti"]
                 flow_run_id = ti.xcom_pull(self.task_id, key="flow_run_id", map_indexes=ti.map_index)
             with self._run_try(task_try):
@@ -246,8 +248,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
             on_kill(self._current_try)
 
-    def _reject_slip_in_connection(self) -> None:
-        """Raise all problems of templates if one is in `flows_conn_id`, which every other check needs."""
+    def _raise_if_connection_is_unusable(self) -> None:
+        """Raise all template problems if `flows_conn_id` has one, because every other check needs that."""
         if self.get_template_problems({"flows_conn_id"}):
             from airflow_provider_flows.core.validation import NOTHING_STARTED  # imports stay cheap
 
@@ -261,7 +263,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     def _create_task_try(
         self, context: Context, *, use_saved_connection: bool = False, deferred_run_id: str | None = None
     ) -> TaskTry:
-        """Return the facts about this try.
+        """Create the state of this try.
 
         :param use_saved_connection: whether to use the connection that an earlier try started its run with.
         :param deferred_run_id: the flow run that the task was deferred for.
@@ -289,7 +291,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
     @contextmanager
     def _run_try(self, task_try: TaskTry) -> Iterator[None]:
-        """Run a block as part of a try: from now on `on_kill` aborts its flow run, and so does an error.
+        """Run a block as part of a try: `on_kill` aborts its flow run from now on, and so does an error.
 
         An error aborts it only if no retry resumes it. The try stays the current one after the block, while
         its outputs are fetched.
@@ -369,9 +371,9 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
                 wait.reset_permanent_errors()
 
     def _wait_after_rejection(self, task_try: TaskTry, event: Mapping[str, Any], error: FlowError) -> FlowRun:
-        """Continue a wait for which the triggerer's connection is unusable, with that of this worker.
+        """Continue a wait with this worker's connection, because the triggerer's is unusable.
 
-        :raises FlowAuthError: its key is rejected, too.
+        :raises FlowAuthError: this worker's key is rejected as well.
         """
         from airflow_provider_flows.triggers import UNUSABLE_IN_TRIGGERER  # slow to import
 
@@ -381,12 +383,16 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
     def _finish_without_wait(self, context: Context, run: FlowRun) -> dict[str, Any]:
         """Return the dict of a run that the task does not wait for."""
+        from airflow_provider_flows.worker.finish import add_asset_event_extra  # imports stay cheap
+
         add_asset_event_extra(context, run)  # Airflow emits the events of the outlets in any case
         return run.to_dict()
 
     def _finish(
         self, task_try: TaskTry, run: FlowRun, on_run_update: Callable[[FlowRun], None]
     ) -> dict[str, Any]:
+        from airflow_provider_flows.worker.finish import finish  # imports stay cheap
+
         return finish(
             task_try.context,
             task_try.hook,

@@ -62,7 +62,7 @@ class Preflight:
     :param hook: sends the requests for definitions.
     :param load_graph: returns the exported graph of a flow, or None; used if the service returns no
         definition.
-    :param cache: the definitions of all services and connections.
+    :param cache: the cache of the definitions of all services and connections.
     """
 
     def __init__(

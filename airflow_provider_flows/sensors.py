@@ -29,8 +29,8 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
-from airflow_provider_flows.worker.finish import finish
-from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, TemplateCheckMixin
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.template_check import TemplateCheckMixin
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -57,7 +57,7 @@ class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
 
 
 class FlowExecutionTimeout(FlowTimeout, AirflowTaskTimeout):
-    """The `execution_timeout` of a deferred sensor has passed. Airflow retries it as without a deferral."""
+    """The `execution_timeout` of a deferred sensor has passed. Airflow retries it as in the other modes."""
 
 
 class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
@@ -148,14 +148,17 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             on_run_update = self.get_run_tracker(context, hook, self.flow_run_id)
             try:
                 run = run_from_event(event)
-            except (FlowAuthError, FlowInputError) as error:  # perhaps wrong in the triggerer only
+            except (
+                FlowAuthError,
+                FlowInputError,
+            ) as error:  # perhaps only in the triggerer
                 self.log.warning(UNUSABLE_IN_TRIGGERER, self.flow_run_id, error)
                 event = event or {}
                 return self._poll_or_defer(context, event.get("deadline"), event.get("rejections", 1))
-            return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
+            return self._finish(context, hook, run, on_run_update)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Continue after the deferral. If no event came in time, poll once, and end as at the deadline."""
+        """Continue after the deferral. If no event arrived in time, poll once, and end as at the deadline."""
         from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
         from airflow_provider_flows.triggers import NO_EVENT, is_deferral_timeout  # slow to import
 
@@ -171,7 +174,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             run = hook.run(wait.poll_once(), retry=NO_RETRY)
             if run is None or not run.is_final:
                 raise FlowTimeout(NO_EVENT.format(flow_run_id=wait.flow_run_id))
-            return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
+            return self._finish(context, hook, run, on_run_update)
 
     def _deadline(self, context: Context) -> float:
         """Return the epoch seconds at which a deferred wait ends.
@@ -203,7 +206,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             poll = wait.poll_confirming_errors
         run = hook.run(poll(), retry=NO_RETRY)
         if run is not None and run.is_final:
-            return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
+            return self._finish(context, hook, run, on_run_update)
         from airflow_provider_flows.triggers import FlowRunTrigger, deferral_timeout  # slow to import
 
         self.defer(
@@ -226,10 +229,14 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             on_run_update(wait.run or run)
         if run is None or not run.is_final:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(
-            is_done=True,
-            xcom_value=finish(context, hook, run, self._output_options(), on_run_update=on_run_update),
-        )
+        return PokeReturnValue(is_done=True, xcom_value=self._finish(context, hook, run, on_run_update))
+
+    def _finish(
+        self, context: Context, hook: FlowsHook, run: FlowRun, on_run_update: Callable[[FlowRun], None]
+    ) -> dict[str, Any]:
+        from airflow_provider_flows.worker.finish import finish  # needed only when a task runs
+
+        return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
 
     def _get_next_poke_interval(
         self,

@@ -62,9 +62,9 @@ UNUSABLE_IN_TRIGGERER = (
     "The triggerer cannot poll flow run %s with its connection, so this worker polls it with its own: %s"
 )
 MAX_DEFERRAL_SECONDS = 10 * 366 * 86_400.0  # Airflow stores the time of its end, which must be a date
-SCHEDULER_LOOPS = 5  # in which the scheduler certainly makes a DAG run of an event
+SCHEDULER_LOOPS = 5  # in which the scheduler certainly creates the DAG run for an event
 
-_KILL_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
+_ABORT_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
 
 
 class FlowRunTrigger(BaseTrigger):
@@ -80,7 +80,7 @@ class FlowRunTrigger(BaseTrigger):
     :param abort_on_kill: whether to abort the flow run when Airflow has ended its task (Airflow 3.3 and
         later).
     :param wait_state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
-    :param rejections: how many triggers before this one have ended because their connection was unusable.
+    :param rejections: how many earlier triggers have ended because their connection was unusable.
     """
 
     def __init__(
@@ -145,8 +145,8 @@ class FlowRunTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event: `flow_run_id`, and `run` or `error`. `run_from_event` reads it.
 
-        If the connection cannot be used here, it also has what the next trigger needs: `deadline` and
-        `rejections`.
+        If the connection is unusable here, the event also has `deadline` and `rejections`, which the next
+        trigger needs.
         """
         started_at = time.monotonic()
         result: dict[str, Any]
@@ -172,16 +172,16 @@ class FlowRunTrigger(BaseTrigger):
             return
         # In a task of its own, because Airflow cancels the trigger, and this method, every second until it
         # ends.
-        kill = asyncio.create_task(self._abort_if_finished())
-        _KILL_TASKS.add(kill)
-        kill.add_done_callback(_KILL_TASKS.discard)
+        abort = asyncio.create_task(self._abort_if_finished())
+        _ABORT_TASKS.add(abort)
+        abort.add_done_callback(_ABORT_TASKS.discard)
         deadline = time.monotonic() + ON_KILL_FRACTION * on_kill_timeout()
-        while not kill.done() and (remaining := deadline - time.monotonic()) > 0:
+        while not abort.done() and (remaining := deadline - time.monotonic()) > 0:
             with suppress(asyncio.CancelledError):
-                await asyncio.wait({kill}, timeout=remaining)
+                await asyncio.wait({abort}, timeout=remaining)
 
     async def _abort_if_finished(self) -> None:
-        """Abort the run if the task is finished; no error may escape, because nobody awaits one."""
+        """Abort the run if the task is finished; no error may escape, because no caller would see it."""
         from airflow_provider_flows.triggerer.kill_check import TaskStateReader
 
         try:
@@ -235,10 +235,10 @@ class FlowRunTrigger(BaseTrigger):
             log.warning("Connection %s cannot be looked up", self.flows_conn_id, exc_info=True)
             message = (
                 f"Connection {self.flows_conn_id!r} cannot be looked up in the triggerer "
-                f"({type(error).__name__}). Check that the connection is defined there, too"
+                f"({type(error).__name__}). Check that the connection is also defined there"
             )
             raise FlowInputError(message) from error
-        self._warm_up_kill()
+        self._warm_up_task_states()
         # imported by now, in a thread, because that takes too long on the loop
         from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 
@@ -261,8 +261,8 @@ class FlowRunTrigger(BaseTrigger):
             self._hook = hook = latest
             wait.reset_permanent_errors()
 
-    def _warm_up_kill(self) -> None:
-        """Let the triggerer process its first message now, because that takes too long during a kill."""
+    def _warm_up_task_states(self) -> None:
+        """Let the triggerer process its first message now, because it would take too long during a kill."""
         if SUPPORTS_ON_KILL and self.abort_on_kill and getattr(self, "task_instance", None) is not None:
             from airflow_provider_flows.triggerer.kill_check import TaskStateReader
 
@@ -276,13 +276,13 @@ class FlowRunTrigger(BaseTrigger):
 class FlowRunFinishedTrigger(BaseEventTrigger):
     """Emit events for the flow runs that finish at a service, for the asset of an `AssetWatcher`.
 
-    One event has all runs that have finished since the last one, up to 500 runs or 256 KiB. Its payload has
-    `flow_run_ids`, a list, and `runs`, a list of dicts in the order of their ends, each with `flow_run_id`,
-    `flow`, `service`, `state`, `progress`, `created_at`, `started_at`, `finished_at` (ISO 8601, UTC),
-    `duration` (seconds) and `error`.
+    An event contains all runs that finished since the previous one, at most 500 runs or 256 KiB. Its payload
+    has `flow_run_ids`, a list, and `runs`, a list of dicts in the order of their ends, each with
+    `flow_run_id`, `flow`, `service`, `state`, `progress`, `created_at`, `started_at`, `finished_at`,
+    `duration` (seconds) and `error`. Times are ISO 8601 in UTC.
 
-    The next event of an asset comes at least `event_interval` later, because Airflow might give an earlier
-    one to no DAG run until yet another event comes (`triggerer.event_turns`).
+    The next event of an asset comes at least `event_interval` later, because Airflow might deliver an earlier
+    one only together with the event after it (`triggerer.event_throttle`).
 
     Runs that finished before the first poll emit no events. If the first list has no end times, the Date
     header of its response separates earlier runs from new ones. Without that header, the watcher uses the
@@ -313,7 +313,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
 
     @cached_property
     def event_interval(self) -> float:
-        """Seconds from one event of an asset to the next, in which Airflow has made a DAG run of the first.
+        """Minimum seconds between two events of an asset, in which Airflow creates the DAG run for the first.
 
         That is `save_delay`, and a few loops of the scheduler (`[scheduler] scheduler_idle_sleep_time`): 10 s
         by default.
@@ -355,26 +355,26 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll without end, and yield an event for all runs that have finished since the last one."""
+        """Poll forever, and yield events, each for all runs that finished since the previous one."""
         # in-function imports: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.event_turns import EventTurns
+        from airflow_provider_flows.triggerer.event_throttle import EventThrottle
         from airflow_provider_flows.triggerer.finished_runs_feed import FinishedRunsFeed
         from airflow_provider_flows.triggerer.watcher_state import WatcherState, get_asset_names
 
         store = getattr(self, "asset_state_store", None)
-        turns, assets = EventTurns.for_loop(), get_asset_names(store) or [self._key()]
-        turns.start(assets, self.event_interval)
+        throttle, assets = EventThrottle.for_loop(), get_asset_names(store) or [self._key()]
+        throttle.register(assets, self.event_interval)
         watcher_state = WatcherState(store, self._key())
         cursor = EventCursor.from_dict(await watcher_state.load(self.poll_interval))
         feed = FinishedRunsFeed.for_connection(self.flows_conn_id)
         async for snapshot in feed.snapshots(self.poll_interval):
             next_cursor, new_runs = cursor.after(snapshot, self._matches)
-            if new_runs and await turns.wait(assets) >= self.poll_interval:
-                continue  # a newer list is due, and its runs belong into the same event
+            if new_runs and await throttle.wait(assets) >= self.poll_interval:
+                continue  # a newer list is due, and its runs belong in the same event
             emitted_ids: set[str] = set()
             for payload in event_payloads(new_runs):
-                await turns.wait(assets)
-                turns.take(assets, self.event_interval)
+                await throttle.wait(assets)
+                throttle.record_event(assets, self.event_interval)
                 yield TriggerEvent(payload)
                 emitted_ids.update(payload["flow_run_ids"])
                 # an event that is saved as emitted before Airflow has it in its database would be lost with
@@ -409,7 +409,7 @@ def min_event_delay() -> float:
 
 
 def deferral_timeout(schedule: Schedule) -> timedelta | None:
-    """Return the time after which Airflow itself ends a deferral, should no triggerer do it at the deadline.
+    """Return the time after which Airflow itself ends a deferral, if no triggerer does so at the deadline.
 
     That is two poll intervals after the deadline, or after the earliest event; None without a deadline.
     """
@@ -420,7 +420,7 @@ def deferral_timeout(schedule: Schedule) -> timedelta | None:
 
 
 def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
-    """Return whether a task is resumed because no event came within its `deferral_timeout`.
+    """Return whether a task is resumed because no event arrived within its `deferral_timeout`.
 
     Airflow then passes a marker in place of a method, and resume_execution raises TaskDeferralTimeout.
     """

@@ -35,7 +35,7 @@ with DAG(
         """Return the ids of the flow runs that this DAG run is for."""
         events = [event for found in (triggering_asset_events or {}).values() for event in found]
         if events:
-            return [key for event in events for key in event.extra["payload"]["flow_run_ids"]]
+            return [run_id for event in events for run_id in event.extra["payload"]["flow_run_ids"]]
         runs = FlowsHook.get_hook("flows_default").list_runs(FlowState.COMPLETED)
         return [run.flow_run_id for run in runs[:1]]
 

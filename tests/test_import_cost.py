@@ -44,8 +44,8 @@ DAG_FILE_MODULES = {
         "storage",
         "storage.output_options",
         "worker",
-        "worker.finish",
         "worker.run_tracking",
+        "worker.template_check",
     )
 }
 

@@ -101,7 +101,7 @@ def test_name_of_two_flows_is_rejected_with_their_ids(emulator: Emulator, hook: 
     rows += [{"id": "c3", "name": "poem"}, {"id": "c3", "name": "poem"}]  # one flow, listed twice
     listed = Fault("GET", "*/templates", times=None, body=json.dumps({"templates": rows}).encode())
     emulator.add_fault(listed)
-    message = f"generio has 2 flows '{FLOW}'; set flow to the id of one: 'a1' or 'b2'"
+    message = f"generio has 2 flows named '{FLOW}'; set flow to one of their ids: 'a1' or 'b2'"
     with pytest.raises(FlowInputError) as caught:
         hook.start(FLOW, "A chair")
     assert message in str(caught.value)

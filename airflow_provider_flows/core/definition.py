@@ -50,7 +50,7 @@ class FlowDefinition:
     :param parameters: by name.
     :param outputs: media types, or names.
     :param min_inputs: minimum number of inputs of a run. Neither Generio nor PromptChainer documents one; a
-        service of another package may set it.
+        third service may set it.
     :param max_inputs: maximum number of inputs of a run, as for `min_inputs`.
     :param is_complete: whether all parameters and variables are documented; otherwise unknown names are
         accepted.
@@ -108,9 +108,8 @@ def find_definition(flow: str, definitions: Iterable[FlowDefinition]) -> FlowDef
         found = {one.flow: one for one in reversed(definitions) if matches(one)}  # the first of each id
         if len(found) > 1:
             ids = " or ".join(map(repr, reversed(found)))
-            message = (
-                f"{definitions[0].service} has {len(found)} flows {flow!r}; set flow to the id of one: {ids}"
-            )
+            count = f"{definitions[0].service} has {len(found)} flows named {flow!r}"
+            message = f"{count}; set flow to one of their ids: {ids}"
             raise FlowInputError(message)
         if found:
             return next(iter(found.values()))

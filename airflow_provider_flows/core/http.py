@@ -146,7 +146,7 @@ class Response:
     :param url: the URL that was requested. It may be signed, so `repr` omits it.
     :param secrets: the credentials of the request, which `redact` removes from what the service repeats.
     :param bytes_received: how many bytes the sink received, None if the request has no sink.
-    :param attempts: how many times the request was sent until this response came.
+    :param attempts: how many times the request was sent until this response arrived.
     """
 
     status: int

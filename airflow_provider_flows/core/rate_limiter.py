@@ -1,4 +1,4 @@
-"""The rate limiter that the requests of a connection share: all in a triggerer, and the API server's cancels.
+"""The rate limiter that the requests of a connection share: all in a triggerer, and the API server's aborts.
 
 It does not sleep and does not read a clock; the caller passes the time.
 """

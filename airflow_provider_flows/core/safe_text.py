@@ -1,6 +1,6 @@
 r"""Texts from a service or a gateway, made safe for every store of Airflow.
 
-PostgreSQL stores no NUL (U+0000), and nothing encodes a lone surrogate: half of a pair, such as `"\ud83d"`.
+PostgreSQL stores no NUL (U+0000), and a lone surrogate, such as `"\ud83d"`, cannot be encoded.
 One of them in a trigger's event would end the triggerer. Each is replaced by U+FFFD when a response is read,
 and so is every byte that is not valid in the text's encoding. Files are stored as they are received.
 """
@@ -36,15 +36,15 @@ def decode_text(body: bytes) -> str:
 
     The encoding is UTF-8, or the UTF-16 or UTF-32 that the first bytes indicate.
     """
-    # This decodes no surrogates.
+    # no encoding decodes to a surrogate
     return body.decode(json.detect_encoding(body), "replace").replace("\0", REPLACEMENT)
 
 
 def replace_unsafe_escapes(json_text: str) -> str:
     """Return a JSON text without escapes of NUL and of lone surrogates, in keys and in values.
 
-    It is changed before it is parsed, because a search in the text takes far less time than a walk through
-    the parsed value, and almost every text remains as it is.
+    The text is changed before it is parsed, because searching it takes far less time than walking through the
+    parsed value, and almost every text is unchanged.
     """
     if "\\" not in json_text or _UNSAFE_ESCAPE.search(json_text) is None:
         return json_text

@@ -80,7 +80,7 @@ class Service(ABC):
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """Create a flow run without starting it; this costs nothing.
 
-        The start protocol may send it again, and deletes the runs that this leaves over (`list_runs`).
+        The start protocol may send the request again, and then deletes the extra runs (`list_runs`).
         """
         raise self._unsupported_error("create a flow run without starting it")
 

@@ -56,8 +56,8 @@ class SingleFlightCache(Generic[T]):
     ) -> tuple[CacheEntry[T], bool]:
         """Return the entry of a key, and whether it is new, so that the caller must load its value.
 
-        :param should_reload: takes a valid value and the clock seconds at the start of its load, and returns
-            whether to load it again.
+        :param should_reload: takes a valid value and the time at which its load started, in seconds of the
+            clock, and returns whether to load it again.
         """
         with self._lock:
             entry, now, previous = self._entries.get(key), self._clock(), None

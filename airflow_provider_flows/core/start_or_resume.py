@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.service import Service
 
-STAMP_KEY = "airflow_start"  # the key of our stamp in the caller's metadata
+STAMP_KEY = "airflow_start"  # the key of the provider's stamp in the caller's metadata
 NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
 NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)
-MISSING_RUN_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 7.5, 15.0)  # a gateway's failover: 30 s in all
+MISSING_RUN_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 7.5, 15.0)  # 30 s in all, for the failover of a gateway
 MIN_SEARCH_SECONDS = 1.5
 ABORT_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)
 
@@ -84,9 +84,9 @@ class RunRecord:
     :param flow_run_id: None until the service has returned it: a run may or may not exist then.
     :param saved_run: the complete run (`FlowRun.to_record`), if the service cannot return it a second time.
     :param conn_id: the Airflow connection that the run was started with.
-    :param host: the base URL of that connection then, without credentials.
-    :param created_by: the try that starts the run, by Airflow's names (`dag_id`, ...); it is part of the
-        stamp.
+    :param host: the connection's base URL at that time, without credentials.
+    :param created_by: the try that started the run, by Airflow's attribute names (`dag_id`, ...); part of
+        the stamp.
     """
 
     fingerprint: str
@@ -101,7 +101,7 @@ class RunRecord:
 
     @property
     def stamp(self) -> dict[str, Any]:
-        """What a run carries in its metadata, under `STAMP_KEY`: its token, and the try that started it."""
+        """The stamp in the metadata of the run, under `STAMP_KEY`: its token, and the try that started it."""
         return {**(self.created_by or {}), "token": self.token}
 
     def is_stamped_on(self, run: FlowRun) -> bool:
@@ -174,15 +174,15 @@ def start(
 
 
 def _create(service: Service, request: RunRequest, record: RunRecord) -> Conversation[tuple[FlowRun, bool]]:
-    """Create a run; because that costs nothing, the request is sent again as freely as a GET.
+    """Create a run. The request is retried like a GET, because it costs nothing.
 
     If it fails although it may have arrived, the runs that it may have created are deleted.
 
-    :returns: the run, and whether the request was sent more than once, so that other runs may be left over.
+    :returns: the run, and whether the request was sent more than once, and so may have created others.
     """
     was_sent_again = False
 
-    def send_freely(one: Request) -> Conversation[Response]:
+    def send_retryable(one: Request) -> Conversation[Response]:
         nonlocal was_sent_again
         response = yield from send(replace(one, resend=Resend.ALWAYS))
         was_sent_again = was_sent_again or response.attempts > 1
@@ -191,7 +191,7 @@ def _create(service: Service, request: RunRequest, record: RunRecord) -> Convers
     additional = add_stamp(request.additional, record.stamp)
     conversation = service.create(request.flow, request.parameters, additional)
     try:
-        run = yield from map_requests(conversation, send_freely)
+        run = yield from map_requests(conversation, send_retryable)
     except FlowServiceError as error:
         if was_sent_again or error.outcome_unknown:
             yield from _delete_created_runs(service, record)
@@ -322,11 +322,10 @@ def _find_run(
 ) -> Conversation[FlowRun | None]:
     """Return the run that a record names, or None if the service neither returns nor lists it.
 
-    A gateway that fails over responds with 404 for a while. So poll with growing pauses, and search the list
-    of runs as well. A run that is listed exists, even if it never could be polled.
+    During a failover, a gateway responds with 404 for a while. Therefore this polls with growing delays, and
+    searches the list of runs as well. A run that is listed exists, even if no poll found it.
 
-    :param deadline: epoch seconds after which the run is no longer searched for, but for 1.5 s in any case;
-        or None.
+    :param deadline: epoch seconds at which the search ends, after at least 1.5 s; or None.
     :raises FlowServiceError: the service could not be reached.
     """
     listed: FlowRun | None = None
@@ -347,7 +346,7 @@ def _find_run(
 
 
 def _find_listed_run(service: Service, record: RunRecord) -> Conversation[FlowRun | None]:
-    """Return the run with the record's id, else one with its stamp, from the list; None without a list."""
+    """Return the listed run with the record's id, else one with its stamp; None if neither is listed."""
     if not service.supports("list_runs"):
         return None
     try:
@@ -376,9 +375,9 @@ def _get_existing_run(service: Service, flow_run_id: str) -> Conversation[FlowRu
 def _delete_created_runs(
     service: Service, record: RunRecord, except_id: str | None = None
 ) -> Conversation[None]:
-    """Delete the created runs with the record's stamp, whose ids were lost on their way. Never fails.
+    """Delete the created runs with the record's stamp, whose ids were never received. Never fails.
 
-    :param except_id: a run that is not deleted.
+    :param except_id: the id of a run to leave alone.
     """
     if not service.staged_start or not service.supports("list_runs"):
         return

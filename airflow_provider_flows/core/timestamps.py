@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pendulum import DateTime
 
-MIN_YEAR = 1971  # in text; an earlier year is a service's zero, in whatever time zone (0001, 1900, 1970)
+MIN_YEAR = 1971  # of a text; an earlier year is the zero of a service's clock, in any time zone
 
 _ISO_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3}(\d{3})?)?(Z|[+-]\d\d:\d\d)?")
 

@@ -115,10 +115,10 @@ def collect_problems(problems: Problems | None) -> Iterator[Problems]:
 
 
 class TemplateRecorder:
-    """The texts that templates became, and the values in them: the `finalize` of a Jinja environment.
+    """Records the texts that templates render to, as the `finalize` of a Jinja environment.
 
-    `values` has the values of the expressions of the template in progress, before they become text.
-    `texts` has, by template, its text and these values.
+    `values` holds the values of the expressions of the template that is being rendered, before they become
+    text. `texts` holds, by template, its text and these values.
     """
 
     def __init__(self) -> None:
@@ -130,33 +130,32 @@ class TemplateRecorder:
         self.values.append(value)
         return value
 
-    def find_slips(self, argument: str, texts: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """Return what is wrong with the templates of an argument, by their place in it.
+    def find_problems(self, argument: str, texts: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Return the problems of the templates of an argument, by their place in it.
 
         :param texts: the places in the argument, and the texts there, before they were rendered.
         """
         allow_any_text = argument == "parameters"  # a flow may take the empty text or the word None
-        slips = {
-            where: describe_template_slip(template, *self.texts[template], allow_any_text=allow_any_text)
+        problems = {
+            where: describe_template_problem(template, *self.texts[template], allow_any_text=allow_any_text)
             for where, template in texts
             if template in self.texts
         }
         any_text = "; {'data': ...} takes any text" if argument == "inputs" else ""
-        return {where: f"{slip}{any_text}" for where, slip in slips.items() if slip is not None}
+        return {where: f"{problem}{any_text}" for where, problem in problems.items() if problem is not None}
 
 
-def describe_template_slip(
+def describe_template_problem(
     template: str, text: str, values: Sequence[Any], *, allow_any_text: bool = False
 ) -> str | None:
-    """Return what is wrong if a template's text is that of no value or of a collection, else None.
+    """Return the problem if a template's text is that of no value or of a collection, else None.
 
-    A None is wrong anywhere in a text. A collection is wrong only as the complete text, because a longer text
-    may quote one. What a template itself turned into text, as with `tojson` or `join`, is not a collection.
+    A None is a problem anywhere in a text. A collection is one only as the complete text, because a longer
+    text may quote a collection. The result of a filter such as `tojson` or `join` is a text.
 
     :param text: the template's text.
     :param values: the values of its expressions.
-    :param allow_any_text: whether an empty text and the word None are accepted if they are no mere form of a
-        None.
+    :param allow_any_text: whether to accept an empty text, and the word None where no value is None.
     """
     stripped = text.strip()
     collection = next((one for one in values if _is_collection(one) and str(one).strip() == stripped), None)
@@ -164,9 +163,9 @@ def describe_template_slip(
     if text == template or (allow_any_text and not is_none and collection is None):
         return None
     if is_none or stripped == "None":
-        result, remedy = "None", "check that what it names exists and has a value"
+        result, remedy = "None", "check that its variables and XComs exist and have a value"
     elif not stripped:
-        result, remedy = "an empty text", "check that what it names has a value"
+        result, remedy = "an empty text", "check that its variables and XComs have a value"
     elif isinstance(collection, Mapping):
         result, remedy = "the text of a dict", f"to pass the dict itself, {NATIVE_RENDERING}"
     elif collection is not None:
@@ -175,7 +174,7 @@ def describe_template_slip(
     else:
         return None
     expressions = TEMPLATE_EXPRESSION_PATTERN.findall(template) or [template]
-    return f"the template {_join_values(expressions, ' or ')} gave {result}: {remedy}; {RESULT_HINT}"
+    return f"the template {_join_values(expressions, ' or ')} rendered to {result}: {remedy}; {RESULT_HINT}"
 
 
 def _is_collection(value: Any) -> bool:

@@ -49,7 +49,7 @@ def _abort_deferred_run(previous_state: Any, task_instance: Any) -> None:
     trigger = getattr(task_instance, "trigger", None) if previous_state is None else None
     if trigger is None or trigger.classpath != TRIGGER_CLASSPATH or not trigger.kwargs.get("abort_on_kill"):
         return
-    from airflow_provider_flows.plugin.run_aborts import RUN_ABORTS
+    from airflow_provider_flows.plugin.abort_queue import ABORT_QUEUE
 
     # in threads, because Airflow's database transaction and the user's request wait for this function
-    RUN_ABORTS.submit(trigger.kwargs["flows_conn_id"], trigger.kwargs["flow_run_id"])
+    ABORT_QUEUE.submit(trigger.kwargs["flows_conn_id"], trigger.kwargs["flow_run_id"])

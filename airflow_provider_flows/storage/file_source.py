@@ -147,7 +147,7 @@ def _detect_media_type(subject: str, start: bytes, declared: str | None, source:
 
     :param declared: the media type that the file's name or data URI declares.
     :param source: NAME or DATA_URI, for the message.
-    :raises FlowInputError: the content is not what is declared, or a page or pointer in place of a file.
+    :raises FlowInputError: the content contradicts the declared type, or is a pointer or page in its place.
     """
     sniffed = data_uri.sniff(start)
     is_other_picture = (declared or "").startswith("image/") and (sniffed or "").startswith("image/")
@@ -213,7 +213,7 @@ def _resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | O
 
 
 def _decode_percent(uri: str) -> str | None:
-    """Return a URI with its escapes such as `%20` decoded, None if it has none or its server decodes them."""
+    """Return a URI with its escapes (`%20`) decoded; None if it has none, or its server decodes them."""
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme in {"http", "https"} or not re.search("%[0-9A-Fa-f]{2}", rest):
         return None
@@ -221,24 +221,24 @@ def _decode_percent(uri: str) -> str | None:
 
 
 def _choose_path(where: str, path: ObjectStoragePath, decoded_path: ObjectStoragePath) -> ObjectStoragePath:
-    """Return the path to the letter if that exists, else the percent-decoded one if that exists.
+    """Return the literal path if that exists, else the percent-decoded one if that exists.
 
-    The URIs of this provider's outputs, and those of object stores, are to the letter; those of
-    `pathlib.Path.as_uri` are encoded.
+    The URIs of this provider's outputs, and those of object stores, are literal; those of
+    `pathlib.Path.as_uri` are percent-encoded.
 
-    :raises FlowInputError: both are local files, so that either may be meant.
+    :raises FlowInputError: both are local files, so that the URI is ambiguous.
     """
     try:
         exists = path.exists()
-        if exists and path.protocol not in LOCAL_SCHEMES:  # two requests would be one too many
+        if exists and path.protocol not in LOCAL_SCHEMES:  # a second request would be wasted
             return path
         decoded_exists = decoded_path.exists()
     except Exception:  # noqa: BLE001  # any error of the store's library; reading the file reports it
         return path
     if exists and decoded_exists:
         raise FlowInputError(
-            f"{where} can mean two files: {redact_path(path)} and {redact_path(decoded_path)}. Pass the one "
-            "that is meant as a pathlib.Path"
+            f"{where} is ambiguous: both {redact_path(path)} and {redact_path(decoded_path)} exist. Pass the "
+            "file as a pathlib.Path"
         )
     return decoded_path if decoded_exists else path
 

@@ -160,7 +160,7 @@ def parse_inputs(inputs: Any, input_conn_id: str | None = None, problems: Proble
 
 
 def iter_texts(argument: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the texts in an argument of a task, each after its place, such as `inputs[0]`.
+    """Yield pairs of a place in a task's argument, such as `inputs[0]`, and the text there.
 
     Metadata (`additional`) and the `data` of a dict are left out, because they may be any text.
     """

@@ -85,7 +85,7 @@ def fetch_outputs(
     service = hook.service  # created here, because the threads below cannot look up a connection
     outputs = run.outputs
     can_list = service.supports("list_outputs")
-    come_with_run = not can_list and service.supports("get_run")  # but not with a trigger's event
+    come_with_run = not can_list and service.supports("get_run")  # but a trigger's event has none
     has_pending = any(output.status == PENDING for output in outputs)
     if (not outputs and (can_list or come_with_run)) or (has_pending and come_with_run):
         outputs = tuple(hook.list_ready_outputs(run.flow_run_id))

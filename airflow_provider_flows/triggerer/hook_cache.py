@@ -28,8 +28,8 @@ async def get_cached_hook(flows_conn_id: str, stale: FlowsHook | None = None) ->
     """Return the hook of a connection.
 
     :param stale: a hook whose credentials were rejected. The hook returned has other settings, or comes from
-        a lookup that began after this call: an earlier one may have read what was replaced since. All callers
-        that wait for a lookup share the next one, so that at most one is in progress.
+        a lookup that began after this call, because an earlier one may have read the old settings. Callers
+        that wait share the next lookup, so that at most one is in progress.
     :raises FlowInputError: the connection is not of a type that runs flows.
     """
     cache, called_at = _HOOKS.get(), time.monotonic()
@@ -63,7 +63,9 @@ async def _look_up(
 ) -> None:
     with cache.share_errors(entry):
         hook_class = await asyncio.to_thread(_import_in_thread)
-        entry.started_at = time.monotonic()  # callers until now share this lookup, even if a key was rejected
+        entry.started_at = (
+            time.monotonic()
+        )  # callers before this share the lookup, even if a key was rejected
         cache.set_value(entry, await hook_class.aget_hook(flows_conn_id), HOOK_TTL_SECONDS)
 
 

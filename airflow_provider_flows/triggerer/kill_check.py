@@ -22,7 +22,7 @@ MAX_TASK_INSTANCES = 2_000  # of one message
 
 
 class _Waiter(NamedTuple):
-    """A task instance, and the future of the trigger that asks for it."""
+    """A task instance, and the future of the trigger that waits for its state."""
 
     ti: Any
     is_finished: asyncio.Future[bool]
@@ -45,7 +45,7 @@ class TaskStateReader:
         return _READERS.get()
 
     async def is_finished(self, ti: Any) -> bool:
-        """Return whether a task instance is finished in Airflow, as Airflow has it now or later.
+        """Return whether a task instance is finished in Airflow, by a state that is read after this call.
 
         :raises Exception: Airflow did not respond, or rejected the message.
         """

@@ -1,4 +1,4 @@
-"""Aborts of flow runs from triggers: many at the same time share one session and the rate limiter."""
+"""Aborts of flow runs by triggers; those at the same time share one session and the rate limiter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _AbortSession:
         self._hook = hook
         self._identity = (type(hook), hook.settings, hook.extra)
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_ABORTS)
-        self._opening = asyncio.Lock()
+        self._open_lock = asyncio.Lock()
         self._transport: RateLimitedTransport | None = None
         self._exits = AsyncExitStack()
 
@@ -35,9 +35,9 @@ class _AbortSession:
         return self._hook is hook or self._identity == (type(hook), hook.settings, hook.extra)
 
     async def abort(self, flow_run_id: str) -> bool:
-        """Abort a run when it is its turn."""
+        """Abort a run as soon as a slot is free."""
         async with self._slots:
-            async with self._opening:
+            async with self._open_lock:
                 if self._transport is None:
                     opened = await self._exits.enter_async_context(self._hook.async_transport())
                     self._transport = RateLimitedTransport(opened, self._hook)

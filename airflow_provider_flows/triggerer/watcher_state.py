@@ -75,7 +75,7 @@ class WatcherState:
 
 
 def get_asset_names(store: Any) -> list[str]:
-    """Return the names of the assets that a trigger watches; none if Airflow does not say."""
+    """Return the names of the assets that a trigger watches; none if Airflow does not provide them."""
     return [*getattr(store, "_by_name", {})]
 
 

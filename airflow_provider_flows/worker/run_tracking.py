@@ -1,13 +1,9 @@
-"""What operator and sensor share: tracking of the flow run (its link in XCom, OpenLineage), and templates.
-
-The templates of a task are checked for slips: a template that became the text of no value or of a list.
-"""
+"""Tracking of a task's flow run while the task works: its id and its link in XCom, and OpenLineage."""
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,85 +11,12 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_flows.core.flow_run import FlowRun
-    from airflow_provider_flows.core.validation import Problems
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
 
 RUN_LINK_KEY = "flow_run_link"
 RUN_ID_KEY = "flow_run_id"
-OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id"})
-# all templated arguments except `additional`, which is metadata and may be any text
-CHECKED_ARGUMENTS = OUTPUT_ARGUMENTS | {
-    "flow", "inputs", "parameters", "flows_conn_id", "input_conn_id", "flow_run_id"
-}  # fmt: skip
-
-
-class TemplateCheckMixin:
-    """A task whose templates are checked while Airflow renders them. The task decides what to do about slips.
-
-    A slip is a template that became the text of no value or of a collection, such as `None` or `['a', 'b']`.
-    """
-
-    _template_slips: Mapping[str, Mapping[str, str]] = {}  # replaced as a whole, never changed
-
-    def render_template(
-        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
-    ) -> Any:
-        """Render a value as Airflow does, and record what is wrong with the templates of an argument."""
-        from airflow_provider_flows.core.validation import (
-            TemplateRecorder,
-        )  # importing the operators stays cheap
-        from airflow_provider_flows.storage.inputs import is_task
-
-        if is_task(content):  # Airflow would render that task's own templates
-            return content
-        recorder = getattr(jinja_env, "finalize", None)
-        if not isinstance(recorder, TemplateRecorder):
-            arguments = [name for name in sorted(CHECKED_ARGUMENTS) if getattr(self, name, None) is content]
-            return self.render_argument(arguments, content, context, jinja_env, seen_oids)
-        recorder.values.clear()
-        rendered = super().render_template(content, context, jinja_env, seen_oids)  # type: ignore[misc]
-        if isinstance(rendered, str) or callable(getattr(rendered, "open", None)):  # a text or a path
-            recorder.texts[str(content)] = str(rendered), tuple(recorder.values)
-        return rendered
-
-    def render_argument(
-        self,
-        arguments: Collection[str],
-        content: Any,
-        context: Context,
-        jinja_env: Any = None,
-        seen_oids: set[int] | None = None,
-    ) -> Any:
-        """Render the value of arguments, and record what is wrong with their templates.
-
-        A DAG whose Jinja environment has a `finalize` of its own decides itself how values become text.
-
-        :param arguments: the names of the arguments that have this value.
-        """
-        from airflow_provider_flows.core.validation import TemplateRecorder
-        from airflow_provider_flows.storage.inputs import iter_texts
-
-        env: Any = jinja_env or self.get_template_env()  # type: ignore[attr-defined]
-        if env.finalize is not None:
-            return super().render_template(content, context, env, seen_oids)  # type: ignore[misc]
-        recorder = TemplateRecorder()
-        rendered = self.render_template(content, context, env.overlay(finalize=recorder), seen_oids)
-        slips = {name: recorder.find_slips(name, iter_texts(name, content)) for name in arguments}
-        self._template_slips = {**self._template_slips, **slips}
-        return rendered
-
-    def get_template_problems(self, arguments: Collection[str] = CHECKED_ARGUMENTS) -> Problems:
-        """Return what is wrong with the templates of these arguments."""
-        from airflow_provider_flows.core.validation import Problems
-
-        problems = Problems()
-        for name in sorted(arguments):
-            for where, slip in self._template_slips.get(name, {}).items():
-                problems.add(f"{where}: {slip}", invalidates=name if name != "inputs" else where)
-                problems.invalid.update(re.findall(r"^inputs\[[^]]*\]", where))
-        return problems
 
 
 class RunTrackingMixin:

@@ -1,6 +1,6 @@
 """Storage of a complete run for a retry, of any size: in Airflow's task state store, or below `output_path`.
 
-The run is paid for, and its service may be unable to return it a second time, so none of it is left out.
+The run is paid for, and its service may be unable to return it a second time, so nothing is omitted.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class SavedRunStorage:
         if "uri" in reference:
             return self._load_file(str(reference["uri"]), str(reference.get("sha256")))
         parts = [self.store.get(part_key) for part_key in _part_keys(reference)]
-        with suppress(ValueError, TypeError, zlib.error):  # a part is missing or not ours
+        with suppress(ValueError, TypeError, zlib.error):  # a part is missing, or is not from this provider
             run = json.loads(zlib.decompress(base64.b64decode("".join(parts), validate=True)))
             if isinstance(run, dict) and get_digest(run) == reference.get("sha256"):
                 return run

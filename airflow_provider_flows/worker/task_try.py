@@ -56,7 +56,7 @@ MISSING_RUN = (
 
 @dataclass(slots=True)
 class TaskTry:
-    """The facts about one try of a task.
+    """One try of a task: its context, its hook, and what earlier tries have saved.
 
     :param context: Airflow's context of the try.
     :param task_state: the record of the task's flow run, and the retries left.
@@ -223,12 +223,12 @@ def _differs_from(record: RunRecord, hook: FlowsHook) -> bool:
 
 
 def _is_run_elsewhere(task_try: TaskTry, hook: FlowsHook) -> bool:
-    """Return whether the saved flow run is at a service or account that a hook's connection does not reach.
+    """Return whether a hook's connection does not reach the saved flow run.
 
-    Another connection may lead to the same account, and another host to the same service: only a run with the
-    same id, on the same host or with the record's stamp, is the saved one.
+    Another connection may lead to the same account, and another host to the same service. A run with the same
+    id is the saved one only if it is on the same host, or has the record's stamp.
 
-    :raises FlowServiceError: the connection's service cannot be asked.
+    :raises FlowServiceError: the service could not be reached, or rejected the poll.
     """
     record = task_try.task_state.record
     if record is None or record.flow_run_id is None or record.saved_run is not None:

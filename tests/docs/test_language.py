@@ -32,7 +32,9 @@ TERMS = {  # a phrase, and the term to use
     r"kept (?:in|by|for|until|beside|there)": "save, store",
     r"(?:is|are) whole|whole (?:file|answer|response|text|body|Airflow)s?": "complete",
     r"(?:takes?|refuses?|refused) (?:the|its|a|your|this) (?:API )?key": "accept, reject",
-    r"refuses? (?:what|it|them)": "reject",
+    r"refuses? (?:what|it|them)|(?<!connection.)(?:is|are|was|were|be) refused": "reject",
+    rf"cancel(?:s|led|ling)? (?:of )?(?:{RUN}|flow runs)": "abort",
+    r"to the letter": "literally",
     r"asked for (?:again|anew)": "requested again, downloaded again",
     r"(?:passing|lasting) (?:error|reason|failure)s?": "transient, permanent",
     r"lateness|news is|late news": "detection delay",
@@ -150,6 +152,7 @@ def test_a_phrase_is_found_across_lines_and_in_any_case() -> None:
     ]
     assert list(find_phrases("Is left, for it is over.")) == ["line 1: ', for it', use: because, since"]
     assert list(find_phrases("x\nUnder way")) == ["line 2: 'Under way', use: in progress"]
+    assert not list(find_phrases("The connection was refused."))
     assert not list(find_phrases("look up a flow; it is made of wood; at the mostly idle service"))
 
 

@@ -26,7 +26,7 @@ from sqlalchemy import select
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.plugin.run_aborts import MAX_THREADS
+from airflow_provider_flows.plugin.abort_queue import MAX_THREADS
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.airflow_run import run_dag
 from tests.support.flow_server import ApiResponse, StubFlowServer
@@ -152,7 +152,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> bool:
     return True
 
 
-def cancel_threads() -> list[threading.Thread]:
+def abort_threads() -> list[threading.Thread]:
     """Return the listener's threads."""
     return [thread for thread in threading.enumerate() if thread.name == "flows-abort"]
 
@@ -175,12 +175,12 @@ def test_many_marks_observe_the_connections_rate_limit(
 
     mark_deferred(ids, conn_id)
 
-    assert 1 <= len(cancel_threads()) <= MAX_THREADS
+    assert 1 <= len(abort_threads()) <= MAX_THREADS
     assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values()))
     times = [request.at for request in emulator.requests[before:]]
     assert len(times) == 2 * MARKED_RUNS
     assert max(sum(at <= other < at + 0.4 for other in times) for at in times) <= 14
-    assert wait_until(lambda: not cancel_threads())
+    assert wait_until(lambda: not abort_threads())
 
 
 def test_a_rejected_request_stops_all_threads(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_connection_that_does_not_work_is_tried_few_times(
 
     mark_deferred(ids, conn_id)
 
-    assert wait_until(lambda: not cancel_threads() and "does not try" in caplog.text)
+    assert wait_until(lambda: not abort_threads() and "does not try" in caplog.text)
     assert all(flow_run_id in caplog.text for flow_run_id in ids)
     assert len([record for record in caplog.records if "could not be aborted" in record.message]) <= 30
     assert not [record for record in caplog.records if record.exc_info]
@@ -219,9 +219,9 @@ def test_a_connection_that_does_not_work_is_tried_few_times(
 
 EXIT_WHILE_ABORTING = """
 import sys, time
-from airflow_provider_flows.plugin.run_aborts import RUN_ABORTS
+from airflow_provider_flows.plugin.abort_queue import ABORT_QUEUE
 
-RUN_ABORTS.submit("mute", "0" * 24)
+ABORT_QUEUE.submit("mute", "0" * 24)
 time.sleep(0.3)
 print(time.monotonic())
 """

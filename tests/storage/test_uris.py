@@ -54,7 +54,7 @@ def test_uri_of_two_local_files_is_rejected(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(PNG + name.encode())
     uri = (tmp_path / "a b.png").as_uri()
     with pytest.raises(
-        FlowInputError, match=r"inputs\[0\] can mean two files: .*a%20b.png and .*a b.png.*Path"
+        FlowInputError, match=r"inputs\[0\] is ambiguous: both .*a%20b.png and .*a b.png exist.*Path"
     ):
         parse_inputs({"uri": uri})
     assert content(tmp_path / "a b.png") == PNG + b"a b.png"

@@ -37,12 +37,12 @@ transport asynchronous blocking
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
 storage outputs quota_marker
 . preflight hooks
-worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try
-triggerer __init__ per_loop event_turns kill_check shared_poller hook_cache finished_runs_feed run_aborts
+worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try template_check
+triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache finished_runs_feed run_aborts
 triggerer watcher_state
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
-plugin airflow_internals cache html run_aborts listener schemas present run_view connection_view output_files
+plugin abort_queue airflow_internals cache html listener schemas present run_view connection_view output_files
 plugin routes __init__
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin

@@ -183,7 +183,7 @@ def sniff(data: bytes, name: str = "") -> str | None:
 
 
 def sniff_foreign(data: bytes) -> str | None:
-    """Return POINTER or HTML_PAGE if a file's first bytes are those of one, which may replace a file."""
+    """Return POINTER or HTML_PAGE if the first bytes are those of one in place of a file, else None."""
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(POINTER_STARTS):
         return POINTER
@@ -191,7 +191,7 @@ def sniff_foreign(data: bytes) -> str | None:
 
 
 def describe_content(data: bytes) -> str:
-    """Return what a file's first bytes show, for messages."""
+    """Return a description of content by its first bytes, for messages."""
     known = sniff(data) or sniff_foreign(data)
     if known is not None:
         return known

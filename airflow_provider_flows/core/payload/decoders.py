@@ -255,7 +255,7 @@ class JsonDecoder:
 
 
 class TextDecoder:
-    """A decoder of plain text, whose bytes are passed on as they are, in whatever encoding."""
+    """A decoder of plain text in any encoding; its bytes are passed on unchanged."""
 
     is_self_delimiting = False
 

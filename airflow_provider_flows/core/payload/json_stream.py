@@ -16,8 +16,8 @@ from airflow_provider_flows.core.safe_text import replace_surrogates
 FILE_KEYS = frozenset({"data", "file_data"})  # vendor_notes.md, G-02 and G-09
 MAX_OTHER_JSON_BYTES = 8 * 1024 * 1024  # of the JSON around the file, which is stored in memory
 _STRUCTURAL_CHARACTER = re.compile(rb'["{}\[\],]')
-# The first alternative is a high surrogate and, if it follows, the low one of the pair. At the end of a chunk
-# that may be the start of one.
+# The first alternative is a high surrogate and, if it follows, the low one of the pair, of which a chunk may
+# end with a part.
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB].{2}(?:\\(?:\Z|u(?:\Z|[dD](?:\Z|[c-fC-F].{0,2}))))?|u.{0,4}|.)?", re.DOTALL
 )
@@ -125,7 +125,7 @@ class JsonStringExtractor:
         return end + 1
 
     def _resolve_escapes(self, text: bytes, *, is_end: bool) -> bytes:
-        """Resolve escapes. One that is cut at the end of the text is saved for the next chunk.
+        """Resolve escapes. An incomplete one at the end of the text is saved for the next chunk.
 
         :param is_end: whether the string ends with this text.
         """
@@ -149,7 +149,7 @@ def _is_incomplete_escape(escape: bytes, *, is_end: bool) -> bool:
         return len(escape) < 2
     is_high_surrogate = escape[2:3] in b"dD" and escape[3:4] in b"89abAB"
     if len(escape) == 6 and is_high_surrogate:
-        return not is_end  # the other surrogate may follow
+        return not is_end  # the low surrogate may follow
     return len(escape) < (12 if is_high_surrogate else 6)
 
 

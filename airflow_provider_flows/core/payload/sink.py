@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 class Sink(Protocol):
     """A receiver of the body of a successful response, which the transport calls while the body arrives.
 
-    Its methods raise ValueError if the body is not what it should be, and WriteFailedError if what the sink
-    writes to has failed. The transport then closes the response and raises `FlowMalformed` or the cause.
+    Its methods raise ValueError if the body is invalid, and WriteFailedError if the sink's target has failed.
+    The transport then closes the response, and raises `FlowMalformed` or the cause.
     """
 
     def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:
@@ -24,7 +24,7 @@ class Sink(Protocol):
 
 
 class WriteFailedError(Exception):
-    """An error of what a sink writes to, so that the transport does not take it for one of the network.
+    """An error of a sink's target, so that the transport does not mistake it for a network error.
 
     :param cause: the error.
     """

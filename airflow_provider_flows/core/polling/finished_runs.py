@@ -28,7 +28,7 @@ MAX_ID_CHARACTERS = 200  # runs with longer ids are ignored
 OVERLAP_SECONDS = 3600.0  # a list may show a run so much later than one that ended after it
 MAX_CURSOR_CHARACTERS = 60_000  # of a cursor as JSON, some thousand ids; Airflow's store accepts 64 KiB
 MAX_EVENT_TEXT_CHARACTERS = 1000  # of a text that comes from the service
-# Bounds of an asset event, which Airflow stores in its database, and returns with every list of asset events.
+# bounds of an asset event, which Airflow stores in its database and includes in each list of asset events
 # A mapped task has at most 1024 instances by default (`[core] max_map_length`).
 MAX_EVENT_RUNS = 500
 MAX_EVENT_CHARACTERS = 256 * 1024  # as JSON
@@ -227,7 +227,7 @@ class EventCursor:
         return cursor, [run for _, run in reversed(new)]
 
     def after_emitting(self, snapshot: Snapshot, flow_run_ids: Collection[str]) -> EventCursor:
-        """Return the cursor after only these runs of a snapshot: the earliest ones of those to emit."""
+        """Return the cursor after an event with only some runs of a snapshot, the earliest ones to emit."""
         return self.after(snapshot, lambda run: run.flow_run_id in flow_run_ids)[0]
 
     def _after_first(self, snapshot: Snapshot, matches: Callable[[FlowRun], bool]) -> EventCursor:
@@ -272,7 +272,7 @@ def _strip_large_fields(run: FlowRun) -> FlowRun:
 
 
 def event_payloads(runs: Sequence[FlowRun]) -> Iterator[dict[str, Any]]:
-    """Yield the payloads of as few events as these runs need within the bounds of an event."""
+    """Yield the payloads of events for these runs: as few as the bounds of an event permit."""
     items: list[dict[str, Any]] = []
     characters = 0
     for item in map(_event_item, runs):

@@ -1,6 +1,6 @@
-"""What to do after a poll of a flow run: poll again after a delay, return the final run, or give up.
+"""The decision after a poll of a flow run: poll again after a delay, return the final run, or fail.
 
-`next_step` decides it, from the intervals, the deadline, the forecast of the run's end and the state of the
+`next_step` makes it, from the intervals, the deadline, the forecast of the run's end and the state of the
 wait. Everything here is pure: immutable values in, immutable values out. Times are epoch seconds, durations
 seconds.
 """
@@ -29,7 +29,7 @@ END_MARGIN_OF_INTERVAL, END_MARGIN_OF_REMAINING = 0.05, 0.01
 MAX_FORECAST_SECONDS = 10 * 366 * 86_400.0  # a longer remaining time comes from an absurd start or progress
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a service that asks for a longer pause is polled again after this one
 MAX_PERMANENT_ERRORS = 3  # a key may be in rotation, a new run not visible yet, a gateway confused
-MAX_REJECTED_TRIGGERS = 3  # with an unusable connection; then the task waits in its worker
+MAX_REJECTED_TRIGGERS = 3  # with an unusable connection; after them the task waits in its worker
 MAX_BACKOFF_DOUBLINGS = 16
 
 
@@ -141,7 +141,7 @@ class PollState(NamedTuple):
 
     @property
     def needs_confirmation(self) -> bool:
-        """Whether the service has rejected a poll, and the next polls may show that it was no mistake."""
+        """Whether the service has rejected a poll, and the next polls must confirm that this is permanent."""
         return self.permanent_errors > 0 and self.failed_polls < MAX_PERMANENT_ERRORS
 
 
@@ -281,12 +281,12 @@ def next_step(
     """Return the state of a wait after an observation, and what the wait does next.
 
     :param observation: the run or the error of a poll, None if there was none since the last step.
-    :param observed_at: when the service read the run, if that was before `now`.
+    :param observed_at: epoch seconds at which the service read the run, if that was before `now`.
     """
     if isinstance(observation, FlowServiceError):
         failed = state.after_error(observation)
         if not observation.is_transient and failed.permanent_errors >= MAX_PERMANENT_ERRORS:
-            # without this error in the counts: if its cause is removed, the wait continues as before it
+            # this error is not counted: if its cause is removed, the wait continues from the previous state
             return state._replace(last_error=observation), Failed(observation)
         state = failed
     elif observation is not None:

@@ -24,7 +24,7 @@ MAX_CONFIRM_DELAY_SECONDS = 10.0  # a worker is blocked while it confirms a reje
 class Wait:
     """The wait for one flow run. `poll` is the only way in which it sends requests.
 
-    `schedule.next_step` decides what comes after a poll; this class carries it out, logs and counts. It
+    `schedule.next_step` decides what to do after a poll; this class applies the decision, logs and counts. It
     performs no I/O: the driver sends the requests and sleeps.
     """
 
@@ -131,7 +131,7 @@ class Wait:
         return self.record_poll(run)
 
     def poll_once(self) -> Conversation[FlowRun | None]:
-        """Poll once, for a caller that continues the wait elsewhere, or later.
+        """Poll once, for a caller that continues the wait later or in another process.
 
         :returns: the run, or None if the poll failed. Whether the deadline has passed is left to the next
             poll.

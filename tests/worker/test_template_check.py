@@ -1,4 +1,4 @@
-"""Tests that a template that became the text of no value or of a collection is refused before it is paid for.
+"""Tests that a template that renders to no value or to a collection is rejected before a run is paid for.
 
 Each test runs a DAG, because Airflow renders the templates.
 """
@@ -29,35 +29,38 @@ PARAMS: dict[str, Any] = {
 }
 NOTHING = "{{ ti.xcom_pull('no_such_task') }}"
 
-# each slip: the template, and what the error says that it gave
-SLIPS = {
-    "nothing": (NOTHING, "gave None: check that what it names exists"),
-    "the word": ("{{ params.word }}", "gave None"),
+# each problem: the template, and how the error describes its result
+PROBLEMS = {
+    "nothing": (NOTHING, "rendered to None: check that its variables and XComs exist"),
+    "the word": ("{{ params.word }}", "rendered to None"),
     "list": (
         "{{ params.prompts }}",
-        "gave the text of a list: to pass the list itself, set render_template_as",
+        "rendered to the text of a list: to pass the list itself, set render_template_as",
     ),
-    "empty list": ("{{ [] }}", "gave the text of a list"),
-    "dict": ("{{ params.spec }}", "gave the text of a dict: to pass the dict itself, set render_template_as"),
-    "all params": (" {{ params }} ", "gave the text of a dict"),
-    "empty": ("{{ params.blank }}", "gave an empty text"),
-    "block": ("{% if params.blank %}A chair{% endif %}", "gave an empty text"),
-    "part": ("A chair for " + NOTHING, "gave None"),
+    "empty list": ("{{ [] }}", "rendered to the text of a list"),
+    "dict": (
+        "{{ params.spec }}",
+        "rendered to the text of a dict: to pass the dict itself, set render_",
+    ),
+    "all params": (" {{ params }} ", "rendered to the text of a dict"),
+    "empty": ("{{ params.blank }}", "rendered to an empty text"),
+    "block": ("{% if params.blank %}A chair{% endif %}", "rendered to an empty text"),
+    "part": ("A chair for " + NOTHING, "rendered to None"),
 }
 # each templated argument: the arguments with a template in place, and its name in the error
 ARGUMENTS: dict[str, tuple[Any, str]] = {
-    "flow": (lambda slip: {"flow": slip}, "flow: "),
-    "inputs": (lambda slip: {"inputs": slip}, "inputs[0]: "),
-    "item": (lambda slip: {"inputs": ["A chair", slip]}, "inputs[1]: "),
-    "uri": (lambda slip: {"inputs": {"uri": slip}}, "inputs[0]['uri']: "),
+    "flow": (lambda template: {"flow": template}, "flow: "),
+    "inputs": (lambda template: {"inputs": template}, "inputs[0]: "),
+    "item": (lambda template: {"inputs": ["A chair", template]}, "inputs[1]: "),
+    "uri": (lambda template: {"inputs": {"uri": template}}, "inputs[0]['uri']: "),
     "variable": (
-        lambda slip: {**CHAIN_ARGUMENTS, "inputs": {"color": "red", "item": slip}},
+        lambda template: {**CHAIN_ARGUMENTS, "inputs": {"color": "red", "item": template}},
         "inputs['item']: ",
     ),
-    "flows_conn_id": (lambda slip: {"flows_conn_id": slip}, "flows_conn_id: "),
-    "input_conn_id": (lambda slip: {"input_conn_id": slip}, "input_conn_id: "),
-    "output_path": (lambda slip: {"output_path": slip}, "output_path: "),
-    "output_conn_id": (lambda slip: {"output_conn_id": slip}, "output_conn_id: "),
+    "flows_conn_id": (lambda template: {"flows_conn_id": template}, "flows_conn_id: "),
+    "input_conn_id": (lambda template: {"input_conn_id": template}, "input_conn_id: "),
+    "output_path": (lambda template: {"output_path": template}, "output_path: "),
+    "output_conn_id": (lambda template: {"output_conn_id": template}, "output_conn_id: "),
 }
 
 pytestmark = pytest.mark.emulator(run_seconds=0)
@@ -73,7 +76,7 @@ def run_tasks(dag_id: str, tasks: dict[str, dict[str, Any]], **dag_arguments: An
     return run_dag(dag)
 
 
-def assert_refused(result: DagResult, name: str, *parts: str) -> None:
+def assert_rejected(result: DagResult, name: str, *parts: str) -> None:
     """Assert that a task's error is a FlowInputError with these parts."""
     error = result.errors[name.replace(" ", "_")]
     assert type(error) is FlowInputError, (name, error)
@@ -82,47 +85,47 @@ def assert_refused(result: DagResult, name: str, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
-def test_slip_in_any_argument_is_refused(
+def test_problem_in_any_argument_is_rejected(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str
 ) -> None:
-    """Each slip in each argument is an error with the argument, the expression, the result and the remedy."""
+    """Each problem in each argument is an error with the argument, the expression, result and remedy."""
     monkeypatch.chdir(tmp_path)
     arguments, where = ARGUMENTS[argument]
     result = run_tasks(
-        f"slips_{argument}", {name: arguments(template) for name, (template, _) in SLIPS.items()}
+        f"templates_{argument}", {name: arguments(template) for name, (template, _) in PROBLEMS.items()}
     )
-    for name, (template, gave) in SLIPS.items():
-        expression = template.strip().removeprefix("A chair for ")
-        assert_refused(result, name, where, repr(expression), gave, ".output", "No flow run was created")
+    for name, (template, result_text) in PROBLEMS.items():
+        expression = repr(template.strip().removeprefix("A chair for "))
+        assert_rejected(result, name, where, expression, result_text, ".output", "No flow run was created")
     assert emulator.runs == {}
     assert not any(tmp_path.iterdir())  # a folder called `None` has been seen
 
 
-def test_slip_in_a_parameter_is_refused(emulator: Emulator) -> None:
+def test_problem_in_a_parameter_is_rejected(emulator: Emulator) -> None:
     """A parameter is never the text of a missing value or of a collection; it may be empty, or any word."""
     names = ("nothing", "list", "dict")
-    tasks = {name: {"parameters": {"quality": SLIPS[name][0]}, "validate": False} for name in names}
-    result = run_tasks("slips_parameters", tasks)
+    tasks = {name: {"parameters": {"quality": PROBLEMS[name][0]}, "validate": False} for name in names}
+    result = run_tasks("templates_parameters", tasks)
     for name in names:
-        assert_refused(result, name, "parameters['quality']: ", SLIPS[name][1])
+        assert_rejected(result, name, "parameters['quality']: ", PROBLEMS[name][1])
     assert emulator.runs == {}
 
     texts = {"style": "{{ params.blank }}", "label": "{{ params.word }}"}
-    run_tasks("slips_parameter_texts", {"run": {"parameters": texts, "validate": False}})
+    run_tasks("templates_parameter_texts", {"run": {"parameters": texts, "validate": False}})
     (created,) = (one.json for one in emulator.requests if (one.method, one.path[-6:]) == ("POST", "/flows"))
     assert created["parameters"] == {"style": "", "label": "None"}
 
 
-def test_one_error_has_the_slips_and_the_other_problems(emulator: Emulator) -> None:
-    """Slips are listed with all other problems of a task, each once."""
+def test_one_error_has_template_problems_and_all_others(emulator: Emulator) -> None:
+    """Problems of templates are listed with all other problems of a task, each once."""
     arguments = {
         "inputs": [NOTHING, "file:///no/such.png", "{{ params.blank }}"],
         "parameters": {"qualty": "low"},
         "output_path": NOTHING,
     }
-    result = run_tasks("slips_and_problems", {"run": arguments})
+    result = run_tasks("templates_and_others", {"run": arguments})
     parts = ("inputs[0]: ", "inputs[1] names a file that cannot", "inputs[2]: ", "'qualty'", "output_path: ")
-    assert_refused(result, "run", *parts)
+    assert_rejected(result, "run", *parts)
     assert str(result.errors["run"]).count("inputs[2]") == 1
     assert emulator.runs == {}
 
@@ -140,7 +143,7 @@ def test_texts_that_are_meant_are_sent(emulator: Emulator) -> None:
     }
     meant = [*texts, {"data": NOTHING, "additional": {"conf": "{{ params.spec }}"}}]
     result = run_tasks(
-        "slips_texts", {"run": {"inputs": meant, "additional": {"of": "{{ params.prompts }}"}}}
+        "templates_texts", {"run": {"inputs": meant, "additional": {"of": "{{ params.prompts }}"}}}
     )
 
     assert result.state == "success", result.log
@@ -154,45 +157,45 @@ def test_native_rendering_passes_the_values(emulator: Emulator) -> None:
         "run": {"inputs": "{{ params.prompts }}", "parameters": {"quality": NOTHING}},
         "none": {"inputs": NOTHING},
     }
-    result = run_tasks("slips_native", tasks, render_template_as_native_obj=True)
+    result = run_tasks("templates_native", tasks, render_template_as_native_obj=True)
 
     assert result.states["run"] == "success", result.log
     (run,) = emulator.runs.values()
     assert [item.media.content.decode() for item in run.inputs] == PARAMS["prompts"]
-    assert_refused(result, "none", "inputs must hold at least one prompt or file")
+    assert_rejected(result, "none", "inputs must hold at least one prompt or file")
 
 
-def test_mapped_task_refuses_its_own_slips_only(emulator: Emulator) -> None:
-    """Mapped over values, a task instance refuses the slip that it was given; the others run."""
-    with DAG("slips_mapped", schedule=None, params=PARAMS) as dag:
+def test_mapped_task_rejects_its_own_template_only(emulator: Emulator) -> None:
+    """Mapped over values, a task instance rejects its own template; the others run."""
+    with DAG("templates_mapped", schedule=None, params=PARAMS) as dag:
         RunFlowOperator.partial(task_id="run", flow=FLOW, **FAST_POLLING).expand(
             inputs=["A chair", "{{ params.prompts }}", "{{ params.prompts[1] }}"]
         )
     result = run_dag(dag)
 
-    assert_refused(result, "run[1]", "inputs[0]: ", "with expand")
+    assert_rejected(result, "run[1]", "inputs[0]: ", "with expand")
     sent = [run.inputs[0].media.content.decode() for run in emulator.runs.values()]
     assert sorted(sent) == ["A boat", "A chair"]
 
 
-def test_sensor_refuses_slips(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sensor refuses a slip in each of its templated arguments before it polls."""
+def test_sensor_checks_templates(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sensor rejects a problem in each of its templated arguments before it polls."""
     monkeypatch.chdir(tmp_path)
-    with DAG("slips_sensor", schedule=None, params=PARAMS) as dag:
+    with DAG("templates_sensor", schedule=None, params=PARAMS) as dag:
         for argument in FlowRunSensor.template_fields:
             given = {"flow_run_id": "1" * 24, "mode": "poke", argument: NOTHING}
             FlowRunSensor(task_id=argument, **given)
     result = run_dag(dag)
 
     for argument in FlowRunSensor.template_fields:
-        assert_refused(result, argument, f"{argument}: ", repr(NOTHING), "gave None")
+        assert_rejected(result, argument, f"{argument}: ", repr(NOTHING), "rendered to None")
     assert emulator.requests == ()
     assert not any(tmp_path.iterdir())
 
 
 def test_function_of_a_task_is_checked_if_it_returns_templates(emulator: Emulator) -> None:
     """@task.flow checks what is rendered: its own templates, and returned ones if told to."""
-    with DAG("slips_function", schedule=None, params=PARAMS) as dag:
+    with DAG("templates_function", schedule=None, params=PARAMS) as dag:
 
         @task.flow(flow=FLOW, render_returned=True, **FAST_POLLING)
         def rendered() -> list[str]:
@@ -214,8 +217,8 @@ def test_function_of_a_task_is_checked_if_it_returns_templates(emulator: Emulato
             one()
     result = run_dag(dag)
 
-    assert_refused(result, "rendered", "inputs[1]: ", repr(NOTHING))
-    assert_refused(result, "of_decorator", "flow: ", repr(NOTHING))
+    assert_rejected(result, "rendered", "inputs[1]: ", repr(NOTHING))
+    assert_rejected(result, "of_decorator", "flow: ", repr(NOTHING))
     assert (result.states["plain"], result.states["replaced"]) == ("success", "success"), result.log
     assert len(emulator.runs) == 2
 
@@ -224,9 +227,9 @@ def test_function_of_a_task_is_checked_if_it_returns_templates(emulator: Emulato
     "arguments",
     [{"inputs": "task"}, {"inputs": ["A chair", "task"]}, {**CHAIN_ARGUMENTS, "inputs": {"color": "task"}}],
 )
-def test_task_in_place_of_its_result_is_refused(emulator: Emulator, arguments: dict[str, Any]) -> None:
+def test_task_in_place_of_its_result_is_rejected(emulator: Emulator, arguments: dict[str, Any]) -> None:
     """A task among the inputs is an error that says to write `.output`; its templates stay as they are."""
-    with DAG("slips_task", schedule=None, params=PARAMS) as dag:
+    with DAG("templates_task", schedule=None, params=PARAMS) as dag:
         first = EmptyOperator(task_id="first", doc="{{ params.word }}")
         inputs = arguments["inputs"]
         given: Any = first
@@ -237,5 +240,5 @@ def test_task_in_place_of_its_result_is_refused(emulator: Emulator, arguments: d
         RunFlowOperator(task_id="run", **{**CHAIR_ARGUMENTS, **FAST_POLLING, **arguments, "inputs": given})
     result = run_dag(dag)
 
-    assert_refused(result, "run", "is the task 'first' itself; write .output")
+    assert_rejected(result, "run", "is the task 'first' itself; write .output")
     assert emulator.runs == {}

@@ -1,4 +1,4 @@
-"""Cancels of flow runs from the API server, in a few threads that observe the rate limits."""
+"""A queue of flow runs that the API server aborts, in a few threads that observe the rate limits."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class _Target(NamedTuple):
     limiter: SharedRateLimiter
 
 
-class RunAborts:
-    """Cancels flow runs in a few threads, which end when nothing is left to do.
+class AbortQueue:
+    """Aborts flow runs in a few threads, which end when the queue is empty.
 
     They are daemon threads, unlike those of a `ThreadPoolExecutor`, so that a slow service does not delay the
     exit of the API server.
@@ -51,7 +51,7 @@ class RunAborts:
         self._targets: SingleFlightCache[_Target] = SingleFlightCache()
 
     def submit(self, conn_id: str, flow_run_id: str) -> None:
-        """Cancel a run in the background, and log the result."""
+        """Abort a run in the background, and log the result."""
         with self._lock:
             self._jobs.append(_Job(conn_id, flow_run_id))
             self._threads = [thread for thread in self._threads if thread.is_alive()]  # a fork has none
@@ -117,7 +117,7 @@ class RunAborts:
             )
 
 
-RUN_ABORTS = RunAborts()
+ABORT_QUEUE = AbortQueue()
 
 
 def _log_success(flow_run_id: str, *, was_aborted: bool) -> None:

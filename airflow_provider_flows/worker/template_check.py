@@ -1,0 +1,86 @@
+"""A check of a task's templates: a template must not render to the text of no value or of a collection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_flows.core.validation import Problems
+
+OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id"})
+# all templated arguments except `additional`, which is metadata and may be any text
+CHECKED_ARGUMENTS = OUTPUT_ARGUMENTS | {
+    "flow", "inputs", "parameters", "flows_conn_id", "input_conn_id", "flow_run_id"
+}  # fmt: skip
+
+
+class TemplateCheckMixin:
+    """A task whose templates are checked while Airflow renders them.
+
+    A problem is a template that rendered to the text of no value or of a collection, such as `None` or
+    `['a', 'b']`. It is recorded; the task decides when to raise it.
+    """
+
+    # by argument, then by place in it; replaced and never changed, because all tasks share the default
+    _template_problems: Mapping[str, Mapping[str, str]] = {}
+
+    def render_template(
+        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
+    ) -> Any:
+        """Render a value as Airflow does, and record the problems of its templates."""
+        from airflow_provider_flows.core.validation import TemplateRecorder  # imports stay cheap
+        from airflow_provider_flows.storage.inputs import is_task
+
+        if is_task(content):  # Airflow would render that task's own templates
+            return content
+        recorder = getattr(jinja_env, "finalize", None)
+        if not isinstance(recorder, TemplateRecorder):
+            arguments = [name for name in sorted(CHECKED_ARGUMENTS) if getattr(self, name, None) is content]
+            return self.render_argument(arguments, content, context, jinja_env, seen_oids)
+        recorder.values.clear()
+        rendered = super().render_template(content, context, jinja_env, seen_oids)  # type: ignore[misc]
+        if isinstance(rendered, str) or callable(getattr(rendered, "open", None)):  # a text or a path
+            recorder.texts[str(content)] = str(rendered), tuple(recorder.values)
+        return rendered
+
+    def render_argument(
+        self,
+        arguments: Collection[str],
+        content: Any,
+        context: Context,
+        jinja_env: Any = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render the value of arguments, and record the problems of their templates.
+
+        Templates are not checked if the DAG's Jinja environment has its own `finalize`, which then defines
+        how values become text.
+
+        :param arguments: the names of the arguments that have this value.
+        """
+        from airflow_provider_flows.core.validation import TemplateRecorder
+        from airflow_provider_flows.storage.inputs import iter_texts
+
+        env: Any = jinja_env or self.get_template_env()  # type: ignore[attr-defined]
+        if env.finalize is not None:
+            return super().render_template(content, context, env, seen_oids)  # type: ignore[misc]
+        recorder = TemplateRecorder()
+        rendered = self.render_template(content, context, env.overlay(finalize=recorder), seen_oids)
+        problems = {name: recorder.find_problems(name, iter_texts(name, content)) for name in arguments}
+        self._template_problems = {**self._template_problems, **problems}
+        return rendered
+
+    def get_template_problems(self, arguments: Collection[str] = CHECKED_ARGUMENTS) -> Problems:
+        """Return the problems of the templates of these arguments."""
+        from airflow_provider_flows.core.validation import Problems
+
+        problems = Problems()
+        for name in sorted(arguments):
+            for where, problem in self._template_problems.get(name, {}).items():
+                problems.add(f"{where}: {problem}", invalidates=name if name != "inputs" else where)
+                problems.invalid.update(re.findall(r"^inputs\[[^]]*\]", where))
+        return problems
