@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pendulum import DateTime
 
-MIN_YEAR = 1971  # in text; an earlier year is a service's zero, in whatever time zone (0001, 1900, 1970)
+MIN_YEAR = 1971  # an earlier year is a service's zero, in whatever time zone (0001, 1900, 1970)
 
 _ISO_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3}(\d{3})?)?(Z|[+-]\d\d:\d\d)?")
+_STARTS_WITH_YEAR = re.compile(r"\d{4}")  # pendulum completes "00:00:00" and "-1" with today's date
 
 
 def parse_timestamp(value: object) -> DateTime | None:
@@ -27,9 +28,11 @@ def parse_timestamp(value: object) -> DateTime | None:
     if value is None or isinstance(value, bool) or value == "":
         return None
     try:
+        timestamp: DateTime | None
         if isinstance(value, (int, float)):
-            return pendulum.from_timestamp(value / 1000 if value > 1e11 else value) if value > 0 else None
-        timestamp = _parse_timestamp_text(str(value))
+            timestamp = pendulum.from_timestamp(value / 1000 if value > 1e11 else value)
+        else:
+            timestamp = _parse_timestamp_text(str(value))
     except (ValueError, OverflowError, OSError):
         return None
     return None if timestamp is None or timestamp.year < MIN_YEAR else timestamp
@@ -45,6 +48,8 @@ def _parse_timestamp_text(text: str) -> DateTime | None:
         return pendulum.DateTime(
             at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond, tzinfo=pendulum.UTC
         )
+    if not _STARTS_WITH_YEAR.match(text):
+        return None
     parsed = pendulum.parse(text, tz="UTC", strict=False)
     return parsed.in_timezone("UTC") if isinstance(parsed, pendulum.DateTime) else None
 

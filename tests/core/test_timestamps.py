@@ -30,9 +30,17 @@ ZEROS: list[Any] = [
     "1970-01-01T01:00:00",
     "1970-01-01",
     "0",
+    "00",
+    "-1",
+    "1",
+    "00:00:00",
+    "0:00",
     0,
     0.0,
     -1,
+    0.001,
+    3600,  # the zero of a clock in another time zone, as "1970-01-01T01:00:00"
+    28_800_000,
     -62135596800,
     -62135596800000,
 ]
@@ -68,7 +76,7 @@ def test_zero_times_make_polls_no_rarer(zero: Any) -> None:
     assert schedule.poll_delay(PollState("r", now, run), now).seconds == 5
 
 
-@pytest.mark.parametrize("value", ["1971-01-01T00:00:00Z", "2025-12-16T12:00:00Z", 5, 1765886400])
+@pytest.mark.parametrize("value", ["1971-01-01T00:00:00Z", "2025-12-16T12:00:00Z", 31_536_000, 1765886400])
 def test_other_times_are_read(value: Any) -> None:
     """Any later time is one."""
     assert parse_timestamp(value) is not None
