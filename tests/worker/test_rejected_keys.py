@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,3 +156,29 @@ def test_worker_reads_a_key_that_was_changed_during_its_wait(
     assert run.state == "completed"
     # in mode poke, each poke looks the connection up
     assert kind == "sensor, poke" or "have changed; the wait continues with the new ones" in result.log
+
+
+@pytest.mark.parametrize("path", ["/outputs", "/outputs/"], ids=["list", "download"])
+@pytest.mark.parametrize("kind", WAITING_IN_WORKER)
+def test_worker_reads_a_key_that_was_changed_before_its_downloads(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, path: str
+) -> None:
+    """The outputs of a paid run are fetched with the new key, if the old one is rejected only then."""
+    name = "AIRFLOW_CONN_FLOWS_DEFAULT"
+    emulator.run_seconds = 0
+    run_id = "" if kind == "operator" else start_external_run(emulator)
+
+    def replace_key(request: RecordedRequest) -> None:
+        if path in request.path and emulator._state.key != "new":
+            monkeypatch.setattr(emulator._state, "key", "new")
+            connection = json.loads(emulator.connections[name]) | {"password": "new"}
+            monkeypatch.setenv(name, json.dumps(connection))
+
+    with DAG(f"rejected_fetch_{len(kind)}_{len(path)}", schedule=None) as dag:
+        WAITING_IN_WORKER[kind](run_id).output_path = str(tmp_path)
+    emulator.set_request_listener(replace_key)
+    result = run_dag(dag)
+    emulator.set_request_listener(None)
+
+    assert result.state == "success", result.log
+    assert all(output["uri"] for output in result.xcoms["run"]["return_value"]["outputs"])
