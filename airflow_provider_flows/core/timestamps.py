@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MIN_YEAR = 1971  # an earlier year is a service's zero, in whatever time zone (0001, 1900, 1970)
 
 _ISO_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3}(\d{3})?)?(Z|[+-]\d\d:\d\d)?")
+_EARLY_YEAR = re.compile(r"(?<![+-])\b0\d{3}\b")  # in an HTTP date; `email.utils` reads 0001 as 2001
 _STARTS_WITH_YEAR = re.compile(r"\d{4}")  # pendulum completes "00:00:00" and "-1" with today's date
 
 
@@ -65,12 +66,14 @@ def to_epoch(timestamp: DateTime) -> float:
 def parse_http_date(text: str) -> float:
     """Return the epoch seconds of an HTTP date (RFC 9110); the default time zone is UTC.
 
-    :raises ValueError: the text is not a date.
+    :raises ValueError: the text is not a date, or is the zero of a clock that was never set.
     :raises OverflowError: the date is out of range.
     """
     from email.utils import parsedate_to_datetime  # rarely needed
 
     date = parsedate_to_datetime(text)
+    if date.year < MIN_YEAR or _EARLY_YEAR.search(text):
+        raise ValueError(text)
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.http import Response
 from airflow_provider_flows.core.polling.schedule import PollState, Schedule
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.services.generio.api import Generio
@@ -80,3 +81,14 @@ def test_zero_times_make_polls_no_rarer(zero: Any) -> None:
 def test_other_times_are_read(value: Any) -> None:
     """Any later time is one."""
     assert parse_timestamp(value) is not None
+
+
+@pytest.mark.parametrize(
+    "zero",
+    ["Thu, 01 Jan 1970 00:00:00 GMT", "Wed, 31 Dec 1969 19:00:00 -0500", "Mon, 01 Jan 0001 00:00:00 GMT"],
+)
+def test_zero_time_in_a_header_is_absent(zero: str) -> None:
+    """A Retry-After with a zero time asks for no pause, and so for the usual one."""
+    assert Response(429, {"retry-after": zero}).retry_after(time.time()) is None
+    past = "Thu, 01 Jan 2026 00:00:00 GMT"
+    assert Response(429, {"retry-after": past}).retry_after(time.time()) == 0.0
