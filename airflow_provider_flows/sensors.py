@@ -194,8 +194,6 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             first one, an accepted poll is required before the task is deferred again; after several, the
             sensor waits here.
         """
-        from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
-
         hook = self._get_hook()
         wait = self._create_wait(hook, deadline)
         on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
@@ -204,7 +202,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             poll = wait.poll_until_final
         elif rejections:
             poll = wait.poll_confirming_errors
-        run = hook.run(poll(), retry=NO_RETRY)
+        hook, run = self._run_poll(hook, wait, poll)
         if run is not None and run.is_final:
             return self._finish(context, hook, run, on_run_update)
         from airflow_provider_flows.triggers import FlowRunTrigger, deferral_timeout  # slow to import
@@ -218,13 +216,12 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll once."""
-        from airflow_provider_flows.core.retry import NO_RETRY  # needed only when a task runs
-
         hook = self._get_hook()
         wait = self._wait = self._wait or self._create_wait(hook, None)
         on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
         with self._persist_wait(context, wait) as has_state:
-            run = hook.run(wait.poll_once() if has_state else wait.poll_confirming_errors(), retry=NO_RETRY)
+            poll = wait.poll_once if has_state else wait.poll_confirming_errors
+            hook, run = self._run_poll(hook, wait, poll)
         if run is not None:
             on_run_update(wait.run or run)
         if run is None or not run.is_final:
@@ -237,6 +234,28 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         from airflow_provider_flows.worker.finish import finish  # needed only when a task runs
 
         return finish(context, hook, run, self._output_options(), on_run_update=on_run_update)
+
+    def _run_poll(
+        self, hook: FlowsHook, wait: Wait, poll: Callable[[], Conversation[FlowRun | None]]
+    ) -> tuple[FlowsHook, FlowRun | None]:
+        """Poll, and again with the connection's new credentials if the old ones were rejected.
+
+        :returns: the hook that has the valid credentials, and the run, if it is known.
+        """
+        # needed only when a task runs
+        from airflow_provider_flows.core.retry import NO_RETRY
+        from airflow_provider_flows.worker.task_try import CREDENTIALS_CHANGED
+
+        while True:
+            try:
+                return hook, hook.run(poll(), retry=NO_RETRY)
+            except FlowAuthError:
+                latest = self._get_hook()
+                if latest.settings == hook.settings:
+                    raise
+            self.log.info(CREDENTIALS_CHANGED, self.flows_conn_id)
+            hook = latest
+            wait.reset_permanent_errors()
 
     def _get_next_poke_interval(
         self,

@@ -197,6 +197,25 @@ async def test_first_list_uses_the_services_clock(
     assert watcher.ids == ["new"]
 
 
+@pytest.mark.parametrize("zero", ["Thu, 01 Jan 1970 00:00:00 GMT", "Mon, 01 Jan 0001 00:00:00 GMT"])
+async def test_clock_that_was_never_set_emits_no_earlier_run(
+    flow_server: StubFlowServer, asset_store: FileStore, zero: str
+) -> None:
+    """A Date header with a zero time is none: runs that ended before the first list emit no events."""
+    finish_runs(flow_server, "before", ago=100)
+    flow_server.list_response = lambda _: ApiResponse([{"flow_id": "before"}], headers={"Date": zero})
+    flow_server.run_response = lambda *_: ApiResponse({"detail": "Oh no"}, 500)
+    async with run_watcher(asset_store) as watcher:
+        assert await wait_for_condition(asset_store.content)
+        finish_runs(flow_server, "new", ago=-1)
+        flow_server.list_response = lambda _: ApiResponse(
+            [flow_server.row(key) for key in list(flow_server.runs)], headers={"Date": zero}
+        )
+        assert await watcher.wait_for_events("new")
+        await wait_for_lists(flow_server, 3)
+    assert watcher.ids == ["new"]
+
+
 async def test_long_run_is_not_missed(flow_server: StubFlowServer, asset_store: FileStore) -> None:
     """A run that started before all others, and ends after them, emits its event."""
     flow_server.runs["slow"] = StubRun(time.time() - 86_400, 86_401)

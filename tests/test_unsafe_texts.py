@@ -83,6 +83,27 @@ def test_outputs_are_returned(emulator: Emulator, mode: str, tmp_path: Path) -> 
     assert_storable(waited.result.xcoms, waited.result.log, extras)
 
 
+METADATA = {
+    "reserved keys": {"__classname__": "a", "nested": [{"__id__": "b"}]},
+    "class to create": {"__type": "airflow.sdk.definitions.asset.Asset", "__var": {"uri": "x"}},
+    "large integers": {"seeds": [2**64, -(2**63) - 1]},
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize("mode", MODES)
+def test_metadata_that_airflow_would_not_accept_is_returned(emulator: Emulator, mode: str, name: str) -> None:
+    """Metadata with Airflow's own keys, or with integers beyond 64 bits, fails no task whose run is paid."""
+    respond(emulator, "*/outputs", {"outputs": [OUTPUTS[1] | {"additional": METADATA[name]}]})
+    waited = run_in_mode(mode, emulator)
+    assert waited.return_value is not None, waited.result.log
+    metadata = waited.return_value["outputs"][0]["additional"]
+    assert_storable(waited.result.xcoms)
+    assert json.dumps(METADATA[name]) == json.dumps(metadata).replace('"___', '"__').replace(
+        '"18446744073709551616", "-9223372036854775809"', "18446744073709551616, -9223372036854775809"
+    )
+
+
 @pytest.mark.parametrize("name", REJECTIONS)
 @pytest.mark.parametrize("mode", ["blocking", "deferrable", "sensor, poke"])
 def test_rejection_of_a_gateway_is_reported(emulator: Emulator, mode: str, name: str) -> None:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from airflow_provider_flows.core.exceptions import FlowRunAborted, FlowRunFailed, reason_sentence
+from airflow_provider_flows.core.safe_text import to_storable
 from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class FlowOutput:
             "asset_id": self.asset_id,
             "status": self.status,
             "media_type": self.media_type,
-            "additional": self.additional,
+            "additional": to_storable(self.additional),
         }
         if self.error:
             data["error"] = self.error
@@ -222,7 +223,10 @@ class FlowRun:
 
     def to_record(self) -> dict[str, Any]:
         """Return the complete run as plain JSON values, from which a retry can finish its task."""
-        return {**self.to_event(), "outputs": [asdict(output) for output in self.outputs]}
+        outputs = [
+            {**asdict(output), "additional": to_storable(output.additional)} for output in self.outputs
+        ]
+        return {**self.to_event(), "outputs": outputs}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> FlowRun:

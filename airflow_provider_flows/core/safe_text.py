@@ -3,14 +3,21 @@ r"""Texts from a service or a gateway, made safe for every store of Airflow.
 PostgreSQL stores no NUL (U+0000), and a lone surrogate, such as `"\ud83d"`, cannot be encoded.
 One of them in a trigger's event would end the triggerer. Each is replaced by U+FFFD when a response is read,
 and so is every byte that is not valid in the text's encoding. Files are stored as they are received.
+
+Metadata of any form has two more: Airflow reserves some keys of dicts in XCom, and the messages between its
+processes hold integers of 64 bits.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# An XCom with the first two is refused; with the last two, reading it creates an object of the named class.
+RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNSAFE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
 # The first alternative is a pair of surrogates, or an escape of one character, such as a backslash. Both are
@@ -49,3 +56,18 @@ def replace_unsafe_escapes(json_text: str) -> str:
     if "\\" not in json_text or _UNSAFE_ESCAPE.search(json_text) is None:
         return json_text
     return _PAIR_OR_UNSAFE_ESCAPE.sub(lambda match: match[1] or REPLACEMENT, json_text)
+
+
+def to_storable(value: Any) -> Any:
+    """Return a JSON value that an XCom accepts and returns as it is.
+
+    A reserved key gets one more underscore in front, and an integer beyond 64 bits becomes a text.
+    """
+    if isinstance(value, dict):
+        return {
+            f"_{key}" if key in RESERVED_KEYS else key: to_storable(inner) for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [to_storable(inner) for inner in value]
+    is_too_large = isinstance(value, int) and not _MIN_INTEGER <= value <= _MAX_INTEGER
+    return str(value) if is_too_large else value

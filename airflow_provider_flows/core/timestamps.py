@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pendulum import DateTime
 
-MIN_YEAR = 1971  # of a text; an earlier year is the zero of a service's clock, in any time zone
+MIN_YEAR = 1971  # ; an earlier year is the zero of a service's clock, in any time zone
 
 _ISO_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3}(\d{3})?)?(Z|[+-]\d\d:\d\d)?")
+_EARLY_YEAR = re.compile(r"(?<![+-])\b0\d{3}\b")  # in an HTTP date; `email.utils` reads 0001 as 2001
+_STARTS_WITH_YEAR = re.compile(r"\d{4}")  # pendulum completes "00:00:00" and "-1" with today's date
 
 
 def parse_timestamp(value: object) -> DateTime | None:
@@ -27,9 +29,11 @@ def parse_timestamp(value: object) -> DateTime | None:
     if value is None or isinstance(value, bool) or value == "":
         return None
     try:
+        timestamp: DateTime | None
         if isinstance(value, (int, float)):
-            return pendulum.from_timestamp(value / 1000 if value > 1e11 else value) if value > 0 else None
-        timestamp = _parse_timestamp_text(str(value))
+            timestamp = pendulum.from_timestamp(value / 1000 if value > 1e11 else value)
+        else:
+            timestamp = _parse_timestamp_text(str(value))
     except (ValueError, OverflowError, OSError):
         return None
     return None if timestamp is None or timestamp.year < MIN_YEAR else timestamp
@@ -45,6 +49,8 @@ def _parse_timestamp_text(text: str) -> DateTime | None:
         return pendulum.DateTime(
             at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond, tzinfo=pendulum.UTC
         )
+    if not _STARTS_WITH_YEAR.match(text):
+        return None
     parsed = pendulum.parse(text, tz="UTC", strict=False)
     return parsed.in_timezone("UTC") if isinstance(parsed, pendulum.DateTime) else None
 
@@ -60,12 +66,14 @@ def to_epoch(timestamp: DateTime) -> float:
 def parse_http_date(text: str) -> float:
     """Return the epoch seconds of an HTTP date (RFC 9110); the default time zone is UTC.
 
-    :raises ValueError: the text is not a date.
+    :raises ValueError: the text is not a date, or is the zero of a clock that was never set.
     :raises OverflowError: the date is out of range.
     """
     from email.utils import parsedate_to_datetime  # rarely needed
 
     date = parsedate_to_datetime(text)
+    if date.year < MIN_YEAR or _EARLY_YEAR.search(text):
+        raise ValueError(text)
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from contextlib import ExitStack
 from threading import Lock, Thread, current_thread
@@ -66,16 +67,29 @@ class AbortQueue:
             hooks: dict[str, FlowsHook] = {}  # with a session of this thread for each connection
             while (job := self._next_job()) is not None:
                 try:
-                    target = self._get_target(job.conn_id)
-                    if job.conn_id not in hooks:
-                        hooks[job.conn_id] = exits.enter_context(target.hook.copy_for_thread())
-                    hook = hooks[job.conn_id]
-                    conversation = abort_run(hook.service, job.flow_run_id)
-                    was_aborted = hook.run(conversation, retry=hook.abort_retry, limiter=target.limiter)
+                    was_aborted = self._abort(job, hooks, exits)
                 except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run
                     self._log_failure(job, error)
                 else:
                     _log_success(job.flow_run_id, was_aborted=was_aborted)
+
+    def _abort(self, job: _Job, hooks: dict[str, FlowsHook], exits: ExitStack) -> bool:
+        """Abort a run; look its connection up again if the service rejects the key.
+
+        :param hooks: the hooks of this thread by connection; new ones are added, and closed with `exits`.
+        """
+        target = self._get_target(job.conn_id)
+        while True:
+            hook = hooks.get(job.conn_id)
+            if hook is None or hook.settings != target.hook.settings:
+                hook = hooks[job.conn_id] = exits.enter_context(target.hook.copy_for_thread())
+            conversation = abort_run(hook.service, job.flow_run_id)
+            try:
+                return hook.run(conversation, retry=hook.abort_retry, limiter=target.limiter)
+            except FlowAuthError:
+                target = self._get_target(job.conn_id, stale=hook)
+                if _is_stale(target, hook):  # the connection has not changed
+                    raise
 
     def _next_job(self) -> _Job | None:
         with self._lock:
@@ -85,18 +99,28 @@ class AbortQueue:
                 self._threads.remove(current_thread())
             return None
 
-    def _get_target(self, conn_id: str) -> _Target:
-        """Return the target of a connection, which is looked up once for all its runs."""
-        entry, is_new = self._targets.get(conn_id)
-        if is_new:
-            with self._targets.share_errors(entry):
-                from airflow_provider_flows.hooks import FlowsHook
-                from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
+    def _get_target(self, conn_id: str, stale: FlowsHook | None = None) -> _Target:
+        """Return the target of a connection, which is looked up once for all its runs.
 
-                hook = FlowsHook.get_hook(conn_id)
-                limiter = SharedRateLimiter(hook.extra.get("max_requests_per_second"))
-                self._targets.set_value(entry, _Target(hook, limiter), HOOK_TTL_SECONDS)
-        return entry.future.result()
+        :param stale: a hook whose key was rejected. The target has other settings, or comes from a lookup
+            that began after this call.
+        """
+        called_at = time.monotonic()
+        while True:
+            entry, is_new = self._targets.get(
+                conn_id, lambda target, started_at: started_at < called_at and _is_stale(target, stale)
+            )
+            if is_new:
+                with self._targets.share_errors(entry):
+                    from airflow_provider_flows.hooks import FlowsHook
+                    from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
+
+                    hook = FlowsHook.get_hook(conn_id)
+                    limiter = SharedRateLimiter(hook.extra.get("max_requests_per_second"))
+                    self._targets.set_value(entry, _Target(hook, limiter), HOOK_TTL_SECONDS)
+            target = entry.future.result()
+            if entry.started_at >= called_at or not _is_stale(target, stale):
+                return target
 
     def _log_failure(self, job: _Job, error: Exception) -> None:
         """Log a failure, and drop the other runs of a connection that does not work in this process."""
@@ -118,6 +142,10 @@ class AbortQueue:
 
 
 ABORT_QUEUE = AbortQueue()
+
+
+def _is_stale(target: _Target, stale: FlowsHook | None) -> bool:
+    return stale is not None and target.hook.settings == stale.settings
 
 
 def _log_success(flow_run_id: str, *, was_aborted: bool) -> None:

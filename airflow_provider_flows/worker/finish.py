@@ -13,7 +13,7 @@ from string import printable
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
-from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound, FlowTimeout
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowNotFound, FlowTimeout
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -60,9 +60,12 @@ def finish(
     return finisher.finish_completed(run)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskFinisher:
-    """The end of one task: its context, its hook, and what `finish` was passed."""
+    """The end of one task: its context, its hook, and what `finish` was passed.
+
+    The hook is replaced if its key is rejected and the connection was changed.
+    """
 
     context: Context
     hook: FlowsHook
@@ -109,7 +112,29 @@ class TaskFinisher:
         from airflow_provider_flows.worker.task_state import FileState
 
         files = FileState(self.context, run.flow_run_id)
-        return fetch_outputs(self.hook, run, self.options, files, self.cancellation)
+        arguments = run, self.options, files, self.cancellation
+        try:
+            fetched_run, error = fetch_outputs(self.hook, *arguments)
+        except FlowAuthError:
+            if not self._reload_hook():
+                raise
+        else:
+            if not (isinstance(error, FlowAuthError) and self._reload_hook()):
+                return fetched_run, error
+        return fetch_outputs(self.hook, *arguments)
+
+    def _reload_hook(self) -> bool:
+        """Look the connection up again after its key was rejected; return whether that changed it."""
+        conn_id = self.hook.flows_conn_id
+        try:
+            latest = type(self.hook).get_hook(conn_id)
+        except Exception:  # noqa: BLE001  # any error of Airflow's; the rejection is what to report
+            return False
+        if latest.settings == self.hook.settings:
+            return False
+        log.info("The credentials of connection %s have changed; the outputs are fetched with them", conn_id)
+        self.hook = latest
+        return True
 
     def _publish_outputs(self, run: FlowRun) -> None:
         self.on_run_update(run)

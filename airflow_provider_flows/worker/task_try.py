@@ -204,8 +204,10 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
         push_run_id(task_try.context["ti"], run.flow_run_id)
         task_try.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)
         record = task_state.record
-        if record is not None and _differs_from(record, hook):
-            task_state.save(replace(record, conn_id=hook.flows_conn_id, host=hook.settings.base_url))
+        is_other_run = record is not None and record.flow_run_id != run.flow_run_id  # found by its stamp
+        if record is not None and (is_other_run or _differs_from(record, hook)):
+            record = replace(record, conn_id=hook.flows_conn_id, host=hook.settings.base_url)
+            task_state.save(replace(record, flow_run_id=run.flow_run_id))
     elif earlier_run_id is not None and not is_same_request:
         task_try.log.info(
             "The task was cleared or its arguments changed, so this try does not resume flow run %s. "

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
 from airflow_provider_flows.core.responses import parse_bounded_json
 from airflow_provider_flows.core.safe_text import decode_text, to_safe_text
 from tests.support.stores import SAFE_PAIR, UNSAFE_TEXTS, assert_storable
+from tests.support.versions import deserialize, serialize
 
 PARTS = [
     r"\u0000", r"\ud83d", r"\uDE00", r"\uD83D\ude00", r"\u0041", r"\\", r"\n", r"\"", r"\/",
@@ -66,3 +68,14 @@ def test_bytes_that_are_no_text_are_read_as_far_as_possible() -> None:
     assert parse_bounded_json(b'{"a": "x\xff", "b": "y\x00"}') == {"a": "x\ufffd", "b": "y\ufffd"}
     with pytest.raises(ValueError, match="Expecting"):
         parse_bounded_json(gzip.compress(b'{"a": 1}'))
+
+
+@pytest.mark.parametrize("key", ["__classname__", "__id__", "__type", "__var", "__version__", "__data__"])
+def test_metadata_is_returned_by_an_xcom_as_it_was_stored(key: str) -> None:
+    """Airflow's own keys, at any depth and in a saved run, neither fail a task nor create objects."""
+    name = "airflow.sdk.definitions.asset.Asset"
+    metadata = {"__type": name, "__var": {key: name}, "list": [{key: 2**64, "__version__": 1}]}
+    run = FlowRun("r", "generio", outputs=(FlowOutput("n", additional=metadata),))
+    for stored in (run.to_dict(), FlowRun.from_record(run.to_record()).to_dict(), run.to_record()):
+        assert_storable(stored)
+        assert deserialize(serialize(stored)) == stored

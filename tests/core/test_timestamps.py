@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.http import Response
 from airflow_provider_flows.core.polling.schedule import PollState, Schedule
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.services.generio.api import Generio
@@ -30,9 +31,17 @@ ZEROS: list[Any] = [
     "1970-01-01T01:00:00",
     "1970-01-01",
     "0",
+    "00",
+    "-1",
+    "1",
+    "00:00:00",
+    "0:00",
     0,
     0.0,
     -1,
+    0.001,
+    3600,  # the zero of a clock in another time zone, as "1970-01-01T01:00:00"
+    28_800_000,
     -62135596800,
     -62135596800000,
 ]
@@ -68,7 +77,18 @@ def test_zero_times_make_polls_no_rarer(zero: Any) -> None:
     assert schedule.poll_delay(PollState("r", now, run), now).seconds == 5
 
 
-@pytest.mark.parametrize("value", ["1971-01-01T00:00:00Z", "2025-12-16T12:00:00Z", 5, 1765886400])
+@pytest.mark.parametrize("value", ["1971-01-01T00:00:00Z", "2025-12-16T12:00:00Z", 31_536_000, 1765886400])
 def test_plausible_timestamps_are_parsed(value: Any) -> None:
     """A time after 1970 is a timestamp."""
     assert parse_timestamp(value) is not None
+
+
+@pytest.mark.parametrize(
+    "zero",
+    ["Thu, 01 Jan 1970 00:00:00 GMT", "Wed, 31 Dec 1969 19:00:00 -0500", "Mon, 01 Jan 0001 00:00:00 GMT"],
+)
+def test_zero_time_in_a_header_is_absent(zero: str) -> None:
+    """A Retry-After with a zero time asks for no pause, and so for the usual one."""
+    assert Response(429, {"retry-after": zero}).retry_after(time.time()) is None
+    past = "Thu, 01 Jan 2026 00:00:00 GMT"
+    assert Response(429, {"retry-after": past}).retry_after(time.time()) == 0.0

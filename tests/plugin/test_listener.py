@@ -217,6 +217,23 @@ def test_a_connection_that_does_not_work_is_tried_few_times(
     assert not [record for record in caplog.records if record.exc_info]
 
 
+def test_a_key_that_was_changed_is_looked_up_again(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Runs marked just after the connection's key was changed are aborted with the new key."""
+    conn_id = connect(emulator, monkeypatch, "listener_changed")
+    first, *others = [start_external_run(emulator) for _ in range(MARKED_RUNS)]
+    mark_deferred([first], conn_id)
+    assert wait_until(lambda: emulator.runs[first].state == "aborted")
+
+    monkeypatch.setattr(emulator._state, "key", "new")
+    connect(emulator, monkeypatch, conn_id, password="new")
+    mark_deferred(others, conn_id)
+
+    assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values())), caplog.text
+    assert len([asked for asked in emulator.requests if asked.status == 401]) <= MAX_THREADS
+
+
 EXIT_WHILE_ABORTING = """
 import sys, time
 from airflow_provider_flows.plugin.abort_queue import ABORT_QUEUE

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,31 +109,76 @@ def test_error_of_a_rejected_key_names_the_run_that_continues(
     assert run.state in {"starting", "running"}
 
 
+WAITING_IN_WORKER: dict[str, Callable[[str], BaseOperator]] = {
+    "operator": lambda _: RunFlowOperator(task_id="run", deferrable=False, **CHAIR_ARGUMENTS, **FAST_POLLING),
+    "sensor, poke": lambda run: FlowRunSensor(
+        task_id="run", flow_run_id=run, mode="poke", deferrable=False, **FAST_POLLING
+    ),
+    # whose triggers' keys are rejected so often that it waits in the worker
+    "sensor, deferrable": lambda run: FlowRunSensor(
+        task_id="run", flow_run_id=run, deferrable=True, **FAST_POLLING
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WAITING_IN_WORKER)
 def test_worker_reads_a_key_that_was_changed_during_its_wait(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """At the third rejection a blocking task looks its connection up again, and uses the new key."""
+    """At the third rejection a waiting worker looks its connection up again, and uses the new key."""
     name = "AIRFLOW_CONN_FLOWS_DEFAULT"
-    polls = 0
+    run_id = "" if kind == "operator" else start_external_run(emulator)
+    polls, first = 0, 1
+    if kind == "sensor, deferrable":
+        for number in range(1, 4):
+            emulator.add_fault(Fault("GET", "/flows/*", skip=number, times=3, status=401))
+        first = 3 * (1 + 3) + 1
 
     def replace_key(request: RecordedRequest) -> None:
         nonlocal polls
         polls += is_poll(request)
-        if polls == 2:
+        if polls == first + 1:
             monkeypatch.setattr(emulator._state, "key", "new")
-        elif polls == 4:
+        elif polls == first + 3:
             connection = json.loads(emulator.connections[name]) | {"password": "new"}
             monkeypatch.setenv(name, json.dumps(connection))
-        elif polls == 5:
+        elif polls == first + 4:
             emulator.advance(1000)
 
-    with DAG("rejected_changed", schedule=None) as dag:
-        RunFlowOperator(task_id="run", deferrable=False, **CHAIR_ARGUMENTS, **FAST_POLLING)
+    with DAG(f"rejected_changed_{len(kind)}", schedule=None) as dag:
+        WAITING_IN_WORKER[kind](run_id)
     emulator.set_request_listener(replace_key)
     result = run_dag(dag)
     emulator.set_request_listener(None)
 
     assert result.state == "success", result.log
-    assert "have changed; the wait continues with the new ones" in result.log
     (run,) = emulator.runs.values()
     assert run.state == "completed"
+    # in mode poke, each poke looks the connection up
+    assert kind == "sensor, poke" or "have changed; the wait continues with the new ones" in result.log
+
+
+@pytest.mark.parametrize("path", ["/outputs", "/outputs/"], ids=["list", "download"])
+@pytest.mark.parametrize("kind", WAITING_IN_WORKER)
+def test_worker_reads_a_key_that_was_changed_before_its_downloads(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, path: str
+) -> None:
+    """The outputs of a paid run are fetched with the new key, if the old one is rejected only then."""
+    name = "AIRFLOW_CONN_FLOWS_DEFAULT"
+    emulator.run_seconds = 0
+    run_id = "" if kind == "operator" else start_external_run(emulator)
+
+    def replace_key(request: RecordedRequest) -> None:
+        if path in request.path and emulator._state.key != "new":
+            monkeypatch.setattr(emulator._state, "key", "new")
+            connection = json.loads(emulator.connections[name]) | {"password": "new"}
+            monkeypatch.setenv(name, json.dumps(connection))
+
+    with DAG(f"rejected_fetch_{len(kind)}_{len(path)}", schedule=None) as dag:
+        WAITING_IN_WORKER[kind](run_id).output_path = str(tmp_path)
+    emulator.set_request_listener(replace_key)
+    result = run_dag(dag)
+    emulator.set_request_listener(None)
+
+    assert result.state == "success", result.log
+    assert all(output["uri"] for output in result.xcoms["run"]["return_value"]["outputs"])

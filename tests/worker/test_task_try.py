@@ -123,6 +123,17 @@ def test_run_that_is_not_found_is_a_warning(emulator: Emulator, capsys: pytest.C
     assert "generio" in line
 
 
+@pytest.mark.emulator(run_seconds=3600, abort="instant", retries=0)
+def test_run_that_is_found_by_its_stamp_is_aborted_by_a_kill(emulator: Emulator) -> None:
+    """A try that resumes a run with another id than the saved one saves that id, for a kill and a retry."""
+    operator, store = create_retry(wait_for_completion=False)
+    store[RECORD_KEY] |= {"flow_run_id": "gone", "deadline": time.time() - 1}  # so that the search is short
+    operator.execute(context(store, 2, 3))
+    assert [store[RECORD_KEY]["flow_run_id"]] == list(emulator.runs)
+    operator.on_kill()
+    assert run_states(emulator) == ["aborted"]
+
+
 @needs("task state store")
 @pytest.mark.parametrize("place", ["/flows", "*/inputs"])
 def test_created_run_with_lost_response_is_deleted(emulator: Emulator, place: str) -> None:
