@@ -64,6 +64,9 @@ TEXTS: list[tuple[int, Any, type[FlowServiceError]]] = [
             {"error": "Spending limit reached"},
             b"Your daily quota is exhausted.",
             b"You are out of credits",
+            {"code": "QuotaExceeded"},
+            {"error": {"reason": "insufficientCredits"}},
+            {"detail": "Daily quota exceeded: 100 requests per day"},
         )
     ),
     (403, {"detail": "Invalid credentials"}, FlowAuthError),
@@ -74,6 +77,8 @@ TEXTS: list[tuple[int, Any, type[FlowServiceError]]] = [
     (429, {"detail": "Too many requests"}, FlowRateLimited),
     (429, {"detail": "Quota of 60 requests per minute exceeded"}, FlowRateLimited),
     (429, {"detail": "quota exceeded: 10 / second"}, FlowRateLimited),
+    (429, {"code": "QuotaOfRequestsPerMinute"}, FlowRateLimited),
+    (429, {"code": "quota_requests-per-minute"}, FlowRateLimited),
     (429, b"", FlowRateLimited),
     (400, {"detail": "unknown variable: credits"}, FlowInvalid),
     (422, {"detail": [{"msg": "credits must be a number", "loc": ["body", "credits"]}]}, FlowInvalid),
