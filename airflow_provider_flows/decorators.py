@@ -15,6 +15,7 @@ from airflow.sdk import task as airflow_task
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.worker.run_tracking import FUNCTION_ARGUMENTS
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, XComArg
@@ -121,12 +122,36 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
     def _render_returned(self, arguments: dict[str, Any], context: Any) -> dict[str, Any]:
         """Return the function's arguments, rendered if requested. They replace those of the decorator."""
+        returned_slips = {name: self._find_returned_slips(name, value) for name, value in arguments.items()}
         self._template_slips = {
             name: slips for name, slips in self._template_slips.items() if name not in arguments
         }
-        if not self.render_returned:
-            return arguments
-        return {name: self.render_argument([name], value, context) for name, value in arguments.items()}
+        if self.render_returned:
+            arguments = {
+                name: self.render_argument([name], value, context) for name, value in arguments.items()
+            }
+        for name, slips in returned_slips.items():
+            self._template_slips = {
+                **self._template_slips,
+                name: {**self._template_slips.get(name, {}), **slips},
+            }
+        return arguments
+
+    def _find_returned_slips(self, name: str, returned: Any) -> dict[str, str]:
+        """Return the slips in the templates of the function's own arguments that the function has returned.
+
+        :param returned: the operator's argument `name`.
+        """
+        from airflow_provider_flows.storage.inputs import iter_texts  # imports stay cheap
+
+        return {
+            place: f"{where} of the function: {slip}"
+            for argument in FUNCTION_ARGUMENTS
+            for where, rendered in iter_texts(argument, getattr(self, argument))
+            if (slip := self._template_slips.get(argument, {}).get(where)) is not None
+            for place, text in iter_texts(name, returned)
+            if text == rendered or ("None" in rendered and rendered in text)
+        }
 
     def _set_arguments(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

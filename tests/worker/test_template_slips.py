@@ -26,6 +26,7 @@ PARAMS: dict[str, Any] = {
     "spec": {"what": "gnome"},
     "blank": "",
     "word": "None",
+    "listed": "['A teapot', 'A boat']",
 }
 NOTHING = "{{ ti.xcom_pull('no_such_task') }}"
 
@@ -43,6 +44,14 @@ SLIPS = {
     "empty": ("{{ params.blank }}", "gave an empty text"),
     "block": ("{% if params.blank %}A chair{% endif %}", "gave an empty text"),
     "part": ("A chair for " + NOTHING, "gave None"),
+    "undefined text": ("{{ none | upper }}", "gave NONE: check that what it names exists"),
+    "null": ("{{ none | tojson }}", "gave null"),
+    "no number": ("{{ 'nan' | float }}", "gave nan"),
+    "empty JSON list": ("{{ [] | tojson }}", "gave the text of a list"),
+    "empty JSON dict": ("{{ {} | tojson }}", "gave the text of a dict"),
+    "list as text": ("{{ params.prompts | string }}", "gave the text of a list"),
+    "dict as text": ("{{ params.spec | trim }}", "gave the text of a dict"),
+    "text of another task": ("{{ params.listed }}", "gave the text of a list"),
 }
 # each templated argument: the arguments with a template in place, and its name in the error
 ARGUMENTS: dict[str, tuple[Any, str]] = {
@@ -96,6 +105,17 @@ def test_slip_in_any_argument_is_refused(
         assert_refused(result, name, where, repr(expression), gave, ".output", "No flow run was created")
     assert emulator.runs == {}
     assert not any(tmp_path.iterdir())  # a folder called `None` has been seen
+
+
+def test_path_and_name_quote_no_list(emulator: Emulator, tmp_path: Path) -> None:
+    """A list in the middle of a path, a URI or a name is refused, because only a prompt may quote one."""
+    slip = str(tmp_path) + "/{{ params.prompts }}/x"
+    tasks = {argument: ARGUMENTS[argument][0](slip) for argument in ("flow", "uri", "output_path")}
+    result = run_tasks("slips_in_paths", tasks)
+    for argument in tasks:
+        assert_refused(result, argument, ARGUMENTS[argument][1], "gave the text of a list")
+    assert emulator.runs == {}
+    assert not any(tmp_path.iterdir())
 
 
 def test_slip_in_a_parameter_is_refused(emulator: Emulator) -> None:
@@ -218,6 +238,35 @@ def test_function_of_a_task_is_checked_if_it_returns_templates(emulator: Emulato
     assert_refused(result, "of_decorator", "flow: ", repr(NOTHING))
     assert (result.states["plain"], result.states["replaced"]) == ("success", "success"), result.log
     assert len(emulator.runs) == 2
+
+
+def test_function_that_returns_a_slip_of_its_arguments_is_refused(emulator: Emulator) -> None:
+    """A slip in an argument of the function is refused in what it returns, and only there."""
+    with DAG("slips_function_arguments", schedule=None, params=PARAMS) as dag:
+
+        @task.flow(flow=FLOW, **FAST_POLLING)
+        def returned(prompt: str) -> list[str]:
+            return ["A chair", prompt]
+
+        @task.flow(flow=FLOW, **FAST_POLLING)
+        def part(prompt: str) -> str:
+            return f"A {prompt}"
+
+        @task.flow(flow=FLOW, **FAST_POLLING)
+        def handled(prompt: str) -> str:
+            return "A chair" if prompt in {"", "None"} else "None"
+
+        returned("{{ params.prompts }}")
+        returned.override(task_id="by_name")(prompt=NOTHING)
+        part(NOTHING)
+        handled(NOTHING)
+    result = run_dag(dag)
+
+    assert_refused(result, "returned", "inputs[1]: op_args[0] of the function: ", "gave the text of a list")
+    assert_refused(result, "by_name", "inputs[1]: op_kwargs['prompt'] of the function: ", "gave None")
+    assert_refused(result, "part", "inputs[0]: op_args[0] of the function: ", "gave None")
+    assert result.states["handled"] == "success", result.log
+    assert len(emulator.runs) == 1
 
 
 @pytest.mark.parametrize(
