@@ -15,6 +15,7 @@ from airflow.sdk import task as airflow_task
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.worker.template_check import FUNCTION_ARGUMENTS
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, XComArg
@@ -121,12 +122,38 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
     def _render_returned(self, arguments: dict[str, Any], context: Any) -> dict[str, Any]:
         """Return the arguments from the function, rendered if requested; they replace the decorator's."""
+        returned_problems = {
+            name: self._find_returned_problems(name, value) for name, value in arguments.items()
+        }
         self._template_problems = {
             name: problems for name, problems in self._template_problems.items() if name not in arguments
         }
-        if not self.render_returned:
-            return arguments
-        return {name: self.render_argument([name], value, context) for name, value in arguments.items()}
+        if self.render_returned:
+            arguments = {
+                name: self.render_argument([name], value, context) for name, value in arguments.items()
+            }
+        for name, problems in returned_problems.items():
+            self._template_problems = {
+                **self._template_problems,
+                name: {**self._template_problems.get(name, {}), **problems},
+            }
+        return arguments
+
+    def _find_returned_problems(self, name: str, returned: Any) -> dict[str, str]:
+        """Return the problems of templates in the function's own arguments whose text the function returned.
+
+        :param returned: the operator's argument `name`.
+        """
+        from airflow_provider_flows.storage.inputs import iter_texts  # imports stay cheap
+
+        return {
+            place: f"{where} of the function: {problem}"
+            for argument in FUNCTION_ARGUMENTS
+            for where, rendered in iter_texts(argument, getattr(self, argument))
+            if (problem := self._template_problems.get(argument, {}).get(where)) is not None
+            for place, text in iter_texts(name, returned)
+            if text == rendered or ("None" in rendered and rendered in text)
+        }
 
     def _set_arguments(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

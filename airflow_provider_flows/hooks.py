@@ -138,7 +138,8 @@ class FlowsHook(BaseFlowsHook):
         try:
             yield
         except FlowQuotaExceeded as error:
-            marker.set(error)
+            if error.is_permanent:  # else a poll was rejected, and whether a start would be is unknown
+                marker.set(error)
             raise
         if clear:
             marker.clear()

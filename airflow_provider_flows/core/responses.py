@@ -68,7 +68,12 @@ _QUOTA_SUBJECT = re.compile(
     r"|spending[ _-]limit)(?![a-z]|:\w)",
     re.IGNORECASE,
 )
-_RATE = re.compile(r"(?:per|a|each|/)\s*(?:second|minute|hour|sec|min)\b|requests?[ _-]per", re.IGNORECASE)
+_RATE = re.compile(
+    r"(?:per|a|each|/)[\s_-]*(?:second|minute|hour|sec|min)\b"
+    r"|requests?[ _-]per(?![ _-](?:day|week|month|year))",
+    re.IGNORECASE,
+)
+_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")  # between the words of a code such as QuotaExceeded
 # The status of a `success: false` says nothing, so the text must also say that there is none left.
 _USED_UP = re.compile(
     r"exceeded|exhausted|used up|insufficient|not enough|out of|depleted|no (?:more )?(?:credits?|quota)",
@@ -172,7 +177,7 @@ def is_quota_exceeded(response: Response) -> bool:
     except ValueError:
         text = decode_text(response.body).strip()[:MAX_REASON_CHARS]
         texts = [] if text.startswith("<") else [text]  # a gateway's page may contain any word
-    text = "\n".join(texts)
+    text = _CAMEL_CASE.sub(" ", "\n".join(texts))
     return _QUOTA_SUBJECT.search(text) is not None and _RATE.search(text) is None
 
 

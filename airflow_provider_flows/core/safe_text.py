@@ -15,7 +15,8 @@ import re
 from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Airflow rejects an XCom with the first two; with the last two, reading it creates an object of the named class.
+# Airflow rejects an XCom with one of the first two. Reading one with the last two creates an object of the
+# named class.
 RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -300,7 +300,7 @@ def resume(
     is_same_request = record.matches(fingerprint, generation)
     if record.saved_run is not None:
         saved_run = FlowRun.from_record(record.saved_run)
-        return saved_run if is_same_request and saved_run.state is not FlowState.FAILED else None
+        return saved_run if is_same_request and saved_run.state not in NOT_RESUMABLE_STATES else None
     if record.flow_run_id is None or not service.supports("get_run"):
         yield from _delete_created_runs(service, record)
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,6 @@ MAX_QUOTED_LENGTH = 80  # characters of a value or a name in a message
 NUMBER_PATTERN = re.compile(
     r"[+-]?\d{1,300}(?P<fraction>\.\d{1,300})?(?P<exponent>[eE][+-]?\d{1,3})?", re.ASCII
 )
-TEMPLATE_EXPRESSION_PATTERN = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # with Jinja's default delimiters
-NATIVE_RENDERING = "set render_template_as_native_obj=True on the DAG"
-RESULT_HINT = "pass a task's result as its .output, without a template"
 NOTHING_STARTED = "No flow run was created."
 VALIDATE_FALSE_HINT = "If the service accepts it, validate=False sends it unchecked."
 
@@ -112,76 +108,6 @@ def collect_problems(problems: Problems | None) -> Iterator[Problems]:
     yield target
     if problems is None:
         target.raise_if_any()
-
-
-class TemplateRecorder:
-    """Records the texts that templates render to, as the `finalize` of a Jinja environment.
-
-    `values` holds the values of the expressions of the template that is being rendered, before they become
-    text. `texts` holds, by template, its text and these values.
-    """
-
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-        self.texts: dict[str, tuple[str, tuple[Any, ...]]] = {}
-
-    def __call__(self, value: Any) -> Any:
-        """Record the value of an expression, and return it."""
-        self.values.append(value)
-        return value
-
-    def find_problems(self, argument: str, texts: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """Return the problems of the templates of an argument, by their place in it.
-
-        :param texts: the places in the argument, and the texts there, before they were rendered.
-        """
-        allow_any_text = argument == "parameters"  # a flow may take the empty text or the word None
-        problems = {
-            where: describe_template_problem(template, *self.texts[template], allow_any_text=allow_any_text)
-            for where, template in texts
-            if template in self.texts
-        }
-        any_text = "; {'data': ...} takes any text" if argument == "inputs" else ""
-        return {where: f"{problem}{any_text}" for where, problem in problems.items() if problem is not None}
-
-
-def describe_template_problem(
-    template: str, text: str, values: Sequence[Any], *, allow_any_text: bool = False
-) -> str | None:
-    """Return the problem if a template's text is that of no value or of a collection, else None.
-
-    A None is a problem anywhere in a text. A collection is one only as the complete text, because a longer
-    text may quote a collection. The result of a filter such as `tojson` or `join` is a text.
-
-    :param text: the template's text.
-    :param values: the values of its expressions.
-    :param allow_any_text: whether to accept an empty text, and the word None where no value is None.
-    """
-    stripped = text.strip()
-    collection = next((one for one in values if _is_collection(one) and str(one).strip() == stripped), None)
-    is_none = "None" in text and any(value is None for value in values)
-    if text == template or (allow_any_text and not is_none and collection is None):
-        return None
-    if is_none or stripped == "None":
-        result, remedy = "None", "check that its variables and XComs exist and have a value"
-    elif not stripped:
-        result, remedy = "an empty text", "check that its variables and XComs have a value"
-    elif isinstance(collection, Mapping):
-        result, remedy = "the text of a dict", f"to pass the dict itself, {NATIVE_RENDERING}"
-    elif collection is not None:
-        expand = "or map the task over the list with expand"
-        result, remedy = "the text of a list", f"to pass the list itself, {NATIVE_RENDERING}, {expand}"
-    else:
-        return None
-    expressions = TEMPLATE_EXPRESSION_PATTERN.findall(template) or [template]
-    return f"the template {_join_values(expressions, ' or ')} rendered to {result}: {remedy}; {RESULT_HINT}"
-
-
-def _is_collection(value: Any) -> bool:
-    """Return whether a value is a list, a dict or the like, also one of Airflow's, such as `params`."""
-    return isinstance(value, (Mapping, Sequence, AbstractSet, Iterator)) and not isinstance(
-        value, (str, bytes)
-    )
 
 
 def select_definition(

@@ -130,11 +130,11 @@ def identify_content(where: str, content: Content) -> Content:
     subject, data, declared = f"{where} is a data URI", content.data, content.media_type
     if not data.strip():
         raise FlowInputError(f"{subject} without content")
-    if declared == "text/plain" and _is_text(data):  # also one that begins like a picture
+    if declared == "text/plain" and _is_text(data):  # also one that begins like a picture, but not a GLB
         return content
     media_type = _detect_media_type(subject, data[:INPUT_CHUNK_BYTES], declared, DATA_URI)
     if media_type == "text/plain":
-        raise FlowInputError(f"{subject} of a text that is not UTF-8")
+        raise FlowInputError(f"{subject} of a text, but its content is not UTF-8 or has zero bytes")
     truncation_detector = TruncationDetector(media_type)
     truncation_detector.feed(data)
     if truncation_detector.is_truncated:
@@ -152,6 +152,9 @@ def _detect_media_type(subject: str, start: bytes, declared: str | None, source:
     sniffed = data_uri.sniff(start)
     is_other_picture = (declared or "").startswith("image/") and (sniffed or "").startswith("image/")
     is_wrong = declared in data_uri.SNIFFABLE_MEDIA_TYPES and sniffed != declared and not is_other_picture
+    expected_content = data_uri.EXPECTED_CONTENT.get(declared or "")
+    if expected_content is not None:
+        is_wrong = data_uri.describe_content(start) not in expected_content
     foreign = data_uri.sniff_foreign(start)
     is_page = foreign == data_uri.HTML_PAGE and not re.match(r"text/|.*html", declared or "")
     if not is_wrong and foreign != data_uri.POINTER and not is_page:
@@ -168,7 +171,10 @@ def _truncation_error(subject: str, media_type: str | None, size: int) -> FlowIn
     )
 
 
-def _is_text(data: bytes) -> bool:
+def _is_text(data: bytes | bytearray) -> bool:
+    """Return whether this is UTF-8 without zero bytes, which binary files and UTF-16 have."""
+    if b"\0" in data:
+        return False
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -275,12 +281,11 @@ def _read_text(where: str, path: Path | ObjectStoragePath, first: bytes, rest: I
             f"{where} names a text file of more than {MAX_TEXT_INPUT_BYTES} bytes ({redact_path(path)}), "
             "which is too long for a prompt. If it is not a text, give it a name that indicates its type"
         )
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
+    if not _is_text(content):
         raise FlowInputError(
-            f"{where} names a text file that is not UTF-8 ({redact_path(path)}): {error}"
-        ) from None
+            f"{where} names a text file that is not UTF-8 or has zero bytes ({redact_path(path)})"
+        )
+    return content.decode()
 
 
 def _to_png(where: str, bitmap: Content) -> Content:

@@ -33,7 +33,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # the entire string, withou
 _PATH = re.compile(
     r"(?:~|\.{1,2})?/\S*|[A-Za-z]:[\\/]\S*|\S+\.(?:png|jpe?g|tiff?|webp|bmp|gif|glb|gltf)", re.IGNORECASE
 )
-_BASE64_DATA_URI = re.compile(r"\s*data:[^,\s]*(?:;base64,|,base64;)", re.IGNORECASE)
+_BASE64_DATA_URI = re.compile(r"\s*data:(?:[^,\s]*[;,])?base64[,;]", re.IGNORECASE)
 FORMS = (
     "a prompt, the URI of a file (file:///..., s3://...), a pathlib.Path, a dict with 'data' or 'uri', or "
     "the result of another task that ran a flow"

@@ -47,6 +47,7 @@ RUN_CONTINUES = (
 )
 FORBIDDEN_STATUS = 403  # how a service may respond to the id of another account's run
 STAMPED_ATTRIBUTES = ("dag_id", "run_id", "task_id", "map_index", "try_number")  # of a task instance
+ONLY_RESUMABLE = "%s, so this try can only resume the flow run of an earlier try: %s"
 MISSING_RUN = (
     "Flow run %s of an earlier try was not found: %s responded with 404 to every poll, and does not list it. "
     "This try does not resume it. If it is still active at the service, it continues, and is billed: check "
@@ -118,45 +119,40 @@ def plan_run(
 ) -> PlannedRun:
     """Read the task's arguments, and validate what can be validated before a request is sent.
 
-    A run of an earlier try can be resumed without its inputs, so an input that has disappeared is no error
-    yet.
+    The run of an earlier try can be resumed although its inputs have disappeared, or its files cannot be
+    written for the moment: these are no errors yet.
 
     :param arguments: flow, inputs, parameters, additional, and the connection of the storage of input files.
     :param timeout: seconds from now until the deadline, if no earlier try has set it; None for no deadline.
     :param template_problems: known problems of the arguments, and of those in `options`.
     :raises FlowInputError: an argument is invalid; the message lists every problem.
     """
-    input_problems, output_problems = template_problems
-    request = build_request(*arguments, input_problems)
+    problems, output_problems = template_problems
+    request = build_request(*arguments, problems)
     options.validate(task_try.hook.service, output_problems)
-    record = task_try.task_state.current_record
-    can_resume = (
-        record is not None and record.flow_run_id is not None and task_try.hook.service.supports("get_run")
-    )
-    is_output_path_usable = not output_problems
-    if can_resume and output_problems and not output_problems.error().is_permanent:
-        # the files are written after the run has finished, and the store may accept them then
-        is_output_path_usable = True
-        task_try.log.warning(
-            "output_path cannot be used now, so this try can only resume the flow run of an earlier try: %s",
-            output_problems.error(),
-        )
-    if record is not None and can_resume and input_problems and is_output_path_usable:
-        fingerprint = record.fingerprint
-        task_try.log.warning(
-            "The inputs cannot be read, so this try can only resume the flow run of an earlier try: %s",
-            input_problems.error(),
-        )
-    else:
-        if not is_output_path_usable:
-            input_problems.extend(output_problems)
-        _raise_if_invalid(task_try, request, input_problems)
+    record = _get_resumable_record(task_try)
+    if record is None or (output_problems and output_problems.error().is_permanent):
+        problems.extend(output_problems)
+        _raise_if_invalid(task_try, request, problems)
         fingerprint = request.fingerprint
-    if is_output_path_usable:
-        input_problems.extend(output_problems)
+    else:  # the run is resumed without its inputs, and its files are written when it has finished
+        fingerprint = record.fingerprint if problems else request.fingerprint
+        if problems:
+            task_try.log.warning(ONLY_RESUMABLE, "The inputs cannot be read", problems.error())
+        if output_problems:
+            task_try.log.warning(ONLY_RESUMABLE, "output_path cannot be used now", output_problems.error())
+        problems.extend(output_problems)
     default_deadline = None if timeout is None else time.time() + timeout
     deadline = task_try.task_state.deadline(fingerprint, default_deadline)
-    return PlannedRun(request, fingerprint, deadline, input_problems)
+    return PlannedRun(request, fingerprint, deadline, problems)
+
+
+def _get_resumable_record(task_try: TaskTry) -> RunRecord | None:
+    """Return the record of an earlier try's flow run that can be polled, None if there is none."""
+    record = task_try.task_state.current_record
+    if record is None or record.flow_run_id is None or not task_try.hook.service.supports("get_run"):
+        return None
+    return record
 
 
 def resume_or_start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:

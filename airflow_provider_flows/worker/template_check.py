@@ -16,6 +16,7 @@ OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id"})
 CHECKED_ARGUMENTS = OUTPUT_ARGUMENTS | {
     "flow", "inputs", "parameters", "flows_conn_id", "input_conn_id", "flow_run_id"
 }  # fmt: skip
+FUNCTION_ARGUMENTS = frozenset({"op_args", "op_kwargs"})  # of the function of @task.flow
 
 
 class TemplateCheckMixin:
@@ -32,14 +33,15 @@ class TemplateCheckMixin:
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
     ) -> Any:
         """Render a value as Airflow does, and record the problems of its templates."""
-        from airflow_provider_flows.core.validation import TemplateRecorder  # imports stay cheap
+        from airflow_provider_flows.core.template_problems import TemplateRecorder  # imports stay cheap
         from airflow_provider_flows.storage.inputs import is_task
 
         if is_task(content):  # Airflow would render that task's own templates
             return content
         recorder = getattr(jinja_env, "finalize", None)
         if not isinstance(recorder, TemplateRecorder):
-            arguments = [name for name in sorted(CHECKED_ARGUMENTS) if getattr(self, name, None) is content]
+            names = sorted(CHECKED_ARGUMENTS | FUNCTION_ARGUMENTS)
+            arguments = [name for name in names if getattr(self, name, None) is content]
             return self.render_argument(arguments, content, context, jinja_env, seen_oids)
         recorder.values.clear()
         rendered = super().render_template(content, context, jinja_env, seen_oids)  # type: ignore[misc]
@@ -62,7 +64,7 @@ class TemplateCheckMixin:
 
         :param arguments: the names of the arguments that have this value.
         """
-        from airflow_provider_flows.core.validation import TemplateRecorder
+        from airflow_provider_flows.core.template_problems import TemplateRecorder
         from airflow_provider_flows.storage.inputs import iter_texts
 
         env: Any = jinja_env or self.get_template_env()  # type: ignore[attr-defined]

@@ -182,6 +182,20 @@ def test_list_that_fails_does_not_end_the_search(
     assert run.flow_run_id == record.flow_run_id
 
 
+@pytest.mark.parametrize(
+    ("state", "is_resumed"), [("completed", True), ("failed", False), ("aborted", False)]
+)
+def test_saved_run_is_resumed_if_it_completed(
+    flow_emulator: Emulator, hook: GenerioHook, state: str, *, is_resumed: bool
+) -> None:
+    """A run that is saved completely is returned without a request, unless it failed or was aborted."""
+    saved_run = FlowRun("r", "generio", state=FlowState(state)).to_record()
+    record = replace(RECORD, flow_run_id="r", saved_run=saved_run)
+    run = hook.resume(record.fingerprint, record, record.generation)
+    assert (run is not None) == is_resumed
+    assert flow_emulator.requests == ()
+
+
 def test_missing_record_sends_no_request() -> None:
     """Without a record there is nothing to resume."""
     assert ScriptedTransport().run(resume(Generio(), RUN_REQUEST.fingerprint, None, 0)) is None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import mimetypes
 import re
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,43 @@ def test_pointer_to_a_file_is_rejected_under_any_name(tmp_path: Path, name: str)
             parse_inputs(path)
 
 
+# names of types that the first bytes do not prove: what such a file may begin with, and what it may not
+UNPROVEN: dict[str, tuple[list[bytes], list[str]]] = {
+    "chair.gltf": (
+        [b'{"asset": {"version": "2.0"}}', glb(3000)],
+        ["bucket error", "text", "archive", "noise"],
+    ),
+    "chair.obj": ([b"# a chair\nv 0 0 0\n"], ["error", "bucket error", "archive", "noise"]),
+    "chair.stl": ([b"solid chair\n", bytes(84)], ["error", "bucket error", "archive"]),
+    "chair.zip": ([b"PK\x03\x04" + bytes(30)], ["error", "bucket error", "text", "compressed", "noise"]),
+    "chair.pdf": ([b"%PDF-1.7"], ["error", "bucket error", "text", "archive"]),
+    "chair.heic": ([b"\0\0\0\x18ftypheic"], ["error", "bucket error", "text", "archive"]),
+    "chair.txt": ([b"A chair", PAGE, OTHERS["error"][0]], ["noise", "archive", "compressed"]),
+}
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_file_that_cannot_be_what_its_name_says_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A file whose type has no one signature is refused if it begins as none of that type does."""
+    for extension, media_type in (
+        (".gltf", "model/gltf+json"),
+        (".obj", "model/obj"),
+        (".stl", "model/stl"),
+        (".heic", "image/heic"),
+    ):
+        monkeypatch.setitem(mimetypes.types_map, extension, media_type)  # not known to every system
+    path, (accepted, refused) = tmp_path / name, UNPROVEN[name]
+    for content in accepted:
+        path.write_bytes(content)
+        assert sent(path)
+    for other in refused:
+        path.write_bytes(OTHERS[other][0])
+        with pytest.raises(FlowInputError, match=r"whose content is .*says|is not UTF-8 or has zero bytes"):
+            parse_inputs(path)
+
+
 @pytest.mark.parametrize("name", COMPLETE)
 def test_file_that_is_truncated_is_rejected(flow_emulator: Emulator, tmp_path: Path, name: str) -> None:
     """A file that ends before its own structure does is rejected; a longer one is sent as a complete one."""
@@ -180,11 +218,14 @@ def test_data_uri_of_another_kind_is_rejected(flow_emulator: Emulator) -> None:
         (uri("image/png", b""), "without content"),
         (uri("text/plain", b"\xff\xfe"), "not UTF-8"),
         ("data:image/png;base64,iVBORw0KG", "cannot be decoded"),
+        ("data:base64,Z2xURgIAAAA=", "cannot be decoded"),
     ):
         with pytest.raises(FlowInputError, match=reason) as caught:
             hook.start("model_optimize", text, validate=False)
         assert "inputs[0] is a data URI" in str(caught.value)
     assert flow_emulator.requests == ()
     assert sent("data:text/plain;base64,QlM=") == ["BS"]
+    small_model = b"glTF" + bytes([2, 0, 0, 0, 24, 0, 0, 0, 4, 0, 0, 0]) + b"JSON{}  "  # it is valid UTF-8
+    assert sent(uri("text/plain", small_model)) == [uri("model/gltf-binary", small_model)]
     assert sent("data:,GIF89a%20is%20old") == ["GIF89a is old"]
     assert sent(uri("application/pdf", b"%PDF-1.7")) == [uri("application/pdf", b"%PDF-1.7")]

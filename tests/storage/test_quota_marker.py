@@ -28,7 +28,8 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.http import Request
 from airflow_provider_flows.core.responses import parse_json
 from airflow_provider_flows.core.retry import Retry, with_retries
-from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.core.start_or_resume import RunRecord
+from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage import quota_marker
@@ -63,6 +64,9 @@ TEXTS: list[tuple[int, Any, type[FlowServiceError]]] = [
             {"error": "Spending limit reached"},
             b"Your daily quota is exhausted.",
             b"You are out of credits",
+            {"code": "QuotaExceeded"},
+            {"error": {"reason": "insufficientCredits"}},
+            {"detail": "Daily quota exceeded: 100 requests per day"},
         )
     ),
     (403, {"detail": "Invalid credentials"}, FlowAuthError),
@@ -73,6 +77,8 @@ TEXTS: list[tuple[int, Any, type[FlowServiceError]]] = [
     (429, {"detail": "Too many requests"}, FlowRateLimited),
     (429, {"detail": "Quota of 60 requests per minute exceeded"}, FlowRateLimited),
     (429, {"detail": "quota exceeded: 10 / second"}, FlowRateLimited),
+    (429, {"code": "QuotaOfRequestsPerMinute"}, FlowRateLimited),
+    (429, {"code": "quota_requests-per-minute"}, FlowRateLimited),
     (429, b"", FlowRateLimited),
     (400, {"detail": "unknown variable: credits"}, FlowInvalid),
     (422, {"detail": [{"msg": "credits must be a number", "loc": ["body", "credits"]}]}, FlowInvalid),
@@ -167,6 +173,19 @@ def test_other_requests_are_sent(emulator: Emulator) -> None:
     assert hook.list_runs()
     assert hook.list_outputs(run.flow_run_id)
     hook.delete(run.flow_run_id)
+
+
+def test_rejected_poll_does_not_prevent_a_start(emulator: Emulator) -> None:
+    """A start whose poll was rejected fails, but the next start is sent."""
+    hook = GenerioHook("generio_default")
+    request = hook.build_request(FLOW, "a chair", {"quality": "low"}, None)
+    emulator.add_fault(Fault("PATCH", "*", reset="before"))
+    emulator.add_fault(Fault("GET", "/flows/*", status=402))
+    record = RunRecord(request.fingerprint, generation=0)
+    with pytest.raises(FlowQuotaExceeded):
+        hook.start_from_request(request, record=record, save=lambda _: None)
+    STARTS["start"](hook)
+    assert len(emulator.paid_runs) == 1
 
 
 def test_other_key_and_other_service_start(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ MAX_TOP_LEVEL_MODULES = 14  # files at the top of the package
 TREE = """
 core __init__ exceptions graph definition redaction safe_text single_flight timestamps flow_run
 core/payload __init__ data_uri sink integrity
-core http responses retry validation
+core http responses retry template_problems validation
 core/payload json_stream decoders download
 core/polling __init__ bulk finished_runs schedule progress_log timer_queue wait
 core rate_limiter service start_or_resume

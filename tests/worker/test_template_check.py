@@ -26,6 +26,7 @@ PARAMS: dict[str, Any] = {
     "spec": {"what": "gnome"},
     "blank": "",
     "word": "None",
+    "listed": "['A teapot', 'A boat']",
 }
 NOTHING = "{{ ti.xcom_pull('no_such_task') }}"
 
@@ -40,12 +41,20 @@ PROBLEMS = {
     "empty list": ("{{ [] }}", "rendered to the text of a list"),
     "dict": (
         "{{ params.spec }}",
-        "rendered to the text of a dict: to pass the dict itself, set render_",
+        "rendered to the text of a dict: to pass the dict itself, set render_template_as",
     ),
     "all params": (" {{ params }} ", "rendered to the text of a dict"),
     "empty": ("{{ params.blank }}", "rendered to an empty text"),
     "block": ("{% if params.blank %}A chair{% endif %}", "rendered to an empty text"),
     "part": ("A chair for " + NOTHING, "rendered to None"),
+    "undefined text": ("{{ none | upper }}", "rendered to NONE: check that its variables and XComs exist"),
+    "null": ("{{ none | tojson }}", "rendered to null"),
+    "no number": ("{{ 'nan' | float }}", "rendered to nan"),
+    "empty JSON list": ("{{ [] | tojson }}", "rendered to the text of a list"),
+    "empty JSON dict": ("{{ {} | tojson }}", "rendered to the text of a dict"),
+    "list as text": ("{{ params.prompts | string }}", "rendered to the text of a list"),
+    "dict as text": ("{{ params.spec | trim }}", "rendered to the text of a dict"),
+    "text of another task": ("{{ params.listed }}", "rendered to the text of a list"),
 }
 # each templated argument: the arguments with a template in place, and its name in the error
 ARGUMENTS: dict[str, tuple[Any, str]] = {
@@ -95,10 +104,23 @@ def test_problem_in_any_argument_is_rejected(
         f"templates_{argument}", {name: arguments(template) for name, (template, _) in PROBLEMS.items()}
     )
     for name, (template, result_text) in PROBLEMS.items():
-        expression = repr(template.strip().removeprefix("A chair for "))
-        assert_rejected(result, name, where, expression, result_text, ".output", "No flow run was created")
+        expression = template.strip().removeprefix("A chair for ")
+        assert_rejected(
+            result, name, where, repr(expression), result_text, ".output", "No flow run was created"
+        )
     assert emulator.runs == {}
     assert not any(tmp_path.iterdir())  # a folder called `None` has been seen
+
+
+def test_path_and_name_quote_no_list(emulator: Emulator, tmp_path: Path) -> None:
+    """A list in the middle of a path, a URI or a name is rejected, because only a prompt may quote one."""
+    path = str(tmp_path) + "/{{ params.prompts }}/x"
+    tasks = {argument: ARGUMENTS[argument][0](path) for argument in ("flow", "uri", "output_path")}
+    result = run_tasks("templates_in_paths", tasks)
+    for argument in tasks:
+        assert_rejected(result, argument, ARGUMENTS[argument][1], "rendered to the text of a list")
+    assert emulator.runs == {}
+    assert not any(tmp_path.iterdir())
 
 
 def test_problem_in_a_parameter_is_rejected(emulator: Emulator) -> None:
@@ -123,7 +145,7 @@ def test_one_error_has_template_problems_and_all_others(emulator: Emulator) -> N
         "parameters": {"qualty": "low"},
         "output_path": NOTHING,
     }
-    result = run_tasks("templates_and_others", {"run": arguments})
+    result = run_tasks("templates_and_problems", {"run": arguments})
     parts = ("inputs[0]: ", "inputs[1] names a file that cannot", "inputs[2]: ", "'qualty'", "output_path: ")
     assert_rejected(result, "run", *parts)
     assert str(result.errors["run"]).count("inputs[2]") == 1
@@ -221,6 +243,37 @@ def test_function_of_a_task_is_checked_if_it_returns_templates(emulator: Emulato
     assert_rejected(result, "of_decorator", "flow: ", repr(NOTHING))
     assert (result.states["plain"], result.states["replaced"]) == ("success", "success"), result.log
     assert len(emulator.runs) == 2
+
+
+def test_function_that_returns_a_problem_of_its_arguments_is_rejected(emulator: Emulator) -> None:
+    """A problem in an argument of the function is rejected where the function returns it, and only there."""
+    with DAG("templates_function_arguments", schedule=None, params=PARAMS) as dag:
+
+        @task.flow(flow=FLOW, **FAST_POLLING)
+        def returned(prompt: str) -> list[str]:
+            return ["A chair", prompt]
+
+        @task.flow(flow=FLOW, **FAST_POLLING)
+        def part(prompt: str) -> str:
+            return f"A {prompt}"
+
+        @task.flow(flow=FLOW, **FAST_POLLING)
+        def handled(prompt: str) -> str:
+            return "A chair" if prompt in {"", "None"} else "None"
+
+        returned("{{ params.prompts }}")
+        returned.override(task_id="by_name")(prompt=NOTHING)
+        part(NOTHING)
+        handled(NOTHING)
+    result = run_dag(dag)
+
+    assert_rejected(
+        result, "returned", "inputs[1]: op_args[0] of the function: ", "rendered to the text of a list"
+    )
+    assert_rejected(result, "by_name", "inputs[1]: op_kwargs['prompt'] of the function: ", "rendered to None")
+    assert_rejected(result, "part", "inputs[0]: op_args[0] of the function: ", "rendered to None")
+    assert result.states["handled"] == "success", result.log
+    assert len(emulator.runs) == 1
 
 
 @pytest.mark.parametrize(

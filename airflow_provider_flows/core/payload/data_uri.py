@@ -128,14 +128,28 @@ POINTER = "a Git LFS or git-annex pointer (git lfs pull or git annex get fetches
 HTML_PAGE = "an HTML page"
 POINTER_STARTS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
 HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script")
+ARCHIVE, XML, JSON, TEXT, UNKNOWN = (
+    "a ZIP archive", "an XML document", "JSON", "a text", "of an unknown type"
+)  # fmt: skip
 OTHER_FORMATS = (
-    (b"PK\x03\x04", "a ZIP archive"),
+    (b"PK\x03\x04", ARCHIVE),
     (b"\x1f\x8b", "compressed with gzip"),
     (b"%PDF-", "application/pdf"),
-    (b"<", "an XML document"),
-    (b"{", "JSON"),
-    (b"[", "JSON"),
+    (b"<", XML),
+    (b"{", JSON),
+    (b"[", JSON),
 )
+# what a file of a type that `sniff` does not detect may begin with, as `describe_content` calls it
+EXPECTED_CONTENT = {
+    "model/gltf+json": frozenset({JSON, GLB}),
+    "model/obj": frozenset({TEXT}),
+    "model/stl": frozenset({TEXT, UNKNOWN}),
+    "model/vnd.usdz+zip": frozenset({ARCHIVE}),
+    "application/zip": frozenset({ARCHIVE}),
+    "application/pdf": frozenset({"application/pdf", UNKNOWN}),
+    "image/heic": frozenset({UNKNOWN}),
+    "image/avif": frozenset({UNKNOWN}),
+}
 SYNONYMS = {
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
@@ -202,8 +216,8 @@ def describe_content(data: bytes) -> str:
         data[:1024].decode()
     except UnicodeDecodeError as error:
         if error.start < len(data[:1024]) - 3:  # otherwise the last character is incomplete
-            return "of an unknown type"
-    return "of an unknown type" if b"\0" in data[:1024] else "a text"
+            return UNKNOWN
+    return UNKNOWN if b"\0" in data[:1024] else TEXT
 
 
 def extension(media_type: str | None) -> str:

@@ -1,0 +1,129 @@
+"""Problems of templates: one that rendered to the text of no value, of a list or of a dict.
+
+Such a text is a valid prompt, path or name, so nothing else notices it before it is paid for.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+EXPRESSION_PATTERN = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # with Jinja's default delimiters
+NOTHING_WORDS = frozenset({"none", "null", "nan", "undefined"})  # in lower case
+COLLECTION_STARTS = frozenset("[{(")
+NATIVE_RENDERING = "set render_template_as_native_obj=True on the DAG"
+RESULT_HINT = "pass a task's result as its .output, without a template"
+
+
+class TemplateRecorder:
+    """Records the texts that templates render to, as the `finalize` of a Jinja environment.
+
+    `values` holds the values of the expressions of the template that is being rendered, before they become
+    text. `texts` holds, by template, its text and these values.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.texts: dict[str, tuple[str, tuple[Any, ...]]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """Record the value of an expression, and return it."""
+        self.values.append(value)
+        return value
+
+    def find_problems(self, argument: str, texts: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Return the problems of the templates of an argument, by their place in it.
+
+        :param texts: the places in the argument, and the texts there, before they were rendered.
+        """
+        allow_any_text = argument == "parameters"  # a flow may take the empty text or the word None
+        problems = {
+            where: describe_template_problem(
+                template,
+                *self.texts[template],
+                allow_any_text=allow_any_text,
+                may_quote=argument in {"inputs", "parameters"} and not where.endswith("['uri']"),
+            )
+            for where, template in texts
+            if template in self.texts
+        }
+        any_text = "; {'data': ...} takes any text" if argument == "inputs" else ""
+        return {where: f"{problem}{any_text}" for where, problem in problems.items() if problem is not None}
+
+
+def describe_template_problem(
+    template: str,
+    text: str,
+    values: Sequence[Any],
+    *,
+    allow_any_text: bool = False,
+    may_quote: bool = True,
+) -> str | None:
+    """Return the problem if a template's text is that of no value or of a collection, else None.
+
+    A None is a problem anywhere in a text. A collection is one only as the complete text, because a longer
+    text may quote a collection. JSON that has content, as of `tojson`, and a joined list are accepted.
+
+    :param text: the template's text.
+    :param values: the values of its expressions.
+    :param allow_any_text: whether to accept an empty text, and the word None where no value is None.
+    :param may_quote: whether a longer text may quote a collection; a path or a name never does.
+    """
+    stripped = text.strip()
+    collection = _find_collection(stripped, values, may_quote=may_quote)
+    is_none = "None" in text and any(value is None for value in values)
+    if text == template or (allow_any_text and not is_none and collection is None):
+        return None
+    if is_none:
+        result, remedy = "None", "check that its variables and XComs exist and have a value"
+    elif stripped.lower() in NOTHING_WORDS:
+        result, remedy = stripped, "check that its variables and XComs exist and have a value"
+    elif not stripped:
+        result, remedy = "an empty text", "check that its variables and XComs have a value"
+    elif isinstance(collection, Mapping):
+        result, remedy = "the text of a dict", f"to pass the dict itself, {NATIVE_RENDERING}"
+    elif collection is not None:
+        expand = "or map the task over the list with expand"
+        result, remedy = "the text of a list", f"to pass the list itself, {NATIVE_RENDERING}, {expand}"
+    else:
+        return None
+    expressions = EXPRESSION_PATTERN.findall(template) or [template]
+    return f"the template {' or '.join(map(repr, expressions))} rendered to {result}: {remedy}; {RESULT_HINT}"
+
+
+def _find_collection(text: str, values: Sequence[Any], *, may_quote: bool) -> Any:
+    """Return the collection that a template's text represents, or contains unless it may quote one, or None.
+
+    The text may be that of an expression, or one that a filter or another task wrote as Python does.
+    """
+    for value in values:
+        if _is_collection(value):
+            written = str(value).strip()
+            if written == text or (not may_quote and written in text):
+                return value
+    if text[:1] not in COLLECTION_STARTS:
+        return None
+    try:
+        parsed = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return parsed if _is_collection(parsed) and not (parsed and _is_json(text)) else None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_collection(value: Any) -> bool:
+    """Return whether a value is a list, a dict or the like, also one of Airflow's, such as `params`."""
+    return isinstance(value, (Mapping, Sequence, AbstractSet, Iterator)) and not isinstance(
+        value, (str, bytes)
+    )
