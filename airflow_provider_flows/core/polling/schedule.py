@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError, FlowTimeout
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound, FlowServiceError, FlowTimeout
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ END_MARGIN_OF_INTERVAL, END_MARGIN_OF_REMAINING = 0.05, 0.01
 MAX_FORECAST_SECONDS = 10 * 366 * 86_400.0  # a longer remaining time comes from an absurd start or progress
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a service that asks for a longer pause is polled again after this one
 MAX_PERMANENT_ERRORS = 3  # a key may be in rotation, a new run not visible yet, a gateway confused
+# A 404 for a run that was found before ends a wait only after this time: while a gateway fails over, it may
+# respond with 404 to everything.
+MIN_MISSING_SECONDS = 30.0
 MAX_REJECTED_TRIGGERS = 3  # with an unusable connection; after them the task waits in its worker
 MAX_BACKOFF_DOUBLINGS = 16
 
@@ -115,6 +118,8 @@ class PollState(NamedTuple):
     :param failed_polls: failed polls since the last successful one.
     :param permanent_errors: permanent errors among them.
     :param last_error: the error of the last poll, None if it succeeded.
+    :param was_found: whether a poll has returned the run, in this process or an earlier one.
+    :param missing_since: epoch seconds of the first 404 since the last successful poll, None without one.
     """
 
     flow_run_id: str
@@ -124,20 +129,32 @@ class PollState(NamedTuple):
     failed_polls: int = 0
     permanent_errors: int = 0
     last_error: FlowServiceError | None = None
+    was_found: bool = False
+    missing_since: float | None = None
 
     def after_run(self, run: FlowRun, now: float, schedule: Schedule) -> PollState:
         """Return the state after a poll or a list request that returned the run."""
         run = _fill_from_previous(run, self.run)
         forecast = self.forecast.after(run, now, schedule.poll_interval * (1 - JITTER))
-        return PollState(self.flow_run_id, self.waiting_since, run, forecast)
+        return PollState(self.flow_run_id, self.waiting_since, run, forecast, was_found=True)
 
-    def after_error(self, error: FlowServiceError) -> PollState:
+    def after_error(self, error: FlowServiceError, now: float) -> PollState:
         """Return the state after a failed poll."""
+        is_first_missing = isinstance(error, FlowNotFound) and self.missing_since is None
         return self._replace(
+            missing_since=now if is_first_missing else self.missing_since,
             failed_polls=self.failed_polls + 1,
             permanent_errors=self.permanent_errors + (not error.is_transient),
             last_error=error,
         )
+
+    def is_confirmed(self, now: float) -> bool:
+        """Return whether the last error has occurred often enough, and for long enough, to end the wait."""
+        error = self.last_error
+        if error is None or error.is_transient or self.permanent_errors < MAX_PERMANENT_ERRORS:
+            return False
+        may_fail_over = isinstance(error, FlowNotFound) and self.was_found
+        return not (may_fail_over and now - (self.missing_since or now) < MIN_MISSING_SECONDS)
 
     @property
     def needs_confirmation(self) -> bool:
@@ -284,8 +301,8 @@ def next_step(
     :param observed_at: epoch seconds at which the service read the run, if that was before `now`.
     """
     if isinstance(observation, FlowServiceError):
-        failed = state.after_error(observation)
-        if not observation.is_transient and failed.permanent_errors >= MAX_PERMANENT_ERRORS:
+        failed = state.after_error(observation, now)
+        if failed.is_confirmed(now):
             # this error is not counted: if its cause is removed, the wait continues from the previous state
             return state._replace(last_error=observation), Failed(observation)
         state = failed

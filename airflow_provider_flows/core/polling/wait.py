@@ -78,6 +78,8 @@ class Wait:
             "waiting_since": state.waiting_since,
             "failed_polls": state.failed_polls,
             "permanent_errors": state.permanent_errors,
+            "was_found": state.was_found,
+            "missing_since": state.missing_since,
         }
         return {**counts, "forecast": state.forecast.to_dict(), **self._progress_logger.to_dict()}
 
@@ -88,6 +90,8 @@ class Wait:
             forecast=Forecast.from_dict(data.get("forecast")),
             failed_polls=int(data["failed_polls"]),
             permanent_errors=int(data.get("permanent_errors", 0)),
+            was_found=bool(data.get("was_found")),
+            missing_since=data.get("missing_since"),
         )
         self._progress_logger.restore(data)
         self._is_restored = True

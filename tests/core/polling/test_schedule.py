@@ -332,8 +332,8 @@ def test_step_records_its_observation() -> None:
     after_error, _ = next_step(schedule, after_run, TRANSIENT, NOON + 9)
     after_rejection, _ = next_step(schedule, REJECTED_TWICE, PERMANENT, NOON)
 
-    assert after_run == PollState("r", NOON, RUNNING)
-    assert after_error == PollState("r", NOON, RUNNING, failed_polls=1, last_error=TRANSIENT)
+    assert after_run == PollState("r", NOON, RUNNING, was_found=True)
+    assert after_error == after_run._replace(failed_polls=1, last_error=TRANSIENT)
     assert after_rejection == REJECTED_TWICE
 
 

@@ -21,7 +21,7 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.http import Response
-from airflow_provider_flows.core.polling.schedule import Delay
+from airflow_provider_flows.core.polling.schedule import Delay, Done, Failed, PollState
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from tests.support.scripted_transport import NOON, json_response, no_response
 from tests.support.scripted_wait import ScriptedWait, run_response
@@ -79,10 +79,32 @@ PERMANENT = [
 @pytest.mark.parametrize(("code", "error"), PERMANENT)
 def test_third_permanent_error_ends_the_wait(kind: str, code: int, error: type[FlowServiceError]) -> None:
     """A rejected key, an unknown run or another permanent error ends the wait at the third poll."""
-    scripted = ScriptedWait(run_response("running"), *[json_response({"detail": "no"}, code)] * 3)
+    scripted = ScriptedWait(*[json_response({"detail": "no"}, code)] * 3)
     with pytest.raises(error, match="no"):
         scripted.run(kind)
-    assert scripted.script.sleeps == [5, 5, 10]
+    assert scripted.script.sleeps == [5, 10]
+
+
+@pytest.mark.parametrize("is_restored", [False, True])
+@pytest.mark.parametrize(("missing_seconds", "is_over"), [(15, False), (29, False), (31, True), (58, True)])
+def test_found_run_may_be_missing_for_half_a_minute(
+    missing_seconds: float, *, is_over: bool, is_restored: bool
+) -> None:
+    """A gateway that fails over responds with 404 to polls of an active run; that ends no wait."""
+    polls = [run_response("running"), *[json_response({}, 404)] * 3]
+    scripted = ScriptedWait(*polls, *[json_response({}, 404) if is_over else run_response("completed")])
+    scripted.poll()
+    for _ in range(2):
+        scripted.poll()
+        scripted.script.sleep(missing_seconds / 4)
+    if is_restored:
+        saved = scripted.wait.to_dict()
+        scripted.wait.poll_state = PollState("r", scripted.script.clock())
+        scripted.wait.restore(json.loads(json.dumps(saved)))
+    assert isinstance(scripted.poll(), Delay)
+    scripted.script.sleep(missing_seconds / 2)
+    last = scripted.poll()
+    assert isinstance(last, Failed) if is_over else isinstance(last, Done)
 
 
 def test_quota_of_requests_ends_no_wait() -> None:
