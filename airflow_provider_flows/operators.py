@@ -236,7 +236,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     def delete_saved_run(self) -> None:
         """Delete what was saved for a retry only. The listener calls this when the task has succeeded."""
         if self._current_try is not None:
-            self._current_try.task_state.forget_saved_run()
+            self._current_try.task_state.delete_saved_run()
 
     def on_kill(self) -> None:
         """Abort the flow run only if Airflow has ended the task.

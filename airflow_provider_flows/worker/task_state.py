@@ -58,7 +58,7 @@ class TaskState:
             None if options is None else options.output_conn_id,
         )
         self._reference: Mapping[str, Any] | None = None  # to what is stored apart from the record
-        self._lost_run: str | None = None  # where a complete run was saved that cannot be read
+        self._unreadable_run: str | None = None  # where a complete run was saved that cannot be read
         self.record: RunRecord | None = None if self._store is None else self._load_record()
         self._earlier_record = self.record
 
@@ -75,7 +75,9 @@ class TaskState:
         run = self._saved_runs.load(reference)
         with_run = None if run is None else RunRecord.from_dict({**stored, "saved_run": run})
         if with_run is None:
-            self._lost_run = f"in {reference['uri']}" if "uri" in reference else "in the task state store"
+            self._unreadable_run = (
+                f"in {reference['uri']}" if "uri" in reference else "in the task state store"
+            )
         return with_run or record
 
     @property
@@ -134,10 +136,10 @@ class TaskState:
         )
         return self.has_retry_left and not is_past_deadline
 
-    def forget_saved_run(self) -> None:
+    def delete_saved_run(self) -> None:
         """Delete a record with a complete run. A record with an id only remains for a cleared task."""
         has_run = self.record is not None and self.record.saved_run is not None
-        if self._store is None or not (has_run or self._lost_run):
+        if self._store is None or not (has_run or self._unreadable_run):
             return
         try:
             self._store.delete(RECORD_KEY)
@@ -145,7 +147,7 @@ class TaskState:
             self._delete_reference(self._reference)
             self._reference = None
 
-    def find_saved_file(self) -> None:
+    def load_saved_file(self) -> None:
         """Load the response of an earlier try that could save it in a file only.
 
         Its record says that its request was sent, and nothing about a response.
@@ -159,16 +161,16 @@ class TaskState:
             self._earlier_record = self.record
             log.info("The response of an earlier try was found in %s", self._reference["uri"])
 
-    def raise_if_lost(self, fingerprint: str) -> None:
+    def raise_if_unreadable(self, fingerprint: str) -> None:
         """Raise an error if an earlier try saved the complete run of this request, and it cannot be read.
 
         :raises FlowError: a new run would be billed a second time.
         """
-        if self._lost_run is not None and self.matches(fingerprint):
+        if self._unreadable_run is not None and self.matches(fingerprint):
             message = (
                 f"The response with flow run {self.flow_run_id}, which is paid for, was saved "
-                f"{self._lost_run}, and cannot be read there. Restore it and run the task again, or clear "
-                "the task to run the flow again, which is billed again."
+                f"{self._unreadable_run}, and cannot be read there. Restore it and run the task again, or "
+                "clear the task to run the flow again, which is billed again."
             )
             raise FlowError(message)
 
@@ -258,7 +260,7 @@ class TaskState:
         """
         previous, value, run = self._reference, record.to_dict(), record.saved_run
         reference: Mapping[str, Any] | None = None
-        if previous is not None and run is not None and self._lost_run is None:
+        if previous is not None and run is not None and self._unreadable_run is None:
             reference = previous if previous["sha256"] == get_digest(run) else None
         is_stored = reference is not None
         try:
@@ -280,7 +282,7 @@ class TaskState:
             )
             self._reference = reference = self._saved_runs.save_in_file(record.token, run)
             self._store.set(RECORD_KEY, {**value, "saved_run": reference})
-        self._reference, self._lost_run = reference, None
+        self._reference, self._unreadable_run = reference, None
         if previous is not None and not (reference and is_same_place(previous, reference)):
             self._delete_reference(previous)
 

@@ -179,8 +179,8 @@ def _raise_if_invalid(task_try: TaskTry, request: RunRequest, problems: Problems
 def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
     task_state, hook = task_try.task_state, task_try.hook
     if not hook.service.supports("get_run"):
-        task_state.find_saved_file()
-        task_state.raise_if_lost(fingerprint)
+        task_state.load_saved_file()
+        task_state.raise_if_unreadable(fingerprint)
     if _is_run_elsewhere(task_try, hook):
         _abort_over_saved_connection(task_try)
         return None
@@ -195,7 +195,7 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
         on_missing=lambda flow_run_id: task_try.log.warning(MISSING_RUN, flow_run_id, hook.service.name),
     )
     if run is None:
-        task_state.raise_if_lost(fingerprint)
+        task_state.raise_if_unreadable(fingerprint)
     if run is not None:
         push_run_id(task_try.context["ti"], run.flow_run_id)
         task_try.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)

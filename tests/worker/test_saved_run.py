@@ -287,7 +287,7 @@ def test_parts_of_an_earlier_response_are_deleted() -> None:
     task_state_with(store).save(second)
     assert set(store) & first == {RECORD_KEY}
     assert task_state_with(store).record == second
-    task_state_with(store).forget_saved_run()
+    task_state_with(store).delete_saved_run()
     assert dict(store) == {}
 
 
