@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.http import Response
@@ -92,3 +94,34 @@ def test_zero_time_in_a_header_is_absent(zero: str) -> None:
     assert Response(429, {"retry-after": zero}).retry_after(time.time()) is None
     past = "Thu, 01 Jan 2026 00:00:00 GMT"
     assert Response(429, {"retry-after": past}).retry_after(time.time()) == 0.0
+
+
+UNREADABLE: list[Any] = [
+    "12:" + "9" * 29, "0:", "2025-12-16T12:00:00" + "0" * 200_000, "2025" + "1" * 1_000_000, "2025-W99",
+    "2025-13-45T99:99:99Z", "2025 " * 12, "9" * 64, 10**400, float("nan"), float("inf"), -(10**30), True, [], {"a": 1},
+    "2025-12-16T12:00:00+99:99", "2025-12-16T12:00:00Z" * 2, "\uff12\uff10\uff12\uff15-01-01",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", UNREADABLE, ids=lambda value: repr(value)[:30])
+def test_unreadable_time_is_absent_at_once(value: Any) -> None:
+    """A time that cannot be read is None to every reader, in no time: it blocks no event loop."""
+    started = time.process_time()
+    row = {"flow_id": "r", "state": "running", "template": "t", **dict.fromkeys(NAMES, value)}
+    run = ScriptedTransport(json_response(row)).run(Generio().get_run("r"))
+    (listed,) = ScriptedTransport(json_response([row])).run(Generio().list_runs())
+    assert [(one.created_at, one.started_at, one.finished_at) for one in (run, listed)] == [(None,) * 3] * 2
+    assert time.process_time() - started < 1.0
+
+
+@given(
+    st.text(alphabet="0123456789-:TZ+. WP/,", max_size=80)
+    | st.text(max_size=80)
+    | st.integers()
+    | st.floats()
+)
+@settings(max_examples=500, deadline=None)
+def test_any_value_is_a_time_or_none(value: Any) -> None:
+    """No text and no number raises an error."""
+    timestamp = parse_timestamp(value)
+    assert timestamp is None or timestamp.year >= 1971
