@@ -251,7 +251,7 @@ FLOW_ROWS = [
         "G-07",
         "whatever order",
         runs(),
-        [[state("failed", created_at=t) | {"flow_id": str(t)} for t in (5, 9, 7)]],
+        [[state("failed", created_at=1_765_886_400 + t) | {"flow_id": str(t)} for t in (5, 9, 7)]],
         ["9", "7", "5"],
     ),
     Row(
