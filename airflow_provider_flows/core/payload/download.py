@@ -19,7 +19,11 @@ from airflow_provider_flows.core.payload.decoders import (
     create_decoder,
     is_text_media_type,
 )
-from airflow_provider_flows.core.payload.integrity import IntegrityChecker, UnconfirmedFileError
+from airflow_provider_flows.core.payload.integrity import (
+    MAX_SURPLUS_BYTES,
+    IntegrityChecker,
+    UnconfirmedFileError,
+)
 from airflow_provider_flows.core.responses import raise_for_status
 
 if TYPE_CHECKING:
@@ -62,6 +66,7 @@ class DownloadSink:
         """Discard everything received before, because a request may be sent again."""
         is_chunked = "chunked" in headers.get("transfer-encoding", "").lower()
         self._has_known_length = is_chunked or "content-length" in headers
+        self._file.max_surplus_bytes = None if "content-length" in headers else MAX_SURPLUS_BYTES
         self._decoder = self._create_decoder(headers)
         self.media_type = None
         self._file.restart()

@@ -20,6 +20,10 @@ WEBP = "image/webp"
 END_MARKERS = {"image/png": b"IEND\xaeB`\x82", "image/jpeg": b"\xff\xd9"}
 
 
+# after the end that the header declares, in a response without a Content-Length, which may be endless
+MAX_SURPLUS_BYTES = 64 * 1024 * 1024
+
+
 class UnconfirmedFileError(ValueError):
     """A file was received to its end, but its content or the response does not confirm it.
 
@@ -52,6 +56,7 @@ class IntegrityChecker:
         """
         self._target = target
         self._max_bytes = max_bytes
+        self.max_surplus_bytes: int | None = None  # after the end that the header declares
         self._reset()
 
     def _reset(self) -> None:
@@ -109,6 +114,12 @@ class IntegrityChecker:
         if self._length_range is None:
             self._record_end(data)
         self._write_to_target(data)
+        if self._length_range is not None and self.max_surplus_bytes is not None:
+            surplus = self.size - self._length_range[1]
+            if surplus > self.max_surplus_bytes:
+                raise ValueError(
+                    f"it is longer than its header says, by more than {self.max_surplus_bytes} bytes"
+                )
 
     def write_text(self, data: bytes) -> None:
         """Write the next bytes of a text, whose content does not indicate its type or its length."""
