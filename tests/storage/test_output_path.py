@@ -23,6 +23,7 @@ from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer, Restricte
 from tests.support.object_stores import attach_store
 from tests.support.task_instances import Store, context
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
+from tests.support.versions import AIRFLOW
 
 pytestmark = pytest.mark.emulator(run_seconds=0, retries=0)
 
@@ -59,9 +60,14 @@ NAMES = {
     "file:////tmp/x": "too many slashes",
     "//tmp/x": "too many slashes",
     "nonsense://box/x": "nonsense",
-    "C:\\flows": "'c'",
-    "s3:/models/x": "bucket/container missing",
+    # the reason is the path library's, whose versions word it differently
+    "C:\\flows": "cannot be written to",
+    **({"s3:/models/x": "cannot be written to"} if AIRFLOW >= (3, 3) else {}),  # an older one tries again
 }
+
+
+# the path library of an older Airflow rejects them
+UPPER_CASE_SCHEMES = ["FILE://"] if AIRFLOW >= (3, 3) else []
 
 
 @pytest.mark.parametrize("output_path", NAMES)
@@ -148,7 +154,7 @@ def test_failing_store_is_an_error_before_a_run_is_created(emulator: Emulator, s
 
 
 @pytest.mark.usefixtures("emulator")
-@pytest.mark.parametrize("scheme", ["", "file://", "file:", "FILE://", "local://"])
+@pytest.mark.parametrize("scheme", ["", "file://", "file:", *UPPER_CASE_SCHEMES, "local://"])
 @pytest.mark.parametrize("name", ["my models", "100%", "a%20b", "~", "a#b?c=d", "x:y", "größe/deep", "None"])
 def test_files_can_be_read_by_the_returned_uri(tmp_path: Path, scheme: str, name: str) -> None:
     """A folder of any name has exactly the files of the run, which their URIs find."""

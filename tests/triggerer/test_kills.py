@@ -26,11 +26,15 @@ from airflow_provider_flows.worker.kill_check import on_kill_timeout
 from tests.support.kills import StubSupervisor, create_trigger, kill_all, run_until_killed, task_instance
 from tests.support.modes import start_external_run
 from tests.support.triggers import age_hook_cache, wait_for_condition, wait_for_idle_loop
+from tests.support.versions import needs
 
 MANY = 500
 HTTPX_MAX_URL_CHARACTERS = 65_536
 
-pytestmark = pytest.mark.emulator(run_seconds=3600, abort="instant")
+pytestmark = [
+    pytest.mark.emulator(run_seconds=3600, abort="instant"),
+    needs("on_kill of triggers"),
+]
 
 
 def start_runs(emulator: Emulator, count: int) -> list[str]:

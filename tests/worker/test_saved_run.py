@@ -36,7 +36,10 @@ from tests.support.tries import (
 )
 from tests.support.versions import needs
 
-pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
+pytestmark = [
+    pytest.mark.emulator(run_seconds=0, abort="instant", retries=0),
+    needs("task state store"),
+]
 
 IMAGE_FAULT = Fault("GET", "*.png", status=500)
 LIMIT = 65_535  # Airflow's default
