@@ -244,9 +244,7 @@ def test_retry_while_the_store_fails_resumes_the_run(emulator: Emulator, *, comp
     run_id = store[RECORD_KEY]["flow_run_id"]
     if completed:
         emulator.advance(4000)
-        with pytest.raises(
-            OSError, match=rf"fragile://bucket/{run_id}/.* cannot be written: .*No space left"
-        ):
+        with pytest.raises(OSError, match=rf"bucket/{run_id}/.* cannot be written: .*No space left"):
             operator.execute(context(store, 2, 3))
     else:
         GenerioHook("generio_default").abort(run_id)
