@@ -258,7 +258,7 @@ def test_dark_and_narrow(stage: BrowserStage) -> None:
     )
     small = stage.log_in(size=NARROW)
     small.goto(f"{stage.stack.address}/flows/connection/flows_default")
-    expect(small.locator("td.flow")).to_have_text(HOSTILE, timeout=30_000)
+    expect(small.locator("td.flow")).to_have_text([HOSTILE], timeout=30_000)
     assert_harmless(small)
     stage.emulator.clear_faults()
     expect(small.locator("tbody tr").nth(2)).to_be_visible(timeout=30_000)
