@@ -71,7 +71,7 @@ def fetch_and_print(hook: FlowsHook, run: FlowRun, output_options: OutputOptions
         except KeyboardInterrupt:
             _report_not_fetched(hook, run, args)
             return Exit.INTERRUPTED
-        except Exception:
+        except Exception:  # the run is paid for, and its id must be on the terminal
             _report_not_fetched(hook, run, args)
             raise
     else:

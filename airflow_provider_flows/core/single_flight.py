@@ -90,7 +90,7 @@ class SingleFlightCache(Generic[T]):
         """
         try:
             yield
-        except BaseException as error:
+        except BaseException as error:  # others wait for this result, also after a cancellation
             failure = error
             with self._lock:
                 if self._entries.get(entry.key) is entry:

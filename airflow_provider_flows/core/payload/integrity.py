@@ -181,7 +181,7 @@ def _parse_length_range(start: bytes) -> tuple[int, int] | None:
 def _call_target(method: Callable[..., object], *args: Any) -> None:
     try:
         method(*args)
-    except Exception as error:
+    except Exception as error:  # a storage library may raise anything
         raise WriteFailedError(error) from error
 
 

@@ -99,8 +99,8 @@ class FinishedRuns:
             ),
             last_polls={key: self.last_polls[key] for key in candidates if key in self.last_polls},
         )
-        longest_unpolled = sorted(candidates, key=lambda key: self.last_polls.get(key, 0))
-        return finished_runs, longest_unpolled[:MAX_POLLS_PER_LIST]
+        by_last_poll = sorted(candidates, key=lambda key: self.last_polls.get(key, 0))
+        return finished_runs, by_last_poll[:MAX_POLLS_PER_LIST]
 
     def after_polls(
         self,
