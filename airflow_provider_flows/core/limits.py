@@ -1,0 +1,18 @@
+"""The bounds of everything that a service sends, and of everything that is read for it: one table.
+
+`docs/explanation/threat_model.md` has the same table for users, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+MIB = 1024 * 1024
+
+# Identifiers and texts of a response, in characters.
+MAX_ID_LENGTH = 256
+
+# Numbers of things in one response.
+MAX_OUTPUTS = 10_000
+
+# Sizes in bytes.
+MAX_RUN_BYTES = MIB
+MAX_LIST_BYTES = 64 * MIB  # over all pages together
