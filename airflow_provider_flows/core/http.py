@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import UploadSource
+from airflow_provider_flows.core.limits import MAX_ORIGIN_LENGTH
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import mask_values
 from airflow_provider_flows.core.timestamps import parse_http_date
@@ -278,7 +279,6 @@ class ForbiddenUrlError(ValueError):
 _HOST_AND_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII)
 _DROPPED_BY_PARSERS = re.compile(r"[\x00-\x1f\x7f]|^ ")
 _ODD_IN_ORIGIN = re.compile(r"[^\w.:\[\]-]", re.ASCII)
-MAX_ORIGIN_LENGTH = 200  # characters, in a message
 
 
 def has_unambiguous_host(url: str) -> bool:

@@ -87,7 +87,7 @@ class Settings:
 
         The link must lead to the service's own host, or by https to a public one of `picture_hosts`. The
         output of a flow is untrusted: it must not cause a worker to send requests into its own network, nor
-        to a host of somebody who has written a part of a prompt.
+        to a host that the author of a part of a prompt has chosen.
         """
         link = link.strip()
         return is_same_origin(link, self.base_url) or (

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_flows.core.http import has_unambiguous_host
+from airflow_provider_flows.core.limits import MAX_HOST_LENGTH
 
 INTERNAL_SUFFIXES = frozenset(
     {"arpa", "corp", "home", "internal", "intranet", "lan", "local", "localhost", "private", "svc"}
@@ -65,7 +66,6 @@ NAT64 = IPv6Network("64:ff9b::/96")  # contains an IPv4 address; networks withou
 _NUMERIC_LABEL = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE | re.ASCII)
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _HOST_PATTERN = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})+")
-MAX_HOST_LENGTH = 253  # characters
 
 Resolver = Callable[..., Sequence[Sequence[Any]]]
 

@@ -1,8 +1,8 @@
 """Storage of a complete run for a retry, of any size: in Airflow's task state store, or below `output_path`.
 
 The run is paid for, and its service may be unable to return it a second time, so nothing is omitted. A signed
-link to an output is a secret, which whoever sees the task in Airflow could use, and which a retry needs: its
-query is encrypted with the connection's API key.
+link to an output is a secret. A retry needs it, and users who may see the task in Airflow must not have it:
+its query is encrypted with the connection's API key.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 import trustme
@@ -35,6 +35,7 @@ from airflow_provider_flows.core.http import Request, is_same_origin
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.hooks import PromptChainerHook
+from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.transport.settings import Settings
 from airflow_provider_flows.transport.url_guard import (
     SPECIAL_IPV4,
@@ -42,7 +43,15 @@ from airflow_provider_flows.transport.url_guard import (
     is_public,
     resolves_to_public,
 )
-from tests.support.downloads import ActionSequence, data_uri_body, glb, hook_to, send_body
+from tests.support.downloads import (
+    ActionSequence,
+    data_uri_body,
+    fetch_or_raise,
+    glb,
+    hook_to,
+    list_files,
+    send_body,
+)
 from tests.support.servers import MisbehavingServer, ReceivedRequest, StubResponse, StubServer, send_and_close
 
 OWN = Settings(
@@ -374,6 +383,46 @@ def test_file_of_a_listed_host_is_fetched_without_the_key(store: StubServer) -> 
         with pytest.raises(FlowServiceError, match="picture_hosts in the connection's extra"):
             hook_to(stub.url, verify=False).download_output("r", "a")
     assert len(store.requests) == 1
+
+
+INJECTED = {
+    "a picture": "https://attacker.example/p.png?d=c0ffee",
+    "a signed link": "https://attacker.example/p?sig=c0ffeec0ffeec0ffee&rsct=image/png",
+    "another store at Azure": "https://attacker.blob.core.windows.net/p?d=c0ffee",
+    "the known host as a label": "https://oaidalleapiprodscus.blob.core.windows.net.attacker.example/p.png",
+    "the known host as a user": "https://oaidalleapiprodscus.blob.core.windows.net@attacker.example/p.png",
+    "no TLS": "http://oaidalleapiprodscus.blob.core.windows.net/p.png",
+    "a public address": "https://93.184.215.14/p.png",
+    "a metadata service": "http://169.254.169.254/p.png",
+    "the known host with an internal address": "https://oaidalleapiprodscus.blob.core.windows.net/p.png?sig=x",
+}
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_injected_link_is_not_fetched(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A link that a prompt has injected gets no request: it remains a link, and a warning names the field."""
+    looked_up, real = set[str](), socket.getaddrinfo
+
+    def resolve(host: str, port: int, *rest: Any, **more: Any) -> Any:
+        looked_up.add(host)
+        return real("127.0.0.1", port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    rows = [{"name": "Slogan", "type": "output", "output": INJECTED[name]}]
+    with StubServer(lambda _: StubResponse(body=json.dumps(rows).encode())) as stub:
+        hook = promptchainer_hook(stub.url)
+        run = hook.start("flow", {}, validate=False)
+        fetched = fetch_or_raise(hook, run, OutputOptions(str(tmp_path)))
+        assert len(stub.requests) == 1
+    (output,) = fetched.outputs
+    assert (output.value, output.uri, output.status) == (INJECTED[name], None, "ready")
+    assert list_files(tmp_path) == []
+    assert looked_up <= {"127.0.0.1", *({urlsplit(INJECTED[name]).hostname} if "internal" in name else ())}
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("picture_hosts" in line and "://" in line for line in warnings)
+    assert "c0ffee" not in "".join(warnings)
 
 
 def test_signatures_are_found_in_every_form() -> None:
