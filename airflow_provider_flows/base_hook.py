@@ -130,7 +130,11 @@ class BaseFlowsHook(BaseHook):
     def settings(self) -> Settings:
         """The connection's settings for the transports."""
         return conn.to_settings(
-            self.connection, self.extra, default_host=self.default_host, credentials=self.service.auth_headers
+            self.connection,
+            self.extra,
+            default_host=self.default_host,
+            credentials=self.service.auth_headers,
+            picture_hosts=self.service.picture_hosts,
         )
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.transport.settings import Settings
 
+HOSTS_FORMAT = (
+    "names of public hosts, separated by commas, such as 'pictures.example.com, *.example.org' (without "
+    "scheme, port and path; *. is allowed at the start only)"
+)
 # environment variables that name a CA bundle; `requests` reads the first two, OpenSSL the third
 CA_BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -30,7 +34,8 @@ class Field:
 
     :param label: the field's name in the form.
     :param description: the field's help text in the form.
-    :param kind: its JSON schema type: number, integer, boolean or string.
+    :param kind: its JSON schema type: number, integer, boolean or string; or hosts, which is a string in the
+        form, and a tuple of host names and patterns as a value.
     :param default: the value of an empty field.
     :param minimum: the minimum of a number.
     """
@@ -43,7 +48,7 @@ class Field:
 
     def to_form(self) -> dict[str, Any]:
         """Return the field in the form of Airflow's provider info (`conn-fields`)."""
-        schema: dict[str, Any] = {"type": [self.kind, "null"]}
+        schema: dict[str, Any] = {"type": ["string" if self.kind == "hosts" else self.kind, "null"]}
         if self.default is not None:
             schema["default"] = self.default
         if self.minimum is not None:
@@ -95,6 +100,12 @@ def fields(read_timeout: float) -> dict[str, Field]:
             "number",
             64,
             0.001,
+        ),
+        "picture_hosts": Field(
+            "Picture hosts",
+            "Other public hosts from which pictures and files may be fetched, separated by commas, such as "
+            "pictures.example.com or *.example.com; the service's own are known.",
+            "hosts",
         ),
     }
 
@@ -178,10 +189,8 @@ def _parse_field(conn_id: str, name: str, field: Field, raw_value: Any) -> Any:
         value = None
     if value is None or (field.minimum is not None and not field.minimum <= value < float("inf")):
         bound = "" if field.minimum is None else f" of at least {field.minimum}"
-        message = (
-            f"{name} in the extra of connection {conn_id!r} must be of type {field.kind}{bound}, "
-            f"not {raw_value!r}"
-        )
+        what = f"of type {field.kind}{bound}" if field.kind != "hosts" else HOSTS_FORMAT
+        message = f"{name} in the extra of connection {conn_id!r} must be {what}, not {raw_value!r}"
         raise FlowInputError(message)
     return value
 
@@ -209,11 +218,21 @@ def _parse_string_field(raw_value: Any) -> str:
     return raw_value.strip()
 
 
+def _parse_hosts_field(raw_value: Any) -> tuple[str, ...]:
+    from airflow_provider_flows.transport.url_guard import parse_host_pattern  # see `to_settings`
+
+    texts = raw_value.split(",") if isinstance(raw_value, str) else raw_value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError
+    return tuple(parse_host_pattern(text) for text in texts if text.strip())
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "number": _parse_number_field,
     "integer": _parse_integer_field,
     "boolean": _parse_boolean_field,
     "string": _parse_string_field,
+    "hosts": _parse_hosts_field,
 }
 
 
@@ -263,12 +282,14 @@ def to_settings(
     *,
     default_host: str,
     credentials: Callable[[str], Mapping[str, str]],
+    picture_hosts: Sequence[str] = (),
 ) -> Settings:
     """Return a connection's settings for the transports.
 
     :param extra: the fields that `parse_extra` has returned.
     :param default_host: the service's own address.
     :param credentials: returns the headers for an API key.
+    :param picture_hosts: the service's other hosts, to which those of the extra are added.
     :raises FlowInputError: the connection's host, password or CA bundle is invalid.
     """
     # every process of Airflow imports this module for the table of fields, without the transports
@@ -281,6 +302,7 @@ def to_settings(
         read_timeout=extra["read_timeout"],
         verify=_get_ca_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
         max_response_bytes=int(extra["max_response_mib"] * 1024 * 1024),
+        picture_hosts=(*picture_hosts, *(extra["picture_hosts"] or ())),
     )
 
 

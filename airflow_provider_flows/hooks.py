@@ -14,8 +14,13 @@ from airflow_provider_flows import connection as conn
 from airflow_provider_flows import metrics
 from airflow_provider_flows.base_hook import BaseFlowsHook
 from airflow_provider_flows.core import start_or_resume
-from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowQuotaExceeded
-from airflow_provider_flows.core.http import restrict_redirects
+from airflow_provider_flows.core.exceptions import (
+    FlowError,
+    FlowInputError,
+    FlowQuotaExceeded,
+    FlowServiceError,
+)
+from airflow_provider_flows.core.http import ForbiddenUrlError, allow_urls
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import RepeatedFileFilter, download_image
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
@@ -51,6 +56,14 @@ def log_accepted_file(problem: str) -> None:
         "A file was accepted because it arrived twice with the same SHA-256. Check it before you use it: %s",
         problem,
     )
+
+
+def _mask_signatures(url: str) -> None:
+    """Mask the signatures of a URL in Airflow's logs, because the HTTP libraries log it at level DEBUG."""
+    from airflow.providers.common.compat.sdk import mask_secret
+
+    for secret in find_signatures(url):
+        mask_secret(secret)
 
 
 class FlowsHook(BaseFlowsHook):
@@ -322,11 +335,11 @@ class FlowsHook(BaseFlowsHook):
         :raises FlowServiceError: the output could not be downloaded completely; discard what the target
             received.
         """
-        service, is_allowed = self.service, self.settings.is_allowed_url
+        service, is_allowed = self.service, self._create_url_filter()
         repeated = RepeatedFileFilter(on_accepted)
         return self._run_download(
             lambda: repeated.filter(
-                restrict_redirects(service.save_output(flow_run_id, asset_id, target, media_type), is_allowed)
+                allow_urls(service.save_output(flow_run_id, asset_id, target, media_type), is_allowed)
             )
         )
 
@@ -338,23 +351,33 @@ class FlowsHook(BaseFlowsHook):
         The credentials are sent only if the link leads to the service's own host.
 
         :param on_accepted: as for `save_output`.
-        :returns: None if the link must not be followed, or does not lead to an image.
+        :returns: None if the link does not lead to an image, or to a host that is not allowed, which is
+            logged.
         """
-        from airflow.providers.common.compat.sdk import mask_secret
-
-        for secret in find_signatures(url):
-            mask_secret(secret)  # the HTTP libraries log complete URLs at level DEBUG
-        settings, link = self.settings, url.strip()
-        if not settings.is_allowed_url(link):
-            return None
+        _mask_signatures(url)
+        max_bytes, is_allowed = self.settings.max_response_bytes, self._create_url_filter()
         repeated = RepeatedFileFilter(on_accepted)
-        return self._run_download(
-            lambda: repeated.filter(
-                restrict_redirects(
-                    download_image(link, target, settings.max_response_bytes), settings.is_allowed_url
+        try:
+            return self._run_download(
+                lambda: repeated.filter(
+                    allow_urls(download_image(url.strip(), target, max_bytes), is_allowed)
                 )
             )
-        )
+        except FlowServiceError as error:
+            if not isinstance(error.__cause__, ForbiddenUrlError):
+                raise
+            log.warning("A link in an output is not fetched: %s", error)
+            return None
+
+    def _create_url_filter(self) -> Callable[[str], bool]:
+        """Return a function that returns whether a file may be fetched from a URL of another host."""
+        settings = self.settings
+
+        def is_allowed(url: str) -> bool:
+            _mask_signatures(url)
+            return settings.is_allowed_url(url)
+
+        return is_allowed
 
     def _run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
         """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""

@@ -21,7 +21,7 @@ from airflow_provider_flows.connection import (
     parse_extra,
 )
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.hooks import GenerioHook
+from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.provider_info import get_provider_info
 
 DEFAULT = "https://flows.generio.ai"
@@ -154,6 +154,45 @@ def test_an_invalid_extra_names_the_field(name: str, value: Any) -> None:
     """A field with a wrong value is an error that names the field, the connection and the type."""
     with pytest.raises(FlowInputError, match=f"{name} in the extra of connection 'c' must be of type "):
         parse_extra(connection(extra=json.dumps({name: value})), GENERIO_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("pictures.example.com", ("pictures.example.com",)),
+        (" Pictures.Example.com. ,*.example.org,, ", ("pictures.example.com", "*.example.org")),
+        (
+            ["a.example.com", "*.my_bucket.s3.amazonaws.com"],
+            ("a.example.com", "*.my_bucket.s3.amazonaws.com"),
+        ),
+        ("xn--bcher-kva.example", ("xn--bcher-kva.example",)),
+        (" , ", ()),
+    ],
+)
+def test_picture_hosts_are_added_to_those_of_the_service(value: Any, expected: tuple[str, ...]) -> None:
+    """The field is a text with commas, or a list in JSON; the service's own hosts remain."""
+    assert settings({"picture_hosts": value}).picture_hosts == expected
+    hook = PromptChainerHook("c")
+    hook._connection = connection(extra=json.dumps({"picture_hosts": value}))
+    own = ("oaidalleapiprodscus.blob.core.windows.net",)
+    assert hook.settings.picture_hosts == (*own, *expected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("*", "*.", "*.com", "com", "localhost", "a.localhost", "db.internal", "a.svc", "*.local"),
+        *("127.0.0.1", "8.8.8.8", "10.1", "[::1]", "2606:4700::1", "a.0x7f"),
+        *("https://a.example", "a.example/path", "a.example:443", "u@a.example", "a..example", ".a.example"),
+        *("a.*.example", "*a.example", "**.example.com", "a.example b.example", "-a.example", "a-.example"),
+        *("b\u00fccher.example", "a\n.example", f"{'a' * 64}.example", f"{'a.' * 130}example"),
+        *(5, {}, True, [5], [["a.example"]]),
+    ],
+)
+def test_invalid_picture_hosts_are_rejected(value: Any) -> None:
+    """Anything but names of public hosts, and patterns for the hosts below a domain, is an error."""
+    with pytest.raises(FlowInputError, match="picture_hosts in the extra of connection 'c' must be names of"):
+        settings({"picture_hosts": value})
 
 
 @pytest.mark.parametrize("extra", ["[]", "5", "{", "text"])

@@ -14,6 +14,7 @@ and can be read again from its start when the request is sent again.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -23,6 +24,7 @@ from uuid import uuid4
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import UploadSource
+from airflow_provider_flows.core.limits import MAX_ORIGIN_LENGTH
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import mask_values
 from airflow_provider_flows.core.timestamps import parse_http_date
@@ -48,13 +50,16 @@ class Request:
 
     :param method: the HTTP method, in capitals.
     :param path: a quoted path that starts with a slash, relative to the connection's host; or an absolute
-        URL. The credentials are sent to the connection's own host only.
+        URL, with or without a scheme. The transport sends a request to the connection's own origin only,
+        unless `allow_url` allows another one, which gets no credentials.
     :param query: the query parameters, unquoted.
     :param json: the value that is sent as the JSON body, or None for no body. An `UploadSource` at any depth
         in it is sent as a data URI.
     :param resend: when the request may be sent again.
     :param sink: receives the body of a successful response, of any size, a chunk at a time.
-    :param allow_redirect: decides for a URL whether a redirect to it may be followed; None allows any URL.
+    :param allow_url: decides for a URL outside of the connection's own origin whether the request may be sent
+        to it; None allows none.
+    :param label: how messages name the request; by default by its method and path.
     """
 
     method: str
@@ -63,11 +68,16 @@ class Request:
     json: Any = field(default=None, repr=False)
     resend: Resend = Resend.ALWAYS
     sink: Sink | None = field(default=None, repr=False)
-    allow_redirect: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
+    allow_url: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
+    label: str = ""
 
     def __str__(self) -> str:
         """Return method and path, without query and body: the query of a signed URL is a secret."""
-        return f"{self.method} {self.path.partition('?')[0]}"
+        return self.label or f"{self.method} {self.path.partition('?')[0]}"
+
+    def follow(self, url: str, *, query: Mapping[str, str] | None = None) -> Request:
+        """Return this request to the URL that its response led to; messages name it as this one."""
+        return replace(self, path=url, query=query or {}, label=str(self))
 
     @property
     def body(self) -> bytes | Body | None:
@@ -147,6 +157,7 @@ class Response:
     :param secrets: the credentials of the request, which `redact` removes from what the service repeats.
     :param bytes_received: how many bytes the sink received, None if the request has no sink.
     :param attempts: how many times the request was sent until this response arrived.
+    :param is_foreign: whether another host than the connection's own has sent it. Its text is in no message.
     """
 
     status: int
@@ -156,6 +167,7 @@ class Response:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     bytes_received: int | None = None
     attempts: int = 1
+    is_foreign: bool = False
 
     def redact(self, text: str) -> str:
         """Return a text with the credentials of the request replaced by asterisks."""
@@ -253,23 +265,58 @@ def map_requests(
     return state.result
 
 
-def restrict_redirects(conversation: Conversation[T], is_allowed: Callable[[str], bool]) -> Conversation[T]:
-    """Run a conversation whose requests follow redirects to allowed URLs only."""
-    return map_requests(conversation, lambda request: send(replace(request, allow_redirect=is_allowed)))
+def allow_urls(conversation: Conversation[T], is_allowed: Callable[[str], bool]) -> Conversation[T]:
+    """Run a conversation whose requests may also be sent to these URLs outside of the own origin."""
+    return map_requests(conversation, lambda request: send(replace(request, allow_url=is_allowed)))
+
+
+class ForbiddenUrlError(ValueError):
+    """A URL leads where its request must not be sent; the cause of the error that the transport raises."""
+
+
+# Excludes what libraries parse in different ways: user names, backslashes, escapes, zones of IPv6 addresses,
+# and characters outside of ASCII.
+_HOST_AND_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII)
+_DROPPED_BY_PARSERS = re.compile(r"[\x00-\x1f\x7f]|^ ")
+_ODD_IN_ORIGIN = re.compile(r"[^\w.:\[\]-]", re.ASCII)
+
+
+def has_unambiguous_host(url: str) -> bool:
+    """Return whether every library finds the same host in a URL."""
+    try:
+        netloc = urlsplit(url).netloc
+    except ValueError:
+        return False
+    return _HOST_AND_PORT.fullmatch(netloc) is not None and _DROPPED_BY_PARSERS.search(url) is None
+
+
+def to_origin(url: str) -> str:
+    """Return scheme, host and port of a URL for a message, without user name, path and query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an invalid URL"
+    if set("@\\") & set(parts.netloc):
+        return "a URL whose host is ambiguous"
+    host = _ODD_IN_ORIGIN.sub("?", parts.netloc)[:MAX_ORIGIN_LENGTH]
+    return f"{parts.scheme or 'https'}://{host}" if host else "a URL without a host"
 
 
 def is_same_origin(first: str, second: str) -> bool:
     """Return whether two URLs share scheme, host and port, so that both may receive the same credentials.
 
-    A URL with a user name or a backslash before its path matches no other, because libraries disagree about
-    its host.
+    A URL whose host is ambiguous matches no other.
+
+    :param second: the URL that a connection is configured with.
     """
     try:
         origin, other_origin = (
             (parts.scheme, parts.hostname, parts.port or DEFAULT_PORTS.get(parts.scheme))
             for parts in map(urlsplit, (first, second))
         )
-        is_ambiguous = bool(set("@\\") & set(urlsplit(first).netloc))
+        # the netloc of the second may be an internationalized name
+        is_same_spelling = urlsplit(first).netloc == urlsplit(second).netloc
     except ValueError:  # an invalid port or IP address
         return False
-    return origin == other_origin and not is_ambiguous
+    is_safe = has_unambiguous_host(first) or (is_same_spelling and not _DROPPED_BY_PARSERS.search(first))
+    return origin == other_origin and is_safe

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urljoin
 
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -25,7 +26,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     reason_sentence,
 )
-from airflow_provider_flows.core.http import Conversation, Request, Response, T, send
+from airflow_provider_flows.core.http import Conversation, Request, Response, T, send, to_origin
 from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes
 
 MAX_EXCERPT_CHARS = 200  # of a service's text in a message
@@ -34,8 +35,10 @@ MAX_REASON_CHARS = 3 * MAX_EXCERPT_CHARS  # of the reason that a service gives f
 MAX_JSON_DEPTH = 64  # services nest a few levels; Airflow's XCom code and Python's json module recurse
 
 REDIRECT_HINT = (
-    "The service redirects to a URL to which this request is not sent. Check the host of the connection."
+    "The service redirects it to {target}, and nothing was sent there. If the service has moved there, set "
+    "the connection's host to it."
 )
+FOREIGN_HINT = "Another host, {origin}, to which the service led, did not deliver the file."
 INVALID_HINT = "The service rejected the request; check the arguments named below."
 QUOTA_HINT = "The account's quota or credit is used up; add credit or raise the limit at the service."
 ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
@@ -152,9 +155,9 @@ def raise_for_status(request: Request, response: Response, now: float | None = N
     """
     if response.is_success:
         return
-    error_class, hint = ERRORS_BY_STATUS.get(response.status, (FlowServiceError, OTHER_STATUS_HINT))
+    error_class, hint = _get_error_class_and_hint(response)
     current_time = time.time() if now is None else now
-    reason = reason_sentence(error_reason(response))
+    reason = "" if response.is_foreign else reason_sentence(error_reason(response))
     retry_after = response.retry_after(current_time)
     if is_quota_exceeded(response):
         message = f"{request} returned HTTP {response.status}. {QUOTA_HINT} {reason}"
@@ -162,12 +165,30 @@ def raise_for_status(request: Request, response: Response, now: float | None = N
         raise FlowQuotaExceeded(
             message, status=response.status, retry_after=retry_after, is_permanent=is_permanent
         )
-    message = f"{request} returned HTTP {response.status}. {hint} {reason}"
+    message = f"{request} returned HTTP {response.status}. {hint} {reason}".rstrip()
     raise error_class(message, status=response.status, retry_after=retry_after)
+
+
+def _get_error_class_and_hint(response: Response) -> tuple[type[FlowServiceError], str]:
+    """Return the class and the hint of an error response's exception."""
+    error_class, hint = ERRORS_BY_STATUS.get(response.status, (FlowServiceError, OTHER_STATUS_HINT))
+    if response.is_foreign:  # such as an expired signature; it says nothing about the key or the account
+        error_class = FlowNotFound if error_class is FlowNotFound else FlowServiceError
+        return error_class, FOREIGN_HINT.format(origin=to_origin(response.url))
+    if hint is REDIRECT_HINT:
+        location = response.headers.get("location", "")
+        try:
+            target = to_origin(urljoin(response.url, location)) if location else "no URL"
+        except ValueError:
+            target = "an invalid URL"
+        return error_class, hint.format(target=target)
+    return error_class, hint
 
 
 def is_quota_exceeded(response: Response) -> bool:
     """Return whether an error response says that the account's quota or credit is used up."""
+    if response.is_foreign:
+        return False
     if ERRORS_BY_STATUS.get(response.status, (None,))[0] is FlowQuotaExceeded:
         return True
     if response.status not in TEXT_STATUSES:
@@ -195,6 +216,8 @@ def malformed_message(request: Request, response: Response, problem: str) -> str
 
     :param problem: what is wrong with the response, as the predicate of a sentence ("is not ...").
     """
+    if response.is_foreign:
+        return f"The response to {request}, from another host, {problem} (HTTP {response.status})."
     excerpt = response.redact(decode_text(response.body[:MAX_EXCERPT_BYTES]))[:MAX_EXCERPT_CHARS]
     size = len(response.body) if response.bytes_received is None else response.bytes_received
     head = f"The response to {request} {problem} (HTTP {response.status}, {size} bytes)."
@@ -205,8 +228,10 @@ def error_reason(response: Response) -> str:
     """Return the reason that a service gives in an error response.
 
     It is the first non-empty of `detail` (a text, list or object), `message`, `error` and `details`, else the
-    start of the body, which may be empty.
+    start of the body, which may be empty. It is empty for a response from another host.
     """
+    if response.is_foreign:
+        return ""
     try:
         value = parse_bounded_json(response.body)
     except ValueError:

@@ -107,10 +107,10 @@ def _can_resend(request: Request, error: FlowUnreachable) -> bool:
 
 
 def follow_redirects(request: Request) -> Conversation[Response]:
-    """Send a request, and follow the redirects of a GET to where `Request.allow_redirect` permits.
+    """Send a request, and follow the redirects of a GET.
 
     A redirect of another method is returned as it is: following it would change the method, or send the
-    request twice. The transport adds the credentials only to requests to the connection's own host.
+    request twice. The transport raises an error for a URL to which the request must not be sent.
 
     :raises FlowMalformed: a redirect has no valid URL, or there are more than `MAX_REDIRECTS`.
     """
@@ -125,8 +125,6 @@ def follow_redirects(request: Request) -> Conversation[Response]:
             raise FlowMalformed(
                 malformed_message(request, response, "redirects to an invalid URL"), status=response.status
             ) from error
-        if request.allow_redirect is not None and not request.allow_redirect(redirect_url):
-            return response
-        request = replace(request, path=redirect_url, query={})
+        request = request.follow(redirect_url)
     message = f"{request} was redirected more than {MAX_REDIRECTS} times; check the host of the connection"
     raise FlowMalformed(message, status=response.status)

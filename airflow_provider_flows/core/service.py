@@ -31,6 +31,9 @@ class Service(ABC):
 
     name: ClassVar[str]
     staged_start: ClassVar[bool] = False  # whether creation, inputs and start are separate requests
+    # other hosts, all of them the service's own, to which its outputs link or its downloads redirect: names,
+    # and patterns such as `*.example.com`
+    picture_hosts: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def auth_headers(self, token: str) -> dict[str, str]:

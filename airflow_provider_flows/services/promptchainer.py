@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.core.http import Conversation, Response
 
-IMAGE_HOST = ".blob.core.windows.net"  # host of the images in the vendor's sample graph
+IMAGE_HOST = "oaidalleapiprodscus.blob.core.windows.net"  # OpenAI's, in the vendor's sample graph
+BLOB_HOST_SUFFIX = ".blob.core.windows.net"  # of anybody's store at Azure
 PROBE_FLOW_ID = "airflow-connection-test"
 
 
@@ -50,6 +51,7 @@ class PromptChainer(Service):
     """
 
     name: ClassVar[str] = "promptchainer"
+    picture_hosts: ClassVar[tuple[str, ...]] = (IMAGE_HOST,)
 
     def __init__(self, test_flow: str | None = None) -> None:
         self._test_flow = test_flow
@@ -223,7 +225,7 @@ def get_image_media_type(text: str) -> str | None:
     if media_type.startswith("image/"):
         return data_uri.normalize_media_type(to_safe_text(media_type))  # the query may hold a %00
     has_signature = any(name.lower() in SIGNATURE_PARAMETERS for name in query)
-    return "image/png" if has_signature or (parts.hostname or "").endswith(IMAGE_HOST) else None
+    return "image/png" if has_signature or (parts.hostname or "").endswith(BLOB_HOST_SUFFIX) else None
 
 
 def get_expires_at(url: str) -> str | None:

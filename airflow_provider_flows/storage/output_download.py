@@ -66,7 +66,7 @@ class DownloadHook(Protocol):
     ) -> str | None:
         """Download the picture at a URL into a target, and return its media type.
 
-        Return None if there is no picture, or if its host is not allowed.
+        Return None if there is no picture, or if its host is not allowed, which is logged.
         """
 
     def copy_for_thread(self) -> AbstractContextManager[DownloadHook]:
@@ -227,8 +227,9 @@ class OutputDownload:
             media_type = hook.save_linked_image(output.value, file, on_accepted=on_accepted)
             if media_type is None:
                 log.warning(
-                    "Output %s is a link that does not lead to an image or whose host is not allowed, so no "
-                    "file was stored. The task returns the link itself, which may expire.",
+                    "Output %s is a link that does not lead to an image or whose host is not allowed "
+                    "(picture_hosts in the connection's extra), so no file was stored. The task returns the "
+                    "link itself, which may expire.",
                     output.name,
                 )
             return media_type

@@ -30,12 +30,23 @@ NEVER_ARRIVED = (
 )
 
 
+class _Session(requests.Session):
+    """A session that leaves redirects alone.
+
+    `requests` reads the body of a redirect, of any size, and parses its URL, even if it does not follow it.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002  # the method of requests
+        """Return None: no response is a redirect."""
+        return
+
+
 def new_session(settings: Settings) -> requests.Session:
     """Create a session with the connection's TLS settings.
 
     Proxies and CA bundles of the environment apply as the documentation of `requests` describes.
     """
-    session = requests.Session()
+    session = _Session()
     session.verify = settings.verify
     for scheme in ("http://", "https://"):
         session.mount(scheme, BlockingAdapter())
@@ -76,7 +87,7 @@ class BlockingTransport:
                 auth=lambda prepared: prepared,  # else ~/.netrc would replace the connection's credentials
                 allow_redirects=False,
                 stream=True,
-                # called before `requests` parses the URL of a redirect, which may fail
+                # called before `requests` does anything else with the response, which may fail
                 hooks={"response": lambda received, **_: statuses.append(received.status_code)},
             ) as response:
                 reader = ResponseReader(settings, request, response.status_code, response.headers.items())

@@ -30,6 +30,7 @@ class ResponseReader:
         # aiohttp decodes a byte that is not UTF-8 to a lone surrogate
         self._headers = {to_safe_text(name.lower()): to_safe_text(value) for name, value in headers}
         self._secrets = settings.secrets
+        self._is_foreign = settings.is_foreign(request)
         self._body = bytearray()
         self._bytes_received = 0
         self._sink = request.sink if Response(status).is_success else None
@@ -60,7 +61,7 @@ class ResponseReader:
     def finish(self, url: str) -> Response:
         """Return the complete response.
 
-        :param url: the URL that was requested.
+        :param url: the URL that was requested, with its query.
         :raises FlowMalformed: the sink does not accept the body.
         :raises WriteFailedError: what the sink writes to has failed.
         """
@@ -82,4 +83,12 @@ class ResponseReader:
     def _to_response(self, url: str = "") -> Response:
         """Return what was received so far as a response."""
         bytes_received = None if self._sink is None else self._bytes_received
-        return Response(self._status, self._headers, bytes(self._body), url, self._secrets, bytes_received)
+        return Response(
+            self._status,
+            self._headers,
+            bytes(self._body),
+            url,
+            self._secrets,
+            bytes_received,
+            is_foreign=self._is_foreign,
+        )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from airflow_provider_flows.core.exceptions import FlowUnreachable
-from airflow_provider_flows.core.http import Request, is_same_origin
-from airflow_provider_flows.transport.url_guard import has_unambiguous_host, is_public, resolves_to_public
+from airflow_provider_flows.core.exceptions import FlowServiceError, FlowUnreachable
+from airflow_provider_flows.core.http import ForbiddenUrlError, Request, is_same_origin, to_origin
+from airflow_provider_flows.transport.url_guard import is_public, matches_host, resolves_to_public
 
 READ_CHUNK_BYTES = 256 * 1024  # a quarter of the calls, and a third less CPU time, than with 64 KiB
 
@@ -23,6 +23,8 @@ class Settings:
     :param read_timeout: longest time without data from the service, in seconds.
     :param verify: whether to verify the service's certificate, or the path of a CA bundle to verify it with.
     :param max_response_bytes: maximum size of a response that no sink receives.
+    :param picture_hosts: the other hosts from which pictures and files may be fetched, such as
+        `pictures.example.com`, or `*.example.com` for all hosts below `example.com`.
     """
 
     base_url: str
@@ -31,6 +33,7 @@ class Settings:
     read_timeout: float = 60.0
     verify: bool | str = True
     max_response_bytes: int = 64 * 1024 * 1024
+    picture_hosts: tuple[str, ...] = ()
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -38,23 +41,58 @@ class Settings:
         return tuple(value.rpartition(" ")[2] for value in self.credentials.values())
 
     def url(self, request: Request) -> str:
-        """Return the absolute URL of a request, without `Request.query`."""
+        """Return the absolute URL of a request, without `Request.query`.
+
+        Both transports call this before each request, so no request passes by it, wherever its URL comes
+        from: a redirect, a reference to the next page, or a link in an output.
+
+        :raises FlowServiceError: the URL is not of the connection's own origin, and `Request.allow_url` does
+            not allow it. The request must not be sent. The cause is a `ForbiddenUrlError`.
+        """
+        url = self._to_absolute(request)
+        if not self.is_foreign(request) or (request.allow_url is not None and request.allow_url(url)):
+            return url
+        target = to_origin(url)
+        if request.allow_url is None:
+            remedy = (
+                "Requests are sent to scheme, host and port of the connection only. If the service has moved "
+                "there, set the connection's host to it."
+            )
+        else:
+            remedy = (
+                "Files are fetched from the connection's own host, and by https from a public host that the "
+                "service is known to use. If you trust the host, add it to picture_hosts in the connection's "
+                "extra."
+            )
+        message = f"{request} leads to {target}, and nothing was sent there. {remedy}"
+        raise FlowServiceError(message) from ForbiddenUrlError(target)
+
+    def _to_absolute(self, request: Request) -> str:
+        if request.path.startswith("//"):
+            return f"{self.base_url.partition(':')[0]}:{request.path}"
         return self.base_url + request.path if request.path.startswith("/") else request.path
+
+    def is_foreign(self, request: Request) -> bool:
+        """Return whether a request leads to another origin than the connection's own."""
+        is_path = request.path.startswith("/") and not request.path.startswith("//")
+        return not is_path and not is_same_origin(self._to_absolute(request), self.base_url)
 
     def headers(self, request: Request) -> dict[str, str]:
         """Return the headers of a request, with credentials only for the connection's own host."""
         headers = {"Content-Type": "application/json"} if request.json is not None else {}
-        is_own_host = request.path.startswith("/") or is_same_origin(request.path, self.base_url)
-        return {**headers, **(self.credentials if is_own_host else {})}
+        return {**headers, **({} if self.is_foreign(request) else self.credentials)}
 
     def may_redirect_to(self, link: str) -> bool:
         """Return whether a link from a flow's output may be followed, judged by its text only.
 
-        The link must lead to the service's own host, or by https to a public one. The output of a flow is
-        untrusted: it must not cause a worker to send requests into its own network.
+        The link must lead to the service's own host, or by https to a public one of `picture_hosts`. The
+        output of a flow is untrusted: it must not cause a worker to send requests into its own network, nor
+        to a host that the author of a part of a prompt has chosen.
         """
         link = link.strip()
-        return has_unambiguous_host(link) and (is_same_origin(link, self.base_url) or is_public(link))
+        return is_same_origin(link, self.base_url) or (
+            is_public(link) and matches_host(link, self.picture_hosts)
+        )
 
     def is_allowed_url(self, link: str) -> bool:
         """Return whether a link may be fetched, judged by its text and its host's current addresses."""
@@ -72,8 +110,8 @@ class Settings:
         :param error: the error of the HTTP library.
         :param may_have_arrived: whether the service may have received the request.
         """
-        url = self.url(request)
-        host = self.base_url if is_same_origin(url, self.base_url) else "another host"
+        url = self._to_absolute(request)
+        host = to_origin(url) if self.is_foreign(request) else self.base_url
         doubt = "The service may have acted on it. " if may_have_arrived and request.method != "GET" else ""
         certificates = ", its certificate settings" if url.startswith("https:") else ""
         message = (

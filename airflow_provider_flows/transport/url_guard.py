@@ -8,30 +8,66 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import urlsplit
+
+from airflow_provider_flows.core.http import has_unambiguous_host
+from airflow_provider_flows.core.limits import MAX_HOST_LENGTH
 
 INTERNAL_SUFFIXES = frozenset(
     {"arpa", "corp", "home", "internal", "intranet", "lan", "local", "localhost", "private", "svc"}
 )
-NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-IPV4_COMPATIBLE = IPv6Network("::/96")
-# Excludes what libraries parse in different ways: user names, backslashes and characters outside ASCII.
-_HOST_AND_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?", re.IGNORECASE | re.ASCII)
+# The standard library's lists differ between Python versions, and a release does not get later entries. These
+# are all entries of IANA's registries of special-purpose addresses, reachable or not: none is a web server's.
+SPECIAL_IPV4 = tuple(
+    map(
+        IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",  # carriers; 100.100.100.200 is Alibaba Cloud's metadata service
+            "127.0.0.0/8",
+            "168.63.129.16/32",  # Azure's WireServer, a public address that is virtual in each network there
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",  # 192.0.0.192 is Oracle Cloud's metadata service
+            "192.0.2.0/24",
+            "192.31.196.0/24",
+            "192.52.193.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "192.175.48.0/24",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/4",
+            "240.0.0.0/4",
+        ),
+    )
+)
+GLOBAL_IPV6 = IPv6Network("2000::/3")  # the only block from which public addresses are assigned
+SPECIAL_IPV6 = tuple(
+    map(
+        IPv6Network,
+        (
+            "2001::/23",  # with Teredo (2001::/32), ORCHID and benchmarking
+            "2001:db8::/32",
+            "2002::/16",  # 6to4, which contains an IPv4 address
+            "2620:4f:8000::/48",
+            "3ffe::/16",
+            "3fff::/20",
+        ),
+    )
+)
+NAT64 = IPv6Network("64:ff9b::/96")  # contains an IPv4 address; networks without IPv4 reach public ones by it
 _NUMERIC_LABEL = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE | re.ASCII)
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_HOST_PATTERN = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})+")
 
 Resolver = Callable[..., Sequence[Sequence[Any]]]
-
-
-def has_unambiguous_host(link: str) -> bool:
-    """Return whether every library finds the same host in a URL."""
-    try:
-        return _HOST_AND_PORT.fullmatch(urlsplit(link).netloc) is not None
-    except ValueError:
-        return False
 
 
 def is_public(link: str) -> bool:
@@ -43,11 +79,34 @@ def is_public(link: str) -> bool:
     if parts.scheme != "https" or not host:
         return False
     with suppress(ValueError):
-        return _is_global(ip_address(host))
+        return _is_public_address(ip_address(host))
     last_label = host.rpartition(".")[2]
     # The C library reads a name that ends in a number as an IPv4 address: 127.1, 2130706433, 0x7f.0.0.1.
     return (
         "." in host and last_label not in INTERNAL_SUFFIXES and _NUMERIC_LABEL.fullmatch(last_label) is None
+    )
+
+
+def parse_host_pattern(text: str) -> str:
+    """Return a host name, or a pattern such as `*.example.com` for all hosts below it, in lower case.
+
+    :raises ValueError: the text is neither, or names no public host.
+    """
+    pattern = text.strip().rstrip(".").lower()
+    name = pattern.removeprefix("*.")
+    is_name = len(pattern) <= MAX_HOST_LENGTH and _HOST_PATTERN.fullmatch(pattern) is not None
+    is_address = _NUMERIC_LABEL.fullmatch(name.rpartition(".")[2]) is not None
+    if not is_name or is_address or not is_public(f"https://{name}/"):
+        message = f"{text[:MAX_HOST_LENGTH]!r} is not the name of a public host"
+        raise ValueError(message)
+    return pattern
+
+
+def matches_host(link: str, patterns: Iterable[str]) -> bool:
+    """Return whether a URL's host is one of these names, or below one of these `*.` patterns."""
+    host = (urlsplit(link).hostname or "").rstrip(".").lower()
+    return any(
+        host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern for pattern in patterns
     )
 
 
@@ -64,20 +123,15 @@ def resolves_to_public(link: str, resolve: Resolver | None = None) -> bool:
         found = (resolve or socket.getaddrinfo)(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
     except (OSError, ValueError):
         return True
-    return all(_is_global(ip_address(str(address[4][0]).partition("%")[0])) for address in found)
+    return all(_is_public_address(ip_address(str(address[4][0]).partition("%")[0])) for address in found)
 
 
-def _is_global(address: IPv4Address | IPv6Address) -> bool:
-    embedded = _embedded_addresses(address) if isinstance(address, IPv6Address) else []
-    return all(one.is_global and not one.is_multicast for one in embedded or [address])
-
-
-def _embedded_addresses(address: IPv6Address) -> list[IPv4Address | IPv6Address]:
-    """Return the IPv4 addresses in an IPv6 address to which a network may forward packets."""
-    last_bits = IPv4Address(int(address) & 0xFFFFFFFF)
-    if address in IPV4_COMPATIBLE or address.is_site_local:
-        return [IPv4Address("127.0.0.1")]  # both kinds are obsolete; reject them like the local host
-    if any(address in network for network in NAT64) or address.ipv4_mapped:
-        return [last_bits]
-    found = [address.sixtofour, *(address.teredo or ())]
-    return [one for one in found if one is not None]
+def _is_public_address(address: IPv4Address | IPv6Address) -> bool:
+    """Return whether an address is public by the lists above and by those of this Python."""
+    if isinstance(address, IPv6Address):
+        if address in NAT64:
+            return _is_public_address(IPv4Address(int(address) & 0xFFFFFFFF))
+        is_special = address not in GLOBAL_IPV6 or any(address in network for network in SPECIAL_IPV6)
+    else:
+        is_special = any(address in network for network in SPECIAL_IPV4)
+    return not is_special and address.is_global

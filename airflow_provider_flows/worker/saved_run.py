@@ -1,6 +1,8 @@
 """Storage of a complete run for a retry, of any size: in Airflow's task state store, or below `output_path`.
 
-The run is paid for, and its service may be unable to return it a second time, so nothing is omitted.
+The run is paid for, and its service may be unable to return it a second time, so nothing is omitted. A signed
+link to an output is a secret. A retry needs it, and users who may see the task in Airflow must not have it:
+its query is encrypted with the connection's API key.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from airflow_provider_flows.storage.paths import get_file_path, to_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
+    from cryptography.fernet import Fernet
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 MAX_VALUE_BYTES = 1024 * 1024
 MIN_VALUE_BYTES = 512  # a smaller limit would be one for the record itself, which cannot be split
 QUOTES_BYTES = 2  # of a string in JSON
+SEALED = "sealed="  # in place of the query of a link, with its encrypted form
+SCRYPT_COST = 2**14  # 50 ms and 16 MiB: keys are random, but a service of somebody's own may have a short one
 
 
 def max_value_bytes() -> int:
@@ -172,6 +177,67 @@ def is_reference(saved_run: Any) -> bool:
 def is_same_place(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Return whether two references name the same file or the same parts."""
     return all(first.get(name) == second.get(name) for name in ("uri", "part_key_prefix"))
+
+
+def seal_links(run: Mapping[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
+    """Return a saved run with the queries of its outputs' links encrypted; a link remains without its query.
+
+    :param run: as `FlowRun.to_record` returns it.
+    :param secrets: the API key (`Settings.secrets`).
+    """
+
+    def seal(query: str, fernet: Fernet) -> str:
+        return SEALED + fernet.encrypt(query.encode("utf-8", "surrogatepass")).decode()
+
+    return _replace_queries(run, secrets, seal)
+
+
+def open_links(run: Mapping[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
+    """Return the run that `seal_links` has sealed.
+
+    A link remains without its query, and this is logged, if it was sealed with another key.
+    """
+    from cryptography.fernet import InvalidToken  # takes longer to import than all of the provider
+
+    def open_sealed(query: str, fernet: Fernet) -> str:
+        if not query.startswith(SEALED):
+            return query
+        try:
+            return fernet.decrypt(query.removeprefix(SEALED).encode()).decode("utf-8", "surrogatepass")
+        except InvalidToken:
+            log.warning(
+                "A link in the outputs of flow run %s was saved with another API key than the connection has "
+                "now, so its file cannot be fetched any more",
+                run.get("flow_run_id"),
+            )
+            return ""
+
+    return _replace_queries(run, secrets, open_sealed)
+
+
+def _replace_queries(
+    run: Mapping[str, Any], secrets: Sequence[str], replace_query: Callable[[str, Fernet], str]
+) -> dict[str, Any]:
+    """Return a saved run with another query in each link, without one where it is empty."""
+    outputs = [*run["outputs"]]
+    fernet: Fernet | None = None
+    for index, output in enumerate(outputs):
+        link, _, query = str(output.get("value") or "").partition("?")
+        if output.get("is_url") and query:
+            fernet = fernet or _create_fernet(secrets)
+            new_query = replace_query(query, fernet)
+            outputs[index] = {**output, "value": f"{link}?{new_query}" if new_query else link}
+    return {**run, "outputs": outputs}
+
+
+def _create_fernet(secrets: Sequence[str]) -> Fernet:
+    from cryptography.fernet import Fernet  # see `open_links`
+
+    password = "\0".join(secrets).encode()
+    key = hashlib.scrypt(
+        password, salt=b"airflow-provider-flows, saved link", n=SCRYPT_COST, r=8, p=1, dklen=32
+    )
+    return Fernet(base64.urlsafe_b64encode(key))
 
 
 def _part_keys(reference: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ from airflow_provider_flows.worker.kill_check import (
     is_task_finished,
 )
 from airflow_provider_flows.worker.run_tracking import push_run_id
+from airflow_provider_flows.worker.saved_run import open_links, seal_links
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -188,7 +189,7 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
     aborted_run_ids: list[str] = []
     run = hook.resume(
         fingerprint,
-        task_state.record,
+        _open_record(task_state.record, hook),
         task_state.generation,
         abort=task_try.abort_on_kill,
         on_abort=aborted_run_ids.append,
@@ -212,6 +213,13 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
             "aborted" if aborted_run_ids else "not aborted",
         )
     return run
+
+
+def _open_record(record: RunRecord | None, hook: FlowsHook) -> RunRecord | None:
+    """Return the record of an earlier try with the signed links that it has saved."""
+    if record is None or record.saved_run is None:
+        return record
+    return replace(record, saved_run=open_links(record.saved_run, hook.settings.secrets))
 
 
 def _differs_from(record: RunRecord, hook: FlowsHook) -> bool:
@@ -314,6 +322,8 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
         )
 
     def save(record: RunRecord | None) -> None:
+        if record is not None and record.saved_run is not None:
+            record = replace(record, saved_run=seal_links(record.saved_run, hook.settings.secrets))
         if record is not None and record.flow_run_id is not None and not hook.service.staged_start:
             task_state.save_started(record)
         else:

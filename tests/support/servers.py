@@ -216,6 +216,7 @@ class MisbehavingServer(TcpServer):
         super().__init__(self._read_and_act, tls)
         self._act = act
         self.bodies: list[bytes] = []
+        self.request_lines: list[str] = []
 
     def _read_and_act(self, connection: socket.socket) -> None:
         data = b""
@@ -225,6 +226,7 @@ class MisbehavingServer(TcpServer):
                 return
             data += part
         self.bodies.append(data.partition(b"\r\n\r\n")[2])
+        self.request_lines.append(data.partition(b"\r\n")[0].decode("latin-1"))
         self._act(connection)
 
 

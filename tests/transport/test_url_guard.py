@@ -8,28 +8,57 @@ from __future__ import annotations
 import io
 import json
 import socket
+import ssl
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import pytest
+import trustme
 from airflow.sdk import Connection
 from airflow.sdk.log import redact
 from PIL import Image
 
-from airflow_provider_flows.core.exceptions import FlowInvalid, FlowMalformed, FlowNotFound, FlowServiceError
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowInvalid,
+    FlowMalformed,
+    FlowNotFound,
+    FlowQuotaExceeded,
+    FlowServiceError,
+)
 from airflow_provider_flows.core.http import Request, is_same_origin
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.hooks import PromptChainerHook
+from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.transport.settings import Settings
-from airflow_provider_flows.transport.url_guard import resolves_to_public
-from tests.support.downloads import ActionSequence, data_uri_body, glb, hook_to, send_body
+from airflow_provider_flows.transport.url_guard import (
+    SPECIAL_IPV4,
+    SPECIAL_IPV6,
+    is_public,
+    resolves_to_public,
+)
+from tests.support.downloads import (
+    ActionSequence,
+    data_uri_body,
+    fetch_or_raise,
+    glb,
+    hook_to,
+    list_files,
+    send_body,
+)
 from tests.support.servers import MisbehavingServer, ReceivedRequest, StubResponse, StubServer, send_and_close
 
-OWN = Settings("http://127.0.0.1:8084/prefix", {"x-api-key": "k"})
+OWN = Settings(
+    "http://127.0.0.1:8084/prefix",
+    {"x-api-key": "k"},
+    picture_hosts=("store.example.com", "my_bucket.s3.amazonaws.com", "*.pictures.example"),
+)
 
 pytestmark = pytest.mark.usefixtures("no_proxy")
 
@@ -44,11 +73,11 @@ def png_image() -> bytes:
 PNG = png_image()
 
 
-def promptchainer_hook(url: str) -> PromptChainerHook:
+def promptchainer_hook(url: str, **extra: Any) -> PromptChainerHook:
     """Return a hook for a service, without looking up a connection."""
     hook = PromptChainerHook("own")
     hook._connection = Connection(
-        conn_id="own", conn_type="promptchainer", host=url, password="k", extra=json.dumps({})
+        conn_id="own", conn_type="promptchainer", host=url, password="k", extra=json.dumps(extra)
     )
     return hook
 
@@ -59,17 +88,50 @@ def promptchainer_hook(url: str) -> PromptChainerHook:
         "https://store.example.com/a.png?sig=x",
         "https://STORE.example.com:8443/a.png",
         "https://my_bucket.s3.amazonaws.com./a.png",
-        "https://8.8.8.8/a.png",
-        "https://[2606:4700:4700::1111]/a.png",
-        "https://[64:ff9b::808:808]/a.png",
-        "https://local.example.com/a.png",
+        "https://a.pictures.example/a.png",
+        "https://a.b.Pictures.Example./a.png",
         "http://127.0.0.1:8084/a.png",
         " http://127.0.0.1:8084/prefix/a.png\n",
     ],
 )
-def test_public_links_may_be_followed(link: str) -> None:
-    """Public hosts are allowed by https, and the service's own host as it is."""
+def test_links_to_known_hosts_may_be_followed(link: str) -> None:
+    """Known hosts are allowed by https, and the service's own host as it is."""
     assert OWN.may_redirect_to(link)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://attacker.example/p.png?d=secret",
+        "https://store.example.com.attacker.example/a.png",
+        "https://evil-store.example.com/a.png",
+        "https://a.store.example.com/a.png",
+        "https://pictures.example/a.png",
+        "https://evilpictures.example/a.png",
+        "https://a.pictures.example.attacker.example/a.png",
+        "https://attacker.example/a.pictures.example",
+        "https://attacker.example#a.pictures.example",
+        "https://attacker.example?.pictures.example",
+        "http://store.example.com/a.png",
+        "ftp://store.example.com/a.png",
+        "https://u@store.example.com/a.png",
+        "https://store.example.com\\.attacker.example/a.png",
+        "https://store.example.com%2eattacker.example/a.png",
+        "https://8.8.8.8/a.png",
+        "https://[2606:4700:4700::1111]/a.png",
+        "https://anybody.blob.core.windows.net/a.png?sig=x",
+    ],
+)
+def test_links_to_unknown_hosts_may_not_be_followed(link: str) -> None:
+    """A host that is neither the service's own nor known gets no request, however its name is spelled."""
+    assert not OWN.may_redirect_to(link)
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700:4700::1111]", "[64:ff9b::808:808]", "a.example"])
+def test_public_host_is_recognized(host: str) -> None:
+    """Public addresses and names are public by https, also an IPv4 address behind NAT64."""
+    assert is_public(f"https://{host}/a.png")
+    assert not is_public(f"http://{host}/a.png")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +156,80 @@ def test_public_links_may_be_followed(link: str) -> None:
 def test_links_into_the_private_network_may_not_be_followed(host: str, scheme: str) -> None:
     """A host that is not public, or that a library may read as one, is rejected in every spelling."""
     assert not OWN.may_redirect_to(f"{scheme}://{host}/a.png")
+    assert not is_public(f"{scheme}://{host}/a.png")
+
+
+@pytest.mark.parametrize("block", [*SPECIAL_IPV4, *SPECIAL_IPV6], ids=str)
+def test_no_special_address_is_public(block: IPv4Network | IPv6Network) -> None:
+    """The first and the last address of each special block are not public on any Python, in any form."""
+    for address in (block[0], block[-1], block[block.num_addresses // 2]):
+        assert_not_public(address)
+        if isinstance(address, IPv4Address):
+            for prefix in ("::ffff:", "64:ff9b::", "::", "::ffff:0:", "64:ff9b:1::", "2002:", "2001:0:"):
+                tail = f"{int(address) >> 16:x}:{int(address) & 0xFFFF:x}"
+                assert_not_public(ip_address(f"{prefix}{tail}{'::' if prefix.startswith('200') else ''}"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",  # noqa: S104  # nothing listens on it
+        # cloud metadata and control planes
+        *("169.254.169.254", "169.254.170.2", "169.254.0.23", "168.63.129.16", "192.0.0.192"),
+        *("100.100.100.200", "fd00:ec2::254", "fd20:ce::254", "fe80::a9fe:a9fe"),
+        # special addresses that are reachable, or public by the lists of some Python versions
+        *("192.0.0.8", "192.0.0.9", "192.0.0.10", "192.0.0.170", "192.0.0.171", "192.88.99.1", "192.88.99.2"),
+        *("192.31.196.1", "192.52.193.1", "192.175.48.6", "198.18.0.1", "198.19.255.255", "203.0.113.7"),
+        *("5f00::1", "5f00:ffff::", "3fff::1", "3fff:fff:ffff::", "3ffe::1", "100::1", "100:0:0:1::1"),
+        *("2001::1", "2001:1::1", "2001:1::2", "2001:1::3", "2001:2::1", "2001:3::1", "2001:4:112::1"),
+        *("2001:5::1", "2001:10::1", "2001:20::1", "2001:30::1", "2001:1ff:ffff::", "2001:db8::1"),
+        *("2620:4f:8000::1", "::", "::1", "::8.8.8.8", "::ffff:8.8.8.8", "::ffff:0:8.8.8.8"),
+        *("64:ff9b::10.0.0.1", "64:ff9b::a83f:8110", "64:ff9b:1::808:808", "2002:808:808::1", "fec0::1"),
+        *("4000::1", "8000::1", "e000::1", "fc00::1", "fe80::1", "febf::1", "ff02::1", "ff0e::1"),
+        *("0.1.2.3", "100.64.0.1", "100.127.255.255", "172.31.255.255", "224.0.0.1"),
+        *("239.255.255.250", "240.0.0.1", "255.255.255.255"),
+    ],
+)
+def test_special_address_is_not_public(address: str) -> None:
+    """Addresses that lead into a network, or to its provider's own services, are not public."""
+    assert_not_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "1.1.1.1",
+            "8.8.8.8",
+            "20.150.90.4",
+            "52.239.1.1",
+            "100.63.255.255",
+            "100.128.0.1",
+            "168.63.129.15",
+        ),
+        *("168.63.129.17", "172.15.255.255", "172.32.0.1", "191.255.255.255", "192.0.1.1", "192.88.98.1"),
+        *("192.88.100.1", "198.17.255.255", "198.20.0.1", "223.255.255.255"),
+        *("2001:200::1", "2001:4860:4860::8888", "2003::1", "2600:1f18::1", "2606:4700::1111", "2a00::1"),
+        *("3ffd::1", "3fff:1000::1", "64:ff9b::8.8.8.8"),
+    ],
+)
+def test_address_next_to_a_special_one_is_public(address: str) -> None:
+    """No more than the special blocks is refused: their neighbours are public."""
+    literal = f"[{address}]" if ":" in address else address
+    assert is_public(f"https://{literal}/a.png")
+    assert resolves_to_public("https://store.example.com/a.png", resolving_to(address))
+
+
+def assert_not_public(address: IPv4Address | IPv6Address) -> None:
+    """Assert that an address is public neither in a URL nor as that of a name."""
+    literal = f"[{address}]" if address.version == 6 else str(address)
+    assert not is_public(f"https://{literal}/a.png")
+    assert not resolves_to_public("https://store.example.com/a.png", resolving_to(str(address)))
+
+
+def resolving_to(*addresses: str) -> Any:
+    """Return a resolver that finds these addresses for every name."""
+    return lambda _host, port, **_: [(None, None, None, "", (address, port)) for address in addresses]
 
 
 @pytest.mark.parametrize("host", ["evil.example\\@127.0.0.1:8084", "u@127.0.0.1:8084", "127.0.0.1:8085"])
@@ -141,7 +277,8 @@ def test_link_to_a_name_of_a_private_address_is_not_fetched(
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with StubServer(lambda _: StubResponse(302, {"Location": "https://store.example.com/a.png"})) as stub:
         buffer = MemoryBuffer()
-        assert promptchainer_hook(stub.url).save_linked_image(urljoin(stub.url, first), buffer) is None
+        hook = promptchainer_hook(stub.url, picture_hosts="store.example.com")
+        assert hook.save_linked_image(urljoin(stub.url, first), buffer) is None
         assert len(stub.requests) == first.startswith("/")
     assert looked_up.count("store.example.com") == 1
 
@@ -181,13 +318,111 @@ def test_output_is_not_redirected_into_the_network(far: bool) -> None:
 
         with StubServer(reply) as stub:
             if far:
-                with pytest.raises(FlowServiceError, match="redirects to a URL") as caught:
+                with pytest.raises(
+                    FlowServiceError, match=r"nothing was sent there.*picture_hosts"
+                ) as caught:
                     hook_to(stub.url).save_output("r", "a", MemoryBuffer())
                 assert not isinstance(caught.value, FlowMalformed)
                 assert len(stub.requests) == 1
             else:
                 assert hook_to(stub.url).download_output("r", "a").data == content
         assert inside.requests == []
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
+    """Serve as `store.example.com` by https; its name has a public address for whoever checks it."""
+    real = socket.getaddrinfo
+
+    def resolve(host: str, port: int, *rest: Any, **more: Any) -> Any:
+        if host != "store.example.com":
+            return real(host, port, *rest, **more)
+        return real("127.0.0.1", port, *rest) if rest else resolving_to("93.184.215.14")(host, port)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("store.example.com").configure_cert(context)
+    with StubServer(lambda _: StubResponse(), tls=context) as server:
+        yield server
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@pytest.mark.parametrize("status", [200, 301, 400, 401, 402, 403, 404, 409, 429, 500, 503])
+@pytest.mark.parametrize("is_picture", [False, True])
+def test_text_of_another_host_is_in_no_message(store: StubServer, status: int, is_picture: bool) -> None:
+    """An error of an allowed host names its status, not its text, and blames no key or quota."""
+    body = b'{"detail": "quota exceeded, says text-of-another-host"}'
+    store._reply = lambda _: StubResponse(status, {"Content-Type": "text/html"}, body)
+    link = f"https://store.example.com:{store.port}/file.png?sig=c0ffee-signature"
+    with StubServer(lambda _: StubResponse(302, {"Location": link})) as stub:
+        extra: dict[str, Any] = {"picture_hosts": "store.example.com", "verify": False, "retries": 0}
+        hook = (promptchainer_hook if is_picture else hook_to)(stub.url, **extra)
+        if is_picture and status in {200, 301}:
+            assert hook.save_linked_image(f"{stub.url}/a.png", MemoryBuffer()) is None
+        else:
+            save = hook.save_linked_image if is_picture else partial(hook.save_output, "r")
+            with pytest.raises(FlowServiceError, match=f"HTTP {status}") as caught:
+                save(f"{stub.url}/a.png", MemoryBuffer())
+            assert not isinstance(caught.value, (FlowAuthError, FlowQuotaExceeded))
+            assert "text-of-another-host" not in str(caught.value)
+            assert "c0ffee" not in str(caught.value)
+    assert store.requests
+    assert all({"authorization", "x-api-key"}.isdisjoint(seen.headers) for seen in store.requests)
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_file_of_a_listed_host_is_fetched_without_the_key(store: StubServer) -> None:
+    """A download may be redirected to a host of `picture_hosts`, which gets no key; without it to none."""
+    content = glb(500)
+    store._reply = lambda _: StubResponse(body=content)
+    link = f"https://store.example.com:{store.port}/file?sig=c0ffee-signature"
+    with StubServer(lambda _: StubResponse(302, {"Location": link})) as stub:
+        hook = hook_to(stub.url, picture_hosts="*.example.com", verify=False)
+        assert hook.download_output("r", "a").data == content
+        assert ["authorization" in seen.headers for seen in store.requests] == [False]
+        with pytest.raises(FlowServiceError, match="picture_hosts in the connection's extra"):
+            hook_to(stub.url, verify=False).download_output("r", "a")
+    assert len(store.requests) == 1
+
+
+INJECTED = {
+    "a picture": "https://attacker.example/p.png?d=c0ffee",
+    "a signed link": "https://attacker.example/p?sig=c0ffeec0ffeec0ffee&rsct=image/png",
+    "another store at Azure": "https://attacker.blob.core.windows.net/p?d=c0ffee",
+    "the known host as a label": "https://oaidalleapiprodscus.blob.core.windows.net.attacker.example/p.png",
+    "the known host as a user": "https://oaidalleapiprodscus.blob.core.windows.net@attacker.example/p.png",
+    "no TLS": "http://oaidalleapiprodscus.blob.core.windows.net/p.png",
+    "a public address": "https://93.184.215.14/p.png",
+    "a metadata service": "http://169.254.169.254/p.png",
+    "the known host with an internal address": "https://oaidalleapiprodscus.blob.core.windows.net/p.png?sig=x",
+}
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_injected_link_is_not_fetched(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A link that a prompt has injected gets no request: it remains a link, and a warning names the field."""
+    looked_up, real = set[str](), socket.getaddrinfo
+
+    def resolve(host: str, port: int, *rest: Any, **more: Any) -> Any:
+        looked_up.add(host)
+        return real("127.0.0.1", port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    rows = [{"name": "Slogan", "type": "output", "output": INJECTED[name]}]
+    with StubServer(lambda _: StubResponse(body=json.dumps(rows).encode())) as stub:
+        hook = promptchainer_hook(stub.url)
+        run = hook.start("flow", {}, validate=False)
+        fetched = fetch_or_raise(hook, run, OutputOptions(str(tmp_path)))
+        assert len(stub.requests) == 1
+    (output,) = fetched.outputs
+    assert (output.value, output.uri, output.status) == (INJECTED[name], None, "ready")
+    assert list_files(tmp_path) == []
+    assert looked_up <= {"127.0.0.1", *({urlsplit(INJECTED[name]).hostname} if "internal" in name else ())}
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("picture_hosts" in line and "://" in line for line in warnings)
+    assert "c0ffee" not in "".join(warnings)
 
 
 def test_signatures_are_found_in_every_form() -> None:

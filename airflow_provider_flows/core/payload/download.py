@@ -209,10 +209,11 @@ def _get_media_type(sink: DownloadSink) -> str:
 def download_image(url: str, target: Target, max_bytes: int) -> Conversation[str | None]:
     """Download the picture at an absolute URL, and return its media type.
 
-    Return None if there is something else at the URL, or a redirect that must not be followed.
+    Return None if there is something else at the URL.
 
     :raises FlowNotFound: the link has expired, or was never valid.
-    :raises FlowServiceError: the response is any other error, or does not hold a complete picture.
+    :raises FlowServiceError: the response is any other error, or does not hold a complete picture; or the
+        link, or a redirect, leads where the request must not be sent.
     """
     sink = ImageSink(target, max_bytes)
     request = Request("GET", url, sink=sink)

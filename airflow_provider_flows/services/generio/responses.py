@@ -252,7 +252,7 @@ def next_page_request(request: Request, value: Any, row_count: int) -> Request |
 def _with_page_url(request: Request, url: str) -> Request | None:
     """Return the request for a page at this URL, or None if the URL is invalid."""
     try:
-        return replace(request, path=urljoin(request.path, url), query={} if "?" in url else request.query)
+        return request.follow(urljoin(request.path, url), query={} if "?" in url else request.query)
     except ValueError:
         return None
 
