@@ -14,7 +14,7 @@ and can be read again from its start when the request is sent again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -42,6 +42,14 @@ class Resend(Enum):
     IF_NEVER_ARRIVED = "only if it never arrived, because each time that it arrives costs money"
 
 
+class Purpose(Enum):
+    """What a request serves, which decides how long it may take (`transport.deadline`)."""
+
+    QUESTION = "something that the service knows, or does at once: a poll, a list, a change of state"
+    RUN = "a flow run: the response arrives when the run has ended, and it is paid for"
+    TRANSFER = "a file of any size, in either direction"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request, without host and credentials.
@@ -55,6 +63,9 @@ class Request:
     :param resend: when the request may be sent again.
     :param sink: receives the body of a successful response, of any size, a chunk at a time.
     :param allow_redirect: decides for a URL whether a redirect to it may be followed; None allows any URL.
+    :param purpose: what the request serves; by default a TRANSFER with a sink, and else a QUESTION.
+    :param deadline: the time at which it must be complete, by the monotonic clock; None for no other limit
+        than that of its purpose.
     """
 
     method: str
@@ -64,6 +75,14 @@ class Request:
     resend: Resend = Resend.ALWAYS
     sink: Sink | None = field(default=None, repr=False)
     allow_redirect: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
+    purpose: Purpose | None = field(default=None, repr=False)
+    deadline: float | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Set the default purpose."""
+        if self.purpose is None:
+            purpose = Purpose.QUESTION if self.sink is None else Purpose.TRANSFER
+            object.__setattr__(self, "purpose", purpose)
 
     def __str__(self) -> str:
         """Return method and path, without query and body: the query of a signed URL is a secret."""
@@ -256,6 +275,22 @@ def map_requests(
 def restrict_redirects(conversation: Conversation[T], is_allowed: Callable[[str], bool]) -> Conversation[T]:
     """Run a conversation whose requests follow redirects to allowed URLs only."""
     return map_requests(conversation, lambda request: send(replace(request, allow_redirect=is_allowed)))
+
+
+def with_deadline(
+    conversation: Conversation[T], deadline: float, purposes: Collection[Purpose] = tuple(Purpose)
+) -> Conversation[T]:
+    """Run a conversation whose requests must be complete, all together, at a time of the monotonic clock.
+
+    :param purposes: the deadline is for the requests of these purposes only.
+    """
+
+    def send_in_time(request: Request) -> Conversation[Response]:
+        if request.purpose in purposes:
+            request = replace(request, deadline=min(deadline, request.deadline or deadline))
+        return send(request)
+
+    return map_requests(conversation, send_in_time)
 
 
 def is_same_origin(first: str, second: str) -> bool:
