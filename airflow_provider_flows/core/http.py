@@ -104,8 +104,6 @@ class Body:
     def __init__(self, parts: Sequence[bytes], sources: Sequence[UploadSource]) -> None:
         self._parts = parts
         self._sources = sources
-        # Whether the last chunk was read. Before that, no receiver has complete JSON.
-        self.is_exhausted = False
 
     def __len__(self) -> int:
         """Return the number of bytes, for Content-Length."""
@@ -119,18 +117,11 @@ class Body:
         :raises FlowInputError: a file cannot be read, or its content has changed. The last bytes are not
             yielded.
         """
-        self.is_exhausted = False
         *leading_parts, last_part = self._parts
         for part, source in zip(leading_parts, self._sources, strict=True):
             yield part + data_uri.head(source.media_type).encode()
             yield from data_uri.iter_base64(source.chunks())
-        self.is_exhausted = True
         yield last_part
-
-
-def is_fully_sent(body: bytes | Body | None) -> bool:
-    """Return whether enough of the body was sent for the receiver to parse it."""
-    return not isinstance(body, Body) or body.is_exhausted
 
 
 def to_body(value: Any) -> bytes | Body:

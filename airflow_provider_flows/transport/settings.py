@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from airflow_provider_flows.core.exceptions import FlowUnreachable
 from airflow_provider_flows.core.http import Request, is_same_origin
+from airflow_provider_flows.core.limits import MIN_TRANSFER_BYTES, TRANSFER_WINDOW_SECONDS
 from airflow_provider_flows.transport.url_guard import has_unambiguous_host, is_public, resolves_to_public
 
 READ_CHUNK_BYTES = 256 * 1024  # a quarter of the calls, and a third less CPU time, than with 64 KiB
@@ -23,6 +24,8 @@ class Settings:
     :param read_timeout: longest time without data from the service, in seconds.
     :param verify: whether to verify the service's certificate, or the path of a CA bundle to verify it with.
     :param max_response_bytes: maximum size of a response that no sink receives.
+    :param min_transfer_bytes: the least that a file must move in `transfer_window`, in either direction.
+    :param transfer_window: seconds; `read_timeout`, if that is longer.
     """
 
     base_url: str
@@ -31,6 +34,8 @@ class Settings:
     read_timeout: float = 60.0
     verify: bool | str = True
     max_response_bytes: int = 64 * 1024 * 1024
+    min_transfer_bytes: int = MIN_TRANSFER_BYTES
+    transfer_window: float = TRANSFER_WINDOW_SECONDS
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -63,18 +68,22 @@ class Settings:
         )
 
     def unreachable_error(
-        self, request: Request, error: BaseException, *, may_have_arrived: bool
+        self, request: Request, error: BaseException, delay: str | None, *, may_have_arrived: bool
     ) -> FlowUnreachable:
-        """Return the error of a request that got no response.
+        """Return the error of a request that got no response, or no complete one in time.
 
         The text of the HTTP library's error is omitted, because it contains the URL, which may be signed.
 
         :param error: the error of the HTTP library.
+        :param delay: what took too long, if the request's deadline has expired.
         :param may_have_arrived: whether the service may have received the request.
         """
         url = self.url(request)
         host = self.base_url if is_same_origin(url, self.base_url) else "another host"
         doubt = "The service may have acted on it. " if may_have_arrived and request.method != "GET" else ""
+        if delay is not None:
+            message = f"{request} to {host} {delay} {doubt}".rstrip()
+            return FlowUnreachable(message, may_have_arrived=may_have_arrived)
         certificates = ", its certificate settings" if url.startswith("https:") else ""
         message = (
             f"{request} got no response from {host} ({type(error).__name__}). "
