@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from airflow_provider_flows.core.exceptions import FlowUnreachable
 from airflow_provider_flows.core.http import Purpose, Request, Resend, send, with_deadline
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.retry import Retry, with_retries
+from airflow_provider_flows.transport.deadline import Deadline
 from airflow_provider_flows.transport.settings import Settings
 from tests.support.drivers import DRIVERS, Driver, catch_unreachable, settings_for, single_request
-from tests.support.hostile import HostileServer, broken_framing, slow
+from tests.support.hostile import BEHAVIOURS, HostileServer, broken_framing, slow
 from tests.support.servers import MisbehavingServer, TcpServer
 
 TIMEOUTS: dict[str, Any] = {"connect_timeout": 0.2, "read_timeout": 0.5}
@@ -42,6 +45,24 @@ def no_threads_left() -> Iterator[None]:
 def driver(request: pytest.FixtureRequest) -> Driver:
     """Return the driver of a transport."""
     return DRIVERS[request.param]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """A server's TLS context, and the file with the authority that has signed its certificate."""
+
+    context: ssl.SSLContext
+    bundle: str
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """Create a certificate for localhost."""
+    authority, path = trustme.CA(), tmp_path_factory.mktemp("tls") / "bundle.pem"
+    authority.cert_pem.write_to_path(str(path))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    return Tls(context, str(path))
 
 
 @dataclass
@@ -278,3 +299,74 @@ def test_connection_is_not_used_again(driver: Driver, name: str) -> None:
         assert driver(settings_for(server.url, **TIMEOUTS), poll_twice()).body == b"{}"
         assert len(seen) == 2
     act.stop()
+
+
+@pytest.mark.parametrize(
+    "name", ["a slow body", "slow headers", "slow chunks", "a slow body without a length"]
+)
+def test_slow_response_over_tls(driver: Driver, name: str, tls: Tls) -> None:
+    """The deadline holds over TLS as well."""
+    with MisbehavingServer(BEHAVIOURS[name], tls.context) as server:
+        settings = settings_for(server.url, connect_timeout=1, read_timeout=0.5, verify=tls.bundle)
+        error = catch_in_time(driver, settings, POLL)
+        wait_until_disconnected(server)
+    assert "did not complete within 1.5 s" in str(error)
+
+
+def test_slow_upload_over_tls(driver: Driver, tls: Tls) -> None:
+    """So does the minimum rate of an upload."""
+    with TcpServer(BEHAVIOURS["an upload that is read slowly"], tls.context) as server:
+        settings = settings_for(
+            server.url,
+            connect_timeout=2,
+            read_timeout=0.5,
+            transfer_window=1,
+            min_transfer_bytes=200_000,
+            verify=tls.bundle,
+        )
+        error = catch_in_time(driver, settings, upload_of(40_000_000))
+        wait_until_disconnected(server)
+    assert not error.may_have_arrived
+
+
+def test_slow_tunnel_through_tls_proxy(tls: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that is reached over TLS cannot hold the handshake with the service up."""
+
+    def open_tunnel_and_dribble(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        BEHAVIOURS["a slow TLS handshake"](connection)
+
+    with MisbehavingServer(open_tunnel_and_dribble, tls.context) as server:
+        monkeypatch.setenv("HTTPS_PROXY", server.url)
+        settings = settings_for("https://service.example", **TIMEOUTS, verify=tls.bundle)
+        error = catch_in_time(DRIVERS["requests"], settings, START)
+        wait_until_disconnected(server)
+    assert not error.may_have_arrived
+
+
+def test_many_addresses(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with many addresses that do not respond is an error in the time of the connection."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        with socket.create_connection(address):  # fills the backlog, so that no other connection is accepted
+            found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)] * 40
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+            url = f"http://many.example:{address[1]}"
+            error = catch_in_time(driver, settings_for(url, **TIMEOUTS), START)
+    assert not error.may_have_arrived
+
+
+def test_window_follows_a_long_read_timeout() -> None:
+    """The window for the minimum rate is not shorter than the time for which a service may send nothing."""
+    now = [100.0]
+    settings = Settings("http://localhost", {}, connect_timeout=10, read_timeout=300)
+    deadline = Deadline(settings, Request("GET", "/file", sink=MemoryBuffer()), lambda: now[0])
+    assert deadline.seconds_left() == 310
+    deadline.on_response_start()
+    assert deadline.seconds_left() == 300
+    now[0] += 299
+    deadline.on_bytes(60 * 1024)
+    now[0] += 2
+    assert deadline.seconds_left() == 300  # of the next window
+    now[0] += 300
+    assert deadline.seconds_left() == 0
