@@ -51,7 +51,10 @@ class BaseFlowsHook(BaseHook):
     default_host: ClassVar[str] = ""
     fields: ClassVar[Mapping[str, conn.Field]] = conn.fields(read_timeout=60)
     max_transfer_seconds: float | None = None
-    """The longest time for a file in either direction, with retries: the `timeout` of the task, if any."""
+    """The longest time for a file in either direction, with retries: the `timeout` of the task, if any.
+
+    It is never shorter than `connect_timeout` and `read_timeout` of the connection together.
+    """
 
     def __init__(self, flows_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -200,7 +203,9 @@ class BaseFlowsHook(BaseHook):
                 read_timeout=min(timeout, settings.read_timeout),
             )
         if self.max_transfer_seconds is not None:
-            transfer_deadline = time.monotonic() + self.max_transfer_seconds
+            # a run that ended at the deadline is paid for, so its files have the time of any request
+            seconds = max(self.max_transfer_seconds, settings.connect_timeout + settings.read_timeout)
+            transfer_deadline = time.monotonic() + seconds
             conversation = with_deadline(conversation, transfer_deadline, (Purpose.TRANSFER,))
         with self.add_connection_to_errors():
             transport = BlockingTransport(settings, self.get_conn())

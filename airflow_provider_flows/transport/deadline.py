@@ -150,7 +150,7 @@ class Deadline:
 class Upload:
     """The body of a request in small pieces, whose progress a deadline observes. It is read once.
 
-    :param deadline: is told when the upload starts and ends, and what moves between.
+    :param deadline: records when the upload starts and ends, and what moves between.
     """
 
     def __init__(self, body: bytes | Body, deadline: Deadline) -> None:
