@@ -89,9 +89,12 @@ class AsyncTransport:
         failure: Exception
         has_status = False
         deadline = Deadline(settings, request)
+        if not deadline.check():
+            raise settings.unreachable_error(
+                request, TimeoutError(), deadline.explain_delay(), may_have_arrived=False
+            )
         has_body = request.json is not None
         try:
-            deadline.raise_if_expired()
             body = request.body
             upload = None if body is None else Upload(body, deadline)
             # Paths are quoted already. Quoting a signed URL again would invalidate its signature.
@@ -111,7 +114,7 @@ class AsyncTransport:
                 ) as response,
             ):
                 has_status = True
-                deadline.on_response_start()
+                deadline.on_response_start(response.status)
                 reader = ResponseReader(settings, request, response.status, response.headers.items())
                 while chunk := await response.content.readany():
                     deadline.on_bytes(len(chunk))

@@ -63,9 +63,12 @@ class BlockingTransport:
         failure: Exception
         statuses: list[int] = []  # that of the response, as soon as there is one
         deadline = Deadline(settings, request)
+        if not deadline.check():
+            raise settings.unreachable_error(
+                request, TimeoutError(), deadline.explain_delay(), may_have_arrived=False
+            )
         has_body = request.json is not None
         try:
-            deadline.raise_if_expired()
             body = request.body
             upload = None if body is None else Upload(body, deadline)
             with (
@@ -89,7 +92,7 @@ class BlockingTransport:
                     hooks={"response": lambda received, **_: statuses.append(received.status_code)},
                 ) as response,
             ):
-                deadline.on_response_start()
+                deadline.on_response_start(response.status_code)
                 reader = ResponseReader(settings, request, response.status_code, response.headers.items())
                 for chunk in response.iter_content(READ_CHUNK_BYTES):
                     with deadline.paused():

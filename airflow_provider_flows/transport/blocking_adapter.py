@@ -215,7 +215,10 @@ class _HttpsPool(HTTPSConnectionPool):
 
 
 class BlockingAdapter(HTTPAdapter):
-    """An adapter with these connections, directly and through HTTP proxies; SOCKS needs its own."""
+    """An adapter with these connections, directly and through HTTP proxies.
+
+    SOCKS needs its own, which no `ConnectionWatch` watches: only the timeouts of `requests` apply there.
+    """
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Create the manager of direct connections."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from airflow_provider_flows.core.http import Body, Purpose, Request
+from airflow_provider_flows.core.http import Body, Purpose, Request, Response
 
 if TYPE_CHECKING:
     from airflow_provider_flows.transport.settings import Settings
@@ -25,6 +25,8 @@ PIECE_BYTES = 16 * 1024  # of an upload: a TLS record, and little enough to see 
 
 class Deadline:
     """When a request must be complete; its upload and its response may move the time.
+
+    Another thread may ask for `seconds_left`, so a new end is set before anything that depends on it.
 
     :param settings: the timeouts and the minimum rate.
     :param clock: returns monotonic seconds.
@@ -67,13 +69,19 @@ class Deadline:
         """Note that no time was left, so that the request was interrupted."""
         self.has_expired = True
 
+    def check(self) -> bool:
+        """Return whether time is left; expire if not."""
+        if not self.has_expired and self.seconds_left():
+            return True
+        self.expire()
+        return False
+
     def raise_if_expired(self) -> None:
         """Raise an error if no time is left.
 
         :raises TimeoutError: no time is left.
         """
-        if self.has_expired or not self.seconds_left():
-            self.expire()
+        if not self.check():
             raise TimeoutError
 
     def on_upload_start(self, size: int) -> None:
@@ -85,18 +93,20 @@ class Deadline:
     def on_upload_end(self) -> None:
         """Note that the body is sent, so that the service can begin to process it."""
         if self._is_large_upload and not self._is_receiving:
-            self._is_window = False
             self._ends_at = self._clock() + self._total
+            self._is_window = False
 
-    def on_response_start(self) -> None:
-        """Note that the final response's headers have arrived."""
+    def on_response_start(self, status: int) -> None:
+        """Note that the final response's headers have arrived. The body of an error is no file."""
+        if self.has_expired:  # these headers ended with the connection
+            return
         self._is_receiving = True
-        if self._request.sink is not None:
+        if self._request.sink is not None and Response(status).is_success:
             self._start_window(self._clock())
         elif self._request.purpose is Purpose.RUN:
-            self._is_window = False
             self._period, self._period_name = self._read_timeout, "read_timeout, for the response's body"
             self._ends_at = self._clock() + self._period
+            self._is_window = False
 
     def on_bytes(self, count: int) -> None:
         """Note that bytes of a body were sent or received."""
@@ -111,9 +121,9 @@ class Deadline:
         try:
             yield
         finally:
-            self._pauses -= 1
-            if not self._pauses:
+            if self._pauses == 1:
                 self._ends_at += self._clock() - self._paused_at
+            self._pauses -= 1
 
     def explain_delay(self) -> str | None:
         """Return what took too long and what to do about it, None if the deadline has not expired."""
@@ -142,9 +152,9 @@ class Deadline:
         )
 
     def _start_window(self, now: float) -> None:
-        self._is_window = True
-        self._moved_bytes = 0
         self._ends_at = now + self._window
+        self._moved_bytes = 0
+        self._is_window = True
 
 
 class Upload:

@@ -32,6 +32,15 @@ RESPONSES = {
     "endless 103 Early Hints": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * ENDLESS),
 }
 
+# Those in which the headers of a success arrive at once.
+OF_A_BODY = {
+    "a slow body",
+    "a slow body without a length",
+    "slow chunks",
+    "a slow line of a chunk size",
+    "a slow trailer",
+}
+
 
 def _register(name: str, at_once: bytes, slowly: bytes) -> None:
     @register(name)
