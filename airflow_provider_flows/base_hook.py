@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
@@ -16,6 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
+from airflow_provider_flows.core.http import Purpose, with_deadline
 from airflow_provider_flows.core.retry import Retry, with_retries
 
 if TYPE_CHECKING:
@@ -48,6 +50,11 @@ class BaseFlowsHook(BaseHook):
     hook_name = "Flows"
     default_host: ClassVar[str] = ""
     fields: ClassVar[Mapping[str, conn.Field]] = conn.fields(read_timeout=60)
+    max_transfer_seconds: float | None = None
+    """The longest time for a file in either direction, with retries: the `timeout` of the task, if any.
+
+    It is never shorter than `connect_timeout` and `read_timeout` of the connection together.
+    """
 
     def __init__(self, flows_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -185,8 +192,7 @@ class BaseFlowsHook(BaseHook):
         """Run a conversation over `requests`, and return its result.
 
         :param retry: the retry policy for each request; by default that of the connection (`retries`).
-        :param timeout: upper bound, in seconds, for the connect timeout and the read timeout of the
-            connection.
+        :param timeout: upper bound, in seconds, for the whole conversation, with its retries.
         :param limiter: the rate limiter for each request; by default there is none.
         :raises FlowServiceError: a request failed; the message names the connection.
         """
@@ -194,11 +200,17 @@ class BaseFlowsHook(BaseHook):
 
         settings = self.settings
         if timeout is not None:
+            conversation = with_deadline(conversation, time.monotonic() + timeout)
             settings = replace(
                 settings,
                 connect_timeout=min(timeout, settings.connect_timeout),
                 read_timeout=min(timeout, settings.read_timeout),
             )
+        if self.max_transfer_seconds is not None:
+            # a run that ended at the deadline is paid for, so its files have the time of any request
+            seconds = max(self.max_transfer_seconds, settings.connect_timeout + settings.read_timeout)
+            transfer_deadline = time.monotonic() + seconds
+            conversation = with_deadline(conversation, transfer_deadline, (Purpose.TRANSFER,))
         with self.add_connection_to_errors():
             transport = BlockingTransport(settings, self.get_conn())
             send = transport.send if limiter is None else limiter.limit(transport.send)

@@ -67,7 +67,8 @@ def fields(read_timeout: float) -> dict[str, Field]:
         ),
         "read_timeout": Field(
             "Read timeout",
-            "Longest time without data from the service, in seconds.",
+            "Longest time without data from the service, in seconds. A complete response, unless it is a "
+            "file, has the connect timeout and this time together.",
             "number",
             read_timeout,
             0.1,

@@ -276,7 +276,9 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         saved_conn_id = None if record is None else record.conn_id
 
         def create_hook() -> FlowsHook:
-            return self._get_hook(saved_conn_id or self.flows_conn_id)
+            hook = self._get_hook(saved_conn_id or self.flows_conn_id)
+            hook.max_transfer_seconds = to_seconds("timeout", self.timeout)
+            return hook
 
         return TaskTry(
             context,

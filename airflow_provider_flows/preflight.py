@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.start_or_resume import RunRequest
 
 DEFINITION_TTL_SECONDS = 60.0
-DEFINITION_TIMEOUT_SECONDS = 15.0  # per request; a run can start without a definition, and waits for it
+DEFINITION_TIMEOUT_SECONDS = 15.0  # a run can start without a definition, and waits for it
 MAX_DEFINITION_ATTEMPTS = 2
 NOT_VALIDATED = (
     "The definition of flow %s is not available, so its inputs and parameters are not validated: %s"

@@ -274,7 +274,9 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     def _get_hook(self) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
 
-        return FlowsHook.get_hook(self.flows_conn_id)
+        hook = FlowsHook.get_hook(self.flows_conn_id)
+        hook.max_transfer_seconds = self.timeout
+        return hook
 
     def _create_wait(self, hook: FlowsHook, deadline: float | None) -> Wait:
         if not isinstance(self.flow_run_id, str) or not self.flow_run_id.strip():

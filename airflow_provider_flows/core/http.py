@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -44,6 +44,14 @@ class Resend(Enum):
     IF_NEVER_ARRIVED = "only if it never arrived, because each time that it arrives costs money"
 
 
+class Purpose(Enum):
+    """What a request serves, which decides how long it may take (`transport.deadline`)."""
+
+    QUESTION = "something that the service knows, or does at once: a poll, a list, a change of state"
+    RUN = "a flow run: the response arrives when the run has ended, and it is paid for"
+    TRANSFER = "a file of any size, in either direction"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request, without host and credentials.
@@ -60,6 +68,9 @@ class Request:
     :param allow_url: decides for a URL outside of the connection's own origin whether the request may be sent
         to it; None allows none.
     :param label: how messages name the request; by default by its method and path.
+    :param purpose: what the request serves; by default a TRANSFER with a sink, and else a QUESTION.
+    :param deadline: the time at which it must be complete, by the monotonic clock; None for no other limit
+        than that of its purpose.
     """
 
     method: str
@@ -70,6 +81,14 @@ class Request:
     sink: Sink | None = field(default=None, repr=False)
     allow_url: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
     label: str = ""
+    purpose: Purpose | None = field(default=None, repr=False)
+    deadline: float | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Set the default purpose."""
+        if self.purpose is None:
+            purpose = Purpose.QUESTION if self.sink is None else Purpose.TRANSFER
+            object.__setattr__(self, "purpose", purpose)
 
     def __str__(self) -> str:
         """Return method and path, without query and body: the query of a signed URL is a secret."""
@@ -95,8 +114,6 @@ class Body:
     def __init__(self, parts: Sequence[bytes], sources: Sequence[UploadSource]) -> None:
         self._parts = parts
         self._sources = sources
-        # Whether the last chunk was read. Before that, no receiver has complete JSON.
-        self.is_exhausted = False
 
     def __len__(self) -> int:
         """Return the number of bytes, for Content-Length."""
@@ -110,18 +127,11 @@ class Body:
         :raises FlowInputError: a file cannot be read, or its content has changed. The last bytes are not
             yielded.
         """
-        self.is_exhausted = False
         *leading_parts, last_part = self._parts
         for part, source in zip(leading_parts, self._sources, strict=True):
             yield part + data_uri.head(source.media_type).encode()
             yield from data_uri.iter_base64(source.chunks())
-        self.is_exhausted = True
         yield last_part
-
-
-def is_fully_sent(body: bytes | Body | None) -> bool:
-    """Return whether enough of the body was sent for the receiver to parse it."""
-    return not isinstance(body, Body) or body.is_exhausted
 
 
 def to_body(value: Any) -> bytes | Body:
@@ -300,6 +310,22 @@ def to_origin(url: str) -> str:
         return "a URL whose host is ambiguous"
     host = _ODD_IN_ORIGIN.sub("?", parts.netloc)[:MAX_ORIGIN_LENGTH]
     return f"{parts.scheme or 'https'}://{host}" if host else "a URL without a host"
+
+
+def with_deadline(
+    conversation: Conversation[T], deadline: float, purposes: Collection[Purpose] = tuple(Purpose)
+) -> Conversation[T]:
+    """Run a conversation whose requests must be complete, all together, at a time of the monotonic clock.
+
+    :param purposes: the deadline is for the requests of these purposes only.
+    """
+
+    def send_in_time(request: Request) -> Conversation[Response]:
+        if request.purpose in purposes:
+            request = replace(request, deadline=min(deadline, request.deadline or deadline))
+        return send(request)
+
+    return map_requests(conversation, send_in_time)
 
 
 def is_same_origin(first: str, second: str) -> bool:

@@ -18,3 +18,10 @@ MAX_OUTPUTS = 10_000
 # Sizes in bytes.
 MAX_RUN_BYTES = MIB
 MAX_LIST_BYTES = 64 * MIB  # over all pages together
+
+# The least that a file must move, in either direction, within a window of seconds: 1 KiB/s over a minute.
+MIN_TRANSFER_BYTES = 60 * 1024
+TRANSFER_WINDOW_SECONDS = 60.0
+
+# For the last poll of a wait, which starts at the deadline; seconds.
+LAST_POLL_GRACE_SECONDS = 2.0

@@ -55,12 +55,12 @@ class Retry:
             try:
                 response = yield from follow_redirects(request)
             except FlowUnreachable as error:
-                if attempt >= self.attempts or not _can_resend(request, error):
-                    raise
                 delay = self._get_backoff(attempt)
+                if attempt >= self.attempts or not _can_resend(request, error, delay):
+                    raise
             else:
                 delay = self._get_retry_delay(request, response, attempt)
-                if delay is None or delay > self.max_delay:
+                if delay is None or delay > self.max_delay or not _is_in_time(request, delay):
                     return replace(response, attempts=attempt)
             yield Sleep(delay)
         raise AssertionError  # unreachable: count() does not end
@@ -102,8 +102,14 @@ def with_retries(conversation: Conversation[T], retry: Retry) -> Conversation[T]
     return map_requests(conversation, retry.send)
 
 
-def _can_resend(request: Request, error: FlowUnreachable) -> bool:
-    return request.resend is Resend.ALWAYS or not error.may_have_arrived
+def _can_resend(request: Request, error: FlowUnreachable, delay: float) -> bool:
+    is_safe = request.resend is Resend.ALWAYS or not error.may_have_arrived
+    return is_safe and _is_in_time(request, delay)
+
+
+def _is_in_time(request: Request, delay: float) -> bool:
+    """Return whether a request can be sent after a delay in seconds, before its deadline."""
+    return request.deadline is None or time.monotonic() + delay < request.deadline
 
 
 def follow_redirects(request: Request) -> Conversation[Response]:

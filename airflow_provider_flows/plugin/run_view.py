@@ -41,7 +41,7 @@ from airflow_provider_flows.storage.outputs import list_outputs
 from airflow_provider_flows.worker.task_state import MAX_PREVIOUS_RUNS
 
 PAGE_POLL_SECONDS = 2.5  # between two polls of an active run, however many users view it
-PAGE_TIMEOUT_SECONDS = 8.0  # for a request to a service, because a user waits for the page
+PAGE_TIMEOUT_SECONDS = 8.0  # for one question to a service, because a user waits for the page
 MAX_PLAUSIBLE_SIZE_BYTES = 2**60
 
 INVALID_KEY_NOTE = (

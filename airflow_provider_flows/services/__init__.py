@@ -36,7 +36,7 @@ from airflow_provider_flows.core.flow_run import (
     parse_progress,
 )
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.core.http import Conversation, Request, Resend, Response, Sleep, send
+from airflow_provider_flows.core.http import Conversation, Purpose, Request, Resend, Response, Sleep, send
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import DownloadSink, RawFileSink, download_file
 from airflow_provider_flows.core.payload.sink import MemoryBuffer, Target
@@ -86,6 +86,7 @@ __all__ = [
     "MemoryBuffer",
     "Parameter",
     "Problems",
+    "Purpose",
     "RawFileSink",
     "Request",
     "Resend",

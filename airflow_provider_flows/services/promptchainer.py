@@ -23,7 +23,7 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.flow_run import ERROR, READY, FlowOutput, FlowRun, FlowState, Inputs
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.core.http import Request, Resend, send
+from airflow_provider_flows.core.http import Purpose, Request, Resend, send
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import SIGNATURE_PARAMETERS
 from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message, parse_json
@@ -141,7 +141,13 @@ class PromptChainer(Service):
         problems.raise_if_any()
         variables = _to_variables(inputs)
         path = f"/api/flows/run/{quote_path_segment('flow', flow)}"
-        request = Request("POST", path, json={"variables": variables}, resend=Resend.IF_NEVER_ARRIVED)
+        request = Request(
+            "POST",
+            path,
+            json={"variables": variables},
+            resend=Resend.IF_NEVER_ARRIVED,
+            purpose=Purpose.RUN,
+        )
         before_start()
         started_at = _now()
         response = yield from send(request)

@@ -11,9 +11,10 @@ import urllib3
 from requests import exceptions as requests_exceptions
 
 from airflow_provider_flows.core.exceptions import FlowError
-from airflow_provider_flows.core.http import Body, ConversationState, Request, Response, Sleep, is_fully_sent
+from airflow_provider_flows.core.http import ConversationState, Request, Response, Sleep
 from airflow_provider_flows.core.payload.sink import WriteFailedError
-from airflow_provider_flows.transport.blocking_adapter import BlockingAdapter, HandshakeError
+from airflow_provider_flows.transport.blocking_adapter import BlockingAdapter, ConnectionWatch, HandshakeError
+from airflow_provider_flows.transport.deadline import Deadline, Upload
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import READ_CHUNK_BYTES, Settings
 
@@ -63,42 +64,59 @@ class BlockingTransport:
     def send(self, request: Request) -> Response:
         """Send one request and return its complete response; redirects are not followed.
 
-        :raises FlowUnreachable: no response arrived, or an incomplete one.
+        :raises FlowUnreachable: no response arrived, or an incomplete one, or not in time.
         :raises FlowInputError: a file in the body has changed, or cannot be read.
         :raises FlowMalformed: the response exceeds `Settings.max_response_bytes`, or its sink rejects it.
         :raises Exception: any error of what the sink writes to.
         """
         settings = self._settings
-        body: bytes | Body | None = None
+        upload: Upload | None = None
         failure: Exception
         statuses: list[int] = []  # that of the response, as soon as there is one
+        deadline = Deadline(settings, request)
+        if not deadline.check():
+            raise settings.unreachable_error(
+                request, TimeoutError(), deadline.explain_delay(), may_have_arrived=False
+            )
+        has_body = request.json is not None
         try:
             body = request.body
-            with self._session.request(
-                request.method,
-                settings.url(request),
-                params=request.query or None,
-                data=body,
-                headers=settings.headers(request),
-                timeout=(settings.connect_timeout, settings.read_timeout),
-                # A CA bundle of the environment takes precedence over the session's `verify`, but not over
-                # this one.
-                verify=None if settings.verify is True else settings.verify,
-                auth=lambda prepared: prepared,  # else ~/.netrc would replace the connection's credentials
-                allow_redirects=False,
-                stream=True,
-                # called before `requests` does anything else with the response, which may fail
-                hooks={"response": lambda received, **_: statuses.append(received.status_code)},
-            ) as response:
+            upload = None if body is None else Upload(body, deadline)
+            with (
+                ConnectionWatch(deadline),
+                self._session.request(
+                    request.method,
+                    settings.url(request),
+                    params=request.query or None,
+                    data=upload,
+                    headers=settings.headers(request),
+                    timeout=(settings.connect_timeout, settings.read_timeout),
+                    # A CA bundle of the environment takes precedence over the session's `verify`, but not
+                    # over this one.
+                    verify=None if settings.verify is True else settings.verify,
+                    # else ~/.netrc would replace the connection's credentials
+                    auth=lambda prepared: prepared,
+                    allow_redirects=False,
+                    stream=True,
+                    # called before `requests` does anything else with the response, which may fail
+                    hooks={"response": lambda received, **_: statuses.append(received.status_code)},
+                ) as response,
+            ):
+                deadline.on_response_start(response.status_code)
                 reader = ResponseReader(settings, request, response.status_code, response.headers.items())
                 for chunk in response.iter_content(READ_CHUNK_BYTES):
-                    reader.feed(chunk)
+                    with deadline.paused():
+                        reader.feed(chunk)
+                deadline.raise_if_expired()  # else the connection's early end might pass for the response's
                 return reader.finish(response.url)
         except WriteFailedError as error:
             failure = error.cause
         except (OSError, ValueError) as error:  # a RequestException is an OSError; ValueError: an invalid URL
-            may_have_arrived = is_fully_sent(body) and (bool(statuses) or _may_have_arrived(error))
-            failure = settings.unreachable_error(request, error, may_have_arrived=may_have_arrived)
+            is_sent = not has_body or (upload is not None and upload.is_exhausted)
+            may_have_arrived = is_sent and (bool(statuses) or _may_have_arrived(error))
+            failure = settings.unreachable_error(
+                request, error, deadline.explain_delay(), may_have_arrived=may_have_arrived
+            )
         # Raised outside the handler: as its context, the library's error would hold an unread response open.
         raise failure
 

@@ -1,14 +1,28 @@
-"""The adapter of the `requests` session: final responses only, and errors that say what was not sent.
+"""The adapter of the `requests` session: final responses only, deadlines, and errors of what was not sent.
 
 `http.client` takes an informational response other than 100, such as `103 Early Hints`, for the final one.
 Here it is skipped. An error while the connection is established is marked, because no request was sent then.
+
+The timeouts of `requests` are for each call of a socket, so that a byte now and then makes them endless. A
+`ConnectionWatch` shuts the connection of a request down when its deadline has expired. That interrupts
+whatever the thread does with it: TLS handshake, proxy tunnel, upload, headers or body. Only the resolution of
+the host's name is left to the time limits of the operating system.
 """
 
 from __future__ import annotations
 
+import io
+import math
+import os
+import socket
 import ssl
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from contextvars import ContextVar
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Any
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any, Self
 
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, ProxyManager
@@ -18,15 +32,105 @@ from urllib3.exceptions import NewConnectionError
 if TYPE_CHECKING:
     from urllib3 import PoolManager
 
+    from airflow_provider_flows.transport.deadline import Deadline
+
 SWITCHING_PROTOCOLS = 101
+MIN_TIMEOUT_SECONDS = 0.001  # a socket does not block at all with 0
 
 
 class HandshakeError(ssl.SSLError):
     """The TLS connection could not be established, so no request was sent."""
 
 
+class ConnectionWatch:
+    """Shuts the connection down that the block uses for a request, when the request's deadline has expired.
+
+    The block then gets an error, or an early end of the response: `Deadline.has_expired` tells.
+
+    :param deadline: that of the request.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.deadline = deadline
+        self._is_over = Event()
+        self._lock = Lock()
+        # A duplicate, because urllib3 gives the descriptor to another object for TLS, and may close it early.
+        self._socket: socket.socket | None = None
+        self._thread = Thread(target=self._run, name="request-deadline", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start to watch."""
+        self._previous = _WATCH.set(self)
+        with suppress(RuntimeError):  # no thread starts while the interpreter shuts down
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop to watch."""
+        _WATCH.reset(self._previous)
+        self._is_over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._socket is not None:
+            self._socket.close()
+
+    def watch(self, connection: socket.socket) -> None:
+        """Watch this connection from now on.
+
+        :raises TimeoutError: the deadline has expired already.
+        """
+        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+        with self._lock:
+            previous, self._socket = self._socket, duplicate
+        if previous is not None:
+            previous.close()
+        self.deadline.raise_if_expired()
+
+    def _run(self) -> None:
+        while seconds_left := self.deadline.seconds_left():
+            if self._is_over.wait(seconds_left):
+                return
+        self.deadline.expire()
+        with self._lock, suppress(OSError):  # the service may have closed the connection
+            if self._socket is not None and not self._is_over.is_set():
+                # the end is a reset, without what the service did not take in
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+_WATCH: ContextVar[ConnectionWatch | None] = ContextVar("connection_watch", default=None)
+
+
+class _CountedReads(io.RawIOBase):
+    """Reads from a socket, and reports the number of bytes to the deadline.
+
+    The response shows bytes only when it has a chunk of them.
+    """
+
+    def __init__(self, raw: io.RawIOBase, deadline: Deadline) -> None:
+        self._raw = raw
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count: int | None = self._raw.readinto(buffer)
+        self._deadline.on_bytes(count or 0)
+        return count
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
+
+
 class _FinalResponse(HTTPResponse):
-    """A response that skips the informational ones before it."""
+    """A response that skips the informational ones before it, and whose bytes are counted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if (watch := _WATCH.get()) is not None:
+            self.fp = io.BufferedReader(_CountedReads(self.fp.detach(), watch.deadline))
 
     def begin(self) -> None:
         """Read status and headers of the final response."""
@@ -36,9 +140,53 @@ class _FinalResponse(HTTPResponse):
             super().begin()
 
 
-class _HttpConnection(HTTPConnection):
+class _WatchedConnection(HTTPConnection):
+    """A connection that the `ConnectionWatch` of the current request watches, from its first byte."""
+
     response_class = _FinalResponse
 
+    def _new_conn(self) -> socket.socket:
+        """Open the socket; the host's addresses together get the time that is left."""
+        if (watch := _WATCH.get()) is None:
+            return super()._new_conn()
+        timeout, options = self.timeout, self.socket_options
+        self.socket_options = _UntilDeadline(options or (), watch.deadline)  # type: ignore[assignment]
+        self.timeout = min(timeout or math.inf, watch.deadline.seconds_left() or MIN_TIMEOUT_SECONDS)
+        try:
+            connection = super()._new_conn()
+        finally:
+            self.timeout, self.socket_options = timeout, options
+        try:
+            watch.watch(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request, perhaps over an open connection."""
+        if self.sock is not None and (watch := _WATCH.get()) is not None:
+            watch.watch(self.sock)
+        super().request(*args, **kwargs)
+
+
+class _UntilDeadline:
+    """Options for the socket of each address of a host; no further address is tried after the deadline."""
+
+    def __init__(self, options: Iterable[Any], deadline: Deadline) -> None:
+        self._options = options
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the options.
+
+        :raises TimeoutError: no time is left.
+        """
+        self._deadline.raise_if_expired()
+        yield from self._options
+
+
+class _HttpConnection(_WatchedConnection):
     def connect(self) -> None:
         """Connect, also through a proxy."""
         try:
@@ -47,9 +195,7 @@ class _HttpConnection(HTTPConnection):
             raise NewConnectionError(self, str(error)) from error
 
 
-class _HttpsConnection(HTTPSConnection):
-    response_class = _FinalResponse
-
+class _HttpsConnection(_WatchedConnection, HTTPSConnection):
     def connect(self) -> None:
         """Connect, also through a proxy's tunnel, and complete the TLS handshake."""
         try:
@@ -69,7 +215,10 @@ class _HttpsPool(HTTPSConnectionPool):
 
 
 class BlockingAdapter(HTTPAdapter):
-    """An adapter with these connections, directly and through HTTP proxies; SOCKS needs its own."""
+    """An adapter with these connections, directly and through HTTP proxies.
+
+    SOCKS needs its own, which no `ConnectionWatch` watches: only the timeouts of `requests` apply there.
+    """
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Create the manager of direct connections."""

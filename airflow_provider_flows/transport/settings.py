@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from airflow_provider_flows.core.exceptions import FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.http import ForbiddenUrlError, Request, is_same_origin, to_origin
+from airflow_provider_flows.core.limits import MIN_TRANSFER_BYTES, TRANSFER_WINDOW_SECONDS
 from airflow_provider_flows.transport.url_guard import is_public, matches_host, resolves_to_public
 
 READ_CHUNK_BYTES = 256 * 1024  # a quarter of the calls, and a third less CPU time, than with 64 KiB
@@ -25,6 +26,8 @@ class Settings:
     :param max_response_bytes: maximum size of a response that no sink receives.
     :param picture_hosts: the other hosts from which pictures and files may be fetched, such as
         `pictures.example.com`, or `*.example.com` for all hosts below `example.com`.
+    :param min_transfer_bytes: the least that a file must move in `transfer_window`, in either direction.
+    :param transfer_window: seconds; `read_timeout`, if that is longer.
     """
 
     base_url: str
@@ -34,6 +37,8 @@ class Settings:
     verify: bool | str = True
     max_response_bytes: int = 64 * 1024 * 1024
     picture_hosts: tuple[str, ...] = ()
+    min_transfer_bytes: int = MIN_TRANSFER_BYTES
+    transfer_window: float = TRANSFER_WINDOW_SECONDS
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -101,18 +106,22 @@ class Settings:
         )
 
     def unreachable_error(
-        self, request: Request, error: BaseException, *, may_have_arrived: bool
+        self, request: Request, error: BaseException, delay: str | None, *, may_have_arrived: bool
     ) -> FlowUnreachable:
-        """Return the error of a request that got no response.
+        """Return the error of a request that got no response, or no complete one in time.
 
         The text of the HTTP library's error is omitted, because it contains the URL, which may be signed.
 
         :param error: the error of the HTTP library.
+        :param delay: what took too long, if the request's deadline has expired.
         :param may_have_arrived: whether the service may have received the request.
         """
         url = self._to_absolute(request)
         host = to_origin(url) if self.is_foreign(request) else self.base_url
         doubt = "The service may have acted on it. " if may_have_arrived and request.method != "GET" else ""
+        if delay is not None:
+            message = f"{request} to {host} {delay} {doubt}".rstrip()
+            return FlowUnreachable(message, may_have_arrived=may_have_arrived)
         certificates = ", its certificate settings" if url.startswith("https:") else ""
         message = (
             f"{request} got no response from {host} ({type(error).__name__}). "

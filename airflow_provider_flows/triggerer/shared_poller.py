@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from contextvars import Context
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -22,6 +23,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowRateLimited,
     FlowServiceError,
 )
+from airflow_provider_flows.core.limits import LAST_POLL_GRACE_SECONDS
 from airflow_provider_flows.core.polling.bulk import ActiveRuns, BulkPollPolicy
 from airflow_provider_flows.core.polling.schedule import Done, Failed, deadline_error
 from airflow_provider_flows.core.polling.timer_queue import TimerQueue
@@ -48,7 +50,6 @@ TICK_FRACTION = 0.1  # of the shortest poll interval: polls due within it are st
 
 LIST_TIMEOUT_SECONDS = 5.0  # for one page of a list
 MAX_UNCHANGED_LISTS = 20  # in a row; then the run is polled itself, because lists may be outdated
-LAST_POLL_GRACE_SECONDS = 2.0  # for the last poll, which starts at the deadline
 
 
 class _SharedLimiter:
@@ -108,8 +109,8 @@ class _ListSender:
         metrics.count_list_poll()
         await self._transport.acquire()
         requested_at = time.time()
-        async with asyncio.timeout(LIST_TIMEOUT_SECONDS):
-            response = await self._transport.send_now(request)
+        deadline = time.monotonic() + LIST_TIMEOUT_SECONDS
+        response = await self._transport.send_now(replace(request, deadline=deadline))
         # a long list takes a while to create, send and read, while its runs continue
         self.observed_at = (requested_at + time.time()) / 2
         return response
@@ -377,7 +378,7 @@ class SharedPoller:
             listing = with_retries(self._service.list_active(flow_run_ids), NO_RETRY)
             active_runs = await run(listing, sender.send)
             vanished_ids = self._bulk_policy.record_list(active_runs)
-        except (FlowServiceError, TimeoutError) as error:
+        except FlowServiceError as error:
             if isinstance(error, (FlowQuotaExceeded, FlowRateLimited)) or getattr(error, "retry_after", None):
                 self._postpone(batch)
                 return

@@ -133,6 +133,7 @@ class TaskFinisher:
         if latest.settings == self.hook.settings:
             return False
         log.info("The credentials of connection %s have changed; the outputs are fetched with them", conn_id)
+        latest.max_transfer_seconds = self.hook.max_transfer_seconds
         self.hook = latest
         return True
 

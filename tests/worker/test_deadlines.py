@@ -15,8 +15,10 @@ from airflow.sdk import DAG
 from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.sensors import FlowRunSensor
 from tests.support.airflow_run import THREAD_TIMEOUT, run_dag
 from tests.support.modes import FLOW, compat_notices
+from tests.support.task_instances import Store, context
 from tests.support.tries import BOTH_MODES, CHAIR_ARGUMENTS, request_times, run_with_retries
 from tests.support.versions import lacks, needs
 
@@ -171,3 +173,14 @@ def test_run_completed_just_after_deadline_succeeds(
     assert result.states == {"run": "success"}, result.errors
     assert result.xcoms["run"]["return_value"]["state"] == "completed"
     assert list(tmp_path.glob("*/*.glb"))
+
+
+@pytest.mark.usefixtures("emulator")
+def test_timeout_limits_the_files_of_a_task() -> None:
+    """The hook of a task knows its `timeout`, which limits each file; the sensor's is Airflow's."""
+    operator = RunFlowOperator(task_id="t", flow=FLOW, inputs="a chair", timeout=timedelta(minutes=5))
+    task_try = operator._create_task_try(context(Store()))
+    assert task_try.hook.max_transfer_seconds == task_try.create_hook().max_transfer_seconds == 300
+    operator = RunFlowOperator(task_id="t", flow=FLOW, inputs="a chair", timeout=None)
+    assert operator._create_task_try(context(Store())).hook.max_transfer_seconds is None
+    assert FlowRunSensor(task_id="s", flow_run_id="r", timeout=60)._get_hook().max_transfer_seconds == 60

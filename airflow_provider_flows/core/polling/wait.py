@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowServiceError
-from airflow_provider_flows.core.http import Sleep
+from airflow_provider_flows.core.http import Sleep, with_deadline
+from airflow_provider_flows.core.limits import LAST_POLL_GRACE_SECONDS
 from airflow_provider_flows.core.polling.progress_log import ProgressLogger
 from airflow_provider_flows.core.polling.schedule import Delay, Done, Failed, Forecast, PollState, next_step
 from airflow_provider_flows.core.timestamps import to_epoch
@@ -122,11 +124,18 @@ class Wait:
         return None if self.schedule.deadline is None else max(0.0, self.schedule.deadline - self._clock())
 
     def poll(self) -> Conversation[PollStep]:
-        """Poll once; return what to do next. No error of the service is raised."""
+        """Poll once; return what to do next. No error of the service is raised.
+
+        The requests end with the wait: at its deadline, or soon after it if that is near.
+        """
         if self._count_poll is not None:
             self._count_poll()
+        polling = self._get_run(self.flow_run_id)
+        if (seconds_left := self.seconds_left()) is not None:
+            max_seconds = max(seconds_left, LAST_POLL_GRACE_SECONDS)
+            polling = with_deadline(polling, time.monotonic() + max_seconds)
         try:
-            run = yield from self._get_run(self.flow_run_id)
+            run = yield from polling
         except FlowServiceError as error:
             self.poll_state, step = next_step(self.schedule, self.poll_state, error, self._clock())
             if not (isinstance(step, Failed) and step.error is error):

@@ -5,13 +5,20 @@ Source of all paths and bodies: the newest version of the vendor's reference, ht
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowInputError, FlowNotFound, reason_sentence
-from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
-from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, send
+from airflow_provider_flows.core.flow_run import (
+    FlowInput,
+    FlowOutput,
+    FlowRun,
+    FlowState,
+    Inputs,
+    UploadSource,
+)
+from airflow_provider_flows.core.http import Purpose, Request, Resend, Response, Sleep, send
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import DownloadSink, download_file
@@ -70,7 +77,9 @@ class Generio(Service):
             **_creation_body(flow, parameters, additional),
             "inputs": [_escape_prompt(item).to_json() for item in self.to_flow_inputs(inputs)],
         }
-        request = Request("POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED)
+        request = Request(
+            "POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED, purpose=_get_purpose(body["inputs"])
+        )
         before_start()
         return (yield from _send_create(request, flow, FlowState.STARTING))
 
@@ -101,11 +110,11 @@ class Generio(Service):
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
         """Send POST /flows/{id}/inputs, or, after 404 or 405, /flows/{id}/input with `file_data` (G-09)."""
         path, body = f"{_path(flow_run_id)}/inputs", _escape_prompt(item).to_json()
-        request = Request("POST", path, json=body, resend=Resend.IF_REFUSED)
+        request = Request("POST", path, json=body, resend=Resend.IF_REFUSED, purpose=_get_purpose([body]))
         response = yield from send(request)
         if response.status in {404, 405}:
             old_body = {"file_data": body.pop("data"), **body}
-            older = Request("POST", path.removesuffix("s"), json=old_body, resend=Resend.IF_REFUSED)
+            older = replace(request, path=path.removesuffix("s"), json=old_body)
             second = yield from send(older)
             request, response = (older, second) if second.is_success else (request, response)
         return responses.parse_asset_id(parse_json(request, response))
@@ -286,6 +295,12 @@ def _creation_body(flow: str, parameters: Any, additional: Any) -> dict[str, Any
     """Return the body of POST /flows: `template`, and `parameters` and `additional` unless they are None."""
     optional = {"parameters": parameters, "additional": additional}
     return {"template": flow, **{key: value for key, value in optional.items() if value is not None}}
+
+
+def _get_purpose(inputs: Iterable[Mapping[str, Any]]) -> Purpose:
+    """Return the purpose of a request with these inputs: a TRANSFER if any of them is a file."""
+    has_file = any(isinstance(item["data"], UploadSource) for item in inputs)
+    return Purpose.TRANSFER if has_file else Purpose.QUESTION
 
 
 def _escape_prompt(item: FlowInput) -> FlowInput:

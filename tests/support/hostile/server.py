@@ -16,15 +16,22 @@ Act = Callable[[socket.socket], None]
 BEHAVIOURS: dict[str, Act] = {}
 """What each behaviour does with a connection after its complete request was read."""
 
+_ACT_AT_ONCE: set[str] = set()
 
-def register(name: str) -> Callable[[Act], Act]:
-    """Return a decorator that registers a behaviour."""
+
+def register(name: str, *, reads_request: bool = True) -> Callable[[Act], Act]:
+    """Return a decorator that registers a behaviour.
+
+    :param reads_request: whether the server reads a request before it behaves so.
+    """
 
     def add(act: Act) -> Act:
         if name in BEHAVIOURS:
             message = f"two behaviours are named {name!r}"
             raise ValueError(message)
         BEHAVIOURS[name] = act
+        if not reads_request:
+            _ACT_AT_ONCE.add(name)
         return act
 
     return add
@@ -35,6 +42,8 @@ class HostileServer(MisbehavingServer):
 
     def __init__(self, name: str) -> None:
         super().__init__(BEHAVIOURS[name])
+        if name in _ACT_AT_ONCE:
+            self._handle_connection = BEHAVIOURS[name]
 
 
 def send_slowly(connection: socket.socket, data: bytes, *, seconds_per_byte: float = 1.0) -> None:
