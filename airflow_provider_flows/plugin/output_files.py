@@ -323,7 +323,9 @@ def _count_triangles(gltf: Mapping[str, Any]) -> int:
     return min(total, MAX_TRIANGLES)
 
 
-def _count_primitive_triangles(mode: Any, corners: int) -> int:
+def _count_primitive_triangles(mode: object, corners: int) -> int:
+    if type(mode) is not int:  # any JSON value may be there
+        return 0
     if mode == TRIANGLE_LIST:
         return max(0, corners // 3)
     return max(0, corners - 2) if mode in {TRIANGLE_STRIP, TRIANGLE_FAN} else 0
