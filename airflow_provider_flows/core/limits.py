@@ -16,3 +16,18 @@ MAX_OUTPUTS = 10_000
 # Sizes in bytes.
 MAX_RUN_BYTES = MIB
 MAX_LIST_BYTES = 64 * MIB  # over all pages together
+
+# Downloads through the API server, of one of its processes. A reader must take a chunk within the stall time,
+# which is a minimum rate of about 1 KiB/s.
+KIB = 1024
+MAX_DOWNLOADS = 16  # at a time, each with a thread
+DOWNLOAD_BUFFER_BYTES = 512 * KIB  # of one reader
+DOWNLOAD_CHUNK_BYTES = 64 * KIB
+MAX_STALL_SECONDS = 60.0
+MAX_SLOT_WAIT_SECONDS = 10.0  # until a download of the same output has ended
+MAX_SERVED_BYTES = (
+    2048 * MIB
+)  # of a file from a service, and of one whose digest is computed before it is sent
+MAX_IMAGE_BYTES = 32 * MIB
+MAX_CHECKED_INFO_BYTES = 256 * MIB  # of a file whose digest is computed before its header is shown
+MAX_GLB_HEADER_BYTES = 8 * MIB  # of the JSON chunk; models with thousands of parts have less
