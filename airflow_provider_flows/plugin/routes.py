@@ -111,7 +111,7 @@ class DownloadSlots:
         while key in self._keys or len(self._keys) >= self._max_downloads:
             if time.monotonic() >= deadline:
                 text = (
-                    "This output is being downloaded by somebody else."
+                    "This output is being downloaded by another request."
                     if key in self._keys
                     else "Too many outputs are being downloaded."
                 )

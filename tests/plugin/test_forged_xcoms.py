@@ -20,12 +20,21 @@ from airflow.utils.session import create_session
 from fastapi.testclient import TestClient
 from sqlalchemy import delete, update
 
+from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
+from airflow_provider_flows.plugin.output_files import (
+    NoFileError,
+    load_output_info,
+    open_image,
+    open_output,
+)
+from airflow_provider_flows.plugin.run_view import RunView
 from airflow_provider_flows.services import Service
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
+from airflow_provider_flows.storage.output_options import OutputOptions
 from tests.support.airflow_run import run_dag
 from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer
 from tests.support.plugin_site import airflow_clients, task_path
@@ -351,6 +360,28 @@ def test_other_run_of_the_account_shows_its_state_only(
     requests_before = len(emulator.requests)
     assert get_statuses(viewer, task) == {404}
     assert not any("/outputs/" in request.path for request in emulator.requests[requests_before:])
+
+
+@pytest.mark.parametrize("output_path", ["/", "file:///", "//", "/etc/..", "file:///./"])
+@pytest.mark.parametrize("flow_run_id", ["etc", ".", "", "/", "etc/.", "./etc", "proc", "dev"])
+@pytest.mark.parametrize("flows_conn_id", [None, "flows_default"])
+@pytest.mark.usefixtures("emulator")
+def test_root_as_output_path_opens_no_system_file(
+    output_path: str, flow_run_id: str, flows_conn_id: str | None
+) -> None:
+    """No folder of the system has a run id for a name, also with its connection deleted."""
+    content = Path("/etc/passwd").read_bytes()
+    outputs = tuple(
+        FlowOutput("passwd", uri=uri, **facts(content))
+        for uri in ("file:///etc/passwd", f"file:///{flow_run_id}/passwd", f"{output_path}/etc/passwd")
+    )
+    run = FlowRun(flow_run_id, "generio", state=FlowState.COMPLETED)
+    options = OutputOptions(output_path)
+    view = RunView(flow_run_id, flows_conn_id, run, outputs, output_options=options)
+    for number in range(len(outputs)):
+        for read in (open_output, open_image, load_output_info):
+            with pytest.raises(NoFileError):
+                read(view, number)
 
 
 @pytest.mark.parametrize("service", [Generio, PromptChainer, Service])
