@@ -182,10 +182,6 @@ class Service(ABC):
         """Return the definitions of all flows."""
         raise self._unsupported_error("list its flows")
 
-    def is_run_id(self, text: str) -> bool:
-        """Return whether a text has the form of this service's run ids."""
-        return self.run_id_pattern.fullmatch(text) is not None
-
     def supports(self, method: str) -> bool:
         """Return whether this service implements an optional method of this class."""
         return getattr(type(self), method) is not getattr(Service, method)
