@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 
 # Identifiers and texts of a response, in characters.
 MAX_ID_LENGTH = 256
@@ -20,8 +21,22 @@ MAX_RUN_BYTES = MIB
 MAX_LIST_BYTES = 64 * MIB  # over all pages together
 
 # The least that a file must move, in either direction, within a window of seconds: 1 KiB/s over a minute.
-MIN_TRANSFER_BYTES = 60 * 1024
+MIN_TRANSFER_BYTES = 60 * KIB
 TRANSFER_WINDOW_SECONDS = 60.0
 
 # For the last poll of a wait, which starts at the deadline; seconds.
 LAST_POLL_GRACE_SECONDS = 2.0
+
+# Downloads through the API server, of one of its processes. A reader must take a chunk within the stall time,
+# which is a minimum rate of about 1 KiB/s.
+MAX_DOWNLOADS = 16  # at a time, each with a thread
+DOWNLOAD_BUFFER_BYTES = 512 * KIB  # of one reader
+DOWNLOAD_CHUNK_BYTES = 64 * KIB
+MAX_STALL_SECONDS = 60.0
+MAX_SLOT_WAIT_SECONDS = 10.0  # until a download of the same output has ended
+MAX_SERVED_BYTES = (
+    2048 * MIB
+)  # of a file from a service, and of one whose digest is computed before it is sent
+MAX_IMAGE_BYTES = 32 * MIB
+MAX_CHECKED_INFO_BYTES = 256 * MIB  # of a file whose digest is computed before its header is shown
+MAX_GLB_HEADER_BYTES = 8 * MIB  # of the JSON chunk; models with thousands of parts have less

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.validation import Problems
 
 
+# letters, digits, dashes and underscores, with a digit or too long for the name of somebody's folder
+DEFAULT_RUN_ID_PATTERN = re.compile(r"(?=[^0-9]*[0-9]|.{16})[A-Za-z0-9](?:[A-Za-z0-9_-]{0,98}[A-Za-z0-9])?")
+
+
 class Service(ABC):
     """One service that runs flows; each method that contacts it returns a conversation.
 
@@ -27,6 +32,9 @@ class Service(ABC):
     `staged_start = True`, all of `to_flow_inputs`, `create`, `add_input`, `start_created_run`, `get_run` and
     `delete`. A service whose runs have an id implements `get_run`. A method that a service does not implement
     raises `FlowInputError`.
+
+    `run_id_pattern` matches the ids of its runs. The Flow run tab serves files of such runs only, so the
+    pattern must match no separator, no dots and no name that another folder may have.
     """
 
     name: ClassVar[str]
@@ -34,6 +42,7 @@ class Service(ABC):
     # other hosts, all of them the service's own, to which its outputs link or its downloads redirect: names,
     # and patterns such as `*.example.com`
     picture_hosts: ClassVar[tuple[str, ...]] = ()
+    run_id_pattern: ClassVar[re.Pattern[str]] = DEFAULT_RUN_ID_PATTERN
 
     @abstractmethod
     def auth_headers(self, token: str) -> dict[str, str]:

@@ -106,8 +106,7 @@ class RunRecord:
 
     def is_stamped_on(self, run: FlowRun) -> bool:
         """Return whether a run carries the stamp of this record."""
-        stamp = run.additional.get(STAMP_KEY) if isinstance(run.additional, Mapping) else None
-        return isinstance(stamp, Mapping) and stamp.get("token") == self.token
+        return get_stamp(run).get("token") == self.token
 
     def matches(self, fingerprint: str, generation: int) -> bool:
         """Return whether an earlier try of the same run of the task saved it for the same request."""
@@ -231,6 +230,12 @@ def start_without_record(
         before_start=before_start,
         expected_outputs=request.expected_outputs,
     )
+
+
+def get_stamp(run: FlowRun) -> Mapping[str, Any]:
+    """Return the stamp that a run carries, empty without one."""
+    stamp = run.additional.get(STAMP_KEY) if isinstance(run.additional, Mapping) else None
+    return stamp if isinstance(stamp, Mapping) else {}
 
 
 def add_stamp(additional: Any, stamp: Mapping[str, Any]) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
@@ -34,7 +35,14 @@ from sqlalchemy import select
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.worker.finish import OUTPUTS_KEY
 from airflow_provider_flows.worker.run_tracking import RUN_ID_KEY
-from airflow_provider_flows.worker.task_state import PREVIOUS_RUNS_KEY
+from airflow_provider_flows.worker.task_state import (
+    FILES_KEY,
+    PREVIOUS_RUNS_KEY,
+    RECORD_KEY,
+    iter_file_records,
+)
+
+log = logging.getLogger(__name__)
 
 User = GetUserDep
 REQUIRES_LOGIN = [Depends(get_user)]
@@ -58,11 +66,22 @@ TASK_ARGUMENTS = (
 OFFICIAL_PROVIDERS_PREFIX = "airflow.providers."  # their hooks run no flows and are slow to import
 
 
+class TaskKey(NamedTuple):
+    """The key of a task instance."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+
+
 @dataclass(frozen=True)
 class TaskInstanceData:
     """What Airflow's database has of one task instance.
 
-    XComs are those of the latest try, because Airflow deletes them when a try starts.
+    XComs are those of the latest try, because Airflow deletes them when a try starts. Users who may write
+    XComs can forge them, but not the task state store: only the task itself can write it, and users who may
+    edit its task instances.
 
     :param fields: the task's arguments, as rendered.
     :param previous_runs: the flow runs of earlier tries, from the task state store.
@@ -78,11 +97,17 @@ class TaskInstanceData:
     result: Any = None
     flow_run_id: Any = None
     outputs: Any = None
+    key: TaskKey | None = None
+    run_record: Any = None
+    """The record of the task's flow run, from the task state store."""
+    first_file_records: Any = None
+    """The first value with the records of its files, from there too."""
 
 
 def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskInstanceData | None:
     """Return the stored data of a task instance, None if it does not exist."""
-    ti_key = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    key = TaskKey(dag_id, run_id, task_id, map_index)
+    ti_key = key._asdict()
     with create_session() as session:
         ti = session.scalar(select(TaskInstance).filter_by(**ti_key))
         if ti is None:
@@ -95,25 +120,51 @@ def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -
             fields = {name: rendered.get(name) for name in TASK_ARGUMENTS}
         else:
             fields = _get_untemplated_arguments(ti, session)
+        get_stored = _create_store_reader(key, session)
         return TaskInstanceData(
             state=ti.state and str(ti.state),
             try_number=ti.try_number or 0,
             fields=fields,
-            previous_runs=_load_previous_runs(ti_key, session),
+            previous_runs=get_stored(PREVIOUS_RUNS_KEY),
             result=xcoms.get(RESULT_KEY),
             flow_run_id=xcoms.get(RUN_ID_KEY),
             outputs=xcoms.get(OUTPUTS_KEY),
+            key=key,
+            run_record=get_stored(RECORD_KEY),
+            first_file_records=get_stored(FILES_KEY),
         )
 
 
-def _load_previous_runs(ti_key: Mapping[str, Any], session: Any) -> Any:
-    """Return the recorded runs of earlier tries, None if there are none or Airflow is older than 3.3."""
+def load_file_records(key: TaskKey, flow_run_id: str) -> dict[str, Mapping[str, Any]]:
+    """Return the records of the files that a task has stored for a flow run, by URI; empty without any."""
+    with create_session() as session:
+        parts = list(iter_file_records(_create_store_reader(key, session), flow_run_id))
+    records = [record for part in parts for record in part.values() if isinstance(record, Mapping)]
+    return {record["uri"]: record for record in records if isinstance(record.get("uri"), str)}
+
+
+def _create_store_reader(key: TaskKey, session: Any) -> Callable[[str], Any]:
+    """Return a function that returns a value of a task instance's state store, None if it cannot be read.
+
+    It reads the backend of Airflow's API server. Airflow before 3.3 has no such store.
+    """
     try:
-        from airflow.models.task_state_store import TaskStateStoreModel
+        from airflow.state import TaskScope, get_state_backend
     except ImportError:
-        return None
-    value = session.scalar(select(TaskStateStoreModel.value).filter_by(**ti_key, key=PREVIOUS_RUNS_KEY))
-    return None if value is None else json.loads(value)
+        return lambda _: None
+    scope = TaskScope(**key._asdict())
+
+    def get_stored(name: str) -> Any:
+        try:
+            value = get_state_backend().get(scope, name, session=session)
+            return None if value is None else json.loads(value)
+        except Exception as error:  # noqa: BLE001  # a backend may raise anything, and pages do without it
+            log.warning(
+                "Airflow's task state store failed (%s); the page does without it", type(error).__name__
+            )
+            return None
+
+    return get_stored
 
 
 def _get_untemplated_arguments(ti: TaskInstance, session: Any) -> dict[str, Any]:

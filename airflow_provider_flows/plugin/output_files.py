@@ -1,7 +1,14 @@
 """The bytes of a run's outputs: downloads, images and the facts in a file's first bytes.
 
-An output is identified by its number, never by a path. Its file is read from the folder to which the run's
-task stores its files, or else downloaded from the service. Access is checked before.
+An output is identified by its number, never by a path. Access is checked before. But run id and URI are from
+XComs, which users can write who may not read every file and every flow run. A file is therefore read from the
+folder of its run's files only if the task has recorded it in Airflow's task state store, or, without records,
+if its size and SHA-256 match before the first byte is sent. Otherwise it is downloaded from the service, if
+the run is one of this task.
+
+A thread for each download reads the source, at most a small buffer ahead of the reader. A response in
+progress cannot be withdrawn: if a download breaks, its connection ends, so that no browser takes it for a
+complete file.
 
 The header of a GLB file is parsed as in the glTF 2.0 specification, section 4
 (https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html#glb-file-format-specification).
@@ -9,10 +16,12 @@ The header of a GLB file is parsed as in the glTF 2.0 specification, section 4
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import re
 import struct
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +29,18 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound
 from airflow_provider_flows.core.flow_run import ERROR, FlowOutput
+from airflow_provider_flows.core.limits import (
+    DOWNLOAD_CHUNK_BYTES,
+    MAX_CHECKED_INFO_BYTES,
+    MAX_GLB_HEADER_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_SERVED_BYTES,
+)
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.responses import parse_bounded_json
+from airflow_provider_flows.core.retry import NO_RETRY
+from airflow_provider_flows.core.service import Service
+from airflow_provider_flows.plugin.airflow_internals import load_file_records
 from airflow_provider_flows.plugin.present import (
     MAX_OUTPUTS_PER_PAGE,
     OUTPUT_PATH_HINT,
@@ -29,26 +48,27 @@ from airflow_provider_flows.plugin.present import (
     is_link,
     to_safe_line,
 )
-from airflow_provider_flows.plugin.run_view import RunView, get_flows_hook
+from airflow_provider_flows.plugin.run_view import PAGE_TIMEOUT_SECONDS, Ownership, RunView, get_flows_hook
 from airflow_provider_flows.plugin.schemas import ModelSchema, OutputInfoSchema
-from airflow_provider_flows.storage.atomic_file import OUTPUT_BLOCK_BYTES, OUTPUT_CHUNK_BYTES
+from airflow_provider_flows.storage.atomic_file import open_stored_file
+from airflow_provider_flows.storage.parallel import Pipe
 from airflow_provider_flows.storage.paths import file_names, get_file_path, get_run_folder, to_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_flows.hooks import FlowsHook
+
 log = logging.getLogger(__name__)
 
-MAX_IN_MEMORY_BYTES = 4 * 1024 * 1024  # of a download from a service; a larger one is spooled to disk
-MAX_OUTPUT_DOWNLOAD_BYTES = 2 * 1024**3  # of a download from a service, which is spooled on the API server
-MAX_IMAGE_BYTES = 32 * 1024 * 1024
 SNIFF_BYTES = 64  # enough to detect a file's media type
-MAX_GLB_HEADER_BYTES = 8 * 1024 * 1024  # of the JSON chunk; models with thousands of parts have less
 GLB_PREAMBLE = struct.Struct("<4sIIII")  # magic, version, file length; length and type of the first chunk
 JSON_CHUNK_TYPE = 0x4E4F534A
 MAX_TRIANGLES = 10**12  # an implausible count is reported as this one
 MAX_GENERATOR_LENGTH = 200
 TRIANGLE_LIST, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6  # modes of a glTF primitive
+# the names that tasks give to files; temporary files and saved responses start with a dot
+STORED_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._~-]*")
 
 
 class NoFileError(Exception):
@@ -59,83 +79,148 @@ class _EnoughDataError(Exception):
     """Ends a download early, once the header is complete."""
 
 
-@dataclass(frozen=True)
-class OpenFile:
-    """An open file that can be read once.
+class _ChangedFileError(Exception):
+    """A stored file is not the one that the task has stored."""
 
-    :param size: in bytes.
+
+class OpenFile(Pipe):
+    """An output on its way to one reader.
+
+    :param name: the file's name.
+    :param max_bytes: maximum size.
     """
 
-    file: Any
-    name: str
-    size: int
+    def __init__(self, name: str, max_bytes: int = MAX_SERVED_BYTES) -> None:
+        super().__init__()
+        self.name = name
+        self._max_bytes = max_bytes
 
-    def iter_chunks(self) -> Iterator[bytes]:
-        """Yield the file's chunks, and close it."""
-        with self.file as file:
-            while chunk := file.read(OUTPUT_CHUNK_BYTES):
-                yield chunk
+    def write(self, data: bytes) -> None:
+        """Write the next bytes.
+
+        :raises NoFileError: the file is too large.
+        """
+        if self.position + len(data) > self._max_bytes:
+            raise NoFileError(
+                f"This output exceeds the maximum of {self._max_bytes} bytes for a download from the service."
+                f" {OUTPUT_PATH_HINT}"
+            )
+        super().write(data)
 
 
 @dataclass(frozen=True)
-class Image:
-    """An image that a browser can safely display."""
+class StoredFile:
+    """A file in the folder of a run's files.
 
-    data: bytes
-    media_type: str
+    :param is_recorded: whether size and digest are from the task's record, which no XCom can write.
+    """
+
+    path: ObjectStoragePath
+    folder: ObjectStoragePath
+    size: int
+    sha256: str
+    is_recorded: bool
+
+    def open(self, max_checked_bytes: int = MAX_SERVED_BYTES) -> Any:
+        """Open the file for reading. One without a record must have the digest.
+
+        :param max_checked_bytes: maximum size of a file without a record.
+        :raises _ChangedFileError: the file has another size or digest, or is too large to compute that.
+        :raises Exception: any error of the store.
+        """
+        file = open_stored_file(self.path, self.folder)
+        try:
+            is_same = file.seek(0, os.SEEK_END) == self.size
+            file.seek(0)
+            if is_same and not self.is_recorded:
+                is_same = self.size <= max_checked_bytes and _compute_sha256(file) == self.sha256
+                file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        if not is_same:
+            file.close()
+            raise _ChangedFileError
+        return file
+
+    def write_to(self, target: OpenFile) -> None:
+        """Write the file to a target. Its last chunk is written if the digest matches.
+
+        :raises _ChangedFileError: the file is not the one that the task has stored.
+        :raises Exception: any error of the store or of the target.
+        """
+        with self.open() as file:
+            digest, chunk = hashlib.sha256(), b""
+            target.restart()
+            while following := file.read(DOWNLOAD_CHUNK_BYTES):
+                target.write(chunk)
+                digest.update(following)
+                chunk = following
+            if digest.hexdigest() != self.sha256:
+                raise _ChangedFileError
+            target.write(chunk)
 
 
-def open_output(view: RunView, number: int, max_bytes: int = MAX_OUTPUT_DOWNLOAD_BYTES) -> OpenFile:
+def _compute_sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(DOWNLOAD_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def open_output(view: RunView, number: int, max_bytes: int = MAX_SERVED_BYTES) -> OpenFile:
     """Open an output: a text, a file that the task stored, or a file at the service.
 
     :param max_bytes: maximum size of a download from the service.
     :raises NoFileError: the output does not exist, cannot be read or is too large.
     """
     output, name = _get_output(view, number)
-    path = _get_own_path(view, output)
-    if path is not None:
+    stored = _find_stored_file(view, output)
+    if stored is not None:
+        file = OpenFile(name + data_uri.extension(output.media_type), stored.size)
         try:
-            size = path.stat().st_size
-            file = path.fs.open(path.path, "rb", block_size=OUTPUT_BLOCK_BYTES)
+            file.read_from(stored.write_to)
         except Exception as error:  # noqa: BLE001  # storage libraries raise exceptions of any type
-            _log_unreadable(path, error)
+            _log_unreadable(stored.path, error)
         else:
-            return OpenFile(file, name + data_uri.extension(output.media_type), size)
+            file.size = stored.size
+            return file
     elif output.value is not None and output.uri is None and not is_link(output):
-        return _spool_text(output.value.encode("utf-8", "replace"), f"{name}.txt")
-    spool = _Spool(max_bytes)
-    try:
-        media_type = _download_output(view, output, spool)
-    except BaseException:
-        spool.file.close()
-        raise
-    spool.file.seek(0)
-    return OpenFile(spool.file, name + data_uri.extension(media_type or output.media_type), spool.size)
+        text = output.value.encode("utf-8", "replace")
+        file = OpenFile(f"{name}.txt", len(text))
+        file.read_from(lambda target: target.write(text))
+        file.size = len(text)
+        return file
+    file = OpenFile(name, max_bytes)
+    media_types: list[str | None] = []
+    file.read_from(lambda target: media_types.append(_download_output(view, output, target)))
+    media_type = next(iter(media_types), None) or data_uri.sniff(file.peek(SNIFF_BYTES)) or output.media_type
+    file.name = name + data_uri.extension(media_type)
+    return file
 
 
-def load_image(view: RunView, number: int) -> Image:
-    """Return an image, if its first bytes show that it has one of the safe types.
+def open_image(view: RunView, number: int) -> tuple[OpenFile, str]:
+    """Open an image, if its first bytes show that it has one of the safe types; return its media type, too.
 
     :raises NoFileError: the output does not exist, cannot be read or is not such an image.
     """
-    open_file = open_output(view, number, MAX_IMAGE_BYTES)
-    with open_file.file as file:
-        data = file.read(MAX_IMAGE_BYTES + 1)
-    media_type = data_uri.sniff(data[:SNIFF_BYTES])
-    if media_type not in SAFE_IMAGE_TYPES or len(data) > MAX_IMAGE_BYTES:
+    file = open_output(view, number, MAX_IMAGE_BYTES)
+    media_type = data_uri.sniff(file.peek(SNIFF_BYTES))
+    if media_type not in SAFE_IMAGE_TYPES or (file.size or 0) > MAX_IMAGE_BYTES:
+        file.close()
         raise NoFileError("This output is not an image that can be shown here. Download it instead.")
-    return Image(data, str(media_type))
+    return file, str(media_type)
 
 
 def load_output_info(view: RunView, number: int) -> OutputInfoSchema:
-    """Return the media type of an output's file, and the facts in a GLB file's header; nothing else is read.
+    """Return the media type of an output's file, and the facts in a GLB file's header; no more is sent.
 
     :raises NoFileError: the output does not exist or cannot be read.
     """
     output, _ = _get_output(view, number)
     header = _HeaderTarget()
-    path = _get_own_path(view, output)
-    if path is None or not _read_header(path, header):
+    stored = _find_stored_file(view, output)
+    if stored is None or not _read_header(stored, header):
         with suppress(_EnoughDataError):
             _download_output(view, output, header)
     data = bytes(header.data)
@@ -158,46 +243,101 @@ def _get_output(view: RunView, number: int) -> tuple[FlowOutput, str]:
     return output, next(islice(file_names(view.outputs), number, None))
 
 
-def _get_own_path(view: RunView, output: FlowOutput) -> ObjectStoragePath | None:
-    """Return the path of an output's file, None if it is not in the folder of this run's files.
+def _find_stored_file(view: RunView, output: FlowOutput) -> StoredFile | None:
+    """Return an output's file in the folder of this run's files, None if the task has not stored it there.
 
-    Users who may edit the DAG's runs can write any URI into an XCom, which must not give them access to other
-    files.
+    If the task has records of the run's files, the file is one of them. Without any, the file must have the
+    size and the digest in the XCom, which a user who cannot read the file does not know.
     """
-    options = view.output_options
-    if output.uri is None or view.run is None or options is None or options.output_path is None:
-        return None
-    name = output.uri.rpartition("/")[2]
-    if name in {"", ".", ".."} or "\\" in name or "\x00" in name:
-        return None
     try:
-        folder = get_run_folder(view.run, options.output_path, options.output_conn_id)
-        if to_uri(folder / name) != output.uri:
+        paths = _get_own_paths(view, output)
+        if paths is None:
             return None
-        return get_file_path(output.uri, options.output_path, options.output_conn_id)
+        if view.ownership is Ownership.CONTRADICTED:
+            with closing(get_flows_hook(str(view.flows_conn_id))) as hook:
+                _require_own_run(view, hook)
+        records = {} if view.task_key is None else load_file_records(view.task_key, str(view.flow_run_id))
     except Exception as error:  # noqa: BLE001  # storage libraries raise exceptions of any type
         log.info("The API server cannot access the output folder of %s: %s", view.run, type(error).__name__)
         return None
+    folder, path = paths
+    size: Any = output.size
+    sha256: Any = output.sha256
+    if records:
+        record = records.get(str(output.uri), {})
+        size, sha256 = record.get("size"), record.get("sha256")
+    if type(size) is not int or not isinstance(sha256, str):
+        log.warning("The task has no complete record of the file %s, so it is not sent", path)
+        return None
+    return StoredFile(path, folder, size, sha256, is_recorded=bool(records))
 
 
-def _read_header(path: ObjectStoragePath, header: _HeaderTarget) -> bool:
+def _get_own_paths(view: RunView, output: FlowOutput) -> tuple[ObjectStoragePath, ObjectStoragePath] | None:
+    """Return the folder of a run's files and the path of an output there, None if it is not there.
+
+    :raises Exception: any error of a storage library.
+    """
+    options, run = view.output_options, view.run
+    if output.uri is None or run is None or options is None or options.output_path is None:
+        return None
+    name = output.uri.rpartition("/")[2]
+    has_form = STORED_FILE_NAME.fullmatch(name) is not None and _has_run_id_form(view)
+    if not has_form or run.flow_run_id != view.flow_run_id:
+        return None
+    folder = get_run_folder(run, options.output_path, options.output_conn_id)
+    if to_uri(folder / name) != output.uri:
+        return None
+    return folder, get_file_path(output.uri, options.output_path, options.output_conn_id)
+
+
+def _has_run_id_form(view: RunView) -> bool:
+    """Return whether a run's id has the form of its service's ids, unlike the name of another folder."""
+    pattern = Service.run_id_pattern
+    if view.flows_conn_id is not None:
+        with suppress(Exception), closing(get_flows_hook(view.flows_conn_id)) as hook:  # deleted, or invalid
+            pattern = hook.service.run_id_pattern
+    return pattern.fullmatch(str(view.flow_run_id)) is not None
+
+
+def _require_own_run(view: RunView, hook: FlowsHook) -> None:
+    """Raise an error unless Airflow or the service has recorded that the run is one of this task.
+
+    :raises NoFileError: it is not known to be one.
+    :raises FlowError: the service cannot be reached.
+    """
+    if view.ownership is Ownership.CONFIRMED:
+        return
+    if view.ownership is not Ownership.FOREIGN and hook.service.supports("get_run"):
+        conversation = hook.service.get_run(str(view.flow_run_id))
+        if view.is_stamped_on(hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)):
+            return
+    raise NoFileError(
+        "Neither Airflow nor the service has a record that this task started this flow run, so its files "
+        "cannot be downloaded here. Users who may read the connection find them on the Flow runs page."
+    )
+
+
+def _read_header(stored: StoredFile, header: _HeaderTarget) -> bool:
     """Read the first bytes of a stored file; return whether it could be opened."""
     try:
-        file = path.fs.open(path.path, "rb", block_size=OUTPUT_BLOCK_BYTES)
+        file = stored.open(MAX_CHECKED_INFO_BYTES)
     except Exception as error:  # noqa: BLE001  # storage libraries raise exceptions of any type
-        _log_unreadable(path, error)
+        _log_unreadable(stored.path, error)
         return False
     with file, suppress(_EnoughDataError):
-        while chunk := file.read(SNIFF_BYTES if len(header.data) < SNIFF_BYTES else OUTPUT_CHUNK_BYTES):
+        while chunk := file.read(SNIFF_BYTES if len(header.data) < SNIFF_BYTES else DOWNLOAD_CHUNK_BYTES):
             header.write(chunk)
     return True
 
 
 def _log_unreadable(path: ObjectStoragePath, error: Exception) -> None:
-    log.info("The API server cannot read the output file %s: %s", path, type(error).__name__)
+    if isinstance(error, _ChangedFileError):
+        log.warning("The file %s is not sent, because it is not the one that the task has stored", path)
+    else:
+        log.info("The API server cannot read the output file %s: %s", path, type(error).__name__)
 
 
-def _download_output(view: RunView, output: FlowOutput, target: _Spool | _HeaderTarget) -> str | None:
+def _download_output(view: RunView, output: FlowOutput, target: OpenFile | _HeaderTarget) -> str | None:
     """Download an output from its service; return its media type."""
     if view.flows_conn_id is None or view.flow_run_id is None or output.asset_id is None:
         raise NoFileError(
@@ -206,6 +346,7 @@ def _download_output(view: RunView, output: FlowOutput, target: _Spool | _Header
         )
     try:
         with closing(get_flows_hook(view.flows_conn_id)) as hook:
+            _require_own_run(view, hook)
             return hook.save_output(view.flow_run_id, output.asset_id, target, media_type=output.media_type)
     except FlowNotFound as error:
         raise NoFileError(
@@ -215,36 +356,6 @@ def _download_output(view: RunView, output: FlowOutput, target: _Spool | _Header
         raise NoFileError(
             f"The file of this output could not be downloaded. {view.to_error_text(error)}"
         ) from error
-
-
-def _spool_text(data: bytes, name: str) -> OpenFile:
-    spool = _Spool()
-    spool.write(data)
-    spool.file.seek(0)
-    return OpenFile(spool.file, name, spool.size)
-
-
-class _Spool:
-    """A target that stores a complete download, because a response in progress cannot be withdrawn."""
-
-    def __init__(self, max_bytes: int = MAX_OUTPUT_DOWNLOAD_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self.file = tempfile.SpooledTemporaryFile(MAX_IN_MEMORY_BYTES)  # noqa: SIM115  # the sender closes it
-        self.size = 0
-
-    def restart(self) -> None:
-        self.file.seek(0)
-        self.file.truncate()
-        self.size = 0
-
-    def write(self, data: bytes) -> None:
-        self.size += len(data)
-        if self.size > self._max_bytes:
-            raise NoFileError(
-                f"This output exceeds the maximum of {self._max_bytes} bytes for a download from the service."
-                f" {OUTPUT_PATH_HINT}"
-            )
-        self.file.write(data)
 
 
 class _HeaderTarget:
@@ -323,7 +434,9 @@ def _count_triangles(gltf: Mapping[str, Any]) -> int:
     return min(total, MAX_TRIANGLES)
 
 
-def _count_primitive_triangles(mode: Any, corners: int) -> int:
+def _count_primitive_triangles(mode: object, corners: int) -> int:
+    if type(mode) is not int:  # any JSON value may be there
+        return 0
     if mode == TRIANGLE_LIST:
         return max(0, corners // 3)
     return max(0, corners - 2) if mode in {TRIANGLE_STRIP, TRIANGLE_FAN} else 0

@@ -6,8 +6,11 @@ the dependencies of the routers, before any route runs.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -16,6 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.limits import MAX_DOWNLOADS, MAX_SLOT_WAIT_SECONDS, MAX_STALL_SECONDS
 from airflow_provider_flows.plugin import output_files
 from airflow_provider_flows.plugin.airflow_internals import (
     REQUIRES_CONNECTION_ACCESS,
@@ -35,7 +39,7 @@ from airflow_provider_flows.plugin.connection_view import (
     get_run_list,
 )
 from airflow_provider_flows.plugin.html import STATIC_MEDIA_TYPES, load_static, quote_segment, render_page
-from airflow_provider_flows.plugin.output_files import NoFileError
+from airflow_provider_flows.plugin.output_files import NoFileError, OpenFile
 from airflow_provider_flows.plugin.present import MAX_LINE_LENGTH, to_safe_line
 from airflow_provider_flows.plugin.run_view import (
     RunView,
@@ -44,11 +48,21 @@ from airflow_provider_flows.plugin.run_view import (
     get_task_run_view,
 )
 from airflow_provider_flows.plugin.schemas import OutputInfoSchema, RunListSchema, RunPage
+from airflow_provider_flows.storage.parallel import BrokenFileError
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
 
 CONNECTION_PATH = "/connection/{connection_id}"
 CONNECTION_RUN_PATH = f"{CONNECTION_PATH}/run/{{flow_run_id}}"
 TASK_PATH = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
 PREVIOUS_RUN_PATH = f"{TASK_PATH}/previous/{{flow_run_id}}"
+TOO_MANY_REQUESTS = 429
+OCTET_STREAM = "application/octet-stream"
+SLOT_POLL_SECONDS = 0.1
+DISCONNECT_SECONDS = 5.0
 PREFERRED_CONN_ID = "flows_default"
 NO_CONNECTION_NOTE = (
     "There are no connections to a flow service such as Generio or PromptChainer, "
@@ -59,6 +73,119 @@ index_router = APIRouter(dependencies=REQUIRES_LOGIN)
 connection_router = APIRouter(dependencies=REQUIRES_CONNECTION_ACCESS)
 task_router = APIRouter(dependencies=REQUIRES_TASK_ACCESS)
 GetView = Callable[..., Awaitable[RunView]]
+
+
+class BrokenDownloadError(Exception):
+    """Ends the connection of a download, which its reader must not take for complete."""
+
+
+class DownloadSlots:
+    """The downloads in progress in this process: at most one of each output, and a limited number of all.
+
+    :param max_downloads: maximum number of all.
+    :param wait_seconds: how long a request waits for others to end.
+    :param stall_seconds: how long a reader may take nothing.
+    """
+
+    def __init__(
+        self,
+        max_downloads: int = MAX_DOWNLOADS,
+        wait_seconds: float = MAX_SLOT_WAIT_SECONDS,
+        stall_seconds: float = MAX_STALL_SECONDS,
+    ) -> None:
+        self.stall_seconds = stall_seconds
+        self._max_downloads = max_downloads
+        self._wait_seconds = wait_seconds
+        self._keys: set[Hashable] = set()
+
+    def __len__(self) -> int:
+        """Return the number of downloads in progress."""
+        return len(self._keys)
+
+    async def acquire(self, key: Hashable) -> None:
+        """Register a download.
+
+        :raises HTTPException: it has to wait for too long (429).
+        """
+        deadline = time.monotonic() + self._wait_seconds
+        while key in self._keys or len(self._keys) >= self._max_downloads:
+            if time.monotonic() >= deadline:
+                text = (
+                    "This output is being downloaded by another request."
+                    if key in self._keys
+                    else "Too many outputs are being downloaded."
+                )
+                raise HTTPException(TOO_MANY_REQUESTS, f"{text} Try again later.", {"retry-after": "10"})
+            await asyncio.sleep(SLOT_POLL_SECONDS)
+        self._keys.add(key)
+
+    def release(self, key: Hashable) -> None:
+        """Remove a download that has ended."""
+        self._keys.discard(key)
+
+
+DOWNLOAD_SLOTS = DownloadSlots()
+
+
+class DownloadResponse(StreamingResponse):
+    """The response with an output's file. It closes the file however it ends.
+
+    It ends the connection if the file breaks, or if the reader takes no chunk for too long.
+
+    :param stall_seconds: how long the reader may take no chunk.
+    """
+
+    def __init__(self, file: OpenFile, media_type: str, stall_seconds: float) -> None:
+        # else Airflow's middleware compresses the file, and removes its length
+        headers = {"content-encoding": "identity"}
+        if media_type == OCTET_STREAM:
+            headers["content-disposition"] = f'attachment; filename="{file.name}"'
+        if file.size is not None:
+            headers["content-length"] = str(file.size)
+        super().__init__(file.aiter_chunks(), media_type=media_type, headers=headers)
+        self._file = file
+        self._stall_seconds = stall_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file."""
+        # the version of ASGI in which a disconnected reader is noticed while there is nothing to send, too
+        scope = {**scope, "asgi": {**scope.get("asgi", {}), "spec_version": "2.3"}}
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the file to a reader who is connected.
+
+        :raises BrokenDownloadError: the file broke, or the reader takes nothing.
+        """
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._stall_seconds):
+                await send(message)
+
+        try:
+            await super().stream_response(send_in_time)
+        except (BrokenFileError, TimeoutError) as error:
+            reason = "its reader took nothing for too long" if isinstance(error, TimeoutError) else error
+            log.warning("The download of %s was broken off: %s", to_safe_line(self._file.name), reason)
+            self._file.close()
+            await _disconnect(send)
+            raise BrokenDownloadError from None
+
+
+async def _disconnect(send: Send) -> None:
+    """Let the server close the connection of a response in progress.
+
+    Any exception would do, but for Airflow's middleware, which completes the response before it raises one.
+    Therefore the server gets a body that it cannot send, once the reader has taken what is in front of it. A
+    reader who stays and takes nothing costs a connection and one chunk.
+
+    :raises Exception: the server's error. With such middleware, this is cancelled by then.
+    """
+    await send({"type": "http.response.body", "body": object(), "more_body": True})
+    await asyncio.sleep(DISCONNECT_SECONDS)
 
 
 def add_run_routes(
@@ -98,18 +225,12 @@ def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
     @router.get(path, response_class=StreamingResponse)
     async def download_output(number: int, view: RunView = Depends(get_view)) -> StreamingResponse:  # noqa: B008, FAST002  # as above
         """Return an output as an attachment, which the browser saves and does not open."""
-        file = await RESPONSE_CACHE.run_in_file_pool(lambda: output_files.open_output(view, number))
-        headers = {
-            "content-length": str(file.size),
-            "content-disposition": f'attachment; filename="{file.name}"',
-        }
-        return StreamingResponse(file.iter_chunks(), media_type="application/octet-stream", headers=headers)
+        return await _send_file(view, number, lambda: (output_files.open_output(view, number), OCTET_STREAM))
 
-    @router.get(f"{path}/image", response_class=Response)
-    async def get_image(number: int, view: RunView = Depends(get_view)) -> Response:  # noqa: B008, FAST002  # as above
+    @router.get(f"{path}/image", response_class=StreamingResponse)
+    async def get_image(number: int, view: RunView = Depends(get_view)) -> StreamingResponse:  # noqa: B008, FAST002  # as above
         """Return an image of a type in which a browser executes nothing."""
-        image = await RESPONSE_CACHE.run_in_file_pool(lambda: output_files.load_image(view, number))
-        return Response(image.data, media_type=image.media_type)
+        return await _send_file(view, number, lambda: output_files.open_image(view, number))
 
     @router.get(f"/json{path}/info")
     async def get_output_info(number: int, view: RunView = Depends(get_view)) -> OutputInfoSchema:  # noqa: B008, FAST002  # as above
@@ -117,6 +238,8 @@ def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
         selected_output = view.outputs[number : number + 1]
         key = (
             "output_info",
+            view.task_key,
+            view.ownership,
             view.flows_conn_id,
             view.flow_run_id,
             number,
@@ -129,6 +252,25 @@ def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
         if response.value is None:
             raise output_files.NoFileError("This output cannot be read.")
         return response.value
+
+
+async def _send_file(
+    view: RunView, number: int, open_file: Callable[[], tuple[OpenFile, str]]
+) -> StreamingResponse:
+    """Return the response with an output's file, once no other request downloads the output.
+
+    :param open_file: returns the file and its media type.
+    """
+    output = view.outputs[number] if 0 <= number < len(view.outputs) else None
+    key = (view.flows_conn_id, view.flow_run_id, output and (output.asset_id or output.uri), number)
+    await DOWNLOAD_SLOTS.acquire(key)
+    try:
+        file, media_type = await RESPONSE_CACHE.run_in_file_pool(open_file)
+    except BaseException:
+        DOWNLOAD_SLOTS.release(key)
+        raise
+    file.when_done(lambda: DOWNLOAD_SLOTS.release(key))
+    return DownloadResponse(file, media_type, DOWNLOAD_SLOTS.stall_seconds)
 
 
 def fill_path(path: str, request: Request) -> str:
@@ -260,7 +402,7 @@ add_run_routes(task_router, TASK_PATH, get_task_view)
 
 
 DEFAULT_TITLE = "Not available"
-ERROR_TITLES = {401: "Not logged in", 403: "Access denied", 404: "Not found"}
+ERROR_TITLES = {401: "Not logged in", 403: "Access denied", 404: "Not found", 429: "Busy"}
 ERROR_TEXTS = {
     401: "You are not logged in to Airflow, or your session has expired. Reload the page.",
     403: "You do not have permission to view this connection, or the task instances and XComs of this DAG. "
@@ -293,7 +435,10 @@ def create_app() -> FastAPI:
 
 async def _on_http_error(request: Request, error: Any) -> Response:
     text = ERROR_TEXTS.get(error.status_code, str(error.detail))
-    return await _to_error_response(request, error.status_code, text)
+    response = await _to_error_response(request, error.status_code, text)
+    if error.status_code == TOO_MANY_REQUESTS:
+        response.headers.update(error.headers or {})
+    return response
 
 
 async def _on_validation_error(request: Request, error: Any) -> Response:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.flow_run import PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.retry import NO_RETRY
+from airflow_provider_flows.core.start_or_resume import get_stamp
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
+from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData, TaskKey
 from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
 from airflow_provider_flows.plugin.present import (
     MAX_OUTPUTS_PER_PAGE,
@@ -52,6 +54,10 @@ STALE_RUN_NOTE = "The flow run could not be refreshed. This page shows its last 
 FETCH_FAILED_NOTE = "The flow run could not be fetched from the service."
 HIDDEN_ERROR_NOTE = "The Flow runs page shows the error to users who may read the connection."
 RUN_NOT_FOUND_NOTE = "The flow run was not found at the service. It may have been deleted."
+FOREIGN_RUN_NOTE = (
+    "Neither Airflow nor the service has a record that this task started this flow run, "
+    "so only its state is shown. The Flow runs page shows it to users who may read the connection."
+)
 NO_RUN_YET_NOTE = "The task has not started a flow run yet."
 START_IN_PROGRESS_NOTE = (
     "The task is running. Its flow run appears here as soon as the service has confirmed the start."
@@ -67,6 +73,19 @@ TASK_WAITING_STATES = frozenset(
     {None, "none", "scheduled", "queued", "restarting", "up_for_retry", "up_for_reschedule"}
 )
 TASK_ACTIVE_STATES = frozenset({"running", "deferred", "up_for_reschedule"})
+
+
+class Ownership(Enum):
+    """Whether a flow run is the one of its task instance, by what no XCom can write."""
+
+    CONFIRMED = auto()
+    """Airflow or the service has recorded so, or the user may read the connection's runs anyway."""
+    UNRECORDED = auto()
+    """Airflow has no record of the task's flow runs. The service may have one: the run's stamp."""
+    CONTRADICTED = auto()
+    """Airflow has a record of other flow runs only. The service may still have one of this run."""
+    FOREIGN = auto()
+    """Nor has the service."""
 
 
 class Note(NamedTuple):
@@ -87,6 +106,7 @@ class RunView:
     :param try_number: the task instance's latest try, which had this run; 0 for a run without a task.
     :param previous_runs: ids of the runs of earlier tries, each with the number of the last try that had it.
     :param show_host: whether the user may read the connection, so that error messages may contain its host.
+    :param task_key: the task instance, None for a run without a task.
     """
 
     flow_run_id: str | None = None
@@ -101,6 +121,8 @@ class RunView:
     try_number: int = 0
     previous_runs: tuple[tuple[str, int], ...] = ()
     show_host: bool = False
+    task_key: TaskKey | None = None
+    ownership: Ownership = Ownership.CONFIRMED
 
     def to_page(self) -> RunPage:
         """Convert the view to the schema of its page."""
@@ -133,7 +155,15 @@ class RunView:
 
     @property
     def _has_outputs_at_service(self) -> bool:
-        return self._is_known_at_service and self.run is not None and self.run.is_final
+        is_final = self.run is not None and self.run.is_final
+        return self._is_known_at_service and is_final and self.ownership is not Ownership.FOREIGN
+
+    def is_stamped_on(self, run: FlowRun) -> bool:
+        """Return whether the stamp of a run, as its service returned it, is that of this task instance."""
+        stamp = get_stamp(run)
+        return self.task_key is not None and all(
+            stamp.get(name) == value for name, value in self.task_key._asdict().items()
+        )
 
     @property
     def _can_change(self) -> bool:
@@ -153,6 +183,8 @@ class RunView:
             return Note(_get_no_run_note(self.task_state), is_error=False)
         if self.run is None or (not self.run.is_final and self.flows_conn_id is None):
             return Note(UNKNOWN_CONNECTION_NOTE)
+        if self.ownership is Ownership.FOREIGN:
+            return Note(FOREIGN_RUN_NOTE, is_error=False)
         return None
 
     def _get_error_note(self, error: FlowError) -> str:
@@ -185,8 +217,10 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
         ti_data.flow_run_id,
         ti_data.fields.get("flow_run_id"),
     )
-    flow_run_id = next((text for text in candidates if isinstance(text, str) and text.strip()), None)
+    flow_run_id = next((text.strip() for text in candidates if isinstance(text, str) and text.strip()), None)
     conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
+    recorded_run_ids = _get_recorded_run_ids(ti_data)
+    ownership = Ownership.CONTRADICTED if recorded_run_ids else Ownership.UNRECORDED
     view = RunView(
         flow_run_id,
         conn_id,
@@ -196,6 +230,8 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
         task_state=ti_data.state,
         try_number=ti_data.try_number,
         previous_runs=tuple(pair for pair in _parse_previous_runs(ti_data) if pair[0] != flow_run_id),
+        task_key=ti_data.key,
+        ownership=Ownership.CONFIRMED if flow_run_id in recorded_run_ids else ownership,
     )
     if flow_run_id is None:
         return view
@@ -213,7 +249,8 @@ async def get_previous_run_view(ti_data: TaskInstanceData, flow_run_id: str) -> 
     if flow_run_id not in dict(_parse_previous_runs(ti_data)):
         return None
     conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
-    return RunView(flow_run_id) if conn_id is None else await get_service_run_view(conn_id, flow_run_id)
+    view = RunView(flow_run_id, conn_id, task_key=ti_data.key)
+    return view if conn_id is None else await get_service_run_view(conn_id, flow_run_id, view)
 
 
 async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | None = None) -> RunView:
@@ -225,13 +262,37 @@ async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | N
     run_response = await RESPONSE_CACHE.get(
         ("run", conn_id, flow_run_id), lambda: _load_run(conn_id, flow_run_id), _get_run_ttl
     )
-    view = replace(view, run=run_response.value or view.run, error=run_response.error)
+    view = _add_service_run(replace(view, error=run_response.error), run_response.value)
+    if view.ownership is Ownership.FOREIGN:
+        return view
     if view.run is None or not view.run.is_final or view.error is not None or view.outputs:
         return view
     outputs_response = await RESPONSE_CACHE.get(
         ("outputs", conn_id, flow_run_id), lambda: _load_outputs(conn_id, flow_run_id), _get_outputs_ttl
     )
     return replace(view, outputs=outputs_response.value or (), error=outputs_response.error)
+
+
+def _add_service_run(view: RunView, run: FlowRun | None) -> RunView:
+    """Return the view with its service's run, with no more than its state if that is another task's."""
+    if run is None:
+        return view
+    if view.ownership is Ownership.CONFIRMED:
+        return replace(view, run=run)
+    if view.is_stamped_on(run):
+        return replace(view, run=run, ownership=Ownership.CONFIRMED)
+    known = FlowRun(
+        run.flow_run_id,
+        run.service,
+        state=run.state,
+        raw_state=run.state.value,
+        progress=run.progress,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+        expected_end_epoch=run.expected_end_epoch,
+    )
+    return replace(view, run=known, ownership=Ownership.FOREIGN)
 
 
 def get_flows_hook(conn_id: str) -> FlowsHook:
@@ -290,6 +351,21 @@ def _parse_previous_runs(ti_data: TaskInstanceData) -> list[tuple[str, int]]:
     rows = [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
     pairs = [(row.get("flow_run_id"), row.get("last_try")) for row in reversed(rows[-MAX_PREVIOUS_RUNS:])]
     return [(run, last) for run, last in pairs if isinstance(run, str) and run.strip() and type(last) is int]
+
+
+def _get_recorded_run_ids(ti_data: TaskInstanceData) -> frozenset[str]:
+    """Return the ids of the task's flow runs, of all tries, by what no XCom can write.
+
+    A sensor has its id as an argument, which the worker has rendered.
+    """
+    records = (
+        ti_data.run_record,
+        ti_data.first_file_records,
+        {"flow_run_id": ti_data.fields.get("flow_run_id")},
+    )
+    ids = [record.get("flow_run_id") for record in records if isinstance(record, Mapping)]
+    ids += [run for run, _ in _parse_previous_runs(ti_data)]
+    return frozenset(text.strip() for text in ids if isinstance(text, str) and text.strip())
 
 
 def _parse_output_options(fields: Mapping[str, Any]) -> OutputOptions:

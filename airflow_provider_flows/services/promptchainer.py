@@ -6,6 +6,7 @@ Source: the vendor's documentation, https://docs.promptchainer.io (pages "Get Fl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -52,6 +53,7 @@ class PromptChainer(Service):
 
     name: ClassVar[str] = "promptchainer"
     picture_hosts: ClassVar[tuple[str, ...]] = (IMAGE_HOST,)
+    run_id_pattern: ClassVar[re.Pattern[str]] = re.compile(r"[0-9a-f]{32}")
 
     def __init__(self, test_flow: str | None = None) -> None:
         self._test_flow = test_flow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -228,6 +230,27 @@ def _wrap_store_errors(path: ObjectStoragePath | None) -> Iterator[None]:
     except Exception as error:
         message = f"{path} cannot be written: {error}"
         raise OSError(getattr(error, "errno", None), message) from error
+
+
+def open_stored_file(path: ObjectStoragePath, folder: ObjectStoragePath) -> Any:
+    """Open a file in a folder for reading, on this machine without following a symbolic link there.
+
+    The folder may be at a path with links, but is none itself.
+
+    :raises OSError: there is no such file, or it is a link, a folder, a pipe or a device.
+    :raises Exception: any other error of the store.
+    """
+    if path.protocol not in LOCAL_SCHEMES:
+        return path.fs.open(path.path, "rb", block_size=OUTPUT_CHUNK_BYTES)
+    parent = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:  # without waiting for the writer of a pipe
+        number = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+    finally:
+        os.close(parent)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, f"{path} is not a regular file")
+    return os.fdopen(number, "rb")
 
 
 def compute_sha256(path: ObjectStoragePath, cancellation: Cancellation) -> str:

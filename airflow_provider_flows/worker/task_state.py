@@ -6,7 +6,7 @@ Airflow has this store since version 3.3. Without it nothing is saved, and each 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -318,20 +318,12 @@ class FileState:
         self._files: dict[str, Any] = {}
         self._part: dict[str, Any] = {}  # the files in the last value, to which new ones are added
         self._part_number = 1
+        if self._store is None:
+            return
         with _log_errors(STORE_NAME, RETRY_MAY_DOWNLOAD_AGAIN):
-            while files := self._load_part(self._part_number + bool(self._part)):
-                self._part_number += bool(self._part)
-                self._part = files
+            for number, files in enumerate(iter_file_records(self._store.get, flow_run_id), 1):
+                self._part_number, self._part = number, files
                 self._files.update(files)
-
-    def _load_part(self, number: int) -> dict[str, Any]:
-        stored: Any = None if self._store is None else self._store.get(_part_key(number))
-        is_same_run = (
-            isinstance(stored, Mapping)
-            and stored.get("flow_run_id") == self._flow_run_id
-            and isinstance(stored.get("files"), Mapping)
-        )
-        return dict(stored["files"]) if is_same_run else {}
 
     def get_file_record(self, asset_id: str) -> Mapping[str, Any] | None:
         """Return what was saved about an output's file; None if nothing was."""
@@ -350,6 +342,23 @@ class FileState:
 
     def _to_value(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {"flow_run_id": self._flow_run_id, "files": files}
+
+
+def iter_file_records(get: Callable[[str], Any], flow_run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the `FILE_FIELDS` of a flow run's files, by asset id or name, one value of the store at a time.
+
+    :param get: returns the value of a key of the task's store, None if there is none.
+    """
+    number = 1
+    while True:
+        stored = get(_part_key(number))
+        if not isinstance(stored, Mapping) or stored.get("flow_run_id") != flow_run_id:
+            return
+        files = stored.get("files")
+        if not isinstance(files, Mapping) or not files:
+            return
+        yield dict(files)
+        number += 1
 
 
 def _part_key(number: int) -> str:

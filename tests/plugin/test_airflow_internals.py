@@ -42,13 +42,33 @@ def test_private_apis_have_the_expected_signatures() -> None:
 
 
 @needs("task state store")
-def test_the_task_state_store_has_the_expected_columns() -> None:
-    """The runs of earlier tries are read from it, where this Airflow has one."""
-    from airflow.models.task_state_store import TaskStateStoreModel
+def test_the_task_state_store_has_the_expected_backend() -> None:
+    """The task's flow runs and files are read from it, where this Airflow has one."""
+    from airflow.state import TaskScope, get_state_backend
 
-    assert {"dag_id", "run_id", "task_id", "map_index", "key", "value"} <= set(
-        TaskStateStoreModel.__table__.columns.keys()
-    )
+    assert set(airflow_internals.TaskKey._fields) <= inspect.signature(TaskScope).parameters.keys()
+    assert {"scope", "key", "session"} <= inspect.signature(get_state_backend().get).parameters.keys()
+
+
+@needs("task state store")
+@pytest.mark.usefixtures("airflow_database")
+def test_a_state_store_that_fails_has_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend may raise anything, or store something else than this provider: pages do without it."""
+    from airflow import state
+
+    class Broken(state.BaseStoreBackend):
+        """A backend that raises, or returns what is no JSON."""
+
+        def get(self, scope: object, key: str, *, session: object = None) -> str:  # noqa: ARG002  # Airflow's signature
+            """Return what cannot be parsed."""
+            if key.endswith("2"):
+                raise ConnectionError
+            return "{"
+
+        set = delete = clear = aget = aset = adelete = aclear = get
+
+    monkeypatch.setattr(state, "_backend_instance", Broken())
+    assert airflow_internals.load_file_records(airflow_internals.TaskKey("d", "r", "t", -1), "run") == {}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import struct
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_flows.plugin import output_files
 from airflow_provider_flows.plugin.output_files import parse_glb_header
@@ -56,6 +58,54 @@ def test_the_header_of_a_model_has_its_facts() -> None:
 def test_values_of_wrong_types_in_a_header_are_ignored(gltf: Any) -> None:
     """A value that is not a number or a list counts as zero."""
     assert parse_glb_header(glb_file(gltf)).triangles == 0
+
+
+NAMES = (
+    *("asset", "generator", "meshes", "primitives", "mode", "indices", "attributes", "POSITION"),
+    *("accessors", "count", "materials", "textures", "animations"),
+)
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(4)
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5),
+    max_leaves=20,
+)
+# the right structure, with a value of any type in any place of it
+PRIMITIVES = st.fixed_dictionaries(
+    {"attributes": st.fixed_dictionaries({"POSITION": st.just(0) | JSON_VALUES}) | JSON_VALUES},
+    optional={"mode": st.sampled_from([4, 5, 6]) | JSON_VALUES, "indices": st.just(0) | JSON_VALUES},
+)
+MODELS = st.fixed_dictionaries(
+    {
+        "accessors": st.lists(
+            st.fixed_dictionaries({"count": st.just(9) | JSON_VALUES}), min_size=1, max_size=2
+        ),
+        "meshes": st.lists(
+            st.fixed_dictionaries({"primitives": st.lists(PRIMITIVES) | JSON_VALUES}), max_size=2
+        ),
+    },
+    optional=dict.fromkeys(("asset", "materials", "textures", "animations"), JSON_VALUES),
+)
+
+
+@given(st.one_of(MODELS, JSON_VALUES, st.dictionaries(st.sampled_from(NAMES), JSON_VALUES)))
+@settings(max_examples=500, deadline=None)
+@example({"meshes": [{"primitives": [{"mode": [], "indices": 0}]}], "accessors": [{"count": 3}]})
+@example({"meshes": [{"primitives": [{"mode": {}, "indices": 0}]}], "accessors": [{"count": 3}]})
+def test_any_value_in_a_header_gives_facts_or_is_rejected(gltf: Any) -> None:
+    """A header of any JSON raises ValueError at most, and its facts can be sent as JSON."""
+    try:
+        model = parse_glb_header(glb_file(gltf))
+    except ValueError:
+        assert not isinstance(gltf, dict) or "Infinity" in json.dumps(gltf) or "NaN" in json.dumps(gltf)
+        return
+    assert 0 <= model.triangles <= output_files.MAX_TRIANGLES
+    assert json.loads(model.model_dump_json())["meshes"] >= 0
 
 
 @pytest.mark.parametrize(

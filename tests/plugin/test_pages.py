@@ -15,11 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from airflow.models.xcom import XComModel
 from airflow.sdk import DAG
-from airflow.utils.session import create_session
 from fastapi.testclient import TestClient
-from sqlalchemy import update
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook
@@ -261,29 +258,6 @@ def test_untrusted_texts_are_escaped(clients: Clients, emulator: Emulator, tmp_p
     assert response.headers["content-type"] == "image/png"
     assert response.content == next(tmp_path.rglob("*.png")).read_bytes()
     assert get(clients["vera"], f"{path}/output/{text['number']}").text == text["text"]
-
-
-@pytest.mark.parametrize(
-    "uri", ["file:///etc/hostname", "{folder}/../../secret.glb", "{folder}/..", "{outside}/secret.glb"]
-)
-@pytest.mark.usefixtures("emulator")
-def test_no_other_file_can_be_downloaded(clients: Clients, tmp_path: Path, uri: str) -> None:
-    """An XCom with the URI of a file outside the run's folder opens nothing: any user may have written it."""
-    outside, inside = tmp_path / "outside", tmp_path / "inside"
-    outside.mkdir()
-    (outside / "secret.glb").write_bytes(b"glTF secret")
-    result = run_task("pages_forged", **CHAIR_ARGUMENTS, output_path=inside.as_uri())
-    returned = result.xcoms["run"]["return_value"]
-    forged_uri = uri.format(folder=(inside / returned["flow_run_id"]).as_uri(), outside=outside.as_uri())
-    forged = {**returned, "outputs": [{**returned["outputs"][0], "uri": forged_uri, "asset_id": None}]}
-    with create_session() as session:
-        mine = (XComModel.run_id == result.run_id, XComModel.key == "return_value")
-        session.execute(update(XComModel).where(*mine).values(value=forged))
-    path = task_path("pages_forged", result.run_id)
-    assert get(clients["anna"], f"json/{path}").json()["outputs"][0]["location"]
-    for rest in ("", "/image"):
-        assert "secret" not in get(clients["anna"], f"{path}/output/0{rest}", 404).text
-    get(clients["anna"], f"json/{path}/output/0/info", 404)
 
 
 def test_runs_are_filtered_sorted_and_paged(clients: Clients, emulator: Emulator) -> None:

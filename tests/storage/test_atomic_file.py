@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_flows.storage.atomic_file import open_stored_file
 from airflow_provider_flows.storage.output_options import OutputOptions
 from tests.support.downloads import data_uri_body, fetch_or_raise, glb, hook_to, list_files, run_of, send_body
 from tests.support.servers import MisbehavingServer
@@ -51,3 +53,24 @@ def test_stale_temporary_files_are_removed(tmp_path: Path) -> None:
     with MisbehavingServer(send_body(COMPLETE_BODY)) as misbehaving:
         fetch_or_raise(hook_to(misbehaving.url), run_of("chair"), OutputOptions(str(tmp_path)))
     assert list_files(tmp_path) == sorted(f"r/{name}" for name in ("chair.glb", *others))
+
+
+def test_only_a_regular_file_of_the_folder_is_opened(tmp_path: Path) -> None:
+    """Links, folders and pipes in the folder are refused at once, and so is a link in place of the folder."""
+    (tmp_path / "folder").mkdir()
+    names = {"file": b"x", "other": b"y"}
+    for name, content in names.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+    (tmp_path / "folder" / "link").symlink_to("file")
+    (tmp_path / "folder" / "sub").mkdir()
+    os.mkfifo(tmp_path / "folder" / "pipe")
+    (tmp_path / "linked").symlink_to("folder")
+    folder = ObjectStoragePath((tmp_path / "folder").as_uri())
+    with open_stored_file(folder / "file", folder) as file:
+        assert file.read() == b"x"
+    for name in ("link", "sub", "pipe", "missing"):
+        with pytest.raises(OSError, match=name):
+            open_stored_file(folder / name, folder)
+    linked = ObjectStoragePath((tmp_path / "linked").as_uri())
+    with pytest.raises(OSError, match="linked"):
+        open_stored_file(linked / "file", linked)

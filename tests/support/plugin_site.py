@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import uvicorn
 from airflow.models.connection import Connection
 from airflow.utils.session import create_session
 from fastapi.testclient import TestClient
@@ -45,6 +48,20 @@ def airflow_clients() -> Iterator[dict[str, TestClient]]:
                 clients[name] = TestClient(app, cookies={"_token": token}, follow_redirects=False)
                 clients[name].portal = anonymous.portal  # one event loop, as in a server
             yield clients
+
+
+@contextmanager
+def serve(client: TestClient) -> Iterator[str]:
+    """Serve a client's app over HTTP, and yield its URL; requests need the client's cookies."""
+    server = uvicorn.Server(uvicorn.Config(client.app, port=0, lifespan="off", log_level="critical"))  # type: ignore[arg-type]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = server.force_exit = True
+    thread.join(10)
 
 
 def save_connections(connections: dict[str, dict[str, Any]]) -> None:

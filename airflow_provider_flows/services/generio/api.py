@@ -5,6 +5,7 @@ Source of all paths and bodies: the newest version of the vendor's reference, ht
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,6 +45,10 @@ class Generio(Service):
 
     name: ClassVar[str] = "generio"
     staged_start: ClassVar[bool] = True
+    # hex, as the ids in the vendor's examples (vendor_notes.md, 1.2), or a UUID
+    run_id_pattern: ClassVar[re.Pattern[str]] = re.compile(
+        r"[0-9A-Fa-f]{16,64}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+    )
 
     def auth_headers(self, token: str) -> dict[str, str]:
         """Return the bearer token's header, which every endpoint requires."""
