@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import UploadSource
-from airflow_provider_flows.core.limits import MAX_ORIGIN_LENGTH
+from airflow_provider_flows.core.limits import MAX_ORIGIN_LENGTH, MAX_SHOWN_PATH_LENGTH
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import mask_values
 from airflow_provider_flows.core.timestamps import parse_http_date
@@ -91,8 +91,13 @@ class Request:
             object.__setattr__(self, "purpose", purpose)
 
     def __str__(self) -> str:
-        """Return method and path, without query and body: the query of a signed URL is a secret."""
-        return self.label or f"{self.method} {self.path.partition('?')[0]}"
+        """Return method and path, without query, user name and body: those of a link may be secrets."""
+        if self.label:
+            return self.label
+        path = self.path.partition("?")[0]
+        if not path.startswith("/"):
+            path = f"{to_origin(path)}/{path.partition('://')[2].partition('/')[2]}"
+        return f"{self.method} {path[:MAX_SHOWN_PATH_LENGTH]}"
 
     def follow(self, url: str, *, query: Mapping[str, str] | None = None) -> Request:
         """Return this request to the URL that its response led to; messages name it as this one."""

@@ -11,6 +11,7 @@ MIB = 1024 * KIB
 # Identifiers and texts of a response, in characters.
 MAX_ID_LENGTH = 256
 MAX_ORIGIN_LENGTH = 200  # of the host that a link leads to, in a message
+MAX_SHOWN_PATH_LENGTH = 500  # of a request's path, or of a link to an output, in a message
 MAX_HOST_LENGTH = 253  # of a name in the connection's picture_hosts, as in DNS
 
 # Numbers of things in one response.

@@ -261,6 +261,22 @@ def test_origin_in_a_message_has_no_secrets(url: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/flows/6b01?sig=c0ffee", "GET /flows/6b01"),
+        ("https://h.example/a/b.png?sig=c0ffee", "GET https://h.example/a/b.png"),
+        ("https://u:c0ffee@h.example/a.png", "GET a URL whose host is ambiguous/a.png"),
+        ("https://h.example/" + "a" * 5000, "GET https://h.example/" + "a" * (500 - 18)),
+    ],
+)
+def test_request_is_named_without_secrets(path: str, expected: str) -> None:
+    """A request in a message has neither query nor user name, a bounded length, and its first path."""
+    request = Request("GET", path)
+    assert str(request) == expected
+    assert str(request.follow("https://elsewhere.example/")) == expected
+
+
+@pytest.mark.parametrize(
     ("url", "expected"),
     [
         ("https://own.example/a", True),
