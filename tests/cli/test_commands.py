@@ -197,7 +197,7 @@ def test_inputs_in_every_form(emulator: Emulator, flows: FlowsCommand, tmp_path:
     emulator.run_seconds = 0
     (tmp_path / "a b.png").write_bytes(PNG)
     (tmp_path / "b.png").write_bytes(PNG)
-    image = ["--input", f"@{tmp_path}/a b.png", "--input", f"file://{tmp_path}/b.png"]
+    image = ["--input", f"@{tmp_path}/a b.png", "--input", f"@file://{tmp_path}/b.png"]
     done = flows("run", "model_generate_fromimage", *image, "-o", "json")
     assert done.code == 0, done.err
     text = [
