@@ -99,11 +99,18 @@ def test_completed_run_has_datasets_and_facet(
                 "output_path": str(tmp_path / "decorated"),
             }
 
+        @task.flow(flow="model_generate_fromimage")
+        def decorated_file() -> list[Any]:
+            return [{"uri": f"file://{PICTURE}"}]
+
         decorated()
+        decorated_file()
 
     result = run_dag(dag)
     assert result.state == "success", result.log
     (event,), (other,) = events.of("run"), events.of("decorated")
+    (of_file,) = events.of("decorated_file")
+    assert dataset_names(of_file["inputs"]) == [("file", str(PICTURE))]
     returned = result.xcoms["run"]["return_value"]
     assert event["eventType"] == other["eventType"] == "COMPLETE"
     assert dataset_names(event["inputs"]) == [("file", str(PICTURE))]
