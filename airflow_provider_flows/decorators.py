@@ -37,7 +37,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
     The function is called in each try of the task, and not again after a deferral. It returns
 
-    * the inputs, in any form that `RunFlowOperator` accepts;
+    * the inputs, in any form that `RunFlowOperator` accepts: a string is a prompt, and never names a file;
     * or a dict with the key `inputs`, whose other keys are arguments too: `flow`, `parameters`, `additional`,
       `flows_conn_id`, `input_conn_id`, `output_path`, `output_conn_id`. They replace those of the decorator.
 
@@ -175,7 +175,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         texts = {name: value if value is None else str(value) for name, value in values.items()}
         redacted = {
             "parameters": redact_parameters(self.parameters, redact),
-            "inputs": redact_uris(get_file_uris(self.inputs)),
+            "inputs": [{"uri": uri} for uri in redact_uris(get_file_uris(self.inputs))],
         }
         context["ti"].xcom_push(DEFERRED_ARGUMENTS_KEY, {**texts, **redacted})
 

@@ -55,14 +55,15 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     under that key, before the wait.
 
     :param flow: the flow's name or id. (templated)
-    :param inputs: the flow's input data (templated): a prompt, or a list of prompts, file URIs
-        (`file:///...`, `s3://...`), `pathlib.Path`s, dicts with `data` or `uri` and optionally `additional`,
-        and what another task of this operator returned, or its outputs. For PromptChainer, a mapping of
-        variables.
+    :param inputs: the flow's input data (templated): a prompt, or a list of prompts, `pathlib.Path`s,
+        ObjectStoragePaths, dicts with `data` (a text or a data URI) or `uri` (a file) and optionally
+        `additional`, and what another task of this operator returned, or its outputs. A string is a prompt
+        and never names a file; one that looks like a path or a URI is rejected. For PromptChainer, a mapping
+        of variables.
     :param parameters: the flow's settings, a mapping. (templated)
     :param additional: your metadata, stored with the run (Generio). (templated)
     :param flows_conn_id: the Airflow connection; its type selects the service. (templated)
-    :param input_conn_id: the Airflow connection used to read file URIs in `inputs`. (templated)
+    :param input_conn_id: the Airflow connection of the storage of the files in `inputs`. (templated)
     :param wait_for_completion: if True (default), wait for the run to finish; otherwise return as soon as it
         has started. A run that has failed by then fails the task.
     :param deferrable: if True, wait in the triggerer, without a worker slot. Defaults to Airflow's setting

@@ -60,7 +60,7 @@ def _hook(address: str) -> GenerioHook:
 
 
 def _read_input(path: Path) -> FlowInput:
-    (item,) = parse_inputs(f"file://{path}")  # includes reading the file for size and digest
+    (item,) = parse_inputs(path)  # includes reading the file for size and digest
     if isinstance(item, str):
         raise TypeError(item)
     return item

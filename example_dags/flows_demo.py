@@ -22,8 +22,8 @@ with DAG(
     tags=["flows"],
     doc_md=__doc__,
 ) as dag:
-    # `data` marks the text as a prompt. A plain string from a DAG parameter could name a file. All arguments
-    # below are templated.
+    # A string is a prompt and never names a file, wherever it comes from. As `data`, even a text that looks
+    # like a path is sent. All arguments below are templated.
     make_chair = RunFlowOperator(
         task_id="make_chair",
         flow="model_generate_fromprompt",

@@ -19,7 +19,7 @@ with DAG(
     RunFlowOperator(
         task_id="make_gnome",
         flow="model_generate_fromprompt",
-        inputs={"data": "{{ params.prompt }}"},  # `data` is always a prompt; a plain string could name a file
+        inputs="{{ params.prompt }}",  # a string is a prompt and never names a file, wherever it comes from
         parameters={"quality": "low", "seed": 7},
         additional={"dag_run": "{{ run_id }}"},  # your own metadata, stored with the flow run at the service
         output_path="{{ params.output_path }}",

@@ -11,7 +11,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_flows.operators import RunFlowOperator
 
-# A file is a pathlib.Path or a URI (file:///..., s3://...). Any other string is a prompt.
+# A file is a pathlib.Path, or a dict with its `uri` (file:///..., s3://...). A string is a prompt.
 CHAIR = Path(__file__).parent / "images" / "chair.png"
 
 with DAG(

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, Param, task
 
 from airflow_provider_flows.operators import RunFlowOperator
 
 with DAG(
     dag_id="many_prompts",
     schedule=None,
-    params={"prompts": ["A teapot", "A wooden boat", "A lighthouse"], "output_path": "file:///tmp/flows"},
+    params={
+        # Only strings, which are prompts: a dict from the user who starts the DAG could name a file.
+        "prompts": Param(
+            ["A teapot", "A wooden boat", "A lighthouse"], type="array", items={"type": "string"}
+        ),
+        "output_path": "file:///tmp/flows",
+    },
     tags=["flows"],
     doc_md=__doc__,
 ) as dag:

@@ -33,15 +33,15 @@ with DAG(
 ) as dag:
 
     @task
-    def put_image(params: dict[str, Any] | None = None) -> str:
-        """Store an image, as another system would do, and return its URI."""
+    def put_image(params: dict[str, Any] | None = None) -> dict[str, str]:
+        """Store an image, as another system would do, and return it as an input, which names the file."""
         values = params or {}
         uri = f"{values['output_path']}/{CHAIR.name}"
         image = ObjectStoragePath(uri, conn_id=values["storage_conn_id"])
         if image.protocol == "file":
             image.parent.mkdir(parents=True, exist_ok=True)  # in a bucket folders are only names
         image.write_bytes(CHAIR.read_bytes())
-        return uri
+        return {"uri": uri}  # a string alone would be a prompt
 
     # The file is read from the storage and sent in chunks; the model is stored there in the same way.
     model = RunFlowOperator(

@@ -297,7 +297,7 @@ def test_deferral_xcom_is_small_and_has_no_secrets(emulator: Emulator, tmp_path:
         def content() -> list[Any]:
             return [
                 {"uri": "data:text/plain;base64," + "QUJD" * 100_000},
-                "https://u:s3cret@files.invalid/a.png?sig=s3cret",
+                {"uri": "https://u:s3cret@files.invalid/a.png?sig=s3cret"},
             ]
 
         @task.flow

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.storage.inputs import build_request, is_likely_path
+from airflow_provider_flows.storage.inputs import build_request, describe_as_file_and_prompt
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
+from airflow_provider_flows.storage.paths import is_likely_path_or_uri
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.start_or_resume import RunRequest
@@ -68,14 +70,16 @@ def _parse_inputs(args: Namespace, problems: Problems) -> Any:
 def _parse_input(text: str, problems: Problems) -> Any:
     """Return one --input, in the forms that its help lists."""
     if text.startswith("@"):
-        return Path(text[1:]).expanduser()
-    if is_likely_path(text):
-        prompt = json.dumps({"data": text})
+        return {"uri": text[1:]} if "://" in text else Path(text[1:]).expanduser()
+    if is_likely_path_or_uri(text):
+        forms = describe_as_file_and_prompt(text)
+        file, prompt = map(shlex.quote, forms)
+        path = json.loads(forms[0])["uri"]
         problems.add(
-            f"--input {text} resembles a path. For the file, write --input @{text}; "
-            f"for a prompt, --input {json.dumps(prompt)}"
+            f"--input {path} resembles a path or a URI. For the file, write --input "
+            f"{shlex.quote(f'@{path}')} or --input {file}; for a prompt, --input {prompt}"
         )
-        return json.loads(prompt)
+        return {"data": "not sent"}  # so that the other inputs are checked as well
     try:
         item = json.loads(text)
     except ValueError:

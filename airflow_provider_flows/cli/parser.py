@@ -109,7 +109,7 @@ INPUT = Arg(
     help="The flow's input data; may be repeated. One of\n"
     "  a prompt:               -i 'A modern office chair'\n"
     "  @PATH, a local file:    -i @chair.png\n"
-    "  the URI of a file:      -i s3://bucket/chair.png\n"
+    "  @URI, a stored file:    -i @s3://bucket/chair.png\n"
     "  a JSON object with data (a prompt) or uri (a file), optionally additional:\n"
     '    -i \'{"data": "A chair", "additional": 7}\'',
 )
@@ -141,7 +141,7 @@ DOWNLOAD_OUTPUT_PATH = Arg(
     ("--output-path",), default=".", help=f"{OUTPUT_PATH_HELP} (default: the current folder)"
 )
 OUTPUT_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the storage of --output-path")
-INPUT_CONN_ID = Arg(("--input-conn-id",), help="Airflow connection used to read file URIs in inputs")
+INPUT_CONN_ID = Arg(("--input-conn-id",), help="Airflow connection of the storage of input files")
 NO_VALIDATE = Arg(
     ("--no-validate",),
     action="store_true",

@@ -24,9 +24,12 @@ class TemplateRecorder:
 
     `values` holds the values of the expressions of the template that is being rendered, before they become
     text. `texts` holds, by template, its text and these values.
+
+    :param keep_texts: whether a text remains a text in a DAG with native rendering (`to_native_value`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_texts: bool = False) -> None:
+        self.keep_texts = keep_texts
         self.values: list[Any] = []
         self.texts: dict[str, tuple[str, tuple[Any, ...]]] = {}
 
@@ -34,6 +37,17 @@ class TemplateRecorder:
         """Record the value of an expression, and return it."""
         self.values.append(value)
         return value
+
+    def to_native_value(self, template: str, rendered: Any) -> Any:
+        """Return what a template rendered to, or its text if only texts were in it and it must remain one.
+
+        Native rendering parses a text as Python. The text of a prompt, which anybody may have written, would
+        become a dict that names a file. A text of the filter `tojson` is parsed, because its author means it.
+        """
+        is_text = self.keep_texts and self.values and all(type(value) is str for value in self.values)
+        if not is_text or isinstance(rendered, str) or EXPRESSION_PATTERN.sub("", template).strip():
+            return rendered
+        return "".join(self.values)
 
     def find_problems(self, argument: str, texts: Iterable[tuple[str, str]]) -> dict[str, str]:
         """Return the problems of the templates of an argument, by their place in it.

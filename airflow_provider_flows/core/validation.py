@@ -381,6 +381,6 @@ def _quote(value: Any) -> str:
     return shorten(repr(value))
 
 
-def shorten(text: str) -> str:
-    """Return a text of at most MAX_QUOTED_LENGTH characters, with an ellipsis if it was cut."""
-    return text if len(text) <= MAX_QUOTED_LENGTH else f"{text[:MAX_QUOTED_LENGTH]}..."
+def shorten(text: str, max_length: int = MAX_QUOTED_LENGTH) -> str:
+    """Return the first characters of a text, with an ellipsis if it was cut."""
+    return text if len(text) <= max_length else f"{text[:max_length]}..."

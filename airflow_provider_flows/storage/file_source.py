@@ -6,13 +6,22 @@ import hashlib
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.limits import (
+    MAX_BITMAP_HEADER_BYTES,
+    MAX_BITMAP_PIXELS,
+    MAX_INPUT_BYTES,
+    MAX_TEXT_INPUT_BYTES,
+)
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.integrity import TruncationDetector
@@ -22,11 +31,9 @@ from airflow_provider_flows.storage.paths import LOCAL_SCHEMES, get_conn_id
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_flows.core.flow_run import UploadSource
-
 INPUT_CHUNK_BYTES = 192 * 1024  # a multiple of 3, so that each chunk is encoded as base64 by itself
 INPUT_BLOCK_BYTES = 8 * 1024 * 1024  # the read-ahead of a file system; that of s3fs is 50 MiB by default
-MAX_TEXT_INPUT_BYTES = 1024 * 1024
+PSEUDO_FILE_SYSTEMS = ("/proc", "/sys", "/dev")  # what is read there is of the machine or a process
 NAME, DATA_URI = "name", "media type"  # what declares the type of content
 
 
@@ -45,13 +52,18 @@ class FileSource:
     size: int
     digest: str
 
+    @property
+    def file_digest(self) -> str:
+        """The digest of the file itself, also if it is converted before it is sent."""
+        return self.digest
+
     def chunks(self) -> Iterator[bytes]:
         """Yield the content from its start, the last chunk only if all of the content is unchanged.
 
         :raises FlowInputError: the file cannot be read, or has changed. A retry of the task reads it again.
         """
         digest, size, pending = hashlib.sha256(), 0, b""
-        for chunk in _iter_file_chunks(self.where, self.path, is_permanent=False):
+        for chunk in self._read():
             size += len(chunk)
             if size > self.size:
                 break
@@ -68,15 +80,36 @@ class FileSource:
             raise FlowInputError(message, is_permanent=False)
         yield pending
 
+    def _read(self) -> Iterator[bytes]:
+        return _iter_file_chunks(self.where, self.path, is_permanent=False)
 
-def load_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | UploadSource:
+
+@dataclass(frozen=True, slots=True)
+class BitmapSource(FileSource):
+    """A BMP that is sent as a PNG, whose size and digest these are. It is converted each time it is read.
+
+    :param bitmap_digest: the digest of the BMP.
+    """
+
+    bitmap_digest: str
+
+    @property
+    def file_digest(self) -> str:
+        """The digest of the BMP."""
+        return self.bitmap_digest
+
+    def _read(self) -> Iterator[bytes]:
+        return _iter_png_chunks(self.where, self.path, is_permanent=False)
+
+
+def load_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | FileSource:
     """Read a file, and return it in the form in which it is sent, a text as a prompt, any other as a source.
 
     :param where: the argument that names the file, for messages.
     :param path_or_uri: a pathlib.Path, an ObjectStoragePath or a URI.
     :param conn_id: the Airflow connection of the file's store, unless the path names one or is local.
-    :raises FlowInputError: the file cannot be read, is empty or truncated, is of an unknown type, or is not
-        of the type that its name indicates.
+    :raises FlowInputError: the file cannot be read, is empty, truncated or larger than MAX_INPUT_BYTES, is of
+        an unknown type, or is not of the type that its name indicates.
     """
     path = _resolve_path(where, path_or_uri, conn_id)
     chunks = _iter_file_chunks(where, path)
@@ -92,8 +125,6 @@ def load_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | Upload
         )
     if media_type == "text/plain":
         return _read_text(where, path, first, chunks)
-    if media_type == "image/bmp":
-        return encode_content(where, Content(b"".join((first, *chunks)), media_type))
     digest, size, truncation_detector = hashlib.sha256(first), len(first), TruncationDetector(media_type)
     truncation_detector.feed(first)
     for chunk in chunks:
@@ -102,7 +133,17 @@ def load_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | Upload
         size += len(chunk)
     if truncation_detector.is_truncated:
         raise _truncation_error(subject, media_type, size)
+    if media_type == "image/bmp":
+        return _load_bitmap(where, path, digest.hexdigest())
     return FileSource(where, path, media_type, size, digest.hexdigest())
+
+
+def _load_bitmap(where: str, path: Path | ObjectStoragePath, bitmap_digest: str) -> BitmapSource:
+    digest, size = hashlib.sha256(), 0
+    for chunk in _iter_png_chunks(where, path):
+        digest.update(chunk)
+        size += len(chunk)
+    return BitmapSource(where, path, "image/png", size, digest.hexdigest(), bitmap_digest)
 
 
 def load_text_file(where: str, path_or_uri: Any, conn_id: str | None) -> str:
@@ -191,7 +232,11 @@ def encode_content(where: str, content: Content) -> str:
     """
     if content.media_type == "text/plain":
         return content.data.decode()
-    return data_uri.encode(_to_png(where, content) if content.media_type == "image/bmp" else content)
+    if content.media_type == "image/bmp":
+        png = io.BytesIO()
+        _convert_bitmap(where, io.BytesIO(content.data), png)
+        return data_uri.encode(Content(png.getvalue(), "image/png"))
+    return data_uri.encode(content)
 
 
 def _resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | ObjectStoragePath:
@@ -252,15 +297,98 @@ def _choose_path(where: str, path: ObjectStoragePath, decoded_path: ObjectStorag
 def _iter_file_chunks(where: str, path: Any, *, is_permanent: bool = True) -> Iterator[bytes]:
     """Read a file a chunk at a time.
 
-    :raises FlowInputError: the file cannot be read.
+    :raises FlowInputError: the file cannot be read, is not a regular file, or is too large.
     """
+    total = 0
+    with _open_file(where, path, is_permanent=is_permanent) as file:
+        while chunk := file.read(INPUT_CHUNK_BYTES):
+            total += len(chunk)
+            if total > MAX_INPUT_BYTES:
+                raise ValueError(_too_large())
+            yield chunk
+
+
+def _iter_png_chunks(
+    where: str, path: Path | ObjectStoragePath, *, is_permanent: bool = True
+) -> Iterator[bytes]:
+    """Convert a BMP to a PNG on disk, and read that a chunk at a time.
+
+    :raises FlowInputError: the file cannot be read or converted.
+    """
+    with _open_file(where, path, is_permanent=is_permanent) as bitmap, TemporaryFile() as png:
+        _convert_bitmap(where, bitmap, png, is_permanent=is_permanent)
+        png.seek(0)
+        while chunk := png.read(INPUT_CHUNK_BYTES):
+            yield chunk
+
+
+@contextmanager
+def _open_file(where: str, path: Any, *, is_permanent: bool) -> Iterator[IO[bytes]]:
+    """Open a file for reading.
+
+    :raises FlowInputError: the file cannot be opened, or the block raises any other exception.
+    """
+    local_path = _to_local_path(path)
     options = {"block_size": INPUT_BLOCK_BYTES} if hasattr(path, "conn_id") else {}
     try:
-        with path.open("rb", **options) as file:
-            while chunk := file.read(INPUT_CHUNK_BYTES):
-                yield chunk
+        with path.open("rb", **options) if local_path is None else _open_regular_file(local_path) as file:
+            yield file
+    except FlowInputError:
+        raise
     except Exception as error:  # noqa: BLE001  # any error of the store's library
         raise _unreadable_error(where, path, error, is_permanent=is_permanent) from None
+
+
+def _to_local_path(path: Any) -> Path | None:
+    """Return the path of a file of this machine, None for one in a store."""
+    if not hasattr(path, "protocol"):
+        return Path(path)
+    return Path(path.path).expanduser() if path.protocol in LOCAL_SCHEMES else None
+
+
+def _open_regular_file(path: Path) -> IO[bytes]:
+    """Open a file of this machine that has its content on a disk.
+
+    A FIFO would block the worker, a device has no end, and the files of `/proc` contain the environment of
+    processes, and so their secrets. Symbolic links lead to none of these either.
+
+    :raises ValueError: this is another kind of file, or one that is too large.
+    """
+    real_path = path.resolve()
+    for name in (str(real_path), f"/{os.path.normpath(path.absolute()).lstrip('/')}"):
+        if any(name == folder or name.startswith(f"{folder}/") for folder in PSEUDO_FILE_SYSTEMS):
+            raise ValueError(f"the files of {'/'.join(name.split('/')[:2])} are no inputs")
+    _expect_regular_file(path.stat())
+    # not blocking, because another process may have replaced the file by a FIFO
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _expect_ordinary_content(descriptor, real_path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _expect_regular_file(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is a FIFO, a socket or a device, not a regular file")
+
+
+def _expect_ordinary_content(descriptor: int, real_path: Path) -> None:
+    status = os.fstat(descriptor)
+    _expect_regular_file(status)
+    if not os.path.samestat(status, real_path.stat()):  # or a link of /proc led to another root folder
+        raise ValueError("it was replaced while it was opened")
+    if status.st_size > MAX_INPUT_BYTES:
+        raise ValueError(_too_large())
+    if status.st_size == 0 and os.read(descriptor, 1):  # /proc may be mounted elsewhere, too
+        raise ValueError("its size is 0, but it has content, as the files of /proc have")
+
+
+def _too_large() -> str:
+    return f"it is larger than the maximum of {MAX_INPUT_BYTES} bytes"
 
 
 def _unreadable_error(
@@ -288,8 +416,14 @@ def _read_text(where: str, path: Path | ObjectStoragePath, first: bytes, rest: I
     return content.decode()
 
 
-def _to_png(where: str, bitmap: Content) -> Content:
-    """Convert a BMP to a PNG with Pillow, which is an optional dependency."""
+def _convert_bitmap(where: str, bitmap: IO[bytes], png: IO[bytes], *, is_permanent: bool = True) -> None:
+    """Convert a BMP to a PNG with Pillow, which is an optional dependency.
+
+    Pillow reads the file in parts, and holds the pixels, of which there are at most MAX_BITMAP_PIXELS.
+
+    :param png: what the PNG is written to.
+    :raises FlowInputError: Pillow is not installed, or cannot read the file.
+    """
     try:
         from PIL import Image
     except ImportError:
@@ -297,9 +431,24 @@ def _to_png(where: str, bitmap: Content) -> Content:
             f"{where} is a BMP image, which the service does not accept. Save it as PNG, or install "
             "airflow-provider-flows[images], which converts it"
         ) from None
-    png = io.BytesIO()
     try:
-        Image.open(io.BytesIO(bitmap.data)).save(png, "PNG")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise FlowInputError(f"{where} is a BMP image that cannot be read: {error}") from error
-    return Content(png.getvalue(), "image/png")
+        _expect_short_header(bitmap)
+        with Image.open(bitmap, formats=("BMP",)) as image:
+            _expect_few_pixels(image.width, image.height)
+            image.save(png, "PNG")
+    except Exception as error:  # noqa: BLE001  # any error of Pillow about content that it cannot read
+        detail = redact_text(str(error)) or type(error).__name__
+        message = f"{where} is a BMP image that cannot be read: {detail}"
+        raise FlowInputError(message, is_permanent=is_permanent) from None
+
+
+def _expect_short_header(bitmap: IO[bytes]) -> None:
+    size = int.from_bytes(bitmap.read(18)[14:], "little")
+    bitmap.seek(0)
+    if size > MAX_BITMAP_HEADER_BYTES:  # Pillow would read it into memory
+        raise ValueError(f"its header has {size} bytes, more than {MAX_BITMAP_HEADER_BYTES}")
+
+
+def _expect_few_pixels(width: int, height: int) -> None:
+    if width * height > MAX_BITMAP_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_BITMAP_PIXELS}")

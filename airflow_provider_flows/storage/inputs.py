@@ -13,31 +13,30 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowInput, FlowState, UploadSource
+from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowInput, FlowState
+from airflow_provider_flows.core.limits import MAX_DATA_URI_BYTES, MAX_INPUTS, MAX_TEXT_INPUT_BYTES
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import find_signatures, redact_path
 from airflow_provider_flows.core.start_or_resume import RunRequest
-from airflow_provider_flows.core.validation import Problems, collect_problems
+from airflow_provider_flows.core.validation import Problems, collect_problems, shorten
 from airflow_provider_flows.storage.file_source import (
+    FileSource,
     encode_content,
     identify_content,
     load_file,
     load_text_file,
 )
+from airflow_provider_flows.storage.paths import is_likely_path_or_uri
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import Inputs
 
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # the entire string, without white space
-# a string without white space that is a path, or the name of a file of a type that flows accept
-_PATH = re.compile(
-    r"(?:~|\.{1,2})?/\S*|[A-Za-z]:[\\/]\S*|\S+\.(?:png|jpe?g|tiff?|webp|bmp|gif|glb|gltf)", re.IGNORECASE
-)
 _BASE64_DATA_URI = re.compile(r"\s*data:(?:[^,\s]*[;,])?base64[,;]", re.IGNORECASE)
 FORMS = (
-    "a prompt, the URI of a file (file:///..., s3://...), a pathlib.Path, a dict with 'data' or 'uri', or "
-    "the result of another task that ran a flow"
+    "a prompt, a pathlib.Path, an ObjectStoragePath, a dict with 'data' or 'uri', or the result of another "
+    "task that ran a flow"
 )
+MAX_SHOWN_LENGTH = 200  # characters of a text in a message
 _RUN_KEYS = frozenset({"flow_run_id", "outputs"})  # of `FlowRun.to_dict`
 _OUTPUT_KEYS = frozenset(
     {"name", "asset_id", "status", "media_type"}
@@ -47,7 +46,7 @@ _INPUT_KEYS = _OUTPUT_KEYS | {"data", "uri", "additional", "size", "sha256"}  # 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text or a data URI."""
+    """A text, or a data URI unless it is a bare string."""
 
     text: str
     additional: Any = None
@@ -138,15 +137,15 @@ def build_request(  # noqa: PLR0917  # the order of arguments is that of all met
 def parse_inputs(inputs: Any, input_conn_id: str | None = None, problems: Problems | None = None) -> Inputs:
     """Return the `inputs` of an operator or hook as a list of inputs, or as a dict of variables.
 
-    * A string that is a URI (`scheme://...` without white space) names a file, read through
-      ObjectStoragePath. Any other string is a prompt. A string that can only be a path is rejected.
+    * A string is a prompt and never names a file, because it may come from a table or from the conf of a DAG
+      run. One that is, or looks like, a path or a URI is rejected, because its author may have meant a file.
     * A `pathlib.Path` or an ObjectStoragePath names a file.
     * A dict with `data` (a prompt or a data URI) or `uri` (a file) is one input, with `additional` as its
       metadata.
     * An output of another flow run is its file or its text. The dict that a task returns is all its outputs.
     * Any other mapping contains variables (PromptChainer), whose values may be outputs that are texts.
 
-    Files are read once, and nothing is sent.
+    Files are read once, and nothing is sent. The bounds are those of core.limits.
 
     :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects, by input, what is wrong and what is accepted, in place of an error.
@@ -187,6 +186,9 @@ def _load_variables(
     inputs: Mapping[Any, Any], input_conn_id: str | None, problems: Problems
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    if len(inputs) > MAX_INPUTS:
+        problems.add(_too_many_inputs(), invalidates="inputs")
+        return values
     for name, value in inputs.items():
         values[str(name)] = ""
         if (where := f"inputs[{name!r}]") in problems.invalid:
@@ -200,6 +202,8 @@ def _load_variable(where: str, value: Any, input_conn_id: str | None) -> Any:
     """Return the text of an output, or of a dict with `data` or `uri`; return any other value as it is."""
     if (message := _task_message(where, value)) is not None:
         raise FlowInputError(message)
+    if isinstance(value, str):
+        _validate_length(where, value)
     if not isinstance(value, Mapping) or not _is_item(value):
         return value
     content = _resolve(where, _parse_item(where, value))
@@ -207,16 +211,25 @@ def _load_variable(where: str, value: Any, input_conn_id: str | None) -> Any:
 
 
 def _load_items(inputs: Sequence[Any], input_conn_id: str | None, problems: Problems) -> Iterator[FlowInput]:
+    items: list[tuple[str, Any]] = []
     for index, value in enumerate(inputs):
-        items: list[tuple[str, Any]] = []
         with problems.collect("inputs"):  # their number is unknown after an error
-            items = list(_expand_outputs(f"inputs[{index}]", value))
-        for where, item in items:
-            flow_input = FlowInput(_UnreadableInput())
-            if where not in problems.invalid:
-                with problems.collect(where):
-                    flow_input = _load_item(where, item, input_conn_id, problems)
-            yield flow_input
+            items += _expand_outputs(f"inputs[{index}]", value)
+        if len(items) > MAX_INPUTS:
+            problems.add(_too_many_inputs(), invalidates="inputs")
+            return
+    for where, item in items:
+        flow_input = FlowInput(_UnreadableInput())
+        if where not in problems.invalid:
+            with problems.collect(where):
+                flow_input = _load_item(where, item, input_conn_id, problems)
+        yield flow_input
+
+
+def _too_many_inputs() -> str:
+    return (
+        f"inputs has more than {MAX_INPUTS} items. Distribute them over several tasks, for example by mapping"
+    )
 
 
 def _load_item(where: str, item: Any, input_conn_id: str | None, problems: Problems) -> FlowInput:
@@ -236,14 +249,13 @@ def get_file_uris(inputs: Any) -> list[str]:
 
     Prompts and inputs that would be rejected have none.
     """
-    is_variables = _is_variables(inputs)
-    values = inputs.values() if is_variables else inputs if _is_list(inputs) else [inputs]
+    values = inputs.values() if _is_variables(inputs) else inputs if _is_list(inputs) else [inputs]
     items = [
         item
         for value in values
         for item in (value["outputs"] if _is_run(value) else value if _is_list(value) else [value])
     ]
-    uris = [_get_file_uri(item) for item in items if not (is_variables and isinstance(item, str))]
+    uris = [_get_file_uri(item) for item in items]
     return [uri for uri in uris if uri is not None]
 
 
@@ -251,8 +263,6 @@ def _get_file_uri(item: Any) -> str | None:
     if isinstance(item, Mapping):
         uri = item.get("uri") if _is_item(item) else None
         return uri if isinstance(uri, str) else None
-    if isinstance(item, str):
-        return item.strip() if _URI.fullmatch(item.strip()) else None
     if isinstance(item, PurePath) and not hasattr(item, "protocol"):
         return f"file://{Path(item).absolute()}"
     if _is_path(item):
@@ -340,16 +350,24 @@ def _task_message(where: str, value: Any) -> str | None:
     return f"{where} is the task {value.task_id!r} itself; write .output after it to pass the task's result"
 
 
-def _parse_text_input(where: str, text: str) -> Prompt | FileRef:
-    if _URI.fullmatch(text.strip()):
-        return FileRef(text.strip())
-    if is_likely_path(text):
-        uri = f"file://{text}" if text.startswith("/") else "file:///..."
+def _parse_text_input(where: str, text: str) -> Prompt:
+    if is_likely_path_or_uri(text):
+        file, prompt = describe_as_file_and_prompt(text)
         raise FlowInputError(
-            f"{where} is a string that looks like a path. For a file write pathlib.Path({text!r}) or a URI "
-            f"such as {uri}; for a prompt that looks like this, {{'data': ...}}"
+            f"{where} is a string that looks like a path or a URI. A string is a prompt and never names "
+            f"a file. To upload the file, write {file} or a pathlib.Path; to send the text as it is, {prompt}"
         )
     return Prompt(text)
+
+
+def describe_as_file_and_prompt(text: str) -> tuple[str, str]:
+    """Return the two inputs that a string that looks like a path or a URI can mean, as JSON for a message.
+
+    Credentials are removed, and a long text is cut.
+    """
+    shown = shorten(redact_path(text.strip()), MAX_SHOWN_LENGTH)
+    file, prompt = (json.dumps({key: shown}, ensure_ascii=not shown.isprintable()) for key in ("uri", "data"))
+    return file, prompt
 
 
 def _parse_dict(where: str, item: Mapping[str, Any]) -> Prompt | FileRef:
@@ -367,14 +385,14 @@ def _resolve(where: str, parsed: ParsedInput) -> Prompt | FileRef:
     return parsed.resolve(where) if isinstance(parsed, UpstreamOutput) else parsed
 
 
-def _validate_sha256(where: str, ref: FileRef, data: str | UploadSource) -> None:
-    """Compare a file's content with its expected digest, unless the content was converted.
+def _validate_sha256(where: str, ref: FileRef, data: str | FileSource) -> None:
+    """Compare a file's content with its expected digest.
 
     :raises FlowInputError: the content differs.
     """
-    if not ref.sha256 or (isinstance(data, str) and data.startswith("data:")):
+    if not ref.sha256:
         return
-    digest = hashlib.sha256(data.encode()).hexdigest() if isinstance(data, str) else data.digest
+    digest = hashlib.sha256(data.encode()).hexdigest() if isinstance(data, str) else data.file_digest
     if digest != ref.sha256:
         raise FlowInputError(
             f"{where} names a file that changed since its task wrote it ({redact_path(str(ref.file))}): its "
@@ -382,24 +400,28 @@ def _validate_sha256(where: str, ref: FileRef, data: str | UploadSource) -> None
         )
 
 
-def is_likely_path(text: str) -> bool:
-    """Return whether a string can only be a path, not a prompt or a URI."""
-    return bool(_PATH.fullmatch(text.strip())) and not _URI.fullmatch(text.strip())
-
-
 def _normalize_text(where: str, text: str) -> str:
     """Return a prompt as it is, and a data URI in its documented form (vendor_notes.md, G-10 and G-12)."""
     if not text.strip():
         raise FlowInputError(f"{where} is blank; it must be {FORMS}")
     if text.lstrip()[:5].lower() != "data:":
+        _validate_length(where, text)
         return text
+    _validate_length(where, text, MAX_DATA_URI_BYTES)
     try:
         content = data_uri.decode(text)
     except ValueError as error:
         if not _BASE64_DATA_URI.match(text):  # a prompt that starts like a data URI
+            _validate_length(where, text)
             return text
         raise FlowInputError(f"{where} is a data URI that cannot be decoded: {error}") from None
     return encode_content(where, identify_content(where, content))
+
+
+def _validate_length(where: str, text: str, maximum: int = MAX_TEXT_INPUT_BYTES) -> None:
+    if len(text) > maximum or (len(text) * 4 > maximum and len(text.encode(errors="replace")) > maximum):
+        kind = "text" if maximum == MAX_TEXT_INPUT_BYTES else "data URI"
+        raise FlowInputError(f"{where} is a {kind} of more than {maximum} bytes, which is too long")
 
 
 def _mask_signatures(*values: Any) -> None:

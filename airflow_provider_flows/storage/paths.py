@@ -1,5 +1,7 @@
 """Where files are: safe names, folders, paths, URIs, connection ids, and URLs of storage consoles.
 
+`is_likely_path_or_uri` distinguishes a path or a URI from a prompt.
+
 Nothing here reads or writes a file.
 """
 
@@ -10,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from airflow_provider_flows.core.redaction import strip_signatures
 
@@ -33,6 +35,71 @@ MAX_FILE_NAME_LENGTH = 100
 RESERVED_FILE_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 )
+
+# The suffixes of files, without those that also end a sentence without a blank, such as `.in` and `.so`.
+_SUFFIX = (
+    r"\.(?:7z|avif|avro|bmp|cfg|conf|crt|csv|cur|dae|db|docx?|eps|env|exr|fbx|gif|glb|gltf|gz|hdr|heic|heif|html?"
+    r"|ico|ini|jpe?g|json|jsonl|key|log|md|mov|mp3|mp4|mtl|npy|npz|obj|orc|p12|parquet|pdf|pem|pfx|pickle|pkl|ply"
+    r"|png|pptx?|psd|py|sh|sql|sqlite3?|step|stl|stp|svg|tar|tga|tgz|tiff?|toml|tsv|txt|usda|usdc|usdz|wav|webm"
+    r"|webp|xlsx?|xml|ya?ml|zip|zst)"
+)
+# what a path may begin with, before its first slash
+_ANCHOR = r"(?:~[\w.-]*|\.{1,2}|\$[a-z_]\w*|\$\{\w+\}|%\w+%)"
+_ONE_WORD = re.compile(
+    r"\S*\w://\S*"  # a URI, also a chained one such as simplecache::s3://bucket/x
+    r"|[a-z][a-z0-9+.-]*:[\\/]\S*"  # file:/x, C:/x, C:\x
+    r"|(?:file|local):\S+"
+    rf"|(?:{_ANCHOR}|\.[\w-]+)?[\\/]\S*"  # /x, \\host\x, ~/x, ./x, $HOME/x, .ssh/x
+    r"|~|\.{1,2}|www\.\S+|\S*\w[\\/]"
+    rf"|\S+{_SUFFIX}(?:[?#]\S*)?",
+    re.IGNORECASE,
+)
+_SEVERAL_WORDS = re.compile(
+    r"(?!https?:)[a-z][a-z0-9+.-]+://\S.*|(?:file|local):\S.*"  # words may follow a web address in a prompt
+    rf"|{_ANCHOR}[\\/].*|[a-z]:(?:\\|/(?!/)).*|\\\\\S.*"
+    rf"|/\S.*?(?:(?<!\d)/.*|{_SUFFIX})",  # an absolute path; 3/4 is not part of one, nor is /imagine
+    re.IGNORECASE | re.DOTALL,
+)
+# the name of a file, or a relative or web address, with blanks in it
+_NAME_WITH_BLANKS = re.compile(
+    rf"(?!\S+\s.*://)(?!.*{_SUFFIX}\s)(?!.*[,;:!?]\s).*{_SUFFIX}", re.IGNORECASE | re.DOTALL
+)
+# a path or URI of any number of words: its beginning and its end are those of a path
+_MANY_WORDS = re.compile(
+    rf"(?:(?!https?:)[a-z][a-z0-9+.-]+:/|(?:{_ANCHOR}|[a-z]:|/\S+)[\\/]).*{_SUFFIX}", re.IGNORECASE
+)
+_PROSE_WORDS = frozenset({"a", "an", "the", "from", "into", "like", "see", "use", "as", "to", "with", "is"})
+_MAX_PATH_WORDS = 8  # a text of more words is prose, but for _MANY_WORDS
+_MAX_MATCHED_LENGTH = 4096  # characters, the longest path of Linux; of a longer text, the start is matched
+_DATA_URI = re.compile(
+    r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[^;,]{0,1000}){0,10},\S|data:(?:[^,\s]{0,1000}[;,])?base64[,;]",
+    re.IGNORECASE,
+)
+_AROUND = " \t\r\n\v\f\ufeff\u200b\"'`<>"  # may be around a path that was copied from somewhere
+
+
+def is_likely_path_or_uri(text: str) -> bool:
+    """Return whether a text is, or looks like, a path, the name of a file, or a URI (also a data URI).
+
+    The test is about the complete text, with and without percent-encoding: a text in which a path or an
+    address is one of several words is a prompt, except for a path or a name that has blanks itself.
+    """
+    stripped = text.strip(_AROUND)
+    if _DATA_URI.match(stripped):
+        return True
+    start = stripped[:_MAX_MATCHED_LENGTH]
+    return any(map(_is_path_or_uri, {start, unquote(start)}))
+
+
+def _is_path_or_uri(text: str) -> bool:
+    words = text.split()
+    if len(words) > _MAX_PATH_WORDS:
+        return _MANY_WORDS.fullmatch(text) is not None
+    if len(words) == 1:
+        return _ONE_WORD.fullmatch(text) is not None
+    if _SEVERAL_WORDS.fullmatch(text):
+        return True
+    return _PROSE_WORDS.isdisjoint(text.lower().split()) and bool(_NAME_WITH_BLANKS.fullmatch(text))
 
 
 def file_names(outputs: Iterable[FlowOutput]) -> Iterator[str]:

@@ -45,6 +45,8 @@ class TemplateCheckMixin:
             return self.render_argument(arguments, content, context, jinja_env, seen_oids)
         recorder.values.clear()
         rendered = super().render_template(content, context, jinja_env, seen_oids)  # type: ignore[misc]
+        if isinstance(content, str):
+            rendered = recorder.to_native_value(content, rendered)
         if isinstance(rendered, str) or callable(getattr(rendered, "open", None)):  # a text or a path
             recorder.texts[str(content)] = str(rendered), tuple(recorder.values)
         return rendered
@@ -70,7 +72,7 @@ class TemplateCheckMixin:
         env: Any = jinja_env or self.get_template_env()  # type: ignore[attr-defined]
         if env.finalize is not None:
             return super().render_template(content, context, env, seen_oids)  # type: ignore[misc]
-        recorder = TemplateRecorder()
+        recorder = TemplateRecorder(keep_texts="inputs" in arguments)
         rendered = self.render_template(content, context, env.overlay(finalize=recorder), seen_oids)
         problems = {name: recorder.find_problems(name, iter_texts(name, content)) for name in arguments}
         self._template_problems = {**self._template_problems, **problems}

@@ -197,7 +197,7 @@ def test_inputs_in_every_form(emulator: Emulator, flows: FlowsCommand, tmp_path:
     emulator.run_seconds = 0
     (tmp_path / "a b.png").write_bytes(PNG)
     (tmp_path / "b.png").write_bytes(PNG)
-    image = ["--input", f"@{tmp_path}/a b.png", "--input", f"file://{tmp_path}/b.png"]
+    image = ["--input", f"@{tmp_path}/a b.png", "--input", f"@file://{tmp_path}/b.png"]
     done = flows("run", "model_generate_fromimage", *image, "-o", "json")
     assert done.code == 0, done.err
     text = [
@@ -294,6 +294,9 @@ def wrong_connections(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> No
         ("watch 0123456789abcdef01234567 --poll-interval 0.01", 5, "HTTP 404"),
         (f"run {PROMPT_FLOW}", 2, "must hold at least one prompt"),
         (f"run {PROMPT_FLOW} --input chair.png", 2, "For the file, write --input @chair.png"),
+        (f"run {PROMPT_FLOW} --input s3://b/chair.png", 2, "For the file, write --input @s3://b/chair.png"),
+        (f"run {PROMPT_FLOW} --input file:///etc/passwd", 2, '--input \'{"data": "file:///etc/passwd"}\''),
+        (f"run {PROMPT_FLOW} --input '~/my chair.png'", 2, '--input \'{"uri": "~/my chair.png"}\''),
         (f"run {PROMPT_FLOW} --input @nowhere.png", 2, "nowhere.png"),
         (f"run {PROMPT_FLOW} --input x --variable a=b", 2, "are exclusive"),
         (f"run {PROMPT_FLOW} --input x --variable ab", 2, "is not NAME=VALUE"),

@@ -26,7 +26,7 @@ from tests.support.versions import needs
 # each problem: the arguments, parts of its message, and whether it is only found with the definition
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], bool]] = {
     "file": (
-        {"inputs": ["A chair", "file:///no/such.png"]},
+        {"inputs": ["A chair", {"uri": "file:///no/such.png"}]},
         ("inputs[1] names a file that cannot be read",),
         False,
     ),

@@ -81,7 +81,7 @@ def test_file_changed_after_its_task_is_rejected(file: dict[str, Any], tmp_path:
         FlowInputError, match=r"inputs\[0\] names a file that changed since its task wrote it"
     ):
         parse_inputs([file])
-    assert read_inputs([file["uri"]]) == [(other, None)]
+    assert read_inputs([{"uri": file["uri"]}]) == [(other, None)]
     (tmp_path / "note.txt").write_text("Stand up")
     said = {
         **TEXT,

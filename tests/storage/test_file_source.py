@@ -105,19 +105,21 @@ def test_connection_opens_the_store(store: ConnectionFileSystem, tmp_path: Path)
     (tmp_path / "l.png").write_bytes(PNG + b"local")
     attach_store("memory").pipe("/open/a.png", PNG + b"open")
     for inputs in (
-        "memory://box/a.png",
         {"uri": "memory://box/a.png"},
         ObjectStoragePath("memory://box/a.png"),
     ):
         assert b"".join(parse_source(inputs, CONN).chunks()) == PNG + b"kept"
         with pytest.raises(FlowInputError, match="cannot be read"):
             parse_inputs(inputs)
-    for inputs in (f"memory://{CONN}@box/a.png", ObjectStoragePath("memory://box/a.png", conn_id=CONN)):
+    for inputs in (
+        {"uri": f"memory://{CONN}@box/a.png"},
+        ObjectStoragePath("memory://box/a.png", conn_id=CONN),
+    ):
         assert b"".join(parse_source(inputs, "another").chunks()) == PNG + b"kept"
         assert b"".join(parse_source(inputs).chunks()) == PNG + b"kept"
     for local in (
         tmp_path / "l.png",
-        f"file://{tmp_path}/l.png",
+        {"uri": f"file://{tmp_path}/l.png"},
         ObjectStoragePath(f"file://{tmp_path}/l.png"),
     ):
         assert b"".join(parse_source(local, "no_such_connection").chunks()) == PNG + b"local"
@@ -129,7 +131,7 @@ def test_unknown_connection_is_a_flow_error(store: ConnectionFileSystem) -> None
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read \(s3://box/a.png\)"
     ):
-        parse_inputs("s3://box/a.png", "no_such_connection")
+        parse_inputs({"uri": "s3://box/a.png"}, "no_such_connection")
 
 
 def test_hook_passes_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:
@@ -138,8 +140,8 @@ def test_hook_passes_the_connection_on(store: ConnectionFileSystem, flow_emulato
     flow_emulator.run_seconds = 60
     hook = GenerioHook("generio_default")
     run = hook.create("model_generate_fromimage")
-    hook.add_input(run.flow_run_id, "memory://box/a.png", input_conn_id=CONN)
-    started = hook.start("model_generate_fromimage", "memory://box/a.png", input_conn_id=CONN)
+    hook.add_input(run.flow_run_id, {"uri": "memory://box/a.png"}, input_conn_id=CONN)
+    started = hook.start("model_generate_fromimage", {"uri": "memory://box/a.png"}, input_conn_id=CONN)
     assert [len(hook.list_inputs(created.flow_run_id)) for created in (run, started)] == [1, 1]
 
 
@@ -152,7 +154,7 @@ def test_operator_passes_the_connection_on(store: ConnectionFileSystem, flow_emu
         RunFlowOperator(
             task_id="run",
             flow="model_generate_fromimage",
-            inputs="memory://box/a.png",
+            inputs={"uri": "memory://box/a.png"},
             input_conn_id="{{ params.store }}",
             flows_conn_id="generio_default",
             poll_interval=0.1,
@@ -165,7 +167,7 @@ def test_operator_passes_the_connection_on(store: ConnectionFileSystem, flow_emu
 def test_error_about_an_unavailable_store_has_no_key(store: ConnectionFileSystem) -> None:
     """A failed read is an error that names the file: permanent at the start, transient later."""
     store.pipe("/box/a.png", PNG + bytes(3 * INPUT_CHUNK_BYTES))
-    read = parse_source("memory://box/a.png", CONN)
+    read = parse_source({"uri": "memory://box/a.png"}, CONN)
     store.faulty = True
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read .*went away"
@@ -174,7 +176,7 @@ def test_error_about_an_unavailable_store_has_no_key(store: ConnectionFileSystem
     assert not caught.value.is_permanent
     assert "s3cret" not in str(caught.value)
     with pytest.raises(FlowInputError, match="went away") as caught:
-        parse_inputs("memory://box/a.png", CONN)
+        parse_inputs({"uri": "memory://box/a.png"}, CONN)
     assert caught.value.is_permanent
 
 
@@ -185,7 +187,7 @@ def test_error_about_an_unavailable_store_has_no_key(store: ConnectionFileSystem
 def test_secrets_of_a_uri_are_redacted(named: str) -> None:
     """Credentials and a signature in a URI are in no error, nor in what led to it."""
     with pytest.raises(FlowInputError, match="cannot be read") as caught:
-        parse_inputs(named)
+        parse_inputs({"uri": named})
     assert "s3cret" not in str(caught.value)
     assert "a.png" in str(caught.value)
     assert caught.value.__suppress_context__
@@ -218,7 +220,7 @@ def test_fingerprint_is_that_of_the_content(tmp_path: Path, store: ConnectionFil
     first = fingerprint([path])
     path.write_bytes(PNG + b"1")
     os.utime(path, (1, 1))
-    assert first == fingerprint([path]) == fingerprint(["memory://box/b.png"])
+    assert first == fingerprint([path]) == fingerprint([{"uri": "memory://box/b.png"}])
     path.write_bytes(PNG + b"2")
     assert fingerprint([path]) != first
     (tmp_path / "a.pdf").write_bytes(b"\0")
@@ -238,7 +240,7 @@ KEPT_BEFORE = [
         "cbd2191222487ab3b3992d137395a8eb026bcb8b3400e08e7ca33bbe20bd0a14",
     ),
     (
-        RunRequest("model_generate_fromimage", parse_inputs("data:image/jpg;base64,_9j_")),
+        RunRequest("model_generate_fromimage", parse_inputs({"data": "data:image/jpg;base64,_9j_"})),
         "4f7404761ed5fcb241ab05b9b8fbd856117dd15dd3022128ba65a93cc0b99e0d",
     ),
     (

@@ -166,7 +166,7 @@ def test_file_that_is_truncated_is_rejected(flow_emulator: Emulator, tmp_path: P
         with pytest.raises(FlowInputError, match=rf"{re.escape(str(path))}.*is truncated|cannot be read"):
             hook.start("model_optimize", path, validate=False)
         with pytest.raises(FlowInputError, match=r"inputs\[0\] is a (data URI that is truncated|BMP)"):
-            parse_inputs(uri(str(data_uri.sniff(content)), content[:size]))
+            parse_inputs({"data": uri(str(data_uri.sniff(content)), content[:size])})
     assert flow_emulator.requests == ()
     for more in (b"", b"\x00", b"and more"):
         path.write_bytes(content + more)
@@ -197,7 +197,6 @@ def test_pictures_of_every_kind_are_complete() -> None:
 def test_media_type_of_a_data_uri_is_detected_by_content(name: str, declared: str) -> None:
     """A data URI with no media type or a wrong one has that of its content, as a file has."""
     content = COMPLETE[name]
-    assert sent(uri(declared, content)) == [uri(str(data_uri.sniff(content)), content)]
     assert sent({"data": uri(declared, content)}) == [uri(str(data_uri.sniff(content)), content)]
 
 
@@ -206,8 +205,8 @@ def test_data_uri_of_another_kind_is_rejected(flow_emulator: Emulator) -> None:
     hook = GenerioHook("generio_default")
     model = COMPLETE["chair.glb"]
     assert (
-        sent(uri("", model))
-        == sent(uri("application/octet-stream", model))
+        sent({"data": uri("", model)})
+        == sent({"data": uri("application/octet-stream", model)})
         == [uri("model/gltf-binary", model)]
     )
     for text, reason in (
@@ -221,11 +220,11 @@ def test_data_uri_of_another_kind_is_rejected(flow_emulator: Emulator) -> None:
         ("data:base64,Z2xURgIAAAA=", "cannot be decoded"),
     ):
         with pytest.raises(FlowInputError, match=reason) as caught:
-            hook.start("model_optimize", text, validate=False)
+            hook.start("model_optimize", {"data": text}, validate=False)
         assert "inputs[0] is a data URI" in str(caught.value)
     assert flow_emulator.requests == ()
-    assert sent("data:text/plain;base64,QlM=") == ["BS"]
+    assert sent({"data": "data:text/plain;base64,QlM="}) == ["BS"]
     small_model = b"glTF" + bytes([2, 0, 0, 0, 24, 0, 0, 0, 4, 0, 0, 0]) + b"JSON{}  "  # it is valid UTF-8
-    assert sent(uri("text/plain", small_model)) == [uri("model/gltf-binary", small_model)]
-    assert sent("data:,GIF89a%20is%20old") == ["GIF89a is old"]
-    assert sent(uri("application/pdf", b"%PDF-1.7")) == [uri("application/pdf", b"%PDF-1.7")]
+    assert sent({"data": uri("text/plain", small_model)}) == [uri("model/gltf-binary", small_model)]
+    assert sent({"data": "data:,GIF89a%20is%20old"}) == ["GIF89a is old"]
+    assert sent({"data": uri("application/pdf", b"%PDF-1.7")}) == [uri("application/pdf", b"%PDF-1.7")]

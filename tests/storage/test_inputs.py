@@ -1,4 +1,4 @@
-"""Tests of the forms of `inputs`: which string is a prompt, which names a file, and how each is sent.
+"""Tests of the forms of `inputs`: what names a file, and how each is sent.
 
 Files are real ones, on disk and in fsspec's memory; nothing is sent.
 """
@@ -69,47 +69,6 @@ def memory_store() -> Any:
     return attach_store("memory")
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "A modern office chair", " chair ", "a chair.png", "s3 is a store",
-        "see https://example.org for a chair", "and/or", "1/2 a chair",
-        "/imagine a chair", "data: the new oil", "C: the note", "a://b c", "größe 3\nin zwei Zeilen", "://",
-        "~ a chair",
-    ],
-)  # fmt: skip
-def test_prompt_is_sent_unchanged(prompt: str) -> None:
-    """A string that is not one URI and not one path is a prompt, sent to the letter, alone or in a list."""
-    assert (
-        serialize_inputs(prompt)
-        == serialize_inputs([prompt])
-        == serialize_inputs((prompt,))
-        == serialize_inputs([{"data": prompt}])
-        == [prompt]
-    )
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/data/chair.png",
-        "./chair.png",
-        "../chair.png",
-        "~/chair.png",
-        "C:\\chair.png",
-        "C:/chair.png",
-        "/",
-        "chair.png",
-        "models/chair.GLB",
-    ],
-)
-def test_string_like_a_path_is_rejected(path: str) -> None:
-    """A string that can only be a path is rejected with a hint; as `data` it is a prompt."""
-    with pytest.raises(FlowInputError, match=r"inputs\[1\] is a string that looks like a path.*pathlib.Path"):
-        parse_inputs(["a chair", path])
-    assert serialize_inputs([{"data": path}]) == [path]
-
-
 @pytest.mark.parametrize("media_type", HEADS)
 def test_media_type_is_detected_by_content(tmp_path: Path, media_type: str) -> None:
     """A file's media type is that of its first bytes, also if its name says another kind of picture."""
@@ -133,16 +92,12 @@ def test_media_type_is_detected_by_name_if_not_by_content(tmp_path: Path, name: 
 
 
 def test_every_way_to_name_a_file(tmp_path: Path, memory_store: Any) -> None:
-    """A file:// or memory:// URI, a pathlib.Path, an ObjectStoragePath and a dict with `uri` name a file."""
+    """A pathlib.Path, an ObjectStoragePath and a dict with `uri` name a file."""
     png = HEADS["image/png"]
     path = tmp_path / "a b.png"
     path.write_bytes(png)
-    (tmp_path / "plain.png").write_bytes(png)
     memory_store.pipe("/bucket/chair.png", png)
     ways: list[Any] = [
-        f"file://{tmp_path}/plain.png",
-        "memory://bucket/chair.png",
-        " memory://bucket/chair.png\n",
         path,
         ObjectStoragePath("memory://bucket/chair.png"),
         ObjectStoragePath(f"file://{path}"),
@@ -195,18 +150,18 @@ def test_text_file_is_a_prompt(tmp_path: Path) -> None:
         "data:image/jpg,base64;/9j_",
         "data:IMAGE/JPG;base64,/9j/",
         " data:image/jpeg;base64,\n/9 j/",
-        {"data": "data:image/pjpeg;base64,_9j_"},
+        "data:image/pjpeg;base64,_9j_",
     ],
 )
-def test_data_uri_is_written_in_the_documented_form(given: Any) -> None:
+def test_data_uri_is_written_in_the_documented_form(given: str) -> None:
     """However a data URI was written, it goes out as `;base64,`, padded, standard alphabet, image/jpeg."""
-    assert serialize_inputs([given]) == ["data:image/jpeg;base64,/9j/"]
+    assert serialize_inputs([{"data": given}]) == ["data:image/jpeg;base64,/9j/"]
 
 
 def test_bitmap_becomes_a_png(tmp_path: Path) -> None:
     """A BMP, which the service does not accept, is converted, as a file and as a data URI."""
     (tmp_path / "a.bmp").write_bytes(bitmap())
-    for given in (tmp_path / "a.bmp", uri("image/bmp", bitmap())):
+    for given in (tmp_path / "a.bmp", {"data": uri("image/bmp", bitmap())}):
         head, _, payload = serialize_inputs([given])[0].partition(",")
         image = Image.open(io.BytesIO(base64.b64decode(payload)))
         assert (head, image.format, image.size, image.getpixel((0, 0))) == (
@@ -259,8 +214,8 @@ def test_error_about_missing_pillow_names_the_package(tmp_path: Path) -> None:
         ({"additional": 1}, r"not a dict with \['additional'\]"),
         ({"data": "x", "additional": {1, 2}}, "cannot be sent as JSON"),
         ({"data": "x", "additional": float("nan")}, "cannot be sent as JSON"),
-        ("file:///no/such/file.png", "cannot be read.*/no/such/file.png"),
-        ("nosuchstore://bucket/file.png", "cannot be read"),
+        ({"uri": "file:///no/such/file.png"}, "cannot be read.*/no/such/file.png"),
+        ({"uri": "nosuchstore://bucket/file.png"}, "cannot be read"),
         (Path("/no/such/file.png"), "cannot be read"),
     ],
 )  # fmt: skip

@@ -97,7 +97,7 @@ def test_multipart_file_is_complete(bucket: ObjectServer) -> None:
     assert bucket.objects() == {"run/large.glb": CONTENT}
     assert bucket.incomplete_uploads() == []
     assert (part.size, part.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    (one,) = parse_inputs(f"s3://{BUCKET}/run/large.glb", BUCKET_CONN_ID)
+    (one,) = parse_inputs({"uri": f"s3://{BUCKET}/run/large.glb"}, BUCKET_CONN_ID)
     assert not isinstance(one, str)
     assert isinstance(one.data, UploadSource)
     assert (one.data.size, one.data.digest) == (part.size, part.sha256)
@@ -156,7 +156,7 @@ def test_object_that_changed_is_not_sent(bucket: ObjectServer) -> None:
     """An object that was replaced after the inputs were read is an error, before its last bytes are sent."""
     image = ObjectStoragePath(f"s3://{BUCKET}/chair.png", conn_id=BUCKET_CONN_ID)
     image.write_bytes(b"\x89PNG\r\n\x1a\n" + b"1" * CHUNK)
-    (one,) = parse_inputs(f"s3://{BUCKET}/chair.png", BUCKET_CONN_ID)
+    (one,) = parse_inputs({"uri": f"s3://{BUCKET}/chair.png"}, BUCKET_CONN_ID)
     image.write_bytes(b"\x89PNG\r\n\x1a\n" + b"2" * CHUNK)
     assert not isinstance(one, str)
     assert isinstance(one.data, UploadSource)
@@ -181,7 +181,7 @@ def test_missing_bucket_is_an_error_and_is_not_created(bucket: ObjectServer) -> 
     with pytest.raises(
         FlowInputError, match=r"inputs\[0\] names a file that cannot be read \(s3://modles/chair.png\)"
     ):
-        parse_inputs("s3://modles/chair.png", BUCKET_CONN_ID)
+        parse_inputs({"uri": "s3://modles/chair.png"}, BUCKET_CONN_ID)
 
 
 def test_store_that_fails_in_the_middle(bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:

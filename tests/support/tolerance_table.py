@@ -302,8 +302,14 @@ FLOW_ROWS = [
         for code in (404, 405)
     ),
     Row("G-10", "read swapped", content, [{"data": SWAPPED}], ("model/gltf-binary", GLB)),
-    Row("G-10", "written right", value(SWAPPED), [{}], GLB_URI),
-    Row("G-12", "image/jpg", value("data:image/jpg;base64,/9j/"), [{}], "data:image/jpeg;base64,/9j/"),
+    Row("G-10", "written right", value({"data": SWAPPED}), [{}], GLB_URI),
+    Row(
+        "G-12",
+        "image/jpg",
+        value({"data": "data:image/jpg;base64,/9j/"}),
+        [{}],
+        "data:image/jpeg;base64,/9j/",
+    ),
     Row("G-13", "a prompt", value("a chair"), [{}], "a chair"),
     Row("G-14", "a file", value({"data": GLB_URI}), [{}], GLB_URI),
     Row("G-15", "a text", value({"data": "data:text/plain;base64,aGk="}), [{}], "hi"),
@@ -555,7 +561,7 @@ BITMAP_ROWS = [
     Row(
         "G-11",
         "a BMP",
-        lambda s: value(f"data:image/bmp;base64,{base64.b64encode(bitmap()).decode()}")(s)[:30],
+        lambda s: value({"data": f"data:image/bmp;base64,{base64.b64encode(bitmap()).decode()}"})(s)[:30],
         [{}],
         "data:image/png;base64,iVBORw0KGg"[:30],
     )

@@ -274,7 +274,7 @@ class TestChangedFile:
         hook = GenerioHook("generio_default")
         (tmp_path / "a.png").write_bytes(self.CONTENT)
         run_request = hook.build_request(
-            "model_generate_fromimage", ["file://" + str(tmp_path / "a.png")], None, None
+            "model_generate_fromimage", [{"uri": f"file://{tmp_path}/a.png"}], None, None
         )
         (tmp_path / "a.png").write_bytes(self.CONTENT[:-1])
         records: list[Any] = []
@@ -323,6 +323,7 @@ def test_fallback_path_of_an_input_sends_the_file_again(flow_emulator: Emulator,
 
 MEASURE = """
 import asyncio, sys
+from pathlib import Path
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.storage.inputs import parse_inputs
@@ -335,10 +336,10 @@ def upload(path):
     adding = Generio().add_input("r", parse_inputs(path)[0])
     asyncio.run(hook.arun(adding)) if sys.argv[3] == "aiohttp" else hook.run(adding)
 
-upload("file://" + sys.argv[1])  # imports, and creates what is created once
+upload(Path(sys.argv[1]))  # imports, and creates what is created once
 open("/proc/self/clear_refs", "w").write("5")
 before = kib("VmRSS")
-upload("file://" + sys.argv[2])
+upload(Path(sys.argv[2]))
 print((kib("VmHWM") - before) // 1024)
 """
 

@@ -89,7 +89,7 @@ def test_completed_run_has_datasets_and_facet(
             "parameters": {"quality": "low"},
             "output_path": str(tmp_path / "out"),
         }
-        RunFlowOperator(task_id="run", inputs=[PICTURE, f"file://{PICTURE}"], **common)
+        RunFlowOperator(task_id="run", inputs=[PICTURE, {"uri": f"file://{PICTURE}"}], **common)
 
         @task.flow(flow=CHAIR_ARGUMENTS["flow"])
         def decorated() -> dict[str, Any]:
@@ -99,11 +99,18 @@ def test_completed_run_has_datasets_and_facet(
                 "output_path": str(tmp_path / "decorated"),
             }
 
+        @task.flow(flow="model_generate_fromimage")
+        def decorated_file() -> list[Any]:
+            return [{"uri": f"file://{PICTURE}"}]
+
         decorated()
+        decorated_file()
 
     result = run_dag(dag)
     assert result.state == "success", result.log
     (event,), (other,) = events.of("run"), events.of("decorated")
+    (of_file,) = events.of("decorated_file")
+    assert dataset_names(of_file["inputs"]) == [("file", str(PICTURE))]
     returned = result.xcoms["run"]["return_value"]
     assert event["eventType"] == other["eventType"] == "COMPLETE"
     assert dataset_names(event["inputs"]) == [("file", str(PICTURE))]
@@ -248,7 +255,13 @@ def test_file_uris_are_found_without_reading_files() -> None:
     run = {"flow_run_id": "r", "outputs": [output, {**output, "uri": None}]}
     assert get_file_uris(None) == get_file_uris("A chair") == get_file_uris({"data": "A chair"}) == []
     assert get_file_uris(
-        ["s3://b/x.png", "see s3://b/y.png", Path("/a/b.png"), {"uri": "s3://b/z.png", "additional": 1}]
+        [
+            "s3://b/w.png",
+            {"uri": "s3://b/x.png"},
+            "see s3://b/y.png",
+            Path("/a/b.png"),
+            {"uri": "s3://b/z.png", "additional": 1},
+        ]
     ) == [
         "s3://b/x.png",
         "file:///a/b.png",

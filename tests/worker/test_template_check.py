@@ -5,6 +5,7 @@ Each test runs a DAG, because Airflow renders the templates.
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_problem_in_a_parameter_is_rejected(emulator: Emulator) -> None:
 def test_one_error_has_template_problems_and_all_others(emulator: Emulator) -> None:
     """Problems of templates are listed with all other problems of a task, each once."""
     arguments = {
-        "inputs": [NOTHING, "file:///no/such.png", "{{ params.blank }}"],
+        "inputs": [NOTHING, {"uri": "file:///no/such.png"}, "{{ params.blank }}"],
         "parameters": {"qualty": "low"},
         "output_path": NOTHING,
     }
@@ -185,6 +186,39 @@ def test_native_rendering_passes_the_values(emulator: Emulator) -> None:
     (run,) = emulator.runs.values()
     assert [item.media.content.decode() for item in run.inputs] == PARAMS["prompts"]
     assert_rejected(result, "none", "inputs must hold at least one prompt or file")
+
+
+TEXTS_OF_VALUES = [
+    "{'uri': 'file:///etc/hostname'}",
+    "[{'uri': '/etc/hostname'}]",
+    "{'a': 1}",
+    "42",
+    "('x',)",
+]
+
+
+@pytest.mark.parametrize("form", ["{}", " {} ", "[{}]", "{{'data': {}}}", "[{{'data': {}}}]"])
+def test_native_rendering_keeps_a_text_a_text(emulator: Emulator, form: str) -> None:
+    """A text in a parameter stays a text, and never becomes a dict that names a file, or a number."""
+    tasks: dict[str, dict[str, Any]] = {
+        f"t{number}": {"inputs": ast.literal_eval(form.format(repr(f"{{{{ params.texts[{number}] }}}}")))}
+        for number in range(len(TEXTS_OF_VALUES))
+    }
+    with DAG(
+        "templates_native_texts",
+        schedule=None,
+        params={"texts": TEXTS_OF_VALUES},
+        render_template_as_native_obj=True,
+    ) as dag:
+        for task_id, arguments in tasks.items():
+            RunFlowOperator(task_id=task_id, **{**CHAIR_ARGUMENTS, **arguments})
+    result = run_dag(dag)
+
+    sent = {item.media.content.decode() for run in emulator.runs.values() for item in run.inputs}
+    assert sent <= set(TEXTS_OF_VALUES)
+    assert "42" in sent
+    for task_id, error in result.errors.items():
+        assert "rendered to the text of" in str(error), task_id
 
 
 def test_mapped_task_rejects_its_own_template_only(emulator: Emulator) -> None:
