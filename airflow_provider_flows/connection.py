@@ -96,6 +96,13 @@ def fields(read_timeout: float) -> dict[str, Field]:
             64,
             0.001,
         ),
+        "max_output_mib": Field(
+            "Maximum file size",
+            "Maximum size of a file that is downloaded, in MiB.",
+            "number",
+            4096,
+            0.001,
+        ),
     }
 
 
@@ -281,6 +288,7 @@ def to_settings(
         read_timeout=extra["read_timeout"],
         verify=_get_ca_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
         max_response_bytes=int(extra["max_response_mib"] * 1024 * 1024),
+        max_output_bytes=int(extra["max_output_mib"] * 1024 * 1024),
     )
 
 

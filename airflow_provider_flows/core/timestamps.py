@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
+from airflow_provider_flows.core.limits import MAX_TIMESTAMP_CHARACTERS
+
 if TYPE_CHECKING:
     from pendulum import DateTime
 
 MIN_YEAR = 1971  # an earlier year is the zero of a service's clock, in any time zone
-MAX_TIMESTAMP_CHARACTERS = 64  # a parser may take minutes for a long text
 
 _EARLY_YEAR = re.compile(r"(?<![+-])\b0\d{3}\b")  # in an HTTP date; `email.utils` reads 0001 as 2001
 _STARTS_WITH_YEAR = re.compile(r"\d{4}", re.ASCII)  # pendulum completes "00:00:00" and "-1" with today's date

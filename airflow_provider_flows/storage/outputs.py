@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun
+from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun, bound_outputs
 from airflow_provider_flows.core.http import Sleep
 from airflow_provider_flows.storage.atomic_file import (
     Cancellation,
@@ -58,10 +58,12 @@ def list_ready_outputs(service: Service, flow_run_id: str) -> Conversation[list[
 
 def list_outputs(service: Service, flow_run_id: str) -> Conversation[list[FlowOutput]]:
     """Return a run's outputs; a service that does not list them returns them with the run."""
+    outputs: Sequence[FlowOutput]
     if service.supports("list_outputs") or not service.supports("get_run"):
-        return (yield from service.list_outputs(flow_run_id))
-    run = yield from service.get_run(flow_run_id)
-    return list(run.outputs)
+        outputs = yield from service.list_outputs(flow_run_id)
+    else:
+        outputs = (yield from service.get_run(flow_run_id)).outputs
+    return bound_outputs(outputs, "They remain at the service.")
 
 
 def fetch_outputs(

@@ -15,7 +15,7 @@ from airflow_provider_flows.core.http import Body, ConversationState, Request, R
 from airflow_provider_flows.core.payload.sink import WriteFailedError
 from airflow_provider_flows.transport.blocking_adapter import BlockingAdapter, HandshakeError
 from airflow_provider_flows.transport.response_reader import ResponseReader
-from airflow_provider_flows.transport.settings import READ_CHUNK_BYTES, Settings
+from airflow_provider_flows.transport.settings import ACCEPTED_ENCODINGS, READ_CHUNK_BYTES, Settings
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
@@ -37,6 +37,7 @@ def new_session(settings: Settings) -> requests.Session:
     """
     session = requests.Session()
     session.verify = settings.verify
+    session.headers["Accept-Encoding"] = ACCEPTED_ENCODINGS
     for scheme in ("http://", "https://"):
         session.mount(scheme, BlockingAdapter())
     return session

@@ -7,17 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow_provider_flows.core.exceptions import FlowConflict, FlowInputError, FlowNotFound, reason_sentence
+from airflow_provider_flows.core.exceptions import (
+    FlowConflict,
+    FlowInputError,
+    FlowMalformed,
+    FlowNotFound,
+    reason_sentence,
+)
 from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
-from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, send
+from airflow_provider_flows.core.http import Request, Resend, Response, run_apart, send
+from airflow_provider_flows.core.limits import (
+    MAX_DEFINITIONS_BYTES,
+    MAX_IN_MEMORY_BYTES,
+    MAX_LIST_BYTES,
+    MAX_LISTED_RUNS,
+    MAX_PAGES,
+    MAX_RUN_BYTES,
+    MIB,
+)
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import DownloadSink, download_file
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
-from airflow_provider_flows.core.responses import error_reason, expect_success, parse_json
+from airflow_provider_flows.core.responses import error_reason, expect_success, load_json, run_apart_if_large
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import to_epoch
 from airflow_provider_flows.services.generio import responses
@@ -27,8 +43,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.sink import Target
 
-MAX_PAGES = 1000
-ROWS_PER_YIELD = 200  # rows that are parsed before other tasks of the event loop can run
+MAX_INLINE_ROWS = 1_000  # more rows are sorted in a thread
 WRONG_STATE_STATUSES = frozenset({400, 409, 422, 425})  # may mean "not in this state" (vendor_notes.md, 1.8)
 
 
@@ -49,7 +64,7 @@ class Generio(Service):
         if response.status in {404, 405}:
             request = Request("GET", "/templates")
             response = yield from send(request)
-        parse_json(request, response)
+        yield from load_json(request, response)
         return "Generio accepted the API key."
 
     def start(
@@ -70,7 +85,9 @@ class Generio(Service):
             **_creation_body(flow, parameters, additional),
             "inputs": [_escape_prompt(item).to_json() for item in self.to_flow_inputs(inputs)],
         }
-        request = Request("POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED)
+        request = Request(
+            "POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED, max_bytes=MAX_RUN_BYTES
+        )
         before_start()
         return (yield from _send_create(request, flow, FlowState.STARTING))
 
@@ -94,7 +111,11 @@ class Generio(Service):
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """Send POST /flows without inputs, which creates a run that does not start and costs nothing."""
         request = Request(
-            "POST", "/flows", json=_creation_body(flow, parameters, additional), resend=Resend.IF_REFUSED
+            "POST",
+            "/flows",
+            json=_creation_body(flow, parameters, additional),
+            resend=Resend.IF_REFUSED,
+            max_bytes=MAX_RUN_BYTES,
         )
         return (yield from _send_create(request, flow, FlowState.CREATED))
 
@@ -108,7 +129,7 @@ class Generio(Service):
             older = Request("POST", path.removesuffix("s"), json=old_body, resend=Resend.IF_REFUSED)
             second = yield from send(older)
             request, response = (older, second) if second.is_success else (request, response)
-        return responses.parse_asset_id(parse_json(request, response))
+        return responses.parse_asset_id((yield from load_json(request, response)))
 
     def start_created_run(self, flow_run_id: str) -> Conversation[None]:
         """Send PATCH /flows/{id} with action start; no error if the run has already started (G-17)."""
@@ -152,9 +173,10 @@ class Generio(Service):
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Send GET /flows/{id} (https://docs.generio.ai, "Get flow details")."""
-        request = Request("GET", _path(flow_run_id))
+        request = Request("GET", _path(flow_run_id), max_bytes=MAX_RUN_BYTES)
         response = yield from send(request)
-        return responses.parse_run(request, response, parse_json(request, response), known_id=flow_run_id)
+        value = yield from load_json(request, response)
+        return responses.parse_run(request, response, value, known_id=flow_run_id)
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
         """Send GET /flows, newest first.
@@ -166,48 +188,45 @@ class Generio(Service):
         found, has_states = yield from self._fetch_runs(query | ({"filter_by": state.value} if state else {}))
         if state and not has_states:  # `filter_by` selects fields, not runs
             found, _ = yield from self._fetch_runs(query)
-        matching = (run for run in found if state in {None, run.state})
-        return sorted(
-            matching, key=lambda run: to_epoch(run.created_at) if run.created_at else 0.0, reverse=True
-        )
+
+        def sort() -> list[FlowRun]:
+            matching = (run for run in found if state in {None, run.state})
+            return sorted(
+                matching, key=lambda run: to_epoch(run.created_at) if run.created_at else 0.0, reverse=True
+            )
+
+        return (yield from run_apart(sort)) if len(found) > MAX_INLINE_ROWS else sort()
 
     def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
         """Send GET /flows?filter_by=running for all pages; return the given runs that are running."""
         request: Request | None = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
         found: dict[str, FlowRun] = {}
         ids: set[str] = set()
-        pages = 0
-        while request is not None and pages <= len(flow_run_ids):  # else polling each run is cheaper
-            response = yield from send(request)
-            value = parse_json(request, response)
-            rows = responses.rows_by_id(request, response, value)
-            for number, key in enumerate(key for key in rows if key in flow_run_ids):
-                if (run := responses.parse_running_row(key, rows[key])) is not None:
-                    found[key] = run
-                if number % ROWS_PER_YIELD == ROWS_PER_YIELD - 1:
-                    yield Sleep(0.0)
-            has_new_rows = not rows.keys() <= ids
-            ids |= rows.keys()
-            pages += 1
+        pages = _Pages(MAX_LIST_BYTES)
+        # else polling each run is cheaper
+        while request is not None and pages.count <= len(flow_run_ids) and len(ids) <= MAX_LISTED_RUNS:
+            request, response = yield from pages.send(request)
+            parse = partial(responses.parse_running_page, request, response, flow_run_ids)
+            value, new_ids, running = yield from run_apart_if_large(response, parse)
+            found |= running
+            has_new_rows = not new_ids <= ids
+            ids |= new_ids
             request = responses.next_page_request(request, value, len(ids)) if has_new_rows else None
-        return ActiveRuns(found, ids, pages, is_complete=request is None)
+        return ActiveRuns(found, ids, pages.count, is_complete=request is None)
 
     def _fetch_runs(self, query: dict[str, str]) -> Conversation[tuple[list[FlowRun], bool]]:
         """Return the runs of all pages up to one without new rows, and whether every row has id and state."""
         request: Request | None = Request("GET", "/flows", query)
         found: dict[str, FlowRun] = {}
         has_states = True
-        for _ in range(MAX_PAGES):
-            if request is None:
-                break
-            response = yield from send(request)
-            value = parse_json(request, response)
-            new: dict[str, FlowRun] = {}
-            for number, run in enumerate(responses.parse_runs(request, response, value)):
-                new[run.flow_run_id] = run
-                if number % ROWS_PER_YIELD == ROWS_PER_YIELD - 1:
-                    yield Sleep(0.0)
-            has_states = has_states and responses.has_states(value)
+        pages = _Pages(MAX_LIST_BYTES)
+        while request is not None:
+            request, response = yield from pages.send(request)
+            parse = partial(responses.parse_page, request, response)
+            value, new, all_have_states = yield from run_apart_if_large(response, parse)
+            has_states = has_states and all_have_states
+            if len(new) + len(found) > MAX_LISTED_RUNS and len(new | found) > MAX_LISTED_RUNS:
+                pages.raise_too_long(request, f"more than {MAX_LISTED_RUNS:,} flow runs")
             has_new_rows = not new.keys() <= found.keys()
             found |= new
             request = responses.next_page_request(request, value, len(found)) if has_new_rows else None
@@ -216,9 +235,7 @@ class Generio(Service):
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """Send GET /flows/{id}/inputs."""
         request, response = yield from _request_assets(flow_run_id, "inputs", include_data=include_data)
-        return responses.parse_assets(
-            request, response, parse_json(request, response), "inputs", include_data=include_data
-        )
+        return (yield from _read_assets(request, response, "inputs", include_data=include_data))
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """Send GET /flows/{id}/inputs/{asset_id}."""
@@ -239,9 +256,7 @@ class Generio(Service):
                 raise FlowConflict(
                     f"{problem}, and has outputs only when it is final", status=response.status
                 )
-        return responses.parse_assets(
-            request, response, parse_json(request, response), "outputs", include_data=include_data
-        )
+        return (yield from _read_assets(request, response, "outputs", include_data=include_data))
 
     def download_output(
         self, flow_run_id: str, asset_id: str, media_type: str | None = None
@@ -265,17 +280,50 @@ class Generio(Service):
         """Send GET /templates, all pages; paging is not documented."""
         request: Request | None = Request("GET", "/templates")
         found: dict[str, FlowDefinition] = {}
-        for _ in range(MAX_PAGES):
-            if request is None:
-                break
-            response = yield from send(request)
-            value = parse_json(request, response)
+        pages = _Pages(MAX_DEFINITIONS_BYTES)
+        while request is not None:
+            request, response = yield from pages.send(request)
+            value = yield from load_json(request, response)
             parsed = responses.parse_definitions(request, response, value)
             new = {definition.flow: definition for definition in parsed}
             has_new_rows = not new.keys() <= found.keys()
             found |= new
             request = responses.next_page_request(request, value, len(found)) if has_new_rows else None
         return list(found.values())
+
+
+class _Pages:
+    """The pages of one list, which are bounded together.
+
+    :param max_bytes: maximum size of all pages.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.count = 0
+        self._max_bytes = max_bytes
+        self._bytes_left = max_bytes
+
+    def send(self, request: Request) -> Conversation[tuple[Request, Response]]:
+        """Send the request for the next page; return it with its bound, and the response.
+
+        :raises FlowMalformed: there are too many pages, or they are too large.
+        """
+        if self.count == MAX_PAGES:
+            self.raise_too_long(request, f"more than {MAX_PAGES:,} pages")
+        if self._bytes_left <= 0:
+            self.raise_too_long(request, f"more than {self._max_bytes // MIB} MiB")
+        request = replace(request, max_bytes=self._bytes_left)
+        response = yield from send(request)
+        self._bytes_left -= len(response.body)
+        self.count += 1
+        return request, response
+
+    def raise_too_long(self, request: Request, size: str) -> NoReturn:
+        """Raise FlowMalformed, because a list that lacks its end would look like a complete one."""
+        raise FlowMalformed(
+            f"The list of {request} has {size}, over all pages together. Delete at the service what you no "
+            "longer need."
+        )
 
 
 def _path(flow_run_id: str) -> str:
@@ -302,7 +350,7 @@ def _escape_prompt(item: FlowInput) -> FlowInput:
 def _send_create(request: Request, flow: str, default_state: FlowState) -> Conversation[FlowRun]:
     response = yield from send(request)
     try:
-        value = parse_json(request, response)
+        value = yield from load_json(request, response)
     except FlowNotFound as error:
         message = f"Generio has no flow {flow!r}; list_definitions() of the hook returns all flows. {error}"
         raise FlowNotFound(message, status=error.status) from None
@@ -314,9 +362,22 @@ def _request_assets(
 ) -> Conversation[tuple[Request, Response]]:
     # in lower case, because the documentation is ambiguous about the type: a string or a Boolean (G-25)
     query = {"include_data": str(include_data).lower()}
-    buffer = MemoryBuffer()  # a response with data can be of any size
-    request = Request("GET", f"{_path(flow_run_id)}/{kind}", query, sink=buffer if include_data else None)
+    buffer = MemoryBuffer()  # a response with data can be larger than a list
+    request = Request(
+        "GET",
+        f"{_path(flow_run_id)}/{kind}",
+        query,
+        sink=buffer if include_data else None,
+        max_bytes=MAX_IN_MEMORY_BYTES if include_data else MAX_LIST_BYTES,
+    )
     response = yield from send(request)
     if response.bytes_received is not None:
         response = replace(response, body=bytes(buffer.data))
     return request, response
+
+
+def _read_assets(
+    request: Request, response: Response, kind: str, *, include_data: bool
+) -> Conversation[list[FlowOutput]]:
+    parse = partial(responses.parse_asset_page, request, response, kind, include_data=include_data)
+    return (yield from run_apart_if_large(response, parse))

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin
@@ -27,10 +28,17 @@ from airflow_provider_flows.core.flow_run import (
     FlowOutput,
     FlowRun,
     FlowState,
+    bound_outputs,
     parse_progress,
 )
+from airflow_provider_flows.core.limits import (
+    MAX_DESCRIPTION_LENGTH,
+    MAX_ERROR_LENGTH,
+    MAX_ID_LENGTH,
+    MAX_NAME_LENGTH,
+)
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message
+from airflow_provider_flows.core.responses import malformed_message, parse_json
 from airflow_provider_flows.core.timestamps import parse_timestamp
 
 if TYPE_CHECKING:
@@ -48,8 +56,6 @@ TEMPLATE_ID_KEYS = ("template_id", "id", "_id", "name", "template_name")
 TEMPLATE_NAME_KEYS = ("name", "template_name")
 DESCRIPTION_KEYS = ("description", "title")
 INPUT_KEYS, OUTPUT_KEYS = ("input_types", "inputs"), ("output_types", "outputs")
-MAX_NAME_LENGTH = 200  # characters; a longer name is not read, because a cut name is another name
-MAX_DESCRIPTION_LENGTH = 2000  # characters; the rest is cut
 JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
 MEDIA_TYPE_ALIASES = {
     **dict.fromkeys(("prompt", "text"), "text/plain"),
@@ -76,9 +82,15 @@ def get_first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
 
 
 def get_id(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    """Return the first of these fields as an id, or None if it is neither a string nor an integer."""
+    """Return the first of these fields as an id, or None if it is neither a string nor an integer.
+
+    One that is longer than `MAX_ID_LENGTH` is no id, because a cut id would be that of something else.
+    """
     found = get_first(value, keys)
-    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else None
+    if isinstance(found, bool) or not isinstance(found, (str, int)):
+        return None
+    text = str(found)
+    return text if len(text) <= MAX_ID_LENGTH else None
 
 
 def get_text(value: Mapping[str, Any], keys: Iterable[str], max_length: int) -> str | None:
@@ -130,13 +142,13 @@ def parse_run(
     flow_run_id = get_id(value, RUN_ID_KEYS) or known_id
     raw_state = get_first(value, STATE_KEYS)
     if flow_run_id is None:
-        raise_malformed(request, response, "has no flow_id")
+        raise_malformed(request, response, f"has no flow_id of at most {MAX_ID_LENGTH} characters")
     if known_id is not None and raw_state is None:
         raise_malformed(request, response, "has no state")
     return _build_run(
         value,
         known_id or flow_run_id,
-        default_state.value if raw_state is None else str(raw_state),
+        default_state.value if raw_state is None else _to_text(raw_state),
         known_flow,
     )
 
@@ -148,7 +160,7 @@ def _build_run(value: Mapping[str, Any], flow_run_id: str, raw_state: str, known
         service="generio",
         flow=_flow_name(value) or known_flow,
         state=state,
-        raw_state=state.value if state is not FlowState.UNKNOWN else raw_state[:MAX_EXCERPT_CHARS],
+        raw_state=state.value if state is not FlowState.UNKNOWN else raw_state,
         progress=1.0 if state is FlowState.COMPLETED else parse_progress(value.get("progress")),
         created_at=parse_timestamp(value.get("created_at")),
         started_at=parse_timestamp(value.get("started_at")),
@@ -164,7 +176,7 @@ def _flow_name(value: Mapping[str, Any]) -> str | None:
     name = get_first(value, ("template", "template_name", "template_id"))
     if isinstance(name, Mapping):
         name = get_first(name, ("name", "template_name", "template_id", "id"))
-    return str(name) if isinstance(name, (str, int)) else None
+    return str(name) if isinstance(name, (str, int)) and len(str(name)) <= MAX_ID_LENGTH else None
 
 
 def _get_error(value: Mapping[str, Any], state: FlowState) -> str | None:
@@ -177,16 +189,43 @@ def _get_error(value: Mapping[str, Any], state: FlowState) -> str | None:
     detail = get_first(value, (*keys, "message") if state is FlowState.FAILED else keys)
     if detail is None or detail is False:
         return None
-    return (detail if isinstance(detail, str) else json.dumps(detail, default=str))[: 10 * MAX_EXCERPT_CHARS]
+    return (detail if isinstance(detail, str) else json.dumps(detail, default=str))[:MAX_ERROR_LENGTH]
 
 
-def parse_runs(request: Request, response: Response, value: Any) -> Iterator[FlowRun]:
-    """Parse a list of runs; rows without an id are skipped.
+def parse_page(request: Request, response: Response) -> tuple[Any, dict[str, FlowRun], bool]:
+    """Parse a page of a list of runs; rows without an id are skipped.
 
     A row without a state has state UNKNOWN, because the list may contain selected fields only (G-06).
+
+    :returns: the JSON value, the runs by id, and whether every row has an id and a state.
+    :raises FlowServiceError: the response is not a success, or contains no list.
     """
-    for key, row in rows_by_id(request, response, value).items():
-        yield _build_run(row, key, str(get_first(row, STATE_KEYS) or "unknown"), None)
+    value = parse_json(request, response)
+    runs = {
+        key: _build_run(row, key, _to_text(get_first(row, STATE_KEYS) or "unknown"), None)
+        for key, row in rows_by_id(request, response, value).items()
+    }
+    return value, runs, has_states(value)
+
+
+def parse_running_page(
+    request: Request, response: Response, flow_run_ids: Collection[str]
+) -> tuple[Any, AbstractSet[str], dict[str, FlowRun]]:
+    """Parse a page of a list of running runs.
+
+    :param flow_run_ids: the runs that are parsed.
+    :returns: the JSON value, the ids of all rows, and those of the requested runs that are running.
+    :raises FlowServiceError: the response is not a success, or contains no list.
+    """
+    value = parse_json(request, response)
+    rows = rows_by_id(request, response, value)
+    runs = ((key, parse_running_row(key, rows[key])) for key in rows if key in flow_run_ids)
+    return value, rows.keys(), {key: run for key, run in runs if run is not None}
+
+
+def _to_text(value: Any) -> str:
+    """Return the name of a state, which may be of any type and size."""
+    return str(value)[:MAX_NAME_LENGTH]
 
 
 def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Mapping[str, Any]]:
@@ -205,7 +244,7 @@ def parse_running_row(key: str, row: Mapping[str, Any]) -> FlowRun | None:
 
     Only the fields that a wait needs are parsed, because a list may have thousands of rows.
     """
-    raw_state = str(get_first(row, STATE_KEYS))
+    raw_state = _to_text(get_first(row, STATE_KEYS))
     if FlowState.parse(raw_state) is not FlowState.RUNNING:
         return None
     started = parse_timestamp(row.get("started_at"))
@@ -257,8 +296,8 @@ def _with_page_url(request: Request, url: str) -> Request | None:
         return None
 
 
-def parse_assets(
-    request: Request, response: Response, value: Any, kind: str, *, include_data: bool
+def parse_asset_page(
+    request: Request, response: Response, kind: str, *, include_data: bool
 ) -> list[FlowOutput]:
     """Parse a list of inputs or outputs.
 
@@ -266,8 +305,9 @@ def parse_assets(
 
     :param kind: the envelope's key, `inputs` or `outputs`.
     :param include_data: whether the request asked for content; content that was not requested is dropped.
-    :raises FlowMalformed: the response contains no list.
+    :raises FlowServiceError: the response is not a success, or contains no list.
     """
+    value = parse_json(request, response)
     rows = find_list(value, (kind, "assets", "items", "data"))
     if rows is None:
         raise_malformed(request, response, f"contains no list of {kind}")
@@ -277,7 +317,7 @@ def parse_assets(
         asset = _parse_asset(fields if isinstance(fields, Mapping) else {})
         key = f"id {asset.asset_id}" if asset.asset_id else f"row {number}"
         assets.setdefault(key, asset if include_data else replace(asset, value=None))
-    return list(assets.values())
+    return bound_outputs(list(assets.values()), "They remain at the service.")
 
 
 def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
@@ -289,9 +329,10 @@ def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
     error = get_first(row, ("error", "error_message", "details", "message"))
     kind = get_first(row, ("media_type", "mime_type", "content_type", "type"))
     has_media_type = isinstance(kind, str) and "/" in kind
-    name = str(get_first(row, ("name", "file_name", "filename")) or key or "unnamed")[:MAX_EXCERPT_CHARS]
+    name = str(get_first(row, ("name", "file_name", "filename")) or key or "unnamed")[:MAX_NAME_LENGTH]
     if key is None:
-        return FlowOutput(name, status=ERROR, error="the service's list has no id for it")
+        problem = f"the service's list has no id of at most {MAX_ID_LENGTH} characters for it"
+        return FlowOutput(name, status=ERROR, error=problem)
     return FlowOutput(
         name=name,
         asset_id=key,
@@ -299,7 +340,7 @@ def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
         media_type=data_uri.normalize_media_type(kind) if has_media_type else _data_uri_media_type(data),
         additional=row.get("additional"),
         value=data if isinstance(data, str) else None,
-        error=None if error is None else str(error)[:MAX_EXCERPT_CHARS],
+        error=None if error is None else str(error)[:MAX_ERROR_LENGTH],
     )
 
 
