@@ -33,11 +33,12 @@ MAX_LIST_BYTES = 64 * MIB  # over all pages together
 MAX_DEFINITIONS_BYTES = 16 * MIB  # of all definitions of flows, over all pages together
 MAX_ERROR_BYTES = MIB  # of a response that is no success
 MAX_IN_MEMORY_BYTES = 128 * MIB  # of a file that is downloaded into memory, and of a list with content
-MAX_OTHER_JSON_BYTES = 8 * MIB  # of the JSON around a file, which is stored in memory
+MAX_METADATA_BYTES = 4 * MIB  # of the metadata (`additional`) of all outputs of a run in XCom, as JSON
+MAX_OTHER_JSON_BYTES = MIB  # of the JSON around a file, which is stored in memory
 
 # Expansion of a compressed response.
 MAX_EXPANSION_RATIO = 100
 MAX_UNCHECKED_EXPANSION_BYTES = 16 * MIB  # a response that expands to less may have any ratio
 
 # A larger body is parsed in a thread, because an event loop has other work to do.
-MAX_INLINE_BYTES = 256 * KIB
+MAX_INLINE_BYTES = 64 * KIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun, bound_outputs
 from airflow_provider_flows.core.http import Sleep
+from airflow_provider_flows.core.limits import MAX_METADATA_BYTES
 from airflow_provider_flows.storage.atomic_file import (
     Cancellation,
     CancelledWriteError,
@@ -91,7 +92,7 @@ def fetch_outputs(
     has_pending = any(output.status == PENDING for output in outputs)
     if (not outputs and (can_list or come_with_run)) or (has_pending and come_with_run):
         outputs = tuple(hook.list_ready_outputs(run.flow_run_id))
-    outputs = tuple(_drop_large_metadata(output, output_options) for output in outputs)
+    outputs = tuple(_drop_large_metadata(outputs, output_options))
     selected = tuple(filter(output_options.selects, outputs))
     _warn_about_missing(run, selected)
     if output_options.output_path is None:
@@ -104,17 +105,34 @@ def fetch_outputs(
     return run.with_outputs(tuple(filter(output_options.selects, outputs))), error
 
 
-def _drop_large_metadata(output: FlowOutput, output_options: OutputOptions) -> FlowOutput:
-    """Remove metadata that is too large for XCom; it remains at the service."""
-    if output.additional is None or not output_options.is_too_large(json.dumps(output.additional)):
-        return output
-    log.warning(
-        "Output %s: its metadata (`additional`) is omitted, because its JSON is larger than max_xcom_bytes "
-        "(%s). It remains at the service",
-        output.name,
-        output_options.max_xcom_bytes,
-    )
-    return replace(output, additional=None)
+def _drop_large_metadata(
+    outputs: Iterable[FlowOutput], output_options: OutputOptions
+) -> Iterator[FlowOutput]:
+    """Yield the outputs without metadata that is too large for XCom; it remains at the service."""
+    total = 0
+    for output in outputs:
+        text = None if output.additional is None else json.dumps(output.additional)
+        if text is None:
+            yield output
+        elif output_options.is_too_large(text):
+            log.warning(
+                "Output %s: its metadata (`additional`) is omitted, because its JSON is larger than "
+                "max_xcom_bytes (%s). It remains at the service",
+                output.name,
+                output_options.max_xcom_bytes,
+            )
+            yield replace(output, additional=None)
+        elif total + len(text) > MAX_METADATA_BYTES:
+            log.warning(
+                "Output %s: its metadata (`additional`) is omitted, because that of all outputs together is "
+                "larger than %d bytes. It remains at the service",
+                output.name,
+                MAX_METADATA_BYTES,
+            )
+            yield replace(output, additional=None)
+        else:
+            total += len(text)
+            yield output
 
 
 def _warn_about_missing(run: FlowRun, outputs: Iterable[FlowOutput]) -> None:

@@ -207,11 +207,11 @@ class Generio(Service):
         while request is not None and pages.count <= len(flow_run_ids) and len(ids) <= MAX_LISTED_RUNS:
             request, response = yield from pages.send(request)
             parse = partial(responses.parse_running_page, request, response, flow_run_ids)
-            value, new_ids, running = yield from run_apart_if_large(response, parse)
+            paging, new_ids, running = yield from run_apart_if_large(response, parse)
             found |= running
             has_new_rows = not new_ids <= ids
             ids |= new_ids
-            request = responses.next_page_request(request, value, len(ids)) if has_new_rows else None
+            request = responses.next_page_request(request, paging, len(ids)) if has_new_rows else None
         return ActiveRuns(found, ids, pages.count, is_complete=request is None)
 
     def _fetch_runs(self, query: dict[str, str]) -> Conversation[tuple[list[FlowRun], bool]]:
@@ -223,13 +223,13 @@ class Generio(Service):
         while request is not None:
             request, response = yield from pages.send(request)
             parse = partial(responses.parse_page, request, response)
-            value, new, all_have_states = yield from run_apart_if_large(response, parse)
+            paging, new, all_have_states = yield from run_apart_if_large(response, parse)
             has_states = has_states and all_have_states
             if len(new) + len(found) > MAX_LISTED_RUNS and len(new | found) > MAX_LISTED_RUNS:
                 pages.raise_too_long(request, f"more than {MAX_LISTED_RUNS:,} flow runs")
             has_new_rows = not new.keys() <= found.keys()
             found |= new
-            request = responses.next_page_request(request, value, len(found)) if has_new_rows else None
+            request = responses.next_page_request(request, paging, len(found)) if has_new_rows else None
         return list(found.values()), has_states
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
@@ -288,7 +288,11 @@ class Generio(Service):
             new = {definition.flow: definition for definition in parsed}
             has_new_rows = not new.keys() <= found.keys()
             found |= new
-            request = responses.next_page_request(request, value, len(found)) if has_new_rows else None
+            request = (
+                responses.next_page_request(request, responses.get_paging(value), len(found))
+                if has_new_rows
+                else None
+            )
         return list(found.values())
 
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 ASSET_ID_KEYS = ("asset_id", "id", "_id")  # G-01
 RUN_ID_KEYS = ("flow_id", "id", "_id")
 RUN_LIST_KEYS = ("flows", "items", "data", "results")
+NEXT_PAGE_KEYS = ("next", "next_page", "next_url")
+PAGING_KEYS = (*NEXT_PAGE_KEYS, "total", "page", "pages")
 STATE_KEYS = ("state", "status")  # G-28
 OUTPUT_STATUSES = {  # G-03: any other status is pending
     **dict.fromkeys(("ready", "available", "completed", "done"), READY),
@@ -197,7 +199,7 @@ def parse_page(request: Request, response: Response) -> tuple[Any, dict[str, Flo
 
     A row without a state has state UNKNOWN, because the list may contain selected fields only (G-06).
 
-    :returns: the JSON value, the runs by id, and whether every row has an id and a state.
+    :returns: the reference to the next page, the runs by id, and whether every row has an id and a state.
     :raises FlowServiceError: the response is not a success, or contains no list.
     """
     value = parse_json(request, response)
@@ -205,7 +207,7 @@ def parse_page(request: Request, response: Response) -> tuple[Any, dict[str, Flo
         key: _build_run(row, key, _to_text(get_first(row, STATE_KEYS) or "unknown"), None)
         for key, row in rows_by_id(request, response, value).items()
     }
-    return value, runs, has_states(value)
+    return get_paging(value), runs, has_states(value)
 
 
 def parse_running_page(
@@ -214,13 +216,20 @@ def parse_running_page(
     """Parse a page of a list of running runs.
 
     :param flow_run_ids: the runs that are parsed.
-    :returns: the JSON value, the ids of all rows, and those of the requested runs that are running.
+    :returns: the reference to the next page, the ids of all rows, and those of the requested runs that are
+        running.
     :raises FlowServiceError: the response is not a success, or contains no list.
     """
     value = parse_json(request, response)
     rows = rows_by_id(request, response, value)
-    runs = ((key, parse_running_row(key, rows[key])) for key in rows if key in flow_run_ids)
-    return value, rows.keys(), {key: run for key, run in runs if run is not None}
+    value, paging = None, get_paging(value)
+    ids, runs = set[str](), dict[str, FlowRun]()
+    while rows:  # one at a time, because no other thread runs while all of a large value is freed
+        key, row = rows.popitem()
+        ids.add(key)
+        if key in flow_run_ids and (run := parse_running_row(key, row)) is not None:
+            runs[key] = run
+    return paging, ids, runs
 
 
 def _to_text(value: Any) -> str:
@@ -268,14 +277,19 @@ def has_states(value: Any) -> bool:
     )
 
 
-def next_page_request(request: Request, value: Any, row_count: int) -> Request | None:
+def get_paging(value: Any) -> dict[str, Any]:
+    """Return the fields of a list that may refer to its next page."""
+    return {key: value.get(key) for key in PAGING_KEYS} if isinstance(value, Mapping) else {}
+
+
+def next_page_request(request: Request, value: Mapping[str, Any], row_count: int) -> Request | None:
     """Return the request for the next page, or None if the response does not refer to one.
 
     Paging is not documented (G-08): the reference may be a URL, a page number, a number of pages or a total.
+
+    :param value: what `get_paging` returned.
     """
-    if not isinstance(value, Mapping):
-        return None
-    hint = get_first(value, ("next", "next_page", "next_url"))
+    hint = get_first(value, NEXT_PAGE_KEYS)
     if isinstance(hint, str) and ("/" in hint or hint.startswith("?")):
         return _with_page_url(request, hint)
     total, page, pages = (value.get(key) for key in ("total", "page", "pages"))
