@@ -256,7 +256,7 @@ def parse_bounded_json(body: bytes) -> Any:
     keys, have U+FFFD in place of what no store accepts (see `core.safe_text`).
 
     A large text is parsed with a call of a Python function for each object and number, between which other
-    threads run: an event loop must go on while this runs in a thread. That takes twice as long.
+    threads run, because an event loop must continue while this runs in a thread. That takes twice as long.
 
     :raises ValueError: the text is not JSON, is nested too deeply, or has too many values.
     """

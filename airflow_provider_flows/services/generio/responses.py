@@ -50,6 +50,7 @@ RUN_LIST_KEYS = ("flows", "items", "data", "results")
 NEXT_PAGE_KEYS = ("next", "next_page", "next_url")
 PAGING_KEYS = (*NEXT_PAGE_KEYS, "total", "page", "pages")
 STATE_KEYS = ("state", "status")  # G-28
+NO_ASSET_ID = "the service's list has no id for it"
 OUTPUT_STATUSES = {  # G-03: any other status is pending
     **dict.fromkeys(("ready", "available", "completed", "done"), READY),
     **dict.fromkeys(("error", "failed"), ERROR),
@@ -345,7 +346,8 @@ def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
     has_media_type = isinstance(kind, str) and "/" in kind
     name = str(get_first(row, ("name", "file_name", "filename")) or key or "unnamed")[:MAX_NAME_LENGTH]
     if key is None:
-        problem = f"the service's list has no id of at most {MAX_ID_LENGTH} characters for it"
+        is_too_long = isinstance(get_first(row, ASSET_ID_KEYS), str)
+        problem = f"its id has more than {MAX_ID_LENGTH} characters" if is_too_long else NO_ASSET_ID
         return FlowOutput(name, status=ERROR, error=problem)
     return FlowOutput(
         name=name,
