@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from airflow_provider_flows.core.limits import MAX_TIMESTAMP_CHARACTERS
-
 if TYPE_CHECKING:
     from pendulum import DateTime
 
@@ -26,6 +24,8 @@ def parse_timestamp(value: object) -> DateTime | None:
     :param value: ISO 8601 with or without a time zone (default UTC), or epoch seconds or milliseconds.
     """
     import pendulum  # expensive to import
+
+    from airflow_provider_flows.core.limits import MAX_TIMESTAMP_CHARACTERS  # a DAG file does not need it
 
     timestamp: DateTime | None = None
     try:

@@ -6,6 +6,7 @@ Source of all paths and bodies: the newest version of the vendor's reference, ht
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -33,7 +34,13 @@ from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import DownloadSink, download_file
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
-from airflow_provider_flows.core.responses import error_reason, expect_success, load_json, run_apart_if_large
+from airflow_provider_flows.core.responses import (
+    error_reason,
+    expect_success,
+    load_json,
+    parse_json,
+    run_apart_if_large,
+)
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import to_epoch
 from airflow_provider_flows.services.generio import responses
@@ -206,7 +213,7 @@ class Generio(Service):
         # else polling each run is cheaper
         while request is not None and pages.count <= len(flow_run_ids) and len(ids) <= MAX_LISTED_RUNS:
             request, response = yield from pages.send(request)
-            parse = partial(responses.parse_running_page, request, response, flow_run_ids)
+            parse = partial(_parse_running_page, request, response, flow_run_ids)
             paging, new_ids, running = yield from run_apart_if_large(response, parse)
             found |= running
             has_new_rows = not new_ids <= ids
@@ -222,7 +229,7 @@ class Generio(Service):
         pages = _Pages(MAX_LIST_BYTES)
         while request is not None:
             request, response = yield from pages.send(request)
-            parse = partial(responses.parse_page, request, response)
+            parse = partial(_parse_page, request, response)
             paging, new, all_have_states = yield from run_apart_if_large(response, parse)
             has_states = has_states and all_have_states
             if len(new) + len(found) > MAX_LISTED_RUNS and len(new | found) > MAX_LISTED_RUNS:
@@ -385,3 +392,37 @@ def _read_assets(
 ) -> Conversation[list[FlowOutput]]:
     parse = partial(responses.parse_asset_page, request, response, kind, include_data=include_data)
     return (yield from run_apart_if_large(response, parse))
+
+
+def _parse_page(request: Request, response: Response) -> tuple[Any, dict[str, FlowRun], bool]:
+    """Parse a page of a list of runs; rows without an id are skipped.
+
+    :returns: the reference to the next page, the runs by id, and whether every row has an id and a state.
+    :raises FlowServiceError: the response is not a success, or contains no list.
+    """
+    value = parse_json(request, response)
+    rows = responses.rows_by_id(request, response, value)
+    runs = {key: responses.parse_row(key, row) for key, row in rows.items()}
+    return responses.get_paging(value), runs, responses.has_states(value)
+
+
+def _parse_running_page(
+    request: Request, response: Response, flow_run_ids: Collection[str]
+) -> tuple[Any, AbstractSet[str], dict[str, FlowRun]]:
+    """Parse a page of a list of running runs.
+
+    :param flow_run_ids: the runs that are parsed.
+    :returns: the reference to the next page, the ids of all rows, and those of the requested runs that are
+        running.
+    :raises FlowServiceError: the response is not a success, or contains no list.
+    """
+    value = parse_json(request, response)
+    rows = responses.rows_by_id(request, response, value)
+    value, paging = None, responses.get_paging(value)
+    ids, runs = set[str](), dict[str, FlowRun]()
+    while rows:  # one at a time, because no other thread runs while all of a large value is freed
+        key, row = rows.popitem()
+        ids.add(key)
+        if key in flow_run_ids and (run := responses.parse_running_row(key, row)) is not None:
+            runs[key] = run
+    return paging, ids, runs

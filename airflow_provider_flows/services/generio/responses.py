@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin
@@ -151,7 +150,7 @@ def parse_run(
     return _build_run(
         value,
         known_id or flow_run_id,
-        default_state.value if raw_state is None else _to_text(raw_state),
+        default_state.value if raw_state is None else _to_state_name(raw_state),
         known_flow,
     )
 
@@ -179,7 +178,7 @@ def _flow_name(value: Mapping[str, Any]) -> str | None:
     name = get_first(value, ("template", "template_name", "template_id"))
     if isinstance(name, Mapping):
         name = get_first(name, ("name", "template_name", "template_id", "id"))
-    return str(name) if isinstance(name, (str, int)) and len(str(name)) <= MAX_ID_LENGTH else None
+    return str(name) if isinstance(name, (str, int)) else None  # `FlowRun` bounds it
 
 
 def _get_error(value: Mapping[str, Any], state: FlowState) -> str | None:
@@ -195,47 +194,17 @@ def _get_error(value: Mapping[str, Any], state: FlowState) -> str | None:
     return (detail if isinstance(detail, str) else json.dumps(detail, default=str))[:MAX_ERROR_LENGTH]
 
 
-def parse_page(request: Request, response: Response) -> tuple[Any, dict[str, FlowRun], bool]:
-    """Parse a page of a list of runs; rows without an id are skipped.
-
-    A row without a state has state UNKNOWN, because the list may contain selected fields only (G-06).
-
-    :returns: the reference to the next page, the runs by id, and whether every row has an id and a state.
-    :raises FlowServiceError: the response is not a success, or contains no list.
-    """
-    value = parse_json(request, response)
-    runs = {
-        key: _build_run(row, key, _to_text(get_first(row, STATE_KEYS) or "unknown"), None)
-        for key, row in rows_by_id(request, response, value).items()
-    }
-    return get_paging(value), runs, has_states(value)
-
-
-def parse_running_page(
-    request: Request, response: Response, flow_run_ids: Collection[str]
-) -> tuple[Any, AbstractSet[str], dict[str, FlowRun]]:
-    """Parse a page of a list of running runs.
-
-    :param flow_run_ids: the runs that are parsed.
-    :returns: the reference to the next page, the ids of all rows, and those of the requested runs that are
-        running.
-    :raises FlowServiceError: the response is not a success, or contains no list.
-    """
-    value = parse_json(request, response)
-    rows = rows_by_id(request, response, value)
-    value, paging = None, get_paging(value)
-    ids, runs = set[str](), dict[str, FlowRun]()
-    while rows:  # one at a time, because no other thread runs while all of a large value is freed
-        key, row = rows.popitem()
-        ids.add(key)
-        if key in flow_run_ids and (run := parse_running_row(key, row)) is not None:
-            runs[key] = run
-    return paging, ids, runs
-
-
-def _to_text(value: Any) -> str:
+def _to_state_name(value: Any) -> str:
     """Return the name of a state, which may be of any type and size."""
     return str(value)[:MAX_NAME_LENGTH]
+
+
+def parse_row(key: str, row: Mapping[str, Any]) -> FlowRun:
+    """Parse a row of a list of runs.
+
+    A row without a state has state UNKNOWN, because the list may contain selected fields only (G-06).
+    """
+    return _build_run(row, key, _to_state_name(get_first(row, STATE_KEYS) or "unknown"), None)
 
 
 def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Mapping[str, Any]]:
@@ -254,7 +223,7 @@ def parse_running_row(key: str, row: Mapping[str, Any]) -> FlowRun | None:
 
     Only the fields that a wait needs are parsed, because a list may have thousands of rows.
     """
-    raw_state = _to_text(get_first(row, STATE_KEYS))
+    raw_state = _to_state_name(get_first(row, STATE_KEYS))
     if FlowState.parse(raw_state) is not FlowState.RUNNING:
         return None
     started = parse_timestamp(row.get("started_at"))
