@@ -102,6 +102,13 @@ def fields(read_timeout: float) -> dict[str, Field]:
             64,
             0.001,
         ),
+        "max_output_mib": Field(
+            "Maximum file size",
+            "Maximum size of a file that is downloaded, in MiB.",
+            "number",
+            4096,
+            0.001,
+        ),
         "picture_hosts": Field(
             "Picture hosts",
             "Other public hosts from which pictures and files may be fetched, separated by commas, such as "
@@ -303,6 +310,7 @@ def to_settings(
         read_timeout=extra["read_timeout"],
         verify=_get_ca_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
         max_response_bytes=int(extra["max_response_mib"] * 1024 * 1024),
+        max_output_bytes=int(extra["max_output_mib"] * 1024 * 1024),
         picture_hosts=(*picture_hosts, *(extra["picture_hosts"] or ())),
     )
 

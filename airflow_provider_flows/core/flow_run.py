@@ -7,7 +7,20 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from airflow_provider_flows.core.exceptions import FlowRunAborted, FlowRunFailed, reason_sentence
+from airflow_provider_flows.core.exceptions import (
+    FlowMalformed,
+    FlowRunAborted,
+    FlowRunFailed,
+    reason_sentence,
+)
+from airflow_provider_flows.core.limits import (
+    MAX_ERROR_LENGTH,
+    MAX_ID_LENGTH,
+    MAX_MEDIA_TYPE_LENGTH,
+    MAX_NAME_LENGTH,
+    MAX_OUTPUTS,
+    MAX_TIMESTAMP_CHARACTERS,
+)
 from airflow_provider_flows.core.safe_text import to_storable
 from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 
@@ -42,6 +55,24 @@ _STATES_BY_VALUE: dict[str, FlowState] = {state.value: state for state in FlowSt
 _FINAL_STATES = frozenset({FlowState.COMPLETED, FlowState.FAILED, FlowState.ABORTED})
 
 READY, ERROR, PENDING = "ready", "error", "pending"  # status of an output (vendor_notes.md, G-03)
+
+
+# maximum lengths in characters
+_OUTPUT_TEXT_BOUNDS = {
+    "name": MAX_NAME_LENGTH,
+    "error": MAX_ERROR_LENGTH,
+    "warning": MAX_ERROR_LENGTH,
+    "expires_at": MAX_TIMESTAMP_CHARACTERS,
+}
+_RUN_TEXT_BOUNDS = {"flow": MAX_ID_LENGTH, "raw_state": MAX_NAME_LENGTH, "error": MAX_ERROR_LENGTH}
+
+
+def _cut_texts(instance: object, bounds: Mapping[str, int]) -> None:
+    """Cut the texts of a frozen instance to their maximum lengths."""
+    for name, maximum in bounds.items():
+        text = getattr(instance, name)
+        if isinstance(text, str) and len(text) > maximum:
+            object.__setattr__(instance, name, text[:maximum])
 
 
 @runtime_checkable
@@ -115,6 +146,19 @@ class FlowOutput:
     expires_at: str | None = None
     warning: str | None = None
 
+    def __post_init__(self) -> None:
+        """Bound what goes to XCom, logs and stores, whichever service it comes from.
+
+        An output whose id is too long cannot be fetched: it states that as its error.
+        """
+        _cut_texts(self, _OUTPUT_TEXT_BOUNDS)
+        if isinstance(self.media_type, str) and len(self.media_type) > MAX_MEDIA_TYPE_LENGTH:
+            object.__setattr__(self, "media_type", None)
+        if isinstance(self.asset_id, str) and len(self.asset_id) > MAX_ID_LENGTH:
+            object.__setattr__(self, "asset_id", None)
+            object.__setattr__(self, "status", ERROR)
+            object.__setattr__(self, "error", f"its id has more than {MAX_ID_LENGTH} characters")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the XCom form.
 
@@ -137,6 +181,24 @@ class FlowOutput:
         if self.uri is not None:
             data |= {"uri": self.uri, "size": self.size, "sha256": self.sha256}
         return data
+
+
+def bound_outputs(outputs: Sequence[FlowOutput], where: str) -> list[FlowOutput]:
+    """Return the outputs, or of too many the first ones, and in place of the rest one that states the error.
+
+    The result has at most `MAX_OUTPUTS` outputs. Those that it has are paid for, so they are not rejected.
+
+    :param where: a sentence on what becomes of the rest.
+    """
+    if len(outputs) <= MAX_OUTPUTS:
+        return list(outputs)
+    kept = list(outputs[: MAX_OUTPUTS - 1])
+    missing = len(outputs) - len(kept)
+    error = (
+        f"the flow run has {len(outputs):,} outputs, and at most {MAX_OUTPUTS:,} are listed, so {missing:,} "
+        f"are missing. {where}"
+    )
+    return [*kept, FlowOutput(f"{missing} more outputs", status=ERROR, error=error)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +228,19 @@ class FlowRun:
     error: str | None = None
     outputs: tuple[FlowOutput, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Bound what goes to XCom, logs and stores, whichever service it comes from.
+
+        :raises FlowMalformed: the id is too long; without it the run is lost.
+        """
+        if isinstance(self.flow_run_id, str) and len(self.flow_run_id) > MAX_ID_LENGTH:
+            start = self.flow_run_id[:MAX_ID_LENGTH]
+            raise FlowMalformed(
+                f"{self.service} has a flow run whose id has more than {MAX_ID_LENGTH} characters. It cannot "
+                f"be polled or aborted from here; look for it at the service. The id starts with: {start!r}"
+            )
+        _cut_texts(self, _RUN_TEXT_BOUNDS)
 
     def __str__(self) -> str:
         """Return service, id and flow, for logs and error messages."""

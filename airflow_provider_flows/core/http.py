@@ -24,7 +24,11 @@ from uuid import uuid4
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import UploadSource
-from airflow_provider_flows.core.limits import MAX_ORIGIN_LENGTH, MAX_SHOWN_PATH_LENGTH
+from airflow_provider_flows.core.limits import (
+    MAX_ORIGIN_LENGTH,
+    MAX_SHOWN_PATH_LENGTH,
+    MAX_TIMESTAMP_CHARACTERS,
+)
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import mask_values
 from airflow_provider_flows.core.timestamps import parse_http_date
@@ -64,7 +68,9 @@ class Request:
     :param json: the value that is sent as the JSON body, or None for no body. An `UploadSource` at any depth
         in it is sent as a data URI.
     :param resend: when the request may be sent again.
-    :param sink: receives the body of a successful response, of any size, a chunk at a time.
+    :param sink: receives the body of a successful response, a chunk at a time.
+    :param max_bytes: maximum size of the body of a successful response, or of the file that the sink makes of
+        it; None for that of the connection, which no request exceeds.
     :param allow_url: decides for a URL outside of the connection's own origin whether the request may be sent
         to it; None allows none.
     :param label: how messages name the request; by default by its method and path.
@@ -79,6 +85,7 @@ class Request:
     json: Any = field(default=None, repr=False)
     resend: Resend = Resend.ALWAYS
     sink: Sink | None = field(default=None, repr=False)
+    max_bytes: int | None = None
     allow_url: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
     label: str = ""
     purpose: Purpose | None = field(default=None, repr=False)
@@ -199,7 +206,7 @@ class Response:
         :param now: the current time in epoch seconds, because the header may contain a date.
         """
         value = self.headers.get("retry-after", "").strip()
-        if not value:
+        if not value or len(value) > MAX_TIMESTAMP_CHARACTERS:
             return None
         try:
             seconds = float(value) if value[:1].isdigit() else parse_http_date(value) - now
@@ -210,9 +217,13 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """A pause in a conversation, in seconds."""
+    """A pause in a conversation, in seconds.
+
+    :param work: what the driver of an event loop runs in a thread during the pause; other drivers need not.
+    """
 
     seconds: float
+    work: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
 
 Step = Request | Sleep
@@ -226,6 +237,28 @@ def send(request: Request) -> Conversation[Response]:
         message = f"The driver of this conversation treated the request {request} as a pause"
         raise TypeError(message)
     return response
+
+
+def run_apart(function: Callable[[], T]) -> Conversation[T]:
+    """Return what a function without I/O returns, which takes long and must not block an event loop.
+
+    :raises Exception: what the function raises.
+    """
+    outcomes: list[tuple[T, None] | tuple[None, Exception]] = []
+
+    def work() -> None:
+        try:
+            outcomes.append((function(), None))
+        except Exception as error:  # noqa: BLE001  # raised below, inside the conversation
+            outcomes.append((None, error))
+
+    yield Sleep(0.0, work)
+    if not outcomes:  # the driver has no event loop
+        return function()
+    result, error = outcomes[0]
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # without an error there is a result
 
 
 class ConversationState(Generic[T]):

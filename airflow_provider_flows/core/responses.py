@@ -12,6 +12,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin
 
@@ -26,13 +27,13 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     reason_sentence,
 )
-from airflow_provider_flows.core.http import Conversation, Request, Response, T, send, to_origin
+from airflow_provider_flows.core.http import Conversation, Request, Response, T, run_apart, send, to_origin
+from airflow_provider_flows.core.limits import MAX_INLINE_BYTES, MAX_JSON_DEPTH, MAX_JSON_VALUES
 from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes
 
 MAX_EXCERPT_CHARS = 200  # of a service's text in a message
 MAX_EXCERPT_BYTES = 2 * MAX_EXCERPT_CHARS  # of a body from which such an excerpt is taken
 MAX_REASON_CHARS = 3 * MAX_EXCERPT_CHARS  # of the reason that a service gives for an error
-MAX_JSON_DEPTH = 64  # services nest a few levels; Airflow's XCom code and Python's json module recurse
 
 REDIRECT_HINT = (
     "The service redirects it to {target}, and nothing was sent there. If the service has moved there, set "
@@ -94,6 +95,10 @@ def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]
     :raises FlowMalformed: the response is not JSON, or `parse` failed.
     """
     response = yield from send(request)
+    return (yield from run_apart_if_large(response, partial(_parse_with, request, response, parse)))
+
+
+def _parse_with(request: Request, response: Response, parse: Callable[[Any], T]) -> T:
     value = parse_json(request, response)
     try:
         return parse(value)
@@ -101,6 +106,22 @@ def request_json(request: Request, parse: Callable[[Any], T]) -> Conversation[T]
         raise FlowMalformed(
             malformed_message(request, response, "does not have the expected content"), status=response.status
         ) from error
+
+
+def run_apart_if_large(response: Response, parse: Callable[[], T]) -> Conversation[T]:
+    """Return what a function makes of a response; an event loop calls it in a thread if the body is large.
+
+    :raises Exception: what the function raises.
+    """
+    return (yield from run_apart(parse)) if len(response.body) > MAX_INLINE_BYTES else parse()
+
+
+def load_json(request: Request, response: Response) -> Conversation[Any]:
+    """Return what `parse_json` returns; an event loop parses a large body in a thread.
+
+    :raises FlowServiceError: as `parse_json`.
+    """
+    return (yield from run_apart_if_large(response, partial(parse_json, request, response)))
 
 
 def parse_json(request: Request, response: Response) -> Any:
@@ -259,18 +280,24 @@ def parse_bounded_json(body: bytes) -> Any:
     NaN and the infinities become None, also when they are written as large numbers (1e999). Texts, also
     keys, have U+FFFD in place of what no store accepts (see `core.safe_text`).
 
-    :raises ValueError: the text is not JSON, or it is nested too deeply.
+    A large text is parsed with a call of a Python function for each object and number, between which other
+    threads run, because an event loop must continue while this runs in a thread. That takes twice as long.
+
+    :raises ValueError: the text is not JSON, is nested too deeply, or has too many values.
     """
+    if len(body) > MAX_JSON_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise ValueError(f"it has more than {MAX_JSON_VALUES:,} values")
+    is_large = len(body) > MAX_INLINE_BYTES
     try:
         text = replace_unsafe_escapes(decode_text(body))
-        value = _FAST_DECODER.decode(text)
+        value = (_COOPERATIVE_DECODER if is_large else _FAST_DECODER).decode(text)
     except RecursionError:
         raise _depth_error() from None
     # Walk the value level by level. `level` holds all values at one depth, so no recursion is needed, and one
     # membership test a level finds the infinities. They are rare, and only then the slower decoder runs.
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH + 2):
-        if math.inf in level or -math.inf in level:
+        if not is_large and (math.inf in level or -math.inf in level):
             level = [value := _FINITE_DECODER.decode(text)]
         containers = [outer for outer in level if type(outer) in _CONTAINERS]
         if not containers:
@@ -291,6 +318,9 @@ _CONTAINERS = frozenset({dict, list})
 # small response. The finite decoder takes twice as long as the fast one.
 _FAST_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 _FINITE_DECODER = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_parse_finite)
+_COOPERATIVE_DECODER = json.JSONDecoder(
+    object_hook=lambda value: value, parse_constant=lambda _: None, parse_float=_parse_finite
+)
 
 
 def _depth_error() -> ValueError:

@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowUnreachable
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, map_requests, send
+from airflow_provider_flows.core.payload.sink import TooLargeError
 from airflow_provider_flows.core.responses import is_quota_exceeded, malformed_message
 
 if TYPE_CHECKING:
@@ -69,12 +70,14 @@ class Retry:
         """Run a conversation that only reads, and run it again while what arrives is malformed or incomplete.
 
         :param create_conversation: returns a new conversation for each attempt.
-        :raises FlowMalformed: the response of the last attempt is malformed as well.
+        :raises FlowMalformed: the response of the last attempt is malformed as well, or one is too large.
         """
         for attempt in range(1, self.attempts):
             try:
                 return (yield from create_conversation())
-            except FlowMalformed:
+            except FlowMalformed as error:
+                if isinstance(error.__cause__, TooLargeError):
+                    raise
                 yield Sleep(self._get_backoff(attempt))
         return (yield from create_conversation())
 

@@ -19,6 +19,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # named class.
 RESERVED_KEYS = frozenset({"__classname__", "__id__", "__type", "__var"})
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
+_SEARCH_STEP, _ESCAPE_LENGTH = 1024 * 1024, 6  # in characters
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNSAFE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
 # The first alternative is a pair of surrogates, or an escape of one character, such as a backslash. Both are
@@ -54,9 +55,17 @@ def replace_unsafe_escapes(json_text: str) -> str:
     The text is changed before it is parsed, because searching it takes far less time than walking through the
     parsed value, and almost every text is unchanged.
     """
-    if "\\" not in json_text or _UNSAFE_ESCAPE.search(json_text) is None:
+    if "\\" not in json_text or not _has_unsafe_escape(json_text):
         return json_text
     return _PAIR_OR_UNSAFE_ESCAPE.sub(lambda match: match[1] or REPLACEMENT, json_text)
+
+
+def _has_unsafe_escape(json_text: str) -> bool:
+    """Search in steps, because no other thread runs during a search."""
+    starts = range(0, len(json_text), _SEARCH_STEP)
+    return any(
+        _UNSAFE_ESCAPE.search(json_text, start, start + _SEARCH_STEP + _ESCAPE_LENGTH) for start in starts
+    )
 
 
 def to_storable(value: Any) -> Any:

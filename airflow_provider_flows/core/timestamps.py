@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from pendulum import DateTime
 
 MIN_YEAR = 1971  # an earlier year is the zero of a service's clock, in any time zone
-MAX_TIMESTAMP_CHARACTERS = 64  # a parser may take minutes for a long text
 
 _EARLY_YEAR = re.compile(r"(?<![+-])\b0\d{3}\b")  # in an HTTP date; `email.utils` reads 0001 as 2001
 _STARTS_WITH_YEAR = re.compile(r"\d{4}", re.ASCII)  # pendulum completes "00:00:00" and "-1" with today's date
@@ -25,6 +24,8 @@ def parse_timestamp(value: object) -> DateTime | None:
     :param value: ISO 8601 with or without a time zone (default UTC), or epoch seconds or milliseconds.
     """
     import pendulum  # expensive to import
+
+    from airflow_provider_flows.core.limits import MAX_TIMESTAMP_CHARACTERS  # a DAG file does not need it
 
     timestamp: DateTime | None = None
     try:

@@ -22,12 +22,21 @@ from airflow_provider_flows.core.exceptions import (
     FlowMalformed,
     FlowNotFound,
 )
-from airflow_provider_flows.core.flow_run import ERROR, READY, FlowOutput, FlowRun, FlowState, Inputs
+from airflow_provider_flows.core.flow_run import (
+    ERROR,
+    READY,
+    FlowOutput,
+    FlowRun,
+    FlowState,
+    Inputs,
+    bound_outputs,
+)
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.http import Purpose, Request, Resend, send
+from airflow_provider_flows.core.limits import MAX_DEFINITIONS_BYTES, MAX_NAME_LENGTH, MAX_URL_LENGTH
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import SIGNATURE_PARAMETERS
-from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message, parse_json
+from airflow_provider_flows.core.responses import load_json, malformed_message
 from airflow_provider_flows.core.safe_text import to_safe_text
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
@@ -83,9 +92,10 @@ class PromptChainer(Service):
 
         The response is an array of `{name, type}`, a wrapped array, or a graph (P-03).
         """
-        request = Request("GET", f"/api/flows/getFlowInfo/{quote_path_segment('flow', flow)}")
+        path = f"/api/flows/getFlowInfo/{quote_path_segment('flow', flow)}"
+        request = Request("GET", path, max_bytes=MAX_DEFINITIONS_BYTES)
         response = yield from send(request)
-        value = parse_json(request, response)
+        value = yield from load_json(request, response)
         if isinstance(value, Mapping) and isinstance(value.get("nodes"), list):
             try:
                 return FlowDefinition.from_graph(flow, self.name, FlowGraph.parse(value), raw=value)
@@ -94,7 +104,7 @@ class PromptChainer(Service):
                     malformed_message(request, response, str(error)), status=response.status
                 ) from error
         rows = _parse_rows(request, response, value)
-        entries = [(_row_kind(row), str(row["name"])) for row in rows if row.get("name") is not None]
+        entries = [(_row_kind(row), row["name"]) for row in rows if _is_name(row.get("name"))]
         return FlowDefinition(
             flow=flow,
             service=self.name,
@@ -153,16 +163,21 @@ class PromptChainer(Service):
         before_start()
         started_at = _now()
         response = yield from send(request)
-        rows = _parse_rows(request, response, parse_json(request, response))
+        rows = _parse_rows(request, response, (yield from load_json(request, response)))
         run = _build_finished_run(flow, parse_output_rows(rows), expected_outputs=expected_outputs)
         return replace(
             run, created_at=started_at, started_at=started_at, additional=additional, raw={"outputs": rows}
         )
 
 
+def _is_name(value: Any) -> bool:
+    """Return whether a value is the name of a variable or an output; a cut name would be another name."""
+    return isinstance(value, str) and len(value) <= MAX_NAME_LENGTH
+
+
 def _row_kind(row: Mapping[str, Any]) -> str:
     """Return the kind of a row of getFlowInfo: `variable` or `output` (vendor_notes.md, 2.2)."""
-    return str(row.get("type")).lower().removesuffix("node")
+    return str(row.get("type"))[:MAX_NAME_LENGTH].lower().removesuffix("node")
 
 
 def _to_variables(inputs: Inputs) -> dict[str, str]:
@@ -194,8 +209,7 @@ def parse_output_rows(rows: list[Mapping[str, Any]]) -> tuple[FlowOutput, ...]:
     """Return the outputs in their order, including duplicates; rows of another type are skipped (P-12)."""
     output_rows = (row for row in rows if row.get("type") in (None, "output"))
     return tuple(
-        _parse_output(str(row.get("name") or "")[:MAX_EXCERPT_CHARS], row.get("output"))
-        for row in output_rows
+        _parse_output(str(row.get("name") or "")[:MAX_NAME_LENGTH], row.get("output")) for row in output_rows
     )
 
 
@@ -221,6 +235,8 @@ def get_image_media_type(text: str) -> str | None:
 
     The URL is recognized by its parameter `rsct`, file name, host or signature. The content is not checked.
     """
+    if len(text) > MAX_URL_LENGTH:
+        return None
     url = text.strip()
     if not url.lower().startswith(("https://", "http://")) or len(url.split()) != 1:
         return None
@@ -253,13 +269,13 @@ def _build_finished_run(
 ) -> FlowRun:
     """Return the run: failed if all outputs are empty or missing, unless the flow has no outputs."""
     present = {output.name for output in outputs}
-    names = (name[:MAX_EXCERPT_CHARS] for name in expected_outputs or ())
+    names = (name[:MAX_NAME_LENGTH] for name in expected_outputs or ())
     missing = tuple(
         FlowOutput(name, status=ERROR, error="The output is missing.")
         for name in names
         if name not in present
     )
-    all_outputs = outputs + missing
+    all_outputs = tuple(bound_outputs(outputs + missing, "The service does not return them a second time."))
     failed = (bool(all_outputs) or expected_outputs is None) and all(
         output.status == ERROR for output in all_outputs
     )

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 OUTPUT_BLOCK_BYTES = 5 * 1024 * 1024
 OUTPUT_CHUNK_BYTES = 1024 * 1024
 PROBE_NAME = "airflow-flows-write-test"
+TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 PROBE_CONTENT = b"This file tests whether flow outputs can be written here. It can be deleted.\n"
 
 
@@ -273,7 +274,9 @@ def remove_stale_temporary_files(folder: ObjectStoragePath, names: Iterable[str]
 
     :param names: the names without extension of the files that are going to be written.
     """
-    pattern = re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})\.[0-9a-f]{{8}}\.part")
+    expected_names = set(names)
     with suppress(Exception):  # the folder does not exist yet, or the store does not allow to list it
-        for path in [path for path in folder.iterdir() if pattern.fullmatch(path.name)]:
-            path.unlink(missing_ok=True)
+        for path in list(folder.iterdir()):
+            match = TEMPORARY_NAME.fullmatch(path.name)
+            if match and match["name"] in expected_names:
+                path.unlink(missing_ok=True)

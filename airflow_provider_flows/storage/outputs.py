@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun
+from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun, bound_outputs
 from airflow_provider_flows.core.http import Sleep
+from airflow_provider_flows.core.limits import MAX_METADATA_BYTES
 from airflow_provider_flows.storage.atomic_file import (
     Cancellation,
     CancelledWriteError,
@@ -58,10 +59,12 @@ def list_ready_outputs(service: Service, flow_run_id: str) -> Conversation[list[
 
 def list_outputs(service: Service, flow_run_id: str) -> Conversation[list[FlowOutput]]:
     """Return a run's outputs; a service that does not list them returns them with the run."""
+    outputs: Sequence[FlowOutput]
     if service.supports("list_outputs") or not service.supports("get_run"):
-        return (yield from service.list_outputs(flow_run_id))
-    run = yield from service.get_run(flow_run_id)
-    return list(run.outputs)
+        outputs = yield from service.list_outputs(flow_run_id)
+    else:
+        outputs = (yield from service.get_run(flow_run_id)).outputs
+    return bound_outputs(outputs, "They remain at the service.")
 
 
 def fetch_outputs(
@@ -89,7 +92,7 @@ def fetch_outputs(
     has_pending = any(output.status == PENDING for output in outputs)
     if (not outputs and (can_list or come_with_run)) or (has_pending and come_with_run):
         outputs = tuple(hook.list_ready_outputs(run.flow_run_id))
-    outputs = tuple(_drop_large_metadata(output, output_options) for output in outputs)
+    outputs = tuple(_drop_large_metadata(outputs, output_options))
     selected = tuple(filter(output_options.selects, outputs))
     _warn_about_missing(run, selected)
     if output_options.output_path is None:
@@ -102,17 +105,34 @@ def fetch_outputs(
     return run.with_outputs(tuple(filter(output_options.selects, outputs))), error
 
 
-def _drop_large_metadata(output: FlowOutput, output_options: OutputOptions) -> FlowOutput:
-    """Remove metadata that is too large for XCom; it remains at the service."""
-    if output.additional is None or not output_options.is_too_large(json.dumps(output.additional)):
-        return output
-    log.warning(
-        "Output %s: its metadata (`additional`) is omitted, because its JSON is larger than max_xcom_bytes "
-        "(%s). It remains at the service",
-        output.name,
-        output_options.max_xcom_bytes,
-    )
-    return replace(output, additional=None)
+def _drop_large_metadata(
+    outputs: Iterable[FlowOutput], output_options: OutputOptions
+) -> Iterator[FlowOutput]:
+    """Yield the outputs without metadata that is too large for XCom; it remains at the service."""
+    total = 0
+    for output in outputs:
+        text = None if output.additional is None else json.dumps(output.additional)
+        if text is None:
+            yield output
+        elif output_options.is_too_large(text):
+            log.warning(
+                "Output %s: its metadata (`additional`) is omitted, because its JSON is larger than "
+                "max_xcom_bytes (%s). It remains at the service",
+                output.name,
+                output_options.max_xcom_bytes,
+            )
+            yield replace(output, additional=None)
+        elif total + len(text) > MAX_METADATA_BYTES:
+            log.warning(
+                "Output %s: its metadata (`additional`) is omitted, because that of all outputs together is "
+                "larger than %d bytes. It remains at the service",
+                output.name,
+                MAX_METADATA_BYTES,
+            )
+            yield replace(output, additional=None)
+        else:
+            total += len(text)
+            yield output
 
 
 def _warn_about_missing(run: FlowRun, outputs: Iterable[FlowOutput]) -> None:

@@ -105,13 +105,16 @@ def _is_path_or_uri(text: str) -> bool:
 def file_names(outputs: Iterable[FlowOutput]) -> Iterator[str]:
     """Yield a safe and unique file name without extension for each output."""
     used_names: set[str] = set()
+    next_numbers: dict[str, int] = {}  # by name, so that no number is tried twice
     for output in outputs:
         safe = safe_name(output.name)
-        name, number = safe, 1
+        number = next_numbers.get(safe.lower(), 1)
+        name = safe if number == 1 else f"{safe}-{number}"
         while name.lower() in used_names:
             number += 1
             name = f"{safe}-{number}"
         used_names.add(name.lower())
+        next_numbers[safe.lower()] = number + 1
         yield name
 
 

@@ -17,7 +17,7 @@ from airflow_provider_flows.core.http import ConversationState, Request, Respons
 from airflow_provider_flows.core.payload.sink import WriteFailedError
 from airflow_provider_flows.transport.deadline import Deadline, Upload
 from airflow_provider_flows.transport.response_reader import ResponseReader
-from airflow_provider_flows.transport.settings import Settings
+from airflow_provider_flows.transport.settings import ACCEPTED_ENCODINGS, Settings
 from airflow_provider_flows.transport.tls_and_proxy import get_proxy, load_tls_context
 
 if TYPE_CHECKING:
@@ -57,10 +57,12 @@ async def new_session(settings: Settings) -> aiohttp.ClientSession:
     is_https = settings.base_url.startswith("https:")
     context = await asyncio.to_thread(load_tls_context, settings.verify) if is_https else True
     connector = aiohttp.TCPConnector(ssl=context)
+    # aiohttp decompresses without a bound; the reader of the response does it instead
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=True,
+        headers={"Accept-Encoding": ACCEPTED_ENCODINGS},
+        auto_decompress=False,
         request_class=_TracedRequest,
     )
 
@@ -194,6 +196,8 @@ async def run(
     state = ConversationState(conversation)
     while state.step is not None:
         if isinstance(state.step, Sleep):
+            if state.step.work is not None:
+                await asyncio.to_thread(state.step.work)
             await sleep(state.step.seconds)
             state.send_response(None)
             continue

@@ -16,7 +16,7 @@ from airflow_provider_flows.core.payload.sink import WriteFailedError
 from airflow_provider_flows.transport.blocking_adapter import BlockingAdapter, ConnectionWatch, HandshakeError
 from airflow_provider_flows.transport.deadline import Deadline, Upload
 from airflow_provider_flows.transport.response_reader import ResponseReader
-from airflow_provider_flows.transport.settings import READ_CHUNK_BYTES, Settings
+from airflow_provider_flows.transport.settings import ACCEPTED_ENCODINGS, READ_CHUNK_BYTES, Settings
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, T
@@ -49,6 +49,7 @@ def new_session(settings: Settings) -> requests.Session:
     """
     session = _Session()
     session.verify = settings.verify
+    session.headers["Accept-Encoding"] = ACCEPTED_ENCODINGS
     for scheme in ("http://", "https://"):
         session.mount(scheme, BlockingAdapter())
     return session

@@ -1,4 +1,4 @@
-"""The adapter of the `requests` session: final responses only, deadlines, and errors of what was not sent.
+"""The adapter of the `requests` session: final responses as they are on the wire, deadlines, and errors.
 
 `http.client` takes an informational response other than 100, such as `103 Early Hints`, for the final one.
 Here it is skipped. An error while the connection is established is marked, because no request was sent then.
@@ -224,6 +224,16 @@ class BlockingAdapter(HTTPAdapter):
         """Create the manager of direct connections."""
         super().init_poolmanager(*args, **kwargs)
         _use_pools(self.poolmanager)
+
+    def build_response(self, req: Any, resp: Any) -> Any:
+        """Return the response, whose body urllib3 leaves as it is.
+
+        Some versions of urllib3 decompress without a bound; the reader of the response does it instead, by
+        the headers of the response, which are a copy.
+        """
+        response = super().build_response(req, resp)
+        resp.headers.pop("Content-Encoding", None)
+        return response
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         """Return the manager of connections through a proxy."""

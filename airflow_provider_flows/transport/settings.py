@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from airflow_provider_flows.core.exceptions import FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.http import ForbiddenUrlError, Request, is_same_origin, to_origin
-from airflow_provider_flows.core.limits import MIN_TRANSFER_BYTES, TRANSFER_WINDOW_SECONDS
+from airflow_provider_flows.core.limits import MIB, MIN_TRANSFER_BYTES, TRANSFER_WINDOW_SECONDS
 from airflow_provider_flows.transport.url_guard import is_public, matches_host, resolves_to_public
 
+ACCEPTED_ENCODINGS = "gzip, deflate"  # what the reader of a response decompresses; default of a session
 READ_CHUNK_BYTES = 256 * 1024  # a quarter of the calls, and a third less CPU time, than with 64 KiB
 
 
@@ -24,6 +25,7 @@ class Settings:
     :param read_timeout: longest time without data from the service, in seconds.
     :param verify: whether to verify the service's certificate, or the path of a CA bundle to verify it with.
     :param max_response_bytes: maximum size of a response that no sink receives.
+    :param max_output_bytes: maximum size of the file that a sink receives.
     :param picture_hosts: the other hosts from which pictures and files may be fetched, such as
         `pictures.example.com`, or `*.example.com` for all hosts below `example.com`.
     :param min_transfer_bytes: the least that a file must move in `transfer_window`, in either direction.
@@ -35,7 +37,8 @@ class Settings:
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
     verify: bool | str = True
-    max_response_bytes: int = 64 * 1024 * 1024
+    max_response_bytes: int = 64 * MIB
+    max_output_bytes: int = 4096 * MIB
     picture_hosts: tuple[str, ...] = ()
     min_transfer_bytes: int = MIN_TRANSFER_BYTES
     transfer_window: float = TRANSFER_WINDOW_SECONDS
@@ -85,6 +88,8 @@ class Settings:
     def headers(self, request: Request) -> dict[str, str]:
         """Return the headers of a request, with credentials only for the connection's own host."""
         headers = {"Content-Type": "application/json"} if request.json is not None else {}
+        if request.sink is not None:  # files are compressed already, or a compressed one hides its size
+            headers["Accept-Encoding"] = "identity"
         return {**headers, **({} if self.is_foreign(request) else self.credentials)}
 
     def may_redirect_to(self, link: str) -> bool:

@@ -172,15 +172,25 @@ class FinishedRunsFeed:
 
             with hook.add_connection_to_errors():
                 listed_runs = await run(with_retries(hook.service.list_runs(), retry), send)
-                self._finished_runs, flow_run_ids = self._finished_runs.after_list(listed_runs)
+                # in a thread, because a list may have as many runs as `MAX_LISTED_RUNS`
+                self._finished_runs, flow_run_ids = await asyncio.to_thread(
+                    self._finished_runs.after_list, listed_runs
+                )
                 polls: dict[str, FlowRun | FlowServiceError] = {}
                 try:
                     await _poll_runs(hook, flow_run_ids, rate_limited.send, polls)
                 finally:
-                    self._finished_runs, snapshot = self._finished_runs.after_polls(
-                        listed_runs, polls, clock.started_at
+                    self._finished_runs, snapshot = await asyncio.to_thread(
+                        self._finished_runs.after_polls, listed_runs, polls, clock.started_at
                     )
+                    await asyncio.to_thread(_free, listed_runs)
         return snapshot
+
+
+def _free(listed_runs: list[FlowRun]) -> None:
+    """Free the runs one at a time, because no other thread runs while all of a large list is freed."""
+    while listed_runs:
+        listed_runs.pop()
 
 
 _FEEDS: PerLoop[WeakValueDictionary[str, FinishedRunsFeed]] = PerLoop(WeakValueDictionary)

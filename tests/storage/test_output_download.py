@@ -22,6 +22,7 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_flows.core.exceptions import FlowMalformed, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
+from airflow_provider_flows.core.limits import MAX_METADATA_BYTES
 from airflow_provider_flows.storage import outputs as outputs_module
 from airflow_provider_flows.storage.atomic_file import Cancellation, CancelledWriteError
 from airflow_provider_flows.storage.output_options import OutputOptions
@@ -44,6 +45,7 @@ from tests.support.downloads import (
     send_body,
     start_fetch_process,
 )
+from tests.support.hostile import HostileServer
 from tests.support.object_stores import attach_store
 from tests.support.servers import MisbehavingServer, ReceivedRequest, StubResponse, StubServer, reset
 
@@ -378,3 +380,28 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         server.stop()
     assert (tmp_path / "r/model.glb").stat().st_size == 100_000_000
     assert json.loads((tmp_path / "figures.json").read_text())["memory"] < 32
+
+
+@pytest.mark.parametrize("name", ["an endless PNG", "an endless raw GLB", "an endless file in a data URI"])
+def test_endless_file_leaves_nothing(tmp_path: Path, name: str) -> None:
+    """A file without an end is downloaded once up to `max_output_mib`, and nothing of it remains."""
+    options = OutputOptions(str(tmp_path))
+    with HostileServer(name) as server, pytest.raises(FlowMalformed, match=r"1 MiB.*max_output_mib"):
+        fetch_or_raise(hook_to(server.url, max_output_mib=1), run_of("chair"), options)
+    assert len(server.bodies) == 1
+    assert list_files(tmp_path) == []
+
+
+def test_metadata_of_all_outputs_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """The metadata of very many outputs does not fill XCom; the log names those that lack it."""
+    outputs = tuple(
+        FlowOutput(f"output {number}", value="text", additional={"note": "x" * 10_000})
+        for number in range(500)
+    )
+    run, _ = fetch_outputs(
+        hook_to("http://127.0.0.1:1"), FlowRun("r", "generio", outputs=outputs), OutputOptions()
+    )
+    assert len(json.dumps(run.to_dict())) < MAX_METADATA_BYTES + 200_000
+    assert run.outputs[0].additional is not None
+    assert run.outputs[-1].additional is None
+    assert "Output output 499: its metadata" in caplog.text

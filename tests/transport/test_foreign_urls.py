@@ -221,7 +221,7 @@ def test_body_of_a_redirect_is_bounded(run: Callable[[FlowsHook, Conversation[An
     """The body of a redirect is bounded like that of any other response."""
     with HostileServer("a redirect with an endless body") as server:
         hook = hook_for(server.url, max_response_mib=1)
-        with pytest.raises(FlowMalformed, match="larger than 1048576 bytes"):
+        with pytest.raises(FlowMalformed, match="larger than 1 MiB"):
             run(hook, GENERIO.get_run("r"))
 
 

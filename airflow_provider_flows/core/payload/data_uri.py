@@ -11,6 +11,8 @@ from urllib.parse import unquote_to_bytes
 
 from pybase64 import b64decode, b64encode
 
+from airflow_provider_flows.core.limits import MAX_MEDIA_TYPE_LENGTH
+
 Write = Callable[[bytes], object]
 
 WHITESPACE = b" \t\n\r\v\f"
@@ -179,10 +181,15 @@ class Content:
 
 
 def normalize_media_type(name: str | None) -> str | None:
-    """Return a media type under its standard name, without parameters (vendor_notes.md, G-12)."""
+    """Return a media type under its standard name, without parameters (vendor_notes.md, G-12).
+
+    Return None if it is longer than any media type is.
+    """
     if not name:
         return None
-    essence = name.partition(";")[0].strip().lower()
+    essence = name[: 8 * MAX_MEDIA_TYPE_LENGTH].partition(";")[0].strip().lower()
+    if len(essence) > MAX_MEDIA_TYPE_LENGTH:
+        return None
     return SYNONYMS.get(essence, essence) or None
 
 

@@ -59,6 +59,11 @@ class DownloadSink:
         self._has_known_length = False
         self.media_type: str | None = None
 
+    @property
+    def size(self) -> int:
+        """The size of the file so far, in bytes."""
+        return self._file.size
+
     def _create_decoder(self, headers: Mapping[str, str]) -> Decoder:
         return create_decoder(self._file, self._expected)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_flows.core.payload.data_uri import GLB, sniff
-from airflow_provider_flows.core.payload.sink import DigestTarget, WriteFailedError
+from airflow_provider_flows.core.payload.sink import DigestTarget, TooLargeError, WriteFailedError
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.payload.sink import Target
@@ -117,7 +117,7 @@ class IntegrityChecker:
         if self._length_range is not None and self.max_surplus_bytes is not None:
             surplus = self.size - self._length_range[1]
             if surplus > self.max_surplus_bytes:
-                raise ValueError(
+                raise TooLargeError(
                     f"it is longer than its header says, by more than {self.max_surplus_bytes} bytes"
                 )
 
@@ -130,7 +130,7 @@ class IntegrityChecker:
         self.size += len(data)
         if self._max_bytes is not None and self.size > self._max_bytes:
             hint = "to allow that, raise max_response_mib in the connection's extra"
-            raise ValueError(f"it is larger than {self._max_bytes} bytes; {hint}")
+            raise TooLargeError(f"it is larger than {self._max_bytes} bytes; {hint}")
         if self._digest is not None:
             self._digest.update(data)
         _call_target(self._target.write, data)
@@ -181,6 +181,8 @@ def _parse_length_range(start: bytes) -> tuple[int, int] | None:
 def _call_target(method: Callable[..., object], *args: Any) -> None:
     try:
         method(*args)
+    except TooLargeError:
+        raise
     except Exception as error:  # a storage library may raise anything
         raise WriteFailedError(error) from error
 

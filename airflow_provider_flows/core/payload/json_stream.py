@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Callable
 
+from airflow_provider_flows.core.limits import MAX_JSON_DEPTH, MAX_OTHER_JSON_BYTES
 from airflow_provider_flows.core.payload.data_uri import Write
-from airflow_provider_flows.core.responses import MAX_JSON_DEPTH, parse_bounded_json
+from airflow_provider_flows.core.responses import parse_bounded_json
 from airflow_provider_flows.core.safe_text import replace_surrogates
 
 FILE_KEYS = frozenset({"data", "file_data"})  # vendor_notes.md, G-02 and G-09
-MAX_OTHER_JSON_BYTES = 8 * 1024 * 1024  # of the JSON around the file, which is stored in memory
 _STRUCTURAL_CHARACTER = re.compile(rb'["{}\[\],]')
 # The first alternative is a high surrogate and, if it follows, the low one of the pair, of which a chunk may
 # end with a part.

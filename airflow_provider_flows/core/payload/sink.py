@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+from airflow_provider_flows.core.limits import MAX_IN_MEMORY_BYTES, MIB
+
 
 class Sink(Protocol):
     """A receiver of the body of a successful response, which the transport calls while the body arrives.
@@ -21,6 +23,19 @@ class Sink(Protocol):
 
     def finish(self) -> None:
         """Accept the end of the response."""
+
+
+@runtime_checkable
+class SizedSink(Sink, Protocol):
+    """A sink that counts the bytes of the file in the body."""
+
+    @property
+    def size(self) -> int:
+        """The size of the file so far, in bytes."""
+
+
+class TooLargeError(ValueError):
+    """A file exceeds a bound, so that a second download makes no sense."""
 
 
 class WriteFailedError(Exception):
@@ -54,17 +69,30 @@ class DigestTarget(Target, Protocol):
 
 
 class MemoryBuffer:
-    """A sink and a target in memory."""
+    """A sink and a target in memory, which raises TooLargeError beyond `MAX_IN_MEMORY_BYTES`."""
 
     def __init__(self) -> None:
         self.data = bytearray()
+
+    @property
+    def size(self) -> int:
+        """The number of bytes in the buffer."""
+        return len(self.data)
 
     def restart(self) -> None:
         """Clear the buffer."""
         self.data = bytearray()
 
     def write(self, data: bytes) -> None:
-        """Append the bytes."""
+        """Append the bytes.
+
+        :raises TooLargeError: they are too many.
+        """
+        if len(self.data) + len(data) > MAX_IN_MEMORY_BYTES:
+            raise TooLargeError(
+                f"it is larger than {MAX_IN_MEMORY_BYTES // MIB} MiB, the bound for a download into memory; "
+                "download it to a file instead (output_path, save_output)"
+            )
         self.data += data
 
     def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:

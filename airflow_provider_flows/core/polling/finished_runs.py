@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowNotFound
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.limits import MAX_TRACKED_IDS
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 MAX_POLLS_PER_LIST = 20
 MAX_TRACKED_ROWS = 1000  # only runs among the first rows of a list are polled or followed
 MAX_FINISHED_RUNS = 5000
-MAX_ID_CHARACTERS = 200  # runs with longer ids are ignored
 OVERLAP_SECONDS = 3600.0  # a list may show a run so much later than one that ended after it
 MAX_CURSOR_CHARACTERS = 60_000  # of a cursor as JSON, some thousand ids; Airflow's store accepts 64 KiB
 MAX_EVENT_TEXT_CHARACTERS = 1000  # of a text that comes from the service
@@ -85,10 +85,11 @@ class FinishedRuns:
 
     def after_list(self, listed_runs: Sequence[FlowRun]) -> tuple[FinishedRuns, list[str]]:
         """Return the state after a list, and the ids of a few runs to poll, the longest unpolled first."""
-        newest = [
-            run for run in islice(listed_runs, MAX_TRACKED_ROWS) if len(run.flow_run_id) <= MAX_ID_CHARACTERS
-        ]
-        vanished_ids = sorted(self.active_ids - {run.flow_run_id for run in listed_runs})
+        newest = list(islice(listed_runs, MAX_TRACKED_ROWS))
+        all_vanished_ids = self.active_ids - {run.flow_run_id for run in listed_runs}
+        # of too many, those that were not polled for the longest time
+        vanished_ids = sorted(all_vanished_ids, key=lambda key: (self.last_polls.get(key, 0), key))
+        vanished_ids = vanished_ids[:MAX_TRACKED_IDS]
         incomplete_ids = [run.flow_run_id for run in newest if self._is_unknown(run)]
         active_ids = (run.flow_run_id for run in newest if not run.is_final and not _is_incomplete(run))
         candidates = (*vanished_ids, *incomplete_ids)
@@ -140,9 +141,7 @@ class FinishedRuns:
     def _with_ends(self, listed_runs: Sequence[FlowRun]) -> tuple[FinishedRuns, list[RunEnd]]:
         """Add the final runs of a list; return the bounded state, and the runs with an end, latest first."""
         listed = {run.flow_run_id: run for run in listed_runs if run.is_final and not _is_incomplete(run)}
-        runs = [
-            run for run in {**listed, **self.final_runs}.values() if len(run.flow_run_id) <= MAX_ID_CHARACTERS
-        ]
+        runs = {**listed, **self.final_runs}.values()
         ends = [(end, run) for run in runs if (end := self._end_time(run)) is not None]
         ends.sort(key=lambda run_end: run_end[0], reverse=True)
         run_ends = [(end, _strip_large_fields(run)) for end, run in ends[:MAX_FINISHED_RUNS]]

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow_provider_flows.core.exceptions import FlowConflict, FlowInputError, FlowNotFound, reason_sentence
+from airflow_provider_flows.core.exceptions import (
+    FlowConflict,
+    FlowInputError,
+    FlowMalformed,
+    FlowNotFound,
+    reason_sentence,
+)
 from airflow_provider_flows.core.flow_run import (
     FlowInput,
     FlowOutput,
@@ -19,13 +27,28 @@ from airflow_provider_flows.core.flow_run import (
     Inputs,
     UploadSource,
 )
-from airflow_provider_flows.core.http import Purpose, Request, Resend, Response, Sleep, send
+from airflow_provider_flows.core.http import Purpose, Request, Resend, Response, run_apart, send
+from airflow_provider_flows.core.limits import (
+    MAX_DEFINITIONS_BYTES,
+    MAX_IN_MEMORY_BYTES,
+    MAX_LIST_BYTES,
+    MAX_LISTED_RUNS,
+    MAX_PAGES,
+    MAX_RUN_BYTES,
+    MIB,
+)
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import DownloadSink, download_file
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
-from airflow_provider_flows.core.responses import error_reason, expect_success, parse_json
+from airflow_provider_flows.core.responses import (
+    error_reason,
+    expect_success,
+    load_json,
+    parse_json,
+    run_apart_if_large,
+)
 from airflow_provider_flows.core.service import Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import to_epoch
 from airflow_provider_flows.services.generio import responses
@@ -35,8 +58,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.sink import Target
 
-MAX_PAGES = 1000
-ROWS_PER_YIELD = 200  # rows that are parsed before other tasks of the event loop can run
+MAX_INLINE_ROWS = 1_000  # more rows are sorted in a thread
 WRONG_STATE_STATUSES = frozenset({400, 409, 422, 425})  # may mean "not in this state" (vendor_notes.md, 1.8)
 
 
@@ -61,7 +83,7 @@ class Generio(Service):
         if response.status in {404, 405}:
             request = Request("GET", "/templates")
             response = yield from send(request)
-        parse_json(request, response)
+        yield from load_json(request, response)
         return "Generio accepted the API key."
 
     def start(
@@ -83,7 +105,12 @@ class Generio(Service):
             "inputs": [_escape_prompt(item).to_json() for item in self.to_flow_inputs(inputs)],
         }
         request = Request(
-            "POST", "/flows", json=body, resend=Resend.IF_NEVER_ARRIVED, purpose=_get_purpose(body["inputs"])
+            "POST",
+            "/flows",
+            json=body,
+            resend=Resend.IF_NEVER_ARRIVED,
+            purpose=_get_purpose(body["inputs"]),
+            max_bytes=MAX_RUN_BYTES,
         )
         before_start()
         return (yield from _send_create(request, flow, FlowState.STARTING))
@@ -108,7 +135,11 @@ class Generio(Service):
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """Send POST /flows without inputs, which creates a run that does not start and costs nothing."""
         request = Request(
-            "POST", "/flows", json=_creation_body(flow, parameters, additional), resend=Resend.IF_REFUSED
+            "POST",
+            "/flows",
+            json=_creation_body(flow, parameters, additional),
+            resend=Resend.IF_REFUSED,
+            max_bytes=MAX_RUN_BYTES,
         )
         return (yield from _send_create(request, flow, FlowState.CREATED))
 
@@ -122,7 +153,7 @@ class Generio(Service):
             older = replace(request, path=path.removesuffix("s"), json=old_body)
             second = yield from send(older)
             request, response = (older, second) if second.is_success else (request, response)
-        return responses.parse_asset_id(parse_json(request, response))
+        return responses.parse_asset_id((yield from load_json(request, response)))
 
     def start_created_run(self, flow_run_id: str) -> Conversation[None]:
         """Send PATCH /flows/{id} with action start; no error if the run has already started (G-17)."""
@@ -166,9 +197,10 @@ class Generio(Service):
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Send GET /flows/{id} (https://docs.generio.ai, "Get flow details")."""
-        request = Request("GET", _path(flow_run_id))
+        request = Request("GET", _path(flow_run_id), max_bytes=MAX_RUN_BYTES)
         response = yield from send(request)
-        return responses.parse_run(request, response, parse_json(request, response), known_id=flow_run_id)
+        value = yield from load_json(request, response)
+        return responses.parse_run(request, response, value, known_id=flow_run_id)
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
         """Send GET /flows, newest first.
@@ -180,59 +212,54 @@ class Generio(Service):
         found, has_states = yield from self._fetch_runs(query | ({"filter_by": state.value} if state else {}))
         if state and not has_states:  # `filter_by` selects fields, not runs
             found, _ = yield from self._fetch_runs(query)
-        matching = (run for run in found if state in {None, run.state})
-        return sorted(
-            matching, key=lambda run: to_epoch(run.created_at) if run.created_at else 0.0, reverse=True
-        )
+
+        def sort() -> list[FlowRun]:
+            matching = (run for run in found if state in {None, run.state})
+            return sorted(
+                matching, key=lambda run: to_epoch(run.created_at) if run.created_at else 0.0, reverse=True
+            )
+
+        return (yield from run_apart(sort)) if len(found) > MAX_INLINE_ROWS else sort()
 
     def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
         """Send GET /flows?filter_by=running for all pages; return the given runs that are running."""
         request: Request | None = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
         found: dict[str, FlowRun] = {}
         ids: set[str] = set()
-        pages = 0
-        while request is not None and pages <= len(flow_run_ids):  # else polling each run is cheaper
-            response = yield from send(request)
-            value = parse_json(request, response)
-            rows = responses.rows_by_id(request, response, value)
-            for number, key in enumerate(key for key in rows if key in flow_run_ids):
-                if (run := responses.parse_running_row(key, rows[key])) is not None:
-                    found[key] = run
-                if number % ROWS_PER_YIELD == ROWS_PER_YIELD - 1:
-                    yield Sleep(0.0)
-            has_new_rows = not rows.keys() <= ids
-            ids |= rows.keys()
-            pages += 1
-            request = responses.next_page_request(request, value, len(ids)) if has_new_rows else None
-        return ActiveRuns(found, ids, pages, is_complete=request is None)
+        pages = _Pages(MAX_LIST_BYTES)
+        # else polling each run is cheaper
+        while request is not None and pages.count <= len(flow_run_ids) and len(ids) <= MAX_LISTED_RUNS:
+            request, response = yield from pages.send(request)
+            parse = partial(_parse_running_page, request, response, flow_run_ids)
+            paging, new_ids, running = yield from run_apart_if_large(response, parse)
+            found |= running
+            has_new_rows = not new_ids <= ids
+            ids |= new_ids
+            request = responses.next_page_request(request, paging, len(ids)) if has_new_rows else None
+        return ActiveRuns(found, ids, pages.count, is_complete=request is None)
 
     def _fetch_runs(self, query: dict[str, str]) -> Conversation[tuple[list[FlowRun], bool]]:
         """Return the runs of all pages up to one without new rows, and whether every row has id and state."""
         request: Request | None = Request("GET", "/flows", query)
         found: dict[str, FlowRun] = {}
         has_states = True
-        for _ in range(MAX_PAGES):
-            if request is None:
-                break
-            response = yield from send(request)
-            value = parse_json(request, response)
-            new: dict[str, FlowRun] = {}
-            for number, run in enumerate(responses.parse_runs(request, response, value)):
-                new[run.flow_run_id] = run
-                if number % ROWS_PER_YIELD == ROWS_PER_YIELD - 1:
-                    yield Sleep(0.0)
-            has_states = has_states and responses.has_states(value)
+        pages = _Pages(MAX_LIST_BYTES)
+        while request is not None:
+            request, response = yield from pages.send(request)
+            parse = partial(_parse_page, request, response)
+            paging, new, all_have_states = yield from run_apart_if_large(response, parse)
+            has_states = has_states and all_have_states
+            if len(new) + len(found) > MAX_LISTED_RUNS and len(new | found) > MAX_LISTED_RUNS:
+                pages.raise_too_long(request, f"more than {MAX_LISTED_RUNS:,} flow runs")
             has_new_rows = not new.keys() <= found.keys()
             found |= new
-            request = responses.next_page_request(request, value, len(found)) if has_new_rows else None
+            request = responses.next_page_request(request, paging, len(found)) if has_new_rows else None
         return list(found.values()), has_states
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """Send GET /flows/{id}/inputs."""
         request, response = yield from _request_assets(flow_run_id, "inputs", include_data=include_data)
-        return responses.parse_assets(
-            request, response, parse_json(request, response), "inputs", include_data=include_data
-        )
+        return (yield from _read_assets(request, response, "inputs", include_data=include_data))
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Conversation[Content]:
         """Send GET /flows/{id}/inputs/{asset_id}."""
@@ -253,9 +280,7 @@ class Generio(Service):
                 raise FlowConflict(
                     f"{problem}, and has outputs only when it is final", status=response.status
                 )
-        return responses.parse_assets(
-            request, response, parse_json(request, response), "outputs", include_data=include_data
-        )
+        return (yield from _read_assets(request, response, "outputs", include_data=include_data))
 
     def download_output(
         self, flow_run_id: str, asset_id: str, media_type: str | None = None
@@ -279,17 +304,54 @@ class Generio(Service):
         """Send GET /templates, all pages; paging is not documented."""
         request: Request | None = Request("GET", "/templates")
         found: dict[str, FlowDefinition] = {}
-        for _ in range(MAX_PAGES):
-            if request is None:
-                break
-            response = yield from send(request)
-            value = parse_json(request, response)
+        pages = _Pages(MAX_DEFINITIONS_BYTES)
+        while request is not None:
+            request, response = yield from pages.send(request)
+            value = yield from load_json(request, response)
             parsed = responses.parse_definitions(request, response, value)
             new = {definition.flow: definition for definition in parsed}
             has_new_rows = not new.keys() <= found.keys()
             found |= new
-            request = responses.next_page_request(request, value, len(found)) if has_new_rows else None
+            request = (
+                responses.next_page_request(request, responses.get_paging(value), len(found))
+                if has_new_rows
+                else None
+            )
         return list(found.values())
+
+
+class _Pages:
+    """The pages of one list, which are bounded together.
+
+    :param max_bytes: maximum size of all pages.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.count = 0
+        self._max_bytes = max_bytes
+        self._bytes_left = max_bytes
+
+    def send(self, request: Request) -> Conversation[tuple[Request, Response]]:
+        """Send the request for the next page; return it with its bound, and the response.
+
+        :raises FlowMalformed: there are too many pages, or they are too large.
+        """
+        if self.count == MAX_PAGES:
+            self.raise_too_long(request, f"more than {MAX_PAGES:,} pages")
+        if self._bytes_left <= 0:
+            self.raise_too_long(request, f"more than {self._max_bytes // MIB} MiB")
+        request = replace(request, max_bytes=self._bytes_left)
+        response = yield from send(request)
+        self._bytes_left -= len(response.body)
+        self.count += 1
+        return request, response
+
+    def raise_too_long(self, request: Request, size: str) -> NoReturn:
+        """Raise FlowMalformed, because a list that lacks its end would look like a complete one."""
+        raise FlowMalformed(
+            f"The list of {request} has {size}, over all pages together. Delete at the service what you no "
+            "longer need."
+        )
 
 
 def _path(flow_run_id: str) -> str:
@@ -322,7 +384,7 @@ def _escape_prompt(item: FlowInput) -> FlowInput:
 def _send_create(request: Request, flow: str, default_state: FlowState) -> Conversation[FlowRun]:
     response = yield from send(request)
     try:
-        value = parse_json(request, response)
+        value = yield from load_json(request, response)
     except FlowNotFound as error:
         message = f"Generio has no flow {flow!r}; list_definitions() of the hook returns all flows. {error}"
         raise FlowNotFound(message, status=error.status) from None
@@ -334,9 +396,56 @@ def _request_assets(
 ) -> Conversation[tuple[Request, Response]]:
     # in lower case, because the documentation is ambiguous about the type: a string or a Boolean (G-25)
     query = {"include_data": str(include_data).lower()}
-    buffer = MemoryBuffer()  # a response with data can be of any size
-    request = Request("GET", f"{_path(flow_run_id)}/{kind}", query, sink=buffer if include_data else None)
+    buffer = MemoryBuffer()  # a response with data can be larger than a list
+    request = Request(
+        "GET",
+        f"{_path(flow_run_id)}/{kind}",
+        query,
+        sink=buffer if include_data else None,
+        max_bytes=MAX_IN_MEMORY_BYTES if include_data else MAX_LIST_BYTES,
+    )
     response = yield from send(request)
     if response.bytes_received is not None:
         response = replace(response, body=bytes(buffer.data))
     return request, response
+
+
+def _read_assets(
+    request: Request, response: Response, kind: str, *, include_data: bool
+) -> Conversation[list[FlowOutput]]:
+    parse = partial(responses.parse_asset_page, request, response, kind, include_data=include_data)
+    return (yield from run_apart_if_large(response, parse))
+
+
+def _parse_page(request: Request, response: Response) -> tuple[Any, dict[str, FlowRun], bool]:
+    """Parse a page of a list of runs; rows without an id are skipped.
+
+    :returns: the reference to the next page, the runs by id, and whether every row has an id and a state.
+    :raises FlowServiceError: the response is not a success, or contains no list.
+    """
+    value = parse_json(request, response)
+    rows = responses.rows_by_id(request, response, value)
+    runs = {key: responses.parse_row(key, row) for key, row in rows.items()}
+    return responses.get_paging(value), runs, responses.has_states(value)
+
+
+def _parse_running_page(
+    request: Request, response: Response, flow_run_ids: Collection[str]
+) -> tuple[Any, AbstractSet[str], dict[str, FlowRun]]:
+    """Parse a page of a list of running runs.
+
+    :param flow_run_ids: the runs that are parsed.
+    :returns: the reference to the next page, the ids of all rows, and those of the requested runs that are
+        running.
+    :raises FlowServiceError: the response is not a success, or contains no list.
+    """
+    value = parse_json(request, response)
+    rows = responses.rows_by_id(request, response, value)
+    value, paging = None, responses.get_paging(value)
+    ids, runs = set[str](), dict[str, FlowRun]()
+    while rows:  # one at a time, because no other thread runs while all of a large value is freed
+        key, row = rows.popitem()
+        ids.add(key)
+        if key in flow_run_ids and (run := responses.parse_running_row(key, row)) is not None:
+            runs[key] = run
+    return paging, ids, runs

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin
@@ -27,10 +27,17 @@ from airflow_provider_flows.core.flow_run import (
     FlowOutput,
     FlowRun,
     FlowState,
+    bound_outputs,
     parse_progress,
 )
+from airflow_provider_flows.core.limits import (
+    MAX_DESCRIPTION_LENGTH,
+    MAX_ERROR_LENGTH,
+    MAX_ID_LENGTH,
+    MAX_NAME_LENGTH,
+)
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message
+from airflow_provider_flows.core.responses import malformed_message, parse_json
 from airflow_provider_flows.core.timestamps import parse_timestamp
 
 if TYPE_CHECKING:
@@ -39,7 +46,10 @@ if TYPE_CHECKING:
 ASSET_ID_KEYS = ("asset_id", "id", "_id")  # G-01
 RUN_ID_KEYS = ("flow_id", "id", "_id")
 RUN_LIST_KEYS = ("flows", "items", "data", "results")
+NEXT_PAGE_KEYS = ("next", "next_page", "next_url")
+PAGING_KEYS = (*NEXT_PAGE_KEYS, "total", "page", "pages")
 STATE_KEYS = ("state", "status")  # G-28
+NO_ASSET_ID = "the service's list has no id for it"
 OUTPUT_STATUSES = {  # G-03: any other status is pending
     **dict.fromkeys(("ready", "available", "completed", "done"), READY),
     **dict.fromkeys(("error", "failed"), ERROR),
@@ -48,8 +58,6 @@ TEMPLATE_ID_KEYS = ("template_id", "id", "_id", "name", "template_name")
 TEMPLATE_NAME_KEYS = ("name", "template_name")
 DESCRIPTION_KEYS = ("description", "title")
 INPUT_KEYS, OUTPUT_KEYS = ("input_types", "inputs"), ("output_types", "outputs")
-MAX_NAME_LENGTH = 200  # characters; a longer name is not read, because a cut name is another name
-MAX_DESCRIPTION_LENGTH = 2000  # characters; the rest is cut
 JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
 MEDIA_TYPE_ALIASES = {
     **dict.fromkeys(("prompt", "text"), "text/plain"),
@@ -76,9 +84,15 @@ def get_first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
 
 
 def get_id(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    """Return the first of these fields as an id, or None if it is neither a string nor an integer."""
+    """Return the first of these fields as an id, or None if it is neither a string nor an integer.
+
+    One that is longer than `MAX_ID_LENGTH` is no id, because a cut id would be that of something else.
+    """
     found = get_first(value, keys)
-    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else None
+    if isinstance(found, bool) or not isinstance(found, (str, int)):
+        return None
+    text = str(found)
+    return text if len(text) <= MAX_ID_LENGTH else None
 
 
 def get_text(value: Mapping[str, Any], keys: Iterable[str], max_length: int) -> str | None:
@@ -130,13 +144,13 @@ def parse_run(
     flow_run_id = get_id(value, RUN_ID_KEYS) or known_id
     raw_state = get_first(value, STATE_KEYS)
     if flow_run_id is None:
-        raise_malformed(request, response, "has no flow_id")
+        raise_malformed(request, response, f"has no flow_id of at most {MAX_ID_LENGTH} characters")
     if known_id is not None and raw_state is None:
         raise_malformed(request, response, "has no state")
     return _build_run(
         value,
         known_id or flow_run_id,
-        default_state.value if raw_state is None else str(raw_state),
+        default_state.value if raw_state is None else _to_state_name(raw_state),
         known_flow,
     )
 
@@ -148,7 +162,7 @@ def _build_run(value: Mapping[str, Any], flow_run_id: str, raw_state: str, known
         service="generio",
         flow=_flow_name(value) or known_flow,
         state=state,
-        raw_state=state.value if state is not FlowState.UNKNOWN else raw_state[:MAX_EXCERPT_CHARS],
+        raw_state=state.value if state is not FlowState.UNKNOWN else raw_state,
         progress=1.0 if state is FlowState.COMPLETED else parse_progress(value.get("progress")),
         created_at=parse_timestamp(value.get("created_at")),
         started_at=parse_timestamp(value.get("started_at")),
@@ -164,7 +178,7 @@ def _flow_name(value: Mapping[str, Any]) -> str | None:
     name = get_first(value, ("template", "template_name", "template_id"))
     if isinstance(name, Mapping):
         name = get_first(name, ("name", "template_name", "template_id", "id"))
-    return str(name) if isinstance(name, (str, int)) else None
+    return str(name) if isinstance(name, (str, int)) else None  # `FlowRun` bounds it
 
 
 def _get_error(value: Mapping[str, Any], state: FlowState) -> str | None:
@@ -177,16 +191,20 @@ def _get_error(value: Mapping[str, Any], state: FlowState) -> str | None:
     detail = get_first(value, (*keys, "message") if state is FlowState.FAILED else keys)
     if detail is None or detail is False:
         return None
-    return (detail if isinstance(detail, str) else json.dumps(detail, default=str))[: 10 * MAX_EXCERPT_CHARS]
+    return (detail if isinstance(detail, str) else json.dumps(detail, default=str))[:MAX_ERROR_LENGTH]
 
 
-def parse_runs(request: Request, response: Response, value: Any) -> Iterator[FlowRun]:
-    """Parse a list of runs; rows without an id are skipped.
+def _to_state_name(value: Any) -> str:
+    """Return the name of a state, which may be of any type and size."""
+    return str(value)[:MAX_NAME_LENGTH]
+
+
+def parse_row(key: str, row: Mapping[str, Any]) -> FlowRun:
+    """Parse a row of a list of runs.
 
     A row without a state has state UNKNOWN, because the list may contain selected fields only (G-06).
     """
-    for key, row in rows_by_id(request, response, value).items():
-        yield _build_run(row, key, str(get_first(row, STATE_KEYS) or "unknown"), None)
+    return _build_run(row, key, _to_state_name(get_first(row, STATE_KEYS) or "unknown"), None)
 
 
 def rows_by_id(request: Request, response: Response, value: Any) -> dict[str, Mapping[str, Any]]:
@@ -205,7 +223,7 @@ def parse_running_row(key: str, row: Mapping[str, Any]) -> FlowRun | None:
 
     Only the fields that a wait needs are parsed, because a list may have thousands of rows.
     """
-    raw_state = str(get_first(row, STATE_KEYS))
+    raw_state = _to_state_name(get_first(row, STATE_KEYS))
     if FlowState.parse(raw_state) is not FlowState.RUNNING:
         return None
     started = parse_timestamp(row.get("started_at"))
@@ -229,14 +247,19 @@ def has_states(value: Any) -> bool:
     )
 
 
-def next_page_request(request: Request, value: Any, row_count: int) -> Request | None:
+def get_paging(value: Any) -> dict[str, Any]:
+    """Return the fields of a list that may refer to its next page."""
+    return {key: value.get(key) for key in PAGING_KEYS} if isinstance(value, Mapping) else {}
+
+
+def next_page_request(request: Request, value: Mapping[str, Any], row_count: int) -> Request | None:
     """Return the request for the next page, or None if the response does not refer to one.
 
     Paging is not documented (G-08): the reference may be a URL, a page number, a number of pages or a total.
+
+    :param value: what `get_paging` returned.
     """
-    if not isinstance(value, Mapping):
-        return None
-    hint = get_first(value, ("next", "next_page", "next_url"))
+    hint = get_first(value, NEXT_PAGE_KEYS)
     if isinstance(hint, str) and ("/" in hint or hint.startswith("?")):
         return _with_page_url(request, hint)
     total, page, pages = (value.get(key) for key in ("total", "page", "pages"))
@@ -257,8 +280,8 @@ def _with_page_url(request: Request, url: str) -> Request | None:
         return None
 
 
-def parse_assets(
-    request: Request, response: Response, value: Any, kind: str, *, include_data: bool
+def parse_asset_page(
+    request: Request, response: Response, kind: str, *, include_data: bool
 ) -> list[FlowOutput]:
     """Parse a list of inputs or outputs.
 
@@ -266,8 +289,9 @@ def parse_assets(
 
     :param kind: the envelope's key, `inputs` or `outputs`.
     :param include_data: whether the request asked for content; content that was not requested is dropped.
-    :raises FlowMalformed: the response contains no list.
+    :raises FlowServiceError: the response is not a success, or contains no list.
     """
+    value = parse_json(request, response)
     rows = find_list(value, (kind, "assets", "items", "data"))
     if rows is None:
         raise_malformed(request, response, f"contains no list of {kind}")
@@ -277,7 +301,7 @@ def parse_assets(
         asset = _parse_asset(fields if isinstance(fields, Mapping) else {})
         key = f"id {asset.asset_id}" if asset.asset_id else f"row {number}"
         assets.setdefault(key, asset if include_data else replace(asset, value=None))
-    return list(assets.values())
+    return bound_outputs(list(assets.values()), "They remain at the service.")
 
 
 def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
@@ -289,9 +313,11 @@ def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
     error = get_first(row, ("error", "error_message", "details", "message"))
     kind = get_first(row, ("media_type", "mime_type", "content_type", "type"))
     has_media_type = isinstance(kind, str) and "/" in kind
-    name = str(get_first(row, ("name", "file_name", "filename")) or key or "unnamed")[:MAX_EXCERPT_CHARS]
+    name = str(get_first(row, ("name", "file_name", "filename")) or key or "unnamed")[:MAX_NAME_LENGTH]
     if key is None:
-        return FlowOutput(name, status=ERROR, error="the service's list has no id for it")
+        is_too_long = isinstance(get_first(row, ASSET_ID_KEYS), str)
+        problem = f"its id has more than {MAX_ID_LENGTH} characters" if is_too_long else NO_ASSET_ID
+        return FlowOutput(name, status=ERROR, error=problem)
     return FlowOutput(
         name=name,
         asset_id=key,
@@ -299,7 +325,7 @@ def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
         media_type=data_uri.normalize_media_type(kind) if has_media_type else _data_uri_media_type(data),
         additional=row.get("additional"),
         value=data if isinstance(data, str) else None,
-        error=None if error is None else str(error)[:MAX_EXCERPT_CHARS],
+        error=None if error is None else str(error)[:MAX_ERROR_LENGTH],
     )
 
 

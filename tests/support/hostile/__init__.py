@@ -3,7 +3,16 @@
 `HostileServer("name")` behaves so at every request. The modules register their behaviours in `BEHAVIOURS`.
 """
 
-from tests.support.hostile import broken_framing, downloads, links, slow
+from tests.support.hostile import broken_framing, downloads, expansion, links, sizes, slow
 from tests.support.hostile.server import BEHAVIOURS, HostileServer
 
-__all__ = ["BEHAVIOURS", "HostileServer", "broken_framing", "downloads", "links", "slow"]
+__all__ = [
+    "BEHAVIOURS",
+    "HostileServer",
+    "broken_framing",
+    "downloads",
+    "expansion",
+    "links",
+    "sizes",
+    "slow",
+]
