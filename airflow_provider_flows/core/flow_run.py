@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from airflow_provider_flows.core.exceptions import FlowRunAborted, FlowRunFailed, reason_sentence
-from airflow_provider_flows.core.safe_text import to_storable
+from airflow_provider_flows.core.safe_text import set_lines, to_storable
 from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ Inputs = Sequence[FlowInput] | Mapping[str, Any]  # a list of inputs, or variabl
 class FlowOutput:
     """One output of a run.
 
-    A text output has `value`. A file output has `uri`, `size` and `sha256` once it is downloaded.
+    A text output has `value`. A file output has `uri`, `size` and `sha256` once it is downloaded. All other
+    texts are lines (`core.safe_text`), whichever service they are from.
 
     :param status: READY, ERROR or PENDING.
     :param additional: metadata of the corresponding input.
@@ -114,6 +115,10 @@ class FlowOutput:
     is_url: bool = False
     expires_at: str | None = None
     warning: str | None = None
+
+    def __post_init__(self) -> None:
+        """Make the texts that are logged and displayed lines."""
+        set_lines(self, "name", "asset_id", "status", "media_type", "error", "expires_at", "warning")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the XCom form.
@@ -143,6 +148,8 @@ class FlowOutput:
 class FlowRun:
     """A snapshot of one flow run; timestamps are pendulum datetimes in UTC, or None.
 
+    Ids, names, states and errors are lines (`core.safe_text`), whichever service they are from.
+
     :param raw_state: the service's own name for the state.
     :param progress: 0.0 to 1.0.
     :param expected_end_epoch: epoch seconds at which the run will finish at its current speed, None if
@@ -166,6 +173,10 @@ class FlowRun:
     error: str | None = None
     outputs: tuple[FlowOutput, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the texts that are logged and displayed lines."""
+        set_lines(self, "flow_run_id", "service", "flow", "raw_state", "error")
 
     def __str__(self) -> str:
         """Return service, id and flow, for logs and error messages."""

@@ -25,6 +25,7 @@ from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import mask_values
+from airflow_provider_flows.core.safe_text import to_line
 from airflow_provider_flows.core.timestamps import parse_http_date
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Request:
 
     def __str__(self) -> str:
         """Return method and path, without query and body: the query of a signed URL is a secret."""
-        return f"{self.method} {self.path.partition('?')[0]}"
+        return to_line(f"{self.method} {self.path.partition('?')[0]}")  # the path may be a service's link
 
     @property
     def body(self) -> bytes | Body | None:
@@ -157,9 +158,12 @@ class Response:
     bytes_received: int | None = None
     attempts: int = 1
 
-    def redact(self, text: str) -> str:
-        """Return a text with the credentials of the request replaced by asterisks."""
-        return mask_values(text, self.secrets)
+    def redact(self, text: str, max_length: int | None = None) -> str:
+        """Return a text with the credentials of the request replaced by asterisks, in whichever spelling.
+
+        :param max_length: how many characters of the text are read, before they are masked.
+        """
+        return mask_values(text, self.secrets, max_length)
 
     @property
     def is_success(self) -> bool:

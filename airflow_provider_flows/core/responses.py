@@ -26,7 +26,8 @@ from airflow_provider_flows.core.exceptions import (
     reason_sentence,
 )
 from airflow_provider_flows.core.http import Conversation, Request, Response, T, send
-from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes
+from airflow_provider_flows.core.redaction import get_max_spelling_length, mask_json
+from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes, to_line
 
 MAX_EXCERPT_CHARS = 200  # of a service's text in a message
 MAX_EXCERPT_BYTES = 2 * MAX_EXCERPT_CHARS  # of a body from which such an excerpt is taken
@@ -112,7 +113,7 @@ def parse_json(request: Request, response: Response) -> Any:
     if not response.body.strip():
         return None
     try:
-        value = parse_bounded_json(response.body)
+        value = parse_bounded_json(response.body, response.secrets)
     except ValueError as error:
         raise FlowMalformed(
             malformed_message(request, response, f"cannot be read as JSON ({error})"), status=response.status
@@ -129,7 +130,7 @@ def expect_success(request: Request, response: Response) -> None:
     """
     raise_for_status(request, response)
     try:
-        value = parse_bounded_json(response.body)
+        value = parse_bounded_json(response.body, response.secrets)
     except ValueError:
         return
     _raise_if_unsuccessful(request, response, value)
@@ -173,7 +174,7 @@ def is_quota_exceeded(response: Response) -> bool:
     if response.status not in TEXT_STATUSES:
         return False
     try:
-        texts = [*_iter_texts(parse_bounded_json(response.body))]
+        texts = [*_iter_texts(parse_bounded_json(response.body, response.secrets))]
     except ValueError:
         text = decode_text(response.body).strip()[:MAX_REASON_CHARS]
         texts = [] if text.startswith("<") else [text]  # a gateway's page may contain any word
@@ -195,8 +196,10 @@ def malformed_message(request: Request, response: Response, problem: str) -> str
 
     :param problem: what is wrong with the response, as the predicate of a sentence ("is not ...").
     """
-    excerpt = response.redact(decode_text(response.body[:MAX_EXCERPT_BYTES]))[:MAX_EXCERPT_CHARS]
+    start = decode_text(response.body[: MAX_EXCERPT_BYTES + get_max_spelling_length(response.secrets)])
+    excerpt = response.redact(start, MAX_EXCERPT_CHARS)
     size = len(response.body) if response.bytes_received is None else response.bytes_received
+    problem = to_line(response.redact(problem))
     head = f"The response to {request} {problem} (HTTP {response.status}, {size} bytes)."
     return f"{head} It starts with: {excerpt!r}"
 
@@ -205,10 +208,10 @@ def error_reason(response: Response) -> str:
     """Return the reason that a service gives in an error response.
 
     It is the first non-empty of `detail` (a text, list or object), `message`, `error` and `details`, else the
-    start of the body, which may be empty.
+    start of the body, which may be empty. It is one line.
     """
     try:
-        value = parse_bounded_json(response.body)
+        value = parse_bounded_json(response.body, response.secrets)
     except ValueError:
         value = decode_text(response.body)
     if isinstance(value, dict):
@@ -217,7 +220,7 @@ def error_reason(response: Response) -> str:
         )
     items = value if isinstance(value, list) else [value]
     text = "; ".join(_format_detail(item) for item in items).strip()
-    return response.redact(" ".join(text.split()))[:MAX_REASON_CHARS]
+    return to_line(response.redact(" ".join(text.split()), MAX_REASON_CHARS))
 
 
 def _format_detail(item: Any) -> str:
@@ -228,11 +231,12 @@ def _format_detail(item: Any) -> str:
     return item if isinstance(item, str) else json.dumps(item, default=str)
 
 
-def parse_bounded_json(body: bytes) -> Any:
+def parse_bounded_json(body: bytes, secrets: tuple[str, ...] = ()) -> Any:
     """Return the value of a JSON text, at most `MAX_JSON_DEPTH` levels deep.
 
     NaN and the infinities become None, also when they are written as large numbers (1e999). Texts, also
-    keys, have U+FFFD in place of what no store accepts (see `core.safe_text`).
+    keys, have U+FFFD in place of what no store accepts (see `core.safe_text`), and `***` in place of secrets:
+    this is the one place where the texts of a service come in.
 
     :raises ValueError: the text is not JSON, or it is nested too deeply.
     """
@@ -249,7 +253,7 @@ def parse_bounded_json(body: bytes) -> Any:
             level = [value := _FINITE_DECODER.decode(text)]
         containers = [outer for outer in level if type(outer) in _CONTAINERS]
         if not containers:
-            return value
+            return mask_json(value, text, secrets)
         level = [
             inner for outer in containers for inner in (outer.values() if type(outer) is dict else outer)
         ]

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from airflow_provider_flows.core.exceptions import FlowMalformed
 from airflow_provider_flows.core.http import Request, Response
+from airflow_provider_flows.core.payload.integrity import UnconfirmedFileError
+from airflow_provider_flows.core.redaction import get_max_spelling_length, mask_values
 from airflow_provider_flows.core.responses import MAX_EXCERPT_BYTES, malformed_message
 from airflow_provider_flows.core.safe_text import to_safe_text
 from airflow_provider_flows.transport.settings import Settings
@@ -27,9 +29,13 @@ class ResponseReader:
         self._request = request
         self._max_bytes = settings.max_response_bytes
         self._status = status
-        # aiohttp decodes a byte that is not UTF-8 to a lone surrogate
-        self._headers = {to_safe_text(name.lower()): to_safe_text(value) for name, value in headers}
         self._secrets = settings.secrets
+        # aiohttp decodes a byte that is not UTF-8 to a lone surrogate
+        self._headers = {
+            to_safe_text(name.lower()): mask_values(to_safe_text(value), self._secrets)
+            for name, value in headers
+        }
+        self._max_start_bytes = MAX_EXCERPT_BYTES + get_max_spelling_length(self._secrets)
         self._body = bytearray()
         self._bytes_received = 0
         self._sink = request.sink if Response(status).is_success else None
@@ -45,7 +51,7 @@ class ResponseReader:
         """
         self._bytes_received += len(chunk)
         if self._sink is not None:
-            self._body += chunk[: MAX_EXCERPT_BYTES - len(self._body)]
+            self._body += chunk[: max(0, self._max_start_bytes - len(self._body))]
             with self._malformed_if_rejected():
                 self._sink.feed(chunk)
             return
@@ -76,10 +82,16 @@ class ResponseReader:
             yield
         except (ValueError, RecursionError) as error:
             response = self._to_response()
+            if isinstance(error, UnconfirmedFileError):
+                error.redact(response.redact)
             message = malformed_message(self._request, response, f"holds no complete file ({error})")
             raise FlowMalformed(message, status=self._status) from error
 
     def _to_response(self, url: str = "") -> Response:
         """Return what was received so far as a response."""
-        bytes_received = None if self._sink is None else self._bytes_received
-        return Response(self._status, self._headers, bytes(self._body), url, self._secrets, bytes_received)
+        body, bytes_received = bytes(self._body), None
+        if self._sink is not None:
+            # masked before it is cut, because a part of a secret would not be recognized
+            body = mask_values(body.decode("latin-1"), self._secrets, MAX_EXCERPT_BYTES).encode("latin-1")
+            bytes_received = self._bytes_received
+        return Response(self._status, self._headers, body, url, self._secrets, bytes_received)

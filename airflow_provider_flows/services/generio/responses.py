@@ -31,6 +31,7 @@ from airflow_provider_flows.core.flow_run import (
 )
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.responses import MAX_EXCERPT_CHARS, malformed_message
+from airflow_provider_flows.core.safe_text import has_control_characters
 from airflow_provider_flows.core.timestamps import parse_timestamp
 
 if TYPE_CHECKING:
@@ -76,9 +77,14 @@ def get_first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
 
 
 def get_id(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    """Return the first of these fields as an id, or None if it is neither a string nor an integer."""
+    """Return the first of these fields as an id, or None if it is neither a string nor an integer.
+
+    A string with control characters is no id either: it would not be the same in a log, a path and a list.
+    """
     found = get_first(value, keys)
-    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) else None
+    if not isinstance(found, (str, int)) or isinstance(found, bool):
+        return None
+    return None if has_control_characters(str(found)) else str(found)
 
 
 def get_text(value: Mapping[str, Any], keys: Iterable[str], max_length: int) -> str | None:
