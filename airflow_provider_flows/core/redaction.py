@@ -25,9 +25,9 @@ MAX_REDACTION_DEPTH = 20  # levels of nesting in which secrets are searched, as 
 
 MASK = "***"
 MIN_SECRET_LENGTH = 5  # characters, as in Airflow's own masker; a shorter value occurs in ordinary text
-# A shorter one may be a word, such as the password of a test. It is masked only where it stands alone,
-# never in a key, and not in base64.
-MIN_KEY_LENGTH = 16
+# A shorter one may be an ordinary word, as the emulator's key is: it is masked in messages only, where it
+# stands alone, and not in base64.
+MIN_DISTINCT_LENGTH = 10
 MAX_ESCAPE_LEVELS = 4  # JSON inside JSON, or a URL inside a URL
 MAX_SPELLING_LENGTH = 24  # characters in which one character of a secret may be spelt
 
@@ -105,7 +105,7 @@ def get_max_spelling_length(secrets: tuple[str, ...]) -> int:
 
 
 def mask_json(value: Any, json_text: str, secrets: tuple[str, ...]) -> Any:
-    """Return a JSON value with `***` in place of each secret in its texts and keys.
+    """Return a JSON value with `***` in place of each secret of MIN_DISTINCT_LENGTH in its texts and keys.
 
     Only the JSON text is searched in almost all cases, because that takes far less time than walking through
     the value.
@@ -113,14 +113,14 @@ def mask_json(value: Any, json_text: str, secrets: tuple[str, ...]) -> Any:
     :param value: the value, of bounded depth.
     :param json_text: the text from which it was parsed.
     """
-    search = _get_search(secrets)
-    return _mask_nested(value, secrets) if search is not None and search.finds_in(json_text) else value
+    distinct = tuple(secret for secret in secrets if len(secret) >= MIN_DISTINCT_LENGTH)
+    search = _get_search(distinct)
+    return _mask_nested(value, distinct) if search is not None and search.finds_in(json_text) else value
 
 
 def _mask_nested(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
-        long = tuple(secret for secret in secrets if len(secret) >= MIN_KEY_LENGTH)
-        return {mask_values(key, long): _mask_nested(inner, secrets) for key, inner in value.items()}
+        return {mask_values(key, secrets): _mask_nested(inner, secrets) for key, inner in value.items()}
     if isinstance(value, list):
         return [_mask_nested(inner, secrets) for inner in value]
     if isinstance(value, int) and str(value) in secrets:
@@ -197,7 +197,7 @@ def _get_search(secrets: tuple[str, ...]) -> _SecretSearch | None:
 
 def _to_pattern(secret: str) -> str:
     pattern = re.escape(secret)
-    return pattern if len(secret) >= MIN_KEY_LENGTH else rf"(?<![\w-]){pattern}(?![\w-])"
+    return pattern if len(secret) >= MIN_DISTINCT_LENGTH else rf"(?<![\w-]){pattern}(?![\w-])"
 
 
 def _unescape(found: re.Match[str]) -> str:
@@ -231,7 +231,7 @@ def _unescape_with_offsets(text: str) -> tuple[str, list[int]]:
 
 def _to_base64(secret: str) -> Iterator[str]:
     """Yield the part of a longer text's base64 that the secret determines, for each offset in that text."""
-    if len(secret) < MIN_KEY_LENGTH:
+    if len(secret) < MIN_DISTINCT_LENGTH:
         return
     for offset in range(3):
         data = bytes(offset) + secret.encode()

@@ -48,8 +48,12 @@ _DIGEST_SUFFIX = re.compile(rf"--[0-9a-f]{{{_DIGEST_LENGTH}}}", re.IGNORECASE)
 
 
 def to_line(text: str) -> str:
-    """Return a text on one line: with a blank for line breaks and U+FFFD for each other control character."""
-    return text if text.isprintable() else _NOT_IN_A_LINE.sub(REPLACEMENT, _LINE_BREAKS.sub(" ", text))
+    """Return a text on one line: a blank for line breaks, and other control characters escaped."""
+    if text.isprintable():
+        return text
+    return _NOT_IN_A_LINE.sub(
+        lambda found: found[0].encode("unicode_escape").decode(), _LINE_BREAKS.sub(" ", text)
+    )
 
 
 def set_lines(instance: object, *names: str) -> None:
