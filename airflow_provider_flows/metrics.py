@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import Stats
 
+from airflow_provider_flows.core.safe_text import to_safe_name
+
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowRun
 
+MAX_TAG_LENGTH = 80  # characters; Airflow accepts 250 for a metric's name with all its tags
 MILLISECONDS_PER_SECOND = 1000.0  # Airflow's timings
 
 
@@ -41,7 +44,9 @@ def record_final_run(run: FlowRun, wait_seconds: float, detection_delay: float |
     :param wait_seconds: from the start of the wait to its end.
     :param detection_delay: seconds from the run's end to the poll that detected it, None if unknown.
     """
-    tags = {"service": run.service, "flow": run.flow or "unknown", "state": run.state.value}
+    # a tag is part of the metric's name in some backends, and Airflow drops a metric with an odd name
+    flow, service = (to_safe_name(name, MAX_TAG_LENGTH) for name in (run.flow or "unknown", run.service))
+    tags = {"service": service, "flow": flow, "state": run.state.value}
     Stats.timing("flows.wait_time", wait_seconds * MILLISECONDS_PER_SECOND, tags=tags)
     if detection_delay is not None:
         Stats.timing("flows.detection_delay", detection_delay * MILLISECONDS_PER_SECOND)

@@ -63,7 +63,9 @@ WAYS: dict[str, dict[str, Way]] = {
 
 def measure(way: Way, address: str, size: int, folder: Path) -> dict[str, Any]:
     """Move a small file, then the file, and return the figures."""
-    way(address, WARM_UP_BYTES, folder)
+    warm_up_folder = folder / "warm-up"
+    warm_up_folder.mkdir(exist_ok=True)
+    way(address, WARM_UP_BYTES, warm_up_folder)
     before, cpu, started = _reset_peak(), time.process_time(), time.perf_counter()
     way(address, size, folder)
     seconds = time.perf_counter() - started

@@ -6,6 +6,7 @@ The backend is one of Airflow's own, set as Airflow sets it, or selected by its 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import Stats
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from airflow_provider_flows import metrics
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.http import Conversation
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
@@ -258,3 +260,66 @@ def test_metrics_of_a_triggerer_are_exported(flow_server: StubFlowServer) -> Non
     names = {metric.name.removeprefix("airflow.") for scope in scopes for metric in scope.metrics}
     expected = {"polls", "list_polls", "waiting", "detection_delay", "rate_limit_pauses", "wait_time"}
     assert {f"flows.{name}" for name in expected} <= names
+
+
+ODD_NAMES = [
+    "text to 3d",
+    "größe",
+    "a,b=c",
+    "flow,state=completed",
+    "a\nb",
+    "a:1|c",
+    "name|#tag:x",
+    "",
+    " ",
+    "." * 300,
+    "x" * 300,
+    "x" * 299 + "y",
+    "\ufffd" * 90,
+    "日本語",
+    "a@b%c&d",
+]
+
+
+class Lines:
+    """A statsd client that records the metrics that are sent."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def timing(self, stat: str, _: float) -> None:
+        """Record a timing."""
+        self.names.append(stat)
+
+
+@pytest.mark.parametrize("is_influxdb", [True, False])
+def test_odd_names_drop_no_metric(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_influxdb: bool
+) -> None:
+    """Each flow's wait is recorded by Airflow's own logger, under a name of its own, and without an error."""
+    has_sdk = hasattr(Stats, "initialize")
+    path = "airflow.sdk._shared.observability.metrics" if has_sdk else "airflow.metrics"
+    statsd_logger = importlib.import_module(f"{path}.statsd_logger")
+    client = Lines()
+    logger = statsd_logger.SafeStatsdLogger(
+        client, influxdb_tags_enabled=is_influxdb, statsd_influxdb_enabled=is_influxdb
+    )
+    if hasattr(Stats, "initialize"):
+        Stats.initialize(factory=lambda: logger, export_legacy_names=False)
+    else:  # before Airflow 3.2
+        monkeypatch.setattr(type(Stats), "factory", lambda _: logger)
+        monkeypatch.setattr(Stats, "instance", None)
+    try:
+        for name in ODD_NAMES:
+            run = FlowRun("r", name or "s", flow=name, state=FlowState.COMPLETED)
+            metrics.record_final_run(run, 1.0, None)
+    finally:
+        if hasattr(Stats, "initialize"):
+            from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
+
+            Stats.initialize(factory=get_stats_factory(), export_legacy_names=False)
+    assert len(client.names) == len(ODD_NAMES)
+    assert caplog.messages == []
+    assert all(len(name) <= 250 and name.isascii() for name in client.names)
+    assert len(set(client.names)) == (len(ODD_NAMES) if is_influxdb else 1)
+    assert not is_influxdb or all(name.count(",") == name.count("=") == 3 for name in client.names)

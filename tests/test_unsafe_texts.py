@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.asset_watchers import run_watcher
 from tests.support.commands import flows_command
+from tests.support.hostile.texts import IS_NO_LINE, NO_LINES, SPELLINGS, find_key
 from tests.support.modes import FLOW, MODES, run_in_mode, start_external_run
 from tests.support.stores import UNSAFE_TEXTS, assert_storable
 from tests.support.tries import CHAIN_ARGUMENTS, run_with_retries
@@ -37,6 +39,7 @@ OUTPUTS = [
     },
     {"asset_id": "b", "name": "b", "status": "error", "error": UNSAFE},
 ]
+LONG_KEY = "a+key/that=must&not<be>shown"
 REJECTIONS = {"UTF-16": "No entry".encode("utf-16"), "gzip": gzip.compress(b"No entry"), "JSON": b""}
 REJECTIONS["JSON"] = json.dumps({"detail": f"No entry {UNSAFE}"}).encode()
 
@@ -160,3 +163,56 @@ def test_command_prints_what_is_readable(
     result = flows_command(capsys)(f"runs -o {output}")
     assert result.code == 0
     assert_storable(result.out, result.err)
+
+
+@needs("commands of providers")
+@pytest.mark.parametrize("output", ["json", "yaml", "table", "plain"])
+def test_command_does_not_print_a_repeated_key(
+    emulator: Emulator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """`airflow flows` prints neither data nor errors with the key, in whichever spelling."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    connection = {"conn_type": "generio", "host": emulator.url, "password": LONG_KEY}
+    monkeypatch.setenv("AIRFLOW_CONN_REPEATING", json.dumps(connection))
+    flows = flows_command(capsys)
+    for spell in SPELLINGS.values():
+        key = spell(LONG_KEY)
+        run = f'{{"flow_id": "r", "state": "failed", "error": "no {key}", "template": "t {key}"}}'
+        outputs = f'[{{"asset_id": "a", "name": "n {key}", "status": "error", "error": "{key}"}}]'
+        for path, body in {"/flows": f'{{"flows": [{run}]}}', "*/outputs": outputs, "/flows/r": run}.items():
+            respond(emulator, path, body.encode(), status=200)
+        results = [
+            flows(f"{words} --conn-id repeating -o {output}") for words in ("runs", "get r", "outputs r")
+        ]
+        emulator.clear_faults()
+        respond(emulator, "/flows*", f'{{"detail": "{key}"}}'.encode(), status=403)
+        results.append(flows(f"get r --conn-id repeating -o {output}"))
+        emulator.clear_faults()
+        assert [result.code for result in results[:3]] == [0] * 3
+        assert all("***" in result.out for result in (results[0], results[2]))
+        assert [result for result in results if find_key(result.out + result.err, LONG_KEY)] == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_text_of_a_service_forges_a_line_of_the_log(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """In every mode the names and errors of a run are part of one line each, without control characters."""
+    text = "".join(NO_LINES.values())
+    respond(emulator, "/flows/*", {**FAILED_RUN, "error": text, "template": text})
+    outputs = [
+        {"asset_id": "a", "name": text, "status": "error", "error": text},
+        {"asset_id": text, "name": text},
+    ]
+    respond(emulator, "*/outputs", {"outputs": outputs})
+    more = {} if "sensor" in mode else {"fetch_partial_outputs": True}
+    waited = run_in_mode(mode, emulator, timeout=30, **more)
+    assert isinstance(waited.error, FlowRunFailed), waited.result.log
+    assert "forged" in str(waited.error)
+    assert IS_NO_LINE.search(str(waited.error)) is None
+    messages = [record.getMessage() for record in caplog.records if "forged" in record.getMessage()]
+    lines = [line for line in waited.result.log.splitlines() if "forged" in line]
+    assert messages or lines
+    colours = re.compile(r"\x1b\[[0-9;]*m")  # of Airflow's own renderer
+    assert [one for one in (*messages, *lines) if IS_NO_LINE.search(colours.sub("", one))] == []
+    assert [line for line in lines if colours.sub("", line).startswith("forged")] == []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.safe_text import set_lines, to_line
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.graph import FlowGraph
@@ -69,6 +70,11 @@ class FlowDefinition:
     max_inputs: int | None = None
     is_complete: bool = False
     raw: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the id and the names that are logged and displayed lines."""
+        set_lines(self, "flow", "name")
+        object.__setattr__(self, "outputs", tuple(map(to_line, self.outputs)))
 
     @classmethod
     def from_graph(cls, flow: str, service: str, graph: FlowGraph, raw: Any = None) -> FlowDefinition:

@@ -21,7 +21,7 @@ from airflow_provider_flows.core.limits import (
     MAX_OUTPUTS,
     MAX_TIMESTAMP_CHARACTERS,
 )
-from airflow_provider_flows.core.safe_text import to_storable
+from airflow_provider_flows.core.safe_text import set_lines, to_storable
 from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ Inputs = Sequence[FlowInput] | Mapping[str, Any]  # a list of inputs, or variabl
 class FlowOutput:
     """One output of a run.
 
-    A text output has `value`. A file output has `uri`, `size` and `sha256` once it is downloaded.
+    A text output has `value`. A file output has `uri`, `size` and `sha256` once it is downloaded. All other
+    texts are lines (`core.safe_text`), whichever service they are from.
 
     :param status: READY, ERROR or PENDING.
     :param additional: metadata of the corresponding input.
@@ -147,10 +148,11 @@ class FlowOutput:
     warning: str | None = None
 
     def __post_init__(self) -> None:
-        """Bound what goes to XCom, logs and stores, whichever service it comes from.
+        """Bound what goes to XCom, logs and stores, as lines, whichever service it comes from.
 
         An output whose id is too long cannot be fetched: it states that as its error.
         """
+        set_lines(self, "name", "asset_id", "status", "media_type", "error", "expires_at", "warning")
         _cut_texts(self, _OUTPUT_TEXT_BOUNDS)
         if isinstance(self.media_type, str) and len(self.media_type) > MAX_MEDIA_TYPE_LENGTH:
             object.__setattr__(self, "media_type", None)
@@ -205,6 +207,8 @@ def bound_outputs(outputs: Sequence[FlowOutput], where: str) -> list[FlowOutput]
 class FlowRun:
     """A snapshot of one flow run; timestamps are pendulum datetimes in UTC, or None.
 
+    Ids, names, states and errors are lines (`core.safe_text`), whichever service they are from.
+
     :param raw_state: the service's own name for the state.
     :param progress: 0.0 to 1.0.
     :param expected_end_epoch: epoch seconds at which the run will finish at its current speed, None if
@@ -230,10 +234,11 @@ class FlowRun:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Bound what goes to XCom, logs and stores, whichever service it comes from.
+        """Bound what goes to XCom, logs and stores, as lines, whichever service it comes from.
 
         :raises FlowMalformed: the id is too long; without it the run is lost.
         """
+        set_lines(self, "flow_run_id", "service", "flow", "raw_state", "error")
         if isinstance(self.flow_run_id, str) and len(self.flow_run_id) > MAX_ID_LENGTH:
             start = self.flow_run_id[:MAX_ID_LENGTH]
             raise FlowMalformed(

@@ -31,6 +31,7 @@ from airflow_provider_flows.core.limits import (
 )
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import mask_values
+from airflow_provider_flows.core.safe_text import to_line
 from airflow_provider_flows.core.timestamps import parse_http_date
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Request:
         path = self.path.partition("?")[0]
         if not path.startswith("/"):
             path = f"{to_origin(path)}/{path.partition('://')[2].partition('/')[2]}"
-        return f"{self.method} {path[:MAX_SHOWN_PATH_LENGTH]}"
+        return to_line(f"{self.method} {path[:MAX_SHOWN_PATH_LENGTH]}")  # the path may be a service's link
 
     def follow(self, url: str, *, query: Mapping[str, str] | None = None) -> Request:
         """Return this request to the URL that its response led to; messages name it as this one."""
@@ -191,9 +192,12 @@ class Response:
     attempts: int = 1
     is_foreign: bool = False
 
-    def redact(self, text: str) -> str:
-        """Return a text with the credentials of the request replaced by asterisks."""
-        return mask_values(text, self.secrets)
+    def redact(self, text: str, max_length: int | None = None) -> str:
+        """Return a text with the credentials of the request replaced by asterisks, in whichever spelling.
+
+        :param max_length: how many characters of the text are read, before they are masked.
+        """
+        return mask_values(text, self.secrets, max_length)
 
     @property
     def is_success(self) -> bool:

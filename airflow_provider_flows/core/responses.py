@@ -29,7 +29,8 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.http import Conversation, Request, Response, T, run_apart, send, to_origin
 from airflow_provider_flows.core.limits import MAX_INLINE_BYTES, MAX_JSON_DEPTH, MAX_JSON_VALUES
-from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes
+from airflow_provider_flows.core.redaction import get_max_spelling_length, mask_json
+from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes, to_line
 
 MAX_EXCERPT_CHARS = 200  # of a service's text in a message
 MAX_EXCERPT_BYTES = 2 * MAX_EXCERPT_CHARS  # of a body from which such an excerpt is taken
@@ -136,7 +137,7 @@ def parse_json(request: Request, response: Response) -> Any:
     if not response.body.strip():
         return None
     try:
-        value = parse_bounded_json(response.body)
+        value = parse_bounded_json(response.body, response.secrets)
     except ValueError as error:
         raise FlowMalformed(
             malformed_message(request, response, f"cannot be read as JSON ({error})"), status=response.status
@@ -153,7 +154,7 @@ def expect_success(request: Request, response: Response) -> None:
     """
     raise_for_status(request, response)
     try:
-        value = parse_bounded_json(response.body)
+        value = parse_bounded_json(response.body, response.secrets)
     except ValueError:
         return
     _raise_if_unsuccessful(request, response, value)
@@ -215,7 +216,7 @@ def is_quota_exceeded(response: Response) -> bool:
     if response.status not in TEXT_STATUSES:
         return False
     try:
-        texts = [*_iter_texts(parse_bounded_json(response.body))]
+        texts = [*_iter_texts(parse_bounded_json(response.body, response.secrets))]
     except ValueError:
         text = decode_text(response.body).strip()[:MAX_REASON_CHARS]
         texts = [] if text.startswith("<") else [text]  # a gateway's page may contain any word
@@ -239,8 +240,10 @@ def malformed_message(request: Request, response: Response, problem: str) -> str
     """
     if response.is_foreign:
         return f"The response to {request}, from another host, {problem} (HTTP {response.status})."
-    excerpt = response.redact(decode_text(response.body[:MAX_EXCERPT_BYTES]))[:MAX_EXCERPT_CHARS]
+    start = decode_text(response.body[: MAX_EXCERPT_BYTES + get_max_spelling_length(response.secrets)])
+    excerpt = response.redact(start, MAX_EXCERPT_CHARS)
     size = len(response.body) if response.bytes_received is None else response.bytes_received
+    problem = to_line(response.redact(problem))
     head = f"The response to {request} {problem} (HTTP {response.status}, {size} bytes)."
     return f"{head} It starts with: {excerpt!r}"
 
@@ -249,12 +252,12 @@ def error_reason(response: Response) -> str:
     """Return the reason that a service gives in an error response.
 
     It is the first non-empty of `detail` (a text, list or object), `message`, `error` and `details`, else the
-    start of the body, which may be empty. It is empty for a response from another host.
+    start of the body, which may be empty. It is one line, and empty for a response from another host.
     """
     if response.is_foreign:
         return ""
     try:
-        value = parse_bounded_json(response.body)
+        value = parse_bounded_json(response.body, response.secrets)
     except ValueError:
         value = decode_text(response.body)
     if isinstance(value, dict):
@@ -263,7 +266,7 @@ def error_reason(response: Response) -> str:
         )
     items = value if isinstance(value, list) else [value]
     text = "; ".join(_format_detail(item) for item in items).strip()
-    return response.redact(" ".join(text.split()))[:MAX_REASON_CHARS]
+    return to_line(response.redact(" ".join(text.split()), MAX_REASON_CHARS))
 
 
 def _format_detail(item: Any) -> str:
@@ -274,11 +277,12 @@ def _format_detail(item: Any) -> str:
     return item if isinstance(item, str) else json.dumps(item, default=str)
 
 
-def parse_bounded_json(body: bytes) -> Any:
+def parse_bounded_json(body: bytes, secrets: tuple[str, ...] = ()) -> Any:
     """Return the value of a JSON text, at most `MAX_JSON_DEPTH` levels deep.
 
     NaN and the infinities become None, also when they are written as large numbers (1e999). Texts, also
-    keys, have U+FFFD in place of what no store accepts (see `core.safe_text`).
+    keys, have U+FFFD in place of what no store accepts (see `core.safe_text`), and `***` in place of secrets:
+    this is the one place where the texts of a service come in.
 
     A large text is parsed with a call of a Python function for each object and number, between which other
     threads run, because an event loop must continue while this runs in a thread. That takes twice as long.
@@ -301,7 +305,7 @@ def parse_bounded_json(body: bytes) -> Any:
             level = [value := _FINITE_DECODER.decode(text)]
         containers = [outer for outer in level if type(outer) in _CONTAINERS]
         if not containers:
-            return value
+            return mask_json(value, text, secrets)
         level = [
             inner for outer in containers for inner in (outer.values() if type(outer) is dict else outer)
         ]

@@ -4,12 +4,16 @@ PostgreSQL stores no NUL (U+0000), and a lone surrogate, such as `"\ud83d"`, can
 One of them in a trigger's event would end the triggerer. Each is replaced by U+FFFD when a response is read,
 and so is every byte that is not valid in the text's encoding. Files are stored as they are received.
 
+Ids, names, states and errors are lines: no character in them can begin another line of a log, move a
+terminal's cursor or reverse the direction of the text around it.
+
 Metadata of any form has two more: Airflow reserves some keys of dicts in XCom, and the messages between its
 processes hold integers of 64 bits.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from typing import Any
@@ -28,6 +32,63 @@ _PAIR_OR_UNSAFE_ESCAPE = re.compile(
     r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\[^u])|" + _UNSAFE_ESCAPE.pattern,
     re.DOTALL,
 )
+
+
+_LINE_BREAKS = re.compile("[\t\n\v\f\r\x85\u2028\u2029]+")
+# Control characters, and those that change the direction of a text or are invisible. The joiners of scripts
+# and emoji, and the no-break spaces, are ordinary text.
+_NOT_IN_A_LINE = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
+RESERVED_FILE_NAMES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+)
+_DIGEST_LENGTH = 12  # hexadecimal digits
+_DIGEST_SUFFIX = re.compile(rf"--[0-9a-f]{{{_DIGEST_LENGTH}}}", re.IGNORECASE)
+
+
+def to_line(text: str) -> str:
+    """Return a text on one line: a blank for line breaks, and other control characters escaped."""
+    if text.isprintable():
+        return text
+    return _NOT_IN_A_LINE.sub(
+        lambda found: found[0].encode("unicode_escape").decode(), _LINE_BREAKS.sub(" ", text)
+    )
+
+
+def set_lines(instance: object, *names: str) -> None:
+    """Make texts of a frozen dataclass lines (`to_line`), when it is created; other values are unchanged."""
+    for name in names:
+        value = getattr(instance, name)
+        if isinstance(value, str) and not value.isprintable():
+            object.__setattr__(instance, name, to_line(value))
+
+
+def has_control_characters(text: str) -> bool:
+    """Return whether `to_line` would change a text."""
+    return not text.isprintable() and _NOT_IN_A_LINE.search(text) is not None
+
+
+def to_safe_name(text: str, max_length: int, *, ignore_case: bool = False) -> str:
+    """Return a name of letters, digits, dots, dashes and underscores, different for each text.
+
+    A text that is such a name is returned as it is. Any other name ends with two dashes and the start of its
+    text's SHA-256.
+
+    :param max_length: of the name, in characters.
+    :param ignore_case: whether the names also differ where upper and lower case are the same.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    is_reserved = safe.lower().partition(".")[0] in RESERVED_FILE_NAMES
+    has_suffix = _DIGEST_SUFFIX.fullmatch(text[-_DIGEST_LENGTH - 2 :]) is not None
+    is_other_case = ignore_case and text != text.lower()
+    is_same = safe == text and 0 < len(safe) <= max_length
+    if is_same and not (is_reserved or has_suffix or is_other_case):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_LENGTH]
+    start = f"{'_' if is_reserved else ''}{safe}"[: max_length - _DIGEST_LENGTH - 2].rstrip("._-")
+    return f"{start or '_'}--{digest}"
 
 
 def replace_surrogates(text: str) -> str:

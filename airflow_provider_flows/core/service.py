@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from airflow_provider_flows.core.definition import find_definition
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
+from airflow_provider_flows.core.safe_text import has_control_characters
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
@@ -197,12 +198,9 @@ def quote_path_segment(name: str, value: str) -> str:
     """Quote an id as one segment of a URL path.
 
     :param name: the argument's name, for the message.
-    :raises FlowInputError: the id is empty, `.` or `..`, or cannot be encoded.
+    :raises FlowInputError: the id is empty, `.` or `..`, has control characters, or cannot be encoded.
     """
-    try:
-        quoted = quote(value, safe="")
-    except UnicodeEncodeError:
-        quoted = ""
+    quoted = "" if has_control_characters(value) else quote(value, safe="")  # a lone surrogate is one as well
     if quoted in {"", ".", ".."}:
         raise FlowInputError(f"{name} must be an id, not {value!r}")
     return quoted

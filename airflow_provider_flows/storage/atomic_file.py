@@ -131,9 +131,14 @@ class PartialFile:
             self.discard()
             raise CancelledWriteError
 
-    def commit(self, path: ObjectStoragePath) -> None:
-        """Move the complete file to its final path, and replace a file that is there.
+    def commit(self, path: ObjectStoragePath, *, may_replace: bool = False) -> None:
+        """Move the complete file to its final path.
 
+        In a local file system no file can appear in between. In any other store, one that another process
+        creates at the same moment may be replaced, because not all stores have an operation that cannot.
+
+        :param may_replace: whether to replace a file that is at the path.
+        :raises FileExistsError: there is a file at the path; the temporary one can still be committed.
         :raises OSError: the store does not accept the file, or has stored less than was written.
         :raises CancelledWriteError: the write was cancelled.
         """
@@ -142,15 +147,18 @@ class PartialFile:
         if temporary is None:  # discarded by another thread
             raise CancelledWriteError
         with _wrap_store_errors(path):
-            if temporary.protocol in LOCAL_SCHEMES:  # data that is not synced is lost if the machine fails
-                file.flush()
-                os.fsync(file.fileno())
-            file.close()
+            if not file.closed:  # else a commit to another path has failed
+                if temporary.protocol in LOCAL_SCHEMES:  # else data is lost if the machine fails
+                    file.flush()
+                    os.fsync(file.fileno())
+                file.close()
             stored_size = temporary.stat().st_size
         if stored_size != self.size:
             raise OSError(f"{temporary} has {stored_size} bytes after {self.size} were written")
+        if not may_replace and _exists(path):
+            raise FileExistsError(errno.EEXIST, f"{path} exists already")
         with _wrap_store_errors(path):
-            _rename(temporary, path)
+            _rename(temporary, path, may_replace=may_replace)
         self._path = self._file = None
 
     def discard(self) -> None:
@@ -167,7 +175,19 @@ class PartialFile:
             log.warning("The temporary file %s could not be removed (%s)", path, type(error).__name__)
 
 
-def _rename(temporary: ObjectStoragePath, path: ObjectStoragePath) -> None:
+def _exists(path: ObjectStoragePath) -> bool:
+    """Return whether there is a file at a path now, whatever the store's library has cached."""
+    path.fs.invalidate_cache(path.parent.path)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # what S3 returns for a missing object to a user who must not list the bucket
+        return False
+    return True
+
+
+def _rename(temporary: ObjectStoragePath, path: ObjectStoragePath, *, may_replace: bool) -> None:
     if temporary.protocol in OBJECT_STORES:  # which cannot rename
         # not `temporary.replace`, which also lists objects and fails where deleting is not allowed
         temporary.fs.cp_file(temporary.path, path.path)
@@ -176,13 +196,29 @@ def _rename(temporary: ObjectStoragePath, path: ObjectStoragePath) -> None:
     if temporary.protocol not in LOCAL_SCHEMES:
         temporary.replace(path)
         return
-    Path(temporary.path).replace(path.path)
+    if may_replace or not _link(temporary, path):
+        Path(temporary.path).replace(path.path)
     with suppress(OSError):  # some file systems cannot sync a folder
         folder = os.open(path.parent.path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _link(temporary: ObjectStoragePath, path: ObjectStoragePath) -> bool:
+    """Move a local file to a path at which there is none. Return False if the file system has no hard links.
+
+    :raises FileExistsError: there is a file at the path.
+    """
+    try:
+        os.link(temporary.path, path.path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    Path(temporary.path).unlink(missing_ok=True)
+    return True
 
 
 def _remove(path: ObjectStoragePath) -> None:
@@ -208,7 +244,7 @@ def write_probe(folder: ObjectStoragePath) -> None:
         file.restart()
         file.write(PROBE_CONTENT)
         path = folder / f".{PROBE_NAME}.{uuid4().hex}"
-        file.commit(path)
+        file.commit(path, may_replace=True)  # no other file has this name
     _remove(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -34,6 +35,7 @@ FILE_FIELDS = ("uri", "size", "sha256", "media_type", "warning")  # of an output
 # an output in the list may not be visible to each server of the service at once
 VISIBILITY_DELAYS_SECONDS = (0.5, 1.0)
 MAX_OUTPUT_ERROR_LENGTH = 2_000
+NAME_DIGEST_LENGTH = 12  # hexadecimal digits of a file's SHA-256 in its name
 
 
 class DownloadHook(Protocol):
@@ -163,8 +165,7 @@ class OutputDownload:
             media_type = self._write(hook, file, cancellation, warnings.append)
             if media_type is None:
                 return output
-            path = self._final_path(media_type)
-            file.commit(path)
+            path = self._commit(file, media_type, cancellation)
         warning = to_safe_text(redact_path("; ".join(warnings)))[:MAX_OUTPUT_ERROR_LENGTH] or None
         if warning is None:
             log.info("Output %s is stored in %s (%d bytes)", output.name, path, file.size)
@@ -197,16 +198,51 @@ class OutputDownload:
             return None
         return value.partition("?")[0] if self.output.is_url else self.output_options.truncate(value)
 
-    def _final_path(self, media_type: str | None) -> ObjectStoragePath:
-        return self.folder / (self.name + data_uri.extension(media_type))
+    def _commit(
+        self, file: PartialFile, media_type: str | None, cancellation: Cancellation
+    ) -> ObjectStoragePath:
+        """Commit a file to its final path, and return that.
+
+        Only the file that this task has stored itself is replaced. If another one is at the path, for example
+        that of another service's run with the same id, the file's name is extended by its digest. A file with
+        the same content, such as that of an earlier try, is used as it is.
+
+        :raises FileExistsError: there are other files at both paths.
+        """
+        paths = self._possible_paths(media_type, file.sha256)
+        for path in paths:
+            try:
+                file.commit(path, may_replace=self._is_own(path))
+            except FileExistsError:
+                if compute_sha256(path, cancellation) == file.sha256:
+                    return path
+                log.warning("%s is a file of something else, and is not replaced", path)
+            else:
+                return path
+        raise FileExistsError(
+            errno.EEXIST,
+            f"output {self.output.name} of the {self.run} cannot be stored: {paths[0]} and {paths[1]} are "
+            "files of something else, which are not replaced. Move them, or set another output_path.",
+        )
+
+    def _possible_paths(self, media_type: str | None, sha256: str) -> tuple[ObjectStoragePath, ...]:
+        """Return the paths at which a file can be stored, in the order in which they are tried."""
+        extension = data_uri.extension(media_type)
+        names = (self.name, f"{self.name}--{sha256[:NAME_DIGEST_LENGTH]}")
+        return tuple(self.folder / (name + extension) for name in names)
+
+    def _is_own(self, path: ObjectStoragePath) -> bool:
+        """Return whether this task, or an earlier try of it, has stored the file at a path."""
+        recorded = self.output.uri if self.file_record is None else self.file_record.get("uri")
+        return recorded is not None and recorded == to_uri(path)
 
     def _stored_path(self, stored: FlowOutput) -> ObjectStoragePath | None:
         """Return the path of a stored file, None if a download would be stored somewhere else."""
         if self.output.uri is not None:
             options = self.output_options
             return get_file_path(str(stored.uri), str(options.output_path), options.output_conn_id)
-        path = self._final_path(stored.media_type)
-        return path if to_uri(path) == stored.uri else None
+        paths = self._possible_paths(stored.media_type, str(stored.sha256))
+        return next((path for path in paths if to_uri(path) == stored.uri), None)
 
     def _write(
         self,

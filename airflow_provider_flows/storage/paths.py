@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, unquote
 
 from airflow_provider_flows.core.redaction import strip_signatures
+from airflow_provider_flows.core.safe_text import to_safe_name
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -32,9 +33,6 @@ HADOOP_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # their URIs are
 CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
 
 MAX_FILE_NAME_LENGTH = 100
-RESERVED_FILE_NAMES = frozenset(
-    {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-)
 
 # The suffixes of files, without those that also end a sentence without a blank, such as `.in` and `.so`.
 _SUFFIX = (
@@ -119,10 +117,8 @@ def file_names(outputs: Iterable[FlowOutput]) -> Iterator[str]:
 
 
 def safe_name(name: str) -> str:
-    """Return a name of letters, digits, dots, dashes and underscores, one path segment on every store."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:MAX_FILE_NAME_LENGTH].rstrip("._-")
-    is_reserved = safe.lower().partition(".")[0] in RESERVED_FILE_NAMES
-    return f"_{safe}" if is_reserved or not safe else safe
+    """Return a name that is one path segment on every store, different for each name (`to_safe_name`)."""
+    return to_safe_name(name, MAX_FILE_NAME_LENGTH)
 
 
 def find_path_problem(output_path: str) -> str | None:
@@ -147,10 +143,15 @@ def find_path_problem(output_path: str) -> str | None:
 
 
 def get_run_folder(run: FlowRun, output_path: str, output_conn_id: str | None) -> ObjectStoragePath:
-    """Return the folder of a run's files, `output_path/<flow_run_id>`, where the id is a safe name."""
+    """Return the folder of a run's files, `output_path/<flow_run_id>`, where the id is a safe name.
+
+    No other id has this folder, also on a store that ignores case.
+    """
     from airflow.sdk import ObjectStoragePath  # slow to import
 
-    return ObjectStoragePath(output_path, conn_id=output_conn_id) / safe_name(run.flow_run_id)
+    return ObjectStoragePath(output_path, conn_id=output_conn_id) / to_safe_name(
+        run.flow_run_id, MAX_FILE_NAME_LENGTH, ignore_case=True
+    )
 
 
 def get_file_path(uri: str, output_path: str, output_conn_id: str | None) -> ObjectStoragePath:

@@ -20,8 +20,9 @@ from airflow_provider_flows.core.limits import (
     MAX_UNCHECKED_EXPANSION_BYTES,
     MIB,
 )
-from airflow_provider_flows.core.payload.integrity import MAX_SURPLUS_BYTES
+from airflow_provider_flows.core.payload.integrity import MAX_SURPLUS_BYTES, UnconfirmedFileError
 from airflow_provider_flows.core.payload.sink import SizedSink, TooLargeError
+from airflow_provider_flows.core.redaction import get_max_spelling_length, mask_values
 from airflow_provider_flows.core.responses import MAX_EXCERPT_BYTES, malformed_message
 from airflow_provider_flows.core.safe_text import to_safe_text
 from airflow_provider_flows.transport.settings import ACCEPTED_ENCODINGS, Settings
@@ -52,9 +53,13 @@ class ResponseReader:
     ) -> None:
         self._request = request
         self._status = status
-        # aiohttp decodes a byte that is not UTF-8 to a lone surrogate
-        self._headers = {to_safe_text(name.lower()): to_safe_text(value) for name, value in headers}
         self._secrets = settings.secrets
+        # aiohttp decodes a byte that is not UTF-8 to a lone surrogate
+        self._headers = {
+            to_safe_text(name.lower()): mask_values(to_safe_text(value), self._secrets)
+            for name, value in headers
+        }
+        self._max_start_bytes = MAX_EXCERPT_BYTES + get_max_spelling_length(self._secrets)
         self._is_foreign = settings.is_foreign(request)
         self._body = bytearray()
         self._wire_bytes = 0
@@ -97,7 +102,7 @@ class ResponseReader:
                 self._raise_malformed(f"is larger than {_format_size(self._max_bytes)}. {self._hint}")
             self._body += part
             return
-        self._body += part[: MAX_EXCERPT_BYTES - len(self._body)]
+        self._body += part[: max(0, self._max_start_bytes - len(self._body))]
         with self._malformed_if_rejected():
             self._sink.feed(part)
             self._check_file_size(self._sink)
@@ -140,6 +145,8 @@ class ResponseReader:
             yield
         except (ValueError, RecursionError) as error:
             response = self._to_response()
+            if isinstance(error, UnconfirmedFileError):
+                error.redact(response.redact)
             message = malformed_message(self._request, response, f"holds no complete file ({error})")
             raise FlowMalformed(message, status=self._status) from error
 
@@ -148,11 +155,15 @@ class ResponseReader:
 
     def _to_response(self, url: str = "") -> Response:
         """Return what was received so far as a response."""
-        bytes_received = None if self._sink is None else self._bytes_received
+        body, bytes_received = bytes(self._body), None
+        if self._sink is not None:
+            # masked before it is cut, because a part of a secret would not be recognized
+            body = mask_values(body.decode("latin-1"), self._secrets, MAX_EXCERPT_BYTES).encode("latin-1")
+            bytes_received = self._bytes_received
         return Response(
             self._status,
             self._headers,
-            bytes(self._body),
+            body,
             url,
             self._secrets,
             bytes_received,

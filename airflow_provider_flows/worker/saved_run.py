@@ -105,7 +105,7 @@ class SavedRunStorage:
         with PartialFile(path.parent, f"flow_run_{token}") as file:
             file.restart()
             file.write(json.dumps({"sha256": get_digest(run), "flow_run": run}).encode())
-            file.commit(path)
+            file.commit(path, may_replace=True)  # the token is the record's own
         return {"uri": to_uri(path), "sha256": get_digest(run)}
 
     def load(self, reference: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from airflow_provider_flows.plugin.output_files import NoFileError, open_output
 from airflow_provider_flows.plugin.routes import create_app
 from airflow_provider_flows.plugin.run_view import PAGE_POLL_SECONDS, RunView
 from tests.support.airflow_run import DagResult, run_dag
+from tests.support.hostile.texts import SPELLINGS, find_key
 from tests.support.plugin_rights import CARLS_CONNECTION, DORAS_DAG
 from tests.support.plugin_site import airflow_clients, save_connections, task_path
 from tests.support.stores import UNSAFE_TEXTS, assert_storable
@@ -378,6 +379,29 @@ def test_pages_have_texts_that_can_be_stored(clients: Clients, emulator: Emulato
         assert "boom \ufffd" in json.dumps(page, ensure_ascii=False)
         assert_storable(page)
     emulator.clear_faults()
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_repeated_key_is_not_shown(clients: Clients, emulator: Emulator, spelling: str) -> None:
+    """A key that the service repeats is in no page, no JSON and no message, in whichever spelling."""
+    key = SPELLINGS[spelling](KEY)
+    fields = f'"error": "no {key}", "template": "t {key}", "parameters": {{"k": "{key}"}}'
+    run = f'{{"flow_id": "r", "state": "failed", {fields}}}'
+    outputs = f'[{{"asset_id": "a", "name": "n {key}", "media_type": "text/{key}", "data": "x {key}"}}]'
+    bodies = {"/flows": f'{{"flows": [{run}]}}', "*/outputs": outputs, "/flows/r": run}
+    for path, body in bodies.items():
+        emulator.add_fault(Fault(method="GET", path=path, times=None, status=200, body=body.encode()))
+    names = ("connection/flows_default", "connection/flows_default/run/r")
+    texts = [get(clients["anna"], f"{start}{name}").text for name in names for start in ("", "json/")]
+    assert all("***" in text for text in texts)
+    emulator.clear_faults()
+    RESPONSE_CACHE.clear()
+    rejection = f'{{"detail": "{"x" * 150}{key}"}}'.encode()
+    emulator.add_fault(Fault(method="GET", path="/flows*", times=None, status=403, body=rejection))
+    texts += [get(clients["anna"], name).text for name in names]
+    texts.append(FlowsHook.get_hook("flows_default").test_connection()[1])
+    emulator.clear_faults()
+    assert [text for text in texts if find_key(text, KEY) is not None] == []
 
 
 def test_a_download_above_the_maximum_is_rejected(emulator: Emulator) -> None:

@@ -27,6 +27,7 @@ from airflow_provider_flows.storage import outputs as outputs_module
 from airflow_provider_flows.storage.atomic_file import Cancellation, CancelledWriteError
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import MAX_PARALLEL_DOWNLOADS, fetch_outputs
+from airflow_provider_flows.storage.paths import safe_name
 from benchmarks.file_server import FileServer
 from tests.storage.test_outputs import HOSTILE, small_disk
 from tests.support.downloads import (
@@ -233,7 +234,7 @@ def test_hostile_names_remain_in_their_folder(tmp_path: Path) -> None:
     assert [file.stat().st_size for file in files] == [1_000 + number % 10 for number in range(len(names))]
     found = list_files(tmp_path)
     assert len({name.lower() for name in found}) == len(found) == len(names)
-    assert {str(Path(name).parent) for name in found} == {"in/up"}
+    assert {str(Path(name).parent) for name in found} == {f"in/{safe_name(run.flow_run_id)}"}
     assert all(len(Path(name).name) <= 120 for name in found)
 
 
@@ -261,7 +262,10 @@ def test_missing_or_incomplete_file_is_downloaded_again(tmp_path: Path, corrupt:
         ).outputs
     assert acts.calls == 2
     assert ObjectStoragePath(str(output.uri)).read_bytes() == CONTENT
-    assert memory.records["id-chair"]["uri"] == f"file://{folder}/r/chair.glb"
+    is_elsewhere = corrupt == "elsewhere"  # what is not the task's own file is not replaced
+    name = f"chair--{hashlib.sha256(CONTENT).hexdigest()[:12]}.glb" if is_elsewhere else "chair.glb"
+    assert memory.records["id-chair"]["uri"] == f"file://{folder}/r/{name}"
+    assert not is_elsewhere or (folder / "r/chair.glb").read_bytes() == bytes(len(CONTENT))
 
 
 def test_retry_after_sigkill(tmp_path: Path) -> None:

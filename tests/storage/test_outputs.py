@@ -28,7 +28,7 @@ from airflow_provider_flows.storage.atomic_file import PartialFile
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import MAX_PENDING_POLLS, list_ready_outputs
 from airflow_provider_flows.storage.paths import file_names, safe_name
-from tests.support.downloads import fetch_or_raise
+from tests.support.downloads import FileRecords, fetch_or_raise
 from tests.support.object_stores import attach_store
 from tests.support.scripted_transport import ScriptedTransport, json_response
 
@@ -100,13 +100,22 @@ def test_memory_store_works(hook: GenerioHook, model_run: FlowRun) -> None:
         assert len(files.cat(str(output.uri))) == output.size
 
 
-def test_existing_file_is_replaced(hook: GenerioHook, model_run: FlowRun, tmp_path: Path) -> None:
-    """Fetching a second time replaces the files, and leaves no second copy."""
-    first = fetch_or_raise(hook, model_run, OutputOptions(str(tmp_path)))
+def test_own_file_is_replaced(hook: GenerioHook, model_run: FlowRun, tmp_path: Path) -> None:
+    """Fetching a second time replaces the task's own files that have changed, and leaves no second copy."""
+    records = FileRecords()
+    first = fetch_or_raise(hook, model_run, OutputOptions(str(tmp_path)), records)
     for path in list_all_files(tmp_path):
         path.write_bytes(b"old")
-    assert fetch_or_raise(hook, model_run, OutputOptions(str(tmp_path))).to_dict() == first.to_dict()
+    second = fetch_or_raise(hook, model_run, OutputOptions(str(tmp_path)), records)
+    assert second.to_dict() == first.to_dict()
     assert all(path.read_bytes()[:4] == b"glTF" for path in list_all_files(tmp_path))
+    assert len(list_all_files(tmp_path)) == 2
+
+
+def test_same_file_is_used_as_it_is(hook: GenerioHook, model_run: FlowRun, tmp_path: Path) -> None:
+    """Fetching a second time without a record, as on an older Airflow, leaves no second copy either."""
+    first = fetch_or_raise(hook, model_run, OutputOptions(str(tmp_path)))
+    assert fetch_or_raise(hook, model_run, OutputOptions(str(tmp_path))).to_dict() == first.to_dict()
     assert len(list_all_files(tmp_path)) == 2
 
 

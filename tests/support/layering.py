@@ -22,7 +22,7 @@ MAX_TOP_LEVEL_MODULES = 14  # files at the top of the package
 # The reading order of the package, which is its import order: a module imports only from modules before it.
 # A line is a folder (`.` is the package itself) and its modules.
 TREE = """
-core __init__ exceptions graph definition limits redaction safe_text single_flight timestamps flow_run
+core __init__ exceptions safe_text graph definition limits redaction single_flight timestamps flow_run
 core/payload __init__ data_uri sink integrity
 core http responses retry template_problems validation
 core/payload json_stream decoders download

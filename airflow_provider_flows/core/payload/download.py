@@ -170,7 +170,7 @@ def download_file(path: str, sink: DownloadSink) -> Conversation[str]:
     request = Request("GET", path, sink=sink)
     response = yield from send(request)
     raise_for_status(request, response)
-    return _get_media_type(sink)
+    return response.redact(_get_media_type(sink))
 
 
 class RepeatedFileFilter:
@@ -239,4 +239,4 @@ def download_image(url: str, target: Target, max_bytes: int) -> Conversation[str
             status=response.status,
         )
     raise_for_status(request, response)
-    return _get_media_type(sink)
+    return response.redact(_get_media_type(sink))

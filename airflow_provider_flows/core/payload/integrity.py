@@ -41,6 +41,11 @@ class UnconfirmedFileError(ValueError):
         self.size = size
         self.sha256 = sha256
 
+    def redact(self, redact: Callable[[str], str]) -> None:
+        """Remove secrets from the texts that the service determines."""
+        self.args = (redact(str(self)),)
+        self.media_type = redact(self.media_type)
+
 
 class IntegrityChecker:
     """A file on its way to a target.

@@ -38,6 +38,7 @@ from airflow_provider_flows.core.limits import (
 )
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.responses import malformed_message, parse_json
+from airflow_provider_flows.core.safe_text import has_control_characters
 from airflow_provider_flows.core.timestamps import parse_timestamp
 
 if TYPE_CHECKING:
@@ -86,13 +87,14 @@ def get_first(value: Mapping[str, Any], keys: Iterable[str]) -> Any:
 def get_id(value: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     """Return the first of these fields as an id, or None if it is neither a string nor an integer.
 
-    One that is longer than `MAX_ID_LENGTH` is no id, because a cut id would be that of something else.
+    One that is longer than `MAX_ID_LENGTH` is no id, because a cut id would be that of something else. A
+    string with control characters is no id either: it would not be the same in a log, a path and a list.
     """
     found = get_first(value, keys)
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         return None
     text = str(found)
-    return text if len(text) <= MAX_ID_LENGTH else None
+    return text if len(text) <= MAX_ID_LENGTH and not has_control_characters(text) else None
 
 
 def get_text(value: Mapping[str, Any], keys: Iterable[str], max_length: int) -> str | None:

@@ -3,7 +3,7 @@
 `HostileServer("name")` behaves so at every request. The modules register their behaviours in `BEHAVIOURS`.
 """
 
-from tests.support.hostile import broken_framing, downloads, expansion, links, sizes, slow
+from tests.support.hostile import broken_framing, downloads, expansion, links, sizes, slow, texts
 from tests.support.hostile.server import BEHAVIOURS, HostileServer
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "links",
     "sizes",
     "slow",
+    "texts",
 ]
