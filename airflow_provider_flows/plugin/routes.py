@@ -6,7 +6,7 @@ the dependencies of the routers, before any route runs.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.exceptions import FlowError, FlowServiceError
 from airflow_provider_flows.plugin import output_files
 from airflow_provider_flows.plugin.airflow_internals import (
     REQUIRES_CONNECTION_ACCESS,
@@ -26,7 +26,13 @@ from airflow_provider_flows.plugin.airflow_internals import (
     list_readable_connections,
     load_task_instance,
 )
-from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
+from airflow_provider_flows.plugin.cache import (
+    FINAL_TTL_SECONDS,
+    RESPONSE_CACHE,
+    PageWaitError,
+    get_download_pool,
+    get_storage_pool,
+)
 from airflow_provider_flows.plugin.connection_view import (
     ListQuery,
     get_definition,
@@ -98,7 +104,11 @@ def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
     @router.get(path, response_class=StreamingResponse)
     async def download_output(number: int, view: RunView = Depends(get_view)) -> StreamingResponse:  # noqa: B008, FAST002  # as above
         """Return an output as an attachment, which the browser saves and does not open."""
-        file = await RESPONSE_CACHE.run_in_file_pool(lambda: output_files.open_output(view, number))
+        file = await RESPONSE_CACHE.run_in_file_pool(
+            lambda: output_files.open_output(view, number),
+            get_output_pool(view, number),
+            discard=lambda file: file.file.close(),
+        )
         headers = {
             "content-length": str(file.size),
             "content-disposition": f'attachment; filename="{file.name}"',
@@ -108,7 +118,9 @@ def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
     @router.get(f"{path}/image", response_class=Response)
     async def get_image(number: int, view: RunView = Depends(get_view)) -> Response:  # noqa: B008, FAST002  # as above
         """Return an image of a type in which a browser executes nothing."""
-        image = await RESPONSE_CACHE.run_in_file_pool(lambda: output_files.load_image(view, number))
+        image = await RESPONSE_CACHE.run_in_file_pool(
+            lambda: output_files.load_image(view, number), get_output_pool(view, number)
+        )
         return Response(image.data, media_type=image.media_type)
 
     @router.get(f"/json{path}/info")
@@ -124,11 +136,24 @@ def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
             view.output_options,
         )
         response = await RESPONSE_CACHE.get(
-            key, lambda: output_files.load_output_info(view, number), lambda _: FINAL_TTL_SECONDS
+            key,
+            lambda: output_files.load_output_info(view, number),
+            lambda _: FINAL_TTL_SECONDS,
+            get_output_pool(view, number),
         )
+        if response.value is None and isinstance(response.error, PageWaitError):
+            raise PageWaitError(str(response.error))
         if response.value is None:
             raise output_files.NoFileError("This output cannot be read.")
         return response.value
+
+
+def get_output_pool(view: RunView, number: int) -> Hashable:
+    """Return the pool of threads in which an output is read: that of stored files, or that of downloads."""
+    options = view.output_options
+    has_storage = options is not None and options.output_path is not None
+    is_stored = has_storage and any(output.uri is not None for output in view.outputs[number : number + 1])
+    return get_storage_pool(view.flows_conn_id) if is_stored else get_download_pool(view.flows_conn_id)
 
 
 def fill_path(path: str, request: Request) -> str:
@@ -302,7 +327,8 @@ async def _on_validation_error(request: Request, error: Any) -> Response:
 
 
 async def _on_flow_error(request: Request, error: Exception) -> Response:
-    return await _to_error_response(request, 404, to_safe_line(str(error)), DEFAULT_TITLE)
+    status = 503 if isinstance(error, FlowServiceError) and error.is_transient else 404
+    return await _to_error_response(request, status, to_safe_line(str(error)), DEFAULT_TITLE)
 
 
 async def _to_error_response(request: Request, status: int, text: str, title: str = "") -> Response:

@@ -31,7 +31,7 @@ core rate_limiter service start_or_resume
 . __init__
 services __init__ promptchainer
 services/generio __init__ responses api
-transport __init__ blocking_adapter shared_rate_limiter tls_and_proxy url_guard settings response_reader
+transport __init__ blocking_adapter tls_and_proxy url_guard settings response_reader shared_rate_limiter
 transport asynchronous blocking
 . connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
@@ -42,7 +42,7 @@ triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache f
 triggerer watcher_state
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
-plugin abort_queue airflow_internals cache html listener schemas present run_view connection_view output_files
+plugin cache abort_queue airflow_internals html listener schemas present run_view connection_view output_files
 plugin routes __init__
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin

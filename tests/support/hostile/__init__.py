@@ -3,7 +3,7 @@
 `HostileServer("name")` behaves so at every request. The modules register their behaviours in `BEHAVIOURS`.
 """
 
-from tests.support.hostile import broken_framing
+from tests.support.hostile import broken_framing, unresponsive
 from tests.support.hostile.server import BEHAVIOURS, HostileServer
 
-__all__ = ["BEHAVIOURS", "HostileServer", "broken_framing"]
+__all__ = ["BEHAVIOURS", "HostileServer", "broken_framing", "unresponsive"]
