@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow.providers.common.compat.connection import get_async_connection
@@ -18,17 +19,17 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
 from airflow_provider_flows.core.http import Purpose, with_deadline
+from airflow_provider_flows.core.limits import MAX_REQUESTS_PER_SECOND
 from airflow_provider_flows.core.retry import Retry, with_retries
 
 if TYPE_CHECKING:
     import requests
     from airflow.sdk import Connection
 
-    from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.http import Conversation, Request, Response, T
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
-    from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
 MIN_ABORT_ATTEMPTS = 8  # when many runs are aborted at once, a rate limit rejects many requests
 
@@ -61,6 +62,7 @@ class BaseFlowsHook(BaseHook):
         self.flows_conn_id = flows_conn_id
         self._connection: Connection | None = None
         self._session: requests.Session | None = None
+        self._max_rate_wait: float | None = None  # None: without a rate limiter
 
     def create_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # subclasses need it
         """Create the service of this hook.
@@ -187,13 +189,11 @@ class BaseFlowsHook(BaseHook):
         *,
         retry: Retry | None = None,
         timeout: float | None = None,
-        limiter: SharedRateLimiter | None = None,
     ) -> T:
         """Run a conversation over `requests`, and return its result.
 
         :param retry: the retry policy for each request; by default that of the connection (`retries`).
         :param timeout: upper bound, in seconds, for the whole conversation, with its retries.
-        :param limiter: the rate limiter for each request; by default there is none.
         :raises FlowServiceError: a request failed; the message names the connection.
         """
         from airflow_provider_flows.transport.blocking import BlockingTransport, run
@@ -213,8 +213,29 @@ class BaseFlowsHook(BaseHook):
             conversation = with_deadline(conversation, transfer_deadline, (Purpose.TRANSFER,))
         with self.add_connection_to_errors():
             transport = BlockingTransport(settings, self.get_conn())
-            send = transport.send if limiter is None else limiter.limit(transport.send)
+            send = self._limit_rate(settings, transport.send)
             return run(with_retries(conversation, retry or self.retry), send)
+
+    def limit_requests(self, max_wait: float = inf) -> None:
+        """From now on, send this hook's requests through the rate limiter of its connection in this process.
+
+        All hooks of the connection for which this was called share it; its rate is that of the connection's
+        field `max_requests_per_second`, or else `MAX_REQUESTS_PER_SECOND`. It applies to `run`.
+
+        :param max_wait: longest time that a request waits for the limiter, in seconds.
+        """
+        self._max_rate_wait = max_wait
+
+    def _limit_rate(
+        self, settings: Settings, send: Callable[[Request], Response]
+    ) -> Callable[[Request], Response]:
+        if self._max_rate_wait is None:
+            return send
+        from airflow_provider_flows.transport.shared_rate_limiter import SHARED_RATE_LIMITERS
+
+        per_second = self.extra.get("max_requests_per_second") or MAX_REQUESTS_PER_SECOND
+        limiter = SHARED_RATE_LIMITERS.get(self.flows_conn_id, settings, per_second)
+        return limiter.limit(send, self._max_rate_wait)
 
     async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
         """Run a conversation over `aiohttp`, and return its result.

@@ -90,7 +90,8 @@ def fields(read_timeout: float) -> dict[str, Field]:
         ),
         "max_requests_per_second": Field(
             "Maximum requests per second",
-            "Rate limit for the requests of one triggerer; empty for no limit.",
+            "Rate limit for the requests of one triggerer, and of one API server process; empty for no limit "
+            "but that of the pages.",
             "number",
             None,
             0.01,

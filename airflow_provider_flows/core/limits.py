@@ -56,7 +56,7 @@ LAST_POLL_GRACE_SECONDS = 2.0
 
 # Downloads through the API server, of one of its processes. A reader must take a chunk within the stall time,
 # which is a minimum rate of about 1 KiB/s.
-MAX_DOWNLOADS = 16  # at a time, each with a thread
+MAX_DOWNLOADS = 4  # of one connection, at a time, each with a thread
 DOWNLOAD_BUFFER_BYTES = 512 * KIB  # of one reader
 DOWNLOAD_CHUNK_BYTES = 64 * KIB
 MAX_STALL_SECONDS = 60.0
@@ -74,3 +74,18 @@ MAX_TEXT_INPUT_BYTES = MIB  # a prompt, a variable or a text file
 # A BMP is the only input that is decoded: a picture of 8K, and 128 MiB of memory.
 MAX_BITMAP_PIXELS = 32 * 1024 * 1024
 MAX_BITMAP_HEADER_BYTES = 124  # BITMAPV5HEADER, the largest one; Pillow reads as much as a file says
+
+# What the pages of one API server process use, and its aborts of marked tasks.
+MAX_SERVICE_THREADS = 4  # of one connection, for its runs, lists, definitions and graphs
+MAX_FILE_THREADS = 4  # of one connection, for downloads from its service, and as many for stored files
+MAX_ABORT_THREADS = 4  # of one connection
+MAX_EXTRA_THREADS = 32  # beyond the first of each connection, all connections together
+MAX_THREAD_POOLS = 200  # connections, with one thread each, that are in use at the same time
+MAX_QUEUED_JOBS = 32  # of one connection, beyond those in its threads; further ones are rejected
+MAX_QUEUED_ABORTS = 10_000  # of one connection
+MAX_FILE_WAIT_SECONDS = 900.0  # until a file can be sent to the browser
+MAX_REQUESTS_PER_SECOND = 25.0  # of one connection, unless it sets `max_requests_per_second`
+MAX_CACHED_BYTES = 64 * MIB  # of all cached responses
+MAX_CACHED_RESPONSE_BYTES = 16 * MIB  # of one
+MAX_RUN_LIST_BYTES = 12 * MIB  # of a cached list of runs; it loses its oldest runs
+MAX_STALE_SECONDS = 300.0  # for which an expired response is kept, to be shown if its service fails

@@ -1,151 +1,148 @@
-"""A queue of flow runs that the API server aborts, in a few threads that observe the rate limits."""
+"""A queue of flow runs that the API server aborts, in a few threads for each connection.
+
+The requests observe the rate limiter that they share with the pages of the same connection.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import ExitStack
-from threading import Lock, Thread, current_thread
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from math import inf
+from threading import Lock
+from typing import TYPE_CHECKING
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowUnreachable
+from airflow_provider_flows.core.limits import MAX_ABORT_THREADS, MAX_QUEUED_ABORTS
 from airflow_provider_flows.core.single_flight import SingleFlightCache
 from airflow_provider_flows.core.start_or_resume import abort_run
+from airflow_provider_flows.plugin.cache import PageWaitError, ThreadPools
 
 if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
-    from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
 log = logging.getLogger(__name__)
 
-MAX_THREADS = 4
 HOOK_TTL_SECONDS = 60.0
 
 
-class _Job(NamedTuple):
-    """A flow run to abort."""
-
-    conn_id: str
-    flow_run_id: str
-
-
-class _Target(NamedTuple):
-    """The hook of a connection, and the rate limiter of all requests by which its runs are aborted."""
-
-    hook: FlowsHook
-    limiter: SharedRateLimiter
-
-
 class AbortQueue:
-    """Aborts flow runs in a few threads, which end when the queue is empty.
+    """Aborts flow runs in a few threads for each connection, which end when its queue is empty."""
 
-    They are daemon threads, unlike those of a `ThreadPoolExecutor`, so that a slow service does not delay the
-    exit of the API server.
-    """
-
-    def __init__(self, max_threads: int = MAX_THREADS) -> None:
-        self._max_threads = max_threads
-        self._jobs: deque[_Job] = deque()
-        self._threads: list[Thread] = []
+    def __init__(self, max_threads: int = MAX_ABORT_THREADS) -> None:
+        # one waiting job of a connection is enough, because each aborts all runs of the queue
+        self._pools = ThreadPools("flows-abort", max_threads, max_queued=1, max_pools=inf)
+        self._queues: defaultdict[str, deque[str]] = defaultdict(deque)  # run ids by connection
         self._lock = Lock()
-        self._targets: SingleFlightCache[_Target] = SingleFlightCache()
+        self._hooks: SingleFlightCache[FlowsHook] = SingleFlightCache()
 
     def submit(self, conn_id: str, flow_run_id: str) -> None:
         """Abort a run in the background, and log the result."""
         with self._lock:
-            self._jobs.append(_Job(conn_id, flow_run_id))
-            self._threads = [thread for thread in self._threads if thread.is_alive()]  # a fork has none
-            if len(self._threads) < self._max_threads:
-                thread = Thread(target=self._work, name="flows-abort", daemon=True)
-                thread.start()
-                self._threads.append(thread)
+            queue = self._queues[conn_id]
+            is_full = len(queue) >= MAX_QUEUED_ABORTS
+            if not is_full:
+                queue.append(flow_run_id)
+        if is_full:
+            log.warning(
+                "The API server does not try to abort flow run %s, because %d others of connection %s are "
+                "waiting; a triggerer aborts those whose triggers it runs",
+                flow_run_id,
+                MAX_QUEUED_ABORTS,
+                conn_id,
+            )
+            return
+        try:
+            self._pools.submit(conn_id, partial(self._abort_all, conn_id))
+        except PageWaitError:
+            # a job of the connection has not begun, and will abort this run too
+            log.debug("Flow run %s waits for other aborts of connection %s", flow_run_id, conn_id)
 
-    def _work(self) -> None:
-        """Run jobs until none is left."""
+    def _abort_all(self, conn_id: str) -> None:
+        """Abort runs of a connection until none is left."""
         with ExitStack() as exits:
-            hooks: dict[str, FlowsHook] = {}  # with a session of this thread for each connection
-            while (job := self._next_job()) is not None:
+            hooks: list[FlowsHook] = []  # the last one has this thread's session
+            while (flow_run_id := self._next_run(conn_id)) is not None:
                 try:
-                    was_aborted = self._abort(job, hooks, exits)
+                    was_aborted = self._abort(conn_id, flow_run_id, hooks, exits)
                 except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run
-                    self._log_failure(job, error)
+                    self._log_failure(conn_id, flow_run_id, error)
                 else:
-                    _log_success(job.flow_run_id, was_aborted=was_aborted)
+                    _log_success(flow_run_id, was_aborted=was_aborted)
 
-    def _abort(self, job: _Job, hooks: dict[str, FlowsHook], exits: ExitStack) -> bool:
+    def _abort(self, conn_id: str, flow_run_id: str, hooks: list[FlowsHook], exits: ExitStack) -> bool:
         """Abort a run; look its connection up again if the service rejects the key.
 
-        :param hooks: the hooks of this thread by connection; new ones are added, and closed with `exits`.
+        :param hooks: the hooks of this thread; a new one is added, and closed with `exits`.
         """
-        target = self._get_target(job.conn_id)
+        shared_hook = self._get_hook(conn_id)
         while True:
-            hook = hooks.get(job.conn_id)
-            if hook is None or hook.settings != target.hook.settings:
-                hook = hooks[job.conn_id] = exits.enter_context(target.hook.copy_for_thread())
-            conversation = abort_run(hook.service, job.flow_run_id)
+            if not hooks or hooks[-1].settings != shared_hook.settings:
+                hooks.append(exits.enter_context(shared_hook.copy_for_thread()))
+            hook = hooks[-1]
+            conversation = abort_run(hook.service, flow_run_id)
             try:
-                return hook.run(conversation, retry=hook.abort_retry, limiter=target.limiter)
+                return hook.run(conversation, retry=hook.abort_retry)
             except FlowAuthError:
-                target = self._get_target(job.conn_id, stale=hook)
-                if _is_stale(target, hook):  # the connection has not changed
+                shared_hook = self._get_hook(conn_id, stale=hook)
+                if _is_stale(shared_hook, hook):  # the connection has not changed
                     raise
 
-    def _next_job(self) -> _Job | None:
+    def _next_run(self, conn_id: str) -> str | None:
         with self._lock:
-            if self._jobs:
-                return self._jobs.popleft()
-            if current_thread() in self._threads:
-                self._threads.remove(current_thread())
+            queue = self._queues.get(conn_id)
+            if queue:
+                return queue.popleft()
+            self._queues.pop(conn_id, None)
             return None
 
-    def _get_target(self, conn_id: str, stale: FlowsHook | None = None) -> _Target:
-        """Return the target of a connection, which is looked up once for all its runs.
+    def _get_hook(self, conn_id: str, stale: FlowsHook | None = None) -> FlowsHook:
+        """Return the hook of a connection, which is looked up once for all its runs.
 
-        :param stale: a hook whose key was rejected. The target has other settings, or comes from a lookup
-            that began after this call.
+        :param stale: a hook whose key was rejected. The returned hook has other settings, or comes from a
+            lookup that began after this call.
         """
         called_at = time.monotonic()
         while True:
-            entry, is_new = self._targets.get(
-                conn_id, lambda target, started_at: started_at < called_at and _is_stale(target, stale)
+            entry, is_new = self._hooks.get(
+                conn_id, lambda hook, started_at: started_at < called_at and _is_stale(hook, stale)
             )
             if is_new:
-                with self._targets.share_errors(entry):
+                with self._hooks.share_errors(entry):
                     from airflow_provider_flows.hooks import FlowsHook
-                    from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
-                    hook = FlowsHook.get_hook(conn_id)
-                    limiter = SharedRateLimiter(hook.extra.get("max_requests_per_second"))
-                    self._targets.set_value(entry, _Target(hook, limiter), HOOK_TTL_SECONDS)
-            target = entry.future.result()
-            if entry.started_at >= called_at or not _is_stale(target, stale):
-                return target
+                    new_hook = FlowsHook.get_hook(conn_id)
+                    new_hook.limit_requests()
+                    self._hooks.set_value(entry, new_hook, HOOK_TTL_SECONDS)
+            hook = entry.future.result()
+            if entry.started_at >= called_at or not _is_stale(hook, stale):
+                return hook
 
-    def _log_failure(self, job: _Job, error: Exception) -> None:
+    def _log_failure(self, conn_id: str, flow_run_id: str, error: Exception) -> None:
         """Log a failure, and drop the other runs of a connection that does not work in this process."""
-        log.warning("Flow run %s could not be aborted by the API server: %s", job.flow_run_id, error)
+        log.warning("Flow run %s could not be aborted by the API server: %s", flow_run_id, error)
         if not isinstance(error, (FlowUnreachable, FlowAuthError)):
             return
-        self._targets.clear()  # the connection may have been corrected in the meantime
+        self._hooks.clear()  # the connection may have been corrected in the meantime
         with self._lock:
-            dropped = [other for other in self._jobs if other.conn_id == job.conn_id]
-            self._jobs = deque(other for other in self._jobs if other.conn_id != job.conn_id)
+            dropped = self._queues.pop(conn_id, None)
         if dropped:
             log.warning(
                 "The API server does not try to abort %d more flow runs of connection %s, for the same "
                 "reason; a triggerer aborts those whose triggers it runs: %s",
                 len(dropped),
-                job.conn_id,
-                ", ".join(other.flow_run_id for other in dropped),
+                conn_id,
+                ", ".join(dropped),
             )
 
 
 ABORT_QUEUE = AbortQueue()
 
 
-def _is_stale(target: _Target, stale: FlowsHook | None) -> bool:
-    return stale is not None and target.hook.settings == stale.settings
+def _is_stale(hook: FlowsHook, stale: FlowsHook | None) -> bool:
+    return stale is not None and hook.settings == stale.settings
 
 
 def _log_success(flow_run_id: str, *, was_aborted: bool) -> None:

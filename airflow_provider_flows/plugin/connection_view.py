@@ -21,11 +21,22 @@ from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.graph import FlowGraph
+from airflow_provider_flows.core.limits import MAX_RUN_LIST_BYTES
 from airflow_provider_flows.core.polling.schedule import expected_end
-from airflow_provider_flows.core.retry import NO_RETRY
-from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE, CachedResponse
+from airflow_provider_flows.plugin.cache import (
+    FINAL_TTL_SECONDS,
+    RESPONSE_CACHE,
+    CachedResponse,
+    estimate_size,
+    get_storage_pool,
+)
 from airflow_provider_flows.plugin.present import to_run_schema, to_safe_line
-from airflow_provider_flows.plugin.run_view import INVALID_KEY_NOTE, PAGE_TIMEOUT_SECONDS, get_flows_hook
+from airflow_provider_flows.plugin.run_view import (
+    INVALID_KEY_NOTE,
+    get_flows_hook,
+    run_for_page,
+    to_small_run,
+)
 from airflow_provider_flows.plugin.schemas import RunListSchema
 
 RUNS_PER_PAGE = 25
@@ -40,6 +51,7 @@ NO_LIST_NOTE = (
 NO_RUNS_NOTE = "No flow runs yet. All runs started with this connection's API key appear here."
 NO_MATCH_NOTE = "No flow runs match the filters."
 LIST_FAILED_NOTE = "The flow runs could not be fetched from the service."
+TRUNCATED_NOTE = "This connection has {total} flow runs. This page has the {count} that were created last."
 
 SORT_FUNCTIONS: dict[str, Callable[[FlowRun], Any]] = {
     "created": lambda run: run.created_at,
@@ -78,12 +90,17 @@ class ListQuery:
 
 @dataclass(frozen=True)
 class _RunListing:
-    """The complete list of a connection's runs, and how long it took to load."""
+    """The list of a connection's runs, and how long it took to load.
+
+    :param runs: all runs, or those that were created last if all are too large for the cache.
+    :param total: the number of all runs.
+    """
 
     service: str
     runs: tuple[FlowRun, ...]
     supports_list: bool
     load_seconds: float
+    total: int = 0
 
 
 async def get_run_list(conn_id: str, query: ListQuery) -> RunListSchema:
@@ -91,9 +108,11 @@ async def get_run_list(conn_id: str, query: ListQuery) -> RunListSchema:
 
     :raises FlowInputError: the connection does not exist, or its type is not one of a flow service.
     """
-    response = await RESPONSE_CACHE.get(("runs", conn_id), lambda: _load_listing(conn_id), _get_listing_ttl)
+    response = await RESPONSE_CACHE.get(
+        ("runs", conn_id), lambda: _load_listing(conn_id), _get_listing_ttl, pool=conn_id
+    )
     if isinstance(response.error, FlowInputError):
-        raise response.error
+        raise FlowInputError(str(response.error))  # the cached one would hold this request
     if response.value is None:
         return RunListSchema(
             flows_conn_id=conn_id,
@@ -140,7 +159,8 @@ def _get_note(listing: _RunListing, matching_runs: list[FlowRun], error: FlowErr
     if error is not None:
         return _get_error_note(error)
     if matching_runs:
-        return None
+        count = len(listing.runs)
+        return None if count == listing.total else TRUNCATED_NOTE.format(total=listing.total, count=count)
     if not listing.supports_list:
         return NO_LIST_NOTE
     return NO_MATCH_NOTE if listing.runs else NO_RUNS_NOTE
@@ -163,17 +183,30 @@ def _load_listing(conn_id: str) -> _RunListing:
         service, now, load_start = hook.service, time.time(), time.monotonic()
         if not service.supports("list_runs"):
             return _RunListing(service.name, (), supports_list=False, load_seconds=FINAL_TTL_SECONDS)
-        runs = hook.run(service.list_runs(), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
-    # the cache holds long lists, so large fields are removed
-    small_runs = (
-        replace(run, raw={}, parameters=None, additional=None, flow=run.flow and to_safe_line(run.flow))
+        runs = run_for_page(hook, service.list_runs())
+    runs_with_forecast = [
+        small_run if run.is_final else replace(small_run, expected_end_epoch=expected_end(run, now))
         for run in runs
+        for small_run in [to_small_run(run)]
+    ]
+    return _RunListing(
+        service.name,
+        _select_last_runs(runs_with_forecast),
+        supports_list=True,
+        load_seconds=time.monotonic() - load_start,
+        total=len(runs),
     )
-    runs_with_forecast = tuple(
-        run if run.is_final else replace(run, expected_end_epoch=expected_end(run, now)) for run in small_runs
-    )
-    load_seconds = time.monotonic() - load_start
-    return _RunListing(service.name, runs_with_forecast, supports_list=True, load_seconds=load_seconds)
+
+
+def _select_last_runs(runs: list[FlowRun]) -> tuple[FlowRun, ...]:
+    """Return the runs that were created last and fit into `MAX_RUN_LIST_BYTES`."""
+    ordered = ListQuery(sort="-created").sort_runs(runs)
+    size = 0
+    for number, run in enumerate(ordered):
+        size += estimate_size(run)
+        if size > MAX_RUN_LIST_BYTES:
+            return tuple(ordered[:number])
+    return tuple(ordered)
 
 
 def _get_listing_ttl(listing: _RunListing) -> float:
@@ -187,7 +220,10 @@ def _get_listing_ttl(listing: _RunListing) -> float:
 async def get_flow_ids(conn_id: str) -> CachedResponse[list[str]]:
     """Return the ids of the flows with an exported graph in the connection's folder, and of its test flow."""
     return await RESPONSE_CACHE.get(
-        ("flows", conn_id), lambda: _load_flow_ids(conn_id), lambda _: FINAL_TTL_SECONDS
+        ("flows", conn_id),
+        lambda: _load_flow_ids(conn_id),
+        lambda _: FINAL_TTL_SECONDS,
+        pool=get_storage_pool(conn_id),
     )
 
 
@@ -216,17 +252,20 @@ def _list_exported_flows(folder: str | None) -> list[str]:
 async def get_definition(conn_id: str, flow: str) -> tuple[FlowDefinition | None, FlowError | None]:
     """Return a flow's definition, None if there is none yet, and the error of the last attempt to load it."""
     response = await RESPONSE_CACHE.get(
-        ("definition", conn_id, flow), lambda: _load_definition(conn_id, flow), lambda _: FINAL_TTL_SECONDS
+        ("definition", conn_id, flow),
+        lambda: _load_definition(conn_id, flow),
+        lambda _: FINAL_TTL_SECONDS,
+        pool=conn_id,
     )
     return response.value, response.error
 
 
 def _load_definition(conn_id: str, flow: str) -> FlowDefinition:
     with closing(get_flows_hook(conn_id)) as hook:
-        return hook.preflight.load_definition(
-            flow,
-            lambda conversation: hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS),
+        definition = hook.preflight.load_definition(
+            flow, lambda conversation: run_for_page(hook, conversation)
         )
+    return replace(definition, raw=None)
 
 
 async def get_graph(conn_id: str | None, flow: str | None) -> FlowGraph | None:
@@ -234,7 +273,10 @@ async def get_graph(conn_id: str | None, flow: str | None) -> FlowGraph | None:
     if conn_id is None or not flow:
         return None
     response = await RESPONSE_CACHE.get(
-        ("graph", conn_id, flow), lambda: _load_graph(conn_id, flow), lambda _: FINAL_TTL_SECONDS
+        ("graph", conn_id, flow),
+        lambda: _load_graph(conn_id, flow),
+        lambda _: FINAL_TTL_SECONDS,
+        pool=get_storage_pool(conn_id),
     )
     return response.value
 

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.exceptions import FlowError, FlowServiceError
 from airflow_provider_flows.core.limits import MAX_DOWNLOADS, MAX_SLOT_WAIT_SECONDS, MAX_STALL_SECONDS
 from airflow_provider_flows.plugin import output_files
 from airflow_provider_flows.plugin.airflow_internals import (
@@ -30,7 +30,13 @@ from airflow_provider_flows.plugin.airflow_internals import (
     list_readable_connections,
     load_task_instance,
 )
-from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
+from airflow_provider_flows.plugin.cache import (
+    FINAL_TTL_SECONDS,
+    RESPONSE_CACHE,
+    PageWaitError,
+    get_download_pool,
+    get_storage_pool,
+)
 from airflow_provider_flows.plugin.connection_view import (
     ListQuery,
     get_definition,
@@ -80,9 +86,9 @@ class BrokenDownloadError(Exception):
 
 
 class DownloadSlots:
-    """The downloads in progress in this process: at most one of each output, and a limited number of all.
+    """The downloads in progress in this process: at most one of each output, and a few of each connection.
 
-    :param max_downloads: maximum number of all.
+    :param max_downloads: maximum number of one connection.
     :param wait_seconds: how long a request waits for others to end.
     :param stall_seconds: how long a reader may take nothing.
     """
@@ -96,32 +102,36 @@ class DownloadSlots:
         self.stall_seconds = stall_seconds
         self._max_downloads = max_downloads
         self._wait_seconds = wait_seconds
-        self._keys: set[Hashable] = set()
+        self._keys: set[tuple[Hashable, Hashable]] = set()
 
     def __len__(self) -> int:
         """Return the number of downloads in progress."""
         return len(self._keys)
 
-    async def acquire(self, key: Hashable) -> None:
+    async def acquire(self, key: tuple[Hashable, Hashable]) -> None:
         """Register a download.
 
+        :param key: the connection, and an output of one of its runs.
         :raises HTTPException: it has to wait for too long (429).
         """
         deadline = time.monotonic() + self._wait_seconds
-        while key in self._keys or len(self._keys) >= self._max_downloads:
+        while key in self._keys or self._count(key[0]) >= self._max_downloads:
             if time.monotonic() >= deadline:
                 text = (
                     "This output is being downloaded by another request."
                     if key in self._keys
-                    else "Too many outputs are being downloaded."
+                    else "Too many outputs of this connection are being downloaded."
                 )
                 raise HTTPException(TOO_MANY_REQUESTS, f"{text} Try again later.", {"retry-after": "10"})
             await asyncio.sleep(SLOT_POLL_SECONDS)
         self._keys.add(key)
 
-    def release(self, key: Hashable) -> None:
+    def release(self, key: tuple[Hashable, Hashable]) -> None:
         """Remove a download that has ended."""
         self._keys.discard(key)
+
+    def _count(self, connection: Hashable) -> int:
+        return sum(other == connection for other, _ in self._keys)
 
 
 DOWNLOAD_SLOTS = DownloadSlots()
@@ -247,8 +257,13 @@ def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
             view.output_options,
         )
         response = await RESPONSE_CACHE.get(
-            key, lambda: output_files.load_output_info(view, number), lambda _: FINAL_TTL_SECONDS
+            key,
+            lambda: output_files.load_output_info(view, number),
+            lambda _: FINAL_TTL_SECONDS,
+            get_output_pool(view, number),
         )
+        if response.value is None and isinstance(response.error, PageWaitError):
+            raise PageWaitError(str(response.error))
         if response.value is None:
             raise output_files.NoFileError("This output cannot be read.")
         return response.value
@@ -262,15 +277,25 @@ async def _send_file(
     :param open_file: returns the file and its media type.
     """
     output = view.outputs[number] if 0 <= number < len(view.outputs) else None
-    key = (view.flows_conn_id, view.flow_run_id, output and (output.asset_id or output.uri), number)
+    key = (view.flows_conn_id, (view.flow_run_id, output and (output.asset_id or output.uri), number))
     await DOWNLOAD_SLOTS.acquire(key)
     try:
-        file, media_type = await RESPONSE_CACHE.run_in_file_pool(open_file)
+        file, media_type = await RESPONSE_CACHE.run_in_file_pool(
+            open_file, get_output_pool(view, number), discard=lambda opened: opened[0].close()
+        )
     except BaseException:
         DOWNLOAD_SLOTS.release(key)
         raise
     file.when_done(lambda: DOWNLOAD_SLOTS.release(key))
     return DownloadResponse(file, media_type, DOWNLOAD_SLOTS.stall_seconds)
+
+
+def get_output_pool(view: RunView, number: int) -> Hashable:
+    """Return the pool of threads in which an output is read: that of stored files, or that of downloads."""
+    options = view.output_options
+    has_storage = options is not None and options.output_path is not None
+    is_stored = has_storage and any(output.uri is not None for output in view.outputs[number : number + 1])
+    return get_storage_pool(view.flows_conn_id) if is_stored else get_download_pool(view.flows_conn_id)
 
 
 def fill_path(path: str, request: Request) -> str:
@@ -447,7 +472,8 @@ async def _on_validation_error(request: Request, error: Any) -> Response:
 
 
 async def _on_flow_error(request: Request, error: Exception) -> Response:
-    return await _to_error_response(request, 404, to_safe_line(str(error)), DEFAULT_TITLE)
+    status = 503 if isinstance(error, FlowServiceError) and error.is_transient else 404
+    return await _to_error_response(request, status, to_safe_line(str(error)), DEFAULT_TITLE)
 
 
 async def _to_error_response(request: Request, status: int, text: str, title: str = "") -> Response:

@@ -11,7 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from hashlib import sha256
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
@@ -23,12 +24,19 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
 )
 from airflow_provider_flows.core.flow_run import PENDING, READY, FlowOutput, FlowRun
+from airflow_provider_flows.core.limits import MAX_ID_LENGTH
 from airflow_provider_flows.core.polling.schedule import expected_end
+from airflow_provider_flows.core.redaction import MAX_PARAMETERS
 from airflow_provider_flows.core.retry import NO_RETRY
-from airflow_provider_flows.core.start_or_resume import get_stamp
+from airflow_provider_flows.core.start_or_resume import STAMP_KEY, get_stamp
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData, TaskKey
-from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
+from airflow_provider_flows.plugin.cache import (
+    FINAL_TTL_SECONDS,
+    RESPONSE_CACHE,
+    PageWaitError,
+    estimate_size,
+)
 from airflow_provider_flows.plugin.present import (
     MAX_OUTPUTS_PER_PAGE,
     to_input_schemas,
@@ -42,9 +50,17 @@ from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import list_outputs
 from airflow_provider_flows.worker.task_state import MAX_PREVIOUS_RUNS
 
+if TYPE_CHECKING:
+    from airflow_provider_flows.core.http import Conversation
+
+T = TypeVar("T")
+
 PAGE_POLL_SECONDS = 2.5  # between two polls of an active run, however many users view it
 PAGE_TIMEOUT_SECONDS = 8.0  # for one question to a service, because a user waits for the page
 MAX_PLAUSIBLE_SIZE_BYTES = 2**60
+MAX_STAMP_BYTES = 8 * 1024
+MAX_PARAMETER_BYTES = 32 * 1024  # of one parameter of a run in memory
+MAX_CACHED_TEXT_LENGTH = 256 * 1024  # characters of a text output; a longer one is a file to download
 
 INVALID_KEY_NOTE = (
     "The service rejected the API key of this connection. "
@@ -145,7 +161,7 @@ class RunView:
 
     def to_error_text(self, error: FlowError) -> str:
         """Return an error's message for this user; a message of the service may contain its host."""
-        if self.show_host or isinstance(error, FlowInputError):
+        if self.show_host or isinstance(error, FlowInputError | PageWaitError):
             return to_safe_line(str(error))
         return HIDDEN_ERROR_NOTE
 
@@ -217,7 +233,9 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
         ti_data.flow_run_id,
         ti_data.fields.get("flow_run_id"),
     )
-    flow_run_id = next((text.strip() for text in candidates if isinstance(text, str) and text.strip()), None)
+    flow_run_id = next(
+        (text.strip() for text in candidates if isinstance(text, str) and _is_run_id(text.strip())), None
+    )
     conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
     recorded_run_ids = _get_recorded_run_ids(ti_data)
     ownership = Ownership.CONTRADICTED if recorded_run_ids else Ownership.UNRECORDED
@@ -260,7 +278,7 @@ async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | N
     """
     view = view or RunView(flow_run_id, conn_id)
     run_response = await RESPONSE_CACHE.get(
-        ("run", conn_id, flow_run_id), lambda: _load_run(conn_id, flow_run_id), _get_run_ttl
+        ("run", conn_id, flow_run_id), lambda: _load_run(conn_id, flow_run_id), _get_run_ttl, pool=conn_id
     )
     view = _add_service_run(replace(view, error=run_response.error), run_response.value)
     if view.ownership is Ownership.FOREIGN:
@@ -268,7 +286,10 @@ async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | N
     if view.run is None or not view.run.is_final or view.error is not None or view.outputs:
         return view
     outputs_response = await RESPONSE_CACHE.get(
-        ("outputs", conn_id, flow_run_id), lambda: _load_outputs(conn_id, flow_run_id), _get_outputs_ttl
+        ("outputs", conn_id, flow_run_id),
+        lambda: _load_outputs(conn_id, flow_run_id),
+        _get_outputs_ttl,
+        pool=conn_id,
     )
     return replace(view, outputs=outputs_response.value or (), error=outputs_response.error)
 
@@ -296,29 +317,88 @@ def _add_service_run(view: RunView, run: FlowRun | None) -> RunView:
 
 
 def get_flows_hook(conn_id: str) -> FlowsHook:
-    """Return the hook of a connection.
+    """Return the hook of a connection, with the rate limiter of all its requests in this process.
 
     :raises FlowInputError: the connection does not exist, or its type is not one of a flow service.
     """
     try:
-        return FlowsHook.get_hook(conn_id)
+        hook = FlowsHook.get_hook(conn_id)
     except AirflowNotFoundException as error:
         raise FlowInputError(f"Connection {conn_id!r} does not exist.") from error
+    hook.limit_requests(max_wait=PAGE_TIMEOUT_SECONDS)
+    return hook
+
+
+def run_for_page(hook: FlowsHook, conversation: Conversation[T]) -> T:
+    """Run a conversation without retries, because a page is loaded again anyway.
+
+    :raises FlowServiceError: a request failed.
+    """
+    return hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
 
 
 def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
     with closing(get_flows_hook(conn_id)) as hook:
-        run = hook.run(hook.service.get_run(flow_run_id), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
-    run = replace(run, raw={})  # it may be large, and the cache holds many runs
+        run = run_for_page(hook, hook.service.get_run(flow_run_id))
+    run = replace(
+        to_small_run(run),
+        parameters=to_parameters(_drop_large_parameters(run.parameters)),
+        additional=_get_small_stamp(run),
+    )
     return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
+
+
+def to_small_run(run: FlowRun) -> FlowRun:
+    """Return a run with only what pages show of it, because a service can send any amount of the rest.
+
+    It has no parameters: they are converted first, because their secrets are redacted.
+    """
+    return replace(
+        run,
+        flow=run.flow and to_safe_line(run.flow),
+        raw_state=to_safe_line(run.raw_state),
+        error=run.error and to_safe_line(run.error),
+        parameters=None,
+        additional=None,
+        outputs=(),
+        raw={},
+    )
+
+
+def _drop_large_parameters(parameters: Any) -> dict[str, Any]:
+    """Return the first parameters, with a note in place of a large value, whose redaction would take long."""
+    items = islice(parameters.items(), MAX_PARAMETERS) if isinstance(parameters, Mapping) else ()
+    sizes_and_items = ((estimate_size(value), name, value) for name, value in items)
+    return {
+        to_safe_line(str(name)): value if size <= MAX_PARAMETER_BYTES else f"left out: {size} bytes"
+        for size, name, value in sizes_and_items
+    }
+
+
+def _get_small_stamp(run: FlowRun) -> dict[str, Any] | None:
+    """Return a run's metadata with nothing but the stamp, which says whose run it is."""
+    stamp = run.additional.get(STAMP_KEY) if isinstance(run.additional, Mapping) else None
+    return None if stamp is None or estimate_size(stamp) > MAX_STAMP_BYTES else {STAMP_KEY: stamp}
 
 
 def _load_outputs(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
     with closing(get_flows_hook(conn_id)) as hook:
         if not hook.service.supports("list_outputs") and not hook.service.supports("get_run"):
             return ()
-        conversation = list_outputs(hook.service, flow_run_id)
-        return tuple(hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS))
+        outputs = run_for_page(hook, list_outputs(hook.service, flow_run_id))
+    return tuple(map(_to_small_output, outputs[:MAX_OUTPUTS_PER_PAGE]))
+
+
+def _to_small_output(output: FlowOutput) -> FlowOutput:
+    """Return an output with only what pages show of it; a long text is downloaded like a file."""
+    is_long = output.value is not None and len(output.value) > MAX_CACHED_TEXT_LENGTH
+    return replace(
+        output,
+        value=None if is_long and output.asset_id is not None and not output.is_url else output.value,
+        error=output.error and to_safe_line(output.error),
+        warning=output.warning and to_safe_line(output.warning),
+        additional=None,
+    )
 
 
 def _get_run_ttl(run: FlowRun) -> float:
@@ -342,7 +422,11 @@ def _parse_returned_run(result: Any) -> FlowRun | None:
         return None
     if not all(isinstance(result.get(name), str) for name in ("flow_run_id", "service")):
         return None
-    return FlowRun.from_event(result)
+    return FlowRun.from_event(result) if _is_run_id(result["flow_run_id"]) else None
+
+
+def _is_run_id(text: str) -> bool:
+    return 0 < len(text) <= MAX_ID_LENGTH
 
 
 def _parse_previous_runs(ti_data: TaskInstanceData) -> list[tuple[str, int]]:

@@ -161,6 +161,58 @@ def test_the_number_of_entries_is_bounded(cache: SingleFlightCache[str]) -> None
     assert cache.get(1)[1]
 
 
+def test_the_size_of_the_values_is_bounded(clock: Clock) -> None:
+    """The values that were not used for the longest time are removed, and an expired one counts as well."""
+    cache: SingleFlightCache[str] = SingleFlightCache(clock, max_bytes=100)
+    for key in range(4):
+        cache.set_value(cache.get(key)[0], "value", 60, size=30)
+        assert cache.size == 30 * min(key + 1, 3)
+    clock.now += 60
+    entry, is_new = cache.get(3)  # its load needs the expired value, which counts until it is replaced
+    assert is_new
+    assert cache.size == 90
+    cache.set_value(entry, "value", 60, size=100)
+    assert cache.size == 100
+    cache.set_value(cache.get("large")[0], "value", 60, size=101)
+    assert cache.size == 0
+
+
+def test_a_value_that_expired_long_ago_is_removed(clock: Clock) -> None:
+    """It is the previous value of the next load only for a while; a load in progress is not removed."""
+    cache: SingleFlightCache[str] = SingleFlightCache(clock, max_load_seconds=60, max_stale_seconds=300)
+    cache.set_value(cache.get("key")[0], "value", 60, size=10)
+    slow, _ = cache.get("slow")
+    clock.now += 359.9
+    assert cache.get("key")[0].previous == "value"
+    cache.clear()
+    cache.set_value(cache.get("key")[0], "value", 60, size=10)
+    clock.now += 360
+    assert cache.get("other")[1]
+    assert cache.size == 0
+    assert cache.get("key")[0].previous is None
+    cache.set_value(slow, "late", 60)
+    assert slow.future.result(0) == "late"
+
+
+def test_a_replaced_value_is_not_referenced() -> None:
+    """Once a load is done, nothing refers to the value before it."""
+
+    class Value:
+        """A value to which a weak reference is possible."""
+
+    cache: SingleFlightCache[Value] = SingleFlightCache()
+    first = Value()
+    reference = ref(first)
+    cache.set_value(cache.get("key")[0], first, 0)
+    del first
+    entry, is_new = cache.get("key")
+    assert is_new
+    assert entry.previous is reference()
+    cache.set_value(entry, Value(), 60)
+    gc.collect()
+    assert reference() is None
+
+
 async def test_a_cancelled_wait_cancels_nothing_else(cache: SingleFlightCache[str]) -> None:
     """Any caller on an event loop can be cancelled while others wait for the same load."""
     entry, _ = cache.get("key")

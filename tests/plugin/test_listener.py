@@ -24,12 +24,13 @@ from airflow.triggers.base import BaseTrigger
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from airflow_provider_flows.core.limits import MAX_ABORT_THREADS
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.plugin.abort_queue import MAX_THREADS
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.airflow_run import run_dag
 from tests.support.flow_server import ApiResponse, StubFlowServer
+from tests.support.hostile import HostileServer
 from tests.support.modes import start_external_run
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
@@ -175,7 +176,7 @@ def test_many_marks_observe_the_connections_rate_limit(
 
     mark_deferred(ids, conn_id)
 
-    assert 1 <= len(abort_threads()) <= MAX_THREADS
+    assert 1 <= len(abort_threads()) <= MAX_ABORT_THREADS
     assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values()))
     times = [request.at for request in emulator.requests[before:]]
     assert len(times) == 2 * MARKED_RUNS
@@ -188,7 +189,7 @@ def test_a_rejected_request_stops_all_threads(emulator: Emulator, monkeypatch: p
     conn_id = connect(emulator, monkeypatch, "listener_429")
     ids = [start_external_run(emulator) for _ in range(MARKED_RUNS)]
     emulator.add_fault(
-        Fault("GET", "/flows/*", skip=8, times=MAX_THREADS, status=429, headers={"Retry-After": "1"})
+        Fault("GET", "/flows/*", skip=8, times=MAX_ABORT_THREADS, status=429, headers={"Retry-After": "1"})
     )
 
     mark_deferred(ids, conn_id)
@@ -231,7 +232,45 @@ def test_a_key_that_was_changed_is_looked_up_again(
     mark_deferred(others, conn_id)
 
     assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values())), caplog.text
-    assert len([asked for asked in emulator.requests if asked.status == 401]) <= MAX_THREADS
+    assert len([asked for asked in emulator.requests if asked.status == 401]) <= MAX_ABORT_THREADS
+
+
+@pytest.mark.parametrize(
+    "behaviour", ["no response to any request", "a run of which one byte arrives per second"]
+)
+def test_aborts_at_a_slow_service_delay_no_other_connection(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, behaviour: str
+) -> None:
+    """Runs of another connection are aborted while many aborts wait for a slow service, in few threads."""
+    monkeypatch.setattr("airflow_provider_flows.base_hook.MIN_ABORT_ATTEMPTS", 1)  # no seconds of backoff
+    conn_id = connect(emulator, monkeypatch, "listener_healthy")
+    ids = [start_external_run(emulator) for _ in range(MARKED_RUNS)]
+    with HostileServer(behaviour) as server:
+        connect(emulator, monkeypatch, "listener_slow", host=server.url, extra={"retries": 0})
+        mark_deferred([f"{number:024x}" for number in range(MARKED_RUNS)], "listener_slow")
+        assert wait_until(lambda: server.open_connections == MAX_ABORT_THREADS)
+
+        mark_deferred(ids, conn_id)
+
+        assert wait_until(lambda: all(run.state == "aborted" for run in emulator.runs.values()))
+        assert server.open_connections == MAX_ABORT_THREADS
+    assert wait_until(lambda: not abort_threads())
+
+
+def test_the_queue_of_aborts_is_bounded(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that finds the queue of its connection full is logged, and is not aborted here."""
+    monkeypatch.setattr("airflow_provider_flows.plugin.abort_queue.MAX_QUEUED_ABORTS", 5)
+    monkeypatch.setattr("airflow_provider_flows.base_hook.MIN_ABORT_ATTEMPTS", 1)  # no seconds of backoff
+    with HostileServer("no response to any request") as server:
+        conn_id = connect(emulator, monkeypatch, "listener_full", host=server.url, extra={"retries": 0})
+        mark_deferred([f"{number:024x}" for number in range(MAX_ABORT_THREADS)], conn_id)
+        assert wait_until(lambda: server.open_connections == MAX_ABORT_THREADS)
+        mark_deferred([f"{number:024x}" for number in range(100, 106)], conn_id)
+        assert f"does not try to abort flow run {105:024x}" in caplog.text
+        assert f"{104:024x}" not in caplog.text
+    assert wait_until(lambda: not abort_threads())
 
 
 EXIT_WHILE_ABORTING = """

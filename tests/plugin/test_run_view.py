@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,9 +18,19 @@ from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowNotFound, FlowUnreachable
 from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.core.limits import MAX_RUN_LIST_BYTES, MIB
+from airflow_provider_flows.core.start_or_resume import STAMP_KEY
 from airflow_provider_flows.plugin import html
 from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
-from airflow_provider_flows.plugin.run_view import RunView, get_task_run_view, parse_outputs
+from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
+from airflow_provider_flows.plugin.connection_view import TRUNCATED_NOTE, ListQuery, get_run_list
+from airflow_provider_flows.plugin.run_view import (
+    RunView,
+    get_service_run_view,
+    get_task_run_view,
+    parse_outputs,
+)
+from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 
 RUNNING, COMPLETED = (
     FlowRun("r", "generio", state=state) for state in (FlowState.RUNNING, FlowState.COMPLETED)
@@ -94,6 +109,108 @@ def test_any_xcom_gives_a_page(result: Any, outputs: Any, previous_runs: Any, in
     context = {"run_page": run_page, "run_path": "task/x", "graph": None, "back": None, "back_label": ""}
     response = asyncio.run(html.render_page(request, "run.html", **context))
     assert b"<main" in response.body
+
+
+LARGE = 12 * MIB  # characters of a hostile service's text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        lambda: {"parameters": {"a": "x" * LARGE}},
+        lambda: {"parameters": {f"{number}": "x" * 100 for number in range(LARGE // 100)}},
+        lambda: {"parameters": {"x" * LARGE: 1}},
+        lambda: {"additional": {"a": ["x" * 1000] * (LARGE // 1000)}},
+        lambda: {"additional": {STAMP_KEY: {"dag_id": "x" * LARGE}}},
+        lambda: {"error": "x" * LARGE},
+        lambda: {"template": "x" * LARGE},
+        lambda: {"unknown": "x" * LARGE},
+        lambda: {"state": "x" * LARGE},
+        lambda: {"outputs": [{"asset_id": "a", "name": "n", "data": "x" * LARGE}]},
+    ],
+    ids=[
+        "parameter",
+        "parameters",
+        "name of a parameter",
+        "additional",
+        "stamp",
+        "error",
+        "flow",
+        "unknown",
+        "state",
+        "output",
+    ],
+)
+def test_large_runs_do_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch, fields: Callable[[], dict[str, Any]]
+) -> None:
+    """The cache keeps only what the page shows of a run, whichever of its fields is large."""
+    RESPONSE_CACHE.clear()
+    row = {"flow_id": "r", "template": "t", "state": "completed", **fields()}
+    body = json.dumps(row).encode()
+    outputs = json.dumps({"outputs": row.pop("outputs", [])}).encode()
+    del row
+
+    def reply(request: ReceivedRequest) -> StubResponse:
+        return StubResponse(body=outputs if request.path.endswith("/outputs") else body)
+
+    async def get_views() -> None:
+        for number in range(3):
+            await get_service_run_view("large", f"r{number}")
+
+    with StubServer(reply) as server:
+        connection = {"conn_type": "generio", "host": server.url, "password": "the-key"}
+        monkeypatch.setenv("AIRFLOW_CONN_LARGE", json.dumps(connection))
+        asyncio.run(get_service_run_view("large", "r"))  # what is allocated once
+        tracemalloc.start()
+        try:
+            asyncio.run(get_views())
+            while any(thread.name == "flows-pages" for thread in threading.enumerate()):
+                time.sleep(0.01)
+            gc.collect()
+            used = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    assert len(server.requests) >= 4
+    assert RESPONSE_CACHE.size < MIB
+    assert used < 8 * MIB
+
+
+def test_a_cached_run_has_the_stamp_and_safe_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose run it is, is not lost with the other metadata; parameters are as on the page."""
+    stamp = {"dag_id": "d", "token": "t"}
+    row = {
+        "flow_id": "r",
+        "state": "running",
+        "parameters": {"quality": "low", "password": "hidden"},
+        "additional": {STAMP_KEY: stamp, "mine": 1},
+    }
+    RESPONSE_CACHE.clear()
+    with StubServer(lambda _: StubResponse(body=json.dumps(row).encode())) as server:
+        connection = {"conn_type": "generio", "host": server.url, "password": "the-key"}
+        monkeypatch.setenv("AIRFLOW_CONN_STAMPED", json.dumps(connection))
+        view = asyncio.run(get_service_run_view("stamped", "r"))
+    assert view.run is not None
+    assert view.run.additional == {STAMP_KEY: stamp}
+    assert view.run.parameters == view.to_page().parameters == {"quality": "low", "password": "***"}
+
+
+def test_a_long_list_keeps_the_runs_that_were_created_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list beyond its bound has a note with both numbers; the cache keeps its bound."""
+    rows = [
+        {"flow_id": f"r{n}", "state": "failed", "error": "x" * 2000, "created_at": 1_700_000_000 + n}
+        for n in range(8000)
+    ]
+    RESPONSE_CACHE.clear()
+    with StubServer(lambda _: StubResponse(body=json.dumps({"flows": rows}).encode())) as server:
+        connection = {"conn_type": "generio", "host": server.url, "password": "the-key"}
+        monkeypatch.setenv("AIRFLOW_CONN_LONG", json.dumps(connection))
+        run_list = asyncio.run(get_run_list("long", ListQuery()))
+    assert run_list.runs[0].flow_run_id == "r7999"
+    assert 1000 < run_list.total < 8000
+    assert run_list.note == TRUNCATED_NOTE.format(total=8000, count=run_list.total)
+    assert not run_list.is_error
+    assert RESPONSE_CACHE.size < 1.1 * MAX_RUN_LIST_BYTES
 
 
 @pytest.mark.parametrize(

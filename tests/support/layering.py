@@ -22,17 +22,18 @@ MAX_TOP_LEVEL_MODULES = 14  # files at the top of the package
 # The reading order of the package, which is its import order: a module imports only from modules before it.
 # A line is a folder (`.` is the package itself) and its modules.
 TREE = """
-core __init__ exceptions safe_text graph definition limits redaction single_flight timestamps flow_run
+core __init__ exceptions graph limits redaction safe_text definition single_flight template_problems
+core timestamps flow_run
 core/payload __init__ data_uri sink integrity
-core http responses retry template_problems validation
+core http responses retry validation
 core/payload json_stream decoders download
 core/polling __init__ bulk finished_runs schedule progress_log timer_queue wait
 core rate_limiter service start_or_resume
 . __init__
 services __init__ promptchainer
 services/generio __init__ responses api
-transport __init__ shared_rate_limiter tls_and_proxy url_guard settings deadline blocking_adapter
-transport response_reader asynchronous blocking
+transport __init__ tls_and_proxy url_guard settings deadline blocking_adapter response_reader asynchronous
+transport blocking shared_rate_limiter
 . connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
 storage outputs quota_marker
@@ -42,7 +43,7 @@ triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache f
 triggerer watcher_state
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
-plugin abort_queue airflow_internals cache html listener schemas present run_view connection_view output_files
+plugin airflow_internals cache abort_queue html listener schemas present run_view connection_view output_files
 plugin routes __init__
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin

@@ -3,7 +3,16 @@
 `HostileServer("name")` behaves so at every request. The modules register their behaviours in `BEHAVIOURS`.
 """
 
-from tests.support.hostile import broken_framing, downloads, expansion, links, sizes, slow, texts
+from tests.support.hostile import (
+    broken_framing,
+    downloads,
+    expansion,
+    links,
+    sizes,
+    slow,
+    texts,
+    unresponsive,
+)
 from tests.support.hostile.server import BEHAVIOURS, HostileServer
 
 __all__ = [
@@ -16,4 +25,5 @@ __all__ = [
     "sizes",
     "slow",
     "texts",
+    "unresponsive",
 ]
