@@ -55,10 +55,11 @@ docs: $(STAMP)  ## build the documentation site into docs/_build/html; a warning
 	@$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-lint: $(STAMP)  ## check style and types
+lint: $(STAMP)  ## check style, types and what bandit knows of insecure code
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
+	@$(PYTHON) -m bandit --quiet --configfile pyproject.toml --recursive airflow_provider_flows example_dags tools
 
 format: $(STAMP)  ## format the code and apply automatic fixes
 	@$(PYTHON) -m ruff check --fix-only .

@@ -306,7 +306,8 @@ async def _on_flow_error(request: Request, error: Exception) -> Response:
 
 
 async def _to_error_response(request: Request, status: int, text: str, title: str = "") -> Response:
-    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    # older versions of Starlette take the host of a URL, and then its path, from the Host header
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     if path.startswith("/json/"):
         return JSONResponse({"detail": text}, status)
     title = title or ERROR_TITLES.get(status, DEFAULT_TITLE)

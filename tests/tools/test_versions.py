@@ -25,6 +25,7 @@ FLOORS = dict(
         *PROJECT["dependencies"],
         *(needed for extra in PROJECT["optional-dependencies"].values() for needed in extra),
     )
+    if not needed.startswith(PROJECT["name"])  # an extra may need another one
 )
 
 
