@@ -27,6 +27,8 @@ FLOORS = dict(
     )
     if not needed.startswith(PROJECT["name"])  # an extra may need another one
 )
+# Airflow 3.1 itself still allows it, but not the providers that the tests need.
+UNTESTED_FLOORS = {"sqlalchemy": "1.4.54"}
 
 
 def pins(version: str) -> dict[str, str]:
@@ -41,8 +43,8 @@ def test_oldest_airflow_is_the_minimum_version() -> None:
     assert FLOORS["apache-airflow"] == VERSIONS[0]
     oldest = pins(VERSIONS[0])
     assert {
-        name: oldest[name] for name, floor in FLOORS.items() if not f"{oldest[name]}.".startswith(f"{floor}.")
-    } == {}
+        name: floor for name, floor in FLOORS.items() if not f"{oldest[name]}.".startswith(f"{floor}.")
+    } == UNTESTED_FLOORS
 
 
 def test_newest_airflow_is_that_of_the_development_environment() -> None:
