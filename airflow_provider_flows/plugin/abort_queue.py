@@ -28,6 +28,14 @@ class _Job(NamedTuple):
 
     conn_id: str
     flow_run_id: str
+    dag_id: str | None = None  # whose team the connection is looked up for
+
+
+class _ConnectionKey(NamedTuple):
+    """A connection as the tasks of a team get it; teams may have different ones of the same id."""
+
+    conn_id: str
+    team_name: str | None
 
 
 class _Target(NamedTuple):
@@ -51,10 +59,13 @@ class AbortQueue:
         self._lock = Lock()
         self._targets: SingleFlightCache[_Target] = SingleFlightCache()
 
-    def submit(self, conn_id: str, flow_run_id: str) -> None:
-        """Abort a run in the background, and log the result."""
+    def submit(self, conn_id: str, flow_run_id: str, dag_id: str | None = None) -> None:
+        """Abort a run in the background, and log the result.
+
+        :param dag_id: the DAG of the run's task; the connection is that of the DAG's team.
+        """
         with self._lock:
-            self._jobs.append(_Job(conn_id, flow_run_id))
+            self._jobs.append(_Job(conn_id, flow_run_id, dag_id))
             self._threads = [thread for thread in self._threads if thread.is_alive()]  # a fork has none
             if len(self._threads) < self._max_threads:
                 thread = Thread(target=self._work, name="flows-abort", daemon=True)
@@ -64,7 +75,7 @@ class AbortQueue:
     def _work(self) -> None:
         """Run jobs until none is left."""
         with ExitStack() as exits:
-            hooks: dict[str, FlowsHook] = {}  # with a session of this thread for each connection
+            hooks: dict[_ConnectionKey, FlowsHook] = {}  # with a session of this thread for each connection
             while (job := self._next_job()) is not None:
                 try:
                     was_aborted = self._abort(job, hooks, exits)
@@ -73,21 +84,24 @@ class AbortQueue:
                 else:
                     _log_success(job.flow_run_id, was_aborted=was_aborted)
 
-    def _abort(self, job: _Job, hooks: dict[str, FlowsHook], exits: ExitStack) -> bool:
+    def _abort(self, job: _Job, hooks: dict[_ConnectionKey, FlowsHook], exits: ExitStack) -> bool:
         """Abort a run; look its connection up again if the service rejects the key.
 
         :param hooks: the hooks of this thread by connection; new ones are added, and closed with `exits`.
         """
-        target = self._get_target(job.conn_id)
+        from airflow_provider_flows.plugin.airflow_internals import get_dag_team
+
+        key = _ConnectionKey(job.conn_id, get_dag_team(job.dag_id) if job.dag_id else None)
+        target = self._get_target(key)
         while True:
-            hook = hooks.get(job.conn_id)
+            hook = hooks.get(key)
             if hook is None or hook.settings != target.hook.settings:
-                hook = hooks[job.conn_id] = exits.enter_context(target.hook.copy_for_thread())
+                hook = hooks[key] = exits.enter_context(target.hook.copy_for_thread())
             conversation = abort_run(hook.service, job.flow_run_id)
             try:
                 return hook.run(conversation, retry=hook.abort_retry, limiter=target.limiter)
             except FlowAuthError:
-                target = self._get_target(job.conn_id, stale=hook)
+                target = self._get_target(key, stale=hook)
                 if _is_stale(target, hook):  # the connection has not changed
                     raise
 
@@ -99,7 +113,7 @@ class AbortQueue:
                 self._threads.remove(current_thread())
             return None
 
-    def _get_target(self, conn_id: str, stale: FlowsHook | None = None) -> _Target:
+    def _get_target(self, key: _ConnectionKey, stale: FlowsHook | None = None) -> _Target:
         """Return the target of a connection, which is looked up once for all its runs.
 
         :param stale: a hook whose key was rejected. The target has other settings, or comes from a lookup
@@ -108,14 +122,14 @@ class AbortQueue:
         called_at = time.monotonic()
         while True:
             entry, is_new = self._targets.get(
-                conn_id, lambda target, started_at: started_at < called_at and _is_stale(target, stale)
+                key, lambda target, started_at: started_at < called_at and _is_stale(target, stale)
             )
             if is_new:
                 with self._targets.share_errors(entry):
-                    from airflow_provider_flows.hooks import FlowsHook
+                    from airflow_provider_flows.plugin.airflow_internals import load_hook
                     from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
-                    hook = FlowsHook.get_hook(conn_id)
+                    hook = load_hook(*key)
                     limiter = SharedRateLimiter(hook.extra.get("max_requests_per_second"))
                     self._targets.set_value(entry, _Target(hook, limiter), HOOK_TTL_SECONDS)
             target = entry.future.result()

@@ -205,7 +205,7 @@ def _download_output(view: RunView, output: FlowOutput, target: _Spool | _Header
             "It was deleted, or only workers can access it."
         )
     try:
-        with closing(get_flows_hook(view.flows_conn_id)) as hook:
+        with closing(get_flows_hook(view.flows_conn_id, view.team_name)) as hook:
             return hook.save_output(view.flow_run_id, output.asset_id, target, media_type=output.media_type)
     except FlowNotFound as error:
         raise NoFileError(

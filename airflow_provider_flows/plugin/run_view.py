@@ -25,7 +25,7 @@ from airflow_provider_flows.core.flow_run import PENDING, READY, FlowOutput, Flo
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
+from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData, load_hook
 from airflow_provider_flows.plugin.cache import FINAL_TTL_SECONDS, RESPONSE_CACHE
 from airflow_provider_flows.plugin.present import (
     MAX_OUTPUTS_PER_PAGE,
@@ -87,6 +87,7 @@ class RunView:
     :param try_number: the task instance's latest try, which had this run; 0 for a run without a task.
     :param previous_runs: ids of the runs of earlier tries, each with the number of the last try that had it.
     :param show_host: whether the user may read the connection, so that error messages may contain its host.
+    :param team_name: the team of the task's DAG or of the connection, for which the connection is looked up.
     """
 
     flow_run_id: str | None = None
@@ -101,6 +102,7 @@ class RunView:
     try_number: int = 0
     previous_runs: tuple[tuple[str, int], ...] = ()
     show_host: bool = False
+    team_name: str | None = None
 
     def to_page(self) -> RunPage:
         """Convert the view to the schema of its page."""
@@ -196,6 +198,7 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
         task_state=ti_data.state,
         try_number=ti_data.try_number,
         previous_runs=tuple(pair for pair in _parse_previous_runs(ti_data) if pair[0] != flow_run_id),
+        team_name=ti_data.team_name,
     )
     if flow_run_id is None:
         return view
@@ -213,7 +216,10 @@ async def get_previous_run_view(ti_data: TaskInstanceData, flow_run_id: str) -> 
     if flow_run_id not in dict(_parse_previous_runs(ti_data)):
         return None
     conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
-    return RunView(flow_run_id) if conn_id is None else await get_service_run_view(conn_id, flow_run_id)
+    if conn_id is None:
+        return RunView(flow_run_id)
+    view = RunView(flow_run_id, conn_id, team_name=ti_data.team_name)
+    return await get_service_run_view(conn_id, flow_run_id, view)
 
 
 async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | None = None) -> RunView:
@@ -222,38 +228,42 @@ async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | N
     :param view: the view to update, with what is known from the task instance.
     """
     view = view or RunView(flow_run_id, conn_id)
+    team = view.team_name
     run_response = await RESPONSE_CACHE.get(
-        ("run", conn_id, flow_run_id), lambda: _load_run(conn_id, flow_run_id), _get_run_ttl
+        ("run", conn_id, team, flow_run_id), lambda: _load_run(conn_id, team, flow_run_id), _get_run_ttl
     )
     view = replace(view, run=run_response.value or view.run, error=run_response.error)
     if view.run is None or not view.run.is_final or view.error is not None or view.outputs:
         return view
     outputs_response = await RESPONSE_CACHE.get(
-        ("outputs", conn_id, flow_run_id), lambda: _load_outputs(conn_id, flow_run_id), _get_outputs_ttl
+        ("outputs", conn_id, team, flow_run_id),
+        lambda: _load_outputs(conn_id, team, flow_run_id),
+        _get_outputs_ttl,
     )
     return replace(view, outputs=outputs_response.value or (), error=outputs_response.error)
 
 
-def get_flows_hook(conn_id: str) -> FlowsHook:
+def get_flows_hook(conn_id: str, team_name: str | None) -> FlowsHook:
     """Return the hook of a connection.
 
+    :param team_name: the team on whose behalf it is looked up, None for none.
     :raises FlowInputError: the connection does not exist, or its type is not one of a flow service.
     """
     try:
-        return FlowsHook.get_hook(conn_id)
+        return load_hook(conn_id, team_name)
     except AirflowNotFoundException as error:
         raise FlowInputError(f"Connection {conn_id!r} does not exist.") from error
 
 
-def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
-    with closing(get_flows_hook(conn_id)) as hook:
+def _load_run(conn_id: str, team_name: str | None, flow_run_id: str) -> FlowRun:
+    with closing(get_flows_hook(conn_id, team_name)) as hook:
         run = hook.run(hook.service.get_run(flow_run_id), retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
     run = replace(run, raw={})  # it may be large, and the cache holds many runs
     return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
 
 
-def _load_outputs(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
-    with closing(get_flows_hook(conn_id)) as hook:
+def _load_outputs(conn_id: str, team_name: str | None, flow_run_id: str) -> tuple[FlowOutput, ...]:
+    with closing(get_flows_hook(conn_id, team_name)) as hook:
         if not hook.service.supports("list_outputs") and not hook.service.supports("get_run"):
             return ()
         conversation = list_outputs(hook.service, flow_run_id)

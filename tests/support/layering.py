@@ -42,7 +42,7 @@ triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache f
 triggerer watcher_state
 . triggers links sensors operators decorators
 drawing svg mermaid __init__
-plugin abort_queue airflow_internals cache html listener schemas present run_view connection_view output_files
+plugin airflow_internals abort_queue cache html listener schemas present run_view connection_view output_files
 plugin routes __init__
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin
