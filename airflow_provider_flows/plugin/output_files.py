@@ -326,7 +326,8 @@ def _count_triangles(gltf: Mapping[str, Any]) -> int:
 def _count_primitive_triangles(mode: Any, corners: int) -> int:
     if mode == TRIANGLE_LIST:
         return max(0, corners // 3)
-    return max(0, corners - 2) if mode in {TRIANGLE_STRIP, TRIANGLE_FAN} else 0
+    # a tuple, because a mode that is no number may not even be hashable
+    return max(0, corners - 2) if mode in (TRIANGLE_STRIP, TRIANGLE_FAN) else 0
 
 
 def _get_mapping(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
