@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 # Four processes for two processors, because tests wait for clocks. tests/conftest.py sets the order of the files.
 SIDE_BY_SIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 CHAOS_ARGS ?=
+FUZZ_ARGS ?=
 # The benchmarks compare with other providers, which do not belong into the development environment.
 BENCH_CONSTRAINTS := constraints/bench.txt
 BENCH_VENV := .venv-bench
@@ -27,7 +28,7 @@ VERSION_VENVS = $(foreach version,$(VERSIONS),$(call version_venv,$(version)))
 
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
-.PHONY: help demo test test-versions test-browser chaos bench docs lint format airflow build clean
+.PHONY: help demo test test-versions test-browser chaos fuzz bench docs lint format airflow build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -48,6 +49,9 @@ test-browser: $(BROWSER_STAMP)  ## test the pages of flow runs in a browser, and
 chaos: $(STAMP)  ## kill processes of a real Airflow; CHAOS_ARGS="--list" adds arguments
 	@$(PYTHON) -m tests.system.chaos $(CHAOS_ARGS)
 
+fuzz: $(STAMP)  ## give every reader 100,000 odd values in all; FUZZ_ARGS="--examples 5000" adds arguments
+	@$(PYTHON) -m tests.system.fuzz $(FUZZ_ARGS)
+
 bench: $(BENCH_STAMP)  ## compare with other providers; BENCH_ARGS="triggers --quick" adds arguments
 	@$(BENCH_PYTHON) -m benchmarks $(BENCH_ARGS)
 
@@ -55,10 +59,11 @@ docs: $(STAMP)  ## build the documentation site into docs/_build/html; a warning
 	@$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-lint: $(STAMP)  ## check style and types
+lint: $(STAMP)  ## check style, types and what bandit knows of insecure code
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
+	@$(PYTHON) -m bandit --quiet --configfile pyproject.toml --recursive airflow_provider_flows example_dags tools
 
 format: $(STAMP)  ## format the code and apply automatic fixes
 	@$(PYTHON) -m ruff check --fix-only .
@@ -72,7 +77,7 @@ build: $(STAMP)  ## build the wheel and the source distribution into dist/
 	@$(PYTHON) -m build --no-isolation --outdir dist .
 
 clean:  ## remove everything that the targets created
-	rm -rf $(VENV) $(BENCH_VENV) .venv-airflow-* bench.json .airflow .demo dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .venv-airflow-* bench.json .airflow .demo .fuzz dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(1): the environment; $(2): its constraints.

@@ -67,7 +67,8 @@ def test_wheel_contains_only_the_package(distributions: Distributions) -> None:
 
 def test_sdist_contains_everything_for_development(distributions: Distributions) -> None:
     """The source distribution contains the package, tests, examples, tools and docs, and no stray file."""
-    needed = {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Makefile", f"{PACKAGE}/py.typed"}
+    files = {"README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "pyproject.toml", "Makefile"}
+    needed = {*files, f"{PACKAGE}/py.typed"}
     assert needed <= distributions.sdist
     folders = {name.partition("/")[0] for name in distributions.sdist if "/" in name}
     assert {PACKAGE, "tests", "tools", "example_dags", "constraints"} <= folders
@@ -83,7 +84,7 @@ def test_metadata_names_the_package_and_its_requirements(distributions: Distribu
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier", [])
-    assert set(metadata.get_all("Provides-Extra", [])) == {"emulator", "images"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"emulator", "images", "openlineage", "pytest"}
     required = metadata.get_all("Requires-Dist", [])
     assert "apache-airflow>=3.1" in required
     assert not [requirement for requirement in required if "@" in requirement]

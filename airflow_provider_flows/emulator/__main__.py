@@ -57,7 +57,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         + "; ".join(f"{name} ({switch_choices(name)})" for name in switch_names()),
     )
     parser.add_argument("--port", type=int, default=8084, help="0 chooses a free one (default: %(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1",
+        help="address to listen on; one that other machines can reach requires --key (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--key", default="emulator", help="accepted API key (default: %(default)s)")
     parser.add_argument(
         "--run-seconds",

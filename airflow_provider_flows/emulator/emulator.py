@@ -35,7 +35,7 @@ class Emulator:
     :param key: the only API key that the emulator accepts.
     :param run_seconds: duration of a flow run in seconds.
     :param port: port to listen on; 0 chooses a free one.
-    :param host: address to listen on.
+    :param host: address to listen on; one that other machines can reach requires a key of your own.
     :param switches: initial switches; :meth:`reset` restores them.
     """
 
@@ -57,6 +57,7 @@ class Emulator:
 
         :raises MissingExtraError: the extra `emulator` is not installed.
         :raises OSError: the address cannot be used.
+        :raises ValueError: other machines can reach the address, and the key is the default one.
         :raises RuntimeError: the emulator is already running.
         """
         if self._server is not None:

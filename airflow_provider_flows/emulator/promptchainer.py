@@ -8,12 +8,12 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import html
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
-from xml.sax.saxutils import escape
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -223,9 +223,11 @@ async def _parse_body(request: Request) -> dict[str, Any]:
 def _error_response(status: int, code: str, message: str, detail: str | None = None) -> Response:
     """Return an error in the form of Azure's blob storage."""
     more = (
-        "" if detail is None else f"<AuthenticationErrorDetail>{escape(detail)}</AuthenticationErrorDetail>"
+        ""
+        if detail is None
+        else f"<AuthenticationErrorDetail>{html.escape(detail)}</AuthenticationErrorDetail>"
     )
-    text = f"<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message>{more}</Error>"
+    text = f"<Error><Code>{html.escape(code)}</Code><Message>{html.escape(message)}</Message>{more}</Error>"
     content = b'\xef\xbb\xbf<?xml version="1.0" encoding="utf-8"?>' + text.encode()
     return Response(content, status, media_type="application/xml")
 

@@ -6,6 +6,7 @@ The control routes under `/_emulator` do over HTTP what the class `Emulator` doe
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import threading
 import time
@@ -33,6 +34,8 @@ from airflow_provider_flows.emulator.switches import Switches
 START_TIMEOUT_SECONDS = 15
 # Longer than the poll interval of most clients, so that they can reuse their connection.
 KEEP_ALIVE_SECONDS = 75
+# The default key is public, so an emulator that has it accepts connections of its own machine only.
+DEFAULT_KEY = "emulator"
 ErrorHandler = Callable[[Request, Exception], Response]
 
 
@@ -48,6 +51,7 @@ class Server:
     """A uvicorn server that runs in a daemon thread until it is stopped."""
 
     def __init__(self, emulator_state: EmulatorState) -> None:
+        self._is_key_secret = emulator_state.key.strip() not in {"", DEFAULT_KEY}
         config = uvicorn.Config(
             create_emulator_app(emulator_state, self._find_connection),
             loop="asyncio",
@@ -68,10 +72,19 @@ class Server:
         """Start the server, and return its host and port.
 
         :raises PortTakenError: the address cannot be used.
+        :raises ValueError: other machines can reach the address, and the key is not secret.
         :raises RuntimeError: the server did not start in time.
         """
-        listening = _open_listening_socket(host, port)
+        listening = _bind_socket(host, port)
         address = listening.getsockname()
+        if not self._is_key_secret and not _is_loopback(address[0]):
+            listening.close()
+            raise ValueError(
+                f"The emulator does not listen at {host or address[0]} with its default key or without one, "
+                "because other machines can reach that address and everybody knows the key. Choose a key of "
+                "your own with --key (in Python: Emulator(key=...)), or listen at 127.0.0.1."
+            )
+        listening.listen(2048)
         self._thread = threading.Thread(
             target=self._uvicorn.run, kwargs={"sockets": [listening]}, name="flow-emulator", daemon=True
         )
@@ -313,7 +326,7 @@ def _error_parts(error: Exception) -> tuple[int, Any, dict[str, str] | None]:
     return 422, [{name: item[name] for name in ("type", "loc", "msg")} for item in errors], None
 
 
-def _open_listening_socket(host: str, port: int) -> socket.socket:
+def _bind_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio disables Nagle's algorithm, which delays a response by 40 ms, only if the protocol is given.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -321,7 +334,6 @@ def _open_listening_socket(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen(2048)
     except OSError as error:
         listening.close()
         message = (
@@ -329,6 +341,13 @@ def _open_listening_socket(host: str, port: int) -> socket.socket:
         )
         raise PortTakenError(error.errno, message) from error
     return listening
+
+
+def _is_loopback(address: str) -> bool:
+    """Return whether only this machine reaches an address, to which a socket is bound."""
+    ip = ipaddress.ip_address(address.partition("%")[0])  # without a zone
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import partial
 from math import inf
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowUnreachable
 from airflow_provider_flows.core.limits import MAX_ABORT_THREADS, MAX_QUEUED_ABORTS
@@ -28,23 +28,40 @@ log = logging.getLogger(__name__)
 HOOK_TTL_SECONDS = 60.0
 
 
+class _Job(NamedTuple):
+    """A flow run to abort."""
+
+    flow_run_id: str
+    dag_id: str | None = None  # whose team the connection is looked up for
+
+
+class _ConnectionKey(NamedTuple):
+    """A connection as the tasks of a team get it; teams may have different ones of the same id."""
+
+    conn_id: str
+    team_name: str | None
+
+
 class AbortQueue:
     """Aborts flow runs in a few threads for each connection, which end when its queue is empty."""
 
     def __init__(self, max_threads: int = MAX_ABORT_THREADS) -> None:
         # one waiting job of a connection is enough, because each aborts all runs of the queue
         self._pools = ThreadPools("flows-abort", max_threads, max_queued=1, max_pools=inf)
-        self._queues: defaultdict[str, deque[str]] = defaultdict(deque)  # run ids by connection
+        self._queues: defaultdict[str, deque[_Job]] = defaultdict(deque)  # by connection
         self._lock = Lock()
         self._hooks: SingleFlightCache[FlowsHook] = SingleFlightCache()
 
-    def submit(self, conn_id: str, flow_run_id: str) -> None:
-        """Abort a run in the background, and log the result."""
+    def submit(self, conn_id: str, flow_run_id: str, dag_id: str | None = None) -> None:
+        """Abort a run in the background, and log the result.
+
+        :param dag_id: the DAG of the run's task; the connection is that of the DAG's team.
+        """
         with self._lock:
             queue = self._queues[conn_id]
             is_full = len(queue) >= MAX_QUEUED_ABORTS
             if not is_full:
-                queue.append(flow_run_id)
+                queue.append(_Job(flow_run_id, dag_id))
         if is_full:
             log.warning(
                 "The API server does not try to abort flow run %s, because %d others of connection %s are "
@@ -63,34 +80,39 @@ class AbortQueue:
     def _abort_all(self, conn_id: str) -> None:
         """Abort runs of a connection until none is left."""
         with ExitStack() as exits:
-            hooks: list[FlowsHook] = []  # the last one has this thread's session
-            while (flow_run_id := self._next_run(conn_id)) is not None:
+            hooks: dict[_ConnectionKey, FlowsHook] = {}  # with this thread's sessions
+            while (job := self._next_job(conn_id)) is not None:
                 try:
-                    was_aborted = self._abort(conn_id, flow_run_id, hooks, exits)
+                    was_aborted = self._abort(conn_id, job, hooks, exits)
                 except Exception as error:  # noqa: BLE001  # the trigger's on_kill may still abort the run
-                    self._log_failure(conn_id, flow_run_id, error)
+                    self._log_failure(conn_id, job.flow_run_id, error)
                 else:
-                    _log_success(flow_run_id, was_aborted=was_aborted)
+                    _log_success(job.flow_run_id, was_aborted=was_aborted)
 
-    def _abort(self, conn_id: str, flow_run_id: str, hooks: list[FlowsHook], exits: ExitStack) -> bool:
+    def _abort(
+        self, conn_id: str, job: _Job, hooks: dict[_ConnectionKey, FlowsHook], exits: ExitStack
+    ) -> bool:
         """Abort a run; look its connection up again if the service rejects the key.
 
-        :param hooks: the hooks of this thread; a new one is added, and closed with `exits`.
+        :param hooks: the hooks of this thread; new ones are added, and closed with `exits`.
         """
-        shared_hook = self._get_hook(conn_id)
+        from airflow_provider_flows.plugin.airflow_internals import get_dag_team
+
+        key = _ConnectionKey(conn_id, get_dag_team(job.dag_id) if job.dag_id else None)
+        shared_hook = self._get_hook(key)
         while True:
-            if not hooks or hooks[-1].settings != shared_hook.settings:
-                hooks.append(exits.enter_context(shared_hook.copy_for_thread()))
-            hook = hooks[-1]
-            conversation = abort_run(hook.service, flow_run_id)
+            hook = hooks.get(key)
+            if hook is None or hook.settings != shared_hook.settings:
+                hook = hooks[key] = exits.enter_context(shared_hook.copy_for_thread())
+            conversation = abort_run(hook.service, job.flow_run_id)
             try:
                 return hook.run(conversation, retry=hook.abort_retry)
             except FlowAuthError:
-                shared_hook = self._get_hook(conn_id, stale=hook)
+                shared_hook = self._get_hook(key, stale=hook)
                 if _is_stale(shared_hook, hook):  # the connection has not changed
                     raise
 
-    def _next_run(self, conn_id: str) -> str | None:
+    def _next_job(self, conn_id: str) -> _Job | None:
         with self._lock:
             queue = self._queues.get(conn_id)
             if queue:
@@ -98,7 +120,7 @@ class AbortQueue:
             self._queues.pop(conn_id, None)
             return None
 
-    def _get_hook(self, conn_id: str, stale: FlowsHook | None = None) -> FlowsHook:
+    def _get_hook(self, key: _ConnectionKey, stale: FlowsHook | None = None) -> FlowsHook:
         """Return the hook of a connection, which is looked up once for all its runs.
 
         :param stale: a hook whose key was rejected. The returned hook has other settings, or comes from a
@@ -107,13 +129,13 @@ class AbortQueue:
         called_at = time.monotonic()
         while True:
             entry, is_new = self._hooks.get(
-                conn_id, lambda hook, started_at: started_at < called_at and _is_stale(hook, stale)
+                key, lambda hook, started_at: started_at < called_at and _is_stale(hook, stale)
             )
             if is_new:
                 with self._hooks.share_errors(entry):
-                    from airflow_provider_flows.hooks import FlowsHook
+                    from airflow_provider_flows.plugin.airflow_internals import load_hook
 
-                    new_hook = FlowsHook.get_hook(conn_id)
+                    new_hook = load_hook(*key)
                     new_hook.limit_requests()
                     self._hooks.set_value(entry, new_hook, HOOK_TTL_SECONDS)
             hook = entry.future.result()
@@ -134,7 +156,7 @@ class AbortQueue:
                 "reason; a triggerer aborts those whose triggers it runs: %s",
                 len(dropped),
                 conn_id,
-                ", ".join(dropped),
+                ", ".join(job.flow_run_id for job in dropped),
             )
 
 

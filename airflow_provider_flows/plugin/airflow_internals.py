@@ -7,6 +7,7 @@ compare them with the installed Airflow.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -23,11 +24,14 @@ from airflow.api_fastapi.core_api.security import (
     requires_access_dag,
 )
 from airflow.models.connection import Connection
+from airflow.models.dag import DagModel
 from airflow.models.dagbag import DBDagBag
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
+from airflow.providers.common.compat.sdk import conf
 from airflow.providers_manager import ProvidersManager
+from airflow.sdk import Connection as TaskConnection
 from airflow.utils.session import create_session
 from fastapi import Depends
 from sqlalchemy import select
@@ -63,6 +67,7 @@ TASK_ARGUMENTS = (
     "output_conn_id",
     "flow_run_id",
 )
+CONNECTION_FIELDS = ("conn_type", "description", "host", "schema", "login", "password", "port", "extra")
 OFFICIAL_PROVIDERS_PREFIX = "airflow.providers."  # their hooks run no flows and are slow to import
 
 
@@ -88,6 +93,7 @@ class TaskInstanceData:
     :param result: the XCom `return_value`.
     :param flow_run_id: the XCom of this name.
     :param outputs: the XCom with the outputs.
+    :param team_name: the team that its DAG belongs to; None without one, and in an Airflow without teams.
     """
 
     state: str | None
@@ -102,6 +108,7 @@ class TaskInstanceData:
     """The record of the task's flow run, from the task state store."""
     first_file_records: Any = None
     """The first value with the records of its files, from there too."""
+    team_name: str | None = None
 
 
 def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskInstanceData | None:
@@ -132,6 +139,7 @@ def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -
             key=key,
             run_record=get_stored(RECORD_KEY),
             first_file_records=get_stored(FILES_KEY),
+            team_name=get_dag_team(dag_id),
         )
 
 
@@ -181,6 +189,42 @@ def _get_untemplated_arguments(ti: TaskInstance, session: Any) -> dict[str, Any]
     return {name: value for name, value in values.items() if value is not None and "{{" not in str(value)}
 
 
+def get_dag_team(dag_id: str) -> str | None:
+    """Return the team that a DAG belongs to; None without one, and in an Airflow without teams."""
+    return DagModel.get_team_name(dag_id) if _has_teams() else None
+
+
+def get_connection_team(connection_id: str) -> str | None:
+    """Return the team of a connection in Airflow's database; None without one, and without teams."""
+    return Connection.get_team_name(connection_id) if _has_teams() else None
+
+
+def _has_teams() -> bool:
+    """Return whether connections may belong to a team: Airflow 3.2 and later, with `[core] multi_team`."""
+    parameters = inspect.signature(Connection.get_connection_from_secrets).parameters
+    return "team_name" in parameters and conf.getboolean("core", "multi_team", fallback=False)
+
+
+def load_hook(conn_id: str, team_name: str | None) -> FlowsHook:
+    """Return the hook of a connection as a task of a team gets it, or a task without a team.
+
+    In a worker, Airflow knows the task's team. In the API server, the lookup has to name it.
+
+    :raises AirflowNotFoundException: the connection does not exist, or belongs to another team.
+    :raises FlowInputError: the connection's type does not run flows.
+    """
+    connection: Any
+    if team_name is None:
+        connection = FlowsHook.get_connection(conn_id)
+    else:
+        connection = Connection.get_connection_from_secrets(conn_id, team_name=team_name)
+    if isinstance(connection, Connection):  # from the database; its own `get_hook` is deprecated
+        connection = TaskConnection(
+            conn_id=conn_id, **{name: getattr(connection, name) for name in CONNECTION_FIELDS}
+        )
+    return FlowsHook._hook_from_connection(connection, None)  # noqa: SLF001  # what `get_hook` calls
+
+
 def list_readable_connections(user: Any) -> list[tuple[str, str]]:
     """Return id and type of the connections to flow services in Airflow's database that the user may read."""
     with create_session() as session:
@@ -195,7 +239,7 @@ def list_readable_connections(user: Any) -> list[tuple[str, str]]:
 
 
 def _can_read(user: Any, conn_id: str) -> bool:
-    details = ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id))
+    details = ConnectionDetails(conn_id=conn_id, team_name=get_connection_team(conn_id))
     return get_auth_manager().is_authorized_connection(method="GET", details=details, user=user)
 
 

@@ -103,13 +103,17 @@ class _RunListing:
     total: int = 0
 
 
-async def get_run_list(conn_id: str, query: ListQuery) -> RunListSchema:
+async def get_run_list(conn_id: str, query: ListQuery, team_name: str | None = None) -> RunListSchema:
     """Return one page of a connection's runs.
 
+    :param team_name: the team on whose behalf the connection is looked up, here and below; None for none.
     :raises FlowInputError: the connection does not exist, or its type is not one of a flow service.
     """
     response = await RESPONSE_CACHE.get(
-        ("runs", conn_id), lambda: _load_listing(conn_id), _get_listing_ttl, pool=conn_id
+        ("runs", conn_id, team_name),
+        lambda: _load_listing(conn_id, team_name),
+        _get_listing_ttl,
+        pool=conn_id,
     )
     if isinstance(response.error, FlowInputError):
         raise FlowInputError(str(response.error))  # the cached one would hold this request
@@ -178,8 +182,8 @@ def _count_states(listing: _RunListing) -> dict[str, int]:
     return {str(state): counts[state] for state in FlowState if state in counts}
 
 
-def _load_listing(conn_id: str) -> _RunListing:
-    with closing(get_flows_hook(conn_id)) as hook:
+def _load_listing(conn_id: str, team_name: str | None) -> _RunListing:
+    with closing(get_flows_hook(conn_id, team_name)) as hook:
         service, now, load_start = hook.service, time.time(), time.monotonic()
         if not service.supports("list_runs"):
             return _RunListing(service.name, (), supports_list=False, load_seconds=FINAL_TTL_SECONDS)
@@ -217,18 +221,18 @@ def _get_listing_ttl(listing: _RunListing) -> float:
 # Flows
 
 
-async def get_flow_ids(conn_id: str) -> CachedResponse[list[str]]:
+async def get_flow_ids(conn_id: str, team_name: str | None = None) -> CachedResponse[list[str]]:
     """Return the ids of the flows with an exported graph in the connection's folder, and of its test flow."""
     return await RESPONSE_CACHE.get(
-        ("flows", conn_id),
-        lambda: _load_flow_ids(conn_id),
+        ("flows", conn_id, team_name),
+        lambda: _load_flow_ids(conn_id, team_name),
         lambda _: FINAL_TTL_SECONDS,
         pool=get_storage_pool(conn_id),
     )
 
 
-def _load_flow_ids(conn_id: str) -> list[str]:
-    extra = get_flows_hook(conn_id).extra
+def _load_flow_ids(conn_id: str, team_name: str | None) -> list[str]:
+    extra = get_flows_hook(conn_id, team_name).extra
     test_flow = extra.get("test_flow")
     flow_ids = {*_list_exported_flows(extra.get("graphs")), *([test_flow] if test_flow else [])}
     return sorted(flow_ids)[:MAX_FLOWS]
@@ -249,37 +253,39 @@ def _list_exported_flows(folder: str | None) -> list[str]:
     return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
-async def get_definition(conn_id: str, flow: str) -> tuple[FlowDefinition | None, FlowError | None]:
+async def get_definition(
+    conn_id: str, flow: str, team_name: str | None = None
+) -> tuple[FlowDefinition | None, FlowError | None]:
     """Return a flow's definition, None if there is none yet, and the error of the last attempt to load it."""
     response = await RESPONSE_CACHE.get(
-        ("definition", conn_id, flow),
-        lambda: _load_definition(conn_id, flow),
+        ("definition", conn_id, team_name, flow),
+        lambda: _load_definition(conn_id, team_name, flow),
         lambda _: FINAL_TTL_SECONDS,
         pool=conn_id,
     )
     return response.value, response.error
 
 
-def _load_definition(conn_id: str, flow: str) -> FlowDefinition:
-    with closing(get_flows_hook(conn_id)) as hook:
+def _load_definition(conn_id: str, team_name: str | None, flow: str) -> FlowDefinition:
+    with closing(get_flows_hook(conn_id, team_name)) as hook:
         definition = hook.preflight.load_definition(
             flow, lambda conversation: run_for_page(hook, conversation)
         )
     return replace(definition, raw=None)
 
 
-async def get_graph(conn_id: str | None, flow: str | None) -> FlowGraph | None:
+async def get_graph(conn_id: str | None, flow: str | None, team_name: str | None = None) -> FlowGraph | None:
     """Return a flow's exported graph, None if none is configured or it cannot be read."""
     if conn_id is None or not flow:
         return None
     response = await RESPONSE_CACHE.get(
-        ("graph", conn_id, flow),
-        lambda: _load_graph(conn_id, flow),
+        ("graph", conn_id, team_name, flow),
+        lambda: _load_graph(conn_id, team_name, flow),
         lambda _: FINAL_TTL_SECONDS,
         pool=get_storage_pool(conn_id),
     )
     return response.value
 
 
-def _load_graph(conn_id: str, flow: str) -> FlowGraph | None:
-    return get_flows_hook(conn_id).get_graph(flow)
+def _load_graph(conn_id: str, team_name: str | None, flow: str) -> FlowGraph | None:
+    return get_flows_hook(conn_id, team_name).get_graph(flow)

@@ -52,4 +52,6 @@ def _abort_deferred_run(previous_state: Any, task_instance: Any) -> None:
     from airflow_provider_flows.plugin.abort_queue import ABORT_QUEUE
 
     # in threads, because Airflow's database transaction and the user's request wait for this function
-    ABORT_QUEUE.submit(trigger.kwargs["flows_conn_id"], trigger.kwargs["flow_run_id"])
+    ABORT_QUEUE.submit(
+        trigger.kwargs["flows_conn_id"], trigger.kwargs["flow_run_id"], getattr(task_instance, "dag_id", None)
+    )

@@ -254,7 +254,7 @@ def _find_stored_file(view: RunView, output: FlowOutput) -> StoredFile | None:
         if paths is None:
             return None
         if view.ownership is Ownership.CONTRADICTED:
-            with closing(get_flows_hook(str(view.flows_conn_id))) as hook:
+            with closing(get_flows_hook(str(view.flows_conn_id), view.team_name)) as hook:
                 _require_own_run(view, hook)
         records = {} if view.task_key is None else load_file_records(view.task_key, str(view.flow_run_id))
     except Exception as error:  # noqa: BLE001  # storage libraries raise exceptions of any type
@@ -294,7 +294,8 @@ def _has_run_id_form(view: RunView) -> bool:
     """Return whether a run's id has the form of its service's ids, unlike the name of another folder."""
     pattern = Service.run_id_pattern
     if view.flows_conn_id is not None:
-        with suppress(Exception), closing(get_flows_hook(view.flows_conn_id)) as hook:  # deleted, or invalid
+        # the connection may be deleted, or invalid
+        with suppress(Exception), closing(get_flows_hook(view.flows_conn_id, view.team_name)) as hook:
             pattern = hook.service.run_id_pattern
     return pattern.fullmatch(str(view.flow_run_id)) is not None
 
@@ -345,7 +346,7 @@ def _download_output(view: RunView, output: FlowOutput, target: OpenFile | _Head
             "It was deleted, or only workers can access it."
         )
     try:
-        with closing(get_flows_hook(view.flows_conn_id)) as hook:
+        with closing(get_flows_hook(view.flows_conn_id, view.team_name)) as hook:
             _require_own_run(view, hook)
             return hook.save_output(view.flow_run_id, output.asset_id, target, media_type=output.media_type)
     except FlowNotFound as error:
@@ -439,7 +440,8 @@ def _count_primitive_triangles(mode: object, corners: int) -> int:
         return 0
     if mode == TRIANGLE_LIST:
         return max(0, corners // 3)
-    return max(0, corners - 2) if mode in {TRIANGLE_STRIP, TRIANGLE_FAN} else 0
+    # a tuple, because a mode that is no number may not even be hashable
+    return max(0, corners - 2) if mode in (TRIANGLE_STRIP, TRIANGLE_FAN) else 0
 
 
 def _get_mapping(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:

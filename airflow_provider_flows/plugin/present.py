@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from airflow.providers.common.compat.sdk import redact
 
 from airflow_provider_flows.core.flow_run import ERROR, FlowOutput, FlowRun
 from airflow_provider_flows.core.payload.data_uri import GLB
-from airflow_provider_flows.core.redaction import find_signatures, redact_parameters
+from airflow_provider_flows.core.redaction import MAX_PARAMETERS, find_signatures, redact_parameters
+from airflow_provider_flows.plugin.cache import estimate_size
 from airflow_provider_flows.plugin.schemas import InputSchema, OutputKind, OutputSchema, RunSchema
 from airflow_provider_flows.storage.paths import StorageLocation
 
@@ -22,6 +24,7 @@ from airflow_provider_flows.storage.paths import StorageLocation
 SAFE_IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 MAX_TEXT_PREVIEW_LENGTH = 20_000  # characters of a text output
 MAX_LINE_LENGTH = 2_000  # characters of a name, an error message or an input
+MAX_PARAMETER_BYTES = 32 * 1024  # of one parameter of a run in memory
 MAX_OUTPUTS_PER_PAGE = 200
 OUTPUT_PATH_HINT = "Set output_path to have the task store the file."
 LINK_NOTE = f"This output is an expiring link, which is not shown. {OUTPUT_PATH_HINT}"
@@ -180,3 +183,13 @@ def _to_optional_safe_line(text: Any) -> str | None:
 def _replace_surrogates(text: str) -> str:
     """Replace lone surrogates, which JSON may contain and UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()
+
+
+def drop_large_parameters(parameters: Any) -> dict[str, Any]:
+    """Return the first parameters, with a note in place of a large value, whose redaction would take long."""
+    items = islice(parameters.items(), MAX_PARAMETERS) if isinstance(parameters, Mapping) else ()
+    sizes_and_items = ((estimate_size(value), name, value) for name, value in items)
+    return {
+        to_safe_line(str(name)): value if size <= MAX_PARAMETER_BYTES else f"left out: {size} bytes"
+        for size, name, value in sizes_and_items
+    }

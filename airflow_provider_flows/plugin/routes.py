@@ -27,6 +27,7 @@ from airflow_provider_flows.plugin.airflow_internals import (
     REQUIRES_TASK_ACCESS,
     TaskInstanceData,
     User,
+    get_connection_team,
     list_readable_connections,
     load_task_instance,
 )
@@ -78,6 +79,7 @@ NO_CONNECTION_NOTE = (
 index_router = APIRouter(dependencies=REQUIRES_LOGIN)
 connection_router = APIRouter(dependencies=REQUIRES_CONNECTION_ACCESS)
 task_router = APIRouter(dependencies=REQUIRES_TASK_ACCESS)
+ConnectionTeam = Annotated[str | None, Depends(get_connection_team)]
 GetView = Callable[..., Awaitable[RunView]]
 
 
@@ -218,7 +220,7 @@ def add_run_routes(
             "run.html",
             run_page=run_page,
             run_path=fill_path(path, request),
-            graph=await get_graph(view.flows_conn_id, view.run.flow if view.run else None),
+            graph=await get_graph(view.flows_conn_id, view.run.flow if view.run else None, view.team_name),
             back=back and fill_path(back, request),
             back_label=back_label,
         )
@@ -251,6 +253,7 @@ def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
             view.task_key,
             view.ownership,
             view.flows_conn_id,
+            view.team_name,
             view.flow_run_id,
             number,
             selected_output,
@@ -333,44 +336,48 @@ ListQueryDependency = Annotated[ListQuery, Depends(get_list_query)]
 
 @connection_router.get(CONNECTION_PATH, response_class=HTMLResponse)
 async def show_runs(
-    request: Request, connection_id: str, user: User, query: ListQueryDependency
+    request: Request, connection_id: str, user: User, query: ListQueryDependency, team_name: ConnectionTeam
 ) -> HTMLResponse:
     """Return the runs of a connection as a page."""
-    run_list = await get_run_list(connection_id, query)
+    run_list = await get_run_list(connection_id, query, team_name)
     return await render_page(
         request,
         "runs.html",
         run_list=run_list,
         connections=await run_in_threadpool(list_readable_connections, user),
-        flows=await get_flow_ids(connection_id),
+        flows=await get_flow_ids(connection_id, team_name),
         selection={"state": query.state, "flow": query.flow, "sort": query.sort, "page": run_list.page},
     )
 
 
 @connection_router.get(f"/json{CONNECTION_PATH}")
-async def get_runs(connection_id: str, query: ListQueryDependency) -> RunListSchema:
+async def get_runs(
+    connection_id: str, query: ListQueryDependency, team_name: ConnectionTeam
+) -> RunListSchema:
     """Return the runs of a connection as JSON."""
-    return await get_run_list(connection_id, query)
+    return await get_run_list(connection_id, query, team_name)
 
 
 @connection_router.get(f"{CONNECTION_PATH}/flow/{{flow}}", response_class=HTMLResponse)
-async def show_flow(request: Request, connection_id: str, flow: str) -> HTMLResponse:
+async def show_flow(
+    request: Request, connection_id: str, flow: str, team_name: ConnectionTeam
+) -> HTMLResponse:
     """Return a page with a flow's inputs and outputs, and its picture if an exported graph is configured."""
-    definition, error = await get_definition(connection_id, flow)
+    definition, error = await get_definition(connection_id, flow, team_name)
     return await render_page(
         request,
         "flow.html",
         flow=flow,
         definition=definition,
         error_text=None if error is None else to_safe_line(str(error)),
-        graph=await get_graph(connection_id, flow),
+        graph=await get_graph(connection_id, flow, team_name),
         back=fill_path(CONNECTION_PATH, request),
     )
 
 
-async def get_connection_run_view(connection_id: str, flow_run_id: str) -> RunView:
+async def get_connection_run_view(connection_id: str, flow_run_id: str, team_name: ConnectionTeam) -> RunView:
     """Return a run as its service reports it; the user may read the connection."""
-    view = RunView(flow_run_id, connection_id, show_host=True)
+    view = RunView(flow_run_id, connection_id, show_host=True, team_name=team_name)
     return await get_service_run_view(connection_id, flow_run_id, view)
 
 
@@ -477,7 +484,8 @@ async def _on_flow_error(request: Request, error: Exception) -> Response:
 
 
 async def _to_error_response(request: Request, status: int, text: str, title: str = "") -> Response:
-    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    # older versions of Starlette take the host of a URL, and then its path, from the Host header
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     if path.startswith("/json/"):
         return JSONResponse({"detail": text}, status)
     title = title or ERROR_TITLES.get(status, DEFAULT_TITLE)

@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from hashlib import sha256
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -26,11 +25,10 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.flow_run import PENDING, READY, FlowOutput, FlowRun
 from airflow_provider_flows.core.limits import MAX_ID_LENGTH
 from airflow_provider_flows.core.polling.schedule import expected_end
-from airflow_provider_flows.core.redaction import MAX_PARAMETERS
 from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.start_or_resume import STAMP_KEY, get_stamp
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData, TaskKey
+from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData, TaskKey, load_hook
 from airflow_provider_flows.plugin.cache import (
     FINAL_TTL_SECONDS,
     RESPONSE_CACHE,
@@ -39,6 +37,7 @@ from airflow_provider_flows.plugin.cache import (
 )
 from airflow_provider_flows.plugin.present import (
     MAX_OUTPUTS_PER_PAGE,
+    drop_large_parameters,
     to_input_schemas,
     to_output_schemas,
     to_parameters,
@@ -59,7 +58,6 @@ PAGE_POLL_SECONDS = 2.5  # between two polls of an active run, however many user
 PAGE_TIMEOUT_SECONDS = 8.0  # for one question to a service, because a user waits for the page
 MAX_PLAUSIBLE_SIZE_BYTES = 2**60
 MAX_STAMP_BYTES = 8 * 1024
-MAX_PARAMETER_BYTES = 32 * 1024  # of one parameter of a run in memory
 MAX_CACHED_TEXT_LENGTH = 256 * 1024  # characters of a text output; a longer one is a file to download
 
 INVALID_KEY_NOTE = (
@@ -123,6 +121,7 @@ class RunView:
     :param previous_runs: ids of the runs of earlier tries, each with the number of the last try that had it.
     :param show_host: whether the user may read the connection, so that error messages may contain its host.
     :param task_key: the task instance, None for a run without a task.
+    :param team_name: the team of the task's DAG or of the connection, for which the connection is looked up.
     """
 
     flow_run_id: str | None = None
@@ -139,6 +138,7 @@ class RunView:
     show_host: bool = False
     task_key: TaskKey | None = None
     ownership: Ownership = Ownership.CONFIRMED
+    team_name: str | None = None
 
     def to_page(self) -> RunPage:
         """Convert the view to the schema of its page."""
@@ -250,6 +250,7 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
         previous_runs=tuple(pair for pair in _parse_previous_runs(ti_data) if pair[0] != flow_run_id),
         task_key=ti_data.key,
         ownership=Ownership.CONFIRMED if flow_run_id in recorded_run_ids else ownership,
+        team_name=ti_data.team_name,
     )
     if flow_run_id is None:
         return view
@@ -267,8 +268,10 @@ async def get_previous_run_view(ti_data: TaskInstanceData, flow_run_id: str) -> 
     if flow_run_id not in dict(_parse_previous_runs(ti_data)):
         return None
     conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
-    view = RunView(flow_run_id, conn_id, task_key=ti_data.key)
-    return view if conn_id is None else await get_service_run_view(conn_id, flow_run_id, view)
+    if conn_id is None:
+        return RunView(flow_run_id, task_key=ti_data.key)
+    view = RunView(flow_run_id, conn_id, task_key=ti_data.key, team_name=ti_data.team_name)
+    return await get_service_run_view(conn_id, flow_run_id, view)
 
 
 async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | None = None) -> RunView:
@@ -277,8 +280,12 @@ async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | N
     :param view: the view to update, with what is known from the task instance.
     """
     view = view or RunView(flow_run_id, conn_id)
+    team = view.team_name
     run_response = await RESPONSE_CACHE.get(
-        ("run", conn_id, flow_run_id), lambda: _load_run(conn_id, flow_run_id), _get_run_ttl, pool=conn_id
+        ("run", conn_id, team, flow_run_id),
+        lambda: _load_run(conn_id, team, flow_run_id),
+        _get_run_ttl,
+        pool=conn_id,
     )
     view = _add_service_run(replace(view, error=run_response.error), run_response.value)
     if view.ownership is Ownership.FOREIGN:
@@ -286,8 +293,8 @@ async def get_service_run_view(conn_id: str, flow_run_id: str, view: RunView | N
     if view.run is None or not view.run.is_final or view.error is not None or view.outputs:
         return view
     outputs_response = await RESPONSE_CACHE.get(
-        ("outputs", conn_id, flow_run_id),
-        lambda: _load_outputs(conn_id, flow_run_id),
+        ("outputs", conn_id, team, flow_run_id),
+        lambda: _load_outputs(conn_id, team, flow_run_id),
         _get_outputs_ttl,
         pool=conn_id,
     )
@@ -316,13 +323,14 @@ def _add_service_run(view: RunView, run: FlowRun | None) -> RunView:
     return replace(view, run=known, ownership=Ownership.FOREIGN)
 
 
-def get_flows_hook(conn_id: str) -> FlowsHook:
+def get_flows_hook(conn_id: str, team_name: str | None) -> FlowsHook:
     """Return the hook of a connection, with the rate limiter of all its requests in this process.
 
+    :param team_name: the team on whose behalf it is looked up, None for none.
     :raises FlowInputError: the connection does not exist, or its type is not one of a flow service.
     """
     try:
-        hook = FlowsHook.get_hook(conn_id)
+        hook = load_hook(conn_id, team_name)
     except AirflowNotFoundException as error:
         raise FlowInputError(f"Connection {conn_id!r} does not exist.") from error
     hook.limit_requests(max_wait=PAGE_TIMEOUT_SECONDS)
@@ -337,12 +345,12 @@ def run_for_page(hook: FlowsHook, conversation: Conversation[T]) -> T:
     return hook.run(conversation, retry=NO_RETRY, timeout=PAGE_TIMEOUT_SECONDS)
 
 
-def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
-    with closing(get_flows_hook(conn_id)) as hook:
+def _load_run(conn_id: str, team_name: str | None, flow_run_id: str) -> FlowRun:
+    with closing(get_flows_hook(conn_id, team_name)) as hook:
         run = run_for_page(hook, hook.service.get_run(flow_run_id))
     run = replace(
         to_small_run(run),
-        parameters=to_parameters(_drop_large_parameters(run.parameters)),
+        parameters=to_parameters(drop_large_parameters(run.parameters)),
         additional=_get_small_stamp(run),
     )
     return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
@@ -365,24 +373,14 @@ def to_small_run(run: FlowRun) -> FlowRun:
     )
 
 
-def _drop_large_parameters(parameters: Any) -> dict[str, Any]:
-    """Return the first parameters, with a note in place of a large value, whose redaction would take long."""
-    items = islice(parameters.items(), MAX_PARAMETERS) if isinstance(parameters, Mapping) else ()
-    sizes_and_items = ((estimate_size(value), name, value) for name, value in items)
-    return {
-        to_safe_line(str(name)): value if size <= MAX_PARAMETER_BYTES else f"left out: {size} bytes"
-        for size, name, value in sizes_and_items
-    }
-
-
 def _get_small_stamp(run: FlowRun) -> dict[str, Any] | None:
     """Return a run's metadata with nothing but the stamp, which says whose run it is."""
     stamp = run.additional.get(STAMP_KEY) if isinstance(run.additional, Mapping) else None
     return None if stamp is None or estimate_size(stamp) > MAX_STAMP_BYTES else {STAMP_KEY: stamp}
 
 
-def _load_outputs(conn_id: str, flow_run_id: str) -> tuple[FlowOutput, ...]:
-    with closing(get_flows_hook(conn_id)) as hook:
+def _load_outputs(conn_id: str, team_name: str | None, flow_run_id: str) -> tuple[FlowOutput, ...]:
+    with closing(get_flows_hook(conn_id, team_name)) as hook:
         if not hook.service.supports("list_outputs") and not hook.service.supports("get_run"):
             return ()
         outputs = run_for_page(hook, list_outputs(hook.service, flow_run_id))

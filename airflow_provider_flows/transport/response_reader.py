@@ -205,26 +205,24 @@ class Decompressor:
         """
         self._rest += chunk
         try:
-            while self._zlib is not None or self._start_next():
-                assert self._zlib is not None  # noqa: S101  # for mypy
-                yield (part := self._zlib.decompress(self._rest, MAX_PART_BYTES))
-                self._rest = self._zlib.unconsumed_tail
-                if self._zlib.eof:
-                    self._rest, self._zlib, self._is_complete = self._zlib.unused_data, None, True
+            while (member := self._zlib or self._start_member()) is not None:
+                yield (part := member.decompress(self._rest, MAX_PART_BYTES))
+                self._rest = member.unconsumed_tail
+                if member.eof:
+                    self._rest, self._zlib, self._is_complete = member.unused_data, None, True
                 elif not self._rest and len(part) < MAX_PART_BYTES:
                     return
         except zlib.error as error:
             raise ContentEncodingError(str(error)) from error
 
-    def _start_next(self) -> bool:
+    def _start_member(self) -> zlib._Decompress | None:
         """Start with a body, or with another member of gzip, if enough bytes are there to tell the format."""
         if self._is_complete:
             self._rest = self._rest if GZIP_MAGIC.startswith(self._rest[:2]) else b""
         if len(self._rest) < len(GZIP_MAGIC):
-            return False
-        self._zlib = _create_zlib(self._rest)
-        self._is_complete = False
-        return True
+            return None
+        self._zlib, self._is_complete = _create_zlib(self._rest), False
+        return self._zlib
 
     def finish(self) -> None:
         """Check that the body is complete; no body at all is complete as well.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import re
@@ -15,6 +17,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from airflow_provider_flows.cli.emulator import emulator as run_cli_command
+from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.emulator.__main__ import main
 from tests.emulator.client import SAMPLE_FLOW
 
@@ -166,3 +170,59 @@ def test_fixture_without_the_extra_names_the_extra(tmp_path: Path) -> None:
     output = run_users_tests(tmp_path, "import sys\nsys.modules['trimesh'] = None\n")
     assert "pip install 'airflow-provider-flows[emulator]'" in output
     assert "1 passed, 2 errors" in output
+
+
+EVERY_ADDRESS = [
+    "0.0.0.0",  # noqa: S104  # it is refused
+    "",
+    "0",
+    "::",
+    "::ffff:0.0.0.0",
+    socket.gethostname(),
+]
+PUBLIC_KEYS = ["emulator", "", " "]
+
+
+def _find_exposed(hosts: list[str]) -> list[str]:
+    """Return the hosts that this machine can listen at and that are not its loopback interface."""
+    exposed = []
+    for host in hosts:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as one, contextlib.suppress(OSError):
+            one.bind((host, 0))
+            if not one.getsockname()[0].startswith(("127.", "::ffff:127.")):
+                exposed.append(host)
+    return exposed
+
+
+@pytest.mark.parametrize("host", _find_exposed(EVERY_ADDRESS))
+def test_public_key_is_refused_at_an_address_that_others_reach(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No entry serves other machines with the key that everybody knows; the message says what to do."""
+    for key in PUBLIC_KEYS:
+        with pytest.raises(ValueError, match="--key"), Emulator(key=key, host=host):
+            pass
+    with pytest.raises(ValueError, match=r"Emulator\(key=\.\.\.\)"), Emulator(host=host):
+        pass
+    assert main(["--host", host, "--port", "0"]) == 1
+    assert "of your own with --key" in capsys.readouterr().err
+    options = argparse.Namespace(options=["--host", host, "--port", "0"])
+    with pytest.raises(SystemExit):
+        run_cli_command(options)
+    assert "of your own with --key" in capsys.readouterr().err
+    with Emulator(key="a-key-of-my-own", host=host) as emulator:
+        assert emulator.url
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "127.8.4.2", "localhost", "::1", "::ffff:127.0.0.1"])
+def test_public_key_is_accepted_on_the_loopback_interface(host: str) -> None:
+    """The default key is for this machine, whatever its loopback interface is called."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as one:
+            one.bind((host, 0))
+    except OSError:
+        pytest.skip("this machine does not have the address")
+    with Emulator(host=host) as emulator:
+        assert emulator.key == "emulator"

@@ -12,6 +12,7 @@ from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails
 from airflow.models.connection import Connection
+from airflow.models.dag import DagModel
 from airflow.models.dagbag import DBDagBag
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.xcom import XComModel
@@ -24,7 +25,7 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import airflow_internals
 from tests.support.airflow_run import run_dag
 from tests.support.tries import CHAIR_ARGUMENTS
-from tests.support.versions import needs
+from tests.support.versions import has, needs
 
 
 def test_private_apis_have_the_expected_signatures() -> None:
@@ -35,6 +36,9 @@ def test_private_apis_have_the_expected_signatures() -> None:
     ).parameters.keys()
     assert {"conn_id", "team_name"} <= inspect.signature(ConnectionDetails).parameters.keys()
     assert callable(Connection.get_team_name)
+    assert callable(DagModel.get_team_name)
+    lookup = inspect.signature(Connection.get_connection_from_secrets).parameters
+    assert ("team_name" in lookup) is has("teams")
     assert {"dag_run", "session"} <= inspect.signature(DBDagBag.get_dag_for_run).parameters.keys()
     assert "session" in inspect.signature(RenderedTaskInstanceFields.get_templated_fields).parameters
     assert list(inspect.signature(XComModel.deserialize_value).parameters) == ["result"]

@@ -25,7 +25,10 @@ FLOORS = dict(
         *PROJECT["dependencies"],
         *(needed for extra in PROJECT["optional-dependencies"].values() for needed in extra),
     )
+    if not needed.startswith(PROJECT["name"])  # an extra may need another one
 )
+# Airflow 3.1 itself still allows these, but the tests need newer ones.
+UNTESTED_FLOORS = {"cryptography": "44.0.3", "sqlalchemy": "1.4.54"}
 
 
 def pins(version: str) -> dict[str, str]:
@@ -40,8 +43,8 @@ def test_oldest_airflow_is_the_minimum_version() -> None:
     assert FLOORS["apache-airflow"] == VERSIONS[0]
     oldest = pins(VERSIONS[0])
     assert {
-        name: oldest[name] for name, floor in FLOORS.items() if not f"{oldest[name]}.".startswith(f"{floor}.")
-    } == {}
+        name: floor for name, floor in FLOORS.items() if not f"{oldest[name]}.".startswith(f"{floor}.")
+    } == UNTESTED_FLOORS
 
 
 def test_newest_airflow_is_that_of_the_development_environment() -> None:

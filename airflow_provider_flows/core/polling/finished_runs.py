@@ -194,7 +194,7 @@ class EventCursor:
         ends = stored.items() if isinstance(stored, Mapping) else ()
         return cls(
             float(data["emitted_until"]),
-            {str(key): float(end) for key, end in ends if isinstance(end, (int, float))},
+            {str(key): float(end) for key, end in ends if _is_time(end)},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -241,7 +241,14 @@ class EventCursor:
 def is_cursor_state(data: Any) -> bool:
     """Return whether this is what `EventCursor.to_dict` returned for a cursor that has a snapshot."""
     emitted_until = data.get("emitted_until") if isinstance(data, Mapping) else None
-    return isinstance(emitted_until, (int, float)) and math.isfinite(emitted_until)
+    return _is_time(emitted_until)
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _bounded_cursor(previous: float, ends: Mapping[str, float], emitted_until: float) -> EventCursor:
