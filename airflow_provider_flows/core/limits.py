@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 
 # Identifiers and texts of a response, in characters.
 MAX_ID_LENGTH = 256
@@ -15,6 +16,11 @@ MAX_HOST_LENGTH = 253  # of a name in the connection's picture_hosts, as in DNS
 # Numbers of things in one response.
 MAX_OUTPUTS = 10_000
 
+# The head of a response: status line and headers, or the trailer after the last chunk.
+MAX_HEADERS = 512  # a gateway that sets many cookies sends more than the 100 of `http.client`
+MAX_HEADER_LINE_BYTES = 64 * KIB  # with its line break, as in `http.client`
+MAX_HEAD_BYTES = MIB
+
 # Sizes in bytes.
 MAX_RUN_BYTES = MIB
 MAX_LIST_BYTES = 64 * MIB  # over all pages together
@@ -22,6 +28,8 @@ MAX_LIST_BYTES = 64 * MIB  # over all pages together
 # The least that a file must move, in either direction, within a window of seconds: 1 KiB/s over a minute.
 MIN_TRANSFER_BYTES = 60 * 1024
 TRANSFER_WINDOW_SECONDS = 60.0
+
+MAX_EXPLAINED_ERRORS = 32  # an error, and those that it wraps, among which its cause is searched
 
 # For the last poll of a wait, which starts at the deadline; seconds.
 LAST_POLL_GRACE_SECONDS = 2.0

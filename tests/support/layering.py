@@ -31,7 +31,7 @@ core rate_limiter service start_or_resume
 . __init__
 services __init__ promptchainer
 services/generio __init__ responses api
-transport __init__ shared_rate_limiter tls_and_proxy url_guard settings deadline blocking_adapter
+transport __init__ shared_rate_limiter framing network url_guard settings deadline blocking_adapter
 transport response_reader asynchronous blocking
 . connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download

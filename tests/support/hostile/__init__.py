@@ -3,7 +3,7 @@
 `HostileServer("name")` behaves so at every request. The modules register their behaviours in `BEHAVIOURS`.
 """
 
-from tests.support.hostile import broken_framing, links, slow
+from tests.support.hostile import broken_framing, links, odd_responses, slow
 from tests.support.hostile.server import BEHAVIOURS, HostileServer
 
-__all__ = ["BEHAVIOURS", "HostileServer", "broken_framing", "links", "slow"]
+__all__ = ["BEHAVIOURS", "HostileServer", "broken_framing", "links", "odd_responses", "slow"]
