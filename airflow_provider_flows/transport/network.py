@@ -38,6 +38,7 @@ PLAIN_HTTP_REASONS = frozenset(
         "UNEXPECTED_MESSAGE",
     }
 )
+DECODING_ERRORS = frozenset({"ContentEncodingError", "ContentDecodingError"})  # also those of the libraries
 UNREACHABLE_NUMBERS = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 
 
@@ -186,7 +187,8 @@ def _explain_content(errors: list[BaseException]) -> Explanation | None:
     advice = "Check the connection's host, and what is between it and this machine."
     if (framing := _find(errors, FramingError)) is not None:
         return str(framing), advice
-    if _find(errors, zlib.error) is not None:
+    is_decoding = any(type(error).__name__ in DECODING_ERRORS for error in errors)
+    if is_decoding or _find(errors, zlib.error) is not None:
         return "the body of its response is not in the compression that its header names", advice
     return None
 
