@@ -214,7 +214,8 @@ class Framing:
 
     def _pass_left(self, output: list[bytes]) -> None:
         """Move bytes of the body from `_pending` to the output."""
-        part = bytes(self._pending[: self._left])
+        with memoryview(self._pending) as view:
+            part = bytes(view[: self._left])
         del self._pending[: self._left]
         self._left -= len(part)
         output.append(part)

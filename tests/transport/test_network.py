@@ -5,22 +5,26 @@ Proxies, servers and certificates are real; each test runs with `requests` and w
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import ssl
 import struct
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trustme
 
 from airflow_provider_flows import __version__
-from airflow_provider_flows.core.exceptions import FlowAuthError, FlowServiceError
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.http import Conversation, Request
 from airflow_provider_flows.core.responses import raise_for_status
-from airflow_provider_flows.core.retry import follow_redirects
+from airflow_provider_flows.core.retry import NO_RETRY, follow_redirects
+from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.transport.network import KEEP_ALIVE_IDLE_SECONDS, get_proxy_url
 from tests.support.drivers import Driver, catch_unreachable, settings_for, single_request
 from tests.support.hostile.server import json_response
@@ -300,3 +304,21 @@ class TestMessages:
             response = driver(settings_for("http://flows.example"), single_request(GET))
         with pytest.raises(FlowServiceError, match="HTTP_PROXY"):
             raise_for_status(GET, response)
+
+
+def test_host_without_a_scheme_that_speaks_plain_http(
+    flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Test button and a request name the http:// address to set, where https was assumed."""
+    address = flow_emulator.url.removeprefix("http://")
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_C", json.dumps({"conn_type": "generio", "host": address, "password": "k"})
+    )
+    hook = GenerioHook("c")
+    is_ok, message = hook.test_connection()
+    with closing(hook), pytest.raises(FlowUnreachable) as caught:
+        hook.run(single_request(POST), retry=NO_RETRY)
+    assert not is_ok
+    for text in (message, str(caught.value)):
+        assert f"If the service speaks plain http, set the connection's host to {flow_emulator.url}." in text
+    assert not caught.value.may_have_arrived
