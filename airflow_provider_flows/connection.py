@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ HOSTS_FORMAT = (
     "names of public hosts, separated by commas, such as 'pictures.example.com, *.example.org' (without "
     "scheme, port and path; *. is allowed at the start only)"
 )
+SCHEMA_ADVICE = "In a connection's URI, the schema is the path. The host may contain scheme, port and path."
+_PATH_SEGMENT = re.compile(r"(?!\.{1,2}$)[\w.~-]+", re.ASCII)
 # environment variables that name a CA bundle; `requests` reads the first two, OpenSSL the third
 CA_BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -246,14 +249,17 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
 
 
 def parse_base_url(connection: Connection, default: str) -> str:
-    """Return the base URL of the service: from the connection's host, else the service's own.
+    """Return the base URL of the service: from the connection's host and schema, else the service's own.
 
-    The host may contain a scheme, a port and a path. Without a scheme it is https.
+    The host may contain a scheme, a port and a path. Without a scheme it is https. The schema, which is the
+    path in a connection's URI, may contain the scheme or the path instead.
 
-    :raises FlowInputError: the host is invalid, or its scheme is neither http nor https.
+    :raises FlowInputError: the host is invalid, or its scheme is neither http nor https; or the schema is
+        neither a scheme nor a path, or contradicts the host.
     """
     host = (connection.host or "").strip() or default
-    url = host if "://" in host else f"https://{host}"
+    scheme, path = _parse_schema(connection)
+    url = host if "://" in host else f"{scheme or 'https'}://{host}"
     try:
         parts = urlsplit(url)
         is_valid = (
@@ -267,8 +273,32 @@ def parse_base_url(connection: Connection, default: str) -> str:
             f"or an http(s) URL such as {default}"
         )
         raise FlowInputError(message)
+    host_path = parts.path.rstrip("/")
+    if (scheme and scheme != parts.scheme) or (path and host_path):
+        cause = f"has the scheme {parts.scheme}" if scheme else "has a path, too"
+        message = (
+            f"The schema of connection {connection.conn_id!r} is {connection.schema!r}, but its host "
+            f"{cause}; leave one of them out. {SCHEMA_ADVICE}"
+        )
+        raise FlowInputError(message)
     port = f":{connection.port}" if connection.port and not parts.port else ""
-    return f"{parts.scheme}://{parts.netloc}{port}{parts.path.rstrip('/')}"
+    return f"{parts.scheme}://{parts.netloc}{port}{host_path}{path}"
+
+
+def _parse_schema(connection: Connection) -> tuple[str, str]:
+    """Return the scheme and the path that a connection's schema contains; one of them is empty, or both."""
+    schema = (connection.schema or "").strip().strip("/")
+    if schema.lower() in {"http", "https"}:
+        return schema.lower(), ""
+    if not schema:
+        return "", ""
+    if not all(_PATH_SEGMENT.fullmatch(segment) for segment in schema.split("/")):
+        message = (
+            f"The schema of connection {connection.conn_id!r} must be http, https, or the path of the "
+            f"service, such as 'gateway/flows'. {SCHEMA_ADVICE}"
+        )
+        raise FlowInputError(message)
+    return "", f"/{schema}"
 
 
 def get_token(connection: Connection) -> str:
@@ -279,7 +309,12 @@ def get_token(connection: Connection) -> str:
     """
     token = (connection.password or "").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        state = "no password" if not token else "a password with blanks or with characters that no key has"
+        unused = " (its login is not used)" if connection.login else ""
+        state = (
+            f"no password{unused}"
+            if not token
+            else "a password with blanks or with characters that no key has"
+        )
         message = f"Connection {connection.conn_id!r} has {state}; put the API key into its password field"
         raise FlowInputError(message)
     return token

@@ -63,6 +63,58 @@ def test_host_may_carry_scheme_and_port(host: str | None, port: int | None, expe
 
 
 @pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("generio://:key@flows.example/http", "http://flows.example"),
+        ("generio://:key@flows.example/https", "https://flows.example"),
+        ("generio://:key@flows.example:8084/HTTP", "http://flows.example:8084"),
+        ("generio://http://:key@flows.example/http", "http://flows.example"),
+        ("generio://:key@flows.example/", "https://flows.example"),
+        ("generio://:key@gateway.example/generio", "https://gateway.example/generio"),
+        ("generio://:key@gateway.example:8443/a/b-c/?read_timeout=3", "https://gateway.example:8443/a/b-c"),
+        ("generio://http://:key@127.0.0.1:8084/pre.fix", "http://127.0.0.1:8084/pre.fix"),
+        ("generio://:key@/generio", f"{DEFAULT}/generio"),
+    ],
+)
+def test_path_of_a_uri_is_the_scheme_or_the_path(
+    monkeypatch: pytest.MonkeyPatch, uri: str, expected: str
+) -> None:
+    """The path in a connection's URI, which Airflow calls its schema, is not dropped."""
+    monkeypatch.setenv("AIRFLOW_CONN_C", uri)
+    assert GenerioHook("c").settings.base_url == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "schema"),
+    [
+        ("http://flows.example", "https"),
+        ("https://flows.example", "http"),
+        ("https://flows.example/generio", "gateway"),
+        ("flows.example/generio", "gateway"),
+        ("flows.example", "ftp://x"),
+        ("flows.example", "a b"),
+        ("flows.example", "a/../b"),
+        ("flows.example", ".."),
+        ("flows.example", "a//b"),
+        ("flows.example", "a?b=c"),
+        ("flows.example", "a#b"),
+        ("flows.example", "a%2Fb"),
+        ("flows.example", "@other.example"),
+    ],
+)
+def test_schema_that_contradicts_the_host_is_rejected(host: str, schema: str) -> None:
+    """A schema that cannot be honoured is an error that names the field and the connection."""
+    with pytest.raises(FlowInputError, match=r"The schema of connection 'c' .*the schema is the path"):
+        parse_base_url(connection(host=host, schema=schema), DEFAULT)
+
+
+def test_key_in_the_login_is_not_used() -> None:
+    """A connection with its key in the wrong field gets an error that names both fields."""
+    with pytest.raises(FlowInputError, match=r"no password \(its login is not used\).*password field"):
+        get_token(connection(login="key", password=None))
+
+
+@pytest.mark.parametrize(
     "host",
     [
         "ftp://x",

@@ -370,6 +370,20 @@ def with_deadline(
     return map_requests(conversation, send_in_time)
 
 
+UPGRADE_HINT = (
+    "The service answers plain http with a redirect to https; set the connection's host to it ({target})."
+)
+
+
+def is_upgrade_to_https(url: str, target: str) -> bool:
+    """Return whether a redirect leads from plain http to https at the same host."""
+    try:
+        first, second = urlsplit(url), urlsplit(target)
+    except ValueError:
+        return False
+    return (first.scheme, second.scheme, first.hostname) == ("http", "https", second.hostname)
+
+
 def is_same_origin(first: str, second: str) -> bool:
     """Return whether two URLs share scheme, host and port, so that both may receive the same credentials.
 

@@ -26,6 +26,11 @@ MAX_INPUTS = 10_000  # of one run, variables too; all outputs of a run can be th
 MAX_JSON_DEPTH = 64  # services nest a few levels; Airflow's XCom code and Python's json module recurse
 MAX_JSON_VALUES = 4_000_000  # by commas and brackets: an empty object takes 30 times its text in memory
 
+# The head of a response: status line and headers, or the trailer after the last chunk.
+MAX_HEADERS = 512  # a gateway that sets many cookies sends more than the 100 of `http.client`
+MAX_HEADER_LINE_BYTES = 64 * KIB  # with its line break, as in `http.client`
+MAX_HEAD_BYTES = MIB
+
 # A list, over all pages together.
 MAX_PAGES = 1_000
 MAX_LISTED_RUNS = 100_000
@@ -50,6 +55,8 @@ MAX_INLINE_BYTES = 64 * KIB
 # The least that a file must move, in either direction, within a window of seconds: 1 KiB/s over a minute.
 MIN_TRANSFER_BYTES = 60 * KIB
 TRANSFER_WINDOW_SECONDS = 60.0
+
+MAX_EXPLAINED_ERRORS = 32  # an error, and those that it wraps, among which its cause is searched
 
 # For the last poll of a wait, which starts at the deadline; seconds.
 LAST_POLL_GRACE_SECONDS = 2.0

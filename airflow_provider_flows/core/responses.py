@@ -27,7 +27,17 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     reason_sentence,
 )
-from airflow_provider_flows.core.http import Conversation, Request, Response, T, run_apart, send, to_origin
+from airflow_provider_flows.core.http import (
+    UPGRADE_HINT,
+    Conversation,
+    Request,
+    Response,
+    T,
+    is_upgrade_to_https,
+    run_apart,
+    send,
+    to_origin,
+)
 from airflow_provider_flows.core.limits import MAX_INLINE_BYTES, MAX_JSON_DEPTH, MAX_JSON_VALUES
 from airflow_provider_flows.core.redaction import get_max_spelling_length, mask_json
 from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes, to_line
@@ -41,6 +51,15 @@ REDIRECT_HINT = (
     "the connection's host to it."
 )
 FOREIGN_HINT = "Another host, {origin}, to which the service led, did not deliver the file."
+GATEWAY_HINT = (
+    "A page in HTML came instead of the service's JSON, so a gateway or a proxy has answered, and this says "
+    "nothing about the API key. Check the connection's host, and whether the gateway lets requests of this "
+    "machine through."
+)
+PROXY_HINT = (
+    "A proxy requires credentials; put them into its URL (HTTP_PROXY, HTTPS_PROXY), or the service's host "
+    "into NO_PROXY."
+)
 INVALID_HINT = "The service rejected the request; check the arguments named below."
 QUOTA_HINT = "The account's quota or credit is used up; add credit or raise the limit at the service."
 ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
@@ -56,6 +75,7 @@ ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
         FlowNotFound,
         "The service has nothing of that name or id; check it, and the host of the connection.",
     ),
+    407: (FlowServiceError, PROXY_HINT),
     409: (FlowConflict, "The flow run is not in a state that allows this."),
     413: (FlowInvalid, "The inputs are larger than the service accepts."),
     415: (FlowInvalid, "The flow does not accept inputs of this media type."),
@@ -67,6 +87,11 @@ OTHER_STATUS_HINT = "The service could not process the request; try again later.
 
 # A 403 or 429 that contains one of these subjects is about the account's quota. A number of requests in a
 # short time is a rate limit, whatever the service calls it, and `credits:read` is the name of a permission.
+# A page in HTML, after a byte order mark, an XML declaration and comments, if there are any.
+_HTML_START = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?>\s+|<\?xml[^>]{0,200}>|<!--.{0,200}?-->){0,20}+<(?:!doctype\s+html|html|head|body|title)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 TEXT_STATUSES = frozenset({403, 429})
 _QUOTA_SUBJECT = re.compile(
     r"(?<![a-z])(?:quotas?|credits?|billing|payment[ _-]required|insufficient[ _-](?:balance|funds)"
@@ -200,11 +225,20 @@ def _get_error_class_and_hint(response: Response) -> tuple[type[FlowServiceError
     if hint is REDIRECT_HINT:
         location = response.headers.get("location", "")
         try:
-            target = to_origin(urljoin(response.url, location)) if location else "no URL"
+            url = urljoin(response.url, location)
+            target = to_origin(url) if location else "no URL"
+            hint = UPGRADE_HINT if is_upgrade_to_https(response.url, url) else hint
         except ValueError:
             target = "an invalid URL"
         return error_class, hint.format(target=target)
+    if 400 <= response.status < 500 and response.status != 429 and is_html(response):
+        return (FlowServiceError if error_class is FlowAuthError else error_class), GATEWAY_HINT
     return error_class, hint
+
+
+def is_html(response: Response) -> bool:
+    """Return whether the body is a page in HTML, which no service sends: it is that of a gateway or proxy."""
+    return _HTML_START.match(response.body) is not None
 
 
 def is_quota_exceeded(response: Response) -> bool:

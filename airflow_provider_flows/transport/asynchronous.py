@@ -16,11 +16,19 @@ from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.http import ConversationState, Request, Response, Sleep
 from airflow_provider_flows.core.payload.sink import WriteFailedError
 from airflow_provider_flows.transport.deadline import Deadline, Upload
+from airflow_provider_flows.transport.framing import Framing, FramingError, Head
+from airflow_provider_flows.transport.network import (
+    get_keep_alive_options,
+    get_proxy_url,
+    load_tls_context,
+    split_credentials,
+)
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import ACCEPTED_ENCODINGS, Settings
-from airflow_provider_flows.transport.tls_and_proxy import get_proxy, load_tls_context
 
 if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+
     from airflow_provider_flows.core.http import Conversation, T
 
 # No connection was established, so the service cannot have received the request. ValueError: the URL is
@@ -31,19 +39,91 @@ NEVER_ARRIVED = (
     aiohttp.ClientHttpProxyError,
     ValueError,
 )
+PROXY_ERRORS = (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)
 
 
-# The transports over which the current request is sent: to a proxy, and to the service.
-_TRANSPORTS: ContextVar[list[asyncio.Transport] | None] = ContextVar("transports", default=None)
+class _Wire(asyncio.Protocol):
+    """Reads what a connection receives by `Framing`, and passes it to the protocol of aiohttp.
+
+    :param protocol: that of aiohttp, which all other events of the connection reach as they are.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: ResponseHandler) -> None:
+        self.transport = transport
+        self.failure: FramingError | None = None
+        """Why the response cannot be read."""
+        self._protocol = protocol
+        self._framing = Framing()
+
+    @property
+    def head(self) -> Head | None:
+        """Status and headers of the response."""
+        return self._framing.head
+
+    def expect_response(self, method: str) -> None:
+        """Prepare for the response to a request that is about to be sent."""
+        self._framing = Framing(has_body=method != "HEAD")
+        self.failure = None
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on what the bytes mean. After an error, or bytes that belong to no response, disconnect."""
+        if self._framing.is_complete:
+            self.transport.abort()
+            return
+        self._protocol.start_timeout()
+        try:
+            passed = self._framing.feed(data)
+        except FramingError as error:
+            self.failure = error
+            self.transport.abort()
+            return
+        if passed:
+            self._protocol.data_received(passed)
+        if self._framing.has_surplus:
+            self.transport.close()
+
+    def eof_received(self) -> None:
+        """Pass on; the transport closes itself."""
+        self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Complete a response that ends with its connection, and pass on."""
+        if exc is None and self.failure is None:
+            try:
+                if passed := self._framing.finish():
+                    self._protocol.data_received(passed)
+            except FramingError as error:
+                self.failure = error
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Pass on."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass on."""
+        self._protocol.resume_writing()
 
 
-class _TracedRequest(aiohttp.ClientRequest):
-    """A request that adds its transport to `_TRANSPORTS`."""
+# The connections over which the current request is sent: to a proxy, and to the service.
+_WIRES: ContextVar[list[_Wire] | None] = ContextVar("wires", default=None)
+
+
+class _FramedRequest(aiohttp.ClientRequest):
+    """A request whose connection is a `_Wire`, and is added to `_WIRES`."""
 
     async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
         """Start to send the request over a connection."""
-        if (transports := _TRANSPORTS.get()) is not None and conn.transport is not None:
-            transports.append(conn.transport)
+        if conn.transport is not None and conn.protocol is not None:
+            wire = conn.transport.get_protocol()
+            if not isinstance(wire, _Wire):
+                wire = _Wire(conn.transport, conn.protocol)
+                for option in get_keep_alive_options():
+                    conn.transport.get_extra_info("socket").setsockopt(*option)
+                conn.transport.set_protocol(wire)
+            wire.expect_response(self.method)
+            if (wires := _WIRES.get()) is not None:
+                wires.append(wire)
         return await super().send(conn)
 
 
@@ -63,7 +143,7 @@ async def new_session(settings: Settings) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept-Encoding": ACCEPTED_ENCODINGS},
         auto_decompress=False,
-        request_class=_TracedRequest,
+        request_class=_FramedRequest,
     )
 
 
@@ -73,7 +153,7 @@ class AsyncTransport:
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self._settings = settings
         self._session = session
-        self._get_proxy = cache(get_proxy)
+        self._get_proxy_url = cache(get_proxy_url)
         self._timeout = aiohttp.ClientTimeout(
             sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
         )
@@ -101,9 +181,10 @@ class AsyncTransport:
             upload = None if body is None else Upload(body, deadline)
             # Paths are quoted already. Quoting a signed URL again would invalidate its signature.
             url = URL(settings.url(request), encoded=True)
-            proxy, proxy_headers = self._get_proxy(url.scheme, url.host or "")
+            proxy_url = self._get_proxy_url(str(url.origin()))
+            proxy, proxy_headers = split_credentials(proxy_url) if proxy_url else (None, None)
             async with (
-                _interrupt_at(deadline),
+                _interrupt_at(deadline) as wires,
                 self._session.request(
                     request.method,
                     url.update_query(request.query) if request.query else url,
@@ -117,7 +198,9 @@ class AsyncTransport:
             ):
                 has_status = True
                 deadline.on_response_start(response.status)
-                reader = ResponseReader(settings, request, response.status, response.headers.items())
+                head = wires[-1].head
+                assert head is not None  # noqa: S101  # aiohttp has a status from it
+                reader = ResponseReader(settings, request, head.status, head.to_dict().items())
                 while chunk := await response.content.readany():
                     deadline.on_bytes(len(chunk))
                     with deadline.paused():
@@ -129,26 +212,35 @@ class AsyncTransport:
             if isinstance(error.__cause__, FlowInputError):  # raised by the body, and wrapped by aiohttp
                 raise error.__cause__ from None
             is_sent = not has_body or (upload is not None and upload.is_exhausted)
-            may_have_arrived = is_sent and (has_status or not isinstance(error, NEVER_ARRIVED))
+            is_connected = (
+                has_status or isinstance(error, FramingError) or not isinstance(error, NEVER_ARRIVED)
+            )
             failure = settings.unreachable_error(
-                request, error, deadline.explain_delay(), may_have_arrived=may_have_arrived
+                request,
+                error,
+                deadline.explain_delay(),
+                may_have_arrived=is_sent and is_connected,
+                is_connected=is_connected,
+                is_proxy=isinstance(error, PROXY_ERRORS),
             )
         raise failure
 
 
 @asynccontextmanager
-async def _interrupt_at(deadline: Deadline) -> AsyncIterator[None]:
+async def _interrupt_at(deadline: Deadline) -> AsyncIterator[list[_Wire]]:
     """Interrupt the block, which sends one request, when a deadline has expired, whatever it awaits then.
 
     After any error the request's connection is closed at once: aiohttp would first send what is left of an
     upload, and take a response whose framing is broken for one that continues.
 
+    :returns: the connections over which the request is sent.
+    :raises FramingError: the response cannot be read.
     :raises TimeoutError: the deadline has expired.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
-    transports: list[asyncio.Transport] = []
-    previous = _TRANSPORTS.set(transports)
+    wires: list[_Wire] = []
+    previous = _WIRES.set(wires)
 
     def check() -> None:
         nonlocal timer
@@ -161,14 +253,16 @@ async def _interrupt_at(deadline: Deadline) -> AsyncIterator[None]:
     async with asyncio.timeout(None) as timeout:
         timer = loop.call_later(deadline.seconds_left(), check)
         try:
-            yield
-        except BaseException:
-            for transport in transports:
-                transport.abort()
+            yield wires
+        except BaseException as error:
+            for wire in wires:
+                wire.transport.abort()
+            if wires and wires[-1].failure is not None and isinstance(error, aiohttp.ClientError):
+                raise wires[-1].failure from error
             raise
         finally:
             timer.cancel()
-            _TRANSPORTS.reset(previous)
+            _WIRES.reset(previous)
 
 
 async def _read_pieces(upload: Upload) -> AsyncIterator[bytes]:

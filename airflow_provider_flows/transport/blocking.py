@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3
@@ -15,6 +15,8 @@ from airflow_provider_flows.core.http import ConversationState, Request, Respons
 from airflow_provider_flows.core.payload.sink import WriteFailedError
 from airflow_provider_flows.transport.blocking_adapter import BlockingAdapter, ConnectionWatch, HandshakeError
 from airflow_provider_flows.transport.deadline import Deadline, Upload
+from airflow_provider_flows.transport.framing import FramingError
+from airflow_provider_flows.transport.network import get_proxy_url
 from airflow_provider_flows.transport.response_reader import ResponseReader
 from airflow_provider_flows.transport.settings import ACCEPTED_ENCODINGS, READ_CHUNK_BYTES, Settings
 
@@ -32,10 +34,16 @@ NEVER_ARRIVED = (
 
 
 class _Session(requests.Session):
-    """A session that leaves redirects alone.
+    """A session that leaves redirects alone, and uses the proxies that both transports use.
 
     `requests` reads the body of a redirect, of any size, and parses its URL, even if it does not follow it.
     """
+
+    def merge_environment_settings(self, url: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the settings for a request, with the proxy of the environment for its URL, or none."""
+        merged = super().merge_environment_settings(url, *args, **kwargs)
+        proxy_url = get_proxy_url(url)
+        return {**merged, "proxies": {} if proxy_url is None else {"all": proxy_url}}
 
     def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002  # the method of requests
         """Return None: no response is a redirect."""
@@ -45,7 +53,7 @@ class _Session(requests.Session):
 def new_session(settings: Settings) -> requests.Session:
     """Create a session with the connection's TLS settings.
 
-    Proxies and CA bundles of the environment apply as the documentation of `requests` describes.
+    CA bundles of the environment apply as the documentation of `requests` describes.
     """
     session = _Session()
     session.verify = settings.verify
@@ -114,16 +122,23 @@ class BlockingTransport:
             failure = error.cause
         except (OSError, ValueError) as error:  # a RequestException is an OSError; ValueError: an invalid URL
             is_sent = not has_body or (upload is not None and upload.is_exhausted)
-            may_have_arrived = is_sent and (bool(statuses) or _may_have_arrived(error))
+            is_connected = bool(statuses) or _is_connected(error)
             failure = settings.unreachable_error(
-                request, error, deadline.explain_delay(), may_have_arrived=may_have_arrived
+                request,
+                error,
+                deadline.explain_delay(),
+                may_have_arrived=is_sent and is_connected,
+                is_connected=is_connected,
+                is_proxy=isinstance(error, requests_exceptions.ProxyError),
             )
         # Raised outside the handler: as its context, the library's error would hold an unread response open.
         raise failure
 
 
-def _may_have_arrived(error: Exception) -> bool:
+def _is_connected(error: Exception) -> bool:
     """Return whether a connection was established, so that the service may have received the request."""
+    if isinstance(error, FramingError):
+        return True
     if isinstance(error, NEVER_ARRIVED) or not isinstance(error, requests_exceptions.RequestException):
         return False
     # The cause is the `reason` of urllib3's MaxRetryError.

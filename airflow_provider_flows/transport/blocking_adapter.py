@@ -1,7 +1,7 @@
-"""The adapter of the `requests` session: final responses as they are on the wire, deadlines, and errors.
+"""The adapter of the `requests` session: framing, bodies as they are on the wire, deadlines, and errors.
 
-`http.client` takes an informational response other than 100, such as `103 Early Hints`, for the final one.
-Here it is skipped. An error while the connection is established is marked, because no request was sent then.
+`Framing` reads the bytes of a response before `http.client` does. An error while the connection is
+established is marked, because no request was sent then.
 
 The timeouts of `requests` are for each call of a socket, so that a byte now and then makes them endless. A
 `ConnectionWatch` shuts the connection of a request down when its deadline has expired. That interrupts
@@ -17,10 +17,10 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
-from http.client import HTTPResponse
+from http.client import HTTPMessage, HTTPResponse
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,12 +29,14 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import NewConnectionError
 
+from airflow_provider_flows.transport.framing import Framing
+from airflow_provider_flows.transport.network import get_keep_alive_options
+
 if TYPE_CHECKING:
     from urllib3 import PoolManager
 
     from airflow_provider_flows.transport.deadline import Deadline
 
-SWITCHING_PROTOCOLS = 101
 MIN_TIMEOUT_SECONDS = 0.001  # a socket does not block at all with 0
 
 
@@ -101,22 +103,46 @@ class ConnectionWatch:
 _WATCH: ContextVar[ConnectionWatch | None] = ContextVar("connection_watch", default=None)
 
 
-class _CountedReads(io.RawIOBase):
-    """Reads from a socket, and reports the number of bytes to the deadline.
+class _FramedReads(io.RawIOBase):
+    """Reads from a socket, and returns the bytes that `Framing` has for `http.client`.
 
-    The response shows bytes only when it has a chunk of them.
+    The response shows bytes only when it has a chunk of them, so their number is reported here.
+
+    :param raw: the socket as a file.
+    :param abandon: is called when bytes follow the response.
     """
 
-    def __init__(self, raw: io.RawIOBase, deadline: Deadline) -> None:
+    def __init__(
+        self, raw: io.RawIOBase, framing: Framing, deadline: Deadline | None, abandon: Callable[[], None]
+    ) -> None:
         self._raw = raw
+        self._framing = framing
         self._deadline = deadline
+        self._abandon = abandon
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        count: int | None = self._raw.readinto(buffer)
-        self._deadline.on_bytes(count or 0)
+        """Read bytes into a buffer.
+
+        :raises FramingError: what arrives is no response, or an incomplete one.
+        """
+        while not self._ready and not self._framing.is_complete:
+            data = self._raw.read(max(len(buffer), io.DEFAULT_BUFFER_SIZE))
+            if data is None:
+                return None
+            if self._deadline is not None:
+                self._deadline.on_bytes(len(data))
+            self._ready = memoryview(self._framing.feed(data) if data else self._framing.finish())
+            if self._framing.has_surplus:
+                self._abandon()
+            if not data:
+                break
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
         return count
 
     def close(self) -> None:
@@ -124,26 +150,36 @@ class _CountedReads(io.RawIOBase):
         self._raw.close()
 
 
-class _FinalResponse(HTTPResponse):
-    """A response that skips the informational ones before it, and whose bytes are counted."""
+class _FramedResponse(HTTPResponse):
+    """A response whose bytes `Framing` has read, and whose headers are those that it has found."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if (watch := _WATCH.get()) is not None:
-            self.fp = io.BufferedReader(_CountedReads(self.fp.detach(), watch.deadline))
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._framing = Framing(has_body=kwargs.get("method") != "HEAD")
+        watch = _WATCH.get()
+
+        def abandon() -> None:
+            """Let urllib3 find the connection closed: what follows is not the next response."""
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RD)
+
+        deadline = None if watch is None else watch.deadline
+        self.fp = io.BufferedReader(_FramedReads(self.fp.detach(), self._framing, deadline, abandon))
 
     def begin(self) -> None:
-        """Read status and headers of the final response."""
+        """Read status and headers."""
         super().begin()
-        while 100 <= self.status < 200 and self.status != SWITCHING_PROTOCOLS:
-            self.headers = self.msg = None  # type: ignore[assignment]  # else `begin` reads nothing
-            super().begin()
+        if (head := self._framing.head) is not None:
+            self.reason = head.reason
+            self.headers = self.msg = HTTPMessage()
+            for name, value in head.headers:
+                self.headers[name] = value  # adds a header, also a second one of the same name
 
 
 class _WatchedConnection(HTTPConnection):
     """A connection that the `ConnectionWatch` of the current request watches, from its first byte."""
 
-    response_class = _FinalResponse
+    response_class = _FramedResponse
 
     def _new_conn(self) -> socket.socket:
         """Open the socket; the host's addresses together get the time that is left."""
@@ -222,7 +258,8 @@ class BlockingAdapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Create the manager of direct connections."""
-        super().init_poolmanager(*args, **kwargs)
+        options = HTTPConnection.default_socket_options + get_keep_alive_options()
+        super().init_poolmanager(*args, socket_options=options, **kwargs)
         _use_pools(self.poolmanager)
 
     def build_response(self, req: Any, resp: Any) -> Any:
@@ -237,7 +274,8 @@ class BlockingAdapter(HTTPAdapter):
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         """Return the manager of connections through a proxy."""
-        manager = super().proxy_manager_for(*args, **kwargs)
+        options = HTTPConnection.default_socket_options + get_keep_alive_options()
+        manager = super().proxy_manager_for(*args, socket_options=options, **kwargs)
         if isinstance(manager, ProxyManager):
             _use_pools(manager)
         return manager

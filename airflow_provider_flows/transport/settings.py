@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from airflow_provider_flows import __version__
 from airflow_provider_flows.core.exceptions import FlowServiceError, FlowUnreachable
-from airflow_provider_flows.core.http import ForbiddenUrlError, Request, is_same_origin, to_origin
+from airflow_provider_flows.core.http import (
+    UPGRADE_HINT,
+    ForbiddenUrlError,
+    Request,
+    is_same_origin,
+    is_upgrade_to_https,
+    to_origin,
+)
 from airflow_provider_flows.core.limits import MIB, MIN_TRANSFER_BYTES, TRANSFER_WINDOW_SECONDS
+from airflow_provider_flows.transport.network import explain_failure
 from airflow_provider_flows.transport.url_guard import is_public, matches_host, resolves_to_public
 
+USER_AGENT = f"airflow-provider-flows/{__version__}"
 ACCEPTED_ENCODINGS = "gzip, deflate"  # what the reader of a response decompresses; default of a session
 READ_CHUNK_BYTES = 256 * 1024  # a quarter of the calls, and a third less CPU time, than with 64 KiB
 
@@ -61,7 +71,9 @@ class Settings:
         if not self.is_foreign(request) or (request.allow_url is not None and request.allow_url(url)):
             return url
         target = to_origin(url)
-        if request.allow_url is None:
+        if is_upgrade_to_https(self.base_url, url):
+            remedy = UPGRADE_HINT.format(target=target)
+        elif request.allow_url is None:
             remedy = (
                 "Requests are sent to scheme, host and port of the connection only. If the service has moved "
                 "there, set the connection's host to it."
@@ -87,7 +99,9 @@ class Settings:
 
     def headers(self, request: Request) -> dict[str, str]:
         """Return the headers of a request, with credentials only for the connection's own host."""
-        headers = {"Content-Type": "application/json"} if request.json is not None else {}
+        headers = {"User-Agent": USER_AGENT}
+        if request.json is not None:
+            headers["Content-Type"] = "application/json"
         if request.sink is not None:  # files are compressed already, or a compressed one hides its size
             headers["Accept-Encoding"] = "identity"
         return {**headers, **({} if self.is_foreign(request) else self.credentials)}
@@ -111,15 +125,22 @@ class Settings:
         )
 
     def unreachable_error(
-        self, request: Request, error: BaseException, delay: str | None, *, may_have_arrived: bool
+        self,
+        request: Request,
+        error: BaseException,
+        delay: str | None,
+        *,
+        may_have_arrived: bool,
+        is_connected: bool = False,
+        is_proxy: bool = False,
     ) -> FlowUnreachable:
         """Return the error of a request that got no response, or no complete one in time.
-
-        The text of the HTTP library's error is omitted, because it contains the URL, which may be signed.
 
         :param error: the error of the HTTP library.
         :param delay: what took too long, if the request's deadline has expired.
         :param may_have_arrived: whether the service may have received the request.
+        :param is_connected: whether a connection to the service was established.
+        :param is_proxy: whether the proxy of the environment has failed, not the service.
         """
         url = self._to_absolute(request)
         host = to_origin(url) if self.is_foreign(request) else self.base_url
@@ -127,9 +148,7 @@ class Settings:
         if delay is not None:
             message = f"{request} to {host} {delay} {doubt}".rstrip()
             return FlowUnreachable(message, may_have_arrived=may_have_arrived)
-        certificates = ", its certificate settings" if url.startswith("https:") else ""
-        message = (
-            f"{request} got no response from {host} ({type(error).__name__}). "
-            f"{doubt}Check the connection's host{certificates} and the network."
-        )
+        cause, advice = explain_failure(error, url, is_connected=is_connected, is_proxy=is_proxy)
+        usable = "usable " if is_connected else ""
+        message = f"{request} got no {usable}response from {host}: {cause}. {doubt}{advice}"
         return FlowUnreachable(message, may_have_arrived=may_have_arrived)

@@ -32,7 +32,7 @@ core rate_limiter service start_or_resume
 . __init__
 services __init__ promptchainer
 services/generio __init__ responses api
-transport __init__ tls_and_proxy url_guard settings deadline blocking_adapter response_reader asynchronous
+transport __init__ framing network url_guard settings deadline blocking_adapter response_reader asynchronous
 transport blocking shared_rate_limiter
 . connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download

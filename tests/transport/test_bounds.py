@@ -281,7 +281,7 @@ def test_truncated_compression_is_no_response(driver: Driver, name: str) -> None
     encoding, body = COMPRESSED[name]
     with (
         StubServer(lambda _: StubResponse(headers={"Content-Encoding": encoding}, body=body[:-20])) as stub,
-        pytest.raises(FlowUnreachable, match="ContentEncodingError"),
+        pytest.raises(FlowUnreachable, match="not in the compression that its header names"),
     ):
         driver(settings_for(stub.url), single_request(Request("GET", "/")))
 

@@ -342,8 +342,10 @@ class TestErrors:
             error = catch_unreachable(
                 driver, settings_for(url), Request("GET", "/flows", {"secret": "s3cret"})
             )
-        assert str(error).startswith(f"GET /flows got no response from {url} (")
-        assert "Check the connection's host" in str(error)
+        assert str(error).startswith(
+            f"GET /flows got no response from {url}: nothing listens there (connection refused). "
+        )
+        assert "Check the host and the port of the connection" in str(error)
         assert "s3cret" not in str(error)
 
     @pytest.mark.parametrize(
