@@ -12,6 +12,7 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import cache, cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
@@ -81,6 +82,9 @@ class FlowRunTrigger(BaseTrigger):
         later).
     :param wait_state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
     :param rejections: how many earlier triggers have ended because their connection was unusable.
+    :param is_stored: whether these are the arguments of `serialize`, as Airflow stores them. Those of a newer
+        version may be among them, which are ignored.
+    :raises FlowInputError: another argument is unknown.
     """
 
     def __init__(
@@ -94,8 +98,10 @@ class FlowRunTrigger(BaseTrigger):
         abort_on_kill: bool = False,
         wait_state: Mapping[str, Any] | None = None,
         rejections: int = 0,
-        **_newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
+        is_stored: bool = False,
+        **unknown_arguments: Any,
     ) -> None:
+        _check_unknown_arguments(type(self), unknown_arguments, is_stored=is_stored)
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow_run_id = flow_run_id
@@ -135,6 +141,7 @@ class FlowRunTrigger(BaseTrigger):
             "max_poll_interval": self.max_poll_interval,
             "deadline": self.deadline,
             "abort_on_kill": self.abort_on_kill,
+            "is_stored": True,
         }
         if self.wait_state:
             arguments["wait_state"] = self.wait_state
@@ -302,7 +309,8 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     :param flow: the flow's name as it is in the service's runs, or several; None for any.
     :param states: the final states that emit an event: `completed`, `failed`, `aborted`.
     :param poll_interval: time between two lists, in seconds or as a timedelta.
-    :raises FlowInputError: an argument is invalid.
+    :param is_stored: whether these are the arguments of `serialize`, as in `FlowRunTrigger`.
+    :raises FlowInputError: an argument is invalid or unknown.
     """
 
     save_delay: float = 5.0
@@ -327,15 +335,11 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         flow: str | Sequence[str] | None = None,
         states: str | Sequence[str] = (FlowState.COMPLETED.value,),
         poll_interval: float | timedelta = 60.0,
-        **newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
+        *,
+        is_stored: bool = False,
+        **unknown_arguments: Any,
     ) -> None:
-        if newer_arguments:
-            names = ", ".join(map(repr, sorted(newer_arguments)))
-            log.warning(
-                "FlowRunFinishedTrigger ignores unknown arguments: %s. Check their spelling, or upgrade the "
-                "provider in the triggerer.",
-                names,
-            )
+        _check_unknown_arguments(type(self), unknown_arguments, is_stored=is_stored)
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow = None if flow is None else _parse_names("flow", flow)
@@ -352,6 +356,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
             "flow": self.flow,
             "states": self.states,
             "poll_interval": self.poll_interval,
+            "is_stored": True,
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -448,6 +453,35 @@ async def _reload_hook(hook: FlowsHook) -> FlowsHook:
         return await get_cached_hook(hook.flows_conn_id, stale=hook)
     except Exception:  # noqa: BLE001  # any error of Airflow's
         return hook
+
+
+def _check_unknown_arguments(
+    trigger_class: type[BaseTrigger], unknown: Mapping[str, Any], *, is_stored: bool
+) -> None:
+    """Ignore a trigger's unknown arguments if a newer version has stored them, and log it.
+
+    :raises FlowInputError: they are the DAG author's.
+    """
+    if not unknown:
+        return
+    if is_stored:
+        log.warning(
+            "%s ignores arguments that a newer version of the provider has stored: %s. Upgrade the provider "
+            "in the triggerer",
+            trigger_class.__name__,
+            ", ".join(map(repr, sorted(unknown))),
+        )
+        return
+    from airflow_provider_flows.core.validation import suggest_names
+
+    parameters = signature(trigger_class).parameters.values()
+    names = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name != "is_stored"]
+    problems = "; ".join(
+        f"{trigger_class.__name__} has no argument {name!r}{suggest_names(name, names)}"
+        for name in sorted(unknown)
+    )
+    message = f"{problems}. Its arguments are {', '.join(names)}"
+    raise FlowInputError(message)
 
 
 def _class_path(trigger: BaseTrigger) -> str:
