@@ -275,7 +275,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         :param deferred_run_id: the flow run that the task was deferred for.
         """
         from airflow_provider_flows.worker.task_state import TaskState  # imports stay cheap
-        from airflow_provider_flows.worker.task_try import TaskTry
+        from airflow_provider_flows.worker.task_try import TaskTry, add_continuing_run
 
         task_state = TaskState(context, durable=self.durable, options=self._output_options())
         record = task_state.record if use_saved_connection else None
@@ -286,10 +286,18 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             hook.max_transfer_seconds = to_seconds("timeout", self.timeout)
             return hook
 
+        try:
+            hook = create_hook()
+        except FlowInputError as error:
+            saved_run = task_state.current_record
+            flow_run_id = deferred_run_id or (None if saved_run is None else saved_run.flow_run_id)
+            if flow_run_id is not None:
+                add_continuing_run(error, flow_run_id)
+            raise
         return TaskTry(
             context,
             task_state,
-            create_hook(),
+            hook,
             create_hook,
             abort_on_kill=self.abort_on_kill,
             validate=self.validate,

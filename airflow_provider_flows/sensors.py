@@ -159,7 +159,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         """Wait in the selected mode, and return the result."""
         with self._translate_errors():
             self.get_template_problems().raise_if_any()
-            self._validate_output_options(context)
+            self._validate_connection_and_output_options(context)
             if not self.deferrable:
                 return super().execute(context)
             return self._poll_or_defer(context, self._deadline(context))
@@ -333,12 +333,19 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         if new_state != saved_state:
             store.set(WAIT_STATE_KEY, new_state)
 
-    def _validate_output_options(self, context: Context) -> None:
-        """Check before the first poll of a try whether files can be written."""
+    def _validate_connection_and_output_options(self, context: Context) -> None:
+        """Check before the first poll of a try whether the connection is valid and files can be written.
+
+        An error of a poll would only be logged, again and again, with `silent_fail`.
+
+        :raises FlowInputError: an argument or the connection is invalid.
+        """
         store: Any = context.get("task_state_store") if self.reschedule and not self.deferrable else None
         saved_state = None if self.output_path is None or store is None else store.get(WAIT_STATE_KEY)
         if not saved_state or saved_state.get("try_number") != context["ti"].try_number:
-            self._output_options().validate(self._get_hook().service)
+            hook = self._get_hook()
+            self._output_options().validate(hook.service)
+            _ = hook.settings  # raises if host, key or CA bundle are invalid
 
     def _output_options(self) -> OutputOptions:
         return OutputOptions(

@@ -13,8 +13,6 @@ from enum import Enum, auto
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
-
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
@@ -300,10 +298,7 @@ def get_flows_hook(conn_id: str) -> FlowsHook:
 
     :raises FlowInputError: the connection does not exist, or its type is not one of a flow service.
     """
-    try:
-        return FlowsHook.get_hook(conn_id)
-    except AirflowNotFoundException as error:
-        raise FlowInputError(f"Connection {conn_id!r} does not exist.") from error
+    return FlowsHook.get_hook(conn_id)
 
 
 def _load_run(conn_id: str, flow_run_id: str) -> FlowRun:
