@@ -20,7 +20,7 @@ from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, Flo
 from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
-from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, find_pushed_run
 from airflow_provider_flows.worker.template_check import (
     CHECKED_ARGUMENTS,
     OUTPUT_ARGUMENTS,
@@ -111,6 +111,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     }
     ui_color = "#e4def5"
 
+    _deferred_arguments: Mapping[str, Any] | None = None  # what the task needs again after a deferral
     _current_try: TaskTry | None = None  # for `on_kill` and the listener; `_run_try` sets it
 
     def __init__(
@@ -228,9 +229,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             task_try = self._create_task_try(context)
             is_timeout = is_deferral_timeout(next_method, next_kwargs)
             flow_run_id = task_try.flow_run_id
-            if flow_run_id is None and is_timeout:  # without a store; this try has pushed it to XCom
-                ti: Any = context["ti"]
-                flow_run_id = ti.xcom_pull(self.task_id, key="flow_run_id", map_indexes=ti.map_index)
+            if flow_run_id is None and is_timeout:  # without a store
+                flow_run_id = find_pushed_run(context["ti"], task_try.hook)
             with self._run_try(task_try):
                 if flow_run_id is None or not is_timeout:
                     raise
@@ -364,7 +364,11 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             self.log.warning(NO_ON_KILL, flow_run_id)
         self.defer(
             trigger=FlowRunTrigger.from_wait(
-                self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill, rejections=rejections
+                self.flows_conn_id,
+                wait,
+                abort_on_kill=self.abort_on_kill,
+                rejections=rejections,
+                task_arguments=self._deferred_arguments,
             ),
             method_name=self.execute_complete.__name__,
             timeout=deferral_timeout(schedule),

@@ -149,7 +149,7 @@ def test_unknown_argument_of_a_newer_version_is_logged(
     loaded = type(trigger)(**stored_again)
 
     assert loaded.serialize() == (path, stored)
-    assert "has stored: 'and_another', 'of_later'. Upgrade the provider" in caplog.text
+    assert "has stored: 'and_another', 'of_later'. Upgrade the triggerer's provider" in caplog.text
 
 
 # In a new process, as in a triggerer: it imports the class, and then runs it on its one event loop.

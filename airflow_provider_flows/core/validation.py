@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_flows.core.definition import FlowDefinition, Parameter, find_definition
 from airflow_provider_flows.core.exceptions import FlowInputError
@@ -361,6 +361,17 @@ def _describe_parameter(parameter: Parameter) -> str:
     allowed = _join_values(parameter.values, " or ") if parameter.values else parameter.type
     bounds = _describe_bounds(parameter)
     return f" ({', '.join(part for part in (allowed, bounds) if part)})" if allowed or bounds else ""
+
+
+def reject_unknown_arguments(owner: str, unknown: Iterable[str], names: Sequence[str]) -> NoReturn:
+    """Raise an error that names unknown arguments, the closest ones and all that exist.
+
+    :param owner: what has these arguments.
+    :raises FlowInputError: always.
+    """
+    problems = [f"{owner} has no argument {name!r}{suggest_names(name, names)}" for name in sorted(unknown)]
+    message = f"{'; '.join(problems)}. Its arguments are {', '.join(names)}"
+    raise FlowInputError(message)
 
 
 def suggest_names(name: str, candidates: Iterable[str], max_count: int = 1) -> str:
