@@ -274,7 +274,8 @@ def _explain_missing_connection(conn_id: str) -> Iterator[None]:
         yield
     except AirflowNotFoundException:
         message = (
-            f"Connection {conn_id!r} does not exist. Create it in Airflow (Admin > Connections), in the "
-            f"environment or in a secrets backend, or set flows_conn_id to another one"
+            f"Connection {conn_id!r} does not exist, or Airflow cannot read it. Create or correct it in "
+            "Airflow (Admin > Connections), in the environment or in a secrets backend, or set "
+            "flows_conn_id to another one."
         )
         raise FlowInputError(message) from None

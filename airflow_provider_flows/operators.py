@@ -36,11 +36,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
 
-NO_RETRY_POLICIES = (
-    "Retry policies require Airflow 3.3 or later. On this version a task is also retried after a permanent "
-    "error, such as an invalid API key; set retries=0 to avoid that. A service's Retry-After does not delay "
-    "the retry"
-)
 NO_ON_KILL = (
     "The on_kill method of triggers requires Airflow 3.3 or later. On this version, if this task is cleared "
     "while it is deferred, or if its DAG run is marked as success or failed, flow run %s continues; abort it "
@@ -160,14 +155,14 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
+        from airflow_provider_flows.retry_policy import log_if_unsupported
         from airflow_provider_flows.worker.task_try import on_execution_timeout, plan_run, resume_or_start
 
         self._raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
         options = self._output_options()
         on_run_update = self.get_run_tracker(context, task_try.hook)
-        if self.retries and not hasattr(self, "retry_policy"):
-            self.log.info(NO_RETRY_POLICIES)
+        log_if_unsupported(self)
         with self._run_try(task_try):
             arguments = self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
             template_problems = (

@@ -27,8 +27,13 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperator, Context
 
+NO_RETRY_POLICIES = (
+    "Retry policies require Airflow 3.3 or later. On this version a task is also retried after a permanent "
+    "error, such as an invalid API key; set retries=0 to avoid that. A service's Retry-After does not delay "
+    "the retry"
+)
 PERMANENT_ERRORS = (
     FlowAuthError,
     FlowInputError,
@@ -80,3 +85,9 @@ def to_retry_arguments(retry_policy: RetryPolicy | None) -> dict[str, Any]:
     if retry_policy is None:  # `partial()` passes None if it was not given
         return {"retry_policy": FlowsRetryPolicy()} if SUPPORTS_RETRY_POLICIES else {}
     return {"retry_policy": retry_policy}
+
+
+def log_if_unsupported(task: BaseOperator) -> None:
+    """Log what a task with retries lacks on an Airflow without retry policies."""
+    if task.retries and not SUPPORTS_RETRY_POLICIES:
+        task.log.info(NO_RETRY_POLICIES)

@@ -123,7 +123,8 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             if mode == "reschedule" and not deferrable
             else DEFAULT_INTERVALS_SECONDS
         )
-        shortest = to_seconds("poll_interval", poke_interval if poll_interval is None else poll_interval)
+        own_interval = _choose_interval(poll_interval, poke_interval, kwargs.get("default_args") or {})
+        shortest = to_seconds("poll_interval", own_interval)
         super().__init__(
             mode=mode,
             poke_interval=default_intervals[0] if shortest is None else shortest,
@@ -157,6 +158,10 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait in the selected mode, and return the result."""
+        from airflow_provider_flows.retry_policy import log_if_unsupported  # importing sensors stays cheap
+
+        if not context.get("task_reschedule_count"):
+            log_if_unsupported(self)
         with self._translate_errors():
             self.get_template_problems().raise_if_any()
             self._validate_connection_and_output_options(context)
@@ -401,6 +406,14 @@ def _choose_deferrable(*, deferrable: bool, silent_fail: bool) -> bool:
         "deadline anyway. Remove one of the two"
     )
     raise FlowInputError(message)
+
+
+def _choose_interval(poll_interval: Any, poke_interval: Any, default_args: Mapping[str, Any]) -> Any:
+    """Return the interval by either of its names: the task's own precedes that of `default_args`."""
+    is_own = poke_interval is not None and poke_interval != default_args.get("poke_interval")
+    if poll_interval is None or (is_own and poll_interval == default_args.get("poll_interval")):
+        return poke_interval
+    return poll_interval
 
 
 def _reject_unsupported(name: str, value: Any, *, default: Any) -> None:

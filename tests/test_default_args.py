@@ -170,6 +170,28 @@ def test_default_arguments_of_a_task_group_apply() -> None:
     assert (sensor.poll_interval, sensor.max_poll_interval) == (600, 600)
 
 
+INTERVALS: list[tuple[dict[str, Any], dict[str, Any], float]] = [
+    # the default arguments, the task's own ones, and the interval
+    ({"poke_interval": 600}, {}, 600),
+    ({"poke_interval": 600}, {"poll_interval": 20}, 20),
+    ({"poll_interval": 600}, {"poke_interval": 20}, 20),
+    ({"poll_interval": 600, "poke_interval": 700}, {"poke_interval": 20}, 20),
+    ({"poll_interval": 600, "poke_interval": 700}, {}, 600),
+    ({}, {"poll_interval": 600, "poke_interval": 700}, 600),
+    ({"poll_interval": 20}, {"poll_interval": 600, "poke_interval": 700}, 600),
+]
+
+
+@pytest.mark.parametrize("create", SENSORS.values(), ids=SENSORS)
+@pytest.mark.parametrize(("defaults", "arguments", "interval"), INTERVALS)
+def test_own_interval_precedes_that_of_default_args(
+    create: Create, defaults: dict[str, Any], arguments: dict[str, Any], interval: float
+) -> None:
+    """A sensor's own interval precedes that of `default_args`, by either of its two names."""
+    for name in ("poll_interval", "poke_interval"):
+        assert get_outcome(create, name, arguments=arguments, defaults=defaults) == interval
+
+
 REJECTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     # arguments that a sensor rejects, and the task's own ones that put this right
     ({"exponential_backoff": True}, {"exponential_backoff": False}),

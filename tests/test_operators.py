@@ -302,7 +302,7 @@ def test_connection_of_another_type_is_rejected(emulator: Emulator, monkeypatch:
     assert "keyless" in str(errors["keyless"])
     assert "password" in str(errors["keyless"])
     assert type(errors["missing"]) is FlowInputError
-    assert "Connection 'missing' does not exist. Create it" in str(errors["missing"])
+    assert "Connection 'missing' does not exist, or Airflow cannot read it. Create" in str(errors["missing"])
     assert emulator.requests == ()
 
 

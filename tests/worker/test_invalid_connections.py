@@ -30,19 +30,25 @@ from tests.support.airflow_run import run_dag
 from tests.support.modes import FLOW
 from tests.support.task_instances import context
 from tests.support.tries import create_retry
-from tests.support.versions import needs
+from tests.support.versions import AIRFLOW, needs
 
 FLOW_RUN_ID = "6b0203c3fbcc98b1a4059427"
 RETRIES: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(0)}
 KEY = {"conn_type": "generio", "password": "a_key"}
 
+NO_OBJECT = "must be a JSON object such as {"
+MISSING = "does not exist, or Airflow cannot read it. Create or correct it in Airflow"
 # each mistake: the connection, None if it is missing, and what the error says besides its name
 MISTAKES: dict[str, tuple[Any, str]] = {
-    "missing": (None, "does not exist. Create it in Airflow"),
-    "unreadable": ("{conn_type", "does not exist. Create it in Airflow"),
+    "missing": (None, MISSING),
+    "unreadable": ("{conn_type", MISSING),
     "wrong_type": ({"conn_type": "fs"}, "has type 'fs', which is not a flow service. Set flows_conn_id to"),
     "unknown_type": ({"conn_type": "genrio"}, "has type 'genrio', which is not a flow service"),
-    "extra_list": ({**KEY, "extra": "[1]"}, "must be a JSON object such as {"),
+    # Airflow 3.1 cannot read it
+    "extra_list": (
+        {**KEY, "extra": "[1]"},
+        NO_OBJECT if AIRFLOW >= (3, 2) else MISSING,
+    ),
     "extra_number": ({**KEY, "extra": {"read_timeout": "soon"}}, "read_timeout in the extra of connection"),
     "extra_boolean": ({**KEY, "extra": {"verify": "perhaps"}}, "verify in the extra of connection"),
     "extra_hosts": ({**KEY, "extra": {"picture_hosts": "https://a.example/b"}}, "picture_hosts in the extra"),
