@@ -189,7 +189,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         self._deferred_arguments = {
             **texts,
             "parameters": redact_parameters(self.parameters, redact),
-            "inputs": redact_uris(get_file_uris(self.inputs)),
+            "inputs": [{"uri": uri} for uri in redact_uris(get_file_uris(self.inputs))],
         }
         store: Any = context.get("task_state_store")
         if in_store and store is not None:
