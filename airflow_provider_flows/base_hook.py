@@ -14,7 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.common.compat.sdk import AirflowException, BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
@@ -79,17 +79,20 @@ class BaseFlowsHook(BaseHook):
     def get_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
         """Return the hook of a connection, according to its connection type.
 
-        :raises FlowInputError: the connection's type does not run flows.
+        :raises FlowInputError: there is no such connection, or its type does not run flows.
         """
-        return cls._hook_from_connection(cls.get_connection(conn_id), hook_params)
+        with _explain_missing_connection(conn_id):
+            connection = cls.get_connection(conn_id)
+        return cls._hook_from_connection(connection, hook_params)
 
     @classmethod
     async def aget_hook(cls, conn_id: str, hook_params: dict[str, Any] | None = None) -> Self:
         """Return the hook of a connection, without blocking the event loop.
 
-        :raises FlowInputError: the connection's type does not run flows.
+        :raises FlowInputError: there is no such connection, or its type does not run flows.
         """
-        connection = await get_async_connection(conn_id, cls)
+        with _explain_missing_connection(conn_id):
+            connection = await get_async_connection(conn_id, cls)
         return await asyncio.to_thread(cls._load_hook, connection, hook_params)
 
     @classmethod
@@ -120,9 +123,13 @@ class BaseFlowsHook(BaseHook):
 
     @property
     def connection(self) -> Connection:
-        """The Airflow connection, looked up once."""
+        """The Airflow connection, looked up once.
+
+        :raises FlowInputError: there is no such connection.
+        """
         if self._connection is None:
-            self._connection = self.get_connection(self.flows_conn_id)
+            with _explain_missing_connection(self.flows_conn_id):
+                self._connection = self.get_connection(self.flows_conn_id)
         return self._connection
 
     @property
@@ -279,3 +286,17 @@ class BaseFlowsHook(BaseHook):
     def add_connection_to(self, error: FlowServiceError) -> None:
         """Name the connection and its host in the message of an error."""
         error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
+
+
+@contextmanager
+def _explain_missing_connection(conn_id: str) -> Iterator[None]:
+    """Raise a FlowInputError, which is not retried, if Airflow has no such connection."""
+    try:
+        yield
+    except AirflowNotFoundException:
+        message = (
+            f"Connection {conn_id!r} does not exist, or Airflow cannot read it. Create or correct it in "
+            "Airflow (Admin > Connections), in the environment or in a secrets backend, or set "
+            "flows_conn_id to another one."
+        )
+        raise FlowInputError(message) from None

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ SCHEMA_ADVICE = "In a connection's URI, the schema is the path. The host may con
 _PATH_SEGMENT = re.compile(r"(?!\.{1,2}$)[\w.~-]+", re.ASCII)
 # environment variables that name a CA bundle; `requests` reads the first two, OpenSSL the third
 CA_BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 |TRUSTED )?CERTIFICATE-----")
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,14 +356,32 @@ def to_settings(
 def _get_ca_bundle(conn_id: str, configured: str | None) -> str | bool:
     """Return the CA bundle of the connection, else of the environment, else True for the default one.
 
-    :raises FlowInputError: the bundle does not exist.
+    :raises FlowInputError: the bundle does not exist, or is a file without certificates.
     """
     candidates = [
         (f"ca_bundle in the extra of connection {conn_id!r}", configured),
         *((name, os.environ.get(name)) for name in CA_BUNDLE_VARIABLES),
     ]
     where, bundle = next(((where, bundle) for where, bundle in candidates if bundle), ("", None))
-    if bundle is not None and not Path(bundle).exists():
-        message = f"{where} must be the path of a file with certificates; {bundle} does not exist"
+    problem = None if bundle is None else _find_bundle_problem(Path(bundle))
+    if problem is not None:
+        message = f"{where} must be the path of a file with certificates; {bundle} {problem}"
         raise FlowInputError(message)
     return bundle or True
+
+
+def _find_bundle_problem(path: Path) -> str | None:
+    """Return why a CA bundle is unusable, as far as that is cheap to know: TLS would only fail to connect."""
+    try:
+        if path.is_dir():
+            return None
+        return None if _has_certificates(path, path.stat().st_mtime_ns) else "has none in PEM format"
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read ({type(error).__name__})"
+
+
+@lru_cache(maxsize=32)
+def _has_certificates(path: Path, modified_at: int) -> bool:  # noqa: ARG001  # part of the cache's key
+    return any(PEM_CERTIFICATE.search(line) for line in path.read_bytes().splitlines())

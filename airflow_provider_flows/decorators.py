@@ -18,16 +18,17 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.template_check import FUNCTION_ARGUMENTS
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, ObjectStoragePath, XComArg
+    from airflow.sdk import Context, ObjectStoragePath, RetryPolicy, XComArg
     from airflow.sdk.definitions.decorators import TaskDecoratorCollection
     from airflow.sdk.definitions.xcom_arg import (
         PlainXComArg,
     )  # what Airflow returns, and what accepts `["outputs"]`
 
 RETURNABLE_ARGUMENTS = frozenset(RunFlowOperator.template_fields)
-DEFERRED_ARGUMENTS_KEY = "flow_deferred_arguments"
+DEFERRED_ARGUMENTS_KEY = "flow_deferred_arguments"  # in the task state store
 # the returned arguments that are needed after a deferral
 _DEFERRED_ARGUMENTS = ("flow", "flows_conn_id", "output_path", "output_conn_id")
+_REPORTED_ARGUMENTS = ("parameters", "inputs")  # those for OpenLineage and the UI
 
 P = ParamSpec("P")
 
@@ -75,7 +76,12 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             )
             raise FlowInputError(message)
         super().__init__(
-            python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, flow=flow, **kwargs
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            flow=flow,
+            inputs=None,  # those in `default_args` are for other tasks
+            **kwargs,
         )
         self.render_returned = render_returned
         if iscoroutinefunction(unwrap(python_callable)):
@@ -90,17 +96,20 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             merged: Any = {**context, **self.op_kwargs}
             accepted = determine_kwargs(self.python_callable, self.op_args, merged)
             arguments = to_arguments(self.python_callable(*self.op_args, **accepted))
-            self._set_arguments(self._render_returned(arguments, merged))
+            arguments = self._render_returned(arguments, merged)
             if self.deferrable:
-                self._push_arguments(context)
+                is_changed = any(
+                    getattr(self, name) != arguments.get(name, getattr(self, name))
+                    for name in _DEFERRED_ARGUMENTS
+                )
+            self._set_arguments(arguments)
+            if self.deferrable:
+                self._save_deferred_arguments(context, in_store=is_changed)
         return super().execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the deferral with the arguments that the function returned before it."""
-        ti: Any = context["ti"]
-        self._set_arguments(
-            ti.xcom_pull(key=DEFERRED_ARGUMENTS_KEY, task_ids=ti.task_id, map_indexes=ti.map_index) or {}
-        )
+        self._set_arguments(self._load_deferred_arguments(next_kwargs or {}, context))
         return super().resume_execution(next_method, next_kwargs, context)
 
     @contextmanager
@@ -159,11 +168,15 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         for name, value in values.items():
             setattr(self, name, value)
 
-    def _push_arguments(self, context: Context) -> None:
-        """Push what is needed after the deferral to XCom, because the function is not called again.
+    def _save_deferred_arguments(self, context: Context, *, in_store: bool) -> None:
+        """Save what is needed after the deferral, because the function is not called again.
 
-        An XCom, because `dag.test()` drops the arguments that a task defers with. Of the inputs only the
-        files' URIs are pushed, for OpenLineage and the UI: prompts may be large.
+        The trigger has it, and its event returns it. An XCom would not do, which other tasks and users may
+        be able to write: they could have files stored elsewhere. Of the inputs only the files' URIs are
+        saved, for OpenLineage and the UI: prompts may be large.
+
+        :param in_store: whether to save it in the task state store as well (Airflow 3.3 and later), because
+            the decorator's own arguments do not serve if no event comes.
         """
         from airflow.providers.common.compat.sdk import redact
 
@@ -173,11 +186,26 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         values = {name: getattr(self, name) for name in _DEFERRED_ARGUMENTS}
         # a path may be a Path; any other value that is no text is rejected when the flow is started
         texts = {name: value if value is None else str(value) for name, value in values.items()}
-        redacted = {
+        self._deferred_arguments = {
+            **texts,
             "parameters": redact_parameters(self.parameters, redact),
             "inputs": [{"uri": uri} for uri in redact_uris(get_file_uris(self.inputs))],
         }
-        context["ti"].xcom_push(DEFERRED_ARGUMENTS_KEY, {**texts, **redacted})
+        store: Any = context.get("task_state_store")
+        if in_store and store is not None:
+            store.set(DEFERRED_ARGUMENTS_KEY, {**texts, "try_number": context["ti"].try_number})
+
+    def _load_deferred_arguments(self, next_kwargs: Mapping[str, Any], context: Context) -> dict[str, Any]:
+        """Return what was saved before the deferral: from the event, else from the task state store."""
+        event, store = next_kwargs.get("event"), context.get("task_state_store")
+        found = event.get("task_arguments") if isinstance(event, Mapping) else None
+        self._deferred_arguments = found  # for the next trigger
+        if found is None and store is not None:
+            found = store.get(DEFERRED_ARGUMENTS_KEY)
+            if isinstance(found, Mapping) and found.get("try_number") != context["ti"].try_number:
+                return {}
+        names = (*_DEFERRED_ARGUMENTS, *_REPORTED_ARGUMENTS)
+        return {name: found[name] for name in names if name in found} if isinstance(found, Mapping) else {}
 
 
 def to_arguments(returned: Any) -> dict[str, Any]:
@@ -293,6 +321,7 @@ class FlowDecorator(Protocol):
         durable: bool = ...,
         abort_on_kill: bool = ...,
         validate: bool = ...,
+        retry_policy: RetryPolicy | None = ...,
         render_returned: bool = ...,
         **kwargs: Any,  # the arguments of every Airflow task
     ) -> Callable[[Callable[P, ReturnValue]], FlowTask[P]]: ...

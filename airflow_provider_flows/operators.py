@@ -20,7 +20,7 @@ from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, Flo
 from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
-from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
+from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, find_pushed_run
 from airflow_provider_flows.worker.template_check import (
     CHECKED_ARGUMENTS,
     OUTPUT_ARGUMENTS,
@@ -28,7 +28,7 @@ from airflow_provider_flows.worker.template_check import (
 )
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, RetryPolicy
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
 
-NO_RETRY_POLICIES = (
-    "Retry policies require Airflow 3.3 or later. On this version a task is also retried after a permanent "
-    "error, such as an invalid API key; set retries=0 to avoid that. A service's Retry-After does not delay "
-    "the retry"
-)
 NO_ON_KILL = (
     "The on_kill method of triggers requires Airflow 3.3 or later. On this version, if this task is cleared "
     "while it is deferred, or if its DAG run is marked as success or failed, flow run %s continues; abort it "
@@ -89,6 +84,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         before a run is created, as far as the service provides one. A parameter that must be a number or a
         Boolean may be given as a string, because templates render to strings. None means the service's
         default.
+    :param retry_policy: which errors are retried, and when (Airflow 3.3 and later). Defaults to
+        `FlowsRetryPolicy`, which never retries a permanent error.
     """
 
     operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
@@ -109,6 +106,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     }
     ui_color = "#e4def5"
 
+    _deferred_arguments: Mapping[str, Any] | None = None  # what the task needs again after a deferral
     _current_try: TaskTry | None = None  # for `on_kill` and the listener; `_run_try` sets it
 
     def __init__(
@@ -133,9 +131,12 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         durable: bool = True,
         abort_on_kill: bool = True,
         validate: bool = True,
+        retry_policy: RetryPolicy | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**_with_retry_policy(kwargs))
+        from airflow_provider_flows.retry_policy import to_retry_arguments  # importing operators stays cheap
+
+        super().__init__(**to_retry_arguments(retry_policy), **kwargs)
         self.flow = flow
         self.inputs = inputs
         self.parameters, self.additional = parameters, additional
@@ -154,14 +155,14 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
+        from airflow_provider_flows.retry_policy import log_if_unsupported
         from airflow_provider_flows.worker.task_try import on_execution_timeout, plan_run, resume_or_start
 
         self._raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
         options = self._output_options()
         on_run_update = self.get_run_tracker(context, task_try.hook)
-        if self.retries and not hasattr(self, "retry_policy"):
-            self.log.info(NO_RETRY_POLICIES)
+        log_if_unsupported(self)
         with self._run_try(task_try):
             arguments = self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
             template_problems = (
@@ -223,9 +224,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             task_try = self._create_task_try(context)
             is_timeout = is_deferral_timeout(next_method, next_kwargs)
             flow_run_id = task_try.flow_run_id
-            if flow_run_id is None and is_timeout:  # without a store; this try has pushed it to XCom
-                ti: Any = context["ti"]
-                flow_run_id = ti.xcom_pull(self.task_id, key="flow_run_id", map_indexes=ti.map_index)
+            if flow_run_id is None and is_timeout:  # without a store
+                flow_run_id = find_pushed_run(context["ti"], task_try.hook)
             with self._run_try(task_try):
                 if flow_run_id is None or not is_timeout:
                     raise
@@ -270,7 +270,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         :param deferred_run_id: the flow run that the task was deferred for.
         """
         from airflow_provider_flows.worker.task_state import TaskState  # imports stay cheap
-        from airflow_provider_flows.worker.task_try import TaskTry
+        from airflow_provider_flows.worker.task_try import TaskTry, add_continuing_run
 
         task_state = TaskState(context, durable=self.durable, options=self._output_options())
         record = task_state.record if use_saved_connection else None
@@ -281,10 +281,18 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             hook.max_transfer_seconds = to_seconds("timeout", self.timeout)
             return hook
 
+        try:
+            hook = create_hook()
+        except FlowInputError as error:
+            saved_run = task_state.current_record
+            flow_run_id = deferred_run_id or (None if saved_run is None else saved_run.flow_run_id)
+            if flow_run_id is not None:
+                add_continuing_run(error, flow_run_id)
+            raise
         return TaskTry(
             context,
             task_state,
-            create_hook(),
+            hook,
             create_hook,
             abort_on_kill=self.abort_on_kill,
             validate=self.validate,
@@ -351,7 +359,11 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             self.log.warning(NO_ON_KILL, flow_run_id)
         self.defer(
             trigger=FlowRunTrigger.from_wait(
-                self.flows_conn_id, wait, abort_on_kill=self.abort_on_kill, rejections=rejections
+                self.flows_conn_id,
+                wait,
+                abort_on_kill=self.abort_on_kill,
+                rejections=rejections,
+                task_arguments=self._deferred_arguments,
             ),
             method_name=self.execute_complete.__name__,
             timeout=deferral_timeout(schedule),
@@ -416,14 +428,3 @@ def _reject_options_without_wait(operator: RunFlowOperator) -> None:
                 "the task ends before the run has outputs. Remove one of the two"
             )
             raise FlowInputError(message)
-
-
-def _with_retry_policy(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with a default retry policy, if this Airflow has retry policies (3.3)."""
-    try:
-        from airflow_provider_flows.retry_policy import FlowsRetryPolicy
-    except ImportError:
-        return arguments
-    if arguments.get("retry_policy") is not None:  # `partial()` passes None if it was not given
-        return arguments
-    return {**arguments, "retry_policy": FlowsRetryPolicy()}

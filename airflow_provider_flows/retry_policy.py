@@ -1,6 +1,6 @@
-"""The operator's default retry policy, which fails a task at once on an error that a retry cannot fix.
+"""The tasks' default retry policy, which fails a task at once on an error that a retry cannot fix.
 
-It needs Airflow 3.3.
+It needs Airflow 3.3; on an older version a task has none.
 """
 
 from __future__ import annotations
@@ -8,7 +8,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import RetryDecision, RetryPolicy
+try:
+    from airflow.sdk import RetryDecision, RetryPolicy
+except ImportError:  # before Airflow 3.3
+    RetryPolicy = object  # type: ignore[misc, assignment]
+    SUPPORTS_RETRY_POLICIES = False
+else:
+    SUPPORTS_RETRY_POLICIES = True
 
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -21,8 +27,13 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperator, Context
 
+NO_RETRY_POLICIES = (
+    "Retry policies require Airflow 3.3 or later. On this version a task is also retried after a permanent "
+    "error, such as an invalid API key; set retries=0 to avoid that. A service's Retry-After does not delay "
+    "the retry"
+)
 PERMANENT_ERRORS = (
     FlowAuthError,
     FlowInputError,
@@ -64,3 +75,19 @@ class FlowsRetryPolicy(RetryPolicy):
     def deserialize(cls, data: dict[str, Any]) -> FlowsRetryPolicy:  # noqa: ARG003  # Airflow's signature
         """Return the policy."""
         return cls()
+
+
+def to_retry_arguments(retry_policy: RetryPolicy | None) -> dict[str, Any]:
+    """Return the arguments of Airflow's operator for a task's retry policy, or the default one if it is None.
+
+    An Airflow without retry policies does not have the argument.
+    """
+    if retry_policy is None:  # `partial()` passes None if it was not given
+        return {"retry_policy": FlowsRetryPolicy()} if SUPPORTS_RETRY_POLICIES else {}
+    return {"retry_policy": retry_policy}
+
+
+def log_if_unsupported(task: BaseOperator) -> None:
+    """Log what a task with retries lacks on an Airflow without retry policies."""
+    if task.retries and not SUPPORTS_RETRY_POLICIES:
+        task.log.info(NO_RETRY_POLICIES)

@@ -7,11 +7,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import cache, cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
@@ -70,7 +71,7 @@ _ABORT_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its 
 class FlowRunTrigger(BaseTrigger):
     """Wait until a flow run is final, its deadline has passed, or a permanent error persists.
 
-    Airflow stores the arguments in its database as plain JSON; they are ids and numbers only.
+    Airflow stores the arguments in its database as plain JSON; they have ids, paths and numbers, no secrets.
 
     :param flows_conn_id: the Airflow connection.
     :param flow_run_id: the flow run to wait for.
@@ -81,6 +82,10 @@ class FlowRunTrigger(BaseTrigger):
         later).
     :param wait_state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
     :param rejections: how many earlier triggers have ended because their connection was unusable.
+    :param task_arguments: what the task needs again when it is resumed; the event returns it.
+    :param is_stored: whether these are the arguments of `serialize`, as Airflow stores them. Those of a newer
+        version may be among them, which are ignored.
+    :raises FlowInputError: another argument is unknown.
     """
 
     def __init__(
@@ -94,8 +99,11 @@ class FlowRunTrigger(BaseTrigger):
         abort_on_kill: bool = False,
         wait_state: Mapping[str, Any] | None = None,
         rejections: int = 0,
-        **_newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
+        task_arguments: Mapping[str, Any] | None = None,
+        is_stored: bool = False,
+        **unknown_arguments: Any,
     ) -> None:
+        _check_unknown(type(self), unknown_arguments, is_stored=is_stored)
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow_run_id = flow_run_id
@@ -105,15 +113,17 @@ class FlowRunTrigger(BaseTrigger):
         self.abort_on_kill = abort_on_kill
         self.wait_state = None if wait_state is None else dict(wait_state)
         self.rejections = rejections
+        self.task_arguments = None if task_arguments is None else dict(task_arguments)
         self._has_fired = False
         self._context: Context | None = None  # in which its lines are logged
         self._hook: FlowsHook | None = None  # for `on_kill`: a lookup takes seconds in a new triggerer
 
     @classmethod
-    def from_wait(
-        cls, flows_conn_id: str, wait: Wait, *, abort_on_kill: bool = False, rejections: int = 0
-    ) -> Self:
-        """Create the trigger that continues a worker's wait."""
+    def from_wait(cls, flows_conn_id: str, wait: Wait, **more: Any) -> Self:
+        """Create the trigger that continues a worker's wait.
+
+        :param more: the trigger's arguments that the wait does not have.
+        """
         schedule = wait.schedule
         return cls(
             flows_conn_id,
@@ -121,9 +131,8 @@ class FlowRunTrigger(BaseTrigger):
             schedule.poll_interval,
             schedule.max_poll_interval,
             schedule.deadline,
-            abort_on_kill=abort_on_kill,
             wait_state=wait.to_dict(),
-            rejections=rejections,
+            **more,
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -135,11 +144,14 @@ class FlowRunTrigger(BaseTrigger):
             "max_poll_interval": self.max_poll_interval,
             "deadline": self.deadline,
             "abort_on_kill": self.abort_on_kill,
+            "is_stored": True,
         }
         if self.wait_state:
             arguments["wait_state"] = self.wait_state
         if self.rejections:
             arguments["rejections"] = self.rejections
+        if self.task_arguments is not None:
+            arguments["task_arguments"] = self.task_arguments
         return _class_path(self), arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -160,6 +172,8 @@ class FlowRunTrigger(BaseTrigger):
         if (early := min_event_delay() - (time.monotonic() - started_at)) > 0:
             await asyncio.sleep(early)
         self._has_fired = True
+        if self.task_arguments is not None:
+            result["task_arguments"] = self.task_arguments
         yield TriggerEvent({"flow_run_id": self.flow_run_id, **result})
 
     async def on_kill(self) -> None:
@@ -302,7 +316,8 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     :param flow: the flow's name as it is in the service's runs, or several; None for any.
     :param states: the final states that emit an event: `completed`, `failed`, `aborted`.
     :param poll_interval: time between two lists, in seconds or as a timedelta.
-    :raises FlowInputError: an argument is invalid.
+    :param is_stored: whether these are the arguments of `serialize`, as in `FlowRunTrigger`.
+    :raises FlowInputError: an argument is invalid or unknown.
     """
 
     save_delay: float = 5.0
@@ -327,15 +342,11 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         flow: str | Sequence[str] | None = None,
         states: str | Sequence[str] = (FlowState.COMPLETED.value,),
         poll_interval: float | timedelta = 60.0,
-        **newer_arguments: Any,  # an older triggerer must be able to load what a newer version stored
+        *,
+        is_stored: bool = False,
+        **unknown_arguments: Any,
     ) -> None:
-        if newer_arguments:
-            names = ", ".join(map(repr, sorted(newer_arguments)))
-            log.warning(
-                "FlowRunFinishedTrigger ignores unknown arguments: %s. Check their spelling, or upgrade the "
-                "provider in the triggerer.",
-                names,
-            )
+        _check_unknown(type(self), unknown_arguments, is_stored=is_stored)
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow = None if flow is None else _parse_names("flow", flow)
@@ -352,6 +363,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
             "flow": self.flow,
             "states": self.states,
             "poll_interval": self.poll_interval,
+            "is_stored": True,
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -448,6 +460,23 @@ async def _reload_hook(hook: FlowsHook) -> FlowsHook:
         return await get_cached_hook(hook.flows_conn_id, stale=hook)
     except Exception:  # noqa: BLE001  # any error of Airflow's
         return hook
+
+
+def _check_unknown(trigger: type[BaseTrigger], unknown: Collection[str], *, is_stored: bool) -> None:
+    """Ignore a trigger's unknown arguments if a newer version has stored them, and log it.
+
+    :raises FlowInputError: they are the DAG author's.
+    """
+    if is_stored and unknown:
+        names = ", ".join(map(repr, sorted(unknown)))
+        line = "%s ignores arguments that a newer version has stored: %s. Upgrade the triggerer's provider"
+        log.warning(line, trigger.__name__, names)
+    elif unknown:
+        from airflow_provider_flows.core.validation import reject_unknown_arguments
+
+        parameters = signature(trigger).parameters.items()
+        known = [name for name, one in parameters if one.kind is not one.VAR_KEYWORD and name != "is_stored"]
+        reject_unknown_arguments(trigger.__name__, unknown, known)
 
 
 def _class_path(trigger: BaseTrigger) -> str:

@@ -257,8 +257,8 @@ def test_extra_must_be_an_object(extra: str) -> None:
 def test_precedence_of_ca_bundles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`verify` off takes precedence over `ca_bundle`, which takes precedence over REQUESTS_CA_BUNDLE."""
     ours, theirs = tmp_path / "ours.pem", tmp_path / "theirs.pem"
-    ours.touch()
-    theirs.touch()
+    for bundle in (ours, theirs):
+        bundle.write_text("-----BEGIN CERTIFICATE-----")
     assert settings({}).verify is True
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(theirs))
     assert settings({}).verify == str(theirs)

@@ -285,8 +285,8 @@ def test_earlier_run_is_aborted_over_its_saved_connection(emulator: Emulator) ->
     assert [str(run.state) for run in emulator.runs.values()] == ["aborted"]
 
 
-def test_deferral_xcom_is_small_and_has_no_secrets(emulator: Emulator, tmp_path: Path) -> None:
-    """The XCom of a deferral has no signature and no file content, and a Path is accepted."""
+def test_xcoms_of_a_deferrable_task_are_small_and_have_no_secrets(emulator: Emulator, tmp_path: Path) -> None:
+    """The XComs of a deferrable task have no signature and no file content, and a Path is accepted."""
     with DAG("decorated_deferral", schedule=None, default_args={**ARGUMENTS, "deferrable": True}) as dag:
 
         @task.flow

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from airflow.models.xcom import XComModel
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
@@ -65,6 +64,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         "durable": True,
         "abort_on_kill": True,
         "validate": True,
+        "retry_policy": None,
     }
     templated = {
         "flow",
@@ -301,8 +301,8 @@ def test_connection_of_another_type_is_rejected(emulator: Emulator, monkeypatch:
     assert type(errors["keyless"]) is FlowInputError
     assert "keyless" in str(errors["keyless"])
     assert "password" in str(errors["keyless"])
-    assert type(errors["missing"]) is AirflowNotFoundException
-    assert "missing" in str(errors["missing"])
+    assert type(errors["missing"]) is FlowInputError
+    assert "Connection 'missing' does not exist, or Airflow cannot read it. Create" in str(errors["missing"])
     assert emulator.requests == ()
 
 

@@ -9,16 +9,24 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from airflow.models.trigger import Trigger
 from airflow.sdk import DAG
+from airflow.triggers.base import BaseTrigger
 
-from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowNotFound
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.triggers import FlowRunTrigger, min_event_delay, run_from_event
+from airflow_provider_flows.triggers import (
+    FlowRunFinishedTrigger,
+    FlowRunTrigger,
+    min_event_delay,
+    run_from_event,
+)
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FLOW, start_external_run
 from tests.support.versions import deserialize, serialize
@@ -26,6 +34,7 @@ from tests.support.versions import deserialize, serialize
 MAX_LOOP_GAP_SECONDS = 0.2  # after a longer one Airflow's triggerer logs that its loop is blocked
 # all arguments of a trigger: ids and numbers only
 ARGUMENTS: dict[str, Any] = {
+    "is_stored": True,
     "flows_conn_id": "other",
     "flow_run_id": "6b0203c3fbcc98b1a4059427",
     "poll_interval": 7.5,
@@ -78,9 +87,11 @@ def test_arguments_from_the_worker_are_small_json() -> None:
 
 def test_triggers_of_other_versions_can_be_created() -> None:
     """Missing arguments of an older version have defaults; new ones of a later version are ignored."""
-    _, arguments = FlowRunTrigger("flows_default", "1", deadline=None, of_a_later_version=1).serialize()
+    stored = {"is_stored": True, "of_a_later_version": 1}
+    _, arguments = FlowRunTrigger("flows_default", "1", deadline=None, **stored).serialize()
 
     assert arguments == {
+        "is_stored": True,
         "flows_conn_id": "flows_default",
         "flow_run_id": "1",
         "poll_interval": 5.0,
@@ -88,6 +99,57 @@ def test_triggers_of_other_versions_can_be_created() -> None:
         "deadline": None,
         "abort_on_kill": False,
     }
+
+
+MISSPELT: list[tuple[type[BaseTrigger], str, str]] = [
+    # a trigger, an argument that it does not have, and the closest one
+    (FlowRunFinishedTrigger, "flows", "flow"),
+    (FlowRunFinishedTrigger, "Flow", "flow"),
+    (FlowRunFinishedTrigger, "state", "states"),
+    (FlowRunFinishedTrigger, "flow_conn_id", "flows_conn_id"),
+    (FlowRunFinishedTrigger, "poll_intervall", "poll_interval"),
+    (FlowRunFinishedTrigger, "max_poll_interval", "poll_interval"),
+    (FlowRunFinishedTrigger, "is_store", ""),
+    (FlowRunFinishedTrigger, "zzz", ""),
+    (FlowRunTrigger, "dead_line", "deadline"),
+    (FlowRunTrigger, "abort_on_kil", "abort_on_kill"),
+    (FlowRunTrigger, "flow_run", "flow_run_id"),
+    (FlowRunTrigger, "zzz", ""),
+]
+
+
+@pytest.mark.parametrize(("trigger_class", "misspelt", "closest"), MISSPELT)
+def test_unknown_argument_of_a_dag_author_is_an_error(
+    trigger_class: type[BaseTrigger], misspelt: str, closest: str
+) -> None:
+    """An unknown argument is an error that names it, the closest one and all others."""
+    required = {"flows_conn_id": "other", "flow_run_id": "a"} if trigger_class is FlowRunTrigger else {}
+    create: Any = trigger_class
+    with pytest.raises(FlowInputError) as caught:
+        create(**required, **{misspelt: "x"})
+
+    message = str(caught.value)
+    suggestion = f" (did you mean {closest!r}?)" if closest else ""
+    assert message.startswith(f"{trigger_class.__name__} has no argument {misspelt!r}{suggestion}. Its ")
+    assert "Its arguments are flows_conn_id, flow" in message
+    assert "is_stored" not in message.partition("Its arguments")[2]
+
+
+@pytest.mark.parametrize("create", [partial(FlowRunTrigger, "other", "a"), FlowRunFinishedTrigger])
+def test_unknown_argument_of_a_newer_version_is_logged(
+    create: Callable[..., BaseTrigger], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stored trigger of a newer version is loaded without its new arguments, which are logged."""
+    trigger = create()
+    path, stored = trigger.serialize()
+    stored_again = deserialize(
+        json.loads(json.dumps(serialize({**stored, "of_later": 1, "and_another": [2]})))
+    )
+
+    loaded = type(trigger)(**stored_again)
+
+    assert loaded.serialize() == (path, stored)
+    assert "has stored: 'and_another', 'of_later'. Upgrade the triggerer's provider" in caplog.text
 
 
 # In a new process, as in a triggerer: it imports the class, and then runs it on its one event loop.

@@ -31,7 +31,7 @@ from airflow_provider_flows.core.exceptions import (
 # The first that matches counts; any other error is Exit.FAILED.
 ERROR_EXIT_CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (FlowInputError, Exit.USAGE),
-    (AirflowNotFoundException, Exit.USAGE),  # the connection does not exist
+    (AirflowNotFoundException, Exit.USAGE),  # the connection of a storage does not exist
     (FlowRunAborted, Exit.ABORTED),
     (FlowTimeout, Exit.TIMEOUT),
     (FlowNotFound, Exit.NOT_FOUND),

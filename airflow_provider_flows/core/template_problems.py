@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -20,34 +20,69 @@ RESULT_HINT = "pass a task's result as its .output, without a template"
 
 
 class TemplateRecorder:
-    """Records the texts that templates render to, as the `finalize` of a Jinja environment.
+    """Records what templates render to, as the `finalize` of a Jinja environment and with `record_nodes`.
 
     `values` holds the values of the expressions of the template that is being rendered, before they become
     text. `texts` holds, by template, its text and these values.
 
-    :param keep_texts: whether a text remains a text in a DAG with native rendering (`to_native_value`).
+    :param is_name: whether the argument is a name, an id or a path, which is always a text
+        (`to_native_value`).
     """
 
-    def __init__(self, *, keep_texts: bool = False) -> None:
-        self.keep_texts = keep_texts
+    def __init__(self, *, is_name: bool = False) -> None:
+        self.is_name = is_name
         self.values: list[Any] = []
         self.texts: dict[str, tuple[str, tuple[Any, ...]]] = {}
+        self._nodes: list[Any] = []
+        self._is_rendering = False
 
     def __call__(self, value: Any) -> Any:
         """Record the value of an expression, and return it."""
         self.values.append(value)
         return value
 
-    def to_native_value(self, template: str, rendered: Any) -> Any:
-        """Return what a template rendered to, or its text if only texts were in it and it must remain one.
+    def clear(self) -> None:
+        """Forget the previous template's values and text."""
+        self.values.clear()
+        self._nodes.clear()
 
-        Native rendering parses a text as Python. The text of a prompt, which anybody may have written, would
-        become a dict that names a file. A text of the filter `tojson` is parsed, because its author means it.
+    def record_nodes(self, render: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        """Return a template's function that yields what it renders to in parts, and records these parts."""
+
+        def render_recorded(*arguments: Any) -> Iterator[Any]:
+            if self._is_rendering:  # a template that another one includes: its parts are the other's as well
+                yield from render(*arguments)
+                return
+            self._is_rendering = True
+            try:
+                for node in render(*arguments):
+                    self._nodes.append(node)
+                    yield node
+            finally:
+                self._is_rendering = False
+
+        return render_recorded
+
+    def to_native_value(self, template: str, rendered: Any) -> Any:
+        """Return what a template rendered to in a DAG with native rendering, or its text if it is a text.
+
+        Native rendering passes the value of an expression as it is, which is why a DAG has it. It also parses
+        every text as Python: the prompt `12` would become a number, and the text of a prompt, which anybody
+        may have written, a dict that names a file. Here, only two kinds of text are parsed: one of the filter
+        `tojson`, and a collection that the template itself writes.
         """
-        is_text = self.keep_texts and self.values and all(type(value) is str for value in self.values)
-        if not is_text or isinstance(rendered, str) or EXPRESSION_PATTERN.sub("", template).strip():
+        nodes = self._nodes
+        if not nodes and template:  # blocks without a text, which are None in native rendering
             return rendered
-        return "".join(self.values)
+        is_expression = not EXPRESSION_PATTERN.sub("", template).strip()
+        has_other_values = any(type(value) is not str for value in self.values)  # also texts of `tojson`
+        if len(nodes) == 1 and is_expression and has_other_values:
+            is_number = isinstance(rendered, (int, float)) and not isinstance(rendered, bool)
+            return str(rendered) if self.is_name and is_number else rendered
+        is_collection = isinstance(rendered, (list, tuple, dict, set))
+        if is_collection and not self.is_name and (has_other_values or not is_expression):
+            return rendered
+        return "".join(map(str, nodes))
 
     def find_problems(self, argument: str, texts: Iterable[tuple[str, str]]) -> dict[str, str]:
         """Return the problems of the templates of an argument, by their place in it.

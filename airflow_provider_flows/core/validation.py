@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_flows.core.definition import FlowDefinition, Parameter, find_definition
 from airflow_provider_flows.core.exceptions import FlowInputError
@@ -125,7 +125,7 @@ def select_definition(
         return None
     if definition is None:
         names = [one.display_name for one in definitions]
-        matches = _suggest_names(flow, names + [one.flow for one in definitions], max_count=3)
+        matches = suggest_names(flow, names + [one.flow for one in definitions], max_count=3)
         problems.add(f"{service} has no flow {_quote(flow)}{matches}. It has {_join_values(names)}")
         problems.context(hint=VALIDATE_FALSE_HINT)
     return definition
@@ -237,9 +237,9 @@ def _variable_problems(definition: FlowDefinition, inputs: Inputs) -> list[str]:
     missing = [name for name in definition.inputs if name not in names]
     unknown = [name for name in names if name not in definition.inputs] if definition.is_complete else []
     return [
-        *(f"variable {_quote(name)} is missing{_suggest_names(name, unknown)}" for name in missing),
+        *(f"variable {_quote(name)} is missing{suggest_names(name, unknown)}" for name in missing),
         *(
-            f"variable {_quote(name)} is not known{_suggest_names(name, definition.inputs)}"
+            f"variable {_quote(name)} is not known{suggest_names(name, definition.inputs)}"
             for name in unknown
         ),
         *find_unsendable_variables(inputs),
@@ -291,7 +291,7 @@ def _parameter_problems(definition: FlowDefinition, parameters: Mapping[str, Any
         hint = (
             "; the flow has only variables, which are passed as inputs"
             if definition.has_variables
-            else _suggest_names(name, known)
+            else suggest_names(name, known)
         )
         yield f"parameter {_quote(name)} is not known{hint}"
     for name, value in parameters.items():
@@ -300,7 +300,7 @@ def _parameter_problems(definition: FlowDefinition, parameters: Mapping[str, Any
             yield f"parameters[{_quote(name)}] must be {expectation}, not {_quote(value)}"
     for name, parameter in known.items():
         if parameter.required and name not in names:
-            yield f"parameter {_quote(name)} is missing{_suggest_names(name, unknown)}"
+            yield f"parameter {_quote(name)} is missing{suggest_names(name, unknown)}"
 
 
 def _get_expectation(parameter: Parameter, value: Any) -> str | None:
@@ -363,7 +363,18 @@ def _describe_parameter(parameter: Parameter) -> str:
     return f" ({', '.join(part for part in (allowed, bounds) if part)})" if allowed or bounds else ""
 
 
-def _suggest_names(name: str, candidates: Iterable[str], max_count: int = 1) -> str:
+def reject_unknown_arguments(owner: str, unknown: Iterable[str], names: Sequence[str]) -> NoReturn:
+    """Raise an error that names unknown arguments, the closest ones and all that exist.
+
+    :param owner: what has these arguments.
+    :raises FlowInputError: always.
+    """
+    problems = [f"{owner} has no argument {name!r}{suggest_names(name, names)}" for name in sorted(unknown)]
+    message = f"{'; '.join(problems)}. Its arguments are {', '.join(names)}"
+    raise FlowInputError(message)
+
+
+def suggest_names(name: str, candidates: Iterable[str], max_count: int = 1) -> str:
     """Return ` (did you mean 'x'?)` with the closest matches of a name, or an empty string."""
     by_lower = {other.lower(): other for other in candidates}
     found = get_close_matches(name.lower(), by_lower, n=max_count)

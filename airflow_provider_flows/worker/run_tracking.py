@@ -17,6 +17,12 @@ log = logging.getLogger(__name__)
 
 RUN_LINK_KEY = "flow_run_link"
 RUN_ID_KEY = "flow_run_id"
+# of a task instance; a flow run has them in its stamp
+STAMPED_ATTRIBUTES = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+NOT_OWN_RUN = (
+    "Flow run %s, whose id is in the XCom of this task, is neither fetched nor aborted: %s. If it is active, "
+    "it continues, and is billed. Check it at the service"
+)
 
 
 class RunTrackingMixin:
@@ -92,6 +98,29 @@ def push_run_id(ti: Any, flow_run_id: str) -> None:
         ti.xcom_push(RUN_ID_KEY, flow_run_id)
     except Exception as error:  # noqa: BLE001  # an id in XCom is not worth a paid run
         log.warning("The id of flow run %s could not be pushed to XCom: %r", flow_run_id, error)
+
+
+def find_pushed_run(ti: Any, hook: FlowsHook) -> str | None:
+    """Return the id of the flow run that this try of a task has pushed to XCom, None if there is none.
+
+    Other tasks and users may be able to write XComs. So a run counts only if it has the stamp of this try:
+    no other run of the account is fetched or aborted.
+    """
+    from airflow_provider_flows.core.exceptions import FlowError  # importing the operators stays cheap
+    from airflow_provider_flows.core.start_or_resume import get_stamp
+
+    flow_run_id = ti.xcom_pull(ti.task_id, key=RUN_ID_KEY, map_indexes=ti.map_index)
+    if not isinstance(flow_run_id, str) or not flow_run_id:
+        return None
+    try:
+        stamp = get_stamp(hook.get_run(flow_run_id))
+    except FlowError as error:
+        log.warning(NOT_OWN_RUN, flow_run_id, error)
+        return None
+    if all(name in stamp and stamp[name] == getattr(ti, name) for name in STAMPED_ATTRIBUTES):
+        return flow_run_id
+    log.warning(NOT_OWN_RUN, flow_run_id, "it does not have the stamp of this try")
+    return None
 
 
 def _push_run_link(context: Context, url: str) -> None:

@@ -14,10 +14,12 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
+    FlowInputError,
     FlowNotFound,
     FlowServiceError,
     FlowTimeout,
 )
+from airflow_provider_flows.core.start_or_resume import add_stamp
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
@@ -28,7 +30,7 @@ from airflow_provider_flows.worker.kill_check import (
     ON_KILL_SECONDS,
     is_task_finished,
 )
-from airflow_provider_flows.worker.run_tracking import push_run_id
+from airflow_provider_flows.worker.run_tracking import STAMPED_ATTRIBUTES, push_run_id
 from airflow_provider_flows.worker.saved_run import open_links, seal_links
 
 if TYPE_CHECKING:
@@ -47,7 +49,6 @@ RUN_CONTINUES = (
     "connection, then abort the run at the service, or clear the task, which aborts it."
 )
 FORBIDDEN_STATUS = 403  # how a service may respond to the id of another account's run
-STAMPED_ATTRIBUTES = ("dag_id", "run_id", "task_id", "map_index", "try_number")  # of a task instance
 ONLY_RESUMABLE = "%s, so this try can only resume the flow run of an earlier try: %s"
 MISSING_RUN = (
     "Flow run %s of an earlier try was not found: %s responded with 404 to every poll, and does not list it. "
@@ -337,6 +338,8 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
         host=hook.settings.base_url,
         created_by={name: getattr(task_try.context["ti"], name) for name in STAMPED_ATTRIBUTES},
     )
+    if not task_state.durable:  # else the start protocol adds it
+        request = replace(request, additional=add_stamp(request.additional, record.stamp))
     run = hook.start_from_request(
         request, record=record if task_state.durable else None, save=save, validate=task_try.validate
     )
@@ -393,17 +396,23 @@ def abort_on_error(task_try: TaskTry) -> Iterator[None]:
 def abort_if_abandoned(task_try: TaskTry, error: BaseException) -> None:
     """Abort the flow run, also one of an earlier try, if no retry resumes it after this error."""
     flow_run_id = task_try.flow_run_id
-    can_abort = task_try.abort_on_kill and task_try.hook.service.supports("get_run")
-    if flow_run_id is None or not can_abort or _will_retry(task_try, error):
+    if flow_run_id is None or not task_try.abort_on_kill or _will_retry(task_try, error):
         return
     try:
-        _abort(task_try, task_try.hook, flow_run_id)
+        if task_try.hook.service.supports("get_run"):
+            _abort(task_try, task_try.hook, flow_run_id)
     except FlowError as abort_error:
-        if isinstance(error, FlowAuthError) and isinstance(abort_error, FlowAuthError):
-            error.args = (f"{error} {RUN_CONTINUES.format(flow_run_id=flow_run_id)}",)
+        is_same = isinstance(error, FlowInputError) and str(error) == str(abort_error)  # of the connection
+        if is_same or (isinstance(error, FlowAuthError) and isinstance(abort_error, FlowAuthError)):
+            add_continuing_run(error, flow_run_id)
         task_try.log.warning(
             "Flow run %s could not be aborted. Check it at the service: %s", flow_run_id, abort_error
         )
+
+
+def add_continuing_run(error: BaseException, flow_run_id: str) -> None:
+    """Add to the message of an error of the connection that a flow run continues."""
+    error.args = (f"{str(error).rstrip('.')}. {RUN_CONTINUES.format(flow_run_id=flow_run_id)}",)
 
 
 def reload_hook(task_try: TaskTry) -> bool:

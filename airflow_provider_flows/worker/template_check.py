@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_flows.core.template_problems import TemplateRecorder
     from airflow_provider_flows.core.validation import Problems
 
 OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id"})
+# names, ids and paths, which are always texts
+NAME_ARGUMENTS = OUTPUT_ARGUMENTS | {"flow", "flows_conn_id", "input_conn_id", "flow_run_id"}
 # all templated arguments except `additional`, which is metadata and may be any text
-CHECKED_ARGUMENTS = OUTPUT_ARGUMENTS | {
-    "flow", "inputs", "parameters", "flows_conn_id", "input_conn_id", "flow_run_id"
-}  # fmt: skip
+CHECKED_ARGUMENTS = NAME_ARGUMENTS | {"inputs", "parameters"}
 FUNCTION_ARGUMENTS = frozenset({"op_args", "op_kwargs"})  # of the function of @task.flow
 
 
@@ -43,7 +44,7 @@ class TemplateCheckMixin:
             names = sorted(CHECKED_ARGUMENTS | FUNCTION_ARGUMENTS)
             arguments = [name for name in names if getattr(self, name, None) is content]
             return self.render_argument(arguments, content, context, jinja_env, seen_oids)
-        recorder.values.clear()
+        recorder.clear()
         rendered = super().render_template(content, context, jinja_env, seen_oids)  # type: ignore[misc]
         if isinstance(content, str):
             rendered = recorder.to_native_value(content, rendered)
@@ -72,8 +73,8 @@ class TemplateCheckMixin:
         env: Any = jinja_env or self.get_template_env()  # type: ignore[attr-defined]
         if env.finalize is not None:
             return super().render_template(content, context, env, seen_oids)  # type: ignore[misc]
-        recorder = TemplateRecorder(keep_texts="inputs" in arguments)
-        rendered = self.render_template(content, context, env.overlay(finalize=recorder), seen_oids)
+        recorder = TemplateRecorder(is_name=bool(arguments) and NAME_ARGUMENTS.issuperset(arguments))
+        rendered = self.render_template(content, context, _create_recording_env(env, recorder), seen_oids)
         problems = {name: recorder.find_problems(name, iter_texts(name, content)) for name in arguments}
         self._template_problems = {**self._template_problems, **problems}
         return rendered
@@ -88,3 +89,18 @@ class TemplateCheckMixin:
                 problems.add(f"{where}: {problem}", invalidates=name if name != "inputs" else where)
                 problems.invalid.update(re.findall(r"^inputs\[[^]]*\]", where))
         return problems
+
+
+def _create_recording_env(env: Any, recorder: TemplateRecorder) -> Any:
+    """Return a copy of a Jinja environment whose templates are recorded while they are rendered."""
+
+    class RecordedTemplate(env.template_class):  # type: ignore[misc]
+        @classmethod
+        def from_code(cls, *arguments: Any) -> Any:
+            template = super().from_code(*arguments)
+            template.root_render_func = recorder.record_nodes(template.root_render_func)
+            return template
+
+    recording_env = env.overlay(finalize=recorder)
+    recording_env.template_class = RecordedTemplate
+    return recording_env

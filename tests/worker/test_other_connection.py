@@ -115,7 +115,12 @@ def test_earlier_run_that_has_ended_is_no_warning(
 
 # what happens to the connection `first` before a retry over `second`, and the reason in the log
 UNUSABLE: list[tuple[str, Callable[[Connect, Emulator, Emulator], None], dict[str, Any], str]] = [
-    ("deleted", lambda connect, _first, _second: connect("first", None), {}, "the connection: "),
+    (
+        "deleted",
+        lambda connect, _first, _second: connect("first", None),
+        {},
+        "Connection 'first' does not exist",
+    ),
     (
         "edited",
         lambda connect, _first, second: connect("first", second.url),

@@ -13,11 +13,12 @@ import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 
-from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
+from airflow_provider_flows.worker.template_check import NAME_ARGUMENTS
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
@@ -219,6 +220,134 @@ def test_native_rendering_keeps_a_text_a_text(emulator: Emulator, form: str) -> 
     assert "42" in sent
     for task_id, error in result.errors.items():
         assert "rendered to the text of" in str(error), task_id
+
+
+# texts that Python reads as values
+SCALAR_TEXTS = ["12", "-7", "007", "1e3", "1_000", "0x10", "1.50", "True", "'quoted'", "b'12'", "..."]
+# each form of a template, and what it renders to with the text as params.text
+FORMS = {
+    "{text}": "{text}",
+    "{{{{ params.text }}}}": "{text}",
+    "{{{{ params.text | trim }}}}": "{text}",
+    "{{{{ params.text }}}}0": "{text}0",
+    "{{{{ params.text }}}}{{{{ params.number }}}}": "{text}12",
+    "{{% if params.number %}}{text}{{% endif %}}": "{text}",
+}
+# each templated field, and where a text is in it
+FIELDS: dict[str, tuple[Any, ...]] = {
+    **{f"operator, {name}": (RunFlowOperator, name) for name in RunFlowOperator.template_fields},
+    **{f"sensor, {name}": (FlowRunSensor, name) for name in FlowRunSensor.template_fields},
+    "operator, item of inputs": (RunFlowOperator, "inputs", 1),
+    "operator, data": (RunFlowOperator, "inputs", 0, "data"),
+    "operator, uri": (RunFlowOperator, "inputs", 0, "uri"),
+    "operator, variable": (RunFlowOperator, "inputs", "item"),
+    "operator, parameter": (RunFlowOperator, "parameters", "style"),
+    "operator, key of additional": (RunFlowOperator, "additional", "order"),
+    "decorator, op_args": (None, "op_args", 0),
+    "decorator, op_kwargs": (None, "op_kwargs", "prompt"),
+}
+
+
+def return_prompt(prompt: Any) -> Any:
+    """Return what was passed."""
+    return prompt
+
+
+def render_field(field: str, template: str, params: dict[str, Any], *, native: bool) -> Any:
+    """Return what Airflow renders a template to at the place of a field."""
+    operator, name, *places = FIELDS[field]
+    value: Any = template
+    for place in reversed(places):
+        value = {place: value} if isinstance(place, str) else [*[""] * place, value]
+    with DAG("templates_rendered", schedule=None, render_template_as_native_obj=native):
+        if operator is None:
+            decorated = task.flow(flow=FLOW)(return_prompt)
+            rendered = decorated(value[0]) if name == "op_args" else decorated(**value)
+            one = rendered.operator
+        else:
+            required = {"flow_run_id": "a"} if operator is FlowRunSensor else {"flow": FLOW}
+            one = operator(task_id="one", **{**required, name: value})
+    one.render_template_fields({"params": params})
+    rendered_value = getattr(one, name)
+    for place in places:
+        rendered_value = rendered_value[place]
+    return rendered_value
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_text_is_the_same_text_in_native_rendering(field: str) -> None:
+    """A text in any templated field is the same with and without native rendering, whatever it spells."""
+    for text in SCALAR_TEXTS:
+        for form, expected in FORMS.items():
+            template, params = form.format(text=text), {"text": text, "number": 12}
+            plain = render_field(field, template, params, native=False)
+            assert plain == expected.format(text=text), template
+            native = render_field(field, template, params, native=True)
+            assert (type(native), native) == (str, plain), template
+
+
+NAME_FIELDS = [field for field, (_, name, *_) in FIELDS.items() if name in NAME_ARGUMENTS]
+VALUES: dict[str, Any] = {
+    "number": 12,
+    "fraction": 1.5,
+    "flag": True,
+    "nothing": None,
+    "things": ["a", 1],
+    "spec": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_native_rendering_passes_a_value_as_it_is(field: str) -> None:
+    """A value that is no text is passed as it is; a number as a name, an id or a path is its text."""
+    for name, value in VALUES.items():
+        native = render_field(field, f"{{{{ params.{name} }}}}", VALUES, native=True)
+        is_text = field in NAME_FIELDS and name in {"number", "fraction"}
+        assert native == (str(value) if is_text else value), name
+
+
+WRITTEN: dict[str, tuple[str, Any]] = {
+    "a list": ("['{{ params.text }}', 'A boat']", ["12", "A boat"]),
+    "a dict": ("{'data': '{{ params.text }}'}", {"data": "12"}),
+    "a literal list": ("['A chair']", ["A chair"]),
+    "a constant": ("{{ ['A chair'] }}", ["A chair"]),
+    "a block": ("{% if params.text %}['A chair']{% endif %}", ["A chair"]),
+    "a number in JSON": ("{{ 12 | tojson }}", 12),
+    "a list in JSON": ("{{ params.things | tojson }}", ["a", 1]),
+    "no text": ("{% if params.nothing %}A chair{% endif %}", None),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_native_rendering_parses_what_the_template_writes(written: str) -> None:
+    """A collection that the template itself writes, and JSON of the filter `tojson`, are parsed."""
+    template, expected = WRITTEN[written]
+    params = {"text": "12", "things": ["a", 1], "nothing": False}
+    assert render_field("operator, inputs", template, params, native=True) == expected
+
+
+def test_prompt_and_id_of_digits_are_accepted_in_native_rendering(emulator: Emulator) -> None:
+    """A prompt and a flow run's id of digits are sent as they are, from a text, a template or a function."""
+    with DAG(
+        "templates_native_digits",
+        schedule=None,
+        params={"prompt": "12", "flow_run_id": "123456789012345678901234"},
+        render_template_as_native_obj=True,
+    ) as dag:
+        RunFlowOperator(task_id="text", **{**CHAIR_ARGUMENTS, "inputs": "12"})
+        RunFlowOperator(task_id="template", **{**CHAIR_ARGUMENTS, "inputs": "{{ params.prompt }}"})
+        decorator = {name: value for name, value in CHAIR_ARGUMENTS.items() if name != "inputs"}
+        task.flow(**decorator)(return_prompt).override(task_id="function")("12")
+        FlowRunSensor(task_id="sensor", flow_run_id="{{ params.flow_run_id }}", mode="poke", **FAST_POLLING)
+    result = run_dag(dag)
+
+    assert {name: state for name, state in result.states.items() if name != "sensor"} == dict.fromkeys(
+        ("text", "template", "function"), "success"
+    )
+    prompts = [item.media.content.decode() for run in emulator.runs.values() for item in run.inputs]
+    assert prompts == ["12"] * 3
+    assert type(result.errors["sensor"]) is FlowNotFound
+    assert "123456789012345678901234" in str(result.errors["sensor"])
 
 
 def test_mapped_task_rejects_its_own_template_only(emulator: Emulator) -> None:
