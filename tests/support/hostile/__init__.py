@@ -6,6 +6,7 @@
 from tests.support.hostile import (
     broken_framing,
     downloads,
+    echoes,
     expansion,
     links,
     sizes,
@@ -20,6 +21,7 @@ __all__ = [
     "HostileServer",
     "broken_framing",
     "downloads",
+    "echoes",
     "expansion",
     "links",
     "sizes",
