@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import copy_context
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from math import inf
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow.providers.common.compat.connection import get_async_connection
@@ -20,7 +22,7 @@ from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
 from airflow_provider_flows.core.flow_run import quote_errors
 from airflow_provider_flows.core.http import Purpose, with_deadline
-from airflow_provider_flows.core.limits import MAX_REQUESTS_PER_SECOND
+from airflow_provider_flows.core.limits import MAX_REQUESTS_PER_SECOND, START_LOG_SECONDS
 from airflow_provider_flows.core.redaction import ErrorTexts, find_signatures
 from airflow_provider_flows.core.retry import Retry, with_retries
 
@@ -71,6 +73,8 @@ class BaseFlowsHook(BaseHook):
 
     hidden_inputs: Any = None
     """The inputs of the task's flow run, which the service may repeat when it explains an error."""
+    start_log_interval: float = START_LOG_SECONDS
+    """Seconds between two lines of the log while a start has no response yet."""
 
     def __init__(self, flows_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -266,6 +270,33 @@ class BaseFlowsHook(BaseHook):
     def poll_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Read a run from the service, with its errors as `error_texts` shows them."""
         return self.quote_errors((yield from self.service.get_run(flow_run_id)))
+
+    @contextmanager
+    def log_start(self, flow: str) -> Iterator[None]:
+        """Log that a flow is being started in the block, and every minute that there is no response yet.
+
+        A service that starts a run in several steps responds to each in seconds, so the start is logged only
+        if it takes longer, such as for the upload of a large file.
+        """
+        name, ended = self.service.name, Event()
+        if not self.service.staged_start:
+            arrives = "" if self.service.supports("get_run") else "; it responds when the flow run has ended"
+            self.log.info("Starting flow %s at %s%s", flow, name, arrives)
+
+        def log_waiting() -> None:
+            started_at = time.monotonic()
+            while not ended.wait(self.start_log_interval):
+                seconds = time.monotonic() - started_at
+                self.log.info("Still starting flow %s at %s, after %.0f s", flow, name, seconds)
+
+        run = copy_context().run  # with what Airflow's logger knows of the task
+        thread = Thread(target=run, args=(log_waiting,), name="flow-start-log", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def limit_requests(self, max_wait: float = inf) -> None:
         """From now on, send this hook's requests through the rate limiter of its connection in this process.

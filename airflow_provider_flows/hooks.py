@@ -134,7 +134,8 @@ class FlowsHook(BaseFlowsHook):
         self.hidden_inputs = request.inputs
         with self._check_quota(f"Flow {request.flow} was not started"):
             request = self._prepare(request, problems, validate=validate)
-            return self.run(starting(request))
+            with self.log_start(request.flow):
+                return self.run(starting(request))
 
     @contextmanager
     def _check_quota(self, what: str, *, clear: bool = True) -> Iterator[None]:

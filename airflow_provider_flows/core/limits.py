@@ -60,6 +60,9 @@ TRANSFER_WINDOW_SECONDS = 60.0
 # For the last poll of a wait, which starts at the deadline; seconds.
 LAST_POLL_GRACE_SECONDS = 2.0
 
+# Between two lines of the log while the request is out that starts a flow run.
+START_LOG_SECONDS = 60.0
+
 # Downloads through the API server, of one of its processes. A reader must take a chunk within the stall time,
 # which is a minimum rate of about 1 KiB/s.
 MAX_DOWNLOADS = 4  # of one connection, at a time, each with a thread

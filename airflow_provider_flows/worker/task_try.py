@@ -342,9 +342,10 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
     )
     if not task_state.durable:
         save(replace(record, flow_run_id=run.flow_run_id))
-    task_try.log.info("Started the %s", run)
     if run.is_final:
         task_try.log.info("The %s ended in state %r", run, run.raw_state)
+    else:
+        task_try.log.info("Started the %s", run)
     return run
 
 
