@@ -395,12 +395,15 @@ class FlowsHook(BaseFlowsHook):
         schedule: Schedule,
         log: LogFunction | None = None,
         min_log_interval: float = 0.0,
+        *,
+        is_named: bool = False,
     ) -> Wait:
         """Create the wait for a flow run, which any driver can run.
 
         :param schedule: when to poll, and until when.
         :param log: receives a logging level and a line; by default the hook's logger.
         :param min_log_interval: shortest time between two log lines about progress, in seconds.
+        :param is_named: whether a log line before has named the run in full, so that these need not.
         """
         return Wait(
             flow_run_id,
@@ -409,6 +412,7 @@ class FlowsHook(BaseFlowsHook):
             clock=time.time,
             log=log or self.log.log,
             min_log_interval=min_log_interval,
+            is_named=is_named,
             count_poll=metrics.count_poll,
             on_final=metrics.record_final_run,
         )

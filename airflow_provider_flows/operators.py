@@ -330,7 +330,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             # Airflow does not enforce execution_timeout while a task is deferred, so the deadline does
             try_deadline = task_try.started_at + self.execution_timeout.total_seconds()
             schedule = replace(schedule, deadline=min(try_deadline, schedule.deadline or try_deadline))
-        wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log)
+        wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log, is_named=True)
         poll: Callable[[], Conversation[FlowRun | None]] = wait.poll_once
         if not self.deferrable or rejections >= MAX_REJECTED_TRIGGERS:
             poll = wait.poll_until_final

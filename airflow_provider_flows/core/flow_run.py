@@ -262,6 +262,12 @@ class FlowRun:
         return f"{self.service} flow run {self.flow_run_id}" + (f" (flow {self.flow})" if self.flow else "")
 
     @property
+    def short_name(self) -> str:
+        """The end of the id, and the flow, for log lines after the first one, which names the run in full."""
+        end = f"...{self.flow_run_id[-6:]}" if len(self.flow_run_id) > 9 else self.flow_run_id
+        return f"flow run {end}" + (f" ({self.flow})" if self.flow else "")
+
+    @property
     def is_final(self) -> bool:
         """Whether the run can no longer change."""
         return self.state.is_final

@@ -170,11 +170,12 @@ class TaskFinisher:
         try:
             self.hook.delete(run.flow_run_id)
         except FlowNotFound:
-            log.info("The %s was already deleted at the service", run)
+            log.info("The %s was already deleted at the service", run.short_name)
         except FlowError as error:
             log.warning("The %s could not be deleted. Delete it at the service: %s", run, error)
         else:
-            log.info("The %s was deleted at the service, because all of its files are stored", run)
+            name = run.short_name
+            log.info("The %s was deleted at the service, because all of its files are stored", name)
 
 
 class DeadlinePolicy(Enum):

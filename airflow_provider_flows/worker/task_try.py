@@ -375,7 +375,7 @@ def on_deadline(task_try: TaskTry, flow_run_id: str, error: FlowTimeout) -> Flow
     if task_try.task_state.will_be_resumed(time.time()):
         policy = DeadlinePolicy.HAND_OVER
     run = finish_after_deadline(task_try.hook, flow_run_id, error, policy)
-    task_try.log.info("The deadline passed, but the %s had completed", run)
+    task_try.log.info("The deadline passed, but the %s had completed", run.short_name)
     return run
 
 

@@ -47,13 +47,18 @@ def test_progress_is_logged_every_ten_points(emulator: Emulator) -> None:
 
 
 def test_first_and_last_line_name_the_run(emulator: Emulator) -> None:
-    """The first line has service, flow and flow run id; the last one has the final state and the duration."""
+    """The first line has service, flow and flow run id; the others have the end of the id, and the flow.
+
+    The last one has the final state and the duration.
+    """
     wait = run_in_mode("deferrable", emulator, (20.0, 90.0))
 
     run = f"generio flow run {wait.flow_run_id} (flow model_generate_fromprompt)"
     lines = package_log_lines(wait.result.log)
     assert lines[0] == f"info: Started the {run}"
-    assert lines[-1] == f"info: The {run} is completed after 100.0 s"
+    name = f"The flow run ...{wait.flow_run_id[-6:]} (model_generate_fromprompt)"
+    assert lines[-1] == f"info: {name} is completed after 100.0 s"
+    assert [line for line in lines[1:] if name not in line] == []
 
 
 @pytest.mark.parametrize("mode", MODES)
