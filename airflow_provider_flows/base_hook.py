@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import copy_context
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from math import inf
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow.providers.common.compat.connection import get_async_connection
@@ -18,23 +20,35 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoun
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
+from airflow_provider_flows.core.flow_run import quote_errors
 from airflow_provider_flows.core.http import Purpose, with_deadline
-from airflow_provider_flows.core.limits import MAX_REQUESTS_PER_SECOND
+from airflow_provider_flows.core.limits import MAX_REQUESTS_PER_SECOND, START_LOG_SECONDS
+from airflow_provider_flows.core.redaction import ErrorTexts, find_signatures
 from airflow_provider_flows.core.retry import Retry, with_retries
 
 if TYPE_CHECKING:
     import requests
     from airflow.sdk import Connection
 
+    from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation, Request, Response, T
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
 
+MIN_DOWNLOAD_ATTEMPTS = 3
 MIN_ABORT_ATTEMPTS = 8  # when many runs are aborted at once, a rate limit rejects many requests
 
 # The transports are imported in the methods that use them: a worker never needs aiohttp, and a triggerer
 # never needs requests.
+
+
+def mask_signatures(url: str) -> None:
+    """Mask the signatures of a URL in Airflow's logs, because the HTTP libraries log it at level DEBUG."""
+    from airflow.providers.common.compat.sdk import mask_secret
+
+    for secret in find_signatures(url):
+        mask_secret(secret)
 
 
 class BaseFlowsHook(BaseHook):
@@ -56,6 +70,11 @@ class BaseFlowsHook(BaseHook):
 
     It is never shorter than `connect_timeout` and `read_timeout` of the connection together.
     """
+
+    hidden_inputs: Any = None
+    """The inputs of the task's flow run, which the service may repeat when it explains an error."""
+    start_log_interval: float = START_LOG_SECONDS
+    """Seconds between two lines of the log while a start has no response yet."""
 
     def __init__(self, flows_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -145,13 +164,30 @@ class BaseFlowsHook(BaseHook):
     @property
     def settings(self) -> Settings:
         """The connection's settings for the transports."""
-        return conn.to_settings(
+        settings = conn.to_settings(
             self.connection,
             self.extra,
             default_host=self.default_host,
             credentials=self.service.auth_headers,
             picture_hosts=self.service.picture_hosts,
         )
+        return replace(settings, error_texts=self.error_texts)
+
+    @property
+    def error_texts(self) -> ErrorTexts:
+        """What messages, logs and pages show of the texts with which the service explains an error."""
+        return ErrorTexts(self.hidden_inputs, is_shown=self._shows_service_errors)
+
+    @cached_property
+    def _shows_service_errors(self) -> bool:
+        # not at the top: Airflow may load this module while it reads its configuration
+        from airflow.providers.common.compat.sdk import conf
+
+        return bool(conf.getboolean("flows", "log_service_errors", fallback=True))
+
+    def quote_errors(self, result: T) -> T:
+        """Return a run, an output or a list of them with its errors as `error_texts` shows them."""
+        return quote_errors(result, self.error_texts)
 
     @property
     def retry(self) -> Retry:
@@ -221,7 +257,53 @@ class BaseFlowsHook(BaseHook):
         with self.add_connection_to_errors():
             transport = BlockingTransport(settings, self.get_conn())
             send = self._limit_rate(settings, transport.send)
-            return run(with_retries(conversation, retry or self.retry), send)
+            return self.quote_errors(run(with_retries(conversation, retry or self.retry), send))
+
+    def run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
+        """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""
+        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
+        return self.run(retry.retry_incomplete(create_conversation), retry=retry)
+
+    def create_url_filter(self) -> Callable[[str], bool]:
+        """Return a function that returns whether a file may be fetched from a URL of another host."""
+        settings = self.settings
+
+        def is_allowed(url: str) -> bool:
+            mask_signatures(url)
+            return settings.is_allowed_url(url)
+
+        return is_allowed
+
+    def poll_run(self, flow_run_id: str) -> Conversation[FlowRun]:
+        """Read a run from the service, with its errors as `error_texts` shows them."""
+        return self.quote_errors((yield from self.service.get_run(flow_run_id)))
+
+    @contextmanager
+    def log_start(self, flow: str) -> Iterator[None]:
+        """Log that a flow is being started in the block, and every minute that there is no response yet.
+
+        A service that starts a run in several steps responds to each in seconds, so the start is logged only
+        if it takes longer, such as for the upload of a large file.
+        """
+        name, ended = self.service.name, Event()
+        if not self.service.staged_start:
+            arrives = "" if self.service.supports("get_run") else "; it responds when the flow run has ended"
+            self.log.info("Starting flow %s at %s%s", flow, name, arrives)
+
+        def log_waiting() -> None:
+            started_at = time.monotonic()
+            while not ended.wait(self.start_log_interval):
+                seconds = time.monotonic() - started_at
+                self.log.info("Still starting flow %s at %s, after %.0f s", flow, name, seconds)
+
+        run = copy_context().run  # with what Airflow's logger knows of the task
+        thread = Thread(target=run, args=(log_waiting,), name="flow-start-log", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def limit_requests(self, max_wait: float = inf) -> None:
         """From now on, send this hook's requests through the rate limiter of its connection in this process.
@@ -254,7 +336,8 @@ class BaseFlowsHook(BaseHook):
 
         async with self.async_transport() as transport:
             with self.add_connection_to_errors():
-                return await run(with_retries(conversation, retry or self.retry), transport.send)
+                result = await run(with_retries(conversation, retry or self.retry), transport.send)
+        return self.quote_errors(result)
 
     @asynccontextmanager
     async def async_transport(self) -> AsyncIterator[AsyncTransport]:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows import metrics
-from airflow_provider_flows.base_hook import BaseFlowsHook
+from airflow_provider_flows.base_hook import BaseFlowsHook, mask_signatures
 from airflow_provider_flows.core import start_or_resume
 from airflow_provider_flows.core.exceptions import (
     FlowError,
@@ -26,8 +27,7 @@ from airflow_provider_flows.core.payload.download import RepeatedFileFilter, dow
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
-from airflow_provider_flows.core.redaction import find_signatures
-from airflow_provider_flows.core.retry import NO_RETRY, Retry
+from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.validation import Problems, coerce_parameters, collect_problems
 from airflow_provider_flows.preflight import Preflight
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
     from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.core.graph import FlowGraph
-    from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.progress_log import LogFunction
     from airflow_provider_flows.core.service import Service
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TEST_TIMEOUT_SECONDS = 5.0  # Airflow calls `test_connection` inside its web server
-MIN_DOWNLOAD_ATTEMPTS = 3
 
 
 def log_accepted_file(problem: str) -> None:
@@ -56,14 +55,6 @@ def log_accepted_file(problem: str) -> None:
         "A file was accepted because it arrived twice with the same SHA-256. Check it before you use it: %s",
         problem,
     )
-
-
-def _mask_signatures(url: str) -> None:
-    """Mask the signatures of a URL in Airflow's logs, because the HTTP libraries log it at level DEBUG."""
-    from airflow.providers.common.compat.sdk import mask_secret
-
-    for secret in find_signatures(url):
-        mask_secret(secret)
 
 
 class FlowsHook(BaseFlowsHook):
@@ -106,9 +97,8 @@ class FlowsHook(BaseFlowsHook):
 
         problems = Problems()
         request = build_request(flow, inputs, parameters, additional, input_conn_id, problems)
-        with self._check_quota(f"Flow {request.flow} was not started"):
-            request = self._prepare(request, problems, validate=validate)
-            return self.run(start_or_resume.start_without_record(self.service, request))
+        starting = partial(start_or_resume.start_without_record, self.service)
+        return self._start(request, problems, starting, validate=validate)
 
     def start_from_request(
         self,
@@ -128,11 +118,24 @@ class FlowsHook(BaseFlowsHook):
         :raises FlowInputError: as for `start`.
         :raises FlowServiceError: as for `start`.
         """
+        starting = partial(start_or_resume.start_without_record, self.service)
+        if record is not None and save is not None:
+            starting = partial(start_or_resume.start, self.service, record=record, save=save)
+        return self._start(request, Problems(), starting, validate=validate)
+
+    def _start(
+        self,
+        request: RunRequest,
+        problems: Problems,
+        starting: Callable[[RunRequest], Conversation[FlowRun]],
+        *,
+        validate: bool,
+    ) -> FlowRun:
+        self.hidden_inputs = request.inputs
         with self._check_quota(f"Flow {request.flow} was not started"):
-            request = self._prepare(request, Problems(), validate=validate)
-            if record is not None and save is not None:
-                return self.run(start_or_resume.start(self.service, request, record, save))
-            return self.run(start_or_resume.start_without_record(self.service, request))
+            request = self._prepare(request, problems, validate=validate)
+            with self.log_start(request.flow):
+                return self.run(starting(request))
 
     @contextmanager
     def _check_quota(self, what: str, *, clear: bool = True) -> Iterator[None]:
@@ -281,6 +284,7 @@ class FlowsHook(BaseFlowsHook):
         if not isinstance(inputs, Sequence) or len(inputs) != 1:
             message = "add_input takes one input"
             raise FlowInputError(message)
+        self.hidden_inputs = inputs
         with self._check_quota(f"No input was added to flow run {flow_run_id}", clear=False):
             return self.run(self.service.add_input(flow_run_id, inputs[0]))
 
@@ -291,7 +295,7 @@ class FlowsHook(BaseFlowsHook):
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:
         """Download one input into memory."""
-        return self._run_download(lambda: self.service.get_input(flow_run_id, asset_id))
+        return self.run_download(lambda: self.service.get_input(flow_run_id, asset_id))
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
         """Return a flow run's inputs, in the form of outputs."""
@@ -335,9 +339,9 @@ class FlowsHook(BaseFlowsHook):
         :raises FlowServiceError: the output could not be downloaded completely; discard what the target
             received.
         """
-        service, is_allowed = self.service, self._create_url_filter()
+        service, is_allowed = self.service, self.create_url_filter()
         repeated = RepeatedFileFilter(on_accepted)
-        return self._run_download(
+        return self.run_download(
             lambda: repeated.filter(
                 allow_urls(service.save_output(flow_run_id, asset_id, target, media_type), is_allowed)
             )
@@ -354,11 +358,11 @@ class FlowsHook(BaseFlowsHook):
         :returns: None if the link does not lead to an image, or to a host that is not allowed, which is
             logged.
         """
-        _mask_signatures(url)
-        max_bytes, is_allowed = self.settings.max_response_bytes, self._create_url_filter()
+        mask_signatures(url)
+        max_bytes, is_allowed = self.settings.max_response_bytes, self.create_url_filter()
         repeated = RepeatedFileFilter(on_accepted)
         try:
-            return self._run_download(
+            return self.run_download(
                 lambda: repeated.filter(
                     allow_urls(download_image(url.strip(), target, max_bytes), is_allowed)
                 )
@@ -368,21 +372,6 @@ class FlowsHook(BaseFlowsHook):
                 raise
             log.warning("A link in an output is not fetched: %s", error)
             return None
-
-    def _create_url_filter(self) -> Callable[[str], bool]:
-        """Return a function that returns whether a file may be fetched from a URL of another host."""
-        settings = self.settings
-
-        def is_allowed(url: str) -> bool:
-            _mask_signatures(url)
-            return settings.is_allowed_url(url)
-
-        return is_allowed
-
-    def _run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
-        """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""
-        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
-        return self.run(retry.retry_incomplete(create_conversation), retry=retry)
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Return a flow's definition.
@@ -406,20 +395,24 @@ class FlowsHook(BaseFlowsHook):
         schedule: Schedule,
         log: LogFunction | None = None,
         min_log_interval: float = 0.0,
+        *,
+        is_named: bool = False,
     ) -> Wait:
         """Create the wait for a flow run, which any driver can run.
 
         :param schedule: when to poll, and until when.
         :param log: receives a logging level and a line; by default the hook's logger.
         :param min_log_interval: shortest time between two log lines about progress, in seconds.
+        :param is_named: whether a log line before has named the run in full, so that these need not.
         """
         return Wait(
             flow_run_id,
-            self.service.get_run,
+            self.poll_run,
             schedule=schedule,
             clock=time.time,
             log=log or self.log.log,
             min_log_interval=min_log_interval,
+            is_named=is_named,
             count_poll=metrics.count_poll,
             on_final=metrics.record_final_run,
         )

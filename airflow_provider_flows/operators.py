@@ -195,7 +195,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         with self._run_try(task_try):
             on_run_update = self.get_run_tracker(context, task_try.hook, task_try.deferred_run_id)
             try:
-                run = run_from_event(event)
+                run = run_from_event(event, task_try.hook.error_texts)
             except FlowTimeout as error:
                 run = on_deadline(task_try, str(task_try.flow_run_id), error)
             except (
@@ -279,6 +279,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         def create_hook() -> FlowsHook:
             hook = self._get_hook(saved_conn_id or self.flows_conn_id)
             hook.max_transfer_seconds = to_seconds("timeout", self.timeout)
+            hook.hidden_inputs = self.inputs
             return hook
 
         try:
@@ -337,7 +338,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             # Airflow does not enforce execution_timeout while a task is deferred, so the deadline does
             try_deadline = task_try.started_at + self.execution_timeout.total_seconds()
             schedule = replace(schedule, deadline=min(try_deadline, schedule.deadline or try_deadline))
-        wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log)
+        wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log, is_named=True)
         poll: Callable[[], Conversation[FlowRun | None]] = wait.poll_once
         if not self.deferrable or rejections >= MAX_REJECTED_TRIGGERS:
             poll = wait.poll_until_final

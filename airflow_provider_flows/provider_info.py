@@ -12,6 +12,11 @@ from airflow_provider_flows.connection import GENERIO_FIELDS, PROMPTCHAINER_FIEL
 
 PACKAGE = "airflow_provider_flows"
 SERVICES = ("Generio", "PromptChainer")
+LOG_SERVICE_ERRORS_DESCRIPTION = """\
+Whether logs, errors, events and pages contain the text with which a service explains an error. It is at most
+200 characters long, and parts of it that equal an input of the task's flow run are replaced. If a service may
+still repeat what must not be logged, set this to False.
+"""
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -38,6 +43,20 @@ def get_provider_info() -> dict[str, Any]:
                 table=PROMPTCHAINER_FIELDS,
             ),
         ],
+        "config": {
+            "flows": {
+                "description": "Settings of the provider for flow services.",
+                "options": {
+                    "log_service_errors": {
+                        "description": LOG_SERVICE_ERRORS_DESCRIPTION,
+                        "version_added": __version__,
+                        "type": "boolean",
+                        "example": None,
+                        "default": "True",
+                    }
+                },
+            }
+        },
         "cli": [f"{PACKAGE}.cli.parser.get_commands"],  # Airflow 3.2 and later
         "integrations": [
             {

@@ -37,6 +37,7 @@ from airflow_provider_flows.worker.kill_check import (
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.polling.wait import Wait
+    from airflow_provider_flows.core.redaction import ErrorTexts
     from airflow_provider_flows.hooks import FlowsHook
 
 __all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "min_event_delay", "run_from_event"]
@@ -439,15 +440,19 @@ def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None)
     return next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout"
 
 
-def run_from_event(event: Mapping[str, Any] | None) -> FlowRun:
+def run_from_event(event: Mapping[str, Any] | None, error_texts: ErrorTexts | None = None) -> FlowRun:
     """Return the final run of a `FlowRunTrigger`'s event, or raise what a blocking wait would have raised.
 
+    :param error_texts: hides the task's inputs in an error's message; the triggerer does not know them.
     :raises FlowError: the error that ended the wait, or the event is not one of this trigger's.
     """
     if isinstance(event, Mapping) and isinstance(event.get("run"), Mapping):
         return FlowRun.from_event(event["run"])
     if isinstance(event, Mapping) and isinstance(event.get("error"), Mapping):
-        raise error_from_dict(event["error"])
+        data = dict(event["error"])
+        if error_texts is not None:
+            data["message"] = error_texts.hide_inputs(str(data.get("message")))
+        raise error_from_dict(data)
     message = f"The task was resumed with an event that no FlowRunTrigger emits: {event!r}. Clear the task."
     raise FlowError(message)
 

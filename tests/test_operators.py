@@ -228,7 +228,7 @@ def test_promptchainer_accepts_mapping_of_variables(emulator: Emulator, *, defer
     assert get_bodies(emulator, "POST", SAMPLE_FLOW) == [{"variables": {"color": "red", "item": "ball"}}]
     run = f"promptchainer flow run {returned['flow_run_id']} (flow {SAMPLE_FLOW})"
     assert package_log_lines(result.log)[:2] == [
-        f"info: Started the {run}",
+        f"info: Starting flow {SAMPLE_FLOW} at promptchainer; it responds when the flow run has ended",
         f"info: The {run} ended in state 'completed'",
     ]
     assert "running trigger in line" not in result.log

@@ -74,7 +74,9 @@ def run(args: Namespace) -> Exit:
     if args.no_wait and not flow_run.is_final:
         show_one(flow_run.to_dict(), args.output)
         return Exit.DONE
-    final = flow_run if flow_run.is_final else _wait_for_run(hook, flow_run.flow_run_id, schedule, args)
+    final: FlowRun | None = flow_run
+    if not flow_run.is_final:
+        final = _wait_for_run(hook, flow_run.flow_run_id, schedule, args, is_named=True)
     return Exit.INTERRUPTED if final is None else fetch_and_print(hook, final, output_options, args)
 
 
@@ -207,14 +209,19 @@ class _RunStarter:
         return found
 
 
-def _wait_for_run(hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Namespace) -> FlowRun | None:
+def _wait_for_run(
+    hook: FlowsHook, flow_run_id: str, schedule: Schedule, args: Namespace, *, is_named: bool = False
+) -> FlowRun | None:
     """Wait for a flow run and show its progress; return None if Ctrl-C ended the wait and the run continues.
 
+    :param is_named: whether a line before has named the run in full.
     :raises FlowTimeout: the timeout expired; the run continues.
     """
     try:
         bar = is_terminal(sys.stdout) and is_terminal(sys.stderr)
-        wait = hook.create_wait(flow_run_id, schedule, _echo_warning if bar else _echo_log_line)
+        wait = hook.create_wait(
+            flow_run_id, schedule, _echo_warning if bar else _echo_log_line, is_named=is_named
+        )
         with _progress_bar(flow_run_id) if bar else _no_progress_bar() as show:
             return hook.run(wait.poll_until_final(show), retry=NO_RETRY)
     except FlowTimeout as error:

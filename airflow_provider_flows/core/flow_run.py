@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from airflow_provider_flows.core.exceptions import (
     FlowMalformed,
@@ -26,6 +26,10 @@ from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 
 if TYPE_CHECKING:
     from pendulum import DateTime
+
+    from airflow_provider_flows.core.redaction import ErrorTexts
+
+T = TypeVar("T")
 
 
 class FlowState(StrEnum):
@@ -55,6 +59,12 @@ _STATES_BY_VALUE: dict[str, FlowState] = {state.value: state for state in FlowSt
 _FINAL_STATES = frozenset({FlowState.COMPLETED, FlowState.FAILED, FlowState.ABORTED})
 
 READY, ERROR, PENDING = "ready", "error", "pending"  # status of an output (vendor_notes.md, G-03)
+
+
+class OwnReason(str):
+    """The error of a run or an output that this package states, and not the service (`quote_errors`)."""
+
+    __slots__ = ()
 
 
 # maximum lengths in characters
@@ -175,7 +185,7 @@ class FlowOutput:
             "additional": to_storable(self.additional),
         }
         if self.error:
-            data["error"] = self.error
+            data["error"] = str(self.error)
         if self.warning:
             data["warning"] = self.warning
         if self.value is not None:
@@ -200,7 +210,7 @@ def bound_outputs(outputs: Sequence[FlowOutput], where: str) -> list[FlowOutput]
         f"the flow run has {len(outputs):,} outputs, and at most {MAX_OUTPUTS:,} are listed, so {missing:,} "
         f"are missing. {where}"
     )
-    return [*kept, FlowOutput(f"{missing} more outputs", status=ERROR, error=error)]
+    return [*kept, FlowOutput(f"{missing} more outputs", status=ERROR, error=OwnReason(error))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +262,12 @@ class FlowRun:
         return f"{self.service} flow run {self.flow_run_id}" + (f" (flow {self.flow})" if self.flow else "")
 
     @property
+    def short_name(self) -> str:
+        """The end of the id, and the flow, for log lines after the first one, which names the run in full."""
+        end = f"...{self.flow_run_id[-6:]}" if len(self.flow_run_id) > 9 else self.flow_run_id
+        return f"flow run {end}" + (f" ({self.flow})" if self.flow else "")
+
+    @property
     def is_final(self) -> bool:
         """Whether the run can no longer change."""
         return self.state.is_final
@@ -299,12 +315,18 @@ class FlowRun:
 
     def to_event(self) -> dict[str, Any]:
         """Return the payload of a trigger's event: the dict without outputs, which the task fetches."""
-        return {**self.to_dict(), "outputs": [], "raw_state": self.raw_state, "error": self.error}
+        error = None if self.error is None else str(self.error)
+        return {**self.to_dict(), "outputs": [], "raw_state": self.raw_state, "error": error}
 
     def to_record(self) -> dict[str, Any]:
         """Return the complete run as plain JSON values, from which a retry can finish its task."""
         outputs = [
-            {**asdict(output), "additional": to_storable(output.additional)} for output in self.outputs
+            {
+                **asdict(output),
+                "additional": to_storable(output.additional),
+                "error": None if output.error is None else str(output.error),
+            }
+            for output in self.outputs
         ]
         return {**self.to_event(), "outputs": outputs}
 
@@ -329,6 +351,25 @@ class FlowRun:
             finished_at=parse_timestamp(event.get("finished_at")),
             error=event.get("error"),
         )
+
+
+def quote_errors(result: T, error_texts: ErrorTexts) -> T:
+    """Return a run, an output or a list of them with its errors as `error_texts` shows them.
+
+    Any other result is returned as it is.
+    """
+    if isinstance(result, list):
+        return cast("T", [quote_errors(item, error_texts) for item in result])
+    changes: dict[str, Any] = {}
+    error = result.error if isinstance(result, FlowRun | FlowOutput) else None
+    if isinstance(error, str) and not isinstance(error, OwnReason):
+        changes["error"] = error_texts.quote(error)
+    if isinstance(result, FlowRun):
+        if result.state is FlowState.UNKNOWN:  # then it may be any text
+            changes["raw_state"] = error_texts.hide_inputs(result.raw_state)
+        if any(output.error for output in result.outputs):
+            changes["outputs"] = tuple(quote_errors(output, error_texts) for output in result.outputs)
+    return cast("T", replace(cast("Any", result), **changes)) if changes else result
 
 
 def failure_error(run: FlowRun) -> FlowRunFailed:

@@ -25,12 +25,13 @@ from uuid import uuid4
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.limits import (
+    MAX_ERROR_LENGTH,
     MAX_ORIGIN_LENGTH,
     MAX_SHOWN_PATH_LENGTH,
     MAX_TIMESTAMP_CHARACTERS,
 )
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.redaction import mask_values
+from airflow_provider_flows.core.redaction import ErrorTexts, mask_values
 from airflow_provider_flows.core.safe_text import to_line
 from airflow_provider_flows.core.timestamps import parse_http_date
 
@@ -181,6 +182,7 @@ class Response:
     :param bytes_received: how many bytes the sink received, None if the request has no sink.
     :param attempts: how many times the request was sent until this response arrived.
     :param is_foreign: whether another host than the connection's own has sent it. Its text is in no message.
+    :param error_texts: what messages show of the text with which it explains an error (`quote`).
     """
 
     status: int
@@ -191,6 +193,14 @@ class Response:
     bytes_received: int | None = None
     attempts: int = 1
     is_foreign: bool = False
+    error_texts: ErrorTexts = field(default=ErrorTexts(), repr=False, compare=False)
+
+    def quote(self, text: str, max_length: int = MAX_ERROR_LENGTH) -> str:
+        """Return a text of the service as messages show it: without credentials and inputs, and not long.
+
+        :param max_length: how many characters of the text are read.
+        """
+        return self.error_texts.quote(self.redact(text, max_length))
 
     def redact(self, text: str, max_length: int | None = None) -> str:
         """Return a text with the credentials of the request replaced by asterisks, in whichever spelling.

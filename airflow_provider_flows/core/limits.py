@@ -20,6 +20,12 @@ MAX_ORIGIN_LENGTH = 200  # of the host that a link leads to, in a message
 MAX_SHOWN_PATH_LENGTH = 500  # of a request's path, or of a link to an output, in a message
 MAX_HOST_LENGTH = 253  # of a name in the connection's picture_hosts, as in DNS
 
+# What a service says about an error, in characters.
+MAX_REASON_LENGTH = 200  # as it is in messages, logs and pages
+MIN_ECHO_LENGTH = 12  # of a part of an input that is replaced; shorter parts occur in ordinary text
+MIN_INPUT_LENGTH = 4  # of a complete input that is replaced where it stands alone
+MAX_COMPARED_LENGTH = 256 * KIB  # of the start of an input with which the service's text is compared
+
 # Numbers of things in one response.
 MAX_OUTPUTS = 10_000
 MAX_INPUTS = 10_000  # of one run, variables too; all outputs of a run can be the inputs of the next one
@@ -60,6 +66,9 @@ MAX_EXPLAINED_ERRORS = 32  # an error, and those that it wraps, among which its 
 
 # For the last poll of a wait, which starts at the deadline; seconds.
 LAST_POLL_GRACE_SECONDS = 2.0
+
+# Between two lines of the log while the request is out that starts a flow run.
+START_LOG_SECONDS = 60.0
 
 # Downloads through the API server, of one of its processes. A reader must take a chunk within the stall time,
 # which is a minimum rate of about 1 KiB/s.

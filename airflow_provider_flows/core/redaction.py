@@ -4,17 +4,29 @@ Secrets are the signature of a signed URL, the user information of a URL (`user:
 the caller names, such as the connection's API key. Such a value is found in every spelling that a service or
 a gateway may repeat it in: in any case, percent-encoded, escaped as in JSON (also JSON inside JSON) or in
 HTML, and as a part of a base64 text.
+
+A service may repeat a flow's inputs when it explains an error. `ErrorTexts` replaces them.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote, unquote_plus
+
+from airflow_provider_flows.core.limits import (
+    MAX_COMPARED_LENGTH,
+    MAX_ERROR_LENGTH,
+    MAX_REASON_LENGTH,
+    MIN_ECHO_LENGTH,
+    MIN_INPUT_LENGTH,
+)
 
 SIGNATURE_PARAMETERS = frozenset({"sig", "signature", "x-amz-signature", "x-goog-signature"})
 MIN_SIGNATURE_LENGTH = 16  # characters; shorter values are not masked, because they occur in ordinary text
@@ -284,3 +296,155 @@ def _strip_nested_signatures(value: Any) -> Any:
     if isinstance(value, list):
         return [_strip_nested_signatures(each) for each in value]
     return strip_signatures(value) if isinstance(value, str) else value
+
+
+INPUT_MASK = "[input]"
+NOT_SHOWN = "not shown ([flows] log_service_errors is False)"
+MAX_ESCAPE_DEPTH = 6  # levels of escaping in which inputs are recognized, such as JSON inside JSON
+# A data URI is the content of a file, whichever file it is.
+_DATA_URI = re.compile(r"data:[\w.+-]*/[\w.+-]+(?:;[\w.+=-]+)*,[^\s\"'<>\\]*", re.IGNORECASE)
+_JSON_ESCAPE = re.compile(r"(?:\\u[0-9a-f]{4})+|\\x[0-9a-f]{2}|\\[nrtbf]|\\[^\w\s]", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{16}")
+_RUN_KEYS, _OUTPUT_KEYS = frozenset({"flow_run_id", "outputs"}), frozenset({"asset_id", "status"})
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorTexts:
+    """What is shown of the texts with which a service explains an error, also one of a run or an output.
+
+    :param inputs: the inputs of the flow run, in any form that a task accepts or a service is passed. Parts
+        of a text that equal one of them are replaced. They are searched only when there is an error.
+    :param is_shown: whether these texts are shown at all (`[flows] log_service_errors`).
+    """
+
+    inputs: Any = field(default=None, repr=False)
+    is_shown: bool = True
+
+    def quote(self, text: str) -> str:
+        """Return a service's text as it is shown: on one line, and at most MAX_REASON_LENGTH characters."""
+        if not text.strip() or not self.is_shown:
+            return NOT_SHOWN if text.strip() else ""
+        shown = self.hide_inputs(text[:MAX_ERROR_LENGTH])
+        return shown if len(shown) <= MAX_REASON_LENGTH else f"{shown[: MAX_REASON_LENGTH - 3]}..."
+
+    def hide_inputs(self, text: str) -> str:
+        """Return a text on one line with `[input]` in place of data URIs and of parts that equal an input.
+
+        A part is at least MIN_ECHO_LENGTH characters long, or an entire input. It is recognized in any case,
+        escaped as in JSON, HTML or a URL, and in base64. A text with such a part is returned unescaped.
+        """
+        shown = _DATA_URI.sub(INPUT_MASK, _to_line(text))
+        plain = _unescape_text(shown)
+        has_base64 = _BASE64.search(plain) is not None
+        spellings = list(map(_fold, _iter_spellings(self.inputs, has_base64=has_base64)))
+        hidden = _replace_echoes(
+            plain,
+            "\0".join(text for text in spellings if len(text) >= MIN_ECHO_LENGTH),
+            frozenset(text for text in spellings if len(text) < MIN_ECHO_LENGTH),
+        )
+        return shown if hidden == plain else hidden
+
+
+def _to_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _replace_echoes(text: str, contents: str, short_inputs: frozenset[str]) -> str:
+    """Return a text with `[input]` in place of each part that equals a part of `contents` or a short input.
+
+    :param contents: the longer inputs, folded.
+    """
+    folded, parts, copied, start = _fold(text), list[str](), 0, 0
+    while start + MIN_INPUT_LENGTH <= len(text) and (contents or short_inputs):
+        end = _find_end_of_echo(folded, start, contents) or _find_end_of_word(folded, start, short_inputs)
+        if end is None:
+            start += 1
+        else:
+            parts += text[copied:start], INPUT_MASK
+            copied = start = end
+    return "".join([*parts, text[copied:]])
+
+
+def _find_end_of_echo(text: str, start: int, contents: str) -> int | None:
+    """Return the end of the part of a text that starts there and equals a part of the contents, or None."""
+    end = start + MIN_ECHO_LENGTH
+    if end > len(text) or text[start:end] not in contents:
+        return None
+    while end < len(text) and text[start : end + 1] in contents:
+        end += 1
+    return end
+
+
+def _find_end_of_word(text: str, start: int, words: frozenset[str]) -> int | None:
+    """Return the end of the longest of these words, or groups of words, that stands there, or None."""
+    if start > 0 and text[start - 1].isalnum():
+        return None
+    ends = range(start + MIN_ECHO_LENGTH - 1, start + MIN_INPUT_LENGTH - 1, -1)
+    return next((end for end in ends if text[start:end] in words and not text[end : end + 1].isalnum()), None)
+
+
+def _fold(text: str) -> str:
+    """Return a text of the same length in lower case, with a blank for white space and its spellings."""
+    lower = text.lower()
+    if len(lower) != len(text):
+        lower = "".join(one if len(one.lower()) != 1 else one.lower() for one in text)
+    return lower.replace("+", " ").replace("\xa0", " ")
+
+
+def _unescape_text(text: str) -> str:
+    """Return a text without the escapes of HTML, URLs, JSON and string literals, at any usual depth."""
+    for _ in range(MAX_ESCAPE_DEPTH):
+        plain = _to_line(_JSON_ESCAPE.sub(_decode_escape, unquote(html.unescape(text))))
+        if plain == text:
+            break
+        text = plain
+    return text
+
+
+def _decode_escape(found: re.Match[str]) -> str:
+    kind, escape = found[0][1:2].lower(), found[0]
+    if kind == "u":  # one or more UTF-16 units, perhaps a pair of surrogates
+        return bytes.fromhex(escape.lower().replace("\\u", "")).decode("utf-16-be", "replace")
+    if kind == "x":
+        return chr(int(f"0{escape[1:]}", 0))
+    return " " if kind in "nrtbf" else kind
+
+
+def _iter_spellings(inputs: Any, *, has_base64: bool) -> Iterator[str]:
+    """Yield the texts of inputs on one line, unescaped, and those parts of their base64 that are certain."""
+    for content in _iter_contents(inputs):
+        text = content[:MAX_COMPARED_LENGTH]
+        line = _unescape_text(_to_line(text))
+        if len(line) >= MIN_INPUT_LENGTH:
+            yield line
+        if has_base64 and len(line) >= MIN_ECHO_LENGTH:
+            for spelling in {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}:
+                data = spelling.encode("utf-8", "replace")
+                # without the bits that depend on what precedes and follows it
+                yield from (b64encode(data[offset:]).decode().rstrip("=")[:-1] for offset in range(3))
+
+
+def _iter_contents(inputs: Any) -> Iterator[str]:
+    """Yield every text in inputs; what identifies an output of another run is none."""
+    pending, seen = [inputs], set[int]()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, bytes):
+            yield value.decode("utf-8", "replace")
+        elif id(value) in seen:
+            continue
+        elif isinstance(value, Mapping):
+            seen.add(id(value))
+            if value.keys() >= _RUN_KEYS:
+                pending.append(value["outputs"])
+            elif value.keys() >= _OUTPUT_KEYS:
+                pending.append(value.get("value"))
+            else:
+                pending.extend(value.values())
+        elif isinstance(value, Sequence):
+            seen.add(id(value))
+            pending.extend(value)
+        elif isinstance(data := getattr(value, "data", None), str):
+            yield data

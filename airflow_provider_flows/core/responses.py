@@ -38,13 +38,17 @@ from airflow_provider_flows.core.http import (
     send,
     to_origin,
 )
-from airflow_provider_flows.core.limits import MAX_INLINE_BYTES, MAX_JSON_DEPTH, MAX_JSON_VALUES
+from airflow_provider_flows.core.limits import (
+    MAX_ERROR_LENGTH,
+    MAX_INLINE_BYTES,
+    MAX_JSON_DEPTH,
+    MAX_JSON_VALUES,
+    MAX_REASON_LENGTH,
+)
 from airflow_provider_flows.core.redaction import get_max_spelling_length, mask_json
 from airflow_provider_flows.core.safe_text import decode_text, replace_unsafe_escapes, to_line
 
-MAX_EXCERPT_CHARS = 200  # of a service's text in a message
-MAX_EXCERPT_BYTES = 2 * MAX_EXCERPT_CHARS  # of a body from which such an excerpt is taken
-MAX_REASON_CHARS = 3 * MAX_EXCERPT_CHARS  # of the reason that a service gives for an error
+MAX_EXCERPT_BYTES = 2 * MAX_REASON_LENGTH  # of a body from which the excerpt in a message is taken
 
 REDIRECT_HINT = (
     "The service redirects it to {target}, and nothing was sent there. If the service has moved there, set "
@@ -129,9 +133,10 @@ def _parse_with(request: Request, response: Response, parse: Callable[[Any], T])
     try:
         return parse(value)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise FlowMalformed(
-            malformed_message(request, response, "does not have the expected content"), status=response.status
-        ) from error
+        problem = f"does not have the expected content ({type(error).__name__})"
+        message = malformed_message(request, response, problem)
+        # without its cause, whose message may contain any text of the response
+        raise FlowMalformed(message, status=response.status) from None
 
 
 def run_apart_if_large(response: Response, parse: Callable[[], T]) -> Conversation[T]:
@@ -252,7 +257,7 @@ def is_quota_exceeded(response: Response) -> bool:
     try:
         texts = [*_iter_texts(parse_bounded_json(response.body, response.secrets))]
     except ValueError:
-        text = decode_text(response.body).strip()[:MAX_REASON_CHARS]
+        text = decode_text(response.body).strip()[:MAX_ERROR_LENGTH]
         texts = [] if text.startswith("<") else [text]  # a gateway's page may contain any word
     text = _CAMEL_CASE.sub(" ", "\n".join(texts))
     return _QUOTA_SUBJECT.search(text) is not None and _RATE.search(text) is None
@@ -274,19 +279,21 @@ def malformed_message(request: Request, response: Response, problem: str) -> str
     """
     if response.is_foreign:
         return f"The response to {request}, from another host, {problem} (HTTP {response.status})."
-    start = decode_text(response.body[: MAX_EXCERPT_BYTES + get_max_spelling_length(response.secrets)])
-    excerpt = response.redact(start, MAX_EXCERPT_CHARS)
     size = len(response.body) if response.bytes_received is None else response.bytes_received
     problem = to_line(response.redact(problem))
     head = f"The response to {request} {problem} (HTTP {response.status}, {size} bytes)."
-    return f"{head} It starts with: {excerpt!r}"
+    if not response.error_texts.is_shown:
+        return head
+    start = decode_text(response.body[: MAX_EXCERPT_BYTES + get_max_spelling_length(response.secrets)])
+    return f"{head} It starts with: {response.quote(start, MAX_EXCERPT_BYTES)!r}"
 
 
 def error_reason(response: Response) -> str:
     """Return the reason that a service gives in an error response.
 
     It is the first non-empty of `detail` (a text, list or object), `message`, `error` and `details`, else the
-    start of the body, which may be empty. It is one line, and empty for a response from another host.
+    start of the body, which may be empty. It is one line, as messages may show it (`ErrorTexts`), and empty
+    for a response from another host.
     """
     if response.is_foreign:
         return ""
@@ -300,7 +307,7 @@ def error_reason(response: Response) -> str:
         )
     items = value if isinstance(value, list) else [value]
     text = "; ".join(_format_detail(item) for item in items).strip()
-    return to_line(response.redact(" ".join(text.split()), MAX_REASON_CHARS))
+    return to_line(response.quote(" ".join(text.split())))
 
 
 def _format_detail(item: Any) -> str:

@@ -22,9 +22,10 @@ from airflow_provider_flows.core.exceptions import (
     FlowNotFound,
     FlowServiceError,
 )
-from airflow_provider_flows.core.flow_run import PENDING, READY, FlowOutput, FlowRun
+from airflow_provider_flows.core.flow_run import PENDING, READY, FlowOutput, FlowRun, quote_errors
 from airflow_provider_flows.core.limits import MAX_ID_LENGTH
 from airflow_provider_flows.core.polling.schedule import expected_end
+from airflow_provider_flows.core.redaction import ErrorTexts
 from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.start_or_resume import STAMP_KEY, get_stamp
 from airflow_provider_flows.hooks import FlowsHook
@@ -143,12 +144,14 @@ class RunView:
     def to_page(self) -> RunPage:
         """Convert the view to the schema of its page."""
         note = self._get_note()
+        texts = ErrorTexts(self.inputs)  # whether they are shown at all was decided when they were polled
+        run, outputs = quote_errors(self.run, texts), quote_errors(list(self.outputs), texts)
         return RunPage(
             version=self._get_version(note),
-            run=None if self.run is None else to_run_schema(self.run, time.time()),
+            run=None if run is None else to_run_schema(run, time.time()),
             inputs=to_input_schemas(self.inputs),
             parameters=to_parameters(self.parameters or (self.run.parameters if self.run else None)),
-            outputs=to_output_schemas(self.outputs, is_at_service=self._has_outputs_at_service),
+            outputs=to_output_schemas(outputs, is_at_service=self._has_outputs_at_service),
             note=note.text if note else None,
             is_error=note is not None and note.is_error,
             task_state=self.task_state,
@@ -162,7 +165,7 @@ class RunView:
     def to_error_text(self, error: FlowError) -> str:
         """Return an error's message for this user; a message of the service may contain its host."""
         if self.show_host or isinstance(error, FlowInputError | PageWaitError):
-            return to_safe_line(str(error))
+            return to_safe_line(ErrorTexts(self.inputs).hide_inputs(str(error)))
         return HIDDEN_ERROR_NOTE
 
     @property

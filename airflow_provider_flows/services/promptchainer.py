@@ -29,6 +29,7 @@ from airflow_provider_flows.core.flow_run import (
     FlowRun,
     FlowState,
     Inputs,
+    OwnReason,
     bound_outputs,
 )
 from airflow_provider_flows.core.graph import FlowGraph
@@ -217,7 +218,7 @@ def _parse_output(name: str, raw: Any) -> FlowOutput:
     if isinstance(raw, Mapping) and len(raw) == 1:
         raw = next(iter(raw.values()))  # a mapping by upstream node, as in the graph (P-07)
     if raw is None or raw == "":
-        return FlowOutput(name, status=ERROR, value="", error="The output is empty.")  # P-08
+        return FlowOutput(name, status=ERROR, value="", error=OwnReason("The output is empty."))  # P-08
     text = raw if isinstance(raw, str) else json.dumps(raw)
     image = get_image_media_type(text)
     return FlowOutput(
@@ -271,7 +272,7 @@ def _build_finished_run(
     present = {output.name for output in outputs}
     names = (name[:MAX_NAME_LENGTH] for name in expected_outputs or ())
     missing = tuple(
-        FlowOutput(name, status=ERROR, error="The output is missing.")
+        FlowOutput(name, status=ERROR, error=OwnReason("The output is missing."))
         for name in names
         if name not in present
     )
@@ -288,6 +289,6 @@ def _build_finished_run(
         raw_state=state.value,
         progress=1.0,
         finished_at=_now(),
-        error="all outputs are empty or missing" if failed else None,
+        error=OwnReason("all outputs are empty or missing") if failed else None,
         outputs=all_outputs,
     )

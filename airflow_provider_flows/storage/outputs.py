@@ -139,7 +139,7 @@ def _warn_about_missing(run: FlowRun, outputs: Iterable[FlowOutput]) -> None:
     for output in outputs:
         if output.status == ERROR:
             reason = output.error or "the service gave no reason"
-            log.warning("Output %s of the %s is missing: %s", output.name, run, reason)
+            log.warning("Output %s of the %s is missing: %s", output.name, run.short_name, reason)
         elif output.status == PENDING:
             log.warning("Output %s of the %s is not ready; it is fetched if possible", output.name, run)
 

@@ -53,7 +53,7 @@ class ResponseReader:
     ) -> None:
         self._request = request
         self._status = status
-        self._secrets = settings.secrets
+        self._secrets, self._error_texts = settings.secrets, settings.error_texts
         # aiohttp decodes a byte that is not UTF-8 to a lone surrogate
         self._headers = {
             to_safe_text(name.lower()): mask_values(to_safe_text(value), self._secrets)
@@ -168,6 +168,7 @@ class ResponseReader:
             self._secrets,
             bytes_received,
             is_foreign=self._is_foreign,
+            error_texts=self._error_texts,
         )
 
 

@@ -16,6 +16,7 @@ from airflow_provider_flows.core.http import (
     to_origin,
 )
 from airflow_provider_flows.core.limits import MIB, MIN_TRANSFER_BYTES, TRANSFER_WINDOW_SECONDS
+from airflow_provider_flows.core.redaction import ErrorTexts
 from airflow_provider_flows.transport.network import explain_failure
 from airflow_provider_flows.transport.url_guard import is_public, matches_host, resolves_to_public
 
@@ -40,6 +41,7 @@ class Settings:
         `pictures.example.com`, or `*.example.com` for all hosts below `example.com`.
     :param min_transfer_bytes: the least that a file must move in `transfer_window`, in either direction.
     :param transfer_window: seconds; `read_timeout`, if that is longer.
+    :param error_texts: what messages show of the service's texts about errors.
     """
 
     base_url: str
@@ -52,6 +54,7 @@ class Settings:
     picture_hosts: tuple[str, ...] = ()
     min_transfer_bytes: int = MIN_TRANSFER_BYTES
     transfer_window: float = TRANSFER_WINDOW_SECONDS
+    error_texts: ErrorTexts = field(default=ErrorTexts(), compare=False)
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -171,8 +171,9 @@ class FinishedRunsFeed:
                 return clock.observe(await rate_limited.send(request))
 
             with hook.add_connection_to_errors():
-                listed_runs = await run(with_retries(hook.service.list_runs(), retry), send)
-                # in a thread, because a list may have as many runs as `MAX_LISTED_RUNS`
+                runs = await run(with_retries(hook.service.list_runs(), retry), send)
+                # in threads, because a list may have as many runs as `MAX_LISTED_RUNS`
+                listed_runs = await asyncio.to_thread(hook.quote_errors, runs)
                 self._finished_runs, flow_run_ids = await asyncio.to_thread(
                     self._finished_runs.after_list, listed_runs
                 )
@@ -208,7 +209,8 @@ async def _poll_runs(
     """
     for flow_run_id in flow_run_ids:
         try:
-            polls[flow_run_id] = await run(with_retries(hook.service.get_run(flow_run_id), NO_RETRY), send)
+            flow_run = await run(with_retries(hook.service.get_run(flow_run_id), NO_RETRY), send)
+            polls[flow_run_id] = hook.quote_errors(flow_run)
         except FlowAuthError:
             raise
         except FlowServiceError as error:

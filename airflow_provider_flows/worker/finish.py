@@ -53,6 +53,7 @@ def finish(
     :raises FlowRunFailed: the run failed; FlowRunAborted if it was aborted.
     :raises FlowServiceError: an output could not be fetched.
     """
+    run = hook.quote_errors(run)  # a triggerer does not know the task's inputs
     on_run_update(run)
     finisher = TaskFinisher(context, hook, options, on_run_update, task_state, cancellation)
     if run.is_final and not run.is_completed:
@@ -134,6 +135,7 @@ class TaskFinisher:
             return False
         log.info("The credentials of connection %s have changed; the outputs are fetched with them", conn_id)
         latest.max_transfer_seconds = self.hook.max_transfer_seconds
+        latest.hidden_inputs = self.hook.hidden_inputs
         self.hook = latest
         return True
 
@@ -168,11 +170,12 @@ class TaskFinisher:
         try:
             self.hook.delete(run.flow_run_id)
         except FlowNotFound:
-            log.info("The %s was already deleted at the service", run)
+            log.info("The %s was already deleted at the service", run.short_name)
         except FlowError as error:
             log.warning("The %s could not be deleted. Delete it at the service: %s", run, error)
         else:
-            log.info("The %s was deleted at the service, because all of its files are stored", run)
+            name = run.short_name
+            log.info("The %s was deleted at the service, because all of its files are stored", name)
 
 
 class DeadlinePolicy(Enum):

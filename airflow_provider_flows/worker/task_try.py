@@ -254,10 +254,7 @@ def _is_run_elsewhere(task_try: TaskTry, hook: FlowsHook) -> bool:
 
 
 def _abort_over_saved_connection(task_try: TaskTry) -> None:
-    """Abort the saved flow run over the connection that its record names, or log that it continues.
-
-    Never fails.
-    """
+    """Abort the saved flow run over the connection that its record names; log any failure."""
     record = task_try.task_state.record
     if record is None or record.flow_run_id is None:
         return
@@ -345,9 +342,10 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
     )
     if not task_state.durable:
         save(replace(record, flow_run_id=run.flow_run_id))
-    task_try.log.info("Started the %s", run)
     if run.is_final:
         task_try.log.info("The %s ended in state %r", run, run.raw_state)
+    else:
+        task_try.log.info("Started the %s", run)
     return run
 
 
@@ -377,7 +375,7 @@ def on_deadline(task_try: TaskTry, flow_run_id: str, error: FlowTimeout) -> Flow
     if task_try.task_state.will_be_resumed(time.time()):
         policy = DeadlinePolicy.HAND_OVER
     run = finish_after_deadline(task_try.hook, flow_run_id, error, policy)
-    task_try.log.info("The deadline passed, but the %s had completed", run)
+    task_try.log.info("The deadline passed, but the %s had completed", run.short_name)
     return run
 
 

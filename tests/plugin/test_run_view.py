@@ -198,17 +198,23 @@ def test_a_cached_run_has_the_stamp_and_safe_parameters(monkeypatch: pytest.Monk
 def test_a_long_list_keeps_the_runs_that_were_created_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """A list beyond its bound has a note with both numbers; the cache keeps its bound."""
     rows = [
-        {"flow_id": f"r{n}", "state": "failed", "error": "x" * 2000, "created_at": 1_700_000_000 + n}
-        for n in range(8000)
+        {
+            "flow_id": f"r{n}",
+            "state": "failed",
+            "template": "t" * 250,
+            "error": "x" * 200,
+            "created_at": n + 1e9,
+        }
+        for n in range(20_000)
     ]
     RESPONSE_CACHE.clear()
     with StubServer(lambda _: StubResponse(body=json.dumps({"flows": rows}).encode())) as server:
         connection = {"conn_type": "generio", "host": server.url, "password": "the-key"}
         monkeypatch.setenv("AIRFLOW_CONN_LONG", json.dumps(connection))
         run_list = asyncio.run(get_run_list("long", ListQuery()))
-    assert run_list.runs[0].flow_run_id == "r7999"
-    assert 1000 < run_list.total < 8000
-    assert run_list.note == TRUNCATED_NOTE.format(total=8000, count=run_list.total)
+    assert run_list.runs[0].flow_run_id == "r19999"
+    assert 1000 < run_list.total < 20_000
+    assert run_list.note == TRUNCATED_NOTE.format(total=20_000, count=run_list.total)
     assert not run_list.is_error
     assert RESPONSE_CACHE.size < 1.1 * MAX_RUN_LIST_BYTES
 

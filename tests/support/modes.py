@@ -75,6 +75,7 @@ class WaitResult:
     def normalize(self, text: str) -> str:
         """Return a text without what differs from run to run."""
         text = re.sub(r"\S*\b[0-9a-f]{24}\b\S*", lambda found: re.sub(r"[0-9a-f]{24}", "ID", found[0]), text)
+        text = re.sub(r"\.\.\.[0-9a-f]{6} ", "...ID ", text)
         text = re.sub(r"127\.0\.0\.1:\d+", "HOST", text)
         text = re.sub(
             r"at \d+% after \d+ s; expected end: \d\d:\d\d:\d\d UTC", "at N% after N s; expected end: T", text

@@ -28,6 +28,7 @@ VARYING_PATTERNS = {
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*\+00:00": "TIME",
     r"(started_at\W+)(null|None|'?TIME'?)": r"\1TIME",
     r"(?<=poll it was )'\w+' at \d+%": "STATE",
+    r"\.\.\.[0-9a-f]{6} ": "...ID ",
     r"\b[0-9a-f]{64}\b": "SHA256",
     r"(size\W+)\d+": r"\1SIZE",
     r"(progress\W+)[\d.]+": r"\1PART",

@@ -51,6 +51,7 @@ class Wait:
         clock: Callable[[], float],
         log: LogFunction,
         min_log_interval: float = 0.0,
+        is_named: bool = False,
         count_poll: Callable[[], None] | None = None,
         on_final: Callable[[FlowRun, float, float | None], None] | None = None,
     ) -> None:
@@ -60,6 +61,7 @@ class Wait:
         :param clock: returns epoch seconds.
         :param log: receives the log lines; they contain no secrets and no input's content.
         :param min_log_interval: minimum seconds between two log lines about progress.
+        :param is_named: whether a log line before has named the run in full, so that these need not.
         :param count_poll: called before each poll.
         :param on_final: called with the final run, the seconds waited, and the detection delay in seconds or
             None.
@@ -69,7 +71,7 @@ class Wait:
         self._get_run = get_run
         self._clock = clock
         self._is_restored = False
-        self._progress_logger = ProgressLogger(log, min_log_interval)
+        self._progress_logger = ProgressLogger(log, min_log_interval, is_named=is_named)
         self._count_poll = count_poll
         self._on_final = on_final
 

@@ -27,6 +27,7 @@ from airflow_provider_flows.core.flow_run import (
     FlowOutput,
     FlowRun,
     FlowState,
+    OwnReason,
     bound_outputs,
     parse_progress,
 )
@@ -50,7 +51,7 @@ RUN_LIST_KEYS = ("flows", "items", "data", "results")
 NEXT_PAGE_KEYS = ("next", "next_page", "next_url")
 PAGING_KEYS = (*NEXT_PAGE_KEYS, "total", "page", "pages")
 STATE_KEYS = ("state", "status")  # G-28
-NO_ASSET_ID = "the service's list has no id for it"
+NO_ASSET_ID = OwnReason("the service's list has no id for it")
 OUTPUT_STATUSES = {  # G-03: any other status is pending
     **dict.fromkeys(("ready", "available", "completed", "done"), READY),
     **dict.fromkeys(("error", "failed"), ERROR),
@@ -319,7 +320,7 @@ def _parse_asset(row: Mapping[str, Any]) -> FlowOutput:
     if key is None:
         is_too_long = isinstance(get_first(row, ASSET_ID_KEYS), str)
         problem = f"its id has more than {MAX_ID_LENGTH} characters" if is_too_long else NO_ASSET_ID
-        return FlowOutput(name, status=ERROR, error=problem)
+        return FlowOutput(name, status=ERROR, error=OwnReason(problem))
     return FlowOutput(
         name=name,
         asset_id=key,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.polling.progress_log import ProgressLogger
+from airflow_provider_flows.core.polling.schedule import PollState
 from tests.support.scripted_transport import NOON, json_response, no_response
 from tests.support.scripted_wait import ScriptedWait, run_response
 
@@ -29,9 +33,31 @@ def test_state_is_logged_when_it_changes() -> None:
     scripted.run()
     assert scripted.lines_of(logging.INFO) == [
         "The generio flow run r is starting",
-        "The generio flow run r is running",
-        "The generio flow run r is completed after 61.5 s",
+        "The flow run r is running",
+        "The flow run r is completed after 61.5 s",
     ]
+
+
+def test_only_the_first_line_names_the_run_in_full() -> None:
+    """The first line has service, id and flow, also if a poll failed; later ones the end of the id."""
+    flow_run_id = "6b0cff80866b6f320d018eb3"
+    run = FlowRun(flow_run_id, "generio", "chair", FlowState.RUNNING, "running")
+    lines: list[str] = []
+    logger = ProgressLogger(lambda _, line: lines.append(line))
+    poll_state = PollState(flow_run_id, NOON)
+
+    logger.on_run(run, poll_state, NOON)
+    logger.on_failed_poll(poll_state._replace(failed_polls=1))
+    other = ProgressLogger(lambda _, line: lines.append(line))
+    other.restore(logger.to_dict())
+    other.on_failed_poll(poll_state._replace(failed_polls=2))
+    other.on_run(replace(run, progress=0.5), poll_state, NOON)
+    ProgressLogger(lambda _, line: lines.append(line), is_named=True).on_run(run, poll_state, NOON)
+    ProgressLogger(lambda _, line: lines.append(line)).on_failed_poll(poll_state._replace(failed_polls=1))
+
+    full, short = f"The generio flow run {flow_run_id} (flow chair) ", "The flow run ...018eb3 (chair) "
+    starts = [full, *[short] * 5, f"The flow run {flow_run_id} "]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
 
 
 def test_progress_is_logged_every_ten_points() -> None:
@@ -82,5 +108,5 @@ def test_failed_polls_and_recovery_are_logged() -> None:
     assert [warning.split("(")[1].split(" ")[0] for warning in warnings] == ["1", "2", "4", "8", "1"]
     assert all("polling continues" in warning for warning in warnings)
     assert [line for line in scripted.lines_of(logging.INFO) if "polled again" in line] == [
-        "The generio flow run r can be polled again"
+        "The flow run r can be polled again"
     ] * 2

@@ -6,6 +6,7 @@
 from tests.support.hostile import (
     broken_framing,
     downloads,
+    echoes,
     expansion,
     links,
     odd_responses,
@@ -21,6 +22,7 @@ __all__ = [
     "HostileServer",
     "broken_framing",
     "downloads",
+    "echoes",
     "expansion",
     "links",
     "odd_responses",
