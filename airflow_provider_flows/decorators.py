@@ -18,7 +18,7 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.template_check import FUNCTION_ARGUMENTS
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, ObjectStoragePath, XComArg
+    from airflow.sdk import Context, ObjectStoragePath, RetryPolicy, XComArg
     from airflow.sdk.definitions.decorators import TaskDecoratorCollection
     from airflow.sdk.definitions.xcom_arg import (
         PlainXComArg,
@@ -75,7 +75,12 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             )
             raise FlowInputError(message)
         super().__init__(
-            python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, flow=flow, **kwargs
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            flow=flow,
+            inputs=None,  # those in `default_args` are for other tasks
+            **kwargs,
         )
         self.render_returned = render_returned
         if iscoroutinefunction(unwrap(python_callable)):
@@ -293,6 +298,7 @@ class FlowDecorator(Protocol):
         durable: bool = ...,
         abort_on_kill: bool = ...,
         validate: bool = ...,
+        retry_policy: RetryPolicy | None = ...,
         render_returned: bool = ...,
         **kwargs: Any,  # the arguments of every Airflow task
     ) -> Callable[[Callable[P, ReturnValue]], FlowTask[P]]: ...

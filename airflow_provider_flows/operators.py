@@ -28,7 +28,7 @@ from airflow_provider_flows.worker.template_check import (
 )
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, RetryPolicy
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
@@ -89,6 +89,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         before a run is created, as far as the service provides one. A parameter that must be a number or a
         Boolean may be given as a string, because templates render to strings. None means the service's
         default.
+    :param retry_policy: which errors are retried, and when (Airflow 3.3 and later). Defaults to
+        `FlowsRetryPolicy`, which never retries a permanent error.
     """
 
     operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
@@ -133,9 +135,12 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         durable: bool = True,
         abort_on_kill: bool = True,
         validate: bool = True,
+        retry_policy: RetryPolicy | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**_with_retry_policy(kwargs))
+        from airflow_provider_flows.retry_policy import to_retry_arguments  # importing operators stays cheap
+
+        super().__init__(**to_retry_arguments(retry_policy), **kwargs)
         self.flow = flow
         self.inputs = inputs
         self.parameters, self.additional = parameters, additional
@@ -416,14 +421,3 @@ def _reject_options_without_wait(operator: RunFlowOperator) -> None:
                 "the task ends before the run has outputs. Remove one of the two"
             )
             raise FlowInputError(message)
-
-
-def _with_retry_policy(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with a default retry policy, if this Airflow has retry policies (3.3)."""
-    try:
-        from airflow_provider_flows.retry_policy import FlowsRetryPolicy
-    except ImportError:
-        return arguments
-    if arguments.get("retry_policy") is not None:  # `partial()` passes None if it was not given
-        return arguments
-    return {**arguments, "retry_policy": FlowsRetryPolicy()}

@@ -1,6 +1,6 @@
-"""The operator's default retry policy, which fails a task at once on an error that a retry cannot fix.
+"""The tasks' default retry policy, which fails a task at once on an error that a retry cannot fix.
 
-It needs Airflow 3.3.
+It needs Airflow 3.3; on an older version a task has none.
 """
 
 from __future__ import annotations
@@ -8,7 +8,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import RetryDecision, RetryPolicy
+try:
+    from airflow.sdk import RetryDecision, RetryPolicy
+except ImportError:  # before Airflow 3.3
+    RetryPolicy = object  # type: ignore[misc, assignment]
+    SUPPORTS_RETRY_POLICIES = False
+else:
+    SUPPORTS_RETRY_POLICIES = True
 
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -64,3 +70,13 @@ class FlowsRetryPolicy(RetryPolicy):
     def deserialize(cls, data: dict[str, Any]) -> FlowsRetryPolicy:  # noqa: ARG003  # Airflow's signature
         """Return the policy."""
         return cls()
+
+
+def to_retry_arguments(retry_policy: RetryPolicy | None) -> dict[str, Any]:
+    """Return the arguments of Airflow's operator for a task's retry policy, or the default one if it is None.
+
+    An Airflow without retry policies does not have the argument.
+    """
+    if retry_policy is None:  # `partial()` passes None if it was not given
+        return {"retry_policy": FlowsRetryPolicy()} if SUPPORTS_RETRY_POLICIES else {}
+    return {"retry_policy": retry_policy}

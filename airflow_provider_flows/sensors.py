@@ -33,13 +33,14 @@ from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
 from airflow_provider_flows.worker.template_check import TemplateCheckMixin
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, RetryPolicy
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
 
+DEFAULT_DEFERRABLE = conf.getboolean("operators", "default_deferrable", fallback=False)
 MIN_RESCHEDULE_SECONDS = 15.0  # Airflow may fail a task that comes back from a reschedule sooner than this
 # poll_interval and max_poll_interval; in reschedule mode each poll is a worker process
 RESCHEDULE_INTERVALS_SECONDS = (60.0, 300.0)
@@ -59,6 +60,9 @@ class FlowSensorTimeout(FlowTimeout, AirflowSensorTimeout):
 class FlowExecutionTimeout(FlowTimeout, AirflowTaskTimeout):
     """The `execution_timeout` of a deferred sensor has passed. Airflow retries it as in the other modes."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, is_permanent=False)
+
 
 class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     """Wait until a flow run is final; return the same dict as `RunFlowOperator`.
@@ -70,12 +74,18 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     :param max_poll_interval: longest time between two polls, in seconds or as a timedelta; raised to
         `poll_interval` if it is smaller. Defaults to 300 s in reschedule mode, 60 s otherwise.
     :param mode: `reschedule` (no worker slot between polls), or `poke`.
-    :param deferrable: whether to wait in the triggerer; `mode` is ignored then.
+    :param deferrable: whether to wait in the triggerer; `mode` is ignored then. Defaults to Airflow's setting
+        `[operators] default_deferrable`, which `silent_fail` overrides.
     :param output_path: where files are written, as in `RunFlowOperator`. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
     :param max_xcom_bytes: the largest text output that is returned untruncated, as in `RunFlowOperator`.
     :param fetch_partial_outputs: whether to fetch the outputs of a failed or aborted run too; the error lists
         them.
+    :param poke_interval: Airflow's name of `poll_interval`.
+    :param exponential_backoff: not supported, because the interval grows up to `max_poll_interval` anyway.
+    :param max_wait: not supported, for the same reason.
+    :param silent_fail: whether a failed poll is only logged. Not with `deferrable`.
+    :param retry_policy: which errors are retried, and when, as in `RunFlowOperator`.
     """
 
     template_fields: Sequence[str] = ("flow_run_id", "flows_conn_id", "output_path", "output_conn_id")
@@ -90,24 +100,39 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         poll_interval: float | timedelta | None = None,
         max_poll_interval: float | timedelta | None = None,
         mode: str = "reschedule",
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        deferrable: bool = DEFAULT_DEFERRABLE,
         output_path: str | None = None,
         output_conn_id: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
         fetch_partial_outputs: bool = False,
+        # Airflow's own, named here because Airflow applies `default_args` to named arguments only
+        poke_interval: float | timedelta | None = None,
+        exponential_backoff: bool = False,
+        max_wait: float | timedelta | None = None,
+        silent_fail: bool = False,
+        retry_policy: RetryPolicy | None = None,
         **kwargs: Any,
     ) -> None:
-        _reject_unsupported_arguments(kwargs, deferrable=deferrable)
+        from airflow_provider_flows.retry_policy import to_retry_arguments  # importing sensors stays cheap
+
+        deferrable = _choose_deferrable(deferrable=deferrable, silent_fail=silent_fail)
+        _reject_unsupported("exponential_backoff", exponential_backoff, default=False)
+        _reject_unsupported("max_wait", max_wait, default=None)
         default_intervals = (
             RESCHEDULE_INTERVALS_SECONDS
             if mode == "reschedule" and not deferrable
             else DEFAULT_INTERVALS_SECONDS
         )
-        shortest = to_seconds(
-            "poll_interval", kwargs.get("poke_interval") if poll_interval is None else poll_interval
+        shortest = to_seconds("poll_interval", poke_interval if poll_interval is None else poll_interval)
+        super().__init__(
+            mode=mode,
+            poke_interval=default_intervals[0] if shortest is None else shortest,
+            exponential_backoff=exponential_backoff,
+            max_wait=max_wait,
+            silent_fail=silent_fail,
+            **to_retry_arguments(retry_policy),
+            **kwargs,
         )
-        kwargs["poke_interval"] = default_intervals[0] if shortest is None else shortest
-        super().__init__(mode=mode, **kwargs)
         self.flow_run_id = flow_run_id
         self.flows_conn_id = flows_conn_id
         schedule = Schedule.of(
@@ -355,15 +380,28 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             raise
 
 
-def _reject_unsupported_arguments(arguments: Mapping[str, Any], *, deferrable: bool) -> None:
-    """Reject those of Airflow's sensor arguments that this sensor would have to ignore."""
-    for name in ("exponential_backoff", "max_wait"):
-        if arguments.get(name):
-            message = f"{name} is not supported: the interval grows up to max_poll_interval; set that instead"
-            raise FlowInputError(message)
-    if deferrable and arguments.get("silent_fail"):
-        message = (
-            "silent_fail cannot be combined with deferrable=True: failed polls are retried until the "
-            "deadline anyway. Remove one of the two"
-        )
-        raise FlowInputError(message)
+def _choose_deferrable(*, deferrable: bool, silent_fail: bool) -> bool:
+    """Return whether to wait in the triggerer; a sensor with `silent_fail` cannot.
+
+    :raises FlowInputError: both were requested. If `deferrable` is only Airflow's default, it gives way.
+    """
+    if not (deferrable and silent_fail):
+        return deferrable
+    if DEFAULT_DEFERRABLE:
+        return False
+    message = (
+        "silent_fail cannot be combined with deferrable=True: failed polls are retried until the "
+        "deadline anyway. Remove one of the two"
+    )
+    raise FlowInputError(message)
+
+
+def _reject_unsupported(name: str, value: Any, *, default: Any) -> None:
+    """Reject one of Airflow's sensor arguments that this sensor would have to ignore."""
+    if not value:
+        return
+    message = (
+        f"{name} is not supported: the interval grows up to max_poll_interval; set that instead. If "
+        f"default_args have {name} for other sensors, set {name}={default} for this one"
+    )
+    raise FlowInputError(message)

@@ -65,6 +65,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         "durable": True,
         "abort_on_kill": True,
         "validate": True,
+        "retry_policy": None,
     }
     templated = {
         "flow",

@@ -51,6 +51,11 @@ def test_signature_and_defaults_match_the_design() -> None:
         "output_conn_id": None,
         "max_xcom_bytes": 48 * 1024,
         "fetch_partial_outputs": False,
+        "poke_interval": None,
+        "exponential_backoff": False,
+        "max_wait": None,
+        "silent_fail": False,
+        "retry_policy": None,
     }
     assert set(FlowRunSensor.template_fields) == {
         "flow_run_id",
