@@ -30,6 +30,7 @@ from airflow_provider_flows.operators import (
 )
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, start_external_run
+from tests.support.versions import needs
 
 OPERATORS: list[type[BaseOperator]] = [FetchFlowRunOperator, AbortFlowRunOperator, DeleteFlowRunOperator]
 UNKNOWN_RUN_ID = "0" * 24  # an id that no flow run has
@@ -379,6 +380,7 @@ def test_a_blank_id_is_rejected(operator: type[BaseOperator]) -> None:
     assert "flow_run_id" in str(error)
 
 
+@needs("retry policies")
 @every_operator
 def test_a_rejected_key_is_not_retried(
     emulator: Emulator, operator: type[BaseOperator], monkeypatch: pytest.MonkeyPatch
