@@ -88,7 +88,8 @@ define set_up
 if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed: neither python3.11 nor python3 is one." >&2; exit 1; fi; \
 echo "Setting up $(1) with $$($$python --version): takes about two minutes, once."; \
 rm -f $(1)/.complete && $$python -m venv $(1)
-@$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) pip hatchling
+@$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) pip hatchling \
+    hatch-fancy-pypi-readme
 @$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) \
     --no-build-isolation --group dev --editable '.[emulator,images]'
 @touch $(1)/.complete
@@ -108,7 +109,8 @@ $(BROWSER_STAMP): $(STAMP)
 
 $(BENCH_STAMP): $(STAMP) $(BENCH_CONSTRAINTS)
 	@echo "Setting up $(BENCH_VENV): takes about a minute, once."; rm -f $(BENCH_STAMP) && $(PYTHON) -m venv $(BENCH_VENV)
-	@$(BENCH_PYTHON) -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) pip hatchling
+	@$(BENCH_PYTHON) -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) pip hatchling \
+    hatch-fancy-pypi-readme
 	@$(BENCH_PYTHON) -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) \
 	    --constraint $(BENCH_CONSTRAINTS) --no-build-isolation --group bench --editable .
 	@touch $(BENCH_STAMP)

@@ -1,4 +1,7 @@
-"""The operator: start a flow run, wait for it in a worker or in the triggerer, and fetch its outputs."""
+"""RunFlowOperator: start a flow run, wait for it in a worker or in the triggerer, and fetch its outputs.
+
+The operators for a run that exists, which `run_operators` defines, are exported here as well.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,11 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError, FlowTimeout
 from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
+from airflow_provider_flows.run_operators import (
+    AbortFlowRunOperator,
+    DeleteFlowRunOperator,
+    FetchFlowRunOperator,
+)
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, find_pushed_run
 from airflow_provider_flows.worker.template_check import (
@@ -35,6 +43,8 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
+
+__all__ = ["AbortFlowRunOperator", "DeleteFlowRunOperator", "FetchFlowRunOperator", "RunFlowOperator"]
 
 NO_ON_KILL = (
     "The on_kill method of triggers requires Airflow 3.3 or later. On this version, if this task is cleared "

@@ -309,12 +309,8 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         return hook
 
     def _create_wait(self, hook: FlowsHook, deadline: float | None) -> Wait:
-        if not isinstance(self.flow_run_id, str) or not self.flow_run_id.strip():
-            problem = f"flow_run_id must be the id of a flow run, not {self.flow_run_id!r}"
-            message = f"{problem}. Check that the upstream task pushed it"
-            raise FlowInputError(message)
         schedule = Schedule(self.poll_interval, self.max_poll_interval, deadline)
-        return hook.create_wait(self.flow_run_id.strip(), schedule, self.log.log)
+        return hook.create_wait(parse_run_id(self.flow_run_id), schedule, self.log.log)
 
     @contextmanager
     def _persist_wait(self, context: Context, wait: Wait) -> Iterator[bool]:
@@ -376,7 +372,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             message = str(error)
             if not isinstance(error, FlowTimeout):  # Airflow's own error does not name the flow run
                 message = (
-                    f"Flow run {self.flow_run_id} was not final within the sensor's timeout of "
+                    f"Flow run {self.flow_run_id} was not final within the task's timeout of "
                     f"{self.timeout} s. If runs of this flow take this long, increase timeout."
                 )
             raise FlowSensorTimeout(message) from error
@@ -390,6 +386,18 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
                 message = f"Skipping, because never_fail is set: {error}"
                 raise AirflowSkipException(message) from error
             raise
+
+
+def parse_run_id(flow_run_id: object) -> str:
+    """Return the id of a flow run that a task got as its argument.
+
+    :raises FlowInputError: it is not an id.
+    """
+    if not isinstance(flow_run_id, str) or not flow_run_id.strip():
+        problem = f"flow_run_id must be the id of a flow run, not {flow_run_id!r}"
+        message = f"{problem}. Check that the upstream task pushed it"
+        raise FlowInputError(message)
+    return flow_run_id.strip()
 
 
 def _choose_deferrable(*, deferrable: bool, silent_fail: bool) -> bool:

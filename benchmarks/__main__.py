@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 from os import getloadavg
 from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import Report, machine
-from tools.processes import exit_on_sigterm
+from tools.processes import exit_on_sigterm, run_command
 
 # the modules by their names on the command line
 BENCHMARKS = {
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -36,6 +36,7 @@ DAG_FILE_MODULES = {
     f"{PACKAGE}.{name}"
     for name in (
         "operators",
+        "run_operators",
         "sensors",
         "links",
         "core.polling",

@@ -10,13 +10,17 @@ import os
 import subprocess
 import sys
 from importlib import import_module, resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from airflow.api_fastapi.core_api.datamodels.connections import ConnectionBody, ConnectionTestResponse
+from airflow.api_fastapi.core_api.routes.public import connections
 from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 from airflow.models.connection import Connection
 from airflow.sdk import BaseHook
+from fastapi import HTTPException
 
 from airflow_provider_flows import __version__
 from airflow_provider_flows.emulator import Emulator
@@ -25,6 +29,8 @@ from airflow_provider_flows.provider_info import get_provider_info
 from tests.support.versions import lacks, needs
 from tools.processes import free_port
 
+# Airflow's own web server finds a hook in a deprecated way
+airflows_own_way = pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated")
 HOOKS: dict[str, type[FlowsHook]] = {"generio": GenerioHook, "promptchainer": PromptChainerHook}
 
 
@@ -145,9 +151,7 @@ def test_declared_classes_exist() -> None:
         assert callable(getattr(import_module(module), name))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:ProvidersManager.hooks is deprecated"
-)  # Airflow's own web server goes that way
+@airflows_own_way
 @pytest.mark.parametrize("name", HOOKS)
 def test_the_test_button(flow_emulator: Emulator, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Test button distinguishes a right key, a wrong key and a closed port, and never shows the key."""
@@ -172,3 +176,49 @@ def test_the_test_button(flow_emulator: Emulator, name: str, monkeypatch: pytest
     is_ok, message = press_test(closed_url, "wrong-key-of-mine")
     assert not is_ok
     assert closed_url in message
+
+
+class EverythingAllowed:
+    """An auth manager that allows everything."""
+
+    def is_authorized_connection(self, **_: Any) -> bool:
+        """Return that it is allowed."""
+        return True
+
+
+@airflows_own_way
+@pytest.mark.usefixtures("airflow_database")
+@pytest.mark.skipif(not hasattr(connections, "_same_endpoint"), reason="this Airflow compares no endpoints")
+@pytest.mark.parametrize(
+    ("stored_port", "typed_key", "works"), [(None, "***", False), (None, "KEY", True), ("PORT", "***", True)]
+)
+def test_the_test_button_on_a_stored_connection(
+    flow_emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    stored_port: str | None,
+    typed_key: str,
+    works: bool,
+) -> None:
+    """The form's port 0 is an error of Airflow's; typing the key, or storing a port, avoids it as documented.
+
+    If the first row fails, Airflow no longer does this, and docs/howto/connection.md need not mention it.
+    """
+    monkeypatch.setenv("AIRFLOW__CORE__TEST_CONNECTION", "Enabled")
+    port = None if stored_port is None else int(flow_emulator.url.rpartition(":")[2])
+    stored = {"conn_type": "generio", "host": flow_emulator.url, "password": flow_emulator.key, "port": port}
+    monkeypatch.setenv("AIRFLOW_CONN_STORED", json.dumps(stored))
+    password = flow_emulator.key if typed_key == "KEY" else typed_key
+    body = ConnectionBody.model_validate(
+        {**stored, "connection_id": "stored", "password": password, "port": port or 0, "extra": "{}"}
+    )
+
+    def press_test() -> ConnectionTestResponse:
+        return connections.test_connection(body, user=None, auth_manager=EverythingAllowed())
+
+    if works:
+        assert press_test().status, press_test().message
+        return
+    with pytest.raises(HTTPException, match="The host or port to test differs from the stored connection"):
+        press_test()
+    page = (Path(__file__).parent.parent / "docs" / "howto" / "connection.md").read_text()
+    assert "The host or port to test differs from the stored connection" in page

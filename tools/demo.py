@@ -19,7 +19,7 @@ from tools.airflow_settings import own_environment
 from tools.airflow_stack import AIRFLOW
 from tools.emulator_process import EmulatorProcess
 from tools.glb import BrokenModelError, count_triangles
-from tools.processes import ProcessDied, Program, exit_on_sigterm, tail
+from tools.processes import ProcessDied, Program, exit_on_sigterm, run_command, tail
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".demo"
@@ -150,4 +150,4 @@ def _print(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

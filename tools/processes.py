@@ -1,4 +1,7 @@
-"""Starts programs, monitors them, and stops them with all processes that they started; finds free ports."""
+"""Starts programs, monitors them, and stops them with all processes that they started; finds free ports.
+
+Also how a command of the project ends: by SIGTERM, or because its reader has stopped.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +148,22 @@ def exit_on_sigterm() -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, raise_exit)
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Run a command, and return its exit code.
+
+    If the reader of its output has stopped (`| head`), the command ends at its next line, as a program that
+    SIGPIPE kills, but after it has stopped its own processes.
+    """
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as null:  # noqa: PTH123  # for Python's last flush
+            os.dup2(null.fileno(), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
 
 
 def _session_processes(session: int) -> set[int]:

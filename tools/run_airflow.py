@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from tools.airflow_stack import Stack
 from tools.emulator_process import EmulatorProcess
-from tools.processes import ProcessDied, exit_on_sigterm
+from tools.processes import ProcessDied, exit_on_sigterm, run_command
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".airflow"
@@ -87,4 +87,4 @@ def _monitor(stack: Stack, emulator: EmulatorProcess) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

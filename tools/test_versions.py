@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tools.processes import run_command
+
 _VERSION_SCRIPT = "from importlib.metadata import version; print(version('apache-airflow-core'))"
 _TAIL_BYTES = 4096  # enough to contain pytest's last line
 
@@ -47,4 +49,4 @@ def _forward_output(output: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -1,14 +1,17 @@
-"""From command-line arguments to the hook's: inputs, parameters, paths, intervals."""
+"""From command-line arguments to the hook's (inputs, parameters, paths, intervals), and back in messages."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.storage.inputs import build_request, describe_as_file_and_prompt
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
@@ -19,6 +22,46 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.validation import Problems
 
 MAX_POLL_INTERVAL = 60.0  # seconds; as in the operator
+
+# What messages for DAG authors call an argument, and what it is called here. A name in a path or between
+# quotes is somebody's data.
+_OPTION_NAME = r"(?<![\w'\"/.-]){}(?![\w'\"/])"
+_OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (
+        r"inputs must be a mapping of variable names to values[^{]*\{'color': 'red'\}",
+        "the flow takes variables (--variable color=red), not --input",
+    ),
+    (
+        r"inputs must be a list of prompts and files[^;]*; a mapping (?:of variables )?is for [^.;]*",
+        "the flow takes prompts (-i 'A modern office chair') and files (-i @chair.png), not --variable",
+    ),
+    (
+        r"inputs must hold at least one prompt or file",
+        "there must be a prompt (-i 'A modern office chair') or a file (-i @chair.png)",
+    ),
+    (r"put them into inputs", "use --variable for them"),
+    (r"which are passed as inputs", "which --variable sets"),
+    (r"\binputs has more than", "--input was given more than"),
+    (r"\binputs\[(\d+)\]", lambda match: f"--input #{int(match[1]) + 1}"),
+    (r"\binputs\[(['\"])(.*?)\1\]", r"--variable \2"),
+    (r"\bparameters\[(['\"])(.*?)\1\]", r"--param \2"),
+    (r"\(output_path, save_output\)", "(--output-path)"),
+    (r"larger than max_xcom_bytes \(", "larger than the maximum ("),
+    (r"\bvalidate=False\b", "--no-validate"),
+    (r"\bincrease timeout\b", "increase --timeout"),
+    (_OPTION_NAME.format("flows_conn_id"), "--conn-id"),
+    (
+        _OPTION_NAME.format("(output_path|output_conn_id|input_conn_id|poll_interval)"),
+        lambda match: "--" + match[1].replace("_", "-"),
+    ),
+)
+
+
+def to_option_names(message: str) -> str:
+    """Return a message in which each argument has the name of its command-line option."""
+    for pattern, option in _OPTIONS:
+        message = re.sub(pattern, option, message)
+    return message
 
 
 def parse_request(args: Namespace, problems: Problems) -> RunRequest:
@@ -34,6 +77,20 @@ def parse_request(args: Namespace, problems: Problems) -> RunRequest:
         args.input_conn_id,
     )
     return build_request(*arguments, problems)
+
+
+def reject_options_without_wait(args: Namespace) -> None:
+    """Raise an error if an option needs the end of the run, and the command does not wait for it.
+
+    :raises FlowInputError: nothing was sent.
+    """
+    for option, value in (("--output-path", args.output_path), ("--output-conn-id", args.output_conn_id)):
+        if args.no_wait and value is not None:
+            message = (
+                f"{option} cannot be combined with --no-wait: the command ends before the run has outputs. "
+                "Remove one of the two; later, airflow flows download writes the outputs to files"
+            )
+            raise FlowInputError(message)
 
 
 def parse_schedule(args: Namespace) -> Schedule:

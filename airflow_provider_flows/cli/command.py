@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import structlog
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, redact
 
+from airflow_provider_flows.cli.arguments import to_option_names
 from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err, write_err
 from airflow_provider_flows.core.exceptions import (
@@ -79,7 +80,7 @@ def _run_command(function: Callable[[Namespace], Exit | None], args: Namespace) 
         echo_err(INTERRUPTED_MESSAGE)
         return Exit.INTERRUPTED
     except FlowError as error:
-        echo_err(error)
+        echo_err(to_option_names(str(error)))
         return get_exit_code(error)
     except Exception as error:  # noqa: BLE001  # a storage library's error, say: users want one line, whatever its type
         if args.verbose:
@@ -150,8 +151,9 @@ def _get_event_text(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
 
 
 class _EchoHandler(logging.Handler):
-    """Write each log record as one line to stderr, without secrets that Airflow knows."""
+    """Write each log record as one line to stderr, without secrets that Airflow knows, with option names."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
-        echo_err(f"{record.levelname.lower()}: {redact(record.getMessage())}")
+        message = to_option_names(str(redact(record.getMessage())))
+        echo_err(f"{record.levelname.lower()}: {message}")

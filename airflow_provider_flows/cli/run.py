@@ -58,6 +58,7 @@ GENERATION = 0  # a command has no retries
 @command
 def run(args: Namespace) -> Exit:
     """Start a flow run, wait for it, fetch its outputs and print what a task would return."""
+    arguments.reject_options_without_wait(args)
     hook, output_options, problems = (
         FlowsHook.get_hook(args.conn_id),
         arguments.parse_output_options(args),
@@ -65,10 +66,9 @@ def run(args: Namespace) -> Exit:
     )
     request, schedule = arguments.parse_request(args, problems), arguments.parse_schedule(args)
     output_options.validate(hook.service, problems)
-    with _use_option_names():
-        if problems:
-            hook.preflight.check(request, problems, validate=not args.no_validate).raise_if_invalid()
-        flow_run = _RunStarter(hook, request, args).start()
+    if problems:
+        hook.preflight.check(request, problems, validate=not args.no_validate).raise_if_invalid()
+    flow_run = _RunStarter(hook, request, args).start()
     if flow_run is None:
         return Exit.INTERRUPTED
     if args.no_wait and not flow_run.is_final:
@@ -93,15 +93,6 @@ def watch(args: Namespace) -> Exit:
         echo_err(failure_message(final))
     show_one(to_run_summary(final), args.output)
     return EXIT_CODES_BY_STATE.get(final.state, Exit.FAILED)
-
-
-@contextmanager
-def _use_option_names() -> Iterator[None]:
-    """Name the command-line option in an error that names the operator's argument."""
-    try:
-        yield
-    except FlowInputError as error:
-        raise FlowInputError(str(error).replace("validate=False", "--no-validate")) from error
 
 
 class _RunStarter:

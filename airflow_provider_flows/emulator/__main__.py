@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -31,14 +33,24 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m airflow_provi
         sys.stderr.write(f"{error}\n")
         return 1
     stop_event = _install_signal_handlers()
-    settings = " ".join(f"{name}='{value}'" for name, value in emulator.connections.items())
-    sys.stdout.write(
-        f"Generio and PromptChainer, emulated at {emulator.url}; connect with: export {settings}\n"
-    )
-    sys.stdout.flush()
+    _print_connections(emulator)
     stop_event.wait()
     emulator.stop()
     return 0
+
+
+def _print_connections(emulator: Emulator) -> None:
+    """Print the address, and the connections as one command for a shell a line."""
+    lines = [
+        f"Generio and PromptChainer, emulated at {emulator.url} until Ctrl-C. Paste to connect a shell:",
+        *(f"export {name}={shlex.quote(value)}" for name, value in emulator.connections.items()),
+    ]
+    try:
+        sys.stdout.write("\n".join([*lines, ""]))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has stopped (`| head`); continue to serve, and discard the text
+        with open(os.devnull, "w", encoding="utf-8") as null:  # noqa: PTH123  # not a file
+            os.dup2(null.fileno(), sys.stdout.fileno())
 
 
 def _install_signal_handlers() -> threading.Event:

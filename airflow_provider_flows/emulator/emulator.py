@@ -66,7 +66,8 @@ class Emulator:
         if missing:
             raise MissingExtraError(
                 f"The emulator needs {', '.join(missing)}: "
-                "install them with pip install 'airflow-provider-flows[emulator]'"
+                "install them with pip install 'airflow-provider-flows[emulator]', or, in a clone of the "
+                "repository, with pip install '.[emulator]'"
             )
         # Imported here because it takes time and memory that a process without a running emulator can save.
         from airflow_provider_flows.emulator.server import Server

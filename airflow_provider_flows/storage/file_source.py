@@ -428,8 +428,8 @@ def _convert_bitmap(where: str, bitmap: IO[bytes], png: IO[bytes], *, is_permane
         from PIL import Image
     except ImportError:
         raise FlowInputError(
-            f"{where} is a BMP image, which the service does not accept. Save it as PNG, or install "
-            "airflow-provider-flows[images], which converts it"
+            f"{where} is a BMP image, which the service does not accept. Save it as PNG, or install Pillow "
+            "(pip install pillow), which converts it"
         ) from None
     try:
         _expect_short_header(bitmap)

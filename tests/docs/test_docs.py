@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +32,14 @@ DATA = {  # the files that the pages expect in the folder /data
     "table.png": "example_dags/images/chair.png",
     "flow.json": "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json",
 }
-TESTED_ELSEWHERE = {ROOT / "docs" / "cli.md"}  # test_docs_cli.py compares the output of its commands
+TESTED_ELSEWHERE = {
+    ROOT / "docs" / "cli.md",  # test_docs_cli.py compares the output of its commands
+    ROOT / "docs" / "howto" / "test_your_dag.md",  # test_test_your_dag.py follows it in a folder of its own
+}
 NEEDS = {
     ROOT / "docs" / "howto" / "add-a-service.md": "commands of providers",
     ROOT / "docs" / "howto" / "draw.md": "commands of providers",
+    ROOT / "docs" / "install.md": "commands of providers",
     ROOT / "docs" / "tutorial.md": "task state store",
 }
 PAGES_WITH_SNIPPETS = [
@@ -82,7 +87,10 @@ def test_snippets_run(page: Path, reader: Reader) -> None:
 def test_few_snippets_are_not_run() -> None:
     """At most a few blocks are checked instead of run."""
     not_run = [
-        str(snippet) for page in PAGES for snippet in iter_snippets(page) if snippet.directive == "not run"
+        str(snippet)
+        for page in PAGES
+        for snippet in iter_snippets(page)
+        if snippet.directive == "not run" and page not in TESTED_ELSEWHERE
     ]
     assert len(not_run) <= MAX_BLOCKS_NOT_RUN, not_run
 
@@ -92,6 +100,33 @@ def test_relative_links_lead_to_files(page: Path) -> None:
     """A relative link leads to an existing file, as GitHub requires; Sphinx checks the links to headings."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_every_example_is_on_its_page() -> None:
+    """The page of the examples has each file, in the order of the lessons, with its first sentence."""
+    sections = (ROOT / "docs" / "examples.md").read_text().split("\n## ")[1:]
+    files = [re.findall(r"literalinclude\} (\S+)", section) for section in sections]
+    assert sorted(name for names in files for name in names) == [
+        f"../example_dags/{path.name}" for path in sorted((ROOT / "example_dags").glob("*.py"))
+    ]
+    for number, section in enumerate(sections, start=1):
+        title, sentence = section.split("\n\n")[:2]
+        (lesson,) = re.findall(
+            r'^"""Lesson (.*)', (ROOT / "docs" / files[number - 1][0]).read_text(), re.MULTILINE
+        )
+        assert lesson.lower() == f"{number}: {sentence}".lower()
+        assert title == f"{number}. `{Path(files[number - 1][0]).stem}`"
+
+
+def test_extras_are_listed() -> None:
+    """The page of the installation has each extra of the package, with all of its libraries."""
+    page = (ROOT / "docs" / "install.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, re.MULTILINE))
+    assert {extra: libraries.split(", ") for extra, libraries in rows.items()} == {
+        extra: [re.split(r"\W*>=", library)[0] for library in libraries]
+        for extra, libraries in project["optional-dependencies"].items()
+    }
 
 
 # tables of the pages ------------------------------------------------------------------------------------

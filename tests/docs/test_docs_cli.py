@@ -19,7 +19,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 
 def test_the_page_matches_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command has the output of the page, except for ids, times, sizes and lines about progress."""
-    for name in ("FLOWS_DEFAULT", "PROMPTCHAINER"):
+    for name in ("FLOWS_DEFAULT", "PROMPTCHAINER_DEFAULT"):
         monkeypatch.setenv(f"AIRFLOW_CONN_{name}", "")  # removes the variables that the page sets
     with short_folder() as folder:
         assert normalize(PageReplay(folder).render(PAGE)) == normalize(PAGE)

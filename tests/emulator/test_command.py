@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from airflow_provider_flows.cli.emulator import emulator as run_cli_command
 from airflow_provider_flows.emulator import Emulator
@@ -23,6 +25,8 @@ from airflow_provider_flows.emulator.__main__ import main
 from tests.emulator.client import SAMPLE_FLOW
 
 COMMAND = [sys.executable, "-m", "airflow_provider_flows.emulator"]
+KEY = "it's $k-1"  # with characters that a shell must not interpret
+CONNECTIONS = {"FLOWS": "generio", "GENERIO": "generio", "PROMPTCHAINER": "promptchainer"}
 Start = Callable[..., tuple["subprocess.Popen[str]", str]]
 
 
@@ -35,7 +39,7 @@ def start() -> Iterator[Start]:
         process = subprocess.Popen([*COMMAND, "--port", "0", *arguments], stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
-        return process, process.stdout.readline()
+        return process, "".join(process.stdout.readline() for _ in range(1 + len(CONNECTIONS)))
 
     yield run
     for process in started:
@@ -43,30 +47,46 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
+def paste(lines: str) -> dict[str, str]:
+    """Return the variables that a shell has after the lines of its input that begin with `export`."""
+    commands = [line for line in lines.splitlines() if line.startswith("export ")]
+    script = "\n".join([*commands, "env -0"])
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True, env={})
+    return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry.startswith("AIRFLOW_CONN_"))
+
+
 def parse_url(line: str) -> str:
-    """Return the URL in the line that the command printed."""
+    """Return the URL in the lines that the command printed."""
     found = re.search(r"http://127\.0\.0\.1:\d+", line)
     assert found, line
     return found[0]
 
 
 def test_startup_prints_url_and_connections(start: Start, tmp_path: Path) -> None:
-    """The command prints its URL and connections, serves both services and added flows, and uses switches."""
+    """The command prints its URL and one connection a line, ready to paste, and serves with its arguments."""
     graph = tmp_path / "mine.json"
     graph.write_text(json.dumps({"nodes": [], "edges": []}))
-    arguments = ["--key", "k-1", "--run-seconds", "0.2", "--graph", str(graph), "--switch", "download=raw"]
-    process, line = start(*arguments, "--switch", "auth_failure=403", "--switch", "bmp=accept")
-    url = parse_url(line)
-    assert "Generio and PromptChainer" in line
-    found = dict(re.findall(r"(AIRFLOW_CONN_\w+)='([^']+)'", line))
-    assert {name: json.loads(value) for name, value in found.items()} == {
-        f"AIRFLOW_CONN_{name}_DEFAULT": {"conn_type": kind, "host": url, "password": "k-1"}
-        for name, kind in (("FLOWS", "generio"), ("GENERIO", "generio"), ("PROMPTCHAINER", "promptchainer"))
+    arguments = [
+        "--key",
+        "it's $k-1",
+        "--run-seconds",
+        "0.2",
+        "--graph",
+        str(graph),
+        "--switch",
+        "download=raw",
+    ]
+    process, lines = start(*arguments, "--switch", "auth_failure=403", "--switch", "bmp=accept")
+    url = parse_url(lines)
+    assert "Generio and PromptChainer" in lines
+    assert {name: json.loads(value) for name, value in paste(lines).items()} == {
+        f"AIRFLOW_CONN_{name}_DEFAULT": {"conn_type": kind, "host": url, "password": KEY}
+        for name, kind in CONNECTIONS.items()
     }
     assert requests.get(url + "/flows", timeout=10).status_code == 403
     for flow_id in ("mine", SAMPLE_FLOW):
         response = requests.get(
-            f"{url}/api/flows/getFlowInfo/{flow_id}", headers={"x-api-key": "k-1"}, timeout=10
+            f"{url}/api/flows/getFlowInfo/{flow_id}", headers={"x-api-key": KEY}, timeout=10
         )
         assert response.status_code == 200
     process.send_signal(signal.SIGTERM)
@@ -78,6 +98,23 @@ def test_interrupt_ends_cleanly(start: Start) -> None:
     process, _ = start()
     process.send_signal(signal.SIGINT)
     assert process.wait(5) == 0
+
+
+def test_it_serves_although_nobody_reads_its_output() -> None:
+    """With a reader that has stopped (`| head`) the command still serves, and ends without a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*COMMAND, "--port", str(port)]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writer)
+        session = requests.Session()
+        session.mount("http://", HTTPAdapter(max_retries=Retry(connect=12, backoff_factor=0.1)))
+        assert session.get(f"http://127.0.0.1:{port}/_emulator/health", timeout=10).ok
+        process.send_signal(signal.SIGTERM)
+        assert (process.communicate(timeout=30)[1], process.returncode) == ("", 0)
 
 
 def test_a_port_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,9 +203,10 @@ def test_fixture_serves_users(tmp_path: Path) -> None:
 
 
 def test_fixture_without_the_extra_names_the_extra(tmp_path: Path) -> None:
-    """Without the extra, only tests that use the fixture fail, with the command that installs it."""
+    """Without the extra, only tests that use the fixture fail, with the commands that install it."""
     output = run_users_tests(tmp_path, "import sys\nsys.modules['trimesh'] = None\n")
     assert "pip install 'airflow-provider-flows[emulator]'" in output
+    assert "in a clone of the repository, with pip install '.[emulator]'" in output
     assert "1 passed, 2 errors" in output
 
 

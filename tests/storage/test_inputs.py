@@ -195,7 +195,7 @@ def test_error_about_missing_pillow_names_the_package(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
-    assert "install airflow-provider-flows[images]" in done.stdout, done.stderr
+    assert "install Pillow (pip install pillow)" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

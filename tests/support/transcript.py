@@ -105,13 +105,13 @@ class PageReplay:
         return output.getvalue()
 
     def _start(self, args: list[str]) -> str:
-        """Start the emulator on a free port and return its first line."""
+        """Start the emulator on a free port and return its lines: the address and three connections."""
         command = [sys.executable, "-m", "airflow", *args, "--port", "0"]
         self._emulator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._emulator.stdout is not None
-        line = self._emulator.stdout.readline()
-        self._url = line.partition(" emulated at ")[2].partition(";")[0]
-        return line
+        lines = "".join(self._emulator.stdout.readline() for _ in range(4))
+        self._url = lines.partition(" emulated at ")[2].partition(" ")[0]
+        return lines
 
 
 @contextmanager

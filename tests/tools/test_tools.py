@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 
 from tools.airflow_settings import own_environment
 from tools.glb import BrokenModelError, count_triangles
-from tools.processes import ProcessDied, Program, free_port, wait_until
+from tools.processes import ProcessDied, Program, free_port, run_command, wait_until
 
 
 def _glb(*, magic: bytes = b"glTF", missing: int = 0) -> bytes:
@@ -94,6 +97,80 @@ def test_waiting_ends_at_the_timeout(tmp_path: Path) -> None:
             wait_until(lambda: False, [program], 0.3, "Its start")
     finally:
         program.stop()
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_the_demo_ends_quietly_when_its_reader_stops(tmp_path: Path, lines: int) -> None:
+    """`make demo | head` prints no traceback, and leaves no process behind, before and after its start."""
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tools import demo\n"
+        f"demo.FOLDER = Path({str(tmp_path / 'demo')!r})\n"
+        "sys.exit(demo.run_command(demo.main))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "FLOWS_TEST_MARK": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        printed = [process.stdout.readline() for _ in range(lines)]
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert printed[0].startswith("1. ")
+    assert errors == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert not _find_processes("FLOWS_TEST_MARK", str(tmp_path))
+
+
+def _find_processes(name: str, value: str) -> list[int]:
+    """Return the running processes that inherited a variable of the environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_command_whose_reader_stops_cleans_up(tmp_path: Path, lines: int) -> None:
+    """A command ends at the first line that cannot be written, also one that was only buffered."""
+    script = (
+        "import sys\n"
+        "from tools.processes import run_command\n"
+        "def main():\n"
+        "    try:\n"
+        "        print('first', flush=True)\n"
+        "        input()\n"
+        "        for _ in range(9): print('next')\n"
+        f"    finally: open({str(tmp_path / 'cleaned')!r}, 'w')\n"
+        "sys.exit(run_command(main))\n"
+    )
+    command = [sys.executable, "-c", script]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("\n")
+            process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_a_command_keeps_its_exit_code() -> None:
+    """The exit code of a command is what its function returns; None is success."""
+    assert [run_command(lambda code=code: code) for code in (None, 0, 3)] == [0, 0, 3]
 
 
 def test_a_preferred_port_in_use_is_not_returned() -> None:

@@ -19,7 +19,7 @@ from tests.system.chaos.report import Row, markdown_table, run_all, skipped_row,
 from tests.system.chaos.scenarios import all_scenarios, quick_scenarios
 from tests.system.chaos.services import EmulatorService, ExternalService, IndependentService, ServiceFactory
 from tests.system.chaos.stage import Stage
-from tools.processes import exit_on_sigterm
+from tools.processes import exit_on_sigterm, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,4 +154,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
