@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
 from dataclasses import replace
@@ -13,11 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.common.compat.sdk import AirflowException, BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, BaseHook, mask_secret
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
 from airflow_provider_flows.core.http import Purpose, with_deadline
+from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.core.retry import Retry, with_retries
 
 if TYPE_CHECKING:
@@ -30,10 +31,17 @@ if TYPE_CHECKING:
     from airflow_provider_flows.transport.settings import Settings
     from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
 
+MIN_DOWNLOAD_ATTEMPTS = 3
 MIN_ABORT_ATTEMPTS = 8  # when many runs are aborted at once, a rate limit rejects many requests
 
 # The transports are imported in the methods that use them: a worker never needs aiohttp, and a triggerer
 # never needs requests.
+
+
+def mask_signatures(url: str) -> None:
+    """Mask the signatures of a URL in Airflow's logs, because the HTTP libraries log it at level DEBUG."""
+    for secret in find_signatures(url):
+        mask_secret(secret)
 
 
 class BaseFlowsHook(BaseHook):
@@ -215,6 +223,21 @@ class BaseFlowsHook(BaseHook):
             transport = BlockingTransport(settings, self.get_conn())
             send = transport.send if limiter is None else limiter.limit(transport.send)
             return run(with_retries(conversation, retry or self.retry), send)
+
+    def create_url_filter(self) -> Callable[[str], bool]:
+        """Return a function that returns whether a file may be fetched from a URL of another host."""
+        settings = self.settings
+
+        def is_allowed(url: str) -> bool:
+            mask_signatures(url)
+            return settings.is_allowed_url(url)
+
+        return is_allowed
+
+    def run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
+        """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""
+        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
+        return self.run(retry.retry_incomplete(create_conversation), retry=retry)
 
     async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
         """Run a conversation over `aiohttp`, and return its result.

@@ -36,7 +36,8 @@ transport response_reader asynchronous blocking
 . connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
 storage outputs quota_marker
-. preflight hooks
+. preflight
+hooks flows_hook __init__
 worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try template_check
 triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache finished_runs_feed run_aborts
 triggerer watcher_state

@@ -1,4 +1,4 @@
-"""The hooks: what users and the other modules call to work with a service over an Airflow connection."""
+"""The hook of any service, and those of Generio and PromptChainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows import metrics
-from airflow_provider_flows.base_hook import BaseFlowsHook
+from airflow_provider_flows.base_hook import BaseFlowsHook, mask_signatures
 from airflow_provider_flows.core import start_or_resume
 from airflow_provider_flows.core.exceptions import (
     FlowError,
@@ -26,8 +26,7 @@ from airflow_provider_flows.core.payload.download import RepeatedFileFilter, dow
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
-from airflow_provider_flows.core.redaction import find_signatures
-from airflow_provider_flows.core.retry import NO_RETRY, Retry
+from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.validation import Problems, coerce_parameters, collect_problems
 from airflow_provider_flows.preflight import Preflight
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
     from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
     from airflow_provider_flows.core.graph import FlowGraph
-    from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.progress_log import LogFunction
     from airflow_provider_flows.core.service import Service
@@ -46,8 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PUBLIC_MODULE = "airflow_provider_flows.hooks"  # from which the hooks are imported, and which metadata names
 TEST_TIMEOUT_SECONDS = 5.0  # Airflow calls `test_connection` inside its web server
-MIN_DOWNLOAD_ATTEMPTS = 3
 
 
 def log_accepted_file(problem: str) -> None:
@@ -56,14 +54,6 @@ def log_accepted_file(problem: str) -> None:
         "A file was accepted because it arrived twice with the same SHA-256. Check it before you use it: %s",
         problem,
     )
-
-
-def _mask_signatures(url: str) -> None:
-    """Mask the signatures of a URL in Airflow's logs, because the HTTP libraries log it at level DEBUG."""
-    from airflow.providers.common.compat.sdk import mask_secret
-
-    for secret in find_signatures(url):
-        mask_secret(secret)
 
 
 class FlowsHook(BaseFlowsHook):
@@ -77,6 +67,8 @@ class FlowsHook(BaseFlowsHook):
 
     :param flows_conn_id: the Airflow connection to use.
     """
+
+    __module__ = PUBLIC_MODULE
 
     def start(
         self,
@@ -291,7 +283,7 @@ class FlowsHook(BaseFlowsHook):
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:
         """Download one input into memory."""
-        return self._run_download(lambda: self.service.get_input(flow_run_id, asset_id))
+        return self.run_download(lambda: self.service.get_input(flow_run_id, asset_id))
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> list[FlowOutput]:
         """Return a flow run's inputs, in the form of outputs."""
@@ -335,9 +327,9 @@ class FlowsHook(BaseFlowsHook):
         :raises FlowServiceError: the output could not be downloaded completely; discard what the target
             received.
         """
-        service, is_allowed = self.service, self._create_url_filter()
+        service, is_allowed = self.service, self.create_url_filter()
         repeated = RepeatedFileFilter(on_accepted)
-        return self._run_download(
+        return self.run_download(
             lambda: repeated.filter(
                 allow_urls(service.save_output(flow_run_id, asset_id, target, media_type), is_allowed)
             )
@@ -354,11 +346,11 @@ class FlowsHook(BaseFlowsHook):
         :returns: None if the link does not lead to an image, or to a host that is not allowed, which is
             logged.
         """
-        _mask_signatures(url)
-        max_bytes, is_allowed = self.settings.max_response_bytes, self._create_url_filter()
+        mask_signatures(url)
+        max_bytes, is_allowed = self.settings.max_response_bytes, self.create_url_filter()
         repeated = RepeatedFileFilter(on_accepted)
         try:
-            return self._run_download(
+            return self.run_download(
                 lambda: repeated.filter(
                     allow_urls(download_image(url.strip(), target, max_bytes), is_allowed)
                 )
@@ -368,21 +360,6 @@ class FlowsHook(BaseFlowsHook):
                 raise
             log.warning("A link in an output is not fetched: %s", error)
             return None
-
-    def _create_url_filter(self) -> Callable[[str], bool]:
-        """Return a function that returns whether a file may be fetched from a URL of another host."""
-        settings = self.settings
-
-        def is_allowed(url: str) -> bool:
-            _mask_signatures(url)
-            return settings.is_allowed_url(url)
-
-        return is_allowed
-
-    def _run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
-        """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""
-        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
-        return self.run(retry.retry_incomplete(create_conversation), retry=retry)
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Return a flow's definition.
@@ -461,6 +438,7 @@ class FlowsHook(BaseFlowsHook):
 class GenerioHook(FlowsHook):
     """Generio Flows, https://flows.generio.ai. Connection type: `generio`; password: API token."""
 
+    __module__ = PUBLIC_MODULE
     conn_type = "generio"
     hook_name = "Generio"
     default_host = "https://flows.generio.ai"
@@ -476,6 +454,7 @@ class GenerioHook(FlowsHook):
 class PromptChainerHook(FlowsHook):
     """PromptChainer, https://api.promptchainer.io. Connection type: `promptchainer`; password: API key."""
 
+    __module__ = PUBLIC_MODULE
     conn_type = "promptchainer"
     hook_name = "PromptChainer"
     default_host = "https://api.promptchainer.io"
