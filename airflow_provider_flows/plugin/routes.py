@@ -11,12 +11,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Match
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.limits import MAX_DOWNLOADS, MAX_SLOT_WAIT_SECONDS, MAX_STALL_SECONDS
@@ -69,9 +72,45 @@ NO_CONNECTION_NOTE = (
     "or you do not have permission to view them. Connections are added under Admin, Connections. "
     "Those defined in environment variables or in a secrets backend are not listed here."
 )
+SERVICE_NAMES = ("{flow_run_id}", "{flow}")
+
+
+class SegmentRoute(APIRoute):
+    """A route whose parameters may contain any character, also a slash, which a link to the page quotes.
+
+    Starlette matches the unquoted path, where such a slash would separate segments. Some proxies unquote the
+    path too: then the id or name of a service takes the segments that are too many.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match the path as it was sent, segment by segment."""
+        params = self._match_segments(scope) if scope["type"] == "http" else None
+        if params is None:
+            return Match.NONE, {}
+        path_params = {**scope.get("path_params", {}), **params}
+        match = Match.FULL if scope["method"] in (self.methods or ()) else Match.PARTIAL
+        return match, {"endpoint": self.endpoint, "path_params": path_params, "route": self}
+
+    def _match_segments(self, scope: Scope) -> dict[str, str] | None:
+        raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
+        segments = [unquote(part, errors="replace") for part in raw_path.decode("latin-1").split("/")]
+        root = scope.get("root_path", "").rstrip("/").split("/")
+        segments = segments[len(root) - 1 :] if segments[: len(root)] == root else segments
+        names = self.path_format.split("/")
+        place = next((index for index, name in enumerate(names) if name in SERVICE_NAMES), None)
+        surplus = len(segments) - len(names)
+        if surplus > 0 and place is not None and b"%2f" not in raw_path.lower():
+            segments[place : place + surplus + 1] = ["/".join(segments[place : place + surplus + 1])]
+        if len(segments) != len(names):
+            return None
+        pairs = list(zip(names, segments, strict=True))[1:]
+        is_match = all(segment if name.startswith("{") else segment == name for name, segment in pairs)
+        return {name[1:-1]: segment for name, segment in pairs if name.startswith("{")} if is_match else None
+
+
 index_router = APIRouter(dependencies=REQUIRES_LOGIN)
-connection_router = APIRouter(dependencies=REQUIRES_CONNECTION_ACCESS)
-task_router = APIRouter(dependencies=REQUIRES_TASK_ACCESS)
+connection_router = APIRouter(dependencies=REQUIRES_CONNECTION_ACCESS, route_class=SegmentRoute)
+task_router = APIRouter(dependencies=REQUIRES_TASK_ACCESS, route_class=SegmentRoute)
 GetView = Callable[..., Awaitable[RunView]]
 
 
@@ -198,6 +237,7 @@ def add_run_routes(
     :param back: path of the page to link back to, with the same placeholders.
     :param back_label: text of that link.
     """
+    _add_output_routes(router, f"{path}/output/{{number}}", get_view)
 
     @router.get(path, response_class=HTMLResponse)
     async def show_run(request: Request, view: RunView = Depends(get_view)) -> HTMLResponse:  # noqa: B008, FAST002  # `get_view` is local
@@ -217,8 +257,6 @@ def add_run_routes(
     async def get_run(view: RunView = Depends(get_view)) -> RunPage:  # noqa: B008, FAST002  # `get_view` is local
         """Return the run as JSON."""
         return await run_in_threadpool(view.to_page)
-
-    _add_output_routes(router, f"{path}/output/{{number}}", get_view)
 
 
 def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
