@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.progress_log import LogFunction
-    from airflow_provider_flows.core.service import Service
+    from airflow_provider_flows.core.service import RunPage, Service
     from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, SaveRecord
 
 # The services and storage are imported in the methods that use them: a triggerer needs one service and no
@@ -244,6 +244,13 @@ class FlowsHook(BaseFlowsHook):
         :param state: return only the runs in this state.
         """
         return self.run(self.service.list_runs(state))
+
+    def list_newest(self, limit: int, state: FlowState | None = None) -> RunPage:
+        """Return the account's newest flow runs, at least `limit` of them if there are as many.
+
+        :returns: the flow runs, with a `next_page` that is not None if there are others that were not listed.
+        """
+        return self.run(self.service.list_newest(limit, state))
 
     def delete(self, flow_run_id: str) -> None:
         """Delete a flow run permanently, with all its inputs and outputs; it must not be active."""

@@ -50,7 +50,7 @@ from airflow_provider_flows.core.responses import (
     request_json,
 )
 from airflow_provider_flows.core.safe_text import decode_text
-from airflow_provider_flows.core.service import Service, quote_path_segment
+from airflow_provider_flows.core.service import RunPage, Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.core.validation import Problems, find_unsendable_variables
 
@@ -91,6 +91,7 @@ __all__ = [
     "Request",
     "Resend",
     "Response",
+    "RunPage",
     "Service",
     "Sleep",
     "Target",
