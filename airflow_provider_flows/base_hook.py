@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -17,7 +18,12 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseHook, mask
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
-from airflow_provider_flows.core.http import Purpose, with_deadline
+from airflow_provider_flows.core.http import ForbiddenUrlError, Purpose, allow_urls, with_deadline
+from airflow_provider_flows.core.payload.download import (
+    RepeatedFileFilter,
+    download_image,
+    download_linked_file,
+)
 from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.core.retry import Retry, with_retries
 
@@ -26,10 +32,13 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
     from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
     from airflow_provider_flows.transport.shared_rate_limiter import SharedRateLimiter
+
+log = logging.getLogger(__name__)
 
 MIN_DOWNLOAD_ATTEMPTS = 3
 MIN_ABORT_ATTEMPTS = 8  # when many runs are aborted at once, a rate limit rejects many requests
@@ -42,6 +51,14 @@ def mask_signatures(url: str) -> None:
     """Mask the signatures of a URL in Airflow's logs, because the HTTP libraries log it at level DEBUG."""
     for secret in find_signatures(url):
         mask_secret(secret)
+
+
+def log_accepted_file(problem: str) -> None:
+    """Log that a file was accepted although something is wrong with it."""
+    log.warning(
+        "A file was accepted because it arrived twice with the same SHA-256. Check it before you use it: %s",
+        problem,
+    )
 
 
 class BaseFlowsHook(BaseHook):
@@ -238,6 +255,54 @@ class BaseFlowsHook(BaseHook):
         """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""
         retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
         return self.run(retry.retry_incomplete(create_conversation), retry=retry)
+
+    def save_linked_image(
+        self, url: str, target: Target, *, on_accepted: Callable[[str], object] = log_accepted_file
+    ) -> str | None:
+        """Download the image to which an output links, and return its media type.
+
+        The credentials are sent only if the link leads to the service's own host.
+
+        :param on_accepted: as for `save_output`.
+        :returns: None if the link does not lead to an image, or to a host that is not allowed, which is
+            logged.
+        """
+        max_bytes = self.settings.max_response_bytes
+        return self._save_link(url, lambda link: download_image(link, target, max_bytes), on_accepted)
+
+    def save_linked_file(
+        self,
+        url: str,
+        target: Target,
+        *,
+        media_type: str | None = None,
+        on_accepted: Callable[[str], object] = log_accepted_file,
+    ) -> str | None:
+        """Download the file of any type to which an output links, and return its media type.
+
+        As for `save_linked_image`.
+
+        :param media_type: the media type that the service has declared.
+        :returns: None if the link leads to a host that is not allowed, which is logged.
+        """
+        return self._save_link(url, lambda link: download_linked_file(link, target, media_type), on_accepted)
+
+    def _save_link(
+        self,
+        url: str,
+        download: Callable[[str], Conversation[str | None]],
+        on_accepted: Callable[[str], object],
+    ) -> str | None:
+        mask_signatures(url)
+        link, is_allowed = url.strip(), self.create_url_filter()
+        repeated = RepeatedFileFilter(on_accepted)
+        try:
+            return self.run_download(lambda: repeated.filter(allow_urls(download(link), is_allowed)))
+        except FlowServiceError as error:
+            if not isinstance(error.__cause__, ForbiddenUrlError):
+                raise
+            log.warning("A link in an output is not fetched: %s", error)
+            return None
 
     async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
         """Run a conversation over `aiohttp`, and return its result.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import quote
@@ -14,6 +14,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed
 from airflow_provider_flows.core.http import map_requests, send
 from airflow_provider_flows.core.limits import MAX_LIST_BYTES, MAX_LISTED_RUNS, MAX_PAGES, MIB
 from airflow_provider_flows.core.safe_text import has_control_characters
+from airflow_provider_flows.core.validation import find_unsendable_values
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
@@ -56,6 +57,7 @@ class Service(ABC):
 
     name: ClassVar[str]
     staged_start: ClassVar[bool] = False  # whether creation, inputs and start are separate requests
+    accepts_file_variables: ClassVar[bool] = False  # whether a file may be (in) a variable, as a data URI
     # other hosts, all of them the service's own, to which its outputs link or its downloads redirect: names,
     # and patterns such as `*.example.com`
     picture_hosts: ClassVar[tuple[str, ...]] = ()
@@ -105,6 +107,8 @@ class Service(ABC):
         if self.supports("to_flow_inputs") and not has_problems:
             with problems.collect("inputs"):
                 self.to_flow_inputs(inputs)
+        elif isinstance(inputs, Mapping):
+            problems.add(*find_unsendable_values(inputs, accepts_files=self.accepts_file_variables))
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """Create a flow run without starting it; this costs nothing.
