@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -16,13 +17,23 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowNotFoundException,
+    BaseHook,
+    mask_secret,
+)
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
 from airflow_provider_flows.core.flow_run import quote_errors
-from airflow_provider_flows.core.http import Purpose, with_deadline
+from airflow_provider_flows.core.http import ForbiddenUrlError, Purpose, allow_urls, with_deadline
 from airflow_provider_flows.core.limits import MAX_REQUESTS_PER_SECOND, START_LOG_SECONDS
+from airflow_provider_flows.core.payload.download import (
+    RepeatedFileFilter,
+    download_image,
+    download_linked_file,
+)
 from airflow_provider_flows.core.redaction import ErrorTexts, find_signatures
 from airflow_provider_flows.core.retry import Retry, with_retries
 
@@ -32,9 +43,12 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation, Request, Response, T
+    from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
+
+log = logging.getLogger(__name__)
 
 MIN_DOWNLOAD_ATTEMPTS = 3
 MIN_ABORT_ATTEMPTS = 8  # when many runs are aborted at once, a rate limit rejects many requests
@@ -45,10 +59,16 @@ MIN_ABORT_ATTEMPTS = 8  # when many runs are aborted at once, a rate limit rejec
 
 def mask_signatures(url: str) -> None:
     """Mask the signatures of a URL in Airflow's logs, because the HTTP libraries log it at level DEBUG."""
-    from airflow.providers.common.compat.sdk import mask_secret
-
     for secret in find_signatures(url):
         mask_secret(secret)
+
+
+def log_accepted_file(problem: str) -> None:
+    """Log that a file was accepted although something is wrong with it."""
+    log.warning(
+        "A file was accepted because it arrived twice with the same SHA-256. Check it before you use it: %s",
+        problem,
+    )
 
 
 class BaseFlowsHook(BaseHook):
@@ -259,21 +279,6 @@ class BaseFlowsHook(BaseHook):
             send = self._limit_rate(settings, transport.send)
             return self.quote_errors(run(with_retries(conversation, retry or self.retry), send))
 
-    def run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
-        """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""
-        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
-        return self.run(retry.retry_incomplete(create_conversation), retry=retry)
-
-    def create_url_filter(self) -> Callable[[str], bool]:
-        """Return a function that returns whether a file may be fetched from a URL of another host."""
-        settings = self.settings
-
-        def is_allowed(url: str) -> bool:
-            mask_signatures(url)
-            return settings.is_allowed_url(url)
-
-        return is_allowed
-
     def poll_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Read a run from the service, with its errors as `error_texts` shows them."""
         return self.quote_errors((yield from self.service.get_run(flow_run_id)))
@@ -325,6 +330,69 @@ class BaseFlowsHook(BaseHook):
         per_second = self.extra.get("max_requests_per_second") or MAX_REQUESTS_PER_SECOND
         limiter = SHARED_RATE_LIMITERS.get(self.flows_conn_id, settings, per_second)
         return limiter.limit(send, self._max_rate_wait)
+
+    def create_url_filter(self) -> Callable[[str], bool]:
+        """Return a function that returns whether a file may be fetched from a URL of another host."""
+        settings = self.settings
+
+        def is_allowed(url: str) -> bool:
+            mask_signatures(url)
+            return settings.is_allowed_url(url)
+
+        return is_allowed
+
+    def run_download(self, create_conversation: Callable[[], Conversation[T]]) -> T:
+        """Run a conversation that only reads, and retry incomplete responses, in at least three attempts."""
+        retry = Retry(attempts=max(MIN_DOWNLOAD_ATTEMPTS, 1 + self.extra["retries"]))
+        return self.run(retry.retry_incomplete(create_conversation), retry=retry)
+
+    def save_linked_image(
+        self, url: str, target: Target, *, on_accepted: Callable[[str], object] = log_accepted_file
+    ) -> str | None:
+        """Download the image to which an output links, and return its media type.
+
+        The credentials are sent only if the link leads to the service's own host.
+
+        :param on_accepted: as for `save_output`.
+        :returns: None if the link does not lead to an image, or to a host that is not allowed, which is
+            logged.
+        """
+        max_bytes = self.settings.max_response_bytes
+        return self._save_link(url, lambda link: download_image(link, target, max_bytes), on_accepted)
+
+    def save_linked_file(
+        self,
+        url: str,
+        target: Target,
+        *,
+        media_type: str | None = None,
+        on_accepted: Callable[[str], object] = log_accepted_file,
+    ) -> str | None:
+        """Download the file of any type to which an output links, and return its media type.
+
+        As for `save_linked_image`.
+
+        :param media_type: the media type that the service has declared.
+        :returns: None if the link leads to a host that is not allowed, which is logged.
+        """
+        return self._save_link(url, lambda link: download_linked_file(link, target, media_type), on_accepted)
+
+    def _save_link(
+        self,
+        url: str,
+        download: Callable[[str], Conversation[str | None]],
+        on_accepted: Callable[[str], object],
+    ) -> str | None:
+        mask_signatures(url)
+        link, is_allowed = url.strip(), self.create_url_filter()
+        repeated = RepeatedFileFilter(on_accepted)
+        try:
+            return self.run_download(lambda: repeated.filter(allow_urls(download(link), is_allowed)))
+        except FlowServiceError as error:
+            if not isinstance(error.__cause__, ForbiddenUrlError):
+                raise
+            log.warning("A link in an output is not fetched: %s", error)
+            return None
 
     async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
         """Run a conversation over `aiohttp`, and return its result.

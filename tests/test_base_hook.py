@@ -9,10 +9,9 @@ import time
 
 import pytest
 
-from airflow_provider_flows import hooks
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowTimeout, FlowUnreachable
 from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook
+from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook, flows_hook
 from tests.support.downloads import KilledError, hook_to, raise_after
 from tests.support.hostile import BEHAVIOURS, HostileServer
 from tests.support.hostile.slow import send_steadily
@@ -91,7 +90,7 @@ def test_wait_ends_at_its_timeout_whatever_dribbles(name: str) -> None:
 @pytest.mark.parametrize("name", ["a slow body", "slow headers", "endless 103 Early Hints"])
 def test_test_button_ends_in_time_whatever_dribbles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Test button has one time limit for all its requests, and its message says that it was exceeded."""
-    monkeypatch.setattr(hooks, "TEST_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(flows_hook, "TEST_TIMEOUT_SECONDS", 0.5)
 
     def respond_slowly(connection: socket.socket) -> None:
         """Respond to the first request after half of the time that there is no such path."""

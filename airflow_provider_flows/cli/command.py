@@ -1,4 +1,7 @@
-"""What every command has in common: connection lookup, log, signals, and the exit code of each error."""
+"""What every command has in common: connection lookup, log, signals, and the exit code of each error.
+
+`emulator` is the one command that has none of that.
+"""
 
 from __future__ import annotations
 
@@ -157,3 +160,15 @@ class _EchoHandler(logging.Handler):
         """Write the record."""
         message = to_option_names(str(redact(record.getMessage())))
         echo_err(f"{record.levelname.lower()}: {message}")
+
+
+def emulator(args: Namespace) -> None:
+    """Serve both emulated services until interrupted.
+
+    :raises SystemExit: with a code other than 0.
+    """
+    from airflow_provider_flows.emulator.__main__ import main
+
+    code = main(args.options, prog="airflow flows emulator")
+    if code:
+        raise SystemExit(code)

@@ -11,6 +11,7 @@ from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.terminal import confirm, echo_err, is_interactive, show_many, show_one
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.service import RunPage
 from airflow_provider_flows.hooks import FlowsHook
 
 if TYPE_CHECKING:
@@ -54,10 +55,13 @@ def runs(args: Namespace) -> None:
         names = ", ".join(each for each in FlowState if each is not state)
         message = f"--state must be one of {names}, not {args.state!r}"
         raise FlowInputError(message)
-    found = FlowsHook.get_hook(args.conn_id).list_runs(state)
-    newest = found[: args.limit or None]
+    hook = FlowsHook.get_hook(args.conn_id)
+    found = hook.list_newest(args.limit, state) if args.limit else RunPage(hook.list_runs(state))
+    newest = found.runs[: args.limit or None]
     show_many([to_run_summary(run) for run in newest], args.output, RUN_COLUMNS)
-    if more := len(found) - len(newest):
+    if found.next_page is not None:
+        echo_err("Older flow runs are not shown; --limit 0 shows all.")
+    elif more := len(found.runs) - len(newest):
         echo_err(f"{more} older flow runs are not shown; --limit 0 shows all.")
 
 

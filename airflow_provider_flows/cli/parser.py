@@ -251,7 +251,7 @@ def get_commands() -> list[GroupCommand]:
             common_args=(CONN_ID, ARG_VERBOSE),
         ),
         _build_command(
-            "emulator", "emulator", "Start an emulator of Generio and PromptChainer", OPTIONS, common_args=()
+            "emulator", "command", "Start an emulator of Generio and PromptChainer", OPTIONS, common_args=()
         ),
     )
     description = "Run flows at Generio, PromptChainer, or any service with a connection type"

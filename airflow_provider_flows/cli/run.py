@@ -64,7 +64,7 @@ def run(args: Namespace) -> Exit:
         arguments.parse_output_options(args),
         Problems(),
     )
-    request, schedule = arguments.parse_request(args, problems), arguments.parse_schedule(args)
+    request, schedule = arguments.parse_request(args, problems, hook), arguments.parse_schedule(args)
     output_options.validate(hook.service, problems)
     if problems:
         hook.preflight.check(request, problems, validate=not args.no_validate).raise_if_invalid()

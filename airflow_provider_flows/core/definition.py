@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a flow; undocumented properties are None or empty.
+    """One parameter or variable of a flow; undocumented properties are None or empty.
 
     :param types: allowed JSON Schema types: string, integer, number, boolean, array, object, null.
     :param default: the value that the service uses if the parameter is missing.
@@ -47,7 +47,9 @@ class FlowDefinition:
     :param flow: the id, or the name if there is no id.
     :param service: the service's name.
     :param inputs: media types (Generio), or names of variables (PromptChainer).
-    :param has_variables: whether `inputs` are names of variables, all of which are required.
+    :param has_variables: whether `inputs` are names of variables, all of which are required and texts.
+    :param variables: by name, if more than the name is documented: types, lists among them, defaults, bounds,
+        and whether a variable is required. `inputs` has their names then.
     :param parameters: by name.
     :param outputs: media types, or names.
     :param min_inputs: minimum number of inputs of a run. Neither Generio nor PromptChainer documents one; a
@@ -64,6 +66,7 @@ class FlowDefinition:
     description: str | None = None
     inputs: tuple[str, ...] = ()
     has_variables: bool = False
+    variables: Mapping[str, Parameter] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     min_inputs: int | None = None
@@ -75,6 +78,9 @@ class FlowDefinition:
         """Make the id and the names that are logged and displayed lines."""
         set_lines(self, "flow", "name")
         object.__setattr__(self, "outputs", tuple(map(to_line, self.outputs)))
+        if self.variables:
+            object.__setattr__(self, "has_variables", True)
+            object.__setattr__(self, "inputs", tuple(self.variables))
 
     @classmethod
     def from_graph(cls, flow: str, service: str, graph: FlowGraph, raw: Any = None) -> FlowDefinition:

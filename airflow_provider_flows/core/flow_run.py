@@ -137,7 +137,9 @@ class FlowOutput:
 
     :param status: READY, ERROR or PENDING.
     :param additional: metadata of the corresponding input.
-    :param is_url: whether `value` is a URL of the output, possibly signed, instead of the output itself.
+    :param is_url: whether `value` is a URL of the output, possibly signed, instead of the output itself. With
+        a media type other than a picture's, a file of any type is fetched from it, and with
+        `application/octet-stream` its type is that of the response. Without one it must be a picture.
     :param expires_at: time at which that URL expires, ISO 8601.
     :param warning: why the stored file may be unusable: it contradicts its header or its media type, and
         arrived so twice.

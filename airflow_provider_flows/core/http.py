@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.limits import (
     MAX_ERROR_LENGTH,
@@ -40,6 +40,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+# they frame the request, or name its host or its sender; the transports set them
+RESERVED_HEADERS = frozenset(
+    {
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    }
+)
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,4000}[\x21-\x7e])?")
 
 
 class Resend(Enum):
@@ -69,6 +94,8 @@ class Request:
     :param query: the query parameters, unquoted.
     :param json: the value that is sent as the JSON body, or None for no body. An `UploadSource` at any depth
         in it is sent as a data URI.
+    :param headers: more headers, such as an Idempotency-Key. They go to the connection's own host only, and
+        cannot replace the credentials or what the transport sets (`RESERVED_HEADERS`).
     :param resend: when the request may be sent again.
     :param sink: receives the body of a successful response, a chunk at a time.
     :param max_bytes: maximum size of the body of a successful response, or of the file that the sink makes of
@@ -85,6 +112,7 @@ class Request:
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     json: Any = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, kw_only=True)
     resend: Resend = Resend.ALWAYS
     sink: Sink | None = field(default=None, repr=False)
     max_bytes: int | None = None
@@ -94,7 +122,15 @@ class Request:
     deadline: float | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Set the default purpose."""
+        """Set the default purpose.
+
+        :raises FlowInputError: a header cannot be sent.
+        """
+        for name, value in self.headers.items():
+            if not _HEADER_NAME.fullmatch(name) or name.lower() in RESERVED_HEADERS:
+                raise FlowInputError(f"{name!r} cannot be a header of a request")
+            if not _HEADER_VALUE.fullmatch(value):
+                raise FlowInputError(f"the header {name} of a request must be printable ASCII")
         if self.purpose is None:
             purpose = Purpose.QUESTION if self.sink is None else Purpose.TRANSFER
             object.__setattr__(self, "purpose", purpose)

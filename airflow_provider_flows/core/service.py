@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import quote
 
 from airflow_provider_flows.core.definition import find_definition
-from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed, FlowNotFound
+from airflow_provider_flows.core.http import map_requests, send
+from airflow_provider_flows.core.limits import MAX_LIST_BYTES, MAX_LISTED_RUNS, MAX_PAGES, MIB
 from airflow_provider_flows.core.safe_text import has_control_characters
+from airflow_provider_flows.core.validation import find_unsendable_values
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
     from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
-    from airflow_provider_flows.core.http import Conversation
+    from airflow_provider_flows.core.http import Conversation, Request, Response
     from airflow_provider_flows.core.payload.data_uri import Content
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.bulk import ActiveRuns
@@ -24,6 +28,19 @@ if TYPE_CHECKING:
 
 # letters, digits, dashes and underscores, with a digit or too long for the name of somebody's folder
 DEFAULT_RUN_ID_PATTERN = re.compile(r"(?=[^0-9]*[0-9]|.{16})[A-Za-z0-9](?:[A-Za-z0-9_-]{0,98}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """A page of a list of runs, or several of them, newest first.
+
+    :param runs: the runs.
+    :param next_page: with what `list_page` returns the next page, such as a cursor or a path; None if there
+        is none.
+    """
+
+    runs: Sequence[FlowRun]
+    next_page: str | None = None
 
 
 class Service(ABC):
@@ -40,6 +57,7 @@ class Service(ABC):
 
     name: ClassVar[str]
     staged_start: ClassVar[bool] = False  # whether creation, inputs and start are separate requests
+    accepts_file_variables: ClassVar[bool] = False  # whether a file may be (in) a variable, as a data URI
     # other hosts, all of them the service's own, to which its outputs link or its downloads redirect: names,
     # and patterns such as `*.example.com`
     picture_hosts: ClassVar[tuple[str, ...]] = ()
@@ -89,6 +107,8 @@ class Service(ABC):
         if self.supports("to_flow_inputs") and not has_problems:
             with problems.collect("inputs"):
                 self.to_flow_inputs(inputs)
+        elif isinstance(inputs, Mapping):
+            problems.add(*find_unsendable_values(inputs, accepts_files=self.accepts_file_variables))
 
     def create(self, flow: str, parameters: Any, additional: Any) -> Conversation[FlowRun]:
         """Create a flow run without starting it; this costs nothing.
@@ -119,8 +139,46 @@ class Service(ABC):
         return None
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
-        """Return the account's runs, or only those in `state`."""
+        """Return the account's runs, or only those in `state`; by default from all pages (`list_page`)."""
+        found = yield from self.list_newest(MAX_LISTED_RUNS + 1, state)
+        if len(found.runs) > MAX_LISTED_RUNS:
+            raise _too_long_error(f"of {self.name}'s flow runs", f"more than {MAX_LISTED_RUNS:,} flow runs")
+        return list(found.runs)
+
+    def list_page(self, state: FlowState | None, page: str | None) -> Conversation[RunPage]:
+        """Return one page of the account's runs, newest first; for a service that lists them page by page.
+
+        A caller who needs the newest runs only ends the list early.
+
+        :param state: only runs in this state are needed; others may be in the page as well.
+        :param page: the `next_page` of the page before, None for the first one.
+        """
         raise self._unsupported_error("list flow runs")
+
+    def list_newest(self, limit: int, state: FlowState | None = None) -> Conversation[RunPage]:
+        """Return the newest runs, or the newest of those in `state`, in as few requests as possible.
+
+        :param limit: how many are needed; there may be more in the result.
+        :returns: the runs, with a `next_page` if the list was not read to its end.
+        :raises FlowMalformed: the list is too long, or refers to a page for the second time.
+        """
+        if not self.supports("list_page"):
+            if not self.supports("list_runs"):
+                raise self._unsupported_error("list flow runs")
+            return RunPage((yield from self.list_runs(state)))
+        pages = Pages()
+        found: dict[str, FlowRun] = {}
+        next_page: str | None = None
+        seen: set[str | None] = set()
+        while next_page not in seen:
+            seen.add(next_page)
+            page = yield from map_requests(self.list_page(state, next_page), pages.send)
+            found |= {run.flow_run_id: run for run in page.runs if state in {None, run.state}}
+            next_page = page.next_page
+            if next_page is None or len(found) >= limit:
+                return RunPage([*found.values()], next_page)
+        message = f"The list of {self.name}'s flow runs refers to the same page for the second time."
+        raise FlowMalformed(message)
 
     def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
         """Return which of these runs are running, with their progress, in as few requests as possible.
@@ -188,10 +246,50 @@ class Service(ABC):
 
     def supports(self, method: str) -> bool:
         """Return whether this service implements an optional method of this class."""
+        if method == "list_runs" and self.supports("list_page"):
+            return True
         return getattr(type(self), method) is not getattr(Service, method)
 
     def _unsupported_error(self, action: str) -> FlowInputError:
         return FlowInputError(f"The service {self.name} cannot {action}.")
+
+
+class Pages:
+    """The requests for all pages of one list, whose number and size is bounded together.
+
+    :param max_bytes: maximum size of all pages.
+    :param max_pages: maximum number of pages.
+    """
+
+    def __init__(self, max_bytes: int = MAX_LIST_BYTES, max_pages: int = MAX_PAGES) -> None:
+        self.count = 0
+        self._max_pages = max_pages
+        self._max_bytes = max_bytes
+        self._bytes_left = max_bytes
+
+    def send(self, request: Request) -> Conversation[Response]:
+        """Send the request for the next page.
+
+        :raises FlowMalformed: there are too many pages, or they are too large.
+        """
+        if self.count == self._max_pages:
+            self.raise_too_long(request, f"more than {self._max_pages:,} pages")
+        if self._bytes_left <= 0:
+            self.raise_too_long(request, f"more than {self._max_bytes // MIB} MiB")
+        response = yield from send(replace(request, max_bytes=self._bytes_left))
+        self._bytes_left -= len(response.body)
+        self.count += 1
+        return response
+
+    def raise_too_long(self, request: Request, size: str) -> NoReturn:
+        """Raise FlowMalformed, because a list that lacks its end would look like a complete one."""
+        raise _too_long_error(f"of {request}", size)
+
+
+def _too_long_error(what: str, size: str) -> FlowMalformed:
+    return FlowMalformed(
+        f"The list {what} has {size}, over all pages together. Delete at the service what you no longer need."
+    )
 
 
 def quote_path_segment(name: str, value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_flows.core.definition import FlowDefinition, Parameter, find_definition
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.payload import data_uri
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def validate_arguments(
     :param invalid: arguments that are not validated, because they are known to be invalid.
     """
     if "inputs" not in invalid:
-        problems.add(*_input_problems(definition, inputs))
+        problems.add(*_input_problems(definition, coerce_inputs(definition, inputs)))
     if "parameters" not in invalid:
         problems.add(*_parameter_problems(definition, coerce_parameters(definition, parameters) or {}))
     if problems:
@@ -160,12 +162,21 @@ def coerce_parameters(
     number or Boolean that it represents. A float without a fraction becomes an integer where the flow takes
     integers. A None where the flow takes no null is left out, so that the service uses its default.
     """
-    if parameters is None:
-        return None
-    known = ((name, value, definition.parameters.get(str(name))) for name, value in parameters.items())
+    return None if parameters is None else _coerce_values(definition.parameters, parameters)
+
+
+def coerce_inputs(definition: FlowDefinition, inputs: Inputs) -> Inputs:
+    """Return the inputs, with variables whose types are documented in those types, as `coerce_parameters`."""
+    if not definition.variables or not isinstance(inputs, Mapping):
+        return inputs
+    return _coerce_values(definition.variables, inputs)
+
+
+def _coerce_values(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
+    rows = ((name, value, known.get(str(name))) for name, value in values.items())
     return {
         name: value if one is None else _coerce(one, value)
-        for name, value, one in known
+        for name, value, one in rows
         if not _is_omitted(one, value)
     }
 
@@ -193,6 +204,35 @@ def _coerce(parameter: Parameter, value: Any) -> Any:
         return int(text)
     number = float(text)
     return number if "number" in types and math.isfinite(number) else value
+
+
+def find_unsendable_values(variables: Mapping[Any, Any], *, accepts_files: bool) -> list[str]:
+    """Return a problem for every variable that JSON cannot represent, at any depth.
+
+    :param accepts_files: whether a file is sendable, as a data URI.
+    """
+    return [
+        f"inputs[{name!r}] cannot be sent: {reason}"
+        for name, value in variables.items()
+        if (reason := _find_unsendable(value, accepts_files=accepts_files)) is not None
+    ]
+
+
+def _find_unsendable(value: Any, *, accepts_files: bool) -> str | None:
+    def to_text(one: object) -> str:
+        if isinstance(one, UploadSource):
+            if accepts_files:
+                return ""
+            message = f"it is a file of type {one.media_type}, and the service takes no files there"
+            raise TypeError(message)
+        message = f"{type(one).__name__} is no JSON value"
+        raise TypeError(message)
+
+    try:
+        json.dumps(value, allow_nan=False, default=to_text)
+    except (TypeError, ValueError, RecursionError) as error:
+        return str(error)
+    return None
 
 
 def find_unsendable_variables(variables: Mapping[Any, Any]) -> list[str]:
@@ -233,17 +273,10 @@ def _variable_problems(definition: FlowDefinition, inputs: Inputs) -> list[str]:
         inputs = {}
     if not isinstance(inputs, Mapping):
         return ["inputs must be a mapping of variable names to values, such as {'color': 'red'}"]
-    names = [str(name) for name in inputs]
-    missing = [name for name in definition.inputs if name not in names]
-    unknown = [name for name in names if name not in definition.inputs] if definition.is_complete else []
-    return [
-        *(f"variable {_quote(name)} is missing{suggest_names(name, unknown)}" for name in missing),
-        *(
-            f"variable {_quote(name)} is not known{suggest_names(name, definition.inputs)}"
-            for name in unknown
-        ),
-        *find_unsendable_variables(inputs),
-    ]
+    known = definition.variables or {name: Parameter(name, required=True) for name in definition.inputs}
+    untyped = {} if definition.variables else inputs
+    problems = _value_problems("variable", known, inputs, is_complete=definition.is_complete)
+    return [*problems, *find_unsendable_variables(untyped)]
 
 
 def _input_count_problems(definition: FlowDefinition, count: int) -> Iterator[str]:
@@ -285,22 +318,39 @@ def _to_base_media_type(kind: str) -> str:
 
 
 def _parameter_problems(definition: FlowDefinition, parameters: Mapping[str, Any]) -> Iterator[str]:
-    known, names = definition.parameters, [str(name) for name in parameters]
-    unknown = [name for name in names if name not in known] if definition.is_complete else []
+    known = definition.parameters
+    hint = "; the flow has only variables, which are passed as inputs"
+    yield from _value_problems(
+        "parameter",
+        known,
+        parameters,
+        is_complete=definition.is_complete,
+        hint=hint if definition.has_variables and not known else "",
+    )
+
+
+def _value_problems(
+    kind: str, known: Mapping[str, Parameter], values: Mapping[Any, Any], *, is_complete: bool, hint: str = ""
+) -> Iterator[str]:
+    """Yield a problem for each unknown, invalid and missing value.
+
+    :param kind: `parameter` or `variable`.
+    :param is_complete: whether there are no others than the known ones.
+    :param hint: the end of the problem of an unknown name, in place of the closest matches.
+    """
+    argument = "parameters" if kind == "parameter" else "inputs"
+    names = [str(name) for name in values]
+    unknown = [name for name in names if name not in known] if is_complete else []
     for name in unknown:
-        hint = (
-            "; the flow has only variables, which are passed as inputs"
-            if definition.has_variables
-            else suggest_names(name, known)
-        )
-        yield f"parameter {_quote(name)} is not known{hint}"
-    for name, value in parameters.items():
+        yield f"{kind} {_quote(name)} is not known{hint or suggest_names(name, known)}"
+    for name, value in values.items():
         expectation = _get_expectation(known[str(name)], value) if str(name) in known else None
         if expectation:
-            yield f"parameters[{_quote(name)}] must be {expectation}, not {_quote(value)}"
-    for name, parameter in known.items():
-        if parameter.required and name not in names:
-            yield f"parameter {_quote(name)} is missing{suggest_names(name, unknown)}"
+            actual = "a file" if isinstance(value, UploadSource) else _quote(value)
+            yield f"{argument}[{_quote(name)}] must be {expectation}, not {actual}"
+    for name, one in known.items():
+        if one.required and name not in names:
+            yield f"{kind} {_quote(name)} is missing{suggest_names(name, unknown)}"
 
 
 def _get_expectation(parameter: Parameter, value: Any) -> str | None:
@@ -322,6 +372,8 @@ def _get_expectation(parameter: Parameter, value: Any) -> str | None:
 
 def _to_json_type(value: Any) -> str | None:
     """Return the JSON Schema type of a value; a Boolean is not an integer, in contrast to Python."""
+    if isinstance(value, UploadSource):
+        return "string"  # it is sent as a data URI
     kinds = ((bool, "boolean"), (str, "string"), (int, "integer"), (float, "number"), (type(None), "null"))
     found = next((name for kind, name in kinds if isinstance(value, kind)), None)
     if found is not None:
@@ -346,15 +398,21 @@ def _describe_bounds(parameter: Parameter) -> str:
 
 
 def _describe_accepted(definition: FlowDefinition) -> str:
+    descriptions = _describe_parameters(definition.parameters)
     if definition.has_variables:
-        return _join_values(definition.inputs) if definition.inputs else "no variables"
+        variables = _join_values(definition.inputs) if definition.inputs else "no variables"
+        if definition.variables:
+            variables = _join_values(_describe_parameters(definition.variables), quoted=False)
+        more = f", and the parameters {_join_values(descriptions, quoted=False)}" if descriptions else ""
+        return variables + more
     inputs = " or ".join(map(shorten, definition.inputs)) or "inputs of undocumented types"
-    descriptions = [
-        f"{shorten(name)}{_describe_parameter(one)}" for name, one in definition.parameters.items()
-    ]
     if descriptions:
         return f"{inputs}, and the parameters {_join_values(descriptions, quoted=False)}"
     return f"{inputs}, and no parameters" if definition.is_complete else inputs
+
+
+def _describe_parameters(parameters: Mapping[str, Parameter]) -> list[str]:
+    return [f"{shorten(name)}{_describe_parameter(one)}" for name, one in parameters.items()]
 
 
 def _describe_parameter(parameter: Parameter) -> str:

@@ -1,4 +1,4 @@
-"""Rendering of pages: the Jinja environment, its filters and functions, and the static files.
+"""Rendering of pages: the Jinja environment, its filters and functions, the static files, and the URLs.
 
 Jinja escapes every value. The picture of a flow is the only markup inserted as it is; its texts are escaped
 when it is drawn.
@@ -12,27 +12,64 @@ from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from starlette.routing import Match
 
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.drawing import STYLE, to_svg
 
 if TYPE_CHECKING:
     from fastapi import Request
+    from starlette.types import Scope
 
 NO_VALUE = "\N{EN DASH}"
 MAX_SHORT_ID_LENGTH = 26
+SERVICE_NAMES = ("{flow_run_id}", "{flow}")
 STATIC_MEDIA_TYPES = {
     "flows.css": "text/css",
     "flows.js": "text/javascript",
     "icon.svg": "image/svg+xml",
     "icon-dark.svg": "image/svg+xml",
 }
+
+
+class SegmentRoute(APIRoute):
+    """A route whose parameters may contain any character, also a slash, which a link to the page quotes.
+
+    Starlette matches the unquoted path, where such a slash would separate segments. Some proxies unquote the
+    path too: then the id or name of a service takes the segments that are too many.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match the path as it was sent, segment by segment."""
+        params = self._match_segments(scope) if scope["type"] == "http" else None
+        if params is None:
+            return Match.NONE, {}
+        path_params = {**scope.get("path_params", {}), **params}
+        match = Match.FULL if scope["method"] in (self.methods or ()) else Match.PARTIAL
+        return match, {"endpoint": self.endpoint, "path_params": path_params, "route": self}
+
+    def _match_segments(self, scope: Scope) -> dict[str, str] | None:
+        raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
+        segments = [unquote(part, errors="replace") for part in raw_path.decode("latin-1").split("/")]
+        root = scope.get("root_path", "").rstrip("/").split("/")
+        segments = segments[len(root) - 1 :] if segments[: len(root)] == root else segments
+        names = self.path_format.split("/")
+        place = next((index for index, name in enumerate(names) if name in SERVICE_NAMES), None)
+        surplus = len(segments) - len(names)
+        if surplus > 0 and place is not None and b"%2f" not in raw_path.lower():
+            segments[place : place + surplus + 1] = ["/".join(segments[place : place + surplus + 1])]
+        if len(segments) != len(names):
+            return None
+        pairs = list(zip(names, segments, strict=True))[1:]
+        is_match = all(segment if name.startswith("{") else segment == name for name, segment in pairs)
+        return {name[1:-1]: segment for name, segment in pairs if name.startswith("{")} if is_match else None
 
 
 async def render_page(request: Request, name: str, status: int = 200, **context: Any) -> HTMLResponse:

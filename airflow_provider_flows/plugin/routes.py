@@ -45,7 +45,13 @@ from airflow_provider_flows.plugin.connection_view import (
     get_graph,
     get_run_list,
 )
-from airflow_provider_flows.plugin.html import STATIC_MEDIA_TYPES, load_static, quote_segment, render_page
+from airflow_provider_flows.plugin.html import (
+    STATIC_MEDIA_TYPES,
+    SegmentRoute,
+    load_static,
+    quote_segment,
+    render_page,
+)
 from airflow_provider_flows.plugin.output_files import NoFileError, OpenFile
 from airflow_provider_flows.plugin.present import MAX_LINE_LENGTH, to_safe_line
 from airflow_provider_flows.plugin.run_view import (
@@ -76,9 +82,11 @@ NO_CONNECTION_NOTE = (
     "or you do not have permission to view them. Connections are added under Admin, Connections. "
     "Those defined in environment variables or in a secrets backend are not listed here."
 )
+
+
 index_router = APIRouter(dependencies=REQUIRES_LOGIN)
-connection_router = APIRouter(dependencies=REQUIRES_CONNECTION_ACCESS)
-task_router = APIRouter(dependencies=REQUIRES_TASK_ACCESS)
+connection_router = APIRouter(dependencies=REQUIRES_CONNECTION_ACCESS, route_class=SegmentRoute)
+task_router = APIRouter(dependencies=REQUIRES_TASK_ACCESS, route_class=SegmentRoute)
 ConnectionTeam = Annotated[str | None, Depends(get_connection_team)]
 GetView = Callable[..., Awaitable[RunView]]
 
@@ -210,6 +218,7 @@ def add_run_routes(
     :param back: path of the page to link back to, with the same placeholders.
     :param back_label: text of that link.
     """
+    _add_output_routes(router, f"{path}/output/{{number}}", get_view)
 
     @router.get(path, response_class=HTMLResponse)
     async def show_run(request: Request, view: RunView = Depends(get_view)) -> HTMLResponse:  # noqa: B008, FAST002  # `get_view` is local
@@ -229,8 +238,6 @@ def add_run_routes(
     async def get_run(view: RunView = Depends(get_view)) -> RunPage:  # noqa: B008, FAST002  # `get_view` is local
         """Return the run as JSON."""
         return await run_in_threadpool(view.to_page)
-
-    _add_output_routes(router, f"{path}/output/{{number}}", get_view)
 
 
 def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:

@@ -50,9 +50,9 @@ from airflow_provider_flows.core.responses import (
     request_json,
 )
 from airflow_provider_flows.core.safe_text import decode_text
-from airflow_provider_flows.core.service import Service, quote_path_segment
+from airflow_provider_flows.core.service import RunPage, Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import parse_timestamp
-from airflow_provider_flows.core.validation import Problems, find_unsendable_variables
+from airflow_provider_flows.core.validation import Problems, find_unsendable_values, find_unsendable_variables
 
 __all__ = [
     "ERROR",
@@ -91,6 +91,7 @@ __all__ = [
     "Request",
     "Resend",
     "Response",
+    "RunPage",
     "Service",
     "Sleep",
     "Target",
@@ -99,6 +100,7 @@ __all__ = [
     "download_file",
     "error_reason",
     "expect_success",
+    "find_unsendable_values",
     "find_unsendable_variables",
     "malformed_message",
     "parse_json",

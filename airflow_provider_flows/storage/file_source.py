@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from airflow_provider_flows.core.exceptions import FlowInputError
@@ -31,10 +31,20 @@ from airflow_provider_flows.storage.paths import LOCAL_SCHEMES, get_conn_id
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_flows.core.service import Service
+
 INPUT_CHUNK_BYTES = 192 * 1024  # a multiple of 3, so that each chunk is encoded as base64 by itself
 INPUT_BLOCK_BYTES = 8 * 1024 * 1024  # the read-ahead of a file system; that of s3fs is 50 MiB by default
 PSEUDO_FILE_SYSTEMS = ("/proc", "/sys", "/dev")  # what is read there is of the machine or a process
 NAME, DATA_URI = "name", "media type"  # what declares the type of content
+
+
+class InputHook(Protocol):
+    """What of a hook the inputs need."""
+
+    @property
+    def service(self) -> Service:
+        """The service of the hook's connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +156,20 @@ def _load_bitmap(where: str, path: Path | ObjectStoragePath, bitmap_digest: str)
     return BitmapSource(where, path, "image/png", size, digest.hexdigest(), bitmap_digest)
 
 
+def load_variable_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | FileSource:
+    """Read a file that is the value of a variable: a text as `load_text_file` does, any other as `load_file`.
+
+    :raises FlowInputError: as `load_file`.
+    """
+    path = _resolve_path(where, path_or_uri, conn_id)
+    is_text = _is_text_media_type(data_uri.sniff(b"", path.name))
+    return load_text_file(where, path, conn_id) if is_text else load_file(where, path, conn_id)
+
+
+def _is_text_media_type(media_type: str | None) -> bool:
+    return media_type is not None and (media_type.startswith("text/") or media_type == "application/json")
+
+
 def load_text_file(where: str, path_or_uri: Any, conn_id: str | None) -> str:
     """Read a text file, and return its content. The parameters are those of `load_file`.
 
@@ -156,7 +180,7 @@ def load_text_file(where: str, path_or_uri: Any, conn_id: str | None) -> str:
     first = next(chunks, b"")
     subject = f"{where} names a file ({redact_path(path)})"
     media_type = _detect_media_type(subject, first, data_uri.sniff(b"", path.name), NAME) or "text/plain"
-    if not media_type.startswith("text/") and media_type != "application/json":
+    if not _is_text_media_type(media_type):
         raise FlowInputError(
             f"{where} names a file of type {media_type} ({redact_path(path)}), but a text is expected"
         )

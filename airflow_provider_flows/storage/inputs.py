@@ -21,10 +21,12 @@ from airflow_provider_flows.core.start_or_resume import RunRequest
 from airflow_provider_flows.core.validation import Problems, collect_problems, shorten
 from airflow_provider_flows.storage.file_source import (
     FileSource,
+    InputHook,
     encode_content,
     identify_content,
     load_file,
     load_text_file,
+    load_variable_file,
 )
 from airflow_provider_flows.storage.paths import is_likely_path_or_uri
 
@@ -111,12 +113,19 @@ class _UnreadableInput:
 
 
 def build_request(  # noqa: PLR0917  # the order of arguments is that of all methods that start a run
-    flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None, problems: Problems
+    flow: Any,
+    inputs: Any,
+    parameters: Any,
+    additional: Any,
+    input_conn_id: str | None,
+    problems: Problems,
+    hook: InputHook | None = None,
 ) -> RunRequest:
     """Return the request for a run. Files are read once, and nothing is sent.
 
     :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects what is wrong. A request with problems can be validated, but not sent.
+    :param hook: as for `parse_inputs`.
     """
     flow_name = flow.strip() if isinstance(flow, str) else ""
     if not flow_name:
@@ -131,10 +140,16 @@ def build_request(  # noqa: PLR0917  # the order of arguments is that of all met
         with problems.collect():
             validate_json_value(name, value)
     _mask_signatures(inputs, parameters, additional)
-    return RunRequest(flow_name, parse_inputs(inputs, input_conn_id, problems), parameters, additional)
+    parsed = parse_inputs(inputs, input_conn_id, problems, hook)
+    return RunRequest(flow_name, parsed, parameters, additional)
 
 
-def parse_inputs(inputs: Any, input_conn_id: str | None = None, problems: Problems | None = None) -> Inputs:
+def parse_inputs(
+    inputs: Any,
+    input_conn_id: str | None = None,
+    problems: Problems | None = None,
+    hook: InputHook | None = None,
+) -> Inputs:
     """Return the `inputs` of an operator or hook as a list of inputs, or as a dict of variables.
 
     * A string is a prompt and never names a file, because it may come from a table or from the conf of a DAG
@@ -143,17 +158,20 @@ def parse_inputs(inputs: Any, input_conn_id: str | None = None, problems: Proble
     * A dict with `data` (a prompt or a data URI) or `uri` (a file) is one input, with `additional` as its
       metadata.
     * An output of another flow run is its file or its text. The dict that a task returns is all its outputs.
-    * Any other mapping contains variables (PromptChainer), whose values may be outputs that are texts.
+    * Any other mapping contains variables, whose values may be outputs that are texts, and files where the
+      service takes them (`Service.accepts_file_variables`), in lists too.
 
     Files are read once, and nothing is sent. The bounds are those of core.limits.
 
     :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects, by input, what is wrong and what is accepted, in place of an error.
+    :param hook: the hook of the service.
     :raises FlowInputError: an input cannot be sent, and `problems` is None.
     """
     with collect_problems(problems) as collector:
         if _is_variables(inputs):
-            return _load_variables(inputs, input_conn_id, collector)
+            accepts_files = hook is not None and hook.service.accepts_file_variables
+            return _load_variables(inputs, input_conn_id, collector, accepts_files=accepts_files)
         items = inputs if _is_list(inputs) else [] if inputs is None else [inputs]
         return list(_load_items(items, input_conn_id, collector))
 
@@ -183,7 +201,7 @@ def _iter_nested_texts(where: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _load_variables(
-    inputs: Mapping[Any, Any], input_conn_id: str | None, problems: Problems
+    inputs: Mapping[Any, Any], input_conn_id: str | None, problems: Problems, *, accepts_files: bool
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if len(inputs) > MAX_INPUTS:
@@ -194,20 +212,39 @@ def _load_variables(
         if (where := f"inputs[{name!r}]") in problems.invalid:
             continue
         with problems.collect(where):
-            values[str(name)] = _load_variable(where, value, input_conn_id)
+            values[str(name)] = _load_variable(where, value, input_conn_id, accepts_files=accepts_files)
     return values
 
 
-def _load_variable(where: str, value: Any, input_conn_id: str | None) -> Any:
-    """Return the text of an output, or of a dict with `data` or `uri`; return any other value as it is."""
+def _load_variable(where: str, value: Any, input_conn_id: str | None, *, accepts_files: bool) -> Any:
+    """Return the text or file of an output, a path, or a dict with `data` or `uri`, or else the value itself.
+
+    The items of a list are read in the same way.
+
+    :raises FlowInputError: a file cannot be read, or the service takes no files in variables.
+    """
     if (message := _task_message(where, value)) is not None:
         raise FlowInputError(message)
     if isinstance(value, str):
         _validate_length(where, value)
-    if not isinstance(value, Mapping) or not _is_item(value):
+    if _is_list(value):
+        if len(value) > MAX_INPUTS:
+            raise FlowInputError(f"{where} has more than {MAX_INPUTS} items")
+        return [
+            one
+            if _is_list(one)
+            else _load_variable(f"{where}[{index}]", one, input_conn_id, accepts_files=accepts_files)
+            for index, one in enumerate(value)
+        ]
+    if not _is_path(value) and not (isinstance(value, Mapping) and _is_item(value)):
         return value
     content = _resolve(where, _parse_item(where, value))
-    return content.text if isinstance(content, Prompt) else load_text_file(where, content.file, input_conn_id)
+    if isinstance(content, Prompt):
+        return content.text
+    load = load_variable_file if accepts_files else load_text_file
+    data = load(where, content.file, input_conn_id)
+    _validate_sha256(where, content, data)
+    return data
 
 
 def _load_items(inputs: Sequence[Any], input_conn_id: str | None, problems: Problems) -> Iterator[FlowInput]:

@@ -71,6 +71,14 @@ class DownloadHook(Protocol):
         Return None if there is no picture, or if its host is not allowed, which is logged.
         """
 
+    def save_linked_file(
+        self, url: str, target: Target, *, media_type: str | None = None, on_accepted: Callable[[str], object]
+    ) -> str | None:
+        """Download the file at a URL into a target, and return its media type.
+
+        :param media_type: the media type that the service has declared.
+        """
+
     def copy_for_thread(self) -> AbstractContextManager[DownloadHook]:
         """Return a copy for another thread, as a context manager that closes it."""
 
@@ -260,7 +268,12 @@ class OutputDownload:
             file.write(output.value.encode("utf-8", "surrogatepass"))
             return output.media_type or "text/plain"
         if output.value:
-            media_type = hook.save_linked_image(output.value, file, on_accepted=on_accepted)
+            if (output.media_type or "image/").startswith("image/"):
+                media_type = hook.save_linked_image(output.value, file, on_accepted=on_accepted)
+            else:
+                media_type = hook.save_linked_file(
+                    output.value, file, media_type=output.media_type, on_accepted=on_accepted
+                )
             if media_type is None:
                 log.warning(
                     "Output %s is a link that does not lead to an image or whose host is not allowed "

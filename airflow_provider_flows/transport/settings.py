@@ -107,7 +107,13 @@ class Settings:
             headers["Content-Type"] = "application/json"
         if request.sink is not None:  # files are compressed already, or a compressed one hides its size
             headers["Accept-Encoding"] = "identity"
-        return {**headers, **({} if self.is_foreign(request) else self.credentials)}
+        return headers if self.is_foreign(request) else {**self._own_headers(request), **headers}
+
+    def _own_headers(self, request: Request) -> dict[str, str]:
+        """Return the headers for the connection's own host only: the request's, and the credentials."""
+        names = {name.lower() for name in self.credentials}
+        own = {name: value for name, value in request.headers.items() if name.lower() not in names}
+        return {**own, **self.credentials}
 
     def may_redirect_to(self, link: str) -> bool:
         """Return whether a link from a flow's output may be followed, judged by its text only.

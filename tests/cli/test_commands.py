@@ -726,3 +726,22 @@ def test_invalid_arguments_are_found_before_a_run_is_created(emulator: Emulator,
     assert (rejected.code, rejected.out) == (2, "")
     assert "HTTP 422" in rejected.err
     assert (emulator.paid_runs, dict(emulator.runs)) == ([], {})
+
+
+@pytest.mark.parametrize("paging", ["offset", "page"])
+@pytest.mark.parametrize(("order", "pages"), [("descending", 1), ("ascending", 8)])
+def test_runs_reads_no_more_pages_than_needed(
+    emulator: Emulator, flows: FlowsCommand, paging: str, order: str, pages: int
+) -> None:
+    """`runs --limit` reads one page of a list that is newest first, and all of one in another order."""
+    ids = [start_run(emulator) for _ in range(24)]
+    emulator.switches.update({"paging": paging, "page_size": 3, "sort_order": order})
+    count_before = len(emulator.requests)
+    result = flows("runs --limit 2 -o json")
+    lists = [one for one in emulator.requests[count_before:] if one.path == "/flows"]
+    newest = sorted(emulator.runs.values(), key=lambda run: run.created_at, reverse=True)
+    assert [row["flow_run_id"] for row in result.json] == [run.flow_run_id for run in newest[:2]]
+    assert len(lists) == pages
+    count = "Older" if pages == 1 else "22 older"
+    assert result.err == f"{count} flow runs are not shown; --limit 0 shows all.\n"
+    assert {row["flow_run_id"] for row in flows("runs --limit 0 -o json").json} == {*ids}

@@ -20,6 +20,7 @@ from airflow_provider_flows.core.payload.data_uri import Content, encode
 from airflow_provider_flows.core.validation import (
     NOTHING_STARTED,
     Problems,
+    coerce_inputs,
     coerce_parameters,
     select_definition,
     validate_arguments,
@@ -540,3 +541,67 @@ def test_unreachable_store_is_a_flow_error(tmp_path: Path, folder: str) -> None:
             load_graph(place, "f")
         assert "secret" not in str(caught.value)
         assert not caught.value.is_permanent
+
+
+TYPED = FlowDefinition(
+    "m",
+    "predictions",
+    variables={
+        "prompt": Parameter("prompt", ("string",), required=True),
+        "scale": Parameter("scale", ("integer",), default=2, minimum=1, maximum=8),
+        "mode": Parameter("mode", ("string",), values=("fast", "good")),
+        "tags": Parameter("tags", ("array",)),
+        "extra": Parameter("extra", ("object", "null")),
+        "anything": Parameter("anything"),
+    },
+    parameters={"seed": Parameter("seed", ("integer",))},
+    is_complete=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"prompt": "a"}, ""),
+        ({"prompt": "a", "scale": "3", "tags": ["x", "y"], "extra": {"a": 1}, "anything": [1]}, ""),
+        ({"prompt": "a", "scale": None, "extra": None}, ""),
+        ({}, "variable 'prompt' is missing"),
+        ({"prompt": None}, "inputs['prompt'] must be of type string, not None"),
+        ({"prompt": ["a"]}, "inputs['prompt'] must be of type string, not ['a']"),
+        ({"prompt": "a", "scale": 9}, "inputs['scale'] must be 1 or more and 8 or less, not 9"),
+        ({"prompt": "a", "scale": "many"}, "inputs['scale'] must be of type integer, not 'many'"),
+        ({"prompt": "a", "mode": "best"}, "inputs['mode'] must be 'fast' or 'good', not 'best'"),
+        ({"prompt": "a", "tags": "x"}, "inputs['tags'] must be of type array, not 'x'"),
+        ({"prompt": "a", "extra": [1]}, "inputs['extra'] must be of type object or null, not [1]"),
+        ({"prompt": "a", "tag": []}, "variable 'tag' is not known (did you mean 'tags'?)"),
+    ],
+)
+def test_typed_variables_are_checked(variables: dict[str, object], problem: str) -> None:
+    """Variables have types, lists among them, bounds and allowed values, and need not be required."""
+    found = validate(TYPED, variables)
+    assert problem in found
+    assert bool(found) == bool(problem)
+    assert TYPED.has_variables
+    assert TYPED.inputs == tuple(TYPED.variables)
+
+
+def test_typed_variables_are_converted() -> None:
+    """A variable that a template has rendered becomes what it spells; a None for a default is left out."""
+    given = {"prompt": "1", "scale": "3", "tags": ["1"], "extra": None, "mode": None, "other": "4"}
+    expected = {"prompt": "1", "scale": 3, "tags": ["1"], "extra": None, "other": "4"}
+    assert coerce_inputs(TYPED, given) == expected
+    assert coerce_inputs(CHAIN, given) is given
+    assert coerce_inputs(TYPED, PROMPT) is PROMPT
+
+
+def test_a_flow_with_variables_and_parameters_has_both() -> None:
+    """Nobody is told that a flow has variables only if it has parameters: the closest of these is named."""
+    found = validate(TYPED, {"prompt": "a"}, {"sed": 1})
+    assert "parameter 'sed' is not known (did you mean 'seed'?)" in found
+    assert "only variables" not in found
+    assert "anything, and the parameters seed (integer)" in found
+    both = replace(CHAIN, parameters=TYPED.parameters)
+    found = validate(both, {"color": "red", "item": "ball"}, {"seed": "x", "speed": 1})
+    assert "parameters['seed'] must be of type integer" in found
+    assert "only variables" not in found
+    assert "The flow takes 'color', 'item', and the parameters seed (integer)" in found

@@ -19,7 +19,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from airflow_provider_flows.cli.emulator import emulator as run_cli_command
+from airflow_provider_flows.cli.command import emulator as run_cli_command
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.emulator.__main__ import main
 from tests.emulator.client import SAMPLE_FLOW

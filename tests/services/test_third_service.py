@@ -34,7 +34,9 @@ def test_a_third_service_needs_nothing_but_its_module(tmp_path: Path) -> None:
         str(HERE),
     ]
     subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
-    assert (site / "brewery_flows.py").read_bytes() == (HERE / "brewery_flows.py").read_bytes()
+    modules = [path.relative_to(HERE) for path in (HERE / "brewery_flows").glob("*.py")]
+    assert len(modules) == 3
+    assert all((site / path).read_bytes() == (HERE / path).read_bytes() for path in modules)
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, ROOT)))}
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.support.without_openlineage"]

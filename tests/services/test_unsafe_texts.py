@@ -28,7 +28,7 @@ from tests.support.servers import MisbehavingServer, send_and_close
 from tests.support.stores import UNSAFE_TEXTS, assert_storable
 
 sys.path.insert(0, str(Path(__file__).parent / "third_service"))
-from brewery_flows import Brewery
+from brewery_flows.service import Brewery
 
 ANY_UNSAFE = pytest.mark.parametrize("unsafe", UNSAFE_TEXTS.values(), ids=UNSAFE_TEXTS)
 G, P, B = Generio(), PromptChainer(), Brewery()

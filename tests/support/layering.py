@@ -17,7 +17,7 @@ PACKAGE = "airflow_provider_flows"
 MAX_MODULE_LINES = 500
 MAX_LINE_LENGTH = 110  # of a printed tree
 MAX_MODULES = 120  # in the package, without `__init__`
-MAX_TOP_LEVEL_MODULES = 15  # files at the top of the package
+MAX_TOP_LEVEL_MODULES = 14  # files at the top of the package
 
 # The reading order of the package, which is its import order: a module imports only from modules before it.
 # A line is a folder (`.` is the package itself) and its modules.
@@ -37,17 +37,19 @@ transport blocking shared_rate_limiter
 . connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
 storage outputs quota_marker
-. preflight hooks
+. preflight
+hooks flows_hook __init__
 worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try template_check
 triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache finished_runs_feed run_aborts
 triggerer watcher_state
-. triggers links sensors run_operators operators decorators
+. triggers links sensors
 drawing svg mermaid __init__
 plugin airflow_internals cache abort_queue html listener schemas present run_view connection_view output_files
 plugin routes __init__
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin
-cli __init__ arguments emulator exit_codes parser terminal command draw flow_runs download run
+cli __init__ arguments exit_codes parser terminal command draw flow_runs download run
+. run_operators operators decorators
 """
 
 _PURE = ("core", "services")  # no I/O, no Airflow, no HTTP library

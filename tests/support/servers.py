@@ -98,7 +98,7 @@ class HttpHandler(BaseHTTPRequestHandler):
         """Respond to a request of any method."""
         self.respond()
 
-    do_POST = do_PATCH = do_DELETE = do_CONNECT = do_GET  # noqa: N815  # the names are http.server's
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_CONNECT = do_GET  # noqa: N815  # the names are http.server's
 
     def read_body(self) -> bytes:
         """Return the body of the request, also one in chunks."""

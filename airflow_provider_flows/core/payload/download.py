@@ -27,8 +27,8 @@ from airflow_provider_flows.core.payload.integrity import (
 from airflow_provider_flows.core.responses import raise_for_status
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.http import Conversation
-    from airflow_provider_flows.core.payload.sink import Target
+    from airflow_provider_flows.core.http import Conversation, Response
+    from airflow_provider_flows.core.payload.sink import Sink, Target
 
 
 class DownloadSink:
@@ -204,9 +204,9 @@ class RepeatedFileFilter:
         return file.media_type
 
 
-def _get_media_type(sink: DownloadSink) -> str:
+def _get_media_type(sink: Sink | None) -> str:
     """Return the media type of a file that was received completely."""
-    if sink.media_type is None:
+    if not isinstance(sink, DownloadSink) or sink.media_type is None:
         raise TypeError("The transport did not pass the response to the request's sink")
     return sink.media_type
 
@@ -220,8 +220,7 @@ def download_image(url: str, target: Target, max_bytes: int) -> Conversation[str
     :raises FlowServiceError: the response is any other error, or does not hold a complete picture; or the
         link, or a redirect, leads where the request must not be sent.
     """
-    sink = ImageSink(target, max_bytes)
-    request = Request("GET", url, sink=sink)
+    request = Request("GET", url, sink=ImageSink(target, max_bytes))
     try:
         response = yield from send(request)
     except FlowMalformed as error:
@@ -230,13 +229,35 @@ def download_image(url: str, target: Target, max_bytes: int) -> Conversation[str
         raise
     if 300 <= response.status < 400:
         return None
+    return _get_linked_type(request, response)
+
+
+def download_linked_file(url: str, target: Target, media_type: str | None) -> Conversation[str | None]:
+    """Download the file of any type at an absolute URL, and return its media type.
+
+    :param media_type: the media type that the service has declared; `application/octet-stream` or None for
+        the one in the response.
+    :raises FlowServiceError: as for `download_image`.
+    """
+    known_type = None if media_type == OCTET_STREAM else media_type
+    request = Request("GET", url, sink=RawFileSink(target, known_type))
+    response = yield from send(request)
+    return _get_linked_type(request, response)
+
+
+def _get_linked_type(request: Request, response: Response) -> str:
+    """Return the media type of a file that was received from a link.
+
+    :raises FlowNotFound: the link has expired, or was never valid.
+    :raises FlowServiceError: the response is any other error.
+    """
     # S3 and Google Cloud Storage respond to an expired signature with 400
     has_expired = response.status == 400 and b"expired" in response.body.lower()
     if has_expired or response.status in {401, 403, 404, 410}:
-        link = url.partition("?")[0]
+        link = request.path.partition("?")[0]
         raise FlowNotFound(
             f"The link {link} is not valid any more (HTTP {response.status}). Run the flow again.",
             status=response.status,
         )
     raise_for_status(request, response)
-    return response.redact(_get_media_type(sink))
+    return response.redact(_get_media_type(request.sink))

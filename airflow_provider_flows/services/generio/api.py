@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_flows.core.exceptions import (
     FlowConflict,
     FlowInputError,
-    FlowMalformed,
     FlowNotFound,
     reason_sentence,
 )
@@ -35,7 +35,6 @@ from airflow_provider_flows.core.limits import (
     MAX_LISTED_RUNS,
     MAX_PAGES,
     MAX_RUN_BYTES,
-    MIB,
 )
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
@@ -49,7 +48,7 @@ from airflow_provider_flows.core.responses import (
     parse_json,
     run_apart_if_large,
 )
-from airflow_provider_flows.core.service import Service, quote_path_segment
+from airflow_provider_flows.core.service import Pages, RunPage, Service, quote_path_segment
 from airflow_provider_flows.core.timestamps import to_epoch
 from airflow_provider_flows.services.generio import responses
 
@@ -203,15 +202,21 @@ class Generio(Service):
         return responses.parse_run(request, response, value, known_id=flow_run_id)
 
     def list_runs(self, state: FlowState | None = None) -> Conversation[list[FlowRun]]:
-        """Send GET /flows, newest first.
+        """Send GET /flows for all pages, newest first."""
+        found = yield from self.list_newest(MAX_LISTED_RUNS + 1, state)
+        return list(found.runs)
+
+    def list_newest(self, limit: int, state: FlowState | None = None) -> Conversation[RunPage]:
+        """Send GET /flows, for no more pages than needed if the service has the newest runs first.
 
         The documentation is ambiguous about `filter_by`, order and paging (G-06, G-07, G-08), so the result
         is filtered and sorted here as well.
         """
         query = {"sort_by": "created_at"}
-        found, has_states = yield from self._fetch_runs(query | ({"filter_by": state.value} if state else {}))
+        filtered_query = query | ({"filter_by": state.value} if state else {})
+        found, has_states, next_page = yield from self._fetch_runs(filtered_query, limit, state)
         if state and not has_states:  # `filter_by` selects fields, not runs
-            found, _ = yield from self._fetch_runs(query)
+            found, _, next_page = yield from self._fetch_runs(query, limit, state)
 
         def sort() -> list[FlowRun]:
             matching = (run for run in found if state in {None, run.state})
@@ -219,17 +224,18 @@ class Generio(Service):
                 matching, key=lambda run: to_epoch(run.created_at) if run.created_at else 0.0, reverse=True
             )
 
-        return (yield from run_apart(sort)) if len(found) > MAX_INLINE_ROWS else sort()
+        newest = (yield from run_apart(sort)) if len(found) > MAX_INLINE_ROWS else sort()
+        return RunPage(newest, next_page)
 
     def list_active(self, flow_run_ids: Collection[str]) -> Conversation[ActiveRuns]:
         """Send GET /flows?filter_by=running for all pages; return the given runs that are running."""
         request: Request | None = Request("GET", "/flows", {"filter_by": FlowState.RUNNING.value})
         found: dict[str, FlowRun] = {}
         ids: set[str] = set()
-        pages = _Pages(MAX_LIST_BYTES)
+        pages = Pages(MAX_LIST_BYTES, MAX_PAGES)
         # else polling each run is cheaper
         while request is not None and pages.count <= len(flow_run_ids) and len(ids) <= MAX_LISTED_RUNS:
-            request, response = yield from pages.send(request)
+            response = yield from pages.send(request)
             parse = partial(_parse_running_page, request, response, flow_run_ids)
             paging, new_ids, running = yield from run_apart_if_large(response, parse)
             found |= running
@@ -238,14 +244,19 @@ class Generio(Service):
             request = responses.next_page_request(request, paging, len(ids)) if has_new_rows else None
         return ActiveRuns(found, ids, pages.count, is_complete=request is None)
 
-    def _fetch_runs(self, query: dict[str, str]) -> Conversation[tuple[list[FlowRun], bool]]:
-        """Return the runs of all pages up to one without new rows, and whether every row has id and state."""
+    def _fetch_runs(
+        self, query: dict[str, str], limit: int, state: FlowState | None
+    ) -> Conversation[tuple[list[FlowRun], bool, str | None]]:
+        """Return the runs of all pages up to one without new rows, or up to one with which there are enough.
+
+        :returns: the runs, whether every row has id and state, and the next page's path if there is another.
+        """
         request: Request | None = Request("GET", "/flows", query)
         found: dict[str, FlowRun] = {}
         has_states = True
-        pages = _Pages(MAX_LIST_BYTES)
+        pages = Pages(MAX_LIST_BYTES, MAX_PAGES)
         while request is not None:
-            request, response = yield from pages.send(request)
+            response = yield from pages.send(request)
             parse = partial(_parse_page, request, response)
             paging, new, all_have_states = yield from run_apart_if_large(response, parse)
             has_states = has_states and all_have_states
@@ -254,7 +265,9 @@ class Generio(Service):
             has_new_rows = not new.keys() <= found.keys()
             found |= new
             request = responses.next_page_request(request, paging, len(found)) if has_new_rows else None
-        return list(found.values()), has_states
+            if request is not None and limit <= len(found) and _has_newest(found.values(), limit, state):
+                return list(found.values()), has_states, request.path
+        return list(found.values()), has_states, None
 
     def list_inputs(self, flow_run_id: str, *, include_data: bool = False) -> Conversation[list[FlowOutput]]:
         """Send GET /flows/{id}/inputs."""
@@ -304,9 +317,9 @@ class Generio(Service):
         """Send GET /templates, all pages; paging is not documented."""
         request: Request | None = Request("GET", "/templates")
         found: dict[str, FlowDefinition] = {}
-        pages = _Pages(MAX_DEFINITIONS_BYTES)
+        pages = Pages(MAX_DEFINITIONS_BYTES, MAX_PAGES)
         while request is not None:
-            request, response = yield from pages.send(request)
+            response = yield from pages.send(request)
             value = yield from load_json(request, response)
             parsed = responses.parse_definitions(request, response, value)
             new = {definition.flow: definition for definition in parsed}
@@ -318,40 +331,6 @@ class Generio(Service):
                 else None
             )
         return list(found.values())
-
-
-class _Pages:
-    """The pages of one list, which are bounded together.
-
-    :param max_bytes: maximum size of all pages.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.count = 0
-        self._max_bytes = max_bytes
-        self._bytes_left = max_bytes
-
-    def send(self, request: Request) -> Conversation[tuple[Request, Response]]:
-        """Send the request for the next page; return it with its bound, and the response.
-
-        :raises FlowMalformed: there are too many pages, or they are too large.
-        """
-        if self.count == MAX_PAGES:
-            self.raise_too_long(request, f"more than {MAX_PAGES:,} pages")
-        if self._bytes_left <= 0:
-            self.raise_too_long(request, f"more than {self._max_bytes // MIB} MiB")
-        request = replace(request, max_bytes=self._bytes_left)
-        response = yield from send(request)
-        self._bytes_left -= len(response.body)
-        self.count += 1
-        return request, response
-
-    def raise_too_long(self, request: Request, size: str) -> NoReturn:
-        """Raise FlowMalformed, because a list that lacks its end would look like a complete one."""
-        raise FlowMalformed(
-            f"The list of {request} has {size}, over all pages together. Delete at the service what you no "
-            "longer need."
-        )
 
 
 def _path(flow_run_id: str) -> str:
@@ -415,6 +394,14 @@ def _read_assets(
 ) -> Conversation[list[FlowOutput]]:
     parse = partial(responses.parse_asset_page, request, response, kind, include_data=include_data)
     return (yield from run_apart_if_large(response, parse))
+
+
+def _has_newest(runs: Collection[FlowRun], limit: int, state: FlowState | None) -> bool:
+    """Return whether the first rows of a list have the newest runs, which their order proves."""
+    times = [to_epoch(run.created_at) for run in runs if run.created_at is not None]
+    is_descending = all(first >= second for first, second in pairwise(times)) and times[0] > times[-1]
+    has_times = len(times) == len(runs)
+    return has_times and is_descending and sum(state in {None, run.state} for run in runs) >= limit
 
 
 def _parse_page(request: Request, response: Response) -> tuple[Any, dict[str, FlowRun], bool]:

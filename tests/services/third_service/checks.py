@@ -17,7 +17,7 @@ from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 from airflow.models.connection import Connection
 from airflow.providers_manager import ProvidersManager
 from airflow.sdk import DAG, task
-from brewery_flows import Brewery, BreweryHook, parse_brew
+from brewery_flows.service import Brewery, BreweryHook, parse_brew
 from packaging.version import Version
 
 from airflow_provider_flows.cli.exit_codes import Exit
@@ -93,7 +93,7 @@ def flows(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
 def test_airflow_shows_its_connection_form_and_tests_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The form comes from the package's metadata, and the Test button sends a request to the brewery."""
     (form,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == "brewery"]
-    assert form.hook_class_name == "brewery_flows.BreweryHook"
+    assert form.hook_class_name == "brewery_flows.service.BreweryHook"
     assert form.standard_fields is not None
     assert form.standard_fields.password is not None
     assert form.standard_fields.password.title == "Brew token"

@@ -1,4 +1,4 @@
-"""The hooks: what users and the other modules call to work with a service over an Airflow connection."""
+"""The hook of any service, and those of Generio and PromptChainer."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows import metrics
-from airflow_provider_flows.base_hook import BaseFlowsHook, mask_signatures
+from airflow_provider_flows.base_hook import BaseFlowsHook, log_accepted_file
 from airflow_provider_flows.core import start_or_resume
 from airflow_provider_flows.core.exceptions import (
     FlowError,
     FlowInputError,
     FlowQuotaExceeded,
-    FlowServiceError,
 )
-from airflow_provider_flows.core.http import ForbiddenUrlError, allow_urls
+from airflow_provider_flows.core.http import allow_urls
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.download import RepeatedFileFilter, download_image
+from airflow_provider_flows.core.payload.download import (
+    RepeatedFileFilter,
+)
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.retry import NO_RETRY
-from airflow_provider_flows.core.validation import Problems, coerce_parameters, collect_problems
+from airflow_provider_flows.core.validation import (
+    Problems,
+    coerce_inputs,
+    coerce_parameters,
+    collect_problems,
+)
 from airflow_provider_flows.preflight import Preflight
 
 if TYPE_CHECKING:
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.polling.progress_log import LogFunction
-    from airflow_provider_flows.core.service import Service
+    from airflow_provider_flows.core.service import RunPage, Service
     from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, SaveRecord
 
 # The services and storage are imported in the methods that use them: a triggerer needs one service and no
@@ -46,15 +52,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PUBLIC_MODULE = "airflow_provider_flows.hooks"  # from which the hooks are imported, and which metadata names
 TEST_TIMEOUT_SECONDS = 5.0  # Airflow calls `test_connection` inside its web server
-
-
-def log_accepted_file(problem: str) -> None:
-    """Log that a file was accepted although something is wrong with it."""
-    log.warning(
-        "A file was accepted because it arrived twice with the same SHA-256. Check it before you use it: %s",
-        problem,
-    )
 
 
 class FlowsHook(BaseFlowsHook):
@@ -68,6 +67,8 @@ class FlowsHook(BaseFlowsHook):
 
     :param flows_conn_id: the Airflow connection to use.
     """
+
+    __module__ = PUBLIC_MODULE
 
     def start(
         self,
@@ -96,7 +97,7 @@ class FlowsHook(BaseFlowsHook):
         from airflow_provider_flows.storage.inputs import build_request
 
         problems = Problems()
-        request = build_request(flow, inputs, parameters, additional, input_conn_id, problems)
+        request = build_request(flow, inputs, parameters, additional, input_conn_id, problems, self)
         starting = partial(start_or_resume.start_without_record, self.service)
         return self._start(request, problems, starting, validate=validate)
 
@@ -170,8 +171,13 @@ class FlowsHook(BaseFlowsHook):
         result.raise_if_invalid()
         if result.definition is None:
             return request
-        parameters = coerce_parameters(result.definition, request.parameters)
-        return replace(request, expected_outputs=result.definition.outputs, parameters=parameters)
+        definition = result.definition
+        return replace(
+            request,
+            inputs=coerce_inputs(definition, request.inputs),
+            parameters=coerce_parameters(definition, request.parameters),
+            expected_outputs=definition.outputs,
+        )
 
     def build_request(
         self, flow: Any, inputs: Any, parameters: Any, additional: Any, input_conn_id: str | None = None
@@ -185,7 +191,7 @@ class FlowsHook(BaseFlowsHook):
         from airflow_provider_flows.storage.inputs import build_request
 
         with collect_problems(None) as problems:
-            return build_request(flow, inputs, parameters, additional, input_conn_id, problems)
+            return build_request(flow, inputs, parameters, additional, input_conn_id, problems, self)
 
     def validate(self, request: RunRequest) -> FlowDefinition | None:
         """Validate a request against the definition of its flow; this starts nothing and costs nothing.
@@ -256,6 +262,13 @@ class FlowsHook(BaseFlowsHook):
         """
         return self.run(self.service.list_runs(state))
 
+    def list_newest(self, limit: int, state: FlowState | None = None) -> RunPage:
+        """Return the account's newest flow runs, at least `limit` of them if there are as many.
+
+        :returns: the flow runs, with a `next_page` that is not None if there are others that were not listed.
+        """
+        return self.run(self.service.list_newest(limit, state))
+
     def delete(self, flow_run_id: str) -> None:
         """Delete a flow run permanently, with all its inputs and outputs; it must not be active."""
         self.run(self.service.delete(flow_run_id))
@@ -280,7 +293,7 @@ class FlowsHook(BaseFlowsHook):
         """
         from airflow_provider_flows.storage.inputs import parse_inputs
 
-        inputs = parse_inputs([item], input_conn_id)
+        inputs = parse_inputs([item], input_conn_id, hook=self)
         if not isinstance(inputs, Sequence) or len(inputs) != 1:
             message = "add_input takes one input"
             raise FlowInputError(message)
@@ -346,32 +359,6 @@ class FlowsHook(BaseFlowsHook):
                 allow_urls(service.save_output(flow_run_id, asset_id, target, media_type), is_allowed)
             )
         )
-
-    def save_linked_image(
-        self, url: str, target: Target, *, on_accepted: Callable[[str], object] = log_accepted_file
-    ) -> str | None:
-        """Download the image to which an output links, and return its media type.
-
-        The credentials are sent only if the link leads to the service's own host.
-
-        :param on_accepted: as for `save_output`.
-        :returns: None if the link does not lead to an image, or to a host that is not allowed, which is
-            logged.
-        """
-        mask_signatures(url)
-        max_bytes, is_allowed = self.settings.max_response_bytes, self.create_url_filter()
-        repeated = RepeatedFileFilter(on_accepted)
-        try:
-            return self.run_download(
-                lambda: repeated.filter(
-                    allow_urls(download_image(url.strip(), target, max_bytes), is_allowed)
-                )
-            )
-        except FlowServiceError as error:
-            if not isinstance(error.__cause__, ForbiddenUrlError):
-                raise
-            log.warning("A link in an output is not fetched: %s", error)
-            return None
 
     def get_definition(self, flow: str) -> FlowDefinition:
         """Return a flow's definition.
@@ -454,6 +441,7 @@ class FlowsHook(BaseFlowsHook):
 class GenerioHook(FlowsHook):
     """Generio Flows, https://flows.generio.ai. Connection type: `generio`; password: API token."""
 
+    __module__ = PUBLIC_MODULE
     conn_type = "generio"
     hook_name = "Generio"
     default_host = "https://flows.generio.ai"
@@ -469,6 +457,7 @@ class GenerioHook(FlowsHook):
 class PromptChainerHook(FlowsHook):
     """PromptChainer, https://api.promptchainer.io. Connection type: `promptchainer`; password: API key."""
 
+    __module__ = PUBLIC_MODULE
     conn_type = "promptchainer"
     hook_name = "PromptChainer"
     default_host = "https://api.promptchainer.io"

@@ -1,14 +1,10 @@
-"""A third service for airflow-provider-flows: the service, its hook and its connection type.
-
-Operator, sensor, triggers, decorator and command line are those of that provider.
-"""
+"""The brewery's API as a service for airflow-provider-flows, and its hook."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from airflow_provider_flows.connection import Field, connection_type, fields
 from airflow_provider_flows.exceptions import FlowInputError
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.services import (
@@ -33,12 +29,8 @@ from airflow_provider_flows.services import (
     quote_path_segment,
     request_json,
 )
+from brewery_flows.provider_info import FIELDS, HOST
 
-HOST = "https://api.brewery.example"
-FIELDS = {
-    **fields(read_timeout=30),
-    "console": Field("Console", "Web address of the brewery's own pages.", "string"),
-}
 STAGES = {
     "queued": FlowState.CREATED,  # not started and not paid
     "kindled": FlowState.STARTING,
@@ -155,24 +147,6 @@ class BreweryHook(FlowsHook):
     def create_service(self, extra: Mapping[str, Any]) -> Service:
         """Create the service."""
         return Brewery(extra["console"])
-
-
-def get_provider_info() -> dict[str, Any]:
-    """Return this package's metadata for Airflow."""
-    brewery = connection_type(
-        BreweryHook.conn_type,
-        hook_name=BreweryHook.hook_name,
-        hook_class="brewery_flows.BreweryHook",
-        default_host=HOST,
-        table=FIELDS,
-        key="Brew token",
-    )
-    return {
-        "package-name": "brewery-flows",
-        "name": "Brewery",
-        "description": "Flows at the brewery.",
-        "connection-types": [brewery],
-    }
 
 
 def _path(flow_run_id: str) -> str:

@@ -1,0 +1,1 @@
+"""Two more services, of shapes that differ from those of the brewery."""
