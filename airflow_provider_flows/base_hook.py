@@ -17,7 +17,10 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 
 from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
-from airflow_provider_flows.core.http import Purpose, with_deadline
+from airflow_provider_flows.core.http import Purpose, allow_urls, with_deadline
+from airflow_provider_flows.core.limits import MAX_INPUT_BYTES
+from airflow_provider_flows.core.payload.download import download_url
+from airflow_provider_flows.core.redaction import find_signatures
 from airflow_provider_flows.core.retry import Retry, with_retries
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
     from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
@@ -215,6 +219,26 @@ class BaseFlowsHook(BaseHook):
             transport = BlockingTransport(settings, self.get_conn())
             send = transport.send if limiter is None else limiter.limit(transport.send)
             return run(with_retries(conversation, retry or self.retry), send)
+
+    def fetch_url(self, url: str, target: Target) -> str | None:
+        """Download the file at a URL that an input names, and return the media type that its server declares.
+
+        No host gets credentials. The URL and each of its redirects must lead to the service's own host, by
+        https to a public host, or to one of `input_hosts` of the connection.
+
+        :param target: receives the bytes; it is restarted when the download is repeated.
+        :raises FlowInputError: the file cannot be fetched, or is larger than an input may be.
+        """
+        from airflow.providers.common.compat.sdk import mask_secret
+
+        settings = self.settings
+
+        def is_allowed(url: str) -> bool:
+            for secret in find_signatures(url):  # the HTTP libraries log it at level DEBUG
+                mask_secret(secret)
+            return settings.is_allowed_input_url(url)
+
+        return self.run(allow_urls(download_url(url, target, MAX_INPUT_BYTES), is_allowed))
 
     async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
         """Run a conversation over `aiohttp`, and return its result.

@@ -105,7 +105,7 @@ class FlowsHook(BaseFlowsHook):
         from airflow_provider_flows.storage.inputs import build_request
 
         problems = Problems()
-        request = build_request(flow, inputs, parameters, additional, input_conn_id, problems)
+        request = build_request(flow, inputs, parameters, additional, input_conn_id, problems, self)
         with self._check_quota(f"Flow {request.flow} was not started"):
             request = self._prepare(request, problems, validate=validate)
             return self.run(start_or_resume.start_without_record(self.service, request))
@@ -182,7 +182,7 @@ class FlowsHook(BaseFlowsHook):
         from airflow_provider_flows.storage.inputs import build_request
 
         with collect_problems(None) as problems:
-            return build_request(flow, inputs, parameters, additional, input_conn_id, problems)
+            return build_request(flow, inputs, parameters, additional, input_conn_id, problems, self)
 
     def validate(self, request: RunRequest) -> FlowDefinition | None:
         """Validate a request against the definition of its flow; this starts nothing and costs nothing.
@@ -277,7 +277,7 @@ class FlowsHook(BaseFlowsHook):
         """
         from airflow_provider_flows.storage.inputs import parse_inputs
 
-        inputs = parse_inputs([item], input_conn_id)
+        inputs = parse_inputs([item], input_conn_id, hook=self)
         if not isinstance(inputs, Sequence) or len(inputs) != 1:
             message = "add_input takes one input"
             raise FlowInputError(message)

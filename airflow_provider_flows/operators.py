@@ -56,8 +56,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
     :param flow: the flow's name or id. (templated)
     :param inputs: the flow's input data (templated): a prompt, or a list of prompts, `pathlib.Path`s,
-        ObjectStoragePaths, dicts with `data` (a text or a data URI) or `uri` (a file) and optionally
-        `additional`, and what another task of this operator returned, or its outputs. A string is a prompt
+        ObjectStoragePaths, dicts with `data` (a text or a data URI) or `uri` (a file, also on the web) and
+        optionally `additional`, and what another task of this operator returned, or its outputs. A string is a prompt
         and never names a file; one that looks like a path or a URI is rejected. For PromptChainer, a mapping
         of variables.
     :param parameters: the flow's settings, a mapping. (templated)

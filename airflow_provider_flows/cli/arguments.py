@@ -17,12 +17,13 @@ from airflow_provider_flows.storage.paths import is_likely_path_or_uri
 if TYPE_CHECKING:
     from airflow_provider_flows.core.start_or_resume import RunRequest
     from airflow_provider_flows.core.validation import Problems
+    from airflow_provider_flows.hooks import FlowsHook
 
 MAX_POLL_INTERVAL = 60.0  # seconds; as in the operator
 
 
-def parse_request(args: Namespace, problems: Problems) -> RunRequest:
-    """Return the request that the arguments describe; nothing is sent.
+def parse_request(args: Namespace, problems: Problems, hook: FlowsHook) -> RunRequest:
+    """Return the request that the arguments describe; nothing is sent to the service.
 
     :param problems: collects what cannot be sent.
     """
@@ -33,7 +34,7 @@ def parse_request(args: Namespace, problems: Problems) -> RunRequest:
         args.additional,
         args.input_conn_id,
     )
-    return build_request(*arguments, problems)
+    return build_request(*arguments, problems, hook)
 
 
 def parse_schedule(args: Namespace) -> Schedule:

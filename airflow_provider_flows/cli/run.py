@@ -63,7 +63,7 @@ def run(args: Namespace) -> Exit:
         arguments.parse_output_options(args),
         Problems(),
     )
-    request, schedule = arguments.parse_request(args, problems), arguments.parse_schedule(args)
+    request, schedule = arguments.parse_request(args, problems, hook), arguments.parse_schedule(args)
     output_options.validate(hook.service, problems)
     with _use_option_names():
         if problems:

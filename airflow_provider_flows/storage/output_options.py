@@ -18,6 +18,7 @@ MAX_XCOM_BYTES = 48 * 1024  # XComs are in Airflow's database, and some database
 PERMANENT_ERRORS = (
     FileExistsError,
     FileNotFoundError,
+    ImportError,
     IsADirectoryError,
     NotADirectoryError,
     PermissionError,
@@ -69,12 +70,16 @@ class OutputOptions:
         :raises FlowInputError: an option is not supported; the message names the argument.
         """
         from airflow_provider_flows.core.validation import collect_problems  # not needed to define a task
+        from airflow_provider_flows.storage.paths import require_connection
 
         with collect_problems(problems) as collector:
             if self.delete_after_fetch and not service.supports("delete"):
                 collector.add(
                     f"delete_after_fetch=True is not supported by {service.name}, which stores no runs"
                 )
+            if self.output_conn_id is not None and "output_conn_id" not in collector.invalid:
+                with collector.collect("output_conn_id"):
+                    require_connection("output_conn_id", self.output_conn_id)
             if not collector.invalid & {"output_path", "output_conn_id"}:
                 with collector.collect():
                     _require_writable(self.output_path, self.output_conn_id)
@@ -104,7 +109,12 @@ def _require_writable(output_path: str | None, output_conn_id: str | None) -> No
     from airflow.sdk import ObjectStoragePath  # slow to import, and not needed to define a task
 
     from airflow_provider_flows.storage.atomic_file import write_probe
-    from airflow_provider_flows.storage.paths import find_path_problem
+    from airflow_provider_flows.storage.paths import (
+        explain_store_error,
+        find_path_problem,
+        get_conn_id,
+        require_connection,
+    )
 
     problem = find_path_problem(output_path) if isinstance(output_path, str) else None
     if problem is not None:
@@ -113,11 +123,16 @@ def _require_writable(output_path: str | None, output_conn_id: str | None) -> No
             "a URI, such as '/data/flows', 'file:///data/flows' or 's3://bucket/flows'"
         )
     try:
-        write_probe(ObjectStoragePath(output_path, conn_id=output_conn_id))
+        folder = ObjectStoragePath(output_path, conn_id=output_conn_id)
+        conn_id = get_conn_id(folder)
+        if conn_id is not None and conn_id != output_conn_id:
+            require_connection("the connection in the URI of output_path", conn_id)
+        write_probe(folder)
     except (OSError, ValueError, ImportError, TypeError) as error:
         raise FlowInputError(
-            f"output_path {output_path!r} cannot be written to: {error}. Check its URI, its connection "
-            "(output_conn_id), its permissions, and that the package of its file system is installed",
+            f"output_path {output_path!r} cannot be written to: {explain_store_error(output_path, error)}. "
+            "Check its URI, its connection (output_conn_id), its permissions, and that the package of its "
+            "file system is installed",
             is_permanent=not isinstance(error, OSError) or _is_permanent(error),
         ) from error
 

@@ -2,19 +2,22 @@
 
 `is_likely_path_or_uri` distinguishes a path or a URI from a prompt.
 
-Nothing here reads or writes a file.
+Nothing here reads or writes the content of a file.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
-from urllib.parse import quote, unquote
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, unquote, unquote_to_bytes
 
-from airflow_provider_flows.core.redaction import strip_signatures
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.redaction import redact_path, strip_signatures
 from airflow_provider_flows.core.safe_text import to_safe_name
 
 if TYPE_CHECKING:
@@ -29,6 +32,15 @@ OBJECT_STORES = frozenset(
 )
 SCHEME_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "local": "file"}  # other names of the same store
 HADOOP_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # their URIs are container@host/path
+WEB_SCHEMES = frozenset({"http", "https"})
+# what installs the file system of a scheme, with all that it needs
+PACKAGES = {
+    **dict.fromkeys(("s3", "s3a", "s3n"), "apache-airflow-providers-amazon[s3fs]"),
+    **dict.fromkeys(("gs", "gcs"), "apache-airflow-providers-google"),
+    **dict.fromkeys(("abfs", "abfss", "adl"), "apache-airflow-providers-microsoft-azure"),
+    **dict.fromkeys(("sftp", "ssh"), "apache-airflow-providers-sftp[sshfs]"),
+}
+_NO_FILE_SYSTEM = re.compile(r"No filesystem registered|Unsupported filesystem|Protocol not known")
 # the end of an S3 client's host, and the domain of its console (the amazon provider's links/base_aws.py)
 CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
 
@@ -128,7 +140,8 @@ def find_path_problem(output_path: str) -> str | None:
     scheme, separator, rest = output_path.partition(":")
     is_uri = bool(separator) and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) is not None
     if is_uri and scheme.lower() not in LOCAL_SCHEMES:
-        return None
+        is_web = scheme.lower() in WEB_SCHEMES
+        return "it is the address of a web server, which does not store files" if is_web else None
     path = rest.removeprefix("//") if is_uri else output_path
     if path.startswith("~"):
         return "it starts with ~, which is not expanded, because each worker may have another home folder"
@@ -160,6 +173,119 @@ def get_file_path(uri: str, output_path: str, output_conn_id: str | None) -> Obj
 
     conn_id = get_conn_id(ObjectStoragePath(output_path, conn_id=output_conn_id))
     return ObjectStoragePath(uri, conn_id=conn_id)
+
+
+def resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | ObjectStoragePath:
+    """Return the path of an input's file.
+
+    :param where: the argument that names the file, for messages.
+    :param path_or_uri: a pathlib.Path, an ObjectStoragePath or a URI.
+    :param conn_id: the Airflow connection of the file's store, unless the path names one or is local.
+    :raises FlowInputError: the URI is ambiguous, or names an unknown connection.
+    :raises Exception: the URI is invalid, or no file system is installed for it.
+    """
+    is_local_path = isinstance(path_or_uri, PurePath) and not hasattr(path_or_uri, "protocol")
+    if is_local_path:  # not an ObjectStoragePath, which parses some valid file names as URIs
+        return Path(path_or_uri)
+    from airflow.sdk import ObjectStoragePath  # slow to import
+
+    def with_connection(path: ObjectStoragePath) -> ObjectStoragePath:
+        path_conn_id = get_conn_id(path)
+        if path_conn_id is not None and path_conn_id != conn_id:
+            subject = f"{where} names a file that cannot be read ({redact_path(path)})"
+            require_connection(f"{subject}: the connection in its URI", path_conn_id)
+        if conn_id and path_conn_id is None and path.protocol not in LOCAL_SCHEMES:
+            return ObjectStoragePath(str(path), conn_id=conn_id)
+        return path
+
+    if isinstance(path_or_uri, ObjectStoragePath):
+        return with_connection(path_or_uri)
+    path = with_connection(ObjectStoragePath(str(path_or_uri)))
+    decoded_uri = _decode_percent(str(path_or_uri))
+    if decoded_uri is None:
+        return path
+    return _choose_path(where, path, with_connection(ObjectStoragePath(decoded_uri)))
+
+
+def _decode_percent(uri: str) -> str | None:
+    """Return a URI with its escapes (`%20`) decoded; None if it has none."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not re.search("%[0-9A-Fa-f]{2}", rest):
+        return None
+    return f"{scheme}://{os.fsdecode(unquote_to_bytes(os.fsencode(rest)))}"
+
+
+def _choose_path(where: str, path: ObjectStoragePath, decoded_path: ObjectStoragePath) -> ObjectStoragePath:
+    """Return the literal path if that exists, else the percent-decoded one if that exists.
+
+    The URIs of this provider's outputs, and those of object stores, are literal; those of
+    `pathlib.Path.as_uri` are percent-encoded.
+
+    :raises FlowInputError: both are local files, so that the URI is ambiguous.
+    """
+    try:
+        exists = path.exists()
+        if exists and path.protocol not in LOCAL_SCHEMES:  # a second request would be wasted
+            return path
+        decoded_exists = decoded_path.exists()
+    except Exception:  # noqa: BLE001  # any error of the store's library; reading the file reports it
+        return path
+    if exists and decoded_exists:
+        raise FlowInputError(
+            f"{where} is ambiguous: both {redact_path(path)} and {redact_path(decoded_path)} exist. Pass the "
+            "file as a pathlib.Path"
+        )
+    return decoded_path if decoded_exists else path
+
+
+def require_connection(where: str, conn_id: Any) -> None:
+    """Check that an Airflow connection exists.
+
+    A file system would ignore an unknown one: that of local files has no connection, and that of S3 uses
+    whatever credentials it finds on the machine.
+
+    :param where: what names the connection, for the message.
+    :raises FlowInputError: there is no such connection, or the secrets backend cannot be reached; only the
+        former is permanent.
+    """
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+    if not isinstance(conn_id, str) or not conn_id.strip():
+        raise FlowInputError(f"{where} must be the id of an Airflow connection, or None, not {conn_id!r}")
+    shown = repr(conn_id) if ":" not in conn_id else "not an id"  # but perhaps a user name and a password
+    try:
+        BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        raise FlowInputError(
+            f"{where} is {shown}, and there is no such Airflow connection. Create it, or correct the id"
+        ) from None
+    except Exception as error:  # noqa: BLE001  # any error of a secrets backend
+        raise FlowInputError(
+            f"{where} is {shown}, and that Airflow connection cannot be read ({type(error).__name__})",
+            is_permanent=False,
+        ) from None
+
+
+def explain_store_error(path_or_uri: object, error: Exception) -> str:
+    """Return the text of an error of a store, or how to install the file system that is missing.
+
+    The text may contain credentials.
+    """
+    from airflow.sdk.io import has_fs
+
+    scheme = str(path_or_uri).partition("://")[0].lower()
+    cause = error.__cause__ if isinstance(error, OSError) and error.__cause__ is not None else error
+    is_missing = isinstance(cause, ImportError) or (
+        isinstance(cause, ValueError)
+        and (_NO_FILE_SYSTEM.search(str(cause)) is not None or (scheme in PACKAGES and not has_fs(scheme)))
+    )
+    if not is_missing:
+        return str(error) or type(error).__name__
+    package = PACKAGES.get(scheme)
+    if package is not None:
+        return f"no file system is installed for {scheme}://. Install {package} on each worker"
+    known = ", ".join(f"{known}://" for known in ("file", "s3", "gs", "abfs", "sftp"))
+    return f"Airflow knows no file system for {scheme}://, but for example for {known}"
 
 
 def get_conn_id(path: ObjectStoragePath) -> str | None:

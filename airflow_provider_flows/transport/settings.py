@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from airflow_provider_flows.core.exceptions import FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.http import ForbiddenUrlError, Request, is_same_origin, to_origin
 from airflow_provider_flows.core.limits import MIB, MIN_TRANSFER_BYTES, TRANSFER_WINDOW_SECONDS
-from airflow_provider_flows.transport.url_guard import is_public, matches_host, resolves_to_public
+from airflow_provider_flows.transport.url_guard import (
+    is_public,
+    matches_host,
+    matches_input_host,
+    resolves_to_public,
+)
 
 ACCEPTED_ENCODINGS = "gzip, deflate"  # what the reader of a response decompresses; default of a session
 READ_CHUNK_BYTES = 256 * 1024  # a quarter of the calls, and a third less CPU time, than with 64 KiB
@@ -28,6 +33,8 @@ class Settings:
     :param max_output_bytes: maximum size of the file that a sink receives.
     :param picture_hosts: the other hosts from which pictures and files may be fetched, such as
         `pictures.example.com`, or `*.example.com` for all hosts below `example.com`.
+    :param input_hosts: the hosts from which the files of inputs may be fetched although they are not public,
+        or by plain http: names, addresses and patterns, perhaps with a port.
     :param min_transfer_bytes: the least that a file must move in `transfer_window`, in either direction.
     :param transfer_window: seconds; `read_timeout`, if that is longer.
     """
@@ -40,6 +47,7 @@ class Settings:
     max_response_bytes: int = 64 * MIB
     max_output_bytes: int = 4096 * MIB
     picture_hosts: tuple[str, ...] = ()
+    input_hosts: tuple[str, ...] = ()
     min_transfer_bytes: int = MIN_TRANSFER_BYTES
     transfer_window: float = TRANSFER_WINDOW_SECONDS
 
@@ -90,7 +98,8 @@ class Settings:
         headers = {"Content-Type": "application/json"} if request.json is not None else {}
         if request.sink is not None:  # files are compressed already, or a compressed one hides its size
             headers["Accept-Encoding"] = "identity"
-        return {**headers, **({} if self.is_foreign(request) else self.credentials)}
+        is_anonymous = request.is_anonymous or self.is_foreign(request)
+        return {**headers, **({} if is_anonymous else self.credentials)}
 
     def may_redirect_to(self, link: str) -> bool:
         """Return whether a link from a flow's output may be followed, judged by its text only.
@@ -109,6 +118,16 @@ class Settings:
         return self.may_redirect_to(link) and (
             is_same_origin(link.strip(), self.base_url) or resolves_to_public(link.strip())
         )
+
+    def is_allowed_input_url(self, url: str) -> bool:
+        """Return whether the file at a URL in a flow's inputs may be fetched.
+
+        The URL may come from a table: it must not cause a worker to send requests into its own network. So it
+        must lead to the service's own host, by https to any public host, or to one of `input_hosts`.
+        """
+        if is_same_origin(url, self.base_url) or matches_input_host(url, self.input_hosts):
+            return True
+        return is_public(url) and resolves_to_public(url)
 
     def unreachable_error(
         self, request: Request, error: BaseException, delay: str | None, *, may_have_arrived: bool

@@ -129,7 +129,7 @@ def plan_run(
     :raises FlowInputError: an argument is invalid; the message lists every problem.
     """
     problems, output_problems = template_problems
-    request = build_request(*arguments, problems)
+    request = build_request(*arguments, problems, task_try.hook)
     options.validate(task_try.hook.service, output_problems)
     record = _get_resumable_record(task_try)
     if record is None or (output_problems and output_problems.error().is_permanent):

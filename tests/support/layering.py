@@ -34,7 +34,7 @@ services/generio __init__ responses api
 transport __init__ shared_rate_limiter tls_and_proxy url_guard settings deadline blocking_adapter
 transport response_reader asynchronous blocking
 . connection metrics provider_info retry_policy exceptions base_hook
-storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
+storage __init__ parallel paths graph_files atomic_file file_source inputs output_options output_download
 storage outputs quota_marker
 . preflight hooks
 worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try template_check

@@ -3,7 +3,7 @@
 `HostileServer("name")` behaves so at every request. The modules register their behaviours in `BEHAVIOURS`.
 """
 
-from tests.support.hostile import broken_framing, downloads, expansion, links, sizes, slow, texts
+from tests.support.hostile import broken_framing, downloads, expansion, input_urls, links, sizes, slow, texts
 from tests.support.hostile.server import BEHAVIOURS, HostileServer
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "broken_framing",
     "downloads",
     "expansion",
+    "input_urls",
     "links",
     "sizes",
     "slow",
