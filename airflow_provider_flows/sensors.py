@@ -73,12 +73,19 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     :param deferrable: whether to wait in the triggerer; `mode` is ignored then.
     :param output_path: where files are written, as in `RunFlowOperator`. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
+    :param output_name: how files are called, as in `RunFlowOperator`. (templated)
     :param max_xcom_bytes: the largest text output that is returned untruncated, as in `RunFlowOperator`.
     :param fetch_partial_outputs: whether to fetch the outputs of a failed or aborted run too; the error lists
         them.
     """
 
-    template_fields: Sequence[str] = ("flow_run_id", "flows_conn_id", "output_path", "output_conn_id")
+    template_fields: Sequence[str] = (
+        "flow_run_id",
+        "flows_conn_id",
+        "output_path",
+        "output_conn_id",
+        "output_name",
+    )
     ui_color = "#e4def5"
     operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
 
@@ -93,6 +100,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         output_path: str | None = None,
         output_conn_id: str | None = None,
+        output_name: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
         fetch_partial_outputs: bool = False,
         **kwargs: Any,
@@ -117,6 +125,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         self.deferrable = deferrable
         self.output_path = output_path
         self.output_conn_id = output_conn_id
+        self.output_name = output_name
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs = fetch_partial_outputs
         self._output_options()
@@ -317,7 +326,11 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
 
     def _output_options(self) -> OutputOptions:
         return OutputOptions(
-            self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs
+            self.output_path,
+            self.output_conn_id,
+            self.max_xcom_bytes,
+            self.fetch_partial_outputs,
+            output_name=self.output_name,
         )
 
     @contextmanager

@@ -53,7 +53,11 @@ def parse_output_options(args: Namespace) -> OutputOptions:
         path = str(Path(path).expanduser().absolute())
     asset_names = None if getattr(args, "asset", None) is None else frozenset(args.asset)
     return OutputOptions(
-        path, args.output_conn_id, None if path is None else MAX_XCOM_BYTES, selection=asset_names
+        path,
+        args.output_conn_id,
+        None if path is None else MAX_XCOM_BYTES,
+        selection=asset_names,
+        output_name=args.output_name,
     )
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, unquote_to_bytes
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.redaction import redact_path, strip_signatures
-from airflow_provider_flows.core.safe_text import to_safe_name
+from airflow_provider_flows.core.safe_text import to_plain_name, to_safe_name
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -45,6 +46,13 @@ _NO_FILE_SYSTEM = re.compile(r"No filesystem registered|Unsupported filesystem|P
 CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
 
 MAX_FILE_NAME_LENGTH = 100
+
+FIELDS = ("name", "index", "asset_id", "flow", "flow_run_id")  # of OutputName
+INPUT_FIELD = "input."
+EXAMPLE_NAME = "{input.key}-{index}"
+_FIELD = re.compile(r"\{([^{}]*)\}")
+_INDEX_FIELD = re.compile(r"index(?::0?([1-9])d?)?")
+_JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 
 # The suffixes of files, without those that also end a sentence without a blank, such as `.in` and `.so`.
 _SUFFIX = (
@@ -112,12 +120,102 @@ def _is_path_or_uri(text: str) -> bool:
     return _PROSE_WORDS.isdisjoint(text.lower().split()) and bool(_NAME_WITH_BLANKS.fullmatch(text))
 
 
-def file_names(outputs: Iterable[FlowOutput]) -> Iterator[str]:
-    """Yield a safe and unique file name without extension for each output."""
+@dataclass(frozen=True, slots=True)
+class OutputName:
+    """A pattern of file names without extension, such as `{input.key}-{index}`.
+
+    :param pattern: a text with fields. Jinja templates in it are not rendered yet, and count as text.
+    :param inputs: the inputs of the run, as the operator gets them, or None.
+    :raises FlowInputError: the pattern is empty, names a folder, or has an unknown field.
+    """
+
+    pattern: str
+    inputs: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Validate the pattern."""
+        if not isinstance(self.pattern, str) or not self.pattern.strip():
+            raise FlowInputError(f"output_name must be a text such as {EXAMPLE_NAME!r}, not {self.pattern!r}")
+        text = _JINJA.sub("", self.pattern)
+        if "/" in _FIELD.sub("", text) or "\\" in text:
+            raise FlowInputError(
+                f"output_name {self.pattern!r} names a folder. Put the folder into output_path; below it, "
+                "each run has a folder of its own"
+            )
+        for name in _FIELD.findall(text):
+            if _INDEX_FIELD.fullmatch(name) is None and not _is_known_field(name):
+                hint = f" If {name!r} is of the input, write {{input.{name}}}." if name.isidentifier() else ""
+                raise FlowInputError(
+                    f"output_name {self.pattern!r} has the unknown field {{{name}}}. Known are "
+                    f"{', '.join(f'{{{known}}}' for known in (*FIELDS, 'index:03', 'input.KEY'))}.{hint}"
+                )
+
+    def format(self, output: FlowOutput, index: int, run: FlowRun) -> str:
+        """Return the safe name of an output's file; that of the output itself if nothing of it is left."""
+        values = {
+            "name": output.name,
+            "asset_id": output.asset_id,
+            "flow": run.flow,
+            "flow_run_id": run.flow_run_id,
+        }
+
+        def replace(match: re.Match[str]) -> str:
+            name = match[1]
+            if (index_match := _INDEX_FIELD.fullmatch(name)) is not None:
+                return str(index).zfill(int(index_match[1] or 0))
+            if name.startswith(INPUT_FIELD):
+                return self._get_input_value(name.removeprefix(INPUT_FIELD), output.additional)
+            return str(values.get(name) or "")
+
+        text = _FIELD.sub(replace, self.pattern)
+        if data_uri.sniff(b"", text) is not None:  # the extension is that of the file's type
+            text = text.rpartition(".")[0]
+        return to_plain_name(text, MAX_FILE_NAME_LENGTH) or safe_name(output.name)
+
+    def find_missing_keys(self) -> list[str]:
+        """Return the keys of `{input.KEY}` that no input has."""
+        keys = [name.removeprefix(INPUT_FIELD) for name in _FIELD.findall(self.pattern) if "." in name]
+        return [key for key in keys if not self._get_input_value(key, None)]
+
+    def _get_input_value(self, key: str, metadata: Any) -> str:
+        """Return a value of an output's metadata, which the service copies from its input, or of an input."""
+        for values in (metadata, *_iter_input_values(self.inputs)):
+            value = values.get(key) if isinstance(values, Mapping) else None
+            if isinstance(value, str | int | float) and str(value).strip():
+                return str(value)
+        return ""
+
+
+def _is_known_field(name: str) -> bool:
+    return name in FIELDS or (name.startswith(INPUT_FIELD) and name != INPUT_FIELD)
+
+
+def _iter_input_values(inputs: Any) -> Iterator[Any]:
+    """Yield the metadata of each input, or the variables."""
+    if isinstance(inputs, Mapping):
+        yield inputs.get("additional")
+        yield inputs
+        inputs = inputs.get("outputs")
+    for item in inputs if isinstance(inputs, list | tuple) else ():
+        yield from _iter_input_values(item) if isinstance(item, list | tuple) else [_get_metadata(item)]
+
+
+def _get_metadata(item: Any) -> Any:
+    return item.get("additional") if isinstance(item, Mapping) else None
+
+
+def file_names(
+    outputs: Iterable[FlowOutput], naming: OutputName | None = None, run: FlowRun | None = None
+) -> Iterator[str]:
+    """Yield a safe and unique file name without extension for each output.
+
+    :param naming: the pattern of the names; by default a file has its output's name.
+    :param run: the run of the outputs, for the pattern.
+    """
     used_names: set[str] = set()
     next_numbers: dict[str, int] = {}  # by name, so that no number is tried twice
-    for output in outputs:
-        safe = safe_name(output.name)
+    for index, output in enumerate(outputs):
+        safe = safe_name(output.name) if naming is None or run is None else naming.format(output, index, run)
         number = next_numbers.get(safe.lower(), 1)
         name = safe if number == 1 else f"{safe}-{number}"
         while name.lower() in used_names:

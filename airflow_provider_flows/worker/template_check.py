@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.core.validation import Problems
 
-OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id"})
+OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id", "output_name"})
 # all templated arguments except `additional`, which is metadata and may be any text
 CHECKED_ARGUMENTS = OUTPUT_ARGUMENTS | {
     "flow", "inputs", "parameters", "flows_conn_id", "input_conn_id", "flow_run_id"
