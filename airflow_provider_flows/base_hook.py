@@ -28,11 +28,12 @@ from airflow_provider_flows import connection as conn
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
 from airflow_provider_flows.core.flow_run import quote_errors
 from airflow_provider_flows.core.http import ForbiddenUrlError, Purpose, allow_urls, with_deadline
-from airflow_provider_flows.core.limits import MAX_REQUESTS_PER_SECOND, START_LOG_SECONDS
+from airflow_provider_flows.core.limits import MAX_INPUT_BYTES, MAX_REQUESTS_PER_SECOND, START_LOG_SECONDS
 from airflow_provider_flows.core.payload.download import (
     RepeatedFileFilter,
     download_image,
     download_linked_file,
+    download_url,
 )
 from airflow_provider_flows.core.redaction import ErrorTexts, find_signatures
 from airflow_provider_flows.core.retry import Retry, with_retries
@@ -393,6 +394,23 @@ class BaseFlowsHook(BaseHook):
                 raise
             log.warning("A link in an output is not fetched: %s", error)
             return None
+
+    def fetch_url(self, url: str, target: Target) -> str | None:
+        """Download the file at a URL that an input names, and return the media type that its server declares.
+
+        No host gets credentials. The URL and each of its redirects must lead to the service's own host, by
+        https to a public host, or to one of `input_hosts` of the connection.
+
+        :param target: receives the bytes; it is restarted when the download is repeated.
+        :raises FlowInputError: the file cannot be fetched, or is larger than an input may be.
+        """
+        settings = self.settings
+
+        def is_allowed(url: str) -> bool:
+            mask_signatures(url)
+            return settings.is_allowed_input_url(url)
+
+        return self.run(allow_urls(download_url(url, target, MAX_INPUT_BYTES), is_allowed))
 
     async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
         """Run a conversation over `aiohttp`, and return its result.

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.transport.settings import Settings
 
-HOSTS_FORMAT = (
-    "names of public hosts, separated by commas, such as 'pictures.example.com, *.example.org' (without "
-    "scheme, port and path; *. is allowed at the start only)"
-)
+HOSTS_FORMATS = {
+    "hosts": (
+        "names of public hosts, separated by commas, such as 'pictures.example.com, *.example.org' (without "
+        "scheme, port and path; *. is allowed at the start only)"
+    ),
+    "input_hosts": (
+        "names or addresses of hosts, perhaps with a port, separated by commas, such as 'files.corp:8080, "
+        "10.0.0.7, *.lan' (without scheme and path; *. is allowed at the start only)"
+    ),
+}
 SCHEMA_ADVICE = "In a connection's URI, the schema is the path. The host may contain scheme, port and path."
 _PATH_SEGMENT = re.compile(r"(?!\.{1,2}$)[\w.~-]+", re.ASCII)
 # environment variables that name a CA bundle; `requests` reads the first two, OpenSSL the third
@@ -39,8 +45,8 @@ class Field:
 
     :param label: the field's name in the form.
     :param description: the field's help text in the form.
-    :param kind: its JSON schema type: number, integer, boolean or string; or hosts, which is a string in the
-        form, and a tuple of host names and patterns as a value.
+    :param kind: its JSON schema type: number, integer, boolean or string; or one of `HOSTS_FORMATS`, which is
+        a string in the form, and a tuple of host names and patterns as a value.
     :param default: the value of an empty field.
     :param minimum: the minimum of a number.
     """
@@ -53,7 +59,7 @@ class Field:
 
     def to_form(self) -> dict[str, Any]:
         """Return the field in the form of Airflow's provider info (`conn-fields`)."""
-        schema: dict[str, Any] = {"type": ["string" if self.kind == "hosts" else self.kind, "null"]}
+        schema: dict[str, Any] = {"type": ["string" if self.kind in HOSTS_FORMATS else self.kind, "null"]}
         if self.default is not None:
             schema["default"] = self.default
         if self.minimum is not None:
@@ -120,6 +126,12 @@ def fields(read_timeout: float) -> dict[str, Field]:
             "Other public hosts from which pictures and files may be fetched, separated by commas, such as "
             "pictures.example.com or *.example.com; the service's own are known.",
             "hosts",
+        ),
+        "input_hosts": Field(
+            "Input hosts",
+            "Hosts of your network from which files of inputs may be fetched, also by plain http, separated "
+            "by commas, such as files.corp:8080 or *.corp; public hosts need not be named for https.",
+            "input_hosts",
         ),
     }
 
@@ -203,7 +215,7 @@ def _parse_field(conn_id: str, name: str, field: Field, raw_value: Any) -> Any:
         value = None
     if value is None or (field.minimum is not None and not field.minimum <= value < float("inf")):
         bound = "" if field.minimum is None else f" of at least {field.minimum}"
-        what = f"of type {field.kind}{bound}" if field.kind != "hosts" else HOSTS_FORMAT
+        what = HOSTS_FORMATS.get(field.kind) or f"of type {field.kind}{bound}"
         message = f"{name} in the extra of connection {conn_id!r} must be {what}, not {raw_value!r}"
         raise FlowInputError(message)
     return value
@@ -235,10 +247,20 @@ def _parse_string_field(raw_value: Any) -> str:
 def _parse_hosts_field(raw_value: Any) -> tuple[str, ...]:
     from airflow_provider_flows.transport.url_guard import parse_host_pattern  # see `to_settings`
 
+    return _parse_list_field(raw_value, parse_host_pattern)
+
+
+def _parse_input_hosts_field(raw_value: Any) -> tuple[str, ...]:
+    from airflow_provider_flows.transport.url_guard import parse_input_host  # see `to_settings`
+
+    return _parse_list_field(raw_value, parse_input_host)
+
+
+def _parse_list_field(raw_value: Any, parse: Callable[[str], str]) -> tuple[str, ...]:
     texts = raw_value.split(",") if isinstance(raw_value, str) else raw_value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError
-    return tuple(parse_host_pattern(text) for text in texts if text.strip())
+    return tuple(parse(text) for text in texts if text.strip())
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -247,6 +269,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "boolean": _parse_boolean_field,
     "string": _parse_string_field,
     "hosts": _parse_hosts_field,
+    "input_hosts": _parse_input_hosts_field,
 }
 
 
@@ -350,6 +373,7 @@ def to_settings(
         max_response_bytes=int(extra["max_response_mib"] * 1024 * 1024),
         max_output_bytes=int(extra["max_output_mib"] * 1024 * 1024),
         picture_hosts=(*picture_hosts, *(extra["picture_hosts"] or ())),
+        input_hosts=extra.get("input_hosts") or (),
     )
 
 

@@ -61,10 +61,10 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
     :param flow: the flow's name or id. (templated)
     :param inputs: the flow's input data (templated): a prompt, or a list of prompts, `pathlib.Path`s,
-        ObjectStoragePaths, dicts with `data` (a text or a data URI) or `uri` (a file) and optionally
-        `additional`, and what another task of this operator returned, or its outputs. A string is a prompt
-        and never names a file; one that looks like a path or a URI is rejected. For PromptChainer, a mapping
-        of variables.
+        ObjectStoragePaths, dicts with `data` (a text or a data URI) or `uri` (a file, also on the web) and
+        optionally `additional`, and what another task of this operator returned, or its outputs. A string is
+        a prompt and never names a file; one that looks like a path or a URI is rejected. For PromptChainer, a
+        mapping of variables.
     :param parameters: the flow's settings, a mapping. (templated)
     :param additional: your metadata, stored with the run (Generio). (templated)
     :param flows_conn_id: the Airflow connection; its type selects the service. (templated)
@@ -81,6 +81,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     :param output_path: where files are stored, an absolute path or a URI; each run gets a folder there. None
         leaves the files at the service. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
+    :param output_name: how files are called in the folder of the run, without extension: a text with fields
+        such as `{input.key}-{index}`. By default each file has its output's name. (templated)
     :param max_xcom_bytes: the size of the largest text output, in bytes, that is returned complete. A larger
         one is stored in a file below `output_path`, and `value` is its start. None for any size.
     :param fetch_partial_outputs: if True, fetch the outputs of a failed or aborted run as well; the error
@@ -108,6 +110,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         "input_conn_id",
         "output_path",
         "output_conn_id",
+        "output_name",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "inputs": "json",
@@ -135,6 +138,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         timeout: float | timedelta | None = timedelta(hours=1),
         output_path: str | None = None,
         output_conn_id: str | None = None,
+        output_name: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
         fetch_partial_outputs: bool = False,
         delete_after_fetch: bool = False,
@@ -155,6 +159,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.poll_interval, self.max_poll_interval = poll_interval, max_poll_interval
         self.timeout = timeout
         self.output_path, self.output_conn_id = output_path, output_conn_id
+        self.output_name = output_name
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
         self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
@@ -331,6 +336,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             self.max_xcom_bytes,
             self.fetch_partial_outputs,
             self.delete_after_fetch,
+            output_name=self.output_name,
+            inputs=self.inputs,
         )
 
     def _wait_or_defer(

@@ -78,6 +78,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         `[operators] default_deferrable`, which `silent_fail` overrides.
     :param output_path: where files are written, as in `RunFlowOperator`. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
+    :param output_name: how files are called, as in `RunFlowOperator`. (templated)
     :param max_xcom_bytes: the largest text output that is returned untruncated, as in `RunFlowOperator`.
     :param fetch_partial_outputs: whether to fetch the outputs of a failed or aborted run too; the error lists
         them.
@@ -88,7 +89,13 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     :param retry_policy: which errors are retried, and when, as in `RunFlowOperator`.
     """
 
-    template_fields: Sequence[str] = ("flow_run_id", "flows_conn_id", "output_path", "output_conn_id")
+    template_fields: Sequence[str] = (
+        "flow_run_id",
+        "flows_conn_id",
+        "output_path",
+        "output_conn_id",
+        "output_name",
+    )
     ui_color = "#e4def5"
     operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
 
@@ -103,6 +110,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         deferrable: bool = DEFAULT_DEFERRABLE,
         output_path: str | None = None,
         output_conn_id: str | None = None,
+        output_name: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
         fetch_partial_outputs: bool = False,
         # Airflow's own, named here because Airflow applies `default_args` to named arguments only
@@ -143,6 +151,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         self.deferrable = deferrable
         self.output_path = output_path
         self.output_conn_id = output_conn_id
+        self.output_name = output_name
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs = fetch_partial_outputs
         self._output_options()
@@ -350,7 +359,11 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
 
     def _output_options(self) -> OutputOptions:
         return OutputOptions(
-            self.output_path, self.output_conn_id, self.max_xcom_bytes, self.fetch_partial_outputs
+            self.output_path,
+            self.output_conn_id,
+            self.max_xcom_bytes,
+            self.fetch_partial_outputs,
+            output_name=self.output_name,
         )
 
     @contextmanager

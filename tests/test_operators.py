@@ -58,6 +58,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         "timeout": timedelta(hours=1),
         "output_path": None,
         "output_conn_id": None,
+        "output_name": None,
         "max_xcom_bytes": 48 * 1024,
         "fetch_partial_outputs": False,
         "delete_after_fetch": False,
@@ -75,6 +76,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         "input_conn_id",
         "output_path",
         "output_conn_id",
+        "output_name",
     }
     assert set(RunFlowOperator.template_fields) == templated
 

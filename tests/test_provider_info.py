@@ -123,7 +123,7 @@ def test_plain_connection_form(name: str) -> None:
 def test_every_field_of_the_form_is_parsed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An invalid value in any field of the form is an error that names the field: the hook reads it."""
     for field in (entry for entry, shown in HOOKS[name].fields.items() if shown.kind != "string"):
-        extra = {field: "nonsense"}
+        extra = {field: "non sense"}
         monkeypatch.setenv(
             "AIRFLOW_CONN_FORM", json.dumps({"conn_type": name, "password": "k" * 8, "extra": extra})
         )

@@ -49,6 +49,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         "deferrable": False,
         "output_path": None,
         "output_conn_id": None,
+        "output_name": None,
         "max_xcom_bytes": 48 * 1024,
         "fetch_partial_outputs": False,
         "poke_interval": None,
@@ -62,6 +63,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         "flows_conn_id",
         "output_path",
         "output_conn_id",
+        "output_name",
     }
 
 

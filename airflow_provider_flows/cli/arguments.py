@@ -66,7 +66,7 @@ def to_option_names(message: str) -> str:
 
 
 def parse_request(args: Namespace, problems: Problems, hook: FlowsHook) -> RunRequest:
-    """Return the request that the arguments describe; nothing is sent.
+    """Return the request that the arguments describe; nothing is sent to the service.
 
     :param problems: collects what cannot be sent.
     """
@@ -110,7 +110,11 @@ def parse_output_options(args: Namespace) -> OutputOptions:
         path = str(Path(path).expanduser().absolute())
     asset_names = None if getattr(args, "asset", None) is None else frozenset(args.asset)
     return OutputOptions(
-        path, args.output_conn_id, None if path is None else MAX_XCOM_BYTES, selection=asset_names
+        path,
+        args.output_conn_id,
+        None if path is None else MAX_XCOM_BYTES,
+        selection=asset_names,
+        output_name=args.output_name,
     )
 
 

@@ -140,6 +140,10 @@ RUN_OUTPUT_PATH = Arg(("--output-path",), help=f"{OUTPUT_PATH_HELP} (default: th
 DOWNLOAD_OUTPUT_PATH = Arg(
     ("--output-path",), default=".", help=f"{OUTPUT_PATH_HELP} (default: the current folder)"
 )
+OUTPUT_NAME = Arg(
+    ("--output-name",),
+    help="How files are called, without extension, such as {input.key}-{index}; by default as their outputs",
+)
 OUTPUT_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the storage of --output-path")
 INPUT_CONN_ID = Arg(("--input-conn-id",), help="Airflow connection of the storage of input files")
 NO_VALIDATE = Arg(
@@ -220,6 +224,7 @@ def get_commands() -> list[GroupCommand]:
                 ADDITIONAL,
                 INPUT_CONN_ID,
                 RUN_OUTPUT_PATH,
+                OUTPUT_NAME,
                 OUTPUT_CONN_ID,
                 NO_VALIDATE,
                 NO_WAIT,
@@ -233,6 +238,7 @@ def get_commands() -> list[GroupCommand]:
             "Write the outputs of a flow run to files",
             RUN,
             DOWNLOAD_OUTPUT_PATH,
+            OUTPUT_NAME,
             OUTPUT_CONN_ID,
             ASSET,
         ),

@@ -103,6 +103,7 @@ class Request:
     :param allow_url: decides for a URL outside of the connection's own origin whether the request may be sent
         to it; None allows none.
     :param label: how messages name the request; by default by its method and path.
+    :param is_anonymous: whether no host gets credentials, not even the connection's own.
     :param purpose: what the request serves; by default a TRANSFER with a sink, and else a QUESTION.
     :param deadline: the time at which it must be complete, by the monotonic clock; None for no other limit
         than that of its purpose.
@@ -118,6 +119,7 @@ class Request:
     max_bytes: int | None = None
     allow_url: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
     label: str = ""
+    is_anonymous: bool = False
     purpose: Purpose | None = field(default=None, repr=False)
     deadline: float | None = field(default=None, repr=False, compare=False)
 

@@ -84,6 +84,7 @@ MAX_GLB_HEADER_BYTES = 8 * MIB  # of the JSON chunk; models with thousands of pa
 
 # Sizes of one input of a run, in bytes. All are checked before a run is created.
 MAX_INPUT_BYTES = 4096 * MIB  # a file; it is never in memory as a whole
+MAX_FETCHED_INPUT_BYTES = 4096 * MIB  # all files from URLs of one run; they are in a temporary file
 MAX_DATA_URI_BYTES = 64 * MIB  # a data URI, which is in memory
 MAX_TEXT_INPUT_BYTES = MIB  # a prompt, a variable or a text file
 

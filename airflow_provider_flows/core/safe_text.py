@@ -91,6 +91,16 @@ def to_safe_name(text: str, max_length: int, *, ignore_case: bool = False) -> st
     return f"{start or '_'}--{digest}"
 
 
+def to_plain_name(text: str, max_length: int) -> str:
+    """Return the letters, digits, dots, dashes and underscores of a text, `_` in place of anything else.
+
+    Several texts may have the same name, and it is empty if nothing of the text is left.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    is_reserved = safe.lower().partition(".")[0] in RESERVED_FILE_NAMES
+    return f"{'_' if is_reserved else ''}{safe}"[:max_length].rstrip("._-")
+
+
 def replace_surrogates(text: str) -> str:
     """Return a text that can be encoded: with U+FFFD in place of each lone surrogate."""
     return text if text.isascii() else _SURROGATE.sub(REPLACEMENT, text)

@@ -58,6 +58,7 @@ class Service(ABC):
     name: ClassVar[str]
     staged_start: ClassVar[bool] = False  # whether creation, inputs and start are separate requests
     accepts_file_variables: ClassVar[bool] = False  # whether a file may be (in) a variable, as a data URI
+    has_variables: ClassVar[bool] = False  # whether the inputs of every flow are a mapping of variables
     # other hosts, all of them the service's own, to which its outputs link or its downloads redirect: names,
     # and patterns such as `*.example.com`
     picture_hosts: ClassVar[tuple[str, ...]] = ()

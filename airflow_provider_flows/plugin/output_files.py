@@ -240,6 +240,9 @@ def _get_output(view: RunView, number: int) -> tuple[FlowOutput, str]:
     output = view.outputs[number]
     if output.status == ERROR:
         raise NoFileError("This output was not created, or could not be downloaded.")
+    stored_name = (output.uri or "").rpartition("/")[2]
+    if STORED_FILE_NAME.fullmatch(stored_name):
+        return output, stored_name.rpartition(".")[0] or stored_name
     return output, next(islice(file_names(view.outputs), number, None))
 
 

@@ -62,6 +62,7 @@ class PromptChainer(Service):
     """
 
     name: ClassVar[str] = "promptchainer"
+    has_variables: ClassVar[bool] = True
     picture_hosts: ClassVar[tuple[str, ...]] = (IMAGE_HOST,)
     run_id_pattern: ClassVar[re.Pattern[str]] = re.compile(r"[0-9a-f]{32}")
 

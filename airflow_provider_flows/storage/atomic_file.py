@@ -1,20 +1,30 @@
-"""Atomic, chunked and cancellable writes to any store: a file has its final name only once it is complete."""
+"""Where downloads are written: a file of any store, or a part of a temporary file.
+
+The former is written atomically, in chunks, and can be cancelled: a file has its final name only once it is
+complete.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import re
 import stat
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryFile
 from threading import Event
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
+from airflow_provider_flows.core.limits import MAX_FETCHED_INPUT_BYTES
+from airflow_provider_flows.core.payload.sink import TooLargeError
 from airflow_provider_flows.storage.paths import LOCAL_SCHEMES, OBJECT_STORES
 
 if TYPE_CHECKING:
@@ -316,3 +326,86 @@ def remove_stale_temporary_files(folder: ObjectStoragePath, names: Iterable[str]
             match = TEMPORARY_NAME.fullmatch(path.name)
             if match and match["name"] in expected_names:
                 path.unlink(missing_ok=True)
+
+
+class Spool:
+    """A temporary file without a name, so that nothing remains of a killed process.
+
+    It is closed when nothing refers to it any more.
+    """
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] = TemporaryFile()  # noqa: SIM115  # closed by the finalizer
+        weakref.finalize(self, self.file.close)
+
+
+class SpooledFile:
+    """A file from a URL: the target of its download, and then what is used of an ObjectStoragePath.
+
+    It is a part of a spool that it shares with others, because a process may open only a few files.
+    """
+
+    protocol = "https"
+
+    def __init__(self, url: str, spool: Spool) -> None:
+        """Create an empty file at the end of a spool."""
+        self.name = unquote(PurePosixPath(urlsplit(url).path).name)
+        self.media_type: str | None = None
+        self._url, self._spool = url, spool
+        self._start = self._end = spool.file.seek(0, os.SEEK_END)
+
+    def __str__(self) -> str:
+        """Return the URL."""
+        return self._url
+
+    def restart(self) -> None:
+        """Discard what was written before."""
+        self._spool.file.truncate(self._start)
+        self._end = self._spool.file.seek(self._start)
+
+    def write(self, data: bytes) -> None:
+        """Write the next bytes.
+
+        :raises TooLargeError: the files from URLs are too large together.
+        """
+        self._end += len(data)
+        if self._end > MAX_FETCHED_INPUT_BYTES:
+            raise TooLargeError(
+                f"the files from URLs have more than {MAX_FETCHED_INPUT_BYTES} bytes together"
+            )
+        self._spool.file.write(data)
+
+    def open(self, mode: str = "rb") -> IO[bytes]:  # noqa: ARG002  # the signature of a path
+        """Open the file for reading."""
+        self._spool.file.flush()
+        return io.BufferedReader(_PartReader(self._spool, self._start, self._end))
+
+
+class _PartReader(io.RawIOBase):
+    """A reader of a part of a spool, with a position of its own."""
+
+    def __init__(self, spool: Spool, start: int, end: int) -> None:
+        super().__init__()
+        self._spool, self._start, self._end, self._position = spool, start, end, start
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to another position."""
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._position, os.SEEK_END: self._end}[whence]
+        self._position = max(self._start, base + offset)
+        return self._position - self._start
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes."""
+        count = max(0, min(len(buffer), self._end - self._position))
+        data = os.pread(self._spool.file.fileno(), count, self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)

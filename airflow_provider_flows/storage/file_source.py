@@ -1,19 +1,20 @@
-"""Files as inputs: their type, size and digest, detected in one pass, and their content for each upload."""
+"""Files as inputs: their type, size and digest, detected in one pass, and their content for each upload.
+
+A file of a store is read again for each upload. A file from a URL is downloaded once, into a temporary file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote_to_bytes
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.limits import (
@@ -24,27 +25,98 @@ from airflow_provider_flows.core.limits import (
 )
 from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.integrity import TruncationDetector
+from airflow_provider_flows.core.payload.integrity import (
+    MEDIA_TYPE,
+    NAME,
+    TruncationDetector,
+    detect_media_type,
+    is_text,
+    truncation_error,
+)
 from airflow_provider_flows.core.redaction import redact_path, redact_text
-from airflow_provider_flows.storage.paths import LOCAL_SCHEMES, get_conn_id
+from airflow_provider_flows.storage.atomic_file import Spool, SpooledFile
+from airflow_provider_flows.storage.paths import (
+    LOCAL_SCHEMES,
+    WEB_SCHEMES,
+    explain_store_error,
+    get_conn_id,
+    resolve_path,
+)
 
 if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
-
+    from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.service import Service
+
 
 INPUT_CHUNK_BYTES = 192 * 1024  # a multiple of 3, so that each chunk is encoded as base64 by itself
 INPUT_BLOCK_BYTES = 8 * 1024 * 1024  # the read-ahead of a file system; that of s3fs is 50 MiB by default
+TEXT_ENCODING = "utf-8-sig"  # UTF-8 with or without a byte order mark
 PSEUDO_FILE_SYSTEMS = ("/proc", "/sys", "/dev")  # what is read there is of the machine or a process
-NAME, DATA_URI = "name", "media type"  # what declares the type of content
+# media types that servers send for files of unknown type, and for pages, which nobody wants to send
+NOTHING_DECLARED = frozenset({None, "application/octet-stream", "binary/octet-stream", "text/html"})
+
+InputPath = Any  # a pathlib.Path, an ObjectStoragePath or a SpooledFile
 
 
 class InputHook(Protocol):
-    """What of a hook the inputs need."""
+    """The methods of a hook that inputs need."""
 
     @property
     def service(self) -> Service:
         """The service of the hook's connection."""
+
+    def fetch_url(self, url: str, target: Target) -> str | None:
+        """Download the file at a URL into a target, and return the media type that its server declares.
+
+        :raises FlowInputError: the file cannot be fetched, or its host is not allowed.
+        """
+
+
+class FileAccess:
+    """How the files of one run's inputs are read: over which connection, and with which hook from URLs.
+
+    :param conn_id: the Airflow connection of the files' stores, unless a path names one or is local.
+    :param hook: downloads files from URLs; without one, they are rejected.
+    """
+
+    def __init__(self, conn_id: str | None = None, hook: InputHook | None = None) -> None:
+        self.conn_id = conn_id
+        self.hook = hook
+        self._spool: Spool | None = None
+
+    def resolve(self, where: str, path_or_uri: Any) -> InputPath:
+        """Return the path of a file, after its download if it is at a URL.
+
+        :raises FlowInputError: the URI is invalid or ambiguous, or the file cannot be fetched.
+        """
+        try:
+            if _is_url(path_or_uri):
+                return self._fetch(where, str(path_or_uri).strip())
+            return resolve_path(where, path_or_uri, self.conn_id)
+        except (OSError, ValueError, ImportError) as error:
+            raise _unreadable_error(where, path_or_uri, error) from None
+
+    def _fetch(self, where: str, url: str) -> SpooledFile:
+        if self.hook is None:
+            raise ValueError("only the hook of a service fetches files from URLs")
+        if self._spool is None:
+            self._spool = Spool()
+        file = SpooledFile(url, self._spool)
+        try:
+            file.media_type = self.hook.fetch_url(url, file)
+        except FlowInputError as error:
+            raise FlowInputError(
+                f"{where} names a file that cannot be fetched ({redact_path(url)}): {error}",
+                is_permanent=error.is_permanent,
+            ) from None
+        return file
+
+
+def _is_url(path_or_uri: Any) -> bool:
+    """Return whether this is a web address. A path with a connection has a file system for it."""
+    if isinstance(path_or_uri, str):
+        return path_or_uri.strip().partition("://")[0].lower() in WEB_SCHEMES
+    return getattr(path_or_uri, "protocol", "") in WEB_SCHEMES and get_conn_id(path_or_uri) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +129,7 @@ class FileSource:
     """
 
     where: str
-    path: Path | ObjectStoragePath
+    path: InputPath
     media_type: str
     size: int
     digest: str
@@ -112,29 +184,34 @@ class BitmapSource(FileSource):
         return _iter_png_chunks(self.where, self.path, is_permanent=False)
 
 
-def load_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | FileSource:
+def load_file(
+    where: str, path_or_uri: Any, access: FileAccess, sha256: str | None = None
+) -> str | FileSource:
     """Read a file, and return it in the form in which it is sent, a text as a prompt, any other as a source.
 
     :param where: the argument that names the file, for messages.
-    :param path_or_uri: a pathlib.Path, an ObjectStoragePath or a URI.
-    :param conn_id: the Airflow connection of the file's store, unless the path names one or is local.
+    :param path_or_uri: a pathlib.Path, an ObjectStoragePath, a URI or a URL.
+    :param sha256: the hexadecimal digest that the file must have, None for any.
     :raises FlowInputError: the file cannot be read, is empty, truncated or larger than MAX_INPUT_BYTES, is of
-        an unknown type, or is not of the type that its name indicates.
+        an unknown type, is not of the type that its name indicates, or has another digest.
     """
-    path = _resolve_path(where, path_or_uri, conn_id)
+    return _load(where, access.resolve(where, path_or_uri), sha256)
+
+
+def _load(where: str, path: InputPath, sha256: str | None) -> str | FileSource:
     chunks = _iter_file_chunks(where, path)
     first = next(chunks, b"")
     if not first:
         raise FlowInputError(f"{where} names an empty file ({redact_path(path)})")
     subject = f"{where} names a file ({redact_path(path)})"
-    media_type = _detect_media_type(subject, first, data_uri.sniff(b"", path.name), NAME)
+    media_type = detect_media_type(subject, first, *_get_declared_type(path))
     if media_type is None:
         raise FlowInputError(
             f"{where} names a file of an unknown type ({redact_path(path)}): neither its content nor its "
             "name indicates one. Give it a usual name such as chair.png"
         )
     if media_type == "text/plain":
-        return _read_text(where, path, first, chunks)
+        return _read_text(where, path, first, chunks, sha256)
     digest, size, truncation_detector = hashlib.sha256(first), len(first), TruncationDetector(media_type)
     truncation_detector.feed(first)
     for chunk in chunks:
@@ -142,13 +219,14 @@ def load_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | FileSo
         truncation_detector.feed(chunk)
         size += len(chunk)
     if truncation_detector.is_truncated:
-        raise _truncation_error(subject, media_type, size)
+        raise truncation_error(subject, media_type, size)
+    _expect_digest(where, path, digest.hexdigest(), sha256)
     if media_type == "image/bmp":
         return _load_bitmap(where, path, digest.hexdigest())
     return FileSource(where, path, media_type, size, digest.hexdigest())
 
 
-def _load_bitmap(where: str, path: Path | ObjectStoragePath, bitmap_digest: str) -> BitmapSource:
+def _load_bitmap(where: str, path: InputPath, bitmap_digest: str) -> BitmapSource:
     digest, size = hashlib.sha256(), 0
     for chunk in _iter_png_chunks(where, path):
         digest.update(chunk)
@@ -156,95 +234,56 @@ def _load_bitmap(where: str, path: Path | ObjectStoragePath, bitmap_digest: str)
     return BitmapSource(where, path, "image/png", size, digest.hexdigest(), bitmap_digest)
 
 
-def load_variable_file(where: str, path_or_uri: Any, conn_id: str | None) -> str | FileSource:
+def load_variable_file(
+    where: str, path_or_uri: Any, access: FileAccess, sha256: str | None = None
+) -> str | FileSource:
     """Read a file that is the value of a variable: a text as `load_text_file` does, any other as `load_file`.
 
     :raises FlowInputError: as `load_file`.
     """
-    path = _resolve_path(where, path_or_uri, conn_id)
-    is_text = _is_text_media_type(data_uri.sniff(b"", path.name))
-    return load_text_file(where, path, conn_id) if is_text else load_file(where, path, conn_id)
+    path = access.resolve(where, path_or_uri)
+    load = _load_text if _is_text_media_type(_get_declared_type(path)[0]) else _load
+    return load(where, path, sha256)
 
 
 def _is_text_media_type(media_type: str | None) -> bool:
     return media_type is not None and (media_type.startswith("text/") or media_type == "application/json")
 
 
-def load_text_file(where: str, path_or_uri: Any, conn_id: str | None) -> str:
+def load_text_file(where: str, path_or_uri: Any, access: FileAccess, sha256: str | None = None) -> str:
     """Read a text file, and return its content. The parameters are those of `load_file`.
 
-    :raises FlowInputError: the file cannot be read, is too large, or is not a text.
+    :raises FlowInputError: the file cannot be read, is too large, is not a text, or has another digest.
     """
-    path = _resolve_path(where, path_or_uri, conn_id)
+    return _load_text(where, access.resolve(where, path_or_uri), sha256)
+
+
+def _load_text(where: str, path: InputPath, sha256: str | None) -> str:
     chunks = _iter_file_chunks(where, path)
     first = next(chunks, b"")
     subject = f"{where} names a file ({redact_path(path)})"
-    media_type = _detect_media_type(subject, first, data_uri.sniff(b"", path.name), NAME) or "text/plain"
+    media_type = detect_media_type(subject, first, *_get_declared_type(path)) or "text/plain"
     if not _is_text_media_type(media_type):
         raise FlowInputError(
             f"{where} names a file of type {media_type} ({redact_path(path)}), but a text is expected"
         )
-    return _read_text(where, path, first, chunks)
+    return _read_text(where, path, first, chunks, sha256)
 
 
-def identify_content(where: str, content: Content) -> Content:
-    """Return the content of a data URI with the media type that its first bytes indicate, or else its own.
-
-    :raises FlowInputError: the content is empty, is not of the URI's media type, or is truncated.
-    """
-    subject, data, declared = f"{where} is a data URI", content.data, content.media_type
-    if not data.strip():
-        raise FlowInputError(f"{subject} without content")
-    if declared == "text/plain" and _is_text(data):  # also one that begins like a picture, but not a GLB
-        return content
-    media_type = _detect_media_type(subject, data[:INPUT_CHUNK_BYTES], declared, DATA_URI)
-    if media_type == "text/plain":
-        raise FlowInputError(f"{subject} of a text, but its content is not UTF-8 or has zero bytes")
-    truncation_detector = TruncationDetector(media_type)
-    truncation_detector.feed(data)
-    if truncation_detector.is_truncated:
-        raise _truncation_error(subject, media_type, len(data))
-    return Content(data, media_type)
+def _get_declared_type(path: InputPath) -> tuple[str | None, str]:
+    """Return the media type that a file's name declares, or else its server, and which of them it was."""
+    declared = data_uri.sniff(b"", path.name)
+    if declared is not None or not isinstance(path, SpooledFile):
+        return declared, NAME
+    return None if path.media_type in NOTHING_DECLARED else path.media_type, MEDIA_TYPE
 
 
-def _detect_media_type(subject: str, start: bytes, declared: str | None, source: str) -> str | None:
-    """Return the media type of the first bytes, or else the declared one. A picture may be of another kind.
-
-    :param declared: the media type that the file's name or data URI declares.
-    :param source: NAME or DATA_URI, for the message.
-    :raises FlowInputError: the content contradicts the declared type, or is a pointer or page in its place.
-    """
-    sniffed = data_uri.sniff(start)
-    is_other_picture = (declared or "").startswith("image/") and (sniffed or "").startswith("image/")
-    is_wrong = declared in data_uri.SNIFFABLE_MEDIA_TYPES and sniffed != declared and not is_other_picture
-    expected_content = data_uri.EXPECTED_CONTENT.get(declared or "")
-    if expected_content is not None:
-        is_wrong = data_uri.describe_content(start) not in expected_content
-    foreign = data_uri.sniff_foreign(start)
-    is_page = foreign == data_uri.HTML_PAGE and not re.match(r"text/|.*html", declared or "")
-    if not is_wrong and foreign != data_uri.POINTER and not is_page:
-        return sniffed or declared
-    expected = f", but its {source} says {declared}" if declared else ""
-    actual = data_uri.describe_content(start)
-    raise FlowInputError(f"{subject} whose content is {actual}{expected}. Replace it with the right one")
-
-
-def _truncation_error(subject: str, media_type: str | None, size: int) -> FlowInputError:
-    return FlowInputError(
-        f"{subject} that is truncated: it has {size} bytes, and its {media_type} structure continues after "
-        "them. Copy it from its source again"
-    )
-
-
-def _is_text(data: bytes | bytearray) -> bool:
-    """Return whether this is UTF-8 without zero bytes, which binary files and UTF-16 have."""
-    if b"\0" in data:
-        return False
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _expect_digest(where: str, path: InputPath, digest: str, expected: str | None) -> None:
+    if expected and digest != expected:
+        raise FlowInputError(
+            f"{where} names a file that changed since its task wrote it ({redact_path(path)}): its SHA-256 "
+            "differs. Run that task again, or give the file's URI alone if the change is intended"
+        )
 
 
 def encode_content(where: str, content: Content) -> str:
@@ -255,67 +294,12 @@ def encode_content(where: str, content: Content) -> str:
     :raises FlowInputError: a BMP cannot be converted.
     """
     if content.media_type == "text/plain":
-        return content.data.decode()
+        return content.data.decode(TEXT_ENCODING)
     if content.media_type == "image/bmp":
         png = io.BytesIO()
         _convert_bitmap(where, io.BytesIO(content.data), png)
         return data_uri.encode(Content(png.getvalue(), "image/png"))
     return data_uri.encode(content)
-
-
-def _resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | ObjectStoragePath:
-    is_local_path = isinstance(path_or_uri, PurePath) and not hasattr(path_or_uri, "protocol")
-    if is_local_path:  # not an ObjectStoragePath, which parses some valid file names as URIs
-        return Path(path_or_uri)
-    from airflow.sdk import ObjectStoragePath  # slow to import
-
-    def with_connection(path: ObjectStoragePath) -> ObjectStoragePath:
-        if conn_id and get_conn_id(path) is None and path.protocol not in LOCAL_SCHEMES:
-            return ObjectStoragePath(str(path), conn_id=conn_id)
-        return path
-
-    try:
-        if isinstance(path_or_uri, ObjectStoragePath):
-            return with_connection(path_or_uri)
-        path = with_connection(ObjectStoragePath(str(path_or_uri)))
-        decoded_uri = _decode_percent(str(path_or_uri))
-        if decoded_uri is None:
-            return path
-        decoded_path = with_connection(ObjectStoragePath(decoded_uri))
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable_error(where, str(path_or_uri), error) from None
-    return _choose_path(where, path, decoded_path)
-
-
-def _decode_percent(uri: str) -> str | None:
-    """Return a URI with its escapes (`%20`) decoded; None if it has none, or its server decodes them."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme in {"http", "https"} or not re.search("%[0-9A-Fa-f]{2}", rest):
-        return None
-    return f"{scheme}://{os.fsdecode(unquote_to_bytes(os.fsencode(rest)))}"
-
-
-def _choose_path(where: str, path: ObjectStoragePath, decoded_path: ObjectStoragePath) -> ObjectStoragePath:
-    """Return the literal path if that exists, else the percent-decoded one if that exists.
-
-    The URIs of this provider's outputs, and those of object stores, are literal; those of
-    `pathlib.Path.as_uri` are percent-encoded.
-
-    :raises FlowInputError: both are local files, so that the URI is ambiguous.
-    """
-    try:
-        exists = path.exists()
-        if exists and path.protocol not in LOCAL_SCHEMES:  # a second request would be wasted
-            return path
-        decoded_exists = decoded_path.exists()
-    except Exception:  # noqa: BLE001  # any error of the store's library; reading the file reports it
-        return path
-    if exists and decoded_exists:
-        raise FlowInputError(
-            f"{where} is ambiguous: both {redact_path(path)} and {redact_path(decoded_path)} exist. Pass the "
-            "file as a pathlib.Path"
-        )
-    return decoded_path if decoded_exists else path
 
 
 def _iter_file_chunks(where: str, path: Any, *, is_permanent: bool = True) -> Iterator[bytes]:
@@ -332,9 +316,7 @@ def _iter_file_chunks(where: str, path: Any, *, is_permanent: bool = True) -> It
             yield chunk
 
 
-def _iter_png_chunks(
-    where: str, path: Path | ObjectStoragePath, *, is_permanent: bool = True
-) -> Iterator[bytes]:
+def _iter_png_chunks(where: str, path: InputPath, *, is_permanent: bool = True) -> Iterator[bytes]:
     """Convert a BMP to a PNG on disk, and read that a chunk at a time.
 
     :raises FlowInputError: the file cannot be read or converted.
@@ -416,15 +398,16 @@ def _too_large() -> str:
 
 
 def _unreadable_error(
-    where: str, path: Path | ObjectStoragePath | str, error: Exception, *, is_permanent: bool = True
+    where: str, path: InputPath, error: Exception, *, is_permanent: bool = True
 ) -> FlowInputError:
-    detail = redact_text(str(error)) or type(error).__name__
+    detail = redact_text(explain_store_error(path, error))
     return FlowInputError(
         f"{where} names a file that cannot be read ({redact_path(path)}): {detail}", is_permanent=is_permanent
     )
 
 
-def _read_text(where: str, path: Path | ObjectStoragePath, first: bytes, rest: Iterator[bytes]) -> str:
+def _read_text(where: str, path: InputPath, first: bytes, rest: Iterator[bytes], sha256: str | None) -> str:
+    """Return the text of a file, without the byte order mark that editors on Windows write."""
     content = bytearray(first)
     while len(content) <= MAX_TEXT_INPUT_BYTES and (chunk := next(rest, b"")):
         content += chunk
@@ -433,11 +416,12 @@ def _read_text(where: str, path: Path | ObjectStoragePath, first: bytes, rest: I
             f"{where} names a text file of more than {MAX_TEXT_INPUT_BYTES} bytes ({redact_path(path)}), "
             "which is too long for a prompt. If it is not a text, give it a name that indicates its type"
         )
-    if not _is_text(content):
+    if not is_text(content):
         raise FlowInputError(
             f"{where} names a text file that is not UTF-8 or has zero bytes ({redact_path(path)})"
         )
-    return content.decode()
+    _expect_digest(where, path, hashlib.sha256(content).hexdigest(), sha256)
+    return content.decode(TEXT_ENCODING)
 
 
 def _convert_bitmap(where: str, bitmap: IO[bytes], png: IO[bytes], *, is_permanent: bool = True) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
-from airflow_provider_flows.core.redaction import redact_path
+from airflow_provider_flows.core.redaction import redact_path, redact_text
 from airflow_provider_flows.core.responses import parse_bounded_json
+from airflow_provider_flows.storage.paths import explain_store_error
+
+log = logging.getLogger(__name__)
 
 MAX_GRAPH_BYTES = 8 * 1024 * 1024  # the vendor's sample has 6 KB
 GRAPH_BLOCK_BYTES = 1024 * 1024  # read from an object store at a time
+MAX_LOGGED_WARNINGS = 10
 _SAFE_FLOW_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # cannot refer to another folder
 
 
@@ -26,13 +31,22 @@ def load_graph(folder: str | None, flow: str) -> FlowGraph | None:
     location = f"{folder.rstrip('/')}/{flow}.json"
     try:
         content = _load_content(folder, flow)
-        return None if content is None else parse_graph(content)
+        if content is None:
+            return None
+        graph = parse_graph(content)
     except FlowInputError as error:
         raise _unreadable_graph_error(location, str(error)) from None
     except Exception as error:  # noqa: BLE001  # each object store's library raises its own exceptions
         raise _unreadable_graph_error(
-            location, f"{type(error).__name__}: {redact_path(str(error))}", is_permanent=False
+            location, redact_text(explain_store_error(folder, error)), is_permanent=False
         ) from None
+    for warning in graph.warnings[:MAX_LOGGED_WARNINGS]:
+        log.warning(
+            "The flow graph %s is unusual: %s. Its variables and outputs are used as they are",
+            redact_path(location),
+            warning,
+        )
+    return graph
 
 
 def _load_content(folder: str, flow: str) -> bytes | None:

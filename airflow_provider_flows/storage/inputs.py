@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,19 +15,19 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowInput, FlowState
 from airflow_provider_flows.core.limits import MAX_DATA_URI_BYTES, MAX_INPUTS, MAX_TEXT_INPUT_BYTES
 from airflow_provider_flows.core.payload import data_uri
+from airflow_provider_flows.core.payload.integrity import identify_content
 from airflow_provider_flows.core.redaction import find_signatures, redact_path
 from airflow_provider_flows.core.start_or_resume import RunRequest
 from airflow_provider_flows.core.validation import Problems, collect_problems, shorten
 from airflow_provider_flows.storage.file_source import (
-    FileSource,
+    FileAccess,
     InputHook,
     encode_content,
-    identify_content,
     load_file,
     load_text_file,
     load_variable_file,
 )
-from airflow_provider_flows.storage.paths import is_likely_path_or_uri
+from airflow_provider_flows.storage.paths import is_likely_path_or_uri, require_connection
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import Inputs
@@ -121,7 +120,7 @@ def build_request(  # noqa: PLR0917  # the order of arguments is that of all met
     problems: Problems,
     hook: InputHook | None = None,
 ) -> RunRequest:
-    """Return the request for a run. Files are read once, and nothing is sent.
+    """Return the request for a run. Files are read once, and nothing is sent to the service.
 
     :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects what is wrong. A request with problems can be validated, but not sent.
@@ -159,21 +158,37 @@ def parse_inputs(
       metadata.
     * An output of another flow run is its file or its text. The dict that a task returns is all its outputs.
     * Any other mapping contains variables, whose values may be outputs that are texts, and files where the
-      service takes them (`Service.accepts_file_variables`), in lists too.
+      service takes them (`Service.accepts_file_variables`), in lists too. For a service whose inputs are
+      variables (PromptChainer) every mapping does, whatever the variables are called.
 
-    Files are read once, and nothing is sent. The bounds are those of core.limits.
+    Files are read once, and nothing is sent to the service. The bounds are those of core.limits.
 
     :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects, by input, what is wrong and what is accepted, in place of an error.
-    :param hook: the hook of the service.
+    :param hook: the hook of the service, which also fetches files from URLs.
     :raises FlowInputError: an input cannot be sent, and `problems` is None.
     """
+    access = FileAccess(input_conn_id, hook)
+    has_variables = hook is not None and hook.service.has_variables
     with collect_problems(problems) as collector:
-        if _is_variables(inputs):
+        if not _is_usable_connection(input_conn_id, collector):
+            return {} if has_variables else []
+        if _is_variables(inputs, has_variables=has_variables):
             accepts_files = hook is not None and hook.service.accepts_file_variables
-            return _load_variables(inputs, input_conn_id, collector, accepts_files=accepts_files)
+            return _load_variables(inputs, access, collector, accepts_files=accepts_files)
         items = inputs if _is_list(inputs) else [] if inputs is None else [inputs]
-        return list(_load_items(items, input_conn_id, collector))
+        return list(_load_items(items, access, collector))
+
+
+def _is_usable_connection(input_conn_id: str | None, problems: Problems) -> bool:
+    """Return whether inputs can be read; add a problem if their connection is unknown."""
+    if input_conn_id is not None and "input_conn_id" not in problems.invalid:
+        with problems.collect("input_conn_id"):
+            require_connection("input_conn_id", input_conn_id)
+    if "input_conn_id" not in problems.invalid:
+        return True
+    problems.invalid.add("inputs")
+    return False
 
 
 def iter_texts(argument: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -201,7 +216,7 @@ def _iter_nested_texts(where: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _load_variables(
-    inputs: Mapping[Any, Any], input_conn_id: str | None, problems: Problems, *, accepts_files: bool
+    inputs: Mapping[Any, Any], access: FileAccess, problems: Problems, *, accepts_files: bool
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if len(inputs) > MAX_INPUTS:
@@ -212,11 +227,11 @@ def _load_variables(
         if (where := f"inputs[{name!r}]") in problems.invalid:
             continue
         with problems.collect(where):
-            values[str(name)] = _load_variable(where, value, input_conn_id, accepts_files=accepts_files)
+            values[str(name)] = _load_variable(where, value, access, accepts_files=accepts_files)
     return values
 
 
-def _load_variable(where: str, value: Any, input_conn_id: str | None, *, accepts_files: bool) -> Any:
+def _load_variable(where: str, value: Any, access: FileAccess, *, accepts_files: bool) -> Any:
     """Return the text or file of an output, a path, or a dict with `data` or `uri`, or else the value itself.
 
     The items of a list are read in the same way.
@@ -233,7 +248,7 @@ def _load_variable(where: str, value: Any, input_conn_id: str | None, *, accepts
         return [
             one
             if _is_list(one)
-            else _load_variable(f"{where}[{index}]", one, input_conn_id, accepts_files=accepts_files)
+            else _load_variable(f"{where}[{index}]", one, access, accepts_files=accepts_files)
             for index, one in enumerate(value)
         ]
     if not _is_path(value) and not (isinstance(value, Mapping) and _is_item(value)):
@@ -242,12 +257,10 @@ def _load_variable(where: str, value: Any, input_conn_id: str | None, *, accepts
     if isinstance(content, Prompt):
         return content.text
     load = load_variable_file if accepts_files else load_text_file
-    data = load(where, content.file, input_conn_id)
-    _validate_sha256(where, content, data)
-    return data
+    return load(where, content.file, access, content.sha256)
 
 
-def _load_items(inputs: Sequence[Any], input_conn_id: str | None, problems: Problems) -> Iterator[FlowInput]:
+def _load_items(inputs: Sequence[Any], access: FileAccess, problems: Problems) -> Iterator[FlowInput]:
     items: list[tuple[str, Any]] = []
     for index, value in enumerate(inputs):
         with problems.collect("inputs"):  # their number is unknown after an error
@@ -259,7 +272,7 @@ def _load_items(inputs: Sequence[Any], input_conn_id: str | None, problems: Prob
         flow_input = FlowInput(_UnreadableInput())
         if where not in problems.invalid:
             with problems.collect(where):
-                flow_input = _load_item(where, item, input_conn_id, problems)
+                flow_input = _load_item(where, item, access, problems)
         yield flow_input
 
 
@@ -269,24 +282,26 @@ def _too_many_inputs() -> str:
     )
 
 
-def _load_item(where: str, item: Any, input_conn_id: str | None, problems: Problems) -> FlowInput:
+def _load_item(where: str, item: Any, access: FileAccess, problems: Problems) -> FlowInput:
     if isinstance(item, Mapping) and _is_item(item):
         with problems.collect():
             validate_json_value(f"{where}['additional']", item.get("additional"))
     content = _resolve(where, _parse_item(where, item))
     if isinstance(content, Prompt):
         return FlowInput(_normalize_text(where, content.text), content.additional)
-    data = load_file(where, content.file, input_conn_id)
-    _validate_sha256(where, content, data)
+    data = load_file(where, content.file, access, content.sha256)
     return FlowInput(data, content.additional)
 
 
-def get_file_uris(inputs: Any) -> list[str]:
+def get_file_uris(inputs: Any, *, has_variables: bool = False) -> list[str]:
     """Return the URIs of the files among the `inputs` of an operator or hook, without reading them.
 
     Prompts and inputs that would be rejected have none.
+
+    :param has_variables: whether every mapping contains variables, as for `parse_inputs`.
     """
-    values = inputs.values() if _is_variables(inputs) else inputs if _is_list(inputs) else [inputs]
+    is_variables = _is_variables(inputs, has_variables=has_variables)
+    values = inputs.values() if is_variables else inputs if _is_list(inputs) else [inputs]
     items = [
         item
         for value in values
@@ -308,8 +323,9 @@ def _get_file_uri(item: Any) -> str | None:
     return None
 
 
-def _is_variables(inputs: Any) -> bool:
-    return isinstance(inputs, Mapping) and not _is_item(inputs) and not _is_run(inputs)
+def _is_variables(inputs: Any, *, has_variables: bool = False) -> bool:
+    """Return whether a mapping contains variables. A task's result has a list, which no variable is."""
+    return isinstance(inputs, Mapping) and (has_variables or not _is_item(inputs)) and not _is_run(inputs)
 
 
 def _is_list(value: Any) -> bool:
@@ -420,21 +436,6 @@ def _parse_dict(where: str, item: Mapping[str, Any]) -> Prompt | FileRef:
 
 def _resolve(where: str, parsed: ParsedInput) -> Prompt | FileRef:
     return parsed.resolve(where) if isinstance(parsed, UpstreamOutput) else parsed
-
-
-def _validate_sha256(where: str, ref: FileRef, data: str | FileSource) -> None:
-    """Compare a file's content with its expected digest.
-
-    :raises FlowInputError: the content differs.
-    """
-    if not ref.sha256:
-        return
-    digest = hashlib.sha256(data.encode()).hexdigest() if isinstance(data, str) else data.file_digest
-    if digest != ref.sha256:
-        raise FlowInputError(
-            f"{where} names a file that changed since its task wrote it ({redact_path(str(ref.file))}): its "
-            "SHA-256 differs. Run that task again, or give the file's URI alone if the change is intended"
-        )
 
 
 def _normalize_text(where: str, text: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowOutput
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.core.validation import Problems
+    from airflow_provider_flows.storage.paths import OutputName
 
 MAX_XCOM_BYTES = 48 * 1024  # XComs are in Airflow's database, and some databases have a limit of 64 KiB
 # errors of a store that a retry would find again; others, such as those of a network, may be temporary
 PERMANENT_ERRORS = (
     FileExistsError,
     FileNotFoundError,
+    ImportError,
     IsADirectoryError,
     NotADirectoryError,
     PermissionError,
@@ -37,8 +39,12 @@ class OutputOptions:
     :param fetch_partial_outputs: whether to fetch the outputs of a run that failed or was aborted.
     :param delete_after_fetch: whether to delete the run at the service once all its outputs are stored as
         files.
+    :param output_name: the pattern of the files' names (storage.paths.OutputName), which may still have Jinja
+        templates in it; with None, a file has its output's name.
+    :param inputs: the inputs of the task, for the fields of `output_name`; None if they are not known.
     :param selection: the asset ids or names of the outputs to fetch; None for all.
-    :raises FlowInputError: `max_xcom_bytes` is not valid, or `delete_after_fetch` has no `output_path`.
+    :raises FlowInputError: `max_xcom_bytes` or `output_name` is not valid, or `delete_after_fetch` has no
+        `output_path`.
     """
 
     output_path: str | None = None
@@ -47,6 +53,8 @@ class OutputOptions:
     fetch_partial_outputs: bool = False
     delete_after_fetch: bool = False
     selection: frozenset[str] | None = None
+    output_name: str | None = None
+    inputs: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Validate the options that need no service and no store."""
@@ -61,6 +69,20 @@ class OutputOptions:
                 "delete_after_fetch=True needs an output_path: without one the outputs would be deleted with "
                 "the run"
             )
+        if isinstance(self.output_name, str):  # else it is the result of another task
+            _ = self.file_naming
+
+    @property
+    def file_naming(self) -> OutputName | None:
+        """The pattern of the files' names, or None.
+
+        :raises FlowInputError: `output_name` is not a valid pattern.
+        """
+        if self.output_name is None:
+            return None
+        from airflow_provider_flows.storage.paths import OutputName  # not needed to define a task
+
+        return OutputName(self.output_name, self.inputs)
 
     def validate(self, service: Service, problems: Problems | None = None) -> None:
         """Check that the service and the store support the options.
@@ -69,15 +91,31 @@ class OutputOptions:
         :raises FlowInputError: an option is not supported; the message names the argument.
         """
         from airflow_provider_flows.core.validation import collect_problems  # not needed to define a task
+        from airflow_provider_flows.storage.paths import require_connection
 
         with collect_problems(problems) as collector:
             if self.delete_after_fetch and not service.supports("delete"):
                 collector.add(
                     f"delete_after_fetch=True is not supported by {service.name}, which stores no runs"
                 )
+            if "output_name" not in collector.invalid:
+                with collector.collect("output_name"):
+                    self._validate_output_name()
+            if self.output_conn_id is not None and "output_conn_id" not in collector.invalid:
+                with collector.collect("output_conn_id"):
+                    require_connection("output_conn_id", self.output_conn_id)
             if not collector.invalid & {"output_path", "output_conn_id"}:
                 with collector.collect():
                     _require_writable(self.output_path, self.output_conn_id)
+
+    def _validate_output_name(self) -> None:
+        naming = self.file_naming
+        missing = [] if naming is None or self.inputs is None else naming.find_missing_keys()
+        if missing:
+            raise FlowInputError(
+                f"output_name {self.output_name!r} has {{input.{missing[0]}}}, but no input has "
+                f"{missing[0]!r} in its metadata (additional), and no variable is called so"
+            )
 
     def selects(self, output: FlowOutput) -> bool:
         """Return whether an output is to be fetched."""
@@ -104,7 +142,12 @@ def _require_writable(output_path: str | None, output_conn_id: str | None) -> No
     from airflow.sdk import ObjectStoragePath  # slow to import, and not needed to define a task
 
     from airflow_provider_flows.storage.atomic_file import write_probe
-    from airflow_provider_flows.storage.paths import find_path_problem
+    from airflow_provider_flows.storage.paths import (
+        explain_store_error,
+        find_path_problem,
+        get_conn_id,
+        require_connection,
+    )
 
     problem = find_path_problem(output_path) if isinstance(output_path, str) else None
     if problem is not None:
@@ -113,11 +156,16 @@ def _require_writable(output_path: str | None, output_conn_id: str | None) -> No
             "a URI, such as '/data/flows', 'file:///data/flows' or 's3://bucket/flows'"
         )
     try:
-        write_probe(ObjectStoragePath(output_path, conn_id=output_conn_id))
+        folder = ObjectStoragePath(output_path, conn_id=output_conn_id)
+        conn_id = get_conn_id(folder)
+        if conn_id is not None and conn_id != output_conn_id:
+            require_connection("the connection in the URI of output_path", conn_id)
+        write_probe(folder)
     except (OSError, ValueError, ImportError, TypeError) as error:
         raise FlowInputError(
-            f"output_path {output_path!r} cannot be written to: {error}. Check its URI, its connection "
-            "(output_conn_id), its permissions, and that the package of its file system is installed",
+            f"output_path {output_path!r} cannot be written to: {explain_store_error(output_path, error)}. "
+            "Check its URI, its connection (output_conn_id), its permissions, and that the package of its "
+            "file system is installed",
             is_permanent=not isinstance(error, OSError) or _is_permanent(error),
         ) from error
 

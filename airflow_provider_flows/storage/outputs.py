@@ -92,6 +92,7 @@ def fetch_outputs(
     has_pending = any(output.status == PENDING for output in outputs)
     if (not outputs and (can_list or come_with_run)) or (has_pending and come_with_run):
         outputs = tuple(hook.list_ready_outputs(run.flow_run_id))
+    names = list(file_names(outputs, output_options.file_naming, run))  # some are made of metadata
     outputs = tuple(_drop_large_metadata(outputs, output_options))
     selected = tuple(filter(output_options.selects, outputs))
     _warn_about_missing(run, selected)
@@ -100,7 +101,12 @@ def fetch_outputs(
         return run.with_outputs(selected), None
     # all outputs, because the file names must not depend on the selection
     outputs, error = _download_all(
-        hook, run, outputs, output_options, file_records, cancellation=cancellation or Cancellation()
+        hook,
+        run,
+        list(zip(outputs, names, strict=True)),
+        output_options,
+        file_records,
+        cancellation=cancellation or Cancellation(),
     )
     return run.with_outputs(tuple(filter(output_options.selects, outputs))), error
 
@@ -165,16 +171,19 @@ def _warn_about_unfetched(outputs: Iterable[FlowOutput], output_options: OutputO
 def _download_all(
     hook: DownloadHook,
     run: FlowRun,
-    outputs: Sequence[FlowOutput],
+    named_outputs: Sequence[tuple[FlowOutput, str]],
     output_options: OutputOptions,
     file_records: FileRecordStore | None,
     *,
     cancellation: Cancellation,
 ) -> tuple[tuple[FlowOutput, ...], Exception | None]:
-    """Return all outputs, those with files stored, and the first error of a download."""
+    """Return all outputs, those with files stored, and the first error of a download.
+
+    :param named_outputs: the outputs, with the names of their files without extension.
+    """
     folder = get_run_folder(run, str(output_options.output_path), output_options.output_conn_id)
     downloads: dict[int, OutputDownload] = {}  # by the index of the output
-    for index, (output, name) in enumerate(zip(outputs, file_names(outputs), strict=True)):
+    for index, (output, name) in enumerate(named_outputs):
         if _needs_file(output, output_options):
             record = file_records.get_file_record(output.asset_id or name) if file_records else None
             downloads[index] = OutputDownload(output, run, folder, name, output_options, record)
@@ -183,7 +192,7 @@ def _download_all(
     jobs = {
         index: partial(download.fetch, cancellation=cancellation) for index, download in downloads.items()
     }
-    fetched, completed, first_error = list(outputs), set[int](), None
+    fetched, completed, first_error = [output for output, _ in named_outputs], set[int](), None
     is_object_store = folder.protocol in OBJECT_STORES
     max_workers = MAX_PARALLEL_OBJECT_STORE_WRITES if is_object_store else MAX_PARALLEL_DOWNLOADS
     try:

@@ -2,20 +2,24 @@
 
 `is_likely_path_or_uri` distinguishes a path or a URI from a prompt.
 
-Nothing here reads or writes a file.
+Nothing here reads or writes the content of a file.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
-from urllib.parse import quote, unquote
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, unquote, unquote_to_bytes
 
-from airflow_provider_flows.core.redaction import strip_signatures
-from airflow_provider_flows.core.safe_text import to_safe_name
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.payload import data_uri
+from airflow_provider_flows.core.redaction import redact_path, strip_signatures
+from airflow_provider_flows.core.safe_text import to_plain_name, to_safe_name
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -29,10 +33,26 @@ OBJECT_STORES = frozenset(
 )
 SCHEME_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "local": "file"}  # other names of the same store
 HADOOP_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})  # their URIs are container@host/path
+WEB_SCHEMES = frozenset({"http", "https"})
+# what installs the file system of a scheme, with all that it needs
+PACKAGES = {
+    **dict.fromkeys(("s3", "s3a", "s3n"), "apache-airflow-providers-amazon[s3fs]"),
+    **dict.fromkeys(("gs", "gcs"), "apache-airflow-providers-google"),
+    **dict.fromkeys(("abfs", "abfss", "adl"), "apache-airflow-providers-microsoft-azure"),
+    **dict.fromkeys(("sftp", "ssh"), "apache-airflow-providers-sftp[sshfs]"),
+}
+_NO_FILE_SYSTEM = re.compile(r"No filesystem registered|Unsupported filesystem|Protocol not known")
 # the end of an S3 client's host, and the domain of its console (the amazon provider's links/base_aws.py)
 CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
 
 MAX_FILE_NAME_LENGTH = 100
+
+FIELDS = ("name", "index", "asset_id", "flow", "flow_run_id")  # of OutputName
+INPUT_FIELD = "input."
+EXAMPLE_NAME = "{input.key}-{index}"
+_FIELD = re.compile(r"\{([^{}]*)\}")
+_INDEX_FIELD = re.compile(r"index(?::0?([1-9])d?)?")
+_JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 
 # The suffixes of files, without those that also end a sentence without a blank, such as `.in` and `.so`.
 _SUFFIX = (
@@ -100,12 +120,102 @@ def _is_path_or_uri(text: str) -> bool:
     return _PROSE_WORDS.isdisjoint(text.lower().split()) and bool(_NAME_WITH_BLANKS.fullmatch(text))
 
 
-def file_names(outputs: Iterable[FlowOutput]) -> Iterator[str]:
-    """Yield a safe and unique file name without extension for each output."""
+@dataclass(frozen=True, slots=True)
+class OutputName:
+    """A pattern of file names without extension, such as `{input.key}-{index}`.
+
+    :param pattern: a text with fields. Jinja templates in it are not rendered yet, and count as text.
+    :param inputs: the inputs of the run, as the operator gets them, or None.
+    :raises FlowInputError: the pattern is empty, names a folder, or has an unknown field.
+    """
+
+    pattern: str
+    inputs: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Validate the pattern."""
+        if not isinstance(self.pattern, str) or not self.pattern.strip():
+            raise FlowInputError(f"output_name must be a text such as {EXAMPLE_NAME!r}, not {self.pattern!r}")
+        text = _JINJA.sub("", self.pattern)
+        if "/" in _FIELD.sub("", text) or "\\" in text:
+            raise FlowInputError(
+                f"output_name {self.pattern!r} names a folder. Put the folder into output_path; below it, "
+                "each run has a folder of its own"
+            )
+        for name in _FIELD.findall(text):
+            if _INDEX_FIELD.fullmatch(name) is None and not _is_known_field(name):
+                hint = f" If {name!r} is of the input, write {{input.{name}}}." if name.isidentifier() else ""
+                raise FlowInputError(
+                    f"output_name {self.pattern!r} has the unknown field {{{name}}}. Known are "
+                    f"{', '.join(f'{{{known}}}' for known in (*FIELDS, 'index:03', 'input.KEY'))}.{hint}"
+                )
+
+    def format(self, output: FlowOutput, index: int, run: FlowRun) -> str:
+        """Return the safe name of an output's file; that of the output itself if nothing of it is left."""
+        values = {
+            "name": output.name,
+            "asset_id": output.asset_id,
+            "flow": run.flow,
+            "flow_run_id": run.flow_run_id,
+        }
+
+        def replace(match: re.Match[str]) -> str:
+            name = match[1]
+            if (index_match := _INDEX_FIELD.fullmatch(name)) is not None:
+                return str(index).zfill(int(index_match[1] or 0))
+            if name.startswith(INPUT_FIELD):
+                return self._get_input_value(name.removeprefix(INPUT_FIELD), output.additional)
+            return str(values.get(name) or "")
+
+        text = _FIELD.sub(replace, self.pattern)
+        if data_uri.sniff(b"", text) is not None:  # the extension is that of the file's type
+            text = text.rpartition(".")[0]
+        return to_plain_name(text, MAX_FILE_NAME_LENGTH) or safe_name(output.name)
+
+    def find_missing_keys(self) -> list[str]:
+        """Return the keys of `{input.KEY}` that no input has."""
+        keys = [name.removeprefix(INPUT_FIELD) for name in _FIELD.findall(self.pattern) if "." in name]
+        return [key for key in keys if not self._get_input_value(key, None)]
+
+    def _get_input_value(self, key: str, metadata: Any) -> str:
+        """Return a value of an output's metadata, which the service copies from its input, or of an input."""
+        for values in (metadata, *_iter_input_values(self.inputs)):
+            value = values.get(key) if isinstance(values, Mapping) else None
+            if isinstance(value, str | int | float) and str(value).strip():
+                return str(value)
+        return ""
+
+
+def _is_known_field(name: str) -> bool:
+    return name in FIELDS or (name.startswith(INPUT_FIELD) and name != INPUT_FIELD)
+
+
+def _iter_input_values(inputs: Any) -> Iterator[Any]:
+    """Yield the metadata of each input, or the variables."""
+    if isinstance(inputs, Mapping):
+        yield inputs.get("additional")
+        yield inputs
+        inputs = inputs.get("outputs")
+    for item in inputs if isinstance(inputs, list | tuple) else ():
+        yield from _iter_input_values(item) if isinstance(item, list | tuple) else [_get_metadata(item)]
+
+
+def _get_metadata(item: Any) -> Any:
+    return item.get("additional") if isinstance(item, Mapping) else None
+
+
+def file_names(
+    outputs: Iterable[FlowOutput], naming: OutputName | None = None, run: FlowRun | None = None
+) -> Iterator[str]:
+    """Yield a safe and unique file name without extension for each output.
+
+    :param naming: the pattern of the names; by default a file has its output's name.
+    :param run: the run of the outputs, for the pattern.
+    """
     used_names: set[str] = set()
     next_numbers: dict[str, int] = {}  # by name, so that no number is tried twice
-    for output in outputs:
-        safe = safe_name(output.name)
+    for index, output in enumerate(outputs):
+        safe = safe_name(output.name) if naming is None or run is None else naming.format(output, index, run)
         number = next_numbers.get(safe.lower(), 1)
         name = safe if number == 1 else f"{safe}-{number}"
         while name.lower() in used_names:
@@ -128,7 +238,8 @@ def find_path_problem(output_path: str) -> str | None:
     scheme, separator, rest = output_path.partition(":")
     is_uri = bool(separator) and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) is not None
     if is_uri and scheme.lower() not in LOCAL_SCHEMES:
-        return None
+        is_web = scheme.lower() in WEB_SCHEMES
+        return "it is the address of a web server, which does not store files" if is_web else None
     path = rest.removeprefix("//") if is_uri else output_path
     if path.startswith("~"):
         return "it starts with ~, which is not expanded, because each worker may have another home folder"
@@ -160,6 +271,119 @@ def get_file_path(uri: str, output_path: str, output_conn_id: str | None) -> Obj
 
     conn_id = get_conn_id(ObjectStoragePath(output_path, conn_id=output_conn_id))
     return ObjectStoragePath(uri, conn_id=conn_id)
+
+
+def resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | ObjectStoragePath:
+    """Return the path of an input's file.
+
+    :param where: the argument that names the file, for messages.
+    :param path_or_uri: a pathlib.Path, an ObjectStoragePath or a URI.
+    :param conn_id: the Airflow connection of the file's store, unless the path names one or is local.
+    :raises FlowInputError: the URI is ambiguous, or names an unknown connection.
+    :raises Exception: the URI is invalid, or no file system is installed for it.
+    """
+    is_local_path = isinstance(path_or_uri, PurePath) and not hasattr(path_or_uri, "protocol")
+    if is_local_path:  # not an ObjectStoragePath, which parses some valid file names as URIs
+        return Path(path_or_uri)
+    from airflow.sdk import ObjectStoragePath  # slow to import
+
+    def with_connection(path: ObjectStoragePath) -> ObjectStoragePath:
+        path_conn_id = get_conn_id(path)
+        if path_conn_id is not None and path_conn_id != conn_id:
+            subject = f"{where} names a file that cannot be read ({redact_path(path)})"
+            require_connection(f"{subject}: the connection in its URI", path_conn_id)
+        if conn_id and path_conn_id is None and path.protocol not in LOCAL_SCHEMES:
+            return ObjectStoragePath(str(path), conn_id=conn_id)
+        return path
+
+    if isinstance(path_or_uri, ObjectStoragePath):
+        return with_connection(path_or_uri)
+    path = with_connection(ObjectStoragePath(str(path_or_uri)))
+    decoded_uri = _decode_percent(str(path_or_uri))
+    if decoded_uri is None:
+        return path
+    return _choose_path(where, path, with_connection(ObjectStoragePath(decoded_uri)))
+
+
+def _decode_percent(uri: str) -> str | None:
+    """Return a URI with its escapes (`%20`) decoded; None if it has none."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not re.search("%[0-9A-Fa-f]{2}", rest):
+        return None
+    return f"{scheme}://{os.fsdecode(unquote_to_bytes(os.fsencode(rest)))}"
+
+
+def _choose_path(where: str, path: ObjectStoragePath, decoded_path: ObjectStoragePath) -> ObjectStoragePath:
+    """Return the literal path if that exists, else the percent-decoded one if that exists.
+
+    The URIs of this provider's outputs, and those of object stores, are literal; those of
+    `pathlib.Path.as_uri` are percent-encoded.
+
+    :raises FlowInputError: both are local files, so that the URI is ambiguous.
+    """
+    try:
+        exists = path.exists()
+        if exists and path.protocol not in LOCAL_SCHEMES:  # a second request would be wasted
+            return path
+        decoded_exists = decoded_path.exists()
+    except Exception:  # noqa: BLE001  # any error of the store's library; reading the file reports it
+        return path
+    if exists and decoded_exists:
+        raise FlowInputError(
+            f"{where} is ambiguous: both {redact_path(path)} and {redact_path(decoded_path)} exist. Pass the "
+            "file as a pathlib.Path"
+        )
+    return decoded_path if decoded_exists else path
+
+
+def require_connection(where: str, conn_id: Any) -> None:
+    """Check that an Airflow connection exists.
+
+    A file system would ignore an unknown one: that of local files has no connection, and that of S3 uses
+    whatever credentials it finds on the machine.
+
+    :param where: what names the connection, for the message.
+    :raises FlowInputError: there is no such connection, or the secrets backend cannot be reached; only the
+        former is permanent.
+    """
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+    if not isinstance(conn_id, str) or not conn_id.strip():
+        raise FlowInputError(f"{where} must be the id of an Airflow connection, or None, not {conn_id!r}")
+    shown = repr(conn_id) if ":" not in conn_id else "not an id"  # but perhaps a user name and a password
+    try:
+        BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        raise FlowInputError(
+            f"{where} is {shown}, and there is no such Airflow connection. Create it, or correct the id"
+        ) from None
+    except Exception as error:  # noqa: BLE001  # any error of a secrets backend
+        raise FlowInputError(
+            f"{where} is {shown}, and that Airflow connection cannot be read ({type(error).__name__})",
+            is_permanent=False,
+        ) from None
+
+
+def explain_store_error(path_or_uri: object, error: Exception) -> str:
+    """Return the text of an error of a store, or how to install the file system that is missing.
+
+    The text may contain credentials.
+    """
+    from airflow.sdk.io import has_fs
+
+    scheme = str(path_or_uri).partition("://")[0].lower()
+    cause = error.__cause__ if isinstance(error, OSError) and error.__cause__ is not None else error
+    is_missing = isinstance(cause, ImportError) or (
+        isinstance(cause, ValueError)
+        and (_NO_FILE_SYSTEM.search(str(cause)) is not None or (scheme in PACKAGES and not has_fs(scheme)))
+    )
+    if not is_missing:
+        return str(error) or type(error).__name__
+    package = PACKAGES.get(scheme)
+    if package is not None:
+        return f"no file system is installed for {scheme}://. Install {package} on each worker"
+    known = ", ".join(f"{known}://" for known in ("file", "s3", "gs", "abfs", "sftp"))
+    return f"Airflow knows no file system for {scheme}://, but for example for {known}"
 
 
 def get_conn_id(path: ObjectStoragePath) -> str | None:

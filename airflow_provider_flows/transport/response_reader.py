@@ -45,7 +45,9 @@ class ResponseReader:
     a message.
 
     :param headers: the headers as the HTTP library returns them.
-    :raises FlowMalformed: the body of a success is compressed in a way that was not requested.
+    :raises FlowMalformed: the body of a success is compressed in a way that was not requested, or the sink
+        does not accept its headers.
+    :raises WriteFailedError: what the sink writes to has failed.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class ResponseReader:
         self._max_bytes, self._hint = _find_bound(settings, request, is_success=is_success)
         self._decompressor = self._create_decompressor(is_success=is_success)
         if self._sink is not None:
-            self._sink.on_response_start(status, self._headers)
+            with self._malformed_if_rejected():
+                self._sink.on_response_start(status, self._headers)
 
     def _create_decompressor(self, *, is_success: bool) -> Decompressor | None:
         encoding = self._headers.get("content-encoding", "").strip().lower()

@@ -18,7 +18,12 @@ from airflow_provider_flows.core.http import (
 from airflow_provider_flows.core.limits import MIB, MIN_TRANSFER_BYTES, TRANSFER_WINDOW_SECONDS
 from airflow_provider_flows.core.redaction import ErrorTexts
 from airflow_provider_flows.transport.network import explain_failure
-from airflow_provider_flows.transport.url_guard import is_public, matches_host, resolves_to_public
+from airflow_provider_flows.transport.url_guard import (
+    is_public,
+    matches_host,
+    matches_input_host,
+    resolves_to_public,
+)
 
 USER_AGENT = f"airflow-provider-flows/{__version__}"
 ACCEPTED_ENCODINGS = "gzip, deflate"  # what the reader of a response decompresses; default of a session
@@ -39,6 +44,8 @@ class Settings:
     :param max_output_bytes: maximum size of the file that a sink receives.
     :param picture_hosts: the other hosts from which pictures and files may be fetched, such as
         `pictures.example.com`, or `*.example.com` for all hosts below `example.com`.
+    :param input_hosts: the hosts from which the files of inputs may be fetched although they are not public,
+        or by plain http: names, addresses and patterns, perhaps with a port.
     :param min_transfer_bytes: the least that a file must move in `transfer_window`, in either direction.
     :param transfer_window: seconds; `read_timeout`, if that is longer.
     :param error_texts: what messages show of the service's texts about errors.
@@ -52,6 +59,7 @@ class Settings:
     max_response_bytes: int = 64 * MIB
     max_output_bytes: int = 4096 * MIB
     picture_hosts: tuple[str, ...] = ()
+    input_hosts: tuple[str, ...] = ()
     min_transfer_bytes: int = MIN_TRANSFER_BYTES
     transfer_window: float = TRANSFER_WINDOW_SECONDS
     error_texts: ErrorTexts = field(default=ErrorTexts(), compare=False)
@@ -107,7 +115,8 @@ class Settings:
             headers["Content-Type"] = "application/json"
         if request.sink is not None:  # files are compressed already, or a compressed one hides its size
             headers["Accept-Encoding"] = "identity"
-        return headers if self.is_foreign(request) else {**self._own_headers(request), **headers}
+        is_anonymous = request.is_anonymous or self.is_foreign(request)
+        return headers if is_anonymous else {**self._own_headers(request), **headers}
 
     def _own_headers(self, request: Request) -> dict[str, str]:
         """Return the headers for the connection's own host only: the request's, and the credentials."""
@@ -132,6 +141,16 @@ class Settings:
         return self.may_redirect_to(link) and (
             is_same_origin(link.strip(), self.base_url) or resolves_to_public(link.strip())
         )
+
+    def is_allowed_input_url(self, url: str) -> bool:
+        """Return whether the file at a URL in a flow's inputs may be fetched.
+
+        The URL may come from a table: it must not cause a worker to send requests into its own network. So it
+        must lead to the service's own host, by https to any public host, or to one of `input_hosts`.
+        """
+        if is_same_origin(url, self.base_url) or matches_input_host(url, self.input_hosts):
+            return True
+        return is_public(url) and resolves_to_public(url)
 
     def unreachable_error(
         self,

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_flows.core.http import has_unambiguous_host
+from airflow_provider_flows.core.http import DEFAULT_PORTS, has_unambiguous_host
 from airflow_provider_flows.core.limits import MAX_HOST_LENGTH
 
 INTERNAL_SUFFIXES = frozenset(
@@ -108,6 +108,45 @@ def matches_host(link: str, patterns: Iterable[str]) -> bool:
     return any(
         host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern for pattern in patterns
     )
+
+
+def parse_input_host(text: str) -> str:
+    """Return the name, the address or the pattern (`*.lan`) of any host, perhaps with a port, in lower case.
+
+    :raises ValueError: the text is none of these.
+    """
+    host = text.strip().lower()
+    parts = urlsplit(f"http://{host.removeprefix('*.')}")
+    if (
+        not host
+        or parts.netloc != host.removeprefix("*.")
+        or not has_unambiguous_host(f"http://{parts.netloc}")
+    ):
+        message = f"{text[:MAX_HOST_LENGTH]!r} is not the name or the address of a host"
+        raise ValueError(message)
+    if parts.port is not None and parts.port == 0:  # `port` raises ValueError for one that is too large
+        raise ValueError(f"{text[:MAX_HOST_LENGTH]!r} has no valid port")
+    return host
+
+
+def matches_input_host(url: str, patterns: Iterable[str]) -> bool:
+    """Return whether a web URL's host, and its port if there is one, are those of one of these patterns."""
+    if not has_unambiguous_host(url):
+        return False
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    try:
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
+    except (KeyError, ValueError):  # another scheme, or no valid port
+        return False
+    return any(_matches_input_host(host, port, pattern) for pattern in patterns)
+
+
+def _matches_input_host(host: str, port: int, pattern: str) -> bool:
+    parts = urlsplit(f"http://{pattern.removeprefix('*.')}")
+    name = (parts.hostname or "").rstrip(".")
+    is_host = host.endswith(f".{name}") if pattern.startswith("*.") else host == name
+    return is_host and parts.port in {None, port}
 
 
 def resolves_to_public(link: str, resolve: Resolver | None = None) -> bool:

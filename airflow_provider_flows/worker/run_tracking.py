@@ -34,6 +34,7 @@ class RunTrackingMixin:
 
     flow_run: FlowRun | None = None
     flow_run_url: str = ""
+    _has_variables = False  # whether the service's inputs are variables
 
     def get_run_tracker(
         self, context: Context, hook: FlowsHook, flow_run_id: str | None = None
@@ -44,6 +45,8 @@ class RunTrackingMixin:
             deferral.
         """
         from airflow_provider_flows.core.flow_run import FlowRun  # importing the operators stays cheap
+
+        self._has_variables = hook.service.has_variables
 
         def on_run_update(run: FlowRun) -> None:
             self.flow_run = run
@@ -72,7 +75,7 @@ class RunTrackingMixin:
         run, parameters = self.flow_run, getattr(self, "parameters", None)
         if parameters is None and run is not None:
             parameters = run.parameters
-        input_uris = get_file_uris(getattr(self, "inputs", None))
+        input_uris = get_file_uris(getattr(self, "inputs", None), has_variables=self._has_variables)
         return create_lineage(run, input_uris, redact_parameters(parameters, redact))
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:

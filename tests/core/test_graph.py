@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from hypothesis import strategies as st
 import airflow_provider_flows.emulator
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import (
-    MAX_NODE_NAME_LENGTH,
     MAX_NODES,
     MAX_PROMPT_LENGTH,
     Edge,
@@ -26,6 +26,7 @@ from airflow_provider_flows.core.graph import (
     Node,
     NodeKind,
 )
+from airflow_provider_flows.drawing import to_mermaid, to_svg
 
 GRAPHS = Path(airflow_provider_flows.emulator.__file__).parent / "graphs"
 SAMPLE: dict[str, Any] = json.loads((GRAPHS / "clibnwpno000bmc0k9hvv3y7f.json").read_text())
@@ -88,26 +89,11 @@ def test_results_and_test_values_of_nodes_are_dropped() -> None:
         ("graph", "not a JSON object"),
         ({}, "no list of nodes"),
         ({"nodes": {}, "edges": []}, "no list of nodes"),
-        ({"nodes": []}, "no list of edges"),
         ({"nodes": [7], "edges": []}, r"nodes\[0\] is not a JSON object"),
-        ({"nodes": [{"id": "a"}, {"type": "actionNode"}], "edges": []}, r"nodes\[1\] has no id"),
-        ({"nodes": [{"id": ""}], "edges": []}, r"nodes\[0\] has no id"),
-        ({"nodes": [{"id": True}], "edges": []}, r"nodes\[0\] has no id"),
         (
-            {"nodes": [{"id": "a"}, {"id": "b"}, {"id": "a"}], "edges": []},
-            r"nodes\[2\] has the same id as nodes\[0\]",
-        ),
-        (
-            {"nodes": [{"id": "a" * (MAX_NODE_NAME_LENGTH + 1)}], "edges": []},
-            r"the id of nodes\[0\] has 1,001 characters",
-        ),
-        (
-            {"nodes": [{"id": "a", "data": {"name": "x" * 5_000}}], "edges": []},
+            {"nodes": [{"id": "a", "type": "outputNode", "data": {"name": "x" * 5_000}}], "edges": []},
             r"the name of nodes\[0\] has 5,000",
         ),
-        ({"nodes": [{"id": "a"}], "edges": ["a"]}, r"edges\[0\] is not a JSON object"),
-        ({"nodes": [{"id": "a"}], "edges": [{"source": "a"}]}, r"edges\[0\] has no target"),
-        ({"nodes": [{"id": "a"}], "edges": [{"target": "a"}]}, r"edges\[0\] has no source"),
         (
             {"nodes": [{"id": str(n)} for n in range(MAX_NODES + 1)], "edges": []},
             "1,001 nodes; the maximum is 1,000",
@@ -118,6 +104,66 @@ def test_invalid_graph_is_rejected_with_the_location(value: Any, reason: str) ->
     """The error names the problem, its location and the remedy."""
     with pytest.raises(FlowInputError, match=f"{reason}.*Export it again"):
         FlowGraph.parse(value)
+
+
+A, B = (
+    {"id": "a", "type": "variableNode", "data": {"variable": {"label": "color"}}},
+    {"id": "b", "type": "outputNode", "data": {"name": "joke"}},
+)
+# what is wrong with the picture, in the graph of a variable and an output, and what a warning says of it
+UNUSUAL_GRAPHS: dict[str, tuple[Any, str | None]] = {
+    "an edge without a target": ({"nodes": [A, B], "edges": [{"source": "a"}]}, None),
+    "an edge without a source": ({"nodes": [A, B], "edges": [{"target": "a"}]}, None),
+    "an edge to no node": ({"nodes": [A, B], "edges": [{"source": "a", "target": "gone"}]}, None),
+    "an edge to null": ({"nodes": [A, B], "edges": [{"source": "a", "target": None}]}, None),
+    "an edge to an object": ({"nodes": [A, B], "edges": [{"source": "a", "target": {}}]}, None),
+    "an edge that is a text": ({"nodes": [A, B], "edges": ["a"]}, None),
+    "an edge with a long end": ({"nodes": [A, B], "edges": [{"source": "a" * 5_000, "target": "b"}]}, None),
+    "no edges": ({"nodes": [A, B]}, "no list of edges"),
+    "edges that are no list": ({"nodes": [A, B], "edges": {"a": "b"}}, "no list of edges"),
+    "too many edges": ({"nodes": [A, B], "edges": [{}] * 10_001}, "10,001 edges"),
+    "a doubled id": (
+        {"nodes": [A, {**B, "id": "a"}], "edges": []},
+        r"nodes\[1\] has the same id as nodes\[0\]",
+    ),
+    "a doubled node": ({"nodes": [A, B, A], "edges": []}, r"nodes\[2\] has the same id as nodes\[0\]"),
+    "no id": ({"nodes": [A, {**B, "id": None}], "edges": []}, r"nodes\[1\] has no id"),
+    "an empty id": ({"nodes": [A, {**B, "id": ""}], "edges": []}, r"nodes\[1\] has no id"),
+    "an id that is no text": ({"nodes": [A, {**B, "id": True}], "edges": []}, r"nodes\[1\] has no id"),
+    "a long id": ({"nodes": [{**A, "id": "a" * 5_000}, B], "edges": []}, None),
+    "a long type": ({"nodes": [A, B, {"id": "c", "type": "t" * 5_000}], "edges": []}, None),
+    "a long name of an action": (
+        {"nodes": [A, B, {"id": "c", "type": "actionNode", "data": {"name": "n" * 5_000}}], "edges": []},
+        None,
+    ),
+    "a long model": (
+        {"nodes": [A, B, {"id": "c", "data": {"modelParams": {"model": "m" * 5_000}}}], "edges": []},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSUAL_GRAPHS)
+def test_what_concerns_the_picture_only_never_rejects_a_graph(case: str) -> None:
+    """Variables and outputs are read, every node has an id of its own, and the picture can be drawn."""
+    value, warning = UNUSUAL_GRAPHS[case]
+    graph = FlowGraph.parse(value)
+    assert (graph.variables, graph.outputs) == (("color",), ("joke",))
+    assert len({node.node_id for node in graph.nodes}) == len(graph.nodes) == len(value["nodes"])
+    assert all(graph.nodes[at].node_id for at in range(len(graph.nodes)))
+    assert len(graph.warnings) == (0 if warning is None else 1)
+    assert all(re.search(str(warning), text) for text in graph.warnings)
+    assert to_svg(graph)
+    assert to_mermaid(graph)
+
+
+def test_first_node_of_an_id_has_its_edges() -> None:
+    """The nodes with a doubled id get other ids, which no node has, and no edges."""
+    graph = graph_of(
+        {"id": "a"}, {"id": "a#1"}, {"id": "a"}, {"id": "a"}, edges=[{"source": "a", "target": "a#1"}]
+    )
+    assert [node.node_id for node in graph.nodes] == ["a", "a#1", "a#2", "a#3"]
+    assert graph.edges == (Edge("a", "a#1"),)
 
 
 @pytest.mark.parametrize(

@@ -502,6 +502,17 @@ def test_graph_file_is_loaded(tmp_path: Path) -> None:
     assert load_graph(None, SAMPLE) is None
 
 
+def test_unusual_graph_file_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A doubled id, a loose edge and a byte order mark do not reject an exported file; the log names it."""
+    nodes = [{"id": "a", "type": "variableNode", "data": {"variable": {"label": label}}} for label in "xy"]
+    graph = {"nodes": nodes, "edges": [{"source": "a"}]}
+    (tmp_path / "f.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(graph).encode())
+    found = load_graph(str(tmp_path), "f")
+    assert found is not None
+    assert found.variables == ("x", "y")
+    assert f"{tmp_path}/f.json is unusual: nodes[1] has the same id as nodes[0]" in caplog.text
+
+
 @pytest.mark.parametrize(
     "flow",
     ["../secret", "..", ".", "", "a/b", "/etc/passwd", "a\\b", "a\x00b", "%2e%2e%2fsecret", "s3://x/y"],

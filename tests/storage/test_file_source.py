@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,17 @@ from airflow_provider_flows.core.start_or_resume import RunRequest
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.storage.file_source import INPUT_CHUNK_BYTES, MAX_TEXT_INPUT_BYTES
+from airflow_provider_flows.storage.graph_files import load_graph
 from airflow_provider_flows.storage.inputs import parse_inputs
+from airflow_provider_flows.storage.output_options import OutputOptions
 from tests.support.airflow_run import run_dag
 from tests.support.object_stores import ConnectionFileSystem, attach_for_connection, attach_store
 from tests.support.versions import needs
 
 PNG = b"\x89PNG\r\n\x1a\n"
-CONN = "lager"
+CONN, OTHER_CONN = "lager", "another"
 
 
 def picture() -> bytes:
@@ -40,8 +46,10 @@ def picture() -> bytes:
 
 
 @pytest.fixture
-def store() -> ConnectionFileSystem:
+def store(monkeypatch: pytest.MonkeyPatch) -> ConnectionFileSystem:
     """Return a store of the connection `lager`; the one without a connection is empty."""
+    for conn_id in (CONN, OTHER_CONN):
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", "generic://")
     attach_store("memory")
     return attach_for_connection(CONN)
 
@@ -115,23 +123,84 @@ def test_connection_opens_the_store(store: ConnectionFileSystem, tmp_path: Path)
         {"uri": f"memory://{CONN}@box/a.png"},
         ObjectStoragePath("memory://box/a.png", conn_id=CONN),
     ):
-        assert b"".join(parse_source(inputs, "another").chunks()) == PNG + b"kept"
+        assert b"".join(parse_source(inputs, OTHER_CONN).chunks()) == PNG + b"kept"
         assert b"".join(parse_source(inputs).chunks()) == PNG + b"kept"
     for local in (
         tmp_path / "l.png",
         {"uri": f"file://{tmp_path}/l.png"},
         ObjectStoragePath(f"file://{tmp_path}/l.png"),
     ):
-        assert b"".join(parse_source(local, "no_such_connection").chunks()) == PNG + b"local"
+        assert b"".join(parse_source(local, OTHER_CONN).chunks()) == PNG + b"local"
 
 
-def test_unknown_connection_is_a_flow_error(store: ConnectionFileSystem) -> None:
-    """An undefined connection is an error that names the input."""
+UNKNOWN_CONN = "no_such_connection"
+# what the inputs are, and what the message calls the unknown connection
+UNKNOWN_CONNECTIONS: dict[str, tuple[Any, str | None, str]] = {
+    "a file of S3": ({"uri": "s3://box/a.png"}, UNKNOWN_CONN, "input_conn_id is"),
+    "a local URI": ({"uri": "file:///box/a.png"}, UNKNOWN_CONN, "input_conn_id is"),
+    "a local path": (Path("/box/a.png"), UNKNOWN_CONN, "input_conn_id is"),
+    "a prompt": ("a chair", UNKNOWN_CONN, "input_conn_id is"),
+    "variables": ({"color": "red"}, UNKNOWN_CONN, "input_conn_id is"),
+    "no inputs": (None, UNKNOWN_CONN, "input_conn_id is"),
+    "a URI with a connection": (
+        {"uri": f"s3://{UNKNOWN_CONN}@box/a.png"},
+        None,
+        r"inputs\[0\] names a file .*the connection in its URI is",
+    ),
+    "an ObjectStoragePath with a connection": (
+        ObjectStoragePath("memory://box/a.png", conn_id=UNKNOWN_CONN),
+        None,
+        r"inputs\[0\] names a file .*the connection in its URI is",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN_CONNECTIONS)
+def test_unknown_connection_is_an_error(store: ConnectionFileSystem, case: str) -> None:
+    """An undefined connection is a permanent error, whatever the inputs are."""
     store.pipe("/box/a.png", PNG)
-    with pytest.raises(
-        FlowInputError, match=r"inputs\[0\] names a file that cannot be read \(s3://box/a.png\)"
-    ):
-        parse_inputs({"uri": "s3://box/a.png"}, "no_such_connection")
+    inputs, conn_id, subject = UNKNOWN_CONNECTIONS[case]
+    with pytest.raises(FlowInputError, match=f"{subject} '{UNKNOWN_CONN}', and there is no such") as caught:
+        parse_inputs(inputs, conn_id)
+    assert caught.value.is_permanent
+
+
+PACKAGES = {
+    "gs": "Install apache-airflow-providers-google on each worker",
+    "gcs": "Install apache-airflow-providers-google on each worker",
+    "abfs": "Install apache-airflow-providers-microsoft-azure on each worker",
+    "abfss": "Install apache-airflow-providers-microsoft-azure on each worker",
+    "adl": "Install apache-airflow-providers-microsoft-azure on each worker",
+    "sftp": "Install apache-airflow-providers-sftp[sshfs] on each worker",
+    "nosuch": "Airflow knows no file system for nosuch://, but for example for file://, s3://",
+}
+
+
+@pytest.mark.parametrize("scheme", PACKAGES)
+def test_missing_file_system_is_an_error_that_names_its_package(scheme: str) -> None:
+    """A store without a file system, for an input, for outputs and for graphs, says what to install."""
+    uri = f"{scheme}://bucket/flows"
+    actions: tuple[Callable[[], object], ...] = (
+        lambda: parse_inputs({"uri": f"{uri}/a.png"}),
+        lambda: OutputOptions(uri).validate(Generio()),
+        lambda: load_graph(uri, "f"),
+    )
+    for action in actions:
+        with pytest.raises(FlowInputError, match=re.escape(PACKAGES[scheme])):
+            action()
+
+
+def test_amazon_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The amazon provider alone is not enough for S3, which needs its extra s3fs."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(FlowInputError, match=r"Install apache-airflow-providers-amazon\[s3fs\]"):
+        parse_inputs({"uri": "s3://new-bucket/a.png"})
+
+
+def test_output_path_on_the_web_is_an_error() -> None:
+    """A web address is no store of files."""
+    with pytest.raises(FlowInputError, match="it is the address of a web server"):
+        OutputOptions("https://example.com/x").validate(Generio())
 
 
 def test_hook_passes_the_connection_on(store: ConnectionFileSystem, flow_emulator: Emulator) -> None:

@@ -172,6 +172,7 @@ def test_file_of_a_store_is_bounded_while_it_is_read(monkeypatch: pytest.MonkeyP
     from airflow.sdk.io import attach
 
     monkeypatch.setattr(file_source, "MAX_INPUT_BYTES", 1024 * 1024)
+    monkeypatch.setenv("AIRFLOW_CONN_ENDLESS", "generic://")
     attach(protocol="memory", conn_id="endless", fs=EndlessFileSystem(skip_instance_cache=True))
     with pytest.raises(FlowInputError, match="it is larger than the maximum of 1048576 bytes"):
         parse_inputs({"uri": "memory://bucket/a.pdf"}, "endless")

@@ -11,6 +11,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
-from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.flow_run import FlowInput
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
+from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput
 from airflow_provider_flows.core.http import Body, to_body
 from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.hooks import GenerioHook
-from airflow_provider_flows.storage.inputs import parse_inputs
+from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
+from airflow_provider_flows.storage.inputs import get_file_uris, parse_inputs
 from tests.support.object_stores import attach_store
 from tests.support.run_requests import start_and_record
 
@@ -275,3 +276,63 @@ def test_content_of_inputs_is_in_no_repr(tmp_path: Path) -> None:
     """An input's content does not reach a log by way of its repr."""
     (tmp_path / "a.png").write_bytes(HEADS["image/png"] + b"secret")
     assert "secret" not in repr(parse_inputs(["secret chair", tmp_path / "a.png"]))
+
+
+# variables whose names are those of the keys of an input, an output or a task's result
+VARIABLES: dict[str, dict[str, Any]] = {
+    "data": {"data": "red"},
+    "uri": {"uri": "s3://no-file/x.png"},
+    "data and additional": {"data": "red", "additional": "ball"},
+    "data and uri": {"data": "red", "uri": "x"},
+    "name": {"name": "Ada"},
+    "an input": {"data": "red", "name": "Ada", "media_type": "x", "size": 1, "sha256": "y", "status": "z"},
+    "an output": {"name": "n", "asset_id": "7", "status": "ready", "media_type": "text/plain", "value": "v"},
+    "a result": {"flow_run_id": "7", "outputs": "none"},
+    "an operator's arguments": {"flow": "f", "inputs": "i", "parameters": "p"},
+    "a dict's methods": {"keys": "k", "items": "i", "get": "g"},
+    "a number's name": {"0": "zero"},
+}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_mapping_is_a_mapping_for_a_service_with_variables(
+    chain_hook: PromptChainerHook, emulator: Emulator, name: str
+) -> None:
+    """Variables of PromptChainer have any name: the mapping is sent as it is, and names no file."""
+    with pytest.raises(FlowNotFound):  # after the request
+        chain_hook.start("unknown", VARIABLES[name], validate=False)
+    (request,) = [one for one in emulator.requests if one.method == "POST"]
+    assert json.loads(request.body)["variables"] == {
+        key: str(value) for key, value in VARIABLES[name].items()
+    }
+    assert get_file_uris(VARIABLES[name], has_variables=True) == []
+
+
+def test_result_of_a_task_is_no_mapping_of_variables(chain_hook: PromptChainerHook) -> None:
+    """All outputs of a task, whose names are unknown, are no variables; the error shows the form."""
+    result = {"flow_run_id": "7", "state": "completed", "outputs": [FlowOutput("x", value="y").to_dict()]}
+    with pytest.raises(FlowInputError, match="must be a mapping of variable names to values"):
+        chain_hook.start("unknown", result, validate=False)
+
+
+MARKED = b"\xef\xbb\xbfA chair"
+
+
+def test_byte_order_mark_is_not_part_of_a_text(tmp_path: Path) -> None:
+    """The mark at the start of a text file or a data URI is dropped; the file's digest includes it."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(MARKED)
+    output = FlowOutput("x", "a1", media_type="text/plain", status="ready", uri=path.as_uri())
+    digest = hashlib.sha256(MARKED).hexdigest()
+    encoded = base64.b64encode(MARKED).decode()
+    inputs = [
+        path,
+        {"uri": path.as_uri()},
+        replace(output, sha256=digest).to_dict(),
+        {"data": f"data:text/plain;base64,{encoded}"},
+    ]
+    assert [item.data for item in parse_inputs(inputs)] == ["A chair"] * 4
+    assert parse_inputs({"color": {"uri": path.as_uri()}}) == {"color": "A chair"}
+    assert parse_inputs({"color": inputs[2]}) == {"color": "A chair"}
+    with pytest.raises(FlowInputError, match="changed since its task wrote it"):
+        parse_inputs({"color": replace(output, sha256="0" * 64).to_dict()})

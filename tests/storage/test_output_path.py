@@ -248,3 +248,32 @@ def test_writing_a_test_file_costs_few_requests(emulator: Emulator, bucket: Obje
     assert len(tests) <= 8, tests
     assert sum(request.startswith("PUT") for request in tests) == 2  # written, and copied to its name
     assert len(emulator.runs) == len(bucket.objects()) == 1
+
+
+UNKNOWN_CONN = "no_such_connection"
+# output_path, output_conn_id, and what the message calls the connection
+UNKNOWN_CONNECTIONS: dict[str, tuple[str | None, str | None, str]] = {
+    "a path": ("{tmp_path}", UNKNOWN_CONN, "output_conn_id is"),
+    "a local URI": ("file://{tmp_path}", UNKNOWN_CONN, "output_conn_id is"),
+    "a bucket": (f"s3://{BUCKET}/x", UNKNOWN_CONN, "output_conn_id is"),
+    "nowhere": (None, UNKNOWN_CONN, "output_conn_id is"),
+    "a connection in the URI": (
+        f"s3://{UNKNOWN_CONN}@{BUCKET}/x",
+        None,
+        "the connection in the URI of output_path is",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN_CONNECTIONS)
+def test_unknown_connection_is_an_error_before_a_run_is_created(
+    emulator: Emulator, tmp_path: Path, case: str
+) -> None:
+    """An undefined output_conn_id is a permanent error, also where files are local or stay at the service."""
+    path, conn_id, subject = UNKNOWN_CONNECTIONS[case]
+    output_path = None if path is None else path.format(tmp_path=tmp_path)
+    with pytest.raises(FlowInputError, match=f"{subject} '{UNKNOWN_CONN}', and there is no such") as caught:
+        run_task(output_path, output_conn_id=conn_id)
+    assert caught.value.is_permanent
+    assert not emulator.runs
+    assert not list(tmp_path.iterdir())

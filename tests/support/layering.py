@@ -35,7 +35,7 @@ services/generio __init__ responses api
 transport __init__ framing network url_guard settings deadline blocking_adapter response_reader asynchronous
 transport blocking shared_rate_limiter
 . connection metrics provider_info retry_policy exceptions base_hook
-storage __init__ graph_files parallel paths atomic_file file_source inputs output_options output_download
+storage __init__ parallel paths atomic_file file_source graph_files inputs output_options output_download
 storage outputs quota_marker
 . preflight
 hooks flows_hook __init__

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from airflow_provider_flows.core.exceptions import FlowMalformed, FlowNotFound
-from airflow_provider_flows.core.http import Request, send
+from airflow_provider_flows.core.exceptions import (
+    FlowInputError,
+    FlowMalformed,
+    FlowNotFound,
+    FlowServiceError,
+)
+from airflow_provider_flows.core.http import ForbiddenUrlError, Request, send
 from airflow_provider_flows.core.payload.data_uri import SNIFFABLE_MEDIA_TYPES, normalize_media_type
 from airflow_provider_flows.core.payload.decoders import (
     OCTET_STREAM,
@@ -24,6 +29,7 @@ from airflow_provider_flows.core.payload.integrity import (
     IntegrityChecker,
     UnconfirmedFileError,
 )
+from airflow_provider_flows.core.payload.sink import TooLargeError, WriteFailedError
 from airflow_provider_flows.core.responses import raise_for_status
 
 if TYPE_CHECKING:
@@ -160,6 +166,99 @@ def _content_type(headers: Mapping[str, str]) -> str | None:
     """Return the declared media type, None for one that only a file's first bytes can prove."""
     media_type = normalize_media_type(headers.get("content-type"))
     return None if media_type in SNIFFABLE_MEDIA_TYPES else media_type
+
+
+class UrlSink:
+    """The sink of a file of any type as it is, which its reader checks.
+
+    `media_type` is the one that the server declares.
+    """
+
+    def __init__(self, target: Target, max_bytes: int) -> None:
+        """Create a sink.
+
+        :param target: receives the file's bytes.
+        :param max_bytes: the maximum size of the file.
+        """
+        self._target = target
+        self._max_bytes = max_bytes
+        self.size = 0
+        self.media_type: str | None = None
+
+    def on_response_start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Discard everything received before.
+
+        :raises TooLargeError: the file is too large by its declared length.
+        :raises WriteFailedError: the target has failed.
+        """
+        self.size = 0
+        self.media_type = normalize_media_type(headers.get("content-type"))
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length[:20]) > self._max_bytes:
+            raise self._too_large_error()
+        self._call_target(self._target.restart)
+
+    def feed(self, chunk: bytes) -> None:
+        """Pass the next chunk on.
+
+        :raises TooLargeError: the file is too large.
+        :raises WriteFailedError: the target has failed.
+        """
+        self.size += len(chunk)
+        if self.size > self._max_bytes:
+            raise self._too_large_error()
+        self._call_target(lambda: self._target.write(chunk))
+
+    def finish(self) -> None:
+        """Do nothing: the transport has checked the length."""
+
+    def _too_large_error(self) -> TooLargeError:
+        return TooLargeError(f"it is larger than {self._max_bytes} bytes")
+
+    def _call_target(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except TooLargeError:
+            raise
+        except Exception as error:
+            raise WriteFailedError(error) from error
+
+
+def download_url(url: str, target: Target, max_bytes: int) -> Conversation[str | None]:
+    """Download the file at a URL that an input names, and return the media type that its server declares.
+
+    No host gets credentials. Where the request may be sent, `allow_urls` decides, also for each redirect.
+
+    :raises FlowInputError: the file cannot be fetched. It is permanent unless another try may succeed.
+    """
+    sink = UrlSink(target, max_bytes)
+    request = Request("GET", url, sink=sink, is_anonymous=True)
+    try:
+        response = yield from send(request)
+    except FlowServiceError as error:
+        is_permanent = isinstance(error.__cause__, TooLargeError) or not error.is_transient
+        raise FlowInputError(_explain_url_error(error), is_permanent=is_permanent) from error
+    if response.is_success:
+        return sink.media_type
+    hint = "Check the URL; a signed one may have expired" if response.status < 500 else "Try again later"
+    raise FlowInputError(
+        f"its server responded with HTTP {response.status}. {hint}",
+        is_permanent=response.status < 500 and response.status not in {408, 425, 429},
+    )
+
+
+def _explain_url_error(error: FlowServiceError) -> str:
+    """Return why a URL could not be fetched, without advice about the connection's own host."""
+    cause = error.__cause__
+    if isinstance(cause, ForbiddenUrlError):
+        return (
+            f"the request would go to {cause}, and nothing was sent there. Files of inputs are fetched by "
+            "https from public hosts. If you trust another host, add it to input_hosts in the connection's "
+            "extra"
+        )
+    if isinstance(cause, TooLargeError):
+        return str(cause)
+    return str(error).partition(" Check the connection")[0].partition("; check the host")[0].rstrip(".")
 
 
 def download_file(path: str, sink: DownloadSink) -> Conversation[str]:

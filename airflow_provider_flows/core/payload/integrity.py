@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_flows.core.payload.data_uri import GLB, sniff
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.payload import data_uri
+from airflow_provider_flows.core.payload.data_uri import GLB, Content, sniff
 from airflow_provider_flows.core.payload.sink import DigestTarget, TooLargeError, WriteFailedError
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ MIN_SNIFF_BYTES = (
     12  # enough to detect a media type, and to read the length in the header of a GLB or WebP file
 )
 WEBP = "image/webp"
+MAX_START_BYTES = 192 * 1024  # of a content, from which its media type is detected
+NAME, MEDIA_TYPE = "name", "media type"  # what declares the type of content
 # the end may be followed by zeros, because some writers fill a block
 END_MARKERS = {"image/png": b"IEND\xaeB`\x82", "image/jpeg": b"\xff\xd9"}
 
@@ -365,3 +370,64 @@ WALKS: dict[str | None, Callable[[], Walk]] = {
     "image/gif": _walk_gif,
     "image/tiff": _walk_tiff,
 }
+
+
+def identify_content(where: str, content: Content) -> Content:
+    """Return the content of a data URI with the media type that its first bytes indicate, or else its own.
+
+    :raises FlowInputError: the content is empty, is not of the URI's media type, or is truncated.
+    """
+    subject, data, declared = f"{where} is a data URI", content.data, content.media_type
+    if not data.strip():
+        raise FlowInputError(f"{subject} without content")
+    if declared == "text/plain" and is_text(data):  # also one that begins like a picture, but not a GLB
+        return content
+    media_type = detect_media_type(subject, data[:MAX_START_BYTES], declared, MEDIA_TYPE)
+    if media_type == "text/plain":
+        raise FlowInputError(f"{subject} of a text, but its content is not UTF-8 or has zero bytes")
+    truncation_detector = TruncationDetector(media_type)
+    truncation_detector.feed(data)
+    if truncation_detector.is_truncated:
+        raise truncation_error(subject, media_type, len(data))
+    return Content(data, media_type)
+
+
+def detect_media_type(subject: str, start: bytes, declared: str | None, source: str) -> str | None:
+    """Return the media type of the first bytes, or else the declared one. A picture may be of another kind.
+
+    :param declared: the media type that the file's name or data URI declares.
+    :param source: NAME or MEDIA_TYPE, for the message.
+    :raises FlowInputError: the content contradicts the declared type, or is a pointer or page in its place.
+    """
+    sniffed = data_uri.sniff(start)
+    is_other_picture = (declared or "").startswith("image/") and (sniffed or "").startswith("image/")
+    is_wrong = declared in data_uri.SNIFFABLE_MEDIA_TYPES and sniffed != declared and not is_other_picture
+    expected_content = data_uri.EXPECTED_CONTENT.get(declared or "")
+    if expected_content is not None:
+        is_wrong = data_uri.describe_content(start) not in expected_content
+    foreign = data_uri.sniff_foreign(start)
+    is_page = foreign == data_uri.HTML_PAGE and not re.match(r"text/|.*html", declared or "")
+    if not is_wrong and foreign != data_uri.POINTER and not is_page:
+        return sniffed or declared
+    expected = f", but its {source} says {declared}" if declared else ""
+    actual = data_uri.describe_content(start)
+    raise FlowInputError(f"{subject} whose content is {actual}{expected}. Replace it with the right one")
+
+
+def truncation_error(subject: str, media_type: str | None, size: int) -> FlowInputError:
+    """Return the error of a truncated input."""
+    return FlowInputError(
+        f"{subject} that is truncated: it has {size} bytes, and its {media_type} structure continues after "
+        "them. Copy it from its source again"
+    )
+
+
+def is_text(data: bytes | bytearray) -> bool:
+    """Return whether this is UTF-8 without zero bytes, which binary files and UTF-16 have."""
+    if b"\0" in data:
+        return False
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
