@@ -145,7 +145,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
 
         with self._translate_errors():
             hook = self._get_hook()
-            on_run_update = self.get_run_tracker(context, hook, self.flow_run_id)
+            on_run_update = self.get_run_tracker(context, hook, self.flow_run_id, after_deferral=True)
             try:
                 run = run_from_event(event)
             except (
@@ -170,7 +170,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         with self._translate_errors():
             hook = self._get_hook()
             wait = self._create_wait(hook, None)
-            on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
+            on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id, after_deferral=True)
             run = hook.run(wait.poll_once(), retry=NO_RETRY)
             if run is None or not run.is_final:
                 raise FlowTimeout(NO_EVENT.format(flow_run_id=wait.flow_run_id))
@@ -196,7 +196,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         """
         hook = self._get_hook()
         wait = self._create_wait(hook, deadline)
-        on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
+        on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id, after_deferral=rejections > 0)
         poll: Callable[[], Conversation[FlowRun | None]] = wait.poll_once
         if rejections >= MAX_REJECTED_TRIGGERS:
             poll = wait.poll_until_final

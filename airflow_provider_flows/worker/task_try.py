@@ -18,6 +18,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     FlowTimeout,
 )
+from airflow_provider_flows.core.start_or_resume import delete_created_runs
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
@@ -47,7 +48,6 @@ RUN_CONTINUES = (
     "connection, then abort the run at the service, or clear the task, which aborts it."
 )
 FORBIDDEN_STATUS = 403  # how a service may respond to the id of another account's run
-STAMPED_ATTRIBUTES = ("dag_id", "run_id", "task_id", "map_index", "try_number")  # of a task instance
 ONLY_RESUMABLE = "%s, so this try can only resume the flow run of an earlier try: %s"
 MISSING_RUN = (
     "Flow run %s of an earlier try was not found: %s responded with 404 to every poll, and does not list it. "
@@ -186,6 +186,8 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
         _abort_over_saved_connection(task_try)
         return None
     is_same_request, earlier_run_id = task_state.matches(fingerprint), task_state.flow_run_id
+    if task_state.record is None and (stamp := task_state.stamp_of_earlier_tries) is not None:
+        hook.run(delete_created_runs(hook.service, stamp))
     aborted_run_ids: list[str] = []
     run = hook.resume(
         fingerprint,
@@ -324,10 +326,7 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
     def save(record: RunRecord | None) -> None:
         if record is not None and record.saved_run is not None:
             record = replace(record, saved_run=seal_links(record.saved_run, hook.settings.secrets))
-        if record is not None and record.flow_run_id is not None and not hook.service.staged_start:
-            task_state.save_started(record)
-        else:
-            task_state.save(record)
+        task_state.save_at_start(record, is_staged=hook.service.staged_start)
         if task_try.cancellation.event.is_set():
             message = f"The task was killed during the start of flow {request.flow}."
             raise FlowError(message)
@@ -335,11 +334,15 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
     record = replace(
         task_state.create_record(planned_run.fingerprint, planned_run.deadline, hook.flows_conn_id),
         host=hook.settings.base_url,
-        created_by={name: getattr(task_try.context["ti"], name) for name in STAMPED_ATTRIBUTES},
+        created_by=task_state.stamp_of_this_try,
     )
-    run = hook.start_from_request(
-        request, record=record if task_state.durable else None, save=save, validate=task_try.validate
-    )
+    try:
+        run = hook.start_from_request(
+            request, record=record if task_state.durable else None, save=save, validate=task_try.validate
+        )
+    except (Exception, AirflowTaskTimeout):
+        task_state.save_after_error()
+        raise
     if not task_state.durable:
         save(replace(record, flow_run_id=run.flow_run_id))
     task_try.log.info("Started the %s", run)
