@@ -76,8 +76,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     :param output_path: where files are stored, an absolute path or a URI; each run gets a folder there. None
         leaves the files at the service. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
-    :param max_xcom_bytes: the size of the largest text output, in bytes, that is returned complete. A larger
-        one is stored in a file below `output_path`, and `value` is its start. None for any size.
+    :param max_xcom_bytes: the size of what the task returns, in bytes of JSON. Texts beyond it are stored in
+        files below `output_path`, and their `value` is their start. None for any size.
     :param fetch_partial_outputs: if True, fetch the outputs of a failed or aborted run as well; the error
         lists them.
     :param delete_after_fetch: if True, delete the run at the service after all of its files are stored.

@@ -73,7 +73,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     :param deferrable: whether to wait in the triggerer; `mode` is ignored then.
     :param output_path: where files are written, as in `RunFlowOperator`. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
-    :param max_xcom_bytes: the largest text output that is returned untruncated, as in `RunFlowOperator`.
+    :param max_xcom_bytes: the size of what the task returns, in bytes of JSON, as in `RunFlowOperator`.
     :param fetch_partial_outputs: whether to fetch the outputs of a failed or aborted run too; the error lists
         them.
     """
