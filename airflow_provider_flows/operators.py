@@ -83,8 +83,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     :param output_conn_id: the Airflow connection of that storage. (templated)
     :param output_name: how files are called in the folder of the run, without extension: a text with fields
         such as `{input.key}-{index}`. By default each file has its output's name. (templated)
-    :param max_xcom_bytes: the size of the largest text output, in bytes, that is returned complete. A larger
-        one is stored in a file below `output_path`, and `value` is its start. None for any size.
+    :param max_xcom_bytes: the size of what the task returns, in bytes of JSON. Texts beyond it are stored in
+        files below `output_path`, and their `value` is their start. None for any size.
     :param fetch_partial_outputs: if True, fetch the outputs of a failed or aborted run as well; the error
         lists them.
     :param delete_after_fetch: if True, delete the run at the service after all of its files are stored.
@@ -206,9 +206,13 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         from airflow_provider_flows.triggers import run_from_event  # slow to import
         from airflow_provider_flows.worker.task_try import on_deadline
 
-        task_try = self._create_task_try(context, deferred_run_id=(event or {}).get("flow_run_id"))
+        task_try = self._create_task_try(
+            context, deferred_run_id=(event or {}).get("flow_run_id"), after_deferral=True
+        )
         with self._run_try(task_try):
-            on_run_update = self.get_run_tracker(context, task_try.hook, task_try.deferred_run_id)
+            on_run_update = self.get_run_tracker(
+                context, task_try.hook, task_try.deferred_run_id, after_deferral=True
+            )
             try:
                 run = run_from_event(event, task_try.hook.error_texts)
             except FlowTimeout as error:
@@ -236,7 +240,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             from airflow_provider_flows.triggers import NO_EVENT, is_deferral_timeout  # slow to import
             from airflow_provider_flows.worker.task_try import on_deadline
 
-            task_try = self._create_task_try(context)
+            task_try = self._create_task_try(context, after_deferral=True)
             is_timeout = is_deferral_timeout(next_method, next_kwargs)
             flow_run_id = task_try.flow_run_id
             if flow_run_id is None and is_timeout:  # without a store
@@ -244,15 +248,17 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             with self._run_try(task_try):
                 if flow_run_id is None or not is_timeout:
                     raise
-                on_run_update = self.get_run_tracker(context, task_try.hook, flow_run_id)
+                on_run_update = self.get_run_tracker(context, task_try.hook, flow_run_id, after_deferral=True)
                 no_event = FlowTimeout(NO_EVENT.format(flow_run_id=flow_run_id))
                 run = on_deadline(task_try, flow_run_id, no_event)
         return self._finish(task_try, run, on_run_update)
 
     def delete_saved_run(self) -> None:
         """Delete what was saved for a retry only. The listener calls this when the task has succeeded."""
-        if self._current_try is not None:
-            self._current_try.task_state.delete_saved_run()
+        task_try = self._current_try
+        # no try is deferred for a run that is saved completely, so the record need not be read for this only
+        if task_try is not None and (task_try.deferred_run_id is None or task_try.task_state.is_loaded):
+            task_try.task_state.delete_saved_run()
 
     def on_kill(self) -> None:
         """Abort the flow run only if Airflow has ended the task.
@@ -277,17 +283,29 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         return FlowsHook.get_hook(conn_id)
 
     def _create_task_try(
-        self, context: Context, *, use_saved_connection: bool = False, deferred_run_id: str | None = None
+        self,
+        context: Context,
+        *,
+        use_saved_connection: bool = False,
+        deferred_run_id: str | None = None,
+        after_deferral: bool = False,
     ) -> TaskTry:
         """Create the state of this try.
 
         :param use_saved_connection: whether to use the connection that an earlier try started its run with.
         :param deferred_run_id: the flow run that the task was deferred for.
+        :param after_deferral: whether the try was deferred before.
         """
         from airflow_provider_flows.worker.task_state import TaskState  # imports stay cheap
         from airflow_provider_flows.worker.task_try import TaskTry, add_continuing_run
 
-        task_state = TaskState(context, durable=self.durable, options=self._output_options())
+        ti: Any = context["ti"]
+        task_state = TaskState(
+            context,
+            durable=self.durable,
+            options=self._output_options(),
+            is_new=not after_deferral and int(ti.try_number) <= 1,
+        )
         record = task_state.record if use_saved_connection else None
         saved_conn_id = None if record is None else record.conn_id
 

@@ -79,7 +79,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     :param output_path: where files are written, as in `RunFlowOperator`. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
     :param output_name: how files are called, as in `RunFlowOperator`. (templated)
-    :param max_xcom_bytes: the largest text output that is returned untruncated, as in `RunFlowOperator`.
+    :param max_xcom_bytes: the size of what the task returns, in bytes of JSON, as in `RunFlowOperator`.
     :param fetch_partial_outputs: whether to fetch the outputs of a failed or aborted run too; the error lists
         them.
     :param poke_interval: Airflow's name of `poll_interval`.
@@ -184,7 +184,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
 
         with self._translate_errors():
             hook = self._get_hook()
-            on_run_update = self.get_run_tracker(context, hook, self.flow_run_id)
+            on_run_update = self.get_run_tracker(context, hook, self.flow_run_id, after_deferral=True)
             try:
                 run = run_from_event(event)
             except (
@@ -209,7 +209,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         with self._translate_errors():
             hook = self._get_hook()
             wait = self._create_wait(hook, None)
-            on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
+            on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id, after_deferral=True)
             run = hook.run(wait.poll_once(), retry=NO_RETRY)
             if run is None or not run.is_final:
                 raise FlowTimeout(NO_EVENT.format(flow_run_id=wait.flow_run_id))
@@ -235,7 +235,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         """
         hook = self._get_hook()
         wait = self._create_wait(hook, deadline)
-        on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id)
+        on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id, after_deferral=rejections > 0)
         poll: Callable[[], Conversation[FlowRun | None]] = wait.poll_once
         if rejections >= MAX_REJECTED_TRIGGERS:
             poll = wait.poll_until_final

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from threading import Thread
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
@@ -16,17 +16,18 @@ from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
-from airflow_provider_flows.emulator import Emulator, Fault, Plan
-from airflow_provider_flows.links import OUTPUTS_LINK_KEY
+from airflow_provider_flows.emulator import Emulator, Plan, RecordedRequest
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
+from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.storage.paths import console_url
 from airflow_provider_flows.worker.run_tracking import RUN_LINK_KEY
 from tests.support.airflow_run import DagResult, run_dag
-from tests.support.modes import FAST_POLLING, MODES, count_polls, run_in_mode
+from tests.support.modes import FAST_POLLING, MODES, is_poll, run_in_mode
 from tests.support.object_stores import attach_bucket_store
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, RETRY_ARGUMENTS
 
+AIRFLOW = "https://airflow.example/team"
 Links = dict[str, dict[str, str | None]]
 
 pytestmark = pytest.mark.emulator(run_seconds=0.3)
@@ -46,42 +47,87 @@ def links(result: DagResult) -> Links:
     return found
 
 
-def expected_links(emulator: Emulator, flow_run_id: str) -> dict[str, str | None]:
-    """Return the links of a task whose files have none."""
-    return {"Flow run": f"{emulator.url}/flows/{flow_run_id}", "Outputs": None}
+def page_url(result: DagResult, task: str) -> str:
+    """Return the address of the provider's page of a task instance."""
+    with create_session() as session:
+        run = session.scalar(select(DagRun).where(DagRun.run_id == result.run_id))
+        assert run is not None
+        dag_id = run.dag_id
+    task_id, _, index = task.rstrip("]").partition("[")
+    return f"{AIRFLOW}/flows/task/{dag_id}/{quote(result.run_id, safe='')}/{task_id}/{index or -1}"
+
+
+def expected_links(result: DagResult, task: str) -> dict[str, str | None]:
+    """Return the links of a task without files."""
+    return {"Flow run": page_url(result, task), "Outputs": None}
+
+
+@pytest.fixture(autouse=True)
+def airflow_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set Airflow's address, as in a deployment below a path."""
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", f"{AIRFLOW}/")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_run_link_exists_in_every_mode(emulator: Emulator, mode: str) -> None:
-    """The link is the run's URL at the API, in every mode; files at the service have no link."""
+    """The link is the provider's own page of the run, in every mode; files at the service have no link."""
     waited = run_in_mode(mode, emulator)
     assert waited.state == "success"
-    assert links(waited.result) == {"wait": expected_links(emulator, waited.flow_run_id)}
+    assert links(waited.result) == {"wait": expected_links(waited.result, "wait")}
     assert emulator.key not in json.dumps(waited.result.xcoms)
 
 
-def test_run_link_is_available_during_the_wait(emulator: Emulator) -> None:
-    """The link is in XCom before the first poll has returned."""
-    emulator.add_fault(Fault(method="GET", path="/flows/*", delay=0.5))
-    found: list[Any] = []
+def read_link_at_first_poll(emulator: Emulator, dag: DAG) -> tuple[Any, Any, DagResult]:
+    """Run a DAG of one task; return its link and the link's XCom at the first poll, and the result."""
+    found: list[tuple[Any, Any]] = []
 
-    def read_link() -> None:
-        while not count_polls(emulator):
-            time.sleep(0.01)
-        with create_session() as session:
-            is_the_link = (XComModel.dag_id == "links_early", XComModel.key == RUN_LINK_KEY)
-            found.extend(
-                XComModel.deserialize_value(row)
-                for row in session.scalars(select(XComModel).where(*is_the_link))
-            )
+    def on_request(request: RecordedRequest) -> None:
+        if is_poll(request) and not found:
+            with create_session() as session:
+                ti = session.scalar(select(TaskInstance).where(TaskInstance.dag_id == dag.dag_id))
+                served = SerializedDagModel.get_dag(dag.dag_id, session=session)
+                assert ti is not None
+                assert served is not None
+                link = served.get_task(ti.task_id).get_extra_links(ti, "Flow run")
+                is_the_xcom = (XComModel.dag_id == dag.dag_id, XComModel.key == RUN_LINK_KEY)
+                found.append((link, session.scalar(select(XComModel.value).where(*is_the_xcom))))
 
-    thread = Thread(target=read_link)
-    thread.start()
-    with DAG("links_early", schedule=None) as dag:
+    emulator.set_request_listener(on_request)
+    result = run_dag(dag)
+    emulator.set_request_listener(None)
+    return *found[0], result
+
+
+class DerivedOperator(RunFlowOperator):
+    """An operator of another package, for which Airflow does not ask the plugin."""
+
+
+DerivedOperator.__module__ = "derived_flows"
+
+
+@pytest.mark.usefixtures("object_storage_xcoms")
+@pytest.mark.parametrize("operator", [RunFlowOperator, DerivedOperator])
+def test_run_link_is_available_during_the_wait(emulator: Emulator, operator: type[RunFlowOperator]) -> None:
+    """The link exists before the first poll, also if an XCom backend puts every value elsewhere."""
+    with DAG(f"links_early_{operator.__name__}", schedule=None) as dag:
+        operator(task_id="run", **CHAIR_ARGUMENTS, **FAST_POLLING)
+    link, xcom, result = read_link_at_first_poll(emulator, dag)
+    assert link == page_url(result, "run")
+    assert xcom == (None if operator is RunFlowOperator else link)
+    assert links(result)["run"] == expected_links(result, "run")
+
+
+@pytest.mark.usefixtures("object_storage_xcoms")
+def test_run_link_is_the_page_of_a_service_that_has_one(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service's own page of the run is the link, during the wait and after it."""
+    monkeypatch.setattr(Generio, "run_url", lambda _, key, _flow: f"https://generio.example/runs/{key}")
+    with DAG("links_console", schedule=None) as dag:
         RunFlowOperator(task_id="run", **CHAIR_ARGUMENTS, **FAST_POLLING)
-    run_dag(dag)
-    thread.join()
-    assert found == [f"{emulator.url}/flows/{next(iter(emulator.runs))}"]
+    link, xcom, result = read_link_at_first_poll(emulator, dag)
+    assert link == xcom == f"https://generio.example/runs/{next(iter(emulator.runs))}"
+    assert links(result)["run"] == {"Flow run": link, "Outputs": None}
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
@@ -106,12 +152,8 @@ def test_run_link_exists_after_failure_and_timeout(emulator: Emulator, *, deferr
         failed >> late >> waited
     result = run_dag(dag)
     assert result.states == {"failed": "failed", "late": "failed", "waited": "failed"}
-    first, second = emulator.runs
-    assert links(result) == {
-        "failed": expected_links(emulator, first),
-        "late": expected_links(emulator, second),
-        "waited": expected_links(emulator, second),
-    }
+    assert len(emulator.runs) == 2
+    assert links(result) == {task: expected_links(result, task) for task in result.states}
 
 
 def test_each_try_and_mapped_task_has_its_own_links(emulator: Emulator) -> None:
@@ -130,12 +172,12 @@ def test_each_try_and_mapped_task_has_its_own_links(emulator: Emulator) -> None:
     tasks = ["retried", "mapped[0]", "mapped[1]", "started"]
     ids = {task: result.xcoms[task]["return_value"]["flow_run_id"] for task in tasks}
     assert len({*ids.values()} & emulator.runs.keys()) == 4
-    assert links(result) == {task: expected_links(emulator, found) for task, found in ids.items()}
+    assert links(result) == {task: expected_links(result, task) for task in ids}
 
 
 @pytest.mark.usefixtures("emulator")
-def test_outputs_link_exists_if_storage_has_a_console(tmp_path: Path) -> None:
-    """One file links to its page, several to their folder; local files have no link."""
+def test_outputs_link(tmp_path: Path) -> None:
+    """One file links to its console page, several to their folder, and local files to the provider's page."""
     attach_bucket_store()
     with DAG("links_files", schedule=None) as dag:
         RunFlowOperator(
@@ -152,20 +194,24 @@ def test_outputs_link_exists_if_storage_has_a_console(tmp_path: Path) -> None:
             output_path="gs://bucket/models",
         )
         RunFlowOperator(task_id="local", **CHAIR_ARGUMENTS, **FAST_POLLING, output_path=str(tmp_path))
+        DerivedOperator(task_id="derived", **CHAIR_ARGUMENTS, **FAST_POLLING, output_path=str(tmp_path))
         RunFlowOperator(task_id="chain", **CHAIN_ARGUMENTS, output_path=str(tmp_path))
     result = run_dag(dag)
     assert result.state == "success", result.log
     found = links(result)
     console = "https://console.cloud.google.com/storage/browser"
-    (one,) = result.xcoms["one"]["outputs"]
+    (one,) = result.xcoms["one"]["return_value"]["outputs"]
     assert (
         found["one"]["Outputs"]
         == f"{console}/_details/{one['uri'].removeprefix('gs://').replace(' ', '%20')}"
     )
-    folder = result.xcoms["two"]["outputs"][0]["uri"].removeprefix("gs://").rpartition("/")[0]
+    folder = result.xcoms["two"]["return_value"]["outputs"][0]["uri"].removeprefix("gs://").rpartition("/")[0]
     assert found["two"]["Outputs"] == f"{console}/{folder}"
-    assert found["local"]["Outputs"] is None
-    assert found["chain"] == {"Flow run": None, "Outputs": None}
+    assert [found["local"], found["derived"]] == [
+        {"Flow run": page_url(result, task), "Outputs": page_url(result, task)}
+        for task in ("local", "derived")
+    ]
+    assert found["chain"]["Flow run"] == page_url(result, "chain")
 
 
 def test_task_without_run_has_no_links(emulator: Emulator) -> None:
@@ -175,7 +221,7 @@ def test_task_without_run_has_no_links(emulator: Emulator) -> None:
     result = run_dag(dag)
     assert links(result) == {"run": {"Flow run": None, "Outputs": None}}
     assert "Failed to push an xcom" not in result.log
-    assert result.xcoms["run"] == {RUN_LINK_KEY: "", OUTPUTS_LINK_KEY: ""}
+    assert result.xcoms == {}
     assert emulator.runs == {}
 
 

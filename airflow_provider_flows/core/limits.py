@@ -49,6 +49,8 @@ MAX_DEFINITIONS_BYTES = 16 * MIB  # of all definitions of flows, over all pages 
 MAX_ERROR_BYTES = MIB  # of a response that is no success
 MAX_IN_MEMORY_BYTES = 128 * MIB  # of a file that is downloaded into memory, and of a list with content
 MAX_METADATA_BYTES = 4 * MIB  # of the metadata (`additional`) of all outputs of a run in XCom, as JSON
+MAX_FILE_FIELDS_BYTES = 350  # of a file's URI below its folder, size, digest and media type in XCom, as JSON
+MIN_CONTENT_BYTES = 1024  # of texts and metadata in XCom, if all else exceeds max_xcom_bytes
 MAX_OTHER_JSON_BYTES = MIB  # of the JSON around a file, which is stored in memory
 
 # Expansion of a compressed response.

@@ -133,9 +133,10 @@ class Service(ABC):
         )
 
     def run_url(self, flow_run_id: str, flow: str | None) -> str | None:
-        """Return the URL of a run's page, or the path of the run in the service's API, or None.
+        """Return the URL of a run's page at the service, or None: then the link is the provider's own page.
 
-        All users with access to the task can see it, so it must not contain credentials.
+        A browser must be able to open it, without the API key. All users with access to the task can see it,
+        so it must not contain credentials.
         """
         return None
 

@@ -149,7 +149,7 @@ def start(
     :param record: the record of this start, without a flow run id.
     :param save: stores a record, and returns only when it is stored. It is called before the first request,
         and again as soon as the run has an id. It is called with None if this try certainly created no run.
-        If it raises a FlowError after the run was created, the run is deleted and not started.
+        If it raises after the run was created, the run is deleted and not started.
     :param now: returns epoch seconds, for the deadline.
     :raises FlowServiceError: the run could not be created, filled or started. If it certainly did not start,
         it is deleted.
@@ -162,10 +162,10 @@ def start(
     try:
         save(replace(record, flow_run_id=run.flow_run_id))
         if was_sent_again:
-            yield from _delete_created_runs(service, record, except_id=run.flow_run_id)
+            yield from delete_created_runs(service, {"token": record.token}, except_id=run.flow_run_id)
         for item in items:
             yield from service.add_input(run.flow_run_id, item)
-    except FlowError:
+    except Exception:  # a store may raise anything
         yield from _try_delete(service, run.flow_run_id)
         raise
     yield from _start_created_run(service, replace(record, flow_run_id=run.flow_run_id), now)
@@ -193,7 +193,7 @@ def _create(service: Service, request: RunRequest, record: RunRecord) -> Convers
         run = yield from map_requests(conversation, send_retryable)
     except FlowServiceError as error:
         if was_sent_again or error.outcome_unknown:
-            yield from _delete_created_runs(service, record)
+            yield from delete_created_runs(service, {"token": record.token})
         raise
     return run, was_sent_again
 
@@ -307,7 +307,7 @@ def resume(
         saved_run = FlowRun.from_record(record.saved_run)
         return saved_run if is_same_request and saved_run.state not in NOT_RESUMABLE_STATES else None
     if record.flow_run_id is None or not service.supports("get_run"):
-        yield from _delete_created_runs(service, record)
+        yield from delete_created_runs(service, {"token": record.token})
         return None
     run = yield from _find_run(service, record, record.deadline if is_same_request else None, now)
     if run is None:
@@ -377,11 +377,12 @@ def _get_existing_run(service: Service, flow_run_id: str) -> Conversation[FlowRu
     return (yield from service.get_run(flow_run_id))
 
 
-def _delete_created_runs(
-    service: Service, record: RunRecord, except_id: str | None = None
+def delete_created_runs(
+    service: Service, stamp: Mapping[str, Any], except_id: str | None = None
 ) -> Conversation[None]:
-    """Delete the created runs with the record's stamp, whose ids were never received. Never fails.
+    """Delete the created runs with a stamp, whose ids were never received. Never fails.
 
+    :param stamp: a part of the stamp.
     :param except_id: the id of a run to leave alone.
     """
     if not service.staged_start or not service.supports("list_runs"):
@@ -391,7 +392,7 @@ def _delete_created_runs(
     except FlowError:
         return
     for run in runs:
-        if record.is_stamped_on(run) and run.flow_run_id != except_id:
+        if stamp.items() <= get_stamp(run).items() and run.flow_run_id != except_id:
             yield from _try_delete(service, run.flow_run_id)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from threading import Lock
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowPlugin
+from airflow.providers.common.compat.sdk import AirflowPlugin, BaseOperatorLink
 
 from airflow_provider_flows.plugin import listener
 
@@ -102,10 +102,57 @@ async def _send_unavailable(scope: Message, receive: Receive, send: Send) -> Non
     await send({"type": "http.response.body", "body": UNAVAILABLE_TEXT.encode()})
 
 
+class ServedLink(BaseOperatorLink):
+    """A link that the API server computes when the UI asks for it, for the package's own operators."""
+
+    @property
+    def operators(self) -> list[type]:  # type: ignore[override]  # a class variable there, and imported too early
+        """The operators whose links these are; Airflow compares their names with a stored DAG's."""
+        # slow to import
+        from airflow_provider_flows import decorators, operators, sensors
+        from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, has_served_links
+
+        found = [value for module in (operators, sensors, decorators) for value in vars(module).values()]
+        return [
+            value
+            for value in dict.fromkeys(filter(_is_class, found))
+            if issubclass(value, RunTrackingMixin) and has_served_links(value)
+        ]
+
+
+class ServedRunLink(ServedLink):
+    """The page of the flow run."""
+
+    name = "Flow run"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002  # Airflow's signature
+        """Return the URL; empty without a run."""
+        from airflow_provider_flows.plugin.airflow_internals import get_run_link  # slow to import
+
+        return get_run_link(ti_key)
+
+
+class ServedOutputsLink(ServedLink):
+    """The output file, or the folder of several."""
+
+    name = "Outputs"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002  # Airflow's signature
+        """Return the URL; empty without files."""
+        from airflow_provider_flows.plugin.airflow_internals import get_outputs_link  # slow to import
+
+        return get_outputs_link(ti_key)
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, type)
+
+
 class FlowsPlugin(AirflowPlugin):
     """Add a *Flow run* tab to each task instance, a *Flow runs* page and the listener for finished tasks."""
 
     name = "flows"
+    operator_extra_links = [ServedRunLink(), ServedOutputsLink()]  # noqa: RUF012  # as in AirflowPlugin
     listeners = [listener]  # noqa: RUF012  # declared as in AirflowPlugin
     fastapi_apps = [{"name": "Flow runs", "app": LazyApp(), "url_prefix": PREFIX}]  # noqa: RUF012  # as in AirflowPlugin
     external_views = [  # noqa: RUF012  # as in AirflowPlugin

@@ -10,10 +10,10 @@ import importlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
@@ -32,19 +32,30 @@ from airflow.models.xcom import XComModel
 from airflow.providers.common.compat.sdk import conf
 from airflow.providers_manager import ProvidersManager
 from airflow.sdk import Connection as TaskConnection
+from airflow.sdk.bases.xcom import BaseXCom
+from airflow.sdk.execution_time.comms import XComResult
+from airflow.sdk.execution_time.xcom import resolve_xcom_backend
 from airflow.utils.session import create_session
 from fastapi import Depends
 from sqlalchemy import select
 
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.worker.finish import OUTPUTS_KEY
-from airflow_provider_flows.worker.run_tracking import RUN_ID_KEY
+from airflow_provider_flows.worker.run_tracking import (
+    OUTPUTS_LINK_KEY,
+    RUN_ID_KEY,
+    RUN_LINK_KEY,
+    get_page_url,
+)
 from airflow_provider_flows.worker.task_state import (
     FILES_KEY,
     PREVIOUS_RUNS_KEY,
     RECORD_KEY,
     iter_file_records,
 )
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import TaskInstanceKey
 
 log = logging.getLogger(__name__)
 
@@ -119,28 +130,99 @@ def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -
         ti = session.scalar(select(TaskInstance).filter_by(**ti_key))
         if ti is None:
             return None
-        keys = (RESULT_KEY, RUN_ID_KEY, OUTPUTS_KEY)
-        rows = session.scalars(select(XComModel).filter_by(**ti_key).where(XComModel.key.in_(keys)))
-        xcoms = {row.key: XComModel.deserialize_value(row) for row in rows}
+        stored_xcoms = _load_stored_xcoms(key, (RESULT_KEY, RUN_ID_KEY, OUTPUTS_KEY), session)
         rendered = RenderedTaskInstanceFields.get_templated_fields(ti, session=session)
         if rendered:
             fields = {name: rendered.get(name) for name in TASK_ARGUMENTS}
         else:
             fields = _get_untemplated_arguments(ti, session)
         get_stored = _create_store_reader(key, session)
-        return TaskInstanceData(
+        ti_data = TaskInstanceData(
             state=ti.state and str(ti.state),
             try_number=ti.try_number or 0,
             fields=fields,
             previous_runs=get_stored(PREVIOUS_RUNS_KEY),
-            result=xcoms.get(RESULT_KEY),
-            flow_run_id=xcoms.get(RUN_ID_KEY),
-            outputs=xcoms.get(OUTPUTS_KEY),
             key=key,
             run_record=get_stored(RECORD_KEY),
             first_file_records=get_stored(FILES_KEY),
             team_name=get_dag_team(dag_id),
         )
+    # without the session, because a backend may read from elsewhere
+    xcoms = {name: _resolve_xcom(name, value) for name, value in stored_xcoms.items()}
+    return replace(
+        ti_data,
+        result=xcoms.get(RESULT_KEY),
+        flow_run_id=xcoms.get(RUN_ID_KEY)
+        or _get_recorded_run_id(ti_data, is_pushed=RUN_ID_KEY in stored_xcoms),
+        outputs=xcoms.get(OUTPUTS_KEY),
+    )
+
+
+def _get_recorded_run_id(ti_data: TaskInstanceData, *, is_pushed: bool) -> Any:
+    """Return the recorded flow run if this try has one whose id cannot be read from XCom."""
+    record = ti_data.run_record
+    return record.get("flow_run_id") if is_pushed and isinstance(record, Mapping) else None
+
+
+def get_run_link(key: TaskInstanceKey) -> str:
+    """Return the link to a task instance's flow run: the page that its service has, or else ours.
+
+    :returns: the URL; empty if the task has no flow run.
+    """
+    with create_session() as session:
+        stored = _load_stored_xcoms(_to_task_key(key), (RUN_LINK_KEY, RUN_ID_KEY), session)
+    if _is_web_address(stored.get(RUN_LINK_KEY)):
+        return str(stored[RUN_LINK_KEY])
+    return get_page_url(key) if stored.get(RUN_ID_KEY) else ""
+
+
+def get_outputs_link(key: TaskInstanceKey) -> str:
+    """Return the link to a task instance's files: a storage's console, or else our page.
+
+    :returns: the URL; empty if the task has no files.
+    """
+    with create_session() as session:
+        names = (OUTPUTS_LINK_KEY, RESULT_KEY, OUTPUTS_KEY)
+        stored = _load_stored_xcoms(_to_task_key(key), names, session)
+    if _is_web_address(stored.get(OUTPUTS_LINK_KEY)):
+        return str(stored[OUTPUTS_LINK_KEY])
+    result = _resolve_xcom(RESULT_KEY, stored.get(RESULT_KEY))
+    outputs = result.get("outputs") if isinstance(result, Mapping) else None
+    outputs = outputs or _resolve_xcom(OUTPUTS_KEY, stored.get(OUTPUTS_KEY))
+    rows = [row for row in outputs if isinstance(row, Mapping)] if isinstance(outputs, list) else []
+    return get_page_url(key) if any(row.get("uri") for row in rows) else ""
+
+
+def _to_task_key(key: TaskInstanceKey) -> TaskKey:
+    return TaskKey(key.dag_id, key.run_id, key.task_id, key.map_index)
+
+
+def _is_web_address(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("https://", "http://"))
+
+
+def _load_stored_xcoms(key: TaskKey, names: Collection[str], session: Any) -> dict[str, Any]:
+    query = select(XComModel).filter_by(**key._asdict()).where(XComModel.key.in_(names))
+    return {row.key: XComModel.deserialize_value(row) for row in session.scalars(query)}
+
+
+def _resolve_xcom(name: str, stored: Any) -> Any:
+    """Return an XCom as the configured backend reads it, None if it cannot.
+
+    The database has the value itself with Airflow's own backend, and whatever another one has stored.
+    """
+    try:
+        backend = resolve_xcom_backend()
+        if backend.deserialize_value is BaseXCom.deserialize_value:
+            return stored
+        value = backend.deserialize_value(XComResult(key=name, value=stored))
+    except Exception as error:  # noqa: BLE001  # a backend may raise anything, and pages do without it
+        log.warning(
+            "The XCom backend cannot read %s (%s); the page does without it", name, type(error).__name__
+        )
+        return None
+    # an object storage's backend returns the object's path if the object is gone, or is out of reach
+    return None if isinstance(value, str) and value == stored and "://" in value else value
 
 
 def load_file_records(key: TaskKey, flow_run_id: str) -> dict[str, Mapping[str, Any]]:
@@ -165,7 +247,7 @@ def _create_store_reader(key: TaskKey, session: Any) -> Callable[[str], Any]:
     def get_stored(name: str) -> Any:
         try:
             value = get_state_backend().get(scope, name, session=session)
-            return None if value is None else json.loads(value)
+            return None if value is None else _resolve_stored_value(json.loads(value))
         except Exception as error:  # noqa: BLE001  # a backend may raise anything, and pages do without it
             log.warning(
                 "Airflow's task state store failed (%s); the page does without it", type(error).__name__
@@ -173,6 +255,21 @@ def _create_store_reader(key: TaskKey, session: Any) -> Callable[[str], Any]:
             return None
 
     return get_stored
+
+
+def _resolve_stored_value(value: Any) -> Any:
+    """Return a value that a worker has stored; its own backend may have left a reference to it.
+
+    :raises Exception: the backend cannot read it, or is not configured here; an ImportError on an Airflow in
+        which workers have none.
+    """
+    from airflow.sdk.execution_time import context  # Airflow 3.3 and later
+
+    reference = value.get(context._EXTERNAL_STATE_REF_KEY) if isinstance(value, dict) else None  # noqa: SLF001  # see above
+    if reference is None:
+        return value
+    backend: Any = context._get_worker_state_store_backend()  # noqa: SLF001  # there is no public way
+    return backend.deserialize_task_state_store_from_ref(reference)
 
 
 def _get_untemplated_arguments(ti: TaskInstance, session: Any) -> dict[str, Any]:

@@ -200,11 +200,9 @@ class OutputDownload:
 
     @property
     def _xcom_value(self) -> str | None:
-        """The text for XCom in addition to the file: its start, or a link without its signature."""
+        """The text for XCom in addition to the file, or a link without its signature."""
         value = self.output.value
-        if value is None:
-            return None
-        return value.partition("?")[0] if self.output.is_url else self.output_options.truncate(value)
+        return value.partition("?")[0] if value is not None and self.output.is_url else value
 
     def _commit(
         self, file: PartialFile, media_type: str | None, cancellation: Cancellation

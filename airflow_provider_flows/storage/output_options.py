@@ -35,7 +35,7 @@ class OutputOptions:
     :param output_path: the absolute path or the URI of a folder. With None, files remain at the service and
         texts in XCom.
     :param output_conn_id: the Airflow connection of that storage.
-    :param max_xcom_bytes: the maximum size of a text in XCom, in bytes of UTF-8; None for any size.
+    :param max_xcom_bytes: the maximum size of what the task returns, in bytes of JSON; None for any size.
     :param fetch_partial_outputs: whether to fetch the outputs of a run that failed or was aborted.
     :param delete_after_fetch: whether to delete the run at the service once all its outputs are stored as
         files.
@@ -120,15 +120,6 @@ class OutputOptions:
     def selects(self, output: FlowOutput) -> bool:
         """Return whether an output is to be fetched."""
         return self.selection is None or output.asset_id in self.selection or output.name in self.selection
-
-    def is_too_large(self, text: str) -> bool:
-        """Return whether a text is too large for XCom."""
-        limit = self.max_xcom_bytes
-        return limit is not None and len(text.encode("utf-8", "surrogatepass")) > limit
-
-    def truncate(self, text: str) -> str:
-        """Return the start of a text, at most `max_xcom_bytes` of it."""
-        return text.encode("utf-8", "surrogatepass")[: self.max_xcom_bytes].decode("utf-8", "ignore")
 
 
 def _require_writable(output_path: str | None, output_conn_id: str | None) -> None:

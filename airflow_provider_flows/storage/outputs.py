@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from airflow_provider_flows.core.flow_run import ERROR, PENDING, FlowOutput, FlowRun, bound_outputs
 from airflow_provider_flows.core.http import Sleep
-from airflow_provider_flows.core.limits import MAX_METADATA_BYTES
+from airflow_provider_flows.core.limits import MAX_FILE_FIELDS_BYTES, MAX_METADATA_BYTES, MIN_CONTENT_BYTES
 from airflow_provider_flows.storage.atomic_file import (
     Cancellation,
     CancelledWriteError,
@@ -93,11 +94,20 @@ def fetch_outputs(
     if (not outputs and (can_list or come_with_run)) or (has_pending and come_with_run):
         outputs = tuple(hook.list_ready_outputs(run.flow_run_id))
     names = list(file_names(outputs, output_options.file_naming, run))  # some are made of metadata
-    outputs = tuple(_drop_large_metadata(outputs, output_options))
+    budget = XComBudget.of(run, outputs, output_options)
+    outputs = tuple(budget.drop_large_metadata(outputs))
+    large_texts = budget.find_large_texts(outputs)
     selected = tuple(filter(output_options.selects, outputs))
     _warn_about_missing(run, selected)
     if output_options.output_path is None:
-        _warn_about_unfetched(selected, output_options)
+        outputs = tuple(
+            budget.cut(run, output, can_return=service.supports("get_run"))
+            if index in large_texts
+            else output
+            for index, output in enumerate(outputs)
+        )
+        selected = tuple(filter(output_options.selects, outputs))
+        _warn_about_links(selected)
         return run.with_outputs(selected), None
     # all outputs, because the file names must not depend on the selection
     outputs, error = _download_all(
@@ -106,39 +116,116 @@ def fetch_outputs(
         list(zip(outputs, names, strict=True)),
         output_options,
         file_records,
+        large_texts=large_texts,
         cancellation=cancellation or Cancellation(),
+    )
+    outputs = tuple(
+        replace(output, value=budget.get_start(output.value)) if index in large_texts else output
+        for index, output in enumerate(outputs)
     )
     return run.with_outputs(tuple(filter(output_options.selects, outputs))), error
 
 
-def _drop_large_metadata(
-    outputs: Iterable[FlowOutput], output_options: OutputOptions
-) -> Iterator[FlowOutput]:
-    """Yield the outputs without metadata that is too large for XCom; it remains at the service."""
-    total = 0
-    for output in outputs:
-        text = None if output.additional is None else json.dumps(output.additional)
-        if text is None:
-            yield output
-        elif output_options.is_too_large(text):
+@dataclass(slots=True)
+class XComBudget:
+    """How many bytes of JSON are left in a task's XCom for the texts and the metadata of its outputs.
+
+    :param options: which outputs are returned, and `max_xcom_bytes`.
+    :param remaining: bytes; None for any number.
+    :param cut_texts: how many texts share what remains in the end.
+    """
+
+    options: OutputOptions
+    remaining: int | None
+    cut_texts: int = 0
+
+    @classmethod
+    def of(cls, run: FlowRun, outputs: Iterable[FlowOutput], options: OutputOptions) -> Self:
+        """Return the budget of a run: `max_xcom_bytes` without all that must be returned anyway."""
+        limit = options.max_xcom_bytes
+        if limit is None:
+            return cls(options, None)
+        fixed = [
+            replace(output, value=output.value if output.is_url else None, additional=None)
+            for output in filter(options.selects, outputs)
+        ]
+        size = _get_json_size(run.with_outputs(tuple(fixed)).to_dict())
+        if options.output_path is not None:
+            size += len(fixed) * (len(options.output_path) + len(run.flow_run_id) + MAX_FILE_FIELDS_BYTES)
+        return cls(options, max(limit - size, min(limit, MIN_CONTENT_BYTES)))
+
+    def drop_large_metadata(self, outputs: Iterable[FlowOutput]) -> Iterator[FlowOutput]:
+        """Yield the outputs without metadata that does not fit; it remains at the service."""
+        limit = MAX_METADATA_BYTES if self.remaining is None else min(MAX_METADATA_BYTES, self.remaining)
+        total = 0
+        for output in outputs:
+            size = 0 if output.additional is None else _get_json_size(output.additional)
+            if total + size <= limit:
+                total += size
+                yield output
+                continue
             log.warning(
-                "Output %s: its metadata (`additional`) is omitted, because its JSON is larger than "
-                "max_xcom_bytes (%s). It remains at the service",
+                "Output %s: its metadata (`additional`) is omitted, because the task would return more than "
+                "max_xcom_bytes (%s), or more than %d bytes of metadata. It remains at the service",
                 output.name,
-                output_options.max_xcom_bytes,
-            )
-            yield replace(output, additional=None)
-        elif total + len(text) > MAX_METADATA_BYTES:
-            log.warning(
-                "Output %s: its metadata (`additional`) is omitted, because that of all outputs together is "
-                "larger than %d bytes. It remains at the service",
-                output.name,
+                self.options.max_xcom_bytes,
                 MAX_METADATA_BYTES,
             )
             yield replace(output, additional=None)
-        else:
-            total += len(text)
-            yield output
+        if self.remaining is not None:
+            self.remaining -= total
+
+    def find_large_texts(self, outputs: Sequence[FlowOutput]) -> frozenset[int]:
+        """Return the indexes of the texts that do not fit; the shortest ones have precedence."""
+        if self.remaining is None:
+            return frozenset()
+        sizes = {
+            index: _get_json_size(output.value)
+            for index, output in enumerate(outputs)
+            if output.value and not output.is_url and self.options.selects(output)
+        }
+        by_size = sorted(sizes, key=lambda index: sizes[index])
+        large_texts = set[int]()
+        self.remaining -= sum(sizes.values())
+        while self.remaining < 0 and by_size:
+            index = by_size.pop()
+            large_texts.add(index)
+            self.remaining += sizes[index]
+            if self.options.output_path is None:
+                self.remaining -= MAX_FILE_FIELDS_BYTES  # for the warning in place of a file's fields
+        self.cut_texts = len(large_texts)
+        return frozenset(large_texts)
+
+    def get_start(self, text: str | None) -> str | None:
+        """Return the start of a text that does not fit: its share of what remains."""
+        if text is None or self.remaining is None:
+            return text
+        share = self.remaining // max(1, self.cut_texts) - len('""')
+        sizes = accumulate(_get_json_size(character) - len('""') for character in text[: max(0, share)])
+        return text[: sum(size <= share for size in sizes)]
+
+    def cut(self, run: FlowRun, output: FlowOutput, *, can_return: bool) -> FlowOutput:
+        """Return an output that does not fit and is not stored as a file with the start of its text.
+
+        A text that the service cannot return again is not cut, because that would lose it.
+        """
+        length = len(output.value or "")
+        reason = f"is a text of {length} characters, and the task would return more than max_xcom_bytes"
+        hint = "Set output_path to store it as a file"
+        if not can_return:
+            log.warning("Output %s %s (%s). %s", output.name, reason, self.options.max_xcom_bytes, hint)
+            return output
+        text = (
+            f"Only the start of this text of {length} characters was returned (max_xcom_bytes). All of it is "
+            f"at the service: run `airflow flows download {run.flow_run_id}`. {hint}"
+        )
+        log.error("Output %s: %s", output.name, text)
+        return replace(output, value=self.get_start(output.value), warning=output.warning or text)
+
+
+def _get_json_size(value: Any) -> int:
+    """Return the bytes of a value's JSON, as Airflow measures them."""
+    return len(json.dumps(value))
 
 
 def _warn_about_missing(run: FlowRun, outputs: Iterable[FlowOutput]) -> None:
@@ -150,16 +237,8 @@ def _warn_about_missing(run: FlowRun, outputs: Iterable[FlowOutput]) -> None:
             log.warning("Output %s of the %s is not ready; it is fetched if possible", output.name, run)
 
 
-def _warn_about_unfetched(outputs: Iterable[FlowOutput], output_options: OutputOptions) -> None:
+def _warn_about_links(outputs: Iterable[FlowOutput]) -> None:
     for output in outputs:
-        if not output.is_url and output_options.is_too_large(output.value or ""):
-            log.warning(
-                "Output %s is a text of %d characters, larger than max_xcom_bytes (%s). Set output_path to "
-                "store it as a file",
-                output.name,
-                len(output.value or ""),
-                output_options.max_xcom_bytes,
-            )
         if output.is_url and output.value:
             log.warning(
                 "Output %s is a link that expires at %s. Set output_path to store the file itself",
@@ -175,6 +254,7 @@ def _download_all(
     output_options: OutputOptions,
     file_records: FileRecordStore | None,
     *,
+    large_texts: Collection[int],
     cancellation: Cancellation,
 ) -> tuple[tuple[FlowOutput, ...], Exception | None]:
     """Return all outputs, those with files stored, and the first error of a download.
@@ -184,7 +264,7 @@ def _download_all(
     folder = get_run_folder(run, str(output_options.output_path), output_options.output_conn_id)
     downloads: dict[int, OutputDownload] = {}  # by the index of the output
     for index, (output, name) in enumerate(named_outputs):
-        if _needs_file(output, output_options):
+        if _needs_file(output, output_options, is_large=index in large_texts):
             record = file_records.get_file_record(output.asset_id or name) if file_records else None
             downloads[index] = OutputDownload(output, run, folder, name, output_options, record)
     if downloads:
@@ -217,12 +297,12 @@ def _save_file_record(file_records: FileRecordStore, name: str, output: FlowOutp
         file_records.save_file_record(output.asset_id or name, record)
 
 
-def _needs_file(output: FlowOutput, output_options: OutputOptions) -> bool:
+def _needs_file(output: FlowOutput, output_options: OutputOptions, *, is_large: bool) -> bool:
     """Return whether an output has to be a file: it is no text, a link, or a text too large for XCom."""
     if output.status == ERROR or not output_options.selects(output):
         return False
     if output.uri is not None:  # stored by an earlier try, and to be verified
         return True
     if output.value:
-        return output.is_url or output_options.is_too_large(output.value)
+        return output.is_url or is_large
     return output.asset_id is not None and output.value is None

@@ -45,6 +45,8 @@ _NO_FILE_SYSTEM = re.compile(r"No filesystem registered|Unsupported filesystem|P
 # the end of an S3 client's host, and the domain of its console (the amazon provider's links/base_aws.py)
 CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
 
+CONSOLE_SCHEMES = frozenset({"s3", "gs", "http", "https"})  # of stores that may have a console
+
 MAX_FILE_NAME_LENGTH = 100
 
 FIELDS = ("name", "index", "asset_id", "flow", "flow_run_id")  # of OutputName
@@ -438,6 +440,12 @@ class StorageLocation:
     def name(self) -> str:
         """The file's name in OpenLineage: the absolute path in a file system, the key in an object store."""
         return f"/{self.path}" if self.scheme == "file" or not self.path else self.path
+
+
+def may_have_console(uris: Iterable[str]) -> bool:
+    """Return whether `console_url` may find a console, which depends on the store's endpoint, too."""
+    locations = map(StorageLocation.parse, uris)
+    return any(location is not None and location.scheme in CONSOLE_SCHEMES for location in locations)
 
 
 def console_url(uris: Sequence[str], endpoint: str | None = None) -> str | None:

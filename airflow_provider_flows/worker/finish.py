@@ -78,13 +78,12 @@ class TaskFinisher:
     def finish_completed(self, run: FlowRun) -> dict[str, Any]:
         """Fetch the outputs, delete the run at its service if requested, and return the task's dict.
 
-        The outputs are also pushed to XCom under their own key, so that `first.output["outputs"]` can be the
-        inputs of another task. This includes the outputs that were fetched when another could not be.
+        The outputs that were fetched when another could not be are pushed to XCom.
 
         :raises FlowServiceError: an output could not be fetched.
         """
         run, fetch_error = self._fetch_outputs(run)
-        self._publish_outputs(run)
+        self._publish_outputs(run, is_returned=fetch_error is None)
         if fetch_error is not None:
             raise fetch_error
         if self.options.delete_after_fetch:
@@ -103,7 +102,7 @@ class TaskFinisher:
         if self.options.fetch_partial_outputs:
             try:
                 run, _ = self._fetch_outputs(run)  # which output is missing, and why, is in the log
-                self._publish_outputs(run)
+                self._publish_outputs(run, is_returned=False)
             except Exception as error:  # noqa: BLE001  # the task's error is the failure of the run
                 log.warning("Not all partial outputs of the %s could be fetched: %s", run, error)
         raise failure_error(run)
@@ -114,15 +113,16 @@ class TaskFinisher:
 
         files = FileState(self.context, run.flow_run_id)
         arguments = run, self.options, files, self.cancellation
-        try:
-            fetched_run, error = fetch_outputs(self.hook, *arguments)
-        except FlowAuthError:
-            if not self._reload_hook():
-                raise
-        else:
-            if not (isinstance(error, FlowAuthError) and self._reload_hook()):
-                return fetched_run, error
-        return fetch_outputs(self.hook, *arguments)
+        with files:
+            try:
+                fetched_run, error = fetch_outputs(self.hook, *arguments)
+            except FlowAuthError:
+                if not self._reload_hook():
+                    raise
+            else:
+                if not (isinstance(error, FlowAuthError) and self._reload_hook()):
+                    return fetched_run, error
+            return fetch_outputs(self.hook, *arguments)
 
     def _reload_hook(self) -> bool:
         """Look the connection up again after its key was rejected; return whether that changed it."""
@@ -139,9 +139,15 @@ class TaskFinisher:
         self.hook = latest
         return True
 
-    def _publish_outputs(self, run: FlowRun) -> None:
+    def _publish_outputs(self, run: FlowRun, *, is_returned: bool) -> None:
+        """Push the outputs to XCom under their own key if they would not be there otherwise.
+
+        They are in the dict that the task returns. But `first.output["outputs"]` in a DAG file means the XCom
+        of that key.
+        """
         self.on_run_update(run)
-        self.context["ti"].xcom_push(OUTPUTS_KEY, run.to_dict()["outputs"])
+        if not is_returned or _is_referenced(self.context.get("task"), OUTPUTS_KEY):
+            self.context["ti"].xcom_push(OUTPUTS_KEY, run.to_dict()["outputs"])
 
     def _delete_run(self, run: FlowRun) -> None:
         """Delete a run at its service if every output is a stored file; otherwise leave it there."""
@@ -176,6 +182,24 @@ class TaskFinisher:
         else:
             name = run.short_name
             log.info("The %s was deleted at the service, because all of its files are stored", name)
+
+
+def _is_referenced(task: Any, key: str) -> bool:
+    """Return whether an argument of another task refers to a task's XCom of this key."""
+    from airflow.sdk import XComArg  # imports stay cheap
+
+    if task is None or not task.has_dag():
+        return False
+    try:
+        # Airflow maps a task over returned values only, so `expand` has no such reference
+        arguments = [
+            other.partial_kwargs if other.is_mapped else other for other in task.get_direct_relatives()
+        ]
+        references = list(XComArg.iter_xcom_references(arguments))
+    except Exception as error:  # noqa: BLE001  # the run is paid for; another XCom does no harm
+        log.info("Whether a task refers to the XCom %r is unknown: %r", key, error)
+        return True
+    return any((operator.task_id, name) == (task.task_id, key) for operator, name in references)
 
 
 class DeadlinePolicy(Enum):

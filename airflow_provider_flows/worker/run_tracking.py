@@ -1,21 +1,34 @@
-"""Tracking of a task's flow run while the task works: its id and its link in XCom, and OpenLineage."""
+"""Tracking of a task's flow run while the task works: its id and its links in XCom, and OpenLineage.
+
+Each XCom is a request to Airflow's API server. By itself Airflow pushes every link of a task after each part
+of a try. The plugin instead computes the links of the package's own operators when the UI asks for them. Only
+what it cannot know is pushed, once: the page of a run at a service that has such pages, the console of a
+storage, and the links of subclasses in other packages, for which Airflow does not ask a plugin.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
+    from airflow.sdk.types import TaskInstanceKey
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
 log = logging.getLogger(__name__)
 
+PACKAGE = "airflow_provider_flows"
+PAGES_PREFIX = "/flows"  # of the plugin's pages (`plugin.PREFIX`), below Airflow's own address
 RUN_LINK_KEY = "flow_run_link"
+OUTPUTS_LINK_KEY = "flow_outputs_link"
 RUN_ID_KEY = "flow_run_id"
 # of a task instance; a flow run has them in its stamp
 STAMPED_ATTRIBUTES = ("dag_id", "run_id", "task_id", "map_index", "try_number")
@@ -29,37 +42,71 @@ class RunTrackingMixin:
     """A task that has a flow run.
 
     `flow_run` is the run as last polled, with its outputs once they are fetched; None while there is no run.
-    `flow_run_url` is its web address, empty if there is none.
+    `flow_run_url` is the link to it, as far as the plugin does not compute it; empty otherwise.
     """
 
     flow_run: FlowRun | None = None
     flow_run_url: str = ""
     _has_variables = False  # whether the service's inputs are variables
+    operator_extra_links: Collection[BaseOperatorLink] = ()
 
     def get_run_tracker(
-        self, context: Context, hook: FlowsHook, flow_run_id: str | None = None
+        self,
+        context: Context,
+        hook: FlowsHook,
+        flow_run_id: str | None = None,
+        *,
+        after_deferral: bool = False,
     ) -> Callable[[FlowRun], None]:
         """Return the function to call with the run whenever it has changed.
 
         :param flow_run_id: the run, if only its id is available yet, as in a task that is resumed after a
             deferral.
+        :param after_deferral: whether the task was deferred. What it pushed before that is still in XCom,
+            unlike after a reschedule.
         """
         from airflow_provider_flows.core.flow_run import FlowRun  # importing the operators stays cheap
 
         self._has_variables = hook.service.has_variables
+        ti: Any = context["ti"]
+        self._select_pushed_links(has_unserved_files=False)
 
         def on_run_update(run: FlowRun) -> None:
             self.flow_run = run
-            url = get_run_url(hook, run)
+            url = self._get_pushed_run_url(hook, run, ti)
             if url != self.flow_run_url:
                 self.flow_run_url = url
-                _push_run_link(context, url)
+                _push_run_link(ti, url)
+            self._select_pushed_links(has_unserved_files=self._has_unserved_files(run))
 
         if isinstance(flow_run_id, str) and flow_run_id.strip():
-            if self.flow_run is None:  # in this process; a sensor in poke mode polls many times in one
-                push_run_id(context["ti"], flow_run_id.strip())
-            on_run_update(FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None)))
+            run = FlowRun(flow_run_id.strip(), hook.service.name, getattr(self, "flow", None))
+            if after_deferral:
+                self.flow_run_url = self._get_pushed_run_url(hook, run, ti)
+            elif self.flow_run is None:  # in this process; a sensor in poke mode polls many times in one
+                push_run_id(ti, run.flow_run_id)
+            on_run_update(run)
         return on_run_update
+
+    def _get_pushed_run_url(self, hook: FlowsHook, run: FlowRun, ti: TaskInstanceKey) -> str:
+        """Return the link to a run; empty if the plugin computes it."""
+        return get_run_url(hook, run) or ("" if has_served_links(type(self)) else get_page_url(ti))
+
+    def _has_unserved_files(self, run: FlowRun) -> bool:
+        """Return whether the link to a run's files cannot be computed by the plugin."""
+        from airflow_provider_flows.storage.paths import (
+            may_have_console,
+        )  # importing the operators stays cheap
+
+        uris = [output.uri for output in run.outputs if output.uri is not None]
+        return bool(uris) and (not has_served_links(type(self)) or may_have_console(uris))
+
+    def _select_pushed_links(self, *, has_unserved_files: bool) -> None:
+        """Choose the links that Airflow pushes when this part of the try ends."""
+        links: Any = type(self).operator_extra_links
+        if not isinstance(links, property):  # a subclass may compute them
+            omitted = {RUN_LINK_KEY} if has_unserved_files else {RUN_LINK_KEY, OUTPUTS_LINK_KEY}
+            self.operator_extra_links = tuple(link for link in links if link.xcom_key not in omitted)
 
     def get_openlineage_facets_on_complete(
         self,
@@ -83,16 +130,32 @@ class RunTrackingMixin:
         return self.get_openlineage_facets_on_complete(task_instance)
 
 
+def has_served_links(operator_class: type) -> bool:
+    """Return whether the plugin computes the links of an operator: it is one of this package."""
+    return operator_class.__module__.partition(".")[0] == PACKAGE
+
+
+def get_page_url(key: TaskInstanceKey) -> str:
+    """Return the address of the page with a task instance's flow run, which the plugin serves.
+
+    Without a configured address of Airflow it is a path.
+    """
+    base_url = conf.get("api", "base_url", fallback=None) or ""
+    parts = (key.dag_id, key.run_id, key.task_id, str(key.map_index))
+    return "/".join((base_url.rstrip("/") + PAGES_PREFIX, "task", *(quote(part, safe="") for part in parts)))
+
+
 def get_run_url(hook: FlowsHook, run: FlowRun) -> str:
-    """Return the web address of a flow run, without sending a request; empty if its service has none."""
+    """Return the address of a flow run's page at its service; empty if the service has no such pages.
+
+    No request is sent.
+    """
     try:
         url = hook.service.run_url(run.flow_run_id, run.flow) or ""
     except Exception as error:  # noqa: BLE001  # a link is not worth a failure
         log.info("The %s has no link: %s", run, error)
         return ""
-    if url.startswith(("https://", "http://")):
-        return url
-    return f"{hook.settings.base_url}{url}" if url.startswith("/") else ""
+    return url if url.startswith(("https://", "http://")) else ""
 
 
 def push_run_id(ti: Any, flow_run_id: str) -> None:
@@ -126,9 +189,15 @@ def find_pushed_run(ti: Any, hook: FlowsHook) -> str | None:
     return None
 
 
-def _push_run_link(context: Context, url: str) -> None:
-    """Push the run's link during the wait. When the task ends, Airflow does it anyway."""
+def _push_run_link(ti: TaskInstanceKey, url: str) -> None:
+    """Push the run's link during the wait, as Airflow pushes links: past the XCom backend.
+
+    The UI reads a link from Airflow's database. A backend may have put it elsewhere.
+    """
     try:
-        context["ti"].xcom_push(RUN_LINK_KEY, url)
+        from airflow.sdk.execution_time.xcom import XCom  # slow to import
+
+        key = {name: getattr(ti, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+        XCom._set_xcom_in_db(key=RUN_LINK_KEY, value=url, **key)  # noqa: SLF001  # there is no public way
     except Exception as error:  # noqa: BLE001  # a link is not worth a failure
         log.warning("The link to the flow run could not be pushed to XCom: %r", error)

@@ -6,14 +6,15 @@ Airflow has this store since version 3.3. Without it nothing is saved, and each 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.redaction import redact_text
-from airflow_provider_flows.worker.run_tracking import push_run_id
+from airflow_provider_flows.worker.run_tracking import STAMPED_ATTRIBUTES, push_run_id
 from airflow_provider_flows.worker.saved_run import (
     SavedRunStorage,
     fits,
@@ -35,6 +36,7 @@ RECORD_KEY = "flow_run_record"
 FILES_KEY = "flow_file_records"
 PREVIOUS_RUNS_KEY = "flow_previous_runs"
 MAX_PREVIOUS_RUNS = 50
+FILE_RECORDS_SECONDS = 10.0  # of downloads that a killed task may have to repeat
 STORE_NAME = "task state store"
 RETRY_MAY_DOWNLOAD_AGAIN = "a retry may download files again"
 
@@ -42,13 +44,19 @@ RETRY_MAY_DOWNLOAD_AGAIN = "a retry may download files again"
 class TaskState:
     """The saved state of one task instance, and how many tries it has left.
 
+    Each access to the store is a request to Airflow's API server, so a record is read when it is needed.
+
     :param context: Airflow's context of the try.
     :param durable: whether a retry is to resume the same flow run; if not, nothing is read or saved.
     :param options: where files are stored: if the store fails, a paid response is saved there.
+    :param is_new: whether this is the start of the first try, before which nothing can have been saved.
     """
 
-    def __init__(self, context: Context, *, durable: bool, options: OutputOptions | None = None) -> None:
+    def __init__(
+        self, context: Context, *, durable: bool, options: OutputOptions | None = None, is_new: bool = False
+    ) -> None:
         self.durable = durable
+        self.is_new = is_new
         self._ti = context["ti"]
         self._store: Any = context.get("task_state_store") if durable else None
         self._saved_runs = SavedRunStorage(
@@ -59,8 +67,28 @@ class TaskState:
         )
         self._reference: Mapping[str, Any] | None = None  # to what is stored apart from the record
         self._unreadable_run: str | None = None  # where a complete run was saved that cannot be read
-        self.record: RunRecord | None = None if self._store is None else self._load_record()
-        self._earlier_record = self.record
+        self._record: RunRecord | None = None
+        self._earlier_record: RunRecord | None = None
+        self.is_loaded = self._store is None or is_new
+        self._has_unsaved_record = False
+
+    @property
+    def record(self) -> RunRecord | None:
+        """The record of this try, or else of an earlier one; None if there is none.
+
+        :raises Exception: any error of the store.
+        """
+        self._load()
+        return self._record
+
+    @record.setter
+    def record(self, record: RunRecord | None) -> None:
+        self._record = record
+
+    def _load(self) -> None:
+        if not self.is_loaded:
+            self._record = self._earlier_record = self._load_record()
+            self.is_loaded = True
 
     def _load_record(self) -> RunRecord | None:
         from airflow_provider_flows.core.start_or_resume import RunRecord  # importing operators stays cheap
@@ -79,6 +107,17 @@ class TaskState:
                 f"in {reference['uri']}" if "uri" in reference else "in the task state store"
             )
         return with_run or record
+
+    @property
+    def stamp_of_this_try(self) -> dict[str, Any]:
+        """What the stamp of a flow run that this try starts says about the try."""
+        return {name: getattr(self._ti, name) for name in STAMPED_ATTRIBUTES}
+
+    @property
+    def stamp_of_earlier_tries(self) -> dict[str, Any] | None:
+        """What the stamps of all flow runs of the task instance have in common; None in a first try."""
+        stamp = {name: value for name, value in self.stamp_of_this_try.items() if name != "try_number"}
+        return None if self.is_new else stamp
 
     @property
     def generation(self) -> int:
@@ -227,6 +266,29 @@ class TaskState:
             hint,
         )
 
+    def save_at_start(self, record: RunRecord | None, *, is_staged: bool) -> None:
+        """Save the record of a start, before the request that creates a run and after it, or discard it.
+
+        A run that is created in a stage of its own is not billed before it is started. So the first save can
+        be omitted in a first try: there is nothing to replace, and the next try finds a run whose id was lost
+        by its stamp, which names the task instance.
+
+        :raises Exception: any error of the store, unless the run may be billed already.
+        """
+        has_id = record is not None and record.flow_run_id is not None
+        if record is not None and has_id and not is_staged:
+            self.save_started(record)
+        elif record is not None and not has_id and is_staged and self.is_new:
+            self.record, self._has_unsaved_record = record, True
+        else:
+            self.save(record)
+
+    def save_after_error(self) -> None:
+        """Save the record of a run that could not be created, for the next try's deadline. Never raises."""
+        if self._has_unsaved_record:
+            with _log_errors(STORE_NAME, "the next try has the full timeout"):
+                self._save(self._record)
+
     def save(self, record: RunRecord | None) -> None:
         """Save a record for the next try, and push its flow run id to XCom, where users see it early.
 
@@ -238,7 +300,9 @@ class TaskState:
         self._push(self.record)
 
     def _save(self, record: RunRecord | None) -> None:
+        self._load()  # with the reference to what an earlier try has stored apart
         self.record = record = self._earlier_record if record is None else record
+        self._has_unsaved_record = False
         if self._store is None:
             return
         if record is not None:
@@ -307,18 +371,26 @@ class FileState:
     """The complete files of a flow run's outputs, so that a retry need not download them again.
 
     They are stored in several values, each as large as the store should hold. A value is complete in itself.
+    The records of small files are saved together, at the end of a `with` block at the latest.
 
     :param context: Airflow's context of the try.
     :param flow_run_id: the flow run; files saved for another run are ignored.
+    :param clock: returns seconds.
     """
 
-    def __init__(self, context: Context, flow_run_id: str) -> None:
+    def __init__(
+        self, context: Context, flow_run_id: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._saved_at: float | None = None
+        self._unsaved: dict[str, Any] = {}  # values by their keys
+        ti: Any = context["ti"]
         self._store: Any = context.get("task_state_store")
         self._flow_run_id = flow_run_id
         self._files: dict[str, Any] = {}
         self._part: dict[str, Any] = {}  # the files in the last value, to which new ones are added
         self._part_number = 1
-        if self._store is None:
+        if self._store is None or int(ti.try_number) <= 1:  # no earlier try can have stored a file
             return
         with _log_errors(STORE_NAME, RETRY_MAY_DOWNLOAD_AGAIN):
             for number, files in enumerate(iter_file_records(self._store.get, flow_run_id), 1):
@@ -331,14 +403,31 @@ class FileState:
         return file_record if isinstance(file_record, Mapping) else None
 
     def save_file_record(self, asset_id: str, entry: Mapping[str, Any]) -> None:
-        """Save the `FILE_FIELDS` of a stored file."""
+        """Save the `FILE_FIELDS` of a stored file: the first one at once, others within a few seconds."""
         self._files[asset_id] = dict(entry)
         if self._part and not fits(self._to_value({**self._part, asset_id: dict(entry)})):
             self._part, self._part_number = {}, self._part_number + 1
         self._part[asset_id] = dict(entry)
-        with _log_errors(STORE_NAME, RETRY_MAY_DOWNLOAD_AGAIN):
-            if self._store is not None:
-                self._store.set(_part_key(self._part_number), self._to_value(self._part))
+        self._unsaved[_part_key(self._part_number)] = self._to_value(self._part)
+        if self._saved_at is None or self._clock() - self._saved_at >= FILE_RECORDS_SECONDS:
+            self._save()
+
+    def __enter__(self) -> Self:
+        """Return the state."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Save what is not saved yet; what the store rejects is tried once more."""
+        self._save()
+        self._save()
+
+    def _save(self) -> None:
+        self._saved_at = self._clock()
+        for key, value in list(self._unsaved.items()):
+            with _log_errors(STORE_NAME, RETRY_MAY_DOWNLOAD_AGAIN):
+                if self._store is not None:
+                    self._store.set(key, value)
+                del self._unsaved[key]
 
     def _to_value(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {"flow_run_id": self._flow_run_id, "files": files}

@@ -19,7 +19,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     FlowTimeout,
 )
-from airflow_provider_flows.core.start_or_resume import add_stamp
+from airflow_provider_flows.core.start_or_resume import add_stamp, delete_created_runs
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.inputs import build_request
@@ -30,7 +30,7 @@ from airflow_provider_flows.worker.kill_check import (
     ON_KILL_SECONDS,
     is_task_finished,
 )
-from airflow_provider_flows.worker.run_tracking import STAMPED_ATTRIBUTES, push_run_id
+from airflow_provider_flows.worker.run_tracking import push_run_id
 from airflow_provider_flows.worker.saved_run import open_links, seal_links
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
         _abort_over_saved_connection(task_try)
         return None
     is_same_request, earlier_run_id = task_state.matches(fingerprint), task_state.flow_run_id
+    if task_state.record is None and (stamp := task_state.stamp_of_earlier_tries) is not None:
+        hook.run(delete_created_runs(hook.service, stamp))
     aborted_run_ids: list[str] = []
     run = hook.resume(
         fingerprint,
@@ -322,10 +324,7 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
     def save(record: RunRecord | None) -> None:
         if record is not None and record.saved_run is not None:
             record = replace(record, saved_run=seal_links(record.saved_run, hook.settings.secrets))
-        if record is not None and record.flow_run_id is not None and not hook.service.staged_start:
-            task_state.save_started(record)
-        else:
-            task_state.save(record)
+        task_state.save_at_start(record, is_staged=hook.service.staged_start)
         if task_try.cancellation.event.is_set():
             message = f"The task was killed during the start of flow {request.flow}."
             raise FlowError(message)
@@ -333,13 +332,17 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
     record = replace(
         task_state.create_record(planned_run.fingerprint, planned_run.deadline, hook.flows_conn_id),
         host=hook.settings.base_url,
-        created_by={name: getattr(task_try.context["ti"], name) for name in STAMPED_ATTRIBUTES},
+        created_by=task_state.stamp_of_this_try,
     )
     if not task_state.durable:  # else the start protocol adds it
         request = replace(request, additional=add_stamp(request.additional, record.stamp))
-    run = hook.start_from_request(
-        request, record=record if task_state.durable else None, save=save, validate=task_try.validate
-    )
+    try:
+        run = hook.start_from_request(
+            request, record=record if task_state.durable else None, save=save, validate=task_try.validate
+        )
+    except (Exception, AirflowTaskTimeout):
+        task_state.save_after_error()
+        raise
     if not task_state.durable:
         save(replace(record, flow_run_id=run.flow_run_id))
     if run.is_final:
@@ -352,8 +355,7 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
 def on_execution_timeout(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
     """Leave the run to the next try when `execution_timeout` has passed, or handle it as a deadline.
 
-    :returns: the run, if it completed; None if Airflow's own error is to be raised, because a retry is left,
-        or because no run was started yet.
+    :returns: the run if it completed; None if Airflow is to raise its own error: a retry is left, or no run.
     :raises FlowTimeout: no retry is left, and the run did not complete.
     """
     flow_run_id = task_try.task_state.flow_run_id if task_try.task_state.matches(fingerprint) else None

@@ -75,7 +75,8 @@ def check_requested_sizes(result: DagResult, _: Path) -> None:
     """Expect two reduced models, each smaller than its original and with at most the requested triangles."""
     for index, max_triangles in enumerate((900, 600)):
         (first,), (second,) = (
-            result.xcoms[f"{task}[{index}]"]["outputs"] for task in ("make_model", "make_smaller")
+            result.xcoms[f"{task}[{index}]"]["return_value"]["outputs"]
+            for task in ("make_model", "make_smaller")
         )
         original, reduced = (
             count_triangles(Path(output["uri"].removeprefix("file://"))) for output in (first, second)

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import entry_points
 
 from airflow_provider_flows.plugin import PREFIX, FlowsPlugin
+from airflow_provider_flows.worker.run_tracking import PAGES_PREFIX
 from tests.test_import_cost import HEAVY, run_script
 
 UNAVAILABLE_SCRIPT = """
@@ -28,7 +29,7 @@ def test_airflow_finds_the_plugin_and_its_views() -> None:
     """The entry point names the plugin; each view is below the mounted prefix and valid for Airflow."""
     (entry_point,) = entry_points(group="airflow.plugins", name="flows")
     assert entry_point.load() is FlowsPlugin
-    assert FlowsPlugin.fastapi_apps[0]["url_prefix"] == PREFIX
+    assert FlowsPlugin.fastapi_apps[0]["url_prefix"] == PREFIX == PAGES_PREFIX
     from airflow.api_fastapi.core_api.datamodels.plugins import ExternalViewResponse
 
     views = [ExternalViewResponse.model_validate(view) for view in FlowsPlugin.external_views]

@@ -403,7 +403,9 @@ def test_metadata_of_all_outputs_is_bounded(caplog: pytest.LogCaptureFixture) ->
         for number in range(500)
     )
     run, _ = fetch_outputs(
-        hook_to("http://127.0.0.1:1"), FlowRun("r", "generio", outputs=outputs), OutputOptions()
+        hook_to("http://127.0.0.1:1"),
+        FlowRun("r", "generio", outputs=outputs),
+        OutputOptions(max_xcom_bytes=None),
     )
     assert len(json.dumps(run.to_dict())) < MAX_METADATA_BYTES + 200_000
     assert run.outputs[0].additional is not None

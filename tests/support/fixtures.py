@@ -51,6 +51,15 @@ def emulator(
 
 
 @pytest.fixture
+def object_storage_xcoms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Store every XCom in a file below the returned folder, and a reference to it in Airflow's database."""
+    from tests.support.xcom_backends import use_object_storage_xcoms
+
+    with use_object_storage_xcoms(monkeypatch, tmp_path / "xcoms") as folder:
+        yield folder
+
+
+@pytest.fixture
 def hook(emulator: Emulator) -> GenerioHook:  # noqa: ARG001  # it sets the connection
     """Return a hook for Generio at the emulator."""
     from airflow_provider_flows.hooks import GenerioHook

@@ -45,11 +45,12 @@ triggerer watcher_state
 . triggers links sensors
 drawing svg mermaid __init__
 plugin airflow_internals cache abort_queue html listener schemas present run_view connection_view output_files
-plugin routes __init__
+plugin routes
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin
 cli __init__ arguments exit_codes parser terminal command draw flow_runs download run
 . run_operators operators decorators
+plugin __init__
 """
 
 _PURE = ("core", "services")  # no I/O, no Airflow, no HTTP library

@@ -158,6 +158,25 @@ def test_every_way_of_waiting_succeeds(stack: StackRuns, dag_id: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("dag_id", "most"), [("blocking", 10), ("deferrable", 14)])
+def test_task_sends_few_requests_to_the_api_server(stack: StackRuns, dag_id: str, most: int) -> None:
+    """A task sends at most so many requests, with those of Airflow itself and one heartbeat per process."""
+    assert stack.wait_for_end(dag_id) == "success", stack.log(dag_id)
+    path = f"dags/{dag_id}/dagRuns/{stack.runs[dag_id]}/taskInstances/run"
+    ti_id = stack.airflow.call("GET", path).json()["id"]
+    lines = [
+        line
+        for line in stack.airflow.process_log("api-server", 100_000).splitlines()
+        if "/execution/" in line and (ti_id in line or f"/xcoms/{dag_id}/" in line)
+    ]
+    starts = [line for line in lines if f"{ti_id}/run" in line]
+    assert len(starts) == (2 if dag_id == "deferrable" else 1)
+    without_heartbeats = [
+        line for line in lines if "/heartbeat" not in line
+    ]  # their number depends on the load
+    assert len(without_heartbeats) + len(starts) <= most, "\n".join(lines)
+
+
 def test_failed_flow_run_fails_its_task_with_the_reason(stack: StackRuns) -> None:
     """A task whose flow run fails has failed, and its log contains the service's reason."""
     assert stack.wait_for_end("failing") == "failed"

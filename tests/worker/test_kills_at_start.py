@@ -19,12 +19,15 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_flows.core.exceptions import FlowError
+from airflow_provider_flows.core.start_or_resume import STAMP_KEY, add_stamp
 from airflow_provider_flows.decorators import FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.storage.atomic_file import CancelledWriteError
+from airflow_provider_flows.worker.task_state import STAMPED_ATTRIBUTES
+from tests.support.modes import FLOW
 from tests.support.task_instances import Store, context
 from tests.support.tries import CHAIR_ARGUMENTS, create_retry, run_states, start_earlier_run
 
@@ -187,3 +190,18 @@ def test_kill_aborts_run_of_service_without_staged_start(emulator: Emulator) -> 
     with interrupt_after(0.2, kill, is_waiting), pytest.raises(KeyboardInterrupt):
         operator.execute(context(Store()))
     assert run_states(emulator) == ["aborted"]
+
+
+def test_retry_without_record_deletes_the_run_that_a_killed_first_try_created(emulator: Emulator) -> None:
+    """A first try that was killed before it could save an id leaves no created run behind."""
+    own = context(Store(), 1, 3)
+    stamp = {name: getattr(own["ti"], name) for name in STAMPED_ATTRIBUTES}
+    service = GenerioHook("generio_default")
+    for task_id in ("t", "another_task"):
+        lost = add_stamp(None, {**stamp, "task_id": task_id, "token": "lost"})
+        service.run(service.service.create(FLOW, CHAIR_ARGUMENTS["parameters"], lost))
+    operator = RunFlowOperator(task_id="t", **CHAIR_ARGUMENTS, wait_for_completion=False)
+    operator.execute(context(Store(), 2, 3))
+    stamps = [run.additional[STAMP_KEY]["task_id"] for run in emulator.runs.values()]
+    assert stamps == ["another_task", "t"]
+    assert emulator.started_count == 1

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -392,10 +391,10 @@ def test_file_records_beyond_the_limit_are_saved(
         f"a{number}": {"uri": f"file:///x/{number}", "size": number, "sha256": "0" * 64, "media_type": "t/x"}
         for number in range(50)
     }
-    try_context = {"ti": SimpleNamespace(), "task_state_store": store}
-    state = FileState(try_context, "r")
-    for asset_id, record in records.items():
-        state.save_file_record(asset_id, record)
+    try_context = context(store, 2, 3)
+    with FileState(try_context, "r") as state:
+        for asset_id, record in records.items():
+            state.save_file_record(asset_id, record)
     assert len([key for key in store if key.startswith(FILES_KEY)]) > 3
     assert max(len(json.dumps(value)) for value in store.values()) <= 2000
 

@@ -190,10 +190,6 @@ class Generio(Service):
         request = Request("DELETE", _path(flow_run_id))
         expect_success(request, (yield from send(request)))
 
-    def run_url(self, flow_run_id: str, flow: str | None) -> str | None:
-        """Return the run's path in the API, because no console with pages of runs is documented."""
-        return _path(flow_run_id)
-
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Send GET /flows/{id} (https://docs.generio.ai, "Get flow details")."""
         request = Request("GET", _path(flow_run_id), max_bytes=MAX_RUN_BYTES)

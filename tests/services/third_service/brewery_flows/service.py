@@ -132,8 +132,8 @@ class Brewery(Service):
         )
 
     def run_url(self, flow_run_id: str, flow: str | None) -> str | None:  # noqa: ARG002  # the brew's number is enough
-        """Return the URL of the brew's page, or its path in the API."""
-        return f"{self._console.rstrip('/')}/brews/{flow_run_id}" if self._console else _path(flow_run_id)
+        """Return the URL of the brew's page, if the brewery has a web site."""
+        return f"{self._console.rstrip('/')}/brews/{flow_run_id}" if self._console else None
 
 
 class BreweryHook(FlowsHook):

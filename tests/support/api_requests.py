@@ -1,0 +1,29 @@
+"""Record of the requests that task processes send to Airflow's API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import httpx
+
+IN_PROCESS_HOST = "in-process.invalid."  # of the API server that `dag.test()` uses
+
+
+@contextmanager
+def record_api_requests() -> Iterator[list[str]]:
+    """Yield a list to which each request of a task in `dag.test()` adds its method and its path's end.
+
+    The API server is Airflow's own, in this process. Heartbeats are missing, because no supervisor sends any.
+    """
+    requests: list[str] = []
+    send = httpx.Client.send
+
+    def record(client: httpx.Client, request: httpx.Request, **options: object) -> httpx.Response:
+        if request.url.host == IN_PROCESS_HOST:
+            requests.append(f"{request.method} {request.url.path.rpartition('/')[2]}")
+        return send(client, request, **options)  # type: ignore[arg-type]  # as it was called
+
+    with mock.patch.object(httpx.Client, "send", record):
+        yield requests
