@@ -341,10 +341,11 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         An error aborts it only if no retry resumes it. The try stays the current one after the block, while
         its outputs are fetched.
         """
+        from airflow_provider_flows.worker.task_state import save_input_error
         from airflow_provider_flows.worker.task_try import abort_on_error
 
         self._current_try = task_try
-        with abort_on_error(task_try):
+        with save_input_error(task_try.context), abort_on_error(task_try):
             yield
 
     def _output_options(self) -> OutputOptions:

@@ -49,6 +49,7 @@ from airflow_provider_flows.worker.run_tracking import (
 )
 from airflow_provider_flows.worker.task_state import (
     FILES_KEY,
+    INPUT_ERROR_KEY,
     PREVIOUS_RUNS_KEY,
     RECORD_KEY,
     iter_file_records,
@@ -119,6 +120,8 @@ class TaskInstanceData:
     """The record of the task's flow run, from the task state store."""
     first_file_records: Any = None
     """The first value with the records of its files, from there too."""
+    input_error: str | None = None
+    """Why the latest try has started no flow run, from there too, if its arguments were invalid."""
     team_name: str | None = None
 
 
@@ -145,6 +148,7 @@ def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -
             key=key,
             run_record=get_stored(RECORD_KEY),
             first_file_records=get_stored(FILES_KEY),
+            input_error=_parse_input_error(get_stored(INPUT_ERROR_KEY), ti.try_number),
             team_name=get_dag_team(dag_id),
         )
     # without the session, because a backend may read from elsewhere
@@ -255,6 +259,14 @@ def _create_store_reader(key: TaskKey, session: Any) -> Callable[[str], Any]:
             return None
 
     return get_stored
+
+
+def _parse_input_error(value: Any, try_number: int | None) -> str | None:
+    """Return the error that a try has saved, None for that of an earlier try."""
+    if not isinstance(value, Mapping) or value.get("try_number") != try_number:
+        return None
+    error = value.get("error")
+    return error if isinstance(error, str) else None
 
 
 def _resolve_stored_value(value: Any) -> Any:

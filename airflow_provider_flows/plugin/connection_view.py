@@ -30,12 +30,11 @@ from airflow_provider_flows.plugin.cache import (
     estimate_size,
     get_storage_pool,
 )
-from airflow_provider_flows.plugin.present import to_run_schema, to_safe_line
+from airflow_provider_flows.plugin.present import to_run_schema, to_safe_line, to_small_run
 from airflow_provider_flows.plugin.run_view import (
     INVALID_KEY_NOTE,
     get_flows_hook,
     run_for_page,
-    to_small_run,
 )
 from airflow_provider_flows.plugin.schemas import RunListSchema
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -193,3 +194,20 @@ def drop_large_parameters(parameters: Any) -> dict[str, Any]:
         to_safe_line(str(name)): value if size <= MAX_PARAMETER_BYTES else f"left out: {size} bytes"
         for size, name, value in sizes_and_items
     }
+
+
+def to_small_run(run: FlowRun) -> FlowRun:
+    """Return a run with only what pages show of it, because a service can send any amount of the rest.
+
+    It has no parameters: they are converted first, because their secrets are redacted.
+    """
+    return replace(
+        run,
+        flow=run.flow and to_safe_line(run.flow),
+        raw_state=to_safe_line(run.raw_state),
+        error=run.error and to_safe_line(run.error),
+        parameters=None,
+        additional=None,
+        outputs=(),
+        raw={},
+    )

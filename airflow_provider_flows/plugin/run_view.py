@@ -44,6 +44,7 @@ from airflow_provider_flows.plugin.present import (
     to_parameters,
     to_run_schema,
     to_safe_line,
+    to_small_run,
 )
 from airflow_provider_flows.plugin.schemas import PreviousRunSchema, RunPage
 from airflow_provider_flows.storage.output_options import OutputOptions
@@ -73,6 +74,7 @@ FOREIGN_RUN_NOTE = (
     "Neither Airflow nor the service has a record that this task started this flow run, "
     "so only its state is shown. The Flow runs page shows it to users who may read the connection."
 )
+INPUT_ERROR_NOTE = "The task failed before it started a flow run:"
 NO_RUN_YET_NOTE = "The task has not started a flow run yet."
 START_IN_PROGRESS_NOTE = (
     "The task is running. Its flow run appears here as soon as the service has confirmed the start."
@@ -123,6 +125,7 @@ class RunView:
     :param show_host: whether the user may read the connection, so that error messages may contain its host.
     :param task_key: the task instance, None for a run without a task.
     :param team_name: the team of the task's DAG or of the connection, for which the connection is looked up.
+    :param input_error: why the task has started no run, if its arguments were invalid.
     """
 
     flow_run_id: str | None = None
@@ -140,6 +143,7 @@ class RunView:
     task_key: TaskKey | None = None
     ownership: Ownership = Ownership.CONFIRMED
     team_name: str | None = None
+    input_error: str | None = None
 
     def to_page(self) -> RunPage:
         """Convert the view to the schema of its page."""
@@ -199,7 +203,8 @@ class RunView:
         if self.error is not None:
             return Note(self._get_error_note(self.error))
         if self.run is None and self.flow_run_id is None:
-            return Note(_get_no_run_note(self.task_state), is_error=False)
+            error = self.input_error and f"{INPUT_ERROR_NOTE} {to_safe_line(self.input_error)}"
+            return Note(error or _get_no_run_note(self.task_state), is_error=bool(error))
         if self.run is None or (not self.run.is_final and self.flows_conn_id is None):
             return Note(UNKNOWN_CONNECTION_NOTE)
         if self.ownership is Ownership.FOREIGN:
@@ -251,6 +256,7 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
         task_state=ti_data.state,
         try_number=ti_data.try_number,
         previous_runs=tuple(pair for pair in _parse_previous_runs(ti_data) if pair[0] != flow_run_id),
+        input_error=ti_data.input_error,
         task_key=ti_data.key,
         ownership=Ownership.CONFIRMED if flow_run_id in recorded_run_ids else ownership,
         team_name=ti_data.team_name,
@@ -357,23 +363,6 @@ def _load_run(conn_id: str, team_name: str | None, flow_run_id: str) -> FlowRun:
         additional=_get_small_stamp(run),
     )
     return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
-
-
-def to_small_run(run: FlowRun) -> FlowRun:
-    """Return a run with only what pages show of it, because a service can send any amount of the rest.
-
-    It has no parameters: they are converted first, because their secrets are redacted.
-    """
-    return replace(
-        run,
-        flow=run.flow and to_safe_line(run.flow),
-        raw_state=to_safe_line(run.raw_state),
-        error=run.error and to_safe_line(run.error),
-        parameters=None,
-        additional=None,
-        outputs=(),
-        raw={},
-    )
 
 
 def _get_small_stamp(run: FlowRun) -> dict[str, Any] | None:

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_flows.core.exceptions import FlowError
-from airflow_provider_flows.core.redaction import redact_text
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
+from airflow_provider_flows.core.limits import MAX_ERROR_LENGTH
+from airflow_provider_flows.core.redaction import redact_text, strip_signatures
+from airflow_provider_flows.core.safe_text import to_line
 from airflow_provider_flows.worker.run_tracking import STAMPED_ATTRIBUTES, push_run_id
 from airflow_provider_flows.worker.saved_run import (
     SavedRunStorage,
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 RECORD_KEY = "flow_run_record"
 FILES_KEY = "flow_file_records"
 PREVIOUS_RUNS_KEY = "flow_previous_runs"
+INPUT_ERROR_KEY = "flow_input_error"
 MAX_PREVIOUS_RUNS = 50
 FILE_RECORDS_SECONDS = 10.0  # of downloads that a killed task may have to repeat
 STORE_NAME = "task state store"
@@ -452,6 +455,20 @@ def iter_file_records(get: Callable[[str], Any], flow_run_id: str) -> Iterator[d
 
 def _part_key(number: int) -> str:
     return FILES_KEY if number == 1 else f"{FILES_KEY}_part_{number}"
+
+
+@contextmanager
+def save_input_error(context: Context) -> Iterator[None]:
+    """Save why a try starts no flow run, if its arguments are invalid, for the tab of the task instance."""
+    try:
+        yield
+    except FlowInputError as error:
+        store: Any = context.get("task_state_store")
+        if store is not None:
+            text = to_line(strip_signatures(str(error)))[:MAX_ERROR_LENGTH]
+            with _log_errors(STORE_NAME, "the tab of the task does not show the error"):
+                store.set(INPUT_ERROR_KEY, {"try_number": context["ti"].try_number, "error": text})
+        raise
 
 
 @contextmanager
