@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
@@ -67,12 +67,18 @@ def _find_distribution(module: str) -> str | None:
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top == PACKAGE:
         return None
-    names = sorted({str(canonicalize_name(name)) for name in packages_distributions().get(top, [])})
+    names = sorted({str(canonicalize_name(name)) for name in _read_distributions().get(top, [])})
     while len(names) > 1 and "." in module:  # a namespace, or a module that only a newer version has
         path = module.replace(".", "/")
         found = [name for name in names if _installed_files(name) & {f"{path}.py", f"{path}/__init__.py"}]
         names, module = found or names, module.rpartition(".")[0]
     return AIRFLOW.get(names[0], names[0]) if names else f"nothing installed has {module}"
+
+
+@cache
+def _read_distributions() -> Mapping[str, list[str]]:
+    """Return the distributions that have a top-level module. To read those of an environment takes a second."""
+    return packages_distributions()
 
 
 @cache
