@@ -77,7 +77,7 @@ def _find_distribution(module: str) -> str | None:
 
 @cache
 def _read_distributions() -> Mapping[str, list[str]]:
-    """Return the distributions that have a top-level module. To read those of an environment takes a second."""
+    """Return the distributions that have each top-level module, which takes a second."""
     return packages_distributions()
 
 
