@@ -176,9 +176,9 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self._raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
         options = self._output_options()
-        on_run_update = self.get_run_tracker(context, task_try.hook)
         log_if_unsupported(self)
         with self._run_try(task_try):
+            on_run_update = self.get_run_tracker(context, task_try.hook)
             arguments = self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
             template_problems = (
                 self.get_template_problems(CHECKED_ARGUMENTS - OUTPUT_ARGUMENTS),

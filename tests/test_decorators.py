@@ -308,7 +308,7 @@ def test_xcoms_of_a_deferrable_task_are_small_and_have_no_secrets(emulator: Emul
     assert result.states == {"path": "success", "content": "failed", "keys": "failed"}
     (output,) = result.xcoms["path"]["return_value"]["outputs"]
     assert Path(output["uri"].removeprefix("file://")).is_relative_to(tmp_path)
-    xcoms = json.dumps(result.xcoms["content"])
+    xcoms = json.dumps(result.xcoms.get("content", {}))
     assert "s3cret" not in xcoms
     assert len(xcoms) < 10_000
     assert len(str(result.errors["content"])) < 10_000

@@ -124,7 +124,7 @@ def test_extras_are_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, re.MULTILINE))
     assert {extra: libraries.split(", ") for extra, libraries in rows.items()} == {
-        extra: [re.split(r"\W*>=", library)[0] for library in libraries]
+        extra: [re.split(r">=", library)[0] for library in libraries]
         for extra, libraries in project["optional-dependencies"].items()
     }
 

@@ -177,7 +177,7 @@ def test_chain_is_one_info_and_one_run(flow_emulator: Emulator, chain_hook: Prom
         ({"color": "Red"}, "variable 'item' is missing"),
         (
             {"color": "Red", "itme": "Ball"},
-            r"'item' is missing \(did you mean 'itme'\?\).*'itme' is not known \(did you",
+            r"'itme' is not known \(did you mean 'item'\?\).*'item' is missing \(did you",
         ),
         ({"Color": "Red", "item": "Ball"}, r"variable 'color' is missing \(did you mean 'Color'\?\)"),
         (

@@ -73,7 +73,7 @@ TEXTS: list[tuple[int, Any, type[FlowServiceError]]] = [
     (403, {"detail": "This client is not accredited"}, FlowAuthError),
     (403, {"detail": "The key lacks the permission credits:read"}, FlowAuthError),
     (403, {"detail": "Forbidden", "credits": 120, "quota": None}, FlowAuthError),
-    (403, b"<html><body>Photo credits: nobody. Access denied.</body></html>", FlowAuthError),
+    (403, b"<html><body>Photo credits: nobody. Access denied.</body></html>", FlowServiceError),
     (429, {"detail": "Too many requests"}, FlowRateLimited),
     (429, {"detail": "Quota of 60 requests per minute exceeded"}, FlowRateLimited),
     (429, {"detail": "quota exceeded: 10 / second"}, FlowRateLimited),

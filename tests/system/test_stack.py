@@ -153,7 +153,7 @@ def test_every_way_of_waiting_succeeds(stack: StackRuns, dag_id: str) -> None:
     assert (returned["state"], returned["progress"]) == ("completed", 1.0)
     assert returned["outputs"][0]["status"] == "ready"
     assert (
-        f"flow run {returned['flow_run_id']} (flow model_generate_fromprompt) is completed after 8.0 s"
+        f"flow run ...{returned['flow_run_id'][-6:]} (model_generate_fromprompt) is completed after 8.0 s"
         in stack.log(dag_id)
     )
 
@@ -194,7 +194,7 @@ def test_killed_task_aborts_its_flow_run(stack: StackRuns, dag_id: str, while_it
     stack.airflow.wait_for_task(dag_id, run_id, "run", {while_it_is}, MAX_WAIT_SECONDS)
     _wait_for(lambda: flow_run.state in {"running", "starting"})
     _wait_for(
-        lambda: f"{flow_run.flow_run_id} (flow model_generate_fromprompt) is starting" in stack.log(dag_id)
+        lambda: f"{flow_run.flow_run_id[-6:]} (model_generate_fromprompt) is starting" in stack.log(dag_id)
     )
 
     stack.airflow.set_task_state(dag_id, run_id, "run", "failed")
