@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, ObjectStoragePath, task
+from airflow.sdk import DAG, ObjectStoragePath, Param, task
 
 from airflow_provider_flows.operators import RunFlowOperator
 
@@ -20,7 +20,8 @@ CHAIR = Path(__file__).parent / "images" / "chair.png"
 with DAG(
     dag_id="models_in_a_bucket",
     schedule=None,
-    params={"output_path": "file:///tmp/flows", "storage_conn_id": "aws_default"},
+    params={"output_path": "file:///tmp/flows", "storage_conn_id": Param(None, type=["null", "string"])},
+    render_template_as_native_obj=True,  # so that no connection is None, not the text "None"
     # The storage's connection: `output_conn_id` for writing, `input_conn_id` for reading. A local folder
     # needs none.
     default_args={

@@ -176,6 +176,13 @@ PACKAGES = {
 }
 
 
+@pytest.fixture
+def no_attached_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Airflow know no store that another test has attached or has looked for."""
+    monkeypatch.setattr("airflow.sdk.io.store._STORE_CACHE", {})
+
+
+@pytest.mark.usefixtures("no_attached_stores")
 @pytest.mark.parametrize("scheme", PACKAGES)
 def test_missing_file_system_is_an_error_that_names_its_package(scheme: str) -> None:
     """A store without a file system, for an input, for outputs and for graphs, says what to install."""
@@ -190,6 +197,7 @@ def test_missing_file_system_is_an_error_that_names_its_package(scheme: str) -> 
             action()
 
 
+@pytest.mark.usefixtures("no_attached_stores")
 def test_amazon_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The amazon provider alone is not enough for S3, which needs its extra s3fs."""
     monkeypatch.setitem(sys.modules, "s3fs", None)
