@@ -198,8 +198,8 @@ class AsyncTransport:
             ):
                 has_status = True
                 deadline.on_response_start(response.status)
-                head = wires[-1].head
-                assert head is not None  # noqa: S101  # aiohttp has a status from it
+                if (head := wires[-1].head) is None:  # for mypy: aiohttp has the status from it
+                    raise FramingError("its response has no headers")
                 reader = ResponseReader(settings, request, head.status, head.to_dict().items())
                 while chunk := await response.content.readany():
                     deadline.on_bytes(len(chunk))
