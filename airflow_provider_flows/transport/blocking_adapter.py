@@ -69,12 +69,14 @@ class ConnectionWatch:
 
     def __exit__(self, *_: object) -> None:
         """Stop to watch."""
-        _WATCH.reset(self._previous)
-        self._is_over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        if self._socket is not None:
-            self._socket.close()
+        try:
+            _WATCH.reset(self._previous)
+            self._is_over.set()
+            if self._thread.ident is not None:
+                self._thread.join()
+        finally:  # also when a signal interrupts it
+            if self._socket is not None:
+                self._socket.close()
 
     def watch(self, connection: socket.socket) -> None:
         """Watch this connection from now on.

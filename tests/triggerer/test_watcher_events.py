@@ -116,7 +116,7 @@ async def test_watchers_of_one_asset_share_its_turns(flow_server: StubFlowServer
     assert emitted_at["other"] - min(emitted_at.values()) < LONG / 2
 
 
-@pytest.mark.parametrize(("bound", "maximum"), [("MAX_EVENT_RUNS", 3), ("MAX_EVENT_CHARACTERS", 4500)])
+@pytest.mark.parametrize(("bound", "maximum"), [("MAX_EVENT_RUNS", 3), ("MAX_EVENT_CHARACTERS", 2000)])
 async def test_events_are_bounded(
     flow_server: StubFlowServer,
     asset_store: FileStore,
@@ -127,7 +127,7 @@ async def test_events_are_bounded(
     """What does not fit in one event comes in the next ones, each after a turn, the earliest ends first."""
     monkeypatch.setattr(finished_runs, bound, maximum)
     flow_server.list_response = lambda _: ApiResponse(
-        [{**flow_server.row(key), "template": "t" * 1200} for key in [*flow_server.runs]]
+        [{**flow_server.row(key), "template": "t" * 256} for key in [*flow_server.runs]]
     )
     async with run_watcher(asset_store, event_interval=LONG / 2) as watcher:
         assert await wait_for_condition(asset_store.content)
@@ -137,7 +137,7 @@ async def test_events_are_bounded(
         assert time.monotonic() - started_at > 2 * LONG / 2
     assert watcher.ids == ids
     assert sizes(watcher) == [3, 3, 2]
-    assert all(len(json.dumps(payload)) <= 4500 for payload in watcher.payloads)
+    assert all(len(json.dumps(payload)) <= 2000 for payload in watcher.payloads)
 
 
 def test_bounds_leave_room_for_any_burst() -> None:
