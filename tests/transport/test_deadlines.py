@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 import ssl
 import threading
@@ -248,7 +249,8 @@ def test_deadline_of_conversation(driver: Driver) -> None:
         driver(settings, with_retries(conversation, Retry(attempts=5)))
         assert time.monotonic() - started_at < MAX_SECONDS
         assert len(server.peers) == 1  # after the deadline nothing is sent any more
-    assert "did not complete within the 0.5 s that were left for it" in str(errors[0])
+    # a loaded machine may take a part of the time before the request is sent
+    assert re.search(r"did not complete within the 0\.\d+ s that were left for it", str(errors[0]))
     assert "was not sent, because no time was left for it" in str(errors[-1])
     assert not errors[-1].may_have_arrived
 
