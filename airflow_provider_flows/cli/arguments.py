@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_POLL_INTERVAL = 60.0  # seconds; as in the operator
 
 # What messages for DAG authors call an argument, and what it is called here. A name in a path or between
-# quotes is somebody's data.
+# quotes is user data.
 _OPTION_NAME = r"(?<![\w'\"/.-]){}(?![\w'\"/])"
 _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.validation import Problems
 
 
-# letters, digits, dashes and underscores, with a digit or too long for the name of somebody's folder
+# letters, digits, dashes and underscores, with a digit or too long for the usual name of a folder
 DEFAULT_RUN_ID_PATTERN = re.compile(r"(?=[^0-9]*[0-9]|.{16})[A-Za-z0-9](?:[A-Za-z0-9_-]{0,98}[A-Za-z0-9])?")
 
 

@@ -52,7 +52,7 @@ INPUT_CHUNK_BYTES = 192 * 1024  # a multiple of 3, so that each chunk is encoded
 INPUT_BLOCK_BYTES = 8 * 1024 * 1024  # the read-ahead of a file system; that of s3fs is 50 MiB by default
 TEXT_ENCODING = "utf-8-sig"  # UTF-8 with or without a byte order mark
 PSEUDO_FILE_SYSTEMS = ("/proc", "/sys", "/dev")  # what is read there is of the machine or a process
-# media types that servers send for files of unknown type, and for pages, which nobody wants to send
+# media types that servers send for files of unknown type, and for pages, which are no inputs
 NOTHING_DECLARED = frozenset({None, "application/octet-stream", "binary/octet-stream", "text/html"})
 
 InputPath = Any  # a pathlib.Path, an ObjectStoragePath or a SpooledFile

@@ -47,7 +47,7 @@ class HandshakeError(ssl.SSLError):
 class ConnectionWatch:
     """Shuts the connection down that the block uses for a request, when the request's deadline has expired.
 
-    The block then gets an error, or an early end of the response: `Deadline.has_expired` tells.
+    The block then gets an error, or an early end of the response: `Deadline.has_expired` is True then.
 
     :param deadline: that of the request.
     """

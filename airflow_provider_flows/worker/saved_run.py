@@ -34,7 +34,7 @@ MAX_VALUE_BYTES = 1024 * 1024
 MIN_VALUE_BYTES = 512  # a smaller limit would be one for the record itself, which cannot be split
 QUOTES_BYTES = 2  # of a string in JSON
 SEALED = "sealed="  # in place of the query of a link, with its encrypted form
-SCRYPT_COST = 2**14  # 50 ms and 16 MiB: keys are random, but a service of somebody's own may have a short one
+SCRYPT_COST = 2**14  # 50 ms and 16 MiB: keys are random, but a self-hosted service may have a short one
 
 
 def max_value_bytes() -> int:
