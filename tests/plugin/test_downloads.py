@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from airflow.sdk import DAG
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
 from airflow_provider_flows.core.limits import MAX_IMAGE_BYTES
@@ -255,3 +256,16 @@ def test_leaving_during_the_silence_of_a_service_frees_the_buffer(
         time.sleep(0.5)
         assert len(slots) == service.open_connections
     wait_until(lambda: not slots)
+
+
+async def test_downloads_of_one_connection_take_no_slot_of_another() -> None:
+    """The limit is for each connection; a download that has ended makes room for another one."""
+    slots = routes.DownloadSlots(max_downloads=1, wait_seconds=0)
+    await slots.acquire(("slow", "first"))
+    await slots.acquire(("healthy", "first"))
+    with pytest.raises(HTTPException) as caught:
+        await slots.acquire(("slow", "second"))
+    assert caught.value.status_code == 429
+    slots.release(("slow", "first"))
+    await slots.acquire(("slow", "second"))
+    assert len(slots) == 2
