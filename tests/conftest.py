@@ -96,7 +96,7 @@ def fresh_settings() -> None:
 @pytest.fixture(autouse=True)
 def fresh_definitions() -> None:
     """Clear the cache of flow definitions, so that each test's own service is queried."""
-    definitions = sys.modules.get("airflow_provider_flows.preflight")
+    definitions = sys.modules.get("airflow_provider_flows.hooks.preflight")
     if definitions is not None:
         definitions.DEFINITION_CACHE.clear()
 

@@ -21,7 +21,7 @@ import structlog
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, redact
 
 from airflow_provider_flows.cli.arguments import to_option_names
-from airflow_provider_flows.cli.exit_codes import Exit
+from airflow_provider_flows.cli.parser import Exit
 from airflow_provider_flows.cli.terminal import INTERRUPTED_MESSAGE, echo_err, write_err
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,

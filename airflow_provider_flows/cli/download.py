@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_flows.cli import arguments
 from airflow_provider_flows.cli.command import command
-from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.flow_runs import OUTPUT_COLUMNS
+from airflow_provider_flows.cli.parser import Exit
 from airflow_provider_flows.cli.terminal import echo_err, show_many, show_one
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound, reason_sentence
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.cli.command import command
-from airflow_provider_flows.cli.exit_codes import Exit
+from airflow_provider_flows.cli.parser import Exit
 from airflow_provider_flows.cli.terminal import confirm, echo_err, is_interactive, show_many, show_one
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState

@@ -1,4 +1,4 @@
-"""The commands of `airflow flows`, their arguments and their help.
+"""The commands of `airflow flows`: their arguments, their help and their exit codes.
 
 Airflow imports this module at every start of `airflow`, so it imports nothing new.
 The commands are in the other modules of this folder, which are imported when a command runs.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any, NoReturn
+from enum import IntEnum
+from typing import Any, NoReturn, Self
 
 from airflow.cli.cli_config import (
     ARG_OUTPUT,
@@ -20,9 +21,34 @@ from airflow.cli.cli_config import (
     lazy_load_command,
 )
 
-from airflow_provider_flows.cli.exit_codes import EXIT_CODE_TABLE
-
 CLI_PACKAGE = __name__.rpartition(".")[0]
+
+
+class Exit(IntEnum):
+    """How a command ended."""
+
+    DONE = 0, "success; for run and watch: the flow run completed"
+    FAILED = 1, "the flow run failed, or another error occurred (the service, a file)"
+    USAGE = 2, "an argument, an input or the connection is invalid; nothing was paid"
+    ABORTED = 3, "the flow run was aborted"
+    TIMEOUT = 4, "--timeout expired; the flow run continues"
+    NOT_FOUND = 5, "the service has no such flow, flow run or output"
+    AUTH_ERROR = 6, "the service rejected the key"
+    HANGUP = 129, "the terminal was closed (SIGHUP); a started flow run continues"
+    INTERRUPTED = 130, "Ctrl-C; a started flow run continues"
+    TERMINATED = 143, "SIGTERM; a started flow run continues"
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        """Create the member of a code, with its meaning."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+
+EXIT_CODE_TABLE = "exit codes:\n" + "\n".join(f"  {code.value:>3}  {code.meaning}" for code in Exit)
 
 
 def _parse_name_value(text: str) -> tuple[str, str]:

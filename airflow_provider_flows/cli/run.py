@@ -23,8 +23,8 @@ from airflow_provider_flows.cli.download import (
     failure_message,
     fetch_and_print,
 )
-from airflow_provider_flows.cli.exit_codes import Exit
 from airflow_provider_flows.cli.flow_runs import to_run_summary
+from airflow_provider_flows.cli.parser import Exit
 from airflow_provider_flows.cli.terminal import (
     INTERRUPTED_MESSAGE,
     confirm,

@@ -35,7 +35,7 @@ from airflow_provider_flows.core.validation import (
     coerce_parameters,
     collect_problems,
 )
-from airflow_provider_flows.preflight import Preflight
+from airflow_provider_flows.hooks.preflight import Preflight
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition

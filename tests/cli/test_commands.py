@@ -26,7 +26,7 @@ import yaml
 from airflow.sdk.log import mask_secret
 
 from airflow_provider_flows.cli.command import PACKAGE_NAME, command
-from airflow_provider_flows.cli.exit_codes import Exit
+from airflow_provider_flows.cli.parser import Exit
 from airflow_provider_flows.cli.terminal import escape_control_chars
 from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.emulator import Emulator, Fault, Plan

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_flows.cli.exit_codes import Exit
-from airflow_provider_flows.cli.parser import get_commands
+from airflow_provider_flows.cli.parser import Exit, get_commands
 from tests.support.transcript import PageReplay, normalize, short_folder
 from tests.support.versions import needs
 

@@ -34,11 +34,10 @@ services __init__ promptchainer
 services/generio __init__ responses api
 transport __init__ framing network url_guard settings deadline blocking_adapter response_reader asynchronous
 transport blocking shared_rate_limiter
-. connection metrics provider_info retry_policy exceptions base_hook
+. compat connection metrics provider_info retry_policy exceptions base_hook
 storage __init__ parallel paths atomic_file file_source graph_files inputs output_options output_download
 storage outputs quota_marker
-. preflight
-hooks flows_hook __init__
+hooks preflight flows_hook __init__
 worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try template_check
 triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache finished_runs_feed run_aborts
 triggerer watcher_state
@@ -48,7 +47,7 @@ plugin airflow_internals cache abort_queue html listener schemas present run_vie
 plugin routes
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin
-cli __init__ arguments exit_codes parser terminal command draw flow_runs download run
+cli __init__ arguments parser terminal command draw flow_runs download run
 . run_operators operators decorators
 plugin __init__
 """
@@ -64,8 +63,8 @@ _ALLOWED = (
 )
 # In a printed tree, folders and modules at the top of the package come in this order as far as imports allow.
 _PRINT_ORDER = (
-    "core", "__init__", "services", "transport", "connection", "metrics", "provider_info",
-    "retry_policy", "exceptions", "base_hook", "storage", "preflight", "hooks", "worker", "triggerer",
+    "core", "__init__", "services", "transport", "compat", "connection", "metrics", "provider_info",
+    "retry_policy", "exceptions", "base_hook", "storage", "hooks", "worker", "triggerer",
     "triggers", "links", "sensors", "operators", "decorators", "drawing", "plugin", "emulator", "cli",
 )  # fmt: skip
 

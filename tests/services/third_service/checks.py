@@ -20,7 +20,7 @@ from airflow.sdk import DAG, task
 from brewery_flows.service import Brewery, BreweryHook, parse_brew
 from packaging.version import Version
 
-from airflow_provider_flows.cli.exit_codes import Exit
+from airflow_provider_flows.cli.parser import Exit
 from airflow_provider_flows.core.start_or_resume import RunRecord, resume, start
 from airflow_provider_flows.exceptions import (
     FlowInputError,

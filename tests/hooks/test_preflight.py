@@ -17,8 +17,8 @@ from airflow_provider_flows.core.single_flight import SingleFlightCache
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
+from airflow_provider_flows.hooks.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS, Preflight
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS, Preflight
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, package_log_lines
 from tests.support.scripted_transport import request_lines
