@@ -177,7 +177,6 @@ def test_the_links_of_an_earlier_try_lead_to_its_run(client: TestClient, emulato
 
 
 @needs("task loops")
-@pytest.mark.filterwarnings("ignore:The Result.tuples:DeprecationWarning")  # with SQLAlchemy 2.1
 def test_each_iteration_of_a_loop_has_its_own_page(client: TestClient, emulator: Emulator) -> None:
     """The links of an iteration lead to its run; a page without an iteration is that of the last one."""
     with DAG("attempts_loop", schedule=None) as dag:
