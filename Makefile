@@ -19,8 +19,9 @@ BENCH_STAMP := $(BENCH_VENV)/.complete
 BENCH_ARGS ?=
 # `make test` needs no browser.
 BROWSER_STAMP := $(VENV)/.browser
-# The oldest and the newest supported minor version of Airflow. Each has constraints and an environment; the newest one is the
-# development environment.
+# The oldest and the newest supported minor version of Airflow, which `make test-versions` tests by default. Any version with
+# constraints can be named: also those between them, and the next one, as a pre-release. Each has an environment; that of the
+# newest one is the development environment.
 VERSIONS ?= 3.1 3.3
 version_constraints = $(or $(wildcard constraints/py311-airflow-$(1).*.txt),$(error there are no constraints for Airflow $(1)))
 version_venv = $(if $(filter $(CONSTRAINTS),$(version_constraints)),$(VENV),.venv-airflow-$(1))
@@ -39,7 +40,7 @@ demo: $(STAMP)  ## generate a 3D model in a real Airflow, with the emulator as t
 test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" adds arguments for pytest
 	@$(PYTHON) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on the oldest and the newest Airflow; VERSIONS=3.1 for one
+test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on the oldest and the newest supported Airflow; VERSIONS=3.4 for the next
 	@$(firstword $(VERSION_VENVS))/bin/python -m tools.test_versions $(addsuffix /bin/python,$(VERSION_VENVS)) -- \
 	    $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 

@@ -386,13 +386,10 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             return on_deadline(task_try, flow_run_id, error)
         if run is not None and run.is_final:
             return run
-        from airflow_provider_flows.triggers import (  # slow to import
-            SUPPORTS_ON_KILL,
-            FlowRunTrigger,
-            deferral_timeout,
-        )
+        from airflow_provider_flows.compat import triggers_have_on_kill
+        from airflow_provider_flows.triggers import FlowRunTrigger, deferral_timeout  # slow to import
 
-        if self.abort_on_kill and not SUPPORTS_ON_KILL:
+        if self.abort_on_kill and not triggers_have_on_kill():
             self.log.warning(NO_ON_KILL, flow_run_id)
         self.defer(
             trigger=FlowRunTrigger.from_wait(

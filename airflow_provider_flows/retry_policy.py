@@ -8,14 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-try:
-    from airflow.sdk import RetryDecision, RetryPolicy
-except ImportError:  # before Airflow 3.3
-    RetryPolicy = object  # type: ignore[misc, assignment]
-    SUPPORTS_RETRY_POLICIES = False
-else:
-    SUPPORTS_RETRY_POLICIES = True
-
+from airflow_provider_flows.compat import HAS_RETRY_POLICIES, RetryDecision, RetryPolicy
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowInputError,
@@ -83,11 +76,11 @@ def to_retry_arguments(retry_policy: RetryPolicy | None) -> dict[str, Any]:
     An Airflow without retry policies does not have the argument.
     """
     if retry_policy is None:  # `partial()` passes None if it was not given
-        return {"retry_policy": FlowsRetryPolicy()} if SUPPORTS_RETRY_POLICIES else {}
+        return {"retry_policy": FlowsRetryPolicy()} if HAS_RETRY_POLICIES else {}
     return {"retry_policy": retry_policy}
 
 
 def log_if_unsupported(task: BaseOperator) -> None:
     """Log what a task with retries lacks on an Airflow without retry policies."""
-    if task.retries and not SUPPORTS_RETRY_POLICIES:
+    if task.retries and not HAS_RETRY_POLICIES:
         task.log.info(NO_RETRY_POLICIES)

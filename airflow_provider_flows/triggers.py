@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
+from airflow_provider_flows.compat import triggers_have_on_kill
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
@@ -45,7 +46,6 @@ __all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "min_event_delay", "run_f
 log = logging.getLogger(__name__)  # one for all triggers: to create a logger takes longer than a poll
 
 MIN_PROGRESS_LOG_SECONDS = 30.0  # between two lines about progress: a line costs a triggerer half a ms of CPU
-SUPPORTS_ON_KILL = hasattr(BaseTrigger, "on_kill")  # Airflow 3.3 and later call it
 FINAL_STATE_NAMES = tuple(state.value for state in FlowState if state.is_final)
 ON_KILL_FRACTION = 0.95  # of `[triggerer] on_kill_timeout`, after which Airflow no longer waits for `on_kill`
 MAX_ABORT_SECONDS = 300.0  # for the requests that abort a run: a rate limit may delay them
@@ -79,8 +79,7 @@ class FlowRunTrigger(BaseTrigger):
     :param poll_interval: shortest time between two polls, in seconds.
     :param max_poll_interval: longest time between two polls, in seconds.
     :param deadline: epoch seconds at which the wait ends, None for never.
-    :param abort_on_kill: whether to abort the flow run when Airflow has ended its task (Airflow 3.3 and
-        later).
+    :param abort_on_kill: whether to abort the flow run when Airflow has ended its task (Airflow >= 3.3).
     :param wait_state: the wait as the worker left it (`Wait.to_dict`), so that nothing is logged twice.
     :param rejections: how many earlier triggers have ended because their connection was unusable.
     :param task_arguments: what the task needs again when it is resumed; the event returns it.
@@ -278,7 +277,11 @@ class FlowRunTrigger(BaseTrigger):
 
     def _warm_up_task_states(self) -> None:
         """Let the triggerer process its first message now, because it would take too long during a kill."""
-        if SUPPORTS_ON_KILL and self.abort_on_kill and getattr(self, "task_instance", None) is not None:
+        if (
+            self.abort_on_kill
+            and triggers_have_on_kill()
+            and getattr(self, "task_instance", None) is not None
+        ):
             from airflow_provider_flows.triggerer.kill_check import TaskStateReader
 
             TaskStateReader.for_loop().warm_up(self.task_instance)

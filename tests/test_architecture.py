@@ -12,6 +12,7 @@ from tests.support.layering import (
     PACKAGE,
     find_layering_breaches,
     find_size_breaches,
+    find_version_branches,
     format_tree,
     parse_tree,
     read_modules,
@@ -39,6 +40,41 @@ def test_imports_run_downward_in_the_tree() -> None:
     """The tree names every module; a module imports only modules before it and its folder's libraries."""
     breaches = find_layering_breaches(read_modules(FOLDER), parse_tree())
     assert not breaches, "\n".join(breaches)
+
+
+def test_one_module_knows_the_versions_of_airflow() -> None:
+    """No other module compares versions, handles a missing part of Airflow, or looks for a feature of it."""
+    assert not find_version_branches(read_modules(FOLDER))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("try:\n    from airflow.sdk import RetryPolicy\nexcept ImportError:\n    pass", True),
+        (
+            "try:\n    import airflow.state\nexcept (OSError, ModuleNotFoundError):\n    pass",
+            True,
+        ),
+        ("with suppress(ImportError):\n    import airflow.state", True),
+        ("from airflow.version import version", True),
+        ("from airflow import __version__", True),
+        (
+            "from airflow.providers.http.version_compat import AIRFLOW_V_3_1_PLUS",
+            True,
+        ),
+        ("from importlib.metadata import version\nversion('apache-airflow-core')", True),
+        ("from airflow.triggers.base import BaseTrigger\nX = hasattr(BaseTrigger, 'on_kill')", True),
+        ("from airflow import models\nX = inspect.signature(models.Connection.get)", True),
+        ("from airflow.sdk import conf\nX = hasattr(path, 'protocol')", False),
+        ("try:\n    import fast_simplification\nexcept ImportError:\n    pass", False),
+        (f"try:\n    from {PACKAGE}.plugin.routes import x\nexcept ImportError:\n    pass", False),
+        ("try:\n    from airflow.state import x\nexcept OSError:\n    pass", False),
+    ],
+)
+def test_a_version_branch_is_found(source: str, *, found: bool) -> None:
+    """The check finds each form in which a module asks for Airflow's version, and no other import."""
+    assert len(find_version_branches({f"{PACKAGE}.hooks": source})) == int(found)
+    assert not find_version_branches({f"{PACKAGE}.compat": source})
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, "tools"])

@@ -13,12 +13,9 @@ from typing import Any, get_overloads
 
 import airflow.sdk
 import pytest
-from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import DAG
-from airflow.utils.session import create_session
 from mypy import api as mypy
-from sqlalchemy import select
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.decorators import (
@@ -32,6 +29,7 @@ from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FAST_POLLING, FLOW
+from tests.support.stored_xcoms import get_rendered_fields
 from tests.support.tries import BOTH_MODES, CHAIN_ARGUMENTS, RETRY_ARGUMENTS
 from tests.support.versions import needs
 
@@ -40,17 +38,6 @@ LOW = {"quality": "low"}
 ARGUMENTS: dict[str, Any] = {"flow": FLOW, "parameters": LOW, **FAST_POLLING}
 
 pytestmark = pytest.mark.emulator(run_seconds=0.3)
-
-
-def rendered_fields(run_id: str) -> dict[str, Any]:
-    """Return the task's templated arguments as Airflow's UI shows them."""
-    with create_session() as session:
-        found = session.scalar(
-            select(RenderedTaskInstanceFields.rendered_fields).where(
-                RenderedTaskInstanceFields.run_id == run_id
-            )
-        )
-    return dict(found or {})
 
 
 def test_decorator_is_registered_with_airflow() -> None:
@@ -125,7 +112,7 @@ def test_function_returns_arguments(emulator: Emulator, tmp_path: Path, *, defer
     (output,) = result.xcoms["generate"]["return_value"]["outputs"]
     assert Path(output["uri"].removeprefix("file://")).parent.parent == tmp_path
     assert calls == [1]
-    fields = rendered_fields(result.run_id)
+    fields = get_rendered_fields(result.run_id)
     assert (fields["flow"], fields["output_path"]) == (FLOW, str(tmp_path))
     assert fields["parameters"] == LOW
     assert fields["inputs"] == ([] if deferrable else ["A chair"])

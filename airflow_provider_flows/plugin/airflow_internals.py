@@ -7,13 +7,15 @@ compare them with the installed Airflow.
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+from uuid import UUID
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
@@ -39,7 +41,9 @@ from airflow.utils.session import create_session
 from fastapi import Depends
 from sqlalchemy import select
 
+from airflow_provider_flows.compat import connections_have_teams, has_attempts, load_state_backend
 from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.plugin.task_data import TaskInstanceData, TaskKey
 from airflow_provider_flows.worker.finish import OUTPUTS_KEY
 from airflow_provider_flows.worker.run_tracking import (
     OUTPUTS_LINK_KEY,
@@ -50,6 +54,7 @@ from airflow_provider_flows.worker.run_tracking import (
 from airflow_provider_flows.worker.task_state import (
     FILES_KEY,
     INPUT_ERROR_KEY,
+    MAX_PREVIOUS_RUNS,
     PREVIOUS_RUNS_KEY,
     RECORD_KEY,
     iter_file_records,
@@ -83,57 +88,29 @@ CONNECTION_FIELDS = ("conn_type", "description", "host", "schema", "login", "pas
 OFFICIAL_PROVIDERS_PREFIX = "airflow.providers."  # their hooks run no flows and are slow to import
 
 
-class TaskKey(NamedTuple):
-    """The key of a task instance."""
+class Attempt(NamedTuple):
+    """One try of a task instance, as far as Airflow has it."""
 
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
+    key: TaskKey
+    row: Any
+    """Its row. Before Airflow 3.4 a task instance has one row, which is that of its latest try."""
 
 
-@dataclass(frozen=True)
-class TaskInstanceData:
-    """What Airflow's database has of one task instance.
+def load_task_instance(
+    dag_id: str, run_id: str, task_id: str, map_index: int, region_id: str | None = None
+) -> TaskInstanceData | None:
+    """Return the stored data of a task instance, None if it does not exist.
 
-    XComs are those of the latest try, because Airflow deletes them when a try starts. Users who may write
-    XComs can forge them, but not the task state store: only the task itself can write it, and users who may
-    edit its task instances.
-
-    :param fields: the task's arguments, as rendered.
-    :param previous_runs: the flow runs of earlier tries, from the task state store.
-    :param result: the XCom `return_value`.
-    :param flow_run_id: the XCom of this name.
-    :param outputs: the XCom with the outputs.
-    :param team_name: the team that its DAG belongs to; None without one, and in an Airflow without teams.
+    :param map_index: the index that Airflow shows: -1 for a task in a loop. With a region, the one it stores.
+    :param region_id: the region, if the index alone may be that of several task instances.
     """
-
-    state: str | None
-    try_number: int
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    previous_runs: Any = None
-    result: Any = None
-    flow_run_id: Any = None
-    outputs: Any = None
-    key: TaskKey | None = None
-    run_record: Any = None
-    """The record of the task's flow run, from the task state store."""
-    first_file_records: Any = None
-    """The first value with the records of its files, from there too."""
-    input_error: str | None = None
-    """Why the latest try has started no flow run, from there too, if its arguments were invalid."""
-    team_name: str | None = None
-
-
-def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskInstanceData | None:
-    """Return the stored data of a task instance, None if it does not exist."""
-    key = TaskKey(dag_id, run_id, task_id, map_index)
-    ti_key = key._asdict()
     with create_session() as session:
-        ti = session.scalar(select(TaskInstance).filter_by(**ti_key))
-        if ti is None:
+        attempts = _load_attempts(TaskKey(dag_id, run_id, task_id, map_index, region_id), session)
+        if not attempts:
             return None
-        stored_xcoms = _load_stored_xcoms(key, (RESULT_KEY, RUN_ID_KEY, OUTPUTS_KEY), session)
+        latest, *earlier = _get_started(attempts)
+        (key, ti), state = latest, attempts[0].row.state
+        stored_xcoms = _load_stored_xcoms(latest, (RESULT_KEY, RUN_ID_KEY, OUTPUTS_KEY), session)
         rendered = RenderedTaskInstanceFields.get_templated_fields(ti, session=session)
         if rendered:
             fields = {name: rendered.get(name) for name in TASK_ARGUMENTS}
@@ -141,10 +118,11 @@ def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -
             fields = _get_untemplated_arguments(ti, session)
         get_stored = _create_store_reader(key, session)
         ti_data = TaskInstanceData(
-            state=ti.state and str(ti.state),
+            state=state and str(state),
             try_number=ti.try_number or 0,
             fields=fields,
             previous_runs=get_stored(PREVIOUS_RUNS_KEY),
+            earlier_runs=_load_earlier_runs(earlier, session),
             key=key,
             run_record=get_stored(RECORD_KEY),
             first_file_records=get_stored(FILES_KEY),
@@ -162,6 +140,116 @@ def load_task_instance(dag_id: str, run_id: str, task_id: str, map_index: int) -
     )
 
 
+# Attempts. Since Airflow 3.4 each try is a row of `task_instance`, and its XComs and rendered arguments are
+# those of that row. The row of the next try is created when a try fails or the task is cleared, long before
+# it starts. Airflow's own routes read it like this: routes/public/xcom.py and extra_links.py.
+
+
+def _load_attempts(key: TaskKey, session: Any, *, is_stored_index: bool = False) -> list[Attempt]:
+    """Return the attempts of a task instance, latest first; before Airflow 3.4 there is one, the latest.
+
+    Without a region, an index that several task instances have selects the latest one of these.
+
+    :param is_stored_index: whether the index is the one that Airflow stores, as it is with a region.
+    """
+    if not has_attempts(TaskInstance):
+        ti = session.scalar(select(TaskInstance).filter_by(**key.to_filters()))
+        return [] if ti is None else [Attempt(key._replace(region_id=None), ti)]
+    from airflow.models.task_coordinates import build_coordinate_filters
+
+    same_task = {name: getattr(key, name) for name in ("dag_id", "run_id", "task_id")}
+    query = select(TaskInstance).filter_by(**same_task).execution_options(include_all_attempts=True)
+    if key.region_id is not None:
+        filters = [TaskInstance.region_id == UUID(key.region_id), TaskInstance.region_index == key.map_index]
+    elif is_stored_index:
+        filters = [TaskInstance.region_index == key.map_index]
+    else:
+        filters = build_coordinate_filters(TaskInstance, map_index=key.map_index)
+    current_first = TaskInstance.working_set.is_(True).desc()
+    latest_first = (TaskInstance.region_id.desc(), TaskInstance.region_index.desc())
+    latest = session.scalar(query.where(*filters).order_by(current_first, *latest_first).limit(1))
+    if latest is None:
+        return []
+    rows = session.scalars(
+        query.filter_by(region_id=latest.region_id, region_index=latest.region_index).order_by(
+            current_first, TaskInstance.try_number.desc()
+        )
+    )
+    region_id = str(latest.region_id) if latest.region_id.int else None  # zero is no region
+    attempt_key = key._replace(map_index=latest.region_index, region_id=region_id)
+    return [Attempt(attempt_key, row) for row in rows]
+
+
+def _get_started(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """Return the attempts from the latest one that has started, or from the first one if none has.
+
+    Airflow creates the row of the next try as a copy, and sets another start date when that try starts.
+    """
+    dates = [attempt.row.start_date for attempt in attempts]
+    latest = next((index for index, (one, other) in enumerate(pairwise(dates)) if one != other), -1)
+    return attempts[latest:]
+
+
+def _load_earlier_runs(attempts: Sequence[Attempt], session: Any) -> tuple[tuple[str, int], ...]:
+    """Return the flow runs in the XComs of attempts, each with its try.
+
+    Airflow 3.4 deletes the records of runs when a person clears a task, but not the XComs of earlier tries.
+    Before, it is the other way round.
+    """
+    tries = {attempt.row.id: attempt.row.try_number for attempt in attempts[:MAX_PREVIOUS_RUNS]}
+    if not tries:
+        return ()
+    rows = session.scalars(_select_xcoms(tries, (RUN_ID_KEY,)))
+    runs = {tries[row.task_instance_id]: XComModel.deserialize_value(row) for row in rows}
+    return tuple((runs[number], number) for number in sorted(runs, reverse=True))
+
+
+def _select_xcoms(attempt_ids: Collection[UUID], names: Collection[str]) -> Any:
+    """Return the query of attempts' XComs, on Airflow 3.4 and later."""
+    from airflow.models.xcom import build_xcom_read_query, xcom_entity
+
+    producers = select(TaskInstance.id).where(TaskInstance.id.in_(attempt_ids))
+    query = build_xcom_read_query(producer_ids=producers)
+    return query.where(xcom_entity(query).key.in_(names)).execution_options(include_all_attempts=True)
+
+
+def _load_stored_xcoms(attempt: Attempt, names: Collection[str], session: Any) -> dict[str, Any]:
+    if has_attempts(TaskInstance):
+        query = _select_xcoms((attempt.row.id,), names)
+    else:
+        query = select(XComModel).filter_by(**attempt.key.to_filters()).where(XComModel.key.in_(names))
+    return {row.key: XComModel.deserialize_value(row) for row in session.scalars(query)}
+
+
+def _load_link_xcoms(key: TaskInstanceKey, names: Collection[str]) -> tuple[str, dict[str, Any]]:
+    """Return the address of the page that a link is for, and XComs of the link's try.
+
+    Before Airflow 3.4 that is the latest try. Airflow gives a link the index that it stores, but no region.
+    """
+    task_key = TaskKey(key.dag_id, key.run_id, key.task_id, key.map_index)
+    with create_session() as session:
+        started = _get_started(_load_attempts(task_key, session, is_stored_index=True))
+        if not started:
+            return "", {}
+        latest = started[0]
+        attempt = next((one for one in started if one.row.try_number <= key.try_number), latest)
+        stored = _load_stored_xcoms(attempt, {RUN_ID_KEY, *names}, session)
+        run_id = stored.get(RUN_ID_KEY)
+        page_url = get_page_url(key, _get_page_region(latest.key, session))
+        latest_stored = stored if attempt is latest else _load_stored_xcoms(latest, (RUN_ID_KEY,), session)
+        if run_id != latest_stored.get(RUN_ID_KEY):
+            page_url += f"/previous/{quote(str(run_id), safe='')}"
+        return page_url, stored
+
+
+def _get_page_region(key: TaskKey, session: Any) -> dict[str, Any]:
+    """Return the region that the address of a page needs; empty if the index is enough."""
+    if key.region_id is None:
+        return {}
+    is_selected = any(one.key == key for one in _load_attempts(key._replace(region_id=None), session)[:1])
+    return {} if is_selected else key.to_region()
+
+
 def _get_recorded_run_id(ti_data: TaskInstanceData, *, is_pushed: bool) -> Any:
     """Return the recorded flow run if this try has one whose id cannot be read from XCom."""
     record = ti_data.run_record
@@ -173,11 +261,10 @@ def get_run_link(key: TaskInstanceKey) -> str:
 
     :returns: the URL; empty if the task has no flow run.
     """
-    with create_session() as session:
-        stored = _load_stored_xcoms(_to_task_key(key), (RUN_LINK_KEY, RUN_ID_KEY), session)
+    page_url, stored = _load_link_xcoms(key, (RUN_LINK_KEY,))
     if _is_web_address(stored.get(RUN_LINK_KEY)):
         return str(stored[RUN_LINK_KEY])
-    return get_page_url(key) if stored.get(RUN_ID_KEY) else ""
+    return page_url if stored.get(RUN_ID_KEY) else ""
 
 
 def get_outputs_link(key: TaskInstanceKey) -> str:
@@ -185,29 +272,18 @@ def get_outputs_link(key: TaskInstanceKey) -> str:
 
     :returns: the URL; empty if the task has no files.
     """
-    with create_session() as session:
-        names = (OUTPUTS_LINK_KEY, RESULT_KEY, OUTPUTS_KEY)
-        stored = _load_stored_xcoms(_to_task_key(key), names, session)
+    page_url, stored = _load_link_xcoms(key, (OUTPUTS_LINK_KEY, RESULT_KEY, OUTPUTS_KEY))
     if _is_web_address(stored.get(OUTPUTS_LINK_KEY)):
         return str(stored[OUTPUTS_LINK_KEY])
     result = _resolve_xcom(RESULT_KEY, stored.get(RESULT_KEY))
     outputs = result.get("outputs") if isinstance(result, Mapping) else None
     outputs = outputs or _resolve_xcom(OUTPUTS_KEY, stored.get(OUTPUTS_KEY))
     rows = [row for row in outputs if isinstance(row, Mapping)] if isinstance(outputs, list) else []
-    return get_page_url(key) if any(row.get("uri") for row in rows) else ""
-
-
-def _to_task_key(key: TaskInstanceKey) -> TaskKey:
-    return TaskKey(key.dag_id, key.run_id, key.task_id, key.map_index)
+    return page_url if any(row.get("uri") for row in rows) else ""
 
 
 def _is_web_address(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("https://", "http://"))
-
-
-def _load_stored_xcoms(key: TaskKey, names: Collection[str], session: Any) -> dict[str, Any]:
-    query = select(XComModel).filter_by(**key._asdict()).where(XComModel.key.in_(names))
-    return {row.key: XComModel.deserialize_value(row) for row in session.scalars(query)}
 
 
 def _resolve_xcom(name: str, stored: Any) -> Any:
@@ -242,11 +318,12 @@ def _create_store_reader(key: TaskKey, session: Any) -> Callable[[str], Any]:
 
     It reads the backend of Airflow's API server. Airflow before 3.3 has no such store.
     """
-    try:
-        from airflow.state import TaskScope, get_state_backend
-    except ImportError:
+    backend = load_state_backend()
+    if backend is None:
         return lambda _: None
-    scope = TaskScope(**key._asdict())
+    scope_class, get_state_backend = backend
+    region = {} if key.region_id is None else {"region_id": UUID(key.region_id)}
+    scope = scope_class(**key.to_filters(), **region)
 
     def get_stored(name: str) -> Any:
         try:
@@ -310,8 +387,7 @@ def get_connection_team(connection_id: str) -> str | None:
 
 def _has_teams() -> bool:
     """Return whether connections may belong to a team: Airflow 3.2 and later, with `[core] multi_team`."""
-    parameters = inspect.signature(Connection.get_connection_from_secrets).parameters
-    return "team_name" in parameters and conf.getboolean("core", "multi_team", fallback=False)
+    return connections_have_teams() and conf.getboolean("core", "multi_team", fallback=False)
 
 
 def load_hook(conn_id: str, team_name: str | None) -> FlowsHook:

@@ -30,13 +30,12 @@ from airflow_provider_flows.plugin.cache import (
     estimate_size,
     get_storage_pool,
 )
-from airflow_provider_flows.plugin.present import to_run_schema, to_safe_line, to_small_run
+from airflow_provider_flows.plugin.present import RunListSchema, to_run_schema, to_safe_line, to_small_run
 from airflow_provider_flows.plugin.run_view import (
     INVALID_KEY_NOTE,
     get_flows_hook,
     run_for_page,
 )
-from airflow_provider_flows.plugin.schemas import RunListSchema
 
 RUNS_PER_PAGE = 25
 RUN_LIST_TTL_SECONDS = 5.0  # minimum time between two list requests of a connection

@@ -45,11 +45,12 @@ from airflow_provider_flows.plugin.present import (
     MAX_OUTPUTS_PER_PAGE,
     OUTPUT_PATH_HINT,
     SAFE_IMAGE_TYPES,
+    ModelSchema,
+    OutputInfoSchema,
     is_link,
     to_safe_line,
 )
 from airflow_provider_flows.plugin.run_view import PAGE_TIMEOUT_SECONDS, Ownership, RunView, get_flows_hook
-from airflow_provider_flows.plugin.schemas import ModelSchema, OutputInfoSchema
 from airflow_provider_flows.storage.atomic_file import open_stored_file
 from airflow_provider_flows.storage.parallel import Pipe
 from airflow_provider_flows.storage.paths import file_names, get_file_path, get_run_folder, to_uri

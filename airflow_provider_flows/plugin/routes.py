@@ -25,7 +25,6 @@ from airflow_provider_flows.plugin.airflow_internals import (
     REQUIRES_CONNECTION_ACCESS,
     REQUIRES_LOGIN,
     REQUIRES_TASK_ACCESS,
-    TaskInstanceData,
     User,
     get_connection_team,
     list_readable_connections,
@@ -53,14 +52,20 @@ from airflow_provider_flows.plugin.html import (
     render_page,
 )
 from airflow_provider_flows.plugin.output_files import NoFileError, OpenFile
-from airflow_provider_flows.plugin.present import MAX_LINE_LENGTH, to_safe_line
+from airflow_provider_flows.plugin.present import (
+    MAX_LINE_LENGTH,
+    OutputInfoSchema,
+    RunListSchema,
+    RunPage,
+    to_safe_line,
+)
 from airflow_provider_flows.plugin.run_view import (
     RunView,
     get_previous_run_view,
     get_service_run_view,
     get_task_run_view,
 )
-from airflow_provider_flows.plugin.schemas import OutputInfoSchema, RunListSchema, RunPage
+from airflow_provider_flows.plugin.task_data import TaskInstanceData, TaskKey
 from airflow_provider_flows.storage.parallel import BrokenFileError
 
 if TYPE_CHECKING:
@@ -401,12 +406,8 @@ add_run_routes(
 
 
 async def get_task_instance(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskInstanceData:
-    """Return the stored data of the task instance in the path.
-
-    Airflow's UI leaves the placeholder `{MAP_INDEX}` in the URL of a task instance that is not mapped.
-    """
-    index = int(map_index) if map_index.removeprefix("-").isdecimal() and len(map_index) < 10 else -1
-    ti_data = await run_in_threadpool(load_task_instance, dag_id, run_id, task_id, index)
+    """Return the stored data of the task instance in the path."""
+    ti_data = await run_in_threadpool(load_task_instance, *TaskKey.parse(dag_id, run_id, task_id, map_index))
     if ti_data is None:
         raise HTTPException(404, "Task instance not found.")
     return ti_data

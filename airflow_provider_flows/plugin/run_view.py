@@ -22,14 +22,13 @@ from airflow_provider_flows.core.exceptions import (
     FlowNotFound,
     FlowServiceError,
 )
-from airflow_provider_flows.core.flow_run import PENDING, READY, FlowOutput, FlowRun, quote_errors
-from airflow_provider_flows.core.limits import MAX_ID_LENGTH
+from airflow_provider_flows.core.flow_run import PENDING, FlowOutput, FlowRun, quote_errors
 from airflow_provider_flows.core.polling.schedule import expected_end
 from airflow_provider_flows.core.redaction import ErrorTexts
 from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.start_or_resume import STAMP_KEY, get_stamp
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData, TaskKey, load_hook
+from airflow_provider_flows.plugin.airflow_internals import load_hook
 from airflow_provider_flows.plugin.cache import (
     FINAL_TTL_SECONDS,
     RESPONSE_CACHE,
@@ -38,6 +37,8 @@ from airflow_provider_flows.plugin.cache import (
 )
 from airflow_provider_flows.plugin.present import (
     MAX_OUTPUTS_PER_PAGE,
+    PreviousRunSchema,
+    RunPage,
     drop_large_parameters,
     to_input_schemas,
     to_output_schemas,
@@ -46,10 +47,19 @@ from airflow_provider_flows.plugin.present import (
     to_safe_line,
     to_small_run,
 )
-from airflow_provider_flows.plugin.schemas import PreviousRunSchema, RunPage
+from airflow_provider_flows.plugin.task_data import (
+    TaskInstanceData,
+    TaskKey,
+    get_nonempty_str,
+    get_recorded_run_ids,
+    is_run_id,
+    list_earlier_runs,
+    parse_output_options,
+    parse_outputs,
+    parse_returned_run,
+)
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import list_outputs
-from airflow_provider_flows.worker.task_state import MAX_PREVIOUS_RUNS
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
@@ -58,7 +68,6 @@ T = TypeVar("T")
 
 PAGE_POLL_SECONDS = 2.5  # between two polls of an active run, however many users view it
 PAGE_TIMEOUT_SECONDS = 8.0  # for one question to a service, because a user waits for the page
-MAX_PLAUSIBLE_SIZE_BYTES = 2**60
 MAX_STAMP_BYTES = 8 * 1024
 MAX_CACHED_TEXT_LENGTH = 256 * 1024  # characters of a text output; a longer one is a file to download
 
@@ -184,9 +193,13 @@ class RunView:
     def is_stamped_on(self, run: FlowRun) -> bool:
         """Return whether the stamp of a run, as its service returned it, is that of this task instance."""
         stamp = get_stamp(run)
-        return self.task_key is not None and all(
-            stamp.get(name) == value for name, value in self.task_key._asdict().items()
-        )
+        if self.task_key is None:
+            return False
+        expected = self.task_key.to_filters()
+        if "region_id" in stamp:  # its map index is the one that Airflow shows: -1 in a loop
+            del expected["map_index"]
+            expected |= self.task_key.to_region() or {"region_id": None}
+        return all(stamp.get(name) == value for name, value in expected.items())
 
     @property
     def _can_change(self) -> bool:
@@ -235,30 +248,28 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
 
     The service is polled only for what the task has not returned.
     """
-    returned_run = _parse_returned_run(ti_data.result)
+    returned_run = parse_returned_run(ti_data.result)
     candidates = (
         returned_run and returned_run.flow_run_id,
         ti_data.flow_run_id,
         ti_data.fields.get("flow_run_id"),
     )
     flow_run_id = next(
-        (text.strip() for text in candidates if isinstance(text, str) and _is_run_id(text.strip())), None
+        (text.strip() for text in candidates if isinstance(text, str) and is_run_id(text.strip())), None
     )
-    conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
-    recorded_run_ids = _get_recorded_run_ids(ti_data)
-    ownership = Ownership.CONTRADICTED if recorded_run_ids else Ownership.UNRECORDED
+    conn_id = get_nonempty_str(ti_data.fields, "flows_conn_id")
     view = RunView(
         flow_run_id,
         conn_id,
         inputs=ti_data.fields.get("inputs"),
         parameters=ti_data.fields.get("parameters"),
-        output_options=_parse_output_options(ti_data.fields),
+        output_options=parse_output_options(ti_data.fields),
         task_state=ti_data.state,
         try_number=ti_data.try_number,
-        previous_runs=tuple(pair for pair in _parse_previous_runs(ti_data) if pair[0] != flow_run_id),
+        previous_runs=tuple(pair for pair in list_earlier_runs(ti_data) if pair[0] != flow_run_id),
         input_error=ti_data.input_error,
         task_key=ti_data.key,
-        ownership=Ownership.CONFIRMED if flow_run_id in recorded_run_ids else ownership,
+        ownership=_get_ownership(ti_data, flow_run_id),
         team_name=ti_data.team_name,
     )
     if flow_run_id is None:
@@ -272,14 +283,28 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
     return view if conn_id is None else await get_service_run_view(conn_id, flow_run_id, view)
 
 
+def _get_ownership(ti_data: TaskInstanceData, flow_run_id: str | None) -> Ownership:
+    """Return whether a run is the task instance's, by what Airflow has recorded."""
+    recorded_run_ids = get_recorded_run_ids(ti_data)
+    if flow_run_id in recorded_run_ids:
+        return Ownership.CONFIRMED
+    return Ownership.CONTRADICTED if recorded_run_ids else Ownership.UNRECORDED
+
+
 async def get_previous_run_view(ti_data: TaskInstanceData, flow_run_id: str) -> RunView | None:
-    """Return the run of an earlier try, None if no earlier try is recorded to have had it."""
-    if flow_run_id not in dict(_parse_previous_runs(ti_data)):
+    """Return the run of an earlier try, None if no earlier try is known to have had it."""
+    if flow_run_id not in dict(list_earlier_runs(ti_data)):
         return None
-    conn_id = _get_nonempty_str(ti_data.fields, "flows_conn_id")
+    conn_id = get_nonempty_str(ti_data.fields, "flows_conn_id")
+    view = RunView(
+        flow_run_id,
+        conn_id,
+        task_key=ti_data.key,
+        team_name=ti_data.team_name,
+        ownership=_get_ownership(ti_data, flow_run_id),
+    )
     if conn_id is None:
-        return RunView(flow_run_id, task_key=ti_data.key)
-    view = RunView(flow_run_id, conn_id, task_key=ti_data.key, team_name=ti_data.team_name)
+        return view
     return await get_service_run_view(conn_id, flow_run_id, view)
 
 
@@ -401,86 +426,3 @@ def _get_outputs_ttl(outputs: tuple[FlowOutput, ...]) -> float:
 
 def _has_pending_outputs(outputs: tuple[FlowOutput, ...]) -> bool:
     return any(output.status == PENDING for output in outputs)
-
-
-# Parsing of what a task instance stored. Any task, and any user who may write XComs, can store any value.
-
-
-def _parse_returned_run(result: Any) -> FlowRun | None:
-    """Return the run that a task returned, None if it returned something else."""
-    if not isinstance(result, Mapping):
-        return None
-    if not all(isinstance(result.get(name), str) for name in ("flow_run_id", "service")):
-        return None
-    return FlowRun.from_event(result) if _is_run_id(result["flow_run_id"]) else None
-
-
-def _is_run_id(text: str) -> bool:
-    return 0 < len(text) <= MAX_ID_LENGTH
-
-
-def _parse_previous_runs(ti_data: TaskInstanceData) -> list[tuple[str, int]]:
-    """Return the recorded runs of earlier tries, latest first."""
-    value = ti_data.previous_runs
-    rows = [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
-    pairs = [(row.get("flow_run_id"), row.get("last_try")) for row in reversed(rows[-MAX_PREVIOUS_RUNS:])]
-    return [(run, last) for run, last in pairs if isinstance(run, str) and run.strip() and type(last) is int]
-
-
-def _get_recorded_run_ids(ti_data: TaskInstanceData) -> frozenset[str]:
-    """Return the ids of the task's flow runs, of all tries, by what no XCom can write.
-
-    A sensor has its id as an argument, which the worker has rendered.
-    """
-    records = (
-        ti_data.run_record,
-        ti_data.first_file_records,
-        {"flow_run_id": ti_data.fields.get("flow_run_id")},
-    )
-    ids = [record.get("flow_run_id") for record in records if isinstance(record, Mapping)]
-    ids += [run for run, _ in _parse_previous_runs(ti_data)]
-    return frozenset(text.strip() for text in ids if isinstance(text, str) and text.strip())
-
-
-def _parse_output_options(fields: Mapping[str, Any]) -> OutputOptions:
-    try:
-        return OutputOptions(
-            _get_nonempty_str(fields, "output_path"), _get_nonempty_str(fields, "output_conn_id")
-        )
-    except FlowInputError:
-        return OutputOptions()
-
-
-def parse_outputs(value: Any) -> tuple[FlowOutput, ...]:
-    """Return the outputs in an XCom, without fields of the wrong type."""
-    rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-    return tuple(
-        FlowOutput(
-            name=_get_str(row, "name") or f"output {number}",
-            asset_id=_get_str(row, "asset_id"),
-            status=_get_str(row, "status") or READY,
-            media_type=_get_str(row, "media_type"),
-            value=_get_str(row, "value"),
-            uri=_get_str(row, "uri"),
-            size=_get_size(row),
-            sha256=_get_str(row, "sha256"),
-            error=_get_str(row, "error"),
-            warning=_get_str(row, "warning"),
-        )
-        for number, row in enumerate(rows[:MAX_OUTPUTS_PER_PAGE], 1)
-    )
-
-
-def _get_size(row: Mapping[str, Any]) -> int | None:
-    size = row.get("size")
-    return size if type(size) is int and 0 <= size <= MAX_PLAUSIBLE_SIZE_BYTES else None
-
-
-def _get_str(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    return value if isinstance(value, str) else None
-
-
-def _get_nonempty_str(fields: Mapping[str, Any], name: str) -> str | None:
-    value = _get_str(fields, name)
-    return value if value is not None and value.strip() else None

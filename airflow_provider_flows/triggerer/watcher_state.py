@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
+from airflow_provider_flows.compat import get_asset_state, set_asset_state
 from airflow_provider_flows.core.polling.finished_runs import is_cursor_state
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class WatcherState:
         """
         while True:
             try:
-                values = [await _get(store, self._key) for store in self._stores]
+                values = [await get_asset_state(store, self._key) for store in self._stores]
             except Exception as error:  # noqa: BLE001  # any error of Airflow's; it may be transient
                 self._log_failure("read", error)
                 await asyncio.sleep(retry_delay)
@@ -61,7 +62,7 @@ class WatcherState:
         """Save a value; return whether that succeeded."""
         try:
             for store in self._stores:
-                await _set(store, self._key, value)
+                await set_asset_state(store, self._key, value)
         except Exception as error:  # noqa: BLE001  # any error of Airflow's; it may be transient
             self._log_failure("written", error)
             return False
@@ -88,16 +89,3 @@ def _asset_stores(store: Any) -> list[Any]:
     """
     stores = [*getattr(store, "_by_name", {}).values()]
     return stores if len(stores) > 1 else [store]
-
-
-async def _get(store: Any, key: str) -> Any:
-    if hasattr(store, "aget"):
-        return await store.aget(key)
-    return await asyncio.to_thread(store.get, key)  # Airflow 3.3.0 and 3.3.1
-
-
-async def _set(store: Any, key: str, value: Any) -> None:
-    if hasattr(store, "aset"):
-        await store.aset(key, value)
-    else:
-        await asyncio.to_thread(store.set, key, value)

@@ -9,7 +9,7 @@ storage, and the links of subclasses in other packages, for which Airflow does n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -135,14 +135,20 @@ def has_served_links(operator_class: type) -> bool:
     return operator_class.__module__.partition(".")[0] == PACKAGE
 
 
-def get_page_url(key: TaskInstanceKey) -> str:
+def get_page_url(key: TaskInstanceKey, region: Mapping[str, Any] | None = None) -> str:
     """Return the address of the page with a task instance's flow run, which the plugin serves.
 
     Without a configured address of Airflow it is a path.
+
+    :param region: the task instance's region, if the key does not have it (`get_region`).
     """
+    from airflow_provider_flows.compat import get_region  # importing the operators stays cheap
+
+    region = get_region(key) if region is None else region
     base_url = conf.get("api", "base_url", fallback=None) or ""
-    parts = (key.dag_id, key.run_id, key.task_id, str(key.map_index))
-    return "/".join((base_url.rstrip("/") + PAGES_PREFIX, "task", *(quote(part, safe="") for part in parts)))
+    index = f"{region['region_index']}@{region['region_id']}" if region else str(key.map_index)
+    parts = (key.dag_id, key.run_id, key.task_id, index)
+    return "/".join((base_url.rstrip("/") + PAGES_PREFIX, "task", *(quote(part, safe="@") for part in parts)))
 
 
 def get_run_url(hook: FlowsHook, run: FlowRun) -> str:

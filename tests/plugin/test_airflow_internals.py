@@ -15,17 +15,21 @@ from airflow.models.connection import Connection
 from airflow.models.dag import DagModel
 from airflow.models.dagbag import DBDagBag
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
+from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.providers_manager import ProvidersManager
 from airflow.sdk import DAG
-from airflow.utils.session import create_session
-from sqlalchemy import delete
+from sqlalchemy import inspect as inspect_mapper
+from sqlalchemy import select
 
+from airflow_provider_flows import compat
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import airflow_internals
+from airflow_provider_flows.plugin.task_data import TaskKey
 from tests.support.airflow_run import run_dag
+from tests.support.stored_xcoms import delete_rendered_fields
 from tests.support.tries import CHAIR_ARGUMENTS
-from tests.support.versions import has, needs
+from tests.support.versions import has, lacks, needs
 
 
 def test_private_apis_have_the_expected_signatures() -> None:
@@ -45,12 +49,38 @@ def test_private_apis_have_the_expected_signatures() -> None:
     assert callable(ProvidersManager.initialize_providers_hooks)
 
 
+@needs("attempts")
+def test_attempts_have_the_expected_columns_and_queries() -> None:
+    """Airflow's own routes find a task instance, its tries and their XComs with these."""
+    from airflow.models.dynamic_region import SENTINEL_REGION_ID
+    from airflow.models.task_coordinates import build_coordinate_filters
+    from airflow.models.xcom import build_xcom_read_query, xcom_entity
+
+    assert {"id", "region_id", "region_index", "working_set", "try_number", "start_date"} <= set(
+        TaskInstance.__table__.columns.keys()
+    )
+    assert SENTINEL_REGION_ID.int == 0
+    assert {"model", "map_index"} <= inspect.signature(build_coordinate_filters).parameters.keys()
+    query = build_xcom_read_query(producer_ids=select(TaskInstance.id))
+    assert {"task_instance_id", "key", "value"} <= set(
+        inspect_mapper(xcom_entity(query)).mapper.columns.keys()
+    )
+    assert "include_all_attempts" in (TaskInstance.__doc__ or "")
+
+
+@lacks("attempts")
+def test_a_task_instance_without_attempts_has_one_row() -> None:
+    """Airflow before 3.4 has no rows of tries, and no regions."""
+    assert not compat.has_attempts(TaskInstance)
+
+
 @needs("task state store")
 def test_the_task_state_store_has_the_expected_backend() -> None:
     """The task's flow runs and files are read from it, where this Airflow has one."""
     from airflow.state import TaskScope, get_state_backend
 
-    assert set(airflow_internals.TaskKey._fields) <= inspect.signature(TaskScope).parameters.keys()
+    expected = set(TaskKey._fields) - (set() if has("attempts") else {"region_id"})
+    assert expected <= inspect.signature(TaskScope).parameters.keys()
     assert {"scope", "key", "session"} <= inspect.signature(get_state_backend().get).parameters.keys()
 
 
@@ -72,7 +102,7 @@ def test_a_state_store_that_fails_has_no_records(monkeypatch: pytest.MonkeyPatch
         set = delete = clear = aget = aset = adelete = aclear = get
 
     monkeypatch.setattr(state, "_backend_instance", Broken())
-    assert airflow_internals.load_file_records(airflow_internals.TaskKey("d", "r", "t", -1), "run") == {}
+    assert airflow_internals.load_file_records(TaskKey("d", "r", "t", -1), "run") == {}
 
 
 @pytest.mark.parametrize(
@@ -107,10 +137,7 @@ def test_the_stored_data_of_a_task_instance_is_loaded() -> None:
         "flows_default",
         {"quality": "low"},
     )
-    with create_session() as session:
-        session.execute(
-            delete(RenderedTaskInstanceFields).where(RenderedTaskInstanceFields.run_id == result.run_id)
-        )
+    delete_rendered_fields(result.run_id)
     old = airflow_internals.load_task_instance("internals_stored", result.run_id, "run", -1)
     assert old is not None
     assert old.fields["flows_conn_id"] == "flows_default"

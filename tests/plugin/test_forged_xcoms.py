@@ -14,11 +14,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from airflow.models.xcom import XComModel
 from airflow.sdk import DAG
 from airflow.utils.session import create_session
 from fastapi.testclient import TestClient
-from sqlalchemy import delete, update
+from sqlalchemy import delete
 
 from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
@@ -38,6 +37,7 @@ from airflow_provider_flows.storage.output_options import OutputOptions
 from tests.support.airflow_run import run_dag
 from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer
 from tests.support.plugin_site import airflow_clients, task_path
+from tests.support.stored_xcoms import delete_xcom, set_xcom
 from tests.support.tries import CHAIR_ARGUMENTS
 from tests.support.versions import has, needs
 
@@ -96,10 +96,8 @@ class Task:
             "flow_run_id": forged_id,
             "outputs": outputs,
         }
-        with create_session() as session:
-            for key, value in values.items():
-                mine = (XComModel.run_id == self.run_id, XComModel.key == key)
-                session.execute(update(XComModel).where(*mine).values(value=value))
+        for key, value in values.items():
+            set_xcom(self.run_id, key, value)
 
     def delete_records(self) -> None:
         """Delete what it has recorded, as on an Airflow without a task state store."""
@@ -346,11 +344,8 @@ def test_other_run_of_the_account_shows_its_state_only(
     own = viewer.get(f"/flows/json/{task.path}").json()
     assert own["outputs"]
     assert viewer.get(f"/flows/{task.path}/output/0").status_code == 200
-    with create_session() as session:
-        mine = (XComModel.run_id == task.run_id, XComModel.key == "return_value")
-        session.execute(delete(XComModel).where(*mine))
-        key = (XComModel.run_id == task.run_id, XComModel.key == "flow_run_id")
-        session.execute(update(XComModel).where(*key).values(value=other.flow_run_id))
+    delete_xcom(task.run_id, "return_value")
+    set_xcom(task.run_id, "flow_run_id", other.flow_run_id)
     page = viewer.get(f"/flows/json/{task.path}").json()
     assert page["run"]["state"] == "completed"
     assert (page["run"]["flow"], page["outputs"], page["parameters"]) == (None, [], {})

@@ -21,15 +21,14 @@ from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.core.limits import MAX_RUN_LIST_BYTES, MIB
 from airflow_provider_flows.core.start_or_resume import STAMP_KEY
 from airflow_provider_flows.plugin import html
-from airflow_provider_flows.plugin.airflow_internals import TaskInstanceData
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
 from airflow_provider_flows.plugin.connection_view import TRUNCATED_NOTE, ListQuery, get_run_list
 from airflow_provider_flows.plugin.run_view import (
     RunView,
     get_service_run_view,
     get_task_run_view,
-    parse_outputs,
 )
+from airflow_provider_flows.plugin.task_data import TaskInstanceData, parse_outputs
 from tests.support.servers import ReceivedRequest, StubResponse, StubServer
 
 RUNNING, COMPLETED = (

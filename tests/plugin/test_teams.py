@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.models import dag as dag_module
 from airflow.models.connection import Connection
 from airflow.models.dag import DagModel
 from airflow.models.dagbundle import DagBundleModel
@@ -88,7 +89,13 @@ def run_dags_of_teams(team_names: Sequence[str | None], conn_id: str) -> dict[st
         for team_name in filter(None, team_names):
             session.get_one(DagBundleModel, f"{team_name}_dags").teams = [session.get_one(Team, team_name)]
             session.get_one(DagModel, f"teams_{team_name}").bundle_name = f"{team_name}_dags"
+    forget_teams()
     return paths
+
+
+def forget_teams() -> None:
+    """Let Airflow look up the teams of DAGs again, which it remembers for 30 s since 3.4."""
+    getattr(dag_module, "clear_team_name_cache", lambda: None)()
 
 
 def get_run(client: TestClient, path: str) -> dict[str, Any]:
@@ -163,6 +170,7 @@ def test_marked_task_aborts_its_run_with_its_teams_connection(emulator: Emulator
     save_team_connection(emulator, "reds_own", "red")
     with create_session() as session:
         session.merge(DagModel(dag_id="teams_marked", bundle_name="red_dags"))
+    forget_teams()
     trigger = Trigger.from_object(FlowRunTrigger("reds_own", flow_run_id, abort_on_kill=True))
     marked = SimpleNamespace(task=None, trigger=trigger, dag_id="teams_marked")
     get_listener_manager().hook.on_task_instance_failed(

@@ -23,7 +23,7 @@ from airflow_provider_flows.worker.task_state import RECORD_KEY
 from tests.support.airflow_run import empty_database
 from tests.support.other_runs import FLOW, model
 from tests.support.other_server import RUN_SECONDS, OtherServer
-from tests.support.versions import needs
+from tests.support.versions import has, needs
 from tools.airflow_settings import own_environment
 from tools.airflow_stack import AIRFLOW
 
@@ -49,6 +49,14 @@ with DAG("every_mode", schedule=None):
         FlowRunSensor(task_id=name, flow_run_id=flow_run_id, **mode, **often) for name, mode in modes.items()
     ]
 """
+XCOMS_QUERY = "select task_id, value from xcom where key = 'return_value'"
+RENDERED_QUERY = "select count(*) from rendered_task_instance_fields"
+if has("attempts"):
+    XCOMS_QUERY = (
+        "select ti.task_id, x.value from xcom_v2 x join task_instance ti on ti.id = x.task_instance_id "
+        "where x.key = 'return_value'"
+    )
+    RENDERED_QUERY = "select count(*) from rtif_v2"
 MODES = ["blocking", "deferrable", "reschedule", "poke", "sensor_deferrable"]
 
 
@@ -84,7 +92,7 @@ def dag_outcome(tmp_path_factory: pytest.TempPathFactory) -> DagOutcome:
         printed = done.stdout + done.stderr
         assert done.returncode == 0, printed[-3000:]
     with sqlite3.connect(home / "airflow.db") as database:
-        rows = database.execute("select task_id, value from xcom where key = 'return_value'").fetchall()
+        rows = database.execute(XCOMS_QUERY).fetchall()
     return DagOutcome(
         home, printed, server.key, {task_id: _parse_xcom(json.loads(value)) for task_id, value in rows}
     )
@@ -138,7 +146,7 @@ def test_the_key_appears_nowhere(dag_outcome: DagOutcome) -> None:
 def test_every_searched_place_is_not_empty(dag_outcome: DagOutcome) -> None:
     """What is searched for the key was really written: XComs and rendered fields."""
     with sqlite3.connect(dag_outcome.home / "airflow.db") as database:
-        (rendered,) = database.execute("select count(*) from rendered_task_instance_fields").fetchone()
+        (rendered,) = database.execute(RENDERED_QUERY).fetchone()
     assert set(dag_outcome.returned) == {*MODES, "elsewhere"}
     assert rendered == len(dag_outcome.returned)
 

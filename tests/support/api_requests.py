@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
-import httpx
+from airflow.sdk.api.client import Client
 
 IN_PROCESS_HOST = "in-process.invalid."  # of the API server that `dag.test()` uses
 
@@ -18,12 +19,12 @@ def record_api_requests() -> Iterator[list[str]]:
     The API server is Airflow's own, in this process. Heartbeats are missing, because no supervisor sends any.
     """
     requests: list[str] = []
-    send = httpx.Client.send
+    send = Client.send
 
-    def record(client: httpx.Client, request: httpx.Request, **options: object) -> httpx.Response:
+    def record(client: Client, request: Any, **options: Any) -> Any:  # httpx's, since Airflow 3.4 httpx2's
         if request.url.host == IN_PROCESS_HOST:
             requests.append(f"{request.method} {request.url.path.rpartition('/')[2]}")
-        return send(client, request, **options)  # type: ignore[arg-type]  # as it was called
+        return send(client, request, **options)
 
-    with mock.patch.object(httpx.Client, "send", record):
+    with mock.patch.object(Client, "send", record):
         yield requests

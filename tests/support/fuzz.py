@@ -26,7 +26,7 @@ from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.finished_runs import EventCursor
 from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, resume
 from airflow_provider_flows.plugin.output_files import GLB_PREAMBLE, JSON_CHUNK_TYPE, parse_glb_header
-from airflow_provider_flows.plugin.run_view import parse_outputs
+from airflow_provider_flows.plugin.task_data import parse_outputs
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
 from airflow_provider_flows.storage.graph_files import parse_graph

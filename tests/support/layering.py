@@ -43,8 +43,8 @@ triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache f
 triggerer watcher_state
 . triggers links sensors
 drawing svg mermaid __init__
-plugin airflow_internals cache abort_queue html listener schemas present run_view connection_view output_files
-plugin routes
+plugin cache html present task_data airflow_internals abort_queue listener run_view connection_view
+plugin output_files routes
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin
 cli __init__ arguments parser terminal command draw flow_runs download run
@@ -56,6 +56,9 @@ _PURE = ("core", "services")  # no I/O, no Airflow, no HTTP library
 _PURE_LIBRARIES = sys.stdlib_module_names | {"pendulum", "pybase64"}
 _WITHOUT_AIRFLOW = ("transport", "emulator", "drawing")
 _HTTP_LIBRARIES = {"requests", "aiohttp", "httpx", "urllib3"}
+COMPAT = f"{PACKAGE}.compat"  # the module that knows what differs between versions of Airflow
+_FEATURE_CHECKS = {"hasattr", "signature", "inspect.signature"}
+_AIRFLOW_DISTRIBUTIONS = {"apache-airflow", "apache-airflow-core", "apache-airflow-task-sdk"}
 _MAY_SLEEP = ("transport", "triggerer", "emulator")
 _ALLOWED = (
     ("base_hook", "requests"),  # only for types: `get_conn` returns a session
@@ -110,6 +113,70 @@ def find_layering_breaches(modules: Mapping[str, str], tree: list[str]) -> list[
                 f"{module}:{line}: time.sleep belongs to {', '.join(_MAY_SLEEP)}" for line in _sleeps(parsed)
             ]
     return breaches
+
+
+def find_version_branches(modules: Mapping[str, str]) -> list[str]:
+    """Return what asks which Airflow is installed, outside the one module that may (`COMPAT`).
+
+    That is an import of Airflow's whose failure is handled, a version of Airflow, and a check for attributes
+    or parameters of something of Airflow's.
+    """
+    return [
+        f"{module}:{line}: {what} belongs to {COMPAT}"
+        for module, source in modules.items()
+        if module != COMPAT
+        for line, what in sorted(_version_branches(ast.parse(source)))
+    ]
+
+
+def _version_branches(parsed: ast.Module) -> Iterator[tuple[int, str]]:
+    nodes = list(ast.walk(parsed))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {
+        (alias.asname or alias.name).partition(".")[0]: alias.name
+        for node in imports
+        if _is_of_airflow(node)
+        for alias in node.names
+    }
+    for node in nodes:
+        if isinstance(node, ast.Try) and any(map(_handles_import_error, node.handlers)):
+            handled: list[ast.stmt] = node.body
+        elif isinstance(node, ast.With) and "ImportError" in ast.unparse(node.items[0]):
+            handled = node.body
+        else:
+            handled = []
+        yield from (
+            (each.lineno, "an import of Airflow's that may fail")
+            for statement in handled
+            for each in ast.walk(statement)
+            if isinstance(each, ast.Import | ast.ImportFrom) and _is_of_airflow(each)
+        )
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in _FEATURE_CHECKS and node.args:
+            root = ast.unparse(node.args[0]).partition(".")[0]
+            if root in names:
+                yield node.lineno, f"a check of {ast.unparse(node.args[0])}"
+        if isinstance(node, ast.Constant) and node.value in _AIRFLOW_DISTRIBUTIONS:
+            yield node.lineno, "a version of Airflow"
+    yield from ((node.lineno, "a version of Airflow") for node in imports if _imports_version(node))
+
+
+def _is_of_airflow(node: ast.Import | ast.ImportFrom) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return not node.level and str(node.module).partition(".")[0] == "airflow"
+    return any(alias.name.partition(".")[0] == "airflow" for alias in node.names)
+
+
+def _imports_version(node: ast.Import | ast.ImportFrom) -> bool:
+    names = [alias.name for alias in node.names]
+    return _is_of_airflow(node) and any(
+        "version" in name.lower() or name.startswith("AIRFLOW_V_")
+        for name in (*names, getattr(node, "module", None) or "")
+    )
+
+
+def _handles_import_error(handler: ast.ExceptHandler) -> bool:
+    caught = "" if handler.type is None else ast.unparse(handler.type)
+    return "ImportError" in caught or "ModuleNotFoundError" in caught
 
 
 def format_tree(modules: Mapping[str, str]) -> str:

@@ -50,6 +50,15 @@ class Feature(NamedTuple):
 
 
 FEATURES = {
+    "attempts": Feature(
+        (3, 4), "plugin/test_attempts.py::test_a_task_that_waits_for_its_retry_shows_the_failed_try"
+    ),
+    "task loops": Feature(
+        (3, 4), "plugin/test_attempts.py::test_each_mapped_instance_has_its_own_run_and_record"
+    ),
+    "tests of stored connections without a port": Feature(
+        (3, 4), "test_provider_info.py::test_the_test_button_on_a_stored_connection"
+    ),
     "task state store": Feature((3, 3), "worker/test_task_try.py::test_retry_without_store_starts_new_run"),
     "asset state store": Feature(
         (3, 3), "triggerer/test_watcher_state.py::test_watcher_without_a_store_repeats_no_event"

@@ -77,4 +77,4 @@ def test_each_environment_has_a_result_line(tmp_path: Path, body: str, ended: st
     assert done.returncode == code, done.stderr
     lines = done.stdout.splitlines()[-2:]
     assert len(lines) == 2
-    assert all(re.fullmatch(rf"Airflow \d+\.\d+\.\d+: {ended} in .*", line) for line in lines), done.stdout
+    assert all(re.fullmatch(rf"Airflow \d+\.\d+\.\d+\S*: {ended} in .*", line) for line in lines), done.stdout

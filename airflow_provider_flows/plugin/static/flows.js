@@ -32,6 +32,19 @@
   system.addEventListener("change", applyTheme);
   if (airflowRoot) new MutationObserver(applyTheme).observe(airflowRoot, { attributes: true, attributeFilter: ["class"] });
 
+  // Airflow's URL has the region of the selected task instance: the iteration of a loop. It gives a tab only the map index.
+  const followRegion = () => {
+    const selected = new URLSearchParams(window.parent.location.search);
+    const [region, index] = [selected.get("region_id"), selected.get("region_index")];
+    const [, task, instance] = window.location.pathname.match(/^(.*\/task\/[^/]+\/[^/]+\/[^/]+)\/([^/]+)$/) ?? [];
+    if (!region || !index || !task || decodeURIComponent(instance) === `${index}@${region}`) return;
+    window.location.replace(`${task}/${encodeURIComponent(index)}@${encodeURIComponent(region)}`);
+  };
+  if (airflowRoot) {
+    followRegion();
+    window.setInterval(followRegion, 1000);
+  }
+
   const getTimeZone = () => {
     const item = getStored("timezone");
     try {
