@@ -7,6 +7,9 @@ tests/support/versions.py names the versions, for the tests.
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
+
+NO_REGION = UUID(int=0)  # of a task instance in a worker that is in no region
 
 
 def clear_deletes_task_state(ti: Any) -> bool:
@@ -18,3 +21,17 @@ def clear_deletes_task_state(ti: Any) -> bool:
     :param ti: a task instance, as in Airflow's context.
     """
     return hasattr(ti, "region_id")
+
+
+def get_region(ti: Any) -> dict[str, Any]:
+    """Return `region_id` and `region_index` of a task instance as plain JSON; empty if it is in no region.
+
+    Mapped tasks and task loops have regions since Airflow 3.4: executions of one task with the same map index
+    differ in them.
+
+    :param ti: a task instance, as in Airflow's context.
+    """
+    region_id = getattr(ti, "region_id", None)
+    if region_id in {None, NO_REGION}:
+        return {}
+    return {"region_id": str(region_id), "region_index": ti.region_index}

@@ -85,10 +85,16 @@ def check_requested_sizes(result: DagResult, _: Path) -> None:
         assert reduced <= max_triangles
 
 
+def check_loop(_: DagResult, folder: Path) -> None:
+    """Expect a model of each seed up to the first good one."""
+    assert [path.stat().st_size >= 34_000 for path in models(folder)] == [False, False, True]
+
+
 CHECKS: dict[str, Callable[[DagResult, Path], None]] = {
     "decorated_flow": check_requested_sizes,
     "flows_demo": check_reduced_model(500),
     "generate_from_prompt": check_one_model,
+    "generate_until_good": check_loop,
     "image_to_optimized_model": check_reduced_model(800),
     "many_prompts": check_model_for_each_prompt,
     "models_in_a_bucket": check_reduced_model(800),  # a local folder; test_bucket.py uses a bucket

@@ -61,6 +61,7 @@ FEATURES = {
         (3, 3), "system/test_stack.py::test_deferred_task_logs_that_kills_do_not_abort"
     ),
     "connection form fields": Feature((3, 2), "test_provider_info.py::test_plain_connection_form"),
+    "task loops": Feature((3, 4), "docs/test_examples.py::test_lesson_of_loops_without_loops"),
     "teams": Feature((3, 2), "plugin/test_teams.py::test_without_teams_a_connection_is_looked_up_by_its_id"),
     "commands of providers": Feature(
         (3, 2), "test_provider_info.py::test_airflow_without_commands_of_providers"
