@@ -154,7 +154,7 @@ async def _read_states(query: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_in_loop(ti: Any) -> bool:
-    """Return whether a task instance is certainly in a task loop; mapped ones have regions without loops too."""
+    """Return whether a task instance is certainly in a task loop; mapped ones have regions in any case."""
     return bool(get_region(ti)) and not is_mapped(ti)
 
 

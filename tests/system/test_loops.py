@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.emulator.runs import GenerioRun
 from tests.support.airflow_run import empty_database
 from tests.support.versions import needs
@@ -129,9 +129,7 @@ class Loops:
 
     def log_files(self) -> str:
         """Return the text of all logs."""
-        return "".join(
-            path.read_text() for path in self.airflow.home.rglob("*.log") if path.is_file()
-        )
+        return "".join(path.read_text() for path in self.airflow.home.rglob("*.log") if path.is_file())
 
 
 def stamp(run: GenerioRun) -> dict[str, Any]:
@@ -159,20 +157,15 @@ def loops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loops]:
     shutil.copy(EXAMPLES / f"{LESSON}.py", dags)
     with (
         Emulator(run_seconds=2) as emulator,
-        Stack(
-            home, dags, environment=emulator.connections, tuned=True, database=empty_database()
-        ) as airflow,
+        Stack(home, dags, environment=emulator.connections, tuned=True, database=empty_database()) as airflow,
     ):
-        runs = {}
-        for dag_id in ("killed_blocking", "killed_deferrable", "replaced"):
-            runs[dag_id] = airflow.trigger(dag_id)
+        runs: dict[str, str] = {}
         everything = Loops(airflow, emulator, runs)
-        for dag_id in runs:  # their second iterations are slow
-            wait_for(lambda dag_id=dag_id: everything.flow_runs(dag_id))
-        emulator.run_seconds = SLOW_RUN_SECONDS
-        for dag_id in runs:
+        for dag_id in ("killed_blocking", "killed_deferrable", "replaced"):  # plans are used in order
+            emulator.add_plan(Plan(run_seconds=2))
+            emulator.add_plan(Plan(run_seconds=SLOW_RUN_SECONDS))
+            runs[dag_id] = airflow.trigger(dag_id)
             wait_for(lambda dag_id=dag_id: len(everything.flow_runs(dag_id)) == ITERATIONS)
-        emulator.run_seconds = 2
         for dag_id in WAYS:
             runs[dag_id] = airflow.trigger(dag_id)
         runs[LESSON] = airflow.trigger(LESSON, {"output_path": f"file://{home}/models"})
@@ -193,11 +186,9 @@ def test_each_iteration_has_its_own_flow_run(loops: Loops, dag_id: str) -> None:
     assert {run.state for run in flow_runs} == {"completed"}
     for ti, flow_run_id in zip(instances, pushed, strict=True):
         found = stamp(loops.emulator.runs[flow_run_id])
-        assert (found["task_id"], found["run_id"], found["map_index"]) == (
-            "again.run",
-            loops.runs[dag_id],
-            ti["map_index"],
-        )
+        assert (found["task_id"], found["run_id"]) == ("again.run", loops.runs[dag_id])
+        names = ("map_index", "region_id", "region_index")
+        assert [found[name] for name in names] == [ti[name] for name in names]
     expected_try = 2 if dag_id == "resumed" else 1
     assert {ti["try_number"] for ti in instances} == {expected_try}
 
@@ -215,8 +206,38 @@ def test_killed_iteration_aborts_its_own_run(loops: Loops, dag_id: str, while_it
 
     wait_for(lambda: second.state in {"aborting", "aborted"})
     assert first.state == "completed"
-    wait_for(lambda: f"low run {second.flow_run_id} was aborted" in loops.log_files()
-             or f"low run {second.flow_run_id} had already ended" in loops.log_files())
+    wait_for(
+        lambda: (
+            f"low run {second.flow_run_id} was aborted" in loops.log_files()
+            or f"low run {second.flow_run_id} had already ended" in loops.log_files()
+        )
+    )
+
+
+def test_iteration_that_a_clear_replaces(loops: Loops) -> None:
+    """A Clear of the first iteration replaces the second one, whose flow run the new second one aborts."""
+    loops.wait_for_task("replaced", "deferred")
+    _, replaced = loops.flow_runs("replaced")
+    first_check = loops.task_instances("replaced", "again.check")[0]
+    loops.airflow.call(
+        "POST",
+        "dags/replaced/clearTaskInstances",
+        json={
+            "dry_run": False,
+            "only_failed": False,
+            "dag_run_id": loops.runs["replaced"],
+            "task_instance_ids": [first_check["id"]],
+            "include_downstream": True,
+        },
+    )
+
+    assert loops.airflow.wait("replaced", loops.runs["replaced"], MAX_WAIT_SECONDS) == "success"
+    first, _, second = loops.flow_runs("replaced")
+    assert (first.state, replaced.state, second.state) == ("completed", "aborted", "completed")
+    regions = [stamp(run)["region_id"] for run in (first, replaced, second)]
+    assert regions[0] == regions[1] != regions[2]
+    # the trigger that was killed could not find out that its task has no next try
+    assert f"(UnknownIterationError), so flow run {replaced.flow_run_id} is left" in loops.log_files()
 
 
 def test_lesson_succeeds(loops: Loops) -> None:

@@ -130,7 +130,7 @@ async def test_the_abort_has_its_own_time(emulator: Emulator, monkeypatch: pytes
         ("deferred", None, ACTIVE_STATES, "(UnknownIterationError), so flow run %s is left to the next try"),
     ],
 )
-async def test_iteration_of_a_loop(
+async def test_iteration_of_a_loop(  # noqa: PLR0917
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -139,7 +139,7 @@ async def test_iteration_of_a_loop(
     run_states: set[str],
     line: str,
 ) -> None:
-    """In a task loop a run is aborted only if the latest iteration is finished, and no Clear replaced its task.
+    """In a task loop a run is aborted if the latest iteration is finished, and its task was not replaced.
 
     Airflow rejects the XCom request of a trigger whose task instance was replaced.
     """
