@@ -193,6 +193,14 @@ def test_each_iteration_has_its_own_flow_run(loops: Loops, dag_id: str) -> None:
     assert {ti["try_number"] for ti in instances} == {expected_try}
 
 
+def test_each_iteration_emits_an_asset_event(loops: Loops) -> None:
+    """The event of each iteration has the id of that iteration's flow run."""
+    assert loops.airflow.wait("blocking", loops.runs["blocking"], MAX_WAIT_SECONDS) == "success"
+    found = loops.airflow.call("GET", "assets/events", params={"source_dag_id": "blocking"}).json()
+    emitted = [event["extra"]["flow_run_id"] for event in found["asset_events"]]
+    assert sorted(emitted) == sorted(run.flow_run_id for run in loops.flow_runs("blocking"))
+
+
 @pytest.mark.parametrize(
     ("dag_id", "while_it_is"), [("killed_blocking", "running"), ("killed_deferrable", "deferred")]
 )
