@@ -147,6 +147,20 @@ def wait_for(get: Callable[[], Any]) -> Any:
     return result
 
 
+def trigger(airflow: Stack, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+    """Trigger a DAG, again if SQLite was locked by another process."""
+
+    def attempt() -> str | None:
+        try:
+            return airflow.trigger(dag_id, conf)
+        except RuntimeError as error:
+            if "Database error" not in str(error):
+                raise
+            return None
+
+    return str(wait_for(attempt))
+
+
 @pytest.fixture(scope="module")
 def loops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loops]:
     """Start an Airflow with all DAGs."""
@@ -164,11 +178,11 @@ def loops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loops]:
         for dag_id in ("killed_blocking", "killed_deferrable", "replaced"):  # plans are used in order
             emulator.add_plan(Plan(run_seconds=2))
             emulator.add_plan(Plan(run_seconds=SLOW_RUN_SECONDS))
-            runs[dag_id] = airflow.trigger(dag_id)
+            runs[dag_id] = trigger(airflow, dag_id)
             wait_for(lambda dag_id=dag_id: len(everything.flow_runs(dag_id)) == ITERATIONS)
         for dag_id in WAYS:
-            runs[dag_id] = airflow.trigger(dag_id)
-        runs[LESSON] = airflow.trigger(LESSON, {"output_path": f"file://{home}/models"})
+            runs[dag_id] = trigger(airflow, dag_id)
+        runs[LESSON] = trigger(airflow, LESSON, {"output_path": f"file://{home}/models"})
         yield everything
 
 
