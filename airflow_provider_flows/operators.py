@@ -171,6 +171,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
         from airflow_provider_flows.retry_policy import log_if_unsupported
+        from airflow_provider_flows.worker.run_tracking import abort_replaced_runs
         from airflow_provider_flows.worker.task_try import on_execution_timeout, plan_run, resume_or_start
 
         self._raise_if_connection_is_unusable()
@@ -179,6 +180,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         log_if_unsupported(self)
         with self._run_try(task_try):
             on_run_update = self.get_run_tracker(context, task_try.hook)
+            if self.abort_on_kill:
+                abort_replaced_runs(context, task_try.hook)
             arguments = self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
             template_problems = (
                 self.get_template_problems(CHECKED_ARGUMENTS - OUTPUT_ARGUMENTS),

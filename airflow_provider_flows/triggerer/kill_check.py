@@ -13,12 +13,23 @@ from contextvars import Context
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from airflow_provider_flows.compat import get_region
 from airflow_provider_flows.triggerer.per_loop import PerLoop
-from airflow_provider_flows.worker.kill_check import is_finished_in, max_reply_seconds, to_state_query
+from airflow_provider_flows.worker.kill_check import (
+    is_finished_in,
+    is_mapped,
+    max_reply_seconds,
+    to_state_query,
+)
 
 COLLECT_SECONDS = 0.05  # Airflow calls `on_kill` of many triggers one after the other
 MAX_NAME_CHARACTERS = 40_000  # of one message: Airflow writes the names into a URL of at most 65,536
 MAX_TASK_INSTANCES = 2_000  # of one message
+NOT_CURRENT = 403  # status of an XCom that a trigger requests after its task instance was replaced
+
+
+class UnknownIterationError(Exception):
+    """Airflow does not report the state of a task's own iteration of its task loop."""
 
 
 class _Waiter(NamedTuple):
@@ -47,9 +58,17 @@ class TaskStateReader:
     async def is_finished(self, ti: Any) -> bool:
         """Return whether a task instance is finished in Airflow, by a state that is read after this call.
 
+        Call it in the trigger's context. In a task loop Airflow reports the state of the latest iteration
+        only. If that one is not finished, or a Clear replaced the trigger's task instance, the own iteration
+        may have a next try.
+
+        :raises UnknownIterationError: the task is in a loop, and the state of its iteration is unknown.
         :raises Exception: Airflow did not respond, or rejected the message.
         """
-        return await self._add(ti)
+        is_finished = await self._add(ti)
+        if _is_in_loop(ti) and not (is_finished and await _is_current(ti)):
+            raise UnknownIterationError
+        return is_finished
 
     def warm_up(self, ti: Any) -> None:
         """Read one task's state in the background, if none has been read yet, and ignore the result.
@@ -132,6 +151,36 @@ async def _read_states(query: Mapping[str, Any]) -> Mapping[str, Any]:
         message = f"Airflow responded to GetTaskStates with {type(response).__name__}"
         raise TypeError(message)
     return response.task_states
+
+
+def _is_in_loop(ti: Any) -> bool:
+    """Return whether a task instance is certainly in a task loop; mapped ones have regions in any case."""
+    return bool(get_region(ti)) and not is_mapped(ti)
+
+
+async def _is_current(ti: Any) -> bool:
+    """Return whether no Clear has replaced the task instance of the trigger that calls this function.
+
+    Airflow replaces the task instance for each try. It rejects a request for an XCom by a trigger whose own
+    one is not current, and there is no message that requests this directly. It knows the trigger by the
+    context. tests/system/test_loops.py fails if Airflow changes that.
+    """
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from airflow.sdk.execution_time.comms import GetXCom
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    message = GetXCom(
+        key="flow_run_id", dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index
+    )
+    try:
+        async with asyncio.timeout(max_reply_seconds()):
+            await SUPERVISOR_COMMS.asend(message)
+    except AirflowRuntimeError as error:
+        detail = error.error.detail or {}
+        if detail.get("status_code") != NOT_CURRENT:
+            raise
+        return False
+    return True
 
 
 def _split_into_batches(waiters: Iterable[_Waiter]) -> Iterator[list[_Waiter]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_flows.compat import get_region
+
 if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
@@ -35,7 +37,33 @@ def max_reply_seconds() -> float:
 
 def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
     """Return whether the task instance is finished in Airflow. Blocks; called in a worker."""
-    return is_finished_in(ti.get_task_states(**to_state_query([ti])), ti)
+    return is_finished_in(_get_states(ti), ti)
+
+
+def _get_states(ti: Any) -> Mapping[str, Any]:
+    """Return the state of a task instance, in the form of Airflow's `get_task_states`.
+
+    In a task loop that method returns the states of the latest iteration. Which instances have ended, in any
+    iteration, is in the list that Airflow uses as Sentry's breadcrumbs; of the others, only one that is
+    restarting is distinguished here.
+    """
+    region = get_region(ti)
+    if not region or "loop" not in ti.get_template_context():
+        states: Mapping[str, Any] = ti.get_task_states(**to_state_query([ti]))
+        return states
+    query = to_state_query([ti])
+    query.pop("map_index", None)  # the latest iteration may have fewer instances of a mapped task
+    states = ti.get_task_states(**query)
+    if ti.run_id not in states:
+        return {}  # the task or its DAG run was deleted
+    key = _to_keys(ti)[0]
+    latest = states[ti.run_id].get(key)
+    state = latest if _to_text(latest) == "restarting" else None
+    own = {"task_id": ti.task_id, **region}
+    for ended in ti.get_task_breadcrumbs(ti.dag_id, ti.run_id):
+        if {name: _to_text(ended.get(name)) for name in own} == {name: str(own[name]) for name in own}:
+            state = ended["state"]
+    return {ti.run_id: {key: state}}
 
 
 def to_state_query(tis: Sequence[Any]) -> dict[str, Any]:
@@ -44,7 +72,7 @@ def to_state_query(tis: Sequence[Any]) -> dict[str, Any]:
     For several of them Airflow returns the states of all these tasks in all these DAG runs.
     """
     only = tis[0] if len(tis) == 1 else None
-    mapped = {"map_index": only.map_index} if only is not None and _is_mapped(only) else {}
+    mapped = {"map_index": only.map_index} if only is not None and is_mapped(only) else {}
     return {
         "dag_id": tis[0].dag_id,
         "task_ids": list(dict.fromkeys(ti.task_id for ti in tis)),
@@ -62,13 +90,22 @@ def is_finished_in(states: Mapping[str, Any], ti: Any) -> bool:
     :param states: `{run_id: {task_id or task_id_<map_index>: state}}`.
     """
     run_states = states.get(ti.run_id, {})
-    keys = (f"{ti.task_id}_{ti.map_index}", ti.task_id) if _is_mapped(ti) else (ti.task_id,)
-    for key in keys:
+    for key in _to_keys(ti):
         if key in run_states:
             state = run_states[key]
-            return str(getattr(state, "value", state)) in FINISHED_STATES
+            return _to_text(state) in FINISHED_STATES
     return True
 
 
-def _is_mapped(ti: Any) -> bool:
+def _to_text(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def _to_keys(ti: Any) -> tuple[str, ...]:
+    """Return the keys under which Airflow returns the state of a task instance, the likelier one first."""
+    return (f"{ti.task_id}_{ti.map_index}", ti.task_id) if is_mapped(ti) else (ti.task_id,)
+
+
+def is_mapped(ti: Any) -> bool:
+    """Return whether a task instance is one of several of a mapped task."""
     return ti.map_index is not None and ti.map_index >= 0

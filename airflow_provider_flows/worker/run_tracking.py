@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
+from airflow_provider_flows.compat import get_region
+
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
@@ -32,6 +34,7 @@ OUTPUTS_LINK_KEY = "flow_outputs_link"
 RUN_ID_KEY = "flow_run_id"
 # of a task instance; a flow run has them in its stamp
 STAMPED_ATTRIBUTES = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+REPLACED_RUN = "The %s of an iteration that a Clear has replaced with this one was %s"
 NOT_OWN_RUN = (
     "Flow run %s, whose id is in the XCom of this task, is neither fetched nor aborted: %s. If it is active, "
     "it continues, and is billed. Check it at the service"
@@ -193,6 +196,43 @@ def find_pushed_run(ti: Any, hook: FlowsHook) -> str | None:
         return flow_run_id
     log.warning(NOT_OWN_RUN, flow_run_id, "it does not have the stamp of this try")
     return None
+
+
+def abort_replaced_runs(context: Context, hook: FlowsHook) -> None:
+    """Abort the flow runs of the iterations of a task loop that this one replaces after a Clear. Never fails.
+
+    The Clear of an iteration ends the later ones, and their tasks have no next try that aborts their runs.
+    Airflow starts these iterations again in another region.
+    """
+    from airflow_provider_flows.core.exceptions import FlowError  # importing the operators stays cheap
+    from airflow_provider_flows.core.flow_run import FlowState
+
+    ti: Any = context["ti"]
+    was_cleared = bool(getattr(context.get("dag_run"), "clear_number", 0))
+    if not (was_cleared and "loop" in context and ti.try_number <= 1 and ti.map_index < 0):
+        return
+    if not (hook.service.staged_start and hook.service.supports("list_runs")):
+        return
+    try:
+        for state in (FlowState.CREATED, FlowState.STARTING, FlowState.RUNNING):
+            for run in hook.run(hook.service.list_runs(state)):
+                if _is_replaced(run, ti):
+                    outcome = "aborted" if hook.abort(run.flow_run_id) else "final already"
+                    log.info(REPLACED_RUN, run, outcome)
+    except FlowError as error:
+        log.warning("Whether a Clear has replaced iterations with active flow runs is unknown: %s", error)
+
+
+def _is_replaced(run: FlowRun, ti: Any) -> bool:
+    """Return whether a flow run is of the same task, in this iteration or a later one of another region."""
+    from airflow_provider_flows.core.start_or_resume import get_stamp
+
+    stamp = get_stamp(run)
+    if any(stamp.get(name) != getattr(ti, name) for name in STAMPED_ATTRIBUTES if name != "try_number"):
+        return False
+    region_id, region_index = stamp.get("region_id"), stamp.get("region_index")
+    is_other_region = isinstance(region_id, str) and region_id != get_region(ti).get("region_id")
+    return is_other_region and isinstance(region_index, int) and region_index >= ti.region_index
 
 
 def _push_run_link(ti: TaskInstanceKey, url: str) -> None:

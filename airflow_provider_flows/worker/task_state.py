@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from airflow_provider_flows.compat import get_region
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.limits import MAX_ERROR_LENGTH
 from airflow_provider_flows.core.redaction import redact_text, strip_signatures
@@ -114,7 +115,7 @@ class TaskState:
     @property
     def stamp_of_this_try(self) -> dict[str, Any]:
         """What the stamp of a flow run that this try starts says about the try."""
-        return {name: getattr(self._ti, name) for name in STAMPED_ATTRIBUTES}
+        return {name: getattr(self._ti, name) for name in STAMPED_ATTRIBUTES} | get_region(self._ti)
 
     @property
     def stamp_of_earlier_tries(self) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from airflow.sdk import DAG
 from airflow_provider_flows.emulator import Emulator
 from tests.support.airflow_run import DagResult, load_dags, run_dag
 from tests.support.modes import start_external_run
+from tests.support.versions import lacks, needs
 from tools.glb import count_triangles
 
 FOLDER = Path(__file__).parents[2] / "example_dags"
@@ -85,10 +86,16 @@ def check_requested_sizes(result: DagResult, _: Path) -> None:
         assert reduced <= max_triangles
 
 
+def check_loop(_: DagResult, folder: Path) -> None:
+    """Expect a model of each seed up to the first good one."""
+    assert [path.stat().st_size >= 34_000 for path in models(folder)] == [False, False, True]
+
+
 CHECKS: dict[str, Callable[[DagResult, Path], None]] = {
     "decorated_flow": check_requested_sizes,
     "flows_demo": check_reduced_model(500),
     "generate_from_prompt": check_one_model,
+    "generate_until_good": check_loop,
     "image_to_optimized_model": check_reduced_model(800),
     "many_prompts": check_model_for_each_prompt,
     "models_in_a_bucket": check_reduced_model(800),  # a local folder; test_bucket.py uses a bucket
@@ -97,6 +104,7 @@ CHECKS: dict[str, Callable[[DagResult, Path], None]] = {
     "start_now_fetch_later": check_deleted_run,
     "wait_for_flow_run": check_one_model,
 }
+LOOPS = "generate_until_good"  # the example that defines a DAG only if Airflow has task loops
 # What has happened at the service before the DAG runs.
 PREPARATIONS: dict[str, Callable[[Emulator], object]] = {"on_finished_run": start_external_run}
 
@@ -130,7 +138,15 @@ def test_lessons_are_numbered() -> None:
     assert f"in {counted} lessons" in (FOLDER.parent / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", FILES)
+@lacks("task loops")
+def test_lesson_of_loops_without_loops() -> None:
+    """The example with a task loop can be imported on an Airflow without task loops, and defines no DAG."""
+    assert load_dags(FOLDER / f"{LOOPS}.py") == {}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs("task loops") if name == LOOPS else ()) for name in FILES]
+)
 def test_example_succeeds(flow_emulator: Emulator, output: Path, name: str) -> None:
     """The example is imported without errors, has a description, succeeds, and stores its files."""
     dag = load_example(name)

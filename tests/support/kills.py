@@ -10,8 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult
+from airflow.sdk.execution_time.comms import (
+    ErrorResponse,
+    GetTaskStates,
+    GetXCom,
+    TaskStatesResult,
+    XComResult,
+)
 
 from airflow_provider_flows.triggers import FlowRunTrigger
 from airflow_provider_flows.worker.kill_check import on_kill_timeout
@@ -20,9 +27,14 @@ KILL_MESSAGE = "kill"
 TaskKey = tuple[str, str, str, int]  # dag_id, run_id, task_id, map_index
 
 
-def task_instance(task_id: str, map_index: int = -1, run_id: str = "manual", dag_id: str = "dag") -> Any:
-    """Return what a trigger knows of its task instance."""
-    return SimpleNamespace(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index)
+def task_instance(
+    task_id: str, map_index: int = -1, run_id: str = "manual", dag_id: str = "dag", **region: Any
+) -> Any:
+    """Return what a trigger knows of its task instance.
+
+    :param region: `region_id` and `region_index`, as on an Airflow with regions.
+    """
+    return SimpleNamespace(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index, **region)
 
 
 @dataclass
@@ -33,12 +45,14 @@ class StubSupervisor:
     :param first_seconds: how long the first response takes.
     :param seconds: how long every other response takes.
     :param respond: replaces the response to a message.
+    :param xcom_status: of the rejection of a request for an XCom; None sends one.
     """
 
     states: dict[TaskKey, str | None] = field(default_factory=dict)
     first_seconds: float = 0.0
     seconds: float = 0.0
     respond: Callable[[GetTaskStates], Any] | None = None
+    xcom_status: int | None = None
     messages: list[GetTaskStates] = field(default_factory=list)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -49,6 +63,11 @@ class StubSupervisor:
 
     async def asend(self, message: Any) -> Any:
         """Respond to a message when it is its turn; only requests for states are recorded."""
+        if isinstance(message, GetXCom):
+            if self.xcom_status is None:
+                return XComResult(key=message.key, value="an id")
+            detail = {"status_code": self.xcom_status, "message": "rejected"}
+            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=detail))
         if not isinstance(message, GetTaskStates):
             return None  # such as a secret of the connection to mask
         self.messages.append(message)

@@ -53,9 +53,7 @@ FEATURES = {
     "attempts": Feature(
         (3, 4), "plugin/test_attempts.py::test_a_task_that_waits_for_its_retry_shows_the_failed_try"
     ),
-    "task loops": Feature(
-        (3, 4), "plugin/test_attempts.py::test_each_mapped_instance_has_its_own_run_and_record"
-    ),
+    "task loops": Feature((3, 4), "docs/test_examples.py::test_lesson_of_loops_without_loops"),
     "tests of stored connections without a port": Feature(
         (3, 4), "test_provider_info.py::test_the_test_button_on_a_stored_connection"
     ),

@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -30,6 +31,7 @@ from tests.support.versions import needs
 
 MANY = 500
 HTTPX_MAX_URL_CHARACTERS = 65_536
+ACTIVE_STATES = {"starting", "running"}
 
 pytestmark = [
     pytest.mark.emulator(run_seconds=3600, abort="instant"),
@@ -53,10 +55,12 @@ def is_waiting(emulator: Emulator) -> bool:
     return any(request.method == "GET" for request in emulator.requests)
 
 
-async def kill_one(emulator: Emulator, supervisor: StubSupervisor, state: str | None = "failed") -> str:
+async def kill_one(
+    emulator: Emulator, supervisor: StubSupervisor, state: str | None = "failed", **region: Any
+) -> str:
     """Let a trigger wait, set its task's state, and kill it; return the id of its flow run."""
     flow_run_id = start_external_run(emulator)
-    ti = task_instance("run")
+    ti = task_instance("run", **region)
     supervisor.states[ti.dag_id, ti.run_id, ti.task_id, ti.map_index] = "deferred"
     trigger = create_trigger(flow_run_id, ti, poll_interval=60)
     task = asyncio.create_task(run_until_killed(trigger))
@@ -114,6 +118,40 @@ async def test_the_abort_has_its_own_time(emulator: Emulator, monkeypatch: pytes
     assert states(emulator) != {"aborted": 1}
     assert await wait_for_condition(lambda: states(emulator) == {"aborted": 1})
     assert await wait_for_idle_loop()
+
+
+@pytest.mark.parametrize(
+    ("latest_state", "xcom_status", "run_states", "line"),
+    [
+        ("failed", None, {"aborted"}, "The task was killed, so flow run %s was aborted"),
+        ("success", 403, ACTIVE_STATES, "(UnknownIterationError), so flow run %s is left to the next try"),
+        ("success", 500, ACTIVE_STATES, "(AirflowRuntimeError), so flow run %s is left to the next try"),
+        (None, None, ACTIVE_STATES, "(UnknownIterationError), so flow run %s is left to the next try"),
+        ("deferred", None, ACTIVE_STATES, "(UnknownIterationError), so flow run %s is left to the next try"),
+    ],
+)
+async def test_iteration_of_a_loop(  # noqa: PLR0917
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    latest_state: str | None,
+    xcom_status: int | None,
+    run_states: set[str],
+    line: str,
+) -> None:
+    """In a task loop a run is aborted if the latest iteration is finished, and its task was not replaced.
+
+    Airflow rejects the XCom request of a trigger whose task instance was replaced.
+    """
+    caplog.set_level(logging.INFO)
+    supervisor = StubSupervisor(xcom_status=xcom_status).install(monkeypatch)
+
+    flow_run_id = await kill_one(emulator, supervisor, latest_state, region_id=uuid4(), region_index=1)
+
+    assert await wait_for_condition(
+        lambda: any(line % flow_run_id in text for _, text in kill_lines(caplog, flow_run_id))
+    )
+    assert emulator.runs[flow_run_id].state in run_states
 
 
 def reject(_: GetTaskStates) -> Any:

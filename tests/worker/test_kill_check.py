@@ -13,13 +13,14 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any, get_args
+from uuid import uuid4
 
 import pytest
 from airflow.jobs.triggerer_job_runner import ToTriggerSupervisor
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, task, task_group
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import GetTaskStates
+from airflow.sdk.execution_time.comms import GetTaskStates, GetXCom
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.operators import RunFlowOperator
@@ -138,10 +139,63 @@ def test_finished_tasks_are_distinguished_from_active_ones() -> None:
     }
 
 
+@needs("task loops")
+@pytest.mark.usefixtures("airflow_database")
+def test_iterations_of_a_loop_are_distinguished() -> None:
+    """In a task loop the state of a task is that of its own iteration, not of the latest one."""
+    with DAG("kill_loop", schedule=None) as dag:
+
+        @task_group
+        def again() -> None:
+            @task
+            def first() -> None:
+                pass
+
+            @task
+            def ask(ti: Any = None) -> dict[str, bool]:
+                def over(name: str, region_index: int, **other: Any) -> bool:
+                    names = ("dag_id", "run_id", "map_index", "region_id")
+                    names += ("get_task_states", "get_task_breadcrumbs", "get_template_context")
+                    same = {name: getattr(ti, name) for name in names}
+                    place = {"task_id": f"again.{name}", "region_index": region_index}
+                    return is_task_finished(SimpleNamespace(**(same | place | other)))
+
+                return {
+                    "itself": is_task_finished(ti),
+                    "first": over("first", 1),
+                    "later": over("later", 1),
+                    "first of the first iteration": over("first", 0),
+                    "later of the first iteration": over("later", 0),
+                    "first of a replaced region": over("first", 0, region_id=uuid4()),
+                    "gone with its DAG run": over("first", 0, run_id="no such run"),
+                }
+
+            @task
+            def later() -> None:
+                pass
+
+            first() >> ask() >> later()
+
+        again.loop(max_iterations=2)
+
+    result = run_dag(dag)
+
+    assert result.state == "success", result.log
+    assert result.xcoms["again.ask[1]"]["return_value"] == {
+        "itself": False,
+        "first": True,
+        "later": False,
+        "first of the first iteration": True,
+        "later of the first iteration": True,
+        "first of a replaced region": False,
+        "gone with its DAG run": True,
+    }
+
+
 def test_airflow_still_has_the_message_that_a_trigger_sends() -> None:
     """Airflow's triggerer still accepts the message with which a trigger requests a task's state."""
     known = get_args(get_args(ToTriggerSupervisor)[0])
 
-    assert GetTaskStates in known
+    assert {GetTaskStates, GetXCom} <= set(known)
     assert {"dag_id", "map_index", "task_ids", "run_ids"} <= set(GetTaskStates.model_fields)
     assert "SUPERVISOR_COMMS" in task_runner.__annotations__
