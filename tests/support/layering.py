@@ -42,7 +42,7 @@ worker __init__ kill_check lineage run_tracking saved_run task_state finish task
 triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache finished_runs_feed run_aborts
 triggerer watcher_state
 . triggers links sensors
-drawing svg mermaid __init__
+drawing picture __init__
 plugin airflow_internals cache abort_queue html listener schemas present run_view connection_view output_files
 plugin routes
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware
