@@ -38,7 +38,7 @@ transport blocking shared_rate_limiter
 storage __init__ parallel paths atomic_file file_source graph_files inputs output_options output_download
 storage outputs quota_marker
 hooks preflight flows_hook __init__
-worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try template_check
+worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try start template_check
 triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache finished_runs_feed run_aborts
 triggerer watcher_state
 . triggers links sensors

@@ -50,7 +50,9 @@ class Feature(NamedTuple):
 
 
 FEATURES = {
-    "task state store": Feature((3, 3), "worker/test_task_try.py::test_retry_without_store_starts_new_run"),
+    "task state store": Feature(
+        (3, 3), "worker/test_task_try.py::test_retry_without_store_resumes_listed_run"
+    ),
     "asset state store": Feature(
         (3, 3), "triggerer/test_watcher_state.py::test_watcher_without_a_store_repeats_no_event"
     ),
