@@ -26,6 +26,7 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+METASTORE_BACKEND = "airflow.state.metastore.MetastoreBackend"
 NO_REGION = UUID(int=0)  # of a task instance in a worker that is in no region
 
 __all__ = [
@@ -50,11 +51,15 @@ def clear_deletes_task_state(ti: Any) -> bool:
     """Return whether Airflow deletes the task state store of a task that a person clears.
 
     Airflow does so since 3.4, unless the person chooses to keep the state. A worker has no sign of it, but
-    the same version added the regions of task instances, which are public attributes.
+    the same version added the regions of task instances, which are public attributes. It deletes only what is
+    in its own database, not what another backend of the store has.
 
     :param ti: a task instance, as in Airflow's context.
     """
-    return hasattr(ti, "region_id")
+    from airflow.providers.common.compat.sdk import conf
+
+    backend = conf.get("state_store", "backend", fallback=None) or METASTORE_BACKEND
+    return hasattr(ti, "region_id") and backend == METASTORE_BACKEND
 
 
 def get_region(ti: Any) -> dict[str, Any]:

@@ -88,8 +88,9 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     :param fetch_partial_outputs: if True, fetch the outputs of a failed or aborted run as well; the error
         lists them.
     :param delete_after_fetch: if True, delete the run at the service after all of its files are stored.
-    :param durable: if True (default), a retry resumes the same flow run (Airflow 3.3 and later). Clearing the
-        task starts a new one.
+    :param durable: if True (default), a retry resumes the same flow run. Before Airflow 3.3 that requires a
+        service that lists its runs, and an `additional` that is a mapping or None. Clearing the task starts a
+        new flow run, and aborts the old one, unless its state is kept (Airflow 3.4 and later).
     :param abort_on_kill: if True (default), abort the flow run when the task is killed or its deadline
         passes.
     :param validate: if True (default), validate flow, inputs and parameters against the flow's definition
@@ -172,7 +173,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
         from airflow_provider_flows.retry_policy import log_if_unsupported
         from airflow_provider_flows.worker.run_tracking import abort_replaced_runs
-        from airflow_provider_flows.worker.task_try import on_execution_timeout, plan_run, resume_or_start
+        from airflow_provider_flows.worker.start import plan_run, resume_or_start
+        from airflow_provider_flows.worker.task_try import on_execution_timeout
 
         self._raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
@@ -303,11 +305,12 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         from airflow_provider_flows.worker.task_try import TaskTry, add_continuing_run
 
         ti: Any = context["ti"]
+        was_cleared = bool(getattr(context.get("dag_run"), "clear_number", None))
         task_state = TaskState(
             context,
             durable=self.durable,
             options=self._output_options(),
-            is_new=not after_deferral and int(ti.try_number) <= 1,
+            is_new=not after_deferral and int(ti.try_number) <= 1 and not was_cleared,
         )
         record = task_state.record if use_saved_connection else None
         saved_conn_id = None if record is None else record.conn_id

@@ -107,12 +107,15 @@ def test_every_templated_argument_is_rendered(emulator: Emulator, tmp_path: Any)
     stamp = created["additional"].pop(STAMP_KEY)
     assert created == {"template": FLOW, "parameters": LOW, "additional": {"dag": "operator_templates"}}
     assert re.fullmatch(r"[0-9a-f]{32}", stamp.pop("token"))
+    assert re.fullmatch(r"[0-9a-f]{64}", stamp.pop("fingerprint"))
+    assert 0 < stamp.pop("deadline") - time.time() < 3600
     assert stamp == {
         "dag_id": "operator_templates",
         "run_id": result.run_id,
         "task_id": "run",
         "map_index": -1,
         "try_number": 1,
+        "generation": 0,
     }
     assert get_bodies(emulator, "POST", "/inputs") == [
         {"data": "A gnome"},

@@ -40,6 +40,7 @@ MAX_HEAD_BYTES = MIB
 # A list, over all pages together.
 MAX_PAGES = 1_000
 MAX_LISTED_RUNS = 100_000
+MAX_SEARCHED_RUNS = 5_000  # the newest ones, among which a try without a record finds its task's runs
 MAX_TRACKED_IDS = 5_000  # of runs that left the list of an asset watcher, and are still to be polled
 
 # Sizes in bytes. `max_response_mib` of the connection is the bound of every response that is no file.

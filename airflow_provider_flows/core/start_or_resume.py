@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -17,6 +18,8 @@ from uuid import uuid4
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowError, FlowNotFound, FlowServiceError
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState, UploadSource
 from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, map_requests, send
+from airflow_provider_flows.core.limits import MAX_SEARCHED_RUNS
+from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import Inputs
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.service import Service
 
 STAMP_KEY = "airflow_start"  # the key of the provider's stamp in the caller's metadata
+STAMPED_FIELDS = ("token", "generation", "fingerprint", "deadline")  # of a record
 NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
 NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)
 MISSING_RUN_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 7.5, 15.0)  # 30 s in all, for the failover of a gateway
@@ -101,8 +105,11 @@ class RunRecord:
 
     @property
     def stamp(self) -> dict[str, Any]:
-        """The stamp in the metadata of the run, under `STAMP_KEY`: its token, and the try that started it."""
-        return {**(self.created_by or {}), "token": self.token}
+        """The stamp in the metadata of the run, under `STAMP_KEY`: the try that started it, and this record.
+
+        A later try without the record creates it again from the stamp (`from_stamp`).
+        """
+        return {**(self.created_by or {}), **{name: getattr(self, name) for name in STAMPED_FIELDS}}
 
     def is_stamped_on(self, run: FlowRun) -> bool:
         """Return whether a run carries the stamp of this record."""
@@ -123,11 +130,20 @@ class RunRecord:
             record = cls(**data)
             if record.saved_run is not None:
                 FlowRun.from_record(record.saved_run)
-        except (TypeError, KeyError, ValueError, AttributeError):
+            is_valid = math.isfinite(record.deadline or 0.0) and isinstance(record.generation, int)
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             return None
-        texts = (record.flow_run_id, record.conn_id, record.host)
-        is_valid = all(isinstance(text, str | None) for text in texts)
-        return record if is_valid and isinstance(record.deadline, int | float | None) else None
+        texts = (record.fingerprint, record.token)
+        optional_texts = (record.flow_run_id, record.conn_id, record.host)
+        is_valid = is_valid and all(isinstance(text, str) for text in texts)
+        return record if is_valid and all(isinstance(text, str | None) for text in optional_texts) else None
+
+    @classmethod
+    def from_stamp(cls, run: FlowRun) -> RunRecord | None:
+        """Return the record of the start of a run, from its stamp; None if the stamp does not have it."""
+        stamp = get_stamp(run)
+        fields = {name: stamp.get(name) for name in STAMPED_FIELDS}
+        return cls.from_dict({**fields, "flow_run_id": run.flow_run_id})
 
 
 SaveRecord = Callable[[RunRecord | None], None]
@@ -238,9 +254,21 @@ def get_stamp(run: FlowRun) -> Mapping[str, Any]:
     return stamp if isinstance(stamp, Mapping) else {}
 
 
+def has_stamp(run: FlowRun, values: Mapping[str, Any]) -> bool:
+    """Return whether the stamp of a run has these values, of the same types; it does not have a None."""
+    stamp = get_stamp(run)
+    found = {name: stamp.get(name) for name in values}
+    return all(type(found[name]) is type(value) and found[name] == value for name, value in values.items())
+
+
+def can_be_stamped(additional: Any) -> bool:
+    """Return whether a stamp can be added to the caller's metadata."""
+    return additional is None or isinstance(additional, Mapping)
+
+
 def add_stamp(additional: Any, stamp: Mapping[str, Any]) -> Any:
     """Return the caller's metadata with the stamp added; other metadata than a mapping is unchanged."""
-    if additional is None or isinstance(additional, Mapping):
+    if can_be_stamped(additional):
         return {**(additional or {}), STAMP_KEY: dict(stamp)}
     return additional
 
@@ -392,8 +420,34 @@ def delete_created_runs(
     except FlowError:
         return
     for run in runs:
-        if stamp.items() <= get_stamp(run).items() and run.flow_run_id != except_id:
+        if has_stamp(run, stamp) and run.flow_run_id != except_id:
             yield from _try_delete(service, run.flow_run_id)
+
+
+def find_stamped_runs(service: Service, stamp: Mapping[str, Any]) -> Conversation[list[FlowRun]]:
+    """Return the runs with a stamp, newest first, among the newest runs that the service lists.
+
+    :param stamp: a part of the stamp.
+    :raises FlowServiceError: the service could not be reached, or its list cannot be read.
+    """
+    page = yield from service.list_newest(MAX_SEARCHED_RUNS)
+    runs = [run for run in page.runs if has_stamp(run, stamp)]
+    return sorted(runs, key=lambda run: to_epoch(run.created_at) if run.created_at else 0.0, reverse=True)
+
+
+def select_record(runs: Iterable[FlowRun], generation: int) -> RunRecord | None:
+    """Return the record of the run that is to be resumed, or of the newest one if none is.
+
+    :param runs: of one task instance, newest first. One that never ran does not count.
+    :param generation: of this run of the task.
+    """
+    first: RunRecord | None = None
+    for run in runs:
+        record = None if run.state is FlowState.CREATED else RunRecord.from_stamp(run)
+        if record is not None and record.generation == generation and run.state not in NOT_RESUMABLE_STATES:
+            return record
+        first = first or record
+    return first
 
 
 def abort_run(service: Service, flow_run_id: str) -> Conversation[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from airflow_provider_flows.drawing.mermaid import to_mermaid
-from airflow_provider_flows.drawing.svg import STYLE, to_svg
+from airflow_provider_flows.drawing.picture import STYLE, to_mermaid, to_svg
 
 __all__ = ["STYLE", "to_mermaid", "to_svg"]

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 ON_KILL_SECONDS = 19.0  # time limit of `on_kill` in a worker
 # Within `[triggerer] on_kill_timeout` there must be time for the log line after the last reply.
 REPLY_FRACTION = 0.9
-# `restarting` is a running task that was cleared: its next try starts a new flow run
-FINISHED_STATES = frozenset({"failed", "success", "skipped", "removed", "upstream_failed", "restarting"})
+# of a running task that was cleared: its next try starts a new flow run, unless its state was kept
+RESTARTING = "restarting"
+REMOVED = "removed"
+FINISHED_STATES = frozenset({"failed", "success", "skipped", REMOVED, "upstream_failed", RESTARTING})
 ABORTED_BY_KILL = "The task was killed, so flow run %s was aborted (deleted if it had not started)"
 NOTHING_TO_ABORT = "The task was killed; flow run %s had already ended, is being aborted, or is gone"
 
@@ -35,9 +37,9 @@ def max_reply_seconds() -> float:
     return REPLY_FRACTION * on_kill_timeout()
 
 
-def is_task_finished(ti: RuntimeTaskInstanceProtocol) -> bool:
-    """Return whether the task instance is finished in Airflow. Blocks; called in a worker."""
-    return is_finished_in(_get_states(ti), ti)
+def read_task_state(ti: RuntimeTaskInstanceProtocol) -> str:
+    """Return the state of the task instance in Airflow (`get_state_in`). Blocks; called in a worker."""
+    return get_state_in(_get_states(ti), ti)
 
 
 def _get_states(ti: Any) -> Mapping[str, Any]:
@@ -58,7 +60,7 @@ def _get_states(ti: Any) -> Mapping[str, Any]:
         return {}  # the task or its DAG run was deleted
     key = _to_keys(ti)[0]
     latest = states[ti.run_id].get(key)
-    state = latest if _to_text(latest) == "restarting" else None
+    state = latest if _to_text(latest) == RESTARTING else None
     own = {"task_id": ti.task_id, **region}
     for ended in ti.get_task_breadcrumbs(ti.dag_id, ti.run_id):
         if {name: _to_text(ended.get(name)) for name in own} == {name: str(own[name]) for name in own}:
@@ -82,10 +84,15 @@ def to_state_query(tis: Sequence[Any]) -> dict[str, Any]:
 
 
 def is_finished_in(states: Mapping[str, Any], ti: Any) -> bool:
-    """Return whether a task instance is finished.
+    """Return whether a task instance is finished, by its state as `get_state_in` returns it."""
+    return get_state_in(states, ti) in FINISHED_STATES
 
-    A task instance without an entry no longer exists (it or its DAG run was deleted), and is finished. The
-    state None means that it was cleared or is about to run again.
+
+def get_state_in(states: Mapping[str, Any], ti: Any) -> str:
+    """Return the state of a task instance.
+
+    One without an entry no longer exists: it or its DAG run was deleted, or a Clear has replaced it. It is
+    REMOVED, because it has no next try. "None" means that it was cleared or is about to run again.
 
     :param states: `{run_id: {task_id or task_id_<map_index>: state}}`.
     """
@@ -93,8 +100,8 @@ def is_finished_in(states: Mapping[str, Any], ti: Any) -> bool:
     for key in _to_keys(ti):
         if key in run_states:
             state = run_states[key]
-            return _to_text(state) in FINISHED_STATES
-    return True
+            return _to_text(state)
+    return REMOVED
 
 
 def _to_text(value: Any) -> str:

@@ -32,9 +32,10 @@ PAGES_PREFIX = "/flows"  # of the plugin's pages (`plugin.PREFIX`), below Airflo
 RUN_LINK_KEY = "flow_run_link"
 OUTPUTS_LINK_KEY = "flow_outputs_link"
 RUN_ID_KEY = "flow_run_id"
-# of a task instance; a flow run has them in its stamp
+# of a task instance; a flow run has them in its stamp, and its region if it is in one
 STAMPED_ATTRIBUTES = ("dag_id", "run_id", "task_id", "map_index", "try_number")
 REPLACED_RUN = "The %s of an iteration that a Clear has replaced with this one was %s"
+WITHOUT_REGION: dict[str, Any] = {"region_id": None, "region_index": None}
 NOT_OWN_RUN = (
     "Flow run %s, whose id is in the XCom of this task, is neither fetched nor aborted: %s. If it is active, "
     "it continues, and is billed. Check it at the service"
@@ -167,6 +168,13 @@ def get_run_url(hook: FlowsHook, run: FlowRun) -> str:
     return url if url.startswith(("https://", "http://")) else ""
 
 
+def get_own_stamp(ti: Any) -> dict[str, Any]:
+    """Return what the stamp of a flow run says about the try that starts it; None stands for no region."""
+    from airflow_provider_flows.compat import get_region  # importing the operators stays cheap
+
+    return {name: getattr(ti, name) for name in STAMPED_ATTRIBUTES} | WITHOUT_REGION | get_region(ti)
+
+
 def push_run_id(ti: Any, flow_run_id: str) -> None:
     """Push the id of a task's flow run to XCom during the wait. Airflow empties XCom when a try starts."""
     try:
@@ -182,17 +190,17 @@ def find_pushed_run(ti: Any, hook: FlowsHook) -> str | None:
     no other run of the account is fetched or aborted.
     """
     from airflow_provider_flows.core.exceptions import FlowError  # importing the operators stays cheap
-    from airflow_provider_flows.core.start_or_resume import get_stamp
+    from airflow_provider_flows.core.start_or_resume import has_stamp
 
     flow_run_id = ti.xcom_pull(ti.task_id, key=RUN_ID_KEY, map_indexes=ti.map_index)
     if not isinstance(flow_run_id, str) or not flow_run_id:
         return None
     try:
-        stamp = get_stamp(hook.get_run(flow_run_id))
+        is_own_run = has_stamp(hook.get_run(flow_run_id), get_own_stamp(ti))
     except FlowError as error:
         log.warning(NOT_OWN_RUN, flow_run_id, error)
         return None
-    if all(name in stamp and stamp[name] == getattr(ti, name) for name in STAMPED_ATTRIBUTES):
+    if is_own_run:
         return flow_run_id
     log.warning(NOT_OWN_RUN, flow_run_id, "it does not have the stamp of this try")
     return None

@@ -1,6 +1,7 @@
 """What a task saves for its next try in Airflow's task state store: its flow run's record, and its files.
 
-Airflow has this store since version 3.3. Without it nothing is saved, and each try starts a new flow run.
+Airflow has this store since version 3.3. Without it nothing is saved, and a retry finds its flow run only in
+the list of the service.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_flows.compat import get_region
+from airflow_provider_flows.compat import clear_deletes_task_state
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.limits import MAX_ERROR_LENGTH
 from airflow_provider_flows.core.redaction import redact_text, strip_signatures
 from airflow_provider_flows.core.safe_text import to_line
-from airflow_provider_flows.worker.run_tracking import STAMPED_ATTRIBUTES, push_run_id
+from airflow_provider_flows.worker.run_tracking import get_own_stamp, push_run_id
 from airflow_provider_flows.worker.saved_run import (
     SavedRunStorage,
     fits,
@@ -54,6 +55,9 @@ class TaskState:
     :param durable: whether a retry is to resume the same flow run; if not, nothing is read or saved.
     :param options: where files are stored: if the store fails, a paid response is saved there.
     :param is_new: whether this is the start of the first try, before which nothing can have been saved.
+    :ivar is_listable: whether a retry may find the flow run in the list of the service, by its stamp.
+    :ivar was_kept: whether the task was cleared with its state kept, so that this try resumes its flow run.
+    :ivar is_adopted: whether the record is not from the store, but from the stamp of a listed flow run.
     """
 
     def __init__(
@@ -74,7 +78,13 @@ class TaskState:
         self._record: RunRecord | None = None
         self._earlier_record: RunRecord | None = None
         self.is_loaded = self._store is None or is_new
-        self._has_unsaved_record = False
+        self._has_unsaved_record = self._is_deleted = False
+        self.is_listable = self.was_kept = self.is_adopted = False
+
+    @property
+    def has_store(self) -> bool:
+        """Whether the record of a try can be saved."""
+        return self._store is not None
 
     @property
     def record(self) -> RunRecord | None:
@@ -98,6 +108,9 @@ class TaskState:
         from airflow_provider_flows.core.start_or_resume import RunRecord  # importing operators stays cheap
 
         stored = self._store.get(RECORD_KEY)
+        is_other_generation = isinstance(stored, Mapping) and stored.get("generation") != self.generation
+        if is_other_generation and clear_deletes_task_state(self._ti):
+            self.was_kept, stored = True, {**stored, "generation": self.generation}
         if not isinstance(stored, Mapping) or not is_reference(stored.get("saved_run")):
             return RunRecord.from_dict(stored)
         record = RunRecord.from_dict({**stored, "saved_run": None})
@@ -115,13 +128,12 @@ class TaskState:
     @property
     def stamp_of_this_try(self) -> dict[str, Any]:
         """What the stamp of a flow run that this try starts says about the try."""
-        return {name: getattr(self._ti, name) for name in STAMPED_ATTRIBUTES} | get_region(self._ti)
+        return {name: value for name, value in get_own_stamp(self._ti).items() if value is not None}
 
     @property
-    def stamp_of_earlier_tries(self) -> dict[str, Any] | None:
-        """What the stamps of all flow runs of the task instance have in common; None in a first try."""
-        stamp = {name: value for name, value in self.stamp_of_this_try.items() if name != "try_number"}
-        return None if self.is_new else stamp
+    def stamp_of_all_tries(self) -> dict[str, Any]:
+        """What the stamps of all flow runs of the task instance have in common; None stands for no region."""
+        return {name: value for name, value in get_own_stamp(self._ti).items() if name != "try_number"}
 
     @property
     def generation(self) -> int:
@@ -131,7 +143,8 @@ class TaskState:
     @property
     def has_retry_left(self) -> bool:
         """Whether a failure of this try is followed by a try that can resume its flow run."""
-        return self._store is not None and int(self._ti.try_number) <= self.generation
+        is_listable = self.durable and self.is_listable and self.flow_run_id is not None
+        return (self.has_store or is_listable) and int(self._ti.try_number) <= self.generation
 
     @property
     def current_record(self) -> RunRecord | None:
@@ -147,37 +160,38 @@ class TaskState:
         """Return whether the record is from this run of the task and for the same request."""
         return self.record is not None and self.record.matches(fingerprint, self.generation)
 
-    def may_have_started(self, fingerprint: str) -> bool:
-        """Return whether an earlier try sent this request and did not get a response."""
-        return self.record is not None and self.matches(fingerprint) and self.record.flow_run_id is None
+    def adopt_record(self, record: RunRecord) -> None:
+        """Use a record that was found at the service, in place of one that an earlier try has saved."""
+        self._record, self._earlier_record, self.is_adopted = record, record, True
 
-    def create_record(self, fingerprint: str, deadline: float | None, conn_id: str) -> RunRecord:
-        """Return the record of a new start; log a warning if this Airflow cannot save it.
+    def on_clear(self) -> bool:
+        """Return whether the person who has cleared this running task kept its state. Blocks.
 
-        :param deadline: epoch seconds, or None.
+        If Airflow has deleted it, this try saves nothing more: the next one would resume an unwanted run.
         """
-        from airflow_provider_flows.core.start_or_resume import RunRecord
-
-        if self.durable and self._store is None:
-            log.warning(
-                "The task state store requires Airflow 3.3 or later. On this version a retry of this task "
-                "cannot resume the flow run that starts now. It will start another one, with the full timeout"
-            )
-        return RunRecord(fingerprint, self.generation, deadline, conn_id=conn_id)
+        if self._store is None or not clear_deletes_task_state(self._ti):
+            return False
+        self._is_deleted = self._store.get(RECORD_KEY) is None
+        return not self._is_deleted
 
     def deadline(self, fingerprint: str, default: float | None) -> float | None:
-        """Return the deadline set by the first try of this request, else the default (epoch seconds)."""
-        return self.record.deadline if self.record is not None and self.matches(fingerprint) else default
+        """Return the deadline set by the first try of this request, else the default (epoch seconds).
+
+        A person who has cleared the task and kept its state wants its flow run, also after the deadline.
+        """
+        if self.record is None or not self.matches(fingerprint):
+            return default
+        return default if self.was_kept and self._is_past_deadline(time.time()) else self.record.deadline
 
     def will_be_resumed(self, now: float) -> bool:
         """Return whether a retry would resume the flow run: one is left, and the deadline has not passed.
 
         :param now: epoch seconds.
         """
-        is_past_deadline = (
-            self.record is not None and self.record.deadline is not None and now >= self.record.deadline
-        )
-        return self.has_retry_left and not is_past_deadline
+        return self.has_retry_left and not self._is_past_deadline(now)
+
+    def _is_past_deadline(self, now: float) -> bool:
+        return self.record is not None and self.record.deadline is not None and now >= self.record.deadline
 
     def delete_saved_run(self) -> None:
         """Delete a record with a complete run. A record with an id only remains for a cleared task."""
@@ -305,9 +319,12 @@ class TaskState:
 
     def _save(self, record: RunRecord | None) -> None:
         self._load()  # with the reference to what an earlier try has stored apart
-        self.record = record = self._earlier_record if record is None else record
+        earlier = self._earlier_record
+        if record is None and earlier is not None and earlier.generation == self.generation:
+            record = earlier
+        self.record = record
         self._has_unsaved_record = False
-        if self._store is None:
+        if self._store is None or self._is_deleted:
             return
         if record is not None:
             self._store_record(record)

@@ -1,11 +1,11 @@
-"""One try of an operator's task: how it resumes or starts its flow run, and when it aborts the run."""
+"""One try of an operator's task, and when it aborts its flow run or leaves it to the next try."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +19,25 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     FlowTimeout,
 )
-from airflow_provider_flows.core.start_or_resume import add_stamp, delete_created_runs
-from airflow_provider_flows.core.validation import Problems
+from airflow_provider_flows.core.start_or_resume import find_stamped_runs
 from airflow_provider_flows.storage.atomic_file import Cancellation
-from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
 from airflow_provider_flows.worker.kill_check import (
     ABORTED_BY_KILL,
+    FINISHED_STATES,
     NOTHING_TO_ABORT,
     ON_KILL_SECONDS,
-    is_task_finished,
+    RESTARTING,
+    read_task_state,
 )
-from airflow_provider_flows.worker.run_tracking import push_run_id
-from airflow_provider_flows.worker.saved_run import open_links, seal_links
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import Logger
 
     from airflow_provider_flows.core.flow_run import FlowRun
-    from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest
+    from airflow_provider_flows.core.start_or_resume import RunRecord
     from airflow_provider_flows.hooks import FlowsHook
-    from airflow_provider_flows.storage.output_options import OutputOptions
     from airflow_provider_flows.worker.task_state import TaskState
 
 CREDENTIALS_CHANGED = "The credentials of connection %s have changed; the wait continues with the new ones"
@@ -48,13 +45,8 @@ RUN_CONTINUES = (
     "Flow run {flow_run_id} continues, because there is no valid key to abort it with. Correct the "
     "connection, then abort the run at the service, or clear the task, which aborts it."
 )
+CLEARED_WITH_STATE = "The task was cleared with its state kept; flow run %s is left to the next try"
 FORBIDDEN_STATUS = 403  # how a service may respond to the id of another account's run
-ONLY_RESUMABLE = "%s, so this try can only resume the flow run of an earlier try: %s"
-MISSING_RUN = (
-    "Flow run %s of an earlier try was not found: %s responded with 404 to every poll, and does not list it. "
-    "This try does not resume it. If it is still active at the service, it continues, and is billed: check "
-    "it there"
-)
 
 
 @dataclass(slots=True)
@@ -94,144 +86,13 @@ class TaskTry:
         return self.deferred_run_id or self.task_state.flow_run_id
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedRun:
-    """The flow run that a try is to resume or start.
-
-    :param request: starts a new run.
-    :param fingerprint: of the request. It is the saved record's if the inputs can no longer be read: the run
-        of an earlier try can be resumed without them.
-    :param deadline: epoch seconds, or None.
-    :param input_problems: why the inputs cannot be read or no file can be written now, so that no new run can
-        be started.
-    """
-
-    request: RunRequest
-    fingerprint: str
-    deadline: float | None
-    input_problems: Problems
-
-
-def plan_run(
-    task_try: TaskTry,
-    arguments: tuple[Any, Any, Any, Any, str | None],
-    options: OutputOptions,
-    timeout: float | None,
-    template_problems: tuple[Problems, Problems],
-) -> PlannedRun:
-    """Read the task's arguments, and validate what can be validated before a request is sent.
-
-    The run of an earlier try can be resumed although its inputs have disappeared, or its files cannot be
-    written for the moment: these are no errors yet.
-
-    :param arguments: flow, inputs, parameters, additional, and the connection of the storage of input files.
-    :param timeout: seconds from now until the deadline, if no earlier try has set it; None for no deadline.
-    :param template_problems: known problems of the arguments, and of those in `options`.
-    :raises FlowInputError: an argument is invalid; the message lists every problem.
-    """
-    problems, output_problems = template_problems
-    request = build_request(*arguments, problems, task_try.hook)
-    options.validate(task_try.hook.service, output_problems)
-    record = _get_resumable_record(task_try)
-    if record is None or (output_problems and output_problems.error().is_permanent):
-        problems.extend(output_problems)
-        _raise_if_invalid(task_try, request, problems)
-        fingerprint = request.fingerprint
-    else:  # the run is resumed without its inputs, and its files are written when it has finished
-        fingerprint = record.fingerprint if problems else request.fingerprint
-        if problems:
-            task_try.log.warning(ONLY_RESUMABLE, "The inputs cannot be read", problems.error())
-        if output_problems:
-            task_try.log.warning(ONLY_RESUMABLE, "output_path cannot be used now", output_problems.error())
-        problems.extend(output_problems)
-    default_deadline = None if timeout is None else time.time() + timeout
-    deadline = task_try.task_state.deadline(fingerprint, default_deadline)
-    return PlannedRun(request, fingerprint, deadline, problems)
-
-
-def _get_resumable_record(task_try: TaskTry) -> RunRecord | None:
-    """Return the record of an earlier try's flow run that can be polled, None if there is none."""
-    record = task_try.task_state.current_record
-    if record is None or record.flow_run_id is None or not task_try.hook.service.supports("get_run"):
-        return None
-    return record
-
-
-def resume_or_start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
-    """Resume the flow run of an earlier try, or start one.
-
-    :raises FlowInputError: a new run would be invalid; the message lists every problem.
-    :raises FlowTimeout: the deadline has passed, and no run was started.
-    :raises FlowError: an earlier try saved a paid run, and it cannot be read.
-    """
-    run = _resume(task_try, planned_run.fingerprint)
-    if run is not None:
-        return run
-    _raise_if_invalid(task_try, planned_run.request, planned_run.input_problems)
-    return _start(task_try, planned_run)
-
-
-def _raise_if_invalid(task_try: TaskTry, request: RunRequest, problems: Problems) -> None:
-    """Raise the problems found so far, with those of a check against the flow's definition."""
-    if problems:
-        preflight = task_try.hook.preflight
-        preflight.check(request, problems, validate=task_try.validate).raise_if_invalid()
-
-
-def _resume(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
-    task_state, hook = task_try.task_state, task_try.hook
-    if not hook.service.supports("get_run"):
-        task_state.load_saved_file()
-        task_state.raise_if_unreadable(fingerprint)
-    if _is_run_elsewhere(task_try, hook):
-        _abort_over_saved_connection(task_try)
-        return None
-    is_same_request, earlier_run_id = task_state.matches(fingerprint), task_state.flow_run_id
-    if task_state.record is None and (stamp := task_state.stamp_of_earlier_tries) is not None:
-        hook.run(delete_created_runs(hook.service, stamp))
-    aborted_run_ids: list[str] = []
-    run = hook.resume(
-        fingerprint,
-        _open_record(task_state.record, hook),
-        task_state.generation,
-        abort=task_try.abort_on_kill,
-        on_abort=aborted_run_ids.append,
-        on_missing=lambda flow_run_id: task_try.log.warning(MISSING_RUN, flow_run_id, hook.service.name),
-    )
-    if run is None:
-        task_state.raise_if_unreadable(fingerprint)
-    if run is not None:
-        push_run_id(task_try.context["ti"], run.flow_run_id)
-        task_try.log.info("Resuming the %s of an earlier try; its state is %r", run, run.raw_state)
-        record = task_state.record
-        is_other_run = record is not None and record.flow_run_id != run.flow_run_id  # found by its stamp
-        if record is not None and (is_other_run or _differs_from(record, hook)):
-            record = replace(record, conn_id=hook.flows_conn_id, host=hook.settings.base_url)
-            task_state.save(replace(record, flow_run_id=run.flow_run_id))
-    elif earlier_run_id is not None and not is_same_request:
-        task_try.log.info(
-            "The task was cleared or its arguments changed, so this try does not resume flow run %s. "
-            "It starts a new one. The old flow run was %s",
-            earlier_run_id,
-            "aborted" if aborted_run_ids else "not aborted",
-        )
-    return run
-
-
-def _open_record(record: RunRecord | None, hook: FlowsHook) -> RunRecord | None:
-    """Return the record of an earlier try with the signed links that it has saved."""
-    if record is None or record.saved_run is None:
-        return record
-    return replace(record, saved_run=open_links(record.saved_run, hook.settings.secrets))
-
-
-def _differs_from(record: RunRecord, hook: FlowsHook) -> bool:
+def differs_from(record: RunRecord, hook: FlowsHook) -> bool:
     """Return whether a record names another connection than a hook's, or another host of that connection."""
     is_other_connection = record.conn_id not in {None, hook.flows_conn_id}
     return is_other_connection or record.host not in {None, hook.settings.base_url}
 
 
-def _is_run_elsewhere(task_try: TaskTry, hook: FlowsHook) -> bool:
+def is_run_elsewhere(task_try: TaskTry, hook: FlowsHook) -> bool:
     """Return whether a hook's connection does not reach the saved flow run.
 
     Another connection may lead to the same account, and another host to the same service. A run with the same
@@ -242,7 +103,7 @@ def _is_run_elsewhere(task_try: TaskTry, hook: FlowsHook) -> bool:
     record = task_try.task_state.record
     if record is None or record.flow_run_id is None or record.saved_run is not None:
         return False
-    if not _differs_from(record, hook):
+    if not differs_from(record, hook):
         return False
     if not hook.service.supports("get_run"):
         return True
@@ -255,7 +116,7 @@ def _is_run_elsewhere(task_try: TaskTry, hook: FlowsHook) -> bool:
     return record.host != hook.settings.base_url and not record.is_stamped_on(run)
 
 
-def _abort_over_saved_connection(task_try: TaskTry) -> None:
+def abort_over_saved_connection(task_try: TaskTry) -> None:
     """Abort the saved flow run over the connection that its record names; log any failure."""
     record = task_try.task_state.record
     if record is None or record.flow_run_id is None:
@@ -304,54 +165,6 @@ def _try_abort_over_saved_connection(task_try: TaskTry, record: RunRecord, flow_
         return f"is {saved_hook.get_run(flow_run_id).raw_state}"
 
 
-def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
-    hook, task_state, request = task_try.hook, task_try.task_state, planned_run.request
-    if planned_run.deadline is not None and time.time() >= planned_run.deadline:
-        message = (
-            f"Flow {request.flow} was not started, because its timeout had already passed. No flow run "
-            "was created. Clear the task to start over; if runs of this flow take this long, increase "
-            "timeout."
-        )
-        raise FlowTimeout(message)
-    if task_state.may_have_started(planned_run.fingerprint) and not hook.service.staged_start:
-        task_try.log.warning(
-            "An earlier try sent flow %s to %s and got no response: "
-            "the flow may have run before, and this try runs it again",
-            request.flow,
-            hook.service.name,
-        )
-
-    def save(record: RunRecord | None) -> None:
-        if record is not None and record.saved_run is not None:
-            record = replace(record, saved_run=seal_links(record.saved_run, hook.settings.secrets))
-        task_state.save_at_start(record, is_staged=hook.service.staged_start)
-        if task_try.cancellation.event.is_set():
-            message = f"The task was killed during the start of flow {request.flow}."
-            raise FlowError(message)
-
-    record = replace(
-        task_state.create_record(planned_run.fingerprint, planned_run.deadline, hook.flows_conn_id),
-        host=hook.settings.base_url,
-        created_by=task_state.stamp_of_this_try,
-    )
-    if not task_state.durable:  # else the start protocol adds it
-        request = replace(request, additional=add_stamp(request.additional, record.stamp))
-    try:
-        run = hook.start_from_request(
-            request, record=record if task_state.durable else None, save=save, validate=task_try.validate
-        )
-    except (Exception, AirflowTaskTimeout):
-        task_state.save_after_error()
-        raise
-    if not task_state.durable:
-        save(replace(record, flow_run_id=run.flow_run_id))
-    if run.is_final:
-        task_try.log.info("The %s ended in state %r", run, run.raw_state)
-    else:
-        task_try.log.info("Started the %s", run)
-    return run
-
-
 def on_execution_timeout(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
     """Leave the run to the next try when `execution_timeout` has passed, or handle it as a deadline.
 
@@ -361,7 +174,7 @@ def on_execution_timeout(task_try: TaskTry, fingerprint: str) -> FlowRun | None:
     flow_run_id = task_try.task_state.flow_run_id if task_try.task_state.matches(fingerprint) else None
     if flow_run_id is None or not task_try.hook.service.supports("get_run"):
         return None
-    if task_try.task_state.will_be_resumed(time.time()):
+    if _will_be_resumed(task_try):
         task_try.log.warning("The execution_timeout passed; the next try resumes flow run %s", flow_run_id)
         return None
     return on_deadline(task_try, flow_run_id, FlowTimeout("The execution_timeout of the task passed."))
@@ -374,7 +187,7 @@ def on_deadline(task_try: TaskTry, flow_run_id: str, error: FlowTimeout) -> Flow
         is false.
     """
     policy = DeadlinePolicy.ABORT if task_try.abort_on_kill else DeadlinePolicy.LEAVE
-    if task_try.task_state.will_be_resumed(time.time()):
+    if _will_be_resumed(task_try):
         policy = DeadlinePolicy.HAND_OVER
     run = finish_after_deadline(task_try.hook, flow_run_id, error, policy)
     task_try.log.info("The deadline passed, but the %s had completed", run.short_name)
@@ -435,8 +248,8 @@ def _abort(task_try: TaskTry, hook: FlowsHook, flow_run_id: str) -> bool | None:
         than the hook's, which is logged.
     :raises FlowError: the run could not be aborted.
     """
-    if flow_run_id == task_try.task_state.flow_run_id and _is_run_elsewhere(task_try, hook):
-        _abort_over_saved_connection(task_try)
+    if flow_run_id == task_try.task_state.flow_run_id and is_run_elsewhere(task_try, hook):
+        abort_over_saved_connection(task_try)
         return None
     return hook.abort(flow_run_id)
 
@@ -445,7 +258,7 @@ def _will_retry(task_try: TaskTry, error: BaseException) -> bool:
     """Return whether a retry resumes the run after this error, as the task's retry policy decides."""
     if isinstance(error, (AirflowSkipException, AirflowFailException)):
         return False
-    if not task_try.task_state.will_be_resumed(time.time()):
+    if not _will_be_resumed(task_try):
         return False
     policy = getattr(task_try.context.get("task"), "retry_policy", None)
     if policy is None:
@@ -456,6 +269,20 @@ def _will_retry(task_try: TaskTry, error: BaseException) -> bool:
     except Exception:  # noqa: BLE001  # Airflow then retries as without a policy
         return True
     return str(decision.action.value) != "fail"
+
+
+def _will_be_resumed(task_try: TaskTry) -> bool:
+    """Return whether a retry would resume the run. Without a saved record, the service must list the run."""
+    task_state = task_try.task_state
+    if not task_state.will_be_resumed(time.time()):
+        return False
+    if task_state.has_store:
+        return True
+    try:
+        runs = task_try.hook.run(find_stamped_runs(task_try.hook.service, task_state.stamp_of_all_tries))
+    except FlowError:
+        return False
+    return any(run.flow_run_id == task_state.flow_run_id for run in runs)
 
 
 def on_kill(task_try: TaskTry) -> None:
@@ -472,8 +299,12 @@ def on_kill(task_try: TaskTry) -> None:
 
 def _abort_if_finished(task_try: TaskTry) -> None:
     try:
-        if not is_task_finished(task_try.context["ti"]):
+        state = read_task_state(task_try.context["ti"])
+        if state not in FINISHED_STATES:
             _log_not_finished(task_try)
+            return
+        if state == RESTARTING and task_try.task_state.on_clear():
+            task_try.log.info(CLEARED_WITH_STATE, task_try.flow_run_id)
             return
         task_try.cancellation.cancel()  # before the id is read: a start that saves an id checks it afterwards
         flow_run_id = task_try.flow_run_id

@@ -19,7 +19,9 @@ from airflow_provider_flows.core.start_or_resume import (
     RunRecord,
     abort_run,
     abort_run_and_wait,
+    find_stamped_runs,
     resume,
+    select_record,
 )
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import GenerioHook
@@ -352,3 +354,63 @@ def test_run_with_lost_start_response_is_resumed(flow_emulator: Emulator, run_se
     assert run is not None
     assert run.flow_run_id in flow_emulator.runs
     assert flow_emulator.started_count == 1
+
+
+# Runs whose record was not saved
+# --------------------------------------------------------------------------------------------------
+
+
+def listed_run(flow_run_id: str, state: str, generation: Any = 0, **stamp: Any) -> FlowRun:
+    """Return a listed run with the stamp of a record."""
+    record = RunRecord("f", generation, 12.5, "mark", created_by={"task_id": "t"})
+    return FlowRun(
+        flow_run_id, "generio", state=FlowState(state), additional={STAMP_KEY: record.stamp | stamp}
+    )
+
+
+SELECTIONS = [
+    # runs, newest first -> the run whose record is used
+    ([], None),
+    ([listed_run("a", "created")], None),
+    ([listed_run("a", "running", token=7)], None),
+    ([listed_run("a", "running"), listed_run("b", "running")], "a"),
+    ([listed_run("a", "failed"), listed_run("b", "running")], "b"),
+    ([listed_run("a", "created"), listed_run("b", "completed")], "b"),
+    ([listed_run("a", "running", 1), listed_run("b", "completed")], "b"),
+    ([listed_run("a", "running", 1), listed_run("b", "aborted", 1)], "a"),
+    ([listed_run("a", "failed"), listed_run("b", "running", 1)], "a"),
+    ([listed_run("a", "running", fingerprint=None), listed_run("b", "running")], "b"),
+    ([listed_run("a", "unknown")], "a"),
+]
+
+
+@pytest.mark.parametrize(("runs", "selected"), SELECTIONS)
+def test_record_of_the_newest_run_that_can_be_resumed(runs: list[FlowRun], selected: str | None) -> None:
+    """A run of this run of the task comes first; else the newest one, so that it is aborted."""
+    record = select_record(runs, 0)
+    assert (None if record is None else record.flow_run_id) == selected
+
+
+def test_stamp_has_all_that_the_record_needs() -> None:
+    """A record that is created from a stamp is equal, but for the connection and the try."""
+    record = RunRecord("f", 3, 12.5, "mark", "r", conn_id="c", host="h", created_by={"task_id": "t"})
+    run = FlowRun("r", "generio", additional={STAMP_KEY: record.stamp})
+    assert RunRecord.from_stamp(run) == replace(record, conn_id=None, host=None, created_by=None)
+    assert RunRecord.from_stamp(FlowRun("r", "generio")) is None
+
+
+def test_stamped_runs_are_newest_first_in_any_list() -> None:
+    """Order and paging of a list are not documented, so the runs are sorted."""
+    stamp = {STAMP_KEY: {"task_id": "t"}}
+    rows = [
+        {"flow_id": name, "state": "running", "created_at": created_at, "additional": additional}
+        for name, created_at, additional in (
+            ("old", "2026-01-01T00:00:00Z", stamp),
+            ("other", "2026-01-02T00:00:00Z", {STAMP_KEY: {"task_id": "u"}}),
+            ("new", "2026-01-03T00:00:00Z", stamp),
+            ("undated", None, stamp),
+        )
+    ]
+    script = ScriptedTransport(json_response({"flows": rows}))
+    runs = script.run(find_stamped_runs(Generio(), {"task_id": "t", "region_id": None}))
+    assert [run.flow_run_id for run in runs] == ["new", "old", "undated"]

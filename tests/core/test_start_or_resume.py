@@ -44,7 +44,13 @@ def test_start_sends_its_requests_in_order(flow_emulator: Emulator, hook: Generi
         "POST /flows/ID/inputs",
         "PATCH /flows/ID",
     ]
-    additional = {"order": 17, STAMP_KEY: {"token": "mark"}}
+    stamp = {
+        "token": "mark",
+        "generation": 0,
+        "fingerprint": RUN_REQUEST.fingerprint,
+        "deadline": 12.5,
+    }
+    additional = {"order": 17, STAMP_KEY: stamp}
     assert flow_emulator.requests[0].json == {
         "template": FLOW,
         "parameters": {"quality": "low"},

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_flows.core.graph import MAX_NODES, Edge, FlowGraph, Node, NodeKind
 from airflow_provider_flows.drawing import STYLE, to_mermaid, to_svg
-from airflow_provider_flows.drawing.svg import MAX_HEIGHT, Box, arrange, clean
+from airflow_provider_flows.drawing.picture import MAX_HEIGHT, Box, arrange, clean
 from tests.core.test_graph import SAMPLE
 
 SVG = "{http://www.w3.org/2000/svg}"

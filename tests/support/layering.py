@@ -38,11 +38,11 @@ transport blocking shared_rate_limiter
 storage __init__ parallel paths atomic_file file_source graph_files inputs output_options output_download
 storage outputs quota_marker
 hooks preflight flows_hook __init__
-worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try template_check
+worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try start template_check
 triggerer __init__ per_loop event_throttle kill_check shared_poller hook_cache finished_runs_feed run_aborts
 triggerer watcher_state
 . triggers links sensors
-drawing svg mermaid __init__
+drawing picture __init__
 plugin cache html present task_data airflow_internals abort_queue listener run_view connection_view
 plugin output_files routes
 emulator colours graph models scripting switches generio_templates runs state generio_rules generio middleware

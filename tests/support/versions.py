@@ -57,7 +57,9 @@ FEATURES = {
     "tests of stored connections without a port": Feature(
         (3, 4), "test_provider_info.py::test_the_test_button_on_a_stored_connection"
     ),
-    "task state store": Feature((3, 3), "worker/test_task_try.py::test_retry_without_store_starts_new_run"),
+    "task state store": Feature(
+        (3, 3), "worker/test_task_try.py::test_retry_without_store_resumes_listed_run"
+    ),
     "asset state store": Feature(
         (3, 3), "triggerer/test_watcher_state.py::test_watcher_without_a_store_repeats_no_event"
     ),

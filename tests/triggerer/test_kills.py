@@ -17,7 +17,7 @@ import httpx
 import pytest
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, GetTaskStates, OKResponse
+from airflow.sdk.execution_time.comms import ErrorResponse, GetTaskStates, OKResponse, TaskStatesResult
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
@@ -209,13 +209,25 @@ async def test_kill_without_a_supervisor_aborts_nothing(
 async def test_trigger_of_a_task_that_continues_does_not_abort_its_run(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, state: str | None
 ) -> None:
-    """A trigger that only moved to another triggerer aborts nothing and logs no warning."""
+    """A trigger that moved to another triggerer, or whose task was cleared (no state), aborts nothing."""
     supervisor = StubSupervisor().install(monkeypatch)
 
     await kill_one(emulator, supervisor, state)
 
     assert "aborted" not in states(emulator)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_trigger_of_a_task_that_was_replaced_aborts_its_run(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task instance that no longer exists has no next try, as after a Clear of its expansion."""
+    supervisor = StubSupervisor().install(monkeypatch)
+    supervisor.respond = lambda _: TaskStatesResult(task_states={})
+
+    await kill_one(emulator, supervisor)
+
+    assert states(emulator) == {"aborted": 1}
 
 
 async def test_failed_abort_of_a_finished_task_is_a_warning(

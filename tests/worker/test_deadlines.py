@@ -59,14 +59,15 @@ def test_try_after_deadline_starts_no_run(emulator: Emulator) -> None:
 
 
 @lacks("task state store")
-def test_without_store_each_try_has_full_timeout(emulator: Emulator) -> None:
-    """Without a store each try has the full timeout, and logs it; each run is aborted."""
+def test_without_store_the_stamp_has_the_deadline(emulator: Emulator) -> None:
+    """Without a store, and without retry policies, a try after the deadline starts nothing."""
     emulator.run_seconds = 60
-    task_result = run_with_retries("retries_full_timeout", **CHAIR_ARGUMENTS, timeout=1)
-    assert (task_result.tries, task_result.state, emulator.started_count) == (2, "failed", 2)
+    task_result = run_with_retries("retries_stamped_timeout", **CHAIR_ARGUMENTS, timeout=1)
+    assert (task_result.tries, task_result.state, emulator.started_count) == (2, "failed", 1)
     assert type(task_result.error) is exceptions.FlowTimeout
-    assert compat_notices(task_result.result.log).count("The task state store") == task_result.tries
-    assert [run.state for run in emulator.runs.values()] == ["aborted", "aborted"]
+    assert "was not started, because its timeout had already passed" in str(task_result.error)
+    assert compat_notices(task_result.result.log).count("The task state store") == 1
+    assert [run.state for run in emulator.runs.values()] == ["aborted"]
 
 
 OUTCOMES = {

@@ -24,7 +24,7 @@ from airflow.sdk.execution_time.comms import GetTaskStates, GetXCom
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.worker.kill_check import is_task_finished
+from airflow_provider_flows.worker.kill_check import FINISHED_STATES, read_task_state
 from tests.support.airflow_run import THREAD_TIMEOUT, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, count_polls, package_log_lines
 from tests.support.versions import needs
@@ -39,6 +39,11 @@ def aborts(emulator: Emulator) -> int:
     return sum(
         request.method == "PATCH" and request.json == {"action": "abort"} for request in emulator.requests
     )
+
+
+def is_task_finished(ti: Any) -> bool:
+    """Return whether a task instance is finished in Airflow."""
+    return read_task_state(ti) in FINISHED_STATES
 
 
 def test_task_that_continues_does_not_abort_its_run(flow_emulator: Emulator) -> None:

@@ -26,7 +26,7 @@ from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.storage.atomic_file import CancelledWriteError
-from airflow_provider_flows.worker.task_state import STAMPED_ATTRIBUTES
+from airflow_provider_flows.worker.run_tracking import STAMPED_ATTRIBUTES
 from tests.support.modes import FLOW
 from tests.support.task_instances import Store, context
 from tests.support.tries import CHAIR_ARGUMENTS, create_retry, run_states, start_earlier_run

@@ -5,7 +5,6 @@ A context without `task_state_store` is that of Airflow before 3.3.
 
 from __future__ import annotations
 
-import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,31 +31,27 @@ def context(xcoms: dict[str, Any]) -> Any:
     return {"ti": SimpleNamespace(max_tries=3, try_number=1, xcom_push=xcoms.__setitem__)}
 
 
-def test_missing_store_logs_one_warning(context: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A durable task on an Airflow without the store logs once that a retry will start another run."""
-    with caplog.at_level(logging.WARNING):
-        task_state = TaskState(context, durable=True)
-        task_state.create_record(REQUEST.fingerprint, None, "generio_default")
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "The task state store requires Airflow 3.3 or later" in line
+@pytest.mark.parametrize("is_listable", [True, False])
+def test_without_a_store_a_listed_run_is_left_to_the_retry(context: Any, *, is_listable: bool) -> None:
+    """Without a store, a retry can resume the run of this try only if the service lists it."""
+    task_state = TaskState(context, durable=True)
+    task_state.is_listable = is_listable
     assert not task_state.has_retry_left
+    task_state.save(RunRecord(REQUEST.fingerprint, 3))
+    assert not task_state.has_retry_left
+    task_state.save(RunRecord(REQUEST.fingerprint, 3, flow_run_id="6b02"))
+    assert task_state.has_retry_left == is_listable
 
 
 def test_missing_store_saves_no_record_but_pushes_the_id(context: Any, xcoms: dict[str, Any]) -> None:
     """The flow run id is pushed to XCom for the UI; the next try has no record."""
     task_state = TaskState(context, durable=True)
-    record = task_state.create_record(REQUEST.fingerprint, None, "generio_default")
+    record = RunRecord(REQUEST.fingerprint, 3, conn_id="generio_default")
     task_state.save(record)
     assert xcoms == {}
     task_state.save(type(record)(record.fingerprint, record.generation, flow_run_id="6b02"))
     assert xcoms == {RUN_ID_KEY: "6b02"}
     assert TaskState(context, durable=True).record is None
-
-
-def test_task_that_is_not_durable_logs_no_warning(context: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """With durable=False no warning about the store is logged."""
-    TaskState(context, durable=False).create_record(REQUEST.fingerprint, None, "generio_default")
-    assert not caplog.records
 
 
 def test_runs_of_earlier_tries_are_saved(context: Any) -> None:

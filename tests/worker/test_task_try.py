@@ -68,15 +68,30 @@ def test_retry_after_failed_wait_resumes_the_run(emulator: Emulator, *, deferrab
 
 @lacks("task state store")
 @BOTH_MODES
-def test_retry_without_store_starts_new_run(emulator: Emulator, tmp_path: Path, *, deferrable: bool) -> None:
-    """Without a store each try logs that once and starts its own flow run, and the task completes."""
+def test_retry_without_store_resumes_listed_run(
+    emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    """Without a store the first try logs that once, and the retry finds its flow run in the list."""
     emulator.add_fault(Fault("GET", "*/outputs/*", status=500))
     task_result = run_with_retries(
         f"retries_no_store_{deferrable}", **CHAIR_ARGUMENTS, deferrable=deferrable, output_path=str(tmp_path)
     )
+    assert (task_result.tries, task_result.state, emulator.started_count) == (2, "success", 1)
+    assert compat_notices(task_result.result.log).count("The task state store") == 1
+    assert task_result.count_log_lines("Resuming the") == 1
+
+
+@lacks("task state store")
+@BOTH_MODES
+def test_retry_without_store_and_list_starts_new_run(emulator: Emulator, *, deferrable: bool) -> None:
+    """Without a store and a list each try aborts its own flow run, and the next one starts another."""
+    emulator.switches.list_endpoint = 404
+    emulator.run_seconds = 2
+    emulator.add_fault(Fault("GET", "/flows/*", skip=1, status=402, times=3))
+    task_result = run_with_retries(f"retries_no_list_{deferrable}", **CHAIR_ARGUMENTS, deferrable=deferrable)
     assert (task_result.tries, task_result.state, emulator.started_count) == (2, "success", 2)
-    assert compat_notices(task_result.result.log).count("The task state store") == task_result.tries
-    assert task_result.count_log_lines("Resuming the") == 0
+    assert run_states(emulator) == ["aborted", "completed"]
+    assert task_result.count_log_lines("the list of flow runs cannot be searched") == 1
 
 
 def test_retry_of_task_that_is_not_durable_starts_new_run(emulator: Emulator) -> None:

@@ -1,4 +1,8 @@
-"""A flow graph as SVG: a box for each node, a curve for each edge, a description in words, and its style."""
+"""The picture of a flow graph: as SVG, with its style, and as Mermaid text.
+
+The SVG has a box for each node, a curve for each edge, and a description in words. Mermaid text is for README
+files, wikis and notebooks, which lay it out themselves.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,15 @@ _PLACEHOLDER = re.compile(r"(\{[^{}]{1,1000}\})")  # single braces (vendor_notes
 _SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 _JOINERS = "\u200c\u200d"  # Persian letters and emoji are joined by these
 _INVISIBLE = {"Cc", "Cf", "Cs"}  # control characters, changes of direction, lone surrogates
+MAX_LABEL_CHARACTERS = 120  # of a node in Mermaid text
+_UNESCAPED = frozenset(" .,:!?'()+-/=_")
+_MERMAID_SHAPES = {
+    NodeKind.VARIABLE: ("[/", "/]"),
+    NodeKind.ACTION: ("(", ")"),
+    NodeKind.IMAGE: ("[[", "]]"),
+    NodeKind.OUTPUT: ("([", "])"),
+    NodeKind.OTHER: ("{{", "}}"),
+}
 
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -251,3 +264,28 @@ def _describe(graph: FlowGraph) -> str:
 
 def _number(value: float) -> str:
     return f"{round(value, 1):.10g}" if round(value, 1) else "0"
+
+
+def to_mermaid(graph: FlowGraph) -> str:
+    """Return a flow graph as a Mermaid flowchart from left to right, a line for each node and each edge.
+
+    Nodes get new ids (`n0`, `n1`, ...), because the export's could be reserved words of Mermaid.
+    Characters with a meaning to Mermaid are written as character codes.
+    Mermaid draws up to 500 edges and 50,000 characters unless a page raises `maxEdges` and `maxTextSize`.
+    """
+    ids = {node.node_id: f"n{at}" for at, node in enumerate(graph.nodes)}
+    lines = ["flowchart LR"]
+    for node in graph.nodes:
+        opening, closing = _MERMAID_SHAPES[node.kind]
+        label = _escape_label(f"{kind_label(node)}: {clean(node_label(node), MAX_LABEL_CHARACTERS)}")
+        lines.append(f'    {ids[node.node_id]}{opening}"{label}"{closing}')
+    lines += [f"    {ids[edge.source]} --> {ids[edge.target]}" for edge in graph.edges]
+    return "\n".join(lines) + "\n"
+
+
+def _escape_label(label: str) -> str:
+    """Return a label with all but letters, digits and plain punctuation as `#code;` (entity codes)."""
+    return "".join(
+        char if char.isalnum() or char in _UNESCAPED else "#quot;" if char == '"' else f"#{ord(char)};"
+        for char in label
+    )
