@@ -50,6 +50,9 @@ class Feature(NamedTuple):
 
 
 FEATURES = {
+    "choice to keep the task state in a Clear": Feature(
+        (3, 4), "system/test_chaos.py::test_clears_that_this_airflow_lacks_are_listed"
+    ),
     "task state store": Feature((3, 3), "worker/test_task_try.py::test_retry_without_store_starts_new_run"),
     "asset state store": Feature(
         (3, 3), "triggerer/test_watcher_state.py::test_watcher_without_a_store_repeats_no_event"
