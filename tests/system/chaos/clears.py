@@ -7,9 +7,11 @@ Airflow must have the outcomes of the same table.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +31,9 @@ from tools.airflow_stack import Stack
 
 CHOICE = "choice to keep the task state in a Clear"
 INSTANCES = 2  # of the mapped task
+# A scenario with two blocking instances needs two worker slots at once. If more of them than these had one
+# slot each, all would wait for the second one.
+WORKER_SLOTS = threading.Semaphore(2)
 FINAL_RUN_STATES = {"completed", "failed", "aborted", "gone"}
 
 
@@ -158,7 +163,8 @@ class Clear:
         expected = OUTCOMES[self.subject].resumed if is_kept else OUTCOMES[self.subject].new
 
         def run(case: Case) -> dict[str, Any]:
-            return self._run(case, expected, keep_task_state=is_kept and has_choice)
+            with WORKER_SLOTS if self.dag == "blocking_mapped" else nullcontext():
+                return self._run(case, expected, keep_task_state=is_kept and has_choice)
 
         # Only a service's own clock ends a flow run that must be active at the Clear and complete later.
         resumes_active = bool(expected["resumed"]) and self.subject != SUCCESS
