@@ -25,6 +25,8 @@ BROWSER_STAMP := $(VENV)/.browser
 VERSIONS ?= 3.1 3.3
 version_constraints = $(or $(wildcard constraints/py311-airflow-$(1).*.txt),$(error there are no constraints for Airflow $(1)))
 version_venv = $(if $(filter $(CONSTRAINTS),$(version_constraints)),$(VENV),.venv-airflow-$(1))
+# The minor version of Airflow for `make chaos`.
+CHAOS_VERSION ?= 3.3
 VERSION_VENVS = $(foreach version,$(VERSIONS),$(call version_venv,$(version)))
 
 .DEFAULT_GOAL := help
@@ -47,8 +49,8 @@ test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on t
 test-browser: $(BROWSER_STAMP)  ## test the pages of flow runs in a browser, and create the pictures in docs/images
 	@$(PYTHON) -m pytest tests/system/browser/walk.py $(PYTEST_ARGS)
 
-chaos: $(STAMP)  ## kill processes of a real Airflow; CHAOS_ARGS="--list" adds arguments
-	@$(PYTHON) -m tests.system.chaos $(CHAOS_ARGS)
+chaos: $$(call version_venv,$$(CHAOS_VERSION))/.complete  ## kill processes of a real Airflow; CHAOS_ARGS="--list" adds arguments
+	@$(call version_venv,$(CHAOS_VERSION))/bin/python -m tests.system.chaos $(CHAOS_ARGS)
 
 fuzz: $(STAMP)  ## give every reader 100,000 odd values in all; FUZZ_ARGS="--examples 5000" adds arguments
 	@$(PYTHON) -m tests.system.fuzz $(FUZZ_ARGS)

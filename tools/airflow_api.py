@@ -101,12 +101,26 @@ class AirflowApi:
         path = _task_path(dag_id, run_id, task_id) + ("" if map_index < 0 else f"/{map_index}")
         self.call("PATCH", path, json={"new_state": state})
 
-    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
-        """Clear tasks of a run, or all of them if no id is passed, so that they run again."""
+    def clear(
+        self, dag_id: str, run_id: str, *task_ids: str | tuple[str, int], keep_task_state: bool = False
+    ) -> None:
+        """Clear tasks of a run, or all of them if no id is passed, so that they run again.
+
+        :param task_ids: ids of tasks, or of mapped task instances with their map indices.
+        :param keep_task_state: whether Airflow keeps what the tasks have in the task state store; Airflow 3.4
+            and later delete it otherwise.
+        """
         body: dict[str, Any] = {"dry_run": False, "dag_run_id": run_id, "only_failed": False}
         if task_ids:
             body["task_ids"] = list(task_ids)
+        if keep_task_state:
+            body["keep_task_state"] = True
         self.call("POST", f"dags/{_q(dag_id)}/clearTaskInstances", json=body)
+
+    def clear_run(self, dag_id: str, run_id: str) -> None:
+        """Clear a DAG run, so that all of its tasks run again."""
+        body = {"dry_run": False, "only_failed": False}
+        self.call("POST", f"dags/{_q(dag_id)}/dagRuns/{_q(run_id)}/clear", json=body)
 
     def pause(self, dag_id: str) -> None:
         """Pause a DAG."""

@@ -53,6 +53,9 @@ FEATURES = {
     "attempts": Feature(
         (3, 4), "plugin/test_attempts.py::test_a_task_that_waits_for_its_retry_shows_the_failed_try"
     ),
+    "choice to keep the task state in a Clear": Feature(
+        (3, 4), "system/test_chaos.py::test_clears_that_this_airflow_lacks_are_listed"
+    ),
     "task loops": Feature((3, 4), "docs/test_examples.py::test_lesson_of_loops_without_loops"),
     "tests of stored connections without a port": Feature(
         (3, 4), "test_provider_info.py::test_the_test_button_on_a_stored_connection"

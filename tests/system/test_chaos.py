@@ -10,13 +10,15 @@ import pytest
 
 from tests.support.airflow_run import empty_database
 from tests.support.postgresql import missing_requirement
-from tests.support.versions import lacks, needs
+from tests.support.versions import has, lacks, needs
 from tests.system.chaos.__main__ import _parser, _select_scenarios
 from tests.system.chaos.case import Scenario
+from tests.system.chaos.clears import CHOICE, DAG_RUN, OUTCOMES, clear_scenarios
 from tests.system.chaos.report import Row, run_all
 from tests.system.chaos.scenarios import QUICK_NAMES, all_scenarios, quick_scenarios
 from tests.system.chaos.services import IndependentService
 from tests.system.chaos.stage import Stage
+from tests.system.chaos.worker_kills import MODES
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
@@ -28,7 +30,7 @@ OTHER_SERVER_NAMES = {"kill after POST /flows, blocking", "mark failed while def
 def scenarios_to_run() -> list[Scenario]:
     """Return the quick scenarios, and a few with the independent server."""
     elsewhere = [one for one in all_scenarios() if one.name in OTHER_SERVER_NAMES]
-    return quick_scenarios() + [
+    return [one for one in quick_scenarios() if one.find_missing() is None] + [
         replace(one, name=f"{one.name}, another server", server=IndependentService) for one in elsewhere
     ]
 
@@ -82,7 +84,10 @@ def test_killed_task_starts_again(rows: dict[str, Row], name: str) -> None:
 
 def test_all_quick_scenarios_exist(rows: dict[str, Row]) -> None:
     """Each name on the lists of quick scenarios is the name of a scenario."""
-    assert set(rows) == QUICK_NAMES | {f"{name}, another server" for name in OTHER_SERVER_NAMES}
+    missing = {one.name for one in quick_scenarios() if one.find_missing() is not None}
+
+    assert {one.name for one in quick_scenarios()} == QUICK_NAMES
+    assert set(rows) == QUICK_NAMES - missing | {f"{name}, another server" for name in OTHER_SERVER_NAMES}
 
 
 def test_scenarios_that_an_external_server_cannot_run_are_listed() -> None:
@@ -96,6 +101,35 @@ def test_scenarios_that_an_external_server_cannot_run_are_listed() -> None:
     }
     assert not any(one.plans or one.slow or one.conn_type != "generio" for one in selected)
     assert all(row.ok is None and row.actual.startswith("not run: it needs ") for row in skipped)
+
+
+def test_clears_that_this_airflow_lacks_are_listed() -> None:
+    """A Clear whose request this Airflow does not have is in the table, with the version that has it."""
+    selected, skipped = _select_scenarios(_parser().parse_args(["--only", "clear "]))
+
+    keeping = {one.name for one in clear_scenarios() if one.name.endswith(("keep_task_state", "the state"))}
+    without_choice = {f"clear {DAG_RUN}, {mode}" for mode in MODES}
+    reasons = {row.scenario: row.actual for row in skipped}
+    assert set(reasons) == (without_choice if has(CHOICE) else keeping)
+    assert {one.name for one in selected} | set(reasons) == {one.name for one in clear_scenarios()}
+    assert all("Airflow" in reason and "3.4" in reason for reason in reasons.values())
+
+
+def test_each_clear_has_an_outcome() -> None:
+    """Each outcome of the table is expected of a scenario, in every version of Airflow the same."""
+    expected = [one.expected for one in clear_scenarios()]
+
+    for subject, outcomes in OUTCOMES.items():
+        assert outcomes.new in expected, subject
+        assert outcomes.resumed in expected, subject
+    assert all(one["twice"] == 0 for one in expected)
+
+
+@pytest.mark.parametrize("scenario", [one for one in clear_scenarios() if one.slow], ids=lambda one: one.name)
+def test_clock_is_advanced_only_where_the_service_has_one(scenario: Scenario) -> None:
+    """A flow run that must complete after the Clear belongs to a service with a clock of its own."""
+    assert not scenario.plans
+    assert scenario.service_requirement == "a clock that can be advanced"
 
 
 def test_scenarios_that_this_machine_cannot_run_are_listed() -> None:

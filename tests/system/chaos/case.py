@@ -172,12 +172,20 @@ class Case:
         """Return the state of a run's task."""
         return self.retry_when_locked(lambda: self.airflow.task_state(f"chaos_{dag}", run_id, "run"))
 
-    def is_waiting(self, dag: str, run_id: str) -> bool:
-        """Return whether a run's task has started its flow run and waits in its process or a triggerer."""
-        if not self.traffic.started_ids:
+    def task_instances(self, dag: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the instances of a run's task, ordered by map index, as Airflow's API describes them."""
+        found = self.retry_when_locked(lambda: self.airflow.task_instances(f"chaos_{dag}", run_id))
+        return sorted(found, key=lambda instance: int(instance["map_index"]))
+
+    def is_waiting(self, dag: str, run_id: str, number: int = 1) -> bool:
+        """Return whether a run's task has started its flow run and waits in its process or a triggerer.
+
+        :param number: the number of instances of a mapped task, all of which have to wait.
+        """
+        if len(self.traffic.started_ids) < number:
             return False
-        (instance,) = self.retry_when_locked(lambda: self.airflow.task_instances(f"chaos_{dag}", run_id))
-        return bool(instance["triggerer_job"]) if "deferrable" in dag else instance["state"] == "running"
+        instances = self.task_instances(dag, run_id)
+        return len(instances) == number and all(is_waiting_instance(dag, one) for one in instances)
 
     def wait_for_end(self, dag: str, run_id: str, timeout: float = MAX_WAIT_SECONDS) -> str:
         """Wait for the end of a run's task, and return its state; after the timeout it is not final."""
@@ -190,13 +198,15 @@ class Case:
         """Mark a run's task, as a user does in the UI."""
         self.run_exclusively(lambda: self.airflow.set_task_state(f"chaos_{dag}", run_id, "run", state))
 
-    def clear(self, dag: str, run_id: str) -> None:
+    def clear(self, dag: str, run_id: str, send: Callable[[Stack], None] | None = None) -> None:
         """Clear a run's task; if the task has finished, wait for the end of the DAG run first.
+
+        :param send: sends another request that clears something of the DAG run.
 
         Airflow loses a Clear while the scheduler finishes the DAG run: the result is a task without a state
         in a finished DAG run, which the scheduler ignores.
         """
-        if self.state(dag, run_id) in FINAL_TASK_STATES:
+        if all(one["state"] in FINAL_TASK_STATES for one in self.task_instances(dag, run_id)):
             is_finished = self.wait_until(
                 lambda: (
                     self.retry_when_locked(lambda: self.airflow.run_state(f"chaos_{dag}", run_id))
@@ -206,7 +216,9 @@ class Case:
             )
             if not is_finished:
                 raise TimeoutError("the task has finished, but not its DAG run")
-        self.run_exclusively(lambda: self.airflow.clear(f"chaos_{dag}", run_id, "run"))
+        self.run_exclusively(
+            lambda: send(self.airflow) if send else self.airflow.clear(f"chaos_{dag}", run_id, "run")
+        )
 
     @staticmethod
     def retry_when_locked(call: Callable[[], T]) -> T:
@@ -239,17 +251,19 @@ class Case:
 
     def facts(self, dag: str, run_id: str) -> dict[str, Any]:
         """Return the facts that every scenario has at its end."""
-        starts: int | str = len(self.traffic.started_ids)
-        paid = self.service.count_paid(self.tag, self.scenario.conn_type)
-        if paid not in {None, starts}:
-            starts = f"{starts} (the service says {paid})"
         return {
             "killed": len(self.killed_pids),
-            "starts": starts,
+            "starts": self.count_starts(),
             "task": self.state(dag, run_id),
             "runs": self.service.states(self.traffic.created_ids),
             "files": self.describe_files(),
         }
+
+    def count_starts(self) -> int | str:
+        """Return the number of started flow runs, with the service's own number if that is another one."""
+        starts = len(self.traffic.started_ids)
+        paid = self.service.count_paid(self.tag, self.scenario.conn_type)
+        return starts if paid in {None, starts} else f"{starts} (the service says {paid})"
 
     def describe_files(self) -> str:
         """Describe the files in the output folder; "all" are as many files as the service has outputs."""
@@ -276,6 +290,11 @@ class Case:
         return "\n".join(
             f"--- {path.relative_to(self.stage.home)}\n{path.read_text(errors='replace')}" for path in files
         )
+
+
+def is_waiting_instance(dag: str, instance: dict[str, Any]) -> bool:
+    """Return whether a task instance waits: in a triggerer if it is deferrable, else in its process."""
+    return bool(instance["triggerer_job"]) if "deferrable" in dag else instance["state"] == "running"
 
 
 def _is_complete_glb(path: Path) -> bool:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.system.chaos.case import Scenario
+from tests.system.chaos.clears import clear_scenarios
 from tests.system.chaos.component_failures import MANY, infrastructure_scenarios
 from tests.system.chaos.outages import failover_scenarios, outage_scenarios
-from tests.system.chaos.user_actions import (
-    clear_scenarios,
-    mark_scenarios,
-    partial_transfer_scenarios,
-)
+from tests.system.chaos.user_actions import mark_scenarios, partial_transfer_scenarios
 from tests.system.chaos.worker_kills import (
     chain_scenarios,
     control_scenarios,
@@ -48,6 +45,7 @@ QUICK_NAMES = frozenset(
         "the service is down during the wait, deferrable",
         "clear after success, deferrable",
         "clear while it waits, blocking",
+        "clear while it waits, deferrable, keep_task_state",
         "mark failed while deferred",
         "mark failed while running",
         "SIGTERM to the task's process",

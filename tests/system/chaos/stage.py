@@ -28,6 +28,10 @@ SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
+    # After SIGTERM a worker of Airflow 3.4 waits for so long until it sends SIGKILL, and then once more if it
+    # misses the end of the process, in both cases without a heartbeat. Together they must be shorter than the
+    # heartbeat's timeout: the scheduler of 3.4.0b2 ends with an IntegrityError if a cleared task exceeds it.
+    "AIRFLOW__CORE__KILLED_TASK_CLEANUP_TIME": "10",
 }
 
 

@@ -1,4 +1,4 @@
-"""Scenarios in which a user clears or marks a task through Airflow's API: only its flow run is aborted."""
+"""Scenarios in which a user marks a task through Airflow's API: only its flow run is aborted."""
 
 from __future__ import annotations
 
@@ -20,40 +20,6 @@ LONG_PLANS = (Plan(200.0),)
 WAITING_STATES = {"blocking": "running", "deferrable": "deferred"}
 
 
-def clear_scenarios() -> Iterator[Scenario]:
-    """Yield the clears of a succeeded, a failed and a waiting task."""
-    for mode in MODES:
-
-        def green(case: Case, mode: str = mode) -> dict[str, Any]:
-            run_id = case.trigger(mode)
-            case.wait_for_end(mode, run_id)
-            case.clear(mode, run_id)
-            case.wait_until(lambda: len(case.traffic.started_ids) == 2)
-            case.wait_for_end(mode, run_id)
-            return case.facts(mode, run_id)
-
-        def waiting(case: Case, mode: str = mode) -> dict[str, Any]:
-            run_id = _start_waiting_task(case, mode)
-            case.clear(mode, run_id)
-            case.wait_until(lambda: len(case.traffic.started_ids) == 2)
-            case.wait_for_end(mode, run_id)
-            return case.facts(mode, run_id)
-
-        def red(case: Case, mode: str = mode) -> dict[str, Any]:
-            mark_while_waiting(case, mode, "failed")
-            ((_, run_id),) = case.dag_runs
-            case.clear(mode, run_id)
-            case.wait_until(lambda: len(case.traffic.started_ids) == 2)
-            case.wait_for_end(mode, run_id)
-            return case.facts(mode, run_id)
-
-        again = {"starts": 2, "task": "success", "runs": "2 completed", "files": "all of 2 runs"}
-        instead = {"starts": 2, "task": "success", "runs": "1 aborted, 1 completed", "files": "all of 1 run"}
-        yield Scenario(f"clear after success, {mode}", again, green)
-        yield Scenario(f"clear while it waits, {mode}", instead, waiting, plans=ENDLESS_PLANS)
-        yield Scenario(f"clear after mark failed, {mode}", instead, red, plans=ENDLESS_PLANS)
-
-
 def mark_scenarios() -> Iterator[Scenario]:
     """Yield the marks of a waiting task as failed and as success, with and without `abort_on_kill`."""
     for mode in MODES:
@@ -69,7 +35,7 @@ def mark_scenarios() -> Iterator[Scenario]:
 
         def left_alone(case: Case, mode: str = mode) -> dict[str, Any]:
             dag = f"{mode}_left_alone"
-            run_id = _start_waiting_task(case, dag)
+            run_id = start_waiting_task(case, dag)
             case.mark(dag, run_id, "failed")
             time.sleep(OBSERVATION_SECONDS)
             return case.facts(dag, run_id)
@@ -85,7 +51,7 @@ def mark_scenarios() -> Iterator[Scenario]:
 
 def mark_while_waiting(case: Case, dag: str, state: str) -> dict[str, Any]:
     """Start a task, and mark it while it waits."""
-    return mark_and_check(case, dag, _start_waiting_task(case, dag), state)
+    return mark_and_check(case, dag, start_waiting_task(case, dag), state)
 
 
 def mark_and_check(case: Case, dag: str, run_id: str, state: str) -> dict[str, Any]:
@@ -129,16 +95,12 @@ def _mark_during_request(case: Case, point: RequestPoint) -> dict[str, Any]:
     return case.facts("blocking", run_id)
 
 
-def _start_waiting_task(case: Case, dag: str) -> str:
+def start_waiting_task(case: Case, dag: str) -> str:
     """Start a task, wait until its flow run is in progress, and return the DAG run's id."""
     run_id = case.trigger(dag)
     if not case.wait_until(lambda: case.is_waiting(dag, run_id)):
         raise TimeoutError(f"the task does not wait; its state is {case.state(dag, run_id)}")
-    case.wait_until(
-        lambda: (
-            "running" in case.service.states(case.traffic.created_ids) or case.scenario.plans == ENDLESS_PLANS
-        ),
-        60,
-    )
+    starts_slowly = case.scenario.slow or case.scenario.plans == ENDLESS_PLANS
+    case.wait_until(lambda: starts_slowly or "running" in case.service.states(case.traffic.created_ids), 60)
     time.sleep(3)
     return run_id

@@ -39,6 +39,7 @@ MODES: dict[str, dict[str, Any]] = {
     "blocking_left_alone": {"abort_on_kill": False},
     "deferrable_left_alone": {"abort_on_kill": False, "deferrable": True},
     "blocking_slow_retries": SLOW_RETRIES,
+    "blocking_no_retries": {"retries": 0},
     "deferrable_slow_retries": SLOW_RETRIES | {"deferrable": True},
 }
 for name, mode in MODES.items():
@@ -70,6 +71,17 @@ with DAG("chaos_chain", schedule=None, max_active_runs=100, max_active_tasks=100
         post_execute=report_end,
         **RETRIES,
     )
+
+for name in ("blocking", "deferrable"):
+    with DAG(f"chaos_{name}_mapped", schedule=None, max_active_runs=100, max_active_tasks=100) as dag:
+        RunFlowOperator.partial(
+            task_id="run",
+            flow=FLOW_ARGUMENTS["flow"],
+            additional=FLOW_ARGUMENTS["additional"],
+            deferrable=name == "deferrable",
+            **(LOCATION_ARGUMENTS | FAST_POLLING | RETRIES),
+        ).expand(inputs=[["A modern office chair", "A round table"], ["A lamp", "A shelf"]])
+    globals()[dag.dag_id] = dag
 
 for name, count in {"many": int(os.environ["CHAOS_MANY"]), "eighty": 80}.items():
     with DAG(f"chaos_{name}", schedule=None, max_active_runs=100, max_active_tasks=100) as dag:
