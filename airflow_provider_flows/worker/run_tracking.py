@@ -15,8 +15,6 @@ from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
-from airflow_provider_flows.compat import get_region
-
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
@@ -233,6 +231,7 @@ def abort_replaced_runs(context: Context, hook: FlowsHook) -> None:
 
 def _is_replaced(run: FlowRun, ti: Any) -> bool:
     """Return whether a flow run is of the same task, in this iteration or a later one of another region."""
+    from airflow_provider_flows.compat import get_region  # importing the operators stays cheap
     from airflow_provider_flows.core.start_or_resume import get_stamp
 
     stamp = get_stamp(run)

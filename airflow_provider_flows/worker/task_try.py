@@ -45,7 +45,9 @@ RUN_CONTINUES = (
     "Flow run {flow_run_id} continues, because there is no valid key to abort it with. Correct the "
     "connection, then abort the run at the service, or clear the task, which aborts it."
 )
-CLEARED_WITH_STATE = "The task was cleared with its state kept; flow run %s is left to the next try"
+CLEARED_WITH_STATE = (
+    "The task was cleared with its state kept. This try ends, and the next one resumes flow run {}."
+)
 FORBIDDEN_STATUS = 403  # how a service may respond to the id of another account's run
 
 
@@ -62,6 +64,8 @@ class TaskTry:
     :param log: the task's logger.
     :param deferred_run_id: the flow run that the task was deferred for, if it was.
     :param cancellation: is set when the task is killed, and then cancels the writing of files.
+    :param is_left_to_next_try: whether the task was cleared with its state kept, so that no error of this try
+        aborts the flow run.
     """
 
     context: Context
@@ -73,6 +77,7 @@ class TaskTry:
     log: Logger
     deferred_run_id: str | None = None
     cancellation: Cancellation = field(default_factory=Cancellation)
+    is_left_to_next_try: bool = False
 
     @property
     def started_at(self) -> float:
@@ -209,7 +214,9 @@ def abort_on_error(task_try: TaskTry) -> Iterator[None]:
 def abort_if_abandoned(task_try: TaskTry, error: BaseException) -> None:
     """Abort the flow run, also one of an earlier try, if no retry resumes it after this error."""
     flow_run_id = task_try.flow_run_id
-    if flow_run_id is None or not task_try.abort_on_kill or _will_retry(task_try, error):
+    if flow_run_id is None or not task_try.abort_on_kill:
+        return
+    if task_try.is_left_to_next_try or _will_retry(task_try, error):
         return
     try:
         if task_try.hook.service.supports("get_run"):
@@ -286,15 +293,21 @@ def _will_be_resumed(task_try: TaskTry) -> bool:
 
 
 def on_kill(task_try: TaskTry) -> None:
-    """Abort the flow run only if Airflow has ended the task. Never raises.
+    """Abort the flow run only if Airflow has ended the task.
 
     If that is uncertain, leave the run for the next try.
+
+    :raises FlowError: the task was cleared with its state kept. Nothing else ends the wait for a run that
+        continues, and the next try begins only when this one has ended, which Airflow 3.4 allows to take a
+        minute.
     """
     # A thread, because Airflow calls this in a signal handler, which may have interrupted a request to the
     # supervisor.
     thread = Thread(target=_abort_if_finished, args=(task_try,), daemon=True)
     thread.start()
     thread.join(ON_KILL_SECONDS)
+    if task_try.is_left_to_next_try:
+        raise FlowError(CLEARED_WITH_STATE.format(task_try.flow_run_id))
 
 
 def _abort_if_finished(task_try: TaskTry) -> None:
@@ -304,7 +317,9 @@ def _abort_if_finished(task_try: TaskTry) -> None:
             _log_not_finished(task_try)
             return
         if state == RESTARTING and task_try.task_state.on_clear():
-            task_try.log.info(CLEARED_WITH_STATE, task_try.flow_run_id)
+            # a response that is lost with this process cannot be resumed, so its request is not interrupted
+            is_resumable = task_try.flow_run_id is not None and task_try.hook.service.supports("get_run")
+            task_try.is_left_to_next_try = is_resumable
             return
         task_try.cancellation.cancel()  # before the id is read: a start that saves an id checks it afterwards
         flow_run_id = task_try.flow_run_id

@@ -7,13 +7,14 @@ tests/system/chaos.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from airflow_provider_flows.core.exceptions import FlowServiceError, FlowTimeout, FlowUnreachable
+from airflow_provider_flows.core.exceptions import FlowError, FlowServiceError, FlowTimeout, FlowUnreachable
 from airflow_provider_flows.core.http import Conversation, Request, Sleep, T
 from airflow_provider_flows.core.start_or_resume import STAMP_KEY, add_stamp
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
@@ -513,12 +514,13 @@ def test_stored_files_follow_the_same_rule(emulator: Emulator, tmp_path: Path, *
 def test_clear_of_a_running_task_aborts_its_run_unless_the_state_is_kept(
     emulator: Emulator, kind: str, *, keep: bool, is_aborted: bool
 ) -> None:
-    """The worker aborts the run at once if the state is gone, and else leaves it to the next try."""
+    """The worker aborts the run at once if the state is gone, and else ends its try and leaves the run."""
     tries = Try(AIRFLOW_KINDS[kind])
     operator = HurriedOperator(task_id="t", **tries.arguments)
     operator.execute(tries.context(1, state="restarting"))
     tries.clear(keep=keep)
-    operator.on_kill()
+    with nullcontext() if is_aborted else pytest.raises(FlowError, match="the next one resumes flow run"):
+        operator.on_kill()
     assert run_states(emulator) == (["aborted"] if is_aborted else ["starting"])
     returned = tries.execute(2, 2)
     assert (returned["flow_run_id"] in list(emulator.runs)[:1]) is not is_aborted
