@@ -27,7 +27,10 @@ version_constraints = $(or $(wildcard constraints/py311-airflow-$(1).*.txt),$(er
 version_venv = $(if $(filter $(CONSTRAINTS),$(version_constraints)),$(VENV),.venv-airflow-$(1))
 # The minor version of Airflow for `make chaos`.
 CHAOS_VERSION ?= 3.3
-VERSION_VENVS = $(foreach version,$(VERSIONS),$(call version_venv,$(version)))
+# The minor versions of Python on which these run. Except for 3.11, each has its own environments, with the same constraints.
+PYTHONS ?= 3.11
+python_venv = $(if $(filter 3.11,$(2)),$(version_venv),.venv-airflow-$(1)-python-$(2))
+VERSION_VENVS = $(foreach python,$(PYTHONS),$(foreach version,$(VERSIONS),$(call python_venv,$(version),$(python))))
 
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
@@ -42,7 +45,7 @@ demo: $(STAMP)  ## generate a 3D model in a real Airflow, with the emulator as t
 test: $(STAMP)  ## run the tests; PYTEST_ARGS="-k name" adds arguments for pytest
 	@$(PYTHON) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on the oldest and the newest supported Airflow; VERSIONS=3.4 for the next
+test-versions: $$(addsuffix /.complete,$$(VERSION_VENVS))  ## run the tests on the oldest and the newest Airflow; VERSIONS=3.3 and PYTHONS=3.12 select others
 	@$(firstword $(VERSION_VENVS))/bin/python -m tools.test_versions $(addsuffix /bin/python,$(VERSION_VENVS)) -- \
 	    $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
@@ -83,12 +86,13 @@ clean:  ## remove everything that the targets created
 	rm -rf $(VENV) $(BENCH_VENV) .venv-airflow-* bench.json .airflow .demo .fuzz dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# $(1): the environment; $(2): its constraints.
+# $(1): the environment; $(2): its constraints; $(3): the only minor version of Python that may be used, or empty.
 define set_up
-@python=$$(for name in python3.11 python3; do \
+@python=$$(for name in $(if $(3),python$(3),python3.11 python3); do \
     if command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
     then echo $$name; break; fi; done); \
-if [ -z "$$python" ]; then echo "Python 3.11 or newer is needed: neither python3.11 nor python3 is one." >&2; exit 1; fi; \
+if [ -z "$$python" ]; then echo "Python $(or $(3),3.11 or newer) is needed:" \
+    "$(if $(3),there is no python$(3) in PATH,neither python3.11 nor python3 is one)." >&2; exit 1; fi; \
 echo "Setting up $(1) with $$($$python --version): takes about two minutes, once."; \
 rm -f $(1)/.complete && $$python -m venv $(1)
 @$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) pip hatchling \
@@ -101,8 +105,9 @@ endef
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(call set_up,$(VENV),$(CONSTRAINTS))
 
-.venv-airflow-%/.complete: pyproject.toml $$(call version_constraints,$$*)
-	$(call set_up,$(@D),$(call version_constraints,$*))
+# The stem is a version of Airflow (3.1), or one of Airflow and one of Python (3.3-python-3.12).
+.venv-airflow-%/.complete: pyproject.toml $$(call version_constraints,$$(firstword $$(subst -python-, ,$$*)))
+	$(call set_up,$(@D),$(call version_constraints,$(firstword $(subst -python-, ,$*))),$(word 2,$(subst -python-, ,$*)))
 
 $(BROWSER_STAMP): $(STAMP)
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \

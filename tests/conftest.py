@@ -52,6 +52,8 @@ for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
 os.environ.update(own_environment(_HOME, _HOME / "dags"))
 # only test_lineage.py needs the listener
 os.environ["AIRFLOW__OPENLINEAGE__DISABLED"] = "True"
+# Airflow's commands write these warnings, which Python ignores, to standard output; Python 3.14 causes two.
+os.environ["PYTHONWARNINGS"] = "ignore::PendingDeprecationWarning"
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

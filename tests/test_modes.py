@@ -48,13 +48,14 @@ def download_output(emulator: Emulator, flow_run_id: str) -> bytes:
 def lines_of(mode: str, *lines: str) -> list[str]:
     """Return the log lines of a wait in this mode: an operator also logs the start, with the full name.
 
-    The first line of a sensor has it, and each line of one that cannot save what it has logged.
+    The first line of a sensor has it, and the first line of each poll of one that cannot save what it has
+    logged: the line about progress is the second one of its poll.
     """
     if mode in OPERATORS:
         return [f"info: Started the {FULL_NAME.removeprefix('The ')}", *lines]
-    first, *rest = (line.replace(RUN, FULL_NAME) for line in lines)
     has_state = mode != "sensor, reschedule" or has("task state store")
-    return [first, *(lines[1:] if has_state else rest)]
+    short = lines[1:] if has_state else (PROGRESS,)
+    return [line if line in short else line.replace(RUN, FULL_NAME) for line in lines]
 
 
 @lacks("task state store")

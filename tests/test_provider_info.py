@@ -85,6 +85,7 @@ def test_airflow_without_commands_of_providers() -> None:
 
 
 @needs("connection form fields")
+@pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated")  # raised by Airflow 3.2 itself
 @pytest.mark.parametrize("name", HOOKS)
 def test_connection_form(name: str) -> None:
     """The connection form has host and key under the service's names, and every field of the hook."""

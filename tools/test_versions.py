@@ -1,4 +1,4 @@
-"""Runs the tests in several environments with different Airflow versions, and prints the result of each.
+"""Runs the tests in environments with several versions of Airflow and Python, and prints the result of each.
 
 The Makefile creates the environments. tests/support/versions.py says which tests need a newer Airflow.
 """
@@ -12,7 +12,12 @@ from typing import Any
 
 from tools.processes import run_command
 
-_VERSION_SCRIPT = "from importlib.metadata import version; print(version('apache-airflow-core'))"
+_VERSIONS_SCRIPT = """
+from importlib.metadata import version
+from platform import python_version
+
+print(f"Airflow {version('apache-airflow-core')}, Python {python_version()}")
+"""
 _TAIL_BYTES = 4096  # enough to contain pytest's last line
 
 
@@ -25,14 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pythons, pytest_arguments = args[: args.index("--")], args[args.index("--") + 1 :]
     results, failed = [], False
     for python in pythons:
-        airflow = subprocess.run(
-            [python, "-c", _VERSION_SCRIPT], capture_output=True, text=True, check=True
+        versions = subprocess.run(
+            [python, "-c", _VERSIONS_SCRIPT], capture_output=True, text=True, check=True
         ).stdout.strip()
-        print(f"Airflow {airflow}", flush=True)
+        print(versions, flush=True)
         with subprocess.Popen([python, "-m", "pytest", *pytest_arguments], stdout=subprocess.PIPE) as process:
             last_line = _forward_output(process.stdout)
         failed = failed or process.returncode != 0
-        results.append(f"Airflow {airflow}: {last_line}")
+        results.append(f"{versions}: {last_line}")
     print("", *results, sep="\n", flush=True)
     return int(failed)
 

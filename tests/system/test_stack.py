@@ -152,10 +152,11 @@ def test_every_way_of_waiting_succeeds(stack: StackRuns, dag_id: str) -> None:
     returned = stack.return_value(dag_id)
     assert (returned["state"], returned["progress"]) == ("completed", 1.0)
     assert returned["outputs"][0]["status"] == "ready"
-    assert (
-        f"flow run ...{returned['flow_run_id'][-6:]} (model_generate_fromprompt) is completed after 8.0 s"
-        in stack.log(dag_id)
-    )
+    run_id = returned["flow_run_id"]
+    named = f"...{run_id[-6:]} (model_generate_fromprompt)"
+    if dag_id == "reschedule" and not has("task state store"):
+        named = f"{run_id} (flow model_generate_fromprompt)"  # no poll knows that another one has named it
+    assert f"flow run {named} is completed after 8.0 s" in stack.log(dag_id)
 
 
 @pytest.mark.parametrize(("dag_id", "most"), [("blocking", 10), ("deferrable", 14)])
