@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
 from copy import copy
@@ -412,17 +412,26 @@ class BaseFlowsHook(BaseHook):
 
         return self.run(allow_urls(download_url(url, target, MAX_INPUT_BYTES), is_allowed))
 
-    async def arun(self, conversation: Conversation[T], *, retry: Retry | None = None) -> T:
+    async def arun(
+        self,
+        conversation: Conversation[T],
+        *,
+        retry: Retry | None = None,
+        send: Callable[[Request], Awaitable[Response]] | None = None,
+    ) -> T:
         """Run a conversation over `aiohttp`, and return its result.
 
         :param retry: the retry policy for each request; by default that of the connection (`retries`).
+        :param send: sends one request over a session that is open; by default over one that this call opens.
         :raises FlowServiceError: a request failed; the message names the connection.
         """
         from airflow_provider_flows.transport.asynchronous import run
 
-        async with self.async_transport() as transport:
-            with self.add_connection_to_errors():
-                result = await run(with_retries(conversation, retry or self.retry), transport.send)
+        if send is None:
+            async with self.async_transport() as transport:
+                return await self.arun(conversation, retry=retry, send=transport.send)
+        with self.add_connection_to_errors():
+            result = await run(with_retries(conversation, retry or self.retry), send)
         return self.quote_errors(result)
 
     @asynccontextmanager

@@ -197,7 +197,8 @@ def test_package_exports_every_error() -> None:
         for name, kind in vars(exceptions).items()
         if isinstance(kind, type) and issubclass(kind, FlowError)
     }
-    assert errors == {*airflow_provider_flows.__all__} - {"FlowRun", "FlowState", "__version__"}
+    others = {"FlowRun", "FlowState", "__version__", "read_manifest"}
+    assert errors == {*airflow_provider_flows.__all__} - others
     for name in errors:
         assert getattr(airflow_provider_flows, name) is getattr(exceptions, name)
     with pytest.raises(AttributeError, match="no attribute 'FlowNothing'"):

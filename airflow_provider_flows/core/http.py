@@ -271,7 +271,7 @@ class Response:
 class Sleep:
     """A pause in a conversation, in seconds.
 
-    :param work: what the driver of an event loop runs in a thread during the pause; other drivers need not.
+    :param work: what the driver of an event loop runs in a thread during the pause; other drivers ignore it.
     """
 
     seconds: float
@@ -292,7 +292,9 @@ def send(request: Request) -> Conversation[Response]:
 
 
 def run_apart(function: Callable[[], T]) -> Conversation[T]:
-    """Return what a function without I/O returns, which takes long and must not block an event loop.
+    """Return what a function returns that takes long, such as a write to a store, on whichever driver.
+
+    The driver of an event loop calls the function in a thread; any other driver calls it where it is.
 
     :raises Exception: what the function raises.
     """

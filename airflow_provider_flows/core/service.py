@@ -1,4 +1,4 @@
-"""The interface of a service: the class that each service implements, and helpers for its endpoints."""
+"""The interface of a service: the class that each service implements, helpers for its endpoints, aborts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import quote
 
 from airflow_provider_flows.core.definition import find_definition
-from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed, FlowNotFound
-from airflow_provider_flows.core.http import map_requests, send
+from airflow_provider_flows.core.exceptions import FlowConflict, FlowInputError, FlowMalformed, FlowNotFound
+from airflow_provider_flows.core.flow_run import FlowState
+from airflow_provider_flows.core.http import Sleep, map_requests, send
 from airflow_provider_flows.core.limits import MAX_LIST_BYTES, MAX_LISTED_RUNS, MAX_PAGES, MIB
 from airflow_provider_flows.core.safe_text import has_control_characters
 from airflow_provider_flows.core.validation import find_unsendable_values
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
-    from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState, Inputs
+    from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, Inputs
     from airflow_provider_flows.core.http import Conversation, Request, Response
     from airflow_provider_flows.core.payload.data_uri import Content
     from airflow_provider_flows.core.payload.sink import Target
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 # letters, digits, dashes and underscores, with a digit or too long for the usual name of a folder
 DEFAULT_RUN_ID_PATTERN = re.compile(r"(?=[^0-9]*[0-9]|.{16})[A-Za-z0-9](?:[A-Za-z0-9_-]{0,98}[A-Za-z0-9])?")
+
+NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)
+ABORT_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,3 +308,66 @@ def quote_path_segment(name: str, value: str) -> str:
     if quoted in {"", ".", ".."}:
         raise FlowInputError(f"{name} must be an id, not {value!r}")
     return quoted
+
+
+def abort_run(service: Service, flow_run_id: str) -> Conversation[bool]:
+    """Delete a run that never started, abort an active one, and leave a final one unchanged.
+
+    :returns: whether the run was deleted or its abort was requested.
+    :raises FlowInputError: the service cannot abort runs.
+    :raises FlowServiceError: the service could not be reached, or rejected the request.
+    """
+    if not service.supports("get_run"):
+        yield from service.abort(flow_run_id)
+        return True
+    for is_last_attempt in (False, True):  # the run's state may change between the poll and the request
+        try:
+            run = yield from _get_existing_run(service, flow_run_id)
+            if run.state is FlowState.CREATED:
+                yield from service.delete(flow_run_id)
+            elif run.is_final or run.state is FlowState.ABORTING:
+                return False
+            else:
+                yield from service.abort(flow_run_id)
+        except FlowNotFound:
+            return False
+        except FlowConflict:
+            if is_last_attempt:
+                raise
+        else:
+            return True
+    return False
+
+
+def abort_run_and_wait(service: Service, flow_run_id: str) -> Conversation[FlowRun | None]:
+    """Abort a run as `abort_run` does, and wait up to about ten seconds until it is final.
+
+    :returns: the run as last polled; None if it no longer exists.
+    :raises FlowServiceError: the service could not be reached, or rejected the request.
+    """
+    yield from abort_run(service, flow_run_id)
+    run = None
+    for delay in ABORT_POLL_SECONDS:
+        try:
+            run = yield from service.get_run(flow_run_id)
+        except FlowNotFound:
+            return None
+        if run.is_final:
+            return run
+        yield Sleep(delay)
+    return run
+
+
+def _get_existing_run(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
+    """Return a run that was created earlier.
+
+    A 404 is accepted on its third occurrence only, because a run may not be visible everywhere at once.
+
+    :raises FlowNotFound: the run no longer exists.
+    """
+    for delay in NOT_FOUND_RETRY_SECONDS:
+        try:
+            return (yield from service.get_run(flow_run_id))
+        except FlowNotFound:
+            yield Sleep(delay)
+    return (yield from service.get_run(flow_run_id))

@@ -1,4 +1,4 @@
-"""The start protocol: start a flow run at most once, resume the run of an earlier try, and abort a run.
+"""The start protocol: start a flow run at most once, and resume the run of an earlier try.
 
 The protocol performs no I/O. The caller passes the record that an earlier try saved, and a function that
 saves a record.
@@ -10,15 +10,17 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from airflow_provider_flows.core.exceptions import FlowConflict, FlowError, FlowNotFound, FlowServiceError
+from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound, FlowServiceError
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState, UploadSource
-from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, map_requests, send
+from airflow_provider_flows.core.http import Request, Resend, Response, Sleep, map_requests, run_apart, send
 from airflow_provider_flows.core.limits import MAX_SEARCHED_RUNS
+from airflow_provider_flows.core.service import abort_run
 from airflow_provider_flows.core.timestamps import to_epoch
 
 if TYPE_CHECKING:
@@ -29,10 +31,8 @@ if TYPE_CHECKING:
 STAMP_KEY = "airflow_start"  # the key of the provider's stamp in the caller's metadata
 STAMPED_FIELDS = ("token", "generation", "fingerprint", "deadline")  # of a record
 NOT_RESUMABLE_STATES = frozenset({FlowState.CREATED, FlowState.FAILED, FlowState.ABORTING, FlowState.ABORTED})
-NOT_FOUND_RETRY_SECONDS = (0.5, 1.0)
 MISSING_RUN_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 7.5, 15.0)  # 30 s in all, for the failover of a gateway
 MIN_SEARCH_SECONDS = 1.5
-ABORT_POLL_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +163,10 @@ def start(
     return the run later, its complete response is saved.
 
     :param record: the record of this start, without a flow run id.
-    :param save: stores a record, and returns only when it is stored. It is called before the first request,
-        and again as soon as the run has an id. It is called with None if this try certainly created no run.
-        If it raises after the run was created, the run is deleted and not started.
+    :param save: stores a record, and returns only when it is stored; an event loop calls it in a thread. It
+        is called before the first request, and again as soon as the run has an id. It is called with None if
+        this try certainly created no run. If it raises after the run was created, the run is deleted and not
+        started.
     :param now: returns epoch seconds, for the deadline.
     :raises FlowServiceError: the run could not be created, filled or started. If it certainly did not start,
         it is deleted.
@@ -173,12 +174,12 @@ def start(
     if not service.staged_start:
         return (yield from _start_and_save(service, request, record, save))
     items = service.to_flow_inputs(request.inputs)
-    save(record)
+    yield from run_apart(partial(save, record))
     run, was_sent_again = yield from _create(service, request, record)
     try:
-        save(replace(record, flow_run_id=run.flow_run_id))
+        yield from run_apart(partial(save, replace(record, flow_run_id=run.flow_run_id)))
         if was_sent_again:
-            yield from delete_created_runs(service, {"token": record.token}, except_id=run.flow_run_id)
+            yield from delete_created_runs(service, {"token": record.token}, [run.flow_run_id])
         for item in items:
             yield from service.add_input(run.flow_run_id, item)
     except Exception:  # a store may raise anything
@@ -217,14 +218,28 @@ def _create(service: Service, request: RunRequest, record: RunRecord) -> Convers
 def _start_and_save(
     service: Service, request: RunRequest, record: RunRecord, save: SaveRecord
 ) -> Conversation[FlowRun]:
+    is_unsaved = False
+
+    def before_start() -> None:
+        nonlocal is_unsaved
+        is_unsaved = True
+
+    def save_and_send(one: Request) -> Conversation[Response]:
+        nonlocal is_unsaved
+        if is_unsaved:  # the next request may cost money
+            is_unsaved = False
+            yield from run_apart(partial(save, record))
+        return (yield from send(one))
+
     try:
-        run = yield from start_without_record(service, request, before_start=lambda: save(record))
+        run = yield from map_requests(start_without_record(service, request, before_start), save_and_send)
     except FlowServiceError as error:
         if not error.outcome_unknown:
-            save(None)
+            yield from run_apart(partial(save, None))
         raise
     saved_run = None if service.supports("get_run") else run.to_record()
-    save(replace(record, flow_run_id=run.flow_run_id, saved_run=saved_run))
+    started = replace(record, flow_run_id=run.flow_run_id, saved_run=saved_run)
+    yield from run_apart(partial(save, started))
     return run
 
 
@@ -390,28 +405,13 @@ def _find_listed_run(service: Service, record: RunRecord) -> Conversation[FlowRu
     return min(matching, key=lambda run: run.flow_run_id != record.flow_run_id, default=None)
 
 
-def _get_existing_run(service: Service, flow_run_id: str) -> Conversation[FlowRun]:
-    """Return a run that was created earlier.
-
-    A 404 is accepted on its third occurrence only, because a run may not be visible everywhere at once.
-
-    :raises FlowNotFound: the run no longer exists.
-    """
-    for delay in NOT_FOUND_RETRY_SECONDS:
-        try:
-            return (yield from service.get_run(flow_run_id))
-        except FlowNotFound:
-            yield Sleep(delay)
-    return (yield from service.get_run(flow_run_id))
-
-
 def delete_created_runs(
-    service: Service, stamp: Mapping[str, Any], except_id: str | None = None
+    service: Service, stamp: Mapping[str, Any], except_ids: Collection[str] = ()
 ) -> Conversation[None]:
     """Delete the created runs with a stamp, whose ids were never received. Never fails.
 
     :param stamp: a part of the stamp.
-    :param except_id: the id of a run to leave alone.
+    :param except_ids: the ids of runs to leave alone.
     """
     if not service.staged_start or not service.supports("list_runs"):
         return
@@ -420,7 +420,7 @@ def delete_created_runs(
     except FlowError:
         return
     for run in runs:
-        if has_stamp(run, stamp) and run.flow_run_id != except_id:
+        if has_stamp(run, stamp) and run.flow_run_id not in except_ids:
             yield from _try_delete(service, run.flow_run_id)
 
 
@@ -448,51 +448,3 @@ def select_record(runs: Iterable[FlowRun], generation: int) -> RunRecord | None:
             return record
         first = first or record
     return first
-
-
-def abort_run(service: Service, flow_run_id: str) -> Conversation[bool]:
-    """Delete a run that never started, abort an active one, and leave a final one unchanged.
-
-    :returns: whether the run was deleted or its abort was requested.
-    :raises FlowInputError: the service cannot abort runs.
-    :raises FlowServiceError: the service could not be reached, or rejected the request.
-    """
-    if not service.supports("get_run"):
-        yield from service.abort(flow_run_id)
-        return True
-    for is_last_attempt in (False, True):  # the run's state may change between the poll and the request
-        try:
-            run = yield from _get_existing_run(service, flow_run_id)
-            if run.state is FlowState.CREATED:
-                yield from service.delete(flow_run_id)
-            elif run.is_final or run.state is FlowState.ABORTING:
-                return False
-            else:
-                yield from service.abort(flow_run_id)
-        except FlowNotFound:
-            return False
-        except FlowConflict:
-            if is_last_attempt:
-                raise
-        else:
-            return True
-    return False
-
-
-def abort_run_and_wait(service: Service, flow_run_id: str) -> Conversation[FlowRun | None]:
-    """Abort a run as `abort_run` does, and wait up to about ten seconds until it is final.
-
-    :returns: the run as last polled; None if it no longer exists.
-    :raises FlowServiceError: the service could not be reached, or rejected the request.
-    """
-    yield from abort_run(service, flow_run_id)
-    run = None
-    for delay in ABORT_POLL_SECONDS:
-        try:
-            run = yield from service.get_run(flow_run_id)
-        except FlowNotFound:
-            return None
-        if run.is_final:
-            return run
-        yield Sleep(delay)
-    return run

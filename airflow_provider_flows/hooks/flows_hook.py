@@ -29,6 +29,7 @@ from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
 from airflow_provider_flows.core.retry import NO_RETRY
+from airflow_provider_flows.core.service import abort_run, abort_run_and_wait
 from airflow_provider_flows.core.validation import (
     Problems,
     coerce_inputs,
@@ -133,13 +134,13 @@ class FlowsHook(BaseFlowsHook):
         validate: bool,
     ) -> FlowRun:
         self.hidden_inputs = request.inputs
-        with self._check_quota(f"Flow {request.flow} was not started"):
-            request = self._prepare(request, problems, validate=validate)
+        with self.check_quota(f"Flow {request.flow} was not started"):
+            request = self.prepare(request, problems, validate=validate)
             with self.log_start(request.flow):
                 return self.run(starting(request))
 
     @contextmanager
-    def _check_quota(self, what: str, *, clear: bool = True) -> Iterator[None]:
+    def check_quota(self, what: str, *, clear: bool = True) -> Iterator[None]:
         """Run a block that starts a flow run, unless the account's quota was just used up.
 
         :param what: what is not done then, for the message.
@@ -161,7 +162,7 @@ class FlowsHook(BaseFlowsHook):
         if clear:
             marker.clear()
 
-    def _prepare(self, request: RunRequest, problems: Problems, *, validate: bool) -> RunRequest:
+    def prepare(self, request: RunRequest, problems: Problems, *, validate: bool) -> RunRequest:
         """Validate a request, and return it with what the flow's definition adds.
 
         :param problems: the problems that were found while the request was built.
@@ -241,14 +242,14 @@ class FlowsHook(BaseFlowsHook):
 
         :returns: whether the flow run was deleted or its abort was requested.
         """
-        return self.run(start_or_resume.abort_run(self.service, flow_run_id))
+        return self.run(abort_run(self.service, flow_run_id))
 
     def abort_and_wait(self, flow_run_id: str) -> FlowRun | None:
         """Abort a flow run as `abort` does, and wait up to about ten seconds until it is final.
 
         :returns: the flow run as last polled, None if it no longer exists.
         """
-        return self.run(start_or_resume.abort_run_and_wait(self.service, flow_run_id))
+        return self.run(abort_run_and_wait(self.service, flow_run_id))
 
     def get_run(self, flow_run_id: str) -> FlowRun:
         """Return a flow run as it is now, with the end that its progress suggests (`expected_end`)."""
@@ -280,7 +281,7 @@ class FlowsHook(BaseFlowsHook):
 
         `add_input` adds its inputs, and `start_created_run` starts it.
         """
-        with self._check_quota(f"No flow run of {flow} was created", clear=False):
+        with self.check_quota(f"No flow run of {flow} was created", clear=False):
             return self.run(self.service.create(flow, parameters, additional))
 
     def add_input(self, flow_run_id: str, item: Any, input_conn_id: str | None = None) -> str | None:
@@ -298,12 +299,12 @@ class FlowsHook(BaseFlowsHook):
             message = "add_input takes one input"
             raise FlowInputError(message)
         self.hidden_inputs = inputs
-        with self._check_quota(f"No input was added to flow run {flow_run_id}", clear=False):
+        with self.check_quota(f"No input was added to flow run {flow_run_id}", clear=False):
             return self.run(self.service.add_input(flow_run_id, inputs[0]))
 
     def start_created_run(self, flow_run_id: str) -> None:
         """Start a flow run that `create` has created."""
-        with self._check_quota(f"Flow run {flow_run_id} was not started"):
+        with self.check_quota(f"Flow run {flow_run_id} was not started"):
             self.run(self.service.start_created_run(flow_run_id))
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:

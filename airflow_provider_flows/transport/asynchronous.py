@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from copy import copy
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
 
     from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.redaction import ErrorTexts
 
 # No connection was established, so the service cannot have received the request. ValueError: the URL is
 # invalid.
@@ -136,7 +139,8 @@ async def new_session(settings: Settings) -> aiohttp.ClientSession:
     # https.
     is_https = settings.base_url.startswith("https:")
     context = await asyncio.to_thread(load_tls_context, settings.verify) if is_https else True
-    connector = aiohttp.TCPConnector(ssl=context)
+    # the callers bound how many requests they send at a time, each by a measure of its own
+    connector = aiohttp.TCPConnector(ssl=context, limit=0)
     # aiohttp decompresses without a bound; the reader of the response does it instead
     return aiohttp.ClientSession(
         connector=connector,
@@ -157,6 +161,12 @@ class AsyncTransport:
         self._timeout = aiohttp.ClientTimeout(
             sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
         )
+
+    def with_error_texts(self, error_texts: ErrorTexts) -> AsyncTransport:
+        """Return a transport over the same session whose errors hide the inputs of another flow run."""
+        other = copy(self)
+        other._settings = replace(self._settings, error_texts=error_texts)  # noqa: SLF001  # the same class
+        return other
 
     async def send(self, request: Request) -> Response:
         """Send one request and return its complete response; redirects are not followed.

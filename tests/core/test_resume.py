@@ -13,12 +13,10 @@ import pytest
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.service import ABORT_POLL_SECONDS, abort_run, abort_run_and_wait
 from airflow_provider_flows.core.start_or_resume import (
-    ABORT_POLL_SECONDS,
     STAMP_KEY,
     RunRecord,
-    abort_run,
-    abort_run_and_wait,
     find_stamped_runs,
     resume,
     select_record,
