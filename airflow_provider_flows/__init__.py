@@ -19,6 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow_provider_flows.core.exceptions import (
         FlowAuthError,
         FlowConflict,
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
         FlowUnreachable,
     )
     from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+
+    # not imported for types either, because storage is above this module
+    def read_manifest(manifest: Any, conn_id: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a batch's manifest (`storage.batch_manifest.read_manifest`)."""
+
 
 __version__ = "0.1.0"
 
@@ -57,13 +64,19 @@ __all__ = [
     "FlowTimeout",
     "FlowUnreachable",
     "__version__",
+    "read_manifest",
 ]
+_MODULES = {
+    "FlowRun": "core.flow_run",
+    "FlowState": "core.flow_run",
+    "read_manifest": "storage.batch_manifest",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class on first use, so that `import airflow_provider_flows` stays cheap."""
+    """Import a class or function on first use, so that `import airflow_provider_flows` stays cheap."""
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    module = "core.flow_run" if name in {"FlowRun", "FlowState"} else "core.exceptions"
+    module = _MODULES.get(name, "core.exceptions")
     return getattr(import_module(f"{__name__}.{module}"), name)

@@ -91,6 +91,10 @@ MAX_FETCHED_INPUT_BYTES = 4096 * MIB  # all files from URLs of one run; they are
 MAX_DATA_URI_BYTES = 64 * MIB  # a data URI, which is in memory
 MAX_TEXT_INPUT_BYTES = MIB  # a prompt, a variable or a text file
 
+# The source of a batch's items.
+MAX_BATCH_ITEMS = 100_000  # an error names what is beyond; the batch never starts a part of its items
+MAX_ITEM_BYTES = 8 * MIB  # a line or a row of a file; a prompt of MAX_TEXT_INPUT_BYTES in JSON may have 6 MiB
+
 # A BMP is the only input that is decoded: a picture of 8K, and 128 MiB of memory.
 MAX_BITMAP_PIXELS = 32 * 1024 * 1024
 MAX_BITMAP_HEADER_BYTES = 124  # BITMAPV5HEADER, the largest one; Pillow reads as much as a file says

@@ -10,7 +10,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 INPUT_CHUNK_BYTES = 192 * 1024  # a multiple of 3, so that each chunk is encoded as base64 by itself
 INPUT_BLOCK_BYTES = 8 * 1024 * 1024  # the read-ahead of a file system; that of s3fs is 50 MiB by default
 TEXT_ENCODING = "utf-8-sig"  # UTF-8 with or without a byte order mark
+MAX_OPEN_ATTEMPTS = 5  # of a file that another process replaces at that moment
 PSEUDO_FILE_SYSTEMS = ("/proc", "/sys", "/dev")  # what is read there is of the machine or a process
 # media types that servers send for files of unknown type, and for pages, which are no inputs
 NOTHING_DECLARED = frozenset({None, "application/octet-stream", "binary/octet-stream", "text/html"})
@@ -94,7 +95,7 @@ class FileAccess:
                 return self._fetch(where, str(path_or_uri).strip())
             return resolve_path(where, path_or_uri, self.conn_id)
         except (OSError, ValueError, ImportError) as error:
-            raise _unreadable_error(where, path_or_uri, error) from None
+            raise unreadable_error(where, path_or_uri, error) from None
 
     def _fetch(self, where: str, url: str) -> SpooledFile:
         if self.hook is None:
@@ -308,7 +309,7 @@ def _iter_file_chunks(where: str, path: Any, *, is_permanent: bool = True) -> It
     :raises FlowInputError: the file cannot be read, is not a regular file, or is too large.
     """
     total = 0
-    with _open_file(where, path, is_permanent=is_permanent) as file:
+    with open_file(where, path, is_permanent=is_permanent) as file:
         while chunk := file.read(INPUT_CHUNK_BYTES):
             total += len(chunk)
             if total > MAX_INPUT_BYTES:
@@ -321,7 +322,7 @@ def _iter_png_chunks(where: str, path: InputPath, *, is_permanent: bool = True) 
 
     :raises FlowInputError: the file cannot be read or converted.
     """
-    with _open_file(where, path, is_permanent=is_permanent) as bitmap, TemporaryFile() as png:
+    with open_file(where, path, is_permanent=is_permanent) as bitmap, TemporaryFile() as png:
         _convert_bitmap(where, bitmap, png, is_permanent=is_permanent)
         png.seek(0)
         while chunk := png.read(INPUT_CHUNK_BYTES):
@@ -329,12 +330,12 @@ def _iter_png_chunks(where: str, path: InputPath, *, is_permanent: bool = True) 
 
 
 @contextmanager
-def _open_file(where: str, path: Any, *, is_permanent: bool) -> Iterator[IO[bytes]]:
+def open_file(where: str, path: Any, *, is_permanent: bool) -> Iterator[IO[bytes]]:
     """Open a file for reading.
 
     :raises FlowInputError: the file cannot be opened, or the block raises any other exception.
     """
-    local_path = _to_local_path(path)
+    local_path = to_local_path(path)
     options = {"block_size": INPUT_BLOCK_BYTES} if hasattr(path, "conn_id") else {}
     try:
         with path.open("rb", **options) if local_path is None else _open_regular_file(local_path) as file:
@@ -342,17 +343,51 @@ def _open_file(where: str, path: Any, *, is_permanent: bool) -> Iterator[IO[byte
     except FlowInputError:
         raise
     except Exception as error:  # noqa: BLE001  # any error of the store's library
-        raise _unreadable_error(where, path, error, is_permanent=is_permanent) from None
+        raise unreadable_error(where, path, error, is_permanent=is_permanent) from None
 
 
-def _to_local_path(path: Any) -> Path | None:
+def iter_lines(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the number and the content of each line, without its line feed; None for a line that is too long.
+
+    :param max_bytes: of a line.
+    :raises ValueError: the file is larger than MAX_INPUT_BYTES, which a compressed file does not show.
+    """
+    number, total, line = 1, 0, bytearray()
+    while chunk := file.read(INPUT_CHUNK_BYTES):
+        if (total := total + len(chunk)) > MAX_INPUT_BYTES:
+            raise ValueError(_too_large())
+        *ends, start = chunk.split(b"\n")
+        for end in ends:
+            line += end
+            yield number, bytes(line) if len(line) <= max_bytes else None
+            number += 1
+            line.clear()
+        line += start[: max_bytes + 1]
+        del line[max_bytes + 1 :]  # what is left of a line that is too long
+    if line:
+        yield number, bytes(line) if len(line) <= max_bytes else None
+
+
+def to_local_path(path: Any) -> Path | None:
     """Return the path of a file of this machine, None for one in a store."""
     if not hasattr(path, "protocol"):
         return Path(path)
     return Path(path.path).expanduser() if path.protocol in LOCAL_SCHEMES else None
 
 
+class _ReplacedError(ValueError):
+    """Another process replaced a file while it was opened."""
+
+
 def _open_regular_file(path: Path) -> IO[bytes]:
+    """Open a file of this machine as `_try_to_open` does, several times if it is replaced meanwhile."""
+    for _ in range(MAX_OPEN_ATTEMPTS - 1):
+        with suppress(_ReplacedError):
+            return _try_to_open(path)
+    return _try_to_open(path)
+
+
+def _try_to_open(path: Path) -> IO[bytes]:
     """Open a file of this machine that has its content on a disk.
 
     A FIFO would block the worker, a device has no end, and the files of `/proc` contain the environment of
@@ -386,7 +421,7 @@ def _expect_ordinary_content(descriptor: int, real_path: Path) -> None:
     status = os.fstat(descriptor)
     _expect_regular_file(status)
     if not os.path.samestat(status, real_path.stat()):  # or a link of /proc led to another root folder
-        raise ValueError("it was replaced while it was opened")
+        raise _ReplacedError("it was replaced while it was opened")
     if status.st_size > MAX_INPUT_BYTES:
         raise ValueError(_too_large())
     if status.st_size == 0 and os.read(descriptor, 1):  # /proc may be mounted elsewhere, too
@@ -397,9 +432,10 @@ def _too_large() -> str:
     return f"it is larger than the maximum of {MAX_INPUT_BYTES} bytes"
 
 
-def _unreadable_error(
+def unreadable_error(
     where: str, path: InputPath, error: Exception, *, is_permanent: bool = True
 ) -> FlowInputError:
+    """Return the error for a file or a folder that a store's library cannot read."""
     detail = redact_text(explain_store_error(path, error))
     return FlowInputError(
         f"{where} names a file that cannot be read ({redact_path(path)}): {detail}", is_permanent=is_permanent

@@ -99,8 +99,8 @@ class UpstreamOutput:
 ParsedInput = Prompt | FileRef | UpstreamOutput
 
 
-class _UnreadableInput:
-    """A placeholder for an unreadable input, so that the others have their index. It is never sent."""
+class _UnreadInput:
+    """A placeholder for an input that was not read, so that the others have their index. It is never sent."""
 
     media_type = "application/octet-stream"  # an unknown type, which is acceptable to every flow
     size = 0
@@ -108,7 +108,7 @@ class _UnreadableInput:
 
     def chunks(self) -> Iterator[bytes]:
         """Raise FlowInputError."""
-        raise FlowInputError("An input that could not be read cannot be sent")
+        raise FlowInputError("An input that was not read cannot be sent")
 
 
 def build_request(  # noqa: PLR0917  # the order of arguments is that of all methods that start a run
@@ -119,12 +119,14 @@ def build_request(  # noqa: PLR0917  # the order of arguments is that of all met
     input_conn_id: str | None,
     problems: Problems,
     hook: InputHook | None = None,
+    *,
+    reads_files: bool = True,
 ) -> RunRequest:
     """Return the request for a run. Files are read once, and nothing is sent to the service.
 
     :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects what is wrong. A request with problems can be validated, but not sent.
-    :param hook: as for `parse_inputs`.
+    :param hook: as for `parse_inputs`, and `reads_files` too.
     """
     flow_name = flow.strip() if isinstance(flow, str) else ""
     if not flow_name:
@@ -139,7 +141,7 @@ def build_request(  # noqa: PLR0917  # the order of arguments is that of all met
         with problems.collect():
             validate_json_value(name, value)
     _mask_signatures(inputs, parameters, additional)
-    parsed = parse_inputs(inputs, input_conn_id, problems, hook)
+    parsed = parse_inputs(inputs, input_conn_id, problems, hook, reads_files=reads_files)
     return RunRequest(flow_name, parsed, parameters, additional)
 
 
@@ -148,6 +150,8 @@ def parse_inputs(
     input_conn_id: str | None = None,
     problems: Problems | None = None,
     hook: InputHook | None = None,
+    *,
+    reads_files: bool = True,
 ) -> Inputs:
     """Return the `inputs` of an operator or hook as a list of inputs, or as a dict of variables.
 
@@ -166,9 +170,10 @@ def parse_inputs(
     :param input_conn_id: the Airflow connection of the storage of input files.
     :param problems: collects, by input, what is wrong and what is accepted, in place of an error.
     :param hook: the hook of the service, which also fetches files from URLs.
+    :param reads_files: whether to read files. Inputs without them can be validated, but not sent.
     :raises FlowInputError: an input cannot be sent, and `problems` is None.
     """
-    access = FileAccess(input_conn_id, hook)
+    access = FileAccess(input_conn_id, hook) if reads_files else None
     has_variables = hook is not None and hook.service.has_variables
     with collect_problems(problems) as collector:
         if not _is_usable_connection(input_conn_id, collector):
@@ -203,7 +208,7 @@ def iter_texts(argument: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _iter_nested_texts(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str) or _is_path(value):
+    if isinstance(value, str) or is_path(value):
         yield where, str(value)
     elif isinstance(value, Mapping):
         is_item = where.startswith("inputs") and _is_item(value)
@@ -216,7 +221,7 @@ def _iter_nested_texts(where: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _load_variables(
-    inputs: Mapping[Any, Any], access: FileAccess, problems: Problems, *, accepts_files: bool
+    inputs: Mapping[Any, Any], access: FileAccess | None, problems: Problems, *, accepts_files: bool
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if len(inputs) > MAX_INPUTS:
@@ -231,7 +236,7 @@ def _load_variables(
     return values
 
 
-def _load_variable(where: str, value: Any, access: FileAccess, *, accepts_files: bool) -> Any:
+def _load_variable(where: str, value: Any, access: FileAccess | None, *, accepts_files: bool) -> Any:
     """Return the text or file of an output, a path, or a dict with `data` or `uri`, or else the value itself.
 
     The items of a list are read in the same way.
@@ -251,16 +256,18 @@ def _load_variable(where: str, value: Any, access: FileAccess, *, accepts_files:
             else _load_variable(f"{where}[{index}]", one, access, accepts_files=accepts_files)
             for index, one in enumerate(value)
         ]
-    if not _is_path(value) and not (isinstance(value, Mapping) and _is_item(value)):
+    if not is_path(value) and not (isinstance(value, Mapping) and _is_item(value)):
         return value
     content = _resolve(where, _parse_item(where, value))
     if isinstance(content, Prompt):
         return content.text
+    if access is None:
+        return ""
     load = load_variable_file if accepts_files else load_text_file
     return load(where, content.file, access, content.sha256)
 
 
-def _load_items(inputs: Sequence[Any], access: FileAccess, problems: Problems) -> Iterator[FlowInput]:
+def _load_items(inputs: Sequence[Any], access: FileAccess | None, problems: Problems) -> Iterator[FlowInput]:
     items: list[tuple[str, Any]] = []
     for index, value in enumerate(inputs):
         with problems.collect("inputs"):  # their number is unknown after an error
@@ -269,7 +276,7 @@ def _load_items(inputs: Sequence[Any], access: FileAccess, problems: Problems) -
             problems.add(_too_many_inputs(), invalidates="inputs")
             return
     for where, item in items:
-        flow_input = FlowInput(_UnreadableInput())
+        flow_input = FlowInput(_UnreadInput())
         if where not in problems.invalid:
             with problems.collect(where):
                 flow_input = _load_item(where, item, access, problems)
@@ -282,14 +289,14 @@ def _too_many_inputs() -> str:
     )
 
 
-def _load_item(where: str, item: Any, access: FileAccess, problems: Problems) -> FlowInput:
+def _load_item(where: str, item: Any, access: FileAccess | None, problems: Problems) -> FlowInput:
     if isinstance(item, Mapping) and _is_item(item):
         with problems.collect():
             validate_json_value(f"{where}['additional']", item.get("additional"))
     content = _resolve(where, _parse_item(where, item))
     if isinstance(content, Prompt):
         return FlowInput(_normalize_text(where, content.text), content.additional)
-    data = load_file(where, content.file, access, content.sha256)
+    data = _UnreadInput() if access is None else load_file(where, content.file, access, content.sha256)
     return FlowInput(data, content.additional)
 
 
@@ -317,7 +324,7 @@ def _get_file_uri(item: Any) -> str | None:
         return uri if isinstance(uri, str) else None
     if isinstance(item, PurePath) and not hasattr(item, "protocol"):
         return f"file://{Path(item).absolute()}"
-    if _is_path(item):
+    if is_path(item):
         text = str(item)
         return text if "://" in text else f"file://{text}"
     return None
@@ -332,8 +339,8 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
-def _is_path(value: Any) -> bool:
-    # an ObjectStoragePath is not an os.PathLike
+def is_path(value: Any) -> bool:
+    """Return whether a value is a path, which an ObjectStoragePath is without being an os.PathLike."""
     return isinstance(value, os.PathLike) or callable(getattr(value, "open", None))
 
 
@@ -382,7 +389,7 @@ def _parse_item(where: str, item: Any) -> ParsedInput:
     """
     if isinstance(item, str):
         return _parse_text_input(where, item)
-    if _is_path(item):
+    if is_path(item):
         return FileRef(item)
     if _is_output(item):
         return UpstreamOutput(item)

@@ -152,7 +152,8 @@ class OutputDownload:
                 and path.stat().st_size == stored.size
                 and compute_sha256(path, cancellation) == stored.sha256
             ):
-                log.info("Output %s is already stored in %s (%d bytes)", stored.name, path, stored.size)
+                level = self.output_options.file_log_level
+                log.log(level, "Output %s is already stored in %s (%d bytes)", stored.name, path, stored.size)
                 return stored
         cancellation.raise_if_cancelled()
         return None
@@ -176,7 +177,8 @@ class OutputDownload:
             path = self._commit(file, media_type, cancellation)
         warning = to_safe_text(redact_path("; ".join(warnings)))[:MAX_OUTPUT_ERROR_LENGTH] or None
         if warning is None:
-            log.info("Output %s is stored in %s (%d bytes)", output.name, path, file.size)
+            level = self.output_options.file_log_level
+            log.log(level, "Output %s is stored in %s (%d bytes)", output.name, path, file.size)
         else:
             log.warning(
                 "Output %s is stored in %s (%d bytes), but it may be unusable: %s. It arrived twice with the "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.core.flow_run import FlowOutput
+    from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.core.validation import Problems
     from airflow_provider_flows.storage.paths import OutputName
@@ -41,6 +44,9 @@ class OutputOptions:
         files.
     :param output_name: the pattern of the files' names (storage.paths.OutputName), which may still have Jinja
         templates in it; with None, a file has its output's name.
+    :param folder_name: the name of the folder of the run's files below `output_path`, a safe name; None for
+        the run's id.
+    :param file_log_level: of the line about each file that is stored.
     :param inputs: the inputs of the task, for the fields of `output_name`; None if they are not known.
     :param selection: the asset ids or names of the outputs to fetch; None for all.
     :raises FlowInputError: `max_xcom_bytes` or `output_name` is not valid, or `delete_after_fetch` has no
@@ -54,6 +60,8 @@ class OutputOptions:
     delete_after_fetch: bool = False
     selection: frozenset[str] | None = None
     output_name: str | None = None
+    folder_name: str | None = None
+    file_log_level: int = logging.INFO
     inputs: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +91,16 @@ class OutputOptions:
         from airflow_provider_flows.storage.paths import OutputName  # not needed to define a task
 
         return OutputName(self.output_name, self.inputs)
+
+    def get_folder(self, run: FlowRun) -> ObjectStoragePath:
+        """Return the folder of a run's files; `output_path` is not None."""
+        from airflow.sdk import ObjectStoragePath  # slow to import, and not needed to define a task
+
+        from airflow_provider_flows.storage.paths import get_run_folder
+
+        if self.folder_name is None:
+            return get_run_folder(run, str(self.output_path), self.output_conn_id)
+        return ObjectStoragePath(str(self.output_path), conn_id=self.output_conn_id) / self.folder_name
 
     def validate(self, service: Service, problems: Problems | None = None) -> None:
         """Check that the service and the store support the options.

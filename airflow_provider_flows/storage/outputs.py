@@ -21,7 +21,7 @@ from airflow_provider_flows.storage.atomic_file import (
 )
 from airflow_provider_flows.storage.output_download import FILE_FIELDS, DownloadHook, OutputDownload
 from airflow_provider_flows.storage.parallel import run_parallel
-from airflow_provider_flows.storage.paths import OBJECT_STORES, file_names, get_run_folder
+from airflow_provider_flows.storage.paths import OBJECT_STORES, file_names
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation
@@ -261,7 +261,7 @@ def _download_all(
 
     :param named_outputs: the outputs, with the names of their files without extension.
     """
-    folder = get_run_folder(run, str(output_options.output_path), output_options.output_conn_id)
+    folder = output_options.get_folder(run)
     downloads: dict[int, OutputDownload] = {}  # by the index of the output
     for index, (output, name) in enumerate(named_outputs):
         if _needs_file(output, output_options, is_large=index in large_texts):

@@ -1,0 +1,260 @@
+"""What a batch leaves beside the folders of its items: the manifest, and the items that failed.
+
+Both are JSONL. The lines of the manifest are in a temporary file until they are written, because there may be
+many.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows.core.batch import FAILED_ITEMS_NAME, MANIFEST_NAME, BatchItem, ItemProblem
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.limits import MAX_IN_MEMORY_BYTES
+from airflow_provider_flows.core.redaction import redact_path
+from airflow_provider_flows.core.safe_text import replace_surrogates
+from airflow_provider_flows.storage.atomic_file import (
+    OUTPUT_CHUNK_BYTES,
+    PartialFile,
+    Spool,
+    remove_stale_temporary_files,
+)
+from airflow_provider_flows.storage.batch_items import to_json_value
+from airflow_provider_flows.storage.file_source import FileAccess, iter_lines, open_file
+from airflow_provider_flows.storage.paths import OBJECT_STORES, require_connection, to_uri
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+MANIFEST_SECONDS = 45.0  # between two writes, so that it is at most a minute with the caller's own interval
+MIN_WASTED_BYTES = 16 * 1024 * 1024  # of replaced lines in the temporary file, before it is copied
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestLine:
+    """What the manifest says about one item.
+
+    :param state: of its flow run, or `skipped` or `invalid` if it has none.
+    :param outputs: in the form of `FlowOutput.to_dict`.
+    :param attempts: how many flow runs were started for the item.
+    :param started_at: ISO 8601, in UTC, and so is `finished_at`.
+    :param reused: whether the outputs are those of an earlier flow run for the same request.
+    """
+
+    key: str
+    state: str
+    flow_run_id: str | None = None
+    outputs: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    error: str | None = None
+    attempts: int = 0
+    started_at: str | None = None
+    finished_at: str | None = None
+    reused: bool = False
+
+
+class BatchManifest:
+    """The manifest of one batch, with the latest line of each item. Several threads may use it.
+
+    :param output_path: the folder of the batch.
+    :param output_conn_id: the Airflow connection of its store.
+    """
+
+    def __init__(self, output_path: str, output_conn_id: str | None = None) -> None:
+        from airflow.sdk import ObjectStoragePath  # slow to import
+
+        self._folder = ObjectStoragePath(output_path, conn_id=output_conn_id)
+        self._lock = Lock()
+        self._spool = Spool()
+        self._end = 0  # of what is written to the spool
+        self._live_bytes = 0  # of the latest lines
+        self._indexes: dict[str, int] = {}  # of an item's numbers in the arrays, by its key
+        self._rows, self._offsets, self._sizes = array("Q"), array("Q"), array("Q")
+        self._written_at = -math.inf
+        self._is_changed = False
+
+    def __len__(self) -> int:
+        """Return the number of items with a line."""
+        return len(self._indexes)
+
+    @property
+    def uri(self) -> str:
+        """The URI of the manifest."""
+        return to_uri(self._folder / MANIFEST_NAME)
+
+    @property
+    def failed_items_uri(self) -> str:
+        """The URI of the file with the items that failed."""
+        return to_uri(self._folder / FAILED_ITEMS_NAME)
+
+    def record(self, line: ManifestLine, row: int) -> None:
+        """Record the line of an item, in place of an earlier one.
+
+        :param row: that of the item. The lines are written in the order of these.
+        """
+        self._save(line.key, _to_json_line(asdict(line)), row)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the latest line of an item, None if it has none."""
+        with self._lock:
+            index = self._indexes.get(key)
+            if index is None:
+                return None
+            data = _read_span(self._spool, self._offsets[index], self._sizes[index])
+        line: dict[str, Any] = json.loads(data)
+        return line
+
+    def load(self) -> int:
+        """Record the lines that an earlier try has written, and return their number.
+
+        Temporary files of killed tries are removed, except in object stores, where that takes a list of all
+        items.
+
+        :raises FlowInputError: the manifest cannot be read.
+        """
+        path = self._folder / MANIFEST_NAME
+        if self._folder.protocol not in OBJECT_STORES:
+            remove_stale_temporary_files(self._folder, (MANIFEST_NAME, FAILED_ITEMS_NAME))
+        path.fs.invalidate_cache(self._folder.path)
+        if not path.exists():
+            return 0
+        count = 0
+        for count, line in enumerate(_iter_manifest(path), 1):  # the count is returned
+            self._save(line["key"], _to_json_line(line), count)
+        self._is_changed = False
+        return count
+
+    def write_if_due(self, now: float) -> bool:
+        """Write the manifest if it has changed, at most every MANIFEST_SECONDS, and return whether it did.
+
+        :param now: the seconds of any clock that only moves forward.
+        :raises OSError: the store does not accept the file.
+        """
+        if not self._is_changed or now - self._written_at < MANIFEST_SECONDS:
+            return False
+        self._written_at = now
+        self.write()
+        return True
+
+    def write(self) -> str:
+        """Write the manifest, so that no reader finds a part of it, and return its URI.
+
+        :raises OSError: the store does not accept the file.
+        """
+        with self._lock:
+            self._is_changed = False
+            self._drop_replaced_lines()
+            spool, spans = self._spool, sorted(zip(self._rows, self._offsets, self._sizes, strict=True))
+        try:
+            self._write_file(MANIFEST_NAME, (_read_span(spool, offset, size) for _, offset, size in spans))
+        except BaseException:
+            self._is_changed = True
+            raise
+        return self.uri
+
+    def write_failed_items(self, items: Iterable[BatchItem | ItemProblem]) -> str:
+        """Write the file with the items that failed, so that it can be the `items` of another batch.
+
+        Items whose text could not be parsed have no form to write them in; only the manifest names them.
+
+        :returns: the file's URI.
+        :raises OSError: the store does not accept the file.
+        :raises FlowInputError: the items cannot be read again.
+        """
+        forms = (item.to_dict() if isinstance(item, BatchItem) else item.item for item in items)
+        self._write_file(FAILED_ITEMS_NAME, (_to_json_line(form) for form in forms if form is not None))
+        return self.failed_items_uri
+
+    def _save(self, key: str, data: bytes, row: int) -> None:
+        with self._lock:
+            offset = self._end
+            _write_all(self._spool, data, offset)
+            self._end += len(data)
+            self._live_bytes += len(data)
+            index = self._indexes.setdefault(key, len(self._rows))
+            if index == len(self._rows):
+                self._rows.append(row)
+                self._offsets.append(offset)
+                self._sizes.append(len(data))
+            else:
+                self._live_bytes -= self._sizes[index]
+                self._rows[index], self._offsets[index], self._sizes[index] = row, offset, len(data)
+            self._is_changed = True
+
+    def _drop_replaced_lines(self) -> None:
+        """Copy the latest lines to a new temporary file, if the other ones take most of it."""
+        if self._end - self._live_bytes < max(self._live_bytes, MIN_WASTED_BYTES):
+            return
+        spool, end = Spool(), 0
+        for index, size in enumerate(self._sizes):
+            _write_all(spool, _read_span(self._spool, self._offsets[index], size), end)
+            self._offsets[index] = end
+            end += size
+        self._spool, self._end = spool, end  # a write in progress still refers to the one before
+
+    def _write_file(self, name: str, lines: Iterable[bytes]) -> None:
+        with PartialFile(self._folder, name) as file:
+            file.restart()
+            buffer = bytearray()
+            for line in lines:
+                buffer += line
+                if len(buffer) >= OUTPUT_CHUNK_BYTES:
+                    file.write(bytes(buffer))
+                    buffer.clear()
+            file.write(bytes(buffer))
+            file.commit(self._folder / name, may_replace=True)
+
+
+def read_manifest(manifest: str | ObjectStoragePath, conn_id: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a batch's manifest, one dict an item, without loading the file into memory.
+
+    :param manifest: the URI that the batch returned as `manifest`.
+    :param conn_id: the Airflow connection of its store, as `output_conn_id` of the batch.
+    :raises FlowInputError: the manifest cannot be read, a line is no line of a manifest, or there is no such
+        connection.
+    """
+    if conn_id is not None:
+        require_connection("conn_id", conn_id)
+    return _iter_manifest(FileAccess(conn_id).resolve("manifest", manifest))
+
+
+def _iter_manifest(path: Any) -> Iterator[dict[str, Any]]:
+    with open_file("manifest", path, is_permanent=True) as file:
+        for number, data in iter_lines(file, MAX_IN_MEMORY_BYTES):
+            if data is None or data.strip():
+                yield _parse_line(path, number, data)
+
+
+def _parse_line(path: Any, number: int, data: bytes | None) -> dict[str, Any]:
+    """Return the dict of a line, with whatever fields a later version of this package adds."""
+    try:
+        line = json.loads(data or b"")
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict) or not isinstance(line.get("key"), str) or "state" not in line:
+        raise FlowInputError(
+            f"Line {number} of {redact_path(path)} is no line of a batch's manifest. Correct or remove it, "
+            "or run the task of the batch again, which writes the file"
+        )
+    return line
+
+
+def _to_json_line(value: Any) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=to_json_value)
+    return f"{replace_surrogates(text)}\n".encode()
+
+
+def _write_all(spool: Spool, data: bytes, offset: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(spool.file.fileno(), data[written:], offset + written)
+
+
+def _read_span(spool: Spool, offset: int, size: int) -> bytes:
+    return os.pread(spool.file.fileno(), size, offset)
