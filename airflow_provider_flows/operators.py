@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from airflow_provider_flows.batch.operator import RunFlowBatchOperator
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError, FlowTimeout
 from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
@@ -44,7 +45,13 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
 
-__all__ = ["AbortFlowRunOperator", "DeleteFlowRunOperator", "FetchFlowRunOperator", "RunFlowOperator"]
+__all__ = [
+    "AbortFlowRunOperator",
+    "DeleteFlowRunOperator",
+    "FetchFlowRunOperator",
+    "RunFlowBatchOperator",
+    "RunFlowOperator",
+]
 
 NO_ON_KILL = (
     "The on_kill method of triggers requires Airflow 3.3 or later. On this version, if this task is cleared "

@@ -1,4 +1,7 @@
-"""The triggers: FlowRunTrigger for deferred tasks, and FlowRunFinishedTrigger for asset watchers."""
+"""The triggers: FlowRunTrigger for deferred tasks, and FlowRunFinishedTrigger for asset watchers.
+
+FlowBatchTrigger, which `batch.trigger` defines, is exported here as well.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,16 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextvars import Context, copy_context
 from datetime import timedelta
-from functools import cache, cached_property
-from inspect import signature
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
-from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from airflow_provider_flows.compat import triggers_have_on_kill
+from airflow_provider_flows.batch.trigger import FlowBatchTrigger
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
@@ -29,33 +30,36 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.finished_runs import EventCursor, event_payloads
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.worker.kill_check import (
-    ABORTED_BY_KILL,
-    NOTHING_TO_ABORT,
-    max_reply_seconds,
-    on_kill_timeout,
+from airflow_provider_flows.triggerer.kill_check import (
+    KillableTrigger,
+    check_unknown,
+    deferral_timeout,
+    get_class_path,
+    is_deferral_timeout,
+    min_event_delay,
+    reload_hook,
 )
+from airflow_provider_flows.worker.kill_check import ABORTED_BY_KILL, NOTHING_TO_ABORT
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.core.redaction import ErrorTexts
     from airflow_provider_flows.hooks import FlowsHook
 
-__all__ = ["FlowRunFinishedTrigger", "FlowRunTrigger", "min_event_delay", "run_from_event"]
+__all__ = [
+    "FlowBatchTrigger",
+    "FlowRunFinishedTrigger",
+    "FlowRunTrigger",
+    "deferral_timeout",
+    "is_deferral_timeout",
+    "min_event_delay",
+    "run_from_event",
+]
 
 log = logging.getLogger(__name__)  # one for all triggers: to create a logger takes longer than a poll
 
 MIN_PROGRESS_LOG_SECONDS = 30.0  # between two lines about progress: a line costs a triggerer half a ms of CPU
 FINAL_STATE_NAMES = tuple(state.value for state in FlowState if state.is_final)
-ON_KILL_FRACTION = 0.95  # of `[triggerer] on_kill_timeout`, after which Airflow no longer waits for `on_kill`
-MAX_ABORT_SECONDS = 300.0  # for the requests that abort a run: a rate limit may delay them
-LEFT_IN_DOUBT = (
-    "Airflow did not report whether the task is finished (%s), so flow run %s is left to the next try"
-)
-NOT_ABORTED = (
-    "Flow run %s could not be aborted after its task was killed: %s. Check it at the service, and abort it "
-    "there if it is active"
-)
 NO_EVENT = (
     "The deadline passed before the flow run {flow_run_id} was final, and no triggerer has reported its end. "
     "Check that a triggerer is running. If runs of this flow take this long, increase timeout."
@@ -63,13 +67,10 @@ NO_EVENT = (
 UNUSABLE_IN_TRIGGERER = (
     "The triggerer cannot poll flow run %s with its connection, so this worker polls it with its own: %s"
 )
-MAX_DEFERRAL_SECONDS = 10 * 366 * 86_400.0  # Airflow stores the time of its end, which must be a date
 SCHEDULER_LOOPS = 5  # in which the scheduler certainly creates the DAG run for an event
 
-_ABORT_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
 
-
-class FlowRunTrigger(BaseTrigger):
+class FlowRunTrigger(KillableTrigger):
     """Wait until a flow run is final, its deadline has passed, or a permanent error persists.
 
     Airflow stores the arguments in its database as plain JSON; they have ids, paths and numbers, no secrets.
@@ -103,7 +104,7 @@ class FlowRunTrigger(BaseTrigger):
         is_stored: bool = False,
         **unknown_arguments: Any,
     ) -> None:
-        _check_unknown(type(self), unknown_arguments, is_stored=is_stored)
+        check_unknown(type(self), unknown_arguments, is_stored=is_stored)
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow_run_id = flow_run_id
@@ -114,9 +115,7 @@ class FlowRunTrigger(BaseTrigger):
         self.wait_state = None if wait_state is None else dict(wait_state)
         self.rejections = rejections
         self.task_arguments = None if task_arguments is None else dict(task_arguments)
-        self._has_fired = False
         self._context: Context | None = None  # in which its lines are logged
-        self._hook: FlowsHook | None = None  # for `on_kill`: a lookup takes seconds in a new triggerer
 
     @classmethod
     def from_wait(cls, flows_conn_id: str, wait: Wait, **more: Any) -> Self:
@@ -152,7 +151,7 @@ class FlowRunTrigger(BaseTrigger):
             arguments["rejections"] = self.rejections
         if self.task_arguments is not None:
             arguments["task_arguments"] = self.task_arguments
-        return _class_path(self), arguments
+        return get_class_path(self), arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event: `flow_run_id`, and `run` or `error`. `run_from_event` reads it.
@@ -171,70 +170,24 @@ class FlowRunTrigger(BaseTrigger):
             result = {"error": error.to_dict()}
         if (early := min_event_delay() - (time.monotonic() - started_at)) > 0:
             await asyncio.sleep(early)
-        self._has_fired = True
+        self.has_fired = True
         if self.task_arguments is not None:
             result["task_arguments"] = self.task_arguments
         yield TriggerEvent({"flow_run_id": self.flow_run_id, **result})
 
-    async def on_kill(self) -> None:
-        """Abort the flow run only if Airflow has ended its task.
+    @property
+    def runs_name(self) -> str:
+        """How messages name the flow run."""
+        return f"flow run {self.flow_run_id}"
 
-        If that is uncertain, leave the run for the next try. An abort that takes longer than
-        `[triggerer] on_kill_timeout` continues in the background.
-        """
-        if self._has_fired or not self.abort_on_kill:
-            return
-        # In a task of its own, because Airflow cancels the trigger, and this method, every second until it
-        # ends.
-        abort = asyncio.create_task(self._abort_if_finished())
-        _ABORT_TASKS.add(abort)
-        abort.add_done_callback(_ABORT_TASKS.discard)
-        deadline = time.monotonic() + ON_KILL_FRACTION * on_kill_timeout()
-        while not abort.done() and (remaining := deadline - time.monotonic()) > 0:
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({abort}, timeout=remaining)
+    async def abort_runs(self, hook: FlowsHook) -> None:
+        """Abort the flow run, and log whether it was active."""
+        from airflow_provider_flows.triggerer.run_aborts import (
+            abort_killed_run,  # imported by now, in a thread
+        )
 
-    async def _abort_if_finished(self) -> None:
-        """Abort the run if the task is finished; no error may escape, because no caller would see it."""
-        from airflow_provider_flows.triggerer.kill_check import TaskStateReader
-
-        try:
-            async with asyncio.timeout(max_reply_seconds()):
-                is_finished = await TaskStateReader.for_loop().is_finished(self.task_instance)
-        except Exception as error:  # noqa: BLE001  # any error of Airflow's
-            log.info(LEFT_IN_DOUBT, type(error).__name__, self.flow_run_id)
-            return
-        if is_finished:
-            await self._abort_run()
-
-    async def _abort_run(self) -> None:
-        """Abort the run of a finished task, and log the result."""
-        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
-
-        try:
-            async with asyncio.timeout(MAX_ABORT_SECONDS):
-                hook = self._hook or await get_cached_hook(self.flows_conn_id)
-                # imported by now, in a thread
-                from airflow_provider_flows.triggerer.run_aborts import abort_killed_run
-
-                try:
-                    was_aborted = await abort_killed_run(hook, self.flow_run_id)
-                except FlowAuthError:
-                    latest = await _reload_hook(hook)
-                    if latest.settings == hook.settings:
-                        raise
-                    was_aborted = await abort_killed_run(latest, self.flow_run_id)
-        except asyncio.CancelledError:
-            log.warning(NOT_ABORTED, self.flow_run_id, "the triggerer stopped")
-            raise
-        except TimeoutError:
-            log.warning(NOT_ABORTED, self.flow_run_id, f"no success within {MAX_ABORT_SECONDS:.0f} s")
-        except FlowError as error:
-            log.warning(NOT_ABORTED, self.flow_run_id, error)
-        except Exception as error:  # with its traceback, because it is not expected
-            log.warning(NOT_ABORTED, self.flow_run_id, repr(error), exc_info=True)
-        else:
-            log.info(ABORTED_BY_KILL if was_aborted else NOTHING_TO_ABORT, self.flow_run_id)
+        was_aborted = await abort_killed_run(hook, self.flow_run_id)
+        log.info(ABORTED_BY_KILL if was_aborted else NOTHING_TO_ABORT, self.flow_run_id)
 
     async def _wait_until_final(self) -> FlowRun:
         """Wait in the poller that all triggers of the connection share; reload rejected credentials."""
@@ -242,7 +195,7 @@ class FlowRunTrigger(BaseTrigger):
         from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
 
         try:
-            self._hook = hook = await get_cached_hook(self.flows_conn_id)
+            self.hook = hook = await get_cached_hook(self.flows_conn_id)
         except FlowError:
             raise
         except Exception as error:  # any error of Airflow's; the worker may be able to look it up
@@ -252,7 +205,7 @@ class FlowRunTrigger(BaseTrigger):
                 f"({type(error).__name__}). Check that the connection is also defined there"
             )
             raise FlowInputError(message) from error
-        self._warm_up_task_states()
+        self.warm_up_task_states()
         # imported by now, in a thread, because that takes too long on the loop
         from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 
@@ -267,24 +220,13 @@ class FlowRunTrigger(BaseTrigger):
                 return await SharedPoller.for_hook(hook).wait_until_final(wait)
             except FlowServiceError as error:
                 hook.add_connection_to(error)
-                latest = await _reload_hook(hook) if isinstance(error, FlowAuthError) else hook
+                latest = await reload_hook(hook) if isinstance(error, FlowAuthError) else hook
                 if latest.settings == hook.settings:
                     raise
             message = "The credentials of connection %s have changed; the wait continues with the new ones"
             self.log.info(message, self.flows_conn_id)
-            self._hook = hook = latest
+            self.hook = hook = latest
             wait.reset_permanent_errors()
-
-    def _warm_up_task_states(self) -> None:
-        """Let the triggerer process its first message now, because it would take too long during a kill."""
-        if (
-            self.abort_on_kill
-            and triggers_have_on_kill()
-            and getattr(self, "task_instance", None) is not None
-        ):
-            from airflow_provider_flows.triggerer.kill_check import TaskStateReader
-
-            TaskStateReader.for_loop().warm_up(self.task_instance)
 
     def _log_line(self, level: int, line: str) -> None:
         """Log a line in this trigger's context, by which Airflow finds its log; the poller has another."""
@@ -350,7 +292,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         is_stored: bool = False,
         **unknown_arguments: Any,
     ) -> None:
-        _check_unknown(type(self), unknown_arguments, is_stored=is_stored)
+        check_unknown(type(self), unknown_arguments, is_stored=is_stored)
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow = None if flow is None else _parse_names("flow", flow)
@@ -362,7 +304,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments, in one form: Airflow identifies a watcher by them."""
-        return _class_path(self), {
+        return get_class_path(self), {
             "flows_conn_id": self.flows_conn_id,
             "flow": self.flow,
             "states": self.states,
@@ -413,36 +355,6 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
         return f"flow_runs_emitted_{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
 
-@cache  # Airflow reads its configuration again for each call, which takes as long as a poll
-def min_event_delay() -> float:
-    """Return the seconds that must lie between a deferral and its event.
-
-    The scheduler fails a task that comes back before its executor has reported the end of its process
-    ("finished with state success, but the task instance's state attribute is queued"). That report is delayed
-    by up to `[workers] min_heartbeat_interval`.
-    """
-    return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 1.0
-
-
-def deferral_timeout(schedule: Schedule) -> timedelta | None:
-    """Return the time after which Airflow itself ends a deferral, if no triggerer does so at the deadline.
-
-    That is two poll intervals after the deadline, or after the earliest event; None without a deadline.
-    """
-    if schedule.deadline is None:
-        return None
-    seconds = max(schedule.deadline - time.time(), min_event_delay()) + 2 * schedule.poll_interval
-    return timedelta(seconds=seconds) if seconds < MAX_DEFERRAL_SECONDS else None
-
-
-def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
-    """Return whether a task is resumed because no event arrived within its `deferral_timeout`.
-
-    Airflow then passes a marker in place of a method, and resume_execution raises TaskDeferralTimeout.
-    """
-    return next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout"
-
-
 def run_from_event(event: Mapping[str, Any] | None, error_texts: ErrorTexts | None = None) -> FlowRun:
     """Return the final run of a `FlowRunTrigger`'s event, or raise what a blocking wait would have raised.
 
@@ -458,37 +370,6 @@ def run_from_event(event: Mapping[str, Any] | None, error_texts: ErrorTexts | No
         raise error_from_dict(data)
     message = f"The task was resumed with an event that no FlowRunTrigger emits: {event!r}. Clear the task."
     raise FlowError(message)
-
-
-async def _reload_hook(hook: FlowsHook) -> FlowsHook:
-    """Look the connection up again; return the old hook if that fails: the rejection is what to report."""
-    from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
-
-    try:
-        return await get_cached_hook(hook.flows_conn_id, stale=hook)
-    except Exception:  # noqa: BLE001  # any error of Airflow's
-        return hook
-
-
-def _check_unknown(trigger: type[BaseTrigger], unknown: Collection[str], *, is_stored: bool) -> None:
-    """Ignore a trigger's unknown arguments if a newer version has stored them, and log it.
-
-    :raises FlowInputError: they are the DAG author's.
-    """
-    if is_stored and unknown:
-        names = ", ".join(map(repr, sorted(unknown)))
-        line = "%s ignores arguments that a newer version has stored: %s. Upgrade the triggerer's provider"
-        log.warning(line, trigger.__name__, names)
-    elif unknown:
-        from airflow_provider_flows.core.validation import reject_unknown_arguments
-
-        parameters = signature(trigger).parameters.items()
-        known = [name for name, one in parameters if one.kind is not one.VAR_KEYWORD and name != "is_stored"]
-        reject_unknown_arguments(trigger.__name__, unknown, known)
-
-
-def _class_path(trigger: BaseTrigger) -> str:
-    return f"{type(trigger).__module__}.{type(trigger).__qualname__}"
 
 
 def _parse_names(name: str, argument: str | Sequence[str]) -> list[str]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowUnreachable
 from airflow_provider_flows.core.limits import MAX_ABORT_THREADS, MAX_QUEUED_ABORTS
+from airflow_provider_flows.core.service import abort_run
 from airflow_provider_flows.core.single_flight import SingleFlightCache
-from airflow_provider_flows.core.start_or_resume import abort_run
 from airflow_provider_flows.plugin.cache import PageWaitError, ThreadPools
 
 if TYPE_CHECKING:

@@ -12,7 +12,11 @@ from typing import Any
 from airflow.providers.common.compat.sdk import hookimpl
 
 PACKAGE = "airflow_provider_flows"
-TRIGGER_CLASSPATH = f"{PACKAGE}.triggers.FlowRunTrigger"
+# the argument with the flow runs, by the path of the trigger
+RUN_ARGUMENTS = {
+    f"{PACKAGE}.triggers.FlowRunTrigger": "flow_run_id",
+    f"{PACKAGE}.triggers.FlowBatchTrigger": "flow_run_ids",
+}
 
 
 @hookimpl
@@ -39,7 +43,7 @@ def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
 
 
 def _abort_deferred_run(previous_state: Any, task_instance: Any) -> None:
-    """Abort the flow run of a deferred task that a user marked.
+    """Abort the flow runs of a deferred task that a user marked.
 
     If no triggerer has picked up the trigger yet, Airflow does not call its `on_kill`. `previous_state` is
     None only in the API server, when a user sets the state. A failure detected by the scheduler is left
@@ -47,11 +51,14 @@ def _abort_deferred_run(previous_state: Any, task_instance: Any) -> None:
     worker.
     """
     trigger = getattr(task_instance, "trigger", None) if previous_state is None else None
-    if trigger is None or trigger.classpath != TRIGGER_CLASSPATH or not trigger.kwargs.get("abort_on_kill"):
+    argument = None if trigger is None else RUN_ARGUMENTS.get(trigger.classpath)
+    if trigger is None or argument is None or not trigger.kwargs.get("abort_on_kill"):
         return
     from airflow_provider_flows.plugin.abort_queue import ABORT_QUEUE
 
     # in threads, because Airflow's database transaction and the user's request wait for this function
-    ABORT_QUEUE.submit(
-        trigger.kwargs["flows_conn_id"], trigger.kwargs["flow_run_id"], getattr(task_instance, "dag_id", None)
-    )
+    flow_run_ids = trigger.kwargs[argument]
+    for flow_run_id in [flow_run_ids] if isinstance(flow_run_ids, str) else flow_run_ids:
+        ABORT_QUEUE.submit(
+            trigger.kwargs["flows_conn_id"], flow_run_id, getattr(task_instance, "dag_id", None)
+        )

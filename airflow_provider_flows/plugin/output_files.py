@@ -53,7 +53,7 @@ from airflow_provider_flows.plugin.present import (
 from airflow_provider_flows.plugin.run_view import PAGE_TIMEOUT_SECONDS, Ownership, RunView, get_flows_hook
 from airflow_provider_flows.storage.atomic_file import open_stored_file
 from airflow_provider_flows.storage.parallel import Pipe
-from airflow_provider_flows.storage.paths import file_names, get_file_path, get_run_folder, to_uri
+from airflow_provider_flows.storage.paths import file_names, get_file_path, to_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -288,7 +288,7 @@ def _get_own_paths(view: RunView, output: FlowOutput) -> tuple[ObjectStoragePath
     has_form = STORED_FILE_NAME.fullmatch(name) is not None and _has_run_id_form(view)
     if not has_form or run.flow_run_id != view.flow_run_id:
         return None
-    folder = get_run_folder(run, options.output_path, options.output_conn_id)
+    folder = options.get_folder(run)
     if to_uri(folder / name) != output.uri:
         return None
     return folder, get_file_path(output.uri, options.output_path, options.output_conn_id)

@@ -1,4 +1,6 @@
-"""The check whether tasks are finished in Airflow, with one message for all tasks that are killed at once.
+"""Kills in a triggerer: the base of the triggers that wait for flow runs, and the check of their tasks.
+
+A killed trigger aborts its flow runs only if Airflow has ended its task.
 
 A triggerer processes the messages of its triggers one after the other, each in tens of milliseconds. The
 first one takes 5 to 25 s, because the triggerer then sets up its access to the database.
@@ -7,22 +9,47 @@ first one takes 5 to 25 s, because the triggerer then sets up its access to the 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from contextvars import Context
-from typing import Any, NamedTuple
+from datetime import timedelta
+from functools import cache
+from inspect import signature
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from airflow_provider_flows.compat import get_region
+from airflow.providers.common.compat.sdk import conf
+from airflow.triggers.base import BaseTrigger
+
+from airflow_provider_flows.compat import get_region, triggers_have_on_kill
+from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError
 from airflow_provider_flows.triggerer.per_loop import PerLoop
 from airflow_provider_flows.worker.kill_check import (
     is_finished_in,
     is_mapped,
     max_reply_seconds,
+    on_kill_timeout,
     to_state_query,
 )
 
+if TYPE_CHECKING:
+    from airflow_provider_flows.core.polling.schedule import Schedule
+    from airflow_provider_flows.hooks import FlowsHook
+
+log = logging.getLogger(__name__)
+
 COLLECT_SECONDS = 0.05  # Airflow calls `on_kill` of many triggers one after the other
+ON_KILL_FRACTION = 0.95  # of `[triggerer] on_kill_timeout`, after which Airflow no longer waits for `on_kill`
+MAX_ABORT_SECONDS = 300.0  # for the requests that abort runs: a rate limit may delay them
+MAX_DEFERRAL_SECONDS = 10 * 366 * 86_400.0  # Airflow stores the time of its end, which must be a date
+LEFT_IN_DOUBT = "Airflow did not report whether the task is finished (%s), so %s is left to the next try"
+NOT_ABORTED = (
+    "%s could not be aborted after its task was killed: %s. Check it at the service, and abort it there if "
+    "it is active"
+)
 MAX_NAME_CHARACTERS = 40_000  # of one message: Airflow writes the names into a URL of at most 65,536
 MAX_TASK_INSTANCES = 2_000  # of one message
 NOT_CURRENT = 403  # status of an XCom that a trigger requests after its task instance was replaced
@@ -212,3 +239,155 @@ def _fits(task_ids: set[str], run_ids: set[str]) -> bool:
     """Return whether a message may contain all these tasks of all these DAG runs."""
     characters = sum(len(quote(name, safe="")) + len("&task_ids=") for name in task_ids | run_ids)
     return characters <= MAX_NAME_CHARACTERS and len(task_ids) * len(run_ids) <= MAX_TASK_INSTANCES
+
+
+_ABORT_TASKS: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks only weakly
+
+
+class KillableTrigger(BaseTrigger):
+    """A trigger that waits for flow runs.
+
+    A subclass sets `has_fired` before its event, and `hook` as soon as it has one.
+    """
+
+    flows_conn_id: str
+    abort_on_kill: bool
+    has_fired = False
+    hook: FlowsHook | None = None  # for `on_kill`: a lookup takes seconds in a new triggerer
+
+    @property
+    def runs_name(self) -> str:
+        """How messages name the flow runs."""
+        raise NotImplementedError
+
+    async def abort_runs(self, hook: FlowsHook) -> None:
+        """Abort the flow runs, and log the result.
+
+        :raises FlowServiceError: the service could not be reached, or rejected the request.
+        """
+        raise NotImplementedError
+
+    async def on_kill(self) -> None:
+        """Abort the flow runs only if Airflow has ended its task.
+
+        If that is uncertain, leave the runs for the next try. An abort that takes longer than
+        `[triggerer] on_kill_timeout` continues in the background.
+        """
+        if self.has_fired or not self.abort_on_kill:
+            return
+        # In a task of its own, because Airflow cancels the trigger, and this method, every second until it
+        # ends.
+        abort = asyncio.create_task(self._abort_if_finished())
+        _ABORT_TASKS.add(abort)
+        abort.add_done_callback(_ABORT_TASKS.discard)
+        deadline = time.monotonic() + ON_KILL_FRACTION * on_kill_timeout()
+        while not abort.done() and (remaining := deadline - time.monotonic()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({abort}, timeout=remaining)
+
+    async def _abort_if_finished(self) -> None:
+        """Abort the runs if the task is finished; no error may escape, because no caller would see it."""
+        try:
+            async with asyncio.timeout(max_reply_seconds()):
+                is_finished = await TaskStateReader.for_loop().is_finished(self.task_instance)
+        except Exception as error:  # noqa: BLE001  # any error of Airflow's
+            log.info(LEFT_IN_DOUBT, type(error).__name__, self.runs_name)
+            return
+        if is_finished:
+            await self._abort_finished_task()
+
+    async def _abort_finished_task(self) -> None:
+        """Abort the runs of a finished task, also with a connection that was changed."""
+        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+
+        name = f"{self.runs_name[:1].upper()}{self.runs_name[1:]}"
+        try:
+            async with asyncio.timeout(MAX_ABORT_SECONDS):
+                hook = self.hook or await get_cached_hook(self.flows_conn_id)
+                try:
+                    await self.abort_runs(hook)
+                except FlowAuthError:
+                    latest = await reload_hook(hook)
+                    if latest.settings == hook.settings:
+                        raise
+                    await self.abort_runs(latest)
+        except asyncio.CancelledError:
+            log.warning(NOT_ABORTED, name, "the triggerer stopped")
+            raise
+        except TimeoutError:
+            log.warning(NOT_ABORTED, name, f"no success within {MAX_ABORT_SECONDS:.0f} s")
+        except FlowError as error:
+            log.warning(NOT_ABORTED, name, error)
+        except Exception as error:  # with its traceback, because it is not expected
+            log.warning(NOT_ABORTED, name, repr(error), exc_info=True)
+
+    def warm_up_task_states(self) -> None:
+        """Let the triggerer process its first message now, because it would take too long during a kill."""
+        if (
+            triggers_have_on_kill()
+            and self.abort_on_kill
+            and getattr(self, "task_instance", None) is not None
+        ):
+            TaskStateReader.for_loop().warm_up(self.task_instance)
+
+
+@cache  # Airflow reads its configuration again for each call, which takes as long as a poll
+def min_event_delay() -> float:
+    """Return the seconds that must lie between a deferral and its event.
+
+    The scheduler fails a task that comes back before its executor has reported the end of its process
+    ("finished with state success, but the task instance's state attribute is queued"). That report is delayed
+    by up to `[workers] min_heartbeat_interval`.
+    """
+    return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 1.0
+
+
+def deferral_timeout(schedule: Schedule) -> timedelta | None:
+    """Return the time after which Airflow itself ends a deferral, if no triggerer does so at the deadline.
+
+    That is two poll intervals after the deadline, or after the earliest event; None without a deadline.
+    """
+    if schedule.deadline is None:
+        return None
+    seconds = max(schedule.deadline - time.time(), min_event_delay()) + 2 * schedule.poll_interval
+    return timedelta(seconds=seconds) if seconds < MAX_DEFERRAL_SECONDS else None
+
+
+def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
+    """Return whether a task is resumed because no event arrived within its `deferral_timeout`.
+
+    Airflow then passes a marker in place of a method, and resume_execution raises TaskDeferralTimeout.
+    """
+    return next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout"
+
+
+async def reload_hook(hook: FlowsHook) -> FlowsHook:
+    """Look the connection up again; return the old hook if that fails: the rejection is what to report."""
+    from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+
+    try:
+        return await get_cached_hook(hook.flows_conn_id, stale=hook)
+    except Exception:  # noqa: BLE001  # any error of Airflow's
+        return hook
+
+
+def check_unknown(trigger: type[BaseTrigger], unknown: Collection[str], *, is_stored: bool) -> None:
+    """Ignore a trigger's unknown arguments if a newer version has stored them, and log it.
+
+    :raises FlowInputError: they are the DAG author's.
+    """
+    if is_stored and unknown:
+        names = ", ".join(map(repr, sorted(unknown)))
+        line = "%s ignores arguments that a newer version has stored: %s. Upgrade the triggerer's provider"
+        log.warning(line, trigger.__name__, names)
+    elif unknown:
+        from airflow_provider_flows.core.validation import reject_unknown_arguments
+
+        parameters = signature(trigger).parameters.items()
+        known = [name for name, one in parameters if one.kind is not one.VAR_KEYWORD and name != "is_stored"]
+        reject_unknown_arguments(trigger.__name__, unknown, known)
+
+
+def get_class_path(trigger: BaseTrigger) -> str:
+    """Return the path under which Airflow stores a trigger."""
+    return f"{type(trigger).__module__}.{type(trigger).__qualname__}"

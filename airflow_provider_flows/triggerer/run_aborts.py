@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.core.retry import with_retries
-from airflow_provider_flows.core.start_or_resume import abort_run
+from airflow_provider_flows.core.service import abort_run
 from airflow_provider_flows.transport.asynchronous import run
 from airflow_provider_flows.triggerer.per_loop import PerLoop
 from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
@@ -15,7 +17,10 @@ from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 if TYPE_CHECKING:
     from airflow_provider_flows.base_hook import BaseFlowsHook
 
-MAX_CONCURRENT_ABORTS = 16
+log = logging.getLogger(__name__)
+
+MAX_CONCURRENT_ABORTS = 50
+MAX_LOGGED_ERRORS = 5  # of one call
 
 
 class _AbortSession:
@@ -71,3 +76,23 @@ async def abort_killed_run(hook: BaseFlowsHook, flow_run_id: str) -> bool:
         if not session.user_count:
             sessions.remove(session)
             await session.close()
+
+
+async def abort_killed_runs(hook: BaseFlowsHook, flow_run_ids: Collection[str]) -> int:
+    """Abort several runs as `abort_killed_run` does, and log those that could not be aborted.
+
+    :returns: how many were deleted, or their abort was requested.
+    """
+    aborts = (abort_killed_run(hook, flow_run_id) for flow_run_id in flow_run_ids)
+    results = await asyncio.gather(*aborts, return_exceptions=True)
+    errors = [
+        (flow_run_id, result)
+        for flow_run_id, result in zip(flow_run_ids, results, strict=True)
+        if isinstance(result, BaseException)
+    ]
+    for flow_run_id, error in errors[:MAX_LOGGED_ERRORS]:
+        log.warning("Flow run %s could not be aborted. Check it at the service: %s", flow_run_id, error)
+    if len(errors) > MAX_LOGGED_ERRORS:
+        more = len(errors) - MAX_LOGGED_ERRORS
+        log.warning("%d other flow runs could not be aborted either. Check them at the service", more)
+    return sum(result is True for result in results)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from contextvars import Context
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Request, Response
     from airflow_provider_flows.core.polling.schedule import Delay, PollStep
     from airflow_provider_flows.core.polling.wait import Wait
+    from airflow_provider_flows.core.redaction import ErrorTexts
     from airflow_provider_flows.transport.asynchronous import AsyncTransport
 
 MAX_CONCURRENT_POLLS = 32
@@ -77,6 +79,12 @@ class RateLimitedTransport:
         """Wrap a transport that this hook has opened."""
         self._transport = transport
         self._shared_limiter = _get_limiter(hook)
+
+    def with_error_texts(self, error_texts: ErrorTexts) -> RateLimitedTransport:
+        """Return a transport over the same session whose errors hide the inputs of another flow run."""
+        other = copy(self)
+        other._transport = self._transport.with_error_texts(error_texts)  # noqa: SLF001  # the same class
+        return other
 
     async def send(self, request: Request) -> Response:
         """Send a request as soon as the rate limiter admits it."""

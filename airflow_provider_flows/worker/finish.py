@@ -6,7 +6,7 @@ The asset events of the task's outlets get metadata about the run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from string import printable
@@ -291,6 +291,24 @@ def _add_extra(event: Any, outlet: Any, run: FlowRun) -> None:
             "media_type": file.media_type,
         }
         event.add(Asset(_to_ascii(str(file.uri))), extra={**run_extra, **file_extra})
+
+
+def add_batch_event_extra(context: Context, result: Mapping[str, Any]) -> None:
+    """Add what a batch returns to the asset event of each outlet; an alias gets the manifest as its asset.
+
+    Errors are logged and not raised, because the flow runs are paid for and their outputs are stored.
+    """
+    from airflow.sdk import Asset, AssetAlias  # imports stay cheap
+
+    for outlet in getattr(context.get("task"), "outlets", None) or ():
+        try:
+            event: Any = context["outlet_events"][outlet]
+            if isinstance(outlet, AssetAlias):
+                event.add(Asset(_to_ascii(str(result["manifest"]))), extra=dict(result))
+            else:
+                event.extra = {**result, **event.extra}
+        except Exception as error:  # noqa: BLE001  # an outlet may be of any type
+            log.warning("The event of outlet %r has no metadata about the batch: %r", outlet, error)
 
 
 def _event_files(run: FlowRun) -> list[FlowOutput]:

@@ -144,6 +144,10 @@ class SavedRunStorage:
         except Exception as error:  # noqa: BLE001  # a store may raise anything
             log.info("The saved response could not be deleted completely (%s)", type(error).__name__)
 
+    def delete_file(self, token: str) -> None:
+        """Delete the file of a record, if there is one; an error is logged only."""
+        self.delete({"uri": to_uri(self._file_path(token))})
+
     def _file_path(self, token: str) -> ObjectStoragePath:
         """Return the path of a record's file. No output has a name with a dot at its start."""
         from airflow.sdk import ObjectStoragePath  # slow to import

@@ -1,0 +1,1 @@
+"""A batch: thousands of flow runs in one task, one for each item."""

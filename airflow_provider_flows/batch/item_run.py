@@ -1,0 +1,389 @@
+"""The flow run of one item: resume it or start it, wait until it is final, and fetch its outputs.
+
+These are the conversations and the downloads of every task, on the event loop of the batch: what blocks runs
+in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows.core.batch import ItemState
+from airflow_provider_flows.core.exceptions import (
+    FlowError,
+    FlowInputError,
+    FlowNotFound,
+    FlowServiceError,
+    FlowTimeout,
+)
+from airflow_provider_flows.core.flow_run import FlowState, quote_errors
+from airflow_provider_flows.core.polling.schedule import Schedule
+from airflow_provider_flows.core.start_or_resume import RunRecord, resume, start
+from airflow_provider_flows.core.validation import Problems
+from airflow_provider_flows.storage.inputs import build_request
+from airflow_provider_flows.storage.outputs import fetch_outputs
+from airflow_provider_flows.triggerer.shared_poller import SharedPoller
+from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
+from airflow_provider_flows.worker.saved_run import SavedRunStorage, open_links, seal_links
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.batch.records import BatchRecords, ItemRecord
+    from airflow_provider_flows.core.batch import BatchItem
+    from airflow_provider_flows.core.flow_run import FlowRun
+    from airflow_provider_flows.core.http import Conversation, T
+    from airflow_provider_flows.core.redaction import ErrorTexts
+    from airflow_provider_flows.core.start_or_resume import RunRequest
+    from airflow_provider_flows.hooks import FlowsHook
+    from airflow_provider_flows.storage.atomic_file import Cancellation
+    from airflow_provider_flows.storage.output_options import OutputOptions
+    from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT_LENGTH = 16  # hexadecimal digits
+MAX_CONCURRENT_STARTS = 16  # of a service that creates a run before it starts it
+MAX_CONCURRENT_FETCHES = 8
+KILLED = "The task was killed during the start of the flow run of item {key}."
+MISSING_RUN = (
+    "Item %s: flow run %s of an earlier try was not found, so the item is run again. If that flow run is "
+    "still active at the service, it continues, and is billed: check it there"
+)
+MAY_HAVE_RUN = (
+    "Item %s: an earlier try sent it to %s and got no response. It may have run before, and is run again"
+)
+LOST_RESPONSE = (
+    "Item %s: flow run %s is paid for, and could not be saved for a retry (%s). This try continues with it. "
+    "If this try fails, a retry runs the item again, which is billed again"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How the flow runs of a batch are started, awaited and fetched; see `RunFlowBatchOperator`.
+
+    :param output_options: of each run; `folder_name` is that of its item.
+    :param timeout: seconds that one flow run may take, None for any time.
+    :param stamp: what the stamp of each run says about the try of the task.
+    """
+
+    flow: str
+    parameters: Mapping[str, Any] | None
+    input_conn_id: str | None
+    output_options: OutputOptions
+    poll_interval: float
+    max_poll_interval: float
+    timeout: float | None
+    validate: bool
+    abort_on_kill: bool
+    stamp: Mapping[str, Any]
+
+    def get_parameters(self, item: BatchItem) -> dict[str, Any] | None:
+        """Return the parameters of an item: its own take precedence."""
+        if self.parameters is None and item.parameters is None:
+            return None
+        return {**(self.parameters or {}), **(item.parameters or {})}
+
+    def compute_fingerprint(self, item: BatchItem) -> str:
+        """Return a digest of what an item's run is to be made of, as it is given; no file is read."""
+        request = [self.flow, item.inputs, self.get_parameters(item), item.additional]
+        # through JSON first, which turns every key into text: keys of several types cannot be sorted
+        plain = json.loads(json.dumps(request, default=str))
+        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+        return digest.hexdigest()[:FINGERPRINT_LENGTH]
+
+    def build_request(
+        self, item: BatchItem, hook: FlowsHook, problems: Problems, *, reads_files: bool = True
+    ) -> RunRequest:
+        """Return the request for an item's run.
+
+        :param reads_files: whether the files among its inputs are read, without which it cannot be sent.
+        """
+        parameters = self.get_parameters(item)
+        arguments = item.inputs, parameters, item.additional, self.input_conn_id
+        return build_request(self.flow, *arguments, problems, hook, reads_files=reads_files)
+
+    def find_problem(self, item: BatchItem, hook: FlowsHook) -> str | None:
+        """Return why an item cannot be sent, as far as that is known without its files; None if it can."""
+        problems = Problems()
+        request = self.build_request(item, hook, problems, reads_files=False)
+        found = hook.preflight.check(request, problems, validate=self.validate).problems
+        return str(found.error()) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTask:
+    """What the program needs to know of its task.
+
+    :param try_number: of the task.
+    :param is_first_part: whether this is the start of a try, and not its continuation after a deferral.
+    :param earlier_stamp: what the stamps of all runs of earlier tries have in common; None in a first try.
+    :param skips_invalid_items: whether items that cannot be sent are left out (`validate="skip"`).
+    :param defers: whether runs that are active are left to a trigger.
+    :param final_run_ids: of the runs that a trigger has found to be final; None if it has found none yet. The
+        others are still active.
+    """
+
+    try_number: int
+    is_first_part: bool = True
+    earlier_stamp: dict[str, Any] | None = None
+    skips_invalid_items: bool = False
+    defers: bool = False
+    final_run_ids: Collection[str] | None = None
+
+
+class ItemRunner:
+    """Runs single items. It decides nothing about other items.
+
+    :param transport: an open session behind the rate limiter of the connection.
+    :param try_number: of the task.
+    :param cancellation: is set when the task is killed: then no run is started any more.
+    """
+
+    def __init__(
+        self,
+        hook: FlowsHook,
+        transport: RateLimitedTransport,
+        options: RunOptions,
+        records: BatchRecords,
+        *,
+        try_number: int,
+        cancellation: Cancellation,
+    ) -> None:
+        self._hook = hook
+        self._service = hook.service
+        self._transport = transport
+        self._options = options
+        self._records = records
+        self._try_number = try_number
+        self._cancellation = cancellation
+        self._start_slots = asyncio.Semaphore(MAX_CONCURRENT_STARTS)
+        self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
+
+    async def resume(self, item: BatchItem, *, after_deferral: bool = False) -> FlowRun | None:
+        """Return the run that was started for an item before; None if a new one must be started.
+
+        :param after_deferral: whether the run may have been started by this try, which was deferred since
+            then. If it has failed, it is returned as well.
+        :raises FlowServiceError: the state of the earlier run could not be determined.
+        """
+        record = self._records.get(item.key)
+        if record is None or record.state not in {ItemState.ACTIVE, ItemState.COMPLETED}:
+            return None
+        if after_deferral and record.flow_run_id is not None and record.try_number == self._try_number:
+            with suppress(FlowNotFound):
+                own_run = await self._run(item, self._service.get_run(record.flow_run_id))
+                if own_run.state not in {FlowState.CREATED, FlowState.ABORTING}:
+                    return own_run
+        token = self._records.header.create_token(item.key, record.attempts)
+        saved_run: dict[str, Any] | None = None
+        if not self._service.supports("get_run"):
+            saved_run = await asyncio.to_thread(self._load_response, item.key, token)
+            if saved_run is None:
+                log.warning(MAY_HAVE_RUN, item.key, self._service.name)
+                return None
+        fingerprint = self._options.compute_fingerprint(item)
+        run_record = RunRecord(
+            record.fingerprint,
+            self._records.header.generation,
+            record.deadline,
+            token,
+            record.flow_run_id,
+            saved_run,
+        )
+        run = await self._run(
+            item,
+            resume(
+                self._service,
+                fingerprint,
+                run_record,
+                self._records.header.generation,
+                abort=self._options.abort_on_kill,
+                on_missing=lambda flow_run_id: log.warning(MISSING_RUN, item.key, flow_run_id),
+            ),
+        )
+        if run is not None and run.flow_run_id != record.flow_run_id:  # found by its stamp
+            found = replace(record, flow_run_id=run.flow_run_id)
+            await asyncio.to_thread(self._records.save, item.key, found)
+        return run
+
+    async def start(self, item: BatchItem) -> FlowRun:
+        """Start a new run for an item.
+
+        :raises FlowInputError: the item cannot be sent.
+        :raises FlowServiceError: the run could not be started.
+        :raises Exception: any error of the task state store; the run was not started.
+        """
+        if not self._service.staged_start:  # the response arrives when the run has ended
+            return await self._start(item)
+        async with self._start_slots:
+            return await self._start(item)
+
+    async def _start(self, item: BatchItem) -> FlowRun:
+        header, options, earlier = self._records.header, self._options, self._records.get(item.key)
+        request = await asyncio.to_thread(self._prepare, item)
+        attempt = 1 if earlier is None else earlier.attempts + 1
+        deadline = None if options.timeout is None else time.time() + options.timeout
+        run_record = RunRecord(
+            options.compute_fingerprint(item),
+            header.generation,
+            deadline,
+            header.create_token(item.key, attempt),
+            conn_id=header.conn_id,
+            host=header.host,
+            created_by={**options.stamp, "batch_key": item.key},
+        )
+        new = self._create_record(run_record, earlier, attempt)
+        unstarted = replace(new, state=ItemState.PENDING, attempts=attempt - 1)
+        save = self._create_save(item.key, new, unstarted)
+        try:
+            with self._hook.check_quota(f"Item {item.key} was not started"):
+                run = await self._run(item, start(self._service, request, run_record, save))
+        except FlowServiceError as error:
+            if not error.outcome_unknown:
+                self._records.put(item.key, unstarted)
+            raise
+        except Exception:  # of the store, after which the start protocol has deleted the run
+            if self._service.staged_start:
+                self._records.put(item.key, unstarted)
+            raise
+        return run
+
+    def _create_record(self, run_record: RunRecord, earlier: ItemRecord | None, attempt: int) -> ItemRecord:
+        from airflow_provider_flows.batch.records import ItemRecord
+
+        is_same_try = earlier is not None and earlier.try_number == self._try_number
+        return ItemRecord(
+            run_record.fingerprint,
+            None,
+            ItemState.ACTIVE,
+            attempt,
+            self._try_number,
+            earlier.failures if earlier is not None and is_same_try else 0,
+            run_record.deadline,
+        )
+
+    def _prepare(self, item: BatchItem) -> RunRequest:
+        """Return the validated request for an item, with what the flow's definition adds."""
+        problems = Problems()
+        with self._hook.copy_for_thread() as hook:
+            hook.hidden_inputs = item.inputs
+            request = self._options.build_request(item, hook, problems)
+            return hook.prepare(request, problems, validate=self._options.validate)
+
+    def _create_save(
+        self, key: str, new: ItemRecord, unstarted: ItemRecord
+    ) -> Callable[[RunRecord | None], None]:
+        """Return the function with which the start protocol saves the record of an item, in a thread.
+
+        The id of a run that is created in a step of its own is saved before the run is started. The record
+        before that can be omitted: the run is found by its stamp, and costs nothing until it is started.
+        """
+        is_staged = self._service.staged_start
+
+        def save(record: RunRecord | None) -> None:
+            if record is None:
+                self._records.save(key, unstarted)
+                return
+            if record.flow_run_id is None and not is_staged:
+                self._records.save(key, new)
+            elif record.flow_run_id is not None and is_staged:
+                self._records.save(key, replace(new, flow_run_id=record.flow_run_id))
+            elif record.flow_run_id is not None:
+                self._save_response(key, record, new)
+                return
+            if self._cancellation.event.is_set():
+                raise FlowError(KILLED.format(key=key))
+
+        return save
+
+    def _save_response(self, key: str, record: RunRecord, new: ItemRecord) -> None:
+        """Save a response that is paid for, and the record of the run. An error is logged only."""
+        try:
+            if record.saved_run is not None:
+                sealed = seal_links(record.saved_run, self._hook.settings.secrets)
+                self._get_response_storage(key).save_in_file(record.token, sealed)
+            self._records.save(key, replace(new, flow_run_id=record.flow_run_id))
+        except Exception as error:  # noqa: BLE001  # a store may raise anything
+            log.error(LOST_RESPONSE, key, record.flow_run_id, type(error).__name__)  # noqa: TRY400  # no traceback
+
+    def _get_response_storage(self, key: str) -> SavedRunStorage:
+        options = self._options.output_options
+        return SavedRunStorage(None, "", f"{options.output_path}/{key}", options.output_conn_id)
+
+    def _load_response(self, key: str, token: str) -> dict[str, Any] | None:
+        """Return the complete run that an earlier try has saved, with its signed links."""
+        found = self._get_response_storage(key).find_file(token)
+        return None if found is None else open_links(found[0], self._hook.settings.secrets)
+
+    def delete_response(self, key: str) -> None:
+        """Delete the response that was saved for an item, because its outputs are stored."""
+        record = self._records.get(key)
+        if record is not None and not self._service.supports("get_run"):
+            storage = self._get_response_storage(key)
+            storage.delete_file(self._records.header.create_token(key, record.attempts))
+
+    async def wait(self, item: BatchItem, run: FlowRun) -> FlowRun:
+        """Wait until a run is final, and return it. A run whose deadline passes is aborted.
+
+        :raises FlowTimeout: the deadline passed.
+        :raises FlowServiceError: a permanent error persists.
+        """
+        record, options = self._records.get(item.key), self._options
+        deadline = None if record is None else record.deadline
+        schedule = Schedule.of(options.poll_interval, options.max_poll_interval, deadline)
+        wait = self._hook.create_wait(run.flow_run_id, schedule, lambda *_: None)
+        wait.record_poll(run)  # a run that was just started or polled need not be polled at once
+        wait.restore(wait.to_dict())
+        try:
+            final_run = await SharedPoller.for_hook(self._hook).wait_until_final(wait)
+        except FlowTimeout as error:
+            final_run = await asyncio.to_thread(self._settle_timeout, run.flow_run_id, error)
+        except FlowServiceError as error:
+            self._hook.add_connection_to(error)
+            raise
+        return quote_errors(final_run, self._get_error_texts(item))
+
+    def _settle_timeout(self, flow_run_id: str, error: FlowTimeout) -> FlowRun:
+        policy = DeadlinePolicy.ABORT if self._options.abort_on_kill else DeadlinePolicy.LEAVE
+        with self._hook.copy_for_thread() as hook:
+            return finish_after_deadline(hook, flow_run_id, error, policy)
+
+    async def fetch(self, item: BatchItem, run: FlowRun) -> FlowRun:
+        """Fetch the outputs of a completed run into the item's folder, and return the run with them.
+
+        :raises FlowServiceError: an output could not be fetched.
+        :raises CancelledWriteError: the task was killed.
+        """
+        async with self._fetch_slots:
+            return await asyncio.to_thread(self._fetch, item, run)
+
+    def _fetch(self, item: BatchItem, run: FlowRun) -> FlowRun:
+        options = replace(self._options.output_options, folder_name=item.key, inputs=item.inputs)
+        with self._hook.copy_for_thread() as hook:
+            hook.hidden_inputs = item.inputs
+            fetched_run, error = fetch_outputs(hook, run, options, None, self._cancellation)
+        if error is not None:
+            raise error
+        return fetched_run
+
+    async def _run(self, item: BatchItem, conversation: Conversation[T]) -> T:
+        """Run a conversation, whose errors show no input of the item."""
+        error_texts = self._get_error_texts(item)
+        transport = self._transport.with_error_texts(error_texts)
+        return quote_errors(await self._hook.arun(conversation, send=transport.send), error_texts)
+
+    def _get_error_texts(self, item: BatchItem) -> ErrorTexts:
+        return replace(self._hook.error_texts, inputs=item.inputs)
+
+
+def is_repeatable(error: Exception) -> bool:
+    """Return whether it makes sense to run an item again after an error: it is not one of the item itself."""
+    return not (isinstance(error, FlowInputError) and error.is_permanent)

@@ -1,0 +1,482 @@
+"""The program of a batch: one event loop that starts, awaits and fetches the flow runs of all items.
+
+At most `max_active_runs` of them are active at the same time. Of the items, only those in progress are in
+memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_flows.batch.item_run import BatchTask, ItemRunner, is_repeatable
+from airflow_provider_flows.batch.records import ItemRecord
+from airflow_provider_flows.core.batch import (
+    BatchItem,
+    BatchPolicy,
+    BatchState,
+    ItemProblem,
+    ItemState,
+    ProblemList,
+    Step,
+)
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowError,
+    FlowNotFound,
+    FlowQuotaExceeded,
+    FlowRunAborted,
+    FlowRunFailed,
+)
+from airflow_provider_flows.core.flow_run import FlowState, failure_error
+from airflow_provider_flows.core.redaction import redact_text
+from airflow_provider_flows.core.safe_text import to_line
+from airflow_provider_flows.core.start_or_resume import (
+    NOT_RESUMABLE_STATES,
+    RunRecord,
+    delete_created_runs,
+    find_stamped_runs,
+    get_stamp,
+)
+from airflow_provider_flows.storage.atomic_file import CancelledWriteError
+from airflow_provider_flows.triggerer.run_aborts import abort_killed_runs
+from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
+
+if TYPE_CHECKING:
+    from airflow_provider_flows.batch.item_run import RunOptions
+    from airflow_provider_flows.batch.records import BatchRecords
+    from airflow_provider_flows.batch.results import BatchResults
+    from airflow_provider_flows.core.flow_run import FlowRun
+    from airflow_provider_flows.hooks import FlowsHook
+    from airflow_provider_flows.storage.atomic_file import Cancellation
+    from airflow_provider_flows.storage.batch_items import BatchItems
+
+log = logging.getLogger(__name__)
+
+LOG_SECONDS = 30.0  # between two lines about the progress
+MANIFEST_SECONDS = 60.0  # between two versions of the manifest
+MAX_LOGGED_FAILURES = 50
+MAX_THREADS = 48  # for starts that are being saved, fetches and files
+ITEMS_PER_READ = 16  # of the source, which is read in a thread
+MAX_FAILURE_LENGTH = 500  # characters of a line about a failed item
+LIST_FAILED = (
+    "No records of earlier tries are saved, and the list of flow runs cannot be searched. If an earlier try "
+    "has started flow runs that are active, they continue, and are billed: check them at the service. %s"
+)
+
+
+class BatchProgram:
+    """Runs the items of one batch.
+
+    :param sources: two that yield the same items, and the problems of those that cannot be sent. Of the
+        second one, items that the flow does not accept are problems, too.
+    :param results: gets a line for each item that has ended.
+    :param cancellation: is set when the task is killed.
+    """
+
+    def __init__(
+        self,
+        hook: FlowsHook,
+        sources: tuple[BatchItems, BatchItems],
+        policy: BatchPolicy,
+        options: RunOptions,
+        *,
+        records: BatchRecords,
+        results: BatchResults,
+        task: BatchTask,
+        cancellation: Cancellation,
+    ) -> None:
+        self._hook, (self._source, self._checked_source) = hook, sources
+        self._policy, self._options, self._task = policy, options, task
+        self._records, self._results, self._cancellation = records, results, cancellation
+        self.state = BatchState(policy, 0 if task.is_first_part else records.header.failures_in_row)
+        self.error: Exception | None = None
+        """The error that has ended the batch early, None if there is none."""
+        self.deferred_run_ids: list[str] = []
+        """The ids of the active runs that are left to a trigger."""
+        self.first_deadline: float | None = None
+        """The first deadline of these runs, in epoch seconds, None if they have none."""
+        self._has_changed = asyncio.Event()
+        self._rows: dict[str, int] = {}  # of the items in progress, by key
+        self._skipped = bytearray()  # 1 for each item, in the order of the source, that is not to be taken
+        self._deferred_keys: set[str] = set()
+        self._logged_failures = 0
+        self._runner: ItemRunner
+
+    async def run(self) -> None:
+        """Run the items until all have ended, no other is started, or all that are active can be deferred.
+
+        :raises FlowInputError: items cannot be sent; no run was started.
+        :raises Exception: any error of the source or of the task state store.
+        """
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(MAX_THREADS, "flows-batch"))
+        async with self._hook.async_transport() as transport:
+            limited = RateLimitedTransport(transport, self._hook)
+            self._runner = ItemRunner(
+                self._hook,
+                limited,
+                self._options,
+                self._records,
+                try_number=self._task.try_number,
+                cancellation=self._cancellation,
+            )
+            if self._task.is_first_part and self._task.earlier_stamp is not None and not self._records:
+                await self._adopt_listed_runs(limited, self._task.earlier_stamp)
+            active_items = await asyncio.to_thread(self._read_all)
+            await self._clean_up(limited, active_items)
+            async with asyncio.TaskGroup() as group:
+                reporter = group.create_task(self._report())
+                for item in active_items:
+                    self._take(group, item)
+                await self._take_items(group)
+                reporter.cancel()
+        self._records.change_header(failures_in_row=self.state.failures_in_row)
+        await asyncio.to_thread(self._records.flush)
+        if self.deferred_run_ids:
+            await self._flush_results()
+        else:
+            await self._end()
+
+    async def _adopt_listed_runs(self, transport: RateLimitedTransport, stamp: dict[str, Any]) -> None:
+        """Find the runs of earlier tries whose records were deleted, or never saved, in the service's list.
+
+        Those of this run of the task are resumed by new records; others that are active are aborted.
+        """
+        service, unwanted_ids = self._hook.service, []
+        if not (service.staged_start and service.supports("list_runs") and service.supports("get_run")):
+            return
+        try:
+            runs = await self._hook.arun(find_stamped_runs(service, stamp), send=transport.send)
+        except FlowError as error:
+            log.warning(LIST_FAILED, _shorten(error))
+            return
+        for run in runs:
+            record, key = RunRecord.from_stamp(run), get_stamp(run).get("batch_key")
+            is_wanted = record is not None and record.generation == self._records.header.generation
+            is_usable = is_wanted and run.state not in NOT_RESUMABLE_STATES
+            if record is not None and is_usable and isinstance(key, str) and self._records.get(key) is None:
+                adopted = ItemRecord(record.fingerprint, run.flow_run_id, ItemState.ACTIVE, 1)
+                self._records.put(key, replace(adopted, deadline=record.deadline))
+            elif not run.is_final and run.state is not FlowState.CREATED:
+                unwanted_ids.append(run.flow_run_id)
+        if unwanted_ids and self._options.abort_on_kill and service.supports("abort"):
+            count = await abort_killed_runs(self._hook, unwanted_ids)
+            log.info("%d flow runs of earlier tries were active, and were aborted", count)
+
+    # The first pass over the items, in a thread
+
+    def _read_all(self) -> list[BatchItem]:
+        """Count all items, and return those whose runs may be active.
+
+        :raises FlowInputError: items cannot be sent.
+        """
+        problems, active_items = ProblemList(), []
+        stored: list[tuple[int, BatchItem, ItemRecord]] = []
+        source = self._checked_source if self._task.is_first_part else self._source
+        for index, item in enumerate(source):
+            self._skipped.append(1)
+            if isinstance(item, ItemProblem):
+                self._add_problem(item, problems)
+                continue
+            record = self._records.get(item.key)
+            state = self._get_initial_state(item, record)
+            if record is not None and state not in {ItemState.PENDING, ItemState.ACTIVE}:
+                stored.append((index, item, replace(record, state=state)))
+                continue
+            self.state.add(state)
+            if state is ItemState.ACTIVE:
+                active_items.append(item)
+            else:
+                self._skipped[index] = 0
+        if problems and not self._task.skips_invalid_items:
+            raise problems.error(self._source.row_name)
+        for (index, _, record), is_complete in self._results.restore(
+            stored, checks_files=self._task.is_first_part
+        ):
+            # without its line, or its files, a completed run is fetched again
+            self._skipped[index] = int(is_complete)
+            self.state.add(record.state if is_complete else ItemState.PENDING)
+        self._logged_failures = self.state.counts[ItemState.FAILED] + self.state.counts[ItemState.ABORTED]
+        return active_items
+
+    def _add_problem(self, problem: ItemProblem, problems: ProblemList) -> None:
+        problems.add(problem)
+        self._results.add_problem(problem)
+        self.state.add(ItemState.INVALID)
+        if problem.key is not None:  # for the next part of the try, which does not check the items again
+            self._records.put(problem.key, ItemRecord("", state=ItemState.INVALID))
+
+    def _get_initial_state(self, item: BatchItem, record: ItemRecord | None) -> ItemState:
+        """Return the state of an item by its record; an item that failed in an earlier try is run again."""
+        if record is None:
+            return ItemState.PENDING
+        if record.state is ItemState.ACTIVE:
+            is_same_try = record.try_number == self._task.try_number and not self._task.is_first_part
+            has_failed = is_same_try and record.failures > self._policy.item_retries
+            return ItemState.FAILED if has_failed else ItemState.ACTIVE
+        if record.state is not ItemState.COMPLETED:
+            return ItemState.PENDING if self._task.is_first_part else record.state
+        is_same_request = record.fingerprint == self._options.compute_fingerprint(item)
+        return record.state if is_same_request else ItemState.PENDING
+
+    async def _clean_up(self, transport: RateLimitedTransport, active_items: Collection[BatchItem]) -> None:
+        """Abort the active runs of items that are gone, and delete runs whose ids could not be saved."""
+        if not self._task.is_first_part:
+            return
+        active, service = self._records.get_active(), self._hook.service
+        if self._task.earlier_stamp is not None:
+            known_ids = {record.flow_run_id for record in active.values() if record.flow_run_id}
+            conversation = delete_created_runs(service, self._task.earlier_stamp, known_ids)
+            await self._hook.arun(conversation, send=transport.send)
+        for item in active_items:
+            del active[item.key]
+        run_ids = [record.flow_run_id for record in active.values() if record.flow_run_id]
+        if run_ids and self._options.abort_on_kill and service.supports("get_run"):
+            log.info("%d items are not in the batch any more; their flow runs are aborted", len(run_ids))
+            await abort_killed_runs(self._hook, run_ids)
+        for key, record in active.items():
+            self._records.put(key, replace(record, state=ItemState.ABORTED))
+
+    # Taking items
+
+    async def _take_items(self, group: asyncio.TaskGroup) -> None:
+        """Take one item after the other while there is room, and return when nothing is left to do."""
+        items = self._read_pending()
+        waiting: list[BatchItem] = []
+        while True:
+            self._has_changed.clear()
+            if self._cancellation.event.is_set():
+                self.state.stop("the task was killed")
+            step = self.state.next_step()
+            if step is Step.END:
+                return
+            if step is Step.WAIT:
+                await self._has_changed.wait()
+                continue
+            if not waiting:
+                waiting = await asyncio.to_thread(lambda: list(islice(items, ITEMS_PER_READ)))
+                waiting.reverse()
+            if waiting:
+                item = waiting.pop()
+                self.state.move(ItemState.PENDING, ItemState.ACTIVE)
+                self._take(group, item)
+            else:
+                self.state.has_more = False
+
+    def _read_pending(self) -> Iterator[BatchItem]:
+        """Yield the items that are to be started."""
+        for index, item in enumerate(self._source):
+            if not isinstance(item, ItemProblem) and index < len(self._skipped) and not self._skipped[index]:
+                yield item
+
+    def _take(self, group: asyncio.TaskGroup, item: BatchItem) -> None:
+        self._rows[item.key] = item.row
+        record = self._records.get(item.key)
+        if record is not None and record.flow_run_id is not None and self._is_still_active(record):
+            self._defer(record)
+        else:
+            group.create_task(self._run_item(item))
+
+    def _is_still_active(self, record: ItemRecord) -> bool:
+        """Return whether a trigger waits for the run of a record, and is to continue that."""
+        if not self._task.defers or self._task.final_run_ids is None or record.state is not ItemState.ACTIVE:
+            return False
+        return self._is_in_time(record) and record.flow_run_id not in self._task.final_run_ids
+
+    def _is_in_time(self, record: ItemRecord | None) -> bool:
+        return record is None or record.deadline is None or time.time() < record.deadline
+
+    def _defer(self, record: ItemRecord) -> None:
+        self.deferred_run_ids.append(str(record.flow_run_id))
+        if record.deadline is not None:
+            self.first_deadline = min(record.deadline, self.first_deadline or record.deadline)
+        self.state.deferred += 1
+        self._has_changed.set()
+
+    def _defer_item(self, item: BatchItem, run: FlowRun) -> None:
+        record = self._records.get(item.key) or ItemRecord(self._options.compute_fingerprint(item))
+        self._deferred_keys.add(item.key)
+        self._defer(replace(record, flow_run_id=run.flow_run_id))
+
+    # One item
+
+    async def _run_item(self, item: BatchItem) -> None:
+        """Run an active item to its end, unless its run is left to a trigger."""
+        try:
+            run = await self._run_until_completed(item)
+            if run is not None:
+                self._change(ItemState.ACTIVE, ItemState.FETCHING)
+                await self._fetch_until_stored(item, run)
+        finally:
+            if item.key not in self._deferred_keys:
+                self._rows.pop(item.key, None)
+            self._has_changed.set()
+
+    async def _run_until_completed(self, item: BatchItem) -> FlowRun | None:
+        """Return the completed run of an item; None if it has none, and its state was recorded."""
+        while True:
+            is_starting = True
+            try:
+                run = await self._runner.resume(item, after_deferral=not self._task.is_first_part)
+                if run is None:
+                    if self.state.stop_reason is not None:
+                        self._change(ItemState.ACTIVE, ItemState.PENDING)
+                        return None
+                    run = await self._runner.start(item)
+                is_starting = False
+                if not run.is_final and self._task.defers and self._is_in_time(self._records.get(item.key)):
+                    self._defer_item(item, run)
+                    return None
+                if not run.is_final:
+                    run = await self._runner.wait(item, run)
+                if run.is_completed:
+                    return run
+                raise failure_error(run)  # noqa: TRY301  # handled as any other failure of the item
+            except Exception as error:  # noqa: BLE001  # an item ends with any error
+                if self._ends_batch(error, is_starting=is_starting):
+                    self._end_batch(error)
+                    self._change(ItemState.ACTIVE, ItemState.PENDING)
+                    return None
+                if not self._may_repeat(item, error):
+                    self._end_item(item, ItemState.ACTIVE, error)
+                    return None
+
+    async def _fetch_until_stored(self, item: BatchItem, run: FlowRun) -> None:
+        while True:
+            try:
+                fetched_run = await self._runner.fetch(item, run)
+            except CancelledWriteError:
+                self._change(ItemState.FETCHING, ItemState.FAILED)
+                return
+            except Exception as error:  # noqa: BLE001  # any error of a storage's library
+                if isinstance(error, FlowAuthError):
+                    self._end_batch(error)
+                if not self._may_repeat(item, error):
+                    # its record stays active, so that a retry fetches what is missing
+                    self._end_item(item, ItemState.FETCHING, error, run)
+                    return
+            else:
+                self._complete_item(item, fetched_run)
+                return
+
+    def _ends_batch(self, error: Exception, *, is_starting: bool) -> bool:
+        """Return whether an error would be that of every other item as well."""
+        if isinstance(error, FlowAuthError) or not isinstance(error, FlowError):
+            return True
+        return is_starting and isinstance(error, FlowQuotaExceeded | FlowNotFound)
+
+    def _end_batch(self, error: Exception) -> None:
+        self.error = self.error or error
+        if isinstance(error, FlowQuotaExceeded):
+            self._records.change_header(has_quota_error=True)
+        if self.state.stop_reason is None:
+            log.warning("No other flow run is started, because of an error: %s", _shorten(error))
+        self.state.stop(type(error).__name__)
+
+    def _may_repeat(self, item: BatchItem, error: Exception) -> bool:
+        """Count a failure, and return whether the item is run again."""
+        self.state.record_failure()
+        record = self._records.get(item.key) or ItemRecord(self._options.compute_fingerprint(item))
+        failures = record.failures if record.try_number == self._task.try_number else 0
+        record = replace(record, failures=failures + 1, try_number=self._task.try_number)
+        if isinstance(error, FlowRunFailed):  # so that its run need not be polled again
+            record = replace(record, state=_to_state(error))
+        self._records.put(item.key, record)
+        return is_repeatable(error) and self.state.may_repeat(record.failures)
+
+    def _change(self, old: ItemState, new: ItemState) -> None:
+        self.state.move(old, new)
+        self._has_changed.set()
+
+    def _end_item(
+        self, item: BatchItem, old: ItemState, error: Exception, run: FlowRun | None = None
+    ) -> None:
+        """Record that an item has failed."""
+        new = _to_state(error)
+        record = self._records.get(item.key) or ItemRecord(self._options.compute_fingerprint(item))
+        is_settled = isinstance(error, FlowRunFailed) or record.flow_run_id is None
+        if is_settled:  # else the run may be active, or has outputs to be fetched
+            record = replace(record, state=new)
+            self._records.put(item.key, record)
+        self._results.add_failure(item, new, record, error, getattr(error, "run", None) or run)
+        self._change(old, new)
+        self._logged_failures += 1
+        if self._logged_failures <= MAX_LOGGED_FAILURES:
+            log.warning("Item %s %s: %s", item.key, new, _shorten(error))
+        elif self._logged_failures == MAX_LOGGED_FAILURES + 1:
+            log.warning("Further failures are in %s only", self._results.failed_items_uri)
+
+    def _complete_item(self, item: BatchItem, run: FlowRun) -> None:
+        record = self._records.get(item.key) or ItemRecord(self._options.compute_fingerprint(item))
+        record = replace(record, state=ItemState.COMPLETED, flow_run_id=run.flow_run_id)
+        self._records.put(item.key, record)
+        self._results.add_completed(item, record, run)
+        self._change(ItemState.FETCHING, ItemState.COMPLETED)
+
+    # The log and the manifest
+
+    async def _report(self) -> None:
+        """Log the progress and write the manifest regularly."""
+        started_at = logged_at = flushed_at = time.monotonic()
+        first_ended, logged = self.state.ended, ""
+        while True:
+            await asyncio.sleep(min(LOG_SECONDS, MANIFEST_SECONDS))
+            now = time.monotonic()
+            text = self.state.describe()
+            if text != logged and now - logged_at >= LOG_SECONDS:
+                seconds_left = self.state.estimate_seconds_left(
+                    self.state.ended - first_ended, now - started_at
+                )
+                log.info("%s", self.state.describe(seconds_left))
+                logged, logged_at = text, now
+            if now - flushed_at >= MANIFEST_SECONDS:
+                flushed_at = now
+                await self._flush_results()
+
+    async def _flush_results(self) -> None:
+        """Write the manifest, and delete the responses whose outputs are stored now. An error is logged only.
+
+        The records are written first: a completed item whose line is missing is fetched again.
+        """
+        try:
+            await asyncio.to_thread(self._records.flush)
+            active = {
+                key: (row, record)
+                for key, row in list(self._rows.items())
+                if (record := self._records.get(key)) is not None and record.state is ItemState.ACTIVE
+            }
+            completed_keys = await asyncio.to_thread(self._results.write, active)
+        except Exception as error:  # noqa: BLE001  # any error of a store
+            log.warning("The manifest could not be written: %s", _shorten(error))
+            return
+        if not self._hook.service.supports("get_run"):
+            for key in completed_keys:
+                await asyncio.to_thread(self._runner.delete_response, key)
+
+    async def _end(self) -> None:
+        """Write what the batch leaves, and log how it has ended.
+
+        :raises OSError: the store does not accept a file. A retry writes it without running an item again.
+        """
+        await self._flush_results()
+        await asyncio.to_thread(self._results.write_end, self._source, self._records.get)
+        if self._logged_failures > MAX_LOGGED_FAILURES:
+            log.warning("%d items have failed; see %s", self._logged_failures, self._results.failed_items_uri)
+        log.info("%s", self.state.describe())
+
+
+def _to_state(error: Exception) -> ItemState:
+    return ItemState.ABORTED if isinstance(error, FlowRunAborted) else ItemState.FAILED
+
+
+def _shorten(error: Exception) -> str:
+    """Return the text of an error for one line of the log."""
+    text = str(error) if isinstance(error, FlowError) else redact_text(str(error))
+    return to_line(text)[:MAX_FAILURE_LENGTH] or type(error).__name__
