@@ -314,7 +314,7 @@ class FlowDecorator(Protocol):
         poll_interval: float | timedelta = ...,
         max_poll_interval: float | timedelta = ...,
         timeout: float | timedelta | None = ...,
-        output_path: str | None = ...,
+        output_path: str | PathLike[str] | ObjectStoragePath | None = ...,
         output_conn_id: str | None = ...,
         output_name: str | None = ...,
         max_xcom_bytes: int | None = ...,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
@@ -20,7 +21,12 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError, FlowTimeout
-from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
+from airflow_provider_flows.core.polling.schedule import (
+    MAX_REJECTED_TRIGGERS,
+    Schedule,
+    to_seconds,
+    to_time_limit,
+)
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.run_operators import (
     AbortFlowRunOperator,
@@ -36,7 +42,7 @@ from airflow_provider_flows.worker.template_check import (
 )
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, RetryPolicy
+    from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
@@ -136,7 +142,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         poll_interval: float | timedelta = 5,
         max_poll_interval: float | timedelta = 60,
         timeout: float | timedelta | None = timedelta(hours=1),
-        output_path: str | None = None,
+        output_path: str | PathLike[str] | ObjectStoragePath | None = None,
         output_conn_id: str | None = None,
         output_name: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
@@ -158,13 +164,15 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.wait_for_completion, self.deferrable = wait_for_completion, deferrable
         self.poll_interval, self.max_poll_interval = poll_interval, max_poll_interval
         self.timeout = timeout
-        self.output_path, self.output_conn_id = output_path, output_conn_id
+        self.output_path: Any = output_path  # `OutputOptions` makes a path a text
+        self.output_conn_id = output_conn_id
         self.output_name = output_name
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
         self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
+        self.reject_tasks()
         Schedule.of(poll_interval, max_poll_interval)  # raises on invalid intervals when the DAG is parsed
-        to_seconds("timeout", timeout)
+        to_time_limit("timeout", timeout)
         self._output_options()
         _reject_options_without_wait(self)
 

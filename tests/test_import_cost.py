@@ -41,6 +41,7 @@ DAG_FILE_MODULES = {
         "links",
         "core.polling",
         "core.polling.schedule",
+        "core.template_problems",
         "core.timestamps",
         "storage",
         "storage.output_options",

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from airflow_provider_flows.core.definition import find_definition
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowMalformed, FlowNotFound
+from airflow_provider_flows.core.flow_run import parse_run_id
 from airflow_provider_flows.core.http import map_requests, send
 from airflow_provider_flows.core.limits import MAX_LIST_BYTES, MAX_LISTED_RUNS, MAX_PAGES, MIB
 from airflow_provider_flows.core.safe_text import has_control_characters
@@ -300,6 +301,10 @@ def quote_path_segment(name: str, value: str) -> str:
     :param name: the argument's name, for the message.
     :raises FlowInputError: the id is empty, `.` or `..`, has control characters, or cannot be encoded.
     """
+    if name == "flow_run_id":
+        value = parse_run_id(value)
+    elif not isinstance(value, str):
+        raise FlowInputError(f"{name} must be a string, not {type(value).__name__}")
     quoted = "" if has_control_characters(value) else quote(value, safe="")  # a lone surrogate is one as well
     if quoted in {"", ".", ".."}:
         raise FlowInputError(f"{name} must be an id, not {value!r}")

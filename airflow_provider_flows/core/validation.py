@@ -14,6 +14,7 @@ from airflow_provider_flows.core.definition import FlowDefinition, Parameter, fi
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.payload import data_uri
+from airflow_provider_flows.core.template_problems import RUN_KEYS
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowInput, Inputs
@@ -240,10 +241,14 @@ def find_unsendable_variables(variables: Mapping[Any, Any]) -> list[str]:
     wrong = {
         name: value for name, value in variables.items() if not isinstance(value, (str, int, float, bool))
     }
-    return [
-        f"inputs[{name!r}] must be text, a number or a Boolean, not {type(value).__name__}"
-        for name, value in wrong.items()
-    ]
+    return [f"inputs[{name!r}] {_describe_unsendable(value)}" for name, value in wrong.items()]
+
+
+def _describe_unsendable(value: Any) -> str:
+    if isinstance(value, Mapping) and value.keys() >= RUN_KEYS:
+        example = 'first.output["outputs"][0]["value"]'
+        return f"is all that a task returned; pass one text of it, such as {example} for the task `first`"
+    return f"must be text, a number or a Boolean, not {type(value).__name__}"
 
 
 def media_type(item: FlowInput) -> str | None:

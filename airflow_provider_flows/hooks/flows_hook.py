@@ -20,6 +20,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowInputError,
     FlowQuotaExceeded,
 )
+from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.http import allow_urls
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import (
@@ -39,7 +40,7 @@ from airflow_provider_flows.hooks.preflight import Preflight
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
-    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
+    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
     from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.sink import Target
@@ -255,19 +256,19 @@ class FlowsHook(BaseFlowsHook):
         run = self.run(self.service.get_run(flow_run_id))
         return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
 
-    def list_runs(self, state: FlowState | None = None) -> list[FlowRun]:
+    def list_runs(self, state: FlowState | str | None = None) -> list[FlowRun]:
         """Return the account's flow runs.
 
         :param state: return only the runs in this state.
         """
-        return self.run(self.service.list_runs(state))
+        return self.run(self.service.list_runs(FlowState.parse_argument(state)))
 
-    def list_newest(self, limit: int, state: FlowState | None = None) -> RunPage:
+    def list_newest(self, limit: int, state: FlowState | str | None = None) -> RunPage:
         """Return the account's newest flow runs, at least `limit` of them if there are as many.
 
         :returns: the flow runs, with a `next_page` that is not None if there are others that were not listed.
         """
-        return self.run(self.service.list_newest(limit, state))
+        return self.run(self.service.list_newest(limit, FlowState.parse_argument(state)))
 
     def delete(self, flow_run_id: str) -> None:
         """Delete a flow run permanently, with all its inputs and outputs; it must not be active."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.template_problems import describe_misplaced_task
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowOutput
@@ -32,8 +34,8 @@ PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, err
 class OutputOptions:
     """Options for the outputs of a run.
 
-    :param output_path: the absolute path or the URI of a folder. With None, files remain at the service and
-        texts in XCom.
+    :param output_path: the absolute path or the URI of a folder; a pathlib.Path or an ObjectStoragePath
+        becomes its text. With None, files remain at the service and texts in XCom.
     :param output_conn_id: the Airflow connection of that storage.
     :param max_xcom_bytes: the maximum size of what the task returns, in bytes of JSON; None for any size.
     :param fetch_partial_outputs: whether to fetch the outputs of a run that failed or was aborted.
@@ -58,6 +60,9 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         """Validate the options that need no service and no store."""
+        if isinstance(self.output_path, PurePath) or hasattr(self.output_path, "protocol"):
+            # that of an ObjectStoragePath has the id of its connection
+            object.__setattr__(self, "output_path", str(self.output_path))
         limit = self.max_xcom_bytes
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise FlowInputError(
@@ -122,7 +127,7 @@ class OutputOptions:
         return self.selection is None or output.asset_id in self.selection or output.name in self.selection
 
 
-def _require_writable(output_path: str | None, output_conn_id: str | None) -> None:
+def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
     """Check that files can be stored below a path, by writing a small one and removing it.
 
     :raises FlowInputError: the path is not an absolute path or a URI, no file system is installed for it, or
@@ -130,6 +135,10 @@ def _require_writable(output_path: str | None, output_conn_id: str | None) -> No
     """
     if output_path is None:
         return
+    if not isinstance(output_path, str):
+        problem = describe_misplaced_task("output_path", output_path)
+        actual = f"must be an absolute path or a URI, not {type(output_path).__name__}"
+        raise FlowInputError(f"output_path {problem or actual}")
     from airflow.sdk import ObjectStoragePath  # slow to import, and not needed to define a task
 
     from airflow_provider_flows.storage.atomic_file import write_probe
@@ -140,7 +149,7 @@ def _require_writable(output_path: str | None, output_conn_id: str | None) -> No
         require_connection,
     )
 
-    problem = find_path_problem(output_path) if isinstance(output_path, str) else None
+    problem = find_path_problem(output_path)
     if problem is not None:
         raise FlowInputError(
             f"output_path {output_path!r} cannot be written to: {problem}. Set it to an absolute path or to "

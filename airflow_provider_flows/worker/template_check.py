@@ -34,8 +34,10 @@ class TemplateCheckMixin:
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
     ) -> Any:
         """Render a value as Airflow does, and record the problems of its templates."""
-        from airflow_provider_flows.core.template_problems import TemplateRecorder  # imports stay cheap
-        from airflow_provider_flows.storage.inputs import is_task
+        from airflow_provider_flows.core.template_problems import (  # imports stay cheap
+            TemplateRecorder,
+            is_task,
+        )
 
         if is_task(content):  # Airflow would render that task's own templates
             return content
@@ -78,6 +80,22 @@ class TemplateCheckMixin:
         problems = {name: recorder.find_problems(name, iter_texts(name, content)) for name in arguments}
         self._template_problems = {**self._template_problems, **problems}
         return rendered
+
+    def reject_tasks(self) -> None:
+        """Check the arguments of the task when the DAG is parsed: none is a task in place of its result.
+
+        :raises FlowInputError: one is, so that it would fail after the other task has been paid for.
+        """
+        from airflow_provider_flows.core.exceptions import FlowInputError
+        from airflow_provider_flows.core.template_problems import find_misplaced_tasks
+
+        problems = [
+            problem
+            for name in sorted(CHECKED_ARGUMENTS | {"additional"})
+            for problem in find_misplaced_tasks(name, getattr(self, name, None))
+        ]
+        if problems:
+            raise FlowInputError("; ".join(problems))
 
     def get_template_problems(self, arguments: Collection[str] = CHECKED_ARGUMENTS) -> Problems:
         """Return the problems of the templates of these arguments."""
