@@ -183,6 +183,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
         self._raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
+        self._reject_unused_output_path(task_try.hook)
+        self.warn_about_task_ids()
         options = self._output_options()
         log_if_unsupported(self)
         with self._run_try(task_try):
@@ -284,6 +286,22 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             from airflow_provider_flows.core.validation import NOTHING_STARTED  # imports stay cheap
 
             self.get_template_problems().raise_if_any(NOTHING_STARTED)
+
+    def _reject_unused_output_path(self, hook: FlowsHook) -> None:
+        """Raise an error if this task itself has an output path, and ends before there are outputs.
+
+        One in `default_args` is for the other tasks. A service without run ids returns the outputs at once.
+        """
+        if self.wait_for_completion or not hook.service.supports("get_run"):
+            return
+        groups = [group for group in (self.get_dag(), self.task_group) if group is not None]
+        if self.output_path in [None, *((group.default_args or {}).get("output_path") for group in groups)]:
+            return
+        message = (
+            "output_path cannot be combined with wait_for_completion=False: the task ends before the run has "
+            "outputs. Remove one of the two; FetchFlowRunOperator stores the outputs later"
+        )
+        raise FlowInputError(message)
 
     def _get_hook(self, conn_id: str) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook

@@ -93,6 +93,8 @@ def test_default_intervals_depend_on_the_mode(
     [
         ({"poll_interval": 0}, "poll_interval"),
         ({"poll_interval": "often"}, "poll_interval"),
+        ({"poke_interval": 0}, "^poke_interval must be a positive number of seconds"),
+        ({"poke_interval": 20, "poll_interval": 30}, "two names of the same time"),
         ({"exponential_backoff": True}, "exponential_backoff"),
         ({"max_wait": 60}, "max_wait"),
         ({"deferrable": True, "silent_fail": True}, "silent_fail"),

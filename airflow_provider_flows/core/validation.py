@@ -82,6 +82,10 @@ class Problems:
         self._head, self._accepts = head or self._head, accepts or self._accepts
         self._hint = hint or self._hint
 
+    def drop_hint(self) -> None:
+        """Remove the last sentence, because it does not apply."""
+        self._hint = ""
+
     def error(self, consequence: str = "") -> FlowInputError:
         """Return one exception with all problems; it is permanent if one of them is.
 

@@ -434,9 +434,15 @@ class FlowsHook(BaseFlowsHook):
         """
         try:
             check = self.service.check_credentials()
-            return True, self.run(check, retry=NO_RETRY, timeout=TEST_TIMEOUT_SECONDS)
-        except FlowError as error:
-            return False, str(error)
+            message = self.run(check, retry=NO_RETRY, timeout=TEST_TIMEOUT_SECONDS)
+            unknown_fields = ", ".join(conn.find_unknown_fields(self.connection, self.fields))
+        except FlowError as error:  # the id is temporary: Airflow tests a copy of the connection
+            text = str(error).replace(f"(Connection {self.flows_conn_id!r}, ", "(")
+            text = text.replace(f"of connection {self.flows_conn_id!r}", "of the connection")
+            return False, text.replace(f"Connection {self.flows_conn_id!r}", "The connection")
+        if unknown_fields:
+            message += f" {conn.UNKNOWN_FIELDS.format('the connection', unknown_fields)}."
+        return True, message
 
 
 class GenerioHook(FlowsHook):

@@ -20,6 +20,12 @@ CHECKED_ARGUMENTS = NAME_ARGUMENTS | {"inputs", "parameters"}
 FUNCTION_ARGUMENTS = frozenset({"op_args", "op_kwargs"})  # of the function of @task.flow
 
 
+TASK_ID_AS_PROMPT = (
+    "%s is the text %r, which is also the id of a task of this DAG. The text is sent as it is. To pass the "
+    "task's result, write %s.output, without quotation marks"
+)
+
+
 class TemplateCheckMixin:
     """A task whose templates are checked while Airflow renders them.
 
@@ -96,6 +102,17 @@ class TemplateCheckMixin:
         ]
         if problems:
             raise FlowInputError("; ".join(problems))
+
+    def warn_about_task_ids(self) -> None:
+        """Log each prompt that is the id of a task of the DAG: its author may have meant the result."""
+        from airflow_provider_flows.storage.inputs import iter_texts
+
+        task: Any = self
+        dag = task.get_dag()
+        task_ids = set() if dag is None else set(dag.task_ids) - {task.task_id}
+        for where, text in iter_texts("inputs", task.inputs):
+            if text in task_ids:
+                task.log.warning(TASK_ID_AS_PROMPT, where, text, text)
 
     def get_template_problems(self, arguments: Collection[str] = CHECKED_ARGUMENTS) -> Problems:
         """Return the problems of the templates of these arguments."""

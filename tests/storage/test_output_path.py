@@ -36,6 +36,14 @@ def run_task(output_path: Any, **arguments: Any) -> list[dict[str, Any]]:
     return task.execute(context(Store()))["outputs"]
 
 
+@pytest.mark.parametrize("kind", [str, Path, ObjectStoragePath])
+@pytest.mark.usefixtures("emulator")
+def test_path_objects_are_paths(tmp_path: Path, kind: Callable[[str], Any]) -> None:
+    """A path in any of Airflow's and Python's types is accepted, as among the inputs."""
+    (output,) = run_task(kind(str(tmp_path / "flows")))
+    assert Path(output["uri"].removeprefix("file://")).is_relative_to(tmp_path / "flows")
+
+
 # by name: what is wrong with them does not depend on any store
 NAMES = {
     "": "it is empty",
