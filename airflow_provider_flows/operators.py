@@ -39,6 +39,7 @@ from airflow_provider_flows.worker.template_check import (
     CHECKED_ARGUMENTS,
     OUTPUT_ARGUMENTS,
     TemplateCheckMixin,
+    suggest_arguments,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     ) -> None:
         from airflow_provider_flows.retry_policy import to_retry_arguments  # importing operators stays cheap
 
-        super().__init__(**to_retry_arguments(retry_policy), **kwargs)
+        with suggest_arguments(type(self), kwargs):
+            super().__init__(**to_retry_arguments(retry_policy), **kwargs)
         self.flow = flow
         self.inputs = inputs
         self.parameters, self.additional = parameters, additional

@@ -19,7 +19,7 @@ from airflow_provider_flows.links import FlowRunLink
 from airflow_provider_flows.sensors import DEFAULT_DEFERRABLE, RUN_ID_HINT, FlowRunSensor
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
-from airflow_provider_flows.worker.template_check import TemplateCheckMixin
+from airflow_provider_flows.worker.template_check import TemplateCheckMixin, suggest_arguments
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
@@ -130,7 +130,8 @@ class _EndFlowRunOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     ) -> None:
         from airflow_provider_flows.retry_policy import to_retry_arguments  # importing operators stays cheap
 
-        super().__init__(**to_retry_arguments(retry_policy), **kwargs)
+        with suggest_arguments(type(self), kwargs):
+            super().__init__(**to_retry_arguments(retry_policy), **kwargs)
         self.flow_run_id, self.flows_conn_id = flow_run_id, flows_conn_id
         self.poll_interval, self.timeout = poll_interval, timeout
         self.reject_tasks()
@@ -170,9 +171,12 @@ class _EndFlowRunOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         :raises FlowNotFound: there is no such run; one that had not been started was deleted.
         :raises FlowTimeout: the run was not final in time.
         """
-        if hook.abort(flow_run_id):
+        was_active = hook.abort(flow_run_id)
+        if was_active:
             self.log.info("The abort of the %s flow run %s was requested", hook.service.name, flow_run_id)
         run = hook.get_run(flow_run_id)
+        if run.is_final and not was_active:
+            self.log.info("The %s is already %s; there is nothing to abort", run, run.raw_state)
         if run.is_final or not wait:
             return run
         return hook.wait(flow_run_id, self.poll_interval, self.poll_interval, self.timeout)

@@ -31,7 +31,7 @@ from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, 
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
-from airflow_provider_flows.worker.template_check import TemplateCheckMixin
+from airflow_provider_flows.worker.template_check import TemplateCheckMixin, suggest_arguments
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
@@ -136,17 +136,18 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         interval_name, interval = _choose_interval(
             poll_interval, poke_interval, kwargs.get("default_args") or {}
         )
-        super().__init__(
-            mode=mode,
-            poke_interval=default_intervals[0]
-            if interval is None
-            else to_positive_seconds(interval_name, interval),
-            exponential_backoff=exponential_backoff,
-            max_wait=max_wait,
-            silent_fail=silent_fail,
-            **to_retry_arguments(retry_policy),
-            **kwargs,
-        )
+        with suggest_arguments(type(self), kwargs):
+            super().__init__(
+                mode=mode,
+                poke_interval=default_intervals[0]
+                if interval is None
+                else to_positive_seconds(interval_name, interval),
+                exponential_backoff=exponential_backoff,
+                max_wait=max_wait,
+                silent_fail=silent_fail,
+                **to_retry_arguments(retry_policy),
+                **kwargs,
+            )
         self.flow_run_id = flow_run_id
         self.flows_conn_id = flows_conn_id
         self.output_path: Any = output_path  # `OutputOptions` makes a path a text
@@ -388,17 +389,21 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
                     f"The execution_timeout of {limit.total_seconds()} s passed before flow run "
                     f"{self.flow_run_id} was final. If runs of this flow take this long, increase it."
                 )
-                raise FlowExecutionTimeout(message) from error
+                raise FlowExecutionTimeout(message) from None
             if self.soft_fail or self.never_fail:
                 message = f"Skipping, because the timeout has passed: {error}"
                 raise AirflowSkipException(message) from error
             message = str(error)
             if not isinstance(error, FlowTimeout):  # Airflow's own error does not name the flow run
+                state = None if self._wait is None else self._wait.poll_state
+                advice = "If runs of this flow take this long, increase timeout."
+                if state is not None and state.last_error is not None and not state.was_found:
+                    advice = f"No poll succeeded; the last one failed: {state.last_error}"
                 message = (
                     f"Flow run {self.flow_run_id} was not final within the task's timeout of "
-                    f"{self.timeout} s. If runs of this flow take this long, increase timeout."
+                    f"{self.timeout} s. {advice}"
                 )
-            raise FlowSensorTimeout(message) from error
+            raise FlowSensorTimeout(message) from None  # the other traceback says nothing more
         except FlowRunFailed as error:
             if self.soft_fail or self.never_fail:
                 message = f"Skipping, because the flow run did not complete: {error}"

@@ -80,7 +80,10 @@ def abort(args: Namespace) -> None:
     hook = FlowsHook.get_hook(args.conn_id)
     was_aborted = hook.abort(args.flow_run_id)
     try:
-        summary = to_run_summary(hook.get_run(args.flow_run_id))
+        run = hook.get_run(args.flow_run_id)
+        summary = to_run_summary(run)
+        if run.is_final and not was_aborted:
+            echo_err(f"The {run} is already {run.raw_state}; there is nothing to abort.")
     except FlowNotFound:
         if not was_aborted:
             raise

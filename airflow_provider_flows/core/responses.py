@@ -77,7 +77,8 @@ ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
     ),
     404: (
         FlowNotFound,
-        "The service has nothing of that name or id; check it, and the host of the connection.",
+        "The service has nothing of that name or id (flow, flow_run_id): it is misspelt, was deleted, or is "
+        "of another account or service (flows_conn_id). Check the host of the connection as well.",
     ),
     407: (FlowServiceError, PROXY_HINT),
     409: (FlowConflict, "The flow run is not in a state that allows this."),

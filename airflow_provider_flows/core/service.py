@@ -130,7 +130,9 @@ class Service(ABC):
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Return the current state of a run."""
         raise self._unsupported_error(
-            "poll a flow run: its flow runs have no id and are final in the response to the start"
+            "poll a flow run: its flow runs have no id and are final in the response to the start. The "
+            "task that started one returns its outputs. For a flow run of another service, set flows_conn_id "
+            "to its connection"
         )
 
     def run_url(self, flow_run_id: str, flow: str | None) -> str | None:

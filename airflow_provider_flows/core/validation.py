@@ -306,7 +306,8 @@ def _media_type_problems(accepted: Collection[str], inputs: Sequence[FlowInput])
             wrong.setdefault(kind, []).append(f"inputs[{number}]")
     for kind, names in wrong.items():
         expected = " or ".join(map(shorten, accepted))
-        actual = f"a prompt ({TEXT_MEDIA_TYPE})" if kind == TEXT_MEDIA_TYPE else shorten(kind)
+        is_text = kind == TEXT_MEDIA_TYPE
+        actual = f"a prompt or a text file ({TEXT_MEDIA_TYPE})" if is_text else shorten(kind)
         yield f"{_join_values(names, quoted=False)} must be {expected}, not {actual}"
 
 

@@ -12,6 +12,7 @@ from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowInputError,
+    FlowNotFound,
     FlowServiceError,
     FlowUnreachable,
 )
@@ -191,7 +192,9 @@ class Preflight:
         return self._hook.run(conversation, retry=retry, timeout=DEFINITION_TIMEOUT_SECONDS)
 
     def _log_not_validated(self, level: int, request: RunRequest, reason: object) -> None:
-        if isinstance(reason, FlowAuthError):  # the start has the same error, which is logged in full then
+        if isinstance(
+            reason, FlowAuthError | FlowNotFound
+        ):  # the start has the same error, which is logged in full then
             reason = f"the service responded with HTTP {reason.status}"
         elif isinstance(reason, FlowUnreachable):
             reason = "the service sent no response"

@@ -421,6 +421,8 @@ def describe_as_file_and_prompt(text: str) -> tuple[str, str]:
 
 def _parse_dict(where: str, item: Mapping[str, Any]) -> Prompt | FileRef:
     uri, data = item.get("uri"), item.get("data")
+    if uri is None and data is None and len(names := [name for name in ("data", "uri") if name in item]) == 1:
+        raise FlowInputError(f"{where}[{names[0]!r}] must be a string, not None")
     if (uri is None) == (data is None):
         raise FlowInputError(f"{where} must have exactly one of 'data' and 'uri'")
     key, value = ("data", data) if uri is None else ("uri", uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,7 @@ def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
 
     from airflow_provider_flows.storage.atomic_file import write_probe
     from airflow_provider_flows.storage.paths import (
+        LOCAL_SCHEMES,
         explain_store_error,
         find_path_problem,
         get_conn_id,
@@ -162,12 +164,28 @@ def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
             require_connection("the connection in the URI of output_path", conn_id)
         write_probe(folder)
     except (OSError, ValueError, ImportError, TypeError) as error:
+        is_local = "://" not in output_path or output_path.partition("://")[0].lower() in LOCAL_SCHEMES
+        problem = _describe_local_problem(error) if is_local else None
+        remedy = "Set it to a folder in which tasks may create files"
+        if problem is None:
+            problem = explain_store_error(output_path, error)
+            remedy = "Check its URI, its connection (output_conn_id) and its permissions"
         raise FlowInputError(
-            f"output_path {output_path!r} cannot be written to: {explain_store_error(output_path, error)}. "
-            "Check its URI, its connection (output_conn_id), its permissions, and that the package of its "
-            "file system is installed",
+            f"output_path {output_path!r} cannot be written to: {problem}. {remedy}",
             is_permanent=not isinstance(error, OSError) or _is_permanent(error),
         ) from error
+
+
+def _describe_local_problem(error: Exception) -> str | None:
+    """Return why a folder of this machine cannot be written to, None if only the error itself says it."""
+    errors = (error, error.__cause__)
+    if any(isinstance(one, NotADirectoryError | FileExistsError) for one in errors):
+        return "it, or a folder above it, is a file"
+    if any(isinstance(one, FileNotFoundError) for one in errors):
+        return "it does not exist and cannot be created"
+    if any(isinstance(one, PermissionError) for one in errors):
+        return f"the user of the task (uid {os.geteuid()}) is not permitted to write there"
+    return None
 
 
 def _is_permanent(error: OSError) -> bool:

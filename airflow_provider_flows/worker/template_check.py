@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +26,28 @@ TASK_ID_AS_PROMPT = (
     "%s is the text %r, which is also the id of a task of this DAG. The text is sent as it is. To pass the "
     "task's result, write %s.output, without quotation marks"
 )
+
+
+@contextmanager
+def suggest_arguments(task_class: type, arguments: Collection[str]) -> Iterator[None]:
+    """Add the closest arguments of a task's class to Airflow's error about unknown ones.
+
+    :param arguments: the names that were passed on to Airflow.
+    """
+    try:
+        yield
+    except TypeError as error:
+        from airflow_provider_flows.core.validation import suggest_names
+
+        known = {name for one in task_class.__mro__ for name in signature(one.__init__).parameters}
+        hints = [
+            f"{name}{hint}"
+            for name in arguments
+            if name not in known and name in str(error) and (hint := suggest_names(name, known, max_count=3))
+        ]
+        if not hints:
+            raise
+        raise TypeError(f"{error}. {'; '.join(hints)}") from None
 
 
 class TemplateCheckMixin:

@@ -346,10 +346,11 @@ def deadline_error(state: PollState) -> FlowTimeout:
         if run is None
         else f"At the last successful poll it was {run.raw_state!r} at {run.progress:.0%}"
     )
-    last_failure = f"; the last poll failed: {state.last_error}" if state.last_error else ""
+    last_error = str(state.last_error or "").removesuffix(".")
+    last_failure = f"; the last poll failed: {last_error}" if last_error else ""
+    advice = "" if run is None and last_error else " If runs of this flow take this long, increase timeout."
     return FlowTimeout(
-        f"The deadline passed before the {subject} was final. {last_state}{last_failure}. "
-        "If runs of this flow take this long, increase timeout."
+        f"The deadline passed before the {subject} was final. {last_state}{last_failure}.{advice}"
     )
 
 
