@@ -122,7 +122,7 @@ def test_state_may_be_a_text(flow_emulator: Emulator) -> None:
     assert hook.list_runs("Running") == hook.list_runs(FlowState.RUNNING) == []
     count = len(flow_emulator.requests)
     for method in (hook.list_runs, lambda state: hook.list_newest(1, state)):
-        with pytest.raises(FlowInputError, match="state must be one of created, .* not 'runing'"):
+        with pytest.raises(FlowInputError, match=r"state must be one of created, .* not 'runing'"):
             method("runing")
     assert len(flow_emulator.requests) == count
 

@@ -151,6 +151,14 @@ def _parse_input(text: str, problems: Problems) -> Any:
             f"{shlex.quote(f'@{path}')} or --input {file}; for a prompt, --input {prompt}"
         )
         return {"data": "not sent"}  # so that the other inputs are checked as well
+    return _parse_json_input(text, problems)
+
+
+def _parse_json_input(text: str, problems: Problems) -> Any:
+    """Return an --input that is a JSON object with `data` or `uri`, or any other text as a prompt.
+
+    A text that is nearly such an object is a problem, because it would be sent, and paid for, as a prompt.
+    """
     try:
         item = json.loads(text)
     except ValueError as error:
@@ -160,8 +168,10 @@ def _parse_input(text: str, problems: Problems) -> Any:
             return text
         if item.keys() & {"data", "uri"}:
             return item
-        names = "".join(f" {name!r}{suggest_names(name, INPUT_KEYS)}" for name in item)
-        problem = f"has neither data nor uri, but{names or ' nothing'}"
+        hints = [f"{name!r}{hint}" for name in item if (hint := suggest_names(name, INPUT_KEYS))]
+        if not hints:  # a prompt may be a JSON object
+            return text
+        problem = f"has neither data nor uri, but {', '.join(hints)}"
     if not _JSON_OBJECT_START.match(text):
         return text
     as_prompt = shlex.quote(json.dumps({"data": shorten(text)}, ensure_ascii=False))

@@ -39,7 +39,8 @@ def suggest_arguments(task_class: type, arguments: Collection[str]) -> Iterator[
     except TypeError as error:
         from airflow_provider_flows.core.validation import suggest_names
 
-        known = {name for one in task_class.__mro__ for name in signature(one.__init__).parameters}
+        methods = [vars(one)["__init__"] for one in task_class.__mro__ if "__init__" in vars(one)]
+        known = {name for method in methods for name in signature(method).parameters}
         hints = [
             f"{name}{hint}"
             for name in arguments
