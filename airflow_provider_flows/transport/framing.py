@@ -41,7 +41,7 @@ class NoResponseError(FramingError):
 
 
 class TlsInsteadError(FramingError):
-    """The server speaks TLS where plain http was sent, so that it has not read the request."""
+    """The server speaks TLS where plain http was sent."""
 
 
 @dataclass(frozen=True, slots=True)

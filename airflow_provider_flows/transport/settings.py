@@ -172,10 +172,10 @@ class Settings:
         """
         url = self._to_absolute(request)
         explanation = explain_failure(error, url, is_connected=is_connected, is_proxy=is_proxy)
-        # a wrong certificate or scheme fails before the request is read
-        may_have_arrived = may_have_arrived and not explanation.is_setting
         host = to_origin(url) if self.is_foreign(request) else self.base_url
-        doubt = "The service may have acted on it. " if may_have_arrived and request.method != "GET" else ""
+        # a wrong scheme or certificate: the doubt that the start protocol has nevertheless would only mislead
+        has_doubt = may_have_arrived and request.method != "GET" and not explanation.is_setting
+        doubt = "The service may have acted on it. " if has_doubt else ""
         if delay is not None:
             message = f"{request} to {host} {delay} {doubt}".rstrip()
             return FlowUnreachable(message, may_have_arrived=may_have_arrived)
