@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from math import inf
 from threading import Event, Thread
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import (
     AirflowException,
-    AirflowNotFoundException,
     BaseHook,
     mask_secret,
 )
@@ -62,6 +61,11 @@ def mask_signatures(url: str) -> None:
     """Mask the signatures of a URL in Airflow's logs, because the HTTP libraries log it at level DEBUG."""
     for secret in find_signatures(url):
         mask_secret(secret)
+
+
+@lru_cache(maxsize=1024)  # a process logs each warning once
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def log_accepted_file(problem: str) -> None:
@@ -121,7 +125,7 @@ class BaseFlowsHook(BaseHook):
 
         :raises FlowInputError: there is no such connection, or its type does not run flows.
         """
-        with _explain_missing_connection(conn_id):
+        with conn.explain_missing_connection(conn_id):
             connection = cls.get_connection(conn_id)
         return cls._hook_from_connection(connection, hook_params)
 
@@ -131,7 +135,7 @@ class BaseFlowsHook(BaseHook):
 
         :raises FlowInputError: there is no such connection, or its type does not run flows.
         """
-        with _explain_missing_connection(conn_id):
+        with conn.explain_missing_connection(conn_id):
             connection = await get_async_connection(conn_id, cls)
         return await asyncio.to_thread(cls._load_hook, connection, hook_params)
 
@@ -152,12 +156,8 @@ class BaseFlowsHook(BaseHook):
         except AirflowException:  # no installed provider has this connection type
             hook = None
         if not isinstance(hook, cls):
-            message = (
-                f"Connection {connection.conn_id!r} has type {connection.conn_type!r}, which is not a flow "
-                "service. Set flows_conn_id to a connection of type generio or promptchainer, or of a flow "
-                'service that another provider adds (see "airflow providers list").'
-            )
-            raise FlowInputError(message)
+            conn_type = cls.conn_type if isinstance(hook, BaseFlowsHook) else None
+            raise FlowInputError(conn.describe_wrong_type(connection, conn_type))
         hook._connection = connection  # noqa: SLF001  # saves a second lookup, which is expensive
         return hook
 
@@ -165,17 +165,33 @@ class BaseFlowsHook(BaseHook):
     def connection(self) -> Connection:
         """The Airflow connection, looked up once.
 
-        :raises FlowInputError: there is no such connection.
+        :raises FlowInputError: there is none, or it is of another service, whose key must not be
+            sent to this one.
         """
         if self._connection is None:
-            with _explain_missing_connection(self.flows_conn_id):
-                self._connection = self.get_connection(self.flows_conn_id)
+            with conn.explain_missing_connection(self.flows_conn_id):
+                connection = self.get_connection(self.flows_conn_id)
+            self._require_type(connection)
+            self._connection = connection
         return self._connection
+
+    def _require_type(self, connection: Connection) -> None:
+        if connection.conn_type in {None, "", self.conn_type}:
+            return
+        with suppress(Exception):  # the hook of any provider, which may not be importable
+            if isinstance(connection.get_hook(), type(self)):  # registered for several types
+                return
+        raise FlowInputError(conn.describe_wrong_type(connection, self.conn_type))
 
     @property
     def extra(self) -> dict[str, Any]:
         """The connection's extra, validated, with defaults."""
-        return conn.parse_extra(self.connection, self.fields)
+        parsed = conn.parse_extra(self.connection, self.fields)
+        if unknown_fields := conn.find_unknown_fields(self.connection, self.fields):
+            _warn_once(
+                conn.UNKNOWN_FIELDS.format(f"connection {self.flows_conn_id!r}", ", ".join(unknown_fields))
+            )
+        return parsed
 
     @cached_property
     def service(self) -> Service:
@@ -464,17 +480,3 @@ class BaseFlowsHook(BaseHook):
     def add_connection_to(self, error: FlowServiceError) -> None:
         """Name the connection and its host in the message of an error."""
         error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
-
-
-@contextmanager
-def _explain_missing_connection(conn_id: str) -> Iterator[None]:
-    """Raise a FlowInputError, which is not retried, if Airflow has no such connection."""
-    try:
-        yield
-    except AirflowNotFoundException:
-        message = (
-            f"Connection {conn_id!r} does not exist, or Airflow cannot read it. Create or correct it in "
-            "Airflow (Admin > Connections), in the environment or in a secrets backend, or set "
-            "flows_conn_id to another one."
-        )
-        raise FlowInputError(message) from None

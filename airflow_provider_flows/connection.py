@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ HOSTS_FORMATS = {
         "10.0.0.7, *.lan' (without scheme and path; *. is allowed at the start only)"
     ),
 }
+UNKNOWN_FIELDS = "The extra of {} has fields without effect: {}"
 SCHEMA_ADVICE = "In a connection's URI, the schema is the path. The host may contain scheme, port and path."
 _PATH_SEGMENT = re.compile(r"(?!\.{1,2}$)[\w.~-]+", re.ASCII)
 # environment variables that name a CA bundle; `requests` reads the first two, OpenSSL the third
@@ -181,12 +183,69 @@ def connection_type(
     }
 
 
+@contextmanager
+def explain_missing_connection(conn_id: Any) -> Iterator[None]:
+    """Raise a FlowInputError, which is not retried, if Airflow has no such connection.
+
+    :raises FlowInputError: it has none, or this is not the id of a connection.
+    """
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException  # see `to_settings`
+
+    if not isinstance(conn_id, str) or not conn_id.strip():
+        from airflow_provider_flows.core.template_problems import describe_misplaced_task
+
+        problem = describe_misplaced_task("flows_conn_id", conn_id)
+        actual = repr(conn_id) if conn_id is None or isinstance(conn_id, str) else type(conn_id).__name__
+        message = f"flows_conn_id {problem or f'must be the id of a connection, not {actual}'}"
+        raise FlowInputError(message)
+    try:
+        yield
+    except AirflowNotFoundException:
+        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+        advice = (
+            "does not exist, or Airflow cannot read it. Create or correct it in Airflow (Admin > "
+            "Connections), in the environment or in a secrets backend, or set flows_conn_id to another one."
+        )
+        if os.environ.get(variable):
+            advice = (
+                f"is in the environment variable {variable}, but Airflow cannot read it: the value must "
+                "be the connection as a JSON object or as a URI."
+            )
+        message = f"Connection {conn_id!r} {advice}"
+        raise FlowInputError(message) from None
+
+
+def describe_wrong_type(connection: Connection, conn_type: str | None) -> str:
+    """Return the message about a connection of the wrong type, whose key is sent nowhere.
+
+    :param conn_type: the right type; None if the connection's own type is that of no service.
+    """
+    actual = f"Connection {connection.conn_id!r} has type {connection.conn_type!r}"
+    if conn_type is None:
+        return (
+            f"{actual}, which is not a flow service. Set flows_conn_id to a connection of type generio or "
+            'promptchainer, or of a flow service that another provider adds (see "airflow providers list").'
+        )
+    return (
+        f"{actual}, not {conn_type!r}, so its key is not sent there. Set flows_conn_id to a connection of "
+        f"type {conn_type!r}, or get the hook of the connection's type from FlowsHook.get_hook."
+    )
+
+
 def parse_extra(connection: Connection, table: Mapping[str, Field]) -> dict[str, Any]:
     """Return the validated fields of a connection's extra; an absent, null or blank field has its default.
 
     :raises FlowInputError: the extra is not a JSON object, or a field has the wrong type; the message names
         it.
     """
+    raw_value = _load_extra(connection)
+    return {
+        name: _parse_field(connection.conn_id, name, field, raw_value.get(name))
+        for name, field in table.items()
+    }
+
+
+def _load_extra(connection: Connection) -> dict[str, Any]:
     # `extra_dejson` masks secrets, which blocks the triggerer's event loop, and none of these fields is a
     # secret
     try:
@@ -199,10 +258,17 @@ def parse_extra(connection: Connection, table: Mapping[str, Field]) -> dict[str,
             '{"read_timeout": 60}'
         )
         raise FlowInputError(message)
-    return {
-        name: _parse_field(connection.conn_id, name, field, raw_value.get(name))
-        for name, field in table.items()
-    }
+    return raw_value
+
+
+def find_unknown_fields(connection: Connection, table: Mapping[str, Field]) -> list[str]:
+    """Return the names in a connection's extra that are not in the table, with the closest ones that are."""
+    unknown = [name for name in _load_extra(connection) if name not in table and not name.startswith("__")]
+    if not unknown:
+        return unknown
+    from airflow_provider_flows.core.validation import shorten, suggest_names  # imports stay cheap
+
+    return [f"{shorten(name)}{suggest_names(name, table)}" for name in unknown]
 
 
 def _parse_field(conn_id: str, name: str, field: Field, raw_value: Any) -> Any:
@@ -295,7 +361,7 @@ def parse_base_url(connection: Connection, default: str) -> str:
     if not is_valid or parts.query or parts.fragment or "@" in parts.netloc:
         message = (
             f"The host of connection {connection.conn_id!r} must be a host name, "
-            f"or an http(s) URL such as {default}"
+            f"or an http(s) URL such as {default}{_describe_host_problem(url)}"
         )
         raise FlowInputError(message)
     host_path = parts.path.rstrip("/")
@@ -308,6 +374,17 @@ def parse_base_url(connection: Connection, default: str) -> str:
         raise FlowInputError(message)
     port = f":{connection.port}" if connection.port and not parts.port else ""
     return f"{parts.scheme}://{parts.netloc}{port}{host_path}{path}"
+
+
+def _describe_host_problem(url: str) -> str:
+    """Return the end of a message about an invalid host: which part is wrong, as far as that is no secret."""
+    scheme, _, rest = url.partition("://")
+    port = rest.partition("/")[0].rpartition("@")[2].rpartition(":")[2]
+    if scheme.isalnum() and scheme.lower() not in {"http", "https"}:
+        return f"; its scheme is {scheme!r}"
+    if port.isdecimal() and not 0 < int(port) < 65_536:
+        return f"; its port is {port}, which is not in 1 to 65535"
+    return ""
 
 
 def _parse_schema(connection: Connection) -> tuple[str, str]:

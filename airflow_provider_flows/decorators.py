@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import DecoratedOperator, determine_kwa
 from airflow.sdk import task as airflow_task
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.template_problems import describe_misplaced_task, is_decorated_function
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.template_check import FUNCTION_ARGUMENTS
 
@@ -98,6 +99,12 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             accepted = determine_kwargs(self.python_callable, self.op_args, merged)
             arguments = to_arguments(self.python_callable(*self.op_args, **accepted))
             arguments = self._render_returned(arguments, merged)
+            if not arguments.get("flow", self.flow):
+                message = (
+                    "No flow is set: write @task.flow(flow=...), or return {'flow': ..., 'inputs': ...} from "
+                    "the function"
+                )
+                raise FlowInputError(message)
             if self.deferrable:
                 is_changed = any(
                     getattr(self, name) != arguments.get(name, getattr(self, name))
@@ -216,6 +223,13 @@ def to_arguments(returned: Any) -> dict[str, Any]:
 
     :raises FlowInputError: the function returned None, or a dict that could be either.
     """
+    if is_decorated_function(returned):
+        problem = describe_misplaced_task("inputs", returned)
+        message = (
+            f"The function of @task.flow returned a value that {problem}. Pass what it returns to this "
+            "function as an argument"
+        )
+        raise FlowInputError(message)
     if returned is None:
         message = (
             "The function of @task.flow returned None. "
@@ -314,7 +328,7 @@ class FlowDecorator(Protocol):
         poll_interval: float | timedelta = ...,
         max_poll_interval: float | timedelta = ...,
         timeout: float | timedelta | None = ...,
-        output_path: str | None = ...,
+        output_path: str | PathLike[str] | ObjectStoragePath | None = ...,
         output_conn_id: str | None = ...,
         output_name: str | None = ...,
         max_xcom_bytes: int | None = ...,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
@@ -21,7 +22,12 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_flows.batch.operator import RunFlowBatchOperator
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError, FlowTimeout
-from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
+from airflow_provider_flows.core.polling.schedule import (
+    MAX_REJECTED_TRIGGERS,
+    Schedule,
+    to_seconds,
+    to_time_limit,
+)
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.run_operators import (
     AbortFlowRunOperator,
@@ -34,10 +40,11 @@ from airflow_provider_flows.worker.template_check import (
     CHECKED_ARGUMENTS,
     OUTPUT_ARGUMENTS,
     TemplateCheckMixin,
+    suggest_arguments,
 )
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, RetryPolicy
+    from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
@@ -144,7 +151,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         poll_interval: float | timedelta = 5,
         max_poll_interval: float | timedelta = 60,
         timeout: float | timedelta | None = timedelta(hours=1),
-        output_path: str | None = None,
+        output_path: str | PathLike[str] | ObjectStoragePath | None = None,
         output_conn_id: str | None = None,
         output_name: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
@@ -158,7 +165,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     ) -> None:
         from airflow_provider_flows.retry_policy import to_retry_arguments  # importing operators stays cheap
 
-        super().__init__(**to_retry_arguments(retry_policy), **kwargs)
+        with suggest_arguments(type(self), kwargs):
+            super().__init__(**to_retry_arguments(retry_policy), **kwargs)
         self.flow = flow
         self.inputs = inputs
         self.parameters, self.additional = parameters, additional
@@ -166,13 +174,15 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.wait_for_completion, self.deferrable = wait_for_completion, deferrable
         self.poll_interval, self.max_poll_interval = poll_interval, max_poll_interval
         self.timeout = timeout
-        self.output_path, self.output_conn_id = output_path, output_conn_id
+        self.output_path: Any = output_path  # `OutputOptions` makes a path a text
+        self.output_conn_id = output_conn_id
         self.output_name = output_name
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
         self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
+        self.reject_tasks()
         Schedule.of(poll_interval, max_poll_interval)  # raises on invalid intervals when the DAG is parsed
-        to_seconds("timeout", timeout)
+        to_time_limit("timeout", timeout)
         self._output_options()
         _reject_options_without_wait(self)
 
@@ -185,6 +195,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
         self._raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
+        self._reject_unused_output_path(task_try.hook)
+        self.warn_about_task_ids()
         options = self._output_options()
         log_if_unsupported(self)
         with self._run_try(task_try):
@@ -288,6 +300,22 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             from airflow_provider_flows.core.validation import NOTHING_STARTED  # imports stay cheap
 
             self.get_template_problems().raise_if_any(NOTHING_STARTED)
+
+    def _reject_unused_output_path(self, hook: FlowsHook) -> None:
+        """Raise an error if this task itself has an output path, and ends before there are outputs.
+
+        One in `default_args` is for the other tasks. A service without run ids returns the outputs at once.
+        """
+        if self.wait_for_completion or not hook.service.supports("get_run"):
+            return
+        groups = [group for group in (self.get_dag(), self.task_group) if group is not None]
+        if self.output_path in [None, *((group.default_args or {}).get("output_path") for group in groups)]:
+            return
+        message = (
+            "output_path cannot be combined with wait_for_completion=False: the task ends before the run has "
+            "outputs. Remove one of the two; FetchFlowRunOperator stores the outputs later"
+        )
+        raise FlowInputError(message)
 
     def _get_hook(self, conn_id: str) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook

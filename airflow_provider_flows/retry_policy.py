@@ -16,6 +16,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowNotFound,
     FlowQuotaExceeded,
     FlowTimeout,
+    FlowUnreachable,
 )
 from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
 
@@ -34,6 +35,7 @@ PERMANENT_ERRORS = (
     FlowNotFound,
     FlowQuotaExceeded,
     FlowTimeout,
+    FlowUnreachable,  # only if the connection must be changed
 )
 
 

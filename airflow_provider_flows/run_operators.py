@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink
@@ -15,17 +16,18 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
 from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
 from airflow_provider_flows.links import FlowRunLink
-from airflow_provider_flows.sensors import DEFAULT_DEFERRABLE, FlowRunSensor, parse_run_id
+from airflow_provider_flows.sensors import DEFAULT_DEFERRABLE, RUN_ID_HINT, FlowRunSensor
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
-from airflow_provider_flows.worker.template_check import TemplateCheckMixin
+from airflow_provider_flows.worker.template_check import TemplateCheckMixin, suggest_arguments
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, RetryPolicy
+    from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
 
+DEFAULT_INTERVAL = 5  # seconds between two polls
 NO_LIMIT = timedelta(days=3660)  # a sensor must have a timeout
 
 
@@ -59,21 +61,22 @@ class FetchFlowRunOperator(FlowRunSensor):
         flows_conn_id: str = "flows_default",
         wait_for_completion: bool = True,
         deferrable: bool = DEFAULT_DEFERRABLE,
-        poll_interval: float | timedelta = 5,
+        poll_interval: float | timedelta = DEFAULT_INTERVAL,
         max_poll_interval: float | timedelta = 60,
         timeout: float | timedelta | None = timedelta(hours=1),
-        output_path: str | None = None,
+        output_path: str | PathLike[str] | ObjectStoragePath | None = None,
         output_conn_id: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
         fetch_partial_outputs: bool = False,
         **kwargs: Any,
     ) -> None:
+        has_poke_interval = kwargs.get("poke_interval") is not None  # Airflow's name of the same
         super().__init__(
             flow_run_id=flow_run_id,
             flows_conn_id=flows_conn_id,
             mode="poke",
             deferrable=deferrable,
-            poll_interval=poll_interval,
+            poll_interval=None if has_poke_interval and poll_interval == DEFAULT_INTERVAL else poll_interval,
             max_poll_interval=max_poll_interval,
             timeout=NO_LIMIT if timeout is None else timeout,
             output_path=output_path,
@@ -90,12 +93,14 @@ class FetchFlowRunOperator(FlowRunSensor):
         :raises FlowRunFailed: the run failed; FlowRunAborted if it was aborted.
         :raises FlowConflict: the run is still active, and `wait_for_completion` is False.
         """
+        from airflow_provider_flows.core.flow_run import parse_run_id  # importing operators stays cheap
+
         if self.wait_for_completion:
             return super().execute(context)
         with self._translate_errors():
             self.get_template_problems().raise_if_any()
             self._validate_connection_and_output_options(context)
-            hook, flow_run_id = self._get_hook(), parse_run_id(self.flow_run_id)
+            hook, flow_run_id = self._get_hook(), parse_run_id(self.flow_run_id, RUN_ID_HINT)
             on_run_update = self.get_run_tracker(context, hook, flow_run_id)
             run = hook.get_run(flow_run_id)
             if not run.is_final:
@@ -125,19 +130,25 @@ class _EndFlowRunOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     ) -> None:
         from airflow_provider_flows.retry_policy import to_retry_arguments  # importing operators stays cheap
 
-        super().__init__(**to_retry_arguments(retry_policy), **kwargs)
+        with suggest_arguments(type(self), kwargs):
+            super().__init__(**to_retry_arguments(retry_policy), **kwargs)
         self.flow_run_id, self.flows_conn_id = flow_run_id, flows_conn_id
         self.poll_interval, self.timeout = poll_interval, timeout
+        self.reject_tasks()
         Schedule.of(poll_interval, poll_interval)  # raises on an invalid interval when the DAG is parsed
         to_seconds("timeout", timeout)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """End the run, and return it as a plain dict; the state of one that no longer exists is `unknown`."""
-        from airflow_provider_flows.core.flow_run import FlowRun  # importing operators stays cheap
+        from airflow_provider_flows.core.flow_run import (  # importing operators stays cheap
+            FlowRun,
+            parse_run_id,
+        )
         from airflow_provider_flows.hooks import FlowsHook
 
         self.get_template_problems().raise_if_any()
-        flow_run_id, hook = parse_run_id(self.flow_run_id), FlowsHook.get_hook(self.flows_conn_id)
+        flow_run_id = parse_run_id(self.flow_run_id, RUN_ID_HINT)
+        hook = FlowsHook.get_hook(self.flows_conn_id)
         on_run_update = self.get_run_tracker(context, hook, flow_run_id)
         try:
             run = self._end_run(hook, flow_run_id)
@@ -160,9 +171,12 @@ class _EndFlowRunOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         :raises FlowNotFound: there is no such run; one that had not been started was deleted.
         :raises FlowTimeout: the run was not final in time.
         """
-        if hook.abort(flow_run_id):
+        was_active = hook.abort(flow_run_id)
+        if was_active:
             self.log.info("The abort of the %s flow run %s was requested", hook.service.name, flow_run_id)
         run = hook.get_run(flow_run_id)
+        if run.is_final and not was_active:
+            self.log.info("The %s is already %s; there is nothing to abort", run, run.raw_state)
         if run.is_final or not wait:
             return run
         return hook.wait(flow_run_id, self.poll_interval, self.poll_interval, self.timeout)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -26,14 +27,14 @@ from airflow_provider_flows.core.exceptions import (
     FlowRunFailed,
     FlowTimeout,
 )
-from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_seconds
+from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_positive_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
-from airflow_provider_flows.worker.template_check import TemplateCheckMixin
+from airflow_provider_flows.worker.template_check import TemplateCheckMixin, suggest_arguments
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, RetryPolicy
+    from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
@@ -45,6 +46,7 @@ MIN_RESCHEDULE_SECONDS = 15.0  # Airflow may fail a task that comes back from a 
 # poll_interval and max_poll_interval; in reschedule mode each poll is a worker process
 RESCHEDULE_INTERVALS_SECONDS = (60.0, 300.0)
 DEFAULT_INTERVALS_SECONDS = (5.0, 60.0)
+RUN_ID_HINT = "Check that the upstream task pushed it"
 WAIT_STATE_KEY = "flow_wait_state"
 NO_STATE_STORE = (
     "The task state store requires Airflow 3.3 or later. On this version each poll of this sensor starts "
@@ -108,7 +110,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         max_poll_interval: float | timedelta | None = None,
         mode: str = "reschedule",
         deferrable: bool = DEFAULT_DEFERRABLE,
-        output_path: str | None = None,
+        output_path: str | PathLike[str] | ObjectStoragePath | None = None,
         output_conn_id: str | None = None,
         output_name: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
@@ -131,36 +133,43 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             if mode == "reschedule" and not deferrable
             else DEFAULT_INTERVALS_SECONDS
         )
-        own_interval = _choose_interval(poll_interval, poke_interval, kwargs.get("default_args") or {})
-        shortest = to_seconds("poll_interval", own_interval)
-        super().__init__(
-            mode=mode,
-            poke_interval=default_intervals[0] if shortest is None else shortest,
-            exponential_backoff=exponential_backoff,
-            max_wait=max_wait,
-            silent_fail=silent_fail,
-            **to_retry_arguments(retry_policy),
-            **kwargs,
+        interval_name, interval = _choose_interval(
+            poll_interval, poke_interval, kwargs.get("default_args") or {}
         )
+        with suggest_arguments(type(self), kwargs):
+            super().__init__(
+                mode=mode,
+                poke_interval=default_intervals[0]
+                if interval is None
+                else to_positive_seconds(interval_name, interval),
+                exponential_backoff=exponential_backoff,
+                max_wait=max_wait,
+                silent_fail=silent_fail,
+                **to_retry_arguments(retry_policy),
+                **kwargs,
+            )
         self.flow_run_id = flow_run_id
         self.flows_conn_id = flows_conn_id
+        self.output_path: Any = output_path  # `OutputOptions` makes a path a text
+        self.output_conn_id = output_conn_id
+        self.output_name = output_name
+        self.reject_tasks()
         schedule = Schedule.of(
             self.poke_interval, default_intervals[1] if max_poll_interval is None else max_poll_interval
         )
         self.poll_interval, self.max_poll_interval = schedule.poll_interval, schedule.max_poll_interval
         self.deferrable = deferrable
-        self.output_path = output_path
-        self.output_conn_id = output_conn_id
-        self.output_name = output_name
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs = fetch_partial_outputs
         self._output_options()
         self._wait: Wait | None = None
         if self.reschedule and not deferrable and self.poll_interval < MIN_RESCHEDULE_SECONDS:
             self.log.warning(
-                "The poll_interval of %s is %s s in reschedule mode. Airflow may fail a task that comes back "
-                "so soon. Use at least %s s, or deferrable=True",
+                "The %s of task %s of DAG %s is %s s in reschedule mode. Airflow may fail a task that comes "
+                "back so soon. Use at least %s s, or deferrable=True",
+                interval_name,
                 self.task_id,
+                self.dag_id,
                 self.poll_interval,
                 MIN_RESCHEDULE_SECONDS,
             )
@@ -318,8 +327,10 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         return hook
 
     def _create_wait(self, hook: FlowsHook, deadline: float | None) -> Wait:
+        from airflow_provider_flows.core.flow_run import parse_run_id  # importing sensors stays cheap
+
         schedule = Schedule(self.poll_interval, self.max_poll_interval, deadline)
-        return hook.create_wait(parse_run_id(self.flow_run_id), schedule, self.log.log)
+        return hook.create_wait(parse_run_id(self.flow_run_id, RUN_ID_HINT), schedule, self.log.log)
 
     @contextmanager
     def _persist_wait(self, context: Context, wait: Wait) -> Iterator[bool]:
@@ -378,17 +389,21 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
                     f"The execution_timeout of {limit.total_seconds()} s passed before flow run "
                     f"{self.flow_run_id} was final. If runs of this flow take this long, increase it."
                 )
-                raise FlowExecutionTimeout(message) from error
+                raise FlowExecutionTimeout(message) from None
             if self.soft_fail or self.never_fail:
                 message = f"Skipping, because the timeout has passed: {error}"
                 raise AirflowSkipException(message) from error
             message = str(error)
             if not isinstance(error, FlowTimeout):  # Airflow's own error does not name the flow run
+                state = None if self._wait is None else self._wait.poll_state
+                advice = "If runs of this flow take this long, increase timeout."
+                if state is not None and state.last_error is not None and not state.was_found:
+                    advice = f"No poll succeeded; the last one failed: {state.last_error}"
                 message = (
                     f"Flow run {self.flow_run_id} was not final within the task's timeout of "
-                    f"{self.timeout} s. If runs of this flow take this long, increase timeout."
+                    f"{self.timeout} s. {advice}"
                 )
-            raise FlowSensorTimeout(message) from error
+            raise FlowSensorTimeout(message) from None  # the other traceback says nothing more
         except FlowRunFailed as error:
             if self.soft_fail or self.never_fail:
                 message = f"Skipping, because the flow run did not complete: {error}"
@@ -399,18 +414,6 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
                 message = f"Skipping, because never_fail is set: {error}"
                 raise AirflowSkipException(message) from error
             raise
-
-
-def parse_run_id(flow_run_id: object) -> str:
-    """Return the id of a flow run that a task got as its argument.
-
-    :raises FlowInputError: it is not an id.
-    """
-    if not isinstance(flow_run_id, str) or not flow_run_id.strip():
-        problem = f"flow_run_id must be the id of a flow run, not {flow_run_id!r}"
-        message = f"{problem}. Check that the upstream task pushed it"
-        raise FlowInputError(message)
-    return flow_run_id.strip()
 
 
 def _choose_deferrable(*, deferrable: bool, silent_fail: bool) -> bool:
@@ -429,12 +432,24 @@ def _choose_deferrable(*, deferrable: bool, silent_fail: bool) -> bool:
     raise FlowInputError(message)
 
 
-def _choose_interval(poll_interval: Any, poke_interval: Any, default_args: Mapping[str, Any]) -> Any:
-    """Return the interval by either of its names: the task's own precedes that of `default_args`."""
+def _choose_interval(
+    poll_interval: Any, poke_interval: Any, default_args: Mapping[str, Any]
+) -> tuple[str, Any]:
+    """Return the interval by either of its names, and that name: the task's own precedes `default_args`.
+
+    :raises FlowInputError: the task has both, and they differ.
+    """
     is_own = poke_interval is not None and poke_interval != default_args.get("poke_interval")
-    if poll_interval is None or (is_own and poll_interval == default_args.get("poll_interval")):
-        return poke_interval
-    return poll_interval
+    is_own_poll = poll_interval is not None and poll_interval != default_args.get("poll_interval")
+    if is_own and is_own_poll and poll_interval != poke_interval:
+        message = (
+            f"poll_interval ({poll_interval!r}) and poke_interval ({poke_interval!r}) are two names of the "
+            "same time between two polls. Remove one of them"
+        )
+        raise FlowInputError(message)
+    if is_own or (poll_interval is None and poke_interval is not None):
+        return ("poke_interval", poke_interval) if not is_own_poll else ("poll_interval", poll_interval)
+    return "poll_interval", poll_interval
 
 
 def _reject_unsupported(name: str, value: Any, *, default: Any) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import socket
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowTimeout, FlowUnreachable
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook, flows_hook
 from tests.support.downloads import KilledError, hook_to, raise_after
@@ -36,6 +41,115 @@ def test_connection_of_another_type_is_rejected(monkeypatch: pytest.MonkeyPatch)
         FlowsHook.get_hook("files")
 
 
+@pytest.mark.parametrize("kind", [GenerioHook, PromptChainerHook])
+def test_key_of_another_type_is_sent_nowhere(
+    flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, kind: type[FlowsHook]
+) -> None:
+    """A hook of one service rejects every connection of another type, also by `get_hook`."""
+    other = {"generio": "promptchainer", "promptchainer": "generio"}[kind.conn_type]
+    for conn_type in (other, "http", "genrio"):
+        value = {"conn_type": conn_type, "host": flow_emulator.url, "password": "a_key"}
+        monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps(value))
+        with pytest.raises(FlowInputError, match=f"has type '{conn_type}', not '{kind.conn_type}'"):
+            kind("other").get_run("0" * 24)
+    with pytest.raises(FlowInputError, match=f"has type '{other}', not '{kind.conn_type}'"):
+        kind.get_hook(f"{other}_default")
+    assert flow_emulator.requests == ()
+
+
+def test_connection_without_a_type_is_accepted(
+    flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection whose type is not set belongs to the hook that uses it."""
+    value = {"host": flow_emulator.url, "password": flow_emulator.key}
+    monkeypatch.setenv("AIRFLOW_CONN_UNTYPED", json.dumps(value))
+    assert GenerioHook("untyped").test_connection()[0]
+
+
+NO_IDS: dict[str, tuple[Any, str]] = {
+    "None": (None, "flow_run_id must be the id of a flow run, not None"),
+    "blank": (" ", "flow_run_id must be the id of a flow run, not ' '"),
+    "a number": (5, "flow_run_id must be the id of a flow run, not int"),
+    "the run": (
+        FlowRun("0" * 24, "generio"),
+        "flow_run_id is the flow run itself; pass its id, run.flow_run_id",
+    ),
+    "a result": (
+        {"flow_run_id": "0" * 24, "outputs": []},
+        'flow_run_id is all that a task returned; write first.output["flow_run_id"]',
+    ),
+}
+RUN_METHODS: dict[str, Callable[[GenerioHook, Any], object]] = {
+    "wait": lambda hook, run_id: hook.wait(run_id),
+    "get_run": lambda hook, run_id: hook.get_run(run_id),
+    "abort": lambda hook, run_id: hook.abort(run_id),
+    "abort_and_wait": lambda hook, run_id: hook.abort_and_wait(run_id),
+    "delete": lambda hook, run_id: hook.delete(run_id),
+    "list_inputs": lambda hook, run_id: hook.list_inputs(run_id),
+    "list_outputs": lambda hook, run_id: hook.list_outputs(run_id),
+    "list_ready_outputs": lambda hook, run_id: hook.list_ready_outputs(run_id),
+    "download_output": lambda hook, run_id: hook.download_output(run_id, "0"),
+    "get_input": lambda hook, run_id: hook.get_input(run_id, "0"),
+    "add_input": lambda hook, run_id: hook.add_input(run_id, "A chair"),
+    "start_created_run": lambda hook, run_id: hook.start_created_run(run_id),
+}
+
+
+@pytest.mark.parametrize("method", RUN_METHODS)
+def test_value_that_is_no_id_is_named(flow_emulator: Emulator, method: str) -> None:
+    """Every method with the id of a flow run says what it got instead, and sends nothing."""
+    for value, message in NO_IDS.values():
+        with pytest.raises(FlowInputError) as caught:
+            RUN_METHODS[method](GenerioHook("generio_default"), value)
+        assert message in str(caught.value)
+    assert flow_emulator.requests == ()
+
+
+def test_run_methods_are_all_in_the_table() -> None:
+    """No method with the id of a flow run is missing above."""
+    others = {"save_output", "create_wait", "poll_run"}  # `download_output` and `wait` call them
+    methods = {
+        name
+        for name, method in inspect.getmembers(FlowsHook)
+        if inspect.isfunction(method) and "flow_run_id" in inspect.signature(method).parameters
+    }
+    assert methods == RUN_METHODS.keys() | others
+
+
+def test_state_may_be_a_text(flow_emulator: Emulator) -> None:
+    """A state is a `FlowState` or its text, and a misspelt one is an error with all states."""
+    hook = GenerioHook("generio_default")
+    assert hook.list_runs("Running") == hook.list_runs(FlowState.RUNNING) == []
+    count = len(flow_emulator.requests)
+    for method in (hook.list_runs, lambda state: hook.list_newest(1, state)):
+        with pytest.raises(FlowInputError, match=r"state must be one of created, .* not 'runing'"):
+            method("runing")
+    assert len(flow_emulator.requests) == count
+
+
+@pytest.mark.parametrize("value", [None, "", 5])
+def test_value_that_is_no_connection_id_is_named(value: Any) -> None:
+    """A value that cannot be an id is no missing connection."""
+    with pytest.raises(FlowInputError, match="flows_conn_id must be the id of a connection, not "):
+        FlowsHook.get_hook(value)
+
+
+def test_unknown_fields_of_the_extra_are_logged_once(
+    flow_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A misspelt field, or one of another service, is a warning; the Test button shows it as well."""
+    extra = {"read_timout": 5, "graphs": "/graphs", "verify": True}
+    value = {"conn_type": "generio", "host": flow_emulator.url, "password": flow_emulator.key, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_MISSPELT", json.dumps(value))
+    expected = "fields without effect: read_timout (did you mean 'read_timeout'?), graphs"
+    for _ in range(2):
+        is_ok, message = GenerioHook("misspelt").test_connection()
+        assert is_ok
+        assert f"The extra of the connection has {expected}." in message
+    warnings = [record.getMessage() for record in caplog.records if "fields without" in record.getMessage()]
+    assert warnings == [f"The extra of connection 'misspelt' has {expected}"]
+
+
 def test_test_button_distinguishes_a_wrong_key_from_a_wrong_host(flow_emulator: Emulator) -> None:
     """The Test button distinguishes an accepted key, a rejected key and no response, and never raises."""
     for kind in (GenerioHook, PromptChainerHook):
@@ -48,6 +162,7 @@ def test_test_button_distinguishes_a_wrong_key_from_a_wrong_host(flow_emulator: 
         hook.connection.host = "http://127.0.0.1:9"
         is_ok, message = hook.test_connection()
         assert not is_ok
+        assert hook.flows_conn_id not in message  # Airflow's temporary id
         assert "got no response" in message
     assert flow_emulator.requests
 

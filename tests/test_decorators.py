@@ -142,10 +142,32 @@ def test_function_returns_variables(emulator: Emulator) -> None:
     assert set(result.xcoms["bare"]) == set(result.xcoms["wrapped"]) == {"flow_run_id", "return_value"}
 
 
+@task
+def make_prompt() -> str:
+    """Return a prompt, in a task of its own."""
+    return "A chair"
+
+
+def test_missing_flow_is_named(emulator: Emulator) -> None:
+    """Without a flow, the error shows the two places for it."""
+    with DAG("no_flow", schedule=None) as dag:
+
+        @task.flow
+        def run() -> str:
+            return "A chair"
+
+        run()
+    error = run_dag(dag).errors["run"]
+    assert type(error) is FlowInputError
+    assert "No flow is set: write @task.flow(flow=...)" in str(error)
+    assert emulator.requests == ()
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
         (None, "returned None"),
+        (make_prompt, "is the decorated function 'make_prompt' itself; call it, as in make_prompt()"),
         ({"parameters": LOW}, "but without 'inputs'"),
         ({"flow": FLOW, "output_path": "/tmp"}, "'flow', 'output_path', which are names of arguments"),  # noqa: S108  # nothing is written there
         ({"inputs": "A chair", "paramters": LOW}, "did you mean 'parameters'?"),

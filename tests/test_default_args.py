@@ -177,8 +177,7 @@ INTERVALS: list[tuple[dict[str, Any], dict[str, Any], float]] = [
     ({"poll_interval": 600}, {"poke_interval": 20}, 20),
     ({"poll_interval": 600, "poke_interval": 700}, {"poke_interval": 20}, 20),
     ({"poll_interval": 600, "poke_interval": 700}, {}, 600),
-    ({}, {"poll_interval": 600, "poke_interval": 700}, 600),
-    ({"poll_interval": 20}, {"poll_interval": 600, "poke_interval": 700}, 600),
+    ({}, {"poll_interval": 600, "poke_interval": 600}, 600),
 ]
 
 

@@ -10,6 +10,7 @@ import json
 import re
 import time
 from datetime import timedelta
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -25,6 +26,7 @@ from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.operators import RunFlowOperator
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FAST_POLLING, FLOW, count_polls, package_log_lines
+from tests.support.tries import CHAIN_ARGUMENTS
 from tests.support.versions import needs
 
 SAMPLE_FLOW = "clibnwpno000bmc0k9hvv3y7f"  # PromptChainer's sample: variables color and item
@@ -262,14 +264,49 @@ INVALID: dict[str, dict[str, Any]] = {
     "inputs[1]": {"inputs": ["A chair", None]},
     "parameters": {"parameters": ["low"]},
 }
-INVALID_TIMES = {"poll_interval": "often", "max_poll_interval": -1, "timeout": float("nan")}
+INVALID_TIMES: list[tuple[str, Any]] = [
+    ("max_poll_interval", -1),
+    *(("timeout", value) for value in (float("nan"), 0, timedelta(0), -1)),
+    *(("poll_interval", value) for value in ("often", 0, None, -1)),
+]
 
 
-@pytest.mark.parametrize("name", INVALID_TIMES)
-def test_invalid_intervals_are_rejected_at_parse_time(name: str) -> None:
+@pytest.mark.parametrize(("name", "value"), INVALID_TIMES)
+def test_invalid_intervals_are_rejected_at_parse_time(name: str, value: Any) -> None:
     """An invalid interval or timeout is rejected by its name when the DAG file is parsed."""
-    with pytest.raises(FlowInputError, match=f"^{name} must be"):
-        RunFlowOperator(task_id="run", flow=FLOW, **{name: INVALID_TIMES[name]})
+    with pytest.raises(FlowInputError, match=f"^{name} must be a (positive|non-negative) number of seconds"):
+        RunFlowOperator(task_id="run", flow=FLOW, **{name: value})
+
+
+def test_output_path_without_outputs_is_rejected_before_a_run_is_created(
+    flow_emulator: Emulator, tmp_path: Path
+) -> None:
+    """A path of a task that does not wait is an error, unless it is of `default_args` or serves at once."""
+    arguments: dict[str, Any] = {"flow": FLOW, "inputs": "A chair", "wait_for_completion": False}
+    path = str(tmp_path)
+    with DAG("no_wait", schedule=None) as dag:
+        RunFlowOperator(task_id="own", output_path=path, **arguments)
+    error = run_dag(dag).errors["own"]
+    assert "output_path cannot be combined with wait_for_completion=False" in str(error)
+    assert flow_emulator.runs == {}
+
+    with DAG("no_wait_default", schedule=None, default_args={"output_path": path}) as dag:
+        RunFlowOperator(task_id="default", **arguments)
+        RunFlowOperator.partial(task_id="mapped", **arguments).expand(parameters=[LOW])
+        RunFlowOperator(task_id="chain", **CHAIN_ARGUMENTS, wait_for_completion=False)
+    result = run_dag(dag)
+    assert not result.errors, result.log
+
+
+def test_prompt_that_is_the_id_of_a_task_is_logged(emulator: Emulator) -> None:
+    """The id of a task in quotation marks is sent as a prompt, with a warning that says what to write."""
+    with DAG("task_ids", schedule=None) as dag:
+        first = RunFlowOperator(task_id="first", flow=FLOW, inputs="A chair", **FAST_POLLING)
+        first >> RunFlowOperator(task_id="second", flow=FLOW, inputs=["first", "A table"], **FAST_POLLING)
+    result = run_dag(dag)
+    assert not result.errors, result.log
+    assert result.log.count("inputs[0] is the text 'first', which is also the id of a task of this DAG") == 1
+    assert len(emulator.runs) == 2
 
 
 def test_invalid_arguments_are_rejected_before_a_run_is_created(emulator: Emulator) -> None:

@@ -5,6 +5,7 @@ DAG runs use the emulator. What a retry does with the flow run is tested in work
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -49,6 +50,23 @@ def test_invalid_argument_is_not_retried(emulator: Emulator) -> None:
     task_result = run_with_retries("retries_input", **{**CHAIR_ARGUMENTS, "inputs": 42})
     assert (task_result.tries, task_result.state) == (1, "failed")
     assert [request.path for request in emulator.requests] == ["/templates"]
+
+
+@needs("retry policies")
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_wrong_scheme_is_not_retried(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    """A connection whose scheme must be corrected ends the task at its first try, after one request each."""
+    host = emulator.url.replace("http:", "https:")
+    connection = {"conn_type": "generio", "host": host, "password": emulator.key}
+    monkeypatch.setenv("AIRFLOW_CONN_HTTPS", json.dumps(connection))
+    arguments = {**CHAIR_ARGUMENTS, "flows_conn_id": "https", "deferrable": deferrable}
+    task_result = run_with_retries(f"retries_https_{deferrable}", **arguments)
+    assert (task_result.tries, task_result.state) == (1, "failed")
+    assert "it does not speak TLS there" in str(task_result.error)
+    # once in the traceback and once as the error of the task, and not as the reason for no validation
+    assert task_result.count_log_lines("it does not speak TLS there") == 0
 
 
 @needs("retry policies")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -12,12 +13,13 @@ import pytest
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskreschedule import TaskReschedule
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSensorTimeout
-from airflow.sdk import DAG, BaseSensorOperator
+from airflow.sdk import DAG, BaseOperator, BaseSensorOperator
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound, FlowRunFailed, FlowTimeout
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.operators import AbortFlowRunOperator, FetchFlowRunOperator, RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor, FlowSensorTimeout
 from tests.support.airflow_run import run_dag
 from tests.support.modes import (
@@ -75,7 +77,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         ({"deferrable": True}, (5, 60)),
         ({"poke_interval": 20}, (20, 300)),
         ({"poke_interval": timedelta(minutes=10)}, (600, 600)),
-        ({"poll_interval": timedelta(seconds=30), "max_poll_interval": 40, "poke_interval": 20}, (30, 40)),
+        ({"poll_interval": timedelta(seconds=30), "max_poll_interval": 40}, (30, 40)),
     ],
 )
 def test_default_intervals_depend_on_the_mode(
@@ -93,6 +95,8 @@ def test_default_intervals_depend_on_the_mode(
     [
         ({"poll_interval": 0}, "poll_interval"),
         ({"poll_interval": "often"}, "poll_interval"),
+        ({"poke_interval": 0}, "^poke_interval must be a positive number of seconds"),
+        ({"poke_interval": 20, "poll_interval": 30}, "two names of the same time"),
         ({"exponential_backoff": True}, "exponential_backoff"),
         ({"max_wait": 60}, "max_wait"),
         ({"deferrable": True, "silent_fail": True}, "silent_fail"),
@@ -106,6 +110,41 @@ def test_invalid_arguments_are_rejected_at_parse_time(arguments: dict[str, Any],
     """An invalid or unsupported argument is rejected by its name when the DAG file is parsed."""
     with pytest.raises((FlowInputError, ValueError, AirflowException), match=named):
         FlowRunSensor(task_id="wait", flow_run_id=UNKNOWN_RUN_ID, **arguments)
+
+
+def test_misspelt_arguments_are_named_with_the_closest_ones() -> None:
+    """Airflow's error about an unknown argument has the closest one of the class, where there is one."""
+    cases: list[tuple[type[BaseOperator], dict[str, Any], str]] = [
+        (RunFlowOperator, {"flow": "f", "output_pth": "/x"}, "output_pth (did you mean 'output_path'"),
+        (RunFlowOperator, {"flow": "f", "conn_id": "x"}, "conn_id (did you mean 'input_conn_id' or"),
+        (FlowRunSensor, {"flow_run_id": "f", "poll_intervall": 5}, "(did you mean 'poll_interval'"),
+        (FetchFlowRunOperator, {"flow_run_id": "f", "output_pth": "/x"}, "(did you mean 'output_path'"),
+        (AbortFlowRunOperator, {"flow_run_id": "f", "flow_conn_id": "x"}, "(did you mean 'flows_conn_id'"),
+        (RunFlowOperator, {"flow": "f", "zzzzz": 1}, "Invalid arguments"),
+    ]
+    for operator, arguments, message in cases:
+        with pytest.raises(TypeError) as caught:
+            operator(task_id="t", **arguments)
+        assert message in str(caught.value)
+    # Airflow names the task's own arguments as before
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", SENSORS)
+def test_timeout_without_a_successful_poll_has_its_reason(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """The error says why the last poll failed, once, and does not advise to wait for longer."""
+    connection = {"conn_type": "generio", "host": "http://127.0.0.1:9", "password": "key"}
+    monkeypatch.setenv("AIRFLOW_CONN_DOWN", json.dumps(connection))
+    with DAG("down", schedule=None) as dag:
+        arguments: dict[str, Any] = {"flow_run_id": UNKNOWN_RUN_ID, "timeout": 0.3, **FAST_POLLING}
+        SENSORS[mode](task_id=TASK_ID, flows_conn_id="down", **arguments)
+    result = run_dag(dag)
+    error = str(result.errors[TASK_ID])
+    assert "No poll succeeded; the last" in error
+    assert "nothing listens there" in error
+    assert "increase timeout" not in error
+    assert ".." not in error
+    assert result.log.count("Traceback (most recent call last)") == 1
 
 
 def test_short_interval_in_reschedule_mode_logs_a_warning(capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.storage.inputs import build_request, describe_as_file_and_prompt
+from airflow_provider_flows.core.validation import shorten, suggest_names
+from airflow_provider_flows.storage.inputs import FORMS, build_request, describe_as_file_and_prompt
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.storage.paths import is_likely_path_or_uri
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
 
 MAX_POLL_INTERVAL = 60.0  # seconds; as in the operator
+
+INPUT_KEYS = ("data", "uri", "additional")  # of an --input that is a JSON object
+_JSON_OBJECT_START = re.compile(r"""\s*\{\s*["'}]""")
 
 # What messages for DAG authors call an argument, and what it is called here. A name in a path or between
 # quotes is user data.
@@ -40,6 +44,10 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
         r"inputs must hold at least one prompt or file",
         "there must be a prompt (-i 'A modern office chair') or a file (-i @chair.png)",
     ),
+    (
+        re.escape(f"it must be {FORMS}"),
+        "it must be a prompt (-i 'A modern office chair') or a file (-i @chair.png)",
+    ),
     (r"put them into inputs", "use --variable for them"),
     (r"which are passed as inputs", "which --variable sets"),
     (r"\binputs has more than", "--input was given more than"),
@@ -51,8 +59,9 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bvalidate=False\b", "--no-validate"),
     (r"\bincrease timeout\b", "increase --timeout"),
     (_OPTION_NAME.format("flows_conn_id"), "--conn-id"),
+    (r"^state must be", "--state must be"),
     (
-        _OPTION_NAME.format("(output_path|output_conn_id|input_conn_id|poll_interval)"),
+        _OPTION_NAME.format("(output_path|output_name|output_conn_id|input_conn_id|poll_interval)"),
         lambda match: "--" + match[1].replace("_", "-"),
     ),
 )
@@ -142,8 +151,32 @@ def _parse_input(text: str, problems: Problems) -> Any:
             f"{shlex.quote(f'@{path}')} or --input {file}; for a prompt, --input {prompt}"
         )
         return {"data": "not sent"}  # so that the other inputs are checked as well
+    return _parse_json_input(text, problems)
+
+
+def _parse_json_input(text: str, problems: Problems) -> Any:
+    """Return an --input that is a JSON object with `data` or `uri`, or any other text as a prompt.
+
+    A text that is nearly such an object is a problem, because it would be sent, and paid for, as a prompt.
+    """
     try:
         item = json.loads(text)
-    except ValueError:
+    except ValueError as error:
+        item, problem = None, f"is not valid JSON ({error})"
+    else:
+        if not isinstance(item, dict):
+            return text
+        if item.keys() & {"data", "uri"}:
+            return item
+        hints = [f"{name!r}{hint}" for name in item if (hint := suggest_names(name, INPUT_KEYS))]
+        if not hints:  # a prompt may be a JSON object
+            return text
+        problem = f"has neither data nor uri, but {', '.join(hints)}"
+    if not _JSON_OBJECT_START.match(text):
         return text
-    return item if isinstance(item, dict) and item.keys() & {"data", "uri"} else text
+    as_prompt = shlex.quote(json.dumps({"data": shorten(text)}, ensure_ascii=False))
+    problems.add(
+        f"--input {shlex.quote(shorten(text))} starts like a JSON object, and {problem}. To send the text as "
+        f"it is, write --input {as_prompt}"
+    )
+    return {"data": "not sent"}

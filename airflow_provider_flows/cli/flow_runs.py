@@ -50,11 +50,7 @@ def describe(args: Namespace) -> None:
 @command
 def runs(args: Namespace) -> None:
     """Print the account's flow runs."""
-    state = None if args.state is None else FlowState.parse(args.state)
-    if state is FlowState.UNKNOWN:
-        names = ", ".join(each for each in FlowState if each is not state)
-        message = f"--state must be one of {names}, not {args.state!r}"
-        raise FlowInputError(message)
+    state = FlowState.parse_argument(args.state)
     hook = FlowsHook.get_hook(args.conn_id)
     found = hook.list_newest(args.limit, state) if args.limit else RunPage(hook.list_runs(state))
     newest = found.runs[: args.limit or None]
@@ -84,7 +80,10 @@ def abort(args: Namespace) -> None:
     hook = FlowsHook.get_hook(args.conn_id)
     was_aborted = hook.abort(args.flow_run_id)
     try:
-        summary = to_run_summary(hook.get_run(args.flow_run_id))
+        run = hook.get_run(args.flow_run_id)
+        summary = to_run_summary(run)
+        if run.is_final and not was_aborted:
+            echo_err(f"The {run} is already {run.raw_state}; there is nothing to abort.")
     except FlowNotFound:
         if not was_aborted:
             raise

@@ -88,8 +88,8 @@ def _parse_seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1
-    if not 0 <= seconds < float("inf"):
-        message = f"{text!r} is not a number of seconds"
+    if not 0 < seconds < float("inf"):
+        message = f"{text!r} is not a number of seconds that is more than 0"
         raise argparse.ArgumentTypeError(message)
     return seconds
 

@@ -171,15 +171,20 @@ class FlowUnreachable(FlowServiceError):
     """No response arrived.
 
     :param may_have_arrived: whether the service may have received the request.
+    :param is_permanent: whether a retry of the task would fail in the same way, because the connection must
+        be changed: its scheme, or its certificate settings.
     """
 
-    def __init__(self, message: str, *, may_have_arrived: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, message: str, *, may_have_arrived: bool = True, is_permanent: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(message, **kwargs)
         self.may_have_arrived = may_have_arrived
+        self.is_permanent = is_permanent
 
     @property
     def is_transient(self) -> bool:
-        """Always true: a connection may succeed later."""
+        """Always true: a connection may succeed later, and a wait continues until its deadline."""
         return True
 
     @property

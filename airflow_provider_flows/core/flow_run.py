@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from airflow_provider_flows.core.exceptions import (
+    FlowInputError,
     FlowMalformed,
     FlowRunAborted,
     FlowRunFailed,
@@ -22,6 +23,7 @@ from airflow_provider_flows.core.limits import (
     MAX_TIMESTAMP_CHARACTERS,
 )
 from airflow_provider_flows.core.safe_text import set_lines, to_storable
+from airflow_provider_flows.core.template_problems import describe_misplaced_task
 from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 
 if TYPE_CHECKING:
@@ -53,6 +55,18 @@ class FlowState(StrEnum):
     def parse(cls, value: object) -> FlowState:
         """Parse a service's state name, case-insensitively; an unrecognized name is UNKNOWN."""
         return _STATES_BY_VALUE.get(str(value).strip().lower(), cls.UNKNOWN)
+
+    @classmethod
+    def parse_argument(cls, state: object) -> FlowState | None:
+        """Return the state that an argument names, also as a text; None for any.
+
+        :raises FlowInputError: there is no such state.
+        """
+        found = None if state is None else cls.parse(state)
+        if found is cls.UNKNOWN:
+            names = ", ".join(one for one in cls if one is not cls.UNKNOWN)
+            raise FlowInputError(f"state must be one of {names}, not {state!r}")
+        return found
 
 
 _STATES_BY_VALUE: dict[str, FlowState] = {state.value: state for state in FlowState}
@@ -353,6 +367,24 @@ class FlowRun:
             finished_at=parse_timestamp(event.get("finished_at")),
             error=event.get("error"),
         )
+
+
+def parse_run_id(flow_run_id: object, hint: str = "") -> str:
+    """Return the id of a flow run that an argument names.
+
+    :param hint: a sentence on where the id comes from, for an id that is missing.
+    :raises FlowInputError: it is not an id.
+    """
+    if isinstance(flow_run_id, str) and flow_run_id.strip():
+        return flow_run_id.strip()
+    if (problem := describe_misplaced_task("flow_run_id", flow_run_id)) is not None:
+        raise FlowInputError(f"flow_run_id {problem}")
+    if isinstance(flow_run_id, FlowRun):
+        raise FlowInputError("flow_run_id is the flow run itself; pass its id, run.flow_run_id")
+    is_missing = flow_run_id is None or isinstance(flow_run_id, str)
+    actual = repr(flow_run_id) if is_missing else type(flow_run_id).__name__
+    message = f"flow_run_id must be the id of a flow run, not {actual}"
+    raise FlowInputError(f"{message}. {hint}" if hint and is_missing else message)
 
 
 def quote_errors(result: T, error_texts: ErrorTexts) -> T:

@@ -66,6 +66,10 @@ PROXY_HINT = (
 )
 INVALID_HINT = "The service rejected the request; check the arguments named below."
 QUOTA_HINT = "The account's quota or credit is used up; add credit or raise the limit at the service."
+NOT_FOUND_HINT = (
+    "The service has nothing of that name or id (flow, flow_run_id); check it: it may be misspelt, deleted, "
+    "or of another account or service (flows_conn_id). Check the host of the connection as well."
+)
 ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
     **dict.fromkeys((301, 302, 303, 307, 308), (FlowServiceError, REDIRECT_HINT)),
     400: (FlowInvalid, INVALID_HINT),
@@ -77,7 +81,7 @@ ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
     ),
     404: (
         FlowNotFound,
-        "The service has nothing of that name or id; check it, and the host of the connection.",
+        NOT_FOUND_HINT,
     ),
     407: (FlowServiceError, PROXY_HINT),
     409: (FlowConflict, "The flow run is not in a state that allows this."),

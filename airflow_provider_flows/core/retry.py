@@ -106,6 +106,8 @@ def with_retries(conversation: Conversation[T], retry: Retry) -> Conversation[T]
 
 
 def _can_resend(request: Request, error: FlowUnreachable, delay: float) -> bool:
+    if error.is_permanent:
+        return False
     is_safe = request.resend is Resend.ALWAYS or not error.may_have_arrived
     return is_safe and _is_in_time(request, delay)
 

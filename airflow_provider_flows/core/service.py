@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from airflow_provider_flows.core.definition import find_definition
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowInputError, FlowMalformed, FlowNotFound
-from airflow_provider_flows.core.flow_run import FlowState
+from airflow_provider_flows.core.flow_run import FlowState, parse_run_id
 from airflow_provider_flows.core.http import Sleep, map_requests, send
 from airflow_provider_flows.core.limits import MAX_LIST_BYTES, MAX_LISTED_RUNS, MAX_PAGES, MIB
 from airflow_provider_flows.core.safe_text import has_control_characters
@@ -133,7 +133,9 @@ class Service(ABC):
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Return the current state of a run."""
         raise self._unsupported_error(
-            "poll a flow run: its flow runs have no id and are final in the response to the start"
+            "poll a flow run: its flow runs have no id and are final in the response to the start. The "
+            "task that started one returns its outputs. For a flow run of another service, set flows_conn_id "
+            "to its connection"
         )
 
     def run_url(self, flow_run_id: str, flow: str | None) -> str | None:
@@ -304,6 +306,10 @@ def quote_path_segment(name: str, value: str) -> str:
     :param name: the argument's name, for the message.
     :raises FlowInputError: the id is empty, `.` or `..`, has control characters, or cannot be encoded.
     """
+    if name == "flow_run_id":
+        value = parse_run_id(value)
+    elif not isinstance(value, str):
+        raise FlowInputError(f"{name} must be a string, not {type(value).__name__}")
     quoted = "" if has_control_characters(value) else quote(value, safe="")  # a lone surrogate is one as well
     if quoted in {"", ".", ".."}:
         raise FlowInputError(f"{name} must be an id, not {value!r}")

@@ -1,6 +1,7 @@
-"""Problems of templates: one that rendered to the text of no value, of a list or of a dict.
+"""Problems of templated arguments: a template that rendered to the text of no value or of a collection.
 
 Such a text is a valid prompt, path or name, so nothing else notices it before it is paid for.
+Another problem is a task in place of its result.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Any
 EXPRESSION_PATTERN = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # with Jinja's default delimiters
 NOTHING_WORDS = frozenset({"none", "null", "nan", "undefined"})  # in lower case
 COLLECTION_STARTS = frozenset("[{(")
+MAX_ARGUMENT_DEPTH = 5  # of the containers in which a task is searched
 NATIVE_RENDERING = "set render_template_as_native_obj=True on the DAG"
 RESULT_HINT = "pass a task's result as its .output, without a template"
+RUN_KEYS = frozenset({"flow_run_id", "outputs"})  # of what a task returns (`FlowRun.to_dict`)
+# arguments that take one value of a task's result, which has it under the same name
+RESULT_KEYS = frozenset({"flow", "flow_run_id"})
 
 
 class TemplateRecorder:
@@ -176,3 +181,52 @@ def _is_collection(value: Any) -> bool:
     return isinstance(value, (Mapping, Sequence, AbstractSet, Iterator)) and not isinstance(
         value, (str, bytes)
     )
+
+
+def is_task(value: object) -> bool:
+    """Return whether a value is a task itself (an operator) instead of its result."""
+    return hasattr(value, "task_id") and hasattr(type(value), "output")
+
+
+def is_decorated_function(value: object) -> bool:
+    """Return whether a value is a function with a decorator such as `@task`, instead of what it returns."""
+    return callable(value) and hasattr(value, "operator_class") and hasattr(value, "function")
+
+
+def describe_misplaced_task(argument: str, value: Any) -> str | None:
+    """Return the problem if a value is a task or a decorated function itself, or all that a task returned.
+
+    :param argument: the argument that has the value, of which `inputs` takes all that a task returned.
+    """
+    name = argument.partition("[")[0]
+    subscript = "" if name == "inputs" else f'["{name}"]' if name in RESULT_KEYS else "[...]"
+    if is_task(value):
+        what = "the task's result" if name == "inputs" else "that value of the task's result"
+        return f"is the task {value.task_id!r} itself; write .output{subscript} after it to pass {what}"
+    if is_decorated_function(value):
+        function = getattr(value.function, "__name__", "function")
+        return (
+            f"is the decorated function {function!r} itself; call it, as in {function}(), and pass what that "
+            "returns"
+        )
+    if name in RESULT_KEYS and isinstance(value, Mapping) and value.keys() >= RUN_KEYS:
+        text = ", or the name of a flow" if name == "flow" else ""
+        return f"is all that a task returned; write first.output{subscript} for the task `first`{text}"
+    return None
+
+
+def find_misplaced_tasks(where: str, value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the problem of each task, or decorated function, in an argument of a task.
+
+    :param where: the argument, or the place in it.
+    """
+    if is_task(value) or is_decorated_function(value):
+        yield f"{where} {describe_misplaced_task(where, value)}"
+    elif depth >= MAX_ARGUMENT_DEPTH:
+        return
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from find_misplaced_tasks(f"{where}[{key!r}]", one, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, one in enumerate(value):
+            yield from find_misplaced_tasks(f"{where}[{index}]", one, depth + 1)

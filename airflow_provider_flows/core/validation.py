@@ -14,6 +14,7 @@ from airflow_provider_flows.core.definition import FlowDefinition, Parameter, fi
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.core.payload import data_uri
+from airflow_provider_flows.core.template_problems import RUN_KEYS
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowInput, Inputs
@@ -80,6 +81,10 @@ class Problems:
         """
         self._head, self._accepts = head or self._head, accepts or self._accepts
         self._hint = hint or self._hint
+
+    def drop_hint(self) -> None:
+        """Remove the last sentence, because it does not apply."""
+        self._hint = ""
 
     def error(self, consequence: str = "") -> FlowInputError:
         """Return one exception with all problems; it is permanent if one of them is.
@@ -240,10 +245,14 @@ def find_unsendable_variables(variables: Mapping[Any, Any]) -> list[str]:
     wrong = {
         name: value for name, value in variables.items() if not isinstance(value, (str, int, float, bool))
     }
-    return [
-        f"inputs[{name!r}] must be text, a number or a Boolean, not {type(value).__name__}"
-        for name, value in wrong.items()
-    ]
+    return [f"inputs[{name!r}] {_describe_unsendable(value)}" for name, value in wrong.items()]
+
+
+def _describe_unsendable(value: Any) -> str:
+    if isinstance(value, Mapping) and value.keys() >= RUN_KEYS:
+        example = 'first.output["outputs"][0]["value"]'
+        return f"is all that a task returned; pass one text of it, such as {example} for the task `first`"
+    return f"must be text, a number or a Boolean, not {type(value).__name__}"
 
 
 def media_type(item: FlowInput) -> str | None:
@@ -297,7 +306,8 @@ def _media_type_problems(accepted: Collection[str], inputs: Sequence[FlowInput])
             wrong.setdefault(kind, []).append(f"inputs[{number}]")
     for kind, names in wrong.items():
         expected = " or ".join(map(shorten, accepted))
-        actual = f"a prompt ({TEXT_MEDIA_TYPE})" if kind == TEXT_MEDIA_TYPE else shorten(kind)
+        is_text = kind == TEXT_MEDIA_TYPE
+        actual = f"a prompt or a text file ({TEXT_MEDIA_TYPE})" if is_text else shorten(kind)
         yield f"{_join_values(names, quoted=False)} must be {expected}, not {actual}"
 
 

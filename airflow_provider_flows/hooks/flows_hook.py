@@ -20,6 +20,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowInputError,
     FlowQuotaExceeded,
 )
+from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.http import allow_urls
 from airflow_provider_flows.core.payload.data_uri import Content
 from airflow_provider_flows.core.payload.download import (
@@ -40,7 +41,7 @@ from airflow_provider_flows.hooks.preflight import Preflight
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition
-    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
+    from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
     from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.sink import Target
@@ -256,19 +257,19 @@ class FlowsHook(BaseFlowsHook):
         run = self.run(self.service.get_run(flow_run_id))
         return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
 
-    def list_runs(self, state: FlowState | None = None) -> list[FlowRun]:
+    def list_runs(self, state: FlowState | str | None = None) -> list[FlowRun]:
         """Return the account's flow runs.
 
         :param state: return only the runs in this state.
         """
-        return self.run(self.service.list_runs(state))
+        return self.run(self.service.list_runs(FlowState.parse_argument(state)))
 
-    def list_newest(self, limit: int, state: FlowState | None = None) -> RunPage:
+    def list_newest(self, limit: int, state: FlowState | str | None = None) -> RunPage:
         """Return the account's newest flow runs, at least `limit` of them if there are as many.
 
         :returns: the flow runs, with a `next_page` that is not None if there are others that were not listed.
         """
-        return self.run(self.service.list_newest(limit, state))
+        return self.run(self.service.list_newest(limit, FlowState.parse_argument(state)))
 
     def delete(self, flow_run_id: str) -> None:
         """Delete a flow run permanently, with all its inputs and outputs; it must not be active."""
@@ -434,9 +435,15 @@ class FlowsHook(BaseFlowsHook):
         """
         try:
             check = self.service.check_credentials()
-            return True, self.run(check, retry=NO_RETRY, timeout=TEST_TIMEOUT_SECONDS)
-        except FlowError as error:
-            return False, str(error)
+            message = self.run(check, retry=NO_RETRY, timeout=TEST_TIMEOUT_SECONDS)
+            unknown_fields = ", ".join(conn.find_unknown_fields(self.connection, self.fields))
+        except FlowError as error:  # the id is temporary: Airflow tests a copy of the connection
+            text = str(error).replace(f"(Connection {self.flows_conn_id!r}, ", "(")
+            text = text.replace(f"of connection {self.flows_conn_id!r}", "of the connection")
+            return False, text.replace(f"Connection {self.flows_conn_id!r}", "The connection")
+        if unknown_fields:
+            message += f" {conn.UNKNOWN_FIELDS.format('the connection', unknown_fields)}."
+        return True, message
 
 
 class GenerioHook(FlowsHook):

@@ -9,7 +9,13 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.core.definition import FlowDefinition
-from airflow_provider_flows.core.exceptions import FlowAuthError, FlowInputError, FlowServiceError
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowInputError,
+    FlowNotFound,
+    FlowServiceError,
+    FlowUnreachable,
+)
 from airflow_provider_flows.core.retry import Retry
 from airflow_provider_flows.core.single_flight import SingleFlightCache
 from airflow_provider_flows.core.validation import (
@@ -107,6 +113,8 @@ class Preflight:
             level = logging.WARNING if error.is_transient else logging.INFO
             self._log_not_validated(level, request, error)
             return PreflightResult(found)
+        if found:  # the service would not get the request without validation either
+            result.problems.drop_hint()
         found.extend(result.problems)
         return PreflightResult(found, result.definition)
 
@@ -184,4 +192,10 @@ class Preflight:
         return self._hook.run(conversation, retry=retry, timeout=DEFINITION_TIMEOUT_SECONDS)
 
     def _log_not_validated(self, level: int, request: RunRequest, reason: object) -> None:
+        if isinstance(
+            reason, FlowAuthError | FlowNotFound
+        ):  # the start has the same error, which is logged in full then
+            reason = f"the service responded with HTTP {reason.status}"
+        elif isinstance(reason, FlowUnreachable):
+            reason = "the service sent no response"
         self._hook.log.log(level, NOT_VALIDATED, request.flow, reason)

@@ -182,6 +182,8 @@ class PartialFile:
             if path is not None:
                 path.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001  # any error of the store; the first one matters more
+            if file is None:  # it was not created
+                return
             log.warning("The temporary file %s could not be removed (%s)", path, type(error).__name__)
 
 

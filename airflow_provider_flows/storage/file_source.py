@@ -436,10 +436,21 @@ def unreadable_error(
     where: str, path: InputPath, error: Exception, *, is_permanent: bool = True
 ) -> FlowInputError:
     """Return the error for a file or a folder that a store's library cannot read."""
-    detail = redact_text(explain_store_error(path, error))
+    detail = redact_text(explain_store_error(path, error)) + _get_remedy(path, error)
     return FlowInputError(
         f"{where} names a file that cannot be read ({redact_path(path)}): {detail}", is_permanent=is_permanent
     )
+
+
+def _get_remedy(path: InputPath, error: Exception) -> str:
+    """Return the end of the message about a file of this machine that does not exist."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(path, Path):
+        return ""
+    scheme, separator, rest = str(path).partition(":/")
+    if separator and len(scheme) > 1:  # a Path drops one of the slashes
+        return f'. For a URI, write {{"uri": "{redact_text(f"{scheme}://{rest}")}"}}'
+    start = "" if path.is_absolute() else ", and a relative path starts at the folder of its process"
+    return f". The file must exist on the worker that runs the task{start}"
 
 
 def _read_text(where: str, path: InputPath, first: bytes, rest: Iterator[bytes], sha256: str | None) -> str:

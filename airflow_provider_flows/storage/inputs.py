@@ -18,6 +18,11 @@ from airflow_provider_flows.core.payload import data_uri
 from airflow_provider_flows.core.payload.integrity import identify_content
 from airflow_provider_flows.core.redaction import find_signatures, redact_path
 from airflow_provider_flows.core.start_or_resume import RunRequest
+from airflow_provider_flows.core.template_problems import (
+    RUN_KEYS,
+    describe_misplaced_task,
+    find_misplaced_tasks,
+)
 from airflow_provider_flows.core.validation import Problems, collect_problems, shorten
 from airflow_provider_flows.storage.file_source import (
     FileAccess,
@@ -38,7 +43,6 @@ FORMS = (
     "task that ran a flow"
 )
 MAX_SHOWN_LENGTH = 200  # characters of a text in a message
-_RUN_KEYS = frozenset({"flow_run_id", "outputs"})  # of `FlowRun.to_dict`
 _OUTPUT_KEYS = frozenset(
     {"name", "asset_id", "status", "media_type"}
 )  # of `FlowOutput.to_dict`, always present
@@ -130,7 +134,9 @@ def build_request(  # noqa: PLR0917  # the order of arguments is that of all met
     """
     flow_name = flow.strip() if isinstance(flow, str) else ""
     if not flow_name:
-        problems.add(f"flow must be the name or id of a flow, not {flow!r}", invalidates="flow")
+        actual = repr(flow) if flow is None or isinstance(flow, str) else type(flow).__name__
+        problem = describe_misplaced_task("flow", flow) or f"must be the name or id of a flow, not {actual}"
+        problems.add(f"flow {problem}", invalidates="flow")
     if parameters is not None and not isinstance(parameters, Mapping):
         message = (
             f"parameters must be a mapping such as {{'quality': 'low'}}, not {type(parameters).__name__}"
@@ -243,8 +249,8 @@ def _load_variable(where: str, value: Any, access: FileAccess | None, *, accepts
 
     :raises FlowInputError: a file cannot be read, or the service takes no files in variables.
     """
-    if (message := _task_message(where, value)) is not None:
-        raise FlowInputError(message)
+    if (problem := describe_misplaced_task(where, value)) is not None:
+        raise FlowInputError(f"{where} {problem}")
     if isinstance(value, str):
         _validate_length(where, value)
     if _is_list(value):
@@ -354,7 +360,7 @@ def _is_output(value: Any) -> bool:
 
 
 def _is_run(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.keys() >= _RUN_KEYS and _is_list(value["outputs"])
+    return isinstance(value, Mapping) and value.keys() >= RUN_KEYS and _is_list(value["outputs"])
 
 
 def _expand_outputs(where: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -396,18 +402,8 @@ def _parse_item(where: str, item: Any) -> ParsedInput:
     if isinstance(item, Mapping) and _is_item(item):
         return _parse_dict(where, item)
     type_name = f"a dict with {sorted(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
-    raise FlowInputError(_task_message(where, item) or f"{where} must be {FORMS}, not {type_name}")
-
-
-def is_task(value: Any) -> bool:
-    """Return whether a value is a task itself (an operator) instead of its result."""
-    return hasattr(value, "task_id") and hasattr(type(value), "output")
-
-
-def _task_message(where: str, value: Any) -> str | None:
-    if not is_task(value):
-        return None
-    return f"{where} is the task {value.task_id!r} itself; write .output after it to pass the task's result"
+    problem = describe_misplaced_task(where, item) or f"must be {FORMS}, not {type_name}"
+    raise FlowInputError(f"{where} {problem}")
 
 
 def _parse_text_input(where: str, text: str) -> Prompt:
@@ -432,6 +428,8 @@ def describe_as_file_and_prompt(text: str) -> tuple[str, str]:
 
 def _parse_dict(where: str, item: Mapping[str, Any]) -> Prompt | FileRef:
     uri, data = item.get("uri"), item.get("data")
+    if uri is None and data is None and len(names := [name for name in ("data", "uri") if name in item]) == 1:
+        raise FlowInputError(f"{where}[{names[0]!r}] must be a string, not None")
     if (uri is None) == (data is None):
         raise FlowInputError(f"{where} must have exactly one of 'data' and 'uri'")
     key, value = ("data", data) if uri is None else ("uri", uri)
@@ -484,6 +482,8 @@ def validate_json_value(where: str, value: Any) -> None:
     :param where: the argument that has the value, for the message.
     :raises FlowInputError: JSON cannot represent the value.
     """
+    if problem := next(find_misplaced_tasks(where, value), None):
+        raise FlowInputError(problem)
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

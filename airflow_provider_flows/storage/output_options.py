@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.template_problems import describe_misplaced_task
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -35,8 +38,8 @@ PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, err
 class OutputOptions:
     """Options for the outputs of a run.
 
-    :param output_path: the absolute path or the URI of a folder. With None, files remain at the service and
-        texts in XCom.
+    :param output_path: the absolute path or the URI of a folder; a pathlib.Path or an ObjectStoragePath
+        becomes its text. With None, files remain at the service and texts in XCom.
     :param output_conn_id: the Airflow connection of that storage.
     :param max_xcom_bytes: the maximum size of what the task returns, in bytes of JSON; None for any size.
     :param fetch_partial_outputs: whether to fetch the outputs of a run that failed or was aborted.
@@ -66,6 +69,9 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         """Validate the options that need no service and no store."""
+        if isinstance(self.output_path, PurePath) or hasattr(self.output_path, "protocol"):
+            # that of an ObjectStoragePath has the id of its connection
+            object.__setattr__(self, "output_path", str(self.output_path))
         limit = self.max_xcom_bytes
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise FlowInputError(
@@ -140,7 +146,7 @@ class OutputOptions:
         return self.selection is None or output.asset_id in self.selection or output.name in self.selection
 
 
-def _require_writable(output_path: str | None, output_conn_id: str | None) -> None:
+def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
     """Check that files can be stored below a path, by writing a small one and removing it.
 
     :raises FlowInputError: the path is not an absolute path or a URI, no file system is installed for it, or
@@ -148,17 +154,22 @@ def _require_writable(output_path: str | None, output_conn_id: str | None) -> No
     """
     if output_path is None:
         return
+    if not isinstance(output_path, str):
+        problem = describe_misplaced_task("output_path", output_path)
+        actual = f"must be an absolute path or a URI, not {type(output_path).__name__}"
+        raise FlowInputError(f"output_path {problem or actual}")
     from airflow.sdk import ObjectStoragePath  # slow to import, and not needed to define a task
 
     from airflow_provider_flows.storage.atomic_file import write_probe
     from airflow_provider_flows.storage.paths import (
+        LOCAL_SCHEMES,
         explain_store_error,
         find_path_problem,
         get_conn_id,
         require_connection,
     )
 
-    problem = find_path_problem(output_path) if isinstance(output_path, str) else None
+    problem = find_path_problem(output_path)
     if problem is not None:
         raise FlowInputError(
             f"output_path {output_path!r} cannot be written to: {problem}. Set it to an absolute path or to "
@@ -171,12 +182,28 @@ def _require_writable(output_path: str | None, output_conn_id: str | None) -> No
             require_connection("the connection in the URI of output_path", conn_id)
         write_probe(folder)
     except (OSError, ValueError, ImportError, TypeError) as error:
+        is_local = "://" not in output_path or output_path.partition("://")[0].lower() in LOCAL_SCHEMES
+        problem = _describe_local_problem(error) if is_local else None
+        remedy = "Set it to a folder in which tasks may create files"
+        if problem is None:
+            problem = explain_store_error(output_path, error)
+            remedy = "Check its URI, its connection (output_conn_id) and its permissions"
         raise FlowInputError(
-            f"output_path {output_path!r} cannot be written to: {explain_store_error(output_path, error)}. "
-            "Check its URI, its connection (output_conn_id), its permissions, and that the package of its "
-            "file system is installed",
+            f"output_path {output_path!r} cannot be written to: {problem}. {remedy}",
             is_permanent=not isinstance(error, OSError) or _is_permanent(error),
         ) from error
+
+
+def _describe_local_problem(error: Exception) -> str | None:
+    """Return why a folder of this machine cannot be written to, None if only the error itself says it."""
+    errors = (error, error.__cause__)
+    if any(isinstance(one, NotADirectoryError | FileExistsError) for one in errors):
+        return "it, or a folder above it, is a file"
+    if any(isinstance(one, FileNotFoundError) for one in errors):
+        return "it does not exist and cannot be created"
+    if any(isinstance(one, PermissionError) for one in errors):
+        return f"the user of the task (uid {os.geteuid()}) is not permitted to write there"
+    return None
 
 
 def _is_permanent(error: OSError) -> bool:

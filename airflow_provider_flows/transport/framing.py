@@ -36,6 +36,14 @@ class FramingError(ValueError):
     """The bytes of a connection are no complete response; the text is a clause that says why."""
 
 
+class NoResponseError(FramingError):
+    """The connection was closed without a byte of a response."""
+
+
+class TlsInsteadError(FramingError):
+    """The server speaks TLS where plain http was sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """Status, reason phrase and headers of a response, in their order; names as they were sent."""
@@ -104,7 +112,7 @@ class Framing:
             self.is_complete = True
             return LAST_CHUNK if self._is_in_trailer else b""
         if not self._has_started:
-            raise FramingError("it closed the connection without a response")
+            raise NoResponseError("it closed the connection without a response")
         if self.head is None:
             raise FramingError("it closed the connection within the headers of its response")
         missing = f"{self._left} bytes before its end" if self._left else "before its end"
@@ -255,7 +263,7 @@ def _check_start(start: bytes) -> None:
     :raises FramingError: it is that of something else.
     """
     if start.startswith(TLS_RECORDS):
-        raise FramingError("it speaks TLS; set the connection's host to its https:// address")
+        raise TlsInsteadError("it speaks TLS; set the connection's host to its https:// address")
     start = start.lstrip(b"\r\n")[: len(START)]
     is_maybe_tls = len(start) == 1 and any(record.startswith(start) for record in TLS_RECORDS)
     if not START.startswith(start) and not is_maybe_tls:

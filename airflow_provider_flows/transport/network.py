@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,7 +19,7 @@ import certifi
 
 from airflow_provider_flows.core.http import DEFAULT_PORTS, to_origin
 from airflow_provider_flows.core.limits import MAX_EXPLAINED_ERRORS
-from airflow_provider_flows.transport.framing import FramingError
+from airflow_provider_flows.transport.framing import FramingError, NoResponseError, TlsInsteadError
 
 # Shorter than the time after which load balancers and firewalls forget a silent connection (4 to 6 minutes),
 # because a request for a flow run may take longer.
@@ -43,7 +43,19 @@ UNREACHABLE_NUMBERS = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EN
 
 
 E = TypeVar("E", bound=BaseException)
-Explanation = tuple[str, str]
+
+
+class Explanation(NamedTuple):
+    """Why a request got no response.
+
+    :param cause: a clause.
+    :param advice: what to do, as a sentence.
+    :param is_setting: whether the connection must be changed, so that a retry would fail in the same way.
+    """
+
+    cause: str
+    advice: str
+    is_setting: bool = False
 
 
 def get_keep_alive_options() -> list[tuple[int, int, int]]:
@@ -139,7 +151,7 @@ def _strip_credentials(parts: SplitResult) -> str:
 
 
 def explain_failure(error: BaseException, url: str, *, is_connected: bool, is_proxy: bool) -> Explanation:
-    """Return why a request to a URL got no response, as a clause, and what to do, as a sentence.
+    """Return why a request to a URL got no response, and what to do.
 
     The texts of the HTTP libraries are omitted, because they contain the URL, which may be signed.
 
@@ -152,10 +164,11 @@ def explain_failure(error: BaseException, url: str, *, is_connected: bool, is_pr
     with suppress(ValueError):
         proxy = to_origin(_strip_credentials(urlsplit(get_proxy_url(url) or "")))
     if is_proxy:
-        clause, _ = _explain_host(errors) or _explain_end(errors, is_connected=False) or ("it refused", "")
-        return f"the proxy {proxy} did not connect to it: {clause}", PROXY_ADVICE
+        found = _explain_host(errors) or _explain_end(errors, is_connected=False)
+        clause = "it refused" if found is None else found.cause
+        return Explanation(f"the proxy {proxy} did not connect to it: {clause}", PROXY_ADVICE)
     if proxy.startswith("socks") and not is_connected and _find(errors, ValueError) is not None:
-        return f"the proxy {proxy} is of a kind that is not supported here", PROXY_ADVICE
+        return Explanation(f"the proxy {proxy} is of a kind that is not supported here", PROXY_ADVICE)
     return _explain(errors, url, is_connected=is_connected)
 
 
@@ -175,21 +188,25 @@ def _iter_causes(error: BaseException) -> Iterator[BaseException]:
 
 def _explain(errors: list[BaseException], url: str, *, is_connected: bool) -> Explanation:
     return (
-        _explain_content(errors)
+        _explain_content(errors, url)
         or _explain_host(errors)
         or (_explain_handshake(errors, url) if url.startswith("https:") and not is_connected else None)
         or _explain_end(errors, is_connected=is_connected)
-        or (f"the HTTP library reports {type(errors[0]).__name__}", HOST_ADVICE)
+        or Explanation(f"the HTTP library reports {type(errors[0]).__name__}", HOST_ADVICE)
     )
 
 
-def _explain_content(errors: list[BaseException]) -> Explanation | None:
+def _explain_content(errors: list[BaseException], url: str) -> Explanation | None:
     advice = "Check the connection's host, and what is between it and this machine."
     if (framing := _find(errors, FramingError)) is not None:
-        return str(framing), advice
+        if isinstance(framing, TlsInsteadError):
+            return Explanation(str(framing), advice, is_setting=True)
+        if isinstance(framing, NoResponseError) and url.startswith("http:"):
+            advice += " If the service speaks https, set the connection's host to its https:// address."
+        return Explanation(str(framing), advice)
     is_decoding = any(type(error).__name__ in DECODING_ERRORS for error in errors)
     if is_decoding or _find(errors, zlib.error) is not None:
-        return "the body of its response is not in the compression that its header names", advice
+        return Explanation("the body of its response is not in the compression that its header names", advice)
     return None
 
 
@@ -197,17 +214,18 @@ def _explain_host(errors: list[BaseException]) -> Explanation | None:
     if _find(errors, ssl.SSLCertVerificationError) is not None:
         # those of aiohttp do not have the message
         messages = [text for error in errors if (text := getattr(error, "verify_message", None))]
-        return (
+        return Explanation(
             f"its certificate is not trusted ({messages[0] if messages else 'of another host'})",
             "Check the connection's host, and its certificate settings: ca_bundle and verify in its extra.",
+            is_setting=True,
         )
     if _find(errors, socket.gaierror) is not None:
-        return "its name cannot be resolved", "Check the connection's host, and the DNS."
+        return Explanation("its name cannot be resolved", "Check the connection's host, and the DNS.")
     if _find(errors, ConnectionRefusedError) is not None:
         advice = "Check the host and the port of the connection, and that the service is running."
-        return "nothing listens there (connection refused)", advice
+        return Explanation("nothing listens there (connection refused)", advice)
     if any(isinstance(error, OSError) and error.errno in UNREACHABLE_NUMBERS for error in errors):
-        return "the network has no route to it", HOST_ADVICE
+        return Explanation("the network has no route to it", HOST_ADVICE)
     return None
 
 
@@ -218,25 +236,25 @@ def _explain_handshake(errors: list[BaseException], url: str) -> Explanation | N
     plain_url = to_origin(url).replace("https:", "http:", 1)
     advice = f"If the service speaks plain http, set the connection's host to {plain_url}."
     if reasons & PLAIN_HTTP_REASONS:
-        return "it does not speak TLS there", advice
+        return Explanation("it does not speak TLS there", advice, is_setting=True)
     is_broken = _find(errors, ConnectionError) is not None and _find(errors, TimeoutError) is None
     if not is_broken and _find(errors, ssl.SSLError) is None:
         return None
     detail = f" ({min(reasons).lower().replace('_', ' ')})" if reasons else ""
-    return f"the TLS handshake failed{detail}", f"{advice} Else check its certificate settings."
+    return Explanation(f"the TLS handshake failed{detail}", f"{advice} Else check its certificate settings.")
 
 
 def _explain_end(errors: list[BaseException], *, is_connected: bool) -> Explanation | None:
     if _find(errors, ssl.SSLError) is not None:
-        return "the TLS connection broke", HOST_ADVICE
+        return Explanation("the TLS connection broke", HOST_ADVICE)
     if _find(errors, TimeoutError) is not None or "Timeout" in type(errors[0]).__name__:
         if is_connected:
-            return "it sent nothing for the connection's read_timeout", HOST_ADVICE
-        return "it accepted no connection within the connection's connect_timeout", HOST_ADVICE
+            return Explanation("it sent nothing for the connection's read_timeout", HOST_ADVICE)
+        return Explanation("it accepted no connection within the connection's connect_timeout", HOST_ADVICE)
     if _find(errors, ConnectionError) is not None:
-        return "it closed the connection", HOST_ADVICE
+        return Explanation("it closed the connection", HOST_ADVICE)
     if not is_connected and _find(errors, ValueError) is not None:
-        return "its address is invalid, or of a kind that is not supported", HOST_ADVICE
+        return Explanation("its address is invalid, or of a kind that is not supported", HOST_ADVICE)
     return None
 
 

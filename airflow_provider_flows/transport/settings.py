@@ -171,12 +171,17 @@ class Settings:
         :param is_proxy: whether the proxy of the environment has failed, not the service.
         """
         url = self._to_absolute(request)
+        explanation = explain_failure(error, url, is_connected=is_connected, is_proxy=is_proxy)
         host = to_origin(url) if self.is_foreign(request) else self.base_url
-        doubt = "The service may have acted on it. " if may_have_arrived and request.method != "GET" else ""
+        # a wrong scheme or certificate: the doubt that the start protocol has nevertheless would only mislead
+        has_doubt = may_have_arrived and request.method != "GET" and not explanation.is_setting
+        doubt = "The service may have acted on it. " if has_doubt else ""
         if delay is not None:
             message = f"{request} to {host} {delay} {doubt}".rstrip()
             return FlowUnreachable(message, may_have_arrived=may_have_arrived)
-        cause, advice = explain_failure(error, url, is_connected=is_connected, is_proxy=is_proxy)
         usable = "usable " if is_connected else ""
-        message = f"{request} got no {usable}response from {host}: {cause}. {doubt}{advice}"
-        return FlowUnreachable(message, may_have_arrived=may_have_arrived)
+        message = (
+            f"{request} got no {usable}response from {host}: {explanation.cause}. {doubt}{explanation.advice}"
+        )
+        is_permanent = explanation.is_setting and not self.is_foreign(request)
+        return FlowUnreachable(message, may_have_arrived=may_have_arrived, is_permanent=is_permanent)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,35 @@ CHECKED_ARGUMENTS = NAME_ARGUMENTS | {"inputs", "parameters"}
 FUNCTION_ARGUMENTS = frozenset({"op_args", "op_kwargs"})  # of the function of @task.flow
 
 
+TASK_ID_AS_PROMPT = (
+    "%s is the text %r, which is also the id of a task of this DAG. The text is sent as it is. To pass the "
+    "task's result, write %s.output, without quotation marks"
+)
+
+
+@contextmanager
+def suggest_arguments(task_class: type, arguments: Collection[str]) -> Iterator[None]:
+    """Add the closest arguments of a task's class to Airflow's error about unknown ones.
+
+    :param arguments: the names that were passed on to Airflow.
+    """
+    try:
+        yield
+    except TypeError as error:
+        from airflow_provider_flows.core.validation import suggest_names
+
+        methods = [vars(one)["__init__"] for one in task_class.__mro__ if "__init__" in vars(one)]
+        known = {name for method in methods for name in signature(method).parameters}
+        hints = [
+            f"{name}{hint}"
+            for name in arguments
+            if name not in known and name in str(error) and (hint := suggest_names(name, known, max_count=3))
+        ]
+        if not hints:
+            raise
+        raise TypeError(f"{error}. {'; '.join(hints)}") from None
+
+
 class TemplateCheckMixin:
     """A task whose templates are checked while Airflow renders them.
 
@@ -34,8 +65,10 @@ class TemplateCheckMixin:
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
     ) -> Any:
         """Render a value as Airflow does, and record the problems of its templates."""
-        from airflow_provider_flows.core.template_problems import TemplateRecorder  # imports stay cheap
-        from airflow_provider_flows.storage.inputs import is_task
+        from airflow_provider_flows.core.template_problems import (  # imports stay cheap
+            TemplateRecorder,
+            is_task,
+        )
 
         if is_task(content):  # Airflow would render that task's own templates
             return content
@@ -78,6 +111,33 @@ class TemplateCheckMixin:
         problems = {name: recorder.find_problems(name, iter_texts(name, content)) for name in arguments}
         self._template_problems = {**self._template_problems, **problems}
         return rendered
+
+    def reject_tasks(self) -> None:
+        """Check the arguments of the task when the DAG is parsed: none is a task in place of its result.
+
+        :raises FlowInputError: one is, so that it would fail after the other task has been paid for.
+        """
+        from airflow_provider_flows.core.exceptions import FlowInputError
+        from airflow_provider_flows.core.template_problems import find_misplaced_tasks
+
+        problems = [
+            problem
+            for name in sorted(CHECKED_ARGUMENTS | {"additional"})
+            for problem in find_misplaced_tasks(name, getattr(self, name, None))
+        ]
+        if problems:
+            raise FlowInputError("; ".join(problems))
+
+    def warn_about_task_ids(self) -> None:
+        """Log each prompt that is the id of a task of the DAG: its author may have meant the result."""
+        from airflow_provider_flows.storage.inputs import iter_texts
+
+        task: Any = self
+        dag = task.get_dag()
+        task_ids = set() if dag is None else set(dag.task_ids) - {task.task_id}
+        for where, text in iter_texts("inputs", task.inputs):
+            if text in task_ids:
+                task.log.warning(TASK_ID_AS_PROMPT, where, text, text)
 
     def get_template_problems(self, arguments: Collection[str] = CHECKED_ARGUMENTS) -> Problems:
         """Return the problems of the templates of these arguments."""

@@ -402,7 +402,7 @@ HERE = Path("x")
         (
             IMAGES.inputs,
             FlowInput("data: a prompt"),
-            "inputs[0] must be image/png or image/jpeg, not a prompt (text/plain)",
+            "inputs[0] must be image/png or image/jpeg, not a prompt or a text file (text/plain)",
         ),
         (IMAGES.inputs, FlowInput("a chair"), "not a prompt"),
         (IMAGES.inputs, FlowInput(FileSource("", HERE, "image/tiff", 1, "")), "not image/tiff"),

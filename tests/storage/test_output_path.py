@@ -36,6 +36,14 @@ def run_task(output_path: Any, **arguments: Any) -> list[dict[str, Any]]:
     return task.execute(context(Store()))["outputs"]
 
 
+@pytest.mark.parametrize("kind", [str, Path, ObjectStoragePath])
+@pytest.mark.usefixtures("emulator")
+def test_path_objects_are_paths(tmp_path: Path, kind: Callable[[str], Any]) -> None:
+    """A path in any of Airflow's and Python's types is accepted, as among the inputs."""
+    (output,) = run_task(kind(str(tmp_path / "flows")))
+    assert Path(output["uri"].removeprefix("file://")).is_relative_to(tmp_path / "flows")
+
+
 # by name: what is wrong with them does not depend on any store
 NAMES = {
     "": "it is empty",
@@ -109,6 +117,14 @@ def create_read_only(folder: Path) -> str:
     return str(folder / "read-only")
 
 
+# what the error says of them, besides the text of the operating system
+FOLDER_PROBLEMS = {
+    "a file": "it, or a folder above it, is a file. Set it to a folder",
+    "below a file": "it, or a folder above it, is a file. Set it to a folder",
+    "read-only": "is not permitted to write there. Set it to a folder",
+    "cannot be created": "it does not exist and cannot be created. Set it to a folder",
+    "a name that is too long": "Check its URI, its connection (output_conn_id) and its permissions",
+}
 FOLDERS: dict[str, Callable[[Path], str]] = {
     "a file": create_file,
     "below a file": lambda folder: f"file://{create_file(folder)}/x/y",
@@ -127,7 +143,7 @@ def test_unwritable_folder_is_an_error_before_a_run_is_created(
     with pytest.raises(FlowInputError) as caught:
         run_task(output_path)
     assert f"output_path {output_path!r} cannot be written to: " in str(caught.value)
-    assert "Check its URI, its connection (output_conn_id), its permissions" in str(caught.value)
+    assert FOLDER_PROBLEMS[name] in str(caught.value)
     assert caught.value.is_permanent
     assert (list(emulator.runs), emulator.started_count) == ([], 0)
 

@@ -195,6 +195,15 @@ class TestMessages:
         with MisbehavingServer(send_and_close(b"\x15\x03\x03\x00\x02\x02\x28")) as server:
             error = catch_unreachable(driver, settings_for(server.url), POST)
         assert "it speaks TLS; set the connection's host to its https:// address" in str(error)
+        assert "may have acted" not in str(error)
+        assert error.is_permanent
+
+    def test_close_without_a_response_suggests_https(self, driver: Driver) -> None:
+        """A server of TLS may just close a connection of plain http; so may any other, so it is retried."""
+        with MisbehavingServer(send_and_close(b"")) as server:
+            error = catch_unreachable(driver, settings_for(server.url), POST)
+        assert "If the service speaks https, set the connection's host to its https:// address." in str(error)
+        assert not error.is_permanent
 
     def test_untrusted_certificate(self, driver: Driver) -> None:
         """A certificate of an unknown authority is named, with the fields that change what is trusted."""
@@ -204,6 +213,7 @@ class TestMessages:
             error = catch_unreachable(driver, settings_for(server.url), POST)
         assert "its certificate is not trusted (unable to get local issuer certificate)" in str(error)
         assert "ca_bundle and verify in its extra" in str(error)
+        assert error.is_permanent
 
     def test_unknown_name(self, driver: Driver) -> None:
         """A name that DNS does not know is called that."""

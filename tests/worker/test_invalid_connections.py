@@ -41,20 +41,24 @@ MISSING = "does not exist, or Airflow cannot read it. Create or correct it in Ai
 # each mistake: the connection, None if it is missing, and what the error says besides its name
 MISTAKES: dict[str, tuple[Any, str]] = {
     "missing": (None, MISSING),
-    "unreadable": ("{conn_type", MISSING),
+    "unreadable": (
+        "{conn_type",
+        "is in the environment variable AIRFLOW_CONN_UNREADABLE, but Airflow cannot",
+    ),
     "wrong_type": ({"conn_type": "fs"}, "has type 'fs', which is not a flow service. Set flows_conn_id to"),
     "unknown_type": ({"conn_type": "genrio"}, "has type 'genrio', which is not a flow service"),
     # Airflow 3.1 cannot read it
     "extra_list": (
         {**KEY, "extra": "[1]"},
-        NO_OBJECT if AIRFLOW >= (3, 2) else MISSING,
+        NO_OBJECT if AIRFLOW >= (3, 2) else "but Airflow cannot read it",
     ),
     "extra_number": ({**KEY, "extra": {"read_timeout": "soon"}}, "read_timeout in the extra of connection"),
     "extra_boolean": ({**KEY, "extra": {"verify": "perhaps"}}, "verify in the extra of connection"),
     "extra_hosts": ({**KEY, "extra": {"picture_hosts": "https://a.example/b"}}, "picture_hosts in the extra"),
     "no_password": ({"conn_type": "generio"}, "has no password; put the API key into its password field"),
     "bad_password": ({**KEY, "password": "two words"}, "put the API key into its password field"),
-    "bad_scheme": ({**KEY, "host": "ftp://files.example"}, "must be a host name, or an http(s) URL such as"),
+    "bad_scheme": ({**KEY, "host": "htp://files.example"}, "its scheme is 'htp'"),
+    "bad_port": ({**KEY, "host": "localhost:80840"}, "its port is 80840, which is not in 1 to 65535"),
     "bad_host": ({**KEY, "host": "http://"}, "must be a host name, or an http(s) URL such as"),
     "missing_bundle": ({**KEY, "extra": {"ca_bundle": "/no/such.pem"}}, "/no/such.pem does not exist"),
     "empty_bundle": ({**KEY, "extra": {"ca_bundle": "/dev/null"}}, "/dev/null has none in PEM format"),

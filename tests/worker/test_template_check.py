@@ -6,21 +6,28 @@ Each test runs a DAG, because Airflow renders the templates.
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseOperator
 
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator
-from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.operators import (
+    AbortFlowRunOperator,
+    DeleteFlowRunOperator,
+    FetchFlowRunOperator,
+    RunFlowOperator,
+)
 from airflow_provider_flows.sensors import FlowRunSensor
 from airflow_provider_flows.worker.template_check import NAME_ARGUMENTS
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW
+from tests.support.task_instances import Store, context
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
 
 PARAMS: dict[str, Any] = {
@@ -439,22 +446,89 @@ def test_function_that_returns_a_problem_of_its_arguments_is_rejected(emulator: 
     assert len(emulator.runs) == 1
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"inputs": "task"}, {"inputs": ["A chair", "task"]}, {**CHAIN_ARGUMENTS, "inputs": {"color": "task"}}],
-)
-def test_task_in_place_of_its_result_is_rejected(emulator: Emulator, arguments: dict[str, Any]) -> None:
-    """A task among the inputs is an error that says to write `.output`; its templates stay as they are."""
-    with DAG("templates_task", schedule=None, params=PARAMS) as dag:
-        first = EmptyOperator(task_id="first", doc="{{ params.word }}")
-        inputs = arguments["inputs"]
-        given: Any = first
-        if isinstance(inputs, list):
-            given = ["A chair", first]
-        elif isinstance(inputs, dict):
-            given = {"color": first, "item": "ball"}
-        RunFlowOperator(task_id="run", **{**CHAIR_ARGUMENTS, **FAST_POLLING, **arguments, "inputs": given})
-    result = run_dag(dag)
+@task(task_id="decorated")
+def prompt() -> str:
+    """Return a prompt."""
+    return "A chair"
 
-    assert_rejected(result, "run", "is the task 'first' itself; write .output")
+
+RUN_RESULT: dict[str, Any] = {"flow_run_id": "0" * 24, "flow": "f", "outputs": []}
+MISPLACED_TASKS: dict[str, tuple[type[BaseOperator], str, Callable[[Any], Any], str]] = {
+    "input": (
+        RunFlowOperator,
+        "inputs",
+        lambda task: task,
+        "inputs is the task 'first' itself; write .output",
+    ),
+    "one of the inputs": (RunFlowOperator, "inputs", lambda task: ["A chair", task], "inputs[1] is the task"),
+    "a variable": (RunFlowOperator, "inputs", lambda task: {"color": task}, "inputs['color'] is the task"),
+    "a parameter": (
+        RunFlowOperator,
+        "parameters",
+        lambda task: {"seed": task},
+        "parameters['seed'] is the task 'first' itself; write .output[...] after it",
+    ),
+    "metadata": (RunFlowOperator, "additional", lambda task: {"n": [task]}, "additional['n'][0] is the task"),
+    "the flow": (RunFlowOperator, "flow", lambda task: task, 'write .output["flow"] after it'),
+    "the folder": (
+        RunFlowOperator,
+        "output_path",
+        lambda task: task,
+        "output_path is the task 'first' itself",
+    ),
+    "a function": (
+        RunFlowOperator,
+        "inputs",
+        lambda _: [prompt],
+        "inputs[0] is the decorated function 'prompt' itself; call it, as in prompt()",
+    ),
+    **{
+        f"the flow run of {operator.__name__}": (
+            operator,
+            "flow_run_id",
+            lambda task: task,
+            "flow_run_id is the task 'first' itself; write .output[\"flow_run_id\"] after it",
+        )
+        for operator in (FlowRunSensor, FetchFlowRunOperator, AbortFlowRunOperator, DeleteFlowRunOperator)
+    },
+}
+
+
+@pytest.mark.parametrize("case", MISPLACED_TASKS)
+def test_task_in_place_of_its_result_is_rejected_at_parse_time(case: str) -> None:
+    """A task in any argument is an error when the DAG is parsed, before any task is paid for."""
+    operator, argument, place, message = MISPLACED_TASKS[case]
+    required = {"flow": "f"} if operator is RunFlowOperator else {"flow_run_id": "0" * 24}
+    with DAG("tasks", schedule=None):
+        first = EmptyOperator(task_id="first")
+        with pytest.raises(FlowInputError) as caught:
+            operator(task_id="run", **{**required, argument: place(first)})
+    assert message in str(caught.value)
+
+
+WRONG_RESULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "the flow": ({"flow": RUN_RESULT}, 'flow is all that a task returned; write first.output["flow"]'),
+    "a number as the flow": ({"flow": 5}, "flow must be the name or id of a flow, not int"),
+    "a function": ({"inputs": prompt}, "inputs[0] is the decorated function 'prompt' itself; call it"),
+    "the folder": ({"output_path": RUN_RESULT}, "output_path must be an absolute path or a URI, not dict"),
+    "a number as the folder": ({"output_path": 5}, "output_path must be an absolute path or a URI, not int"),
+    "a variable": (
+        {**CHAIN_ARGUMENTS, "inputs": {"color": RUN_RESULT, "item": "ball"}},
+        'is all that a task returned; pass one text of it, such as first.output["outputs"][0]["value"]',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_RESULTS)
+def test_wrong_part_of_a_result_is_rejected_before_a_run_is_created(emulator: Emulator, case: str) -> None:
+    """What a mapped task, or a function, returns is known at run time: the error shows what to write."""
+    arguments, message = WRONG_RESULTS[case]
+    # as a mapped task gets its arguments: they are not known when the DAG is parsed
+    operator = RunFlowOperator(task_id="t", **{**CHAIR_ARGUMENTS, **FAST_POLLING})
+    for name, value in arguments.items():
+        setattr(operator, name, value)
+    with pytest.raises(FlowInputError) as caught:
+        operator.execute(context(Store()))
+    assert message in str(caught.value)
+    assert "'flow_run_id':" not in str(caught.value)
     assert emulator.runs == {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,6 +50,27 @@ def to_seconds(name: str, value: float | timedelta | None) -> float | None:
         message = f"{name} must be a non-negative number of seconds or a timedelta, not {value!r}"
         raise FlowInputError(message)
     return float(duration)
+
+
+def to_positive_seconds(name: str, value: float | timedelta | None, alternative: str = "") -> float:
+    """Convert a duration argument, seconds or timedelta, to seconds; it must be more than 0.
+
+    :param alternative: the end of the message: what else the argument may be.
+    :raises FlowInputError: it is not; the message names the argument.
+    """
+    with suppress(FlowInputError):
+        if (seconds := to_seconds(name, value)) is not None and seconds > 0:
+            return seconds
+    message = f"{name} must be a positive number of seconds or a timedelta{alternative}, not {value!r}"
+    raise FlowInputError(message)
+
+
+def to_time_limit(name: str, value: float | timedelta | None) -> float | None:
+    """Convert the time limit of a task to seconds; None, for no limit, stays None.
+
+    :raises FlowInputError: it is no time, or not more than 0: the task would end before its flow run does.
+    """
+    return None if value is None else to_positive_seconds(name, value, ", or None for no limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +246,7 @@ class Schedule:
 
         :raises FlowInputError: an interval is invalid; the message names it.
         """
-        shortest = to_seconds("poll_interval", poll_interval) or 0.0
+        shortest = to_positive_seconds("poll_interval", poll_interval)
         longest = to_seconds("max_poll_interval", max_poll_interval) or 0.0
         return cls(shortest, max(shortest, longest), deadline)
 
@@ -324,10 +346,11 @@ def deadline_error(state: PollState) -> FlowTimeout:
         if run is None
         else f"At the last successful poll it was {run.raw_state!r} at {run.progress:.0%}"
     )
-    last_failure = f"; the last poll failed: {state.last_error}" if state.last_error else ""
+    last_error = str(state.last_error or "").removesuffix(".")
+    last_failure = f"; the last poll failed: {last_error}" if last_error else ""
+    advice = "" if run is None and last_error else " If runs of this flow take this long, increase timeout."
     return FlowTimeout(
-        f"The deadline passed before the {subject} was final. {last_state}{last_failure}. "
-        "If runs of this flow take this long, increase timeout."
+        f"The deadline passed before the {subject} was final. {last_state}{last_failure}.{advice}"
     )
 
 

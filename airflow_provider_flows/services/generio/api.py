@@ -122,7 +122,7 @@ class Generio(Service):
         if isinstance(inputs, Mapping):
             raise FlowInputError(
                 "inputs must be a list of prompts and files for a Generio flow; "
-                "a mapping of variables is for PromptChainer"
+                "a mapping of variables is for PromptChainer, and one input is a text or {'data': 'A chair'}"
             )
         if not inputs:
             raise FlowInputError(
