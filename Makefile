@@ -98,7 +98,7 @@ rm -f $(1)/.complete && $$python -m venv $(1)
 @$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) pip hatchling \
     hatch-fancy-pypi-readme
 @$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) \
-    --no-build-isolation --group dev --editable '.[emulator,images]'
+    --no-build-isolation --group dev --editable '.[emulator,images,parquet]'
 @touch $(1)/.complete
 endef
 

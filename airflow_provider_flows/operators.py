@@ -183,8 +183,9 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.reject_tasks()
         Schedule.of(poll_interval, max_poll_interval)  # raises on invalid intervals when the DAG is parsed
         to_time_limit("timeout", timeout)
-        self._output_options()
-        _reject_options_without_wait(self)
+        options = self._output_options()
+        if not wait_for_completion:
+            options.reject_without_wait()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
@@ -492,14 +493,3 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             task_state=task_try.task_state,
             cancellation=task_try.cancellation,
         )
-
-
-def _reject_options_without_wait(operator: RunFlowOperator) -> None:
-    """Raise a FlowInputError if an option needs the end of the run, and the task does not wait for it."""
-    for name in ("delete_after_fetch", "fetch_partial_outputs"):
-        if not operator.wait_for_completion and getattr(operator, name):
-            message = (
-                f"{name}=True cannot be combined with wait_for_completion=False: "
-                "the task ends before the run has outputs. Remove one of the two"
-            )
-            raise FlowInputError(message)

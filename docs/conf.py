@@ -42,7 +42,7 @@ nitpicky = True
 # Types of other packages are documented elsewhere, and internal types in signatures are not documented.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!Flow|airflow_provider_flows).*"),
-    ("py:class", r"airflow_provider_flows\.(core|emulator|hooks\.preflight|transport)\..*"),
+    ("py:class", r"airflow_provider_flows\.(core|emulator|hooks\.preflight|transport|triggerer)\..*"),
 ]
 default_role = "code"  # docstrings put code between single backquotes
 

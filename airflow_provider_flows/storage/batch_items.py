@@ -27,6 +27,7 @@ from airflow_provider_flows.core.batch import (
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.limits import MAX_BATCH_ITEMS, MAX_ITEM_BYTES
 from airflow_provider_flows.core.redaction import redact_path
+from airflow_provider_flows.core.template_problems import is_task
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.file_source import (
     FileAccess,
@@ -36,7 +37,7 @@ from airflow_provider_flows.storage.file_source import (
     to_local_path,
     unreadable_error,
 )
-from airflow_provider_flows.storage.inputs import is_path, is_task, parse_inputs
+from airflow_provider_flows.storage.inputs import is_path, parse_inputs
 from airflow_provider_flows.storage.item_files import (
     FILE_FORMATS,
     NOT_UTF8,

@@ -27,7 +27,8 @@ from airflow_provider_flows.storage.atomic_file import (
     remove_stale_temporary_files,
 )
 from airflow_provider_flows.storage.batch_items import to_json_value
-from airflow_provider_flows.storage.file_source import FileAccess, iter_lines, open_file
+from airflow_provider_flows.storage.file_source import FileAccess, open_file
+from airflow_provider_flows.storage.item_files import iter_lines
 from airflow_provider_flows.storage.paths import OBJECT_STORES, require_connection, to_uri
 
 if TYPE_CHECKING:

@@ -346,28 +346,6 @@ def open_file(where: str, path: Any, *, is_permanent: bool) -> Iterator[IO[bytes
         raise unreadable_error(where, path, error, is_permanent=is_permanent) from None
 
 
-def iter_lines(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the number and the content of each line, without its line feed; None for a line that is too long.
-
-    :param max_bytes: of a line.
-    :raises ValueError: the file is larger than MAX_INPUT_BYTES, which a compressed file does not show.
-    """
-    number, total, line = 1, 0, bytearray()
-    while chunk := file.read(INPUT_CHUNK_BYTES):
-        if (total := total + len(chunk)) > MAX_INPUT_BYTES:
-            raise ValueError(_too_large())
-        *ends, start = chunk.split(b"\n")
-        for end in ends:
-            line += end
-            yield number, bytes(line) if len(line) <= max_bytes else None
-            number += 1
-            line.clear()
-        line += start[: max_bytes + 1]
-        del line[max_bytes + 1 :]  # what is left of a line that is too long
-    if line:
-        yield number, bytes(line) if len(line) <= max_bytes else None
-
-
 def to_local_path(path: Any) -> Path | None:
     """Return the path of a file of this machine, None for one in a store."""
     if not hasattr(path, "protocol"):

@@ -15,9 +15,9 @@ from typing import IO, Any
 
 from airflow_provider_flows.core.batch import ITEM_FIELDS
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.limits import MAX_ITEM_BYTES
+from airflow_provider_flows.core.limits import MAX_INPUT_BYTES, MAX_ITEM_BYTES
 from airflow_provider_flows.core.validation import shorten, suggest_names
-from airflow_provider_flows.storage.file_source import iter_lines
+from airflow_provider_flows.storage.file_source import INPUT_CHUNK_BYTES
 
 PARQUET_BATCH_ROWS = 64  # in memory at a time
 COLUMN_FIELDS = {**{name: name for name in ITEM_FIELDS}, "prompt": "inputs"}
@@ -287,3 +287,25 @@ FILE_FORMATS = {
     ".csv": FileFormat("line", _read_csv),
     ".parquet": FileFormat("row", _read_parquet, may_be_compressed=False),
 }
+
+
+def iter_lines(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the number and the content of each line, without its line feed; None for a line that is too long.
+
+    :param max_bytes: of a line.
+    :raises ValueError: the file is larger than MAX_INPUT_BYTES, which a compressed file does not show.
+    """
+    number, total, line = 1, 0, bytearray()
+    while chunk := file.read(INPUT_CHUNK_BYTES):
+        if (total := total + len(chunk)) > MAX_INPUT_BYTES:
+            raise ValueError(f"it is larger than the maximum of {MAX_INPUT_BYTES} bytes")
+        *ends, start = chunk.split(b"\n")
+        for end in ends:
+            line += end
+            yield number, bytes(line) if len(line) <= max_bytes else None
+            number += 1
+            line.clear()
+        line += start[: max_bytes + 1]
+        del line[max_bytes + 1 :]  # what is left of a line that is too long
+    if line:
+        yield number, bytes(line) if len(line) <= max_bytes else None

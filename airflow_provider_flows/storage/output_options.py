@@ -86,6 +86,15 @@ class OutputOptions:
         if isinstance(self.output_name, str):  # else it is the result of another task
             _ = self.file_naming
 
+    def reject_without_wait(self) -> None:
+        """Raise a FlowInputError if an option needs the end of a run for which the task does not wait."""
+        for name in ("delete_after_fetch", "fetch_partial_outputs"):
+            if getattr(self, name):
+                raise FlowInputError(
+                    f"{name}=True cannot be combined with wait_for_completion=False: "
+                    "the task ends before the run has outputs. Remove one of the two"
+                )
+
     @property
     def file_naming(self) -> OutputName | None:
         """The pattern of the files' names, or None.
