@@ -26,6 +26,7 @@ EXTRA_MODULES = {
     "emulator": ("emulator/",),
     "images": ("storage/file_source.py",),
     "openlineage": ("worker/lineage.py", "worker/run_tracking.py"),
+    "parquet": ("storage/item_files.py",),
     "pytest": ("emulator/pytest_plugin.py",),
 }
 # The first version of a library without its known faults, as far as they concern this package.
