@@ -84,7 +84,13 @@ def test_metadata_names_the_package_and_its_requirements(distributions: Distribu
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier", [])
-    assert set(metadata.get_all("Provides-Extra", [])) == {"emulator", "images", "openlineage", "parquet", "pytest"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "emulator",
+        "images",
+        "openlineage",
+        "parquet",
+        "pytest",
+    }
     required = metadata.get_all("Requires-Dist", [])
     assert "apache-airflow>=3.1" in required
     assert not [requirement for requirement in required if "@" in requirement]

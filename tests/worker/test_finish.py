@@ -348,9 +348,12 @@ def test_task_without_wait_fetches_no_outputs(emulator: Emulator, tmp_path: Path
         ):
             task(tmp_path, wait_for_completion=False, **{name: True})
     store = Store()
-    first = task(tmp_path, wait_for_completion=False).execute(context(store, 1, 3))
+    with pytest.raises(FlowInputError, match="output_path cannot be combined with wait_for_completion=False"):
+        task(tmp_path, wait_for_completion=False).execute(context(store, 1, 3))
+    without_wait = {"output_path": None, "wait_for_completion": False}
+    first = task(tmp_path, **without_wait).execute(context(store, 1, 3))
     emulator.advance(10)
-    second = task(tmp_path, wait_for_completion=False).execute(context(store, 2, 3))
+    second = task(tmp_path, **without_wait).execute(context(store, 2, 3))
     assert (first["flow_run_id"], second["state"]) == (second["flow_run_id"], "completed")
     assert (first["outputs"], second["outputs"], files(tmp_path)) == ([], [], [])
     chain = task(tmp_path, **CHAIN_ARGUMENTS, parameters=None, wait_for_completion=False).execute(
@@ -393,13 +396,14 @@ def test_task_without_wait_fails_with_a_run_that_has_failed(
 ) -> None:
     """With wait_for_completion=False, a run that has failed when the start returns fails the task."""
     arguments, fault, error_type = ENDED_AT_START[name]
+    output_path = str(tmp_path) if arguments is CHAIN_ARGUMENTS else None
     if fault is None:
         emulator.switches.model_failure = "empty"
     else:
         emulator.add_fault(fault)
     task_result = run_with_retries(
         f"ended_{name.replace(' ', '_')}",
-        **{**arguments, "output_path": str(tmp_path), "wait_for_completion": False, "retries": 0},
+        **{**arguments, "output_path": output_path, "wait_for_completion": False, "retries": 0},
     )
     assert (task_result.state, type(task_result.error)) == ("failed", error_type)
 
