@@ -275,7 +275,7 @@ def test_retry_downloads_only_missing_files(emulator: Emulator, tmp_path: Path, 
 
 def task(folder: Path, **arguments: Any) -> RunFlowOperator:
     """Return a task that stores its two models below a folder."""
-    return RunFlowOperator(task_id="t", **{**TWO, **arguments}, output_path=str(folder), poll_interval=0.1)
+    return RunFlowOperator(task_id="t", **{"output_path": str(folder), **TWO, **arguments}, poll_interval=0.1)
 
 
 def run_try_without_deletion(emulator: Emulator, folder: Path) -> tuple[Store, dict[str, Any]]:
