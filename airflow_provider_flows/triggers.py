@@ -242,7 +242,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     `duration` (seconds) and `error`. Times are ISO 8601 in UTC.
 
     The next event of an asset comes at least `event_interval` later, because Airflow might deliver an earlier
-    one only together with the event after it (`triggerer.event_throttle`).
+    one only together with the event after it (`triggerer.asset_watchers`).
 
     Runs that finished before the first poll emit no events. If the first list has no end times, the Date
     header of its response separates earlier runs from new ones. Without that header, the watcher uses the
@@ -315,9 +315,12 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll forever, and yield events, each for all runs that finished since the previous one."""
         # in-function imports: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.event_throttle import EventThrottle
-        from airflow_provider_flows.triggerer.finished_runs_feed import FinishedRunsFeed
-        from airflow_provider_flows.triggerer.watcher_state import WatcherState, get_asset_names
+        from airflow_provider_flows.triggerer.asset_watchers import (
+            EventThrottle,
+            FinishedRunsFeed,
+            WatcherState,
+            get_asset_names,
+        )
 
         store = getattr(self, "asset_state_store", None)
         throttle, assets = EventThrottle.for_loop(), get_asset_names(store) or [self._key()]
