@@ -192,7 +192,7 @@ class FlowRunTrigger(KillableTrigger):
     async def _wait_until_final(self) -> FlowRun:
         """Wait in the poller that all triggers of the connection share; reload rejected credentials."""
         # in-function imports: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+        from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 
         try:
             self.hook = hook = await get_cached_hook(self.flows_conn_id)

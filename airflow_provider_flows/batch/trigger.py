@@ -116,7 +116,7 @@ class FlowBatchTrigger(KillableTrigger):
         :raises Exception: the connection is unusable.
         """
         # an in-function import: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+        from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 
         self.hook = hook = await get_cached_hook(self.flows_conn_id)
         self.warm_up_task_states()

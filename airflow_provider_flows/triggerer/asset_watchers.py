@@ -31,8 +31,7 @@ from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.core.timestamps import parse_http_date
 from airflow_provider_flows.transport.asynchronous import run
-from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
-from airflow_provider_flows.triggerer.per_loop import PerLoop
+from airflow_provider_flows.triggerer.per_loop import PerLoop, get_cached_hook
 from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
 if TYPE_CHECKING:

@@ -298,7 +298,7 @@ class KillableTrigger(BaseTrigger):
 
     async def _abort_finished_task(self) -> None:
         """Abort the runs of a finished task, also with a connection that was changed."""
-        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+        from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 
         name = f"{self.runs_name[:1].upper()}{self.runs_name[1:]}"
         try:
@@ -363,7 +363,7 @@ def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None)
 
 async def reload_hook(hook: FlowsHook) -> FlowsHook:
     """Look the connection up again; return the old hook if that fails: the rejection is what to report."""
-    from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+    from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 
     try:
         return await get_cached_hook(hook.flows_conn_id, stale=hook)
