@@ -32,6 +32,7 @@ from airflow_provider_flows.core.polling.finished_runs import EventCursor, event
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.triggerer.kill_check import (
     KillableTrigger,
+    abort_killed_run,
     check_unknown,
     deferral_timeout,
     get_class_path,
@@ -182,10 +183,6 @@ class FlowRunTrigger(KillableTrigger):
 
     async def abort_runs(self, hook: FlowsHook) -> None:
         """Abort the flow run, and log whether it was active."""
-        from airflow_provider_flows.triggerer.run_aborts import (
-            abort_killed_run,  # imported by now, in a thread
-        )
-
         was_aborted = await abort_killed_run(hook, self.flow_run_id)
         log.info(ABORTED_BY_KILL if was_aborted else NOTHING_TO_ABORT, self.flow_run_id)
 

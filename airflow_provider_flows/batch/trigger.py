@@ -14,6 +14,7 @@ from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.triggerer.kill_check import (
     KillableTrigger,
+    abort_killed_runs,
     check_unknown,
     get_class_path,
     min_event_delay,
@@ -89,10 +90,6 @@ class FlowBatchTrigger(KillableTrigger):
 
     async def abort_runs(self, hook: FlowsHook) -> None:
         """Abort the flow runs, and log how many were active."""
-        from airflow_provider_flows.triggerer.run_aborts import (
-            abort_killed_runs,  # imported by now, in a thread
-        )
-
         count = await abort_killed_runs(hook, self.flow_run_ids)
         log.info("The task was killed, so %d of %d flow runs were aborted", count, len(self.flow_run_ids))
 
