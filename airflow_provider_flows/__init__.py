@@ -10,7 +10,7 @@ result is the same `FlowRun` (core.flow_run). The task stores its outputs (stora
 events (worker.finish) and returns one plain dict as XCom.
 
 `FlowRunSensor` waits for a flow run that was started elsewhere. `FlowRunFinishedTrigger` emits events for
-asset watchers, from one list of runs for all of them (triggerer.finished_runs_feed).
+asset watchers, from one list of runs for all of them (triggerer.asset_watchers).
 """
 
 from __future__ import annotations

@@ -342,7 +342,7 @@ class BaseFlowsHook(BaseHook):
     ) -> Callable[[Request], Response]:
         if self._max_rate_wait is None:
             return send
-        from airflow_provider_flows.transport.shared_rate_limiter import SHARED_RATE_LIMITERS
+        from airflow_provider_flows.transport.rate_limiter import SHARED_RATE_LIMITERS
 
         per_second = self.extra.get("max_requests_per_second") or MAX_REQUESTS_PER_SECOND
         limiter = SHARED_RATE_LIMITERS.get(self.flows_conn_id, settings, per_second)

@@ -32,6 +32,7 @@ from airflow_provider_flows.core.polling.finished_runs import EventCursor, event
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.triggerer.kill_check import (
     KillableTrigger,
+    abort_killed_run,
     check_unknown,
     deferral_timeout,
     get_class_path,
@@ -182,17 +183,13 @@ class FlowRunTrigger(KillableTrigger):
 
     async def abort_runs(self, hook: FlowsHook) -> None:
         """Abort the flow run, and log whether it was active."""
-        from airflow_provider_flows.triggerer.run_aborts import (
-            abort_killed_run,  # imported by now, in a thread
-        )
-
         was_aborted = await abort_killed_run(hook, self.flow_run_id)
         log.info(ABORTED_BY_KILL if was_aborted else NOTHING_TO_ABORT, self.flow_run_id)
 
     async def _wait_until_final(self) -> FlowRun:
         """Wait in the poller that all triggers of the connection share; reload rejected credentials."""
         # in-function imports: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+        from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 
         try:
             self.hook = hook = await get_cached_hook(self.flows_conn_id)
@@ -242,7 +239,7 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     `duration` (seconds) and `error`. Times are ISO 8601 in UTC.
 
     The next event of an asset comes at least `event_interval` later, because Airflow might deliver an earlier
-    one only together with the event after it (`triggerer.event_throttle`).
+    one only together with the event after it (`triggerer.asset_watchers`).
 
     Runs that finished before the first poll emit no events. If the first list has no end times, the Date
     header of its response separates earlier runs from new ones. Without that header, the watcher uses the
@@ -315,9 +312,12 @@ class FlowRunFinishedTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll forever, and yield events, each for all runs that finished since the previous one."""
         # in-function imports: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.event_throttle import EventThrottle
-        from airflow_provider_flows.triggerer.finished_runs_feed import FinishedRunsFeed
-        from airflow_provider_flows.triggerer.watcher_state import WatcherState, get_asset_names
+        from airflow_provider_flows.triggerer.asset_watchers import (
+            EventThrottle,
+            FinishedRunsFeed,
+            WatcherState,
+            get_asset_names,
+        )
 
         store = getattr(self, "asset_state_store", None)
         throttle, assets = EventThrottle.for_loop(), get_asset_names(store) or [self._key()]

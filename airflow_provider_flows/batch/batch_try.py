@@ -26,7 +26,7 @@ from airflow_provider_flows.core.exceptions import FlowError, FlowRunFailed
 from airflow_provider_flows.core.start_or_resume import delete_created_runs
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.batch_items import BatchItems
-from airflow_provider_flows.triggerer.run_aborts import abort_killed_runs
+from airflow_provider_flows.triggerer.kill_check import abort_killed_runs
 from airflow_provider_flows.worker.finish import add_batch_event_extra
 from airflow_provider_flows.worker.kill_check import (
     FINISHED_STATES,

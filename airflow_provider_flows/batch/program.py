@@ -45,7 +45,7 @@ from airflow_provider_flows.core.start_or_resume import (
     get_stamp,
 )
 from airflow_provider_flows.storage.atomic_file import CancelledWriteError
-from airflow_provider_flows.triggerer.run_aborts import abort_killed_runs
+from airflow_provider_flows.triggerer.kill_check import abort_killed_runs
 from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
 if TYPE_CHECKING:

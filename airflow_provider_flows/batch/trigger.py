@@ -14,6 +14,7 @@ from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.triggerer.kill_check import (
     KillableTrigger,
+    abort_killed_runs,
     check_unknown,
     get_class_path,
     min_event_delay,
@@ -89,10 +90,6 @@ class FlowBatchTrigger(KillableTrigger):
 
     async def abort_runs(self, hook: FlowsHook) -> None:
         """Abort the flow runs, and log how many were active."""
-        from airflow_provider_flows.triggerer.run_aborts import (
-            abort_killed_runs,  # imported by now, in a thread
-        )
-
         count = await abort_killed_runs(hook, self.flow_run_ids)
         log.info("The task was killed, so %d of %d flow runs were aborted", count, len(self.flow_run_ids))
 
@@ -116,7 +113,7 @@ class FlowBatchTrigger(KillableTrigger):
         :raises Exception: the connection is unusable.
         """
         # an in-function import: expensive, and needed only when a trigger runs
-        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+        from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 
         self.hook = hook = await get_cached_hook(self.flows_conn_id)
         self.warm_up_task_states()

@@ -260,7 +260,7 @@ def get_commands() -> list[GroupCommand]:
         _build_command("watch", "run", "Wait for any flow run, with a progress bar", RUN, *wait_args),
         _build_command(
             "download",
-            "download",
+            "flow_runs",
             "Write the outputs of a flow run to files",
             RUN,
             DOWNLOAD_OUTPUT_PATH,
@@ -274,7 +274,7 @@ def get_commands() -> list[GroupCommand]:
         ),
         _build_command(
             "draw",
-            "draw",
+            "flow_runs",
             "Draw a flow's graph",
             FLOW_OR_FILE,
             FILE,

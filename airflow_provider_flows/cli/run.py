@@ -17,13 +17,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from airflow_provider_flows.cli import arguments
 from airflow_provider_flows.cli.command import SigtermReceived, command
-from airflow_provider_flows.cli.download import (
+from airflow_provider_flows.cli.flow_runs import (
     EXIT_CODES_BY_STATE,
     command_line,
     failure_message,
     fetch_and_print,
+    to_run_summary,
 )
-from airflow_provider_flows.cli.flow_runs import to_run_summary
 from airflow_provider_flows.cli.parser import Exit
 from airflow_provider_flows.cli.terminal import (
     INTERRUPTED_MESSAGE,

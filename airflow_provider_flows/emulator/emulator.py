@@ -12,9 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_flows.emulator.graph import PromptGraph
-from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun
 from airflow_provider_flows.emulator.scripting import ActiveFault, Fault, Plan
-from airflow_provider_flows.emulator.state import EmulatorState, RecordedRequest
+from airflow_provider_flows.emulator.state import ChainRun, EmulatorState, GenerioRun, RecordedRequest
 from airflow_provider_flows.emulator.switches import Switches
 
 if TYPE_CHECKING:

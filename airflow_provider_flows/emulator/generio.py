@@ -12,7 +12,9 @@ from pydantic import BaseModel
 
 from airflow_provider_flows.emulator.generio_rules import Rules
 from airflow_provider_flows.emulator.generio_templates import GLB, TEMPLATES, Template, validation_error
-from airflow_provider_flows.emulator.runs import (
+from airflow_provider_flows.emulator.state import (
+    ApiError,
+    EmulatorState,
     GenerioRun,
     InputAsset,
     OutputAsset,
@@ -20,7 +22,6 @@ from airflow_provider_flows.emulator.runs import (
     to_data_uri,
     to_iso,
 )
-from airflow_provider_flows.emulator.state import ApiError, EmulatorState
 from airflow_provider_flows.emulator.switches import Switches
 
 STATES = frozenset({"created", "starting", "running", "aborting", "completed", "aborted", "failed"})

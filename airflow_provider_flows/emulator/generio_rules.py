@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from airflow_provider_flows.emulator.generio_templates import Template, find_template, validation_error
-from airflow_provider_flows.emulator.runs import GenerioRun, InputAsset, Media, OutputAsset
-from airflow_provider_flows.emulator.state import ApiError, EmulatorState
+from airflow_provider_flows.emulator.state import (
+    ApiError,
+    EmulatorState,
+    GenerioRun,
+    InputAsset,
+    Media,
+    OutputAsset,
+)
 from airflow_provider_flows.emulator.switches import Switches
 
 # The status with which FastAPI sends a list of validation errors.

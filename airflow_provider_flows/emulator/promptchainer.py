@@ -26,8 +26,7 @@ from airflow_provider_flows.emulator.graph import (
     create_image,
     create_text,
 )
-from airflow_provider_flows.emulator.runs import ChainRun
-from airflow_provider_flows.emulator.state import ApiError, EmulatorState
+from airflow_provider_flows.emulator.state import ApiError, ChainRun, EmulatorState
 
 IMAGES_PATH = "/private/org-emulator/user-emulator"
 SEPARATORS = {"newline": "\n", "space": " "}

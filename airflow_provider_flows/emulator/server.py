@@ -26,9 +26,8 @@ from airflow_provider_flows.emulator.generio import GenerioApi
 from airflow_provider_flows.emulator.graph import PromptGraph
 from airflow_provider_flows.emulator.middleware import CONTROL_PREFIX, EmulatorMiddleware, FindConnection
 from airflow_provider_flows.emulator.promptchainer import PromptChainerApi
-from airflow_provider_flows.emulator.runs import ChainRun, GenerioRun, to_iso
 from airflow_provider_flows.emulator.scripting import Fault, Plan
-from airflow_provider_flows.emulator.state import ApiError, EmulatorState
+from airflow_provider_flows.emulator.state import ApiError, ChainRun, EmulatorState, GenerioRun, to_iso
 from airflow_provider_flows.emulator.switches import Switches
 
 START_TIMEOUT_SECONDS = 15

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.graph import FlowGraph
     from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.core.payload.sink import Target
-    from airflow_provider_flows.core.polling.progress_log import LogFunction
+    from airflow_provider_flows.core.polling.wait import LogFunction
     from airflow_provider_flows.core.service import RunPage, Service
     from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, SaveRecord
 

@@ -1,6 +1,7 @@
-"""Kills in a triggerer: the base of the triggers that wait for flow runs, and the check of their tasks.
+"""Kills in a triggerer: the base of the triggers that wait for runs, the check of their tasks, the aborts.
 
-A killed trigger aborts its flow runs only if Airflow has ended its task.
+A killed trigger aborts its flow runs only if Airflow has ended its task. Aborts at the same time share one
+session and the rate limiter.
 
 A triggerer processes the messages of its triggers one after the other, each in tens of milliseconds. The
 first one takes 5 to 25 s, because the triggerer then sets up its access to the database.
@@ -13,7 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from contextvars import Context
 from datetime import timedelta
 from functools import cache
@@ -36,13 +37,17 @@ from airflow_provider_flows.worker.kill_check import (
 )
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.base_hook import BaseFlowsHook
     from airflow_provider_flows.core.polling.schedule import Schedule
     from airflow_provider_flows.hooks import FlowsHook
+    from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
 log = logging.getLogger(__name__)
 
 COLLECT_SECONDS = 0.05  # Airflow calls `on_kill` of many triggers one after the other
 ON_KILL_FRACTION = 0.95  # of `[triggerer] on_kill_timeout`, after which Airflow no longer waits for `on_kill`
+MAX_CONCURRENT_ABORTS = 50
+MAX_LOGGED_ERRORS = 5  # of one call of `abort_killed_runs`
 MAX_ABORT_SECONDS = 300.0  # for the requests that abort runs: a rate limit may delay them
 MAX_DEFERRAL_SECONDS = 10 * 366 * 86_400.0  # Airflow stores the time of its end, which must be a date
 LEFT_IN_DOUBT = "Airflow did not report whether the task is finished (%s), so %s is left to the next try"
@@ -298,7 +303,7 @@ class KillableTrigger(BaseTrigger):
 
     async def _abort_finished_task(self) -> None:
         """Abort the runs of a finished task, also with a connection that was changed."""
-        from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+        from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 
         name = f"{self.runs_name[:1].upper()}{self.runs_name[1:]}"
         try:
@@ -363,7 +368,7 @@ def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None)
 
 async def reload_hook(hook: FlowsHook) -> FlowsHook:
     """Look the connection up again; return the old hook if that fails: the rejection is what to report."""
-    from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
+    from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 
     try:
         return await get_cached_hook(hook.flows_conn_id, stale=hook)
@@ -391,3 +396,84 @@ def check_unknown(trigger: type[BaseTrigger], unknown: Collection[str], *, is_st
 def get_class_path(trigger: BaseTrigger) -> str:
     """Return the path under which Airflow stores a trigger."""
     return f"{type(trigger).__module__}.{type(trigger).__qualname__}"
+
+
+class _AbortSession:
+    """One session for the aborts of one connection."""
+
+    def __init__(self, hook: BaseFlowsHook) -> None:
+        self.user_count = 0
+        self._hook = hook
+        self._identity = (type(hook), hook.settings, hook.extra)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_ABORTS)
+        self._open_lock = asyncio.Lock()
+        self._transport: RateLimitedTransport | None = None
+        self._exits = AsyncExitStack()
+
+    def serves(self, hook: BaseFlowsHook) -> bool:
+        """Return whether a hook has the same type, settings and credentials."""
+        return self._hook is hook or self._identity == (type(hook), hook.settings, hook.extra)
+
+    async def abort(self, flow_run_id: str) -> bool:
+        """Abort a run as soon as a slot is free."""
+        # in-function imports: with aiohttp, which the lookup of the hook has imported in a thread
+        from airflow_provider_flows.core.retry import with_retries
+        from airflow_provider_flows.core.service import abort_run
+        from airflow_provider_flows.transport.asynchronous import run
+        from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
+
+        async with self._slots:
+            async with self._open_lock:
+                if self._transport is None:
+                    opened = await self._exits.enter_async_context(self._hook.async_transport())
+                    self._transport = RateLimitedTransport(opened, self._hook)
+            with self._hook.add_connection_to_errors():
+                conversation = abort_run(self._hook.service, flow_run_id)
+                return await run(with_retries(conversation, self._hook.abort_retry), self._transport.send)
+
+    async def close(self) -> None:
+        """Close the session."""
+        await self._exits.aclose()
+
+
+_SESSIONS: PerLoop[list[_AbortSession]] = PerLoop(list)
+
+
+async def abort_killed_run(hook: BaseFlowsHook, flow_run_id: str) -> bool:
+    """Delete a run that never started, abort an active one, and leave a final one unchanged.
+
+    :returns: whether the run was deleted or its abort was requested.
+    :raises FlowServiceError: the service could not be reached, or rejected the request.
+    """
+    sessions = _SESSIONS.get()
+    session = next((one for one in sessions if one.serves(hook)), None)
+    if session is None:
+        sessions.append(session := _AbortSession(hook))
+    session.user_count += 1
+    try:
+        return await session.abort(flow_run_id)
+    finally:
+        session.user_count -= 1
+        if not session.user_count:
+            sessions.remove(session)
+            await session.close()
+
+
+async def abort_killed_runs(hook: BaseFlowsHook, flow_run_ids: Collection[str]) -> int:
+    """Abort several runs as `abort_killed_run` does, and log those that could not be aborted.
+
+    :returns: how many were deleted, or their abort was requested.
+    """
+    aborts = (abort_killed_run(hook, flow_run_id) for flow_run_id in flow_run_ids)
+    results = await asyncio.gather(*aborts, return_exceptions=True)
+    errors = [
+        (flow_run_id, result)
+        for flow_run_id, result in zip(flow_run_ids, results, strict=True)
+        if isinstance(result, BaseException)
+    ]
+    for flow_run_id, error in errors[:MAX_LOGGED_ERRORS]:
+        log.warning("Flow run %s could not be aborted. Check it at the service: %s", flow_run_id, error)
+    if len(errors) > MAX_LOGGED_ERRORS:
+        more = len(errors) - MAX_LOGGED_ERRORS
+        log.warning("%d other flow runs could not be aborted either. Check them at the service", more)
+    return sum(result is True for result in results)

@@ -25,12 +25,11 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
 )
 from airflow_provider_flows.core.limits import LAST_POLL_GRACE_SECONDS
-from airflow_provider_flows.core.polling.bulk import ActiveRuns, BulkPollPolicy
+from airflow_provider_flows.core.polling.bulk import ActiveRuns, BulkPollPolicy, TimerQueue
 from airflow_provider_flows.core.polling.schedule import Done, Failed, deadline_error
-from airflow_provider_flows.core.polling.timer_queue import TimerQueue
-from airflow_provider_flows.core.rate_limiter import RateLimiter
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.transport.asynchronous import run
+from airflow_provider_flows.transport.rate_limiter import RateLimiter
 from airflow_provider_flows.triggerer.per_loop import PerLoop
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import FlowRun
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.hooks import FlowsHook
-from airflow_provider_flows.triggerer import hook_cache
+from airflow_provider_flows.triggerer import per_loop
 from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 from airflow_provider_flows.triggers import FlowRunTrigger, run_from_event
 
@@ -62,7 +62,7 @@ async def wait_for_idle_loop(max_seconds: float = 3.0) -> bool:
 
 def age_hook_cache(conn_id: str = "flows_default", seconds: float = 30.0) -> None:
     """Make a cached hook older, so that it expires sooner."""
-    entry = hook_cache._HOOKS.get()._entries[conn_id]
+    entry = per_loop._HOOKS.get()._entries[conn_id]
     entry.started_at -= seconds
     entry.expires_at -= seconds
 

@@ -64,7 +64,7 @@ FEATURES = {
         (3, 3), "worker/test_task_try.py::test_retry_without_store_resumes_listed_run"
     ),
     "asset state store": Feature(
-        (3, 3), "triggerer/test_watcher_state.py::test_watcher_without_a_store_repeats_no_event"
+        (3, 3), "triggerer/test_asset_watchers.py::test_watcher_without_a_store_repeats_no_event"
     ),
     "retry policies": Feature(
         (3, 3), "test_retry_policy.py::test_without_retry_policies_every_error_is_retried"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Plan
-from airflow_provider_flows.emulator.runs import GenerioRun
+from airflow_provider_flows.emulator.state import GenerioRun
 from tests.support.airflow_run import empty_database
 from tests.support.versions import needs
 from tools.airflow_stack import Stack

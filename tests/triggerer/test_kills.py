@@ -20,9 +20,8 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, GetTaskStates, OKResponse, TaskStatesResult
 
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
-from airflow_provider_flows.triggerer.kill_check import TaskStateReader
-from airflow_provider_flows.triggerer.run_aborts import MAX_CONCURRENT_ABORTS
+from airflow_provider_flows.triggerer.kill_check import MAX_CONCURRENT_ABORTS, TaskStateReader
+from airflow_provider_flows.triggerer.per_loop import get_cached_hook
 from airflow_provider_flows.worker.kill_check import on_kill_timeout
 from tests.support.kills import StubSupervisor, create_trigger, kill_all, run_until_killed, task_instance
 from tests.support.modes import start_external_run

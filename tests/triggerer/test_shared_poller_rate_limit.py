@@ -10,7 +10,7 @@ import time
 import pytest
 
 from airflow_provider_flows.core.exceptions import FlowTimeout
-from airflow_provider_flows.core.rate_limiter import DEFAULT_RETRY_AFTER_SECONDS
+from airflow_provider_flows.transport.rate_limiter import DEFAULT_RETRY_AFTER_SECONDS
 from airflow_provider_flows.triggerer.shared_poller import LAST_POLL_GRACE_SECONDS, MAX_CONCURRENT_POLLS
 from tests.support.fixtures import disable_event_delay
 from tests.support.flow_server import ApiRequest, ApiResponse, StubFlowServer

@@ -1,4 +1,4 @@
-"""When one list of active flow runs replaces many single polls, learned from the lists so far.
+"""Polling of many runs: a queue of those that are due, and when one list of runs replaces many single polls.
 
 What a service's list contains is not documented (vendor_notes.md, G-05, G-06, G-08): it may be paged,
 projected, missing, huge or slow. A list is therefore trusted only as far as polls of single runs confirm it.
@@ -6,15 +6,18 @@ projected, missing, huge or slow. A list is therefore trusted only as far as pol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from airflow_provider_flows.core.flow_run import FlowState
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowRun
+
+Member = TypeVar("Member")
 
 MIN_RUNS_FOR_LIST = 10  # fewer runs are polled one by one
 ROWS_PER_POLL = 40  # so many rows of a list cost about as much as one poll
@@ -24,6 +27,7 @@ MIN_LIST_RETRY_SECONDS, MAX_LIST_RETRY_SECONDS = (
     3600.0,
 )  # until the next list after one that was useless
 MAX_RETRY_DOUBLINGS = 16
+MAX_STALE_ENTRIES = 100  # of a queue, besides two for each member; its heap is rebuilt when it has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +109,64 @@ class BulkPollPolicy:
         """Forget a run whose wait has ended."""
         for ids in (self._listed_ids, self._missing_ids, self._omitted_ids):
             ids.discard(flow_run_id)
+
+
+class TimerQueue(Generic[Member]):
+    """A priority queue by the time at which members are due; each member has at most one entry.
+
+    All times are seconds by one clock.
+    """
+
+    def __init__(self) -> None:
+        """Create an empty queue."""
+        # Due times and entry numbers, not members, because a stale entry may stay until a time far away.
+        self._heap: list[tuple[float, int]] = []
+        # By entry number. An entry of the heap without a member is stale.
+        self._members: dict[int, Member] = {}
+        self._entry_ids: dict[Member, int] = {}
+        self._last_entry_id = 0
+
+    def schedule(self, member: Member, due: float) -> None:
+        """Add a member, or replace the time at which it is due."""
+        self.discard(member)
+        self._last_entry_id += 1
+        self._entry_ids[member] = self._last_entry_id
+        self._members[self._last_entry_id] = member
+        heapq.heappush(self._heap, (due, self._last_entry_id))
+
+    def discard(self, member: Member) -> None:
+        """Remove a member, if it is there."""
+        if (entry_id := self._entry_ids.pop(member, None)) is not None:
+            del self._members[entry_id]
+            if len(self._heap) > MAX_STALE_ENTRIES + 2 * len(self._members):
+                self._heap = [entry for entry in self._heap if entry[1] in self._members]
+                heapq.heapify(self._heap)
+
+    def next_due(self) -> float | None:
+        """Return the time at which the first member is due, None if the queue is empty."""
+        while self._heap and self._heap[0][1] not in self._members:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def due_by(self, until: float) -> list[Member]:
+        """Return the members that are due by a time, in their order, and leave them in the queue."""
+        if (first := self.next_due()) is None or first > until:
+            return []
+        return [self._members[entry_id] for _, entry_id in sorted(self._entries_by(until))]
+
+    def pop_due(self, until: float) -> list[Member]:
+        """Remove and return the members that are due by a time, in their order."""
+        due_members = self.due_by(until)
+        for member in due_members:
+            self.discard(member)
+        return due_members
+
+    def _entries_by(self, until: float) -> Iterator[tuple[float, int]]:
+        """Walk down the heap, whose entries are never due before their parents."""
+        heap, indexes = self._heap, [0]
+        while indexes:
+            index = indexes.pop()
+            if index < len(heap) and heap[index][0] <= until:
+                if heap[index][1] in self._members:
+                    yield heap[index]
+                indexes += (2 * index + 1, 2 * index + 2)

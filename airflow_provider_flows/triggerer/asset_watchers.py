@@ -1,7 +1,8 @@
-"""The finished flow runs of a connection, polled once for all asset watchers on an event loop.
+"""What asset watchers of finished flow runs need: a list for all of them, their saved state, and a throttle.
 
-Airflow's own shared streams are not used: such a stream has the interval of its first subscriber, it ends for
-all of them at once, and only Airflow 3.3 has them.
+The runs of a connection are listed once for all watchers on an event loop. Airflow's own shared streams are
+not used: such a stream has the interval of its first subscriber, it ends for all of them at once, and only
+Airflow 3.3 has them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from airflow_provider_flows import metrics
+from airflow_provider_flows.compat import get_asset_state, set_asset_state
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowQuotaExceeded,
@@ -24,13 +26,12 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     FlowUnreachable,
 )
-from airflow_provider_flows.core.polling.finished_runs import FinishedRuns
+from airflow_provider_flows.core.polling.finished_runs import FinishedRuns, is_cursor_state
 from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.core.timestamps import parse_http_date
 from airflow_provider_flows.transport.asynchronous import run
-from airflow_provider_flows.triggerer.hook_cache import get_cached_hook
-from airflow_provider_flows.triggerer.per_loop import PerLoop
+from airflow_provider_flows.triggerer.per_loop import PerLoop, get_cached_hook
 from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
 if TYPE_CHECKING:
@@ -217,3 +218,127 @@ async def _poll_runs(
             polls[flow_run_id] = error
             if isinstance(error, (FlowUnreachable, FlowQuotaExceeded, FlowRateLimited)):
                 return
+
+
+class WatcherState:
+    """The saved state of an asset watcher, in Airflow's asset state store (Airflow 3.3 and later).
+
+    It is one key in the store of each asset that a trigger watches.
+
+    :param store: what Airflow gives an event trigger (`asset_state_store`), None where Airflow has none.
+    :param key: the key.
+    """
+
+    def __init__(self, store: Any, key: str) -> None:
+        """Prepare the state; nothing is read yet."""
+        self._stores = [] if store is None else _asset_stores(store)
+        self._key = key
+        self._is_failing = False
+        self._unsaved: Any = None
+        if not self._stores:
+            log.warning(
+                "The asset state store requires Airflow 3.3 or later. On this version asset watchers emit no "
+                "events for flow runs that finish while no triggerer runs"
+            )
+
+    async def load(self, retry_delay: float) -> Any:
+        """Return the saved value, None if there is none; wait while the store fails, or events would be lost.
+
+        :param retry_delay: seconds between two attempts.
+        """
+        while True:
+            try:
+                values = [await get_asset_state(store, self._key) for store in self._stores]
+            except Exception as error:  # noqa: BLE001  # any error of Airflow's; it may be transient
+                self._log_failure("read", error)
+                await asyncio.sleep(retry_delay)
+            else:
+                self._is_failing = False
+                return max(
+                    filter(is_cursor_state, values), key=lambda one: one["emitted_until"], default=None
+                )
+
+    async def save(self, value: Any) -> None:
+        """Save a JSON value; if that fails, `flush` retries it."""
+        self._unsaved = value
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Save the latest value, if that has not succeeded yet."""
+        if self._unsaved is not None and await self._write(self._unsaved):
+            self._unsaved = None
+
+    async def _write(self, value: Any) -> bool:
+        """Save a value; return whether that succeeded."""
+        try:
+            for store in self._stores:
+                await set_asset_state(store, self._key, value)
+        except Exception as error:  # noqa: BLE001  # any error of Airflow's; it may be transient
+            self._log_failure("written", error)
+            return False
+        self._is_failing = False
+        return True
+
+    def _log_failure(self, action: str, error: Exception) -> None:
+        if not self._is_failing:
+            log.warning("The state of an asset watcher could not be %s and is retried: %r", action, error)
+        self._is_failing = True
+
+
+def get_asset_names(store: Any) -> list[str]:
+    """Return the names of the assets that a trigger watches; none if Airflow does not provide them."""
+    return [*getattr(store, "_by_name", {})]
+
+
+def _asset_stores(store: Any) -> list[Any]:
+    """Return the store of each asset.
+
+    A store for several assets is indexed by asset, and there is no public way for a trigger to list its
+    assets. Without the private attribute there is only one asset. tests/triggerer/test_asset_watchers.py
+    fails if it changes.
+    """
+    stores = [*getattr(store, "_by_name", {}).values()]
+    return stores if len(stores) > 1 else [store]
+
+
+class EventThrottle:
+    """A minimum interval between the events of an asset, for all triggers on an event loop.
+
+    Airflow has one queue row for an asset and a DAG (`asset_dag_run_queue`). An event creates the row if
+    there is none. The scheduler then creates a DAG run and deletes the row; the DAG run gets the asset's
+    events up to the row's creation. An event that is added while the row exists waits for the DAG run after
+    the next event. A trigger cannot read the row, so it waits for a fixed time.
+    """
+
+    def __init__(self) -> None:
+        self._next_times: dict[str, float] = {}  # by the monotonic clock
+
+    @classmethod
+    def for_loop(cls) -> EventThrottle:
+        """Return the throttle that all triggers on the running loop share."""
+        return _THROTTLES.get()
+
+    def register(self, assets: Collection[str], interval: float) -> None:
+        """Hold the first event of unknown assets back: another triggerer may just have emitted one."""
+        for asset in assets:
+            self._next_times.setdefault(asset, time.monotonic() + interval)
+
+    async def wait(self, assets: Collection[str]) -> float:
+        """Wait until an event may be emitted for all these assets; return the seconds waited."""
+        started_at = time.monotonic()
+        while (delay := self._next_time(assets) - time.monotonic()) > 0:  # noqa: ASYNC110  # it waits for a time, not an event
+            await asyncio.sleep(delay)
+        return time.monotonic() - started_at
+
+    def record_event(self, assets: Collection[str], interval: float) -> None:
+        """Record an event that is emitted now.
+
+        :param interval: seconds until the next one.
+        """
+        self._next_times.update(dict.fromkeys(assets, time.monotonic() + interval))
+
+    def _next_time(self, assets: Collection[str]) -> float:
+        return max((self._next_times.get(asset, 0.0) for asset in assets), default=0.0)
+
+
+_THROTTLES: PerLoop[EventThrottle] = PerLoop(EventThrottle)

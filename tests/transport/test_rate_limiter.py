@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
-from airflow_provider_flows.core.rate_limiter import (
+from airflow_provider_flows.transport.rate_limiter import (
     DEFAULT_RETRY_AFTER_SECONDS,
     INITIAL_INTERVAL_SECONDS,
     RateLimiter,
