@@ -78,8 +78,8 @@ def test_equivalent_arguments_are_one_watcher() -> None:
         ({"states": []}, "states must be a non-empty string"),
         ({"flow": ""}, "flow must be a non-empty string"),
         ({"flow": [7]}, "flow must be a non-empty string"),
-        ({"poll_interval": 0}, "poll_interval must be more than 0"),
-        ({"poll_interval": "often"}, "poll_interval must be a non-negative number of seconds"),
+        ({"poll_interval": 0}, "poll_interval must be a positive number of seconds"),
+        ({"poll_interval": "often"}, "poll_interval must be a positive number of seconds"),
     ],
 )
 def test_invalid_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
