@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,15 @@ def test_each_item_is_run_once_and_its_files_are_in_its_folder(emulator: Emulato
 
 
 def test_requests_and_writes_for_each_item(emulator: Emulator, tmp_path: Path) -> None:
-    """A batch sends at most 7 requests an item, and its store gets about one write an item."""
+    """Beside its polls, a batch sends 5 requests an item, and its store gets about one write an item."""
     store, items = CountingStore(), 40
     run_try(create_batch(tmp_path, create_items(items), max_active_runs=20), store)
-    assert len(emulator.requests) <= 7 * items
+    polls = [
+        request
+        for request in emulator.requests
+        if request.method == "GET" and re.fullmatch(r"/flows(?:/\w+)?", request.path)
+    ]  # how many these are depends on the load of the machine
+    assert len(emulator.requests) - len(polls) <= 5 * items + 5
     assert len(store.writes) <= items + 10
 
 
