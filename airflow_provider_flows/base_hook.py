@@ -309,7 +309,12 @@ class BaseFlowsHook(BaseHook):
         """
         name, ended = self.service.name, Event()
         if not self.service.staged_start:
-            arrives = "" if self.service.supports("get_run") else "; it responds when the flow run has ended"
+            arrives = ""
+            if not self.service.supports("get_run"):
+                limit = f"{self.settings.read_timeout:g} s (read_timeout of the connection)"
+                arrives = (
+                    f"; it responds when the flow run has ended, for which this process waits up to {limit}"
+                )
             self.log.info("Starting flow %s at %s%s", flow, name, arrives)
 
         def log_waiting() -> None:

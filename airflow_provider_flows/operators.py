@@ -60,6 +60,9 @@ __all__ = [
     "RunFlowOperator",
 ]
 
+NOT_DEFERRED = (
+    "This task is not deferred: %s responds when the flow run has ended, so its worker waits for it"
+)
 NO_ON_KILL = (
     "The on_kill method of triggers requires Airflow 3.3 or later. On this version, if this task is cleared "
     "while it is deferred, or if its DAG run is marked as success or failed, flow run %s continues; abort it "
@@ -200,6 +203,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.warn_about_task_ids()
         options = self._output_options()
         log_if_unsupported(self)
+        if self.deferrable and not task_try.hook.service.supports("get_run"):
+            self.log.info(NOT_DEFERRED, task_try.hook.service.name)
         with self._run_try(task_try):
             on_run_update = self.get_run_tracker(context, task_try.hook)
             if self.abort_on_kill:
