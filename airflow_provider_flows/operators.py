@@ -243,15 +243,15 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             on_run_update = self.get_run_tracker(
                 context, task_try.hook, task_try.deferred_run_id, after_deferral=True
             )
+            rejection: FlowError | None = None
             try:
                 run = run_from_event(event, task_try.hook.error_texts)
             except FlowTimeout as error:
                 run = on_deadline(task_try, str(task_try.flow_run_id), error)
-            except (
-                FlowAuthError,
-                FlowInputError,
-            ) as error:  # perhaps only in the triggerer
-                run = self._wait_after_rejection(task_try, event or {}, error)
+            except (FlowAuthError, FlowInputError) as error:  # perhaps only in the triggerer
+                rejection = error
+            if rejection is not None:  # not inside of `except`: a traceback would repeat the error
+                run = self._wait_after_rejection(task_try, event or {}, rejection)
         return self._finish(task_try, run, on_run_update)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

@@ -194,13 +194,12 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         with self._translate_errors():
             hook = self._get_hook()
             on_run_update = self.get_run_tracker(context, hook, self.flow_run_id, after_deferral=True)
+            run: FlowRun | None = None
             try:
                 run = run_from_event(event)
-            except (
-                FlowAuthError,
-                FlowInputError,
-            ) as error:  # perhaps only in the triggerer
+            except (FlowAuthError, FlowInputError) as error:  # perhaps only in the triggerer
                 self.log.warning(UNUSABLE_IN_TRIGGERER, self.flow_run_id, error)
+            if run is None:  # not inside of `except`: a traceback would repeat the error
                 event = event or {}
                 return self._poll_or_defer(context, event.get("deadline"), event.get("rejections", 1))
             return self._finish(context, hook, run, on_run_update)
