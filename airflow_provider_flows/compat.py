@@ -18,7 +18,7 @@ from uuid import UUID
 try:
     from airflow.sdk import RetryDecision, RetryPolicy
 except ImportError:  # before Airflow 3.3
-    RetryPolicy = object  # type: ignore[misc, assignment]
+    RetryDecision = RetryPolicy = object  # type: ignore[misc, assignment]
     HAS_RETRY_POLICIES = False
 else:
     HAS_RETRY_POLICIES = True
