@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -301,9 +302,11 @@ def test_odd_names_drop_no_metric(
     path = "airflow.sdk._shared.observability.metrics" if has_sdk else "airflow.metrics"
     statsd_logger = importlib.import_module(f"{path}.statsd_logger")
     client = Lines()
-    logger = statsd_logger.SafeStatsdLogger(
-        client, influxdb_tags_enabled=is_influxdb, statsd_influxdb_enabled=is_influxdb
-    )
+    logger_type = statsd_logger.SafeStatsdLogger
+    options = {"influxdb_tags_enabled": is_influxdb}
+    if "statsd_influxdb_enabled" in inspect.signature(logger_type.__init__).parameters:
+        options["statsd_influxdb_enabled"] = is_influxdb
+    logger = logger_type(client, **options)
     if hasattr(Stats, "initialize"):
         Stats.initialize(factory=lambda: logger, export_legacy_names=False)
     else:  # before Airflow 3.2

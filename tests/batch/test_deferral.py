@@ -100,6 +100,7 @@ def test_without_a_store_the_worker_waits(emulator: Emulator, tmp_path: Path) ->
     assert emulator.started_count == 2
 
 
+@needs("on_kill of triggers")
 async def test_killed_trigger_aborts_all_runs(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from tests.support.modes import MODES, run_in_mode
 from tests.support.servers import StubResponse, StubServer
 from tests.support.task_instances import Store, context
 from tests.support.tries import CHAIN_ARGUMENTS
+from tests.support.versions import needs
 
 pytestmark = [pytest.mark.emulator(run_seconds=0, retries=0), pytest.mark.usefixtures("no_proxy")]
 
@@ -192,6 +193,7 @@ def test_variables_of_promptchainer_are_fields(emulator: Emulator, tmp_path: Pat
     assert all(Path(one["uri"]).name.startswith("red-") for one in outputs if one["uri"])
 
 
+@needs("commands of providers")
 def test_command_names_files(emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`airflow flows download --output-name` names the files; an invalid pattern is an error."""
     run = GenerioHook("generio_default").start(

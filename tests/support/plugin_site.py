@@ -53,7 +53,9 @@ def airflow_clients() -> Iterator[dict[str, TestClient]]:
 @contextmanager
 def serve(client: TestClient) -> Iterator[str]:
     """Serve a client's app over HTTP, and yield its URL; requests need the client's cookies."""
-    server = uvicorn.Server(uvicorn.Config(client.app, port=0, lifespan="off", log_level="critical"))  # type: ignore[arg-type]
+    server = uvicorn.Server(
+        uvicorn.Config(client.app, port=0, lifespan="off", ws="none", log_level="critical")
+    )  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
