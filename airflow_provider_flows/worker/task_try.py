@@ -213,11 +213,13 @@ def abort_on_error(task_try: TaskTry) -> Iterator[None]:
 
 def abort_if_abandoned(task_try: TaskTry, error: BaseException) -> None:
     """Abort the flow run, also one of an earlier try, if no retry resumes it after this error."""
-    if not task_try.abort_on_kill or task_try.is_left_to_next_try or _will_retry(task_try, error):
+    if not task_try.abort_on_kill or task_try.is_left_to_next_try:
         return
     flow_run_id = task_try.flow_run_id
     if flow_run_id is None:
         _abort_unrecorded_runs(task_try, error)
+        return
+    if _will_retry(task_try, error):
         return
     try:
         if task_try.hook.service.supports("get_run"):
@@ -233,15 +235,16 @@ def abort_if_abandoned(task_try: TaskTry, error: BaseException) -> None:
 
 def _abort_unrecorded_runs(task_try: TaskTry, error: BaseException) -> None:
     """Abort the flow runs of earlier tries that are only in the service's list, because there is no store."""
-    task_state, service = task_try.task_state, task_try.hook.service
-    can_find = task_state.durable and service.supports("list_runs")
-    if task_state.is_new or task_state.has_store or not can_find:
+    task_state, ti = task_try.task_state, task_try.context["ti"]
+    if task_state.is_new or task_state.has_store or not task_state.durable:
         return
-    ti: Any = task_try.context["ti"]
     is_final_error = isinstance(error, (AirflowSkipException, AirflowFailException))
     if int(ti.try_number) <= task_state.generation and not is_final_error:
         return  # the next try finds them
     try:
+        service = task_try.hook.service
+        if not service.supports("list_runs"):
+            return
         for run in task_try.hook.run(find_stamped_runs(service, task_state.stamp_of_all_tries)):
             if not run.is_final and task_try.hook.abort(run.flow_run_id):
                 task_try.log.info("The %s of an earlier try was aborted", run)
