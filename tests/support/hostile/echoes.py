@@ -77,7 +77,8 @@ def _register(place: str, spelling: str) -> None:
 
     @register(echo_behaviour(place, spelling))
     def send(connection: socket.socket) -> None:
-        connection.sendall(head(status=status, Content_Length=str(len(content))) + content)
+        start = head(status=status, Content_Length=str(len(content)), Connection="close")
+        connection.sendall(start + content)
 
 
 for _place in PLACES:
