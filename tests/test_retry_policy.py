@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_provider_flows.core import exceptions
 from airflow_provider_flows.emulator import Emulator, Fault
+from airflow_provider_flows.operators import RunFlowBatchOperator, RunFlowOperator
+from airflow_provider_flows.worker.task_try import allows_retry
 from tests.support.modes import compat_notices
 from tests.support.tries import CHAIR_ARGUMENTS, request_times, run_with_retries
 from tests.support.versions import lacks, needs
@@ -78,6 +82,28 @@ def test_retry_after_header_delays_the_retry(emulator: Emulator) -> None:
     first, second = request_times(emulator, "POST", "/flows")
     assert 3.0 <= second - first < 15.0
     assert "the service requested this delay" in task_result.result.log
+
+
+@needs("retry policies")
+@pytest.mark.parametrize(
+    ("error", "is_allowed"),
+    [
+        (AirflowFailException(), False),
+        (AirflowSkipException(), False),
+        (exceptions.FlowAuthError("no"), False),
+        (LookupError(), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("operator_type", [RunFlowOperator, RunFlowBatchOperator])
+def test_run_is_left_to_a_retry_only_if_the_error_allows_one(
+    operator_type: type, error: Exception, *, is_allowed: bool
+) -> None:
+    """A single run and a batch ask the same: after these errors no other try would resume their runs."""
+    more = {"items": ["A chair"], "output_path": "/outputs"} if operator_type is RunFlowBatchOperator else {}
+    operator = operator_type(task_id="t", flow="f", retries=3, **more)
+    ti = SimpleNamespace(try_number=1, max_tries=3, task=operator)
+    assert allows_retry({"task": operator, "ti": ti}, error) is is_allowed
 
 
 @needs("retry policies")

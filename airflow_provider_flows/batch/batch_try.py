@@ -35,6 +35,7 @@ from airflow_provider_flows.worker.kill_check import (
     read_task_state,
 )
 from airflow_provider_flows.worker.run_tracking import get_own_stamp
+from airflow_provider_flows.worker.task_try import allows_retry
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -323,23 +324,11 @@ class BatchTry:
             self.records.flush()
         except Exception as store_error:  # noqa: BLE001  # the first error matters more
             log.warning("The records of the batch could not be saved (%s)", type(store_error).__name__)
-        if self._will_retry(error):
+        if self.has_retry_left and allows_retry(self.context, error):
             count = len(_get_run_ids(self.records))
             log.info("The next try resumes the flow runs of this one, of which %d may be active", count)
         elif self.options.abort_on_kill:
             self._abort_all(self.hook)
-
-    def _will_retry(self, error: BaseException) -> bool:
-        if not self.has_retry_left:
-            return False
-        policy = getattr(self.context.get("task"), "retry_policy", None)
-        if policy is None:
-            return True
-        try:
-            decision = policy.evaluate(error, self.try_number, self.generation, self.context)
-        except Exception:  # noqa: BLE001  # Airflow then retries as without a policy
-            return True
-        return str(decision.action.value) != "fail"
 
     def _abort_all(self, hook: FlowsHook) -> None:
         """Abort the active runs, and delete those that were created and not started. Never raises."""

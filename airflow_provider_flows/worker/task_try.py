@@ -48,6 +48,7 @@ RUN_CONTINUES = (
 CLEARED_WITH_STATE = (
     "The task was cleared with its state kept. This try ends, and the next one resumes flow run {}."
 )
+FINAL_ERRORS = (AirflowSkipException, AirflowFailException)  # after which Airflow runs no other try
 FORBIDDEN_STATUS = 403  # how a service may respond to the id of another account's run
 
 
@@ -238,8 +239,7 @@ def _abort_unrecorded_runs(task_try: TaskTry, error: BaseException) -> None:
     task_state, ti = task_try.task_state, task_try.context["ti"]
     if task_state.is_new or task_state.has_store or not task_state.durable:
         return
-    is_final_error = isinstance(error, (AirflowSkipException, AirflowFailException))
-    if int(ti.try_number) <= task_state.generation and not is_final_error:
+    if int(ti.try_number) <= task_state.generation and allows_retry(task_try.context, error):
         return  # the next try finds them
     try:
         service = task_try.hook.service
@@ -286,17 +286,27 @@ def _abort(task_try: TaskTry, hook: FlowsHook, flow_run_id: str) -> bool | None:
 
 
 def _will_retry(task_try: TaskTry, error: BaseException) -> bool:
-    """Return whether a retry resumes the run after this error, as the task's retry policy decides."""
-    if isinstance(error, (AirflowSkipException, AirflowFailException)):
+    """Return whether a retry resumes the run after this error."""
+    return (
+        not isinstance(error, FINAL_ERRORS)
+        and _will_be_resumed(task_try)
+        and allows_retry(task_try.context, error)
+    )
+
+
+def allows_retry(context: Context, error: BaseException) -> bool:
+    """Return whether Airflow may run a task again after an error, as the task's retry policy decides.
+
+    :param context: Airflow's context of the try; whether a try is left is not checked.
+    """
+    if isinstance(error, FINAL_ERRORS):
         return False
-    if not _will_be_resumed(task_try):
-        return False
-    policy = getattr(task_try.context.get("task"), "retry_policy", None)
+    policy = getattr(context.get("task"), "retry_policy", None)
     if policy is None:
         return True
-    ti: Any = task_try.context["ti"]
+    ti: Any = context["ti"]
     try:
-        decision = policy.evaluate(error, ti.try_number, task_try.task_state.generation, task_try.context)
+        decision = policy.evaluate(error, ti.try_number, int(ti.max_tries or 0), context)
     except Exception:  # noqa: BLE001  # Airflow then retries as without a policy
         return True
     return str(decision.action.value) != "fail"

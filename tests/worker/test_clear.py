@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowServiceError, FlowTimeout, FlowUnreachable
 from airflow_provider_flows.core.http import Conversation, Request, Sleep, T
@@ -22,6 +23,7 @@ from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.run_tracking import STAMPED_ATTRIBUTES
 from airflow_provider_flows.worker.task_state import FILES_KEY, PREVIOUS_RUNS_KEY, RECORD_KEY
+from airflow_provider_flows.worker.task_try import abort_on_error
 from tests.support.modes import FLOW
 from tests.support.task_instances import AIRFLOW_KINDS, WITH_STORE, AirflowKind, Store, context
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, request_times, run_states
@@ -524,6 +526,29 @@ def test_clear_of_a_running_task_aborts_its_run_unless_the_state_is_kept(
     assert run_states(emulator) == (["aborted"] if is_aborted else ["starting"])
     returned = tries.execute(2, 2)
     assert (returned["flow_run_id"] in list(emulator.runs)[:1]) is not is_aborted
+
+
+@pytest.mark.parametrize(
+    ("kind", "max_tries", "error", "state"),
+    [
+        pytest.param("no store", 1, LookupError(), "aborted", id="last try"),
+        pytest.param("no store", 2, LookupError(), "starting", id="a try is left"),
+        pytest.param("no store", 2, AirflowFailException(), "aborted", id="no try follows the error"),
+        pytest.param("store", 1, LookupError(), "aborted", id="last try with a record"),
+        pytest.param("store", 2, LookupError(), "starting", id="a try is left with a record"),
+    ],
+)
+def test_error_before_the_run_is_found_aborts_it_unless_a_try_is_left(
+    emulator: Emulator, kind: str, max_tries: int, error: Exception, state: str
+) -> None:
+    """An error before a try has its run, as of a function, leaves no run of an earlier try active."""
+    tries = Try(AIRFLOW_KINDS[kind])
+    tries.execute(1, max_tries)
+    operator = HurriedOperator(task_id="t", **tries.arguments)
+    task_try = operator._create_task_try(tries.context(2, max_tries))
+    with pytest.raises(type(error)), abort_on_error(task_try):
+        raise error
+    assert run_states(emulator) == [state]
 
 
 @INSTANT_RUNS
