@@ -298,7 +298,12 @@ class BaseFlowsHook(BaseHook):
 
     def poll_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Read a run from the service, with its errors as `error_texts` shows them."""
-        return self.quote_errors((yield from self.service.get_run(flow_run_id)))
+        try:
+            run = yield from self.service.get_run(flow_run_id)
+        except FlowServiceError as error:
+            self.add_connection_to(error)  # not only in `run`, because a wait logs it before
+            raise
+        return self.quote_errors(run)
 
     @contextmanager
     def log_start(self, flow: str) -> Iterator[None]:
@@ -307,11 +312,11 @@ class BaseFlowsHook(BaseHook):
         A service that starts a run in several steps responds to each in seconds, so the start is logged only
         if it takes longer, such as for the upload of a large file.
         """
-        name, ended = self.service.name, Event()
+        name, conn_id, ended = self.service.name, self.flows_conn_id, Event()
         if not self.service.staged_start:
             arrives = ""
             if not self.service.supports("get_run"):
-                limit = f"{self.settings.read_timeout:g} s (read_timeout of the connection)"
+                limit = f"{self.settings.read_timeout:g} s (read_timeout of connection {conn_id!r})"
                 arrives = (
                     f"; it responds when the flow run has ended, for which this process waits up to {limit}"
                 )
@@ -483,5 +488,7 @@ class BaseFlowsHook(BaseHook):
             raise
 
     def add_connection_to(self, error: FlowServiceError) -> None:
-        """Name the connection and its host in the message of an error."""
-        error.args = (f"{error} (Connection {self.flows_conn_id!r}, {self.settings.base_url})",)
+        """Name the connection, its type and its host in the message of an error, unless they are there."""
+        if error.connection is None:
+            conn_type = self.connection.conn_type or self.conn_type
+            error.add_connection(f"{self.flows_conn_id!r} of type {conn_type!r}", self.settings.base_url)

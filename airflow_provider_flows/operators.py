@@ -23,7 +23,6 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_flows.batch.operator import RunFlowBatchOperator
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowInputError, FlowTimeout
 from airflow_provider_flows.core.polling.schedule import (
-    MAX_REJECTED_TRIGGERS,
     Schedule,
     to_seconds,
     to_time_limit,
@@ -411,8 +410,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     ) -> FlowRun:
         """Wait here; or poll once, and defer the task if the run is not final yet.
 
-        :param rejections: how many triggers have ended because their connection was unusable. After the
-            first one, an accepted poll is required before the task is deferred again.
+        :param rejections: how many triggers have ended because their connection was unusable.
         """
         from airflow_provider_flows.worker.task_try import on_deadline
 
@@ -422,11 +420,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             try_deadline = task_try.started_at + self.execution_timeout.total_seconds()
             schedule = replace(schedule, deadline=min(try_deadline, schedule.deadline or try_deadline))
         wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log, is_named=True)
-        poll: Callable[[], Conversation[FlowRun | None]] = wait.poll_once
-        if not self.deferrable or rejections >= MAX_REJECTED_TRIGGERS:
-            poll = wait.poll_until_final
-        elif rejections:
-            poll = wait.poll_confirming_errors
+        poll = wait.select_poll(rejections, until_final=not self.deferrable)
         try:
             run = self._run_poll(task_try, wait, poll)
         except FlowTimeout as error:
@@ -474,7 +468,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         from airflow_provider_flows.triggers import UNUSABLE_IN_TRIGGERER  # slow to import
 
         flow_run_id = str(task_try.flow_run_id)
-        self.log.warning(UNUSABLE_IN_TRIGGERER, flow_run_id, error)
+        self.log.warning(UNUSABLE_IN_TRIGGERER, flow_run_id, error.summary)
         return self._wait_or_defer(task_try, flow_run_id, event.get("deadline"), event.get("rejections", 1))
 
     def _finish_without_wait(self, context: Context, run: FlowRun) -> dict[str, Any]:

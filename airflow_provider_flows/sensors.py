@@ -27,7 +27,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowRunFailed,
     FlowTimeout,
 )
-from airflow_provider_flows.core.polling.schedule import MAX_REJECTED_TRIGGERS, Schedule, to_positive_seconds
+from airflow_provider_flows.core.polling.schedule import Schedule, to_positive_seconds
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
@@ -198,7 +198,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             try:
                 run = run_from_event(event)
             except (FlowAuthError, FlowInputError) as error:  # perhaps only in the triggerer
-                self.log.warning(UNUSABLE_IN_TRIGGERER, self.flow_run_id, error)
+                self.log.warning(UNUSABLE_IN_TRIGGERER, self.flow_run_id, error.summary)
             if run is None:  # not inside of `except`: a traceback would repeat the error
                 event = event or {}
                 return self._poll_or_defer(context, event.get("deadline"), event.get("rejections", 1))
@@ -237,19 +237,12 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     def _poll_or_defer(self, context: Context, deadline: float | None, rejections: int = 0) -> dict[str, Any]:
         """Poll once, and defer the task if the run is not final yet.
 
-        :param rejections: how many triggers have ended because their connection was unusable. After the
-            first one, an accepted poll is required before the task is deferred again; after several, the
-            sensor waits here.
+        :param rejections: how many triggers have ended because their connection was unusable.
         """
         hook = self._get_hook()
         wait = self._create_wait(hook, deadline)
         on_run_update = self.get_run_tracker(context, hook, wait.flow_run_id, after_deferral=rejections > 0)
-        poll: Callable[[], Conversation[FlowRun | None]] = wait.poll_once
-        if rejections >= MAX_REJECTED_TRIGGERS:
-            poll = wait.poll_until_final
-        elif rejections:
-            poll = wait.poll_confirming_errors
-        hook, run = self._run_poll(hook, wait, poll)
+        hook, run = self._run_poll(hook, wait, wait.select_poll(rejections))
         if run is not None and run.is_final:
             return self._finish(context, hook, run, on_run_update)
         from airflow_provider_flows.triggers import FlowRunTrigger, deferral_timeout  # slow to import

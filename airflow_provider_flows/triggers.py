@@ -66,7 +66,8 @@ NO_EVENT = (
     "Check that a triggerer is running. If runs of this flow take this long, increase timeout."
 )
 UNUSABLE_IN_TRIGGERER = (
-    "The triggerer cannot poll flow run %s with its connection, so this worker polls it with its own: %s"
+    "The triggerer cannot poll flow run %s, so this worker polls it with its own connection. Check the "
+    "connection where the triggerer reads it. Reason: %s"
 )
 SCHEDULER_LOOPS = 5  # in which the scheduler certainly creates the DAG run for an event
 
@@ -216,7 +217,6 @@ class FlowRunTrigger(KillableTrigger):
             try:
                 return await SharedPoller.for_hook(hook).wait_until_final(wait)
             except FlowServiceError as error:
-                hook.add_connection_to(error)
                 latest = await reload_hook(hook) if isinstance(error, FlowAuthError) else hook
                 if latest.settings == hook.settings:
                     raise

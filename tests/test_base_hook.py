@@ -9,19 +9,48 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.exceptions import FlowInputError, FlowTimeout, FlowUnreachable
+from airflow_provider_flows.core.exceptions import (
+    FlowInputError,
+    FlowServiceError,
+    FlowTimeout,
+    FlowUnreachable,
+)
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
+from airflow_provider_flows.core.polling.schedule import Schedule
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook, PromptChainerHook, flows_hook
 from tests.support.downloads import KilledError, hook_to, raise_after
 from tests.support.hostile import BEHAVIOURS, HostileServer
 from tests.support.hostile.slow import send_steadily
-from tests.support.servers import MisbehavingServer
+from tests.support.servers import MisbehavingServer, StubResponse, StubServer, unused_url
 
+RUN_ID = "6b0203c3fbcc98b1a4059427"
+# each failure of a request: the response, if there is one, and what the error says of its cause
+FAILURES: dict[str, tuple[StubResponse | None, str]] = {
+    "wrong key": (StubResponse(401), "does not accept the API key"),
+    "forbidden": (StubResponse(403), "does not allow this with the connection's API key"),
+    "unknown run": (StubResponse(404), "has nothing of that name"),
+    "gateway": (StubResponse(403, body=b"<html><body>Denied</body></html>"), "A page in HTML came"),
+    "redirect": (
+        StubResponse(302, headers={"Location": "http://other.example/"}),
+        "leads to http://other.example",
+    ),
+    "https": (
+        StubResponse(301, headers={"Location": "https://127.0.0.1/"}),
+        "redirect to https",
+    ),
+    "proxy": (StubResponse(407), "A proxy requires credentials"),
+    "rate limit": (StubResponse(429), "receives too many requests"),
+    "overloaded": (StubResponse(503), "could not process the request"),
+    "no JSON": (StubResponse(body=b"flows"), "cannot be read as JSON"),
+    "TLS": (None, "it does not speak TLS there"),
+    "closed port": (None, "nothing listens there"),
+}
 MAX_SECONDS = 6.0  # on a loaded machine; without a deadline these take minutes
 
 
@@ -245,3 +274,41 @@ def test_interrupt_ends_a_slow_download_at_once() -> None:
             hook_to(server.url).download_output("r", "a")
         assert time.monotonic() - started_at < MAX_SECONDS
     assert [thread for thread in threading.enumerate() if thread.name == "request-deadline"] == []
+
+
+@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_every_failed_request_names_its_connection(
+    monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    """Errors, and lines about failed polls, name id and type of the connection once, in both transports."""
+    response, cause = FAILURES[failure]
+    lines: list[str] = []
+    with unused_url() as closed_url, StubServer(lambda _: response or StubResponse()) as server:
+        urls = {"closed port": closed_url, "TLS": server.url.replace("http:", "https:")}
+        url = urls.get(failure, server.url)
+        connection = {"conn_type": "generio", "host": url, "password": "a_key", "extra": {"retries": 0}}
+        monkeypatch.setenv("AIRFLOW_CONN_NAMED", json.dumps(connection))
+        hook = FlowsHook.get_hook("named")
+        with pytest.raises(FlowServiceError) as blocking:
+            hook.get_run(RUN_ID)
+        with pytest.raises(FlowServiceError) as asynchronous:
+            await hook.arun(hook.poll_run(RUN_ID))
+        wait = hook.create_wait(RUN_ID, Schedule.of(1, 1), lambda _, line: lines.append(line))
+        hook.run(wait.poll_once())
+
+    for error in (blocking.value, asynchronous.value):
+        assert cause in str(error)
+        assert str(error).count(f"(Connection 'named' of type 'generio', {url})") == 1
+    (line,) = lines
+    assert line.lower().count("connection 'named' of type 'generio'") == 1
+
+
+def test_unreadable_graph_names_the_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error of a flow graph that cannot be read names the connection whose folder contains it."""
+    (tmp_path / "f.json").write_text("{")
+    extra = {"graphs": str(tmp_path)}
+    connection = {"conn_type": "promptchainer", "password": "a_key", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_CHAIN", json.dumps(connection))
+    with pytest.raises(FlowInputError, match="field graphs of connection 'chain'"):
+        PromptChainerHook("chain").get_graph("f")

@@ -346,9 +346,6 @@ class ItemRunner:
             final_run = await SharedPoller.for_hook(self._hook).wait_until_final(wait)
         except FlowTimeout as error:
             final_run = await asyncio.to_thread(self._settle_timeout, run.flow_run_id, error)
-        except FlowServiceError as error:
-            self._hook.add_connection_to(error)
-            raise
         return quote_errors(final_run, self._get_error_texts(item))
 
     def _settle_timeout(self, flow_run_id: str, error: FlowTimeout) -> FlowRun:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 PUBLIC_MODULE = "airflow_provider_flows.operators"  # from which the operator is imported
 SKIP = "skip"
 UNUSABLE_IN_TRIGGERER = (
-    "The triggerer cannot poll the flow runs with its connection, so this worker polls them with its own: %s"
+    "The triggerer cannot poll the flow runs over connection %r, so this worker polls them with its own. "
+    "Check the connection where the triggerer reads it. Reason: %s"
 )
 
 
@@ -144,7 +145,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         batch_try, event = self._create_try(context, is_first_part=False), event or {}
         rejections = int(event.get("rejections", 0))
         if "error" in event:
-            self.log.warning(UNUSABLE_IN_TRIGGERER, event["error"])
+            self.log.warning(UNUSABLE_IN_TRIGGERER, self.flows_conn_id, event["error"])
         final_run_ids = event.get("final_run_ids")
         can_defer = rejections < MAX_REJECTED_TRIGGERS
         return self._run_part(batch_try, final_run_ids, rejections, can_defer=can_defer)

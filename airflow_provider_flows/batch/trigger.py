@@ -100,7 +100,7 @@ class FlowBatchTrigger(KillableTrigger):
         try:
             result = {"final_run_ids": sorted(await self._wait_until_due())}
         except Exception as error:  # noqa: BLE001  # also any of Airflow's; the worker may have a usable connection
-            text = str(error) if isinstance(error, FlowError) else type(error).__name__
+            text = error.summary if isinstance(error, FlowError) else type(error).__name__
             result = {"error": text, "rejections": self.rejections + 1}
         if (early := min_event_delay() - (time.monotonic() - started_at)) > 0:
             await asyncio.sleep(early)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NoReturn, Self
 
@@ -108,6 +109,38 @@ class _Remainder(Arg):
         """Add the argument. Disable option prefixes: argparse.REMAINDER cannot start with an option."""
         parser.prefix_chars = "\0"
         parser.add_argument(*self.flags, **self.kwargs)
+
+
+class _ShortErrors(Arg):
+    """No argument: makes a command's parser explain a wrong command line in two lines.
+
+    Airflow's parser (`DefaultHelpParser`) prints the whole help instead, and ends before an unknown option is
+    found by the command's own parser. Airflow passes that parser to each of the command's arguments.
+
+    :param operands: the names of the command's arguments that are no options.
+    """
+
+    def __init__(self, operands: Sequence[str]) -> None:
+        super().__init__(("short_errors",))  # type: ignore[no-untyped-call]  # see OPTIONS
+        self._operands = operands
+
+    def add_to_parser(self, parser: argparse.ArgumentParser) -> None:
+        """Replace how the parser reports an error, and let it report unknown arguments itself."""
+        usage = " ".join((f"usage: {parser.prog} [options]", *self._operands))
+        parse_known_args = parser.parse_known_args
+
+        def error(message: str) -> NoReturn:
+            advice = f'"{parser.prog} --help" lists the arguments'
+            parser.exit(int(Exit.USAGE), f"{usage}\n{parser.prog}: error: {message} ({advice})\n")
+
+        def parse_all_args(args: Any = None, namespace: Any = None) -> Any:
+            parsed, unknown = parse_known_args(args, namespace)
+            if unknown:
+                error(f"unrecognized arguments: {' '.join(unknown)}")
+            return parsed, unknown
+
+        # on the instance, because the class is Airflow's choice
+        vars(parser).update(error=error, parse_known_args=parse_all_args)
 
 
 CONN_ID = Arg(
@@ -224,9 +257,9 @@ def _build_command(
     name: str, module: str, help_text: str, *args: Arg, common_args: tuple[Arg, ...] = COMMON_ARGS
 ) -> ActionCommand:
     function = lazy_load_command(f"{CLI_PACKAGE}.{module}.{name}")
-    return ActionCommand(
-        name=name, help=help_text, func=function, args=(*args, *common_args), epilog=EXIT_CODE_TABLE
-    )
+    operands = [arg.kwargs.get("metavar", arg.flags[0]) for arg in args if not arg.flags[0].startswith("-")]
+    all_args = (_ShortErrors(operands), *args, *common_args)
+    return ActionCommand(name=name, help=help_text, func=function, args=all_args, epilog=EXIT_CODE_TABLE)
 
 
 def get_commands() -> list[GroupCommand]:

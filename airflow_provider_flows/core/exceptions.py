@@ -36,6 +36,11 @@ class FlowError(Exception):
         """Return type and message as a plain dict, for a trigger's event."""
         return {"type": type(self).__name__, "message": str(self)}
 
+    @property
+    def summary(self) -> str:
+        """What a log line says of the error if the whole message follows elsewhere; by default all of it."""
+        return str(self)
+
 
 class FlowInputError(FlowError):
     """An argument cannot be sent, or an input file has changed; no flow run was started.
@@ -87,6 +92,25 @@ class FlowServiceError(FlowError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.connection: str | None = None
+
+    def add_connection(self, connection: str, base_url: str) -> None:
+        """Name the connection of the request in the message, unless it is there already.
+
+        :param connection: its id and type.
+        :param base_url: the host that it leads to, without credentials.
+        """
+        if self.connection is None:
+            self.connection = connection
+            self.args = (f"{self} (Connection {connection}, {base_url})",)
+
+    @property
+    def summary(self) -> str:
+        """The HTTP status and the connection, if the request was rejected; otherwise the message."""
+        if self.status is None or not 400 <= self.status < 500:
+            return str(self)
+        connection = "" if self.connection is None else f" (connection {self.connection})"
+        return f"HTTP {self.status}{connection}"
 
     @property
     def is_transient(self) -> bool:
@@ -102,12 +126,19 @@ class FlowServiceError(FlowError):
         return self.is_transient
 
     def to_dict(self) -> dict[str, Any]:
-        """Return type, message and status as a plain dict."""
-        return {**super().to_dict(), "status": self.status}
+        """Return type, message, status and the connection, if it is known, as a plain dict."""
+        connection = {} if self.connection is None else {"connection": self.connection}
+        return {**super().to_dict(), "status": self.status, **connection}
 
 
 class FlowAuthError(FlowServiceError):
     """The service rejected the API key: it is wrong, expired or lacks a permission."""
+
+    @property
+    def summary(self) -> str:
+        """That the key was rejected, the connection if it is known, and the HTTP status."""
+        connection = "" if self.connection is None else f" of connection {self.connection}"
+        return f"the service rejected the API key{connection} (HTTP {self.status})"
 
 
 class FlowNotFound(FlowServiceError):
@@ -205,7 +236,8 @@ class FlowMalformed(FlowServiceError):
 def error_from_dict(data: dict[str, Any]) -> FlowError:
     """Return the exception that `FlowError.to_dict` described, with the same type, message and status.
 
-    :param data: `{"type": str, "message": str, "status": int | None}`; an unknown type becomes a `FlowError`.
+    :param data: `{"type": str, "message": str, "status": int | None, "connection": str}`; an unknown type
+        becomes a `FlowError`.
     """
     candidate = globals().get(str(data.get("type")))
     error_class = candidate if isinstance(candidate, type) and issubclass(candidate, FlowError) else FlowError
@@ -214,5 +246,7 @@ def error_from_dict(data: dict[str, Any]) -> FlowError:
         is_permanent = bool(data.get("is_permanent", True))
         return FlowQuotaExceeded(message, status=data.get("status"), is_permanent=is_permanent)
     if issubclass(error_class, FlowServiceError):
-        return error_class(message, status=data.get("status"))
+        error = error_class(message, status=data.get("status"))
+        error.connection = data.get("connection")
+        return error
     return error_class(message)

@@ -64,6 +64,7 @@ def _install_signal_handlers() -> threading.Event:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
+        usage="%(prog)s [options]",  # before an error, and before the help, which lists the options anyway
         description="Emulate Generio and PromptChainer on one port.",
         epilog="Switches, for provider developers: "
         + "; ".join(f"{name} ({switch_choices(name)})" for name in switch_names()),

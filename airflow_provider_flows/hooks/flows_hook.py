@@ -19,6 +19,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowError,
     FlowInputError,
     FlowQuotaExceeded,
+    FlowServiceError,
 )
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.http import allow_urls
@@ -438,7 +439,8 @@ class FlowsHook(BaseFlowsHook):
             message = self.run(check, retry=NO_RETRY, timeout=TEST_TIMEOUT_SECONDS)
             unknown_fields = ", ".join(conn.find_unknown_fields(self.connection, self.fields))
         except FlowError as error:  # the id is temporary: Airflow tests a copy of the connection
-            text = str(error).replace(f"(Connection {self.flows_conn_id!r}, ", "(")
+            name = error.connection if isinstance(error, FlowServiceError) else None
+            text = str(error).replace(f"(Connection {name}, ", "(")
             text = text.replace(f"of connection {self.flows_conn_id!r}", "of the connection")
             return False, text.replace(f"Connection {self.flows_conn_id!r}", "The connection")
         if unknown_fields:
@@ -486,4 +488,4 @@ class PromptChainerHook(FlowsHook):
         """
         from airflow_provider_flows.storage.graph_files import load_graph
 
-        return load_graph(self.extra["graphs"], flow)
+        return load_graph(self.extra["graphs"], flow, self.flows_conn_id)

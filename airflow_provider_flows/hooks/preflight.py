@@ -192,10 +192,8 @@ class Preflight:
         return self._hook.run(conversation, retry=retry, timeout=DEFINITION_TIMEOUT_SECONDS)
 
     def _log_not_validated(self, level: int, request: RunRequest, reason: object) -> None:
-        if isinstance(
-            reason, FlowAuthError | FlowNotFound
-        ):  # the start has the same error, which is logged in full then
-            reason = f"the service responded with HTTP {reason.status}"
+        if isinstance(reason, FlowAuthError | FlowNotFound):  # the start raises the whole error
+            reason = reason.summary
         elif isinstance(reason, FlowUnreachable):
             reason = "the service sent no response"
         self._hook.log.log(level, NOT_VALIDATED, request.flow, reason)

@@ -19,10 +19,11 @@ MAX_LOGGED_WARNINGS = 10
 _SAFE_FLOW_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # cannot refer to another folder
 
 
-def load_graph(folder: str | None, flow: str) -> FlowGraph | None:
+def load_graph(folder: str | None, flow: str, conn_id: str) -> FlowGraph | None:
     """Load the graph of a flow from its exported file (vendor_notes.md, 2.4).
 
     :param folder: a path or URI for ObjectStoragePath, from the connection's field `graphs`.
+    :param conn_id: the id of that connection, for messages.
     :returns: None if there is no folder, or no such file in it.
     :raises FlowInputError: the file cannot be read, or is not a flow graph; the message names the file.
     """
@@ -35,10 +36,10 @@ def load_graph(folder: str | None, flow: str) -> FlowGraph | None:
             return None
         graph = parse_graph(content)
     except FlowInputError as error:
-        raise _unreadable_graph_error(location, str(error)) from None
+        raise _unreadable_graph_error(location, conn_id, str(error)) from None
     except Exception as error:  # noqa: BLE001  # each object store's library raises its own exceptions
         raise _unreadable_graph_error(
-            location, redact_text(explain_store_error(folder, error)), is_permanent=False
+            location, conn_id, redact_text(explain_store_error(folder, error)), is_permanent=False
         ) from None
     for warning in graph.warnings[:MAX_LOGGED_WARNINGS]:
         log.warning(
@@ -73,8 +74,11 @@ def parse_graph(content: bytes) -> FlowGraph:
         raise FlowInputError(message) from None
 
 
-def _unreadable_graph_error(location: str, reason: str, *, is_permanent: bool = True) -> FlowInputError:
+def _unreadable_graph_error(
+    location: str, conn_id: str, reason: str, *, is_permanent: bool = True
+) -> FlowInputError:
     message = (
-        f"The flow graph {redact_path(location)} (field graphs of the connection) cannot be read. {reason}"
+        f"The flow graph {redact_path(location)} (field graphs of connection {conn_id!r}) cannot be read. "
+        f"{reason}"
     )
     return FlowInputError(message, is_permanent=is_permanent)

@@ -39,7 +39,9 @@ NAME_DIGEST_LENGTH = 12  # hexadecimal digits of a file's SHA-256 in its name
 
 
 class DownloadHook(Protocol):
-    """The methods of a hook that a download needs."""
+    """What a download needs of a hook."""
+
+    flows_conn_id: str
 
     @property
     def service(self) -> Service:
@@ -277,9 +279,10 @@ class OutputDownload:
             if media_type is None:
                 log.warning(
                     "Output %s is a link that does not lead to an image or whose host is not allowed "
-                    "(picture_hosts in the connection's extra), so no file was stored. The task returns the "
-                    "link itself, which may expire.",
+                    "(picture_hosts in the extra of connection %r), so no file was stored. The task returns "
+                    "the link itself, which may expire.",
                     output.name,
+                    hook.flows_conn_id,
                 )
             return media_type
         try:

@@ -228,7 +228,8 @@ def abort_if_abandoned(task_try: TaskTry, error: BaseException) -> None:
     except FlowError as abort_error:
         is_same = isinstance(error, FlowInputError) and str(error) == str(abort_error)  # of the connection
         if is_same or (isinstance(error, FlowAuthError) and isinstance(abort_error, FlowAuthError)):
-            add_continuing_run(error, flow_run_id)
+            add_continuing_run(error, flow_run_id)  # the task fails with it, so it is not logged as well
+            return
         task_try.log.warning(
             "Flow run %s could not be aborted. Check it at the service: %s", flow_run_id, abort_error
         )
@@ -249,9 +250,8 @@ def _abort_unrecorded_runs(task_try: TaskTry, error: BaseException) -> None:
             if not run.is_final and task_try.hook.abort(run.flow_run_id):
                 task_try.log.info("The %s of an earlier try was aborted", run)
     except FlowError as search_error:
-        task_try.log.warning(
-            "Whether an earlier try has left an active flow run is unknown: %s", search_error
-        )
+        reason = search_error.summary if isinstance(error, FlowAuthError) else search_error
+        task_try.log.warning("Whether an earlier try has left an active flow run is unknown: %s", reason)
 
 
 def add_continuing_run(error: BaseException, flow_run_id: str) -> None:

@@ -331,8 +331,35 @@ def test_errors_are_one_line_and_an_exit_code(
     assert emulator.paid_runs == []
     assert not emulator.runs
     assert KEY not in result.out + result.err
-    by_argparse = "see above" in last or "see help above" in last
-    assert by_argparse or (result.out == "" and all("\x1b" not in part for part in result.err))
+    by_airflow = "see help above" in last  # the group's own parser
+    assert by_airflow or (result.out == "" and "\x1b" not in result.err)
+
+
+@pytest.mark.parametrize(
+    ("line", "usage", "error"),
+    [
+        ("run", "run [options] flow", "the following arguments are required: flow"),
+        ("watch", "watch [options] RUN", "the following arguments are required: RUN"),
+        ("run f --timeout -1", "run [options] flow", "argument --timeout: '-1' is not a number of seconds"),
+        ("run f --bogus 3", "run [options] flow", "unrecognized arguments: --bogus 3"),
+        ("run f --on-interrupt no", "run [options] flow", "argument --on-interrupt: invalid choice: 'no'"),
+        ("list --limit 3", "list [options]", "unrecognized arguments: --limit 3"),
+        ("runs --limit", "runs [options]", "argument --limit: expected one argument"),
+        ("download r other", "download [options] RUN", "unrecognized arguments: other"),
+        ("draw", "draw [options] flow", "the following arguments are required: flow"),
+        ("emulator --port x", "emulator [options]", "argument --port: invalid int value: 'x'"),
+        ("emulator --bogus", "emulator [options]", "unrecognized arguments: --bogus"),
+    ],
+)
+def test_wrong_command_lines_are_explained_in_two_lines(
+    flows: FlowsCommand, line: str, usage: str, error: str
+) -> None:
+    """A wrong command line prints the command's usage and an error that names the argument, not the help."""
+    result = flows(line)
+    assert (result.code, result.out) == (2, "")
+    first, second = result.err.splitlines()
+    assert first == f"usage: airflow flows {usage}"
+    assert second.startswith(f"airflow flows {line.split(maxsplit=1)[0]}: error: {error}")
 
 
 def test_a_start_that_fails_halfway_is_reported_and_undone(emulator: Emulator, flows: FlowsCommand) -> None:

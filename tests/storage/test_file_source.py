@@ -190,7 +190,7 @@ def test_missing_file_system_is_an_error_that_names_its_package(scheme: str) -> 
     actions: tuple[Callable[[], object], ...] = (
         lambda: parse_inputs({"uri": f"{uri}/a.png"}),
         lambda: OutputOptions(uri).validate(Generio()),
-        lambda: load_graph(uri, "f"),
+        lambda: load_graph(uri, "f", "c"),
     )
     for action in actions:
         with pytest.raises(FlowInputError, match=re.escape(PACKAGES[scheme])):

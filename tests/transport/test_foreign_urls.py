@@ -164,7 +164,7 @@ def test_message_names_request_and_target() -> None:
         assert str(caught.value) == (
             f"GET /flows/6b01 leads to {target}, and nothing was sent there. Requests are sent to scheme, "
             "host and port of the connection only. If the service has moved there, set the connection's host "
-            f"to it. (Connection 'own', {server.url})"
+            f"to it. (Connection 'own' of type 'generio', {server.url})"
         )
 
 

@@ -110,7 +110,7 @@ def test_start_is_logged_before_the_request_and_while_it_is_out(monkeypatch: pyt
     start, *waiting, end = package_log_lines(result.log)
     assert start == (
         "info: Starting flow f at promptchainer; it responds when the flow run has ended, "
-        "for which this process waits up to 300 s (read_timeout of the connection)"
+        "for which this process waits up to 300 s (read_timeout of connection 'chain')"
     )
     (line,) = [line for line in result.log.splitlines() if "Starting flow f" in line]
     assert datetime.fromisoformat(line.split()[0]).timestamp() <= received_at[0]

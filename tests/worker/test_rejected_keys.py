@@ -21,7 +21,14 @@ from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.airflow_run import run_dag
-from tests.support.modes import FAST_POLLING, advance_on_poll, count_polls, is_poll, start_external_run
+from tests.support.modes import (
+    FAST_POLLING,
+    advance_on_poll,
+    count_polls,
+    is_poll,
+    package_log_lines,
+    start_external_run,
+)
 from tests.support.tries import BOTH_MODES, CHAIR_ARGUMENTS
 
 pytestmark = pytest.mark.emulator(run_seconds=1000, abort="instant", retries=0)
@@ -107,6 +114,38 @@ def test_error_of_a_rejected_key_names_the_run_that_continues(
     assert type(error) is FlowAuthError
     assert f"Flow run {run.flow_run_id} continues, because there is no valid key to abort it" in str(error)
     assert run.state in {"starting", "running"}
+
+
+ALL_TASKS: dict[str, Callable[[Emulator], BaseOperator]] = {
+    **DEFERRABLE,
+    "blocking operator": lambda _: RunFlowOperator(
+        task_id="run", deferrable=False, **CHAIR_ARGUMENTS, **FAST_POLLING
+    ),
+    "poking sensor": lambda emulator: FlowRunSensor(
+        task_id="run", flow_run_id=start_external_run(emulator), mode="poke", deferrable=False, **FAST_POLLING
+    ),
+}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("kind", ALL_TASKS)
+def test_rejected_key_is_explained_once(emulator: Emulator, kind: str, status: int) -> None:
+    """Only the error says all: the connection, its type and what to do. Each process warns once, briefly."""
+    emulator.add_fault(Fault("GET", "/flows/*", skip=1, times=None, status=status))
+    with DAG(f"explained_{status}_{'_'.join(kind.split())}", schedule=None) as dag:
+        ALL_TASKS[kind](emulator)
+    result = run_dag(dag)
+
+    error = str(result.errors["run"])
+    assert f"returned HTTP {status}" in error
+    assert "check the" in error
+    assert f"(Connection 'flows_default' of type 'generio', {emulator.url})" in error
+    warnings = [line for line in package_log_lines(result.log) if line.startswith("warning: ")]
+    brief = (
+        f"the service rejected the API key of connection 'flows_default' of type 'generio' (HTTP {status})"
+    )
+    assert [line for line in warnings if not line.endswith(brief)] == []
+    assert len(warnings) == (2 if kind in DEFERRABLE else 1)
 
 
 WAITING_IN_WORKER: dict[str, Callable[[str], BaseOperator]] = {

@@ -17,6 +17,7 @@ from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.http import Sleep, with_deadline
 from airflow_provider_flows.core.limits import LAST_POLL_GRACE_SECONDS
 from airflow_provider_flows.core.polling.schedule import (
+    MAX_REJECTED_TRIGGERS,
     Delay,
     Done,
     Failed,
@@ -81,6 +82,10 @@ class ProgressLogger:
             "flow": self._flow,
         }
 
+    def on_logged_failure(self) -> None:
+        """Continue after a line that has said why the run cannot be polled."""
+        self._is_failing = True
+
     def restore(self, data: Mapping[str, Any]) -> None:
         """Continue after the lines of another process, by what its `to_dict` returned."""
         self._raw_state, self._is_failing = data.get("raw_state"), bool(data.get("is_failing"))
@@ -103,13 +108,21 @@ class ProgressLogger:
             self._log_progress(run, age(run, now, poll_state.waiting_since), poll_state.forecast.end)
 
     def on_failed_poll(self, poll_state: PollState) -> None:
-        """Log a failed poll: the first of a series, and each time that their number has doubled."""
+        """Log a failed poll: the first of a series, and each time that their number has doubled.
+
+        A permanent error is summarized, and only once while it is being confirmed, because it ends the wait
+        with its whole message if it persists.
+        """
+        error = poll_state.last_error
+        is_permanent = error is not None and not error.is_transient
+        is_logged = self._is_failing and is_permanent and poll_state.needs_confirmation
         self._is_failing = True
         count = poll_state.failed_polls
-        if count & (count - 1) == 0:
+        if count & (count - 1) == 0 and not is_logged:
             name = self._name(FlowRun(poll_state.flow_run_id, "", self._flow))
             line = f"The {name.strip()} could not be polled ({count} in a row)"
-            self._log(logging.WARNING, f"{line}; polling continues: {poll_state.last_error}")
+            reason = error.summary if error is not None and is_permanent else error
+            self._log(logging.WARNING, f"{line}; polling continues: {reason}")
 
     def _log_state(self, run: FlowRun) -> None:
         if run.state is FlowState.UNKNOWN:
@@ -267,6 +280,23 @@ class Wait:
         if isinstance(step, Failed) and isinstance(step.error, FlowServiceError):
             raise step.error
         return None if self.poll_state.last_error else self.poll_state.run
+
+    def select_poll(
+        self, rejections: int, *, until_final: bool = False
+    ) -> Callable[[], Conversation[FlowRun | None]]:
+        """Return how a worker polls before it defers its task.
+
+        After the first trigger whose connection was unusable, an accepted poll is required before the task is
+        deferred again. After several, the worker waits to the end itself.
+
+        :param rejections: how many triggers have ended because of that, each of which was logged.
+        :param until_final: whether the worker waits to the end in any case.
+        """
+        if rejections:
+            self._progress_logger.on_logged_failure()
+        if until_final or rejections >= MAX_REJECTED_TRIGGERS:
+            return self.poll_until_final
+        return self.poll_confirming_errors if rejections else self.poll_once
 
     def poll_confirming_errors(self) -> Conversation[FlowRun | None]:
         """Poll once, and again soon after a permanent error, for a caller that cannot save the wait's state.
