@@ -23,6 +23,7 @@ from airflow.cli.cli_config import (
 )
 
 SECONDS_BY_UNIT = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+ANY_AGE = "any"
 CLI_PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -103,9 +104,13 @@ def _parse_age(text: str) -> timedelta:
     except (ValueError, KeyError, OverflowError):
         age = timedelta(0)
     if age <= timedelta(0):
-        message = f"{text!r} is not a number of days that is more than 0, such as 30, or a time such as 12h"
+        message = f"{text!r} is not a number of days of more than 0, such as 30, or a time such as 12h"
         raise argparse.ArgumentTypeError(message)
     return age
+
+
+def _parse_reuse(text: str) -> timedelta | bool:
+    return text.lower() == ANY_AGE or _parse_age(text)
 
 
 def _parse_run_count(text: str) -> int:
@@ -193,13 +198,11 @@ NO_VALIDATE = Arg(
 )
 REUSE = Arg(
     ("--reuse",),
-    type=_parse_age,
-    nargs="?",
-    const=True,
+    type=_parse_reuse,
     default=False,
     metavar="AGE",
-    help="Print the outputs of an earlier flow run of the same request, and start none: one of at most so many\n"
-    "days (30, or a time such as 12h), without AGE one of any age. The files must still be there",
+    help="Print the outputs of an earlier flow run of the same request, if there is one of at most so\n"
+    "many days (30, or a time such as 12h, or any) whose files are still there, and start no flow run",
 )
 REUSE_PATH = Arg(
     ("--reuse-path",), help="Where the index of outputs for --reuse is (default: below --output-path)"

@@ -17,7 +17,7 @@ from airflow_provider_flows.core.reuse import ReuseEntry
 from airflow_provider_flows.storage.paths import require_connection
 from airflow_provider_flows.storage.reuse_index import ReuseIndex
 
-COLUMNS = ("saved_at", "flow", "service", "flow_run_id", "outputs", "bytes", "fingerprint")
+COLUMNS = ("saved_at", "flow", "service", "flow_run_id", "outputs", "size", "fingerprint")
 
 
 @command

@@ -153,7 +153,7 @@ class ReuseEntry:
             "service": self.run.service,
             "flow_run_id": self.run.flow_run_id,
             "outputs": len(self.run.outputs),
-            "bytes": sum(output.size or 0 for output in self.run.outputs),
+            "size": sum(output.size or 0 for output in self.run.outputs),
         }
 
 

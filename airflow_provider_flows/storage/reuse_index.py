@@ -40,8 +40,8 @@ FOLDER_NAME = ".flows-reuse"  # below the path; the folder of no run or item beg
 SUFFIX = ".json"
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
 RAN_TWICE = (
-    "Another task ran the same request at the same time, as flow run %s. Both are billed. The index of reusable "
-    "outputs now has flow run %s"
+    "Another task ran the same request at the same time, as flow run %s. Both are billed. The index of "
+    "reusable outputs now has flow run %s"
 )
 
 
