@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -197,8 +198,8 @@ def test_two_tasks_that_miss_at_the_same_time(
     emulator.run_seconds = 3600
     with ThreadPoolExecutor(2) as executor:
         tasks = [executor.submit(run_task, tmp_path) for _ in range(2)]
-        wait_for_condition(lambda: len(emulator.paid_runs) == 2)
-        emulator.advance(3600)
+        asyncio.run(wait_for_condition(lambda: len(emulator.paid_runs) == 2))
+        emulator.advance(7200)
         results = [task.result() for task in tasks]
     assert not any("reused" in result for result in results)
     assert caplog.text.count("Another task ran the same request at the same time") == 1
@@ -225,7 +226,7 @@ def test_fingerprint_survives_a_deferral(emulator: Emulator, tmp_path: Path) -> 
         run_task(tmp_path / "models", deferrable=True, **arguments)
     path, trigger_arguments = deferred.value.trigger.serialize()
     assert path == "airflow_provider_flows.triggers.FlowRunTrigger"
-    emulator.advance(3600)
+    emulator.advance(7200)
     event = asyncio.run(anext(FlowRunTrigger(**trigger_arguments).run())).payload  # type: ignore[arg-type]
     save_picture(file, "blue")
     operator = RunFlowOperator(
@@ -242,25 +243,32 @@ def test_fingerprint_survives_a_deferral(emulator: Emulator, tmp_path: Path) -> 
     assert run_task(tmp_path / "models", **arguments)["reused"]
 
 
-@pytest.mark.parametrize("has_output_path", [True, False])
-def test_texts_are_reused_themselves(emulator: Emulator, tmp_path: Path, has_output_path: bool) -> None:
-    """The outputs of PromptChainer are texts in the index, and need no files."""
-    arguments: dict[str, Any] = {
-        "flow": CHAIN_FLOW,
-        "inputs": {"color": "red", "item": "ball"},
-        "parameters": None,
-        "flows_conn_id": "promptchainer_default",
-        "reuse_path": None if has_output_path else str(tmp_path),
-        "wait_for_completion": True,
-    }
-    output_path = tmp_path if has_output_path else None
-    first, sent = run_task(output_path, **arguments), len(emulator.requests)
-    second = run_task(output_path, **arguments)
-    texts = [output["value"] for output in second["outputs"]]
-    assert texts == [output["value"] for output in first["outputs"]]
-    assert second["reused"]
+CHAIN_ARGUMENTS: dict[str, Any] = {
+    "flow": CHAIN_FLOW,
+    "inputs": {"color": "red", "item": "ball"},
+    "parameters": None,
+    "flows_conn_id": "promptchainer_default",
+}
+
+
+def test_texts_are_reused_themselves(emulator: Emulator, tmp_path: Path) -> None:
+    """The texts of PromptChainer are in the index, and its pictures in their files."""
+    first, sent = run_task(tmp_path, **CHAIN_ARGUMENTS), len(emulator.requests)
+    assert any(output["value"] for output in first["outputs"] if "uri" not in output)
+    assert run_task(tmp_path, **CHAIN_ARGUMENTS) == {**first, "reused": True}
     assert len(emulator.requests) == sent
-    assert "reused" not in run_task(output_path, **{**arguments, "inputs": {"color": "blue", "item": "ball"}})
+    assert "reused" not in run_task(tmp_path, **{**CHAIN_ARGUMENTS, "inputs": {"color": "blue", "item": "x"}})
+
+
+def test_signed_links_are_not_in_the_index(emulator: Emulator, tmp_path: Path) -> None:
+    """A result with a link in place of a file is neither reused nor saved, because the link expires."""
+    emulator.run_seconds = 0
+    arguments = {**CHAIN_ARGUMENTS, "reuse_path": str(tmp_path)}
+    results = [run_task(None, **arguments) for _ in range(2)]
+    assert not any("reused" in result for result in results)
+    assert not (tmp_path / FOLDER_NAME).exists()
+    run_task(tmp_path, **arguments)
+    assert "sig=" not in get_entry(tmp_path).read_text()
 
 
 def test_result_that_is_too_large_is_not_reused(emulator: Emulator, tmp_path: Path) -> None:
@@ -330,33 +338,45 @@ def test_batch_of_texts(emulator: Emulator, tmp_path: Path) -> None:
     assert len(set(values)) == 3
 
 
+INVALID_AGES = [
+    (
+        "30",
+        "reuse must be a timedelta such as timedelta(days=30), True for outputs of any age, or False, not",
+    ),
+    (30, "reuse must be a timedelta such as timedelta(days=30), True"),
+    (timedelta(days=-1), "reuse must be a timedelta of more than 0 seconds"),
+    (timedelta(0), "reuse must be a timedelta of more than 0 seconds"),
+]
+
+
+@pytest.mark.parametrize(("reuse", "message"), INVALID_AGES)
+@pytest.mark.parametrize(
+    ("operator", "inputs"),
+    [(RunFlowOperator, {"inputs": "A chair"}), (RunFlowBatchOperator, {"items": ["A chair"]})],
+)
+def test_invalid_age_when_the_dag_is_parsed(
+    operator: type, inputs: dict[str, Any], reuse: Any, message: str
+) -> None:
+    """An age that cannot be used is an error before any task runs; the message names the argument."""
+    with pytest.raises(FlowInputError, match=re.escape(message)):
+        operator(task_id="t", flow=FLOW, output_path="/data", reuse=reuse, **inputs)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reuse": "30"}, "reuse must be a timedelta such as timedelta(days=30), True .*, not '30'"),
-        ({"reuse": 30}, "reuse must be a timedelta .*, not 30"),
-        ({"reuse": timedelta(days=-1)}, "reuse must be a timedelta of more than 0 seconds"),
-        ({"reuse": timedelta(0)}, "reuse must be a timedelta of more than 0 seconds"),
-        ({"reuse": MONTH, "output_path": None}, "reuse needs an output_path or a reuse_path"),
-        ({"reuse": True, "wait_for_completion": False}, "reuse cannot be combined with wait_for_completion"),
+        ({}, "reuse needs an output_path or a reuse_path"),
+        ({"output_path": "/data", "wait_for_completion": False}, "cannot be combined with wait_for"),
     ],
 )
-@pytest.mark.parametrize("operator", [RunFlowOperator, RunFlowBatchOperator])
-def test_invalid_arguments_when_the_dag_is_parsed(
-    operator: type, arguments: dict[str, Any], message: str
-) -> None:
-    """An argument that cannot be used is an error before any task runs; the message names it."""
-    is_batch = operator is RunFlowBatchOperator
-    if is_batch and arguments.keys() != {"reuse"}:
-        pytest.skip("a batch always has an output_path, and waits")
-    inputs: dict[str, Any] = {"items": ["A chair"]} if is_batch else {"inputs": "A chair"}
-    message = message.replace("(days=30)", r"\(days=30\)")
+def test_invalid_combination_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+    """Without a folder there is no index, and without a wait there are no outputs."""
     with pytest.raises(FlowInputError, match=message):
-        operator(task_id="t", flow=FLOW, **{"output_path": "/data", **inputs, **arguments})
+        RunFlowOperator(task_id="t", flow=FLOW, inputs="A chair", reuse=True, **arguments)
 
 
 def test_reuse_path_is_checked_before_a_run_is_started(emulator: Emulator, tmp_path: Path) -> None:
     """A reuse_path that cannot be written to is an error that names the argument."""
-    with pytest.raises(FlowInputError, match="reuse_path .models. cannot be written to: it is a relative"):
+    with pytest.raises(FlowInputError, match=r"reuse_path .models. cannot be written to: it is a relative"):
         run_task(tmp_path, reuse_path="models")
     assert not emulator.paid_runs
