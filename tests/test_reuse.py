@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
+from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_flows.core.exceptions import FlowInputError
@@ -32,6 +33,7 @@ from tests.support.batches import (
     read_lines,
     run_try,
 )
+from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer
 from tests.support.modes import FLOW, run_in_mode
 from tests.support.task_instances import Store, context
 from tests.support.triggers import wait_for_condition
@@ -44,7 +46,7 @@ MONTH = timedelta(days=30)
 Change = Callable[[Path], object]
 
 
-def run_task(output_path: Path | None, **arguments: Any) -> dict[str, Any]:
+def run_task(output_path: Path | None, /, **arguments: Any) -> dict[str, Any]:
     """Run one task that reuses outputs."""
     defaults: dict[str, Any] = {
         "flow": FLOW,
@@ -56,8 +58,9 @@ def run_task(output_path: Path | None, **arguments: Any) -> dict[str, Any]:
         "deferrable": False,
         "reuse": MONTH,
     }
-    path = None if output_path is None else str(output_path)
-    operator = RunFlowOperator(task_id="t", output_path=path, **{**defaults, **arguments})
+    if output_path is not None:
+        defaults["output_path"] = str(output_path)
+    operator = RunFlowOperator(task_id="t", **{**defaults, **arguments})
     return operator.execute(context(Store()))
 
 
@@ -269,6 +272,20 @@ def test_signed_links_are_not_in_the_index(emulator: Emulator, tmp_path: Path) -
     assert not (tmp_path / FOLDER_NAME).exists()
     run_task(tmp_path, **arguments)
     assert "sig=" not in get_entry(tmp_path).read_text()
+
+
+def test_index_in_an_object_store(bucket: ObjectServer, emulator: Emulator) -> None:
+    """In S3 an entry is one object; a file that was deleted there is noticed."""
+    emulator.run_seconds = 0
+    path = f"s3://{BUCKET}/chairs"
+    first = run_task(None, reuse_path=f"{path}/index", output_path=path, output_conn_id=BUCKET_CONN_ID)
+    objects = sorted(bucket.objects())
+    assert len(objects) == 2
+    assert objects[1].startswith(f"chairs/index/{FOLDER_NAME}/")
+    arguments: dict[str, Any] = {"reuse_path": f"{path}/index", "output_conn_id": BUCKET_CONN_ID}
+    assert run_task(None, output_path=f"{path}/other", **arguments) == {**first, "reused": True}
+    ObjectStoragePath(first["outputs"][0]["uri"], conn_id=BUCKET_CONN_ID).unlink()
+    assert "reused" not in run_task(None, output_path=path, **arguments)
 
 
 def test_result_that_is_too_large_is_not_reused(emulator: Emulator, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class ReuseIndex:
         :raises Exception: any error of the store, except that there is no such file.
         """
         path = self._folder / f"{fingerprint}{SUFFIX}"
+        path.fs.invalidate_cache(self._folder.path)  # another process may have written it since
         try:
             # not `path.open`, which would report the entry to Airflow's lineage as an input of the task
             with path.fs.open(path.path, "rb") as file:
