@@ -36,6 +36,7 @@ from airflow_provider_flows.plugin.run_view import (
     get_flows_hook,
     run_for_page,
 )
+from airflow_provider_flows.storage.paths import to_object_path
 
 RUNS_PER_PAGE = 25
 RUN_LIST_TTL_SECONDS = 5.0  # minimum time between two list requests of a connection
@@ -239,10 +240,8 @@ def _load_flow_ids(conn_id: str, team_name: str | None) -> list[str]:
 def _list_exported_flows(folder: str | None) -> list[str]:
     if not folder:
         return []
-    from airflow.sdk import ObjectStoragePath  # slow to import; most connections have no such folder
-
     try:
-        names = [path.name for path in ObjectStoragePath(folder).iterdir()]
+        names = [path.name for path in to_object_path(folder).iterdir()]
     except Exception as error:
         raise FlowInputError(
             f"The folder of flow graphs {folder!r} cannot be read: {type(error).__name__}. "

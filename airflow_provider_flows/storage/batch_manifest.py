@@ -29,7 +29,7 @@ from airflow_provider_flows.storage.atomic_file import (
 from airflow_provider_flows.storage.batch_items import to_json_value
 from airflow_provider_flows.storage.file_source import FileAccess, open_file
 from airflow_provider_flows.storage.item_files import iter_lines
-from airflow_provider_flows.storage.paths import OBJECT_STORES, require_connection, to_uri
+from airflow_provider_flows.storage.paths import OBJECT_STORES, require_connection, to_object_path, to_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -68,9 +68,7 @@ class BatchManifest:
     """
 
     def __init__(self, output_path: str, output_conn_id: str | None = None) -> None:
-        from airflow.sdk import ObjectStoragePath  # slow to import
-
-        self._folder = ObjectStoragePath(output_path, conn_id=output_conn_id)
+        self._folder = to_object_path(output_path, output_conn_id)
         self._lock = Lock()
         self._spool = Spool()
         self._end = 0  # of what is written to the spool

@@ -9,7 +9,7 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.core.redaction import redact_path, redact_text
 from airflow_provider_flows.core.responses import parse_bounded_json
-from airflow_provider_flows.storage.paths import explain_store_error
+from airflow_provider_flows.storage.paths import explain_store_error, to_object_path
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,8 @@ def load_graph(folder: str | None, flow: str) -> FlowGraph | None:
 
 
 def _load_content(folder: str, flow: str) -> bytes | None:
-    from airflow.sdk import ObjectStoragePath  # expensive to import
-
     try:
-        with (ObjectStoragePath(folder) / f"{flow}.json").open("rb", block_size=GRAPH_BLOCK_BYTES) as file:
+        with (to_object_path(folder) / f"{flow}.json").open("rb", block_size=GRAPH_BLOCK_BYTES) as file:
             content: bytes = file.read(MAX_GRAPH_BYTES + 1)
     except FileNotFoundError:
         return None

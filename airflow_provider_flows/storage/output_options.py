@@ -137,13 +137,11 @@ class OutputOptions:
 
     def get_folder(self, run: FlowRun) -> ObjectStoragePath:
         """Return the folder of a run's files; `output_path` is not None."""
-        from airflow.sdk import ObjectStoragePath  # slow to import, and not needed to define a task
-
-        from airflow_provider_flows.storage.paths import get_run_folder
+        from airflow_provider_flows.storage.paths import get_run_folder, to_object_path
 
         if self.folder_name is None:
             return get_run_folder(run, str(self.output_path), self.output_conn_id)
-        return ObjectStoragePath(str(self.output_path), conn_id=self.output_conn_id) / self.folder_name
+        return to_object_path(str(self.output_path), self.output_conn_id) / self.folder_name
 
     def validate(self, service: Service, problems: Problems | None = None) -> None:
         """Check that the service and the store support the options.
@@ -199,8 +197,6 @@ def _require_writable(name: str, output_path: Any, output_conn_id: str | None) -
         problem = describe_misplaced_task(name, output_path)
         actual = f"must be an absolute path or a URI, not {type(output_path).__name__}"
         raise FlowInputError(f"{name} {problem or actual}")
-    from airflow.sdk import ObjectStoragePath  # slow to import, and not needed to define a task
-
     from airflow_provider_flows.storage.atomic_file import write_probe
     from airflow_provider_flows.storage.paths import (
         LOCAL_SCHEMES,
@@ -208,6 +204,7 @@ def _require_writable(name: str, output_path: Any, output_conn_id: str | None) -
         find_path_problem,
         get_conn_id,
         require_connection,
+        to_object_path,
     )
 
     problem = find_path_problem(output_path)
@@ -217,7 +214,7 @@ def _require_writable(name: str, output_path: Any, output_conn_id: str | None) -
             "a URI, such as '/data/flows', 'file:///data/flows' or 's3://bucket/flows'"
         )
     try:
-        folder = ObjectStoragePath(output_path, conn_id=output_conn_id)
+        folder = to_object_path(output_path, output_conn_id)
         conn_id = get_conn_id(folder)
         if conn_id is not None and conn_id != output_conn_id:
             require_connection(f"the connection in the URI of {name}", conn_id)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.payload import data_uri
@@ -44,7 +44,6 @@ PACKAGES = {
 _NO_FILE_SYSTEM = re.compile(r"No filesystem registered|Unsupported filesystem|Protocol not known")
 # the end of an S3 client's host, and the domain of its console (the amazon provider's links/base_aws.py)
 CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
-
 CONSOLE_SCHEMES = frozenset({"s3", "gs", "http", "https"})  # of stores that may have a console
 
 MAX_FILE_NAME_LENGTH = 100
@@ -260,19 +259,14 @@ def get_run_folder(run: FlowRun, output_path: str, output_conn_id: str | None) -
 
     No other id has this folder, also on a store that ignores case.
     """
-    from airflow.sdk import ObjectStoragePath  # slow to import
-
-    return ObjectStoragePath(output_path, conn_id=output_conn_id) / to_safe_name(
+    return to_object_path(output_path, output_conn_id) / to_safe_name(
         run.flow_run_id, MAX_FILE_NAME_LENGTH, ignore_case=True
     )
 
 
 def get_file_path(uri: str, output_path: str, output_conn_id: str | None) -> ObjectStoragePath:
     """Return the path of a stored output, with the connection of the task's `output_path`."""
-    from airflow.sdk import ObjectStoragePath
-
-    conn_id = get_conn_id(ObjectStoragePath(output_path, conn_id=output_conn_id))
-    return ObjectStoragePath(uri, conn_id=conn_id)
+    return to_object_path(uri, get_conn_id(to_object_path(output_path, output_conn_id)))
 
 
 def resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | ObjectStoragePath:
@@ -295,16 +289,16 @@ def resolve_path(where: str, path_or_uri: Any, conn_id: str | None) -> Path | Ob
             subject = f"{where} names a file that cannot be read ({redact_path(path)})"
             require_connection(f"{subject}: the connection in its URI", path_conn_id)
         if conn_id and path_conn_id is None and path.protocol not in LOCAL_SCHEMES:
-            return ObjectStoragePath(str(path), conn_id=conn_id)
+            return to_object_path(str(path), conn_id)
         return path
 
     if isinstance(path_or_uri, ObjectStoragePath):
         return with_connection(path_or_uri)
-    path = with_connection(ObjectStoragePath(str(path_or_uri)))
+    path = with_connection(to_object_path(str(path_or_uri)))
     decoded_uri = _decode_percent(str(path_or_uri))
     if decoded_uri is None:
         return path
-    return _choose_path(where, path, with_connection(ObjectStoragePath(decoded_uri)))
+    return _choose_path(where, path, with_connection(to_object_path(decoded_uri)))
 
 
 def _decode_percent(uri: str) -> str | None:
@@ -386,6 +380,24 @@ def explain_store_error(path_or_uri: object, error: Exception) -> str:
         return f"no file system is installed for {scheme}://. Install {package} on each worker"
     known = ", ".join(f"{known}://" for known in ("file", "s3", "gs", "abfs", "sftp"))
     return f"Airflow knows no file system for {scheme}://, but for example for {known}"
+
+
+def to_object_path(location: str, conn_id: str | None = None) -> ObjectStoragePath:
+    """Return a path or a URI as Airflow's path, the same on every version of Airflow.
+
+    On Airflow 3.1 a `conn_id`, even None, would replace the connection in the URI, and a relative path would
+    be below the root folder.
+
+    :param conn_id: the Airflow connection of the store, unless the URI names one.
+    """
+    from airflow.sdk import ObjectStoragePath  # slow to import
+
+    if not location.startswith("/") and not urlsplit(location).scheme:
+        location = str(Path(location).expanduser().absolute())
+    path = ObjectStoragePath(location)
+    if conn_id is None or get_conn_id(path) is not None:
+        return path
+    return ObjectStoragePath(location, conn_id=conn_id)
 
 
 def get_conn_id(path: ObjectStoragePath) -> str | None:

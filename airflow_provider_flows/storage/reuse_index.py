@@ -28,6 +28,7 @@ from airflow_provider_flows.metrics import count_reused_run
 from airflow_provider_flows.storage.atomic_file import PartialFile
 from airflow_provider_flows.storage.output_download import is_stored
 from airflow_provider_flows.storage.outputs import get_json_size
+from airflow_provider_flows.storage.paths import to_object_path
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.service import Service
@@ -53,9 +54,7 @@ class ReuseIndex:
     """
 
     def __init__(self, path: str, conn_id: str | None = None) -> None:
-        from airflow.sdk import ObjectStoragePath  # slow to import
-
-        self._folder = ObjectStoragePath(path, conn_id=conn_id) / FOLDER_NAME
+        self._folder = to_object_path(path, conn_id) / FOLDER_NAME
 
     def find(self, fingerprint: str) -> ReuseEntry | None:
         """Return the entry of a request; None if there is none that can be read.

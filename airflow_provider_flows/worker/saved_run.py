@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_flows.core.redaction import redact_path
 from airflow_provider_flows.storage.atomic_file import PartialFile
-from airflow_provider_flows.storage.paths import get_file_path, to_uri
+from airflow_provider_flows.storage.paths import get_file_path, to_object_path, to_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -150,9 +150,7 @@ class SavedRunStorage:
 
     def _file_path(self, token: str) -> ObjectStoragePath:
         """Return the path of a record's file. No output has a name with a dot at its start."""
-        from airflow.sdk import ObjectStoragePath  # slow to import
-
-        folder = ObjectStoragePath(str(self.output_path), conn_id=self.output_conn_id)
+        folder = to_object_path(str(self.output_path), self.output_conn_id)
         return folder / f".flow_run_{token}.json"
 
     def _path(self, uri: str) -> ObjectStoragePath:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import pendulum
 import pytest
+from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
 from airflow.sdk import DAG, task_group
@@ -64,8 +66,10 @@ def clear(client: TestClient, dag_id: str, run_id: str, task: Any = "run") -> No
 
 
 def run_next_try(dag: DAG, run_id: str, map_index: int = -1) -> None:
-    """Run a cleared task in its DAG run, as `dag.test()` runs it."""
+    """Start the DAG run of a cleared task, as the scheduler does; run the task as `dag.test()` does."""
     with create_session() as session:
+        dag_run = session.scalars(select(DagRun).filter_by(dag_id=dag.dag_id, run_id=run_id)).one()
+        dag_run.state, dag_run.start_date = "running", pendulum.now("UTC")
         ti = session.scalars(
             select(TaskInstance).filter_by(dag_id=dag.dag_id, run_id=run_id, map_index=map_index)
         ).one()

@@ -120,7 +120,7 @@ def test_both_ways_of_the_message_work(tmp_path: Path, monkeypatch: pytest.Monke
     """What the message proposes uploads the file, or sends the text."""
     (tmp_path / name).write_text(SECRET)
     monkeypatch.chdir(tmp_path)
-    for text in (name, str(tmp_path / name), f"file://{tmp_path}/{name}"):
+    for text in (name, f"./{name}", str(tmp_path / name), f"file://{tmp_path}/{name}"):
         with pytest.raises(FlowInputError) as caught:
             parse_inputs(text)
         decoder, message = json.JSONDecoder(), str(caught.value)
@@ -199,7 +199,8 @@ WAYS: dict[str, Callable[[], object]] = {
 def test_text_of_a_trigger_never_sends_a_file(emulator: Emulator, tmp_path: Path, way: str) -> None:
     """A path or URI that the conf of a DAG run contains is rejected, and the file's content is not sent."""
     (tmp_path / "secret.txt").write_text(SECRET)
-    with DAG("bare_strings", schedule=None, params={"text": ""}) as dag:
+    dag_id = f"bare_strings_by_{way.replace(' ', '_')}"  # Airflow 3.1 caches the tasks of an id
+    with DAG(dag_id, schedule=None, params={"text": ""}) as dag:
         WAYS[way]()
     for text in (f"file://{tmp_path}/secret.txt", str(tmp_path / "secret.txt")):
         result = run_dag(dag, conf={"text": text})

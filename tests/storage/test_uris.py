@@ -13,8 +13,9 @@ from airflow_provider_flows.core.flow_run import UploadSource
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.storage.inputs import parse_inputs
+from airflow_provider_flows.storage.paths import to_object_path
 from tests.support.airflow_run import run_dag
-from tests.support.bucket import BUCKET, BUCKET_CONN_ID
+from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer
 from tests.support.modes import FAST_POLLING, FLOW
 
 PNG = b"\x89PNG\r\n\x1a\n....."
@@ -68,6 +69,27 @@ def test_missing_file_is_named_as_it_was_given(tmp_path: Path, escape: str) -> N
         FlowInputError, match=rf"inputs\[0\] names a file that cannot be read .*a{escape}b.png"
     ):
         parse_inputs({"uri": uri})
+
+
+@pytest.mark.parametrize("location", ["chair.png", "./chair.png", "../in/chair.png", "~/chair.png"])
+def test_relative_uri_is_below_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
+) -> None:
+    """A path without a scheme is relative to the process's folder, or to the home folder."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "chair.png").write_bytes(PNG)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    assert content({"uri": location}) == PNG
+
+
+@pytest.mark.parametrize("conn_id", [None, "another_connection"])
+def test_connection_in_a_uri_takes_precedence(bucket: ObjectServer, conn_id: str | None) -> None:
+    """The connection that a URI names is used, with and without a connection beside the URI."""
+    path = to_object_path(f"s3://{BUCKET_CONN_ID}@{BUCKET}/in", conn_id) / "chair.png"
+    path.write_bytes(PNG)
+    assert bucket.objects() == {"in/chair.png": PNG}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "?" not in name])
