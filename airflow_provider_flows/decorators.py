@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RETURNABLE_ARGUMENTS = frozenset(RunFlowOperator.template_fields)
 DEFERRED_ARGUMENTS_KEY = "flow_deferred_arguments"  # in the task state store
 # the returned arguments that are needed after a deferral
-_DEFERRED_ARGUMENTS = ("flow", "flows_conn_id", "output_path", "output_conn_id", "output_name")
+_DEFERRED_ARGUMENTS = ("flow", "flows_conn_id", "output_path", "output_conn_id", "output_name", "reuse_path")
 _REPORTED_ARGUMENTS = ("parameters", "inputs")  # those for OpenLineage and the UI
 
 P = ParamSpec("P")
@@ -41,8 +41,8 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
     * the inputs, in any form that `RunFlowOperator` accepts: a string is a prompt, and never names a file;
     * or a dict with the key `inputs`, whose other keys are arguments too: `flow`, `parameters`, `additional`,
-      `flows_conn_id`, `input_conn_id`, `output_path`, `output_conn_id`, `output_name`. They replace those of
-      the decorator.
+      `flows_conn_id`, `input_conn_id`, `output_path`, `output_conn_id`, `output_name`, `reuse_path`. They
+      replace those of the decorator.
 
     A retry resumes the flow run of the earlier try only if the function returns the same again. Otherwise it
     starts a new one. If the function raises, and no other try follows, the flow run of the earlier try is
@@ -331,6 +331,8 @@ class FlowDecorator(Protocol):
         output_path: str | PathLike[str] | ObjectStoragePath | None = ...,
         output_conn_id: str | None = ...,
         output_name: str | None = ...,
+        reuse: bool | timedelta = ...,
+        reuse_path: str | PathLike[str] | ObjectStoragePath | None = ...,
         max_xcom_bytes: int | None = ...,
         fetch_partial_outputs: bool = ...,
         delete_after_fetch: bool = ...,

@@ -33,6 +33,11 @@ def count_rate_limit_pause() -> None:
     Stats.incr("flows.rate_limit_pauses")
 
 
+def count_reused_run() -> None:
+    """Increment `flows.reused`: flow runs that were not started, because outputs were reused."""
+    Stats.incr("flows.reused")
+
+
 def set_waiting_runs(count: int) -> None:
     """Set `flows.waiting`: the runs that this process waits for on its event loop."""
     Stats.gauge("flows.waiting", count)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation
-    from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
 
@@ -67,6 +66,7 @@ NO_ON_KILL = (
     "while it is deferred, or if its DAG run is marked as success or failed, flow run %s continues; abort it "
     "yourself"
 )
+LOOKUP_KEY = "reuse_lookup"  # in what the task needs again after a deferral
 
 
 class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
@@ -99,6 +99,11 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     :param output_conn_id: the Airflow connection of that storage. (templated)
     :param output_name: how files are called in the folder of the run, without extension: a text with fields
         such as `{input.key}-{index}`. By default each file has its output's name. (templated)
+    :param reuse: a timedelta: if an earlier task has run the same request (service, host, flow, inputs,
+        parameters) within it, return the outputs of that flow run, and start none. True for any age; False
+        (default) to always start one.
+    :param reuse_path: the folder with the index of outputs for `reuse`, in the storage of `output_conn_id`.
+        None means `output_path`. (templated)
     :param max_xcom_bytes: the size of what the task returns, in bytes of JSON. Texts beyond it are stored in
         files below `output_path`, and their `value` is their start. None for any size.
     :param fetch_partial_outputs: if True, fetch the outputs of a failed or aborted run as well; the error
@@ -128,6 +133,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         "output_path",
         "output_conn_id",
         "output_name",
+        "reuse_path",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "inputs": "json",
@@ -156,6 +162,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         output_path: str | PathLike[str] | ObjectStoragePath | None = None,
         output_conn_id: str | None = None,
         output_name: str | None = None,
+        reuse: bool | timedelta = False,
+        reuse_path: str | PathLike[str] | ObjectStoragePath | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
         fetch_partial_outputs: bool = False,
         delete_after_fetch: bool = False,
@@ -177,8 +185,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.poll_interval, self.max_poll_interval = poll_interval, max_poll_interval
         self.timeout = timeout
         self.output_path: Any = output_path  # `OutputOptions` makes a path a text
-        self.output_conn_id = output_conn_id
-        self.output_name = output_name
+        self.reuse, self.reuse_path = reuse, cast("Any", reuse_path)
+        self.output_conn_id, self.output_name = output_conn_id, output_name
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
         self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
@@ -192,6 +200,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
         from airflow_provider_flows.retry_policy import log_if_unsupported
+        from airflow_provider_flows.worker.finish import finish_without_wait
         from airflow_provider_flows.worker.run_tracking import abort_replaced_runs
         from airflow_provider_flows.worker.start import plan_run, resume_or_start
         from airflow_provider_flows.worker.task_try import on_execution_timeout
@@ -215,12 +224,15 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             )
             timeout = to_seconds("timeout", self.timeout)
             planned_run = plan_run(task_try, arguments, options, timeout, template_problems)
+            if planned_run.lookup is not None:
+                saved = {LOOKUP_KEY: planned_run.lookup.to_list()}
+                self._deferred_arguments = {**(self._deferred_arguments or {}), **saved}
             try:
                 run = resume_or_start(task_try, planned_run)
                 on_run_update(run)
                 can_fetch_later = run.is_completed and task_try.hook.service.staged_start
                 if not self.wait_for_completion and (can_fetch_later or not run.is_final):
-                    return self._finish_without_wait(context, run)
+                    return finish_without_wait(context, run)
                 if not run.is_final:
                     run = self._wait_or_defer(task_try, run.flow_run_id, planned_run.deadline)
             except AirflowTaskTimeout:  # Airflow's execution_timeout
@@ -235,6 +247,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         from airflow_provider_flows.triggers import run_from_event  # slow to import
         from airflow_provider_flows.worker.task_try import on_deadline
 
+        self._deferred_arguments = (event or {}).get("task_arguments")
         task_try = self._create_task_try(
             context, deferred_run_id=(event or {}).get("flow_run_id"), after_deferral=True
         )
@@ -403,6 +416,8 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             self.delete_after_fetch,
             output_name=self.output_name,
             inputs=self.inputs,
+            reuse=self.reuse,
+            reuse_path=self.reuse_path,
         )
 
     def _wait_or_defer(
@@ -412,7 +427,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
         :param rejections: how many triggers have ended because their connection was unusable.
         """
-        from airflow_provider_flows.worker.task_try import on_deadline
+        from airflow_provider_flows.worker.task_try import on_deadline, run_poll
 
         schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
         if self.deferrable and self.execution_timeout is not None:
@@ -422,7 +437,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log, is_named=True)
         poll = wait.select_poll(rejections, until_final=not self.deferrable)
         try:
-            run = self._run_poll(task_try, wait, poll)
+            run = run_poll(task_try, wait, poll)
         except FlowTimeout as error:
             return on_deadline(task_try, flow_run_id, error)
         if run is not None and run.is_final:
@@ -445,21 +460,6 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         )
         raise AssertionError  # not reached: defer() raises
 
-    def _run_poll(
-        self, task_try: TaskTry, wait: Wait, poll: Callable[[], Conversation[FlowRun | None]]
-    ) -> FlowRun | None:
-        """Poll, and again with the connection's new credentials if the old ones were rejected."""
-        from airflow_provider_flows.core.retry import NO_RETRY  # imports stay cheap
-        from airflow_provider_flows.worker.task_try import reload_hook
-
-        while True:
-            try:
-                return task_try.hook.run(poll(), retry=NO_RETRY)
-            except FlowAuthError:
-                if not reload_hook(task_try):
-                    raise
-                wait.reset_permanent_errors()
-
     def _wait_after_rejection(self, task_try: TaskTry, event: Mapping[str, Any], error: FlowError) -> FlowRun:
         """Continue a wait with this worker's connection, because the triggerer's is unusable.
 
@@ -471,17 +471,11 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.log.warning(UNUSABLE_IN_TRIGGERER, flow_run_id, error.summary)
         return self._wait_or_defer(task_try, flow_run_id, event.get("deadline"), event.get("rejections", 1))
 
-    def _finish_without_wait(self, context: Context, run: FlowRun) -> dict[str, Any]:
-        """Return the dict of a run that the task does not wait for."""
-        from airflow_provider_flows.worker.finish import add_asset_event_extra  # imports stay cheap
-
-        add_asset_event_extra(context, run)  # Airflow emits the events of the outlets in any case
-        return run.to_dict()
-
     def _finish(
         self, task_try: TaskTry, run: FlowRun, on_run_update: Callable[[FlowRun], None]
     ) -> dict[str, Any]:
-        from airflow_provider_flows.worker.finish import finish  # imports stay cheap
+        from airflow_provider_flows.core.reuse import ReuseLookup  # imports stay cheap
+        from airflow_provider_flows.worker.finish import finish
 
         return finish(
             task_try.context,
@@ -491,4 +485,5 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             on_run_update=on_run_update,
             task_state=task_try.task_state,
             cancellation=task_try.cancellation,
+            lookup=ReuseLookup.from_list((self._deferred_arguments or {}).get(LOOKUP_KEY)),
         )

@@ -45,6 +45,7 @@ DAG_FILE_MODULES = {
         "core.safe_text",
         "core.polling",
         "core.polling.schedule",
+        "core.reuse",
         "core.template_problems",
         "core.timestamps",
         "storage",

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -24,8 +25,10 @@ from airflow_provider_flows import metrics
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.http import Conversation
 from airflow_provider_flows.core.polling.bulk import ActiveRuns
+from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.hooks import FlowsHook, GenerioHook
 from airflow_provider_flows.services.generio.api import Generio
+from tests.support.batches import create_batch, create_items, run_try
 from tests.support.flow_server import ApiResponse, StubFlowServer
 from tests.support.servers import StubResponse, StubServer
 from tests.support.triggers import (
@@ -94,6 +97,16 @@ async def test_polls_and_lists_are_counted(flow_server: StubFlowServer, backend:
     await run_triggers(flow_server.create_runs(20, 1.5))
     assert backend.sum("polls") == len(flow_server.poll_requests())
     assert backend.sum("list_polls") == len(flow_server.list_requests()) > 0
+
+
+def test_reused_runs_are_counted(emulator: Emulator, backend: Backend, tmp_path: Path) -> None:
+    """`flows.reused` is the number of flow runs that were not started."""
+    emulator.run_seconds = 0
+    items = create_items(3)
+    for name in ("a", "b", "c"):
+        run_try(create_batch(tmp_path / name, items, reuse=True, reuse_path=str(tmp_path)))
+    assert backend.sum("reused") == 6
+    assert len(emulator.paid_runs) == 3
 
 
 async def test_waits_are_timed(flow_server: StubFlowServer, backend: Backend) -> None:

@@ -61,6 +61,8 @@ def test_signature_and_defaults_match_the_design() -> None:
         "output_path": None,
         "output_conn_id": None,
         "output_name": None,
+        "reuse": False,
+        "reuse_path": None,
         "max_xcom_bytes": 48 * 1024,
         "fetch_partial_outputs": False,
         "delete_after_fetch": False,
@@ -79,6 +81,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         "output_path",
         "output_conn_id",
         "output_name",
+        "reuse_path",
     }
     assert set(RunFlowOperator.template_fields) == templated
 

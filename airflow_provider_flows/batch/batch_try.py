@@ -11,6 +11,7 @@ from concurrent.futures import wait as wait_for_futures
 from contextlib import closing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -426,11 +427,24 @@ def create_stamp(context: Context) -> dict[str, Any]:
     return {name: value for name, value in get_own_stamp(context["ti"]).items() if value is not None}
 
 
-def create_output_options(output_path: str, output_conn_id: str | None) -> OutputOptions:
+def create_output_options(
+    output_path: str,
+    output_conn_id: str | None,
+    *,
+    reuse: bool | timedelta = False,
+    reuse_path: Any = None,
+) -> OutputOptions:
     """Return the options for the outputs of each run. Texts are in the manifest, except for large ones."""
     from airflow_provider_flows.storage.output_options import OutputOptions
 
-    return OutputOptions(output_path, output_conn_id, MAX_LINE_BYTES, file_log_level=logging.DEBUG)
+    return OutputOptions(
+        output_path,
+        output_conn_id,
+        MAX_LINE_BYTES,
+        file_log_level=logging.DEBUG,
+        reuse=reuse,
+        reuse_path=reuse_path,
+    )
 
 
 def _get_run_ids(records: BatchRecords) -> list[str]:

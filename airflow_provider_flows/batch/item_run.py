@@ -26,10 +26,17 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.flow_run import FlowState, quote_errors
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.start_or_resume import RunRecord, resume, start
+from airflow_provider_flows.core.reuse import STAMP_FIELD
+from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, get_stamp, resume, start
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.storage.outputs import fetch_outputs
+from airflow_provider_flows.storage.reuse_index import (
+    create_lookup,
+    find_reusable_run,
+    restore_lookup,
+    save_reusable_run,
+)
 from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
 from airflow_provider_flows.worker.saved_run import SavedRunStorage, open_links, seal_links
@@ -40,7 +47,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.redaction import ErrorTexts
-    from airflow_provider_flows.core.start_or_resume import RunRequest
+    from airflow_provider_flows.core.reuse import ReuseLookup
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.storage.atomic_file import Cancellation
     from airflow_provider_flows.storage.output_options import OutputOptions
@@ -166,6 +173,7 @@ class ItemRunner:
         self._cancellation = cancellation
         self._start_slots = asyncio.Semaphore(MAX_CONCURRENT_STARTS)
         self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
+        self._lookups: dict[str, ReuseLookup | None] = {}  # of the items that were started here, by key
 
     async def resume(self, item: BatchItem, *, after_deferral: bool = False) -> FlowRun | None:
         """Return the run that was started for an item before; None if a new one must be started.
@@ -215,7 +223,7 @@ class ItemRunner:
         return run
 
     async def start(self, item: BatchItem) -> FlowRun:
-        """Start a new run for an item.
+        """Start a new run for an item, or return a completed one whose outputs are reused.
 
         :raises FlowInputError: the item cannot be sent.
         :raises FlowServiceError: the run could not be started.
@@ -229,6 +237,9 @@ class ItemRunner:
     async def _start(self, item: BatchItem) -> FlowRun:
         header, options, earlier = self._records.header, self._options, self._records.get(item.key)
         request = await asyncio.to_thread(self._prepare, item)
+        if not isinstance(request, RunRequest):
+            return request
+        lookup = self._lookups.get(item.key)
         attempt = 1 if earlier is None else earlier.attempts + 1
         deadline = None if options.timeout is None else time.time() + options.timeout
         run_record = RunRecord(
@@ -238,7 +249,11 @@ class ItemRunner:
             header.create_token(item.key, attempt),
             conn_id=header.conn_id,
             host=header.host,
-            created_by={**options.stamp, "batch_key": item.key},
+            created_by={
+                **options.stamp,
+                "batch_key": item.key,
+                **({} if lookup is None else {STAMP_FIELD: lookup.fingerprint}),
+            },
         )
         new = self._create_record(run_record, earlier, attempt)
         unstarted = replace(new, state=ItemState.PENDING, attempts=attempt - 1)
@@ -270,12 +285,18 @@ class ItemRunner:
             run_record.deadline,
         )
 
-    def _prepare(self, item: BatchItem) -> RunRequest:
-        """Return the validated request for an item, with what the flow's definition adds."""
-        problems = Problems()
+    def _prepare(self, item: BatchItem) -> RunRequest | FlowRun:
+        """Return the validated request for an item, with what the flow's definition adds, or a reused run."""
+        problems, output_options = Problems(), self._options.output_options
         with self._hook.copy_for_thread() as hook:
             hook.hidden_inputs = item.inputs
             request = self._options.build_request(item, hook, problems)
+            if not problems:
+                lookup = create_lookup(output_options, hook.service, hook.settings.base_url, request)
+                reused_run = find_reusable_run(output_options, lookup)
+                if reused_run is not None:
+                    return reused_run
+                self._lookups[item.key] = lookup
             return hook.prepare(request, problems, validate=self._options.validate)
 
     def _create_save(
@@ -369,6 +390,10 @@ class ItemRunner:
             fetched_run, error = fetch_outputs(hook, run, options, None, self._cancellation)
         if error is not None:
             raise error
+        lookup = self._lookups.pop(item.key, None)
+        if lookup is None:  # it was started in an earlier part of the task
+            lookup = restore_lookup(options, get_stamp(run).get(STAMP_FIELD), run)
+        save_reusable_run(options, lookup, fetched_run)
         return fetched_run
 
     async def _run(self, item: BatchItem, conversation: Conversation[T]) -> T:

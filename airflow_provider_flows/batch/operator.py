@@ -11,10 +11,13 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, 
 from airflow_provider_flows.core.batch import BatchPolicy
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
+from airflow_provider_flows.core.reuse import to_max_age
 from airflow_provider_flows.worker.template_check import CHECKED_ARGUMENTS, TemplateCheckMixin
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, RetryPolicy
+    from os import PathLike
+
+    from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
 
     from airflow_provider_flows.batch.batch_try import BatchTry
     from airflow_provider_flows.hooks import FlowsHook
@@ -47,6 +50,10 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
     :param output_path: where everything is stored: `<output_path>/<key>/<name>.<ext>`, `manifest.jsonl` and
         `failed.jsonl`. (templated)
     :param parameters: the settings of all flow runs; those of an item take precedence. (templated)
+    :param reuse: a timedelta: an item whose request was run within it, also by another task, gets the outputs
+        of that flow run, and none is started. True for any age; False (default) to run all items.
+    :param reuse_path: the folder with the index of outputs for `reuse`, in the storage of `output_conn_id`.
+        None means `output_path`. (templated)
     :param columns: the field of an item by the name of a column, for CSV and Parquet files.
     :param max_active_runs: how many flow runs are active at the service at the same time.
     :param min_success_ratio: the task fails if a smaller part of the items completes, after everything has
@@ -81,6 +88,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         "input_conn_id",
         "output_path",
         "output_conn_id",
+        "reuse_path",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"items": "json", "parameters": "json"}
     ui_color = "#e4def5"
@@ -94,6 +102,8 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         items: Any,
         output_path: str,
         parameters: Mapping[str, Any] | None = None,
+        reuse: bool | timedelta = False,
+        reuse_path: str | PathLike[str] | ObjectStoragePath | None = None,
         columns: Mapping[str, str | None] | None = None,
         max_active_runs: int = 50,
         min_success_ratio: float = 1.0,
@@ -117,6 +127,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         super().__init__(**to_retry_arguments(retry_policy), **kwargs)
         self.flow, self.items, self.parameters, self.columns = flow, items, parameters, columns
         self.output_path, self.output_conn_id = output_path, output_conn_id
+        self.reuse, self.reuse_path = reuse, reuse_path
         self.max_active_runs, self.min_success_ratio = max_active_runs, min_success_ratio
         self.stop_after_failures, self.item_retries = stop_after_failures, item_retries
         self.flows_conn_id, self.input_conn_id = flows_conn_id, input_conn_id
@@ -125,6 +136,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
         Schedule.of(poll_interval, max_poll_interval)  # raises on invalid values when the DAG is parsed
         to_seconds("timeout", timeout)
+        to_max_age(reuse)
         self._create_policy()
         if not isinstance(validate, bool) and validate != SKIP:
             raise FlowInputError(f"validate must be True, False or {SKIP!r}, not {validate!r}")
@@ -250,7 +262,9 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
             self.flow,
             self.parameters,
             self.input_conn_id,
-            create_output_options(self.output_path, self.output_conn_id),
+            create_output_options(
+                self.output_path, self.output_conn_id, reuse=self.reuse, reuse_path=self.reuse_path
+            ),
             schedule.poll_interval,
             schedule.max_poll_interval,
             to_seconds("timeout", self.timeout),

@@ -197,12 +197,11 @@ class BatchProgram:
                 self._skipped[index] = 0
         if problems and not self._task.skips_invalid_items:
             raise problems.error(self._source.row_name)
-        for (index, _, record), is_complete in self._results.restore(
-            stored, checks_files=self._task.is_first_part
-        ):
+        for (index, _, record), line in self._results.restore(stored, checks_files=self._task.is_first_part):
             # without its line, or its files, a completed run is fetched again
-            self._skipped[index] = int(is_complete)
-            self.state.add(record.state if is_complete else ItemState.PENDING)
+            self._skipped[index] = int(line is not None)
+            self.state.add(ItemState.PENDING if line is None else record.state)
+            self.state.reused += int(line is not None and line.reused)
         self._logged_failures = self.state.counts[ItemState.FAILED] + self.state.counts[ItemState.ABORTED]
         return active_items
 
@@ -418,6 +417,7 @@ class BatchProgram:
         record = replace(record, state=ItemState.COMPLETED, flow_run_id=run.flow_run_id)
         self._records.put(item.key, record)
         self._results.add_completed(item, record, run)
+        self.state.reused += int(run.reused)
         self._change(ItemState.FETCHING, ItemState.COMPLETED)
 
     # The log and the manifest

@@ -87,13 +87,14 @@ class BatchResults:
             times = {"started_at": data["started_at"], "finished_at": data["finished_at"]}
         flow_run_id = None if record is None else record.flow_run_id
         attempts = 0 if record is None else record.attempts
-        line = ManifestLine(item.key, state, flow_run_id, outputs, error, attempts, **times)
+        is_reused = run is not None and run.reused
+        line = ManifestLine(item.key, state, flow_run_id, outputs, error, attempts, **times, reused=is_reused)
         self._manifest.record(line, item.row)
 
     def restore(
         self, stored: Iterable[StoredItem], *, checks_files: bool
-    ) -> Iterator[tuple[StoredItem, bool]]:
-        """Add the lines of items that have ended before, and yield each item with whether that was possible.
+    ) -> Iterator[tuple[StoredItem, ManifestLine | None]]:
+        """Add the lines of items that have ended before, and yield each item with its line, None without.
 
         A completed item's line counts only if it is about the run that its record names, and if its files
         exist with their sizes.
@@ -111,7 +112,7 @@ class BatchResults:
             for one, line in zip(stored, lines, strict=True):
                 if line is not None:
                     self._manifest.record(line, one[1].row)
-                yield one, line is not None
+                yield one, line
 
     def _find_line(
         self, earlier: BatchManifest, stored: StoredItem, *, checks_files: bool

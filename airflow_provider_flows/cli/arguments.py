@@ -60,8 +60,12 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bincrease timeout\b", "increase --timeout"),
     (_OPTION_NAME.format("flows_conn_id"), "--conn-id"),
     (r"^state must be", "--state must be"),
+    (r"^reuse needs an output_path or a reuse_path", "--reuse needs --output-path or --reuse-path"),
+    (r"or remove reuse\b", "or remove --reuse"),
     (
-        _OPTION_NAME.format("(output_path|output_name|output_conn_id|input_conn_id|poll_interval)"),
+        _OPTION_NAME.format(
+            "(output_path|output_name|output_conn_id|input_conn_id|poll_interval|reuse_path)"
+        ),
         lambda match: "--" + match[1].replace("_", "-"),
     ),
 )
@@ -94,7 +98,12 @@ def reject_options_without_wait(args: Namespace) -> None:
 
     :raises FlowInputError: nothing was sent.
     """
-    for option, value in (("--output-path", args.output_path), ("--output-conn-id", args.output_conn_id)):
+    options = {
+        "--output-path": args.output_path,
+        "--output-conn-id": args.output_conn_id,
+        "--reuse": args.reuse or None,
+    }
+    for option, value in options.items():
         if args.no_wait and value is not None:
             message = (
                 f"{option} cannot be combined with --no-wait: the command ends before the run has outputs. "
@@ -114,9 +123,7 @@ def parse_schedule(args: Namespace) -> Schedule:
 
 def parse_output_options(args: Namespace) -> OutputOptions:
     """Return where files go; as in a DAG, a long text becomes a file, but only with an output path."""
-    path = args.output_path
-    if path is not None and "://" not in path:
-        path = str(Path(path).expanduser().absolute())
+    path = to_absolute(args.output_path)
     asset_names = None if getattr(args, "asset", None) is None else frozenset(args.asset)
     return OutputOptions(
         path,
@@ -124,7 +131,14 @@ def parse_output_options(args: Namespace) -> OutputOptions:
         None if path is None else MAX_XCOM_BYTES,
         selection=asset_names,
         output_name=args.output_name,
+        reuse=getattr(args, "reuse", False),
+        reuse_path=to_absolute(getattr(args, "reuse_path", None)),
     )
+
+
+def to_absolute(path: str | None) -> str | None:
+    """Return a local path as an absolute one, and a URI as it is."""
+    return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _parse_inputs(args: Namespace, problems: Problems) -> Any:

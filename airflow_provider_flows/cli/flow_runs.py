@@ -32,9 +32,11 @@ from airflow_provider_flows.drawing import to_mermaid, to_svg
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.storage.graph_files import MAX_GRAPH_BYTES, parse_graph
 from airflow_provider_flows.storage.outputs import fetch_outputs
+from airflow_provider_flows.storage.reuse_index import save_reusable_run
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.definition import FlowDefinition, Parameter
+    from airflow_provider_flows.core.reuse import ReuseLookup
     from airflow_provider_flows.storage.output_options import OutputOptions
 
 RUN_COLUMNS = (
@@ -255,9 +257,16 @@ def _check_assets_exist(run: FlowRun, output_options: OutputOptions) -> None:
         raise FlowNotFound(message)
 
 
-def fetch_and_print(hook: FlowsHook, run: FlowRun, output_options: OutputOptions, args: Namespace) -> Exit:
+def fetch_and_print(
+    hook: FlowsHook,
+    run: FlowRun,
+    output_options: OutputOptions,
+    args: Namespace,
+    lookup: ReuseLookup | None = None,
+) -> Exit:
     """Fetch and print the outputs of a final run; as in a DAG, only those of a completed run are fetched.
 
+    :param lookup: of the request in the index of reusable outputs, to which they are added; or None.
     :raises Exception: an output could not be fetched; the others are printed.
     """
     error = None
@@ -270,6 +279,8 @@ def fetch_and_print(hook: FlowsHook, run: FlowRun, output_options: OutputOptions
         except Exception:  # the run is paid for, and its id must be on the terminal
             _report_not_fetched(hook, run, args)
             raise
+        if error is None:
+            save_reusable_run(output_options, lookup, run)
     else:
         echo_err(failure_message(run))
     show_one(run.to_dict(), args.output)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from enum import IntEnum
 from typing import Any, NoReturn, Self
 
@@ -22,6 +23,8 @@ from airflow.cli.cli_config import (
     lazy_load_command,
 )
 
+SECONDS_BY_UNIT = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+ANY_AGE = "any"
 CLI_PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -93,6 +96,22 @@ def _parse_seconds(text: str) -> float:
         message = f"{text!r} is not a number of seconds that is more than 0"
         raise argparse.ArgumentTypeError(message)
     return seconds
+
+
+def _parse_age(text: str) -> timedelta:
+    number, unit = (text[:-1], text[-1:].lower()) if text[-1:].isalpha() else (text, "d")
+    try:
+        age = timedelta(seconds=float(number) * SECONDS_BY_UNIT[unit])
+    except (ValueError, KeyError, OverflowError):
+        age = timedelta(0)
+    if age <= timedelta(0):
+        message = f"{text!r} is not a number of days of more than 0, such as 30, or a time such as 12h"
+        raise argparse.ArgumentTypeError(message)
+    return age
+
+
+def _parse_reuse(text: str) -> timedelta | bool:
+    return text.lower() == ANY_AGE or _parse_age(text)
 
 
 def _parse_run_count(text: str) -> int:
@@ -210,6 +229,26 @@ NO_VALIDATE = Arg(
     action="store_true",
     help="Do not validate inputs and parameters against the flow first",
 )
+REUSE = Arg(
+    ("--reuse",),
+    type=_parse_reuse,
+    default=False,
+    metavar="AGE",
+    help="Print the outputs of an earlier flow run of the same request, if there is one of at most so\n"
+    "many days (30, or a time such as 12h, or any) whose files are still there, and start no flow run",
+)
+REUSE_PATH = Arg(
+    ("--reuse-path",), help="Where the index of outputs for --reuse is (default: below --output-path)"
+)
+INDEX_PATH = Arg(("path",), metavar="PATH", help="The --reuse-path, or else the --output-path")
+INDEX_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the storage of PATH")
+INDEX_FLOW = Arg(("--flow",), help="Only outputs of this flow")
+OLDER_THAN = Arg(
+    ("--older-than",),
+    type=_parse_age,
+    metavar="AGE",
+    help="Only outputs that were saved before so many days (30, or a time such as 12h)",
+)
 NO_WAIT = Arg(("--no-wait",), action="store_true", help="Exit as soon as the flow run has started")
 TIMEOUT = Arg(
     ("--timeout",),
@@ -250,6 +289,7 @@ FORMAT = Arg(
 )
 TO = Arg(("--to",), metavar="FILE", help="File to write to (default: stdout)")
 OPTIONS = _Remainder(("options",), nargs=argparse.REMAINDER)  # type: ignore[no-untyped-call]  # Airflow's Arg is not annotated
+REUSE_HELP = "Manage the index of outputs that are reused (--reuse)"
 COMMON_ARGS = (CONN_ID, ARG_OUTPUT, ARG_VERBOSE)
 
 
@@ -285,6 +325,8 @@ def get_commands() -> list[GroupCommand]:
                 RUN_OUTPUT_PATH,
                 OUTPUT_NAME,
                 OUTPUT_CONN_ID,
+                REUSE,
+                REUSE_PATH,
                 NO_VALIDATE,
                 NO_WAIT,
             ),
@@ -319,12 +361,30 @@ def get_commands() -> list[GroupCommand]:
             "emulator", "command", "Start an emulator of Generio and PromptChainer", OPTIONS, common_args=()
         ),
     )
+    index_args = (INDEX_PATH, INDEX_FLOW, OLDER_THAN, INDEX_CONN_ID)
+    reuse_commands = (
+        _build_command(
+            "list",
+            "reuse",
+            "List the outputs that can be reused",
+            *index_args,
+            common_args=(ARG_OUTPUT, ARG_VERBOSE),
+        ),
+        _build_command(
+            "forget",
+            "reuse",
+            "Remove outputs from the index; their files remain",
+            *index_args,
+            ARG_YES,
+            common_args=(ARG_OUTPUT, ARG_VERBOSE),
+        ),
+    )
     description = "Run flows at Generio, PromptChainer, or any service with a connection type"
     return [
         GroupCommand(
             name="flows",
             help=description,
             description=f"{description}\n\n{EXIT_CODE_TABLE}",
-            subcommands=commands,
+            subcommands=(*commands, GroupCommand("reuse", REUSE_HELP, reuse_commands)),
         )
     ]

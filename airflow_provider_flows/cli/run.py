@@ -47,6 +47,7 @@ from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.hooks import FlowsHook
+from airflow_provider_flows.storage.reuse_index import create_lookup, find_reusable_run
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.polling.schedule import Schedule
@@ -68,6 +69,12 @@ def run(args: Namespace) -> Exit:
     output_options.validate(hook.service, problems)
     if problems:
         hook.preflight.check(request, problems, validate=not args.no_validate).raise_if_invalid()
+    lookup = create_lookup(output_options, hook.service, hook.settings.base_url, request)
+    reused_run = find_reusable_run(output_options, lookup)
+    if reused_run is not None:
+        echo_err(f"The outputs of the {reused_run} are reused; no flow run is started.")
+        show_one(reused_run.to_dict(), args.output)
+        return Exit.DONE
     flow_run = _RunStarter(hook, request, args).start()
     if flow_run is None:
         return Exit.INTERRUPTED
@@ -77,7 +84,7 @@ def run(args: Namespace) -> Exit:
     final: FlowRun | None = flow_run
     if not flow_run.is_final:
         final = _wait_for_run(hook, flow_run.flow_run_id, schedule, args, is_named=True)
-    return Exit.INTERRUPTED if final is None else fetch_and_print(hook, final, output_options, args)
+    return Exit.INTERRUPTED if final is None else fetch_and_print(hook, final, output_options, args, lookup)
 
 
 @command

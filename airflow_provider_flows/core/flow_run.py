@@ -241,6 +241,7 @@ class FlowRun:
         unknown.
     :param error: the service's reason for a failure, if it states one.
     :param raw: the service's complete response.
+    :param reused: whether this is the run of an earlier task with the same request, whose outputs are stored.
     """
 
     flow_run_id: str
@@ -258,6 +259,7 @@ class FlowRun:
     error: str | None = None
     outputs: tuple[FlowOutput, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    reused: bool = False
 
     def __post_init__(self) -> None:
         """Bound what goes to XCom, logs and stores, as lines, whichever service it comes from.
@@ -314,9 +316,9 @@ class FlowRun:
     def to_dict(self) -> dict[str, Any]:
         """Return the dict that operator and sensor return.
 
-        Timestamps are ISO 8601 in UTC, `duration` is in seconds.
+        Timestamps are ISO 8601 in UTC, `duration` is in seconds. `reused` is there only if it is True.
         """
-        return {
+        data: dict[str, Any] = {
             "flow_run_id": self.flow_run_id,
             "flow": self.flow,
             "service": self.service,
@@ -328,6 +330,7 @@ class FlowRun:
             "duration": self.duration,
             "outputs": [output.to_dict() for output in self.outputs],
         }
+        return {**data, "reused": True} if self.reused else data
 
     def to_event(self) -> dict[str, Any]:
         """Return the payload of a trigger's event: the dict without outputs, which the task fetches."""

@@ -361,7 +361,8 @@ def is_stored(output: FlowOutput, output_options: OutputOptions) -> bool:
     if output.status != READY or output.uri is None:
         return False
     try:
-        path = get_file_path(output.uri, str(output_options.output_path), output_options.output_conn_id)
+        folder = output_options.output_path or output_options.reuse_path
+        path = get_file_path(output.uri, str(folder), output_options.output_conn_id)
         return bool(path.stat().st_size == output.size)
     except Exception as error:  # noqa: BLE001  # any error of the store: in doubt the file is not stored
         log.info("%s could not be found in its store (%s)", output.uri, type(error).__name__)

@@ -6,10 +6,12 @@ import errno
 import logging
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.reuse import to_max_age
 from airflow_provider_flows.core.template_problems import describe_misplaced_task
 
 if TYPE_CHECKING:
@@ -52,8 +54,12 @@ class OutputOptions:
     :param file_log_level: of the line about each file that is stored.
     :param inputs: the inputs of the task, for the fields of `output_name`; None if they are not known.
     :param selection: the asset ids or names of the outputs to fetch; None for all.
-    :raises FlowInputError: `max_xcom_bytes` or `output_name` is not valid, or `delete_after_fetch` has no
-        `output_path`.
+    :param reuse: how old the outputs of an earlier run of the same request may be that are used in place of a
+        new run; True for any age, False for no reuse.
+    :param reuse_path: the folder with the index of these outputs, None for `output_path`; a path becomes its
+        text, as that of `output_path`.
+    :raises FlowInputError: `max_xcom_bytes`, `output_name` or `reuse` is not valid, or `delete_after_fetch`
+        or `reuse` has no folder.
     """
 
     output_path: str | None = None
@@ -66,12 +72,21 @@ class OutputOptions:
     folder_name: str | None = None
     file_log_level: int = logging.INFO
     inputs: Any = field(default=None, repr=False, compare=False)
+    reuse: bool | timedelta = False
+    reuse_path: str | None = None
 
     def __post_init__(self) -> None:
         """Validate the options that need no service and no store."""
-        if isinstance(self.output_path, PurePath) or hasattr(self.output_path, "protocol"):
-            # that of an ObjectStoragePath has the id of its connection
-            object.__setattr__(self, "output_path", str(self.output_path))
+        for name in ("output_path", "reuse_path"):
+            path = getattr(self, name)
+            if isinstance(path, PurePath) or hasattr(path, "protocol"):
+                # that of an ObjectStoragePath has the id of its connection
+                object.__setattr__(self, name, str(path))
+        if self.max_reuse_age is not None and self.output_path is None and self.reuse_path is None:
+            raise FlowInputError(
+                "reuse needs an output_path or a reuse_path: below it is the index of outputs that can be "
+                "reused. Set one of them, or remove reuse"
+            )
         limit = self.max_xcom_bytes
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise FlowInputError(
@@ -94,6 +109,19 @@ class OutputOptions:
                     f"{name}=True cannot be combined with wait_for_completion=False: "
                     "the task ends before the run has outputs. Remove one of the two"
                 )
+        if self.max_reuse_age is not None:
+            raise FlowInputError(
+                "reuse cannot be combined with wait_for_completion=False: the task ends before the run has "
+                "outputs. Remove one of the two"
+            )
+
+    @property
+    def max_reuse_age(self) -> float | None:
+        """The maximum age of reused outputs in seconds; infinity for any age, None for no reuse.
+
+        :raises FlowInputError: `reuse` is not valid.
+        """
+        return to_max_age(self.reuse)
 
     @property
     def file_naming(self) -> OutputName | None:
@@ -137,7 +165,10 @@ class OutputOptions:
                     require_connection("output_conn_id", self.output_conn_id)
             if not collector.invalid & {"output_path", "output_conn_id"}:
                 with collector.collect():
-                    _require_writable(self.output_path, self.output_conn_id)
+                    _require_writable("output_path", self.output_path, self.output_conn_id)
+            if self.max_reuse_age is not None and not collector.invalid & {"reuse_path", "output_conn_id"}:
+                with collector.collect():
+                    _require_writable("reuse_path", self.reuse_path, self.output_conn_id)
 
     def _validate_output_name(self) -> None:
         naming = self.file_naming
@@ -153,18 +184,19 @@ class OutputOptions:
         return self.selection is None or output.asset_id in self.selection or output.name in self.selection
 
 
-def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
+def _require_writable(name: str, output_path: Any, output_conn_id: str | None) -> None:
     """Check that files can be stored below a path, by writing a small one and removing it.
 
+    :param name: the argument that has the path.
     :raises FlowInputError: the path is not an absolute path or a URI, no file system is installed for it, or
         the store does not accept a file. Only errors that may be temporary are not permanent.
     """
     if output_path is None:
         return
     if not isinstance(output_path, str):
-        problem = describe_misplaced_task("output_path", output_path)
+        problem = describe_misplaced_task(name, output_path)
         actual = f"must be an absolute path or a URI, not {type(output_path).__name__}"
-        raise FlowInputError(f"output_path {problem or actual}")
+        raise FlowInputError(f"{name} {problem or actual}")
     from airflow_provider_flows.storage.atomic_file import write_probe
     from airflow_provider_flows.storage.paths import (
         LOCAL_SCHEMES,
@@ -178,14 +210,14 @@ def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
     problem = find_path_problem(output_path)
     if problem is not None:
         raise FlowInputError(
-            f"output_path {output_path!r} cannot be written to: {problem}. Set it to an absolute path or to "
+            f"{name} {output_path!r} cannot be written to: {problem}. Set it to an absolute path or to "
             "a URI, such as '/data/flows', 'file:///data/flows' or 's3://bucket/flows'"
         )
     try:
         folder = to_object_path(output_path, output_conn_id)
         conn_id = get_conn_id(folder)
         if conn_id is not None and conn_id != output_conn_id:
-            require_connection("the connection in the URI of output_path", conn_id)
+            require_connection(f"the connection in the URI of {name}", conn_id)
         write_probe(folder)
     except (OSError, ValueError, ImportError, TypeError) as error:
         is_local = "://" not in output_path or output_path.partition("://")[0].lower() in LOCAL_SCHEMES
@@ -195,7 +227,7 @@ def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
             problem = explain_store_error(output_path, error)
             remedy = "Check its URI, its connection (output_conn_id) and its permissions"
         raise FlowInputError(
-            f"output_path {output_path!r} cannot be written to: {problem}. {remedy}",
+            f"{name} {output_path!r} cannot be written to: {problem}. {remedy}",
             is_permanent=not isinstance(error, OSError) or _is_permanent(error),
         ) from error
 

@@ -80,12 +80,15 @@ def fetch_outputs(
     If `output_path` is set, outputs are stored as files below it, several at a time: those that are not
     texts, texts that are too large for XCom, and links to pictures. A file that an earlier try has stored is
     not downloaded again. An output that cannot be fetched states its error, and the others are downloaded.
+    The outputs of a reused run are stored already.
 
     :param file_records: the records of files that earlier tries have stored, to which new files are added.
     :param cancellation: ends the downloads from another thread.
     :raises FlowServiceError: the outputs could not be listed.
     :raises CancelledWriteError: the downloads were cancelled.
     """
+    if run.reused:
+        return run, None
     service = hook.service  # created here, because the threads below cannot look up a connection
     outputs = run.outputs
     can_list = service.supports("list_outputs")
@@ -149,7 +152,7 @@ class XComBudget:
             replace(output, value=output.value if output.is_url else None, additional=None)
             for output in filter(options.selects, outputs)
         ]
-        size = _get_json_size(run.with_outputs(tuple(fixed)).to_dict())
+        size = get_json_size(run.with_outputs(tuple(fixed)).to_dict())
         if options.output_path is not None:
             size += len(fixed) * (len(options.output_path) + len(run.flow_run_id) + MAX_FILE_FIELDS_BYTES)
         return cls(options, max(limit - size, min(limit, MIN_CONTENT_BYTES)))
@@ -159,7 +162,7 @@ class XComBudget:
         limit = MAX_METADATA_BYTES if self.remaining is None else min(MAX_METADATA_BYTES, self.remaining)
         total = 0
         for output in outputs:
-            size = 0 if output.additional is None else _get_json_size(output.additional)
+            size = 0 if output.additional is None else get_json_size(output.additional)
             if total + size <= limit:
                 total += size
                 yield output
@@ -180,7 +183,7 @@ class XComBudget:
         if self.remaining is None:
             return frozenset()
         sizes = {
-            index: _get_json_size(output.value)
+            index: get_json_size(output.value)
             for index, output in enumerate(outputs)
             if output.value and not output.is_url and self.options.selects(output)
         }
@@ -201,7 +204,7 @@ class XComBudget:
         if text is None or self.remaining is None:
             return text
         share = self.remaining // max(1, self.cut_texts) - len('""')
-        sizes = accumulate(_get_json_size(character) - len('""') for character in text[: max(0, share)])
+        sizes = accumulate(get_json_size(character) - len('""') for character in text[: max(0, share)])
         return text[: sum(size <= share for size in sizes)]
 
     def cut(self, run: FlowRun, output: FlowOutput, *, can_return: bool) -> FlowOutput:
@@ -223,7 +226,7 @@ class XComBudget:
         return replace(output, value=self.get_start(output.value), warning=output.warning or text)
 
 
-def _get_json_size(value: Any) -> int:
+def get_json_size(value: Any) -> int:
     """Return the bytes of a value's JSON, as Airflow measures them."""
     return len(json.dumps(value))
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
+    from airflow_provider_flows.core.reuse import ReuseLookup
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.storage.atomic_file import Cancellation
     from airflow_provider_flows.storage.output_options import OutputOptions
@@ -41,6 +42,7 @@ def finish(
     on_run_update: Callable[[FlowRun], None],
     task_state: TaskState | None = None,
     cancellation: Cancellation | None = None,
+    lookup: ReuseLookup | None = None,
 ) -> dict[str, Any]:
     """End a task whose flow run is final.
 
@@ -49,16 +51,23 @@ def finish(
         follows.
     :param task_state: saves a run before it is deleted at its service, for a retry.
     :param cancellation: cancels the writing of files from another thread.
+    :param lookup: of the run's request in the index of reusable outputs, to which it is added; or None.
     :returns: the dict that the task returns (`FlowRun.to_dict`).
     :raises FlowRunFailed: the run failed; FlowRunAborted if it was aborted.
     :raises FlowServiceError: an output could not be fetched.
     """
     run = hook.quote_errors(run)  # a triggerer does not know the task's inputs
     on_run_update(run)
-    finisher = TaskFinisher(context, hook, options, on_run_update, task_state, cancellation)
+    finisher = TaskFinisher(context, hook, options, on_run_update, task_state, cancellation, lookup)
     if run.is_final and not run.is_completed:
         finisher.raise_failure(run)
     return finisher.finish_completed(run)
+
+
+def finish_without_wait(context: Context, run: FlowRun) -> dict[str, Any]:
+    """Return the dict of a run that its task does not wait for."""
+    add_asset_event_extra(context, run)  # Airflow emits the events of the outlets in any case
+    return run.to_dict()
 
 
 @dataclass(slots=True)
@@ -74,11 +83,13 @@ class TaskFinisher:
     on_run_update: Callable[[FlowRun], None]
     task_state: TaskState | None
     cancellation: Cancellation | None
+    lookup: ReuseLookup | None
 
     def finish_completed(self, run: FlowRun) -> dict[str, Any]:
         """Fetch the outputs, delete the run at its service if requested, and return the task's dict.
 
-        The outputs that were fetched when another could not be are pushed to XCom.
+        A reused run is left at its service. The outputs that were fetched when another could not be are
+        pushed to XCom.
 
         :raises FlowServiceError: an output could not be fetched.
         """
@@ -86,7 +97,11 @@ class TaskFinisher:
         self._publish_outputs(run, is_returned=fetch_error is None)
         if fetch_error is not None:
             raise fetch_error
-        if self.options.delete_after_fetch:
+        if self.lookup is not None:
+            from airflow_provider_flows.storage.reuse_index import save_reusable_run  # imports stay cheap
+
+            save_reusable_run(self.options, self.lookup, run)
+        if self.options.delete_after_fetch and not run.reused:
             self._delete_run(run)
         add_asset_event_extra(self.context, run)
         return run.to_dict()

@@ -20,6 +20,7 @@ from airflow_provider_flows.core.start_or_resume import (
 )
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.inputs import build_request
+from airflow_provider_flows.storage.reuse_index import create_lookup, find_reusable_run
 from airflow_provider_flows.worker.run_tracking import push_run_id
 from airflow_provider_flows.worker.saved_run import open_links, seal_links
 from airflow_provider_flows.worker.task_try import (
@@ -31,6 +32,7 @@ from airflow_provider_flows.worker.task_try import (
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowRun
+    from airflow_provider_flows.core.reuse import ReuseLookup
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.core.start_or_resume import RunRequest
     from airflow_provider_flows.hooks import FlowsHook
@@ -74,12 +76,16 @@ class PlannedRun:
     :param deadline: epoch seconds, or None.
     :param input_problems: why the inputs cannot be read or no file can be written now, so that no new run can
         be started.
+    :param options: of the outputs.
+    :param lookup: in the index of reusable outputs; None without reuse, or if the inputs cannot be read.
     """
 
     request: RunRequest
     fingerprint: str
     deadline: float | None
     input_problems: Problems
+    options: OutputOptions
+    lookup: ReuseLookup | None
 
 
 def plan_run(
@@ -118,7 +124,9 @@ def plan_run(
         problems.extend(output_problems)
     default_deadline = None if timeout is None else time.time() + timeout
     deadline = task_try.task_state.deadline(fingerprint, default_deadline)
-    return PlannedRun(request, fingerprint, deadline, problems)
+    hook = task_try.hook
+    lookup = None if problems else create_lookup(options, hook.service, hook.settings.base_url, request)
+    return PlannedRun(request, fingerprint, deadline, problems, options, lookup)
 
 
 def _is_run_listable(service: Service, additional: Any) -> bool:
@@ -181,7 +189,7 @@ def _get_resumable_record(task_try: TaskTry) -> RunRecord | None:
 
 
 def resume_or_start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
-    """Resume the flow run of an earlier try, or start one.
+    """Resume the flow run of an earlier try, or return one whose outputs are reused, or start one.
 
     :raises FlowInputError: a new run would be invalid; the message lists every problem.
     :raises FlowTimeout: the deadline has passed, and no run was started.
@@ -189,6 +197,10 @@ def resume_or_start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
     """
     run = _resume(task_try, planned_run)
     if run is not None:
+        return run
+    run = find_reusable_run(planned_run.options, planned_run.lookup)
+    if run is not None:
+        push_run_id(task_try.context["ti"], run.flow_run_id)
         return run
     _raise_if_invalid(task_try, planned_run.request, planned_run.input_problems)
     return _start(task_try, planned_run)

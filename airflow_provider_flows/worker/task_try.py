@@ -19,6 +19,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowServiceError,
     FlowTimeout,
 )
+from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.start_or_resume import find_stamped_runs
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
     from airflow_provider_flows.core.flow_run import FlowRun
+    from airflow_provider_flows.core.http import Conversation
+    from airflow_provider_flows.core.polling.wait import Wait
     from airflow_provider_flows.core.start_or_resume import RunRecord
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_state import TaskState
@@ -270,6 +273,19 @@ def reload_hook(task_try: TaskTry) -> bool:
         task_try.hook = latest
         task_try.log.info(CREDENTIALS_CHANGED, latest.flows_conn_id)
     return is_changed
+
+
+def run_poll(
+    task_try: TaskTry, wait: Wait, poll: Callable[[], Conversation[FlowRun | None]]
+) -> FlowRun | None:
+    """Poll, and again with the connection's new credentials if the old ones were rejected."""
+    while True:
+        try:
+            return task_try.hook.run(poll(), retry=NO_RETRY)
+        except FlowAuthError:
+            if not reload_hook(task_try):
+                raise
+            wait.reset_permanent_errors()
 
 
 def _abort(task_try: TaskTry, hook: FlowsHook, flow_run_id: str) -> bool | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.template_problems import TemplateRecorder
     from airflow_provider_flows.core.validation import Problems
 
-OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id", "output_name"})
+OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id", "output_name", "reuse_path"})
 # names, ids and paths, which are always texts
 NAME_ARGUMENTS = OUTPUT_ARGUMENTS | {"flow", "flows_conn_id", "input_conn_id", "flow_run_id"}
 # all templated arguments except `additional`, which is metadata and may be any text

@@ -38,6 +38,7 @@ MISTAKES = {
     "wrong file": (f"{RUN} -i chair -i @picture.png", ["--input #2"]),
     "missing file": (f"{RUN} -i @absent.png", ["--input #1"]),
     "path": (f"{RUN} -i /data/chair.png", ["-i"]),
+    "reuse without a path": (f"{RUN} -i chair --reuse 30", ["--reuse needs --output-path or --reuse-path"]),
     "both keys": (RUN + """ -i '{"data": "a", "uri": "file:///a"}'""", ["--input #1"]),
     "misspelt key": (
         f"""{RUN} -i '{{"dta": "x"}}'""",
