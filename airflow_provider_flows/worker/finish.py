@@ -250,6 +250,12 @@ def _outcome(run: FlowRun | None, policy: DeadlinePolicy) -> str:
     }[policy]
 
 
+def finish_without_wait(context: Context, run: FlowRun) -> dict[str, Any]:
+    """Return the dict of a run that the task does not wait for."""
+    add_asset_event_extra(context, run)  # Airflow emits the events of the outlets in any case
+    return run.to_dict()
+
+
 def add_asset_event_extra(context: Context, run: FlowRun) -> None:
     """Add the flow run to the asset event of each outlet, and create assets for the aliases among them.
 
