@@ -108,7 +108,7 @@ def fields(read_timeout: float) -> dict[str, Field]:
         ),
         "max_active_runs": Field(
             "Maximum active flow runs",
-            "How many flow runs of the account may be active, whoever started them; further ones wait.",
+            "How many flow runs of the account may be active, by any client; further ones wait.",
             "integer",
             None,
             1,

@@ -42,7 +42,7 @@ LOG_SECONDS = 60.0  # between two lines of the log while a start waits
 class AccountLimits:
     """What the connection's extra allows the account; None for no limit. False if there is none at all.
 
-    :param max_active_runs: how many flow runs may be active at the same time, whoever has started them.
+    :param max_active_runs: how many flow runs may be active at the same time, started by any client.
     :param max_runs_per_day: how many may be started within any 24 hours. Then no more are started within a
         calendar day either, whichever time zone the service counts in.
     """

@@ -115,7 +115,7 @@ def test_a_key_that_is_rejected_everywhere_ends_the_batch(
 def test_the_trigger_of_a_batch_reads_the_new_key(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deferred batch waits on with the new key; its worker is not needed for that."""
+    """A deferred batch continues its wait with the new key; its worker is not needed for that."""
     ids = [start_external_run(emulator) for _ in range(2)]
     rotate_at(emulator, monkeypatch, is_poll)
     trigger = FlowBatchTrigger("generio_default", ids, 2, 0.1, 0.2)

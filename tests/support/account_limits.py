@@ -19,7 +19,7 @@ def set_extra(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, **extra: floa
 
 
 def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count the account's runs anew several times in a second."""
+    """Count the account's runs again several times in a second."""
     monkeypatch.setattr(account_limits, "LIST_TTL_SECONDS", 0.05)
     for module in (account_limits, program):
         monkeypatch.setattr(module, "MIN_WAIT_SECONDS", 0.1)
